@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh Debian machine, as root or with sudo: `make run` and `make test`.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+# Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
+SUDO := $(if $(ROOT),,$(shell command -v sudo))
+# What a minimal Debian lacks: to build python3-systemd and the benchmark, to run the privileged tests.
+PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev libsystemd-dev mandoc nftables \
+	openssl pkg-config polkitd python3-dev python3-venv
+
+.PHONY: run test lint bench system clean
+
+run: $(VENV)/ready
+	@echo 'conntrackd: make a connection to look at from another terminal:  python3 -c "import socket; socket.create_connection((\"127.0.0.1\", 22))"' >&2
+	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
+
+test: $(VENV)/ready lint
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/ready
+	$(PYTHON) -m ruff check conntrackd tests bench
+	$(PYTHON) -m ruff format --check conntrackd tests bench
+	$(PYTHON) -m mypy
+
+bench: $(VENV)/ready
+	$(PYTHON) -m bench
+
+system:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | grep -c '^ii'); \
+	if [ "$$missing" = "$(words $(PACKAGES))" ]; then exit 0; fi; \
+	if [ -z "$(ROOT)$(SUDO)" ]; then echo "make: as an ordinary user without sudo: using what is installed" >&2; exit 0; fi; \
+	echo "make: installing: $(PACKAGES)" >&2; \
+	$(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >&2
+
+$(VENV)/ready: pyproject.toml | system
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist bench/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

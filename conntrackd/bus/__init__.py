@@ -1,0 +1,1 @@
+"""The D-Bus interface org.conntrackd1: service for the daemon, client for conntrackctl."""

@@ -1,0 +1,1 @@
+"""The two programs people type: conntrackd and conntrackctl."""

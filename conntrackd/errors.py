@@ -1,0 +1,95 @@
+"""Every error that a person can see: message, place, hint, exit status and D-Bus name.
+
+Raised where the fault is found, printed only in cli/report.py, sent over D-Bus only by bus/service.py.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class ConntrackdError(Exception):
+    """A fault with all that a person needs: what (`message`), where (`place`, `excerpt`), what to do (`hint`).
+
+    `place` is `file:line`, an option key or a rule's number; `excerpt` is text to be shown below the message,
+    such as a rule with a caret under the word that is wrong.
+    """
+
+    # sysexits.h; 1 where nothing fits better
+    exit_status: ClassVar[int] = 1
+    dbus_name: ClassVar[str] = "org.conntrackd1.Error.Failed"
+
+    def __init__(self, message: str, *, hint: str = "", place: str = "", excerpt: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.place = place
+        self.excerpt = excerpt
+
+    def __str__(self) -> str:
+        """The whole error as people read it, without the program's name in front."""
+        lines = [f"{self.place}: {self.message}" if self.place else self.message]
+        lines += [f"  {line}" for line in self.excerpt.splitlines()]
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ManyErrors(ConntrackdError):
+    """All the mistakes found in one go, so that they can be mended in one go. Takes the first one's status."""
+
+    def __init__(self, errors: Sequence[ConntrackdError]) -> None:
+        assert errors
+        super().__init__(errors[0].message)
+        self.errors = tuple(errors)
+        self.exit_status = errors[0].exit_status  # type: ignore[misc]  # what a class says for one, we say for many
+        self.dbus_name = errors[0].dbus_name  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+class UsageError(ConntrackdError):
+    """The command line cannot be understood (EX_USAGE)."""
+
+    exit_status = 64
+    dbus_name = "org.conntrackd1.Error.InvalidArguments"
+
+
+class DataError(ConntrackdError):
+    """Input data is not what it should be (EX_DATAERR)."""
+
+    exit_status = 65
+    dbus_name = "org.conntrackd1.Error.InvalidArguments"
+
+
+class UnavailableError(ConntrackdError):
+    """Something this machine lacks: conntrack in the kernel, a namespace, a server (EX_UNAVAILABLE)."""
+
+    exit_status = 69
+    dbus_name = "org.conntrackd1.Error.Unavailable"
+
+
+class OutputError(ConntrackdError):
+    """A file or stream that cannot be written (EX_IOERR)."""
+
+    exit_status = 74
+
+
+class NotPermittedError(ConntrackdError):
+    """The caller may not do this (EX_NOPERM)."""
+
+    exit_status = 77
+    dbus_name = "org.conntrackd1.Error.NotPermitted"
+
+
+class ConfigError(ConntrackdError):
+    """A setting is wrong: nothing has been started or changed (EX_CONFIG)."""
+
+    exit_status = 78
+    dbus_name = "org.conntrackd1.Error.InvalidConfiguration"
+
+
+class RuleError(ConfigError):
+    """A filter rule is wrong; `excerpt` shows it with a caret under the word."""
+
+    dbus_name = "org.conntrackd1.Error.InvalidRule"

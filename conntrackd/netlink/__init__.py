@@ -1,0 +1,1 @@
+"""The kernel's side: numbers, messages, sockets and recordings of ctnetlink."""

@@ -1,0 +1,111 @@
+"""The kernel's numbers under the kernel's names, each table with the header it comes from."""
+
+from typing import Final
+
+# include/uapi/linux/socket.h, asm-generic/socket.h
+SO_MEMINFO: Final = 55
+SO_RCVBUFFORCE: Final = 33
+SO_ATTACH_FILTER: Final = 26
+SO_DETACH_FILTER: Final = 27
+
+# include/uapi/linux/sock_diag.h: the words that SO_MEMINFO returns, each a u32
+SK_MEMINFO_RMEM_ALLOC: Final = 0  # bytes queued
+SK_MEMINFO_RCVBUF: Final = 1
+SK_MEMINFO_DROPS: Final = 8
+SK_MEMINFO_VARS: Final = 9
+
+# include/linux/socket.h
+SOL_NETLINK: Final = 270
+MSG_TRUNC: Final = 0x20
+MSG_WAITFORONE: Final = 0x10000
+
+# include/uapi/linux/netlink.h
+NETLINK_NETFILTER: Final = 12
+NETLINK_ADD_MEMBERSHIP: Final = 1
+NETLINK_DROP_MEMBERSHIP: Final = 2
+NETLINK_BROADCAST_ERROR: Final = 4
+NETLINK_NO_ENOBUFS: Final = 5
+NETLINK_LIST_MEMBERSHIPS: Final = 9
+NLMSG_NOOP: Final = 1
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+NLMSG_OVERRUN: Final = 4
+NLM_F_REQUEST: Final = 0x01
+NLM_F_MULTI: Final = 0x02
+NLM_F_ACK: Final = 0x04
+NLM_F_DUMP: Final = 0x300
+NLM_F_EXCL: Final = 0x200  # in a NEW request
+NLM_F_CREATE: Final = 0x400
+NLMSG_HDRLEN: Final = 16
+NLA_F_NESTED: Final = 0x8000
+NLA_F_NET_BYTEORDER: Final = 0x4000
+NLA_TYPE_MASK: Final = 0x3FFF
+NLA_HDRLEN: Final = 4
+
+# include/uapi/linux/netfilter/nfnetlink.h
+NFNL_SUBSYS_CTNETLINK: Final = 1
+NFGENMSG_LEN: Final = 4
+
+# include/uapi/linux/netfilter/nfnetlink_compat.h, enum nfnetlink_groups
+NFNLGRP_CONNTRACK_NEW: Final = 1
+NFNLGRP_CONNTRACK_UPDATE: Final = 2
+NFNLGRP_CONNTRACK_DESTROY: Final = 3
+
+# include/uapi/linux/netfilter/nfnetlink_conntrack.h, enum cntl_msg_types
+IPCTNL_MSG_CT_NEW: Final = 0
+IPCTNL_MSG_CT_GET: Final = 1
+IPCTNL_MSG_CT_DELETE: Final = 2
+IPCTNL_MSG_CT_GET_STATS_CPU: Final = 4
+IPCTNL_MSG_CT_GET_STATS: Final = 5
+
+# enum ctattr_type
+CTA_TUPLE_ORIG: Final = 1  # nested, ctattr_tuple
+CTA_TUPLE_REPLY: Final = 2  # nested, ctattr_tuple
+CTA_STATUS: Final = 3  # IPS_* bits, u32
+CTA_PROTOINFO: Final = 4  # nested, ctattr_protoinfo
+CTA_TIMEOUT: Final = 7  # seconds left, u32
+CTA_MARK: Final = 8  # u32
+CTA_COUNTERS_ORIG: Final = 9  # nested, ctattr_counters
+CTA_COUNTERS_REPLY: Final = 10  # nested, ctattr_counters
+CTA_ID: Final = 12  # u32
+CTA_ZONE: Final = 18  # u16
+CTA_TIMESTAMP: Final = 20  # nested, ctattr_tstamp
+CTA_TIMESTAMP_EVENT: Final = 27  # ns since the epoch, u64; Linux 6.14
+
+# enum ctattr_tuple
+CTA_TUPLE_IP: Final = 1  # nested, ctattr_ip
+CTA_TUPLE_PROTO: Final = 2  # nested, ctattr_l4proto
+CTA_TUPLE_ZONE: Final = 3  # u16
+
+# enum ctattr_ip
+CTA_IP_V4_SRC: Final = 1
+CTA_IP_V4_DST: Final = 2
+CTA_IP_V6_SRC: Final = 3
+CTA_IP_V6_DST: Final = 4
+
+# enum ctattr_l4proto
+CTA_PROTO_NUM: Final = 1  # u8
+CTA_PROTO_SRC_PORT: Final = 2  # u16; for GRE the source key
+CTA_PROTO_DST_PORT: Final = 3  # u16; for GRE the destination key
+CTA_PROTO_ICMP_ID: Final = 4
+CTA_PROTO_ICMP_TYPE: Final = 5  # u8
+CTA_PROTO_ICMP_CODE: Final = 6  # u8
+CTA_PROTO_ICMPV6_ID: Final = 7
+CTA_PROTO_ICMPV6_TYPE: Final = 8  # u8
+CTA_PROTO_ICMPV6_CODE: Final = 9  # u8
+
+# enum ctattr_protoinfo, ctattr_protoinfo_tcp
+CTA_PROTOINFO_TCP: Final = 1  # nested, ctattr_protoinfo_tcp
+CTA_PROTOINFO_TCP_STATE: Final = 1  # u8, enum tcp_conntrack
+
+# enum ctattr_counters
+CTA_COUNTERS_PACKETS: Final = 1  # u64
+CTA_COUNTERS_BYTES: Final = 2  # u64
+
+# enum ctattr_tstamp
+CTA_TIMESTAMP_START: Final = 1  # ns since the epoch, u64
+CTA_TIMESTAMP_STOP: Final = 2  # ns since the epoch, u64
+
+# enum ctattr_stats_global
+CTA_STATS_GLOBAL_ENTRIES: Final = 1  # u32
+CTA_STATS_GLOBAL_MAX_ENTRIES: Final = 2  # u32

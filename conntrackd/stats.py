@@ -1,0 +1,74 @@
+"""The counters: name, unit, one line of help, one integer.
+
+Each is written by one thread only, so that none needs a lock; reading one from another thread is safe.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field stands in for its value
+    return field(default=0, metadata={"unit": unit, "help": text})
+
+
+@dataclass(slots=True)
+class Stats:
+    """What happened between the kernel and the outboxes. Written by the reader thread."""
+
+    events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
+    events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")
+    events_malformed_total: int = _counter("events", "Messages that are no event, or an event cut short")
+    events_forged_total: int = _counter("events", "Messages sent by a process instead of the kernel")
+    events_filtered_total: int = _counter("events", "Events that a rule, a protocol or an event type left out")
+    events_accepted_total: int = _counter("events", "Events handed to the sinks")
+    events_new_total: int = _counter("events", "NEW events handed to the sinks")
+    events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
+    events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
+    batches_received_total: int = _counter("batches", "Calls of recvmmsg that brought something")
+    buffer_bytes: int = _counter("bytes", "Size of the socket's receive buffer, as the kernel counts it")
+    buffer_used_bytes: int = _counter("bytes", "Fill of the receive buffer when it was last looked at")
+    buffer_peak_bytes: int = _counter("bytes", "Highest fill of the receive buffer that was seen")
+    geoip_lookups_total: int = _counter("addresses", "Addresses looked up in the GeoIP databases")
+    geoip_errors_total: int = _counter("addresses", "Look-ups that a damaged database could not answer")
+    reloads_total: int = _counter("reloads", "Reloads and filter changes that were applied")
+    reloads_failed_total: int = _counter("reloads", "Reloads and filter changes refused, the old state kept")
+
+
+@dataclass(slots=True)
+class SinkStats:
+    """What became of the events of one sink.
+
+    At every moment: taken = delivered + queued + spooled + all the dropped ones.
+    """
+
+    sink_events_taken_total: int = _counter("events", "Events handed to this sink's outbox")
+    sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
+    sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")
+    sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
+    sink_events_dropped_spool_total: int = _counter("events", "Oldest events dropped because the spool was full")
+    sink_events_dropped_shutdown_total: int = _counter("events", "Events left when the time to stop was over")
+    sink_events_dropped_disabled_total: int = _counter("events", "Events that came while the sink was disabled")
+    sink_events_queued: int = _counter("events", "Events waiting in the outbox")
+    sink_events_spooled: int = _counter("events", "Events waiting on disk")
+    sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")
+    sink_batches_delivered_total: int = _counter("batches", "Batches that the sink has accepted")
+    sink_retries_total: int = _counter("batches", "Attempts that failed and were repeated")
+    sink_bytes_total: int = _counter("bytes", "Bytes that were written")
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One counter as it is shown."""
+
+    name: str
+    unit: str
+    help: str
+    value: int
+
+
+def list_counters(stats: Stats | SinkStats) -> list[Counter]:
+    """All counters in their order, read once."""
+    return [
+        Counter(each.name, each.metadata["unit"], each.metadata["help"], getattr(stats, each.name))
+        for each in fields(stats)
+    ]
