@@ -1,0 +1,85 @@
+"""An error -> stderr and exit status. The only sys.exit."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from conntrackd.errors import ConntrackdError, ManyErrors
+
+# sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR)
+EX_SOFTWARE: Final = 70
+EX_IOERR: Final = 74
+INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
+
+
+def run(program: str, function: Callable[[], int | None]) -> NoReturn:
+    """Call `function` and end the process with its status (None is 0), or with that of the error it raises.
+
+    A reader that goes away (`| head`) has had enough: that is no failure, and nothing is said.
+    """
+    try:
+        status = function() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+        status = 0
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:  # the edge: no traceback ever reaches a user
+        status = report(program, error)
+    sys.exit(status)
+
+
+def report(program: str, error: Exception) -> int:
+    """Print the error to stderr and return the exit status that belongs to it."""
+    match error:
+        case ManyErrors():
+            for each in error.errors:
+                say(program, str(each))
+            return error.exit_status
+        case ConntrackdError():
+            say(program, str(error))
+            return error.exit_status
+        case OSError():
+            where = f"{error.filename}: " if error.filename is not None else ""
+            say(program, f"{where}{error.strerror or error}")
+            return EX_IOERR
+    say(program, f"internal error: {type(error).__name__}: {error} (at {_find_place(error)})")
+    return EX_SOFTWARE
+
+
+def warn(program: str, warning: ConntrackdError) -> None:
+    """Print to stderr what is no error: its form is that of one, with a word in front."""
+    say(program, f"warning: {warning}")
+
+
+def say(program: str, text: str) -> None:
+    """One message to stderr, after what stdout holds already; no control character reaches the terminal."""
+    try:
+        sys.stdout.flush()
+        print(f"{program}: {show_controls(text)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # closed: there is nobody left to tell
+        pass
+
+
+def show_controls(text: str) -> str:
+    """The text with everything but line ends that a terminal would obey (ESC, U+202E, ...) made visible."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _find_place(error: Exception) -> str:
+    """The file and line that raised it: enough for a report of a fault, and no values of variables."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown"
+
+
+def _discard_stdout() -> None:
+    """Lead stdout nowhere, so that the interpreter's last flush finds no broken pipe again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
