@@ -19,7 +19,9 @@ class Stats:
     events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")
     events_malformed_total: int = _counter("events", "Messages that are no event, or an event cut short")
     events_forged_total: int = _counter("events", "Messages sent by a process instead of the kernel")
-    events_filtered_total: int = _counter("events", "Events that a rule, a protocol or an event type left out")
+    events_filtered_total: int = _counter(
+        "events", "Events that a rule, a protocol or an event type left out"
+    )
     events_accepted_total: int = _counter("events", "Events handed to the sinks")
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
@@ -45,9 +47,13 @@ class SinkStats:
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
     sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")
     sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
-    sink_events_dropped_spool_total: int = _counter("events", "Oldest events dropped because the spool was full")
+    sink_events_dropped_spool_total: int = _counter(
+        "events", "Oldest events dropped because the spool was full"
+    )
     sink_events_dropped_shutdown_total: int = _counter("events", "Events left when the time to stop was over")
-    sink_events_dropped_disabled_total: int = _counter("events", "Events that came while the sink was disabled")
+    sink_events_dropped_disabled_total: int = _counter(
+        "events", "Events that came while the sink was disabled"
+    )
     sink_events_queued: int = _counter("events", "Events waiting in the outbox")
     sink_events_spooled: int = _counter("events", "Events waiting on disk")
     sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")

@@ -1,0 +1,299 @@
+"""Flow -> named output fields -> text. The only place that knows the names people see, and their order.
+
+Every format writes the same fields in the same order and differs only in what stands around a value. That is
+its Syntax; one Renderer writes all of them. JSON lines are encoded here; encode_syslog.py, encode_loki.py and
+encode_journal.py put their own envelope around what a Renderer gives them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Final, NamedTuple, TypeVar
+
+from conntrackd.flow import Batch, EventType, Flow, Location, Lost, Nat, Protocol, Reason, TcpState, find_nat
+
+# Bounds of the caches, so that a scan of the whole Internet cannot eat the memory.
+MAX_ADDRESSES: Final = 65_536
+MAX_SECONDS: Final = 64
+MAX_LOCATIONS: Final = 16_384
+
+NANO: Final = 1_000_000_000
+
+PROTOCOL_NAMES: Final = {each.value: each.name for each in Protocol}
+STATE_NAMES: Final = {each.value: each.name for each in TcpState}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Cache(dict[K, V]):
+    """A dict that makes what it lacks, and starts anew when it is full: a hit costs no Python call."""
+
+    def __init__(self, make: Callable[[K], V], limit: int) -> None:
+        super().__init__()
+        self._make = make
+        self._limit = limit
+
+    def __missing__(self, key: K) -> V:
+        if len(self) >= self._limit:
+            self.clear()
+        value = self[key] = self._make(key)
+        return value
+
+
+class Syntax(NamedTuple):
+    """What stands around a field's value: `{}` in an opening is the field's name."""
+
+    open_text: str
+    close_text: str
+    open_number: str
+    close_number: str
+    escape: Callable[[str], str]
+
+    def text(self, name: str, value: str) -> str:
+        """One field whose value is text."""
+        return f"{self.open_text.format(name)}{self.escape(value)}{self.close_text}"
+
+    def number(self, name: str, value: float) -> str:
+        """One field whose value is a number."""
+        return f"{self.open_number.format(name)}{value}{self.close_number}"
+
+
+def escape_json(value: str) -> str:
+    """Text -> what stands between the quotes of a JSON string, in UTF-8 and not in \\u escapes."""
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+JSON: Final = Syntax(',"{}":"', '"', ',"{}":', "", escape_json)
+
+
+class Rendered(NamedTuple):
+    """One record in the words that people see, ready for an envelope."""
+
+    time: str
+    """RFC 3339, nanoseconds, local offset."""
+    level: str
+    """INFO, or WARN for a loss."""
+    message: str
+    """One sentence, without any character that a format would have to escape."""
+    fields: str
+    """All further fields in the Renderer's syntax."""
+    record: Flow | Lost
+
+
+def render_address(address: bytes) -> str:
+    """4 or 16 bytes -> text."""
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+
+
+def render_protocol(number: int) -> str:
+    """6 -> `TCP`; a protocol without a name here -> its number."""
+    return PROTOCOL_NAMES.get(number) or str(number)
+
+
+def _render_bracketed(address: bytes) -> str:
+    text = render_address(address)
+    return text if len(address) == 4 else f"[{text}]"
+
+
+def _render_second(second: int) -> tuple[str, str]:
+    """What stands before and after the fraction of a second: date and time, and the local offset."""
+    local = time.localtime(second)
+    sign, offset = ("-", -local.tm_gmtoff) if local.tm_gmtoff < 0 else ("+", local.tm_gmtoff)
+    hours, minutes = divmod(offset // 60, 60)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.", local), f"{sign}{hours:02d}:{minutes:02d}"
+
+
+def _render_duration(nanoseconds: int) -> str:
+    """Seconds with all nine decimals. Negative when the clock was set back between start and stop."""
+    seconds, rest = divmod(abs(nanoseconds), NANO)
+    return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09d}"
+
+
+class _Head(NamedTuple):
+    """What all events of one type and protocol have in common."""
+
+    message: str
+    before_id: str
+    after_id: str
+
+
+class Renderer:
+    """Records -> Rendered, in one syntax. Belongs to one thread: its caches have no lock."""
+
+    def __init__(self, syntax: Syntax) -> None:
+        self._syntax = syntax
+        self._addresses = Cache(render_address, MAX_ADDRESSES)
+        self._bracketed = Cache(_render_bracketed, MAX_ADDRESSES)
+        self._seconds = Cache(_render_second, MAX_SECONDS)
+        self._heads = Cache(self._render_head, 4096)
+        self._states = Cache(self._render_state, 256)
+        self._locations: dict[tuple[int, int], tuple[Location | None, Location | None, str]] = {}
+        text, number = syntax.open_text.format, syntax.open_number.format
+        self._dst = syntax.close_text + text("dst")
+        self._sport = syntax.close_text + number("sport")
+        self._dport = syntax.close_number + number("dport")
+
+    def render(self, batch: Batch) -> Iterator[Rendered]:
+        """All records of the batch, in their order."""
+        # Bound once a batch: this loop runs once an event, and an attribute of self costs as much as a field.
+        addresses, bracketed, seconds, heads, states = (
+            self._addresses,
+            self._bracketed,
+            self._seconds,
+            self._heads,
+            self._states,
+        )
+        dst_open, sport_open, dport_open = self._dst, self._sport, self._dport
+        close_text, close_number = self._syntax.close_text, self._syntax.close_number
+        for flow in batch:
+            if isinstance(flow, Lost):
+                yield self._render_lost(flow)
+                continue
+            second, nanosecond = divmod(flow.time, NANO)
+            before, after = seconds[second]
+            message, before_id, after_id = heads[flow.type << 8 | flow.protocol]
+            src, dst = flow.src, flow.dst
+            sport, dport = flow.sport, flow.dport
+            if sport >= 0:
+                message = f"{message}{bracketed[src]}:{sport} to {bracketed[dst]}:{dport}"
+                fields = (
+                    f"{before_id}{flow.id}{after_id}{addresses[src]}{dst_open}{addresses[dst]}"
+                    f"{sport_open}{sport}{dport_open}{dport}{close_number}{states[flow.state]}"
+                )
+            else:
+                message = f"{message}{addresses[src]} to {addresses[dst]}"
+                fields = (
+                    f"{before_id}{flow.id}{after_id}{addresses[src]}{dst_open}{addresses[dst]}{close_text}"
+                )
+            if (
+                flow.reply_src != dst
+                or flow.reply_dst != src
+                or flow.reply_sport != dport
+                or flow.reply_dport != sport
+            ):
+                fields += self._render_nat(flow)
+            if flow.mark or flow.zone or flow.orig_packets >= 0 or flow.start or flow.icmp_type >= 0:
+                fields += self._render_details(flow)
+            if flow.reason >= 0:
+                fields += self._syntax.text("reason", Reason(flow.reason).name.lower())
+            if flow.dst_location is not None or flow.src_location is not None:
+                fields += self._render_locations(flow)
+            yield Rendered(f"{before}{nanosecond:09d}{after}", "INFO", message, fields, flow)
+
+    def render_time(self, nanoseconds: int) -> str:
+        """Nanoseconds since the epoch -> RFC 3339 with the local offset."""
+        second, nanosecond = divmod(nanoseconds, NANO)
+        before, after = self._seconds[second]
+        return f"{before}{nanosecond:09d}{after}"
+
+    def _render_head(self, key: int) -> _Head:
+        type_name = EventType(key >> 8).name or str(key >> 8)
+        protocol = render_protocol(key & 0xFF)
+        syntax = self._syntax
+        return _Head(
+            f"{type_name} {protocol} connection from ",
+            syntax.text("type", type_name) + syntax.open_number.format("flow"),
+            syntax.close_number + syntax.text("prot", protocol) + syntax.open_text.format("src"),
+        )
+
+    def _render_state(self, state: int) -> str:
+        if state < 0:
+            return ""
+        return self._syntax.text("state", STATE_NAMES.get(state) or str(state))
+
+    def _render_nat(self, flow: Flow) -> str:
+        """The addresses on the other side of the translation: where replies come from and go to."""
+        text, number = self._syntax.text, self._syntax.number
+        fields = text("nat", Nat(find_nat(flow)).name or "") + text(
+            "nat_src", self._addresses[flow.reply_dst]
+        )
+        if flow.reply_dport >= 0:
+            fields += number("nat_sport", flow.reply_dport)
+        fields += text("nat_dst", self._addresses[flow.reply_src])
+        if flow.reply_sport >= 0:
+            fields += number("nat_dport", flow.reply_sport)
+        return fields
+
+    def _render_details(self, flow: Flow) -> str:
+        text, number = self._syntax.text, self._syntax.number
+        fields = ""
+        if flow.mark:
+            fields += number("mark", flow.mark)
+        if flow.zone:
+            fields += number("zone", flow.zone)
+        if flow.orig_packets >= 0:
+            fields += number("packets", flow.orig_packets) + number("bytes", flow.orig_bytes)
+        if flow.reply_packets >= 0:
+            fields += number("reply_packets", flow.reply_packets) + number("reply_bytes", flow.reply_bytes)
+        if flow.start:
+            fields += text("start", self.render_time(flow.start))
+        if flow.stop:
+            fields += text("stop", self.render_time(flow.stop))
+        if flow.start and flow.stop:
+            syntax = self._syntax
+            duration = _render_duration(flow.stop - flow.start)
+            fields += f"{syntax.open_number.format('duration')}{duration}{syntax.close_number}"
+        if flow.icmp_type >= 0:
+            fields += number("icmp_type", flow.icmp_type) + number("icmp_code", flow.icmp_code)
+        return fields
+
+    def _render_locations(self, flow: Flow) -> str:
+        """Cached by identity: GeoIP shares its Location objects. Entries keep them, and their ids, alive."""
+        key = (id(flow.dst_location), id(flow.src_location))
+        entry = self._locations.get(key)
+        if entry is None:
+            if len(self._locations) >= MAX_LOCATIONS:
+                self._locations.clear()
+            there, here = flow.dst_location, flow.src_location
+            places = self._render_place(there, "") + self._render_place(here, "src_")
+            networks = self._render_network(there, "") + self._render_network(here, "src_")
+            entry = self._locations[key] = (there, here, places + networks)
+        return entry[2]
+
+    def _render_place(self, location: Location | None, prefix: str) -> str:
+        if location is None:
+            return ""
+        text, number = self._syntax.text, self._syntax.number
+        fields = text(f"{prefix}city", location.city) if location.city else ""
+        if location.country:
+            fields += text(f"{prefix}country", location.country)
+        if location.lat is not None and location.lon is not None:
+            fields += number(f"{prefix}lat", location.lat) + number(f"{prefix}lon", location.lon)
+        return fields
+
+    def _render_network(self, location: Location | None, prefix: str) -> str:
+        if location is None:
+            return ""
+        fields = self._syntax.number(f"{prefix}asn", location.asn) if location.asn else ""
+        if location.as_org:
+            fields += self._syntax.text(f"{prefix}as_org", location.as_org)
+        return fields
+
+    def _render_lost(self, lost: Lost) -> Rendered:
+        text, number = self._syntax.text, self._syntax.number
+        events = "1 event" if lost.count == 1 else f"{lost.count} events"
+        where = "the kernel's buffer" if lost.where == "kernel" else f"sink {lost.where}"
+        because = f" ({lost.reason})" if lost.reason else ""
+        fields = text("type", "LOST") + number("lost", lost.count)
+        fields += text("since", self.render_time(lost.since)) + text("until", self.render_time(lost.until))
+        fields += text("where", lost.where) + (text("reason", lost.reason) if lost.reason else "")
+        return Rendered(
+            self.render_time(lost.until), "WARN", f"LOST {events} in {where}{because}", fields, lost
+        )
+
+
+class JsonEncoder:
+    """Records -> JSON lines, as the stream sink writes them. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._renderer = Renderer(JSON)
+
+    def encode(self, batch: Batch) -> bytes:
+        """One object a line, each line ended by a newline, UTF-8."""
+        lines = [
+            f'{{"time":"{when}","level":"{level}","msg":"{message}"{fields}}}\n'
+            for when, level, message, fields, _ in self._renderer.render(batch)
+        ]
+        return "".join(lines).encode()
