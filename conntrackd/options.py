@@ -1,0 +1,302 @@
+"""OPTIONS: each setting once. Flag, variable, help, completion, man entry, sample and type derive from it.
+
+A setting is a typed constant, so that `config[CONNTRACK_BUFFER]` is an int to the type checker too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from conntrackd.flow import EventType, Protocol
+from conntrackd.values import (
+    EVENTS,
+    FLAG,
+    LABELS,
+    LOCALE,
+    NAME,
+    PATH,
+    PATHS,
+    PROTOCOLS,
+    RULES,
+    TEXT,
+    WRITER,
+    Kind,
+    count,
+    duration,
+    one_of,
+    size,
+    url,
+)
+
+File = Path | None
+Text = str | None
+T_co = TypeVar("T_co", covariant=True)
+
+
+# No slots: typing could then not note the type of Option[Path | None] on it (a TypeError in CPython 3.11).
+@dataclass(frozen=True, eq=False)
+class Option(Generic[T_co]):
+    """One setting. `example` stands in the sample where the default is nothing to show."""
+
+    key: str
+    kind: Kind[T_co]
+    default: T_co
+    help: str
+    example: str = ""
+    reload: bool = True
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.key}"
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "CONNTRACKD_" + self.key.upper().replace(".", "_")
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person would write it, empty for none."""
+        return "" if self.default is None else self.kind.render(self.default)
+
+
+# An event takes about 0.6 kB while it waits, so that a full outbox of this size holds some 40 MB.
+QUEUE: Final = count(1, 10_000_000)
+QUEUE_DEFAULT: Final = 65_536
+SPOOL_MAX: Final = size(1 << 20, 1 << 40)
+FACILITIES: Final = (
+    *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
+    *(f"local{number}" for number in range(8)),
+)
+WAITING: Final = "Events that may wait in memory before new ones are dropped"
+ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
+
+LOG_LEVEL = Option(
+    "log.level",
+    one_of("debug", "info", "warn", "error"),
+    "info",
+    "Least severe messages of the daemon's own log on stderr",
+)
+CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Events to process")
+CONNTRACK_PROTOCOLS = Option(
+    "conntrack.protocols", PROTOCOLS, frozenset({Protocol.TCP, Protocol.UDP}), "Protocols to process"
+)
+CONNTRACK_BUFFER = Option(
+    "conntrack.buffer",
+    size(4096, 1023 << 20),
+    64 << 20,
+    "Size of the socket's receive buffer: what fits is not lost",
+    reload=False,
+)
+CONNTRACK_ACTIVATE = Option(
+    "conntrack.activate",
+    FLAG,
+    False,
+    "Load an nftables table that makes the kernel track connections",
+    reload=False,
+)
+CONNTRACK_NETNS = Option[Text](
+    "conntrack.netns", NAME, None, "Network namespace to listen in", example="office", reload=False
+)
+CONNTRACK_REPLAY = Option[File](
+    "conntrack.replay",
+    PATH,
+    None,
+    "Process a recording instead of listening, then end",
+    example="events.nl",
+    reload=False,
+)
+CONNTRACK_KERNEL_FILTER = Option(
+    "conntrack.kernel_filter", FLAG, True, "Let the kernel drop what the filter does not want"
+)
+CONNTRACK_RELIABLE = Option(
+    "conntrack.reliable",
+    FLAG,
+    False,
+    "Lose no DESTROY: while the daemon is stuck, the kernel keeps dead entries",
+    reload=False,
+)
+CONNTRACK_RESYNC = Option(
+    "conntrack.resync",
+    one_of("off", "snapshot"),
+    "off",
+    "After a loss, report unreported flows of the table as SNAPSHOT",
+    reload=False,
+)
+CONNTRACK_SNAPSHOT = Option(
+    "conntrack.snapshot", FLAG, False, "At the start, report the flows of the table as SNAPSHOT", reload=False
+)
+FILTER = Option(
+    "filter",
+    RULES,
+    (),
+    "Rule to apply, in order; the first match decides",
+    example="drop destination network LOCAL\nlog protocol TCP",
+)
+FILTER_FILE = Option[File](
+    "filter_file",
+    PATH,
+    None,
+    "File with one rule a line, applied before those of filter",
+    example="/etc/conntrackd/filter.rules",
+)
+GEOIP_DATABASE = Option(
+    "geoip.database",
+    PATHS,
+    (),
+    "MaxMind-format databases: City, Country or ASN",
+    example="/var/lib/GeoIP/GeoLite2-City.mmdb",
+)
+GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of the names of cities")
+GEOIP_CACHE = Option("geoip.cache", count(0, 10_000_000), 65_536, "Addresses whose location is remembered")
+SINK_STREAM_ENABLE = Option("sink.stream.enable", FLAG, False, "Write events as JSON lines")
+SINK_STREAM_WRITER = Option(
+    "sink.stream.writer", WRITER, "stdout", "Where JSON lines go: stdout, stderr, discard or file:///PATH"
+)
+SINK_STREAM_QUEUE = Option("sink.stream.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
+SINK_JOURNAL_QUEUE = Option("sink.journal.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_SYSLOG_ENABLE = Option("sink.syslog.enable", FLAG, False, "Send events to a syslog server")
+SINK_SYSLOG_ADDRESS = Option(
+    "sink.syslog.address",
+    url("udp", "tcp", "tls", "unix", "unixgram"),
+    "udp://localhost:514",
+    "Syslog server, or the socket of a local one",
+)
+SINK_SYSLOG_FORMAT = Option(
+    "sink.syslog.format", one_of("rfc5424", "rfc3164", "cee"), "rfc5424", "Form of a message"
+)
+SINK_SYSLOG_FRAMING = Option(
+    "sink.syslog.framing",
+    one_of("octet-counting", "lf"),
+    "octet-counting",
+    "How messages are told apart over TCP and TLS",
+)
+SINK_SYSLOG_FACILITY = Option(
+    "sink.syslog.facility", one_of(*FACILITIES), "daemon", "Facility of the messages"
+)
+SINK_SYSLOG_QUEUE = Option("sink.syslog.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_SYSLOG_TLS_CA = Option[File](
+    "sink.syslog.tls.ca",
+    PATH,
+    None,
+    "Certificates to trust instead of the system's",
+    example="/etc/conntrackd/syslog-ca.pem",
+)
+SINK_SYSLOG_TLS_CERT = Option[File](
+    "sink.syslog.tls.cert", PATH, None, "Certificate of this client", example="/etc/conntrackd/syslog.pem"
+)
+SINK_SYSLOG_TLS_KEY = Option[File](
+    "sink.syslog.tls.key",
+    PATH,
+    None,
+    "Private key of this client",
+    example="/etc/conntrackd/syslog.key",
+    secret=True,
+)
+SINK_SYSLOG_TLS_VERIFY = Option(
+    "sink.syslog.tls.verify", FLAG, True, "Verify the server's certificate and name"
+)
+SINK_SYSLOG_SPOOL = Option[File](
+    "sink.syslog.spool",
+    PATH,
+    None,
+    "Directory for events that the server cannot take now",
+    example="/var/lib/conntrackd/syslog",
+)
+SINK_SYSLOG_SPOOL_MAX = Option(
+    "sink.syslog.spool_max", SPOOL_MAX, 256 << 20, "Size of the spool, above which the oldest events go"
+)
+SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
+SINK_LOKI_ADDRESS = Option(
+    "sink.loki.address", url("http", "https"), "http://localhost:3100", "Base address of Loki"
+)
+SINK_LOKI_LABELS = Option(
+    "sink.loki.labels", LABELS, (), "Labels of your own on the streams", example="env=prod,team=platform"
+)
+SINK_LOKI_QUEUE = Option("sink.loki.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_LOKI_BATCH_SIZE = Option(
+    "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch when its text has this size"
+)
+SINK_LOKI_BATCH_WAIT = Option(
+    "sink.loki.batch_wait", duration(0.01, 300), 1.0, "Send a batch when its oldest event is this old"
+)
+SINK_LOKI_TIMEOUT = Option("sink.loki.timeout", duration(0.1, 3600), 10.0, "Time for a request and its reply")
+SINK_LOKI_TENANT = Option[Text](
+    "sink.loki.tenant", TEXT, None, "Tenant, sent as X-Scope-OrgID", example="network"
+)
+SINK_LOKI_USERNAME = Option[Text](
+    "sink.loki.username", TEXT, None, "User name of basic authentication", example="conntrackd"
+)
+SINK_LOKI_PASSWORD_FILE = Option[File](
+    "sink.loki.password_file",
+    PATH,
+    None,
+    "File with the password of basic authentication",
+    example="/etc/conntrackd/loki.password",
+    secret=True,
+)
+SINK_LOKI_TOKEN_FILE = Option[File](
+    "sink.loki.token_file",
+    PATH,
+    None,
+    "File with a bearer token",
+    example="/etc/conntrackd/loki.token",
+    secret=True,
+)
+SINK_LOKI_TLS_CA = Option[File](
+    "sink.loki.tls.ca",
+    PATH,
+    None,
+    "Certificates to trust instead of the system's",
+    example="/etc/conntrackd/loki-ca.pem",
+)
+SINK_LOKI_TLS_CERT = Option[File](
+    "sink.loki.tls.cert", PATH, None, "Certificate of this client", example="/etc/conntrackd/loki.pem"
+)
+SINK_LOKI_TLS_KEY = Option[File](
+    "sink.loki.tls.key",
+    PATH,
+    None,
+    "Private key of this client",
+    example="/etc/conntrackd/loki.key",
+    secret=True,
+)
+SINK_LOKI_TLS_VERIFY = Option("sink.loki.tls.verify", FLAG, True, "Verify the server's certificate and name")
+SINK_LOKI_SPOOL = Option[File](
+    "sink.loki.spool",
+    PATH,
+    None,
+    "Directory for events that the server cannot take now",
+    example="/var/lib/conntrackd/loki",
+)
+SINK_LOKI_SPOOL_MAX = Option(
+    "sink.loki.spool_max", SPOOL_MAX, 256 << 20, "Size of the spool, above which the oldest events go"
+)
+SHUTDOWN_TIMEOUT = Option(
+    "shutdown_timeout", duration(0, 3600), 10.0, "Time for the sinks to take what waits when the daemon stops"
+)
+STATE_DIRECTORY = Option[File](
+    "state_directory",
+    PATH,
+    None,
+    "Directory for spools and state; systemd's where it gives one",
+    example="/var/lib/conntrackd",
+    reload=False,
+)
+BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
+BUS_ADDRESS = Option[Text](
+    "bus.address",
+    TEXT,
+    None,
+    "Address of the bus instead of the system bus",
+    example="unix:path=/run/dbus/system_bus_socket",
+    reload=False,
+)
+
+OPTIONS: tuple[Option[object], ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Option)
+)
+"""All the constants above, in their order."""

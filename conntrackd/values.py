@@ -1,0 +1,432 @@
+"""The types that settings can have: text -> value and back, each with its limits and its mistakes."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from conntrackd.flow import EventType, Protocol
+
+T_co = TypeVar("T_co", covariant=True)
+
+MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else comes near it
+MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
+# Loki refuses a stream with more than 15 labels; four are the daemon's own.
+OWN_LABELS: Final = ("service_name", "host", "type", "prot")
+MAX_LABELS: Final = 15 - len(OWN_LABELS)
+# What has a new value with every connection: as a label each would open a stream of its own.
+UNBOUNDED_LABELS: Final = frozenset(
+    [
+        "time",
+        "msg",
+        "flow",
+        "src",
+        "dst",
+        "sport",
+        "dport",
+        "nat_src",
+        "nat_sport",
+        "nat_dst",
+        "nat_dport",
+        "packets",
+        "bytes",
+        "reply_packets",
+        "reply_bytes",
+        "start",
+        "stop",
+        "duration",
+        "mark",
+        "city",
+        "lat",
+        "lon",
+        "src_city",
+        "src_lat",
+        "src_lon",
+        "as_org",
+        "src_as_org",
+        "asn",
+        "src_asn",
+    ]
+)
+
+
+class BadValueError(ValueError):
+    """A value that does not fit: `text` is the wrong part, empty where nothing is to be shown."""
+
+    def __init__(self, text: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.text = text
+        self.message = message
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T_co]):
+    """A type of value: how it is called, read and written.
+
+    `parse` gets the items of a list, or exactly one text, and raises BadValueError. `render` gives the
+    text back that parses to the same value. `scalars` are the types that a file may give it beside text.
+    """
+
+    metavar: str
+    takes: str
+    parse: Callable[[Sequence[str]], T_co]
+    render: Callable[[Any], str] = str
+    scalars: frozenset[str] = frozenset()
+    separator: str = ""
+    words: tuple[str, ...] = ()
+    is_path: bool = False
+
+    def split(self, text: str) -> list[str]:
+        """The items of a list that came as one text; the text itself where the kind is no list."""
+        if not self.separator:
+            return [text]
+        return [item.strip() for item in text.split(self.separator) if item.strip()]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A hint with the nearest of the known words, empty when none is near."""
+    near = get_close_matches(word[:100].lower(), [each.lower() for each in known], n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def parse_flag(text: str) -> bool:
+    """Yes or no, in all the words that YAML 1.1 has for it, and 1 and 0."""
+    word = text.lower()
+    if word in {"true", "yes", "on", "1"}:
+        return True
+    if word in {"false", "no", "off", "0"}:
+        return False
+    raise BadValueError(text, "is neither true nor false")
+
+
+def parse_text(text: str) -> str:
+    """Any text on one line."""
+    if not text:
+        raise BadValueError("", "is empty", "leave it out where it is not wanted")
+    if len(text) > MAX_TEXT:
+        raise BadValueError(text, f"has more than {MAX_TEXT} characters")
+    if not text.isprintable():
+        raise BadValueError(text, "has control characters")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """A path; that something is there is for those to find who open it."""
+    return Path(parse_text(text))
+
+
+def parse_name(text: str) -> str:
+    """The name of a network namespace: one part of a path."""
+    if "/" in parse_text(text) or text in {".", ".."} or len(text) > 255:
+        raise BadValueError(text, "is no name of a network namespace", "'ip netns list' shows them")
+    return text
+
+
+def parse_locale(text: str) -> str:
+    """A language as MaxMind's databases call it."""
+    if not re.fullmatch(r"[a-z]{2}(-[A-Z]{2})?", text):
+        raise BadValueError(text, "is no language", "such as en, de or pt-BR")
+    return text
+
+
+def parse_writer(text: str) -> str:
+    """stdout, stderr, discard, or an absolute path as file:///PATH."""
+    if text.startswith("file:///") and len(text) > len("file:///"):
+        return parse_text(text)
+    return _parse_word(text, ("stdout", "stderr", "discard", "file:///PATH"))
+
+
+def _parse_word(text: str, words: tuple[str, ...]) -> str:
+    if text.lower() in words:
+        return text.lower()
+    raise BadValueError(text, f"is none of {', '.join(words)}", suggest(text, words))
+
+
+def _check_range(
+    text: str, value: float, minimum: float, maximum: float, render: Callable[[Any], str]
+) -> None:
+    if not minimum <= value <= maximum:
+        raise BadValueError(text, f"is not from {render(minimum)} to {render(maximum)}")
+
+
+def _parse_number(text: str, units: dict[str, float], fault: str, hint: str) -> float:
+    # Twelve digits hold every limit below, and keep integers and time bounded.
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([a-z]*)", text.lower())
+    if match is None or match[2] not in units:
+        raise BadValueError(text, fault, hint)
+    return float(match[1]) * units[match[2]]
+
+
+SIZE_UNITS: Final[dict[str, float]] = {
+    suffix: 1 << bits
+    for bits, letter in ((0, ""), (10, "k"), (20, "m"), (30, "g"))
+    for suffix in ([letter, letter + "b", letter + "ib"] if letter else ["", "b"])
+}
+DURATION_UNITS: Final[dict[str, float]] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+def render_size(value: float) -> str:
+    """A number of bytes with the largest unit that keeps it whole."""
+    for bits, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if value and value % (1 << bits) == 0:
+            return f"{int(value) >> bits}{unit}"
+    return str(int(value))
+
+
+def render_duration(value: float) -> str:
+    """Seconds with the largest unit that keeps them whole."""
+    for seconds, unit in ((3600, "h"), (60, "m"), (1, "s")):
+        if value and value % seconds == 0:
+            return f"{int(value // seconds)}{unit}"
+    return f"{value * 1000:g}ms"
+
+
+def parse_protocols(items: Sequence[str]) -> frozenset[int]:
+    """IANA numbers of protocols given by name or number, or all of them."""
+    if [item.lower() for item in items] == ["all"]:
+        return frozenset(range(256))
+    if not items:
+        raise BadValueError("", "names no protocol", "write 'all' for every protocol")
+    return frozenset(_parse_protocol(item) for item in items)
+
+
+def _parse_protocol(text: str) -> int:
+    if text.upper() in Protocol.__members__:
+        return Protocol[text.upper()]
+    if re.fullmatch(r"[0-9]{1,3}", text) and int(text) < 256:
+        return int(text)
+    names = [each.lower() for each in Protocol.__members__]
+    hint = suggest(text, [*names, "all"]) or f"a number from 0 to 255, all, or of: {', '.join(names)}"
+    raise BadValueError(text, "is no protocol", hint)
+
+
+def render_protocols(value: frozenset[int]) -> str:
+    """Names where there are some, in the order of the numbers."""
+    if len(value) == 256:
+        return "all"
+    names = {int(each): each.name.lower() for each in Protocol}
+    return ", ".join(names.get(number, str(number)) for number in sorted(value))
+
+
+EVENT_NAMES: Final = {"new": EventType.NEW, "update": EventType.UPDATE, "destroy": EventType.DESTROY}
+
+
+def parse_events(items: Sequence[str]) -> EventType:
+    """Event types as a set of bits."""
+    if [item.lower() for item in items] == ["all"]:
+        return EventType.NEW | EventType.UPDATE | EventType.DESTROY
+    value = EventType(0)
+    for item in items:
+        value |= EVENT_NAMES[_parse_word(item, tuple(EVENT_NAMES))]
+    if not value:
+        raise BadValueError("", "names no event type", "write 'all' for every type")
+    return value
+
+
+def render_events(value: EventType) -> str:
+    """Event types in the order of a flow's life."""
+    return ", ".join(name for name, bit in EVENT_NAMES.items() if value & bit)
+
+
+def parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Names and values of NAME=VALUE items, names once each and bounded."""
+    labels: dict[str, str] = {}
+    for item in items:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        _check_label(item, name, equals, value)
+        if name in labels:
+            raise BadValueError(name, "is given twice")
+        labels[name] = value
+    if len(labels) > MAX_LABELS:
+        own = ", ".join(OWN_LABELS)
+        raise BadValueError(
+            "",
+            f"has {len(labels)} labels, {MAX_LABELS} are possible",
+            f"Loki takes 15, these included: {own}",
+        )
+    return tuple(labels.items())
+
+
+def _check_label(item: str, name: str, equals: str, value: str) -> None:
+    if not equals or not value:
+        raise BadValueError(item, "is no label", "write NAME=VALUE, such as env=prod")
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or len(name) > 1024:
+        raise BadValueError(
+            name, "is no name of a label", "letters, digits and _, no digit and no __ in front"
+        )
+    if name in OWN_LABELS:
+        raise BadValueError(name, "is a label that conntrackd sets itself")
+    if name in UNBOUNDED_LABELS:
+        hint = "it is sent as structured metadata already: query it with | " + name + '="..."'
+        raise BadValueError(name, "would make one stream of each connection", hint)
+    if len(value) > 2048 or not value.isprintable():
+        raise BadValueError(item, "has a value that is too long or has control characters")
+
+
+def parse_rules(items: Sequence[str]) -> tuple[str, ...]:
+    """Rules as text: filter/grammar.py says what they mean, and what is wrong with them."""
+    for item in items:
+        if len(item) > MAX_TEXT:
+            raise BadValueError(item, f"has more than {MAX_TEXT} characters")
+    return tuple(items)
+
+
+def _one(parse: Callable[[str], T_co]) -> Callable[[Sequence[str]], T_co]:
+    return lambda items: parse(items[0])
+
+
+NUMBER: Final = frozenset({"number"})
+
+
+def one_of(*words: str) -> Kind[str]:
+    """One of some words. A file may give any scalar: YAML takes an unquoted `off` for a boolean."""
+    takes = f"one of {', '.join(words)}"
+    return Kind(
+        "|".join(words),
+        takes,
+        _one(lambda text: _parse_word(text, words)),
+        scalars=frozenset({"number", "flag"}),
+        words=words,
+    )
+
+
+def count(minimum: int, maximum: int) -> Kind[int]:
+    """A whole number within limits."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text):
+            raise BadValueError(text, "is no whole number")
+        _check_range(text, int(text), minimum, maximum, str)
+        return int(text)
+
+    return Kind("NUMBER", f"a whole number from {minimum} to {maximum}", _one(parse), scalars=NUMBER)
+
+
+def size(minimum: int, maximum: int) -> Kind[int]:
+    """A number of bytes within limits."""
+
+    def parse(text: str) -> int:
+        value = _parse_number(text, SIZE_UNITS, "is no size", "bytes, or with a unit: 512K, 64M, 1G")
+        _check_range(text, value, minimum, maximum, render_size)
+        return int(value)
+
+    takes = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
+    return Kind("SIZE", takes, _one(parse), render_size, scalars=NUMBER)
+
+
+def duration(minimum: float, maximum: float) -> Kind[float]:
+    """A time in seconds within limits."""
+
+    def parse(text: str) -> float:
+        value = _parse_number(
+            text, DURATION_UNITS, "is no duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
+        )
+        _check_range(text, value, minimum, maximum, render_duration)
+        return value
+
+    takes = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
+    return Kind("TIME", takes, _one(parse), render_duration, scalars=NUMBER)
+
+
+def url(*schemes: str) -> Kind[str]:
+    """An address with one of the schemes, without credentials, query and fragment. `unix` ones have a path only."""
+
+    def parse(text: str) -> str:
+        if "@" in text:  # what stands before it may be a password, so the text is not shown
+            raise BadValueError("", "must not hold a user name or password", "secrets come from files")
+        try:
+            parts = urlsplit(parse_text(text))
+            port = parts.port
+        except BadValueError:
+            raise
+        except ValueError as error:
+            raise BadValueError(text, "is no address", f"such as {schemes[0]}://localhost") from error
+        if parts.scheme not in schemes:
+            raise BadValueError(
+                text, f"does not begin with {_list_schemes(schemes)}", suggest(parts.scheme, schemes)
+            )
+        if port == 0 or _find_url_fault(parts):
+            raise BadValueError(text, _find_url_fault(parts) or "has port 0")
+        return text.rstrip("/")
+
+    return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
+
+
+def _list_schemes(schemes: tuple[str, ...]) -> str:
+    return " or ".join(f"{scheme}://" for scheme in schemes)
+
+
+def _find_url_fault(parts: SplitResult) -> str:
+    """What is wrong with a split address, empty for nothing."""
+    if " " in parts.geturl() or parts.query or parts.fragment or "?" in parts.geturl():
+        return "has a space, query or fragment"
+    if parts.scheme.startswith("unix"):
+        return (
+            "" if not parts.netloc and len(parts.path) > 1 else f"has no path: write {parts.scheme}:///PATH"
+        )
+    if not parts.hostname:
+        return "has no host"
+    if not parts.scheme.startswith("http") and parts.path.strip("/"):
+        return "has a path after the host"
+    return ""
+
+
+def _render_paths(value: tuple[Path, ...]) -> str:
+    return ", ".join(map(str, value))
+
+
+FLAG: Final = Kind(
+    "BOOL",
+    "true or false",
+    _one(parse_flag),
+    lambda value: str(value).lower(),
+    frozenset({"flag", "number"}),
+    words=("true", "false"),
+)
+TEXT: Final = Kind("TEXT", "a text", _one(parse_text))
+NAME: Final = Kind("NAME", "the name of a network namespace", _one(parse_name))
+LOCALE: Final = Kind("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
+PATH: Final = Kind("PATH", "a path", _one(parse_path), is_path=True)
+PATHS: Final = Kind(
+    "PATH,...",
+    "paths",
+    lambda items: tuple(map(parse_path, items)),
+    _render_paths,
+    separator=",",
+    is_path=True,
+)
+WRITER: Final = Kind(
+    "WRITER",
+    "stdout, stderr, discard or file:///PATH",
+    _one(parse_writer),
+    words=("stdout", "stderr", "discard", "file:///"),
+)
+PROTOCOLS: Final = Kind(
+    "NAME,...",
+    "names or numbers of protocols, or all",
+    parse_protocols,
+    render_protocols,
+    NUMBER,
+    ",",
+    (*(each.lower() for each in Protocol.__members__), "all"),
+)
+EVENTS: Final = Kind(
+    "TYPE,...",
+    "some of new, update, destroy, or all",
+    parse_events,
+    render_events,
+    separator=",",
+    words=(*EVENT_NAMES, "all"),
+)
+LABELS: Final = Kind(
+    "NAME=VALUE,...",
+    "labels such as env=prod,team=platform",
+    parse_labels,
+    lambda value: ",".join("=".join(pair) for pair in value),
+    separator=",",
+)
+RULES: Final = Kind("RULE", "filter rules", parse_rules, "\n".join, separator="\n")
