@@ -1,0 +1,83 @@
+"""Batches that wait for a sink, bounded in events, joined when taken. No lock, no thread, no clock of its own."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conntrackd.flow import Batch, Flow, Lost
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A batch, the events in it (LOST records are none) and when it came."""
+
+    batch: Batch
+    events: int
+    came: float
+
+    @property
+    def oldest(self) -> int:
+        """Time of the first record."""
+        record = self.batch[0]
+        return record.time if isinstance(record, Flow) else record.since
+
+
+class Queue:
+    """First in, first out. `events` counts the events in it."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._batches: deque[Waiting] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    @property
+    def head(self) -> Waiting | None:
+        """What has waited longest."""
+        return self._batches[0] if self._batches else None
+
+    def append(self, flows: Sequence[Flow], now: float) -> None:
+        """The list is kept, and shared with other sinks: nobody may change it."""
+        self._batches.append(Waiting(flows, len(flows), now))  # type: ignore[arg-type]  # read only
+        self.events += len(flows)
+
+    def append_lost(self, lost: Lost, now: float) -> None:
+        """Joined with its like at the end of the queue, so that losses alone cannot make it grow."""
+        last = self._batches[-1] if self._batches else None
+        if last is None or last.events:
+            self._batches.append(Waiting([lost], 0, now))
+            return
+        for position, other in enumerate(last.batch):
+            if isinstance(other, Lost) and (other.where, other.reason) == (lost.where, lost.reason):
+                last.batch[position] = _join(other, lost)
+                return
+        last.batch.append(lost)
+
+    def take(self, events: int) -> Waiting | None:
+        """The first batch, with the following ones as long as all of them have no more than `events`."""
+        if not self._batches:
+            return None
+        first = self._batches.popleft()
+        joined = Waiting(list(first.batch), first.events, first.came)
+        while self._batches and joined.events + self._batches[0].events <= events:
+            following = self._batches.popleft()
+            joined.batch += following.batch
+            joined.events += following.events
+        self.events -= joined.events
+        return joined
+
+    def put_back(self, taken: Waiting) -> None:
+        """Undoes take()."""
+        self._batches.appendleft(taken)
+        self.events += taken.events
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._batches.clear()
+        self.events = 0
+
+
+def _join(one: Lost, other: Lost) -> Lost:
+    since, until = min(one.since, other.since), max(one.until, other.until)
+    return Lost(one.count + other.count, since, until, one.where, one.reason)
