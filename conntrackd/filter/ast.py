@@ -1,0 +1,224 @@
+"""Rules and expressions: immutable, compared by value, knowing their span in the text.
+
+An expression is true, false or unknown of an event (Kleene's three values). A leaf is unknown when the event
+does not carry an optional field that it asks about (a port of ICMP, the state of UDP, a counter, a country):
+
+    not unknown = unknown        unknown and false = false        unknown or true = true
+    every other `and` and `or` with an unknown part = unknown, unless the other parts settle it as above
+
+A rule matches when its expression is true: one that needs what the event does not carry does not match, with
+or without a `not` in front. A field that is not optional is always known (a mark, a zone or a status that the
+message leaves out is 0). An address of the other family is known, and is not in the list: false.
+
+A leaf asks about one or more `fields`, and is the `or` of what it asks about each (`port 80`: either side).
+Leaves hold integers, bytes, and names that fields.py declares. The only texts are the countries and cities of
+LocationIn; those never become part of generated code.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from conntrackd.filter.fields import NETWORKS, PUBLIC, Field, Prefix
+
+Span = tuple[int, int]
+Range = tuple[int, int]
+NO_SPAN: Span = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """True of every event (`any`)."""
+
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TypeIs:
+    """The event's type is one of these bits (EventType)."""
+
+    mask: int
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberIn:
+    """A number (protocol, port, state, zone, family) lies in one of these inclusive ranges.
+
+    All fields are of one kind; the ranges are sorted and without duplicates, but may overlap or touch.
+    """
+
+    fields: tuple[Field, ...]
+    ranges: tuple[Range, ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusHas:
+    """The status has at least one of these bits (Status)."""
+
+    mask: int
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NatHas:
+    """The flow is translated at one of these ends at least (Nat bits), as find_nat() of flow.py sees it."""
+
+    mask: int
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkIn:
+    """The mark under a mask is the value, for one of these pairs of value and mask. value & ~mask is 0."""
+
+    marks: tuple[tuple[int, int], ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressIn:
+    """An address lies in one of these prefixes, which are sorted (see sort_prefixes) and may overlap."""
+
+    fields: tuple[Field, ...]
+    prefixes: tuple[Prefix, ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkIn:
+    """An address lies in one of these networks (names of fields.NETWORKS, sorted). See expand_network()."""
+
+    fields: tuple[Field, ...]
+    names: tuple[str, ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LocationIn:
+    """A country is one of these upper-case codes, or a city one of these case-folded names; sorted.
+
+    Unknown where there is no location, or one whose text is empty.
+    """
+
+    fields: tuple[Field, ...]
+    values: tuple[str, ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A counter or the duration (in nanoseconds) compared with a number; `operator` is one of OPERATORS."""
+
+    subject: Field
+    operator: str
+    number: int
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Never holds another Not: make it with negate()."""
+
+    item: "Expression"
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Two items or more, none of them an And: make it with conjoin()."""
+
+    items: tuple["Expression", ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Two items or more, none of them an Or: make it with disjoin()."""
+
+    items: tuple["Expression", ...]
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+Leaf = (
+    Anything | TypeIs | NumberIn | StatusHas | NatHas | MarkIn | AddressIn | NetworkIn | LocationIn | Compare
+)
+Expression = Leaf | Not | And | Or
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to do (`keep`: log it, else drop it) with an event of which the expression is true."""
+
+    keep: bool
+    expression: Expression
+    text: str = field(default="", compare=False)
+    place: str = field(default="", compare=False)
+
+
+def negate(item: Expression, span: Span = NO_SPAN) -> Expression:
+    """`not item`; of a Not its item, which is the same in three-valued logic too."""
+    return item.item if isinstance(item, Not) else Not(item, span)
+
+
+def conjoin(items: Iterable[Expression], span: Span = NO_SPAN) -> Expression:
+    """All of them, flat; a single one is itself."""
+    flat = tuple(part for item in items for part in (item.items if isinstance(item, And) else (item,)))
+    return flat[0] if len(flat) == 1 else And(flat, span)
+
+
+def disjoin(items: Iterable[Expression], span: Span = NO_SPAN) -> Expression:
+    """Any of them, flat; a single one is itself."""
+    flat = tuple(part for item in items for part in (item.items if isinstance(item, Or) else (item,)))
+    return flat[0] if len(flat) == 1 else Or(flat, span)
+
+
+def find_leaves(expression: Expression) -> Iterator[Leaf]:
+    """All leaves, from left to right."""
+    match expression:
+        case And(items) | Or(items):
+            for item in items:
+                yield from find_leaves(item)
+        case Not(item):
+            yield from find_leaves(item)
+        case _:
+            yield expression
+
+
+def uses_location(rules: Sequence[Rule]) -> bool:
+    """Whether a rule asks for a country or city, so that events must be located before they are selected."""
+    return any(isinstance(leaf, LocationIn) for rule in rules for leaf in find_leaves(rule.expression))
+
+
+def expand_network(leaf: NetworkIn) -> Expression:
+    """The same condition in prefixes. PUBLIC: in none of the networks that the leaf does not name."""
+    if PUBLIC not in leaf.names:
+        return AddressIn(leaf.fields, _list_prefixes(leaf.names), leaf.span)
+    others = _list_prefixes([name for name in NETWORKS if name not in leaf.names])
+    return disjoin((Not(AddressIn((each,), others, leaf.span)) for each in leaf.fields), leaf.span)
+
+
+def _list_prefixes(names: Iterable[str]) -> tuple[Prefix, ...]:
+    return sort_prefixes(prefix for name in names for prefix in NETWORKS[name])
+
+
+def sort_prefixes(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """In the order of AddressIn: IPv4 before IPv6, then by address and length; without duplicates."""
+    return tuple(sorted(set(prefixes), key=lambda prefix: (len(prefix.network), prefix)))
+
+
+def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The fewest inclusive ranges that hold the same numbers, in order."""
+    merged: list[Range] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def find_span(prefix: Prefix) -> Range:
+    """The first and the last address of a prefix, as numbers."""
+    first = int.from_bytes(prefix.network, "big")
+    return first, first | (1 << len(prefix.network) * 8 - prefix.length) - 1

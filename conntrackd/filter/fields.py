@@ -1,0 +1,228 @@
+"""The vocabulary of rules: each field with its Flow attribute and its place in the message, and each word.
+
+Everything that both compilers know about a field stands here once.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from socket import AF_INET, AF_INET6
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from conntrackd.flow import EventType, Nat, Protocol, Status, TcpState
+from conntrackd.netlink.constants import (
+    CTA_COUNTERS_BYTES,
+    CTA_COUNTERS_ORIG,
+    CTA_COUNTERS_PACKETS,
+    CTA_COUNTERS_REPLY,
+    CTA_IP_V4_DST,
+    CTA_IP_V4_SRC,
+    CTA_IP_V6_DST,
+    CTA_IP_V6_SRC,
+    CTA_MARK,
+    CTA_PROTO_DST_PORT,
+    CTA_PROTO_NUM,
+    CTA_PROTO_SRC_PORT,
+    CTA_PROTOINFO,
+    CTA_PROTOINFO_TCP,
+    CTA_PROTOINFO_TCP_STATE,
+    CTA_STATUS,
+    CTA_TUPLE_IP,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_PROTO,
+    CTA_TUPLE_REPLY,
+    CTA_TUPLE_ZONE,
+    CTA_ZONE,
+)
+
+Path = tuple[int, ...]
+
+SRC_ENDS: Final = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
+DST_ENDS: Final = (CTA_IP_V4_DST, CTA_IP_V6_DST)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing an event can carry.
+
+    `paths` are the attributes it may stand in, each from the message's top level (CTA_*), big endian and
+    `size` bytes long; an address has one for IPv4 (4 bytes) and one for IPv6 (16 bytes). No paths: it is not
+    an attribute of the message (it stands in the header, or is computed). An `optional` field that an event
+    does not carry makes a condition unknown; any other one that is left out of the message is 0.
+    """
+
+    phrase: str
+    attribute: str
+    size: int
+    paths: tuple[Path, ...]
+    optional: bool
+    help: str
+
+
+def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
+    paths = tuple((tuple_type, CTA_TUPLE_IP, each) for each in ends)
+    return Field(phrase, attribute, 16, paths, False, text)
+
+
+def _port(phrase: str, attribute: str, tuple_type: int, port: int, text: str) -> Field:
+    return Field(phrase, attribute, 2, ((tuple_type, CTA_TUPLE_PROTO, port),), True, text)
+
+
+def _counter(phrase: str, attribute: str, nest: int, counter: int, text: str) -> Field:
+    return Field(phrase, attribute, 8, ((nest, counter),), True, text)
+
+
+SRC: Final = _address("source", "src", CTA_TUPLE_ORIG, SRC_ENDS, "who opened the flow")
+DST: Final = _address("destination", "dst", CTA_TUPLE_ORIG, DST_ENDS, "whom it was sent to")
+REPLY_SRC: Final = _address("reply source", "reply_src", CTA_TUPLE_REPLY, SRC_ENDS, "who answers, after DNAT")
+REPLY_DST: Final = _address(
+    "reply destination",
+    "reply_dst",
+    CTA_TUPLE_REPLY,
+    DST_ENDS,
+    "whom it answers, after SNAT",
+)
+SPORT: Final = _port("source", "sport", CTA_TUPLE_ORIG, CTA_PROTO_SRC_PORT, "port of the source")
+DPORT: Final = _port("destination", "dport", CTA_TUPLE_ORIG, CTA_PROTO_DST_PORT, "port of the destination")
+REPLY_SPORT: Final = _port(
+    "reply source", "reply_sport", CTA_TUPLE_REPLY, CTA_PROTO_SRC_PORT, "port that answers, after DNAT"
+)
+REPLY_DPORT: Final = _port(
+    "reply destination", "reply_dport", CTA_TUPLE_REPLY, CTA_PROTO_DST_PORT, "port it answers to, after SNAT"
+)
+
+# In the headers: nlmsg_type and nlmsg_flags, nfgen_family.
+TYPE: Final = Field("type", "type", 2, (), False, "what happened to the flow")
+FAMILY: Final = Field("family", "family", 1, (), False, "IPv4 or IPv6")
+
+PROTOCOL: Final = Field(
+    "protocol",
+    "protocol",
+    1,
+    ((CTA_TUPLE_ORIG, CTA_TUPLE_PROTO, CTA_PROTO_NUM),),
+    False,
+    "transport protocol",
+)
+STATE: Final = Field(
+    "state",
+    "state",
+    1,
+    ((CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE),),
+    True,
+    "state of a TCP flow",
+)
+STATUS: Final = Field("status", "status", 4, ((CTA_STATUS,),), False, "what conntrack knows about the flow")
+# The kernel leaves a mark of 0 and the default zone out.
+MARK: Final = Field("mark", "mark", 4, ((CTA_MARK,),), False, "mark of the connection")
+ZONE: Final = Field(
+    "zone", "zone", 2, ((CTA_ZONE,), (CTA_TUPLE_ORIG, CTA_TUPLE_ZONE)), False, "conntrack zone"
+)
+
+BYTES: Final = _counter(
+    "bytes", "orig_bytes", CTA_COUNTERS_ORIG, CTA_COUNTERS_BYTES, "bytes sent by the source"
+)
+PACKETS: Final = _counter(
+    "packets", "orig_packets", CTA_COUNTERS_ORIG, CTA_COUNTERS_PACKETS, "packets sent by the source"
+)
+REPLY_BYTES: Final = _counter(
+    "reply bytes", "reply_bytes", CTA_COUNTERS_REPLY, CTA_COUNTERS_BYTES, "bytes that came back"
+)
+REPLY_PACKETS: Final = _counter(
+    "reply packets", "reply_packets", CTA_COUNTERS_REPLY, CTA_COUNTERS_PACKETS, "packets that came back"
+)
+# Computed: stop - start, in nanoseconds, where both are known (not 0).
+DURATION: Final = Field("duration", "duration", 8, (), True, "time from the first packet to the end")
+
+# From the GeoIP databases, after the message; the attribute is the Flow's Location and its field.
+SRC_COUNTRY: Final = Field("source", "src_location.country", 0, (), True, "country of the source")
+DST_COUNTRY: Final = Field("destination", "dst_location.country", 0, (), True, "country of the destination")
+SRC_CITY: Final = Field("source", "src_location.city", 0, (), True, "city of the source")
+DST_CITY: Final = Field("destination", "dst_location.city", 0, (), True, "city of the destination")
+
+SIDES: Final = MappingProxyType(
+    {
+        ("address", False): (SRC, DST),
+        ("address", True): (REPLY_SRC, REPLY_DST),
+        ("network", False): (SRC, DST),
+        ("network", True): (REPLY_SRC, REPLY_DST),
+        ("port", False): (SPORT, DPORT),
+        ("port", True): (REPLY_SPORT, REPLY_DPORT),
+        ("country", False): (SRC_COUNTRY, DST_COUNTRY),
+        ("city", False): (SRC_CITY, DST_CITY),
+    }
+)
+"""What is asked about, and whether in the reply tuple -> the source's field and the destination's."""
+
+COUNTERS: Final = MappingProxyType(
+    {
+        ("bytes", False): BYTES,
+        ("bytes", True): REPLY_BYTES,
+        ("packets", False): PACKETS,
+        ("packets", True): REPLY_PACKETS,
+        ("duration", False): DURATION,
+    }
+)
+
+TYPES: Final = MappingProxyType({each.name: each.value for each in EventType if each != EventType.SNAPSHOT})
+PROTOCOLS: Final = MappingProxyType(
+    {
+        name: Protocol[name].value
+        for name in ("TCP", "UDP", "UDPLITE", "SCTP", "DCCP", "ICMP", "ICMPV6", "GRE")
+    }
+)
+STATES: Final = MappingProxyType({each.name: each.value for each in TcpState})
+FAMILIES: Final = MappingProxyType({"IPV4": int(AF_INET), "IPV6": int(AF_INET6)})
+NATS: Final = MappingProxyType({"SNAT": int(Nat.SNAT), "DNAT": int(Nat.DNAT), "ANY": int(Nat.BOTH)})
+STATUSES: Final = MappingProxyType(
+    {
+        **{
+            name: Status[name].value
+            for name in (
+                "ASSURED",
+                "SEEN_REPLY",
+                "EXPECTED",
+                "CONFIRMED",
+                "SRC_NAT",
+                "DST_NAT",
+                "DYING",
+                "HELPER",
+            )
+        },
+        "OFFLOADED": int(Status.OFFLOAD | Status.HW_OFFLOAD),
+    }
+)
+# The word for the absence of a bit, which is why it is not among STATUSES.
+UNREPLIED: Final = "UNREPLIED"
+
+OPERATORS: Final = ("<", "<=", "=", "!=", ">=", ">")
+SIZE_UNITS: Final = MappingProxyType({"K": 1 << 10, "M": 1 << 20, "G": 1 << 30})
+# Longest first: canonical text takes the first that divides.
+DURATION_UNITS: Final = MappingProxyType({"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6})
+
+
+class Prefix(NamedTuple):
+    """A network: its first address as 4 or 16 bytes, and how many leading bits count."""
+
+    network: bytes
+    length: int
+
+
+def _prefixes(*texts: str) -> tuple[Prefix, ...]:
+    return tuple(to_prefix(ip_network(text)) for text in texts)
+
+
+def to_prefix(network: IPv4Network | IPv6Network) -> Prefix:
+    """The prefix of a network of the standard library."""
+    return Prefix(network.network_address.packed, network.prefixlen)
+
+
+PUBLIC: Final = "PUBLIC"
+NETWORKS: Final = MappingProxyType(
+    {
+        "LOCAL": _prefixes("127.0.0.0/8", "169.254.0.0/16", "::1", "fe80::/10"),
+        "PRIVATE": _prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+        "MULTICAST": _prefixes("224.0.0.0/4", "ff00::/8"),
+        PUBLIC: (),
+    }
+)
+"""Names of networks. They do not overlap; PUBLIC is whatever is in none of the others."""
