@@ -58,6 +58,9 @@ class Field:
     optional: bool
     help: str
 
+    def __repr__(self) -> str:
+        return f"Field({self.attribute})"  # what fails in a test is a tree of many of them
+
 
 def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
     paths = tuple((tuple_type, CTA_TUPLE_IP, each) for each in ends)
