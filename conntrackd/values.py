@@ -14,6 +14,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else comes near it
 MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
+MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
 # Loki refuses a stream with more than 15 labels; four are the daemon's own.
 OWN_LABELS: Final = ("service_name", "host", "type", "prot")
 MAX_LABELS: Final = 15 - len(OWN_LABELS)
@@ -89,8 +90,16 @@ class Kind(Generic[T_co]):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """A hint with the nearest of the known words, empty when none is near."""
-    near = get_close_matches(word[:100].lower(), [each.lower() for each in known], n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
+    words = {each.lower(): each for each in known}
+    near = get_close_matches(word[:100].lower(), words, n=1, cutoff=0.6)
+    return f"did you mean {words[near[0]]}?" if near else ""
+
+
+def quote(text: str) -> str:
+    """Somebody's text in a message: cut short, and without characters that act on a terminal."""
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    inner = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
+    return f"'{inner}'"
 
 
 def parse_flag(text: str) -> bool:
@@ -333,7 +342,7 @@ def duration(minimum: float, maximum: float) -> Kind[float]:
 
 
 def url(*schemes: str) -> Kind[str]:
-    """An address with one of the schemes, without credentials, query and fragment. `unix` ones have a path only."""
+    """An address with one of the schemes, without credentials and query. `unix` ones have a path only."""
 
     def parse(text: str) -> str:
         if "@" in text:  # what stands before it may be a password, so the text is not shown

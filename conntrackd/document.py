@@ -1,0 +1,282 @@
+"""A configuration file (YAML, JSON, TOML) -> a tree of scalars that know their line; nothing is interpreted.
+
+A file can be damaged or hostile and still costs little: its size and depth are bounded, no tag makes an
+object, repeated keys are all kept for the caller to refuse, and an alias is the node it names, never a copy.
+"""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, NoReturn
+
+import yaml
+
+from conntrackd.errors import ConfigError
+
+MAX_FILE: Final = 1 << 20  # bytes; 1,000 long rules and every setting need less than a third of it
+MAX_DEPTH: Final = 32  # settings are nested four deep at most
+
+ScalarType = Literal["text", "number", "flag", "null", "date"]
+
+# The types that YAML's safe schema gives to scalars. A date without quotes is text to us.
+YAML_TYPES: Final[dict[str, ScalarType]] = {
+    "tag:yaml.org,2002:str": "text",
+    "tag:yaml.org,2002:timestamp": "text",
+    "tag:yaml.org,2002:value": "text",
+    "tag:yaml.org,2002:int": "number",
+    "tag:yaml.org,2002:float": "number",
+    "tag:yaml.org,2002:bool": "flag",
+    "tag:yaml.org,2002:null": "null",
+}
+YAML_CONTAINERS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+
+
+@dataclass(slots=True)
+class Scalar:
+    """A value as it was written, and the line where its text begins, from 1; 0 where it is not known."""
+
+    text: str
+    type: ScalarType
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Items:
+    """A list."""
+
+    items: list["Node"] = field(default_factory=list)
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Entry:
+    """One key of a table."""
+
+    key: str
+    node: "Node"
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Table:
+    """Keys and values in the order of the file, with all repetitions."""
+
+    entries: list[Entry] = field(default_factory=list)
+    line: int = 0
+
+
+Node = Scalar | Items | Table
+
+
+def read_document(path: Path) -> Table:
+    """The tree of a file; its name's ending says how it is written, YAML where it says nothing."""
+    parsers: dict[str, Callable[[str], Node]] = {".json": parse_json, ".toml": parse_toml}
+    parse = parsers.get(path.suffix, parse_yaml)
+    text = read_text(path, MAX_FILE)
+    try:
+        node = parse(text)
+    except ConfigError as error:
+        raise ConfigError(error.message, hint=error.hint, place=f"{path}{error.place}") from error
+    except RecursionError as error:
+        raise ConfigError("is nested too deeply", place=str(path)) from error
+    if not isinstance(node, Table):
+        raise ConfigError("holds no settings", hint="such as: sink.stream.enable: true", place=str(path))
+    return node
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a file that only its owner's side can change.
+
+    Whoever may write the configuration decides what is logged, and where to. A file that others may write is
+    therefore refused, for root and for the service's own user alike. A symbolic link is judged by its target.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+                raise ConfigError(
+                    "every user may change this file", hint=f"chmod o-w '{path}'", place=str(path)
+                )
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    if len(data) > limit:
+        raise ConfigError(f"is larger than {limit >> 20} MiB", place=str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError("is no UTF-8 text", place=f"{path}:{line}") from error
+
+
+def _fail(line: int, message: str, hint: str = "") -> NoReturn:
+    """The file's name is not known here: read_document puts it before the place."""
+    raise ConfigError(message, hint=hint, place=f":{line}" if line else "")
+
+
+def parse_json(text: str) -> Node:
+    """JSON -> tree. Lines are known for syntax errors only."""
+    if not text.strip():
+        return Table()
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=lambda pairs: Table([Entry(key, _wrap(value)) for key, value in pairs]),
+            parse_int=_number,
+            parse_float=_number,
+            parse_constant=_number,
+        )
+    except json.JSONDecodeError as error:
+        _fail(error.lineno, f"is no JSON: {error.msg}")
+    return _wrap(value)
+
+
+def parse_toml(text: str) -> Node:
+    """TOML -> tree. Lines are known for syntax errors only."""
+    try:
+        return _wrap(tomllib.loads(text, parse_float=_number))
+    except ValueError as error:  # also an integer of more than 4,300 digits
+        where = re.search(r" \(at line ([0-9]+).*\)$", str(error))
+        message = str(error)[: where.start()] if where else str(error)
+        _fail(int(where[1]) if where else 0, f"is no TOML: {message}")
+
+
+def _number(text: str) -> Scalar:
+    return Scalar(text, "number")
+
+
+def _wrap(value: object) -> Node:
+    match value:
+        case Scalar() | Items() | Table():
+            return value
+        case list():
+            return Items([_wrap(each) for each in value])
+        case dict():
+            return Table([Entry(str(key), _wrap(each)) for key, each in value.items()])
+    return _wrap_scalar(value)
+
+
+def _wrap_scalar(value: object) -> Scalar:
+    match value:
+        case None:
+            return Scalar("", "null")
+        case bool():
+            return Scalar(str(value).lower(), "flag")
+        case str():
+            return Scalar(value, "text")
+        case int():
+            return Scalar(str(value), "number")
+    return Scalar(str(value), "date")  # the types that are left are TOML's
+
+
+def parse_yaml(text: str) -> Node:
+    """One YAML document -> tree.
+
+    Built from the parser's events and not with PyYAML's composer, which calls itself once a level, and
+    drops repeated keys.
+    """
+    try:
+        return _TreeBuilder(yaml.SafeLoader(text)).build()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        _fail(line, f"has a character that YAML does not allow: {chr(error.character)!a}")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = "indent with spaces, not with tabs" if "'\\t'" in (error.problem or "") else ""
+        _fail(mark.line + 1 if mark else 0, f"is no YAML: {error.problem or error.context}", hint)
+
+
+class _TreeBuilder:
+    """Nodes from events, with a stack of its own instead of recursion."""
+
+    def __init__(self, loader: yaml.SafeLoader) -> None:
+        self._loader = loader
+        self._open: list[tuple[Items | Table, list[Scalar]]] = []
+        self._anchors: dict[str, Node] = {}
+        self._root: Node | None = None
+
+    def build(self) -> Node:
+        while True:
+            event = self._loader.get_event()  # type: ignore[no-untyped-call]
+            match event:
+                case yaml.StreamEndEvent():
+                    return Table() if self._root is None or _is_null(self._root) else self._root
+                case yaml.DocumentStartEvent() if self._root is not None:
+                    _fail(_find_line(event), "holds more than one document")
+                case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
+                    self._open.pop()
+                case yaml.NodeEvent():
+                    self._add(event)
+
+    def _add(self, event: yaml.NodeEvent) -> None:
+        line = _find_line(event)
+        node = self._make(event, line)
+        self._attach(node, line)
+        if event.anchor and not isinstance(event, yaml.AliasEvent):
+            self._anchors[event.anchor] = node
+        if isinstance(event, yaml.CollectionStartEvent):
+            assert not isinstance(node, Scalar)
+            self._open.append((node, []))
+            if len(self._open) > MAX_DEPTH:
+                _fail(line, f"is nested more than {MAX_DEPTH} deep")
+
+    def _make(self, event: yaml.NodeEvent, line: int) -> Node:
+        match event:
+            case yaml.AliasEvent():
+                if event.anchor not in self._anchors:
+                    _fail(line, f"there is no anchor &{event.anchor} above")
+                return self._anchors[event.anchor]
+            case yaml.ScalarEvent():
+                return self._make_scalar(event, line)
+        assert isinstance(event, yaml.CollectionStartEvent)
+        if event.tag not in YAML_CONTAINERS:
+            _refuse_tag(event.tag, line)
+        return Table(line=line) if isinstance(event, yaml.MappingStartEvent) else Items(line=line)
+
+    def _make_scalar(self, event: yaml.ScalarEvent, line: int) -> Scalar:
+        tag = event.tag
+        if tag is None or tag == "!":
+            tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+        if tag == "tag:yaml.org,2002:merge":
+            _fail(line, "'<<' is not supported", "write the keys out")
+        if tag not in YAML_TYPES:
+            _refuse_tag(tag, line)
+        # The text of a block begins below its sign.
+        return Scalar(event.value, YAML_TYPES[tag], line + 1 if event.style in {"|", ">"} else line)
+
+    def _attach(self, node: Node, line: int) -> None:
+        if not self._open:
+            self._root = node
+            return
+        container, pending = self._open[-1]
+        if isinstance(container, Items):
+            container.items.append(node)
+        elif pending:
+            key = pending.pop()
+            container.entries.append(Entry(key.text, node, key.line))
+        elif isinstance(node, Scalar):
+            pending.append(Scalar(node.text, node.type, line))
+        else:
+            _fail(line, "a key must be a word")
+
+
+def _find_line(event: yaml.Event) -> int:
+    assert event.start_mark is not None  # it is for events made by hand only
+    return event.start_mark.line + 1
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.type == "null"
+
+
+def _refuse_tag(tag: str | None, line: int) -> NoReturn:
+    _fail(
+        line,
+        f"tag {tag!a} is not allowed",
+        "settings are plain text, numbers, true and false, and lists",
+    )
