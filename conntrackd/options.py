@@ -133,7 +133,7 @@ FILTER = Option(
     RULES,
     (),
     "Rule to apply, in order; the first match decides",
-    example="drop destination network LOCAL\nlog protocol TCP",
+    example="drop destination network LOCAL\ndrop protocol UDP and destination port 53",
 )
 FILTER_FILE = Option[File](
     "filter_file",
@@ -275,6 +275,15 @@ SINK_LOKI_SPOOL = Option[File](
 SINK_LOKI_SPOOL_MAX = Option(
     "sink.loki.spool_max", SPOOL_MAX, 256 << 20, "Size of the spool, above which the oldest events go"
 )
+BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
+BUS_ADDRESS = Option[Text](
+    "bus.address",
+    TEXT,
+    None,
+    "Address of the bus instead of the system bus",
+    example="unix:path=/run/dbus/system_bus_socket",
+    reload=False,
+)
 SHUTDOWN_TIMEOUT = Option(
     "shutdown_timeout", duration(0, 3600), 10.0, "Time for the sinks to take what waits when the daemon stops"
 )
@@ -284,15 +293,6 @@ STATE_DIRECTORY = Option[File](
     None,
     "Directory for spools and state; systemd's where it gives one",
     example="/var/lib/conntrackd",
-    reload=False,
-)
-BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
-BUS_ADDRESS = Option[Text](
-    "bus.address",
-    TEXT,
-    None,
-    "Address of the bus instead of the system bus",
-    example="unix:path=/run/dbus/system_bus_socket",
     reload=False,
 )
 

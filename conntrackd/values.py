@@ -14,6 +14,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else comes near it
 MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
+MAX_METAVAR: Final = 4  # words that help can list in place of a name
 MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
 # Loki refuses a stream with more than 15 labels; four are the daemon's own.
 OWN_LABELS: Final = ("service_name", "host", "type", "prot")
@@ -295,7 +296,7 @@ def one_of(*words: str) -> Kind[str]:
     """One of some words. A file may give any scalar: YAML takes an unquoted `off` for a boolean."""
     takes = f"one of {', '.join(words)}"
     return Kind(
-        "|".join(words),
+        "|".join(words) if len(words) <= MAX_METAVAR else "WORD",
         takes,
         _one(lambda text: _parse_word(text, words)),
         scalars=frozenset({"number", "flag"}),

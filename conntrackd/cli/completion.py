@@ -1,0 +1,135 @@
+"""Parsers -> completion for bash, zsh and fish.
+
+Not `shtab`: it does not know which flags of ours take paths, words or nothing, and is one more dependency.
+"""
+
+import argparse
+from pathlib import Path
+
+from conntrackd.errors import UsageError
+from conntrackd.options import OPTIONS
+from conntrackd.values import quote
+
+
+class Place:
+    """What may follow a chain of commands: words, and the values of flags (None where a path is wanted)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.commands: dict[str, str] = {}
+        self.flags: dict[str, str] = {}
+        self.values: dict[str, tuple[str, ...] | None] = {}
+
+
+def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
+    """A parser and its sub-commands, outermost first, as completion sees them."""
+    place = Place(path or parser.prog)
+    places = [place]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            texts = {each.dest: each.help or "" for each in action._choices_actions}
+            for name, inner in action.choices.items():
+                place.commands[name] = texts.get(name, "")
+                places += list_places(inner, f"{place.path} {name}")
+        for flag in action.option_strings:
+            place.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
+            if action.nargs not in {0, "?"}:
+                place.values[flag] = _list_values(action)
+    return places
+
+
+def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
+    if action.choices is not None:
+        return tuple(map(str, action.choices))
+    kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
+    is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}
+    return None if is_path else (kinds[0].words if kinds else ())
+
+
+def render_completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The completion of a program for bash, zsh or fish."""
+    places = list_places(parser)
+    match shell:
+        case "bash":
+            return _render_bash(parser.prog, places)
+        case "zsh":
+            return _render_zsh(parser.prog, places)
+        case "fish":
+            return _render_fish(parser.prog, places)
+    raise UsageError(f"no completion for {quote(shell)}", hint="one of: bash, zsh, fish")
+
+
+def _render_bash(program: str, places: list[Place]) -> str:
+    body = _render_cases(
+        places,
+        paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
+        words="mapfile -t COMPREPLY < <(compgen -W '{}' -- \"$current\")",
+    )
+    name = f"_{program}"
+    return f"""\
+# bash completion for {program}; generated from its parser
+{name}() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} place={program} word
+    for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+{_render_walk(places)}
+    done
+{body}
+}}
+complete -o filenames -F {name} {program}
+"""
+
+
+def _render_zsh(program: str, places: list[Place]) -> str:
+    return f"""\
+#compdef {program}
+# generated from the parser of {program}
+local previous=${{words[CURRENT-1]}} place={program} word
+for word in "${{(@)words[2,CURRENT-1]}}"; do
+{_render_walk(places)}
+done
+{_render_cases(places, paths="_files", words="compadd -- {}")}
+"""
+
+
+def _render_walk(places: list[Place]) -> str:
+    inner = "|".join(f'"{place.path}"' for place in places[1:]) or '""'
+    return f'        case "$place $word" in\n            {inner}) place="$place $word";;\n        esac'
+
+
+def _render_cases(places: list[Place], *, paths: str, words: str) -> str:
+    lines = ['    case "$place $previous" in']
+    for place in places:
+        for flag, values in place.values.items():
+            command = paths if values is None else words.format(" ".join(values)) if values else ":"
+            lines.append(f'        "{place.path} {flag}") {command}; return;;')
+    lines += ["    esac", '    case "$place" in']
+    for place in places:
+        offered = " ".join([*place.commands, *place.flags])
+        lines.append(f'        "{place.path}") {words.format(offered)};;')
+    return "\n".join([*lines, "    esac"])
+
+
+def _render_fish(program: str, places: list[Place]) -> str:
+    lines = [f"# fish completion for {program}; generated from its parser"]
+    for place in places:
+        here = [f"__fish_seen_subcommand_from {word}" for word in place.path.split()[1:]]
+        if place.commands:
+            here.append(f"not __fish_seen_subcommand_from {' '.join(place.commands)}")
+        start = f"complete -c {program} -n '{'; and '.join(here) or 'true'}'"
+        lines += [f"{start} -f -a {name} -d {_quote_fish(text)}" for name, text in place.commands.items()]
+        for flag, text in place.flags.items():
+            name = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+            lines.append(f"{start} {name}{_render_fish_values(place, flag)} -d {_quote_fish(text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _render_fish_values(place: Place, flag: str) -> str:
+    if flag not in place.values:
+        return ""
+    values = place.values[flag]
+    return " -r -F" if values is None else f" -x -a '{' '.join(values)}'" if values else " -x"
+
+
+def _quote_fish(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'".replace("%%", "%")

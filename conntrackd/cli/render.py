@@ -1,0 +1,205 @@
+"""OPTIONS and parsers -> --help, completions, the sample configuration, the generated parts of man pages.
+
+`python -m conntrackd.cli.render --write` brings the files in the source tree up to date.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from conntrackd.cli import report
+from conntrackd.errors import DataError, UsageError
+from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE, Option
+from conntrackd.values import FLAG, quote, suggest
+
+WIDTH: Final = 80
+BEGIN: Final = '.\\" generated: begin'
+END: Final = '.\\" generated: end'
+WRITE: Final = "python -m conntrackd.cli.render --write"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that fits 80 columns, whatever the terminal's width: it is read in tickets and mails too."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=WIDTH)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each option, in a group for each section. Values stay text until read_config."""
+    for section, members in groupby(OPTIONS, find_section):
+        group = parser.add_argument_group(section or "daemon")
+        for option in members:
+            _add_flag(group, option)
+
+
+def find_section(option: Option[object]) -> str:
+    """`sink.loki` for all that is below it, else the first word; empty for the daemon's own."""
+    words = option.key.split(".")
+    if len(words) == 1:
+        return "filter" if words[0].startswith("filter") else ""
+    return ".".join(words[:2]) if words[0] == "sink" else words[0]
+
+
+def _add_flag(group: argparse._ArgumentGroup, option: Option[object]) -> None:
+    text = option.help + (f" (default: {option.default_text})" if option.default_text else "")
+    group.add_argument(
+        option.flag,
+        dest=option.key,
+        action="append",
+        default=argparse.SUPPRESS,  # so that what was not given is not there
+        help=text.replace("%", "%%"),
+        metavar=option.kind.metavar,
+        # a boolean may stand alone
+        nargs="?" if option.kind is FLAG else None,
+        const="true" if option.kind is FLAG else None,
+    )
+
+
+def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
+    """The texts that were given, by key, for read_config."""
+    given = vars(namespace)
+    return {option.key: list(given[option.key]) for option in OPTIONS if option.key in given}
+
+
+def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> UsageError:
+    """The error for arguments that no parser took, without a value that may have come with them."""
+    flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    word = (flags or list(arguments))[0]
+    hint = suggest(word, known) or "--help shows what there is"
+    return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
+
+
+# --- sample configuration ------------------------------------------------------------------------------
+
+SAMPLE_HEAD: Final = """\
+# Settings of conntrackd(8); conntrackd.yaml(5) explains them all.
+# What is commented out shows the default, or an example where there is none.
+# After a change: conntrackd check && systemctl reload conntrackd
+"""
+
+
+def render_sample() -> str:
+    """Every setting with its reason; commented out, except for the journal, which the package turns on."""
+    lines = [SAMPLE_HEAD.rstrip()]
+    above: list[str] = []
+    for option in OPTIONS:
+        *section, name = option.key.split(".")
+        lines += list(_render_headers(above, section))
+        above = section
+        indent = "  " * len(section)
+        lines.append(f"{indent}# {option.help}")
+        lines += [f"{indent}{line}" for line in _render_setting(option, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _render_headers(above: list[str], section: list[str]) -> Iterator[str]:
+    if section[:2] != above[:2] and not (section[:1] == above[:1] and len(above) == 1):
+        yield ""
+    for depth, name in enumerate(section):
+        if section[: depth + 1] != above[: depth + 1]:
+            yield f"{'  ' * depth}{name}:"
+
+
+def _render_setting(option: Option[object], name: str) -> list[str]:
+    if option is SINK_JOURNAL_ENABLE:
+        return [f"{name}: true"]
+    text = option.default_text or option.example
+    if option.kind.separator != "\n":
+        return [f"#{name}: {text}"]
+    return [f"#{name}:", *(f"#  - {item}" for item in option.kind.split(text))]
+
+
+def render_man_flags() -> str:
+    """The options of conntrackd(8) as an mdoc list for each section."""
+    lines = []
+    for section, members in groupby(OPTIONS, find_section):
+        lines += [f".Ss {section or 'daemon'}"]
+        lines += [".Bl -tag -width Ds"]
+        for option in members:
+            lines += [_render_man_flag(option), *_render_man_help(option)]
+        lines += [".El"]
+    return "\n".join(lines)
+
+
+def _render_man_flag(option: Option[object]) -> str:
+    value = escape_mdoc(option.kind.metavar)
+    return f".It Fl Fl {option.key}" + (f" Ns Op = Ns Ar {value}" if option.kind is FLAG else f" Ar {value}")
+
+
+def _render_man_help(option: Option[object]) -> Iterator[str]:
+    yield escape_mdoc(f"{option.help}.")
+    if option.default_text:
+        yield "Default:"
+        yield f".Ql {escape_mdoc(option.default_text)} ."
+
+
+def render_man_settings() -> str:
+    """The keys of conntrackd.yaml(5) as one mdoc list."""
+    lines = [".Bl -tag -width Ds"]
+    for option in OPTIONS:
+        lines += [f".It Ic {option.key}", *_render_man_help(option)]
+        lines += [escape_mdoc(f"Takes {option.kind.takes}.")]
+        if not option.default_text and option.example:
+            lines += ["Example:", f".Ql {escape_mdoc(option.kind.split(option.example)[0])} ."]
+        lines += [
+            ".br",
+            f".Ev {option.variable} ;",
+            "applied by a reload." if option.reload else "needs a restart.",
+        ]
+    return "\n".join([*lines, ".El"])
+
+
+def escape_mdoc(text: str) -> str:
+    """Text that no troff takes for a request, an escape, or a hyphen to be broken at."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+def render_files(root: Path) -> dict[Path, str]:
+    """The generated files and those with generated parts, as they should be."""
+    man = {
+        root / "man/conntrackd.8": render_man_flags(),
+        root / "man/conntrackd.yaml.5": render_man_settings(),
+    }
+    return {
+        root / "contrib/conntrackd.yaml": render_sample(),
+        **{path: replace_between(path.read_text(), part, path) for path, part in man.items()},
+    }
+
+
+def replace_between(text: str, part: str, path: Path) -> str:
+    """The text with everything between its two markers replaced."""
+    head, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, tail = rest.partition(f"{END}\n")
+    if not begin or not end:
+        raise DataError(f"has no markers {BEGIN!r} and {END!r}", place=str(path))
+    return f"{head}{begin}{part}\n{end}{tail}"
+
+
+def find_stale(root: Path) -> list[Path]:
+    """The files that do not agree with OPTIONS."""
+    return [
+        path for path, text in render_files(root).items() if not path.exists() or path.read_text() != text
+    ]
+
+
+def main() -> int:
+    """Write the files of the source tree, or name those that are stale; status 1 when there are some."""
+    parser = argparse.ArgumentParser(prog=WRITE.removesuffix(" --write"), description=main.__doc__)
+    parser.add_argument("--write", action="store_true", help="write what is stale")
+    parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the source tree (default: here)")
+    arguments = parser.parse_args()
+    texts = render_files(arguments.root)
+    stale = find_stale(arguments.root)
+    for path in stale:
+        if arguments.write:
+            path.write_text(texts[path])
+        print(f"{path}: {'written' if arguments.write else 'stale'}")
+    return 1 if stale and not arguments.write else 0
+
+
+if __name__ == "__main__":
+    report.run("render", main)
