@@ -1,4 +1,4 @@
-"""When to try again, and when to say so again: growing delays with full jitter, rare repeats of a log line."""
+"""When to try again, and when to say so again: growing delays with full jitter; rare log lines."""
 
 import random
 from collections.abc import Callable
@@ -50,16 +50,11 @@ class Repeats:
         self._last: float | None = None
         self._silent = 0
 
-    def find_repeats(self) -> int | None:
-        """How many were kept back since the last one that was let through; None to keep this one back."""
+    def find_note(self) -> str | None:
+        """What to append to the message: how often it was kept back before. None to keep it back now, too."""
         now = self._clock()
         if self._last is not None and now - self._last < self._interval:
             self._silent += 1
             return None
         silent, self._silent, self._last = self._silent, 0, now
-        return silent
-
-    def reset(self) -> None:
-        """The next message is news again."""
-        self._last = None
-        self._silent = 0
+        return f" ({silent} times more since the last message)" if silent else ""

@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from conntrackd.flow import Flow, Lost
 from conntrackd.sinks.backoff import Backoff, Repeats
 from conntrackd.sinks.queue import Queue, Waiting
+from conntrackd.sinks.shelf import Shelf
 from conntrackd.sinks.sink import (
     Parcel,
     Sink,
@@ -23,20 +24,18 @@ from conntrackd.sinks.sink import (
     SinkRevised,
     SinkState,
     SinkUnavailable,
+    describe,
 )
-from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError, Store
+from conntrackd.sinks.spool import Row, Store
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 
-# A spool that could not be written is tried again after this long; until then the queue in memory must do.
-SPOOL_PAUSE: Final = 10.0
-
 
 class Outbox(Generic[P]):
-    """One sink's queue and thread. put() and tell_lost() never block and never fail.
+    """One sink's queue and thread. put() and tell_lost() never wait for the sink and never fail.
 
     Counters change only under the lock, which is never held while anything is encoded, written or spooled:
     whenever it is free, restored + taken = delivered + queued + spooled + all the dropped ones.
@@ -58,44 +57,40 @@ class Outbox(Generic[P]):
         self.queue = queue
         self._sink = sink
         self._stats = stats
-        self._spool = spool
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._on_failed = on_failed
-        self._refusals = Repeats(clock)
-        self._absences = Repeats(clock)
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
-        self._changed = threading.Condition()
-        # Guarded by the lock in _changed:
+        self._lock = threading.Condition()
+        # Guarded by the lock:
         self._state = SinkState.STARTING
         self._error = ""
         self._waiting = Queue()
         self._parcels: deque[Parcel[P]] = deque()  # what is being written: a batch, or the parts it became
         self._row: Row[P] | None = None  # where the parcels are on disk
-        self._spool_oldest = 0
-        self._settled = 0  # events that left, whatever became of them
-        self._flush_until = 0  # the value of _settled at which nothing waits that waited when flush() came
+        self._flush_until = 0  # what _count_settled() gives when all has left that flush() found waiting
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._reopen = False
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
         # The thread's own:
+        self._shelf: Shelf[P] | None = None
+        if spool is not None:
+            self._shelf = Shelf(spool, sink.name, stats, self._lock, clock=clock, tell_lost=self.tell_lost)
         self._opened = False
         self._retry_at = 0.0
-        self._spool_retry_at = 0.0
-        if spool is not None:
-            stats.sink_events_restored_total = stats.sink_events_spooled = spool.events
-            self._spool_oldest = spool.oldest
+        self._refusals = Repeats(clock)
+        self._absences = Repeats(clock)
+        self._told_absence = False
 
     # ---- for the reader -------------------------------------------------------------------------------
 
-    def put(self, batch: list[Flow]) -> None:
+    def put(self, flows: list[Flow]) -> None:
         """Takes the batch, or as much of it as there is room for. The list is kept: do not change it."""
-        events = len(batch)
-        if not events:
+        if not flows:
             return
-        stats = self._stats
-        with self._changed:
+        events, stats = len(flows), self._stats
+        with self._lock:
             stats.sink_events_taken_total += events
             if self._state is SinkState.DISABLED:
                 stats.sink_events_dropped_disabled_total += events
@@ -103,19 +98,19 @@ class Outbox(Generic[P]):
             if self._state is SinkState.FAILED:
                 stats.sink_events_dropped_failed_total += events
                 return
-            room = self.queue - stats.sink_events_queued
+            room = max(0, self.queue - stats.sink_events_queued)
             if room >= events:
-                self._append(batch)
+                self._append(flows)
                 return
-            if room > 0:
-                self._append(batch[:room])
-            dropped = batch[max(room, 0) :]
+            if room:
+                self._append(flows[:room])
+            dropped = flows[room:]
             stats.sink_events_dropped_queue_total += len(dropped)
             self._append_lost(Lost(len(dropped), dropped[0].time, dropped[-1].time, self.name, "queue"))
 
     def tell_lost(self, lost: Lost) -> None:
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
-        with self._changed:
+        with self._lock:
             self._append_lost(lost)
 
     def _append(self, flows: list[Flow]) -> None:
@@ -132,7 +127,7 @@ class Outbox(Generic[P]):
 
     def _wake(self) -> None:
         self._news = True
-        self._changed.notify_all()
+        self._lock.notify_all()
 
     # ---- for the daemon -------------------------------------------------------------------------------
 
@@ -144,20 +139,30 @@ class Outbox(Generic[P]):
     @property
     def error(self) -> str:
         """The last trouble, in one line, empty for none yet; kept when the sink works again."""
-        return self._error
+        return self._error or (self._shelf.error if self._shelf is not None else "")
 
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
-        with self._changed:
+        with self._lock:
             return replace(self._stats, sink_oldest_event_ns=self._find_oldest())
 
     def _find_oldest(self) -> int:
-        if self._stats.sink_events_spooled:
-            return self._spool_oldest
+        if self._shelf is not None and self._stats.sink_events_spooled:
+            return self._shelf.oldest
         if self._parcels:
             return self._parcels[0].oldest
         head = self._waiting.head
-        return head.oldest if head is not None else 0
+        return 0 if head is None else head.oldest
+
+    def _count_settled(self) -> int:
+        """Events that left the queue or the spool, whatever became of them."""
+        stats = self._stats
+        return (
+            stats.sink_events_delivered_total
+            + stats.sink_events_dropped_refused_total
+            + stats.sink_events_dropped_spool_total
+            + stats.sink_events_dropped_damaged_total
+        )
 
     def start(self) -> None:
         """Starts the thread."""
@@ -165,7 +170,7 @@ class Outbox(Generic[P]):
 
     def enable(self) -> None:
         """Takes events again, after disable() or a failure."""
-        with self._changed:
+        with self._lock:
             if self._state in (SinkState.DISABLED, SinkState.FAILED):
                 self._state = SinkState.STARTING
                 self._retry_at = 0.0
@@ -173,57 +178,68 @@ class Outbox(Generic[P]):
 
     def disable(self) -> None:
         """Takes no more events. What waits stays on disk where there is a spool, else it is dropped."""
-        with self._changed:
+        with self._lock:
             self._state = SinkState.DISABLED
             self._wake()
 
     def reopen(self) -> None:
         """Closes and opens the sink before the next write: a file that was moved away, a new secret."""
-        with self._changed:
+        with self._lock:
             self._reopen = True
             self._retry_at = 0.0
             self._wake()
 
     def flush(self, timeout: float) -> bool:
         """Tries now, without waiting for more to join. True when all that waits now has left in time."""
-        with self._changed:
-            target = self._settled + self._stats.sink_events_queued + self._stats.sink_events_spooled
+        with self._lock:
+            waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
+            target = self._count_settled() + waiting
             self._flush_until = max(self._flush_until, target)
             self._retry_at = 0.0
             self._wake()
-            return self._changed.wait_for(lambda: self._settled >= target, timeout)
+            return self._lock.wait_for(lambda: self._count_settled() >= target, timeout)
 
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
-        with self._changed:
+        with self._lock:
             self._deadline = deadline
             self._retry_at = 0.0
             self._wake()
 
     def stop(self, deadline: float) -> None:
-        """Drains until the deadline (a time of the clock), spools or counts the rest, closes all. Ends on time."""
+        """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
         self.begin_stop(deadline)
         if self._thread.is_alive():
             self._thread.join(max(0.0, deadline - self._clock()))
-        with self._changed:
+        with self._lock:
             self._abandoned = True
+            self._wake()
         if self._thread.is_alive():
             self._close_sink()
             self._thread.join(0.1)
         self._finish()
 
+    def _finish(self) -> None:
+        """The thread is over, or hangs in a write after which it touches nothing more."""
+        dropped = self._clear_memory("sink_events_dropped_shutdown_total")
+        if dropped:
+            logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
+        self._close_sink()
+        if self._shelf is not None:
+            self._shelf.close()
+
     # ---- the thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
+        while not self._is_over():
+            with self._lock:
                 self._news = False
             wait = self.step()
-            with self._changed:
-                if self._is_over():
-                    return
-                if not self._news and wait != 0:
-                    self._changed.wait(wait)
+            with self._lock:
+                if self._flush_until:
+                    self._lock.notify_all()
+                if not self._news and wait != 0 and not self._is_over():
+                    self._lock.wait(wait)
 
     def _is_over(self) -> bool:
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
@@ -245,10 +261,9 @@ class Outbox(Generic[P]):
             self._reopen = False
             self._close_sink()
         if now < self._retry_at:
-            if self._move_to_spool(now):
+            if self._move_to_disk(now):
                 return 0
-            ready = self._find_ready(now) if self._spool is not None else None
-            return min(self._retry_at - now, ready or self._retry_at - now)
+            return self._find_wait(now)
         if not self._opened:
             self._attempt(self._open)
             return 0
@@ -257,42 +272,46 @@ class Outbox(Generic[P]):
         self._attempt(self._write)
         return 0
 
+    def _find_wait(self, now: float) -> float:
+        """Seconds until the next attempt, or until the next batch has to go to disk."""
+        retry = self._retry_at - now
+        ready = None if self._shelf is None or self._shelf.is_paused() else self._find_ready(now)
+        return min(retry, ready) if ready else retry
+
     def _find_ready(self, now: float) -> float | None:
         """Seconds until what waits is to be written: 0 when that is now, None when nothing waits."""
-        with self._changed:
+        with self._lock:
             head = self._waiting.head
             if head is None:
                 return None
-            if self._waiting.events >= self._sink.batch_events or self._is_urgent():
+            flushing = self._count_settled() < self._flush_until
+            if self._deadline is not None or flushing or self._waiting.events >= self._sink.batch_events:
                 return 0.0
             return max(0.0, head.came + self._sink.batch_wait - now)
-
-    def _is_urgent(self) -> bool:
-        return self._deadline is not None or self._settled < self._flush_until
 
     def _take(self, now: float, *, everything: bool = False) -> Waiting | None:
         """Batches that waited long enough, joined to one; they stay counted as queued."""
         if not everything and self._find_ready(now) != 0:
             return None
-        with self._changed:
+        with self._lock:
             return self._waiting.take(self._sink.batch_events)
 
     def _load(self, now: float) -> bool:
         """Gets the next thing to write: from disk while there is anything, else from the queue."""
-        if self._spool is not None and self._spool.rows:
-            self._move_to_spool(now)
-            row = self._read_spool()
+        if self._shelf is not None and self._shelf.rows:
+            self._move_to_disk(now)  # what is newer goes behind what is on disk, never before it
+            row = self._shelf.find_first()
             if row is not None:
-                with self._changed:
+                with self._lock:
                     self._row = row
                     self._parcels.append(row.parcel)
-                return True
+            return row is not None
         taken = self._take(now)
         if taken is None:
             return False
         parcel = self._encode(taken)
         if parcel is not None:
-            with self._changed:
+            with self._lock:
                 self._parcels.append(parcel)
         return True
 
@@ -301,16 +320,55 @@ class Outbox(Generic[P]):
         try:
             return Parcel(self._sink.encode(taken.batch), taken.events, taken.oldest)
         except Exception as error:  # one record that nobody thought of must not end the thread
-            self._complain(f"cannot encode a batch: {_describe(error)}", taken.events)
-            with self._changed:
+            self._complain(f"cannot encode a batch: {describe(error)}", taken.events)
+            with self._lock:
                 self._stats.sink_events_queued -= taken.events
                 self._stats.sink_events_dropped_refused_total += taken.events
-                self._leave(taken.events)
             return None
 
-    def _leave(self, events: int) -> None:
-        self._settled += events
-        self._changed.notify_all()
+    def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
+        """Stores what was being written, or the next that is ready. False when nothing was or could be."""
+        shelf = self._shelf
+        if shelf is None or (shelf.is_paused() and not everything):
+            return False
+        if self._parcels and self._row is None:
+            stored = shelf.put(tuple(self._parcels))
+            if stored:
+                with self._lock:
+                    self._parcels.clear()
+            return stored
+        taken = self._take(now, everything=everything)
+        if taken is None:
+            return False
+        parcel = self._encode(taken)
+        if parcel is None:
+            return True
+        stored = shelf.put((parcel,), self._row, sum(part.events for part in self._parcels))
+        with self._lock:
+            if not stored:
+                self._waiting.put_back(taken)
+            if self._row is not None and not shelf.holds(self._row):
+                self._row = None
+        return stored
+
+    def _park(self) -> None:
+        """The sink is out: what waits goes to disk, or is dropped by the name of the reason."""
+        self._close_sink()
+        failed = self._state is SinkState.FAILED
+        self._clear_memory(f"sink_events_dropped_{'failed' if failed else 'disabled'}_total")
+
+    def _clear_memory(self, counter: str) -> int:
+        """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
+        while self._move_to_disk(self._clock(), everything=True):
+            pass
+        with self._lock:
+            dropped = self._stats.sink_events_queued
+            setattr(self._stats, counter, getattr(self._stats, counter) + dropped)
+            self._stats.sink_events_queued = 0
+            self._waiting.clear()
+            if self._row is None:
+                self._parcels.clear()
+            return dropped
 
     # ---- attempts -------------------------------------------------------------------------------------
 
@@ -326,10 +384,10 @@ class Outbox(Generic[P]):
         except SinkFailed as failure:
             self._fail(failure.reason)
         except OSError as error:
-            self._retry(SinkUnavailable(_describe(error)))
+            self._retry(SinkUnavailable(describe(error)))
         except Exception as error:  # a mistake in a sink costs the batch and not the thread
             self._close_sink()
-            self._refuse(SinkRefused(f"unexpected {_describe(error)}"))
+            self._refuse(SinkRefused(f"unexpected {describe(error)}"))
 
     def _open(self) -> None:
         self._sink.open()
@@ -338,253 +396,104 @@ class Outbox(Generic[P]):
             self._recover()
 
     def _write(self) -> None:
-        if not self._parcels:
-            return
-        parcel = self._parcels[0]
-        written = self._sink.write(parcel.payload)
-        self._settle(delivered=parcel.events, written=written)
-        self._recover()
+        if self._parcels:
+            written = self._sink.write(self._parcels[0].payload)
+            self._settle(refused=0, written=written)
+            self._recover()
 
-    def _settle(self, *, delivered: int, refused: int = 0, written: int = 0) -> None:
-        """The first parcel is done with."""
-        stats = self._stats
-        with self._changed:
+    def _settle(self, *, refused: int, written: int) -> None:
+        """The first parcel is done with: all of it was delivered, but for what was refused."""
+        with self._lock:
             if self._abandoned or not self._parcels:
                 return
-            self._parcels.popleft()
-            self._uncount(delivered + refused)
-            stats.sink_events_delivered_total += delivered
-            stats.sink_events_dropped_refused_total += refused
-            stats.sink_batches_delivered_total += bool(written or delivered)
-            stats.sink_bytes_total += written
-            self._leave(delivered + refused)
-            row = None if self._parcels else self._row
-            if row is not None:
+            delivered = self._parcels.popleft().events - refused
+            self._uncount(delivered, refused)
+            self._stats.sink_batches_delivered_total += 1 if written else 0
+            self._stats.sink_bytes_total += written
+            done = None if self._parcels else self._row
+            if done is not None:
                 self._row = None
-        if row is not None:
-            self._remove(row)
+        if done is not None and self._shelf is not None:
+            self._shelf.remove(done)
 
-    def _uncount(self, events: int) -> None:
+    def _uncount(self, delivered: int, refused: int) -> None:
+        """These wait no more."""
+        stats = self._stats
         if self._row is None:
-            self._stats.sink_events_queued -= events
+            stats.sink_events_queued -= delivered + refused
         else:
-            self._stats.sink_events_spooled -= events
+            stats.sink_events_spooled -= delivered + refused
+        stats.sink_events_delivered_total += delivered
+        stats.sink_events_dropped_refused_total += refused
 
     def _recover(self) -> None:
         self._backoff.reset()
-        if self._state is SinkState.RETRYING:
-            logger.info("sink %s: works again", self.name)
-            self._absences.reset()
-        with self._changed:
+        with self._lock:
             if self._state in (SinkState.STARTING, SinkState.RETRYING):
                 self._state = SinkState.OK
+        if self._told_absence:
+            self._told_absence = False
+            logger.info("sink %s: works again", self.name)
 
     def _revise(self, revision: SinkRevised) -> None:
         """Writes the parts instead; events that are in none of them have been refused."""
-        with self._changed:
+        with self._lock:
             if self._abandoned or not self._parcels:
                 return
             whole = self._parcels.popleft()
             self._parcels.extendleft(reversed(revision.parcels))
             missing = whole.events - sum(parcel.events for parcel in revision.parcels)
-            self._uncount(missing)
-            self._stats.sink_events_dropped_refused_total += missing
-            self._leave(missing)
+            self._uncount(0, missing)
         if missing:
             self._complain(revision.reason, missing)
 
     def _refuse(self, refusal: SinkRefused) -> None:
-        if not self._parcels:
+        if not self._parcels:  # it was the opening that went wrong, and nothing has been lost by that
             self._retry(SinkUnavailable(refusal.reason))
             return
         events = self._parcels[0].events
         refused = events if refusal.events is None else min(refusal.events, events)
         self._error = refusal.reason
         self._complain(refusal.reason, refused)
-        self._settle(delivered=events - refused, refused=refused)
+        self._settle(refused=refused, written=0)
         self._recover()
-
-    def _complain(self, reason: str, events: int) -> None:
-        repeats = self._refusals.find_repeats()
-        if repeats is not None:
-            more = f" ({repeats} more batches since the last message)" if repeats else ""
-            logger.warning("sink %s: %s, dropping %d events%s", self.name, reason, events, more)
 
     def _retry(self, absence: SinkUnavailable) -> None:
         self._close_sink()
         delay = self._backoff.next_delay(absence.retry_after)
-        self._retry_at = self._clock() + delay
-        with self._changed:
+        with self._lock:
             if self._abandoned:
                 return
+            self._retry_at = self._clock() + delay
             self._error = absence.reason
-            self._stats.sink_retries_total += bool(self._parcels)
+            self._stats.sink_retries_total += 1 if self._parcels else 0
             if absence.rest is not None and self._parcels:
                 done = self._parcels[0].events - absence.rest.events
                 self._parcels[0] = absence.rest
-                self._uncount(done)
-                self._stats.sink_events_delivered_total += done
-                self._leave(done)
+                self._uncount(done, 0)
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
-        repeats = self._absences.find_repeats()
-        if repeats is not None:
-            more = f" ({repeats} more attempts since the last message)" if repeats else ""
-            logger.warning("sink %s: %s, retrying in %.1f s%s", self.name, absence.reason, delay, more)
+        note = self._absences.find_note()
+        if note is not None:
+            self._told_absence = True
+            logger.warning("sink %s: %s, retrying in %.1f s%s", self.name, absence.reason, delay, note)
 
     def _fail(self, reason: str) -> None:
-        with self._changed:
+        with self._lock:
             self._error = reason
             self._state = SinkState.FAILED
         logger.error("sink %s: %s, out until it is enabled again", self.name, reason)
         if self._on_failed is not None:
             self._on_failed(reason)
 
+    def _complain(self, reason: str, events: int) -> None:
+        note = self._refusals.find_note()
+        if note is not None:
+            logger.warning("sink %s: %s, dropping %d events%s", self.name, reason, events, note)
+
     def _close_sink(self) -> None:
         self._opened = False
         try:
             self._sink.close()
         except Exception as error:  # whatever it is, there is nothing left to lose
-            logger.debug("sink %s: closing: %s", self.name, _describe(error))
-
-    def _park(self) -> None:
-        """The sink is out: what waits goes to disk, or is dropped by the name of the reason."""
-        self._close_sink()
-        while self._move_to_spool(self._clock(), everything=True):
-            pass
-        with self._changed:
-            dropped = self._drop_held()
-            if self._state is SinkState.FAILED:
-                self._stats.sink_events_dropped_failed_total += dropped
-            else:
-                self._stats.sink_events_dropped_disabled_total += dropped
-
-    def _drop_held(self) -> int:
-        """Forgets all that is in memory only. Returns the number of events."""
-        dropped = self._stats.sink_events_queued
-        self._stats.sink_events_queued = 0
-        self._waiting.clear()
-        if self._row is None:
-            self._parcels.clear()
-        self._leave(dropped)
-        return dropped
-
-    # ---- the disk -------------------------------------------------------------------------------------
-
-    def _move_to_spool(self, now: float, *, everything: bool = False) -> bool:
-        """Stores what was being written, or the next that is ready. False when nothing was or could be."""
-        if self._spool is None or (now < self._spool_retry_at and not everything):
-            return False
-        if self._parcels and self._row is None:
-            stored = self._store(tuple(self._parcels))
-            if stored:
-                with self._changed:
-                    self._parcels.clear()
-            return stored
-        taken = self._take(now, everything=everything)
-        if taken is None:
-            return False
-        parcel = self._encode(taken)
-        if parcel is None or self._store((parcel,)):
-            return True
-        with self._changed:
-            self._waiting.put_back(taken)
-        return False
-
-    def _store(self, parcels: tuple[Parcel[P], ...]) -> bool:
-        assert self._spool is not None
-        try:
-            try:
-                gone = self._spool.append(parcels)
-            except SpoolDamagedError as error:
-                self._set_aside(error)
-                gone = self._spool.append(parcels)
-        except SpoolError as error:
-            self._note_spool_error(error)
-            return False
-        events = sum(parcel.events for parcel in parcels)
-        with self._changed:
-            self._stats.sink_events_queued -= events
-            self._stats.sink_events_spooled += events
-            self._spool_oldest = self._spool.oldest
-            if gone:
-                self._drop_rows(gone)
-        return True
-
-    def _drop_rows(self, gone: list[Row[P]]) -> None:
-        dropped = 0
-        for row in gone:
-            if self._row is not None and row.number == self._row.number:
-                dropped += sum(parcel.events for parcel in self._parcels)
-                self._parcels.clear()
-                self._row = None
-            else:
-                dropped += row.parcel.events
-        self._stats.sink_events_spooled -= dropped
-        self._stats.sink_events_dropped_spool_total += dropped
-        self._leave(dropped)
-        if dropped:
-            self._append_lost(Lost(dropped, gone[0].parcel.oldest, self._spool_oldest, self.name, "spool"))
-
-    def _read_spool(self) -> Row[P] | None:
-        assert self._spool is not None
-        try:
-            return self._spool.first()
-        except SpoolDamagedError as error:
-            self._set_aside(error)
-        return None
-
-    def _remove(self, row: Row[P]) -> None:
-        assert self._spool is not None
-        try:
-            self._spool.remove(row)
-        except SpoolDamagedError as error:
-            self._set_aside(error)
-        with self._changed:
-            self._spool_oldest = self._spool.oldest
-
-    def _set_aside(self, error: SpoolDamagedError) -> None:
-        assert self._spool is not None
-        with self._changed:
-            lost = self._stats.sink_events_spooled
-            self._stats.sink_events_spooled = 0
-            self._stats.sink_events_dropped_damaged_total += lost
-            self._stats.sink_spool_damaged_total += 1
-            self._leave(lost)
-            if self._row is not None:
-                self._row = None
-                self._parcels.clear()
-        logger.error("sink %s: %s, %d events are kept aside", self.name, error, lost)
-        try:
-            self._spool.set_aside()
-        except SpoolError as trouble:
-            self._note_spool_error(trouble)
-
-    def _note_spool_error(self, error: SpoolError) -> None:
-        self._spool_retry_at = self._clock() + SPOOL_PAUSE
-        with self._changed:
-            self._error = str(error)
-            self._stats.sink_spool_errors_total += 1
-        logger.error("sink %s: %s, keeping events in memory", self.name, error)
-
-    # ---- the end --------------------------------------------------------------------------------------
-
-    def _finish(self) -> None:
-        """Spools or counts what is left. The thread is over, or hangs in a write and touches nothing more."""
-        while self._move_to_spool(self._clock(), everything=True):
-            pass
-        with self._changed:
-            dropped = self._drop_held()
-            self._stats.sink_events_dropped_shutdown_total += dropped
-        if dropped:
-            logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
-        self._close_sink()
-        if self._spool is not None:
-            self._spool.close()
-
-
-def _describe(error: Exception) -> str:
-    """One line without the arguments of nested errors."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+            logger.debug("sink %s: closing: %s", self.name, describe(error))

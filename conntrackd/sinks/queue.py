@@ -1,4 +1,4 @@
-"""Batches that wait for a sink, bounded in events, joined when taken. No lock, no thread, no clock of its own."""
+"""Batches that wait for a sink, bounded in events, joined when taken. No lock, no thread, no clock."""
 
 from collections import deque
 from collections.abc import Sequence

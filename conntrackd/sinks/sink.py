@@ -104,3 +104,10 @@ class Sink(Protocol[P]):
 
     def close(self) -> None:
         """Lets go of everything. May be called twice, and from another thread to end a write that hangs."""
+
+
+def describe(error: Exception) -> str:
+    """An exception in one line, in the system's words where there are some."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,146 @@
+"""The disk side of an outbox: what becomes of the spool's troubles, and of the counters with them."""
+
+import logging
+from collections.abc import Callable
+from threading import Condition
+from typing import Final, Generic, TypeVar
+
+from conntrackd.flow import Lost
+from conntrackd.sinks.sink import Parcel
+from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError, Store
+from conntrackd.stats import SinkStats
+
+logger = logging.getLogger(__name__)
+
+P = TypeVar("P")
+
+# A disk that did not take a batch is tried again after this long; until then the queue in memory must do.
+PAUSE: Final = 10.0
+
+
+class Shelf(Generic[P]):
+    """A spool whose methods never raise. Used by the outbox's thread; counters change under its lock."""
+
+    def __init__(
+        self,
+        store: Store[P],
+        name: str,
+        stats: SinkStats,
+        lock: Condition,
+        *,
+        clock: Callable[[], float],
+        tell_lost: Callable[[Lost], None],
+    ) -> None:
+        """`tell_lost` is called with the lock held: when rows had to go because the spool is full."""
+        self.oldest = store.oldest
+        self.error = ""
+        self._name = name
+        self._store = store
+        self._stats = stats
+        self._lock = lock
+        self._clock = clock
+        self._tell_lost = tell_lost
+        self._retry_at = 0.0
+        stats.sink_events_restored_total += store.events
+        stats.sink_events_spooled += store.events
+        if store.damage:
+            stats.sink_spool_damaged_total += 1
+            self.error = store.damage
+            logger.error("sink %s: %s", name, store.damage)
+
+    @property
+    def rows(self) -> int:
+        """Parcels on disk."""
+        return self._store.rows
+
+    def is_paused(self) -> bool:
+        """Whether the disk gets a rest after it refused something."""
+        return self._clock() < self._retry_at
+
+    def put(self, parcels: tuple[Parcel[P], ...], held: Row[P] | None = None, rest: int = 0) -> bool:
+        """Parcels that were queued, to disk: all of them or none.
+
+        `held` is the row that is being written, `rest` the events of it that still are: it never has to go
+        for newer ones. When the spool proves to be damaged, they are counted as queued from then on.
+        """
+        try:
+            gone = self._store.append(parcels, keep=None if held is None else held.number)
+        except SpoolDamagedError as error:
+            # Not tried again at once: the caller first has to see that what it holds is on disk no more.
+            self._set_aside(error, rest)
+            return False
+        except SpoolError as error:
+            self._note(error)
+            return False
+        events = sum(parcel.events for parcel in parcels)
+        dropped = sum(row.parcel.events for row in gone)
+        with self._lock:
+            self._stats.sink_events_queued -= events
+            self._stats.sink_events_spooled += events - dropped
+            self._stats.sink_events_dropped_spool_total += dropped
+            self.oldest = self._store.oldest
+            if dropped:
+                self._tell_lost(Lost(dropped, gone[0].parcel.oldest, self.oldest, self._name, "spool"))
+        return True
+
+    def find_first(self) -> Row[P] | None:
+        """The oldest row. None when there is none, or none can be read any more."""
+        try:
+            while True:
+                row = self._store.first()
+                if row is None or row.intact:
+                    return row
+                self._drop_damaged(row)
+        except SpoolError as error:  # whatever cannot be read is damaged: newer events do not wait behind it
+            self._set_aside(error, 0)
+        return None
+
+    def _drop_damaged(self, row: Row[P]) -> None:
+        with self._lock:
+            lost = min(row.parcel.events, self._stats.sink_events_spooled)
+            self._stats.sink_events_spooled -= lost
+            self._stats.sink_events_dropped_damaged_total += lost
+        logger.error(
+            "sink %s: the spool gives back other bytes than it got, dropping %d events", self._name, lost
+        )
+        self._store.remove(row)
+
+    def remove(self, row: Row[P]) -> None:
+        """The row has been delivered or refused; its events are not counted as spooled any more."""
+        try:
+            self._store.remove(row)
+        except SpoolDamagedError as error:
+            self._set_aside(error, 0)
+        except SpoolError as error:
+            self._note(error)
+        with self._lock:
+            self.oldest = self._store.oldest
+
+    def holds(self, row: Row[P]) -> bool:
+        """Whether the row is still on disk."""
+        return self._store.holds(row.number)
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        self._store.close()
+
+    def _set_aside(self, error: SpoolError, rest: int) -> None:
+        with self._lock:
+            lost = self._stats.sink_events_spooled - rest
+            self._stats.sink_events_spooled = 0
+            self._stats.sink_events_queued += rest
+            self._stats.sink_events_dropped_damaged_total += lost
+            self._stats.sink_spool_damaged_total += 1
+            self.error = str(error)
+        try:
+            path = self._store.set_aside()
+            logger.error("sink %s: %s, keeping it as %s with %d events", self._name, error, path, lost)
+        except SpoolError as trouble:
+            self._note(trouble)
+
+    def _note(self, error: SpoolError) -> None:
+        self._retry_at = self._clock() + PAUSE
+        with self._lock:
+            self.error = str(error)
+            self._stats.sink_spool_errors_total += 1
+        logger.error("sink %s: %s, keeping events in memory, trying again in %d s", self._name, error, PAUSE)
