@@ -384,12 +384,12 @@ static struct settings parse_settings(int argc, char **argv)
 	return settings;
 }
 
-static void report(const struct output *output, const struct ring *tcp, const struct ring *udp, double seconds)
+static void report(const struct output *output, const struct ring *tcp, const struct ring *udp, double rate)
 {
 	printf("{\"flows\":%llu,\"packets\":%llu,\"events\":%llu,\"new\":%llu,\"update\":%llu,\"destroy\":%llu,"
-	       "\"seconds\":%.6f}\n",
+	       "\"rate\":%.0f}\n",
 	       tcp->flows + udp->flows, output->packets, output->events, tcp->flows + udp->flows,
-	       tcp->flows * TCP_UPDATES + udp->flows * UDP_UPDATES, tcp->flows + udp->flows, seconds);
+	       tcp->flows * TCP_UPDATES + udp->flows * UDP_UPDATES, tcp->flows + udp->flows, rate);
 }
 
 int main(int argc, char **argv)
@@ -398,7 +398,7 @@ int main(int argc, char **argv)
 	struct ring tcp = make_ring(IPPROTO_TCP, settings.tcp_slots);
 	struct ring udp = make_ring(IPPROTO_UDP, settings.udp_slots);
 	struct output output = { .dump = settings.dump, .rate = settings.rate };
-	double seconds;
+	double rate;
 
 	if (!settings.dump) {
 		output.fd = open_tun(argv[optind]);
@@ -406,11 +406,11 @@ int main(int argc, char **argv)
 	}
 	output.start = now();
 	send_flows(&output, &tcp, &udp, &settings);
-	seconds = (now() - output.start) / (double)SECOND_NS;
+	rate = output.events * (double)SECOND_NS / (now() - output.start);
 	if (settings.dump)
 		return 0;
 	sweep(&output, &udp, settings.ipv6_percent);
 	sweep(&output, &tcp, settings.ipv6_percent);
-	report(&output, &tcp, &udp, seconds);
+	report(&output, &tcp, &udp, rate);
 	return 0;
 }

@@ -1,0 +1,130 @@
+"""Where it happens: compiled C programs, a network namespace of our own, two tun devices and forwarding."""
+
+import ctypes
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+BUILD: Final = HERE / "build"
+CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h; os.unshare comes with Python 3.12
+FROM_TUN: Final = "bench0"
+TO_TUN: Final = "bench1"
+
+SYSCTLS: Final = {
+    "net/ipv4/ip_forward": 1,
+    "net/ipv6/conf/all/forwarding": 1,
+    "net/ipv4/conf/all/rp_filter": 0,
+    f"net/ipv4/conf/{FROM_TUN}/rp_filter": 0,
+    # The generator uses its tuples again after so many seconds.
+    "net/netfilter/nf_conntrack_udp_timeout": 1,
+    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
+}
+
+# Nothing is tracked in a namespace until a rule asks for the state.
+RULES: Final = """
+table inet bench {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ct state new accept
+    }
+}
+"""
+
+
+class BenchError(Exception):
+    """The benchmark cannot go on; the text says why."""
+
+
+def compile_program(name: str) -> Path:
+    """Compile bench/NAME.c unless build/NAME is newer."""
+    source, program = HERE / f"{name}.c", BUILD / name
+    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+        return program
+    BUILD.mkdir(exist_ok=True)
+    run_tool("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source))
+    return program
+
+
+def run_tool(*argv: str, text: str | None = None) -> str:
+    """Run a program of the system, give its output; BenchError with what it said when it fails."""
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise BenchError(f"{argv[0]} is missing; install it (make system)") from None
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"{' '.join(argv)}: {error.stderr.strip()}") from None
+    return done.stdout
+
+
+def enter_namespace() -> None:
+    """Move this process into a new network namespace, which goes with it, and make it forward packets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise BenchError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+    run_tool("ip", "link", "set", "lo", "up")
+    for name in (FROM_TUN, TO_TUN):
+        run_tool("ip", "tuntap", "add", name, "mode", "tun")
+        run_tool("ip", "link", "set", name, "up", "txqueuelen", "2")
+    run_tool("ip", "addr", "add", "10.255.0.1/30", "dev", FROM_TUN)
+    run_tool("ip", "route", "add", "default", "dev", TO_TUN)
+    run_tool("ip", "-6", "route", "add", "default", "dev", TO_TUN)
+    run_tool("nft", "-f", "-", text=RULES)
+    for key, value in SYSCTLS.items():
+        Path("/proc/sys", key).write_text(str(value))
+
+
+def count_flows() -> int:
+    """The entries of this namespace's conntrack table."""
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the generator shall send; rate is in events a second, 0 for full speed."""
+
+    flows: int = 200_000
+    rate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the kernel must have emitted for it, counted by the generator."""
+
+    flows: int
+    packets: int
+    events: int
+    new: int
+    update: int
+    destroy: int
+    rate: float
+
+    def count(self, groups: int) -> int:
+        """The events of a set of groups: a sum of 1 NEW, 2 UPDATE, 4 DESTROY."""
+        return sum(
+            number for bit, number in ((1, self.new), (2, self.update), (4, self.destroy)) if groups & bit
+        )
+
+
+def start_generator(load: Load, core: int) -> subprocess.Popen[str]:
+    """Begin to send on one core."""
+    argv = [str(BUILD / "generator"), "-f", str(load.flows), "-r", str(load.rate), FROM_TUN, TO_TUN]
+    return subprocess.Popen(["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, text=True)
+
+
+def finish_generator(process: subprocess.Popen[str]) -> Traffic:
+    """Wait until all is sent and every flow is destroyed."""
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        raise BenchError("the generator failed")
+    if left := count_flows():
+        raise BenchError(f"{left} flows are left in the table: the number of events is not known")
+    return Traffic(**json.loads(output))

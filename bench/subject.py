@@ -1,0 +1,142 @@
+"""One subject in one run: start it, wait until it listens, send, wait until it has read all, stop it."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from bench.arena import BenchError, Load, Traffic, finish_generator, start_generator
+from bench.proc import Listener, find_listener, read_cpu_ns, read_memory_kib
+
+GENERATOR_CORE: Final = 0
+SUBJECT_CORE: Final = 1
+READY_S: Final = 20.0
+QUIET_S: Final = 120.0
+MESSAGE_CHARACTERS: Final = 2000  # conntrack repeats its warning thousands of times
+IDLE_SAMPLE_S: Final = 0.3
+IDLE_NS: Final = 3_000_000  # a process that burns less than 1 % of a core has nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A program that listens to conntrack events, and how its output tells how many it has seen.
+
+    `count` takes what it wrote to standard output and to standard error; None says that its output cannot
+    tell, then the kernel's drop counter does. `groups` are those whose events it is expected to see.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    stdout: Path = Path("/dev/null")
+    count: Callable[[Path, str], int] | None = None
+    groups: int = 7
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one run of a subject has shown. `sent` counts events of the subject's groups."""
+
+    subject: str
+    sent: int
+    events: int
+    lost: int
+    cpu_us: float
+    peak_kib: int
+    rate: float
+
+    @property
+    def us_per_event(self) -> float:
+        """CPU time for each event that it got, or that its filter kept from it."""
+        return self.cpu_us / max(self.events, 1)
+
+
+def measure(subject: Subject, load: Load) -> Measurement:
+    """Run it once under this load."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = _start(subject, errors)
+        try:
+            _wait_until_it_listens(process, subject, errors)
+            before = _wait_until_idle(process.pid)
+            traffic = finish_generator(start_generator(load, GENERATOR_CORE))
+            after = _wait_until_idle(process.pid)
+            listener = find_listener(process.pid)
+            peak = read_memory_kib(process.pid, "VmHWM")
+        finally:
+            stop(process)
+        if listener is None:
+            raise BenchError(f"{subject.name} no longer listens: {_read(errors)}")
+        events = _count(subject, traffic, listener, _read(errors))
+    sent = traffic.count(subject.groups)
+    lost = max(listener.drops, sent - events)
+    return Measurement(subject.name, sent, events, lost, (after - before) / 1000, peak, traffic.rate)
+
+
+def _start(subject: Subject, errors: IO[str]) -> subprocess.Popen[bytes]:
+    argv = ["taskset", "-c", str(SUBJECT_CORE), *subject.argv]
+    with subject.stdout.open("wb") as stdout:
+        return subprocess.Popen(argv, stdout=stdout, stderr=errors, env={**os.environ, **subject.environ})
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a subject politely, by force when it does not."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], subject: Subject, errors: IO[str]) -> None:
+    end = time.monotonic() + READY_S
+    while process.poll() is None and time.monotonic() < end:
+        if find_listener(process.pid):
+            return
+        time.sleep(0.02)
+    raise BenchError(f"{subject.name} does not listen: {_read(errors)}")
+
+
+def _wait_until_idle(pid: int) -> int:
+    """Wait until its socket is empty and it has nothing to do; its CPU time at that moment."""
+    end = time.monotonic() + QUIET_S
+    last = read_cpu_ns(pid)
+    while time.monotonic() < end:
+        time.sleep(IDLE_SAMPLE_S)
+        listener = find_listener(pid)
+        cpu = read_cpu_ns(pid)
+        if (listener is None or listener.queued == 0) and cpu - last < IDLE_NS:
+            return cpu
+        last = cpu
+    raise BenchError(f"a subject is still busy after {QUIET_S:.0f} s")
+
+
+def _count(subject: Subject, traffic: Traffic, listener: Listener, errors: str) -> int:
+    if subject.count is None:
+        return traffic.count(subject.groups) - listener.drops
+    return subject.count(subject.stdout, errors)
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip()[-MESSAGE_CHARACTERS:]
+
+
+def count_lines(path: Path, _errors: str) -> int:
+    """For a subject that writes one line an event."""
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def parse_shown(_path: Path, errors: str) -> int:
+    """What conntrack says at its end."""
+    found = re.search(r"(\d+) flow events have been shown", errors)
+    if not found:
+        raise BenchError(f"conntrack did not say how many events it has shown: {errors}")
+    return int(found[1])

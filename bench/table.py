@@ -1,0 +1,67 @@
+"""Measurements as a table for people (Markdown) and as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+from bench.subject import Measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The middle of several runs of one subject; lost is the worst of them."""
+
+    subject: str
+    events: int
+    us_per_event: float
+    ratio: float | None
+    lost: int
+    peak_mib: float
+    events_per_second: int
+
+
+def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
+    """One row; `floor` is the CPU time per event of the cheapest listener, None when it was not measured."""
+    us_per_event = median(run.us_per_event for run in runs)
+    return Row(
+        subject=runs[0].subject,
+        events=int(median(run.sent for run in runs)),
+        us_per_event=round(us_per_event, 3),
+        ratio=round(us_per_event / floor, 2) if floor else None,
+        lost=max(run.lost for run in runs),
+        peak_mib=round(median(run.peak_kib for run in runs) / 1024, 1),
+        events_per_second=int(median(run.rate for run in runs)),
+    )
+
+
+def render_markdown(rows: Sequence[Row]) -> str:
+    """A table whose columns are aligned in the source too."""
+    head = ("subject", "events", "lost", "CPU per event", "to the floor", "peak memory")
+    cells = [head] + [
+        (
+            row.subject,
+            f"{row.events:,}",
+            f"{row.lost:,}",
+            f"{row.us_per_event:.2f} us",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            f"{row.peak_mib:.1f} MiB",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = [
+        "| " + " | ".join(_pad(text, widths[i], i > 0) for i, text in enumerate(line)) + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def render_json(rows: Sequence[Row]) -> str:
+    """One object a row."""
+    return json.dumps([asdict(row) for row in rows], indent=2)
