@@ -166,7 +166,9 @@ COUNTERS: Final = MappingProxyType(
     }
 )
 
-TYPES: Final = MappingProxyType({each.name: each.value for each in EventType if each != EventType.SNAPSHOT})
+TYPES: Final = MappingProxyType(
+    {str(each.name): each.value for each in EventType if each != EventType.SNAPSHOT}
+)
 PROTOCOLS: Final = MappingProxyType(
     {
         name: Protocol[name].value
@@ -176,6 +178,8 @@ PROTOCOLS: Final = MappingProxyType(
 STATES: Final = MappingProxyType({each.name: each.value for each in TcpState})
 FAMILIES: Final = MappingProxyType({"IPV4": int(AF_INET), "IPV6": int(AF_INET6)})
 NATS: Final = MappingProxyType({"SNAT": int(Nat.SNAT), "DNAT": int(Nat.DNAT), "ANY": int(Nat.BOTH)})
+# Both ends at once, where ANY is one of them at least: two conditions, so not among NATS.
+BOTH: Final = "BOTH"
 STATUSES: Final = MappingProxyType(
     {
         **{
@@ -201,6 +205,8 @@ OPERATORS: Final = ("<", "<=", "=", "!=", ">=", ">")
 SIZE_UNITS: Final = MappingProxyType({"K": 1 << 10, "M": 1 << 20, "G": 1 << 30})
 # Longest first: canonical text takes the first that divides.
 DURATION_UNITS: Final = MappingProxyType({"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6})
+# What a number without a unit counts.
+NO_UNIT: Final = MappingProxyType({"size": 1, "duration": 10**9})
 
 
 class Prefix(NamedTuple):

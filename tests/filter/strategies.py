@@ -34,14 +34,14 @@ V4_ADDRESSES: Final = """
     223.255.255.255 224.0.0.1 255.255.255.255
 """
 V6_ADDRESSES: Final = """
-    :: ::1 ::a00:1 fe80::1 fc00::1 fdff::1 ff02::1 2001:db8::1 2001:db8::2 2001:db8:0:1::1 2a01:4f8:160:5372::2
-    ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+    :: ::1 ::a00:1 fe80::1 fc00::1 fdff::1 ff02::1 2001:db8::1 2001:db8::2 2001:db8:0:1::1
+    2a01:4f8:160:5372::2 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
 """
 NETWORKS: Final = """
     0.0.0.0/0 0.0.0.0/1 128.0.0.0/1 10.0.0.0/8 10.0.0.0/31 10.0.0.1 10.1.0.1 192.0.2.0/25 192.0.2.7 224.0.0.1
     255.255.255.255
-    ::/0 ::/1 8000::/1 ::1 ::a00:1 fe80::/10 2001:db8::/32 2001:db8::/63 2001:db8::/64 2001:db8::/65 2001:db8::1
-    2001:db8::2/127 2a01:4f8:160:5372::2
+    ::/0 ::/1 8000::/1 ::1 ::a00:1 fe80::/10 2001:db8::/32 2001:db8::/63 2001:db8::/64 2001:db8::/65
+    2001:db8::1 2001:db8::2/127 2a01:4f8:160:5372::2
 """
 ADDRESSES: Final = {
     4: [ip_address(text).packed for text in V4_ADDRESSES.split()],
@@ -58,7 +58,7 @@ STATUSES: Final = tuple(fields.STATUSES.values())
 COUNTS: Final = (0, 1, 100, 1023, 1024, 10 << 20, (1 << 32) - 1, 1 << 32, (1 << 64) - 1)
 SECOND: Final = 10**9
 START: Final = 1_700_000_000 * SECOND
-DURATIONS: Final = (0, 10**6, SECOND - 1, SECOND, 60 * SECOND, 3600 * SECOND)
+DURATIONS: Final = (0, 10**6, 999 * 10**6, SECOND, 60 * SECOND, 3600 * SECOND)
 COUNTRIES: Final = ("", "DE", "FR", "US")
 CITIES: Final = ("", "Nuremberg", "Zürich", 'The "Hague"', "Straße\\")
 

@@ -1,0 +1,376 @@
+"""Text -> AST. The only file that imports ply; the docstrings of its functions are the grammar.
+
+A comma continues a list where a value follows it (`port 22,80`), and means `or` where a condition follows
+(`port 22, type NEW`). After `nat SNAT,` the word ANY is taken for a value.
+"""
+
+import copy
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, Final
+
+from ply import lex, yacc
+
+from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
+from conntrackd.filter.ast import Anything, Rule, conjoin, disjoin, negate
+from conntrackd.filter.text import Mistake, RuleText, quote, read_rule_file, suggest
+from conntrackd.filter.words import EITHER, Builder, Side, Word
+
+__all__ = ["RuleText", "parse_rules", "read_rule_file"]
+
+# Each bounds the memory and time that somebody else's text can take (rules also come over D-Bus).
+MAX_RULES: Final = 1000
+MAX_LENGTH: Final = 4096
+MAX_NESTING: Final = 64
+
+LOG: Final = ("LOG", "ALLOW")
+KEYWORDS: Final = {
+    **dict.fromkeys((*LOG, "DROP", "DENY"), "ACTION"),
+    **dict.fromkeys(("SOURCE", "SRC"), "SOURCE"),
+    **dict.fromkeys(("DESTINATION", "DST", "DEST"), "DESTINATION"),
+    **dict.fromkeys(("TYPE", "PROTOCOL", "STATE", "STATUS", "NAT", "MARK", "ZONE", "FAMILY"), "LIST"),
+    **dict.fromkeys(("COUNTRY", "CITY"), "PLACE"),
+    **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
+    **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
+}
+VALUES: Final = frozenset(("WORD", "NUMBER", "STRING"))
+# What is missing, said by the first of these that the parser could go on with.
+EXPECTED: Final = {
+    "ACTION": "an action ('log' or 'drop')",
+    "LIST": "a condition (such as 'protocol', 'source address', 'port', 'any')",
+    "ADDRESS": "'address', 'network', 'port', 'country' or 'city'",
+    "OPERATOR": "a comparison (< <= = != >= >)",
+    "PORT": "'port'",
+    "WORD": "a value",
+    "RPAREN": "')', 'and' or 'or'",
+}
+
+tokens = (
+    *dict.fromkeys(KEYWORDS.values()),
+    *("WORD", "NUMBER", "STRING", "OPERATOR", "DASH", "COMMA", "LPAREN", "RPAREN"),
+)
+
+# -- words
+
+t_ignore = " \t"
+t_ignore_COMMENT = r"\#.*"
+t_OPERATOR = r"<=|>=|!=|==|<|>|="
+t_NOT = r"!"
+t_DASH = r"-"
+t_COMMA = r","
+t_LPAREN = r"\("
+t_RPAREN = r"\)"
+
+
+def t_STRING(t: lex.LexToken) -> lex.LexToken:
+    r'"(?:\\.|[^"\\])*"'
+    return t
+
+
+def t_NUMBER(t: lex.LexToken) -> lex.LexToken:
+    r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?![\w.:/])"
+    return t
+
+
+def t_WORD(t: lex.LexToken) -> lex.LexToken:
+    r"""[^\s(),!<>="#-][^\s(),!<>="#]*"""
+    t.type = KEYWORDS.get(t.value.upper(), "WORD")
+    return t
+
+
+def t_error(t: lex.LexToken) -> None:
+    """Where no word begins: only a quote that is never closed."""
+    raise Stop(Mistake("a quoted text that does not end", t.lexpos, t.lexpos + 1))
+
+
+# -- sentences
+
+
+def p_rule(p: yacc.YaccProduction) -> None:
+    """rule : ACTION expression"""
+    p[0] = (p[1].text.upper() in LOG, p[2])
+
+
+def p_expression(p: yacc.YaccProduction) -> None:
+    """expression : conjunction
+    | expression OR conjunction"""
+    p[0] = p[1] if len(p) == 2 else disjoin((p[1], p[3]), _span(p))
+
+
+def p_conjunction(p: yacc.YaccProduction) -> None:
+    """conjunction : negation
+    | conjunction AND negation"""
+    p[0] = p[1] if len(p) == 2 else conjoin((p[1], p[3]), _span(p))
+
+
+def p_negation(p: yacc.YaccProduction) -> None:
+    """negation : primary
+    | NOT negation"""
+    p[0] = p[1] if len(p) == 2 else negate(p[2], _span(p))
+
+
+def p_primary(p: yacc.YaccProduction) -> None:
+    """primary : predicate
+    | LPAREN expression RPAREN"""
+    p[0] = p[1] if len(p) == 2 else p[2]
+
+
+def p_predicate_any(p: yacc.YaccProduction) -> None:
+    """predicate : ANY"""
+    p[0] = Anything(_span(p))
+
+
+def p_predicate_list(p: yacc.YaccProduction) -> None:
+    """predicate : LIST values"""
+    p[0] = p.parser.builder.build(p[1].text.upper(), p[2], _span(p))
+
+
+def p_predicate_comparison(p: yacc.YaccProduction) -> None:
+    """predicate : COUNTER OPERATOR value
+    | REPLY COUNTER OPERATOR value"""
+    counter, operator, value = p[len(p) - 3], p[len(p) - 2], p[len(p) - 1]
+    p[0] = p.parser.builder.build_comparison(
+        counter.text.lower(), len(p) == 5, operator.text, value, _span(p)
+    )
+
+
+def p_predicate_side(p: yacc.YaccProduction) -> None:
+    """predicate : target
+    | side target"""
+    p[0] = p[1](EITHER, _span(p)) if len(p) == 2 else p[2](p[1], _span(p))
+
+
+def p_target_address(p: yacc.YaccProduction) -> None:
+    """target : ADDRESS values
+    | ADDRESS values ON PORT ports"""
+    builder, words, ports = p.parser.builder, p[2], p[5] if len(p) > 3 else None
+    p[0] = lambda side, span: builder.build_address(side, words, ports, span)
+
+
+def p_target_network(p: yacc.YaccProduction) -> None:
+    """target : NETWORK values"""
+    builder, words = p.parser.builder, p[2]
+    p[0] = lambda side, span: builder.build_network(side, words, span)
+
+
+def p_target_port(p: yacc.YaccProduction) -> None:
+    """target : PORT ports
+    | ON PORT ports"""
+    builder, ports = p.parser.builder, p[len(p) - 1]
+    p[0] = lambda side, span: builder.build_ports(side, ports, span)
+
+
+def p_target_place(p: yacc.YaccProduction) -> None:
+    """target : PLACE values"""
+    builder, kind, words = p.parser.builder, p[1].text.lower(), p[2]
+    p[0] = lambda side, span: builder.build_place(kind, side, words, span)
+
+
+def p_side(p: yacc.YaccProduction) -> None:
+    """side : end
+    | REPLY
+    | REPLY end"""
+    reply = p.slice[1].type == "REPLY"
+    p[0] = Side(reply, None if reply and len(p) == 2 else p[len(p) - 1])
+
+
+def p_end(p: yacc.YaccProduction) -> None:
+    """end : SOURCE
+    | DESTINATION"""
+    p[0] = 0 if p.slice[1].type == "SOURCE" else 1
+
+
+def p_values(p: yacc.YaccProduction) -> None:
+    """values : value
+    | values COMMA value"""
+    p[0] = [p[1]] if len(p) == 2 else [*p[1], p[3]]
+
+
+def p_ports(p: yacc.YaccProduction) -> None:
+    """ports : port
+    | ports COMMA port"""
+    p[0] = [p[1]] if len(p) == 2 else [*p[1], p[3]]
+
+
+def p_port(p: yacc.YaccProduction) -> None:
+    """port : value
+    | value DASH value"""
+    p[0] = p.parser.builder.parse_ports(p[1], p[len(p) - 1])
+
+
+def p_value(p: yacc.YaccProduction) -> None:
+    """value : WORD
+    | NUMBER
+    | STRING
+    | ANY"""
+    p[0] = p[1]
+
+
+def p_error(token: lex.LexToken | None) -> None:
+    """Only marks the place: which words could stand there is known to the parser's state (see _explain)."""
+    raise Unexpected(token)
+
+
+def _span(p: yacc.YaccProduction) -> tuple[int, int]:
+    """From the first word of a production to the end of its last."""
+    return p.lexspan(1)[0], p.lexspan(len(p) - 1)[1]
+
+
+# -- from texts to rules
+
+
+class Stop(Exception):  # noqa: N818  # never leaves this module
+    """A mistake after which the rest of the rule cannot be understood."""
+
+    def __init__(self, mistake: Mistake) -> None:
+        super().__init__(mistake.message)
+        self.mistake = mistake
+
+
+class Unexpected(Exception):  # noqa: N818  # never leaves this module
+    """A word (None: the end) that cannot stand where it is."""
+
+    def __init__(self, token: lex.LexToken | None) -> None:
+        super().__init__()
+        self.token = token
+
+
+class Words:
+    """What the parser takes for its lexer: the words of one rule, cut before."""
+
+    def __init__(self, found: list[lex.LexToken]) -> None:
+        self._found = iter(found)
+        self.lineno = self.lexpos = 0  # the parser asks for them, and uses neither
+
+    def token(self) -> lex.LexToken | None:
+        return next(self._found, None)
+
+
+def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
+    """One rule for each text. Raises ManyErrors with a RuleError for each mistake of each rule."""
+    if len(lines) > MAX_RULES:
+        raise ManyErrors([RuleError(f"{len(lines):,} rules: at most {MAX_RULES:,} are allowed")])
+    rules: list[Rule] = []
+    errors: list[ConntrackdError] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rules.append(parse_rule(line, number))
+        except ManyErrors as error:
+            errors += error.errors
+    if errors:
+        raise ManyErrors(errors)
+    return rules
+
+
+def parse_rule(line: RuleText, number: int = 1) -> Rule:
+    """One rule, which is the list's `number`th. Raises ManyErrors."""
+    place = line.place or f"rule {number}"
+    if len(line.text) > MAX_LENGTH:
+        message = f"a rule of {len(line.text):,} characters: at most {MAX_LENGTH:,} are allowed"
+        raise ManyErrors([RuleError(message, place=place)])
+    parser = copy.copy(_build_parser())
+    parser.builder = Builder()
+    mistakes = parser.builder.mistakes
+    rule = None
+    try:
+        found = _cut(line.text.rstrip())
+        keep, expression = parser.parse(lexer=Words(found), tracking=True)
+        rule = Rule(keep, expression, line.text, place)
+    except Stop as stop:
+        mistakes.append(stop.mistake)
+    except Unexpected as unexpected:
+        if not mistakes:  # else it may well follow from those
+            mistakes.append(_explain(unexpected.token, line.text, parser))
+    if mistakes or rule is None:
+        raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
+    return rule
+
+
+@cache
+def _build_parser() -> yacc.LRParser:
+    """Tables take 50 ms to make, so they are made once; each rule is parsed by a copy."""
+    return yacc.yacc(
+        module=sys.modules[__name__],
+        start="rule",
+        debug=False,
+        write_tables=False,
+        errorlog=yacc.NullLogger(),
+    )
+
+
+@cache
+def _build_lexer() -> lex.Lexer:
+    return lex.lex(module=sys.modules[__name__], errorlog=lex.NullLogger())
+
+
+def _cut(text: str) -> list[lex.LexToken]:
+    """The words of a rule, with commas told apart. Raises Stop."""
+    for place, char in enumerate(text):
+        if not char.isprintable() and char != "\t":
+            raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
+    lexer = _build_lexer().clone()
+    lexer.input(text)
+    found = list(_measure(lexer))
+    _check_nesting(found)
+    _tell_commas_apart(found)
+    return found
+
+
+def _measure(lexer: lex.Lexer) -> Iterator[lex.LexToken]:
+    """Each token with its end, and with a Word for its value."""
+    for token in lexer:
+        start, end = token.lexpos, token.lexpos + len(token.value)
+        text = _unquote(token.value) if token.type == "STRING" else token.value
+        token.value, token.endlexpos = Word(text, start, end), end
+        yield token
+
+
+def _unquote(text: str) -> str:
+    return "".join(
+        part[-1] if part.startswith("\\") else part for part in re.findall(r"\\.|[^\\]", text[1:-1])
+    )
+
+
+def _check_nesting(found: list[lex.LexToken]) -> None:
+    depth = 0
+    for token in found:
+        depth += {"LPAREN": 1, "RPAREN": -1}.get(token.type, 0)
+        if depth > MAX_NESTING:
+            message = f"parentheses in more than {MAX_NESTING} levels"
+            raise Stop(Mistake(message, token.lexpos, token.endlexpos))
+
+
+def _tell_commas_apart(found: list[lex.LexToken]) -> None:
+    """See the head of this file; a comma that no value stands before is an `or` too.
+
+    So is one before two words in a row: the first of them must be a keyword that is misspelt.
+    """
+    keyword = ""
+    for place in range(1, len(found) - 1):
+        before, token, after = found[place - 1 : place + 2]
+        if before.type == "LIST":
+            keyword = before.value.text.upper()
+        elif before.type not in VALUES | {"ANY", "COMMA"}:
+            keyword = ""
+        values = VALUES | {"ANY"} if keyword == "NAT" else VALUES
+        misspelt = after.type == "WORD" and found[place + 2 : place + 3] and found[place + 2].type in VALUES
+        if token.type == "COMMA" and (before.type not in values or after.type not in values or misspelt):
+            token.type = "OR"
+
+
+def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # noqa: ANN401  # ply has no types
+    """What was expected instead of this word, from the state in which the parser met it."""
+    expected = set(parser.action[parser.state])
+    if all(symbol.type != "LPAREN" for symbol in parser.symstack):
+        expected.discard("RPAREN")  # states of the table are shared by conditions in and outside parentheses
+    wanted = next((text for kind, text in EXPECTED.items() if kind in expected), "'and' or 'or'")
+    if token is None:
+        end = len(text.rstrip())
+        return Mistake(f"the rule ends where {wanted} is missing", end, end + 1)
+    word = token.value.text
+    words = [each.lower() for each in KEYWORDS if KEYWORDS[each] in expected]
+    near = suggest(word, words) if token.type == "WORD" else ""
+    message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
+    return Mistake(message, token.lexpos, token.endlexpos)

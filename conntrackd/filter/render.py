@@ -1,0 +1,145 @@
+"""AST -> the canonical text of a rule: what is parsed back gives the same AST."""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Final, assert_never
+
+from conntrackd.filter import fields
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Anything,
+    Compare,
+    Expression,
+    Leaf,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    NetworkIn,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    StatusHas,
+    TypeIs,
+)
+from conntrackd.flow import Status
+
+FULL_MARK: Final = (1 << 32) - 1
+VOCABULARIES: Final[Mapping[fields.Field, Mapping[str, int]]] = {
+    fields.PROTOCOL: fields.PROTOCOLS,
+    fields.STATE: fields.STATES,
+    fields.FAMILY: fields.FAMILIES,
+    fields.ZONE: {},
+}
+UNREPLIED_TREE: Final = Not(StatusHas(int(Status.SEEN_REPLY)))
+
+
+def render(rule: Rule) -> str:
+    """One rule as it would be written by somebody who always writes alike."""
+    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}"
+
+
+def render_expression(expression: Expression) -> str:
+    """A condition, with no more parentheses than it needs."""
+    match expression:
+        case Or(items):
+            return " or ".join(render_expression(item) for item in items)
+        case And(items):
+            return " and ".join(_enclose(item, Or) for item in items)
+        case Not():
+            if expression == UNREPLIED_TREE:
+                return f"status {fields.UNREPLIED}"
+            return f"not {_enclose(expression.item, Or | And)}"
+        case _:
+            return _render_leaf(expression)
+
+
+def _enclose(item: Expression, kinds: type | object) -> str:
+    text = render_expression(item)
+    return f"({text})" if isinstance(item, kinds) else text  # type: ignore[arg-type]  # a class or a union
+
+
+def _render_leaf(leaf: Leaf) -> str:
+    match leaf:
+        case Anything():
+            text = "any"
+        case TypeIs(mask):
+            text = f"type {_render_bits(mask, fields.TYPES)}"
+        case StatusHas(mask):
+            text = f"status {_render_bits(mask, fields.STATUSES)}"
+        case NatHas(mask):
+            # ANY has the bits of the others: alone where it is true.
+            text = f"nat {'ANY' if mask == fields.NATS['ANY'] else _render_bits(mask, fields.NATS)}"
+        case MarkIn(marks):
+            text = f"mark {','.join(_render_mark(value, mask) for value, mask in marks)}"
+        case NumberIn():
+            text = _render_numbers(leaf)
+        case AddressIn(asked, prefixes):
+            text = f"{_render_side('address', asked)} {','.join(render_prefix(each) for each in prefixes)}"
+        case NetworkIn(asked, names):
+            text = f"{_render_side('network', asked)} {','.join(names)}"
+        case LocationIn():
+            text = _render_place(leaf)
+        case Compare(subject, operator, number):
+            text = f"{subject.phrase} {operator} {_render_quantity(subject, number)}"
+        case _:
+            assert_never(leaf)
+    return text
+
+
+def _render_place(leaf: LocationIn) -> str:
+    if leaf.fields[0] in fields.SIDES["country", False]:
+        return f"{_render_side('country', leaf.fields)} {','.join(leaf.values)}"
+    return f"{_render_side('city', leaf.fields)} {','.join(_quote(value) for value in leaf.values)}"
+
+
+def _render_bits(mask: int, vocabulary: Mapping[str, int]) -> str:
+    return ",".join(name for name, bits in vocabulary.items() if mask & bits == bits)
+
+
+def _render_mark(value: int, mask: int) -> str:
+    return f"{value:#x}" if mask == FULL_MARK else f"{value:#x}/{mask:#x}"
+
+
+def _render_numbers(leaf: NumberIn) -> str:
+    vocabulary = VOCABULARIES.get(leaf.fields[0])
+    if vocabulary is None:
+        return f"{_render_side('port', leaf.fields)} {','.join(_render_range(each) for each in leaf.ranges)}"
+    names = {value: name for name, value in vocabulary.items()}
+    words = [names.get(low, str(low)) for low, _ in leaf.ranges]
+    return f"{leaf.fields[0].phrase} {','.join(words)}"
+
+
+def _render_range(numbers: Range) -> str:
+    low, high = numbers
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _render_side(kind: str, asked: tuple[fields.Field, ...]) -> str:
+    """`reply source address`: of two fields only whether they are the reply's, of one its phrase."""
+    if len(asked) == 1:
+        return f"{asked[0].phrase} {kind}"
+    return f"reply {kind}" if fields.SIDES.get((kind, True)) == asked else kind
+
+
+def render_prefix(prefix: fields.Prefix) -> str:
+    """An address, with its prefix length where that is not the whole address."""
+    address = ip_address(prefix.network)
+    return str(address) if prefix.length == address.max_prefixlen else f"{address}/{prefix.length}"
+
+
+def _render_quantity(subject: fields.Field, number: int) -> str:
+    if subject in {fields.PACKETS, fields.REPLY_PACKETS}:
+        return str(number)
+    units = fields.DURATION_UNITS if subject == fields.DURATION else fields.SIZE_UNITS
+    for unit, factor in sorted(units.items(), key=lambda item: -item[1]):
+        if number and number % factor == 0:
+            return f"{number // factor}{unit}"
+    return str(number)
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

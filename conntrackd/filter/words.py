@@ -1,0 +1,306 @@
+"""Words of a rule -> leaves of the tree. Every value that a person types is checked here and nowhere else."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_interface
+from typing import Final, NamedTuple, TypeVar
+
+from conntrackd.filter import fields
+from conntrackd.filter.ast import (
+    AddressIn,
+    Compare,
+    Expression,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    NetworkIn,
+    NumberIn,
+    Range,
+    StatusHas,
+    TypeIs,
+    conjoin,
+    disjoin,
+    negate,
+    sort_prefixes,
+)
+from conntrackd.filter.text import Mistake, quote, suggest
+from conntrackd.flow import Nat, Status
+
+NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
+QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)
+MAX_PORT: Final = (1 << 16) - 1
+MAX_ZONE: Final = (1 << 16) - 1
+MAX_PROTOCOL: Final = (1 << 8) - 1
+MAX_MARK: Final = (1 << 32) - 1
+MAX_COUNTER: Final = (1 << 64) - 1
+ADDRESS: Final = re.compile(r"[0-9a-f:.]+(/[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
+
+T = TypeVar("T")
+
+
+class Word(NamedTuple):
+    """One value as it stands in the rule; a quoted one without its quotes."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Invalid(Exception):  # noqa: N818  # never leaves this module: it becomes a Mistake
+    """What is wrong with one word, and a hint."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Side(NamedTuple):
+    """`reply source` and the like; `end` 0 is the source, 1 the destination, None either."""
+
+    reply: bool
+    end: int | None
+
+
+EITHER: Final = Side(reply=False, end=None)
+
+
+class Builder:
+    """Makes leaves, and collects the mistakes found on the way; a leaf of a mistake is still a leaf."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
+
+    def build(self, keyword: str, words: list[Word], span: Range) -> Expression:
+        """A condition of the form `keyword value,value`."""
+        build = {
+            "TYPE": self._build_type,
+            "PROTOCOL": self._build_protocol,
+            "STATE": self._build_state,
+            "STATUS": self._build_status,
+            "NAT": self._build_nat,
+            "MARK": self._build_mark,
+            "ZONE": self._build_zone,
+            "FAMILY": self._build_family,
+        }[keyword]
+        return build(words, span)
+
+    def build_network(self, side: Side, words: list[Word], span: Range) -> Expression:
+        names = self._collect(words, lambda word: _parse_name(word, "network", fields.NETWORKS))
+        return NetworkIn(self._find_fields("network", side, span), names, span)
+
+    def build_place(self, kind: str, side: Side, words: list[Word], span: Range) -> Expression:
+        """A country or a city."""
+        parse = _parse_country if kind == "country" else _parse_city
+        return LocationIn(self._find_fields(kind, side, span), self._collect(words, parse), span)
+
+    def build_ports(self, side: Side, ports: list[Range], span: Range) -> Expression:
+        return NumberIn(self._find_fields("port", side, span), tuple(sorted(set(ports))), span)
+
+    def build_address(
+        self, side: Side, words: list[Word], ports: list[Range] | None, span: Range
+    ) -> Expression:
+        """Addresses; with ports those of the same side, so that `either` becomes two conditions."""
+        prefixes = sort_prefixes(self._collect(words, _parse_prefix))
+        if ports is None:
+            return AddressIn(self._find_fields("address", side, span), prefixes, span)
+        sides = [side] if side.end is not None else [Side(side.reply, 0), Side(side.reply, 1)]
+        return disjoin(
+            (
+                conjoin(
+                    [
+                        AddressIn(self._find_fields("address", each, span), prefixes, span),
+                        self.build_ports(each, ports, span),
+                    ],
+                    span,
+                )
+                for each in sides
+            ),
+            span,
+        )
+
+    def build_comparison(self, kind: str, reply: bool, operator: str, word: Word, span: Range) -> Expression:
+        parse = {"bytes": _parse_size, "duration": _parse_duration, "packets": _parse_packets}[kind]
+        field = fields.COUNTERS.get((kind, reply))
+        if field is None:
+            self.mistakes.append(Mistake(f"a {kind} has no reply side", *span))
+            field = fields.COUNTERS[kind, False]
+        return Compare(field, "=" if operator == "==" else operator, self._take(word, parse, 0), span)
+
+    def parse_ports(self, first: Word, last: Word) -> Range:
+        """`80` (first is last) or `80-90`."""
+        low = self._take(first, _parse_port, 0)
+        high = low if last is first else self._take(last, _parse_port, MAX_PORT)
+        if low > high:
+            message = f"the range {low}-{high} is empty: it ends before it begins"
+            self.mistakes.append(Mistake(message, first.start, last.end, f"did you mean {high}-{low}?"))
+        return low, high
+
+    def _build_type(self, words: list[Word], span: Range) -> Expression:
+        return TypeIs(sum(self._look_up(words, "type", fields.TYPES)), span)
+
+    def _build_protocol(self, words: list[Word], span: Range) -> Expression:
+        return NumberIn((fields.PROTOCOL,), _to_ranges(self._collect(words, _parse_protocol)), span)
+
+    def _build_state(self, words: list[Word], span: Range) -> Expression:
+        return NumberIn((fields.STATE,), _to_ranges(self._look_up(words, "state", fields.STATES)), span)
+
+    def _build_family(self, words: list[Word], span: Range) -> Expression:
+        return NumberIn((fields.FAMILY,), _to_ranges(self._look_up(words, "family", fields.FAMILIES)), span)
+
+    def _build_zone(self, words: list[Word], span: Range) -> Expression:
+        return NumberIn((fields.ZONE,), _to_ranges(self._collect(words, _parse_zone)), span)
+
+    def _build_mark(self, words: list[Word], span: Range) -> Expression:
+        return MarkIn(self._collect(words, _parse_mark), span)
+
+    def _build_status(self, words: list[Word], span: Range) -> Expression:
+        vocabulary = {**fields.STATUSES, fields.UNREPLIED: 0}
+        masks = self._look_up(words, "status", vocabulary)
+        mask = 0
+        for each in masks:
+            mask |= each
+        unreplied = negate(StatusHas(int(Status.SEEN_REPLY), span), span)
+        items: list[Expression] = [StatusHas(mask, span)] if mask else []
+        return disjoin([*items, unreplied] if 0 in masks or not mask else items, span)
+
+    def _build_nat(self, words: list[Word], span: Range) -> Expression:
+        masks = self._look_up(words, "nat", {**fields.NATS, fields.BOTH: 0})
+        if masks == (0,):
+            return conjoin([NatHas(int(Nat.SNAT), span), NatHas(int(Nat.DNAT), span)], span)
+        mask = 0
+        for each in masks:  # beside another word BOTH adds nothing: that one is true of it already
+            mask |= each
+        return NatHas(mask, span)
+
+    def _find_fields(self, kind: str, side: Side, span: Range) -> tuple[fields.Field, ...]:
+        pair = fields.SIDES.get((kind, side.reply))
+        if pair is None:
+            self.mistakes.append(Mistake(f"a {kind} has no reply side", *span))
+            pair = fields.SIDES[kind, False]
+        return pair if side.end is None else (pair[side.end],)
+
+    def _look_up(self, words: list[Word], kind: str, vocabulary: Mapping[str, int]) -> tuple[int, ...]:
+        return self._collect(words, lambda word: vocabulary[_parse_name(word, kind, vocabulary)])
+
+    def _collect(self, words: Iterable[Word], parse: Callable[[str], T]) -> tuple[T, ...]:
+        """What the words stand for, sorted and without duplicates; those that are wrong left out."""
+        values = {value for word in words for value in self._try(word, parse)}
+        return tuple(sorted(values))  # type: ignore[type-var]  # numbers, texts, or pairs of these
+
+    def _take(self, word: Word, parse: Callable[[str], T], otherwise: T) -> T:
+        """What the word stands for, or the other value where it is wrong."""
+        return next(iter(self._try(word, parse)), otherwise)
+
+    def _try(self, word: Word, parse: Callable[[str], T]) -> list[T]:
+        try:
+            return [parse(word.text)]
+        except Invalid as error:
+            self.mistakes.append(Mistake(error.message, word.start, word.end, error.hint))
+            return []
+
+
+def _to_ranges(numbers: Iterable[int]) -> tuple[Range, ...]:
+    return tuple((number, number) for number in numbers)
+
+
+def _parse_name(word: str, kind: str, vocabulary: Iterable[str]) -> str:
+    name = word.upper()
+    names = list(vocabulary)
+    if name in names:
+        return name
+    raise Invalid(f"unknown {kind} {quote(word)}{suggest(word, names)}", f"one of: {', '.join(names)}")
+
+
+def _parse_number(word: str, kind: str, maximum: int) -> int:
+    if NUMBER.fullmatch(word):
+        number = int(word, 16 if word[:2].lower() == "0x" else 10)
+        if number <= maximum:
+            return number
+    raise Invalid(f"{quote(word)} is no {kind}", f"a number from 0 to {maximum}")
+
+
+def _parse_port(word: str) -> int:
+    return _parse_number(word, "port", MAX_PORT)
+
+
+def _parse_zone(word: str) -> int:
+    return _parse_number(word, "zone", MAX_ZONE)
+
+
+def _parse_packets(word: str) -> int:
+    return _parse_number(word, "number of packets", MAX_COUNTER)
+
+
+def _parse_protocol(word: str) -> int:
+    if word.isdecimal():
+        return _parse_number(word, "protocol", MAX_PROTOCOL)
+    try:
+        return fields.PROTOCOLS[_parse_name(word, "protocol", fields.PROTOCOLS)]
+    except Invalid as error:
+        raise Invalid(error.message, f"{error.hint}, or a number from 0 to {MAX_PROTOCOL}") from None
+
+
+def _parse_mark(word: str) -> tuple[int, int]:
+    value_text, slash, mask_text = word.partition("/")
+    value = _parse_number(value_text, "mark", MAX_MARK)
+    mask = _parse_number(mask_text, "mask of a mark", MAX_MARK) if slash else MAX_MARK
+    if value & ~mask:
+        raise Invalid(
+            f"{quote(word)} can never match: the value has bits outside its mask",
+            f"did you mean {value & mask:#x}/{mask:#x}?",
+        )
+    return value, mask
+
+
+def _parse_prefix(word: str) -> fields.Prefix:
+    try:
+        # ip_interface takes a net mask too, and scope ids: neither belongs to the language.
+        if not ADDRESS.fullmatch(word):
+            raise ValueError
+        interface = ip_interface(word)
+    except ValueError:
+        raise Invalid(
+            f"{quote(word)} is no address",
+            "IPv4 or IPv6, with or without a prefix length, such as 10.0.0.0/8",
+        ) from None
+    network = interface.network
+    if interface.ip != network.network_address:
+        raise Invalid(
+            f"{quote(word)} has host bits set under its prefix length",
+            f"did you mean {network} or {interface.ip}?",
+        )
+    return fields.to_prefix(network)
+
+
+def _parse_country(word: str) -> str:
+    if len(word) == 2 and word.isascii() and word.isalpha():
+        return word.upper()
+    raise Invalid(f"{quote(word)} is no country", "two letters of ISO 3166, such as DE")
+
+
+def _parse_city(word: str) -> str:
+    if word.strip():
+        return word.casefold()
+    raise Invalid("the name of a city is empty")
+
+
+def _parse_size(word: str) -> int:
+    return _parse_quantity(
+        word, "size", fields.SIZE_UNITS, "a number of bytes, with K, M or G for powers of 1024"
+    )
+
+
+def _parse_duration(word: str) -> int:
+    return _parse_quantity(
+        word, "duration", fields.DURATION_UNITS, "a number with ms, s, m or h, such as 60s"
+    )
+
+
+def _parse_quantity(word: str, kind: str, units: Mapping[str, int], hint: str) -> int:
+    match = QUANTITY.fullmatch(word)
+    unit = match[2].casefold() if match else ""
+    factor = {"": fields.NO_UNIT[kind], **{name.casefold(): each for name, each in units.items()}}.get(unit)
+    if match is None or factor is None or int(match[1]) * factor > MAX_COUNTER:
+        raise Invalid(f"{quote(word)} is no {kind}", hint)
+    return int(match[1]) * factor
