@@ -1,16 +1,25 @@
 """SINKS: the list of kinds, nothing else."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Any, Final
 
+from conntrackd import options
+from conntrackd.config import Config
+from conntrackd.options import Option
 from conntrackd.sinks.sink import Sink
+from conntrackd.sinks.spool import Spool
 
 
-class Settings(Protocol):
-    """What is needed of a Config here."""
+@dataclass(frozen=True, slots=True)
+class SpoolOptions:
+    """The settings of a kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
 
-    def __getitem__(self, key: str, /) -> Any: ...  # noqa: ANN401  # a key's type is its option's
+    path: Option[Path | None]
+    size: Option[int]
+    works: Callable[[Config], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +27,15 @@ class SinkKind:
     """One kind of sink. Its module has the same name, and a function `create(config)`."""
 
     name: str
+    enable: Option[bool]
+    queue: Option[int]
+    spool: SpoolOptions | None = None
 
-    def enabled(self, config: Settings) -> bool:
+    def enabled(self, config: Config) -> bool:
         """Whether the configuration asks for it."""
-        return bool(config[f"sink.{self.name}.enable"])
+        return config[self.enable]
 
-    def create(self, config: Settings) -> Sink[Any]:
+    def create(self, config: Config) -> Sink[Any]:
         """A sink, not yet open. ConfigError when a setting cannot be used.
 
         The module is imported here and not above: urllib3 and libsystemd cost memory that only those pay who
@@ -32,5 +44,33 @@ class SinkKind:
         sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)
         return sink
 
+    def open_spool(self, config: Config) -> Spool | None:
+        """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
+        if self.spool is None or not self.spool.works(config):
+            return None
+        directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
+        if directory is None and state is not None:
+            directory = state / self.name
+        return None if directory is None else Spool(directory, self.name, config[self.spool.size])
 
-SINKS: Final = tuple(map(SinkKind, ("stream", "journal", "syslog", "loki")))
+
+def _is_acknowledged(config: Config) -> bool:
+    return config[options.SINK_SYSLOG_ADDRESS].startswith(("tcp://", "tls://"))
+
+
+SINKS: Final = (
+    SinkKind("stream", options.SINK_STREAM_ENABLE, options.SINK_STREAM_QUEUE),
+    SinkKind("journal", options.SINK_JOURNAL_ENABLE, options.SINK_JOURNAL_QUEUE),
+    SinkKind(
+        "syslog",
+        options.SINK_SYSLOG_ENABLE,
+        options.SINK_SYSLOG_QUEUE,
+        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
+    ),
+    SinkKind(
+        "loki",
+        options.SINK_LOKI_ENABLE,
+        options.SINK_LOKI_QUEUE,
+        SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
+    ),
+)

@@ -442,8 +442,8 @@ class Outbox(Generic[P]):
                 return
             whole = self._parcels.popleft()
             self._parcels.extendleft(reversed(revision.parcels))
-            missing = whole.events - sum(parcel.events for parcel in revision.parcels)
-            self._uncount(0, missing)
+            missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
+            self._uncount(revision.delivered, missing)
         if missing:
             self._complain(revision.reason, missing)
 

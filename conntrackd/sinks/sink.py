@@ -64,11 +64,15 @@ class SinkRefused(SinkTrouble):
 
 
 class SinkRevised(SinkTrouble):
-    """The receiver wants it otherwise: these parcels in its place, in this order."""
+    """The receiver wants it otherwise: these parcels in its place, in this order.
 
-    def __init__(self, reason: str, parcels: "Sequence[Parcel[Any]]") -> None:
+    `delivered` events of it were accepted as they stood; those that are in no parcel either were refused.
+    """
+
+    def __init__(self, reason: str, parcels: "Sequence[Parcel[Any]]", *, delivered: int = 0) -> None:
         super().__init__(reason)
         self.parcels = tuple(parcels)
+        self.delivered = delivered
 
 
 class SinkFailed(SinkTrouble):

@@ -1,0 +1,236 @@
+"""One HTTP connection to one server, which cannot hold us: deadlines that hold, replies that are bounded.
+
+urllib3 follows nothing, repeats nothing and decodes nothing here: a redirect could carry a token to another
+host, and repeating is the outbox's.
+"""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from conntrackd.sinks.sink import SinkUnavailable
+
+MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us
+MAX_SECRET: Final = 64 << 10
+MAX_REASON: Final = 300  # characters of a reply that are repeated to people
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whom to trust, and who we are."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server said: at most MAX_REPLY bytes of it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The body in one harmless line."""
+        text = self.body.decode(errors="replace")[:MAX_REASON]
+        return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+    @property
+    def reason(self) -> str:
+        """What it says, for people."""
+        return f"the server replied {self.status}" + (f": {self.text}" if self.text else "")
+
+
+class _Guard:
+    """Ends a request at its deadline, whatever comes: timeouts of a socket begin anew with each byte."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._late = False
+
+    def watch(self, connected: socket.socket) -> None:
+        """The socket of the request that runs now."""
+        with self._lock:
+            self._socket = connected
+            if self._late:
+                _cut(connected)
+
+    def abort(self) -> None:
+        """From another thread: the request fails now."""
+        with self._lock:
+            self._late = True
+            if self._socket is not None:
+                _cut(self._socket)
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """What is done within has no more time than that."""
+        self._late = False
+        timer = threading.Timer(seconds, self.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    @property
+    def late(self) -> bool:
+        """Whether the last request was cut off."""
+        return self._late
+
+
+def _cut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not SSLSocket's own: that one throws the TLS state away under the feet of the thread that reads.
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+
+class Connection:
+    """Requests to one base address, kept alive between them. close() may come from any thread."""
+
+    def __init__(self, address: str, tls: Tls) -> None:
+        """SinkUnavailable when a certificate cannot be read. Nothing is sent yet."""
+        self._guard = _Guard()
+        self._path = urlsplit(address).path.rstrip("/")
+        self._pool: HTTPConnectionPool | None = _make_pool(address, tls, self._guard)
+
+    def close(self) -> None:
+        """Cuts off what runs."""
+        self._guard.abort()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str], seconds: float, body: bytes | None = None
+    ) -> Reply:
+        """One request and its reply within that time, else SinkUnavailable with the cause."""
+        pool = self._pool
+        if pool is None:
+            raise SinkUnavailable("closed")
+        # A host with several addresses gets half of the time for each: the guard knows no socket before that.
+        timeout = urllib3.Timeout(connect=seconds / 2, read=seconds)
+        try:
+            with self._guard.limit(seconds):
+                response: Any = pool.urlopen(
+                    method,
+                    self._path + path,
+                    body=body,
+                    headers=headers,
+                    retries=False,
+                    redirect=False,
+                    assert_same_host=False,
+                    timeout=timeout,
+                    preload_content=False,
+                    decode_content=False,
+                )
+                return Reply(response.status, response.headers, _read(response))
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if self._guard.late:
+                raise SinkUnavailable(f"no reply within {seconds:g} s") from error
+            raise SinkUnavailable(name_cause(error)) from error
+
+
+def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            guard.watch(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            guard.watch(self.sock)
+            # Only silences a warning on stderr: who sets `verify: false` knows.
+            self.is_verified = True
+
+    if parts.scheme == "http":
+        pool = HTTPConnectionPool(host, parts.port or 80, maxsize=1)
+        pool.ConnectionCls = Plain
+        return pool
+    secure = HTTPSConnectionPool(host, parts.port or 443, maxsize=1, ssl_context=make_context(tls))
+    secure.ConnectionCls = Secure
+    return secure
+
+
+def make_context(tls: Tls) -> ssl.SSLContext:
+    """A client's context, files read now. SinkUnavailable when one cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if tls.cert is not None:
+            # An empty password fails; without one OpenSSL would ask for it at the terminal.
+            context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
+        raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _read(response: Any) -> bytes:  # noqa: ANN401  # two major versions of urllib3 call its class differently
+    """As much of the body as is of interest. That it breaks off changes nothing about the status."""
+    try:
+        body: bytes = response.read(MAX_REPLY + 1)
+    except (urllib3.exceptions.HTTPError, OSError, ValueError):
+        response.close()
+        return b""
+    if len(body) > MAX_REPLY:
+        response.close()
+    else:
+        response.release_conn()
+    return body[:MAX_REPLY]
+
+
+def read_secret(path: Path) -> str:
+    """The first line of a file. The reasons never contain any of it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET + 1)
+    except OSError as error:
+        raise SinkUnavailable(f"cannot read {path}: {error.strerror}") from error
+    text = content.decode(errors="replace").rstrip("\r\n")
+    if not text or len(content) > MAX_SECRET or not text.isascii() or not text.isprintable():
+        raise SinkUnavailable(f"{path} does not hold one line of text")
+    return text
+
+
+def name_cause(error: BaseException) -> str:
+    """The innermost reason, in the words of the system or of OpenSSL."""
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = error.__cause__ or error.__context__
+        inner = next((arg for arg in error.args if isinstance(arg, BaseException)), inner)
+        if inner is None:
+            break
+        error = inner
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]

@@ -1,0 +1,207 @@
+"""Loki's push API: open, write a body, close. What a reply means is one pure function, judge()."""
+
+import base64
+import contextlib
+import email.utils
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from conntrackd import VERSION, options
+from conntrackd.config import Config
+from conntrackd.flow import Batch
+from conntrackd.sinks.encode_loki import LokiEncoder, count_events, mark_replay, split
+from conntrackd.sinks.http import Connection, Reply, Tls, read_secret
+from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+
+PUSH: Final = "/loki/api/v1/push"
+READY: Final = "/ready"
+USER_AGENT: Final = f"conntrackd/{VERSION}"
+READY_TIMEOUT: Final = 2.0
+# What Loki calls entries that are older than the newest of their stream, or than it takes at all.
+TOO_OLD: Final = re.compile(r"too old|too far behind|out of order", re.IGNORECASE)
+OLDEST: Final = re.compile(
+    r"has timestamp too old.*oldest acceptable timestamp is: (\S+?)[,;'\"]?(?:\s|$)", re.S
+)
+# Behind the distributor a message has gRPC's limit of 4 MiB; that is told as an internal error.
+TOO_LARGE: Final = re.compile(r"message larger than max", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that Loki needs to know of the configuration."""
+
+    address: str
+    labels: tuple[tuple[str, str], ...] = ()
+    batch_size: int = 1 << 20
+    batch_wait: float = 1.0
+    timeout: float = 10.0
+    tenant: str | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    token_file: Path | None = None
+    tls: Tls = field(default_factory=Tls)
+
+
+def create(config: Config) -> "Loki":
+    """The sink as configured. systemd's credentials `loki.password`, `loki.token` stand in for the files."""
+    return Loki(
+        Settings(
+            address=config[options.SINK_LOKI_ADDRESS],
+            labels=config[options.SINK_LOKI_LABELS],
+            batch_size=config[options.SINK_LOKI_BATCH_SIZE],
+            batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
+            timeout=config[options.SINK_LOKI_TIMEOUT],
+            tenant=config[options.SINK_LOKI_TENANT],
+            username=config[options.SINK_LOKI_USERNAME],
+            password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
+            token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
+            tls=Tls(
+                ca=config[options.SINK_LOKI_TLS_CA],
+                cert=config[options.SINK_LOKI_TLS_CERT],
+                key=config[options.SINK_LOKI_TLS_KEY],
+                verify=config[options.SINK_LOKI_TLS_VERIFY],
+            ),
+        )
+    )
+
+
+def _find_credential(name: str) -> Path | None:
+    """systemd.exec(5), LoadCredential=."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, name) if directory else None
+    return path if path is not None and path.exists() else None
+
+
+def judge(reply: Reply, payload: bytes, now: float) -> None:
+    """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
+
+    `now` in seconds since the epoch, for a Retry-After that is a date.
+    """
+    status, said = reply.status, reply.body.decode(errors="replace")
+    if 200 <= status < 300:  # 204; 200 from proxies; 260 when Loki stored it, but not for every tenant
+        return
+    if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
+        parts = split(payload)
+        if len(parts) < 2:
+            raise SinkRefused(f"{reply.reason} to a single event")
+        raise SinkRevised(reply.reason, parts)
+    if status == 429 or status >= 500:
+        raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
+    if status < 400:
+        raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
+    if status == 400 and TOO_OLD.search(said):
+        _replay(reply, payload)
+    raise SinkRefused(reply.reason)
+
+
+def _replay(reply: Reply, payload: bytes) -> None:
+    """Raises SinkRevised with what is to go to streams of its own; returns when that was done before."""
+    before = _find_oldest_accepted(reply.body.decode(errors="replace"))
+    parcel = mark_replay(payload, before)
+    if parcel is not None:
+        # All of a push but the entries that are too old has been stored: Loki checks each one by itself.
+        stored = 0 if before is None else count_events(payload) - parcel.events
+        raise SinkRevised(reply.reason, [parcel], delivered=stored)
+
+
+def _find_oldest_accepted(said: str) -> int | None:
+    """Nanoseconds before which entries of any stream were refused, where the reply says so; rounded up."""
+    match = OLDEST.search(said)
+    if match is None:
+        return None
+    with contextlib.suppress(ValueError):
+        oldest = datetime.fromisoformat(match[1])
+        return (int(oldest.timestamp()) + 1) * 1_000_000_000
+    return None
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds, from seconds or from a date (RFC 9110, section 10.2.3). None where it says nothing usable."""
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
+
+
+class Loki:
+    """A Sink. See sink.py for the contract."""
+
+    name = "loki"
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.batch_wait = settings.batch_wait
+        self._settings = settings
+        self._clock = clock
+        self._encoder = LokiEncoder(
+            {"service_name": "conntrackd", "host": socket.gethostname(), **dict(settings.labels)}
+        )
+        self._event_size = 300.0  # bytes of an event in a body; corrected by what is encoded
+        self._connection: Connection | None = None
+        self._headers: dict[str, str] = {}
+        self._hint = ""
+
+    @property
+    def batch_events(self) -> int:
+        """As many as make a body of the size that was asked for."""
+        return max(1, int(self._settings.batch_size / self._event_size))
+
+    def encode(self, batch: Batch) -> bytes:
+        """See LokiEncoder."""
+        body = self._encoder.encode(batch)
+        self._event_size += (self._encoder.text_size / len(batch) - self._event_size) / 8
+        return body
+
+    def open(self) -> None:
+        """Reads secrets and certificates anew, and asks /ready, whose answer is a hint and never a gate."""
+        settings = self._settings
+        self._headers = self._make_headers()
+        self._connection = connection = Connection(settings.address, settings.tls)
+        self._hint = ""
+        with contextlib.suppress(SinkUnavailable):
+            reply = connection.request("GET", READY, self._headers, min(READY_TIMEOUT, settings.timeout))
+            if reply.status != 200:
+                self._hint = f" (/ready: {reply.reason})"
+
+    def write(self, payload: bytes) -> int:
+        """One push. Returns the number of bytes of the body."""
+        connection = self._connection
+        if connection is None:
+            raise SinkUnavailable("closed")
+        headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
+        reply = connection.request("POST", PUSH, headers, self._settings.timeout, payload)
+        try:
+            judge(reply, payload, self._clock())
+        except SinkUnavailable as absence:
+            absence.reason += self._hint
+            raise
+        return len(payload)
+
+    def close(self) -> None:
+        """Cuts off what runs, from whichever thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _make_headers(self) -> dict[str, str]:
+        settings = self._settings
+        headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        if settings.tenant is not None:
+            headers["X-Scope-OrgID"] = settings.tenant
+        if settings.token_file is not None:
+            headers["Authorization"] = f"Bearer {read_secret(settings.token_file)}"
+        elif settings.username is not None and settings.password_file is not None:
+            pair = f"{settings.username}:{read_secret(settings.password_file)}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return headers
