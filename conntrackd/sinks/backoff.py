@@ -1,5 +1,6 @@
 """When to try again, and when to say so again: growing delays with full jitter; rare log lines."""
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Final
@@ -50,11 +51,13 @@ class Repeats:
         self._last: float | None = None
         self._silent = 0
 
-    def find_note(self) -> str | None:
-        """What to append to the message: how often it was kept back before. None to keep it back now, too."""
+    def warn(self, logger: logging.Logger, message: str, *arguments: object) -> bool:
+        """Logs the message, with the number of those that were kept back, or keeps it back. Whether it did."""
         now = self._clock()
         if self._last is not None and now - self._last < self._interval:
             self._silent += 1
-            return None
+            return False
         silent, self._silent, self._last = self._silent, 0, now
-        return f" ({silent} times more since the last message)" if silent else ""
+        note = f" ({silent} times more since the last message)" if silent else ""
+        logger.warning(message + "%s", *arguments, note)
+        return True

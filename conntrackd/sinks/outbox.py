@@ -76,7 +76,7 @@ class Outbox(Generic[P]):
         # The thread's own:
         self._shelf: Shelf[P] | None = None
         if spool is not None:
-            self._shelf = Shelf(spool, sink.name, stats, self._lock, clock=clock, tell_lost=self.tell_lost)
+            self._shelf = Shelf(spool, sink.name, stats, self._lock, clock=clock)
         self._opened = False
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
@@ -359,6 +359,7 @@ class Outbox(Generic[P]):
 
     def _clear_memory(self, counter: str) -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
+        self._tell_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
@@ -428,12 +429,18 @@ class Outbox(Generic[P]):
 
     def _recover(self) -> None:
         self._backoff.reset()
+        self._tell_spool_lost()
         with self._lock:
             if self._state in (SinkState.STARTING, SinkState.RETRYING):
                 self._state = SinkState.OK
         if self._told_absence:
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
+
+    def _tell_spool_lost(self) -> None:
+        lost = self._shelf.take_lost() if self._shelf is not None else None
+        if lost is not None:
+            self.tell_lost(lost)
 
     def _revise(self, revision: SinkRevised) -> None:
         """Writes the parts instead; events that are in none of them have been refused."""
@@ -473,10 +480,8 @@ class Outbox(Generic[P]):
                 self._uncount(done, 0)
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
-        note = self._absences.find_note()
-        if note is not None:
-            self._told_absence = True
-            logger.warning("sink %s: %s, retrying in %.1f s%s", self.name, absence.reason, delay, note)
+        text = "sink %s: %s, retrying in %.1f s"
+        self._told_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
 
     def _fail(self, reason: str) -> None:
         with self._lock:
@@ -487,9 +492,7 @@ class Outbox(Generic[P]):
             self._on_failed(reason)
 
     def _complain(self, reason: str, events: int) -> None:
-        note = self._refusals.find_note()
-        if note is not None:
-            logger.warning("sink %s: %s, dropping %d events%s", self.name, reason, events, note)
+        self._refusals.warn(logger, "sink %s: %s, dropping %d events", self.name, reason, events)
 
     def _close_sink(self) -> None:
         self._opened = False

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Condition
 from typing import Final, Generic, TypeVar
 
@@ -29,9 +30,7 @@ class Shelf(Generic[P]):
         lock: Condition,
         *,
         clock: Callable[[], float],
-        tell_lost: Callable[[Lost], None],
     ) -> None:
-        """`tell_lost` is called with the lock held: when rows had to go because the spool is full."""
         self.oldest = store.oldest
         self.error = ""
         self._name = name
@@ -39,7 +38,7 @@ class Shelf(Generic[P]):
         self._stats = stats
         self._lock = lock
         self._clock = clock
-        self._tell_lost = tell_lost
+        self._lost: Lost | None = None
         self._retry_at = 0.0
         stats.sink_events_restored_total += store.events
         stats.sink_events_spooled += store.events
@@ -79,9 +78,20 @@ class Shelf(Generic[P]):
             self._stats.sink_events_spooled += events - dropped
             self._stats.sink_events_dropped_spool_total += dropped
             self.oldest = self._store.oldest
-            if dropped:
-                self._tell_lost(Lost(dropped, gone[0].parcel.oldest, self.oldest, self._name, "spool"))
+        if dropped:
+            self._note_lost(Lost(dropped, gone[0].parcel.oldest, self.oldest, self._name, "spool"))
         return True
+
+    def _note_lost(self, lost: Lost) -> None:
+        before = self._lost
+        if before is not None:
+            lost = replace(lost, count=lost.count + before.count, since=min(lost.since, before.since))
+        self._lost = lost
+
+    def take_lost(self) -> Lost | None:
+        """What had to go since the last call. To be told when the sink works: on disk it would go as well."""
+        lost, self._lost = self._lost, None
+        return lost
 
     def find_first(self) -> Row[P] | None:
         """The oldest row. None when there is none, or none can be read any more."""

@@ -1,0 +1,634 @@
+"""The outbox, driven step by step with a clock of the test's own; its thread where that is the matter."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import (
+    Parcel,
+    SinkFailed,
+    SinkRefused,
+    SinkRevised,
+    SinkState,
+    SinkUnavailable,
+)
+from conntrackd.sinks.spool import Spool
+from conntrackd.stats import SinkStats
+from tests.sinks.fakes import Clock, FakeSink, find_imbalance, make_lost, run_until_idle, split
+from tests.sinks.flows import BASE, make_flows
+
+AWAY = SinkUnavailable("nobody there")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path, "fake", 64 << 20)
+    yield spool
+    spool.close()
+
+
+def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
+    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
+
+
+def test_events_arrive_in_order_and_small_batches_are_joined(clock: Clock) -> None:
+    sink = FakeSink(batch_events=6)
+    outbox = make_outbox(sink, clock)
+    for first in range(0, 12, 3):
+        outbox.put(make_flows(3, first))
+    run_until_idle(outbox, clock)
+
+    assert sink.numbers == list(range(12))
+    assert len(sink.attempts) == 2
+    assert outbox.state is SinkState.OK
+
+
+def test_a_batch_waits_for_others_to_join_until_its_time_is_over(clock: Clock) -> None:
+    sink = FakeSink(batch_events=10, batch_wait=1.0)
+    outbox = make_outbox(sink, clock)
+    outbox.step()
+    outbox.put(make_flows(3))
+    waits = [outbox.step()]
+    clock.now += 0.75
+    outbox.put(make_flows(3, 3))
+    waits.append(outbox.step())
+    clock.now += 0.25
+    run_until_idle(outbox, clock)
+
+    assert waits == [1.0, 0.25]
+    assert len(sink.attempts) == 1
+    assert sink.numbers == list(range(6))
+
+
+def test_a_full_batch_does_not_wait(clock: Clock) -> None:
+    sink = FakeSink(batch_events=4, batch_wait=60.0)
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    outbox.put(make_flows(3, 3))
+    run_until_idle(outbox, clock)
+
+    assert sink.numbers == [0, 1, 2]  # two batches of three do not fit into one of four
+    clock.now += 60.0
+    run_until_idle(outbox, clock)
+    assert sink.numbers == list(range(6))
+
+
+def test_a_sink_that_is_down_at_the_start_connects_later(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.open_faults.extend([AWAY] * 5)
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    first_state = outbox.state
+    outbox.step()
+    second_state = outbox.state
+    run_until_idle(outbox, clock, seconds=60.0)
+
+    assert (first_state, second_state, outbox.state) == (
+        SinkState.STARTING,
+        SinkState.RETRYING,
+        SinkState.OK,
+    )
+    assert sink.numbers == [0, 1, 2]
+    assert sink.opened == 6
+    assert outbox.error == "nobody there"
+
+
+def test_an_empty_outbox_opens_its_sink_at_once_so_that_trouble_shows_early(clock: Clock) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+
+    assert (sink.opened, outbox.state) == (1, SinkState.OK)
+
+
+def test_a_retry_writes_the_same_bytes_after_growing_delays(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.extend([AWAY] * 5)
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock, seconds=60.0)
+    stats = outbox.snapshot()
+
+    assert len(sink.attempts) == 6
+    assert len(set(sink.attempts)) == 1
+    assert sink.numbers == [0, 1, 2]
+    assert (stats.sink_retries_total, stats.sink_events_delivered_total) == (5, 3)
+
+
+def test_delays_grow_and_retry_after_is_honoured(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.extend([AWAY, AWAY, SinkUnavailable("busy", 120.0), AWAY])
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(1))
+    begin = clock.now
+    moments = []
+    while not sink.received:
+        before = len(sink.attempts)
+        wait = outbox.step()
+        if len(sink.attempts) > before:
+            moments.append(clock.now - begin)
+        clock.now += wait or 0.0
+
+    assert moments == [0.0, 1.0, 3.0, 127.0, 135.0]
+
+
+def test_what_comes_during_an_outage_is_not_tried_before_its_time(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(1))
+    outbox.step()
+    outbox.step()
+    outbox.put(make_flows(1, 1))
+    attempts = len(sink.attempts)
+    run_until_idle(outbox, clock)
+
+    assert len(sink.attempts) == attempts == 1
+
+
+def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, queue=5)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(4, 3))
+    outbox.put(make_flows(4, 7))
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.put(make_flows(2, 11))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert sink.received == [0, 1, 2, 3, 4, [6, "fake", "queue"], 11, 12]
+    assert (stats.sink_events_dropped_queue_total, stats.sink_events_delivered_total) == (6, 7)
+
+
+def test_a_loss_carries_the_times_of_the_first_and_the_last_event(clock: Clock) -> None:
+    seen: list[object] = []
+
+    class Keeper(FakeSink):
+        def encode(self, batch: object) -> bytes:
+            assert isinstance(batch, list)
+            seen.extend(batch)
+            return b"[]"
+
+    outbox = make_outbox(Keeper(), clock, queue=1)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+
+    lost = seen[-1]
+    assert (lost.since, lost.until) == (BASE + 1_000_000, BASE + 2_000_000)  # type: ignore[attr-defined]
+
+
+def test_a_loss_of_the_kernel_reaches_the_sink_where_it_happened_and_counts_as_no_event(clock: Clock) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(2))
+    outbox.tell_lost(make_lost(7))
+    outbox.put(make_flows(2, 2))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert sink.received == [0, 1, [7, "kernel", ""], 2, 3]
+    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (4, 4)
+
+
+def test_a_loss_reaches_a_sink_that_has_nothing_else_to_write(clock: Clock) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    outbox.tell_lost(make_lost(7))
+    run_until_idle(outbox, clock)
+
+    assert sink.received == [[7, "kernel", ""]]
+
+
+def test_what_is_refused_is_dropped_counted_and_logged_once_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = FakeSink(batch_events=1)
+    sink.faults.extend(SinkRefused("no such tenant") for _ in range(5))
+    outbox = make_outbox(sink, clock)
+    for number in range(5):
+        outbox.put(make_flows(1, number))
+    run_until_idle(outbox, clock)
+    clock.now += 60.0
+    sink.faults.append(SinkRefused("no such tenant"))
+    outbox.put(make_flows(2, 5))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(1, 7))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert sink.numbers == [7]
+    assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (7, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sink fake: no such tenant, dropping 1 events",
+        "sink fake: no such tenant, dropping 2 events (4 times more since the last message)",
+    ]
+
+
+def test_a_part_that_is_refused_does_not_count_the_rest(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.append(SinkRefused("one too long", events=1))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (1, 2)
+
+
+def test_what_the_receiver_wants_in_parts_is_written_in_parts_and_in_order(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.extend([lambda payload: SinkRevised("too large", split(payload)), None, AWAY])
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    outbox.tell_lost(make_lost(7))
+    outbox.put(make_flows(1, 3))
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert sink.received == [0, 1, 2, [7, "kernel", ""], 3]
+    assert outbox.snapshot().sink_events_delivered_total == 4
+
+
+def test_events_that_are_in_no_part_were_refused_or_delivered_already(clock: Clock) -> None:
+    sink = FakeSink()
+    part = Parcel(b"[9]", 1)
+    sink.faults.append(SinkRevised("too old", [part], delivered=2))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(5))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (3, 2)
+
+
+def test_only_the_rest_of_a_payload_is_repeated_when_the_first_part_was_accepted(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.append(SinkUnavailable("reset", rest=Parcel(b"[2]", 1)))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    half = outbox.snapshot()
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert (half.sink_events_delivered_total, half.sink_events_queued) == (2, 1)
+    assert sink.attempts[1:] == [b"[2]"]
+    assert outbox.snapshot().sink_events_delivered_total == 3
+
+
+def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.append(ZeroDivisionError("division by zero"))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(1, 3))
+    run_until_idle(outbox, clock)
+
+    assert sink.numbers == [3]
+    assert outbox.error == "unexpected ZeroDivisionError: division by zero"
+    assert outbox.snapshot().sink_events_dropped_refused_total == 3
+
+
+def test_a_batch_that_cannot_be_encoded_is_counted_and_the_next_one_goes(clock: Clock) -> None:
+    class Picky(FakeSink):
+        def encode(self, batch: list[object]) -> bytes:  # type: ignore[override]
+            if len(batch) == 1:
+                raise KeyError("city")
+            return super().encode(batch)  # type: ignore[arg-type]
+
+    sink = Picky(batch_events=2)
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(1))
+    outbox.put(make_flows(2, 1))
+    run_until_idle(outbox, clock)
+
+    assert sink.numbers == [1, 2]
+    assert outbox.snapshot().sink_events_dropped_refused_total == 1
+
+
+def test_an_error_of_the_system_is_an_outage(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.append(BrokenPipeError(32, "Broken pipe"))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(1))
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert outbox.error == "Broken pipe"
+    assert sink.numbers == [0]
+
+
+def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:
+    reasons: list[str] = []
+    sink = FakeSink()
+    sink.faults.append(SinkFailed("the reader has gone"))
+    outbox = Outbox(sink, queue=10, stats=SinkStats(), clock=clock, on_failed=reasons.append)
+    outbox.put(make_flows(2))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(3, 2))
+    failed = outbox.state
+    outbox.enable()
+    outbox.put(make_flows(1, 5))
+    run_until_idle(outbox, clock)
+
+    assert reasons == ["the reader has gone"]
+    assert (failed, outbox.state) == (SinkState.FAILED, SinkState.OK)
+    assert sink.numbers == [5]
+    assert outbox.snapshot().sink_events_dropped_failed_total == 5
+
+
+def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(2))
+    run_until_idle(outbox, clock)
+    outbox.disable()
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(3, 2))
+    run_until_idle(outbox, clock)
+    disabled = outbox.state
+    sink.away = None
+    outbox.enable()
+    outbox.put(make_flows(1, 5))
+    run_until_idle(outbox, clock)
+
+    assert (disabled, outbox.state) == (SinkState.DISABLED, SinkState.OK)
+    assert sink.numbers == [5]
+    assert outbox.snapshot().sink_events_dropped_disabled_total == 5
+
+
+def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(2))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(2, 2))
+    outbox.disable()
+    run_until_idle(outbox, clock)
+    on_disk = outbox.snapshot().sink_events_spooled
+    sink.away = None
+    outbox.enable()
+    run_until_idle(outbox, clock)
+
+    assert on_disk == 4
+    assert sink.numbers == [0, 1, 2, 3]
+
+
+def test_reopening_closes_the_sink_before_the_next_write(clock: Clock) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    outbox.reopen()
+    run_until_idle(outbox, clock)
+
+    assert (sink.opened, sink.closed) == (2, 1)
+
+
+def test_the_age_of_the_oldest_event_is_known_wherever_it_waits(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_wait=5.0)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    run_until_idle(outbox, clock)
+    ages = [outbox.snapshot().sink_oldest_event_ns]
+    outbox.put(make_flows(2))
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+    run_until_idle(outbox, clock, seconds=6.0)
+    outbox.put(make_flows(2, 2))
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+
+    assert ages == [0, BASE, BASE, 0]
+    assert outbox.snapshot().sink_events_delivered_total == 4
+
+
+# ---- the spool behind it
+
+
+def test_an_outage_goes_to_disk_and_everything_comes_back_in_order(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_events=10)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, queue=50, spool=spool)
+    for first in range(0, 1000, 10):
+        outbox.put(make_flows(10, first))
+        run_until_idle(outbox, clock, seconds=1.0)
+    away = outbox.snapshot()
+    sink.away = None
+    outbox.put(make_flows(10, 1000))
+    run_until_idle(outbox, clock, seconds=60.0)
+    back = outbox.snapshot()
+
+    assert (away.sink_events_spooled, away.sink_events_queued, away.sink_batches_delivered_total) == (
+        1000,
+        0,
+        0,
+    )
+    assert sink.numbers == list(range(1010))
+    assert (back.sink_events_delivered_total, back.sink_events_spooled, spool.rows) == (1010, 0, 0)
+
+
+def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.faults.append(AWAY)
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert sink.attempts == [b"[0, 1, 2]"] * 2
+
+
+def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(1))
+    run_until_idle(outbox, clock)
+    outbox.tell_lost(make_lost(9))
+    run_until_idle(outbox, clock)
+    rows = spool.rows
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert rows == 2
+    assert sink.received == [0, [9, "kernel", ""]]
+
+
+def test_a_full_spool_drops_the_oldest_and_tells_how_many(clock: Clock, tmp_path: Path) -> None:
+    class Fat(FakeSink):
+        def encode(self, batch: list[object]) -> bytes:  # type: ignore[override]
+            return super().encode(batch) + b" " * 50_000  # type: ignore[arg-type]
+
+    sink = Fat(batch_events=1)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    for number in range(100):
+        outbox.put(make_flows(1, number))
+        run_until_idle(outbox, clock)
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    stats = outbox.snapshot()
+    outbox.stop(clock.now)
+
+    dropped = stats.sink_events_dropped_spool_total
+    assert 70 < dropped < 90
+    # The one that was tried first is not dropped: the receiver may have it already.
+    assert sorted({*sink.numbers, *range(100 - len(sink.numbers), 100)}) == sorted(sink.numbers)
+    assert len(sink.numbers) == 100 - dropped
+    assert sum(loss[0] for loss in sink.losses) == dropped  # type: ignore[index]
+    assert {loss[2] for loss in sink.losses} == {"spool"}  # type: ignore[index]
+
+
+def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock, tmp_path: Path) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+    second = FakeSink()
+    outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(2, 3))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+    outbox.stop(clock.now)
+
+    assert second.numbers == [0, 1, 2, 3, 4]
+    assert (stats.sink_events_restored_total, stats.sink_events_taken_total) == (3, 2)
+
+
+# ---- with its thread
+
+
+def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+    backoff = Backoff(0.001, 0.01)
+    outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff)
+    outbox.start()
+    return outbox
+
+
+def test_flush_returns_when_everything_has_left_and_skips_all_waiting() -> None:
+    sink = FakeSink(batch_events=1000, batch_wait=3600.0)
+    outbox = make_running(sink)
+    outbox.put(make_flows(5))
+    flushed = outbox.flush(30.0)
+    received = list(sink.numbers)
+    outbox.stop(time.monotonic())
+
+    assert flushed
+    assert received == [0, 1, 2, 3, 4]
+
+
+def test_flush_gives_up_when_the_sink_stays_away() -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_running(sink)
+    outbox.put(make_flows(5))
+    flushed = outbox.flush(0.05)
+    outbox.stop(time.monotonic())
+
+    assert not flushed
+
+
+def test_stop_drains_what_waits() -> None:
+    sink = FakeSink(batch_events=7, batch_wait=3600.0)
+    sink.faults.extend([AWAY] * 3)
+    outbox = make_running(sink)
+    outbox.put(make_flows(100))
+    outbox.stop(time.monotonic() + 30.0)
+
+    assert sink.numbers == list(range(100))
+    assert find_imbalance(outbox.snapshot()) == 0
+
+
+def test_stop_counts_what_the_time_did_not_suffice_for() -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_running(sink)
+    outbox.put(make_flows(100))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+
+    assert stats.sink_events_dropped_shutdown_total == 100
+    assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
+
+
+class HangingSink(FakeSink):
+    """Its write returns when the test says so; what is closed hangs on, as a lost NFS server would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs = threading.Event()
+        self.let_go = threading.Event()
+
+    def write(self, payload: bytes) -> int:
+        self.hangs.set()
+        assert self.let_go.wait(60.0)
+        return super().write(payload)
+
+
+def test_a_sink_that_hangs_neither_holds_up_put_nor_stop_and_its_events_are_on_disk(tmp_path: Path) -> None:
+    sink = HangingSink()
+    outbox = make_running(sink, queue=100, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(10))
+    assert sink.hangs.wait(30.0)
+    for first in range(10, 200, 10):
+        outbox.put(make_flows(10, first))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+    sink.let_go.set()
+    spool = Spool(tmp_path, "fake", 1 << 20)
+    events = spool.events
+    spool.close()
+
+    assert sink.closed
+    assert (stats.sink_events_spooled, stats.sink_events_dropped_queue_total) == (100, 100)
+    assert find_imbalance(stats) == 0
+    assert events == 100
+
+
+def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
+    sink = HangingSink()
+    outbox = make_running(sink, queue=100)
+    outbox.put(make_flows(10))
+    assert sink.hangs.wait(30.0)
+    outbox.put(make_flows(10, 10))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+    sink.let_go.set()
+
+    assert (stats.sink_events_dropped_shutdown_total, find_imbalance(stats)) == (20, 0)
+
+
+def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:
+    sink = FakeSink(batch_events=5)
+    for _ in range(50):
+        sink.faults.extend([None, AWAY, SinkRefused("no"), lambda payload: SinkRevised("", split(payload))])
+    outbox = make_running(sink, queue=40)
+    imbalances = set()
+    for first in range(0, 3000, 3):
+        outbox.put(make_flows(3, first))
+        imbalances.add(find_imbalance(outbox.snapshot()))
+    outbox.stop(time.monotonic() + 30.0)
+    stats = outbox.snapshot()
+
+    assert imbalances == {0}
+    assert sink.numbers == sorted(set(sink.numbers))
+    assert (stats.sink_events_taken_total, find_imbalance(stats)) == (3000, 0)
+    assert stats.sink_events_delivered_total == len(sink.numbers)
