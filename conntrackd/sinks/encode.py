@@ -7,7 +7,7 @@ encode_journal.py put their own envelope around what a Renderer gives them.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from conntrackd.flow import Batch, EventType, Flow, Location, Lost, Nat, Protoco
 # Bounds of the caches, so that a scan of the whole Internet cannot eat the memory.
 MAX_ADDRESSES: Final = 65_536
 MAX_SECONDS: Final = 64
+MAX_HEADS: Final = 4096
 MAX_LOCATIONS: Final = 16_384
 
 NANO: Final = 1_000_000_000
@@ -68,18 +69,13 @@ def escape_json(value: str) -> str:
 JSON: Final = Syntax(',"{}":"', '"', ',"{}":', "", escape_json)
 
 
-class Rendered(NamedTuple):
-    """One record in the words that people see, ready for an envelope."""
+Rendered = tuple[str, str, str, str, Flow | Lost]
+"""One record in the words that people see, ready for an envelope: time, level, message, fields, the record.
 
-    time: str
-    """RFC 3339, nanoseconds, local offset."""
-    level: str
-    """INFO, or WARN for a loss."""
-    message: str
-    """One sentence, without any character that a format would have to escape."""
-    fields: str
-    """All further fields in the Renderer's syntax."""
-    record: Flow | Lost
+The time is RFC 3339 with nanoseconds and the local offset; the level is INFO, or WARN for a loss; the message
+is one sentence, without any character that a format would have to escape; the fields are all further ones in
+the Renderer's syntax. A plain tuple: a named one takes 0.25 us to build, half of what all texts take.
+"""
 
 
 def render_address(address: bytes) -> str:
@@ -97,9 +93,9 @@ def _render_bracketed(address: bytes) -> str:
     return text if len(address) == 4 else f"[{text}]"
 
 
-def _render_second(second: int) -> tuple[str, str]:
+def _render_second(second: str) -> tuple[str, str]:
     """What stands before and after the fraction of a second: date and time, and the local offset."""
-    local = time.localtime(second)
+    local = time.localtime(int(second))
     sign, offset = ("-", -local.tm_gmtoff) if local.tm_gmtoff < 0 else ("+", local.tm_gmtoff)
     hours, minutes = divmod(offset // 60, 60)
     return time.strftime("%Y-%m-%dT%H:%M:%S.", local), f"{sign}{hours:02d}:{minutes:02d}"
@@ -112,11 +108,12 @@ def _render_duration(nanoseconds: int) -> str:
 
 
 class _Head(NamedTuple):
-    """What all events of one type and protocol have in common."""
+    """What all events of one type, protocol and state have in common."""
 
     message: str
     before_id: str
     after_id: str
+    state: str
 
 
 class Renderer:
@@ -127,40 +124,36 @@ class Renderer:
         self._addresses = Cache(render_address, MAX_ADDRESSES)
         self._bracketed = Cache(_render_bracketed, MAX_ADDRESSES)
         self._seconds = Cache(_render_second, MAX_SECONDS)
-        self._heads = Cache(self._render_head, 4096)
-        self._states = Cache(self._render_state, 256)
+        self._heads = Cache(self._render_head, MAX_HEADS)
+        self._reasons = Cache(self._render_reason, MAX_HEADS)
         self._locations: dict[tuple[int, int], tuple[Location | None, Location | None, str]] = {}
         text, number = syntax.open_text.format, syntax.open_number.format
         self._dst = syntax.close_text + text("dst")
         self._sport = syntax.close_text + number("sport")
         self._dport = syntax.close_number + number("dport")
 
-    def render(self, batch: Batch) -> Iterator[Rendered]:
+    def render(self, batch: Batch) -> list[Rendered]:
         """All records of the batch, in their order."""
+        rendered: list[Rendered] = []
         # Bound once a batch: this loop runs once an event, and an attribute of self costs as much as a field.
-        addresses, bracketed, seconds, heads, states = (
-            self._addresses,
-            self._bracketed,
-            self._seconds,
-            self._heads,
-            self._states,
-        )
+        append, addresses, bracketed = rendered.append, self._addresses, self._bracketed
+        seconds, heads, reasons = self._seconds, self._heads, self._reasons
         dst_open, sport_open, dport_open = self._dst, self._sport, self._dport
         close_text, close_number = self._syntax.close_text, self._syntax.close_number
         for flow in batch:
             if isinstance(flow, Lost):
-                yield self._render_lost(flow)
+                append(self._render_lost(flow))
                 continue
-            second, nanosecond = divmod(flow.time, NANO)
-            before, after = seconds[second]
-            message, before_id, after_id = heads[flow.type << 8 | flow.protocol]
-            src, dst = flow.src, flow.dst
-            sport, dport = flow.sport, flow.dport
+            # Ten digits at least; without a format it takes a third of the time, and dates are after 1970.
+            when = str(flow.time) if flow.time >= NANO else f"{flow.time:010}"
+            before, after = seconds[when[:-9]]
+            message, before_id, after_id, state = heads[flow.type, flow.protocol, flow.state]
+            src, dst, sport, dport = flow.src, flow.dst, flow.sport, flow.dport
             if sport >= 0:
                 message = f"{message}{bracketed[src]}:{sport} to {bracketed[dst]}:{dport}"
                 fields = (
                     f"{before_id}{flow.id}{after_id}{addresses[src]}{dst_open}{addresses[dst]}"
-                    f"{sport_open}{sport}{dport_open}{dport}{close_number}{states[flow.state]}"
+                    f"{sport_open}{sport}{dport_open}{dport}{close_number}{state}"
                 )
             else:
                 message = f"{message}{addresses[src]} to {addresses[dst]}"
@@ -177,31 +170,32 @@ class Renderer:
             if flow.mark or flow.zone or flow.orig_packets >= 0 or flow.start or flow.icmp_type >= 0:
                 fields += self._render_details(flow)
             if flow.reason >= 0:
-                fields += self._syntax.text("reason", Reason(flow.reason).name.lower())
+                fields += reasons[flow.reason]
             if flow.dst_location is not None or flow.src_location is not None:
                 fields += self._render_locations(flow)
-            yield Rendered(f"{before}{nanosecond:09d}{after}", "INFO", message, fields, flow)
+            append((f"{before}{when[-9:]}{after}", "INFO", message, fields, flow))
+        return rendered
 
     def render_time(self, nanoseconds: int) -> str:
         """Nanoseconds since the epoch -> RFC 3339 with the local offset."""
-        second, nanosecond = divmod(nanoseconds, NANO)
-        before, after = self._seconds[second]
-        return f"{before}{nanosecond:09d}{after}"
+        when = f"{nanoseconds:010}"
+        before, after = self._seconds[when[:-9]]
+        return f"{before}{when[-9:]}{after}"
 
-    def _render_head(self, key: int) -> _Head:
-        type_name = EventType(key >> 8).name or str(key >> 8)
-        protocol = render_protocol(key & 0xFF)
+    def _render_head(self, key: tuple[int, int, int]) -> _Head:
+        event, number, state = key
+        type_name = EventType(event).name or str(event)
+        protocol = render_protocol(number)
         syntax = self._syntax
         return _Head(
             f"{type_name} {protocol} connection from ",
             syntax.text("type", type_name) + syntax.open_number.format("flow"),
             syntax.close_number + syntax.text("prot", protocol) + syntax.open_text.format("src"),
+            syntax.text("state", STATE_NAMES.get(state) or str(state)) if state >= 0 else "",
         )
 
-    def _render_state(self, state: int) -> str:
-        if state < 0:
-            return ""
-        return self._syntax.text("state", STATE_NAMES.get(state) or str(state))
+    def _render_reason(self, reason: int) -> str:
+        return self._syntax.text("reason", Reason(reason).name.lower())
 
     def _render_nat(self, flow: Flow) -> str:
         """The addresses on the other side of the translation: where replies come from and go to."""
@@ -279,9 +273,7 @@ class Renderer:
         fields = text("type", "LOST") + number("lost", lost.count)
         fields += text("since", self.render_time(lost.since)) + text("until", self.render_time(lost.until))
         fields += text("where", lost.where) + (text("reason", lost.reason) if lost.reason else "")
-        return Rendered(
-            self.render_time(lost.until), "WARN", f"LOST {events} in {where}{because}", fields, lost
-        )
+        return self.render_time(lost.until), "WARN", f"LOST {events} in {where}{because}", fields, lost
 
 
 class JsonEncoder:
