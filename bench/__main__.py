@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from types import FrameType
+from typing import Final
 
 from bench.arena import BenchError, Load, compile_program, enter_namespace
+from bench.capture import capture
+from bench.parts import measure_parts
 from bench.rows import list_rows
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
-from bench.table import render_json, render_markdown, summarize
+from bench.table import render_json, render_tables, summarize
+
+PARTS: Final = "parts"  # the row that stands for the second table
+PARTS_FLOWS: Final = 9000
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,16 +55,19 @@ def run(arguments: argparse.Namespace) -> None:
     os.sched_setaffinity(0, {GENERATOR_CORE})
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="conntrackd-bench-") as scratch:
         rows = list_rows(Path(scratch))
-        if unknown := set(arguments.rows) - set(rows):
-            raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(rows)}")
-        chosen = {name: row for name, row in rows.items() if name in arguments.rows or not arguments.rows}
+        names = [*rows, PARTS]
+        if unknown := set(arguments.rows) - set(names):
+            raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(names)}")
+        wanted = arguments.rows or names
+        chosen = {name: row for name, row in rows.items() if name in wanted}
         compile_program("floor")
         compile_program("generator")
         enter_namespace()
         runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
+        parts = measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else []
     floor = median(each.us_per_event for each in runs["floor"]) if "floor" in runs else None
     table = [summarize(each, floor) for each in runs.values()]
-    print(render_json(table) if arguments.json else render_markdown(table))
+    print(render_json(table, parts) if arguments.json else render_tables(table, parts))
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores",
         file=sys.stderr,
@@ -74,7 +83,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     try:
         if arguments.list:
-            print("\n".join(list_rows(Path())))
+            print("\n".join([*list_rows(Path()), PARTS]))
         else:
             run(arguments)
     except BenchError as error:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from bench.parts import Part
 from bench.subject import Measurement
 
 
@@ -35,10 +36,16 @@ def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
     )
 
 
+def render_tables(rows: Sequence[Row], parts: Sequence[Part]) -> str:
+    """Both tables, or the one that has rows."""
+    tables = [render_markdown(rows)] if rows else []
+    return "\n\n".join([*tables, render_parts(parts)] if parts else tables)
+
+
 def render_markdown(rows: Sequence[Row]) -> str:
     """A table whose columns are aligned in the source too."""
     head = ("subject", "events", "lost", "CPU per event", "to the floor", "peak memory")
-    cells = [head] + [
+    cells = [
         (
             row.subject,
             f"{row.events:,}",
@@ -49,7 +56,18 @@ def render_markdown(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    return render_table([head, *cells])
+
+
+def render_parts(parts: Sequence[Part]) -> str:
+    """The same for single parts."""
+    head = ("part", "CPU", "for each")
+    return render_table([head, *((part.name, f"{part.us:,.2f} us", part.unit) for part in parts)])
+
+
+def render_table(cells: Sequence[Sequence[str]]) -> str:
+    """Markdown: the first line is the head, the first column is text, the others are figures."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(_pad(text, widths[i], i > 0) for i, text in enumerate(line)) + " |"
         for line in cells
@@ -62,6 +80,7 @@ def _pad(text: str, width: int, right: bool) -> str:
     return text.rjust(width) if right else text.ljust(width)
 
 
-def render_json(rows: Sequence[Row]) -> str:
+def render_json(rows: Sequence[Row], parts: Sequence[Part]) -> str:
     """One object a row."""
-    return json.dumps([asdict(row) for row in rows], indent=2)
+    tables = {"subjects": [asdict(row) for row in rows], "parts": [asdict(part) for part in parts]}
+    return json.dumps(tables, indent=2)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.arena import Traffic, compile_program
+from bench.parts import Part
 from bench.proc import Listener, parse_listeners
 from bench.rows import list_rows
 from bench.subject import Measurement, count_lines, parse_shown
-from bench.table import Row, render_json, render_markdown, summarize
+from bench.table import Row, render_json, render_markdown, render_parts, summarize
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
@@ -61,20 +62,32 @@ def test_the_table_is_markdown_with_aligned_columns() -> None:
     ]
 
 
+def test_parts_are_a_table_too() -> None:
+    assert render_parts([Part("decode", 1.5), Part("load 1,000 rules", 250000.0, "list")]).splitlines() == [
+        "| part             |           CPU | for each |",
+        "|------------------|--------------:|---------:|",
+        "| decode           |       1.50 us |    event |",
+        "| load 1,000 rules | 250,000.00 us |     list |",
+    ]
+
+
 def test_the_json_has_one_object_a_row() -> None:
     row = Row("floor", 10, 2.0, 1.0, 0, 1.5, 5000)
 
-    assert json.loads(render_json([row])) == [
-        {
-            "subject": "floor",
-            "events": 10,
-            "us_per_event": 2.0,
-            "ratio": 1.0,
-            "lost": 0,
-            "peak_mib": 1.5,
-            "events_per_second": 5000,
-        }
-    ]
+    assert json.loads(render_json([row], [Part("decode", 1.5)])) == {
+        "subjects": [
+            {
+                "subject": "floor",
+                "events": 10,
+                "us_per_event": 2.0,
+                "ratio": 1.0,
+                "lost": 0,
+                "peak_mib": 1.5,
+                "events_per_second": 5000,
+            }
+        ],
+        "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
+    }
 
 
 def test_lines_are_counted_across_blocks(tmp_path: Path) -> None:

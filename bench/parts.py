@@ -1,0 +1,89 @@
+"""What single parts of the event path cost, each alone, on messages that the kernel has sent."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from bench.capture import Capture
+from conntrackd.flow import Batch, Flow
+from conntrackd.netlink.decode import Decoder, walk
+from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.stats import Stats
+
+BATCH: Final = 128  # as many as one recvmmsg brings
+ROUNDS: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One measured part: microseconds of CPU time for each `unit`."""
+
+    name: str
+    us: float
+    unit: str = "event"
+
+
+def measure_parts(events: Capture) -> list[Part]:
+    """All parts on the same events."""
+    count = len(events.positions)
+    batches = decode_all(events, Decoder(Stats()))
+    return [
+        Part("decode: attribute by attribute", time_part(lambda: walk_all(events), count)),
+        Part("decode: by learned layouts", time_decode(events)),
+        Part("encode: JSON lines", time_encode(batches, count)),
+    ]
+
+
+def time_decode(events: Capture) -> float:
+    """The decoder, its layouts learned."""
+    decoder = Decoder(Stats())
+    return time_part(lambda: skim(events, decoder), len(events.positions))
+
+
+def time_encode(batches: list[list[Flow]], count: int) -> float:
+    """The encoder of the stream sink, its addresses cached."""
+    encoder = JsonEncoder()
+    mixed: list[Batch] = [[*batch] for batch in batches]
+
+    def encode() -> None:
+        for batch in mixed:
+            encoder.encode(batch)
+
+    return time_part(encode, count)
+
+
+def decode_all(events: Capture, decoder: Decoder) -> list[list[Flow]]:
+    """The events in batches."""
+    return [
+        decoder.decode(
+            events.buffer, events.positions[start : start + BATCH], events.lengths[start : start + BATCH], 0
+        )
+        for start in range(0, len(events.positions), BATCH)
+    ]
+
+
+def skim(events: Capture, decoder: Decoder) -> None:
+    """Decode all and let go of each batch before the next: memory is used again, as in the daemon."""
+    for start in range(0, len(events.positions), BATCH):
+        end = start + BATCH
+        decoder.decode(events.buffer, events.positions[start:end], events.lengths[start:end], 0)
+
+
+def walk_all(events: Capture) -> None:
+    """The reference decoder."""
+    for position, length in zip(events.positions, events.lengths, strict=True):
+        walk(bytes(events.buffer[position : position + length]), 0)
+
+
+def time_part(run: Callable[[], None], count: int) -> float:
+    """The middle of several rounds, after one that fills caches: microseconds for each of `count`."""
+    run()
+    return median(_time_once(run) for _ in range(ROUNDS)) / count
+
+
+def _time_once(run: Callable[[], None]) -> float:
+    start = time.process_time_ns()
+    run()
+    return (time.process_time_ns() - start) / 1000
