@@ -52,7 +52,7 @@ class Repeats:
         self._silent = 0
 
     def warn(self, logger: logging.Logger, message: str, *arguments: object) -> bool:
-        """Logs the message, with the number of those that were kept back, or keeps it back. Whether it did."""
+        """Logs the message with the number of those kept back before, or keeps it back. Whether it did."""
         now = self._clock()
         if self._last is not None and now - self._last < self._interval:
             self._silent += 1

@@ -129,8 +129,6 @@ class Outbox(Generic[P]):
         self._news = True
         self._lock.notify_all()
 
-    # ---- for the daemon -------------------------------------------------------------------------------
-
     @property
     def state(self) -> SinkState:
         """What the sink is doing."""
@@ -268,14 +266,14 @@ class Outbox(Generic[P]):
             self._attempt(self._open)
             return 0
         if not self._parcels and not self._load(now):
-            return self._find_ready(now)
+            return self._find_ready(now) if self._shelf is None or not self._shelf.rows else self._shelf.pause
         self._attempt(self._write)
         return 0
 
     def _find_wait(self, now: float) -> float:
         """Seconds until the next attempt, or until the next batch has to go to disk."""
         retry = self._retry_at - now
-        ready = None if self._shelf is None or self._shelf.is_paused() else self._find_ready(now)
+        ready = None if self._shelf is None or self._shelf.is_full() else self._find_ready(now)
         return min(retry, ready) if ready else retry
 
     def _find_ready(self, now: float) -> float | None:
@@ -329,7 +327,7 @@ class Outbox(Generic[P]):
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
         """Stores what was being written, or the next that is ready. False when nothing was or could be."""
         shelf = self._shelf
-        if shelf is None or (shelf.is_paused() and not everything):
+        if shelf is None or (shelf.is_full() and not everything):
             return False
         if self._parcels and self._row is None:
             stored = shelf.put(tuple(self._parcels))
@@ -370,8 +368,6 @@ class Outbox(Generic[P]):
             if self._row is None:
                 self._parcels.clear()
             return dropped
-
-    # ---- attempts -------------------------------------------------------------------------------------
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:

@@ -7,6 +7,7 @@ from threading import Condition
 from typing import Final, Generic, TypeVar
 
 from conntrackd.flow import Lost
+from conntrackd.sinks.backoff import Repeats
 from conntrackd.sinks.sink import Parcel
 from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError, Store
 from conntrackd.stats import SinkStats
@@ -17,6 +18,8 @@ P = TypeVar("P")
 
 # A disk that did not take a batch is tried again after this long; until then the queue in memory must do.
 PAUSE: Final = 10.0
+# As often a disk may refuse to give back the oldest row, before newer events do not wait for it any longer.
+MAX_FAILURES: Final = 30
 
 
 class Shelf(Generic[P]):
@@ -34,12 +37,15 @@ class Shelf(Generic[P]):
         self.oldest = store.oldest
         self.error = ""
         self._name = name
+        self._complaints = Repeats(clock)
         self._store = store
         self._stats = stats
         self._lock = lock
         self._clock = clock
         self._lost: Lost | None = None
-        self._retry_at = 0.0
+        self._write_at = 0.0
+        self._read_at = 0.0
+        self._failures = 0
         stats.sink_events_restored_total += store.events
         stats.sink_events_spooled += store.events
         if store.damage:
@@ -52,9 +58,14 @@ class Shelf(Generic[P]):
         """Parcels on disk."""
         return self._store.rows
 
-    def is_paused(self) -> bool:
-        """Whether the disk gets a rest after it refused something."""
-        return self._clock() < self._retry_at
+    def is_full(self) -> bool:
+        """Whether the disk did not take the last parcel, and is not asked again yet."""
+        return self._clock() < self._write_at
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the disk is asked again for the oldest row, which it would not give."""
+        return max(0.0, self._read_at - self._clock())
 
     def put(self, parcels: tuple[Parcel[P], ...], held: Row[P] | None = None, rest: int = 0) -> bool:
         """Parcels that were queued, to disk: all of them or none.
@@ -69,6 +80,7 @@ class Shelf(Generic[P]):
             self._set_aside(error, rest)
             return False
         except SpoolError as error:
+            self._write_at = self._clock() + PAUSE
             self._note(error)
             return False
         events = sum(parcel.events for parcel in parcels)
@@ -94,15 +106,25 @@ class Shelf(Generic[P]):
         return lost
 
     def find_first(self) -> Row[P] | None:
-        """The oldest row. None when there is none, or none can be read any more."""
+        """The oldest row. None when there is none, none can be read now, or none can be read any more."""
+        if self.pause:
+            return None
         try:
             while True:
                 row = self._store.first()
                 if row is None or row.intact:
+                    self._failures = 0
                     return row
                 self._drop_damaged(row)
-        except SpoolError as error:  # whatever cannot be read is damaged: newer events do not wait behind it
+        except SpoolDamagedError as error:
             self._set_aside(error, 0)
+        except SpoolError as error:
+            self._failures += 1
+            if self._failures < MAX_FAILURES:
+                self._read_at = self._clock() + PAUSE
+                self._note(error)
+            else:
+                self._set_aside(error, 0)
         return None
 
     def _drop_damaged(self, row: Row[P]) -> None:
@@ -149,8 +171,7 @@ class Shelf(Generic[P]):
             self._note(trouble)
 
     def _note(self, error: SpoolError) -> None:
-        self._retry_at = self._clock() + PAUSE
         with self._lock:
             self.error = str(error)
             self._stats.sink_spool_errors_total += 1
-        logger.error("sink %s: %s, keeping events in memory, trying again in %d s", self._name, error, PAUSE)
+        self._complaints.warn(logger, "sink %s: %s, trying again in %d s", self._name, error, PAUSE)

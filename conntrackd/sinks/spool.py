@@ -30,8 +30,23 @@ MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must 
 SHRINK_ABOVE: Final = 1 << 20
 # A disk in this condition may mend while the daemon runs; everything else is a mistake in the configuration.
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
-CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# What SQLite says of a disk; all else it can say of statements that never change is about what is on it.
+DISK: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 
+# A damaged number must not turn the sums upside down: no batch has more events than the largest queue.
+# Text of ours, so that no statement below is built from anything else (S608).
+EVENTS: Final = "max(0, min(events, 10000000))"
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS parcels (
     number INTEGER PRIMARY KEY,
@@ -172,7 +187,7 @@ class Spool:
         if version == 0:
             database.execute(SCHEMA)
             database.execute(f"PRAGMA user_version={FORMAT}")
-        totals = "SELECT count(*), sum(events), max(number) FROM parcels WHERE number > ?"
+        totals = f"SELECT count(*), sum({EVENTS}), max(number) FROM parcels WHERE number > ?"  # noqa: S608
         rows, events, last = database.execute(totals, (self._done,)).fetchone()
         self.rows, self.events = rows, int(events or 0)
         self._next = max(self._next, (last or 0) + 1)
@@ -183,8 +198,11 @@ class Spool:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the extended codes have more above
-            kind = SpoolDamagedError if code in CORRUPT else SpoolError
-            raise kind(f"the spool {self._path}: {error}") from error
+            kind = SpoolError if code in DISK else SpoolDamagedError
+            text = " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())
+            raise kind(f"the spool {self._path}: {text}") from error
+        except (ArithmeticError, ValueError) as error:  # UnicodeDecodeError: SQLite repeats bytes of the file
+            raise SpoolDamagedError(f"the spool {self._path}: {type(error).__name__}") from error
 
     def _use(self, action: Callable[[sqlite3.Connection], T]) -> T:
         database = self._database or self._reopen()
@@ -233,7 +251,7 @@ class Spool:
         """Deletes the oldest rows until the limit holds, but never the newest."""
         gone: list[Row[bytes]] = []
         oldest = (
-            "SELECT number, events, oldest FROM parcels"
+            f"SELECT number, {EVENTS}, oldest FROM parcels"  # noqa: S608
             " WHERE number < ? AND number IS NOT ? ORDER BY number LIMIT 1"
         )
         while _measure(database) > self._limit:
@@ -253,7 +271,10 @@ class Spool:
         return self._use(self._first)
 
     def _first(self, database: sqlite3.Connection) -> Row[bytes] | None:
-        query = "SELECT * FROM parcels WHERE number > ? ORDER BY number LIMIT 1"
+        query = (
+            f"SELECT number, {EVENTS}, oldest, checksum, payload FROM parcels"  # noqa: S608
+            " WHERE number > ? ORDER BY number LIMIT 1"
+        )
         found = database.execute(query, (self._done,)).fetchone()
         if found is None:
             raise SpoolDamagedError(f"the spool {self._path}: {self.rows} rows have disappeared")

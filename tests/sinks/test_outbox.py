@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.flow import Batch
 from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import (
@@ -179,8 +180,7 @@ def test_a_loss_carries_the_times_of_the_first_and_the_last_event(clock: Clock) 
     seen: list[object] = []
 
     class Keeper(FakeSink):
-        def encode(self, batch: object) -> bytes:
-            assert isinstance(batch, list)
+        def encode(self, batch: Batch) -> bytes:
             seen.extend(batch)
             return b"[]"
 
@@ -306,10 +306,10 @@ def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) ->
 
 def test_a_batch_that_cannot_be_encoded_is_counted_and_the_next_one_goes(clock: Clock) -> None:
     class Picky(FakeSink):
-        def encode(self, batch: list[object]) -> bytes:  # type: ignore[override]
+        def encode(self, batch: Batch) -> bytes:
             if len(batch) == 1:
                 raise KeyError("city")
-            return super().encode(batch)  # type: ignore[arg-type]
+            return super().encode(batch)
 
     sink = Picky(batch_events=2)
     outbox = make_outbox(sink, clock)
@@ -472,8 +472,8 @@ def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool)
 
 def test_a_full_spool_drops_the_oldest_and_tells_how_many(clock: Clock, tmp_path: Path) -> None:
     class Fat(FakeSink):
-        def encode(self, batch: list[object]) -> bytes:  # type: ignore[override]
-            return super().encode(batch) + b" " * 50_000  # type: ignore[arg-type]
+        def encode(self, batch: Batch) -> bytes:
+            return super().encode(batch) + b" " * 50_000
 
     sink = Fat(batch_events=1)
     sink.away = AWAY
