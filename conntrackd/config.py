@@ -14,7 +14,7 @@ from conntrackd import options
 from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
 from conntrackd.errors import ConfigError, ManyErrors
 from conntrackd.options import OPTIONS, Option
-from conntrackd.values import MAX_ITEMS, BadValueError, Kind, quote, suggest
+from conntrackd.values import MAX_ITEMS, BadValueError, Kind, find_near, quote, suggest
 
 T = TypeVar("T")
 
@@ -96,8 +96,7 @@ def read_config(
 def raise_mistakes(mistakes: Sequence[ConfigError]) -> None:
     """Nothing, the mistake, or all mistakes at once."""
     if len(mistakes) > MAX_MISTAKES:
-        rest = ConfigError(f"{len(mistakes) - MAX_MISTAKES} more mistakes are not shown")
-        raise ManyErrors([*mistakes[:MAX_MISTAKES], rest])
+        raise ManyErrors([*mistakes[:MAX_MISTAKES], ConfigError("more mistakes are not shown")])
     if len(mistakes) > 1:
         raise ManyErrors(mistakes)
     if mistakes:
@@ -184,6 +183,8 @@ class _Draft:
 
     def _take_table(self, table: Table, prefix: str, path: Path, seen: dict[str, str]) -> None:
         for entry in table.entries:
+            if len(self.mistakes) > MAX_MISTAKES:
+                return  # to look for near misses takes 70 us a key, and nobody reads on
             key = prefix + entry.key
             place = _place(path, entry.line)
             if key in seen:
@@ -193,7 +194,7 @@ class _Draft:
             elif key in SECTIONS:
                 self._take_section(key, entry, path, seen)
             else:
-                hint = _suggest_key(key, prefix)
+                hint = _suggest_key(key)
                 self.mistakes.append(ConfigError(f"unknown key {quote(key)}", hint=hint, place=place))
             seen.setdefault(key, place)
 
@@ -263,11 +264,20 @@ def _list_keys(section: str) -> str:
     return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
 
-def _suggest_key(key: str, prefix: str) -> str:
+def _suggest_key(key: str) -> str:
+    """The nearest key of the section that it stands in; of no section, one whose last words it is."""
+    parts = key.split(".")
+    section = next(
+        (name for n in range(len(parts) - 1, 0, -1) if (name := ".".join(parts[:n])) in SECTIONS), ""
+    )
+    prefix = f"{section}." if section else ""
     same_end = [known for known in BY_KEY if known.endswith(f".{key}")]
     if len(same_end) == 1:
         return f"did you mean {same_end[0]}?"
-    return suggest(key, [*BY_KEY, *sorted(SECTIONS)]) or f"known here: {_list_keys(prefix.rstrip('.'))}"
+    inside = [known for known in (*BY_KEY, *sorted(SECTIONS)) if known.startswith(prefix)]
+    by_rest = {known.removeprefix(prefix): known for known in inside}
+    near = find_near(key.removeprefix(prefix), by_rest)
+    return f"did you mean {by_rest[near]}?" if near else f"known here: {_list_keys(section)}"
 
 
 def _check_together(config: Config) -> Iterator[ConfigError]:

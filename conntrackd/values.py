@@ -89,11 +89,17 @@ class Kind(Generic[T_co]):
         return [item.strip() for item in text.split(self.separator) if item.strip()]
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """A hint with the nearest of the known words, empty when none is near."""
+def find_near(word: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known words, if any is near."""
     words = {each.lower(): each for each in known}
     near = get_close_matches(word[:100].lower(), words, n=1, cutoff=0.6)
-    return f"did you mean {words[near[0]]}?" if near else ""
+    return words[near[0]] if near else None
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A hint with the nearest of the known words, empty when none is near."""
+    near = find_near(word, known)
+    return f"did you mean {near}?" if near else ""
 
 
 def quote(text: str) -> str:
@@ -164,8 +170,8 @@ def _check_range(
 
 
 def _parse_number(text: str, units: dict[str, float], fault: str, hint: str) -> float:
-    # Twelve digits hold every limit below, and keep integers and time bounded.
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([a-z]*)", text.lower())
+    # Fifteen digits hold every limit, and a float holds them exactly.
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([a-z]*)", text.lower())
     if match is None or match[2] not in units:
         raise BadValueError(text, fault, hint)
     return float(match[1]) * units[match[2]]
@@ -189,8 +195,10 @@ def render_size(value: float) -> str:
 
 def render_duration(value: float) -> str:
     """Seconds with the largest unit that keeps them whole."""
+    if not value:
+        return "0s"
     for seconds, unit in ((3600, "h"), (60, "m"), (1, "s")):
-        if value and value % seconds == 0:
+        if value % seconds == 0:
             return f"{int(value // seconds)}{unit}"
     return f"{value * 1000:g}ms"
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -129,26 +130,30 @@ def _render_man_flag(option: Option[object]) -> str:
     return f".It Fl Fl {option.key}" + (f" Ns Op = Ns Ar {value}" if option.kind is FLAG else f" Ar {value}")
 
 
-def _render_man_help(option: Option[object]) -> Iterator[str]:
-    yield escape_mdoc(f"{option.help}.")
+def _render_man_help(option: Option[object], takes: str = "") -> Iterator[str]:
+    yield from _fill(f"{option.help}.")
+    if takes:
+        yield from _fill(f"Takes {takes}.")
     if option.default_text:
         yield "Default:"
         yield f".Ql {escape_mdoc(option.default_text)} ."
+    elif takes and option.example:
+        yield "Example:"
+        yield f".Ql {escape_mdoc(option.kind.split(option.example)[0])} ."
+
+
+def _fill(text: str) -> list[str]:
+    """A sentence in lines as short as mandoc -Tlint wants them."""
+    return [escape_mdoc(line) for line in textwrap.wrap(text, 76, break_on_hyphens=False)]
 
 
 def render_man_settings() -> str:
     """The keys of conntrackd.yaml(5) as one mdoc list."""
     lines = [".Bl -tag -width Ds"]
     for option in OPTIONS:
-        lines += [f".It Ic {option.key}", *_render_man_help(option)]
-        lines += [escape_mdoc(f"Takes {option.kind.takes}.")]
-        if not option.default_text and option.example:
-            lines += ["Example:", f".Ql {escape_mdoc(option.kind.split(option.example)[0])} ."]
-        lines += [
-            ".br",
-            f".Ev {option.variable} ;",
-            "applied by a reload." if option.reload else "needs a restart.",
-        ]
+        applied = "applied by a reload." if option.reload else "needs a restart."
+        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.takes)]
+        lines += [".br", f".Ev {option.variable} ;", applied]
     return "\n".join([*lines, ".El"])
 
 

@@ -1,0 +1,107 @@
+"""Completion offers what the parser takes, in the shell itself."""
+
+import argparse
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conntrackd.cli.completion import list_places, render_completion
+from conntrackd.cli.render import add_flags
+from conntrackd.errors import UsageError
+from conntrackd.options import OPTIONS
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("conntrackd")
+    commands = made.add_subparsers()
+    add_flags(commands.add_parser("run", help="log events, don't stop"))
+    record = commands.add_parser("record", help="write a recording")
+    record.add_argument("--count", metavar="N")
+    record.add_argument("--color", choices=["always", "never"], help="100%% colour")
+    deep = commands.add_parser("filter", help="rules").add_subparsers()
+    deep.add_parser("show", help="show rules").add_argument("--json", action="store_true")
+    return made
+
+
+def complete_in_bash(script: Path, words: list[str], folder: Path) -> list[str]:
+    """What bash offers after these words; the last one is still being typed."""
+    program = f"""
+    source '{script}'
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+    _conntrackd
+    printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", program, "bash", *words], capture_output=True, text=True, check=True, cwd=folder
+    )
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ([""], ["--help", "-h", "filter", "record", "run"]),
+        (["r"], ["record", "run"]),
+        (["filter", ""], ["--help", "-h", "show"]),
+        (["filter", "show", "--"], ["--help", "--json"]),
+        (["run", "--log.level", ""], ["debug", "error", "info", "warn"]),
+        (["run", "--log.level", "w"], ["warn"]),
+        (["run", "--sink.stream.enable", "--bus"], ["--bus.address", "--bus.enable"]),
+        (["run", "--filter_file", "ru"], ["rules.txt"]),
+        (["run", "--filter", ""], []),
+        (["record", "--color", ""], ["always", "never"]),
+        (["record", "--count", ""], []),
+    ],
+)
+def test_bash_offers_what_fits(
+    words: list[str], offered: list[str], parser: argparse.ArgumentParser, tmp_path: Path
+) -> None:
+    (tmp_path / "rules.txt").touch()
+    script = tmp_path / "completion"
+    script.write_text(render_completion(parser, "bash"))
+
+    assert complete_in_bash(script, ["conntrackd", *words], tmp_path) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_option_is_completed_in_every_shell(shell: str, parser: argparse.ArgumentParser) -> None:
+    words = set(re.findall(r"[\w.]+", render_completion(parser, shell)))
+
+    assert [option.key for option in OPTIONS if option.key not in words] == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_can_read_its_completion(shell: str, parser: argparse.ArgumentParser) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+
+    done = subprocess.run(
+        [program, "-n"], input=render_completion(parser, shell), capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> None:
+    places = {place.path: place for place in list_places(parser)}
+
+    assert places["conntrackd"].commands == {
+        "run": "log events, don't stop",
+        "record": "write a recording",
+        "filter": "rules",
+    }
+    assert list(places["conntrackd filter show"].flags) == ["-h", "--help", "--json"]
+    fish = render_completion(parser, "fish")
+    assert r"-a run -d 'log events, don\'t stop'" in fish
+    assert "-l color -x -a 'always never' -d '100% colour'" in fish
+
+
+def test_another_shell_is_told(parser: argparse.ArgumentParser) -> None:
+    with pytest.raises(UsageError, match="no completion for 'csh'"):
+        render_completion(parser, "csh")

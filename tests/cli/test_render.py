@@ -1,0 +1,181 @@
+"""What derives from OPTIONS says the same as OPTIONS."""
+
+import argparse
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conntrackd.cli.render import (
+    WRITE,
+    HelpFormatter,
+    add_flags,
+    collect_flags,
+    escape_mdoc,
+    explain_unknown,
+    find_stale,
+    render_man_flags,
+    render_man_settings,
+    render_sample,
+    replace_between,
+)
+from conntrackd.config import check_sinks, read_config
+from conntrackd.errors import DataError
+from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "conntrackd run",
+        usage="conntrackd run [OPTION]...",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(made)
+    return made
+
+
+def test_help_names_every_option_and_its_default(parser: argparse.ArgumentParser) -> None:
+    text = " ".join(parser.format_help().split())
+
+    for option in OPTIONS:
+        default = f" (default: {option.default_text})" if option.default_text else ""
+        assert re.search(
+            rf"{re.escape(option.flag)} \S+ {re.escape(option.help + default)}(?! \(default)", text
+        )
+
+
+def test_help_fits_80_columns(parser: argparse.ArgumentParser) -> None:
+    assert max(map(len, parser.format_help().splitlines())) <= 80
+
+
+def test_flags_are_collected_as_they_were_given(parser: argparse.ArgumentParser) -> None:
+    words = ["--filter", "log any", "--filter=drop any", "--log.level", "debug", "--sink.stream.enable"]
+
+    assert collect_flags(parser.parse_args([])) == {}
+    assert collect_flags(parser.parse_args(words)) == {
+        "log.level": ["debug"],
+        "filter": ["log any", "drop any"],
+        "sink.stream.enable": ["true"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--sink.stream.enable"], ["true"]),
+        (["--sink.stream.enable=false"], ["false"]),
+        (["--sink.stream.enable", "--log.level", "info"], ["true"]),
+        (["--sink.stream.enable", "--sink.stream.enable=no"], ["true", "no"]),
+    ],
+)
+def test_a_boolean_may_stand_alone(
+    words: list[str], value: list[str], parser: argparse.ArgumentParser
+) -> None:
+    assert collect_flags(parser.parse_args(words))["sink.stream.enable"] == value
+
+
+def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentParser) -> None:
+    words = [f"{option.flag}={option.default_text}" for option in OPTIONS if option.default_text]
+
+    config = read_config(collect_flags(parser.parse_args(words)), {}, etc=Path("/nonexistent"))
+
+    assert [config[option] for option in OPTIONS] == [option.default for option in OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["--sink.strem.enable=secret"],
+            "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
+        ),
+        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help shows what there is"),
+        (["extra"], "unknown argument 'extra'\nhint: --help shows what there is"),
+    ],
+)
+def test_an_unknown_argument_is_told_with_a_near_miss(arguments: list[str], text: str) -> None:
+    assert str(explain_unknown(arguments, [option.flag for option in OPTIONS])) == text
+
+
+def test_the_sample_as_it_is_turns_on_the_journal_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "sample.yaml"
+    path.write_text(render_sample())
+
+    config = read_config({}, {}, path)
+
+    check_sinks(config)
+    assert [option for option in OPTIONS if config.origin(option) != "default"] == [SINK_JOURNAL_ENABLE]
+    assert config[SINK_JOURNAL_ENABLE] is True
+
+
+def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path) -> None:
+    path = tmp_path / "sample.yaml"
+    text = re.sub(r"(?m)^( *)#(?! )", r"\1", render_sample())
+    text = re.sub(r"(?m)^( *)#  -", r"\1  -", text)
+    # These two contradict the defaults beside them, as they should.
+    text = text.replace("udp://localhost:514", "tls://localhost").replace("http://", "https://")
+    path.write_text(re.sub(r"(?m)^ *token_file:.*\n", "", text))
+
+    config = read_config({}, {}, path)
+
+    unset = [option.key for option in OPTIONS if config.origin(option) == "default"]
+    assert unset == ["sink.loki.token_file"]
+    given = {option.key: config[option] for option in OPTIONS if option.default_text}
+    defaults = {option.key: option.default for option in OPTIONS if option.default_text}
+    assert given == defaults | {
+        "sink.journal.enable": True,
+        "sink.syslog.address": "tls://localhost",
+        "sink.loki.address": "https://localhost:3100",
+    }
+
+
+def test_the_sample_gives_a_reason_for_each_option() -> None:
+    lines = [line.strip() for line in render_sample().splitlines()]
+
+    for option in OPTIONS:
+        name = option.key.split(".")[-1]
+        follows = lines[lines.index(f"# {option.help}") + 1].lstrip("#")
+        assert follows.startswith(f"{name}:") or lines.count(f"# {option.help}") > 1
+    assert max(map(len, render_sample().splitlines())) <= 80
+
+
+def test_man_pages_name_every_option() -> None:
+    flags = re.findall(r"^\.It Fl Fl (\S+)", render_man_flags(), re.MULTILINE)
+    settings = re.findall(r"^\.It Ic (\S+)", render_man_settings(), re.MULTILINE)
+    variables = re.findall(r"^\.Ev (\S+)", render_man_settings(), re.MULTILINE)
+
+    assert flags == settings == [option.key for option in OPTIONS]
+    assert variables == [option.variable for option in OPTIONS]
+
+
+def test_text_for_man_pages_is_safe() -> None:
+    assert escape_mdoc('.a-b\\c"') == "\\&.a\\-b\\ec\\(dq"
+
+
+def test_the_files_in_the_tree_are_up_to_date() -> None:
+    assert find_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
+
+
+def test_a_page_without_markers_is_told() -> None:
+    with pytest.raises(DataError) as caught:
+        replace_between("text", "part", Path("man/x.8"))
+
+    assert caught.value.place == "man/x.8"
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
+@pytest.mark.parametrize("name", ["conntrackd.8", "conntrackd.yaml.5"])
+def test_man_pages_have_no_fault(name: str) -> None:
+    done = subprocess.run(
+        ["mandoc", "-Tlint", str(ROOT / "man" / name)], capture_output=True, text=True, check=False
+    )
+
+    # The other pages of this package are found when it is installed.
+    faults = [line for line in done.stdout.splitlines() if "referenced manual not found" not in line]
+    assert faults == []

@@ -1,0 +1,469 @@
+"""Settings come from four places in a fixed order; every mistake is told with its place, all at once."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conntrackd import options
+from conntrackd.config import (
+    Config,
+    changed,
+    check_sinks,
+    find_unapplied,
+    read_config,
+    read_rule_lines,
+)
+from conntrackd.document import MAX_FILE
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.options import OPTIONS, Option
+
+Read = Callable[..., Config]
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    """A folder in place of /etc/conntrackd."""
+    return tmp_path
+
+
+@pytest.fixture
+def read(etc: Path) -> Read:
+    """Write text to conntrackd.yaml and read it."""
+
+    def read_text(
+        text: str = "",
+        *,
+        name: str = "conntrackd.yaml",
+        flags: Mapping[str, Sequence[str]] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Config:
+        (etc / name).write_text(text)
+        return read_config(flags or {}, environ or {}, etc=etc)
+
+    return read_text
+
+
+def describe(error: ConntrackdError, etc: Path) -> list[str]:
+    errors = error.errors if isinstance(error, ManyErrors) else (error,)
+    return [str(each).replace(f"{etc}/", "") for each in errors]
+
+
+@pytest.fixture
+def mistakes(read: Read, etc: Path) -> Callable[..., list[str]]:
+    """The mistakes of a text."""
+
+    def find(text: str = "", **more: Any) -> list[str]:
+        with pytest.raises((ConfigError, ManyErrors)) as caught:
+            read(text, **more)
+        assert caught.value.exit_status == 78
+        return describe(caught.value, etc)
+
+    return find
+
+
+def test_without_anything_all_settings_have_their_default(etc: Path) -> None:
+    config = read_config({}, {"HOME": "/root"}, etc=etc / "missing")
+
+    assert {option.key: config[option] for option in OPTIONS} == {
+        option.key: option.default for option in OPTIONS
+    }
+    assert {config.origin(option) for option in OPTIONS} == {"default"}
+    assert config.paths == ()
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(read: Read, etc: Path) -> None:
+    text = "log: {level: debug}\nconntrack:\n  buffer: 1M\n  netns: a\n"
+
+    config = read(
+        text,
+        environ={"CONNTRACKD_CONNTRACK_BUFFER": "2M", "CONNTRACKD_CONNTRACK_NETNS": "b"},
+        flags={"conntrack.netns": ["x", "c"]},
+    )
+
+    picked = (options.LOG_LEVEL, options.CONNTRACK_BUFFER, options.CONNTRACK_NETNS, options.BUS_ENABLE)
+    assert [(config[option], config.origin(option)) for option in picked] == [
+        ("debug", f"{etc}/conntrackd.yaml:1"),
+        (2 << 20, "CONNTRACKD_CONNTRACK_BUFFER"),
+        ("c", "--conntrack.netns"),
+        (True, "default"),
+    ]
+
+
+def test_the_first_of_the_four_files_is_read(etc: Path) -> None:
+    (etc / "conntrackd.toml").write_text('log.level = "warn"')
+    (etc / "conntrackd.json").write_text('{"log": {"level": "error"}}')
+
+    config = read_config({}, {}, etc=etc)
+
+    assert (config[options.LOG_LEVEL], config.paths) == ("error", (etc / "conntrackd.json",))
+
+
+def test_drop_ins_change_the_file_in_the_order_of_their_names(read: Read, etc: Path) -> None:
+    folder = etc / "conntrackd.d"
+    folder.mkdir()
+    (folder / "20.yaml").write_text("log.level: error\nfilter: [drop any]")
+    (folder / "10.yaml").write_text("log.level: warn\ngeoip.locale: de")
+    (folder / ".hidden.yaml").write_text("nonsense: 1")
+    (folder / "30.yaml.dpkg-old").write_text("nonsense: 1")
+
+    config = read("log.level: debug\nfilter: [log any]\nconntrack.netns: a")
+
+    assert [config[each] for each in (options.LOG_LEVEL, options.FILTER, options.GEOIP_LOCALE)] == [
+        "error",
+        ("drop any",),
+        "de",
+    ]
+    assert config[options.CONNTRACK_NETNS] == "a"
+    assert config.paths == (etc / "conntrackd.yaml", folder / "10.yaml", folder / "20.yaml")
+
+
+def test_a_path_takes_the_place_of_all_files(read: Read, etc: Path) -> None:
+    (etc / "conntrackd.d").mkdir()
+    (etc / "conntrackd.d/10.yaml").write_text("log.level: warn")
+    (etc / "other").write_text("log.level: error")
+
+    config = read_config({}, {}, etc / "other", etc)
+
+    assert (config[options.LOG_LEVEL], config.paths) == ("error", (etc / "other",))
+
+
+def test_a_named_file_must_be_there(etc: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config({}, {}, str(etc / "missing.yaml"))
+
+    assert (caught.value.place, caught.value.exit_status) == (str(etc / "missing.yaml"), 78)
+
+
+def test_a_link_without_target_does_not_hide_behind_the_next_file(etc: Path) -> None:
+    (etc / "conntrackd.yaml").symlink_to("missing")
+    (etc / "conntrackd.json").write_text("{}")
+
+    with pytest.raises(ConfigError) as caught:
+        read_config({}, {}, etc=etc)
+
+    assert caught.value.place == str(etc / "conntrackd.yaml")
+
+
+def test_values_have_the_types_of_their_options(read: Read) -> None:
+    config = read("conntrack: {buffer: 1M, protocols: [tcp, 89], activate: on}\nsink.loki.labels: [a=b]\n")
+
+    buffer: int = config[options.CONNTRACK_BUFFER]
+    protocols: frozenset[int] = config[options.CONNTRACK_PROTOCOLS]
+    activate: bool = config[options.CONNTRACK_ACTIVATE]
+    labels: tuple[tuple[str, str], ...] = config[options.SINK_LOKI_LABELS]
+    assert (buffer, protocols, activate, labels) == (1 << 20, frozenset({6, 89}), True, (("a", "b"),))
+
+
+def test_yaml_takes_an_unquoted_off_for_the_word(read: Read) -> None:
+    assert read("conntrack.resync: off")[options.CONNTRACK_RESYNC] == "off"
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_empty(read: Read) -> None:
+    assert read("log:\n#  level: debug\nsink:\n  loki:\n    tls:\n")[options.LOG_LEVEL] == "info"
+
+
+def test_paths_in_a_file_are_found_beside_it(read: Read, etc: Path) -> None:
+    config = read(
+        "filter_file: rules\ngeoip.database: [a.mmdb, /b.mmdb]", flags={"state_directory": ["state"]}
+    )
+
+    assert config[options.FILTER_FILE] == etc / "rules"
+    assert config[options.GEOIP_DATABASE] == (etc / "a.mmdb", Path("/b.mmdb"))
+    assert config[options.STATE_DIRECTORY] == Path("state")
+
+
+def test_lists_come_in_parts_with_commas_or_as_lists(read: Read) -> None:
+    protocols = options.CONNTRACK_PROTOCOLS
+
+    assert {
+        read(flags={protocols.key: ["tcp", "sctp,gre"]})[protocols],
+        read(environ={protocols.variable: "tcp, sctp ,gre,"})[protocols],
+        read("conntrack.protocols: tcp,sctp,gre")[protocols],
+        read("conntrack.protocols: [TCP, sctp, 47]")[protocols],
+    } == {frozenset({6, 132, 47})}
+
+
+def test_each_rule_knows_its_place(read: Read, etc: Path) -> None:
+    file = f"{etc}/conntrackd.yaml"
+
+    assert read("filter:\n  - log any\n  - drop any").places(options.FILTER) == (f"{file}:2", f"{file}:3")
+    assert read("filter: |\n  log any\n\n  drop any").places(options.FILTER) == (f"{file}:2", f"{file}:4")
+    assert read(environ={"CONNTRACKD_FILTER": "log any\ndrop port 1,2"})[options.FILTER] == (
+        "log any",
+        "drop port 1,2",
+    )
+    assert read(flags={"filter": ["log any", "drop any"]}).places(options.FILTER) == ("--filter", "--filter")
+
+
+def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) -> None:
+    (etc / "rules").write_text("# comment\nlog port 1\n\n  drop port 2 # why\n")
+
+    config = read("filter_file: rules\nfilter:\n- drop any")
+
+    assert read_rule_lines(config) == [
+        ("log port 1", f"{etc}/rules:2"),
+        ("drop port 2 # why", f"{etc}/rules:4"),
+        ("drop any", f"{etc}/conntrackd.yaml:3"),
+    ]
+
+
+def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_rule_lines(read("filter_file: rules"))
+
+    assert caught.value.place == f"{etc}/rules"
+
+
+def test_all_mistakes_are_told_at_once(mistakes: Callable[..., list[str]]) -> None:
+    text = """\
+log:
+  level: loud
+sink.stream:
+  enabel: true
+  writer: stdot
+sinks: {a: 1}
+level: 1
+conntrack:
+  protocols:
+    - tcp
+    - tpc
+  buffer: [1]
+"""
+
+    assert mistakes(text, environ={"CONNTRACKD_LOG_LEVL": "1"}, flags={"conntrack.events": ["old"]}) == [
+        "conntrackd.yaml:2: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:4: unknown key 'sink.stream.enabel'\nhint: did you mean sink.stream.enable?",
+        "conntrackd.yaml:5: sink.stream.writer: 'stdot' is none of stdout, stderr, discard, file:///PATH\n"
+        "hint: did you mean stdout?",
+        "conntrackd.yaml:6: unknown key 'sinks'\nhint: did you mean sink?",
+        "conntrackd.yaml:7: unknown key 'level'\nhint: did you mean log.level?",
+        "conntrackd.yaml:11: conntrack.protocols: 'tpc' is no protocol\nhint: did you mean tcp?",
+        "conntrackd.yaml:12: conntrack.buffer: takes a size from 4K to 1023M, such as 64M, not a list",
+        "environment: unknown variable 'CONNTRACKD_LOG_LEVL'\nhint: did you mean CONNTRACKD_LOG_LEVEL?",
+        "--conntrack.events: 'old' is none of new, update, destroy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (
+            "log.level:",
+            ":1: log.level: has no value\n"
+            "hint: give it one of debug, info, warn, error, or leave the key out",
+        ),
+        ("log: {level: {a: 1}}", ":1: log.level: takes one of debug, info, warn, error, not a section"),
+        ("log: debug", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
+        ("log: [a]", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
+        (
+            "log: {level: info}\nlog.level: info",
+            ":2: log.level: is given twice\nhint: first in conntrackd.yaml:1",
+        ),
+        ("bus:\nbus:", ":2: bus: is given twice\nhint: first in conntrackd.yaml:1"),
+        ("filter: [[a]]", ":1: filter: takes filter rules, not a list or section in a list"),
+        ("filter: [1]", ":1: filter: '1' is a number, and it takes filter rules\nhint: put it into quotes"),
+        ("filter: [null]", ":1: filter: has no value\nhint: give it filter rules, or leave the key out"),
+        (
+            "sink.loki.tenant: 5",
+            ":1: sink.loki.tenant: '5' is a number, and it takes a text\nhint: put it into quotes",
+        ),
+        (
+            "conntrack.buffer: true",
+            ":1: conntrack.buffer: 'true' is a boolean, and it takes a size from 4K to 1023M, such as 64M",
+        ),
+        (
+            r'log.level: "a\e[31m"',
+            r":1: log.level: 'a\x1b[31m' is none of debug, info, warn, error",
+        ),
+        (r'conntrack.netns: "\ud800"', r":1: conntrack.netns: '\ud800' is no UTF-8 text"),
+        (
+            "sink.loki.password: hunter2",
+            ":1: unknown key 'sink.loki.password'\nhint: did you mean sink.loki.password_file?",
+        ),
+        (
+            "zzzz: 1",
+            ":1: unknown key 'zzzz'\n"
+            "hint: known here: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
+            "state_directory",
+        ),
+        ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
+        (
+            "sink: {stream: {qqqq: 1}}",
+            ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue",
+        ),
+        (
+            "sink.loki.username: a",
+            ":1: sink.loki.username is of no use alone\nhint: set sink.loki.password_file too",
+        ),
+        (
+            "sink.syslog.tls.key: a",
+            ":1: sink.syslog.tls.key is of no use alone\nhint: set sink.syslog.tls.cert too",
+        ),
+        (
+            "sink.loki.tls.ca: a",
+            ":1: sink.loki.tls.ca has no effect on http://localhost:3100\n"
+            "hint: an address with https:// is needed",
+        ),
+        (
+            "sink.syslog.spool: a",
+            ":1: sink.syslog.spool has no effect on udp://localhost:514\n"
+            "hint: only TCP and TLS tell whether the server is there",
+        ),
+    ],
+)
+def test_a_mistake_in_yaml_is_told(text: str, mistake: str, mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes(text) == [f"conntrackd.yaml{mistake}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("conntrackd.json", '{"conntrack": {"buffer": 1e99}, "log": {"level": NaN, "level": "info"}}'),
+        ("conntrackd.toml", 'conntrack.buffer = 1e99\nlog.level = nan\n"log.level" = "info"'),
+    ],
+)
+def test_a_mistake_in_json_and_toml_names_the_key(name: str, text: str, read: Read, etc: Path) -> None:
+    (etc / name).write_text(text)
+
+    with pytest.raises(ManyErrors) as caught:
+        read_config({}, {}, etc=etc)
+
+    found = describe(caught.value, etc)
+    assert [each.splitlines()[0].lower() for each in found] == [
+        f"{name}: conntrack.buffer: '1e99' is no size",
+        f"{name}: log.level: 'nan' is none of debug, info, warn, error",
+        f"{name}: log.level: is given twice",
+    ]
+
+
+def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
+    mistakes: Callable[..., list[str]],
+) -> None:
+    assert mistakes("sink.loki.token_file: 12345") == [
+        "conntrackd.yaml:1: sink.loki.token_file: the value is a number, and it takes a path\n"
+        "hint: put it into quotes"
+    ]
+    assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "hunter2\n"}) == [
+        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: the value has control characters"
+    ]
+
+
+def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., list[str]]) -> None:
+    found = mistakes("".join(f"key{number}: 1\n" for number in range(1000)))
+
+    assert (len(found), found[-1]) == (101, "more mistakes are not shown")
+
+
+def test_an_alias_that_holds_itself_ends(mistakes: Callable[..., list[str]]) -> None:
+    assert len(mistakes("sink: &a {stream: *a, loki: *a}")) == 4
+
+
+def test_the_variable_of_the_package_is_none_of_ours(read: Read) -> None:
+    assert read(environ={"CONNTRACKD_REPLACE": "1"})[options.LOG_LEVEL] == "info"
+
+
+@pytest.mark.parametrize("kind", ["stream", "journal", "syslog", "loki"])
+def test_one_sink_is_enough(kind: str, read: Read) -> None:
+    check_sinks(read(f"sink.{kind}.enable: true"))
+
+
+def test_without_a_sink_the_error_says_how_to_enable_one(read: Read, etc: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_sinks(read())
+
+    assert describe(caught.value, etc) == [
+        "no sink is enabled, so that events would go nowhere\n"
+        "hint: one of --sink.stream.enable, --sink.journal.enable, --sink.syslog.enable, "
+        "--sink.loki.enable on the command line, or 'sink.journal.enable: true' in conntrackd.yaml"
+    ]
+
+
+def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
+    old = read("log.level: info\nconntrack.buffer: 1M")
+    new = read("log.level: debug\nconntrack.buffer: 2M\nfilter: [log any]")
+
+    assert changed(old, old) == []
+    assert changed(old, new) == [options.LOG_LEVEL, options.CONNTRACK_BUFFER, options.FILTER]
+    assert find_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
+
+
+def attempt(
+    flags: Mapping[str, Sequence[str]] | None = None,
+    environ: Mapping[str, str] | None = None,
+    path: Path | None = None,
+) -> Config | ConntrackdError:
+    """The configuration, or what it says instead; any other exception fails the test."""
+    try:
+        return read_config(flags or {}, environ or {}, path, Path("/nonexistent"))
+    except ConntrackdError as error:
+        return error
+
+
+HOSTILE: dict[str, Any] = {
+    "null": None,
+    "list": [],
+    "nested list": [[1], [[2]]],
+    "list of null": [None],
+    "map": {},
+    "nested map": {"a": {"b": 1}},
+    "empty": "",
+    "text": "some text",
+    "control characters": "\x00\x1b\r\n",
+    "lone surrogate": "\ud800",
+    "-1": -1,
+    "1e99": 1e99,
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "huge integer": 10**4000,
+    "true": True,
+    "long": "x" * (MAX_FILE - 100),
+    "10 MB": "x" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_value_of_any_key_is_taken_or_told(option: Option[Any], name: str, tmp_path: Path) -> None:
+    value: Any = HOSTILE[name]
+    for word in reversed(option.key.split(".")):
+        value = {word: value}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value))
+
+    result = attempt(path=path)
+
+    if isinstance(result, Config):
+        assert result.origin(option) == str(path)
+    else:
+        assert (result.exit_status, str(result).isascii(), len(str(result)) < 1000) == (78, True, True)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner))
+
+
+@given(option=st.sampled_from(OPTIONS), value=trees)
+def test_a_random_value_in_yaml_is_taken_or_told(
+    option: Option[Any], value: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.yaml"
+    path.write_text(yaml.safe_dump({option.key: value}))
+
+    result = attempt(path=path)
+
+    assert result[option] is not None if isinstance(result, Config) else result.exit_status == 78
+
+
+@given(option=st.sampled_from(OPTIONS), text=st.text() | st.text("-:/=,.|&a1\udc80"))
+def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any], text: str) -> None:
+    for flags, environ in (({option.key: [text]}, {}), ({}, {option.variable: text})):
+        result = attempt(flags, environ)
+
+        if not isinstance(result, Config):
+            assert (result.exit_status, str(result).replace("\n", "").isprintable()) == (78, True)
