@@ -222,3 +222,26 @@ def find_span(prefix: Prefix) -> Range:
     """The first and the last address of a prefix, as numbers."""
     first = int.from_bytes(prefix.network, "big")
     return first, first | (1 << len(prefix.network) * 8 - prefix.length) - 1
+
+
+def push_not_inward(expression: Expression) -> Expression:  # noqa: PLR0911  # one for each kind of node
+    """The same condition with every Not directly around a leaf, and networks as prefixes.
+
+    Then it is true exactly where its And and Or of true leaves and false `not` leaves say so, and a compiler
+    needs no third value: it only has to know when a leaf is true and when it is false.
+    """
+    match expression:
+        case And(items, span):
+            return conjoin((push_not_inward(item) for item in items), span)
+        case Or(items, span):
+            return disjoin((push_not_inward(item) for item in items), span)
+        case NetworkIn():
+            return expand_network(expression)
+        case Not(Or(items, span)):
+            return conjoin((push_not_inward(negate(item)) for item in items), span)
+        case Not(And(items, span)):
+            return disjoin((push_not_inward(negate(item)) for item in items), span)
+        case Not(NetworkIn() as leaf):
+            return push_not_inward(negate(expand_network(leaf)))
+        case _:
+            return expression

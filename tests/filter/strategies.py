@@ -141,6 +141,10 @@ def one_of_these(field: fields.Field, values: Sequence[int]) -> st.SearchStrateg
     return st.builds(NumberIn, st.just((field,)), ranges)
 
 
+def single(address: bytes) -> tuple[fields.Prefix, ...]:
+    return (fields.Prefix(address, len(address) * 8),)
+
+
 def any_bits(masks: Sequence[int]) -> st.SearchStrategy[int]:
     return lists_of(masks).map(lambda chosen: sum_bits(list(chosen)))
 
@@ -166,6 +170,26 @@ kernel_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(AddressIn, one_or_both(find_pairs("address")), prefixes),
     st.builds(NetworkIn, one_or_both(find_pairs("network")), lists_of(sorted(fields.NETWORKS))),
 )
+
+# Lists of one kind each, which may be merged with their neighbours.
+set_leaves: list[st.SearchStrategy[Expression]] = [
+    *(
+        st.builds(AddressIn, st.just(sides), prefixes)
+        for pair in find_pairs("address")
+        for sides in ((pair[0],), pair)
+    ),
+    *(
+        st.builds(AddressIn, st.just((pair[1],)), st.sampled_from(ADDRESSES[4]).map(single))
+        for pair in find_pairs("address")
+    ),
+    *(
+        st.builds(NumberIn, st.just(sides), port_ranges)
+        for pair in find_pairs("port")
+        for sides in ((pair[0],), pair)
+    ),
+    one_of_these(fields.PROTOCOL, PROTOCOLS),
+    one_of_these(fields.STATE, list(fields.STATES.values())),
+]
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(LocationIn, one_or_both(find_pairs("country")), lists_of(COUNTRIES[1:])),

@@ -1,0 +1,100 @@
+"""Rules that stand side by side and differ in one list only: found, so that one look-up decides them all."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Final, NamedTuple
+
+from conntrackd.filter.ast import AddressIn, And, Expression, NumberIn, Rule, find_span
+from conntrackd.filter.fields import Field
+
+SetLeaf = AddressIn | NumberIn
+Key = tuple[type, tuple[Field, ...], tuple[Expression, ...]]
+# Fewer rules than this are quicker one by one.
+SHORTEST_RUN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rules `first`, `first` + 1, ... (counted from 1): `rest` is the same in all, one list differs."""
+
+    first: int
+    fields: tuple[Field, ...]
+    rest: tuple[Expression, ...]
+    leaves: tuple[SetLeaf, ...]
+
+
+class Interval(NamedTuple):
+    """An inclusive range of numbers or addresses, and the rule that names it."""
+
+    low: int
+    high: int
+    number: int
+
+
+def find_runs(rules: Sequence[Rule]) -> list[Run]:
+    """The runs worth a table of their own, in order; the rules' Nots must have been pushed inward."""
+    keys = [_find_keys(rule.expression) for rule in rules]
+    runs = []
+    place = 0
+    while place < len(rules):
+        key, length = max(
+            ((key, _measure(keys, place, key)) for key in keys[place]),
+            key=lambda found: found[1],
+            default=(None, 1),
+        )
+        if key is not None and length >= SHORTEST_RUN:
+            leaves = tuple(each[key] for each in keys[place : place + length])
+            runs.append(Run(place + 1, key[1], key[2], leaves))
+            place += length
+        else:
+            place += 1
+    return runs
+
+
+def _find_keys(expression: Expression) -> dict[Key, SetLeaf]:
+    """Each list that the expression consists of, alone or beside other conditions, by all but its content."""
+    items = expression.items if isinstance(expression, And) else (expression,)
+    return {
+        (type(item), item.fields, items[:place] + items[place + 1 :]): item
+        for place, item in enumerate(items)
+        if isinstance(item, AddressIn | NumberIn)
+    }
+
+
+def _measure(keys: list[dict[Key, SetLeaf]], place: int, key: Key) -> int:
+    end = place
+    while end < len(keys) and key in keys[end]:
+        end += 1
+    return end - place
+
+
+def list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
+    """What a run's lists hold: numbers (`size` is None), or the addresses of that many bytes."""
+    for number, leaf in enumerate(run.leaves, run.first):
+        if isinstance(leaf, NumberIn):
+            for low, high in leaf.ranges:
+                yield Interval(low, high, number)
+        else:
+            for prefix in leaf.prefixes:
+                if len(prefix.network) == size:
+                    yield Interval(*find_span(prefix), number)
+
+
+def flatten(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
+    """Bounds and numbers: `numbers[bisect(bounds, x)]` is the lowest rule that names x, 0 for none."""
+    waiting = sorted(intervals, reverse=True)
+    active: list[tuple[int, int]] = []  # number and high, the lowest number first
+    bounds: list[int] = []
+    numbers = [0]
+    for bound in sorted({each.low for each in waiting} | {each.high + 1 for each in waiting}):
+        while waiting and waiting[-1].low == bound:
+            interval = waiting.pop()
+            heappush(active, (interval.number, interval.high))
+        while active and active[0][1] < bound:
+            heappop(active)
+        number = active[0][0] if active else 0
+        if number != numbers[-1]:
+            bounds.append(bound)
+            numbers.append(number)
+    return bounds, numbers
