@@ -360,6 +360,10 @@ def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., 
     assert (len(found), found[-1]) == (101, "more mistakes are not shown")
 
 
+def test_a_list_has_a_limit(mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes(flags={"filter": ["log any"] * 1001}) == ["--filter: has 1001 items, 1000 are possible"]
+
+
 def test_an_alias_that_holds_itself_ends(mistakes: Callable[..., list[str]]) -> None:
     assert len(mistakes("sink: &a {stream: *a, loki: *a}")) == 4
 
