@@ -1,0 +1,130 @@
+"""What the bus can ask of the daemon, in the daemon's own words: no D-Bus types here, and no D-Bus.
+
+daemon.py implements Control; tests implement it with a recorder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class FilterStatus:
+    """The rules in force. `origin` says where they come from, as people are told it."""
+
+    rules: tuple[str, ...]
+    origin: str
+    expires_s: int = 0
+    """Seconds until run-time rules revert by themselves, 0 where they do not."""
+    groups: int = 0
+    """The kernel's multicast groups that are joined, EventType bits."""
+    instructions: int = 0
+    """Length of the program in the kernel, 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `conntrackctl status` is about. `problems` is empty while the daemon is healthy."""
+
+    version: str
+    start_us: int
+    paths: tuple[str, ...]
+    filter: FilterStatus
+    buffer: int
+    log_level: str
+    problems: tuple[str, ...] = ()
+    """One line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """One sink: `state` is a SinkState's value, `error` its last trouble in one line, or empty."""
+
+    state: str
+    error: str
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters by name; `rule_matches` as Selector.counts: index 0 for events that no rule decided."""
+
+    counters: Mapping[str, int]
+    sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rule_matches: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A result of the doctor: `severity` is ok, note, warning or error; `remedy` is the line to mend it."""
+
+    severity: str
+    check: str
+    message: str
+    remedy: str = ""
+
+
+class Listener(Protocol):
+    """Who is told what changes. May be called from any thread, as often as it happens; returns at once."""
+
+    def filter_changed(self) -> None:
+        """Rules, their origin, groups or program: to be read again from status()."""
+
+    def events_lost(self, count: int) -> None:
+        """The kernel had no room for so many more."""
+
+    def sink_changed(self, name: str) -> None:
+        """Its state or last error; or it came, or went."""
+
+
+class Control(Protocol):
+    """The daemon. Called in the thread of the event loop; what takes time is a coroutine.
+
+    Faults are errors of conntrackd.errors, and change nothing. The `changes` that some return are lines that
+    tell a person what is different now, and how long it lasts.
+    """
+
+    async def reload(self) -> list[str]:
+        """Everything that a reload can change, from the configuration. All or nothing."""
+
+    async def reload_filter(self) -> list[str]:
+        """The rules alone, from the configuration."""
+
+    async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        """These rules until reload, reset or restart; for a time, where `timeout_s` is not 0."""
+
+    async def reset_filter(self) -> list[str]:
+        """Back from run-time rules to those of the configuration as it was last read."""
+
+    async def check_filter(self, rules: list[str]) -> list[str]:
+        """The rules in their canonical form, or all their mistakes. Changes nothing."""
+
+    async def explain_filter(self, rules: list[str]) -> str:
+        """What the rules become, in Python and in the kernel; with no rules, those in force."""
+
+    async def open_tail(self, rules: list[str], limit: int) -> int:
+        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 is no limit."""
+
+    async def examine(self) -> list[Finding]:
+        """The doctor's findings, seen from the daemon."""
+
+    def set_log_level(self, level: str) -> None: ...
+
+    def status(self) -> Status: ...
+
+    def statistics(self) -> Statistics: ...
+
+    def list_sinks(self) -> list[str]:
+        """Names of all sinks there are, those that are disabled at run time included."""
+
+    def sink_status(self, name: str) -> SinkStatus: ...
+
+    async def enable_sink(self, name: str) -> None: ...
+
+    async def disable_sink(self, name: str) -> None: ...
+
+    async def flush_sink(self, name: str, timeout_s: float) -> bool:
+        """True when all that waited has left in time."""
+
+    def subscribe(self, listener: Listener) -> None:
+        """For the life of the daemon."""

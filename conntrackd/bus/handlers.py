@@ -1,0 +1,153 @@
+"""The handlers: each method and property of the XML once, typed, thin, without D-Bus types.
+
+interface.py checks them against the XML: coroutines are methods, properties are properties, the names are
+those of the XML in Python's spelling, the annotations are its signatures.
+"""
+
+from typing import Final, NewType
+
+from conntrackd.bus.control import Control
+from conntrackd.errors import UsageError
+from conntrackd.flow import EventType
+from conntrackd.options import LOG_LEVEL
+
+Descriptor = NewType("Descriptor", int)
+"""A file descriptor that is the caller's when it has been sent, and closed here."""
+
+Counters = dict[str, int]
+
+FLUSH_SECONDS: Final = 10.0
+# What may be asked of a tail or a run-time filter; more is a mistake (or never).
+MAX_TIMEOUT_S: Final = 31 * 24 * 3600
+LEVELS: Final = LOG_LEVEL.kind.words
+SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
+
+
+class Manager:
+    """org.conntrackd1.Manager."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def reload(self) -> list[str]:
+        return await self._control.reload()
+
+    async def reload_filter(self) -> list[str]:
+        return await self._control.reload_filter()
+
+    async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        if timeout_s > MAX_TIMEOUT_S:
+            raise UsageError("a filter lasts 31 days at most", hint="a timeout of 0 lasts until a reload")
+        return await self._control.set_filter(rules, timeout_s)
+
+    async def reset_filter(self) -> list[str]:
+        return await self._control.reset_filter()
+
+    async def set_log_level(self, level: str) -> None:
+        if level not in LEVELS:
+            raise UsageError("unknown log level", hint=f"one of: {', '.join(LEVELS)}")
+        self._control.set_log_level(level)
+
+    async def check_filter(self, rules: list[str]) -> list[str]:
+        return await self._control.check_filter(rules)
+
+    async def explain_filter(self, rules: list[str]) -> str:
+        return await self._control.explain_filter(rules)
+
+    async def tail(self, rules: list[str], limit: int) -> Descriptor:
+        return Descriptor(await self._control.open_tail(rules, limit))
+
+    async def doctor(self) -> list[tuple[str, str, str, str]]:
+        findings = await self._control.examine()
+        return [(each.severity, each.check, each.message, each.remedy) for each in findings]
+
+    async def get_statistics(self) -> tuple[Counters, dict[str, Counters], list[int]]:
+        statistics = self._control.statistics()
+        sinks = {name: dict(counters) for name, counters in statistics.sinks.items()}
+        return dict(statistics.counters), sinks, list(statistics.rule_matches)
+
+    @property
+    def version(self) -> str:
+        return self._control.status().version
+
+    @property
+    def start_time(self) -> int:
+        return self._control.status().start_us
+
+    @property
+    def configuration_paths(self) -> list[str]:
+        return list(self._control.status().paths)
+
+    @property
+    def rules(self) -> list[str]:
+        return list(self._control.status().filter.rules)
+
+    @property
+    def rule_count(self) -> int:
+        return len(self._control.status().filter.rules)
+
+    @property
+    def filter_origin(self) -> str:
+        return self._control.status().filter.origin
+
+    @property
+    def filter_expires(self) -> int:
+        return self._control.status().filter.expires_s
+
+    @property
+    def kernel_groups(self) -> list[str]:
+        groups = self._control.status().filter.groups
+        return [str(each.name).lower() for each in SHOWN_GROUPS if groups & each]
+
+    @property
+    def kernel_instructions(self) -> int:
+        return self._control.status().filter.instructions
+
+    @property
+    def buffer(self) -> int:
+        return self._control.status().buffer
+
+    @property
+    def log_level(self) -> str:
+        return self._control.status().log_level
+
+    @property
+    def problems(self) -> list[str]:
+        return list(self._control.status().problems)
+
+    @property
+    def counters(self) -> Counters:
+        return dict(self._control.statistics().counters)
+
+
+class Sink:
+    """org.conntrackd1.Sink, of the sink with this name."""
+
+    def __init__(self, control: Control, name: str) -> None:
+        self._control = control
+        self._name = name
+
+    async def enable(self) -> None:
+        await self._control.enable_sink(self._name)
+
+    async def disable(self) -> None:
+        await self._control.disable_sink(self._name)
+
+    async def flush(self) -> bool:
+        return await self._control.flush_sink(self._name, FLUSH_SECONDS)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def state(self) -> str:
+        return self._control.sink_status(self._name).state
+
+    @property
+    def last_error(self) -> str:
+        return self._control.sink_status(self._name).error
+
+    @property
+    def counters(self) -> Counters:
+        return dict(self._control.sink_status(self._name).counters)

@@ -1,0 +1,262 @@
+"""org.conntrackd1.xml -> methods, properties, signals and their polkit actions; checked against the handlers.
+
+The XML is the contract: a method that names no action, or differs from its handler, does not load.
+"""
+
+import inspect
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final, get_type_hints
+
+from conntrackd.bus.handlers import Descriptor, Manager, Sink
+
+NAME: Final = "org.conntrackd1"
+MANAGER_PATH: Final = "/org/conntrackd1"
+SINK_PATH: Final = "/org/conntrackd1/sink"
+MANAGER: Final = "org.conntrackd1.Manager"
+SINK: Final = "org.conntrackd1.Sink"
+
+ACTION: Final = "org.conntrackd1.Action"
+EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
+INFO: Final = "org.conntrackd1.info"
+OBSERVE: Final = "org.conntrackd1.observe"
+CONTROL: Final = "org.conntrackd1.control"
+ACTIONS: Final = (INFO, OBSERVE, CONTROL)
+
+# How the signatures that occur here are annotated in Python.
+TYPES: Final[dict[str, Any]] = {
+    "": type(None),
+    "a(ssss)": list[tuple[str, str, str, str]],
+    "a{sa{st}}": dict[str, dict[str, int]],
+    "a{st}": dict[str, int],
+    "as": list[str],
+    "at": list[int],
+    "b": bool,
+    "h": Descriptor,
+    "s": str,
+    "t": int,
+    "u": int,
+}
+
+
+class ContractError(Exception):
+    """The XML and the code disagree: a mistake of ours, found when the module is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a method or signal."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method; `handler` is the name of the coroutine that answers it."""
+
+    name: str
+    action: str
+    takes: tuple[Argument, ...]
+    gives: tuple[Argument, ...]
+
+    @property
+    def handler(self) -> str:
+        return to_snake(self.name)
+
+    @property
+    def in_signature(self) -> str:
+        return "".join(each.type for each in self.takes)
+
+    @property
+    def out_signature(self) -> str:
+        return "".join(each.type for each in self.gives)
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property, all of them read-only. `emits` is true, invalidates, const or false."""
+
+    name: str
+    action: str
+    type: str
+    emits: str
+
+    @property
+    def handler(self) -> str:
+        return to_snake(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One signal."""
+
+    name: str
+    gives: tuple[Argument, ...]
+
+    @property
+    def signature(self) -> str:
+        return "".join(each.type for each in self.gives)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One interface of the XML, and its text as introspection shows it."""
+
+    name: str
+    methods: dict[str, Method]
+    properties: dict[str, Property]
+    signals: dict[str, Signal]
+    text: str
+
+
+def to_snake(name: str) -> str:
+    """`GetStatistics` -> `get_statistics`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def read_xml() -> str:
+    """The text of the contract."""
+    return (resources.files("conntrackd.bus") / "org.conntrackd1.xml").read_text(encoding="utf-8")
+
+
+def parse_interfaces(text: str) -> dict[str, Interface]:
+    """The interfaces of an XML that we wrote ourselves. Raises ContractError."""
+    root = ET.fromstring(text)  # noqa: S314  # a file of this package
+    found = [_parse_interface(element) for element in root.iter("interface")]
+    return {each.name: each for each in found}
+
+
+def _parse_interface(element: ET.Element) -> Interface:
+    methods = [_parse_method(each) for each in element.iter("method")]
+    properties = [_parse_property(each) for each in element.iter("property")]
+    signals = [Signal(each.attrib["name"], _parse_arguments(each, None)) for each in element.iter("signal")]
+    for group in (methods, properties, signals):
+        names = [each.name for each in group]
+        if len(set(names)) != len(names):
+            raise ContractError(f"{element.attrib['name']}: a name is given twice in {names}")
+    return Interface(
+        element.attrib["name"],
+        {each.name: each for each in methods},
+        {each.name: each for each in properties},
+        {each.name: each for each in signals},
+        ET.tostring(element, encoding="unicode").strip(),
+    )
+
+
+def _parse_method(element: ET.Element) -> Method:
+    return Method(
+        element.attrib["name"],
+        _find_action(element),
+        _parse_arguments(element, "in"),
+        _parse_arguments(element, "out"),
+    )
+
+
+def _parse_property(element: ET.Element) -> Property:
+    name = element.attrib["name"]
+    if element.attrib["access"] != "read":
+        raise ContractError(f"{name}: a property that can be written has no authorisation")
+    emits = [each.attrib["value"] for each in element.iter("annotation") if each.attrib["name"] == EMITS]
+    return Property(name, _find_action(element), element.attrib["type"], emits[0] if emits else "true")
+
+
+def _parse_arguments(element: ET.Element, direction: str | None) -> tuple[Argument, ...]:
+    return tuple(
+        Argument(each.attrib["name"], each.attrib["type"])
+        for each in element.iter("arg")
+        if each.attrib.get("direction") == direction
+    )
+
+
+def _find_action(element: ET.Element) -> str:
+    found = [each.attrib["value"] for each in element.iter("annotation") if each.attrib["name"] == ACTION]
+    if len(found) != 1 or found[0] not in ACTIONS:
+        raise ContractError(f"{element.attrib['name']}: names {found} and not exactly one polkit action")
+    return found[0]
+
+
+def check_handlers(interface: Interface, kind: type) -> None:
+    """Raises ContractError unless the class has exactly what the interface promises, with the same types."""
+    methods = {name for name, _ in inspect.getmembers(kind, inspect.iscoroutinefunction) if name[0] != "_"}
+    properties = {
+        name
+        for name, _ in inspect.getmembers(kind, lambda each: isinstance(each, property))
+        if name[0] != "_"
+    }
+    _compare(interface, "methods", methods, {each.handler for each in interface.methods.values()})
+    _compare(interface, "properties", properties, {each.handler for each in interface.properties.values()})
+    for method in interface.methods.values():
+        _check_method(interface, method, getattr(kind, method.handler))
+    for each in interface.properties.values():
+        getter = getattr(kind, each.handler).fget
+        _compare(interface, each.name, get_type_hints(getter)["return"], TYPES[each.type])
+
+
+def _check_method(interface: Interface, method: Method, handler: Callable[..., Any]) -> None:
+    hints = get_type_hints(handler)
+    result = hints.pop("return")
+    gives: Any = tuple[tuple(TYPES[each.type] for each in method.gives)]  # type: ignore[misc]
+    if len(method.gives) < 2:
+        gives = TYPES[method.out_signature]
+    _compare(interface, method.name, result, gives)
+    _compare(
+        interface,
+        method.name,
+        list(hints.items()),
+        [(each.name, TYPES[each.type]) for each in method.takes],
+    )
+
+
+def _compare(interface: Interface, what: str, code: object, xml: object) -> None:
+    if code != xml:
+        raise ContractError(f"{interface.name} {what}: the code has {code}, the XML has {xml}")
+
+
+def load() -> dict[str, Interface]:
+    """The interfaces by name, once they are found to agree with their handlers."""
+    interfaces = parse_interfaces(read_xml())
+    _check_names(interfaces)
+    check_handlers(interfaces[MANAGER], Manager)
+    check_handlers(interfaces[SINK], Sink)
+    return interfaces
+
+
+def _check_names(interfaces: dict[str, Interface]) -> None:
+    if set(interfaces) != {MANAGER, SINK}:
+        raise ContractError(f"interfaces are {sorted(interfaces)}")
+
+
+def to_path(name: str) -> str:
+    """The object path of a sink; what no path may hold becomes `_` and its number in hexadecimal."""
+    escaped = re.sub(rb"[^A-Za-z0-9]", lambda match: b"_%02x" % match.group()[0], name.encode()).decode()
+    return f"{SINK_PATH}/{escaped or '_'}"
+
+
+def render_table() -> str:
+    """Method, action and who may call it, as a table in Markdown."""
+    callers = {
+        INFO: "root, group conntrackd",
+        OBSERVE: "root, group conntrackd; root alone where polkit is not running",
+        CONTROL: "root; group conntrackd after authentication; root alone where polkit is not running",
+    }
+    rows = ["| interface | member | takes | gives | action | who |", "|---|---|---|---|---|---|"]
+    for interface in load().values():
+        short = interface.name.removeprefix(f"{NAME}.")
+        for method in interface.methods.values():
+            rows.append(
+                f"| {short} | {method.name}() | {_render_arguments(method.takes)} "
+                f"| {_render_arguments(method.gives)} | {method.action} | {callers[method.action]} |"
+            )
+        for each in interface.properties.values():
+            rows.append(
+                f"| {short} | {each.name} | | `{each.type}` | {each.action} | {callers[each.action]} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def _render_arguments(arguments: tuple[Argument, ...]) -> str:
+    return ", ".join(f"`{each.type}` {each.name}" for each in arguments)
