@@ -13,6 +13,7 @@ from typing import Final, TypeVar, cast
 from conntrackd import options
 from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
 from conntrackd.errors import ConfigError, ManyErrors
+from conntrackd.filter.text import RuleText
 from conntrackd.options import OPTIONS, Option
 from conntrackd.values import MAX_ITEMS, BadValueError, Kind, find_near, quote, suggest
 
@@ -282,7 +283,8 @@ def _suggest_key(key: str) -> str:
 
 def _check_together(config: Config) -> Iterator[ConfigError]:
     """What is right alone and wrong together."""
-    yield from _check_pair(config, options.SINK_LOKI_USERNAME, options.SINK_LOKI_PASSWORD_FILE)
+    # Not the other way round: the password may be a credential of systemd's.
+    yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
     yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
     yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
     if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
@@ -307,10 +309,14 @@ def _check_together(config: Config) -> Iterator[ConfigError]:
         yield _refuse_use(config, options.SINK_SYSLOG_SPOOL, f"has no effect on {syslog}", hint)
 
 
-def _check_pair(config: Config, first: Option[T], second: Option[T]) -> Iterator[ConfigError]:
-    for given, missing in ((first, second), (second, first)):
-        if config[given] and not config[missing]:
-            yield _refuse_use(config, given, "is of no use alone", f"set {missing.key} too")
+def _check_pair(config: Config, first: Option[object], second: Option[object]) -> Iterator[ConfigError]:
+    yield from _check_need(config, first, second)
+    yield from _check_need(config, second, first)
+
+
+def _check_need(config: Config, option: Option[object], needed: Option[object]) -> Iterator[ConfigError]:
+    if config[option] and not config[needed]:
+        yield _refuse_use(config, option, "is of no use alone", f"set {needed.key} too")
 
 
 def _refuse_use(config: Config, option: Option[object], message: str, hint: str) -> ConfigError:
@@ -327,8 +333,8 @@ def check_sinks(config: Config) -> None:
         raise ConfigError("no sink is enabled, so that events would go nowhere", hint=hint)
 
 
-def read_rule_lines(config: Config) -> list[tuple[str, str]]:
-    """Text and place of each rule: those of `filter_file` first, then those of `filter`.
+def read_rules(config: Config) -> list[RuleText]:
+    """The rules as they were written: those of `filter_file` first, then those of `filter`.
 
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
@@ -338,7 +344,7 @@ def read_rule_lines(config: Config) -> list[tuple[str, str]]:
         lines = read_text(path, MAX_RULE_FILE).splitlines()
         rules = [(line.strip(), f"{path}:{number}") for number, line in enumerate(lines, 1)]
     rules += zip(config[options.FILTER], config.places(options.FILTER), strict=True)
-    return [(text, place) for text, place in rules if text and not text.startswith("#")]
+    return [RuleText(text, place) for text, place in rules if text and not text.startswith("#")]
 
 
 def changed(old: Config, new: Config) -> list[Option[object]]:

@@ -17,10 +17,11 @@ from conntrackd.config import (
     check_sinks,
     find_unapplied,
     read_config,
-    read_rule_lines,
+    read_rules,
 )
 from conntrackd.document import MAX_FILE
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.text import RuleText
 from conntrackd.options import OPTIONS, Option
 
 Read = Callable[..., Config]
@@ -206,16 +207,16 @@ def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) ->
 
     config = read("filter_file: rules\nfilter:\n- drop any")
 
-    assert read_rule_lines(config) == [
-        ("log port 1", f"{etc}/rules:2"),
-        ("drop port 2 # why", f"{etc}/rules:4"),
-        ("drop any", f"{etc}/conntrackd.yaml:3"),
+    assert read_rules(config) == [
+        RuleText("log port 1", f"{etc}/rules:2"),
+        RuleText("drop port 2 # why", f"{etc}/rules:4"),
+        RuleText("drop any", f"{etc}/conntrackd.yaml:3"),
     ]
 
 
 def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_rule_lines(read("filter_file: rules"))
+        read_rules(read("filter_file: rules"))
 
     assert caught.value.place == f"{etc}/rules"
 
@@ -298,8 +299,8 @@ conntrack:
             ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue",
         ),
         (
-            "sink.loki.username: a",
-            ":1: sink.loki.username is of no use alone\nhint: set sink.loki.password_file too",
+            "sink.loki.password_file: a",
+            ":1: sink.loki.password_file is of no use alone\nhint: set sink.loki.username too",
         ),
         (
             "sink.syslog.tls.key: a",
