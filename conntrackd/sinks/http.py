@@ -5,6 +5,7 @@ host, and repeating is the outbox's.
 """
 
 import contextlib
+import ipaddress
 import socket
 import ssl
 import threading
@@ -141,6 +142,9 @@ class Connection:
                     preload_content=False,
                     decode_content=False,
                 )
+                if self._guard.late:  # the standard library takes a header that was cut off for a whole one
+                    response.close()
+                    raise SinkUnavailable(f"no reply within {seconds:g} s")
                 return Reply(response.status, response.headers, _read(response))
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if self._guard.late:
@@ -168,9 +172,22 @@ def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
         pool = HTTPConnectionPool(host, parts.port or 80, maxsize=1)
         pool.ConnectionCls = Plain
         return pool
-    secure = HTTPSConnectionPool(host, parts.port or 443, maxsize=1, ssl_context=make_context(tls))
+    context = make_context(tls)
+    if _is_address(host):
+        # urllib3 1.26 gives OpenSSL no name to check when it is an address; both versions check it themselves
+        # after the handshake, and before anything is sent, when the context does not.
+        context.check_hostname = False
+    secure = HTTPSConnectionPool(host, parts.port or 443, maxsize=1, ssl_context=context)
     secure.ConnectionCls = Secure
     return secure
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def make_context(tls: Tls) -> ssl.SSLContext:
@@ -229,6 +246,8 @@ def name_cause(error: BaseException) -> str:
         error = inner
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
+    if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
+        return f"certificate not accepted: {error}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, OSError) and error.strerror:

@@ -1,0 +1,327 @@
+"""An HTTP server that speaks Loki's push API: its limits, its validation, its duplicates, and faults.
+
+What it does is what Loki 3 does (pkg/distributor/validator.go, pkg/ingester/stream.go): entries are checked
+each by itself, good ones of a refused push are stored, an entry with the time and line of one that is there
+is dropped in silence, and one that is too far behind the newest of its stream is refused.
+"""
+
+import gzip
+import json
+import re
+import socket
+import socketserver
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+NANO = 1_000_000_000
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored line."""
+
+    time: int
+    line: str
+    metadata: Labels
+
+
+@dataclass
+class Limits:
+    """Loki's defaults, smaller where a test would have to send too much."""
+
+    max_labels: int = 15
+    max_body: int = 4 << 20
+    max_line: int = 256 << 10
+    reject_before: int = 0
+    """Nanoseconds since the epoch: reject_old_samples_max_age."""
+    max_behind: int | None = None
+    """Nanoseconds behind the newest entry of the stream."""
+
+
+@dataclass
+class Request:
+    """What came, for the test to look at."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+# What a test wants to happen to the next push: gets the handler; returns whether the push was answered.
+Fault = Callable[["Handler"], bool]
+
+
+@dataclass
+class Store:
+    """The state of the server. One lock: pushes are handled one at a time."""
+
+    limits: Limits = field(default_factory=Limits)
+    streams: dict[Labels, dict[tuple[int, str], Entry]] = field(default_factory=dict)
+    newest: dict[Labels, int] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    faults: deque[Fault] = field(default_factory=deque)
+    duplicates: int = 0
+    ready: int = 200
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pushes(self) -> list[Request]:
+        """The push requests that came, accepted or not."""
+        return [request for request in self.requests if request.path.endswith("/loki/api/v1/push")]
+
+    def query(self, **wanted: str) -> list[Entry]:
+        """Entries of all streams that have these labels, in the order of their time."""
+        with self.lock:
+            found = [
+                entry
+                for labels, entries in self.streams.items()
+                if set(wanted.items()) <= set(labels)
+                for entry in entries.values()
+            ]
+        return sorted(found, key=lambda entry: entry.time)
+
+    def push(self, body: bytes) -> tuple[int, str]:
+        """Stores what is good. Returns status and text."""
+        try:
+            streams = json.loads(body)["streams"]
+        except (ValueError, KeyError, TypeError):
+            return 400, "couldn't parse push request"
+        problems = [self._push_stream(stream["stream"], stream["values"]) for stream in streams]
+        problems = [problem for problem in problems if problem]
+        return (400, problems[-1]) if problems else (204, "")
+
+    def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]]) -> str:
+        key = tuple(sorted(labels.items()))
+        problem = self._check_labels(labels)
+        if problem:
+            return problem
+        problem = ""
+        for value in values:
+            entry = Entry(int(value[0]), value[1], tuple(value[2].items()))
+            assert all(isinstance(text, str) for text in value[2].values())
+            refused = self._check_entry(key, entry)
+            problem = refused or problem
+            if not refused:
+                self._store(key, entry)
+        return problem
+
+    def _check_labels(self, labels: Mapping[str, str]) -> str:
+        if len(labels) > self.limits.max_labels:
+            return (
+                f"entry for stream '{labels}' has {len(labels)} label names; limit {self.limits.max_labels}"
+            )
+        bad = [name for name in labels if not LABEL_NAME.fullmatch(name)]
+        return f"error parsing labels: {bad}" if bad else ""
+
+    def _check_entry(self, key: Labels, entry: Entry) -> str:
+        if len(entry.line) > self.limits.max_line:
+            return f"max entry size '{self.limits.max_line}' bytes exceeded for stream '{dict(key)}'"
+        if entry.time < self.limits.reject_before:
+            old, oldest = _render(entry.time), _render(self.limits.reject_before)
+            stream = "{" + ", ".join(f'{name}="{value}"' for name, value in key) + "}"
+            said = f"entry for stream '{stream}' has timestamp too old: {old}"
+            return f"{said}, oldest acceptable timestamp is: {oldest}"
+        newest = self.newest.get(key, 0)
+        behind = self.limits.max_behind
+        if behind is not None and entry.time < newest - behind:
+            return f"entry with timestamp {_render(entry.time)} ignored, reason: 'entry too far behind'"
+        return ""
+
+    def _store(self, key: Labels, entry: Entry) -> None:
+        entries = self.streams.setdefault(key, {})
+        self.newest[key] = max(self.newest.get(key, 0), entry.time)
+        if (entry.time, entry.line) in entries:
+            self.duplicates += 1
+        else:
+            entries[entry.time, entry.line] = entry
+
+
+def _render(nanoseconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(nanoseconds // NANO))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests read what is stored, and not this."""
+
+    def reply(self, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> bool:
+        """A whole reply, with its length."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        if status != 204:
+            self.wfile.write(text.encode())
+        return True
+
+    def read_request(self) -> Request:
+        """Reads the body too."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        request = Request(self.command, self.path, dict(self.headers), body)
+        self.server.store.requests.append(request)
+        return request
+
+    def do_GET(self) -> None:
+        """Only /ready is there."""
+        self.read_request()
+        store = self.server.store
+        if self.path.endswith("/ready"):
+            self.reply(store.ready, "ready" if store.ready == 200 else "Ingester not ready: waiting for 15s")
+        else:
+            self.reply(404, "404 page not found")
+
+    def do_POST(self) -> None:
+        """A push, unless a fault comes first."""
+        store = self.server.store
+        request = self.read_request()
+        if store.faults:
+            fault = store.faults.popleft()
+            if fault(self):
+                return
+        if len(request.body) > store.limits.max_body:
+            self.reply(413, "request body too large")
+            return
+        body = gzip.decompress(request.body)
+        with store.lock:
+            status, text = store.push(body)
+        self.reply(status, text)
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """On a free port of loopback."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, store: Store, port: int = 0) -> None:
+        self.store = store
+        self.connections: list[socket.socket] = []
+        super().__init__(("127.0.0.1", port), Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remembers connections, to cut them when the server goes."""
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that cuts its connection is part of the tests."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.server_address[1])
+
+
+@contextmanager
+def run_server(
+    store: Store, *, port: int = 0, wrap: Callable[[socket.socket], socket.socket] | None = None
+) -> Iterator[Server]:
+    """A server until the end of the block; then all of its connections are cut and its threads are over."""
+    server = Server(store, port)
+    if wrap is not None:
+        server.socket = wrap(server.socket)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        store.let_go.set()
+        server.shutdown()
+        thread.join()
+        for connection in server.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        server.server_close()
+
+
+# ---- faults: each is what happens to one push
+
+
+def say(status: int, text: str = "", headers: Mapping[str, str] | None = None) -> Fault:
+    """A status and nothing stored."""
+    return lambda handler: handler.reply(status, text, headers)
+
+
+def store_and_say(status: int, text: str = "") -> Fault:
+    """Stored, but the reply says something else."""
+
+    def fault(handler: Handler) -> bool:
+        _store_last(handler)
+        return handler.reply(status, text)
+
+    return fault
+
+
+def _store_last(handler: Handler) -> None:
+    store = handler.server.store
+    with store.lock:
+        store.push(gzip.decompress(store.requests[-1].body))
+
+
+def store_and_reset(handler: Handler) -> bool:
+    """Stored, and the reply is lost."""
+    _store_last(handler)
+    return reset(handler)
+
+
+def reset(handler: Handler) -> bool:
+    """The connection ends with a RST."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    handler.close_connection = True
+    handler.connection.close()
+    return True
+
+
+def drip(handler: Handler) -> bool:
+    """A header that never ends, a byte at a time."""
+    handler.wfile.write(b"HTTP/1.1 204 No Content\r\nX-Long: ")
+    while not handler.server.store.let_go.wait(0.02):
+        handler.wfile.write(b"x")
+    handler.close_connection = True
+    return True
+
+
+def send_endless(status: int) -> Fault:
+    """A body without end, as fast as it can be sent."""
+
+    def fault(handler: Handler) -> bool:
+        handler.wfile.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % status)
+        while not handler.server.store.let_go.is_set():
+            handler.wfile.write(b"x" * 65536)
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def send_garbage(handler: Handler) -> bool:
+    """No HTTP at all."""
+    for _ in range(100):
+        handler.wfile.write(b"\x1b]0;owned\x07\xff\xfe" * 1000)
+    handler.close_connection = True
+    return True
+
+
+def hang(handler: Handler) -> bool:
+    """No reply until the test is over."""
+    handler.server.store.let_go.wait(60.0)
+    handler.close_connection = True
+    return True
