@@ -1,0 +1,232 @@
+"""The law of the outbox, under every fault in every order: no event is unaccounted for."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import (
+    Parcel,
+    SinkFailed,
+    SinkRefused,
+    SinkRevised,
+    SinkState,
+    SinkTrouble,
+    SinkUnavailable,
+)
+from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError
+from conntrackd.stats import SinkStats
+from tests.sinks.fakes import Clock, FakeSink, find_imbalance, make_lost, run_until_idle, split, sum_dropped
+from tests.sinks.flows import make_flows
+
+QUEUE = 20
+
+
+class MemoryStore:
+    """A spool of ten rows that has disks' troubles on demand."""
+
+    def __init__(self) -> None:
+        self.content: deque[Row[bytes]] = deque()
+        self.damage = ""
+        self.troubles: deque[SpoolError] = deque()
+        self._next = 1
+        self._aside = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.content)
+
+    @property
+    def events(self) -> int:
+        return sum(row.parcel.events for row in self.content)
+
+    @property
+    def oldest(self) -> int:
+        return self.content[0].parcel.oldest if self.content else 0
+
+    def _have_trouble(self) -> None:
+        if self.troubles:
+            raise self.troubles.popleft()
+
+    def append(self, parcels: Sequence[Parcel[bytes]], *, keep: int | None = None) -> list[Row[bytes]]:
+        self._have_trouble()
+        for parcel in parcels:
+            self.content.append(Row(self._next, parcel))
+            self._next += 1
+        gone = []
+        while len(self.content) > 10:
+            position = 1 if self.content[0].number == keep else 0
+            gone.append(self.content[position])
+            del self.content[position]
+        return gone
+
+    def first(self) -> Row[bytes] | None:
+        self._have_trouble()
+        return self.content[0] if self.content else None
+
+    def remove(self, row: Row[bytes]) -> None:
+        self.content.remove(row)
+        self._have_trouble()
+
+    def holds(self, number: int) -> bool:
+        return number >= self._aside
+
+    def set_aside(self) -> str:
+        self.content.clear()
+        self._aside = self._next
+        return "fake.damaged"
+
+    def close(self) -> None:
+        pass
+
+
+def split_or_refuse(payload: bytes) -> SinkTrouble:
+    parts = split(payload)
+    return SinkRevised("too large", parts) if len(parts) > 1 else SinkRefused("too large")
+
+
+def take_first(payload: bytes) -> SinkTrouble:
+    """The first half is accepted, and then the connection ends."""
+    parts = split(payload)
+    if len(parts) < 2:
+        return SinkUnavailable("reset")
+    rest = parts[1:]
+    events = sum(part.events for part in rest)
+    joined = b"[" + b",".join(part.payload[1:-1] for part in rest) + b"]"
+    return SinkUnavailable("reset", rest=Parcel(joined, events))
+
+
+FAULTS = (
+    lambda payload: SinkUnavailable("away"),
+    lambda payload: SinkUnavailable("busy", 20.0),
+    lambda payload: SinkRefused("no"),
+    lambda payload: SinkFailed("gone"),
+    lambda payload: OSError(5, "Input/output error"),
+    lambda payload: ZeroDivisionError(),
+    split_or_refuse,
+    take_first,
+)
+
+
+class Law(RuleBasedStateMachine):
+    """An outbox with a fake sink and a fake disk, driven step by step."""
+
+    with_store = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.sink = FakeSink(batch_events=4, batch_wait=1.0)
+        self.store = MemoryStore() if self.with_store else None
+        backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
+        self.outbox = Outbox(
+            self.sink, queue=QUEUE, stats=SinkStats(), spool=self.store, backoff=backoff, clock=self.clock
+        )
+        self.sent = 0
+
+    @rule(count=st.integers(1, 8))
+    def put(self, count: int) -> None:
+        self.outbox.put(make_flows(count, self.sent))
+        self.sent += count
+
+    @rule()
+    def lose(self) -> None:
+        self.outbox.tell_lost(make_lost(3))
+
+    @rule(steps=st.integers(1, 5))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.outbox.step()
+            assert find_imbalance(self.outbox.snapshot()) == 0
+
+    @rule(seconds=st.floats(0.1, 15.0))
+    def pass_time(self, seconds: float) -> None:
+        run_until_idle(self.outbox, self.clock, seconds=seconds)
+
+    @rule(fault=st.sampled_from(FAULTS), times=st.integers(1, 4))
+    def break_sink(self, fault: object, times: int) -> None:
+        self.sink.faults.extend([fault] * times)  # type: ignore[list-item]
+
+    @rule()
+    def break_opening(self) -> None:
+        self.sink.open_faults.append(SinkUnavailable("nobody there"))
+
+    @precondition(lambda self: self.store is not None)
+    @rule(damaged=st.booleans(), times=st.integers(1, 3))
+    def break_disk(self, damaged: bool, times: int) -> None:
+        assert self.store is not None
+        error = SpoolDamagedError("rotten") if damaged else SpoolError("full")
+        self.store.troubles.extend([error] * times)
+
+    @rule()
+    def disable(self) -> None:
+        self.outbox.disable()
+
+    @rule()
+    def enable(self) -> None:
+        self.outbox.enable()
+
+    @rule()
+    def reopen(self) -> None:
+        self.outbox.reopen()
+
+    @invariant()
+    def every_event_is_accounted_for(self) -> None:
+        stats = self.outbox.snapshot()
+        assert find_imbalance(stats) == 0
+        assert stats.sink_events_taken_total == self.sent
+        assert 0 <= stats.sink_events_queued <= QUEUE
+        assert min(getattr(stats, name) for name in stats.__slots__) >= 0
+
+    @invariant()
+    def events_never_change_places_and_none_comes_twice(self) -> None:
+        numbers = self.sink.numbers
+        assert numbers == sorted(set(numbers))
+
+    def teardown(self) -> None:
+        """The faults end: what is left arrives, and a fresh event does too."""
+        self.sink.faults.clear()
+        self.sink.open_faults.clear()
+        if self.store is not None:
+            self.store.troubles.clear()
+        self.outbox.enable()
+        run_until_idle(self.outbox, self.clock, seconds=100.0)
+        self.put(1)
+        run_until_idle(self.outbox, self.clock, seconds=5.0)
+        self.outbox.stop(self.clock.now)
+        stats = self.outbox.snapshot()
+        assert self.outbox.state is SinkState.OK
+        assert self.sink.numbers[-1] == self.sent - 1
+        assert (stats.sink_events_queued, stats.sink_events_spooled) == (0, 0)
+        # Parts that take_first() says were accepted are not in what the fake received.
+        assert len(self.sink.numbers) <= stats.sink_events_delivered_total
+        assert stats.sink_events_delivered_total + sum_dropped(stats) == self.sent
+
+
+class LawWithoutSpool(Law):
+    """The same with nothing but memory."""
+
+    with_store = False
+
+
+THOROUGH = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_no_event_is_unaccounted_for_whatever_happens_to_sink_and_disk() -> None:
+    run_state_machine_as_test(Law, settings=THOROUGH)
+
+
+def test_no_event_is_unaccounted_for_with_nothing_but_memory() -> None:
+    run_state_machine_as_test(LawWithoutSpool, settings=THOROUGH)
