@@ -12,14 +12,20 @@ from statistics import median
 from types import FrameType
 from typing import Final
 
-from bench.arena import BenchError, Load, compile_program, enter_namespace
+from bench.arena import BenchError, Load, compile_program, enter_namespaces
 from bench.capture import capture
 from bench.parts import measure_parts
-from bench.rows import list_rows
+from bench.receivers import start_receivers
+from bench.rows import ROWS, list_rows
+from bench.soak import soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
-from bench.table import render_json, render_tables, summarize
+from bench.table import Report, render_json, render_tables, summarize
 
-PARTS: Final = "parts"  # the row that stands for the second table
+# The names that stand for tables of their own.
+SOAK: Final = "soak"
+PARTS: Final = "parts"
+NAMES: Final = [*ROWS, SOAK, PARTS]
+TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 
 
@@ -49,29 +55,28 @@ def measure_all(subjects: Mapping[str, Subject], load: Load, repeat: int) -> dic
     return runs
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> Report:
+    """Do what was asked for. Needs root; raises BenchError."""
+    wanted = arguments.rows or NAMES
+    if unknown := set(wanted) - set(NAMES):
+        raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(NAMES)}")
     if os.geteuid() != 0:
         raise BenchError("needs root, for a network namespace and its devices: sudo make bench")
+    compile_program("floor")
+    compile_program("generator")
     os.sched_setaffinity(0, {GENERATOR_CORE})
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="conntrackd-bench-") as scratch:
-        rows = list_rows(Path(scratch))
-        names = [*rows, PARTS]
-        if unknown := set(arguments.rows) - set(names):
-            raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(names)}")
-        wanted = arguments.rows or names
+    enter_namespaces()
+    scratch = tempfile.TemporaryDirectory(dir=TMPFS, prefix="conntrackd-bench-")
+    with scratch, start_receivers() as ports:
+        rows = list_rows(Path(scratch.name), ports)
         chosen = {name: row for name, row in rows.items() if name in wanted}
-        compile_program("floor")
-        compile_program("generator")
-        enter_namespace()
         runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
-        parts = measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else []
-    floor = median(each.us_per_event for each in runs["floor"]) if "floor" in runs else None
-    table = [summarize(each, floor) for each in runs.values()]
-    print(render_json(table, parts) if arguments.json else render_tables(table, parts))
-    print(
-        f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores",
-        file=sys.stderr,
-    )
+        floor = median(each.us_per_event for each in runs["floor"]) if "floor" in runs else None
+        return Report(
+            rows=[summarize(each, floor) for each in runs.values()],
+            soak=soak(rows["null"]) if SOAK in wanted else (),
+            parts=measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else (),
+        )
 
 
 def end(_signal: int, _frame: FrameType | None) -> None:
@@ -83,14 +88,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     try:
         if arguments.list:
-            print("\n".join([*list_rows(Path()), PARTS]))
-        else:
-            run(arguments)
+            print("\n".join(NAMES))
+            return 0
+        report = run(arguments)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    print(render_json(report) if arguments.json else render_tables(report))
+    machine = f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    print(machine, file=sys.stderr)
     return 0
 
 

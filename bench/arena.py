@@ -10,7 +10,9 @@ from typing import Final
 
 HERE: Final = Path(__file__).parent
 BUILD: Final = HERE / "build"
-CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h; os.unshare comes with Python 3.12
+# include/uapi/linux/sched.h; os.unshare comes with Python 3.12
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWNET: Final = 0x40000000
 FROM_TUN: Final = "bench0"
 TO_TUN: Final = "bench1"
 
@@ -60,11 +62,16 @@ def run_tool(*argv: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def enter_namespace() -> None:
-    """Move this process into a new network namespace, which goes with it, and make it forward packets."""
+def enter_namespaces() -> None:
+    """Move this process into a network of its own, that forwards packets, and give it a /run of its own.
+
+    Both go with the last process in them, however it ends.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) != 0:
-        raise BenchError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+    if libc.unshare(CLONE_NEWNET | CLONE_NEWNS) != 0:
+        raise BenchError(f"no namespace: {os.strerror(ctypes.get_errno())}")
+    run_tool("mount", "--make-rprivate", "/")
+    run_tool("mount", "-t", "tmpfs", "tmpfs", "/run")
     run_tool("ip", "link", "set", "lo", "up")
     for name in (FROM_TUN, TO_TUN):
         run_tool("ip", "tuntap", "add", name, "mode", "tun")

@@ -7,6 +7,8 @@ from statistics import median
 from typing import Final
 
 from bench.capture import Capture
+from conntrackd.filter.grammar import RuleText, parse_rules
+from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.flow import Batch, Flow
 from conntrackd.netlink.decode import Decoder, walk
 from conntrackd.sinks.encode import JsonEncoder
@@ -33,6 +35,9 @@ def measure_parts(events: Capture) -> list[Part]:
         Part("decode: attribute by attribute", time_part(lambda: walk_all(events), count)),
         Part("decode: by learned layouts", time_decode(events)),
         Part("encode: JSON lines", time_encode(batches, count)),
+        Part("filter: one address rule", time_selector(batches, compile_addresses(1))),
+        Part("filter: 1,000 address rules", time_selector(batches, compile_addresses(1000))),
+        Part("filter: load 1,000 address rules", time_part(lambda: compile_addresses(1000), 1), "list"),
     ]
 
 
@@ -52,6 +57,23 @@ def time_encode(batches: list[list[Flow]], count: int) -> float:
             encoder.encode(batch)
 
     return time_part(encode, count)
+
+
+def time_selector(batches: list[list[Flow]], selector: Selector) -> float:
+    """A selector over all batches."""
+
+    def select() -> None:
+        for batch in batches:
+            selector(batch)
+
+    return time_part(select, sum(len(batch) for batch in batches))
+
+
+def compile_addresses(count: int) -> Selector:
+    """A selector of so many rules, one for each of the first of the generator's clients."""
+    lines = [f"drop source address 10.1.{n >> 8}.{n & 255}" for n in range(1, count + 1)]
+    rules = parse_rules([RuleText(line, "") for line in lines])
+    return compile_selector(rules, protocols=frozenset((6, 17)))
 
 
 def decode_all(events: Capture, decoder: Decoder) -> list[list[Flow]]:
@@ -77,13 +99,13 @@ def walk_all(events: Capture) -> None:
         walk(bytes(events.buffer[position : position + length]), 0)
 
 
-def time_part(run: Callable[[], None], count: int) -> float:
+def time_part(run: Callable[[], object], count: int) -> float:
     """The middle of several rounds, after one that fills caches: microseconds for each of `count`."""
     run()
     return median(_time_once(run) for _ in range(ROUNDS)) / count
 
 
-def _time_once(run: Callable[[], None]) -> float:
+def _time_once(run: Callable[[], object]) -> float:
     start = time.process_time_ns()
     run()
     return (time.process_time_ns() - start) / 1000

@@ -9,29 +9,71 @@ from bench.arena import BUILD
 from bench.subject import Subject, count_lines, parse_shown
 
 BUFFER: Final = 64 << 20  # the daemon's default
+# One of the generator's thousand clients, all of which have the same number of flows.
+ONE_CLIENT: Final = "10.1.1.44"
+NEW: Final = 1
+PORTS: Final = {"syslog": 0, "hung": 0, "loki": 0}
 
 
-def run_daemon(*options: str) -> tuple[str, ...]:
-    """The daemon's command line, of the interpreter that runs the benchmark."""
-    return (sys.executable, "-m", "conntrackd", "run", *options)
+def list_rows(scratch: Path, ports: Mapping[str, int]) -> Mapping[str, Subject]:
+    """All subjects in the order of the table.
 
-
-def list_rows(scratch: Path) -> Mapping[str, Subject]:
-    """All subjects in the order of the table; output that is kept goes into `scratch`."""
-    stream = ("--sink.stream.enable", "--sink.stream.writer", "stdout")
-    # Its -b is left out: conntrack 1.4.7 sets the size of a socket from which it does not read the events.
-    conntrack = ("conntrack", "-E", "-o", "id,timestamp")
+    Output that is kept goes into `scratch`; `ports` are those of the receivers.
+    """
+    one_client = {"CONNTRACKD_FILTER": f"log source address {ONE_CLIENT}\ndrop any"}
+    in_python = {**one_client, "CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
+    only_new = {"CONNTRACKD_FILTER": "log type NEW\ndrop any"}
     return {
-        "floor": Subject("floor: recvmmsg in C, thrown away", (str(BUILD / "floor"), "7", str(BUFFER))),
-        "discard": Subject(
-            "conntrackd, discarding", run_daemon("--sink.stream.enable", "--sink.stream.writer", "discard")
-        ),
-        "null": Subject("conntrackd, JSON to /dev/null", run_daemon(*stream)),
-        "file": Subject(
-            "conntrackd, JSON to a file", run_daemon(*stream), stdout=scratch / "file", count=count_lines
-        ),
-        "conntrack": Subject("conntrack -E to /dev/null", conntrack, count=parse_shown),
-        "conntrack-file": Subject(
-            "conntrack -E to a file", conntrack, stdout=scratch / "conntrack", count=parse_shown
-        ),
+        "floor": _floor("floor: recvmmsg in C, thrown away", 7),
+        "discard": _daemon("conntrackd, discarding", {"CONNTRACKD_SINK_STREAM_WRITER": "discard"}),
+        "null": _daemon("conntrackd, JSON to /dev/null"),
+        "file": _daemon("conntrackd, JSON to a file", stdout=scratch / "file"),
+        "conntrack": _conntrack("conntrack -E to /dev/null", Path("/dev/null")),
+        "conntrack-file": _conntrack("conntrack -E to a file", scratch / "conntrack"),
+        "filter": _daemon("conntrackd, filter keeps 1 flow in 1,000", one_client),
+        "filter-python": _daemon("the same filter, not in the kernel", in_python),
+        "floor-new": _floor("floor, NEW only", NEW),
+        "new": _daemon("conntrackd, filter keeps NEW", only_new, groups=NEW),
+        "sinks": _daemon("conntrackd, all four sinks", _four_sinks(ports), scratch / "sinks"),
+        "hung": _daemon("conntrackd, JSON to a file, Loki hangs", _hung_loki(ports), scratch / "hung"),
     }
+
+
+def _floor(name: str, groups: int) -> Subject:
+    return Subject(name, (str(BUILD / "floor"), str(groups), str(BUFFER)), groups=groups)
+
+
+def _conntrack(name: str, stdout: Path) -> Subject:
+    # Its -b is left out: conntrack 1.4.7 sets the size of a socket from which it does not read the events.
+    return Subject(name, ("conntrack", "-E", "-o", "id,timestamp"), stdout=stdout, count=parse_shown)
+
+
+def _daemon(
+    name: str, settings: Mapping[str, str] | None = None, stdout: Path | None = None, groups: int = 7
+) -> Subject:
+    """The daemon with a stream sink, run by the interpreter that runs the benchmark."""
+    argv = (sys.executable, "-m", "conntrackd", "run")
+    environ = {"CONNTRACKD_SINK_STREAM_ENABLE": "true", "CONNTRACKD_BUS_ENABLE": "false", **(settings or {})}
+    if stdout is None:
+        return Subject(name, argv, groups=groups, environ=environ)
+    return Subject(name, argv, stdout=stdout, count=count_lines, groups=groups, environ=environ)
+
+
+def _hung_loki(ports: Mapping[str, int]) -> dict[str, str]:
+    return {
+        "CONNTRACKD_SINK_LOKI_ENABLE": "true",
+        "CONNTRACKD_SINK_LOKI_ADDRESS": f"http://127.0.0.1:{ports['hung']}",
+    }
+
+
+def _four_sinks(ports: Mapping[str, int]) -> dict[str, str]:
+    return {
+        "CONNTRACKD_SINK_JOURNAL_ENABLE": "true",
+        "CONNTRACKD_SINK_SYSLOG_ENABLE": "true",
+        "CONNTRACKD_SINK_SYSLOG_ADDRESS": f"udp://127.0.0.1:{ports['syslog']}",
+        "CONNTRACKD_SINK_LOKI_ENABLE": "true",
+        "CONNTRACKD_SINK_LOKI_ADDRESS": f"http://127.0.0.1:{ports['loki']}",
+    }
+
+
+ROWS: Final = tuple(list_rows(Path(), PORTS))

@@ -1,4 +1,4 @@
-"""One subject in one run: start it, wait until it listens, send, wait until it has read all, stop it."""
+"""One subject: start it, wait until it listens, send, wait until it has read all, stop it."""
 
 import os
 import re
@@ -6,7 +6,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -18,9 +19,10 @@ GENERATOR_CORE: Final = 0
 SUBJECT_CORE: Final = 1
 READY_S: Final = 20.0
 QUIET_S: Final = 120.0
-MESSAGE_CHARACTERS: Final = 2000  # conntrack repeats its warning thousands of times
+STOP_S: Final = 20.0
 IDLE_SAMPLE_S: Final = 0.3
 IDLE_NS: Final = 3_000_000  # a process that burns less than 1 % of a core has nothing to do
+MESSAGE_CHARACTERS: Final = 2000  # conntrack repeats its warning thousands of times
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,75 +59,102 @@ class Measurement:
         return self.cpu_us / max(self.events, 1)
 
 
-def measure(subject: Subject, load: Load) -> Measurement:
-    """Run it once under this load."""
+class Session:
+    """A subject that runs and listens."""
+
+    def __init__(self, subject: Subject, process: subprocess.Popen[bytes], errors: IO[str]) -> None:
+        self.subject = subject
+        self.process = process
+        self._errors = errors
+
+    def wait_until_it_listens(self) -> None:
+        """Until its socket is among the listeners of this namespace."""
+        end = time.monotonic() + READY_S
+        while self.process.poll() is None and time.monotonic() < end:
+            if find_listener(self.process.pid):
+                return
+            time.sleep(0.02)
+        raise BenchError(f"{self.subject.name} does not listen: {self.read_errors()}")
+
+    def wait_until_idle(self) -> int:
+        """Until its socket is empty and it has nothing to do; its CPU time at that moment."""
+        end = time.monotonic() + QUIET_S
+        last = read_cpu_ns(self.process.pid)
+        while time.monotonic() < end:
+            time.sleep(IDLE_SAMPLE_S)
+            if self.process.poll() is not None:
+                raise BenchError(f"{self.subject.name} has ended: {self.read_errors()}")
+            listener = find_listener(self.process.pid)
+            cpu = read_cpu_ns(self.process.pid)
+            if (listener is None or listener.queued == 0) and cpu - last < IDLE_NS:
+                return cpu
+            last = cpu
+        raise BenchError(f"{self.subject.name} is still busy after {QUIET_S:.0f} s")
+
+    def send(self, load: Load) -> Traffic:
+        """Make events, and wait until it has dealt with them."""
+        traffic = finish_generator(start_generator(load, GENERATOR_CORE))
+        self.wait_until_idle()
+        return traffic
+
+    def read_memory_kib(self, name: str) -> int:
+        """VmHWM or VmRSS."""
+        return read_memory_kib(self.process.pid, name)
+
+    def read_errors(self) -> str:
+        """The end of what it said on standard error."""
+        self._errors.seek(0)
+        return self._errors.read().strip()[-MESSAGE_CHARACTERS:]
+
+
+@contextmanager
+def run_subject(subject: Subject) -> Iterator[Session]:
+    """Start a subject on its core and wait until it listens and is idle; end it in any case."""
+    argv = ["taskset", "-c", str(SUBJECT_CORE), *subject.argv]
+    environ = {**os.environ, **subject.environ}
     with tempfile.TemporaryFile("w+") as errors:
-        process = _start(subject, errors)
+        with subject.stdout.open("wb") as stdout:
+            process = subprocess.Popen(argv, stdout=stdout, stderr=errors, env=environ)
         try:
-            _wait_until_it_listens(process, subject, errors)
-            before = _wait_until_idle(process.pid)
-            traffic = finish_generator(start_generator(load, GENERATOR_CORE))
-            after = _wait_until_idle(process.pid)
-            listener = find_listener(process.pid)
-            peak = read_memory_kib(process.pid, "VmHWM")
+            session = Session(subject, process, errors)
+            session.wait_until_it_listens()
+            session.wait_until_idle()
+            yield session
         finally:
             stop(process)
-        if listener is None:
-            raise BenchError(f"{subject.name} no longer listens: {_read(errors)}")
-        events = _count(subject, traffic, listener, _read(errors))
-    sent = traffic.count(subject.groups)
-    lost = max(listener.drops, sent - events)
-    return Measurement(subject.name, sent, events, lost, (after - before) / 1000, peak, traffic.rate)
-
-
-def _start(subject: Subject, errors: IO[str]) -> subprocess.Popen[bytes]:
-    argv = ["taskset", "-c", str(SUBJECT_CORE), *subject.argv]
-    with subject.stdout.open("wb") as stdout:
-        return subprocess.Popen(argv, stdout=stdout, stderr=errors, env={**os.environ, **subject.environ})
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a subject politely, by force when it does not."""
+    """End a process politely, by force when it does not."""
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(20)
+        process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], subject: Subject, errors: IO[str]) -> None:
-    end = time.monotonic() + READY_S
-    while process.poll() is None and time.monotonic() < end:
-        if find_listener(process.pid):
-            return
-        time.sleep(0.02)
-    raise BenchError(f"{subject.name} does not listen: {_read(errors)}")
-
-
-def _wait_until_idle(pid: int) -> int:
-    """Wait until its socket is empty and it has nothing to do; its CPU time at that moment."""
-    end = time.monotonic() + QUIET_S
-    last = read_cpu_ns(pid)
-    while time.monotonic() < end:
-        time.sleep(IDLE_SAMPLE_S)
-        listener = find_listener(pid)
-        cpu = read_cpu_ns(pid)
-        if (listener is None or listener.queued == 0) and cpu - last < IDLE_NS:
-            return cpu
-        last = cpu
-    raise BenchError(f"a subject is still busy after {QUIET_S:.0f} s")
+def measure(subject: Subject, load: Load) -> Measurement:
+    """Run it once under this load."""
+    with run_subject(subject) as session:
+        before = read_cpu_ns(session.process.pid)
+        traffic = session.send(load)
+        after = read_cpu_ns(session.process.pid)
+        listener = find_listener(session.process.pid)
+        peak = session.read_memory_kib("VmHWM")
+        if listener is None:
+            raise BenchError(f"{subject.name} no longer listens: {session.read_errors()}")
+        stop(session.process)
+        events = _count(subject, traffic, listener, session.read_errors())
+    sent = traffic.count(subject.groups)
+    lost = max(listener.drops, sent - events)
+    return Measurement(subject.name, sent, events, lost, (after - before) / 1000, peak, traffic.rate)
 
 
 def _count(subject: Subject, traffic: Traffic, listener: Listener, errors: str) -> int:
     if subject.count is None:
         return traffic.count(subject.groups) - listener.drops
     return subject.count(subject.stdout, errors)
-
-
-def _read(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read().strip()[-MESSAGE_CHARACTERS:]
 
 
 def count_lines(path: Path, _errors: str) -> int:

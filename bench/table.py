@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 from bench.parts import Part
+from bench.soak import Step
 from bench.subject import Measurement
 
 
@@ -22,6 +23,15 @@ class Row:
     events_per_second: int
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All tables."""
+
+    rows: Sequence[Row] = ()
+    soak: Sequence[Step] = ()
+    parts: Sequence[Part] = ()
+
+
 def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
     """One row; `floor` is the CPU time per event of the cheapest listener, None when it was not measured."""
     us_per_event = median(run.us_per_event for run in runs)
@@ -36,10 +46,14 @@ def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
     )
 
 
-def render_tables(rows: Sequence[Row], parts: Sequence[Part]) -> str:
-    """Both tables, or the one that has rows."""
-    tables = [render_markdown(rows)] if rows else []
-    return "\n\n".join([*tables, render_parts(parts)] if parts else tables)
+def render_tables(report: Report) -> str:
+    """The tables that have rows."""
+    tables = [
+        render_markdown(report.rows) if report.rows else "",
+        render_soak(report.soak) if report.soak else "",
+        render_parts(report.parts) if report.parts else "",
+    ]
+    return "\n\n".join(table for table in tables if table)
 
 
 def render_markdown(rows: Sequence[Row]) -> str:
@@ -65,6 +79,12 @@ def render_parts(parts: Sequence[Part]) -> str:
     return render_table([head, *((part.name, f"{part.us:,.2f} us", part.unit) for part in parts)])
 
 
+def render_soak(steps: Sequence[Step]) -> str:
+    """Memory after so many events."""
+    cells = [(f"{step.events:,}", f"{step.resident_mib:.1f} MiB") for step in steps]
+    return render_table([("events so far", "memory"), *cells])
+
+
 def render_table(cells: Sequence[Sequence[str]]) -> str:
     """Markdown: the first line is the head, the first column is text, the others are figures."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
@@ -80,7 +100,6 @@ def _pad(text: str, width: int, right: bool) -> str:
     return text.rjust(width) if right else text.ljust(width)
 
 
-def render_json(rows: Sequence[Row], parts: Sequence[Part]) -> str:
-    """One object a row."""
-    tables = {"subjects": [asdict(row) for row in rows], "parts": [asdict(part) for part in parts]}
-    return json.dumps(tables, indent=2)
+def render_json(report: Report) -> str:
+    """One list a table, one object a row."""
+    return json.dumps(asdict(report), indent=2)

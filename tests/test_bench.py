@@ -11,9 +11,10 @@ import pytest
 from bench.arena import Traffic, compile_program
 from bench.parts import Part
 from bench.proc import Listener, parse_listeners
-from bench.rows import list_rows
+from bench.rows import PORTS, list_rows
+from bench.soak import Step
 from bench.subject import Measurement, count_lines, parse_shown
-from bench.table import Row, render_json, render_markdown, render_parts, summarize
+from bench.table import Report, Row, render_json, render_markdown, render_parts, render_tables, summarize
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
@@ -71,11 +72,19 @@ def test_parts_are_a_table_too() -> None:
     ]
 
 
+def test_tables_without_rows_are_left_out() -> None:
+    assert render_tables(Report(soak=[Step(1_000_000, 30.5)])).splitlines() == [
+        "| events so far |   memory |",
+        "|---------------|---------:|",
+        "| 1,000,000     | 30.5 MiB |",
+    ]
+
+
 def test_the_json_has_one_object_a_row() -> None:
     row = Row("floor", 10, 2.0, 1.0, 0, 1.5, 5000)
 
-    assert json.loads(render_json([row], [Part("decode", 1.5)])) == {
-        "subjects": [
+    assert json.loads(render_json(Report([row], [Step(1000, 30.5)], [Part("decode", 1.5)]))) == {
+        "rows": [
             {
                 "subject": "floor",
                 "events": 10,
@@ -86,6 +95,7 @@ def test_the_json_has_one_object_a_row() -> None:
                 "events_per_second": 5000,
             }
         ],
+        "soak": [{"events": 1000, "resident_mib": 30.5}],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
     }
 
@@ -105,7 +115,7 @@ def test_conntrack_says_how_many_events_it_has_shown() -> None:
 
 
 def test_each_subject_has_a_name_of_its_own(tmp_path: Path) -> None:
-    names = [subject.name for subject in list_rows(tmp_path).values()]
+    names = [subject.name for subject in list_rows(tmp_path, PORTS).values()]
 
     assert len(set(names)) == len(names)
 

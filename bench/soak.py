@@ -1,0 +1,29 @@
+"""Memory over many events: flat, or it leaks."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from bench.arena import Load
+from bench.subject import Subject, run_subject
+
+STEPS: Final = 10
+STEP_FLOWS: Final = 182_000  # a million events, half of the flows TCP
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How much memory a subject holds after so many events."""
+
+    events: int
+    resident_mib: float
+
+
+def soak(subject: Subject) -> list[Step]:
+    """One process, ten million events."""
+    steps: list[Step] = []
+    events = 0
+    with run_subject(subject) as session:
+        for _ in range(STEPS):
+            events += session.send(Load(STEP_FLOWS)).count(subject.groups)
+            steps.append(Step(events, round(session.read_memory_kib("VmRSS") / 1024, 1)))
+    return steps
