@@ -6,6 +6,7 @@ namespace whose /run is the benchmark's own: it stands where journald would.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def run(function: Callable[..., object], *arguments: object) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C at a terminal is for the benchmark, which ends us
     journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     JOURNAL.parent.mkdir(parents=True)
     journal.bind(str(JOURNAL))
