@@ -1,0 +1,93 @@
+"""How much a caller may ask for: sizes and numbers of everything that he chooses, and calls in a time."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from conntrackd.errors import ConntrackdError
+
+# What the filter language takes (issue: 1,000 rules of 4,096 characters) is what the bus carries.
+MAX_RULES: Final = 1000
+MAX_TEXT: Final = 4096
+# A list of rules as long as it may be; each string has a length, an end and up to 3 bytes of padding.
+MAX_RULES_BODY: Final = MAX_RULES * (MAX_TEXT + 8) + 64
+# Any other call: two names and a word.
+MAX_BODY: Final = 2 * MAX_TEXT
+MAX_ERROR_TEXT: Final = 65536
+
+# Nobody types or scripts more than this; a flood beyond it is answered slowly, and then not read.
+RATE: Final = 200.0  # calls a second of one user
+BURST: Final = 400
+MAX_USERS: Final = 1024  # whose rate is remembered
+MAX_RUNNING: Final = 16  # calls of one user that are being answered, such as those that wait for a password
+MAX_CALLERS: Final = 1024  # bus names whose user is remembered
+# Seconds in which nothing is read from the bus for each call that was refused for its rate.
+PAUSE: Final = 0.001
+MAX_PAUSE: Final = 0.02
+
+
+class LimitError(ConntrackdError):
+    """The caller asks for more than anyone may."""
+
+    dbus_name = "org.freedesktop.DBus.Error.LimitsExceeded"
+
+
+class Limiter:
+    """A token bucket for each user: RATE calls a second, BURST of them at once."""
+
+    def __init__(
+        self, rate: float = RATE, burst: float = BURST, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[int | str, tuple[float, float]] = OrderedDict()
+
+    def admit(self, user: int | str) -> bool:
+        """Whether this user may call once more now. A bus name stands for a user who is not known yet."""
+        now = self._clock()
+        tokens, then = self._buckets.pop(user, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        admitted = tokens >= 1
+        self._buckets[user] = (tokens - 1 if admitted else tokens, now)
+        while len(self._buckets) > MAX_USERS:
+            self._buckets.popitem(last=False)
+        return admitted
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raises LimitError for a text that is too long."""
+    for number, text in enumerate(texts, 1):
+        if len(text) > MAX_TEXT:
+            raise LimitError(f"text {number} has {len(text)} characters, {MAX_TEXT} are possible")
+
+
+def check_arguments(values: Iterable[object]) -> None:
+    """Raises LimitError where a list or a text that a caller sent is longer than it may be."""
+    for value in values:
+        if isinstance(value, str):
+            check_texts([value])
+        elif isinstance(value, list):
+            if len(value) > MAX_RULES:
+                raise LimitError(f"{len(value)} rules are too many, {MAX_RULES} are possible")
+            check_texts(each for each in value if isinstance(each, str))
+
+
+class Running:
+    """Counts the calls that each user has under way."""
+
+    def __init__(self, limit: int = MAX_RUNNING) -> None:
+        self._limit = limit
+        self._counts: dict[int | str, int] = {}
+
+    def begin(self, user: int | str) -> None:
+        """Raises LimitError when this user has enough of them."""
+        if self._counts.get(user, 0) >= self._limit:
+            raise LimitError(f"{self._limit} calls of yours are under way already")
+        self._counts[user] = self._counts.get(user, 0) + 1
+
+    def end(self, user: int | str) -> None:
+        self._counts[user] -= 1
+        if not self._counts[user]:
+            del self._counts[user]

@@ -1,0 +1,175 @@
+"""What is at which path: the objects, their properties, and how they introduce themselves."""
+
+from typing import Any, Final
+
+from dbus_fast import Variant
+
+from conntrackd.bus.connection import clean_text
+from conntrackd.bus.control import Control
+from conntrackd.bus.handlers import Manager, Sink
+from conntrackd.bus.interface import MANAGER, MANAGER_PATH, SINK, Interface, Property, to_path
+from conntrackd.errors import ConntrackdError
+
+DOCTYPE: Final = (
+    '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
+    ' "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
+)
+PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
+PEER: Final = "org.freedesktop.DBus.Peer"
+OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
+
+# https://dbus.freedesktop.org/doc/dbus-specification.html, "Standard Interfaces"
+STANDARD: Final = """\
+<interface name="org.freedesktop.DBus.Introspectable">
+    <method name="Introspect"><arg name="xml_data" type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.freedesktop.DBus.Peer">
+    <method name="Ping"/>
+    <method name="GetMachineId"><arg name="machine_uuid" type="s" direction="out"/></method>
+  </interface>
+"""
+STANDARD_PROPERTIES: Final = """\
+  <interface name="org.freedesktop.DBus.Properties">
+    <method name="Get">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="property_name" type="s" direction="in"/>
+      <arg name="value" type="v" direction="out"/>
+    </method>
+    <method name="GetAll">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="props" type="a{sv}" direction="out"/>
+    </method>
+    <method name="Set">
+      <arg name="interface_name" type="s" direction="in"/>
+      <arg name="property_name" type="s" direction="in"/>
+      <arg name="value" type="v" direction="in"/>
+    </method>
+    <signal name="PropertiesChanged">
+      <arg name="interface_name" type="s"/>
+      <arg name="changed_properties" type="a{sv}"/>
+      <arg name="invalidated_properties" type="as"/>
+    </signal>
+  </interface>
+"""
+STANDARD_MANAGER: Final = """\
+  <interface name="org.freedesktop.DBus.ObjectManager">
+    <method name="GetManagedObjects">
+      <arg name="objects" type="a{oa{sa{sv}}}" direction="out"/>
+    </method>
+    <signal name="InterfacesAdded">
+      <arg name="object_path" type="o"/>
+      <arg name="interfaces_and_properties" type="a{sa{sv}}"/>
+    </signal>
+    <signal name="InterfacesRemoved">
+      <arg name="object_path" type="o"/>
+      <arg name="interfaces" type="as"/>
+    </signal>
+  </interface>
+"""
+
+
+class UnknownObjectError(ConntrackdError):
+    """There is nothing at this path."""
+
+    dbus_name = "org.freedesktop.DBus.Error.UnknownObject"
+
+
+class UnknownInterfaceError(ConntrackdError):
+    """The object has no such interface."""
+
+    dbus_name = "org.freedesktop.DBus.Error.UnknownInterface"
+
+
+class UnknownMethodError(ConntrackdError):
+    """The interface has no such method."""
+
+    dbus_name = "org.freedesktop.DBus.Error.UnknownMethod"
+
+
+class UnknownPropertyError(ConntrackdError):
+    """The interface has no such property."""
+
+    dbus_name = "org.freedesktop.DBus.Error.UnknownProperty"
+
+
+class ReadOnlyError(ConntrackdError):
+    """No property can be set."""
+
+    dbus_name = "org.freedesktop.DBus.Error.PropertyReadOnly"
+
+
+class Objects:
+    """The manager, and one object for each sink that there is at the moment."""
+
+    def __init__(self, control: Control, interfaces: dict[str, Interface]) -> None:
+        self._control = control
+        self._interfaces = interfaces
+        self._manager = Manager(control)
+
+    def list_sinks(self) -> dict[str, str]:
+        """Paths and names."""
+        return {to_path(name): name for name in self._control.list_sinks()}
+
+    def find(self, path: str) -> tuple[Interface, Manager | Sink]:
+        """The interface at a path and what answers it. Raises UnknownObjectError."""
+        if path == MANAGER_PATH:
+            return self._interfaces[MANAGER], self._manager
+        # The path is looked up among those there are: no text of a caller becomes a name.
+        name = self.list_sinks().get(path)
+        if name is None:
+            raise UnknownObjectError("there is no such object")
+        return self._interfaces[SINK], Sink(self._control, name)
+
+    def find_interface(self, path: str, name: str) -> tuple[Interface, Manager | Sink]:
+        """As find(), for this interface; an empty name is the one there is."""
+        interface, target = self.find(path)
+        if name not in {"", interface.name}:
+            raise UnknownInterfaceError("the object has no such interface")
+        return interface, target
+
+    def introspect(self, path: str) -> str:
+        """The XML of the contract for an object, and the names of those below it for any path on the way."""
+        paths = [MANAGER_PATH, *self.list_sinks()]
+        start = path.rstrip("/") + "/"
+        children = sorted({each[len(start) :].split("/")[0] for each in paths if each.startswith(start)})
+        if path not in paths and not children:
+            raise UnknownObjectError("there is no such object")
+        text = f"  {STANDARD}"
+        if path in paths:
+            text += STANDARD_PROPERTIES + (STANDARD_MANAGER if path == MANAGER_PATH else "")
+            text += f"  {self.find(path)[0].text}\n"
+        text += "".join(f'  <node name="{each}"/>\n' for each in children)
+        return f"{DOCTYPE}<node>\n{text}</node>\n"
+
+    def find_property(self, path: str, interface: str, name: str) -> Property:
+        """Raises what says why there is no such property."""
+        properties = self.find_interface(path, interface)[0].properties
+        if name not in properties:
+            raise UnknownPropertyError("there is no such property")
+        return properties[name]
+
+    def read(self, path: str, each: Property) -> Variant:
+        """The value of a property now."""
+        return Variant(each.type, to_body(getattr(self.find(path)[1], each.handler)))
+
+    def read_all(self, path: str, actions: set[str]) -> dict[str, Variant]:
+        """All properties of an object that may be read with these actions."""
+        properties = self.find(path)[0].properties.values()
+        return {each.name: self.read(path, each) for each in properties if each.action in actions}
+
+    def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:
+        """What ObjectManager tells: the objects below the manager."""
+        return {path: {SINK: self.read_all(path, actions)} for path in self.list_sinks()}
+
+
+def to_body(value: Any) -> Any:  # noqa: ANN401  # any value of a handler
+    """A handler's value as dbus-fast takes it: structs are lists, and text is as the bus can carry it."""
+    match value:
+        case str():
+            return clean_text(value)
+        case list() | tuple():
+            return [to_body(each) for each in value]
+        case dict():
+            return {to_body(key): to_body(each) for key, each in value.items()}
+    return value

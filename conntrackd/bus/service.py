@@ -1,0 +1,94 @@
+"""org.conntrackd1 on the bus: comes back by itself whatever becomes of the bus. Nothing else waits for it."""
+
+import asyncio
+import logging
+import os
+from typing import Final
+
+from conntrackd.bus import interface
+from conntrackd.bus.connection import BUS, Connection
+from conntrackd.bus.control import Control
+from conntrackd.bus.limits import Limiter
+from conntrackd.bus.objects import Objects
+from conntrackd.bus.session import Session
+from conntrackd.bus.signals import Signals
+from conntrackd.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
+CONNECT_SECONDS: Final = 10.0
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 30.0
+
+# RequestName
+DO_NOT_QUEUE: Final = 4  # and neither ALLOW_REPLACEMENT nor REPLACE_EXISTING
+PRIMARY_OWNER: Final = 1
+
+
+def find_address(address: str | None, environ: dict[str, str] | None = None) -> str:
+    """The bus that is meant: as given, as the environment says, or the system bus."""
+    return address or (environ or dict(os.environ)).get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+
+
+class BusService:
+    """Offers the daemon's Control over D-Bus. run() in the event loop is all there is to call."""
+
+    def __init__(self, control: Control, address: str | None = None) -> None:
+        self._interfaces = interface.load()
+        self._address = find_address(address)
+        self._objects = Objects(control, self._interfaces)
+        self._signals = Signals(control, self._objects, self._interfaces)
+        # Lives longer than a connection, so that nobody gets a new allowance by breaking one.
+        self._limiter = Limiter()
+        self._delay = FIRST_DELAY
+        self._told = ""
+        self.ready = asyncio.Event()
+        """Set while the name is owned and calls are answered."""
+        control.subscribe(self._signals)
+
+    async def run(self) -> None:
+        """Serves until it is cancelled. Raises nothing: a bus that is not there is waited for."""
+        while True:
+            try:
+                await self._serve()
+            except Exception as error:  # the edge: whatever it is, the events go on, and so do the attempts
+                self._complain(error)
+            await asyncio.sleep(self._delay)
+            self._delay = min(self._delay * 2, LONGEST_DELAY)
+
+    def _complain(self, error: Exception) -> None:
+        """Once for each reason: the attempts go on for as long as the daemon runs."""
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        if text != self._told:
+            self._told = text
+            logger.warning("bus: %s: %s, retrying", self._address, text)
+
+    async def _serve(self) -> None:
+        """From connect() to the end of the connection."""
+        session: Session | None = None
+        bus = Connection(
+            self._address, lambda header, body: session.judge(header, body) if session else REFUSED
+        )
+        try:
+            await asyncio.wait_for(bus.connect(), CONNECT_SECONDS)
+            session = Session(bus, self._objects, self._interfaces, self._limiter)
+            bus.add_message_handler(session.take)
+            bus.take_over()
+            reply = await bus.ask(BUS, "RequestName", "su", [interface.NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
+            if reply[0] != PRIMARY_OWNER:
+                raise UnavailableError(f"{interface.NAME} is owned by another process")
+            self._signals.attach(bus)
+            self._delay, self._told = FIRST_DELAY, ""
+            self.ready.set()
+            logger.info("bus: %s is on %s", interface.NAME, self._address)
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        finally:
+            self.ready.clear()
+            self._signals.detach()
+            if session is not None:
+                session.close()
+            bus.end()
+
+
+REFUSED: Final = UnavailableError("not ready yet")

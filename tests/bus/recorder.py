@@ -1,0 +1,138 @@
+"""A Control that records what it is asked, and answers from what a test puts into it."""
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import Any
+
+from conntrackd.bus.control import Finding, FilterStatus, Listener, SinkStatus, Statistics, Status
+from conntrackd.errors import ConntrackdError, RuleError, UsageError
+from conntrackd.flow import EventType
+
+
+class Recorder:
+    """Implements conntrackd.bus.control.Control."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.failure: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.listeners: list[Listener] = []
+        self.pipes: list[int] = []
+        self.sinks = {
+            "journal": SinkStatus("ok", "", {"sink_events_delivered_total": 7}),
+            "loki": SinkStatus("retrying", "connection refused", {"sink_events_delivered_total": 0}),
+        }
+        self.present = Status(
+            version="2.0.0",
+            start_us=1_700_000_000_000_000,
+            paths=("/etc/conntrackd/conntrackd.yaml",),
+            filter=FilterStatus(
+                ("drop destination network LOCAL", "drop protocol UDP"),
+                "configuration",
+                groups=EventType.NEW | EventType.DESTROY,
+                instructions=42,
+            ),
+            buffer=64 << 20,
+            log_level="info",
+        )
+
+    async def _note(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def reload(self) -> list[str]:
+        await self._note("reload")
+        return ["filter: 2 rules"]
+
+    async def reload_filter(self) -> list[str]:
+        await self._note("reload_filter")
+        return ["filter: 2 rules"]
+
+    async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        await self._note("set_filter", tuple(rules), timeout_s)
+        for number, rule in enumerate(rules, 1):
+            if "bad" in rule:
+                raise RuleError("unknown word 'bad'", place=f"rule {number}", excerpt=f"{rule}\n^^^")
+        self.present = replace(
+            self.present, filter=FilterStatus(tuple(rules), "run-time", timeout_s, EventType.NEW, 3)
+        )
+        self.tell_filter()
+        return [f"filter: {len(rules)} rules, until a restart or reload"]
+
+    async def reset_filter(self) -> list[str]:
+        await self._note("reset_filter")
+        return []
+
+    async def check_filter(self, rules: list[str]) -> list[str]:
+        await self._note("check_filter", tuple(rules))
+        return [rule.lower() for rule in rules]
+
+    async def explain_filter(self, rules: list[str]) -> str:
+        await self._note("explain_filter", tuple(rules))
+        return "def select(batch): ..."
+
+    async def open_tail(self, rules: list[str], limit: int) -> int:
+        await self._note("open_tail", tuple(rules), limit)
+        reading, writing = os.pipe()
+        os.write(writing, b'{"msg":"one"}\n')
+        os.close(writing)
+        return reading
+
+    async def examine(self) -> list[Finding]:
+        await self._note("examine")
+        return [Finding("warning", "acct", "nf_conntrack_acct is 0", "sysctl -w net.netfilter.nf_conntrack_acct=1")]
+
+    def set_log_level(self, level: str) -> None:
+        self.asked.append(("set_log_level", level))
+        self.present = replace(self.present, log_level=level)
+        self.tell_filter()
+
+    def status(self) -> Status:
+        return self.present
+
+    def statistics(self) -> Statistics:
+        sinks = {name: sink.counters for name, sink in self.sinks.items()}
+        return Statistics({"events_received_total": 5, "events_lost_total": 0}, sinks, (3, 1, 1))
+
+    def list_sinks(self) -> list[str]:
+        return list(self.sinks)
+
+    def sink_status(self, name: str) -> SinkStatus:
+        return self.sinks[name]
+
+    async def enable_sink(self, name: str) -> None:
+        await self._note("enable_sink", name)
+        self.set_state(name, "ok")
+
+    async def disable_sink(self, name: str) -> None:
+        await self._note("disable_sink", name)
+        self.set_state(name, "disabled")
+
+    async def flush_sink(self, name: str, timeout_s: float) -> bool:
+        await self._note("flush_sink", name, timeout_s)
+        return True
+
+    def subscribe(self, listener: Listener) -> None:
+        self.listeners.append(listener)
+
+    def set_state(self, name: str, state: str) -> None:
+        self.sinks[name] = replace(self.sinks[name], state=state)
+        for listener in self.listeners:
+            listener.sink_changed(name)
+
+    def tell_filter(self) -> None:
+        for listener in self.listeners:
+            listener.filter_changed()
+
+    def tell_lost(self, count: int) -> None:
+        for listener in self.listeners:
+            listener.events_lost(count)
+
+
+def fail(text: str) -> ConntrackdError:
+    """An error with all its parts."""
+    return UsageError(text, hint="a hint", place="somewhere", excerpt="text\n^^^^")
