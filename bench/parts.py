@@ -12,6 +12,7 @@ from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.flow import Batch, Flow
 from conntrackd.netlink.decode import Decoder, walk
 from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_loki import LokiEncoder
 from conntrackd.stats import Stats
 
 BATCH: Final = 128  # as many as one recvmmsg brings
@@ -34,7 +35,8 @@ def measure_parts(events: Capture) -> list[Part]:
     return [
         Part("decode: attribute by attribute", time_part(lambda: walk_all(events), count)),
         Part("decode: by learned layouts", time_decode(events)),
-        Part("encode: JSON lines", time_encode(batches, count)),
+        Part("encode: JSON lines", time_encode(batches, JsonEncoder())),
+        Part("encode: Loki, compressed", time_encode(batches, LokiEncoder({}))),
         Part("filter: one address rule", time_selector(batches, compile_addresses(1))),
         Part("filter: 1,000 address rules", time_selector(batches, compile_addresses(1000))),
         Part("filter: load 1,000 address rules", time_part(lambda: compile_addresses(1000), 1), "list"),
@@ -47,16 +49,15 @@ def time_decode(events: Capture) -> float:
     return time_part(lambda: skim(events, decoder), len(events.positions))
 
 
-def time_encode(batches: list[list[Flow]], count: int) -> float:
-    """The encoder of the stream sink, its addresses cached."""
-    encoder = JsonEncoder()
+def time_encode(batches: list[list[Flow]], encoder: JsonEncoder | LokiEncoder) -> float:
+    """A sink's encoder, its addresses cached."""
     mixed: list[Batch] = [[*batch] for batch in batches]
 
     def encode() -> None:
         for batch in mixed:
             encoder.encode(batch)
 
-    return time_part(encode, count)
+    return time_part(encode, sum(len(batch) for batch in batches))
 
 
 def time_selector(batches: list[list[Flow]], selector: Selector) -> float:
