@@ -454,6 +454,27 @@ def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: C
     assert sink.attempts == [b"[0, 1, 2]"] * 2
 
 
+def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_events=2)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    for first in range(0, 6, 2):
+        outbox.put(make_flows(2, first))
+        run_until_idle(outbox, clock)
+    sink.away = None
+    clock.now += 60.0
+    outbox.step()
+    outbox.put(make_flows(2, 6))
+    outbox.step()
+    outbox.step()
+    during = outbox.snapshot()
+    run_until_idle(outbox, clock)
+
+    assert (during.sink_events_delivered_total, during.sink_events_queued) == (4, 0)
+    assert during.sink_events_spooled == 4
+    assert sink.numbers == list(range(8))
+
+
 def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
     sink = FakeSink()
     sink.away = AWAY

@@ -203,8 +203,8 @@ class Law(RuleBasedStateMachine):
         run_until_idle(self.outbox, self.clock, seconds=100.0)
         self.put(1)
         run_until_idle(self.outbox, self.clock, seconds=5.0)
-        self.outbox.stop(self.clock.now)
         stats = self.outbox.snapshot()
+        self.outbox.stop(self.clock.now)
         assert self.outbox.state is SinkState.OK
         assert self.sink.numbers[-1] == self.sent - 1
         assert (stats.sink_events_queued, stats.sink_events_spooled) == (0, 0)
