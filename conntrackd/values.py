@@ -16,8 +16,8 @@ MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else c
 MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
 MAX_METAVAR: Final = 4  # words that help can list in place of a name
 MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
-# Loki refuses a stream with more than 15 labels; four are the daemon's own.
-OWN_LABELS: Final = ("service_name", "host", "type", "prot")
+# Loki refuses a stream with more than 15 labels; five are the daemon's own.
+OWN_LABELS: Final = ("service_name", "host", "type", "prot", "replay")
 MAX_LABELS: Final = 15 - len(OWN_LABELS)
 # What has a new value with every connection: as a label each would open a stream of its own.
 UNBOUNDED_LABELS: Final = frozenset(
