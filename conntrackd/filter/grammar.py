@@ -15,10 +15,10 @@ from ply import lex, yacc
 
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
 from conntrackd.filter.ast import Anything, Rule, conjoin, disjoin, negate
-from conntrackd.filter.text import Mistake, RuleText, quote, read_rule_file, suggest
+from conntrackd.filter.text import Mistake, RuleText, quote, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
 
-__all__ = ["RuleText", "parse_rules", "read_rule_file"]
+__all__ = ["RuleText", "parse_rule", "parse_rules"]
 
 # Each bounds the memory and time that somebody else's text can take (rules also come over D-Bus).
 MAX_RULES: Final = 1000

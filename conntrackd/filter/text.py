@@ -1,15 +1,12 @@
-"""Rules as text: where they come from, and the mistakes in them as people are shown them."""
+"""Rules as text, and the mistakes in them as people are shown them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Final
 
-from conntrackd.errors import ConfigError, RuleError
+from conntrackd.errors import RuleError
 
-# 1,000 rules of 4,096 characters, and as much again in comments.
-MAX_FILE_BYTES: Final = 8 << 20
 # A mistake in a long rule is shown with this much of the rule around it.
 EXCERPT_WIDTH: Final = 100
 STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
@@ -21,34 +18,6 @@ class RuleText:
 
     text: str
     place: str = ""
-
-
-def read_rule_file(path: str | Path) -> list[RuleText]:
-    """The rules of a file, one a line; empty lines and lines of a comment (`#`) alone are left out.
-
-    Raises ConfigError for a file that is missing, too large or not UTF-8.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the filter file: {error.strerror}",
-            place=str(path),
-            hint="one rule a line; 'filter' in the configuration holds rules without a file",
-        ) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"larger than {MAX_FILE_BYTES >> 20} MiB: no list of rules", place=str(path))
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError("not UTF-8 text", place=f"{path}:{line}") from error
-    return [
-        RuleText(line.strip(), f"{path}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def long_lists(draw: st.DrawFn) -> list[Rule]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(strategies.rules, batches)
 def test_the_compiled_rules_decide_as_the_reference_does(rules: list[Rule], batch: list[Flow]) -> None:
     check(rules, batch)

@@ -1,0 +1,263 @@
+"""Rules that can never match, because earlier ones take everything they could. Never claims so wrongly.
+
+It does not find all of them: that would need the truth of every combination of conditions.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from conntrackd.errors import RuleError
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Anything,
+    Compare,
+    Expression,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    StatusHas,
+    TypeIs,
+    find_span,
+    merge_ranges,
+    push_not_inward,
+)
+from conntrackd.filter.fields import Field
+from conntrackd.filter.render import render
+from conntrackd.filter.text import clean
+
+# Pairs of rules that are compared, 1-3 us each; all pairs of 1,000 rules would take a second.
+MAX_COMPARISONS: Final = 100_000
+
+# A list's field, and how many bytes an address of it has (0 for a number).
+Kind = tuple[Field, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A rule that can never match. `by` are the rules before it that take all it could, counted from 1."""
+
+    number: int
+    by: tuple[int, ...]
+    rule: Rule
+
+    def to_warning(self) -> RuleError:
+        """As it is shown to people."""
+        one = len(self.by) == 1
+        takers = f"rule {self.by[0]} before it takes" if one else f"{len(self.by)} rules before it take"
+        return RuleError(
+            f"this rule can never match: {takers} everything it could",
+            place=self.rule.place or f"rule {self.number}",
+            excerpt=clean(self.rule.text or render(self.rule)),
+            hint="remove it, or move it up",
+        )
+
+
+def find_unreachable(rules: Sequence[Rule]) -> list[Unreachable]:
+    """The rules that can never match, as far as it can be told quickly."""
+    earlier = _Earlier()
+    found = []
+    for number, rule in enumerate(rules, 1):
+        expression = push_not_inward(rule.expression)
+        by = tuple(sorted(earlier.find_takers(expression)))
+        if by:
+            found.append(Unreachable(number, by, rule))
+        else:
+            earlier.add(number, expression)
+    return found
+
+
+class _Earlier:
+    """The rules looked at so far, in forms that are quick to compare with."""
+
+    def __init__(self) -> None:
+        self._same: dict[Expression, int] = {}
+        self._lists: dict[Kind, _Taken] = {}
+        self._others: list[tuple[int, Expression]] = []
+        self._budget = Budget(MAX_COMPARISONS)
+
+    def add(self, number: int, expression: Expression) -> None:
+        self._same.setdefault(expression, number)
+        if isinstance(expression, AddressIn | NumberIn):
+            for kind, ranges in _list_ranges(expression):
+                self._lists.setdefault(kind, _Taken()).add(number, ranges)
+        else:
+            self._others.append((number, expression))
+
+    def find_takers(self, expression: Expression) -> set[int]:
+        """Earlier rules, one of which is true wherever this condition is; none when that is not known."""
+        if expression in self._same:
+            return {self._same[expression]}
+        if isinstance(expression, Or):
+            each = [self.find_takers(item) for item in expression.items]
+            return set.union(*each) if all(each) else set()
+        for part in expression.items if isinstance(expression, And) else (expression,):
+            takers = self._find_list_takers(part)
+            if takers:
+                return takers
+        for number, other in self._others:
+            if implies(expression, other, self._budget):
+                return {number}
+        return set()
+
+    def _find_list_takers(self, part: Expression) -> set[int]:
+        """Rules of one list each that together hold all of this list."""
+        takers: set[int] = set()
+        for kind, ranges in _list_ranges(part):
+            numbers = self._lists[kind].find(ranges) if kind in self._lists else set()
+            if not numbers:
+                return set()
+            takers |= numbers
+        return takers
+
+
+class _Taken:
+    """Which numbers or addresses are taken, each range by the first rule that took all of it or a part."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, int, int]] = []  # disjoint: low, high, the rule's number
+
+    def add(self, number: int, ranges: Iterable[Range]) -> None:
+        for low, high in ranges:
+            for gap_low, gap_high in self._find_gaps(low, high):
+                place = bisect_left(self._starts, gap_low)
+                self._starts.insert(place, gap_low)
+                self._ranges.insert(place, (gap_low, gap_high, number))
+
+    def find(self, ranges: Iterable[Range]) -> set[int]:
+        """The rules that took these ranges between them; none when something is left of them."""
+        numbers: set[int] = set()
+        for low, high in ranges:
+            if self._find_gaps(low, high):
+                return set()
+            numbers |= {number for _, _, number in self._overlap(low, high)}
+        return numbers
+
+    def _overlap(self, low: int, high: int) -> list[tuple[int, int, int]]:
+        first = max(0, bisect_left(self._starts, low) - 1)
+        last = bisect_left(self._starts, high + 1)
+        return [each for each in self._ranges[first:last] if each[1] >= low]
+
+    def _find_gaps(self, low: int, high: int) -> list[Range]:
+        gaps = []
+        for taken_low, taken_high, _ in self._overlap(low, high):
+            if low < taken_low:
+                gaps.append((low, taken_low - 1))
+            low = max(low, taken_high + 1)
+        return [*gaps, (low, high)] if low <= high else gaps
+
+
+def _list_ranges(expression: Expression) -> Iterator[tuple[Kind, tuple[Range, ...]]]:
+    """What a list holds, for each of its fields, IPv4 and IPv6 apart; nothing for what is no list."""
+    match expression:
+        case NumberIn(fields, ranges):
+            for field in fields:
+                yield (field, 0), merge_ranges(ranges)
+        case AddressIn(fields, prefixes):
+            for size in {len(each.network) for each in prefixes}:
+                spans = merge_ranges(find_span(each) for each in prefixes if len(each.network) == size)
+                for field in fields:
+                    yield (field, size), spans
+
+
+class Budget:
+    """How many comparisons may still be made."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def spend(self) -> bool:
+        """Whether one more may be made."""
+        self._left -= 1
+        return self._left >= 0
+
+
+def implies(first: Expression, second: Expression, budget: Budget) -> bool:
+    """Whether the second is known to be true of every event of which the first is; Nots pushed inward.
+
+    False also when the budget is spent. The order of the cases matters: what is split first must hold for
+    each of its parts.
+    """
+    if not budget.spend():
+        return False
+    match first, second:
+        case Or(items), _:
+            known = all(implies(item, second, budget) for item in items)
+        case _, And(items):
+            known = all(implies(first, item, budget) for item in items)
+        case And(items), Or(others):
+            known = any(implies(first, other, budget) for other in others) or any(
+                implies(item, second, budget) for item in items
+            )
+        case And(items), _:
+            known = any(implies(item, second, budget) for item in items)
+        case _, Or(items):
+            known = any(implies(first, item, budget) for item in items)
+        case Not(item), Not(other):
+            # Where the one is false the other is too: the wider one is false less often.
+            known = _covers(item, other)
+        case _:
+            known = _covers(second, first)
+    return known
+
+
+def _covers(wide: Expression, narrow: Expression) -> bool:  # noqa: PLR0911  # one for each kind of leaf
+    """Of leaves: whether all that `narrow` names `wide` names too, of the same fields or of more."""
+    match wide, narrow:
+        case Anything(), _:
+            return True
+        case TypeIs(mask), TypeIs(bits):
+            return bits & ~mask == 0
+        case StatusHas(mask), StatusHas(bits):
+            return bits & ~mask == 0
+        case NatHas(mask), NatHas(bits):
+            return bits & ~mask == 0
+        case LocationIn(), LocationIn():
+            return set(narrow.fields) <= set(wide.fields) and set(narrow.values) <= set(wide.values)
+        case MarkIn(), MarkIn():
+            return all(
+                any(mask & ~bits == 0 and value & mask == rest for rest, mask in wide.marks)
+                for value, bits in narrow.marks
+            )
+        case Compare(), Compare():
+            return wide.subject is narrow.subject and _covers_numbers(wide, narrow)
+        case (NumberIn(), NumberIn()) | (AddressIn(), AddressIn()):
+            return _covers_lists(wide, narrow)
+    return False
+
+
+def _covers_lists(wide: Expression, narrow: Expression) -> bool:
+    holding = dict(_list_ranges(wide))
+    return all(
+        any(low <= first and last <= high for low, high in holding.get(kind, ()))
+        for kind, ranges in _list_ranges(narrow)
+        for first, last in ranges
+    )
+
+
+def _covers_numbers(wide: Compare, narrow: Compare) -> bool:
+    """Of comparisons: the ranges of whole numbers that they stand for."""
+    return all(
+        any(low <= first and last <= high for low, high in _to_ranges(wide))
+        for first, last in _to_ranges(narrow)
+    )
+
+
+def _to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+    number, infinite = leaf.number, float("inf")
+    return {
+        "<": ((-infinite, number - 1),),
+        "<=": ((-infinite, number),),
+        "=": ((number, number),),
+        "!=": ((-infinite, number - 1), (number + 1, infinite)),
+        ">=": ((number, infinite),),
+        ">": ((number + 1, infinite),),
+    }[leaf.operator]
