@@ -119,19 +119,19 @@ class Flow:
     reply_dst: bytes
     reply_sport: int
     reply_dport: int
-    state: int
-    status: int
-    mark: int
-    zone: int
-    icmp_type: int
-    icmp_code: int
-    reason: int
-    orig_packets: int
-    orig_bytes: int
-    reply_packets: int
-    reply_bytes: int
-    start: int
-    stop: int
+    state: int = ABSENT
+    status: int = 0
+    mark: int = 0
+    zone: int = 0
+    icmp_type: int = ABSENT
+    icmp_code: int = ABSENT
+    reason: int = ABSENT
+    orig_packets: int = ABSENT
+    orig_bytes: int = ABSENT
+    reply_packets: int = ABSENT
+    reply_bytes: int = ABSENT
+    start: int = 0
+    stop: int = 0
     src_location: Location | None = None
     dst_location: Location | None = None
 
