@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NoReturn
 
 from conntrackd.errors import ConntrackdError, ManyErrors
@@ -57,11 +58,11 @@ def warn(program: str, warning: ConntrackdError) -> None:
 
 def say(program: str, text: str) -> None:
     """One message to stderr, after what stdout holds already; no control character reaches the terminal."""
-    try:
+    # Either may be closed: then there is nobody left to tell.
+    with suppress(OSError, ValueError):
         sys.stdout.flush()
+    with suppress(OSError, ValueError):
         print(f"{program}: {show_controls(text)}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # closed: there is nobody left to tell
-        pass
 
 
 def show_controls(text: str) -> str:

@@ -15,8 +15,9 @@ from ply import lex, yacc
 
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
 from conntrackd.filter.ast import Anything, Rule, conjoin, disjoin, negate
-from conntrackd.filter.text import Mistake, RuleText, quote, suggest
+from conntrackd.filter.text import Mistake, RuleText, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
+from conntrackd.values import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
 

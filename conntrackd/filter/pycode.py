@@ -100,10 +100,10 @@ class _Source:
 
     def _write_prerequisites(self, protocols: frozenset[int] | None, events: int) -> None:
         if protocols is not None:
-            text = self.expressions.write_membership("f.protocol", sorted(protocols))
+            text = self.expressions.write_membership("f.protocol", sorted(map(int, protocols)))
             self._lines += [f"        if not {text}:", "            continue"]
         if events & ALL_EVENTS != ALL_EVENTS:
-            self._lines += [f"        if not f.type & {events}:", "            continue"]
+            self._lines += [f"        if not f.type & {int(events)}:", "            continue"]
 
     def _write_rules(self) -> bool:
         """All rules; False when the last one written takes every event, so that nothing comes after it."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final
 
 from conntrackd.errors import RuleError
+from conntrackd.values import find_near
 
 # A mistake in a long rule is shown with this much of the rule around it.
 EXCERPT_WIDTH: Final = 100
@@ -51,14 +51,7 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char == "\t" else STAND_IN for char in text)
 
 
-def quote(word: str) -> str:
-    """A user's word in a message: cleaned, and no longer than one can read."""
-    return f"'{clean(word if len(word) <= 40 else word[:37] + '...')}'"
-
-
 def suggest(word: str, words: Iterable[str]) -> str:
     """`, did you mean WORD?` where one of the words is near, else nothing."""
-    spellings = {each.casefold(): each for each in words}
-    # difflib compares in time that grows with both lengths; a near miss is never long.
-    near = get_close_matches(word.casefold(), spellings, 1) if len(word) <= 40 else []
-    return f", did you mean {spellings[near[0]]}?" if near else ""
+    near = find_near(word, words)
+    return f", did you mean {near}?" if near else ""

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from conntrackd.bus.control import Finding, FilterStatus, Listener, SinkStatus, Statistics, Status
+from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
 from conntrackd.errors import ConntrackdError, RuleError, UsageError
 from conntrackd.flow import EventType
 
@@ -84,7 +84,11 @@ class Recorder:
 
     async def examine(self) -> list[Finding]:
         await self._note("examine")
-        return [Finding("warning", "acct", "nf_conntrack_acct is 0", "sysctl -w net.netfilter.nf_conntrack_acct=1")]
+        return [
+            Finding(
+                "warning", "acct", "nf_conntrack_acct is 0", "sysctl -w net.netfilter.nf_conntrack_acct=1"
+            )
+        ]
 
     def set_log_level(self, level: str) -> None:
         self.asked.append(("set_log_level", level))

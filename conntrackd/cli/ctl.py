@@ -1,0 +1,63 @@
+"""conntrackctl: a table of verbs, one function a verb."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from conntrackd.cli import filter as filter_verbs
+from conntrackd.cli import report
+from conntrackd.cli.render import HelpFormatter
+from conntrackd.cli.verb import Verb
+from conntrackd.errors import UsageError
+
+PROGRAM: Final = "conntrackctl"
+VERBS: Final[tuple[Verb, ...]] = (*filter_verbs.VERBS,)
+GROUPS: Final = {"filter": "look at filter rules, try them out"}
+"""Words that further words follow."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
+    parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
+    for verb in VERBS:
+        *path, name = verb.words
+        for depth, word in enumerate(path, 1):
+            above, here = tuple(path[: depth - 1]), tuple(path[:depth])
+            if here not in groups:
+                group = groups[above].add_parser(
+                    word, help=GROUPS[word], description=f"{GROUPS[word][0].upper()}{GROUPS[word][1:]}."
+                )
+                groups[here] = group.add_subparsers(
+                    title="commands", metavar="COMMAND", required=True, parser_class=Parser
+                )
+        each = groups[tuple(path)].add_parser(
+            name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
+        )
+        verb.add_arguments(each)
+        each.set_defaults(run=verb.run)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the command line says, and return the exit status."""
+    chosen = build_parser().parse_args(arguments)
+    status: int = chosen.run(chosen)
+    return status
+
+
+def main() -> NoReturn:
+    """The command itself."""
+    report.run(PROGRAM, lambda: run(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""conntrackctl filter check, explain, test: rules without a daemon."""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from conntrackd.cli import report
+from conntrackd.cli.verb import Verb
+from conntrackd.errors import DataError, ManyErrors
+from conntrackd.flow import EventType
+
+if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
+    from conntrackd.config import Config
+    from conntrackd.filter.ast import Rule
+    from conntrackd.filter.pycode import Selector
+
+PROGRAM: Final = "conntrackctl"
+# Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
+NOWHERE: Final = Path("/nonexistent")
+# A line of the stream has 300 to 1,000 characters.
+MAX_LINE_BYTES: Final = 64 << 10
+# So many wrong lines are told one by one.
+MAX_TOLD: Final = 100
+
+
+def add_rule_arguments(parser: ArgumentParser) -> None:
+    """Where the rules come from; without any of these it is what the daemon on this machine would read."""
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="RULE", help="a rule (may be repeated)"
+    )
+    parser.add_argument("--filter-file", metavar="FILE", help="a file with one rule a line")
+    parser.add_argument("--config", metavar="FILE", help="a configuration file of conntrackd")
+
+
+def add_explain_arguments(parser: ArgumentParser) -> None:
+    add_rule_arguments(parser)
+    parser.add_argument("--python", action="store_true", help="show the Python function that rules become")
+    parser.add_argument("--bpf", action="store_true", help="show the program that runs in the kernel")
+
+
+def add_test_arguments(parser: ArgumentParser) -> None:
+    add_rule_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each event")
+    parser.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="events (default: standard input)"
+    )
+
+
+def check(arguments: Namespace) -> int:
+    """Tell all mistakes of the rules, and warn of those that can never match."""
+    rules = read_rules(read_settings(arguments))
+    warn_unreachable(rules)
+    print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
+    return 0
+
+
+def explain(arguments: Namespace) -> int:
+    """Show what becomes of the rules: canonical text, groups, kernel program, what is left to Python."""
+    from conntrackd.filter.pycode import compile_selector  # noqa: PLC0415
+    from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
+
+    config = read_settings(arguments)
+    rules = read_rules(config)
+    warn_unreachable(rules)
+    protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
+    sections = explain_rules(rules, protocols, events)
+    if arguments.python:
+        sections["Python"] = compile_selector(rules, protocols=protocols, events=events).source.splitlines()
+    if arguments.bpf:
+        sections["BPF"] = list_program(rules, protocols, events)
+    print("\n\n".join("\n".join([title, *_indent(lines)]) for title, lines in sections.items()))
+    return 0
+
+
+def explain_rules(
+    rules: "Sequence[Rule]", protocols: frozenset[int] | None, events: int
+) -> dict[str, list[str]]:
+    """Headings and lines: the rules as they were understood, and who decides what."""
+    from conntrackd.filter.kernel import compile_kernel  # noqa: PLC0415
+    from conntrackd.filter.render import render  # noqa: PLC0415
+    from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
+
+    kernel = compile_kernel(rules, protocols=protocols, events=events)
+    groups = [each.name or "" for each in EventType if each & kernel.groups]
+    size = (
+        f"{len(kernel.program)} instructions"
+        if kernel.program is not None
+        else "none: every event is passed up"
+    )
+    return {
+        "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
+        or ["none: every event is logged"],
+        "Settings": [
+            f"{option.key}: {option.kind.render(value)}"
+            for option, value in ((CONNTRACK_EVENTS, events), (CONNTRACK_PROTOCOLS, protocols))
+        ],
+        "Groups joined": [", ".join(groups) or "none: no event is wanted"],
+        "Program in the kernel": [size],
+        "Left to Python": kernel.notes or ["nothing"],
+    }
+
+
+def list_program(rules: "Sequence[Rule]", protocols: frozenset[int] | None, events: int) -> list[str]:
+    """The program that runs in the kernel, one instruction a line."""
+    from conntrackd import bpf  # noqa: PLC0415
+    from conntrackd.filter.kernel import compile_kernel  # noqa: PLC0415
+
+    program = compile_kernel(rules, protocols=protocols, events=events).program
+    return ["none"] if program is None else bpf.render(program).splitlines()
+
+
+def _indent(lines: Iterable[str]) -> Iterator[str]:
+    return (f"  {line}".rstrip() for line in lines)
+
+
+def try_out(arguments: Namespace) -> int:
+    """Judge recorded events by the rules alone: what `conntrack.*` leaves out is not in a recording."""
+    from conntrackd.filter.pycode import compile_selector  # noqa: PLC0415
+
+    rules = read_rules(read_settings(arguments))
+    warn_of_status(rules)
+    selector = compile_selector(rules)
+    name = "standard input" if arguments.file == "-" else arguments.file
+    mistakes: list[DataError] = []
+    with ExitStack() as stack:
+        file = sys.stdin.buffer if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
+        for number, line in _read_lines(file):
+            try:
+                kept, rule = judge_line(selector, line)
+            except DataError as error:
+                error.place = f"{name}:{number}"
+                mistakes.append(error)
+                continue
+            print(_render_judgement(number, kept, rule, as_json=arguments.json))
+    if len(mistakes) > MAX_TOLD:
+        raise ManyErrors(
+            [*mistakes[:MAX_TOLD], DataError(f"{len(mistakes) - MAX_TOLD} more lines are no events")]
+        )
+    if mistakes:
+        raise ManyErrors(mistakes)
+    return 0
+
+
+def read_settings(arguments: Namespace) -> "Config":
+    """The settings that the arguments name; of this machine's daemon only where they name no rules."""
+    from conntrackd.config import ETC, read_config  # noqa: PLC0415
+
+    overrides = {"filter": arguments.filter} if arguments.filter else {}
+    if arguments.filter_file is not None:
+        overrides["filter_file"] = [arguments.filter_file]
+    if overrides and arguments.config is None:
+        return read_config(overrides, {}, None, NOWHERE)
+    return read_config(overrides, os.environ, arguments.config, ETC)
+
+
+def read_rules(config: "Config") -> "list[Rule]":
+    """The rules of the settings. Raises what is wrong with them, all of it."""
+    from conntrackd import config as settings  # noqa: PLC0415
+    from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
+
+    return parse_rules(settings.read_rules(config))
+
+
+def warn_unreachable(rules: "Sequence[Rule]") -> None:
+    """To stderr, for each rule that can never match."""
+    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
+
+    for each in find_unreachable(rules):
+        report.warn(PROGRAM, each.to_warning())
+
+
+def warn_of_status(rules: "Sequence[Rule]") -> None:
+    """To stderr: the stream does not tell an event's status, so that such a rule is judged by less."""
+    from conntrackd.filter.ast import StatusHas, find_leaves  # noqa: PLC0415
+
+    for number, rule in enumerate(rules, 1):
+        if any(isinstance(leaf, StatusHas) for leaf in find_leaves(rule.expression)):
+            text = "this rule asks for the status, which the stream does not tell: it is taken for 0"
+            hint = 'a field "status" with the kernel\'s bits as a number is read where a line has it'
+            report.warn(PROGRAM, DataError(text, place=rule.place or f"rule {number}", hint=hint))
+
+
+def judge_line(selector: "Selector", line: bytes) -> tuple[bool, int]:
+    """Whether the event of a line is logged, and the rule that decided. No filter reaches a LOST record."""
+    from conntrackd.cli.jsonline import decode_json_line  # noqa: PLC0415
+
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: no event")
+    flow = decode_json_line(line)
+    return (True, 0) if flow is None else selector.judge(flow)
+
+
+def _read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that hold something; of one that is too long just enough to see that it is."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+        if line.strip():
+            yield number, line
+
+
+def _render_judgement(number: int, kept: bool, rule: int, *, as_json: bool) -> str:
+    decision = "log" if kept else "drop"
+    if as_json:
+        return json.dumps({"line": number, "decision": decision, "rule": rule or None})
+    return f"{decision}\t{rule or '-'}"
+
+
+VERBS: Final = (
+    Verb(("filter", "check"), "tell every mistake of the rules", add_rule_arguments, check),
+    Verb(("filter", "explain"), "show what becomes of the rules", add_explain_arguments, explain),
+    Verb(("filter", "test"), "judge recorded events by the rules", add_test_arguments, try_out),
+)
