@@ -3,6 +3,8 @@
 Raised where the fault is found, printed only in cli/report.py, sent over D-Bus only by bus/service.py.
 """
 
+import os
+import traceback
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -93,3 +95,17 @@ class RuleError(ConfigError):
     """A filter rule is wrong; `excerpt` shows it with a caret under the word."""
 
     dbus_name = "org.conntrackd1.Error.InvalidRule"
+
+
+def show_controls(text: str) -> str:
+    """The text with everything but line ends that a terminal would obey (ESC, U+202E, ...) made visible."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def find_place(error: BaseException) -> str:
+    """The file and line that raised it: enough for a report of a fault, and no values of variables."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown"

@@ -2,12 +2,11 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from conntrackd.errors import ConntrackdError, ManyErrors
+from conntrackd.errors import ConntrackdError, ManyErrors, find_place, show_controls
 
 # sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR)
 EX_SOFTWARE: Final = 70
@@ -47,7 +46,7 @@ def report(program: str, error: Exception) -> int:
             where = f"{error.filename}: " if error.filename is not None else ""
             say(program, f"{where}{error.strerror or error}")
             return EX_IOERR
-    say(program, f"internal error: {type(error).__name__}: {error} (at {_find_place(error)})")
+    say(program, f"internal error: {type(error).__name__}: {error} (at {find_place(error)})")
     return EX_SOFTWARE
 
 
@@ -63,20 +62,6 @@ def say(program: str, text: str) -> None:
         sys.stdout.flush()
     with suppress(OSError, ValueError):
         print(f"{program}: {show_controls(text)}", file=sys.stderr, flush=True)
-
-
-def show_controls(text: str) -> str:
-    """The text with everything but line ends that a terminal would obey (ESC, U+202E, ...) made visible."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
-def _find_place(error: Exception) -> str:
-    """The file and line that raised it: enough for a report of a fault, and no values of variables."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown"
 
 
 def _discard_stdout() -> None:

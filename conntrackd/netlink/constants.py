@@ -43,8 +43,14 @@ NLA_TYPE_MASK: Final = 0x3FFF
 NLA_HDRLEN: Final = 4
 
 # include/uapi/linux/netfilter/nfnetlink.h
+NFNETLINK_V0: Final = 0
 NFNL_SUBSYS_CTNETLINK: Final = 1
+NFNL_SUBSYS_HOOK: Final = 12
 NFGENMSG_LEN: Final = 4
+
+# include/uapi/linux/netfilter/nfnetlink_hook.h
+NFNL_MSG_HOOK_GET: Final = 0
+NFNLA_HOOK_HOOKNUM: Final = 1  # u32
 
 # include/uapi/linux/netfilter/nfnetlink_compat.h, enum nfnetlink_groups
 NFNLGRP_CONNTRACK_NEW: Final = 1

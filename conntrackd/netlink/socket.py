@@ -47,6 +47,7 @@ GROUPS: Final = {
 }
 
 SOCKADDR_NL: Final = struct.Struct("=HHII")  # family, pad, port id, groups
+TIMEVAL: Final = struct.Struct("@ll")
 MEMINFO: Final = struct.Struct(f"={SK_MEMINFO_VARS}I")
 
 
@@ -62,7 +63,7 @@ class Datagrams(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """What SO_MEMINFO tells of the socket: bytes queued, size of the buffer, events dropped since it was opened."""
+    """What SO_MEMINFO tells: bytes queued, size of the buffer, events dropped since the socket was opened."""
 
     used: int
     size: int
@@ -127,7 +128,7 @@ class _Receiver:
         count = self._recvmmsg(self._descriptor, self._headers, SLOTS, flags, None)
         if count < 0:
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, os.strerror(code))  # of EAGAIN it makes a BlockingIOError
         received_ns = time.time_ns()
         lengths = self._lengths[count].unpack_from(self._header_view)
         return check_senders(
@@ -150,7 +151,7 @@ class _PlainReceiver:
 
 
 def check_senders(batch: Datagrams, names: bytes) -> Datagrams:
-    """Leave out what a process sent: events of the kernel come from port id 0. `names`: packed sockaddr_nl."""
+    """Leave out what a process sent: events come from port id 0, the kernel. `names`: packed sockaddr_nl."""
     ports = struct.Struct("=4xI4x")
     # The groups differ from event to event, so the whole cannot be compared with one constant; but a port
     # that is not 0 is so rare that the search for it must only be cheap.
@@ -202,9 +203,20 @@ class EventSocket:
         """Leave all groups. A thread that waits in receive must be woken first: it does not notice."""
         self._socket.close()
 
-    def receive(self) -> Datagrams:
-        """Wait for an event; return with all that are there, at most SLOTS. Raises OSError when the socket is gone."""
-        return self._receiver.receive()
+    def set_patience(self, seconds: float) -> None:
+        """How long receive() waits: a reader looks up now and then, to see whether it is to stop."""
+        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(whole, part))
+
+    def receive(self) -> Datagrams | None:
+        """Wait for an event; return with all that are there, at most SLOTS. None: there was none in time.
+
+        Raises OSError when the socket is gone.
+        """
+        try:
+            return self._receiver.receive()
+        except (BlockingIOError, InterruptedError):
+            return None
 
     def join(self, groups: int) -> None:
         """Hear of these events from now on."""

@@ -52,7 +52,9 @@ class Outbox(Generic[P]):
         clock: Callable[[], float] = time.monotonic,
         on_failed: Callable[[str], None] | None = None,
     ) -> None:
-        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread."""
+        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread, and
+        tells it to whom it may concern; without it the log is told.
+        """
         self.name = sink.name
         self.queue = queue
         self._sink = sink
@@ -71,6 +73,7 @@ class Outbox(Generic[P]):
         self._flush_until = 0  # what _count_settled() gives when all has left that flush() found waiting
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._reopen = False
+        self._next_sink: Sink[P] | None = None
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
         # The thread's own:
@@ -112,6 +115,15 @@ class Outbox(Generic[P]):
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
         with self._lock:
             self._append_lost(lost)
+
+    def has_room(self, events: int) -> bool:
+        """Whether so many could be put now; also where it makes no sense to wait for that."""
+        queued = self._stats.sink_events_queued
+        return queued == 0 or queued + events <= self.queue or self.is_out()
+
+    def is_out(self) -> bool:
+        """Whether the sink takes nothing until somebody enables it."""
+        return self._state in (SinkState.DISABLED, SinkState.FAILED)
 
     def _append(self, flows: list[Flow]) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
@@ -178,6 +190,14 @@ class Outbox(Generic[P]):
         """Takes no more events. What waits stays on disk where there is a spool, else it is dropped."""
         with self._lock:
             self._state = SinkState.DISABLED
+            self._wake()
+
+    def replace(self, sink: Sink[P], queue: int) -> None:
+        """From the next write on another sink of the same kind: what is encoded already goes out by it."""
+        with self._lock:
+            self._next_sink = sink
+            self.queue = queue
+            self._retry_at = 0.0
             self._wake()
 
     def reopen(self) -> None:
@@ -255,6 +275,9 @@ class Outbox(Generic[P]):
         if self._state in (SinkState.DISABLED, SinkState.FAILED):
             self._park()
             return None
+        if self._next_sink is not None:
+            self._close_sink()
+            self._sink, self._next_sink = self._next_sink, None
         if self._reopen:
             self._reopen = False
             self._close_sink()
@@ -483,9 +506,10 @@ class Outbox(Generic[P]):
         with self._lock:
             self._error = reason
             self._state = SinkState.FAILED
-        logger.error("sink %s: %s, out until it is enabled again", self.name, reason)
         if self._on_failed is not None:
             self._on_failed(reason)
+        else:
+            logger.error("sink %s: %s, out until it is enabled again", self.name, reason)
 
     def _complain(self, reason: str, events: int) -> None:
         self._refusals.warn(logger, "sink %s: %s, dropping %d events", self.name, reason, events)

@@ -1,0 +1,341 @@
+"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
+
+Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (sinks/outbox.py), and
+the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from conntrackd import options
+from conntrackd.bus.control import Listener
+from conntrackd.config import ETC, Config, check_sinks, read_config, read_rules
+from conntrackd.errors import ConntrackdError, OutputError
+from conntrackd.filtering import Filter, change_filter, compile_filter
+from conntrackd.flow import EventType
+from conntrackd.netlink import tracking
+from conntrackd.netlink.decode import Decoder
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.recording import read_batches
+from conntrackd.netlink.socket import EventSocket
+from conntrackd.notify import Notifier, find_watchdog
+from conntrackd.pipeline import Pipeline
+from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.tail import Tails
+from conntrackd.stats import SinkStats, Stats
+from conntrackd.values import render_size
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+# The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
+TELLS_REASON: Final = (5, 10)
+# More than this at the end means that the kernel's queue is endless: somebody else joined our groups' work.
+READER_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the configuration comes from, so that a reload can read it again."""
+
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    etc: Path = ETC
+
+    def read(self) -> Config:
+        """Raises ConfigError or ManyErrors."""
+        config = read_config(self.overrides, self.environ, self.path, self.etc)
+        check_sinks(config)
+        return config
+
+
+def read_filter(config: Config) -> Filter:
+    """The filter of the configuration."""
+    origin = ", ".join(map(str, config.paths)) or "the command line and environment"
+    return compile_filter(read_rules(config), origin, config)
+
+
+class Daemon:
+    """All that runs. Built whole or not at all: what can be wrong is found before anything starts."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.config = sources.read()
+        self.stats = Stats()
+        self.tails = Tails()
+        self.start_us = time.time_ns() // 1000
+        self.configured_filter = self.filter = read_filter(self.config)
+        self.outboxes = {
+            kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
+        }
+        self.pipeline = Pipeline(
+            Decoder(self.stats, tells_reason=_tells_reason()),
+            self.filter.selector,
+            self._open_geoip(self.config),
+            tuple(self.outboxes.values()),
+            self.tails,
+            self.stats,
+        )
+        self.pipeline.on_lost = self._note_lost
+        self.events: EventSocket | None = None
+        self.is_tracking: bool | None = None
+        self.notifier = Notifier(sources.environ)
+        self.listeners: list[Listener] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end = asyncio.Event()
+        self._error: Exception | None = None
+        self._states: dict[str, tuple[str, str]] = {}
+        self.on_reload: Callable[[], Any] = lambda: None
+
+    # ---- building -------------------------------------------------------------------------------------
+
+    def create_outbox(self, kind: SinkKind, config: Config) -> Outbox[Any]:
+        """A sink behind its outbox, not yet started. Raises ConfigError."""
+        return Outbox(
+            kind.create(config),
+            queue=config[kind.queue],
+            stats=SinkStats(),
+            spool=kind.open_spool(config),
+            on_failed=lambda reason: self._note_failed(kind.name, reason),
+        )
+
+    def _open_geoip(self, config: Config) -> Any:
+        if not config[options.GEOIP_DATABASE]:
+            return None
+        from conntrackd.geoip import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
+
+        return GeoIP.open(
+            config[options.GEOIP_DATABASE],
+            locale=config[options.GEOIP_LOCALE],
+            cache=config[options.GEOIP_CACHE],
+            stats=self.stats,
+        )
+
+    def _open_events(self, stack: ExitStack) -> None:
+        """Have connections tracked where that is asked for, and listen."""
+        config = self.config
+        with enter(config[options.CONNTRACK_NETNS]):
+            if config[options.CONNTRACK_ACTIVATE]:
+                stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
+            # Before anything is joined: to find it out may take a datagram of our own.
+            self.is_tracking = tracking.is_tracking()
+            self.events = EventSocket.open(
+                groups=self.filter.groups,
+                buffer=config[options.CONNTRACK_BUFFER],
+                program=self.filter.program,
+            )
+            stack.callback(self.events.close)
+
+    # ---- running --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From the first event to the last. Raises what keeps it from starting, or made it stop."""
+        self._loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            if self.config[options.CONNTRACK_REPLAY] is None:
+                self._open_events(stack)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._stop_by_signal)
+            self._loop.add_signal_handler(signal.SIGHUP, lambda: self.on_reload())
+            for outbox in self.outboxes.values():
+                outbox.start()
+            reader = threading.Thread(target=self._read, name="reader", daemon=True)
+            reader.start()
+            self._tell_start()
+            tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus())]
+            await self._end.wait()
+            await self._stop(reader)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+
+    def _read(self) -> None:
+        """The reader's thread."""
+        path = self.config[options.CONNTRACK_REPLAY]
+        try:
+            if path is not None:
+                self.pipeline.replay(read_batches(path, time.time_ns()))
+            elif self.events is not None:
+                self.pipeline.listen(self.events)
+        except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
+            self._error = error
+        self.request_stop()
+
+    def request_stop(self) -> None:
+        """End run() soon. From any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end.set)
+
+    def _stop_by_signal(self) -> None:
+        assert self._loop is not None
+        # Whoever asks twice does not want to wait.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+        logger.info("stopping")
+        self._end.set()
+
+    async def _stop(self, reader: threading.Thread) -> None:
+        """Read what the kernel has queued, give the sinks their time, count the rest."""
+        self.notifier.stopping()
+        self.pipeline.stop()
+        await asyncio.to_thread(reader.join, READER_SECONDS)
+        seconds = self.config[options.SHUTDOWN_TIMEOUT]
+        self.notifier.extend_timeout(seconds + READER_SECONDS)
+        await self.stop_outboxes(list(self.outboxes.values()), seconds)
+        self.tails.close()
+        stats = self.stats
+        logger.info(
+            "received %d events, lost %d, logged %d",
+            stats.events_received_total,
+            stats.events_lost_total,
+            stats.events_accepted_total,
+        )
+
+    @staticmethod
+    async def stop_outboxes(outboxes: Sequence[Outbox[Any]], seconds: float) -> None:
+        """All at once: a sink that is away takes no time from the others."""
+        deadline = time.monotonic() + seconds
+        for outbox in outboxes:
+            outbox.begin_stop(deadline)
+        await asyncio.gather(*(asyncio.to_thread(outbox.stop, deadline) for outbox in outboxes))
+
+    # ---- telling --------------------------------------------------------------------------------------
+
+    def _tell_start(self) -> None:
+        names = ", ".join(self.outboxes)
+        path = self.config[options.CONNTRACK_REPLAY]
+        if path is not None:
+            logger.info("replaying %s to %s", path, names)
+        elif self.events is not None:
+            groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
+            size = render_size(self.events.measure().size)
+            logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
+        for warning in (*self.filter.warnings, *self.find_problems()):
+            logger.warning("%s", warning)
+        self.notifier.ready()
+
+    def find_problems(self) -> list[str]:
+        """What keeps events from coming or arriving, a line each with what to do."""
+        problems = []
+        if self.events is not None:
+            if self.is_tracking is False:
+                problems.append(
+                    "connections are not tracked in this network namespace, so there will be no events\n"
+                    "hint: --conntrack.activate, or a firewall rule with 'ct state'"
+                )
+            size, asked = self.events.measure().size // 2, self.config[options.CONNTRACK_BUFFER]
+            if size < asked:
+                problems.append(
+                    f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"
+                    f"hint: run as root, or sysctl -w net.core.rmem_max={asked}"
+                )
+        if self.stats.events_lost_total:
+            problems.append(
+                f"{self.stats.events_lost_total} events were lost in the kernel\n"
+                "hint: a larger conntrack.buffer, or a filter that keeps less"
+            )
+        for name, outbox in self.outboxes.items():
+            if outbox.state.value in ("retrying", "failed"):
+                problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
+        return problems
+
+    def _note_lost(self, count: int) -> None:
+        for listener in self.listeners:
+            listener.events_lost(count)
+
+    def _note_failed(self, name: str, reason: str) -> None:
+        """A sink is out for good. Where it was the last one, that is the end, and a closed pipe no fault."""
+        if all(outbox.is_out() for outbox in self.outboxes.values()):
+            if "closed" not in reason:
+                self._error = OutputError(f"sink {name}: {reason}")
+            self.request_stop()
+        else:
+            logger.error("sink %s: %s, out until it is enabled again", name, reason)
+
+    # ---- now and then ---------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
+        watchdog = find_watchdog(self.sources.environ)
+        turns, alive_until = -1, time.monotonic()
+        while True:
+            if self.pipeline.turns != turns:
+                turns = self.pipeline.turns
+                self.notifier.watchdog()
+            elif watchdog and time.monotonic() - alive_until > watchdog:
+                logger.error("the reader of events stands still")
+            self._tell_states()
+            await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
+
+    def _tell_states(self) -> None:
+        for name, outbox in self.outboxes.items():
+            state = (outbox.state.value, outbox.error)
+            if self._states.get(name) != state:
+                self._states[name] = state
+                for listener in self.listeners:
+                    listener.sink_changed(name)
+        stats = self.stats
+        self.notifier.status(
+            f"{stats.events_received_total} events received, {stats.events_lost_total} lost, "
+            f"{stats.events_accepted_total} logged"
+        )
+
+    def _serve_bus(self) -> list[Any]:
+        if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
+            return []
+        # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
+        from conntrackd.bus.service import BusService  # noqa: PLC0415
+        from conntrackd.control import DaemonControl  # noqa: PLC0415
+
+        control = DaemonControl(self)
+        return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
+
+    def set_filter(self, new: Filter) -> None:
+        """Put it in the place of the one in force, while events flow."""
+        change_filter(self.pipeline, self.events, self.filter, new)
+        self.filter = new
+        for listener in self.listeners:
+            listener.filter_changed()
+
+
+def _tells_reason() -> bool:
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= TELLS_REASON
+    except (IndexError, ValueError):
+        return False
+
+
+def check(sources: Sources) -> Config:
+    """All that Daemon() would refuse, without any of it being started. Raises ConntrackdError."""
+    config = sources.read()
+    read_filter(config)
+    for kind in SINKS:
+        if kind.enabled(config):
+            kind.create(config)
+    return config
+
+
+def run(sources: Sources) -> None:
+    """The daemon, until it is told to end. Raises ConntrackdError or OSError."""
+    asyncio.run(_run(sources))
+
+
+async def _run(sources: Sources) -> None:
+    await Daemon(sources).run()
+
+
+__all__ = ["ConntrackdError", "Daemon", "Sources", "check", "run"]

@@ -1,0 +1,66 @@
+"""Rules in force: from text to what decides, in the kernel and here, and the change from one to another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conntrackd import bpf, options
+from conntrackd.config import Config
+from conntrackd.filter.grammar import parse_rules
+from conntrackd.filter.kernel import compile_kernel
+from conntrackd.filter.pycode import Selector, compile_selector
+from conntrackd.filter.reach import find_unreachable
+from conntrackd.filter.render import render
+from conntrackd.filter.text import RuleText
+from conntrackd.netlink.socket import EventSocket
+from conntrackd.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A list of rules and what became of it. `origin` says where it comes from, as people are told it."""
+
+    rules: tuple[str, ...]
+    """In their canonical form."""
+    origin: str
+    selector: Selector
+    groups: int
+    """The kernel's groups that can matter, EventType bits."""
+    program: bytes | None
+    instructions: int
+    warnings: tuple[str, ...]
+
+
+def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Filter:
+    """All that the rules become, for these settings. Raises the mistakes; changes nothing."""
+    rules = parse_rules(texts)
+    protocols, events = config[options.CONNTRACK_PROTOCOLS], int(config[options.CONNTRACK_EVENTS])
+    groups, program = events, None
+    if config[options.CONNTRACK_KERNEL_FILTER]:
+        kernel = compile_kernel(rules, protocols=protocols, events=events)
+        groups, program = kernel.groups, kernel.program
+    return Filter(
+        rules=tuple(render(rule) for rule in rules),
+        origin=origin,
+        selector=compile_selector(rules, protocols=protocols, events=events),
+        groups=groups,
+        program=None if program is None else bpf.assemble(program),
+        instructions=0 if program is None else len(program),
+        warnings=tuple(str(each.to_warning()) for each in find_unreachable(rules)),
+    )
+
+
+def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, new: Filter) -> None:
+    """Put `new` in the place of `old` while events flow. `events` is None in a replay.
+
+    No event is lost that both would keep, and none is judged by half of each: what the kernel drops, one
+    program drops alone, which is as its own filter judges; what it passes up, one selector judges alone.
+    """
+    if events is not None:
+        events.join(new.groups & ~old.groups)
+        if new.program is not None:
+            events.attach(new.program)
+        else:
+            events.detach()
+    pipeline.selector = new.selector
+    if events is not None:
+        events.leave(old.groups & ~new.groups)

@@ -1,0 +1,68 @@
+"""The daemon's own log: stderr, one message a line. Events never go there, and the log never goes to them."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final, TextIO
+
+from conntrackd.errors import find_place, show_controls
+
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+WORDS: Final = {logging.DEBUG: "debug: ", logging.INFO: "", logging.WARNING: "warning: "}
+# sd-daemon(3): the severity of a line, as journald takes it from its beginning
+SEVERITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
+class _Formatter(logging.Formatter):
+    """A person sees the program's name and a word; journald knows the name, and is told the severity."""
+
+    def __init__(self, *, for_journal: bool) -> None:
+        super().__init__()
+        self._for_journal = for_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            text += f": {type(error).__name__}: {error} (at {find_place(error)})"
+        text = show_controls(text)
+        if self._for_journal:
+            mark = f"<{SEVERITIES.get(record.levelno, 3)}>"
+            return "\n".join(mark + line for line in text.splitlines())
+        return f"conntrackd: {WORDS.get(record.levelno, 'error: ')}{text}"
+
+
+def set_up(level: str, environ: Mapping[str, str], stream: TextIO) -> None:
+    """Send all messages of at least this level to the stream."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Formatter(for_journal=_is_journal(environ, stream)))
+    logging.basicConfig(handlers=[handler], level=LEVELS[level], force=True)
+    # A library's own chatter is no message of ours, unless it is asked for.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    logging.raiseExceptions = False  # a closed stderr is no reason to write more to it
+
+
+def set_level(level: str) -> None:
+    """From now on only messages of at least this level."""
+    logging.getLogger().setLevel(LEVELS[level])
+
+
+def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
+    """Whether the stream is the one that systemd connected to journald (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def to_stderr(level: str, environ: Mapping[str, str]) -> None:
+    """As the daemon does it."""
+    set_up(level, environ, sys.stderr)

@@ -1,0 +1,150 @@
+"""Whether the kernel tracks connections in this network namespace, and how to make it.
+
+Nothing is tracked until something asks for it: a rule with `ct`, or NAT. Then there are no events, and a new
+user sees silence.
+"""
+
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from conntrackd.errors import UnavailableError
+from conntrackd.netlink.constants import (
+    NETLINK_NETFILTER,
+    NFNETLINK_V0,
+    NFNL_MSG_HOOK_GET,
+    NFNL_SUBSYS_HOOK,
+    NFNLA_HOOK_HOOKNUM,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+)
+from conntrackd.netlink.decode import HEADER, split
+
+SYSCTL: Final = Path("/proc/sys/net/netfilter")
+HOOKS: Final = range(5)  # enum nf_inet_hooks: PRE_ROUTING to POST_ROUTING
+# The functions that nf_conntrack registers begin so: ipv4_conntrack_in, ipv6_conntrack_local, ...
+HOOK_FUNCTIONS: Final = (b"ipv4_conntrack_", b"ipv6_conntrack_")
+ANSWER_SECONDS: Final = 2.0
+NFT_SECONDS: Final = 10.0
+
+TABLE: Final = "conntrackd"
+# A chain without a hook: no packet ever passes it, so that it decides about none and costs none. A rule
+# with `ct` in it is all that the kernel needs.
+RULESET: Final = f"""\
+table inet {TABLE} {{
+    chain track {{
+        ct state new continue
+    }}
+}}
+"""
+
+
+def read_setting(name: str) -> int | None:
+    """A sysctl of net.netfilter in this network namespace, such as `nf_conntrack_acct`; None for none."""
+    try:
+        return int((SYSCTL / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def is_tracking() -> bool | None:
+    """Whether connections are tracked in this thread's network namespace; None where nobody can tell.
+
+    To be asked before the event socket joins: where the kernel does not list its hooks and the table is
+    empty, a datagram is sent over the loopback interface, to see whether it is tracked.
+    """
+    listed = _look_at_hooks()
+    if listed is not None:
+        return listed
+    count = read_setting("nf_conntrack_count")
+    if count is None:
+        return None
+    return count > 0 or _probe()
+
+
+def _look_at_hooks() -> bool | None:
+    """Whether one of the functions that the kernel calls for each packet is conntrack's. None: not told."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(ANSWER_SECONDS)
+            netlink.bind((0, 0))
+            answers = [
+                _list_hooks(netlink, family, hook)
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for hook in HOOKS
+            ]
+    except OSError:
+        return None
+    known = [answer for answer in answers if answer is not None]
+    return any(name in answer for answer in known for name in HOOK_FUNCTIONS) if known else None
+
+
+def _list_hooks(netlink: socket.socket, family: int, hook: int) -> bytes | None:
+    """The kernel's answer as it came, or None for an error: CONFIG_NETFILTER_NETLINK_HOOK is not set."""
+    attribute = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
+    body = struct.pack("=BBH", family, NFNETLINK_V0, 0) + attribute
+    kind = NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET
+    netlink.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
+    answer = b""
+    while True:
+        part = netlink.recv(1 << 16)
+        for message in split(part):
+            _, kind, _, _, _ = HEADER.unpack_from(message)
+            if kind == NLMSG_ERROR:
+                return None
+            if kind == NLMSG_DONE:
+                return answer
+            answer += message
+
+
+def _probe() -> bool | None:
+    try:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.bind(("127.0.0.1", 0))
+            sender.sendto(b"", receiver.getsockname())
+            return bool(read_setting("nf_conntrack_count"))
+    except OSError:  # the loopback interface is down
+        return None
+
+
+@contextmanager
+def activate() -> Iterator[None]:
+    """Have connections tracked by an nftables table of our own, until the end.
+
+    Raises UnavailableError where there is no nft, or it is refused. A table that a killed daemon left behind
+    is taken over.
+    """
+    _run_nft("-f", "-", text=RULESET)
+    try:
+        yield
+    finally:
+        # Whoever removed it already has done what we want.
+        _call_nft("delete", "table", "inet", TABLE)
+
+
+def _run_nft(*arguments: str, text: str = "") -> None:
+    hint = "apt install nftables, or leave out conntrack.activate and have a rule with 'ct state' of your own"
+    try:
+        done = _call_nft(*arguments, text=text)
+    except FileNotFoundError as error:
+        raise UnavailableError("conntrack.activate: there is no nft here", hint=hint) from error
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError("conntrack.activate: nft does not answer") from error
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0]
+        raise UnavailableError(f"conntrack.activate: nft: {said}", hint="it takes root, and nf_tables")
+
+
+def _call_nft(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["nft", *arguments], input=text, text=True, capture_output=True, timeout=NFT_SECONDS, check=False
+    )

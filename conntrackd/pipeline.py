@@ -1,0 +1,153 @@
+"""The loop: batch -> select -> locate -> outboxes. Nothing in it runs once per event.
+
+Runs in the reader's thread. What other threads change (selector, outboxes) they replace as a whole; the loop
+reads it once a batch, so that no batch is judged by half of each.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from conntrackd.filter.pycode import Selector
+from conntrackd.flow import EventType, Flow, Lost
+from conntrackd.netlink.decode import Decoder
+from conntrackd.netlink.socket import Datagrams, EventSocket
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.tail import Tails
+from conntrackd.stats import Stats
+
+if TYPE_CHECKING:
+    from conntrackd.geoip import GeoIP  # maxminddb is for those who have a database
+
+# How often a reader without events looks whether it is to stop. It costs 4 wake-ups a second.
+PATIENCE_SECONDS: Final = 0.25
+# How long the last events are waited for when the groups are left already.
+LAST_SECONDS: Final = 0.001
+# How long a replay waits at a time for room in an outbox.
+ROOM_SECONDS: Final = 0.1
+DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
+
+find_type: Final = attrgetter("type")
+find_protocol: Final = attrgetter("protocol")
+
+
+class Pipeline:
+    """What happens to events. One of listen() and replay() is called, once, in a thread of its own."""
+
+    def __init__(  # noqa: PLR0917  # the parts of the path in their order
+        self,
+        decoder: Decoder,
+        selector: Selector,
+        geoip: 'GeoIP | None',
+        outboxes: Sequence[Outbox[Any]],
+        tails: Tails,
+        stats: Stats,
+    ) -> None:
+        self.selector = selector
+        self.geoip = geoip
+        self.outboxes = tuple(outboxes)
+        self.on_lost: Callable[[int], None] = lambda _: None
+        self.protocols: Counter[int] = Counter()
+        """Events handed to the sinks, by protocol number."""
+        self.turns = 0
+        """Grows while the loop goes round, events or not: what the watchdog looks at."""
+        self._decoder = decoder
+        self._tails = tails
+        self._stats = stats
+        self._stopping = False
+        self._drops = 0
+        self._looked_ns = time.time_ns()
+
+    def stop(self) -> None:
+        """Ends the loop when what the kernel has queued is read, or soon. From any thread."""
+        self._stopping = True
+
+    def listen(self, events: EventSocket) -> None:
+        """Process what the kernel sends until stop(). Raises OSError when the socket is gone."""
+        events.set_patience(PATIENCE_SECONDS)
+        self._drops = events.measure().drops
+        while not self._stopping:
+            self._turn(events)
+        # Hear of no more, so that there is an end; then read what had come before.
+        events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+        events.set_patience(LAST_SECONDS)
+        while self._turn(events):
+            pass
+
+    def replay(self, batches: Iterable[Datagrams]) -> None:
+        """Process a recording; waits for sinks that are slower than the file, so that nothing is dropped."""
+        for batch in batches:
+            self.turns += 1
+            if self._stopping:
+                return
+            self._wait_for_room(len(batch.lengths))
+            self._process(batch)
+        for outbox in self.outboxes:
+            while not (outbox.is_out() or outbox.flush(ROOM_SECONDS) or self._stopping):
+                self.turns += 1
+
+    def _turn(self, events: EventSocket) -> bool:
+        """One batch; False when there was none."""
+        self.turns += 1
+        batch = events.receive()
+        if batch is not None:
+            self._process(batch)
+        self._account(events)
+        return batch is not None
+
+    def _process(self, batch: Datagrams) -> None:
+        stats = self._stats
+        stats.batches_received_total += 1
+        stats.events_received_total += len(batch.lengths)
+        stats.events_forged_total += batch.forged
+        flows = self._decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
+        selector, geoip = self.selector, self.geoip
+        if geoip is not None and selector.needs_location:
+            geoip.locate(flows)
+        kept = selector(flows)
+        stats.events_filtered_total += len(flows) - len(kept)
+        if not kept:
+            return
+        if geoip is not None and not selector.needs_location:
+            geoip.locate(kept)
+        self._count(kept)
+        for outbox in self.outboxes:
+            outbox.put(kept)
+        self._tails.put(kept)
+
+    def _count(self, kept: list[Flow]) -> None:
+        stats = self._stats
+        stats.events_accepted_total += len(kept)
+        types = Counter(map(find_type, kept))
+        stats.events_new_total += types[EventType.NEW]
+        stats.events_update_total += types[EventType.UPDATE]
+        stats.events_destroy_total += types[EventType.DESTROY]
+        self.protocols.update(map(find_protocol, kept))
+
+    def _account(self, events: EventSocket) -> None:
+        """Look at the kernel's counter of events that it had no room for, and tell every sink of more."""
+        fill = events.measure()
+        now, stats = time.time_ns(), self._stats
+        stats.buffer_used_bytes, stats.buffer_bytes = fill.used, fill.size
+        stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, fill.used)
+        lost = (fill.drops - self._drops) % DROPS_MODULUS
+        if lost:
+            self._drops = fill.drops
+            stats.events_lost_total += lost
+            self.tell_lost(Lost(lost, self._looked_ns, now, "kernel"))
+        self._looked_ns = now
+
+    def tell_lost(self, lost: Lost) -> None:
+        """Past every filter, to every sink."""
+        for outbox in self.outboxes:
+            outbox.tell_lost(lost)
+        self._tails.tell_lost(lost)
+        self.on_lost(lost.count)
+
+    def _wait_for_room(self, events: int) -> None:
+        for outbox in self.outboxes:
+            while not (outbox.has_room(events) or self._stopping):
+                self.turns += 1
+                outbox.flush(ROOM_SECONDS)
