@@ -10,17 +10,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import options
 from conntrackd.bus.control import Listener
-from conntrackd.config import ETC, Config, check_sinks, read_config, read_rules
-from conntrackd.errors import ConntrackdError, OutputError
-from conntrackd.filtering import Filter, change_filter, compile_filter
+from conntrackd.config import ETC, Config, check_sinks, read_config
+from conntrackd.control import DaemonControl
+from conntrackd.errors import OutputError
+from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
 from conntrackd.netlink.decode import Decoder
@@ -34,6 +35,9 @@ from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.tail import Tails
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.values import render_size
+
+if TYPE_CHECKING:
+    from conntrackd.geoip import GeoIP
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +64,6 @@ class Sources:
         return config
 
 
-def read_filter(config: Config) -> Filter:
-    """The filter of the configuration."""
-    origin = ", ".join(map(str, config.paths)) or "the command line and environment"
-    return compile_filter(read_rules(config), origin, config)
-
-
 class Daemon:
     """All that runs. Built whole or not at all: what can be wrong is found before anything starts."""
 
@@ -82,7 +80,7 @@ class Daemon:
         self.pipeline = Pipeline(
             Decoder(self.stats, tells_reason=_tells_reason()),
             self.filter.selector,
-            self._open_geoip(self.config),
+            self.open_geoip(self.config),
             tuple(self.outboxes.values()),
             self.tails,
             self.stats,
@@ -96,7 +94,6 @@ class Daemon:
         self._end = asyncio.Event()
         self._error: Exception | None = None
         self._states: dict[str, tuple[str, str]] = {}
-        self.on_reload: Callable[[], Any] = lambda: None
 
     # ---- building -------------------------------------------------------------------------------------
 
@@ -110,7 +107,7 @@ class Daemon:
             on_failed=lambda reason: self._note_failed(kind.name, reason),
         )
 
-    def _open_geoip(self, config: Config) -> Any:
+    def open_geoip(self, config: Config) -> "GeoIP | None":
         if not config[options.GEOIP_DATABASE]:
             return None
         from conntrackd.geoip import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
@@ -125,9 +122,9 @@ class Daemon:
     def _open_events(self, stack: ExitStack) -> None:
         """Have connections tracked where that is asked for, and listen."""
         config = self.config
+        if config[options.CONNTRACK_ACTIVATE]:
+            stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
         with enter(config[options.CONNTRACK_NETNS]):
-            if config[options.CONNTRACK_ACTIVATE]:
-                stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
             # Before anything is joined: to find it out may take a datagram of our own.
             self.is_tracking = tracking.is_tracking()
             self.events = EventSocket.open(
@@ -142,18 +139,19 @@ class Daemon:
     async def run(self) -> None:
         """From the first event to the last. Raises what keeps it from starting, or made it stop."""
         self._loop = asyncio.get_running_loop()
+        control = DaemonControl(self)
         with ExitStack() as stack:
             if self.config[options.CONNTRACK_REPLAY] is None:
                 self._open_events(stack)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
-            self._loop.add_signal_handler(signal.SIGHUP, lambda: self.on_reload())
+            self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
             for outbox in self.outboxes.values():
                 outbox.start()
             reader = threading.Thread(target=self._read, name="reader", daemon=True)
             reader.start()
             self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus())]
+            tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus(control))]
             await self._end.wait()
             await self._stop(reader)
             for task in tasks:
@@ -280,27 +278,29 @@ class Daemon:
             self._tell_states()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
+    def tell_sink(self, name: str) -> None:
+        """Its state may have changed, or it came, or went."""
+        for listener in self.listeners:
+            listener.sink_changed(name)
+
     def _tell_states(self) -> None:
         for name, outbox in self.outboxes.items():
             state = (outbox.state.value, outbox.error)
             if self._states.get(name) != state:
                 self._states[name] = state
-                for listener in self.listeners:
-                    listener.sink_changed(name)
+                self.tell_sink(name)
         stats = self.stats
         self.notifier.status(
             f"{stats.events_received_total} events received, {stats.events_lost_total} lost, "
             f"{stats.events_accepted_total} logged"
         )
 
-    def _serve_bus(self) -> list[Any]:
+    def _serve_bus(self, control: DaemonControl) -> list[Coroutine[Any, Any, None]]:
         if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
             return []
         # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
         from conntrackd.bus.service import BusService  # noqa: PLC0415
-        from conntrackd.control import DaemonControl  # noqa: PLC0415
 
-        control = DaemonControl(self)
         return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
 
     def set_filter(self, new: Filter) -> None:
@@ -336,6 +336,3 @@ def run(sources: Sources) -> None:
 
 async def _run(sources: Sources) -> None:
     await Daemon(sources).run()
-
-
-__all__ = ["ConntrackdError", "Daemon", "Sources", "check", "run"]

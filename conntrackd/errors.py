@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class ConntrackdError(Exception):
-    """A fault with all that a person needs: what (`message`), where (`place`, `excerpt`), what to do (`hint`).
+    """A fault with all that people need: what (`message`), where (`place`, `excerpt`), what to do (`hint`).
 
     `place` is `file:line`, an option key or a rule's number; `excerpt` is text to be shown below the message,
     such as a rule with a caret under the word that is wrong.
@@ -36,8 +36,8 @@ class ConntrackdError(Exception):
         return "\n".join(lines)
 
 
-class ManyErrors(ConntrackdError):
-    """All the mistakes found in one go, so that they can be mended in one go. Takes the first one's status."""
+class ManyErrors(ConntrackdError):  # noqa: N818  # they are many
+    """All mistakes found in one go, to be mended in one go. Takes the first one's exit status."""
 
     def __init__(self, errors: Sequence[ConntrackdError]) -> None:
         assert errors

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conntrackd import bpf, options
-from conntrackd.config import Config
+from conntrackd.config import Config, read_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.pycode import Selector, compile_selector
@@ -47,6 +47,16 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Fi
         instructions=0 if program is None else len(program),
         warnings=tuple(str(each.to_warning()) for each in find_unreachable(rules)),
     )
+
+
+def read_filter(config: Config) -> Filter:
+    """The filter of the configuration. Raises the mistakes of its rules."""
+    return compile_filter(*read_texts(config), config)
+
+
+def read_texts(config: Config) -> tuple[list[RuleText], str]:
+    """The rules as they were written, and where."""
+    return read_rules(config), ", ".join(map(str, config.paths)) or "command line and environment"
 
 
 def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, new: Filter) -> None:

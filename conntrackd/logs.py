@@ -38,7 +38,7 @@ class _Formatter(logging.Formatter):
         return f"conntrackd: {WORDS.get(record.levelno, 'error: ')}{text}"
 
 
-def set_up(level: str, environ: Mapping[str, str], stream: TextIO) -> None:
+def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) -> None:
     """Send all messages of at least this level to the stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Formatter(for_journal=_is_journal(environ, stream)))
@@ -54,6 +54,12 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(LEVELS[level])
 
 
+def find_level() -> str:
+    """The level in force."""
+    number = logging.getLogger().level
+    return next(name for name, each in LEVELS.items() if each >= number)
+
+
 def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
     """Whether the stream is the one that systemd connected to journald (systemd.exec(5), JOURNAL_STREAM)."""
     try:
@@ -61,8 +67,3 @@ def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
     except (OSError, ValueError):
         return False
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def to_stderr(level: str, environ: Mapping[str, str]) -> None:
-    """As the daemon does it."""
-    set_up(level, environ, sys.stderr)

@@ -40,7 +40,7 @@ class Pipeline:
         self,
         decoder: Decoder,
         selector: Selector,
-        geoip: 'GeoIP | None',
+        geoip: "GeoIP | None",
         outboxes: Sequence[Outbox[Any]],
         tails: Tails,
         stats: Stats,

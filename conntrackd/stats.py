@@ -3,7 +3,9 @@
 Each is written by one thread only, so that none needs a lock; reading one from another thread is safe.
 """
 
+import resource
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 
@@ -84,4 +86,16 @@ def list_counters(stats: Stats | SinkStats) -> list[Counter]:
     return [
         Counter(each.name, each.metadata["unit"], each.metadata["help"], getattr(stats, each.name))
         for each in fields(stats)
+    ]
+
+
+def measure_process() -> list[Counter]:
+    """What the process takes of the machine."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
+    return [
+        Counter("process_memory_bytes", "bytes", "Memory in use", pages * resource.getpagesize()),
+        Counter("process_memory_peak_bytes", "bytes", "Most memory that was in use", usage.ru_maxrss << 10),
+        Counter("process_cpu_us_total", "us", "CPU time used", cpu_us),
     ]

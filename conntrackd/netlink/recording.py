@@ -43,7 +43,7 @@ def read_batches(path: Path, received_ns: int) -> Iterator[Datagrams]:
         positions: list[int] = []
         lengths: list[int] = []
         content = bytearray()
-        for offset, message in _read_messages(file, path):
+        for message in _read_messages(file, path):
             kind = HEADER.unpack_from(message)[1]
             is_time = kind == NLMSG_NOOP and len(message) == TIME.size
             if positions and (is_time or len(positions) == SLOTS):
@@ -59,8 +59,8 @@ def read_batches(path: Path, received_ns: int) -> Iterator[Datagrams]:
             yield Datagrams(memoryview(bytes(content)), positions, lengths, 0, received_ns)
 
 
-def _read_messages(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset in the file and bytes of each message."""
+def _read_messages(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Each message without its padding."""
     offset = 0
     while header := file.read(NLMSG_HDRLEN):
         length = HEADER.unpack(header)[0] if len(header) == NLMSG_HDRLEN else 0
@@ -70,7 +70,7 @@ def _read_messages(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
         rest = file.read(aligned - NLMSG_HDRLEN)
         if len(rest) < length - NLMSG_HDRLEN:
             raise _explain(path, offset)
-        yield offset, (header + rest)[:length]
+        yield (header + rest)[:length]
         offset += aligned
 
 

@@ -25,6 +25,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.decode import HEADER, split
+from conntrackd.netlink.namespace import enter
 
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
 HOOKS: Final = range(5)  # enum nf_inet_hooks: PRE_ROUTING to POST_ROUTING
@@ -37,6 +38,8 @@ TABLE: Final = "conntrackd"
 # A chain without a hook: no packet ever passes it, so that it decides about none and costs none. A rule
 # with `ct` in it is all that the kernel needs.
 RULESET: Final = f"""\
+table inet {TABLE}
+flush table inet {TABLE}
 table inet {TABLE} {{
     chain track {{
         ct state new continue
@@ -117,18 +120,20 @@ def _probe() -> bool | None:
 
 
 @contextmanager
-def activate() -> Iterator[None]:
-    """Have connections tracked by an nftables table of our own, until the end.
+def activate(namespace: str | None) -> Iterator[None]:
+    """Have connections tracked in the network namespace by an nftables table of our own, until the end.
 
     Raises UnavailableError where there is no nft, or it is refused. A table that a killed daemon left behind
     is taken over.
     """
-    _run_nft("-f", "-", text=RULESET)
+    with enter(namespace):
+        _run_nft("-f", "-", text=RULESET)
     try:
         yield
     finally:
         # Whoever removed it already has done what we want.
-        _call_nft("delete", "table", "inet", TABLE)
+        with enter(namespace):
+            _call_nft("delete", "table", "inet", TABLE)
 
 
 def _run_nft(*arguments: str, text: str = "") -> None:

@@ -1,0 +1,127 @@
+"""conntrackd: run, check, record, version."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from conntrackd import VERSION
+from conntrackd.cli import report
+from conntrackd.cli.render import HelpFormatter, add_flags, collect_flags, explain_unknown
+from conntrackd.errors import OutputError, UsageError
+from conntrackd.options import LOG_LEVEL, OPTIONS
+
+if TYPE_CHECKING:
+    from conntrackd.daemon import Sources
+
+PROGRAM: Final = "conntrackd"
+RUN_USAGE: Final = "conntrackd run [--config PATH] [--OPTION VALUE]..."
+CHECK_USAGE: Final = "conntrackd check [--config PATH] [--OPTION VALUE]..."
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands; the chosen one's function is `run` of what is parsed."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Log the kernel's connection tracking events as structured records.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, usage, text, function in (
+        ("run", RUN_USAGE, "listen, and log what the filter keeps", run),
+        ("check", CHECK_USAGE, "say what is wrong with the configuration, start nothing", check),
+    ):
+        each = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            usage=usage,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        each.add_argument("--config", metavar="PATH", help="read this file and no other")
+        add_flags(each)
+        each.set_defaults(run=function, known=["--config", *(option.flag for option in OPTIONS)])
+    each = commands.add_parser(
+        "record",
+        help="write raw netlink messages to a file",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    each.add_argument("file", metavar="FILE", type=Path, help="where to; a file that exists is replaced")
+    each.add_argument("--count", metavar="N", type=int, help="stop after N messages")
+    each.add_argument("--netns", metavar="NAME", help="network namespace to listen in")
+    each.set_defaults(run=record, known=["--count", "--netns"])
+    each = commands.add_parser("version", help="print the version", formatter_class=HelpFormatter)
+    each.set_defaults(run=show_version, known=[])
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the daemon in the foreground until SIGTERM, SIGINT, or the end of a replay."""
+    from conntrackd import daemon, logs  # noqa: PLC0415  # `version` and `--help` need none of it
+
+    sources = _read_sources(arguments)
+    logs.set_up(sources.read()[LOG_LEVEL], sources.environ)
+    daemon.run(sources)
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Say what `run` would refuse."""
+    from conntrackd import daemon  # noqa: PLC0415
+
+    config = daemon.check(_read_sources(arguments))
+    print("\n".join(f"{path}: good" for path in config.paths) or "no configuration file; the rest is good")
+    return 0
+
+
+def record(arguments: argparse.Namespace) -> int:
+    """Write what the kernel sends to a file, whatever the configuration says."""
+    from conntrackd import recorder  # noqa: PLC0415
+
+    if arguments.count is not None and arguments.count < 1:
+        raise UsageError("--count takes a number from 1")
+    try:
+        count = recorder.record(arguments.file, arguments.count, arguments.netns)
+    except OSError as error:
+        raise OutputError(f"{error.strerror}", place=str(arguments.file)) from error
+    report.say(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
+    return 0
+
+
+def show_version(_: argparse.Namespace) -> int:
+    """Name and version, and nothing else."""
+    print(f"{PROGRAM} {VERSION}")
+    return 0
+
+
+def _read_sources(arguments: argparse.Namespace) -> "Sources":
+    from conntrackd.daemon import Sources  # noqa: PLC0415
+
+    path = Path(arguments.config) if arguments.config is not None else None
+    return Sources(collect_flags(arguments), dict(os.environ), path)
+
+
+def parse_and_run(texts: Sequence[str]) -> int:
+    """Do what the command line says, and return the exit status."""
+    arguments, unknown = build_parser().parse_known_args(texts)
+    if unknown:
+        raise explain_unknown(unknown, arguments.known)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def main() -> NoReturn:
+    """The command itself."""
+    report.run(PROGRAM, lambda: parse_and_run(sys.argv[1:]))

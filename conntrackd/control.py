@@ -1,0 +1,278 @@
+"""What can be asked of the daemon while it runs: bus/control.py's Control, done.
+
+A change is prepared whole, with everything that can be wrong with it, and only then made: the answer says
+what changed, or what is wrong, and then nothing has changed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from conntrackd import VERSION, logs, options
+from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
+from conntrackd.config import Config, changed, find_unapplied
+from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
+from conntrackd.filter.text import RuleText
+from conntrackd.filtering import Filter, compile_filter, read_filter, read_texts
+from conntrackd.flow import Protocol
+from conntrackd.options import Option
+from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import Sink
+from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
+
+if TYPE_CHECKING:
+    from conntrackd.daemon import Daemon
+
+logger = logging.getLogger(__name__)
+
+RUN_TIME: Final = "until a reload or restart"
+
+
+class DaemonControl:
+    """The daemon's Control. Every method runs in the thread of the event loop."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._revert: asyncio.TimerHandle | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._again = False
+
+    # ---- reload ---------------------------------------------------------------------------------------
+
+    def reload_soon(self) -> None:
+        """SIGHUP. Any number of them while a reload is under way are one more reload."""
+        if self._reloading is not None and not self._reloading.done():
+            self._again = True
+            return
+        self._reloading = asyncio.get_running_loop().create_task(self._reload_by_signal())
+
+    async def _reload_by_signal(self) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            self._daemon.notifier.reloading()
+            try:
+                for line in await self.reload():
+                    logger.info("reload: %s", line)
+            except ConntrackdError as error:
+                logger.error("reload: %s\nhint: nothing has changed", error)
+            finally:
+                self._daemon.notifier.ready()
+
+    async def reload(self) -> list[str]:
+        return await self._count(self._reload())
+
+    async def _reload(self) -> list[str]:
+        daemon = self._daemon
+        old, new = daemon.config, daemon.sources.read()
+        rules = read_filter(new)
+        changes = changed(old, new)
+        geoip = daemon.open_geoip(new)
+        sinks = self._prepare_sinks(new, changes)
+        # From here on nothing can fail.
+        lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
+        lines += [
+            f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
+            for option in find_unapplied(changes)
+        ]
+        daemon.config = new
+        logs.set_level(new[options.LOG_LEVEL])
+        self._put_in_force(rules)
+        daemon.configured_filter = rules
+        daemon.pipeline.geoip = geoip
+        await self._apply_sinks(sinks)
+        return [*lines, *rules.warnings] or ["nothing has changed"]
+
+    def _prepare_sinks(
+        self, new: Config, changes: Sequence[Option[object]]
+    ) -> list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]:
+        """For each sink that is to change: an outbox to add, a sink to put into its outbox, None to remove."""
+        found: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]] = []
+        for kind in SINKS:
+            is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
+            if wanted and not is_there:
+                found.append((kind, self._daemon.create_outbox(kind, new)))
+            elif is_there and not wanted:
+                found.append((kind, None))
+            elif wanted and any(option.key.startswith(f"sink.{kind.name}.") for option in changes):
+                found.append((kind, kind.create(new)))
+        return found
+
+    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]) -> None:
+        daemon = self._daemon
+        removed = []
+        for outbox in daemon.outboxes.values():
+            outbox.enable()  # what was switched off at run time lasts until now
+            outbox.reopen()
+        for kind, new in sinks:
+            if new is None:
+                removed.append(daemon.outboxes.pop(kind.name))
+            elif isinstance(new, Outbox):
+                daemon.outboxes[kind.name] = new
+                new.start()
+            else:
+                daemon.outboxes[kind.name].replace(new, daemon.config[kind.queue])
+        daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+        if removed:
+            await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
+        for kind, _ in sinks:
+            daemon.tell_sink(kind.name)
+
+    async def reload_filter(self) -> list[str]:
+        return await self._count(self._reload_filter())
+
+    async def _reload_filter(self) -> list[str]:
+        # With the rules of now, the other settings as they were: what they say is a reload's affair.
+        daemon = self._daemon
+        texts, origin = read_texts(daemon.sources.read())
+        rules = compile_filter(texts, origin, daemon.config)
+        self._put_in_force(rules)
+        daemon.configured_filter = rules
+        return self._describe(rules)
+
+    async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
+        stats = self._daemon.stats
+        try:
+            lines = await change
+        except ConntrackdError:
+            stats.reloads_failed_total += 1
+            raise
+        stats.reloads_total += 1
+        return lines
+
+    # ---- the filter -----------------------------------------------------------------------------------
+
+    def _put_in_force(self, rules: Filter) -> None:
+        if self._revert is not None:
+            self._revert.cancel()
+            self._revert = None
+        self._daemon.set_filter(rules)
+
+    def _describe(self, rules: Filter) -> list[str]:
+        count = len(rules.rules)
+        kernel = f"{rules.instructions} instructions in the kernel" if rules.program else "none in the kernel"
+        return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
+            f"warning: {each}" for each in rules.warnings
+        ]
+
+    def _compile(self, rules: Sequence[str], origin: str) -> Filter:
+        return compile_filter([RuleText(each) for each in rules], origin, self._daemon.config)
+
+    async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        return await self._count(self._set_filter(rules, timeout_s))
+
+    async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
+        new = self._compile(rules, f"run time, {lasts}")
+        self._put_in_force(new)
+        if timeout_s:
+            self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
+        return self._describe(new)
+
+    def _end_run_time(self) -> None:
+        self._revert = None
+        self._daemon.set_filter(self._daemon.configured_filter)
+        logger.info("the run-time filter has ended, %s", self._describe(self._daemon.filter)[0])
+
+    async def reset_filter(self) -> list[str]:
+        self._put_in_force(self._daemon.configured_filter)
+        return self._describe(self._daemon.filter)
+
+    async def check_filter(self, rules: list[str]) -> list[str]:
+        return list(self._compile(rules, "").rules)
+
+    async def explain_filter(self, rules: list[str]) -> str:
+        each = self._compile(rules, "") if rules else self._daemon.filter
+        return each.explanation
+
+    async def open_tail(self, rules: list[str], limit: int) -> int:
+        new = self._compile(rules, "")
+        return self._daemon.tails.open(new.selector, limit)
+
+    # ---- what there is to know ------------------------------------------------------------------------
+
+    async def examine(self) -> list[Finding]:
+        return await asyncio.to_thread(self._daemon.examine)
+
+    def set_log_level(self, level: str) -> None:
+        logs.set_level(level)
+
+    def status(self) -> Status:
+        daemon, revert = self._daemon, self._revert
+        left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
+        rules = daemon.filter
+        return Status(
+            version=VERSION,
+            start_us=daemon.start_us,
+            paths=tuple(map(str, daemon.config.paths)),
+            filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, rules.instructions),
+            buffer=daemon.stats.buffer_bytes,
+            log_level=logs.find_level(),
+            problems=tuple(" (".join(each.split("\nhint: ")) for each in daemon.find_problems()),
+        )
+
+    def statistics(self) -> Statistics:
+        daemon = self._daemon
+        counters = _to_counters(daemon.stats)
+        for number, count in sorted(daemon.pipeline.protocols.items()):
+            counters[f"events_{_name_protocol(number)}_total"] = count
+        counters |= {each.name: each.value for each in measure_process()}
+        return Statistics(
+            counters,
+            {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()},
+            list(daemon.filter.selector.counts),
+        )
+
+    # ---- sinks ----------------------------------------------------------------------------------------
+
+    def list_sinks(self) -> list[str]:
+        return list(self._daemon.outboxes)
+
+    def sink_status(self, name: str) -> SinkStatus:
+        outbox = self._find_sink(name)
+        return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
+
+    async def enable_sink(self, name: str) -> None:
+        self._find_sink(name).enable()
+        self._daemon.tell_sink(name)
+
+    async def disable_sink(self, name: str) -> None:
+        self._find_sink(name).disable()
+        self._daemon.tell_sink(name)
+
+    async def flush_sink(self, name: str, timeout_s: float) -> bool:
+        outbox = self._find_sink(name)
+        if outbox.is_out():
+            raise UnavailableError(
+                f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
+            )
+        return await asyncio.to_thread(outbox.flush, timeout_s)
+
+    def _find_sink(self, name: str) -> Outbox[Any]:
+        outbox = self._daemon.outboxes.get(name)
+        if outbox is None:
+            known = ", ".join(self._daemon.outboxes)
+            raise UsageError(
+                f"there is no sink {name!r}", hint=f"one of: {known}; others by sink.NAME.enable"
+            )
+        return outbox
+
+    def subscribe(self, listener: Listener) -> None:
+        self._daemon.listeners.append(listener)
+
+
+def _show(option: Option[object], config: Config) -> str:
+    return "another one" if option.secret else str(option.kind.render(config[option])) or "not set"
+
+
+def _to_counters(stats: Stats | SinkStats) -> dict[str, int]:
+    return {each.name: each.value for each in list_counters(stats)}
+
+
+def _name_protocol(number: int) -> str:
+    try:
+        return Protocol(number).name.lower()
+    except ValueError:
+        return str(number)

@@ -1,0 +1,52 @@
+"""Writes what the kernel sends to a file, as it came: for a replay, or a report of a fault."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from conntrackd.flow import EventType
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.recording import write_batch
+from conntrackd.netlink.socket import EventSocket
+
+BUFFER: Final = 64 << 20
+PATIENCE_SECONDS: Final = 0.25
+ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
+
+
+def record(path: Path, limit: int | None, namespace: str | None) -> int:
+    """Until `limit` messages are written, or SIGINT or SIGTERM. Returns their number.
+
+    Raises OSError for the file, ConntrackdError for the socket.
+    """
+    count = 0
+    with ExitStack() as stack:
+        with enter(namespace):
+            events = EventSocket.open(groups=ALL, buffer=BUFFER)
+        stack.callback(events.close)
+        file = stack.enter_context(path.open("wb"))
+        asked = stack.enter_context(_notice_signals())
+        events.set_patience(PATIENCE_SECONDS)
+        while not asked and (limit is None or count < limit):
+            batch = events.receive()
+            if batch is not None:
+                left = len(batch.lengths) if limit is None else limit - count
+                count += write_batch(file, batch, left)
+    return count
+
+
+@contextmanager
+def _notice_signals() -> Iterator[list[int]]:
+    """A list that is no longer empty when somebody wants an end."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
