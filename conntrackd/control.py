@@ -88,7 +88,7 @@ class DaemonControl:
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]
     ) -> list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]:
-        """For each sink that is to change: an outbox to add, a sink to put into its outbox, None to remove."""
+        """For each sink to change: an outbox to add, a sink to put into its outbox, None to remove."""
         found: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]] = []
         for kind in SINKS:
             is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)

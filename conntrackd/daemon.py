@@ -20,7 +20,7 @@ from conntrackd import options
 from conntrackd.bus.control import Listener
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
-from conntrackd.errors import OutputError
+from conntrackd.errors import ConfigError, OutputError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
@@ -61,6 +61,7 @@ class Sources:
         """Raises ConfigError or ManyErrors."""
         config = read_config(self.overrides, self.environ, self.path, self.etc)
         check_sinks(config)
+        _check_replay(config)
         return config
 
 
@@ -219,7 +220,7 @@ class Daemon:
             logger.info("replaying %s to %s", path, names)
         elif self.events is not None:
             groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
-            size = render_size(self.events.measure().size)
+            size = render_size(self.events.measure().size // 2)  # the kernel doubles what it is asked for
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
         for warning in (*self.filter.warnings, *self.find_problems()):
             logger.warning("%s", warning)
@@ -230,10 +231,7 @@ class Daemon:
         problems = []
         if self.events is not None:
             if self.is_tracking is False:
-                problems.append(
-                    "connections are not tracked in this network namespace, so there will be no events\n"
-                    "hint: --conntrack.activate, or a firewall rule with 'ct state'"
-                )
+                problems.append(tracking.NOT_TRACKED)
             size, asked = self.events.measure().size // 2, self.config[options.CONNTRACK_BUFFER]
             if size < asked:
                 problems.append(
@@ -309,6 +307,14 @@ class Daemon:
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
+
+
+def _check_replay(config: Config) -> None:
+    path = config[options.CONNTRACK_REPLAY]
+    if path is not None and not os.access(path, os.R_OK):
+        reason = "not permitted" if path.exists() else "no such file"
+        origin = config.origin(options.CONNTRACK_REPLAY)
+        raise ConfigError(f"conntrack.replay: {path}: {reason}", place=origin)
 
 
 def _tells_reason() -> bool:

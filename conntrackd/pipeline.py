@@ -36,7 +36,7 @@ find_protocol: Final = attrgetter("protocol")
 class Pipeline:
     """What happens to events. One of listen() and replay() is called, once, in a thread of its own."""
 
-    def __init__(  # noqa: PLR0917  # the parts of the path in their order
+    def __init__(  # the parts of the path in their order
         self,
         decoder: Decoder,
         selector: Selector,

@@ -1,12 +1,13 @@
 """Writes what the kernel sends to a file, as it came: for a replay, or a report of a fault."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from conntrackd.flow import EventType
+from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.recording import write_batch
 from conntrackd.netlink.socket import EventSocket
@@ -16,14 +17,17 @@ PATIENCE_SECONDS: Final = 0.25
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
-def record(path: Path, limit: int | None, namespace: str | None) -> int:
+def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[[str], None]) -> int:
     """Until `limit` messages are written, or SIGINT or SIGTERM. Returns their number.
 
-    Raises OSError for the file, ConntrackdError for the socket.
+    `tell` gets what a person should know meanwhile. Raises OSError for the file, ConntrackdError for the
+    socket.
     """
     count = 0
     with ExitStack() as stack:
         with enter(namespace):
+            if tracking.is_tracking() is False:
+                tell(tracking.NOT_TRACKED)
             events = EventSocket.open(groups=ALL, buffer=BUFFER)
         stack.callback(events.close)
         file = stack.enter_context(path.open("wb"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.cli import report
-from conntrackd.errors import DataError, UsageError
+from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
 from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE, Option
 from conntrackd.values import FLAG, quote, suggest
 
@@ -65,12 +65,13 @@ def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
     return {option.key: list(given[option.key]) for option in OPTIONS if option.key in given}
 
 
-def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> UsageError:
+def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
     """The error for arguments that no parser took, without a value that may have come with them."""
     flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
     word = (flags or list(arguments))[0]
     hint = suggest(word, known) or "--help shows what there is"
-    return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
+    kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
+    return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 
 # --- sample configuration ------------------------------------------------------------------------------

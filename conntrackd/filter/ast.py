@@ -224,7 +224,7 @@ def find_span(prefix: Prefix) -> Range:
     return first, first | (1 << len(prefix.network) * 8 - prefix.length) - 1
 
 
-def push_not_inward(expression: Expression) -> Expression:  # noqa: PLR0911  # one for each kind of node
+def push_not_inward(expression: Expression) -> Expression:  # one for each kind of node
     """The same condition with every Not directly around a leaf, and networks as prefixes.
 
     Then it is true exactly where its And and Or of true leaves and false `not` leaves say so, and a compiler

@@ -84,7 +84,7 @@ class Expressions:
             return f"{name} in {{{', '.join(repr(value) for value in values)}}}"
         return f"{name} in {self.keep(frozenset(values))}"
 
-    def _write_true(self, leaf: Leaf) -> str:  # noqa: PLR0911  # one for each kind of leaf
+    def _write_true(self, leaf: Leaf) -> str:  # one for each kind of leaf
         match leaf:
             case Anything():
                 return "True"

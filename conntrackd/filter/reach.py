@@ -209,7 +209,7 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
     return known
 
 
-def _covers(wide: Expression, narrow: Expression) -> bool:  # noqa: PLR0911  # one for each kind of leaf
+def _covers(wide: Expression, narrow: Expression) -> bool:  # one for each kind of leaf
     """Of leaves: whether all that `narrow` names `wide` names too, of the same fields or of more."""
     match wide, narrow:
         case Anything(), _:

@@ -45,8 +45,12 @@ NLA_HDRLEN: Final = 4
 # include/uapi/linux/netfilter/nfnetlink.h
 NFNETLINK_V0: Final = 0
 NFNL_SUBSYS_CTNETLINK: Final = 1
+NFNL_SUBSYS_NFTABLES: Final = 10
 NFNL_SUBSYS_HOOK: Final = 12
 NFGENMSG_LEN: Final = 4
+
+# include/uapi/linux/netfilter/nf_tables.h
+NFT_MSG_GETRULE: Final = 7
 
 # include/uapi/linux/netfilter/nfnetlink_hook.h
 NFNL_MSG_HOOK_GET: Final = 0

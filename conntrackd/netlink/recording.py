@@ -39,11 +39,15 @@ def read_batches(path: Path, received_ns: int) -> Iterator[Datagrams]:
 
     Raises DataError where the file is not, or no longer, a recording; OSError.
     """
+    damage = None
     with path.open("rb") as file:
         positions: list[int] = []
         lengths: list[int] = []
         content = bytearray()
         for message in _read_messages(file, path):
+            if isinstance(message, DataError):
+                damage = message  # what stands before it comes first
+                break
             kind = HEADER.unpack_from(message)[1]
             is_time = kind == NLMSG_NOOP and len(message) == TIME.size
             if positions and (is_time or len(positions) == SLOTS):
@@ -57,19 +61,23 @@ def read_batches(path: Path, received_ns: int) -> Iterator[Datagrams]:
                 content += message
         if positions:
             yield Datagrams(memoryview(bytes(content)), positions, lengths, 0, received_ns)
+    if damage is not None:
+        raise damage
 
 
-def _read_messages(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Each message without its padding."""
+def _read_messages(file: BinaryIO, path: Path) -> Iterator[bytes | DataError]:
+    """Each message without its padding; last of all what is wrong with the file."""
     offset = 0
     while header := file.read(NLMSG_HDRLEN):
         length = HEADER.unpack(header)[0] if len(header) == NLMSG_HDRLEN else 0
         if not NLMSG_HDRLEN <= length <= MAX_MESSAGE:
-            raise _explain(path, offset)
+            yield _explain(path, offset)
+            return
         aligned = (length + 3) & ~3
         rest = file.read(aligned - NLMSG_HDRLEN)
         if len(rest) < length - NLMSG_HDRLEN:
-            raise _explain(path, offset)
+            yield _explain(path, offset)
+            return
         yield (header + rest)[:length]
         offset += aligned
 

@@ -18,7 +18,9 @@ from conntrackd.netlink.constants import (
     NFNETLINK_V0,
     NFNL_MSG_HOOK_GET,
     NFNL_SUBSYS_HOOK,
+    NFNL_SUBSYS_NFTABLES,
     NFNLA_HOOK_HOOKNUM,
+    NFT_MSG_GETRULE,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_DONE,
@@ -27,12 +29,21 @@ from conntrackd.netlink.constants import (
 from conntrackd.netlink.decode import HEADER, split
 from conntrackd.netlink.namespace import enter
 
+IPTABLES: Final = (
+    Path("/proc/thread-self/net/ip_tables_names"),
+    Path("/proc/thread-self/net/ip6_tables_names"),
+)
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
 HOOKS: Final = range(5)  # enum nf_inet_hooks: PRE_ROUTING to POST_ROUTING
 # The functions that nf_conntrack registers begin so: ipv4_conntrack_in, ipv6_conntrack_local, ...
 HOOK_FUNCTIONS: Final = (b"ipv4_conntrack_", b"ipv6_conntrack_")
 ANSWER_SECONDS: Final = 2.0
 NFT_SECONDS: Final = 10.0
+
+NOT_TRACKED: Final = (
+    "connections are not tracked in this network namespace, so there will be no events\n"
+    "hint: 'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'"
+)
 
 TABLE: Final = "conntrackd"
 # A chain without a hook: no packet ever passes it, so that it decides about none and costs none. A rule
@@ -68,7 +79,10 @@ def is_tracking() -> bool | None:
     count = read_setting("nf_conntrack_count")
     if count is None:
         return None
-    return count > 0 or _probe()
+    if count > 0:
+        return True
+    probed = _probe()
+    return False if probed is None and _is_without_rules() else probed
 
 
 def _look_at_hooks() -> bool | None:
@@ -78,7 +92,12 @@ def _look_at_hooks() -> bool | None:
             netlink.settimeout(ANSWER_SECONDS)
             netlink.bind((0, 0))
             answers = [
-                _list_hooks(netlink, family, hook)
+                _dump(
+                    netlink,
+                    NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET,
+                    family,
+                    struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook),
+                )
                 for family in (socket.AF_INET, socket.AF_INET6)
                 for hook in HOOKS
             ]
@@ -88,20 +107,31 @@ def _look_at_hooks() -> bool | None:
     return any(name in answer for answer in known for name in HOOK_FUNCTIONS) if known else None
 
 
-def _list_hooks(netlink: socket.socket, family: int, hook: int) -> bytes | None:
-    """The kernel's answer as it came, or None for an error: CONFIG_NETFILTER_NETLINK_HOOK is not set."""
-    attribute = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
-    body = struct.pack("=BBH", family, NFNETLINK_V0, 0) + attribute
-    kind = NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET
+def _is_without_rules() -> bool:
+    """Whether there is no rule at all, of nftables or of old iptables, that could ask for tracking."""
+    try:
+        if any(path.read_text().strip() for path in IPTABLES if path.exists()):
+            return False
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(ANSWER_SECONDS)
+            netlink.bind((0, 0))
+            return _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC) == b""
+    except OSError:
+        return False
+
+
+def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"") -> bytes | None:
+    """The messages of the kernel's answer, or None where it knows nothing of the kind."""
+    body = struct.pack("=BBH", family, NFNETLINK_V0, 0) + attributes
     netlink.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
     answer = b""
     while True:
         part = netlink.recv(1 << 16)
         for message in split(part):
-            _, kind, _, _, _ = HEADER.unpack_from(message)
-            if kind == NLMSG_ERROR:
+            answered = HEADER.unpack_from(message)[1]
+            if answered == NLMSG_ERROR:
                 return None
-            if kind == NLMSG_DONE:
+            if answered == NLMSG_DONE:
                 return answer
             answer += message
 
