@@ -20,7 +20,7 @@ from conntrackd import options
 from conntrackd.bus.control import Listener
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
-from conntrackd.errors import ConfigError, OutputError
+from conntrackd.errors import ConfigError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
@@ -253,10 +253,8 @@ class Daemon:
             listener.events_lost(count)
 
     def _note_failed(self, name: str, reason: str) -> None:
-        """A sink is out for good. Where it was the last one, that is the end, and a closed pipe no fault."""
+        """A sink is out for good: its reader has closed the pipe. Where it was the last, that is the end."""
         if all(outbox.is_out() for outbox in self.outboxes.values()):
-            if "closed" not in reason:
-                self._error = OutputError(f"sink {name}: {reason}")
             self.request_stop()
         else:
             logger.error("sink %s: %s, out until it is enabled again", name, reason)
