@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from conntrackd.filter.ast import Anything, NumberIn, Rule, push_not_inward
+from conntrackd.filter.ast import Anything, NumberIn, Rule, push_not_inward, uses_location
 from conntrackd.filter.fields import FAMILIES
 from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
 from conntrackd.filter.pyexpr import SIZES, Expressions, join, to_value
@@ -25,13 +25,15 @@ HOISTED_FROM: Final = 3
 class Selector:
     """Filters batches. Immutable, but for the counts of events that each rule decided."""
 
-    __slots__ = ("_select", "counts", "rules", "source")
+    __slots__ = ("_select", "counts", "needs_location", "rules", "source")
 
     def __init__(self, rules: Sequence[Rule], source: str, select: Select) -> None:
         self.rules = tuple(rules)
         self.source = source
         self.counts = [0] * (len(rules) + 1)
         """Index 0: events that no rule matched. One of a protocol or type left out is counted nowhere."""
+        self.needs_location = uses_location(rules)
+        """Whether events have to be located before they are selected."""
         self._select = select
 
     def __call__(self, batch: list[Flow]) -> list[Flow]:

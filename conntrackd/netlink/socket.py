@@ -228,9 +228,7 @@ class EventSocket:
 
     def attach(self, program: bytes) -> None:
         """Let the kernel ask this BPF program before it queues an event. Replaces another one atomically."""
-        instructions = ctypes.create_string_buffer(program, len(program))
-        fprog = _SockFprog(len(program) // 8, ctypes.addressof(instructions))
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(fprog))
+        attach_program(self._socket, program)
 
     def detach(self) -> None:
         """Queue every event again."""
@@ -252,6 +250,13 @@ class EventSocket:
                     self._socket.setsockopt(SOL_NETLINK, option, group)
                 except PermissionError as error:
                     raise _explain_permission() from error
+
+
+def attach_program(sock: socket.socket, program: bytes) -> None:
+    """Let this BPF program, an array of struct sock_filter, decide what is queued for the socket."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    fprog = _SockFprog(len(program) // 8, ctypes.addressof(instructions))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(fprog))
 
 
 def _open_netlink() -> socket.socket:

@@ -31,7 +31,7 @@ OPERATORS = {"<": lt, "<=": le, "=": eq, "!=": ne, ">=": ge, ">": gt}
 Truth = bool | None
 
 
-def evaluate(expression: Expression, flow: Flow) -> Truth:  # noqa: PLR0911, PLR0912  # one for each node
+def evaluate(expression: Expression, flow: Flow) -> Truth:  # noqa: PLR0912  # one for each node
     """True, False, or None for unknown."""
     match expression:
         case Anything():

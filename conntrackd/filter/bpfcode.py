@@ -1,0 +1,460 @@
+"""Conditions -> steps of classic BPF that look at one conntrack message.
+
+Attributes are found once, before the first rule; their offsets stand in the scratch memory, 0 for one that
+the message does not carry. Rules then are tests one below the other, with the same short cuts as in Python.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from conntrackd import bpf
+from conntrackd.bpf import Instruction, Label, Step
+from conntrackd.filter import fields
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Anything,
+    Compare,
+    Expression,
+    Leaf,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    NetworkIn,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    StatusHas,
+    TypeIs,
+    find_leaves,
+    find_span,
+    merge_ranges,
+)
+from conntrackd.filter.fields import DURATION, FAMILIES, FAMILY, Field, Prefix
+from conntrackd.flow import EventType, Nat
+from conntrackd.netlink.constants import (
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_NEW,
+    NFGENMSG_LEN,
+    NFNL_SUBSYS_CTNETLINK,
+    NLA_HDRLEN,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLMSG_HDRLEN,
+)
+
+# nlmsg_type and nlmsg_flags are in the byte order of the host, and loads in that of the network: single bytes
+# are the same in both.
+LOW, HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
+TYPE_OFFSET: Final = 4
+FLAGS_OFFSET: Final = 6
+FIRST_ATTRIBUTE: Final = NLMSG_HDRLEN + NFGENMSG_LEN
+IPV4: Final = FAMILIES["IPV4"]
+# Two words of the scratch memory are for the event's type and for what is compared with something else.
+TYPE_SLOT: Final = bpf.BPF_MEMWORDS - 1
+SPARE_SLOT: Final = bpf.BPF_MEMWORDS - 2
+ACCEPT: Final = "accept"
+DROP: Final = "drop"
+WORD: Final = 0xFFFFFFFF
+ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+
+
+def is_undecidable(leaf: Leaf) -> bool:
+    return isinstance(leaf, LocationIn) or (isinstance(leaf, Compare) and leaf.subject is DURATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Where to go when a condition holds and when it does not; `unsure` is for the undecidable."""
+
+    yes: str
+    no: str
+    unsure: str
+
+
+class Program:
+    """Writes one program."""
+
+    def __init__(self, rules: Sequence[Rule], protocols: frozenset[int] | None, events: int) -> None:
+        self._rules = rules
+        self._protocols = protocols
+        self._events = events
+        self._steps: list[Step | Label] = []
+        self._labels = 0
+        self._slots: dict[Field, int] = {}
+
+    def write(self) -> list[Instruction]:
+        wanted = [fields.PROTOCOL] if self._protocols is not None else []
+        wanted += [field for rule in self._rules for field in _list_fields(rule.expression)]
+        for field in dict.fromkeys(wanted):
+            if len(self._slots) < SPARE_SLOT:
+                self._slots[field] = len(self._slots)
+        self._write_type()
+        self._write_protocols()
+        for field in self._slots:
+            if self._protocols is None or field is not fields.PROTOCOL:
+                self._write_search(field)
+        for rule in self._rules:
+            self._write_rule(rule)
+        self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
+        if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
+            self._steps += [Label(DROP), Step(bpf.RET, 0)]
+        return bpf.link(self._steps)
+
+    def _new_label(self) -> str:
+        self._labels += 1
+        return f"L{self._labels}"
+
+    def _add(self, code: int, k: int = 0, yes: str = "", no: str = "") -> None:
+        self._steps.append(Step(code, k, yes, no))
+
+    def _mark(self, label: str) -> None:
+        self._steps.append(Label(label))
+
+    # ---- before the rules -----------------------------------------------------------------------------
+
+    def _write_type(self) -> None:
+        """The type's bit into its slot. What is no event is passed up, to be counted there."""
+        known, other, destroy, update, new, done = (self._new_label() for _ in range(6))
+        self._add(bpf.LD_BYTE, TYPE_OFFSET + HIGH)
+        self._add(bpf.JEQ, NFNL_SUBSYS_CTNETLINK, known, ACCEPT)
+        self._mark(known)
+        self._add(bpf.LD_BYTE, TYPE_OFFSET + LOW)
+        self._add(bpf.JEQ, IPCTNL_MSG_CT_DELETE, destroy, other)
+        self._mark(other)
+        not_new = self._new_label()
+        self._add(bpf.JEQ, IPCTNL_MSG_CT_NEW, not_new, ACCEPT)
+        self._mark(not_new)
+        self._add(bpf.LD_BYTE, FLAGS_OFFSET + HIGH)
+        self._add(bpf.JSET, (NLM_F_CREATE | NLM_F_EXCL) >> 8, new, update)
+        for label, event_type in (
+            (new, EventType.NEW),
+            (update, EventType.UPDATE),
+            (destroy, EventType.DESTROY),
+        ):
+            self._mark(label)
+            if event_type & self._events:
+                self._add(bpf.LD_IMM, event_type)
+                self._add(bpf.JA, yes=done)
+            else:
+                self._add(bpf.JA, yes=DROP)
+        self._mark(done)
+        self._add(bpf.ST, TYPE_SLOT)
+
+    def _write_protocols(self) -> None:
+        if self._protocols is None:
+            return
+        self._write_search(fields.PROTOCOL)
+        found, ours = self._new_label(), self._new_label()
+        self._add(bpf.JEQ, 0, ACCEPT, found)  # without one it is malformed, which is counted
+        self._mark(found)
+        self._load_value(fields.PROTOCOL)
+        self._write_ranges([(each, each) for each in sorted(self._protocols)], ours, DROP)
+        self._mark(ours)
+
+    def _write_search(self, field: Field) -> None:
+        """The attribute's offset, or 0, into the field's slot, and into A."""
+        end = self._new_label()
+        paths = field.paths
+        if _is_address(field):
+            ipv4, ipv6 = self._new_label(), self._new_label()
+            self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+            self._add(bpf.JEQ, IPV4, ipv4, ipv6)
+            self._mark(ipv4)
+            self._write_walk(paths[0], end)
+            self._add(bpf.JA, yes=end)
+            self._mark(ipv6)
+            self._write_walk(paths[1], end)
+        else:
+            for path in paths:
+                missing = self._new_label()
+                found = self._new_label()
+                self._write_walk(path, missing)
+                self._add(bpf.JEQ, 0, missing, found)
+                self._mark(found)
+                self._add(bpf.JA, yes=end)
+                self._mark(missing)
+        self._mark(end)
+        self._add(bpf.ST, self._slots[field])
+
+    def _write_walk(self, path: fields.Path, missing: str) -> None:
+        """Down the nested attributes to A = the offset of the last; A is 0 at `missing`."""
+        self._add(bpf.LD_IMM, FIRST_ATTRIBUTE)
+        for depth, attribute in enumerate(path):
+            if depth:
+                further = self._new_label()
+                self._add(bpf.JEQ, 0, missing, further)
+                self._mark(further)
+            self._add(bpf.LDX_IMM, attribute)
+            self._steps.append(bpf.load_attribute(nested=depth > 0))
+
+    # ---- rules ----------------------------------------------------------------------------------------
+
+    def _write_rule(self, rule: Rule) -> None:
+        matches = ACCEPT if rule.keep else DROP
+        following = self._new_label()
+        # Unknown: an event that a rule may keep is kept, one that a rule may drop goes on to the next rule.
+        unsure = matches if rule.keep else following
+        self._write(rule.expression, Goal(matches, following, unsure))
+        self._mark(following)
+
+    def _write(self, expression: Expression, goal: Goal) -> None:
+        match expression:
+            case And(items):
+                for item in items[:-1]:
+                    further = self._new_label()
+                    # The undecidable is true or false, and then it goes on as that.
+                    unsure = further if goal.unsure == goal.yes else goal.unsure
+                    self._write(item, Goal(further, goal.no, unsure))
+                    self._mark(further)
+                self._write(items[-1], goal)
+            case Or(items):
+                for item in items[:-1]:
+                    further = self._new_label()
+                    unsure = further if goal.unsure == goal.no else goal.unsure
+                    self._write(item, Goal(goal.yes, further, unsure))
+                    self._mark(further)
+                self._write(items[-1], goal)
+            case Not(item):
+                assert not isinstance(item, And | Or | Not)
+                self._write_leaf(item, goal.no, goal.yes, goal)
+            case _:
+                self._write_leaf(expression, goal.yes, goal.no, goal)
+
+    def _write_leaf(self, leaf: Leaf, true: str, false: str, goal: Goal) -> None:
+        """To `true` where the leaf is true, to `false` where it is false, to goal.no where it is unknown."""
+        if is_undecidable(leaf) or not all(self._is_at_hand(each) for each in _list_fields(leaf)):
+            self._add(bpf.JA, yes=goal.unsure)
+            return
+        match leaf:
+            case Anything():
+                self._add(bpf.JA, yes=true)
+            case TypeIs(mask):
+                self._add(bpf.LD_MEM, TYPE_SLOT)
+                self._add(bpf.JSET, mask, true, false)
+            case StatusHas(mask):
+                self._load_or_zero(fields.STATUS)
+                self._add(bpf.JSET, mask, true, false)
+            case MarkIn(marks):
+                for value, mask in marks:
+                    further = self._new_label()
+                    self._load_or_zero(fields.MARK)
+                    self._add(bpf.AND, mask)
+                    self._add(bpf.JEQ, value, true, further)
+                    self._mark(further)
+                self._add(bpf.JA, yes=false)
+            case NumberIn():
+                self._write_number(leaf, true, false, goal.no)
+            case AddressIn():
+                self._write_addresses(leaf, true, false)
+            case NatHas(mask):
+                self._write_nat(mask, true, false)
+            case Compare():
+                self._write_comparison(leaf, true, false, goal.no)
+            case NetworkIn() | LocationIn():
+                raise AssertionError("is expanded, or undecidable")
+            case _:
+                assert_never(leaf)
+
+    def _is_at_hand(self, field: Field) -> bool:
+        return field in self._slots
+
+    def _load_value(self, field: Field) -> None:
+        """A = the value of a field that the message carries."""
+        self._add(bpf.LDX_MEM, self._slots[field])
+        self._add(bpf.LD_INDIRECT[field.size], NLA_HDRLEN)
+
+    def _load_or_go(self, field: Field, missing: str) -> None:
+        """A = the value, or off to `missing` where there is none."""
+        carried = self._new_label()
+        self._add(bpf.LD_MEM, self._slots[field])
+        self._add(bpf.JEQ, 0, missing, carried)
+        self._mark(carried)
+        self._load_value(field)
+
+    def _load_or_zero(self, field: Field) -> None:
+        """A = the value; of a field that the message leaves out 0, which A is then anyway."""
+        done = self._new_label()
+        self._load_or_go(field, done)
+        self._mark(done)
+
+    def _write_number(self, leaf: NumberIn, true: str, false: str, unknown: str) -> None:
+        """Of several fields: true where one is in, false where all are known and none is."""
+        ranges = list(merge_ranges(leaf.ranges))
+        missed = self._new_label()
+        for index, field in enumerate(leaf.fields):
+            further = self._new_label()
+            if field is FAMILY:
+                self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+            elif field.optional:
+                # Later fields may be in; if none is, what is missing makes it unknown.
+                others = leaf.fields[index + 1 :]
+                self._load_or_go(field, missed if others else unknown)
+            else:
+                self._load_or_zero(field)
+            self._write_ranges(ranges, true, further)
+            self._mark(further)
+        self._add(bpf.JA, yes=false)
+        if len(leaf.fields) == 1 or not leaf.fields[0].optional:
+            return
+        self._mark(missed)
+        for field in leaf.fields[1:]:
+            further = self._new_label()
+            self._load_or_go(field, unknown)
+            self._write_ranges(ranges, true, further)
+            self._mark(further)
+        self._add(bpf.JA, yes=unknown)
+
+    def _write_ranges(self, ranges: Sequence[Range], true: str, false: str) -> None:
+        """Whether A lies in one of the ranges, which are sorted and do not touch."""
+        for low, high in ranges:
+            further = self._new_label()
+            if low == high:
+                self._add(bpf.JEQ, low, true, further)
+            else:
+                reached = self._new_label()
+                self._add(bpf.JGE, low, reached, false)  # below this one it is below all that follow
+                self._mark(reached)
+                self._add(bpf.JGT, high, further, true)
+            self._mark(further)
+        self._add(bpf.JA, yes=false)
+
+    def _write_addresses(self, leaf: AddressIn, true: str, false: str) -> None:
+        ipv4, ipv6 = self._new_label(), self._new_label()
+        self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+        self._add(bpf.JEQ, IPV4, ipv4, ipv6)
+        self._mark(ipv4)
+        spans = merge_ranges(find_span(each) for each in leaf.prefixes if len(each.network) == 4)
+        for field in leaf.fields if spans else ():
+            further = self._new_label()
+            self._add(bpf.LDX_MEM, self._slots[field])
+            self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+            self._write_ranges(spans, true, further)
+            self._mark(further)
+        self._add(bpf.JA, yes=false)
+        self._mark(ipv6)
+        for field in leaf.fields:
+            for prefix in leaf.prefixes:
+                if len(prefix.network) == 16:
+                    self._write_prefix(field, prefix, true)
+        self._add(bpf.JA, yes=false)
+
+    def _write_prefix(self, field: Field, prefix: Prefix, true: str) -> None:
+        """Word by word; on to what follows where one differs."""
+        further = self._new_label()
+        self._add(bpf.LDX_MEM, self._slots[field])
+        for offset in range(0, (prefix.length + 7) // 8, 4):
+            bits = min(32, prefix.length - offset * 8)
+            same = self._new_label()
+            self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN + offset)
+            if bits < 32:
+                self._add(bpf.AND, WORD << 32 - bits & WORD)
+            self._add(bpf.JEQ, int.from_bytes(prefix.network[offset : offset + 4], "big"), same, further)
+            self._mark(same)
+        self._add(bpf.JA, yes=true)
+        self._mark(further)
+
+    def _write_nat(self, mask: int, true: str, false: str) -> None:
+        """As find_nat() of flow.py: an end is translated where the reply is not the original turned round."""
+        pairs = []
+        if mask & Nat.SNAT:
+            pairs += [(fields.SRC, fields.REPLY_DST), (fields.SPORT, fields.REPLY_DPORT)]
+        if mask & Nat.DNAT:
+            pairs += [(fields.DST, fields.REPLY_SRC), (fields.DPORT, fields.REPLY_SPORT)]
+        for original, reply in pairs:
+            if _is_address(original):
+                self._write_same_address(original, reply, true)
+            else:
+                self._write_same_port(original, reply, true)
+        self._add(bpf.JA, yes=false)
+
+    def _write_same_address(self, original: Field, reply: Field, differs: str) -> None:
+        """On to what follows where the two are the same."""
+        ipv6, end = self._new_label(), self._new_label()
+        for offset in range(0, 16, 4):
+            same = self._new_label()
+            self._write_same(original, reply, 4, offset, same, differs)
+            self._mark(same)
+            if offset == 0:
+                self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+                self._add(bpf.JEQ, IPV4, end, ipv6)
+                self._mark(ipv6)
+        self._mark(end)
+
+    def _write_same_port(self, original: Field, reply: Field, differs: str) -> None:
+        both, none, end = self._new_label(), self._new_label(), self._new_label()
+        one = self._new_label()
+        self._add(bpf.LD_MEM, self._slots[original])
+        self._add(bpf.JEQ, 0, none, one)
+        self._mark(one)
+        self._add(bpf.LD_MEM, self._slots[reply])
+        self._add(bpf.JEQ, 0, differs, both)
+        self._mark(both)
+        self._write_same(original, reply, 2, 0, end, differs)
+        self._mark(none)
+        self._add(bpf.LD_MEM, self._slots[reply])
+        self._add(bpf.JEQ, 0, end, differs)
+        self._mark(end)
+
+    def _write_same(self, one: Field, other: Field, size: int, offset: int, same: str, differs: str) -> None:
+        self._add(bpf.LDX_MEM, self._slots[one])
+        self._add(bpf.LD_INDIRECT[size], NLA_HDRLEN + offset)
+        self._add(bpf.ST, SPARE_SLOT)
+        self._add(bpf.LDX_MEM, self._slots[other])
+        self._add(bpf.LD_INDIRECT[size], NLA_HDRLEN + offset)
+        self._add(bpf.LDX_MEM, SPARE_SLOT)
+        self._add(bpf.JEQ_X, 0, same, differs)
+
+    def _write_comparison(self, leaf: Compare, true: str, false: str, unknown: str) -> None:
+        """64 bits in two words: the upper one decides unless it is the same."""
+        carried, upper, lower = self._new_label(), self._new_label(), self._new_label()
+        self._add(bpf.LD_MEM, self._slots[leaf.subject])
+        self._add(bpf.JEQ, 0, unknown, carried)
+        self._mark(carried)
+        high, low = leaf.number >> 32, leaf.number & WORD
+        # Less, the same, or more: where to go then.
+        less = true if leaf.operator in ("<", "<=", "!=") else false
+        same = true if leaf.operator in ("<=", "=", ">=") else false
+        more = true if leaf.operator in (">", ">=", "!=") else false
+        self._add(bpf.LDX_MEM, self._slots[leaf.subject])
+        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+        self._add(bpf.JEQ, high, lower, upper)
+        self._mark(upper)
+        self._add(bpf.JGT, high, more, less)
+        self._mark(lower)
+        equal, unequal = self._new_label(), self._new_label()
+        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN + 4)
+        self._add(bpf.JEQ, low, equal, unequal)
+        self._mark(unequal)
+        self._add(bpf.JGT, low, more, less)
+        self._mark(equal)
+        self._add(bpf.JA, yes=same)
+
+
+def _is_address(field: Field) -> bool:
+    return len(field.paths) == 2 and field.size == 16
+
+
+def _list_fields(expression: Expression) -> Iterator[Field]:
+    """The attributes of the message that a condition asks for."""
+    for leaf in find_leaves(expression):
+        match leaf:
+            case NumberIn(asked) | AddressIn(asked):
+                yield from (each for each in asked if each.paths)
+            case StatusHas():
+                yield fields.STATUS
+            case MarkIn():
+                yield fields.MARK
+            case NatHas(mask):
+                if mask & Nat.SNAT:
+                    yield from (fields.SRC, fields.REPLY_DST, fields.SPORT, fields.REPLY_DPORT)
+                if mask & Nat.DNAT:
+                    yield from (fields.DST, fields.REPLY_SRC, fields.DPORT, fields.REPLY_SPORT)
+            case Compare(subject) if subject.paths:
+                yield subject
+            case _:
+                pass

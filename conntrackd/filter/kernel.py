@@ -1,0 +1,121 @@
+"""Rules -> multicast groups and a classic BPF program for the socket.
+
+The program never drops an event that the Python selector keeps; it may let through more. What it cannot
+decide (a country, a duration) it takes for true where the rule keeps events and for false where it drops
+them: then at most something is passed up that need not be.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from conntrackd import bpf
+from conntrackd.bpf import Instruction
+from conntrackd.filter.ast import (
+    And,
+    Anything,
+    Compare,
+    Expression,
+    Not,
+    Or,
+    Rule,
+    TypeIs,
+    find_leaves,
+    push_not_inward,
+)
+from conntrackd.filter.bpfcode import Program, is_undecidable
+from conntrackd.flow import EventType
+
+
+class KernelFilter(NamedTuple):
+    """What the kernel is given: groups to join (EventType bits), and a program, or None to drop nothing."""
+
+    groups: int
+    program: list[Instruction] | None
+    notes: list[str]
+    """What is left to Python and why, a line each."""
+
+
+def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
+    """Groups and program for rules, protocols (None: all) and event types (bits)."""
+    plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
+    groups = sum(each for each in _list_types(events) if may_keep(plain, each))
+    length, program = _fit(plain, protocols, events)
+    notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
+    if length < len(rules):
+        notes.append(
+            f"rules {length + 1} to {len(rules)}: the program has room for {bpf.BPF_MAXINSNS} instructions"
+        )
+    if not any(each.code == bpf.RET and each.k == 0 for each in program):
+        return KernelFilter(groups, None, notes)
+    return KernelFilter(groups, program, notes)
+
+
+def _fit(
+    rules: Sequence[Rule], protocols: frozenset[int] | None, events: int
+) -> tuple[int, list[Instruction]]:
+    """As many of the first rules as there is room for. What none of them decides is passed up."""
+    program = Program(rules, protocols, events).write()
+    if len(program) <= bpf.BPF_MAXINSNS:
+        return len(rules), program
+    fits, too_many = 0, len(rules)
+    best = Program([], protocols, events).write()
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        program = Program(rules[:middle], protocols, events).write()
+        if len(program) <= bpf.BPF_MAXINSNS:
+            fits, best = middle, program
+        else:
+            too_many = middle
+    return fits, best
+
+
+# ---- groups -----------------------------------------------------------------------------------------------
+
+
+def _list_types(events: int) -> Iterator[int]:
+    return (int(each) for each in (EventType.NEW, EventType.UPDATE, EventType.DESTROY) if each & events)
+
+
+def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
+    """Whether the rules keep any event of this type, as far as the type alone tells."""
+    for rule in rules:
+        answer = _judge(rule.expression, event_type)
+        if answer is not False and rule.keep:
+            return True
+        if answer is True:
+            return False
+    return True
+
+
+def _judge(expression: Expression, event_type: int) -> bool | None:
+    """What is known of the expression when only the type is; None: it depends."""
+    match expression:
+        case Anything():
+            return True
+        case TypeIs(mask):
+            return bool(mask & event_type)
+        case Not(item):
+            answer = _judge(item, event_type)
+            return None if answer is None else not answer
+        case And(items):
+            answers = [_judge(item, event_type) for item in items]
+            return False if False in answers else None if None in answers else True
+        case Or(items):
+            answers = [_judge(item, event_type) for item in items]
+            return True if True in answers else None if None in answers else False
+        case _:
+            return None
+
+
+# ---- what is left to Python -------------------------------------------------------------------------------
+
+
+def _explain(number: int, rule: Rule) -> Iterator[str]:
+    kinds = {
+        "the duration is computed there" if isinstance(leaf, Compare) else "places are looked up there"
+        for leaf in find_leaves(rule.expression)
+        if is_undecidable(leaf)
+    }
+    for kind in sorted(kinds):
+        yield f"rule {number}: {kind}"
