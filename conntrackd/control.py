@@ -185,7 +185,7 @@ class DaemonControl:
 
     async def explain_filter(self, rules: list[str]) -> str:
         each = self._compile(rules, "") if rules else self._daemon.filter
-        return each.explanation
+        return each.explain(self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         new = self._compile(rules, "")

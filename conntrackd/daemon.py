@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import options
-from conntrackd.bus.control import Listener
+from conntrackd.bus.control import Finding, Listener
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
 from conntrackd.errors import ConfigError
@@ -113,11 +113,11 @@ class Daemon:
             return None
         from conntrackd.geoip import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
 
-        return GeoIP.open(
+        return GeoIP(
             config[options.GEOIP_DATABASE],
-            locale=config[options.GEOIP_LOCALE],
-            cache=config[options.GEOIP_CACHE],
-            stats=self.stats,
+            config[options.GEOIP_LOCALE],
+            config[options.GEOIP_CACHE],
+            self.stats,
         )
 
     def _open_events(self, stack: ExitStack) -> None:
@@ -272,6 +272,8 @@ class Daemon:
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
             self._tell_states()
+            if self.pipeline.geoip is not None:
+                await asyncio.to_thread(self.pipeline.geoip.refresh)
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
     def tell_sink(self, name: str) -> None:
@@ -298,6 +300,14 @@ class Daemon:
         from conntrackd.bus.service import BusService  # noqa: PLC0415
 
         return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
+
+    def examine(self) -> list[Finding]:
+        """What is wrong, as the doctor says it."""
+        found = []
+        for problem in self.find_problems():
+            message, _, hint = problem.partition("\nhint: ")
+            found.append(Finding("error", "daemon", message, hint))
+        return found or [Finding("ok", "daemon", "events come and arrive")]
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from conntrackd import bpf, options
 from conntrackd.config import Config, read_rules
+from conntrackd.filter.ast import Rule
+from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.pycode import Selector, compile_selector
@@ -28,6 +30,12 @@ class Filter:
     program: bytes | None
     instructions: int
     warnings: tuple[str, ...]
+    parsed: tuple[Rule, ...]
+
+    def explain(self, config: Config) -> str:
+        """What became of the rules, for people."""
+        protocols, events = config[options.CONNTRACK_PROTOCOLS], config[options.CONNTRACK_EVENTS]
+        return explain_rules(self.parsed, protocols, events)
 
 
 def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Filter:
@@ -46,6 +54,7 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Fi
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
         warnings=tuple(str(each.to_warning()) for each in find_unreachable(rules)),
+        parsed=tuple(rules),
     )
 
 

@@ -20,7 +20,7 @@ GROUPS: Final = {"filter": "look at filter rules, try them out"}
 class Parser(argparse.ArgumentParser):
     """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:

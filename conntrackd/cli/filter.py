@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from conntrackd.cli import report
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import DataError, ManyErrors
-from conntrackd.flow import EventType
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config import Config
@@ -61,61 +60,15 @@ def check(arguments: Namespace) -> int:
 
 def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to Python."""
-    from conntrackd.filter.pycode import compile_selector  # noqa: PLC0415
+    from conntrackd.filter.explain import explain_rules  # noqa: PLC0415
     from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
 
     config = read_settings(arguments)
     rules = read_rules(config)
     warn_unreachable(rules)
     protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-    sections = explain_rules(rules, protocols, events)
-    if arguments.python:
-        sections["Python"] = compile_selector(rules, protocols=protocols, events=events).source.splitlines()
-    if arguments.bpf:
-        sections["BPF"] = list_program(rules, protocols, events)
-    print("\n\n".join("\n".join([title, *_indent(lines)]) for title, lines in sections.items()))
+    print(explain_rules(rules, protocols, events, python=arguments.python, listing=arguments.bpf))
     return 0
-
-
-def explain_rules(
-    rules: "Sequence[Rule]", protocols: frozenset[int] | None, events: int
-) -> dict[str, list[str]]:
-    """Headings and lines: the rules as they were understood, and who decides what."""
-    from conntrackd.filter.kernel import compile_kernel  # noqa: PLC0415
-    from conntrackd.filter.render import render  # noqa: PLC0415
-    from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
-
-    kernel = compile_kernel(rules, protocols=protocols, events=events)
-    groups = [each.name or "" for each in EventType if each & kernel.groups]
-    size = (
-        f"{len(kernel.program)} instructions"
-        if kernel.program is not None
-        else "none: every event is passed up"
-    )
-    return {
-        "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
-        or ["none: every event is logged"],
-        "Settings": [
-            f"{option.key}: {option.kind.render(value)}"
-            for option, value in ((CONNTRACK_EVENTS, events), (CONNTRACK_PROTOCOLS, protocols))
-        ],
-        "Groups joined": [", ".join(groups) or "none: no event is wanted"],
-        "Program in the kernel": [size],
-        "Left to Python": kernel.notes or ["nothing"],
-    }
-
-
-def list_program(rules: "Sequence[Rule]", protocols: frozenset[int] | None, events: int) -> list[str]:
-    """The program that runs in the kernel, one instruction a line."""
-    from conntrackd import bpf  # noqa: PLC0415
-    from conntrackd.filter.kernel import compile_kernel  # noqa: PLC0415
-
-    program = compile_kernel(rules, protocols=protocols, events=events).program
-    return ["none"] if program is None else bpf.render(program).splitlines()
-
-
-def _indent(lines: Iterable[str]) -> Iterator[str]:
-    return (f"  {line}".rstrip() for line in lines)
 
 
 def try_out(arguments: Namespace) -> int:

@@ -9,8 +9,9 @@ import json
 import time
 from collections.abc import Callable
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
+from conntrackd.cache import Cache
 from conntrackd.flow import Batch, EventType, Flow, Location, Lost, Nat, Protocol, Reason, TcpState, find_nat
 
 # Bounds of the caches, so that a scan of the whole Internet cannot eat the memory.
@@ -23,24 +24,6 @@ NANO: Final = 1_000_000_000
 
 PROTOCOL_NAMES: Final = {each.value: each.name for each in Protocol}
 STATE_NAMES: Final = {each.value: each.name for each in TcpState}
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Cache(dict[K, V]):
-    """A dict that makes what it lacks, and starts anew when it is full: a hit costs no Python call."""
-
-    def __init__(self, make: Callable[[K], V], limit: int) -> None:
-        super().__init__()
-        self._make = make
-        self._limit = limit
-
-    def __missing__(self, key: K) -> V:
-        if len(self) >= self._limit:
-            self.clear()
-        value = self[key] = self._make(key)
-        return value
 
 
 class Syntax(NamedTuple):

@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conntrackd.cache import Cache
 from conntrackd.flow import Batch, EventType, Lost
-from conntrackd.sinks.encode import Cache, Renderer, Syntax, escape_json, render_protocol
+from conntrackd.sinks.encode import Renderer, Syntax, escape_json, render_protocol
 from conntrackd.sinks.sink import Parcel
 
 LOST: Final = "LOST"

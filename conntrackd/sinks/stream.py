@@ -31,7 +31,7 @@ class StreamSink:
     batch_wait = BATCH_WAIT
 
     def __init__(self, path: Path | None, standard: int | None = None) -> None:
-        """A file's path, the number of a standard descriptor, or neither: events are encoded and discarded."""
+        """A path, the number of a standard descriptor, or neither: then events are encoded and discarded."""
         self._path = path
         self._standard = standard
         self._descriptor = -1

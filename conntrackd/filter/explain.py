@@ -1,0 +1,45 @@
+"""What becomes of rules, for people: canonical text, groups, what the kernel decides and what is left."""
+
+from collections.abc import Sequence
+
+from conntrackd import bpf
+from conntrackd.filter.ast import Rule
+from conntrackd.filter.kernel import compile_kernel
+from conntrackd.filter.pycode import compile_selector
+from conntrackd.filter.render import render
+from conntrackd.flow import EventType
+from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
+
+
+def explain_rules(
+    rules: Sequence[Rule],
+    protocols: frozenset[int] | None,
+    events: int,
+    *,
+    python: bool = False,
+    listing: bool = False,
+) -> str:
+    """Sections with headings; on demand with the Python function and the kernel's program."""
+    kernel = compile_kernel(rules, protocols=protocols, events=events)
+    groups = [each.name or "" for each in EventType if each & kernel.groups]
+    program = kernel.program
+    sections = {
+        "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
+        or ["none: every event is logged"],
+        "Settings": [
+            f"{CONNTRACK_EVENTS.key}: {CONNTRACK_EVENTS.kind.render(EventType(events))}",
+            f"{CONNTRACK_PROTOCOLS.key}: {CONNTRACK_PROTOCOLS.kind.render(protocols)}",
+        ],
+        "Groups joined": [", ".join(groups) or "none: no event is wanted"],
+        "Program in the kernel": [
+            "none: every event is passed up" if program is None else f"{len(program)} instructions"
+        ],
+        "Left to Python": kernel.notes or ["nothing"],
+    }
+    if python:
+        sections["Python"] = compile_selector(rules, protocols=protocols, events=events).source.splitlines()
+    if listing:
+        sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
+    )
