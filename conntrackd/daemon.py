@@ -126,7 +126,6 @@ class Daemon:
         if config[options.CONNTRACK_ACTIVATE]:
             stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
         with enter(config[options.CONNTRACK_NETNS]):
-            # Before anything is joined: to find it out may take a datagram of our own.
             self.is_tracking = tracking.is_tracking()
             self.events = EventSocket.open(
                 groups=self.filter.groups,

@@ -51,6 +51,7 @@ NFGENMSG_LEN: Final = 4
 
 # include/uapi/linux/netfilter/nf_tables.h
 NFT_MSG_GETRULE: Final = 7
+NFTA_EXPR_NAME: Final = 1  # string
 
 # include/uapi/linux/netfilter/nfnetlink_hook.h
 NFNL_MSG_HOOK_GET: Final = 0

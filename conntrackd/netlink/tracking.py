@@ -21,6 +21,8 @@ from conntrackd.netlink.constants import (
     NFNL_SUBSYS_NFTABLES,
     NFNLA_HOOK_HOOKNUM,
     NFT_MSG_GETRULE,
+    NFTA_EXPR_NAME,
+    NLA_HDRLEN,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_DONE,
@@ -37,6 +39,9 @@ SYSCTL: Final = Path("/proc/sys/net/netfilter")
 HOOKS: Final = range(5)  # enum nf_inet_hooks: PRE_ROUTING to POST_ROUTING
 # The functions that nf_conntrack registers begin so: ipv4_conntrack_in, ipv6_conntrack_local, ...
 HOOK_FUNCTIONS: Final = (b"ipv4_conntrack_", b"ipv6_conntrack_")
+# Expressions of nftables for which conntrack is switched on, and those that carry a match of iptables.
+TRACKING_EXPRESSIONS: Final = (b"ct", b"nat", b"masq", b"redir", b"connlimit", b"synproxy", b"flow_offload")
+FOREIGN_EXPRESSIONS: Final = (b"match", b"target")
 ANSWER_SECONDS: Final = 2.0
 NFT_SECONDS: Final = 10.0
 
@@ -70,8 +75,8 @@ def read_setting(name: str) -> int | None:
 def is_tracking() -> bool | None:
     """Whether connections are tracked in this thread's network namespace; None where nobody can tell.
 
-    To be asked before the event socket joins: where the kernel does not list its hooks and the table is
-    empty, a datagram is sent over the loopback interface, to see whether it is tracked.
+    The kernel lists the functions that see a packet (CONFIG_NETFILTER_NETLINK_HOOK); where it does not, there
+    are entries in the table, or rules that ask for tracking, or none.
     """
     listed = _look_at_hooks()
     if listed is not None:
@@ -79,10 +84,7 @@ def is_tracking() -> bool | None:
     count = read_setting("nf_conntrack_count")
     if count is None:
         return None
-    if count > 0:
-        return True
-    probed = _probe()
-    return False if probed is None and _is_without_rules() else probed
+    return True if count > 0 else _look_at_rules()
 
 
 def _look_at_hooks() -> bool | None:
@@ -107,17 +109,27 @@ def _look_at_hooks() -> bool | None:
     return any(name in answer for answer in known for name in HOOK_FUNCTIONS) if known else None
 
 
-def _is_without_rules() -> bool:
-    """Whether there is no rule at all, of nftables or of old iptables, that could ask for tracking."""
+def _look_at_rules() -> bool | None:
+    """Whether a rule asks for tracking; None where rules are of a kind that does not tell."""
     try:
         if any(path.read_text().strip() for path in IPTABLES if path.exists()):
-            return False
+            return None
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
             netlink.settimeout(ANSWER_SECONDS)
             netlink.bind((0, 0))
-            return _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC) == b""
+            rules = _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC)
     except OSError:
-        return False
+        return None
+    if rules is None:
+        return None
+    if any(_name(each) in rules for each in TRACKING_EXPRESSIONS):
+        return True
+    return None if any(_name(each) in rules for each in FOREIGN_EXPRESSIONS) else False
+
+
+def _name(expression: bytes) -> bytes:
+    """The attribute with the name of an expression in a rule."""
+    return struct.pack("=HH", NLA_HDRLEN + len(expression) + 1, NFTA_EXPR_NAME) + expression + b"\0"
 
 
 def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"") -> bytes | None:
@@ -134,19 +146,6 @@ def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"
             if answered == NLMSG_DONE:
                 return answer
             answer += message
-
-
-def _probe() -> bool | None:
-    try:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        ):
-            receiver.bind(("127.0.0.1", 0))
-            sender.sendto(b"", receiver.getsockname())
-            return bool(read_setting("nf_conntrack_count"))
-    except OSError:  # the loopback interface is down
-        return None
 
 
 @contextmanager

@@ -1,0 +1,114 @@
+"""The daemon as a user starts it, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+Event = dict[str, Any]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "conntrackd", *arguments]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CONNTRACKD_BUS_ENABLE": "false", **extra}
+
+
+class Running:
+    """A process whose lines are gathered as they come."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.lines: list[bytes] = []
+        self.said: list[str] = []
+        self._news = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._gather, args=(process.stdout, self.lines.append)),
+            threading.Thread(
+                target=self._gather, args=(process.stderr, lambda line: self.said.append(line.decode()))
+            ),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _gather(self, stream: Any, add: Callable[[bytes], None]) -> None:
+        for line in stream:
+            with self._news:
+                add(line)
+                self._news.notify_all()
+        stream.close()
+
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+        """Until the condition holds, looked at with every new line."""
+        with self._news:
+            assert self._news.wait_for(condition, seconds), f"{what}: not in {seconds} s: {self.said}"
+
+    def wait_for_start(self) -> None:
+        self.wait(lambda: any("listening" in line for line in self.said), "the start")
+
+    def wait_for_events(self, count: int) -> None:
+        self.wait(lambda: len(self.lines) >= count, f"{count} events, have {len(self.lines)}")
+
+    @property
+    def events(self) -> list[Event]:
+        return [json.loads(line) for line in self.lines]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Its exit status; nothing is lost by the signal."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(20)
+        for thread in self._threads:
+            thread.join(10)
+        return status
+
+
+@contextmanager
+def daemon(*arguments: str, prefix: Sequence[str] = (), **extra: str) -> Iterator[Running]:
+    """`conntrackd run`, stopped at the end in any case."""
+    with subprocess.Popen(
+        [*prefix, *command("run", *arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=environment(**extra),
+    ) as process:
+        running = Running(process)
+        try:
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+            running.stop()
+
+
+def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Any command, to its end."""
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd="/",
+        env=environment(**extra),
+    )
+
+
+def settle(running: Running, quiet: float = 0.3) -> None:
+    """Until no event has come for a while."""
+    seen, since = -1, time.monotonic()
+    while time.monotonic() - since < quiet:
+        if len(running.lines) != seen:
+            seen, since = len(running.lines), time.monotonic()
+        threading.Event().wait(0.05)
