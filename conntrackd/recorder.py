@@ -27,12 +27,13 @@ def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[
     with ExitStack() as stack:
         with enter(namespace):
             if tracking.is_tracking() is False:
-                tell(tracking.NOT_TRACKED)
+                tell(f"warning: {tracking.NOT_TRACKED}")
             events = EventSocket.open(groups=ALL, buffer=BUFFER)
         stack.callback(events.close)
         file = stack.enter_context(path.open("wb"))
         asked = stack.enter_context(_notice_signals())
         events.set_patience(PATIENCE_SECONDS)
+        tell(f"recording to {path}" + ("" if limit else ", until ^C"))
         while not asked and (limit is None or count < limit):
             batch = events.receive()
             if batch is not None:

@@ -207,7 +207,7 @@ class Client:
 
     def _authenticate(self) -> None:
         """SASL EXTERNAL: the kernel tells the bus who we are. All in one, for the answers are known."""
-        identity = str(os.getuid()).encode().hex()
+        identity = str(os.geteuid()).encode().hex()
         self._send(f"\0AUTH EXTERNAL {identity}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n".encode())
         if not self._read_line().startswith(b"OK"):
             raise wire.WireError("it does not accept this user")

@@ -93,15 +93,15 @@ def record(arguments: argparse.Namespace) -> int:
     if arguments.count is not None and arguments.count < 1:
         raise UsageError("--count takes a number from 1")
     try:
-        count = recorder.record(arguments.file, arguments.count, arguments.netns, _warn)
+        count = recorder.record(arguments.file, arguments.count, arguments.netns, _tell)
     except OSError as error:
         raise OutputError(f"{error.strerror}", place=str(arguments.file)) from error
     report.say(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
     return 0
 
 
-def _warn(text: str) -> None:
-    report.say(PROGRAM, f"warning: {text}")
+def _tell(text: str) -> None:
+    report.say(PROGRAM, text)
 
 
 def show_version(_: argparse.Namespace) -> int:

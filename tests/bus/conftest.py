@@ -1,0 +1,45 @@
+"""A private bus for each test, with the service on it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from conntrackd.bus.client import Client
+from tests.bus.private import PrivateBus, Raw, Served
+
+
+@pytest.fixture
+def bus() -> Iterator[PrivateBus]:
+    made = PrivateBus()
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def strict_bus() -> Iterator[PrivateBus]:
+    """With the policy that the packages install."""
+    made = PrivateBus(strict=True)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(bus: PrivateBus) -> Iterator[Served]:
+    made = Served(bus.address)
+    made.wait_ready()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(bus: PrivateBus, served: Served) -> Iterator[Client]:
+    with bus.connect() as made:
+        yield made
+
+
+@pytest.fixture
+def raw(bus: PrivateBus, served: Served) -> Iterator[Raw]:
+    with Raw(bus.address, {}) as made:
+        yield made.start()  # type: ignore[attr-defined]

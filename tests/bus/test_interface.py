@@ -1,0 +1,146 @@
+"""The XML, the handlers and the packages' files say the same, and a method without an action does not load."""
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Final
+
+import pytest
+
+from conntrackd.bus.handlers import Manager
+from conntrackd.bus.interface import (
+    ACTIONS,
+    CONTROL,
+    INFO,
+    MANAGER,
+    OBSERVE,
+    SINK,
+    ContractError,
+    check_handlers,
+    load,
+    parse_interfaces,
+    read_xml,
+    to_path,
+)
+from tests.bus.private import ROOT
+
+# Who needs what: reviewed by hand, so that no edit of the XML alone can give a right away.
+METHODS: Final = {
+    (MANAGER, "Reload"): CONTROL,
+    (MANAGER, "ReloadFilter"): CONTROL,
+    (MANAGER, "SetFilter"): CONTROL,
+    (MANAGER, "ResetFilter"): CONTROL,
+    (MANAGER, "SetLogLevel"): CONTROL,
+    (MANAGER, "CheckFilter"): OBSERVE,
+    (MANAGER, "ExplainFilter"): OBSERVE,
+    (MANAGER, "Tail"): OBSERVE,
+    (MANAGER, "Doctor"): OBSERVE,
+    (MANAGER, "GetStatistics"): INFO,
+    (SINK, "Enable"): CONTROL,
+    (SINK, "Disable"): CONTROL,
+    (SINK, "Flush"): CONTROL,
+}
+
+
+def test_every_method_has_the_action_that_was_decided() -> None:
+    found = {
+        (interface.name, method.name): method.action
+        for interface in load().values()
+        for method in interface.methods.values()
+    }
+
+    assert found == METHODS
+
+
+def test_rules_are_for_those_who_may_observe_and_all_other_properties_are_information() -> None:
+    found = {
+        each.name
+        for interface in load().values()
+        for each in interface.properties.values()
+        if each.action != INFO
+    }
+
+    assert found == {"Rules"}
+
+
+def test_signals_carry_numbers_names_and_states_and_never_an_event() -> None:
+    found = {
+        each.name: [argument.name for argument in each.gives]
+        for interface in load().values()
+        for each in interface.signals.values()
+    }
+
+    assert found == {
+        "FilterChanged": ["rule_count", "origin"],
+        "EventsLost": ["count"],
+        "SinkStateChanged": ["sink", "state"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('<annotation name="org.conntrackd1.Action" value="org.conntrackd1.observe"/>', ""),
+        ('value="org.conntrackd1.observe"', 'value="org.conntrackd1.everything"'),
+        ('access="read"', 'access="readwrite"'),
+        ('<method name="Tail">', '<method name="Doctor">'),
+    ],
+)
+def test_what_has_no_action_or_could_be_written_or_is_there_twice_does_not_load(old: str, new: str) -> None:
+    with pytest.raises(ContractError):
+        parse_interfaces(read_xml().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('<method name="Tail">', '<method name="Head">'),
+        ('<arg name="limit" type="u"', '<arg name="limit" type="s"'),
+        ('<arg name="limit" type="u"', '<arg name="maximum" type="u"'),
+        ('<arg name="canonical" type="as"', '<arg name="canonical" type="s"'),
+        ('<property name="Version" type="s"', '<property name="Version" type="u"'),
+        ('<property name="Version"', '<property name="Edition"'),
+    ],
+)
+def test_an_xml_that_differs_from_the_handlers_does_not_load(old: str, new: str) -> None:
+    interfaces = parse_interfaces(read_xml().replace(old, new, 1))
+
+    with pytest.raises(ContractError):
+        check_handlers(interfaces[MANAGER], Manager)
+
+
+def test_a_handler_that_the_xml_does_not_know_does_not_load() -> None:
+    class More(Manager):
+        async def shut_down(self) -> None:
+            """Not in the XML."""
+
+    with pytest.raises(ContractError, match="shut_down"):
+        check_handlers(load()[MANAGER], More)
+
+
+def test_the_polkit_policy_has_the_actions_and_control_needs_a_password() -> None:
+    root = ET.parse(ROOT / "dbus/org.conntrackd1.policy").getroot()
+    found = {
+        each.attrib["id"]: {default.text for default in each.iterfind("defaults/*")}
+        for each in root.iter("action")
+    }
+
+    assert found == {INFO: {"yes"}, OBSERVE: {"yes"}, CONTROL: {"auth_admin_keep"}}
+    assert set(found) == set(ACTIONS)
+
+
+def test_the_activation_file_starts_nothing_by_itself() -> None:
+    text = (ROOT / "dbus/org.conntrackd1.service").read_text()
+
+    assert re.findall(r"(?m)^(Name|Exec|SystemdService)=(.*)$", text) == [
+        ("Name", "org.conntrackd1"),
+        ("Exec", "/bin/false"),
+        ("SystemdService", "dbus-org.conntrackd1.service"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("loki", "loki"), ("a/../b", "a_2f_2e_2e_2fb"), ("", "_"), ("ä", "_c3_a4"), ("_", "_5f")],
+)
+def test_a_name_of_a_sink_cannot_leave_its_place_in_the_tree(name: str, path: str) -> None:
+    assert to_path(name) == f"/org/conntrackd1/sink/{path}"

@@ -1,0 +1,292 @@
+"""The daemon as people use it: started, stopped, misused, overrun."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live import traffic
+from tests.live.daemon import command, daemon, environment, run, settle
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+
+STREAM = "--sink.stream.enable"
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as built:
+        built.load(TRACKING + SNAT)
+        with traffic.serve(built.server):
+            yield built
+
+
+def talk(net: Network, times: int) -> None:
+    call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", times)
+
+
+def talk_tcp(net: Network, times: int = 1) -> None:
+    call_inside(net.client, traffic.talk_stream, socket.AF_INET, "10.2.0.2", socket.IPPROTO_TCP, times)
+
+
+def flood(times: int) -> None:
+    """UDP datagrams from so many ports to nobody: one NEW each, as fast as it goes."""
+    for port in range(10_000, 10_000 + times):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.1.0.2", port))
+            sock.sendto(b"", ("10.2.0.2", 9))
+
+
+# ---- end ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_everything_written(net: Network, number: int) -> None:
+    with daemon("--conntrack.netns", net.router, STREAM) as running:
+        running.wait_for_start()
+        talk(net, 20)
+        assert running.stop(number) == 0
+    new = [event for event in running.events if event["type"] == "NEW"]
+
+    assert len(new) == 20
+    assert f"received {len(running.events)} events, lost 0, logged {len(running.events)}" in running.said[-1]
+
+
+@pytest.mark.privileged
+def test_a_closed_pipe_ends_it_quietly(net: Network) -> None:
+    arguments = command("run", "--conntrack.netns", net.router, STREAM)
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "listening" in process.stderr.readline()
+        talk(net, 1)
+        assert json.loads(process.stdout.readline())["type"] == "NEW"
+        process.stdout.close()
+        talk(net, 1)
+        said = process.stderr.read()
+
+    assert (process.returncode, "error" in said, "Traceback" in said) == (0, False, False)
+
+
+# ---- what is wrong ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 78, ["no sink is enabled", "--sink.stream.enable"]),
+        (
+            ["--sink.stream.writter", "stdout"],
+            78,
+            ["did you mean --sink.stream.writer?"],
+        ),
+        ([STREAM, "--conntrack.buffer", "lots"], 78, ["--conntrack.buffer", "'lots'"]),
+        ([STREAM, "--conntrack.replay", "/nowhere"], 78, ["/nowhere", "no such file"]),
+        ([STREAM, "--config", "/nowhere.yaml"], 78, ["/nowhere.yaml"]),
+        (
+            [STREAM, "--filter", "log protocol TPC"],
+            78,
+            ["unknown protocol 'TPC'", "^^^", "mean TCP?"],
+        ),
+        ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["there is no directory /nowhere"]),
+        ([STREAM, "--conntrack.netns", "nowhere"], 69, ["no network namespace 'nowhere'"]),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_starts(
+    arguments: list[str], status: int, words: list[str]
+) -> None:
+    done = run("run", *arguments)
+
+    assert (done.returncode, done.stdout) == (status, "")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not any(word in done.stderr for word in ("Traceback", "listening"))
+
+
+def test_check_says_the_same_without_running(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text("sink:\n  stream:\n    enable: true\n    writter: stdout\n")
+    bad = run("check", "--config", str(path))
+    path.write_text("sink:\n  stream:\n    enable: true\n")
+    good = run("check", "--config", str(path))
+
+    assert (bad.returncode, bad.stderr) == (
+        78,
+        f"conntrackd: {path}:4: unknown key 'sink.stream.writter'\nhint: did you mean sink.stream.writer?\n",
+    )
+    assert (good.returncode, good.stdout) == (0, f"{path}: good\n")
+
+
+def test_version_is_one_line() -> None:
+    assert run("version").stdout == "conntrackd 2.0.0\n"
+
+
+DROP_PRIVILEGES = """
+import ctypes, os, sys
+os.setgid(65534); os.setuid(65534)
+from conntrackd.cli.daemon import main
+sys.argv = ["conntrackd", "run", "--sink.stream.enable"]
+main()
+"""
+
+
+@pytest.mark.privileged
+def test_without_the_capability_the_remedy_is_named(net: Network) -> None:
+    import_all = "import asyncio, conntrackd.cli.daemon, conntrackd.daemon, conntrackd.sinks.stream\n"
+    done = subprocess.run(
+        [*command()[:1], "-c", import_all + DROP_PRIVILEGES],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd="/",
+        env=environment(),
+    )
+
+    assert done.returncode == 77
+    assert "CAP_NET_ADMIN is missing" in done.stderr
+    assert "sudo" in done.stderr
+
+
+@pytest.mark.privileged
+def test_a_namespace_where_nothing_is_tracked_is_a_warning(net: Network) -> None:
+    with daemon("--conntrack.netns", net.client, STREAM) as running:
+        running.wait(lambda: any("not tracked" in line for line in running.said), "the warning")
+        assert any("--conntrack.activate" in line for line in running.said) or running.stop() == 0
+
+
+@pytest.mark.privileged
+def test_activate_loads_a_table_of_its_own_and_removes_it(net: Network) -> None:
+    with daemon("--conntrack.netns", net.client, "--conntrack.activate", STREAM) as running:
+        running.wait_for_start()
+        during = inside(net.client, "nft", "list", "tables")
+        talk(net, 1)
+        running.wait_for_events(1)
+        assert not any("not tracked" in line for line in running.said)
+        assert running.stop() == 0
+
+    assert (during, inside(net.client, "nft", "list", "tables")) == ("table inet conntrackd\n", "")
+
+
+# ---- record and replay ------------------------------------------------------------------------------------
+
+
+@pytest.mark.privileged
+def test_a_replay_gives_the_events_of_the_recording(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "events.nl"
+    # One flow has 3 events while it lives; the recorder ends by itself.
+    arguments = command("record", str(path), "--count", "9", "--netns", net.router)
+    with (
+        daemon("--conntrack.netns", net.router, STREAM) as running,
+        subprocess.Popen(
+            arguments, stderr=subprocess.PIPE, text=True, cwd="/", env=environment()
+        ) as recorder,
+    ):
+        running.wait_for_start()
+        assert recorder.stderr is not None
+        assert "recording" in recorder.stderr.readline()
+        talk_tcp(net, 5)
+        assert recorder.wait(20) == 0
+        settle(running)
+        running.stop()
+    replayed = run("run", "--conntrack.replay", str(path), STREAM)
+    as_nobody = [json.loads(line) for line in replayed.stdout.splitlines()]
+
+    assert replayed.returncode == 0
+    assert len(as_nobody) == 9
+    fields = ("type", "flow", "src", "dst", "sport", "dport", "state", "nat")
+    assert [[each.get(name) for name in fields] for each in as_nobody] == [
+        [each.get(name) for name in fields] for each in running.events[:9]
+    ]
+
+
+def test_a_damaged_recording_is_replayed_up_to_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "events.nl"
+    corpus = Path(__file__).parent.parent / "netlink" / "corpus" / "tcp.nl"
+    whole = run("run", "--conntrack.replay", str(corpus), STREAM)
+    path.write_bytes(corpus.read_bytes()[:-10])
+    cut = run("run", "--conntrack.replay", str(path), STREAM)
+
+    assert whole.returncode == 0
+    assert (cut.returncode, cut.stdout.splitlines()) == (65, whole.stdout.splitlines()[:-1])
+    assert "is damaged or cut short at byte" in cut.stderr
+
+
+# ---- losses -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.privileged
+def test_an_overrun_is_counted_exactly_and_told(net: Network) -> None:
+    arguments = ["--conntrack.netns", net.router, "--conntrack.buffer", "64K", "--conntrack.protocols", "udp"]
+    with daemon(*arguments, "--conntrack.events", "new", STREAM) as running:
+        running.wait_for_start()
+        talk(net, 1)
+        running.wait_for_events(1)
+        running.process.send_signal(signal.SIGSTOP)
+        call_inside(net.client, flood, 3000)
+        running.process.send_signal(signal.SIGCONT)
+        running.wait(lambda: any(b'"LOST"' in line for line in running.lines), "a LOST record")
+        talk(net, 1)
+        settle(running)
+        assert running.stop() == 0
+    records = running.events
+    flows = [each for each in records if each["type"] == "NEW"]
+    lost = [each for each in records if each["type"] == "LOST"]
+
+    assert len(flows) + sum(each["lost"] for each in lost) == 3002
+    assert all(each["where"] == "kernel" and each["since"] < each["until"] for each in lost)
+    assert len(flows) == len({(each["src"], each["sport"]) for each in flows})
+    assert flows[-1]["dport"] == 8080  # after the fault a fresh flow arrives
+
+
+# ---- filter -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.privileged
+def test_what_no_rule_keeps_never_reaches_the_process(net: Network) -> None:
+    rules = ["--filter", "log destination port 8080 and protocol TCP and type NEW", "--filter", "drop any"]
+    with daemon("--conntrack.netns", net.router, *rules, STREAM) as running:
+        running.wait_for_start()
+        assert "listening to NEW events" in running.said[0]
+        talk(net, 10)
+        talk_tcp(net, 2)
+        running.wait_for_events(2)
+        settle(running)
+        assert running.stop() == 0
+
+    assert [(each["type"], each["prot"], each["dport"]) for each in running.events] == [
+        ("NEW", "TCP", 8080)
+    ] * 2
+    assert "received 2 events" in running.said[-1]
+
+
+@pytest.mark.privileged
+def test_hangup_reloads_the_filter_and_refuses_a_bad_one(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    head = "sink:\n  stream:\n    enable: true\nconntrack:\n  events: [new]\nfilter:\n"
+    path.write_text(f"{head}  - drop protocol UDP\n")
+    with daemon("--config", str(path), "--conntrack.netns", net.router) as running:
+        running.wait_for_start()
+        talk(net, 1)
+        path.write_text(f"{head}  - drop protocol TPC\n")
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any("TPC" in line for line in running.said), "the refusal")
+        talk(net, 1)
+        talk_tcp(net)
+        running.wait_for_events(1)
+        path.write_text(f"{head}  - drop protocol TCP\n")
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any("reload: filter is" in line for line in running.said), "the reload")
+        talk_tcp(net)
+        talk(net, 1)
+        running.wait_for_events(2)
+        assert running.stop() == 0
+
+    assert [each["prot"] for each in running.events] == ["TCP", "UDP"]
+    assert f"{path}:7" in "".join(running.said)
