@@ -319,7 +319,7 @@ class Decoder:
 def split(datagram: bytes) -> list[bytes]:
     """The messages of one datagram. The kernel sends events one by one, but netlink allows several.
 
-    What follows a length that cannot be is given as one message, for the walk to refuse.
+    What follows a length that cannot be is given as one message, and so is nothing, for the walk to refuse.
     """
     messages, offset = [], 0
     while len(datagram) - offset >= NLMSG_HDRLEN:
@@ -329,4 +329,4 @@ def split(datagram: bytes) -> list[bytes]:
         messages.append(datagram[offset : offset + length])
         offset += (length + 3) & ~3
     rest = datagram[offset:]
-    return [*messages, rest] if rest else messages
+    return [*messages, rest] if rest or not messages else messages
