@@ -70,6 +70,15 @@ class SinkStats:
     sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside")
     sink_bytes_total: int = _counter("bytes", "Bytes that were written")
 
+    def count_settled(self) -> int:
+        """Events that left the queue or the spool, whatever became of them."""
+        return (
+            self.sink_events_delivered_total
+            + self.sink_events_dropped_refused_total
+            + self.sink_events_dropped_spool_total
+            + self.sink_events_dropped_damaged_total
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Counter:

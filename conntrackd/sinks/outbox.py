@@ -50,11 +50,9 @@ class Outbox(Generic[P]):
         spool: Store[P] | None = None,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_failed: Callable[[str], None] | None = None,
+        on_failed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread, and
-        tells it to whom it may concern; without it the log is told.
-        """
+        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread."""
         self.name = sink.name
         self.queue = queue
         self._sink = sink
@@ -70,9 +68,8 @@ class Outbox(Generic[P]):
         self._waiting = Queue()
         self._parcels: deque[Parcel[P]] = deque()  # what is being written: a batch, or the parts it became
         self._row: Row[P] | None = None  # where the parcels are on disk
-        self._flush_until = 0  # what _count_settled() gives when all has left that flush() found waiting
+        self._flush_until = 0  # what count_settled() gives when all has left that flush() found waiting
         self._news = False  # something happened that the thread has to look at before it sleeps
-        self._reopen = False
         self._next_sink: Sink[P] | None = None
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
@@ -164,16 +161,6 @@ class Outbox(Generic[P]):
         head = self._waiting.head
         return 0 if head is None else head.oldest
 
-    def _count_settled(self) -> int:
-        """Events that left the queue or the spool, whatever became of them."""
-        stats = self._stats
-        return (
-            stats.sink_events_delivered_total
-            + stats.sink_events_dropped_refused_total
-            + stats.sink_events_dropped_spool_total
-            + stats.sink_events_dropped_damaged_total
-        )
-
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
@@ -202,20 +189,17 @@ class Outbox(Generic[P]):
 
     def reopen(self) -> None:
         """Closes and opens the sink before the next write: a file that was moved away, a new secret."""
-        with self._lock:
-            self._reopen = True
-            self._retry_at = 0.0
-            self._wake()
+        self.replace(self._next_sink or self._sink, self.queue)
 
     def flush(self, timeout: float) -> bool:
         """Tries now, without waiting for more to join. True when all that waits now has left in time."""
         with self._lock:
             waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
-            target = self._count_settled() + waiting
+            target = self._stats.count_settled() + waiting
             self._flush_until = max(self._flush_until, target)
             self._retry_at = 0.0
             self._wake()
-            return self._lock.wait_for(lambda: self._count_settled() >= target, timeout)
+            return self._lock.wait_for(lambda: self._stats.count_settled() >= target, timeout)
 
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
@@ -278,9 +262,6 @@ class Outbox(Generic[P]):
         if self._next_sink is not None:
             self._close_sink()
             self._sink, self._next_sink = self._next_sink, None
-        if self._reopen:
-            self._reopen = False
-            self._close_sink()
         if now < self._retry_at:
             if self._move_to_disk(now):
                 return 0
@@ -305,7 +286,7 @@ class Outbox(Generic[P]):
             head = self._waiting.head
             if head is None:
                 return None
-            flushing = self._count_settled() < self._flush_until
+            flushing = self._stats.count_settled() < self._flush_until
             if self._deadline is not None or flushing or self._waiting.events >= self._sink.batch_events:
                 return 0.0
             return max(0.0, head.came + self._sink.batch_wait - now)
@@ -506,10 +487,7 @@ class Outbox(Generic[P]):
         with self._lock:
             self._error = reason
             self._state = SinkState.FAILED
-        if self._on_failed is not None:
-            self._on_failed(reason)
-        else:
-            logger.error("sink %s: %s, out until it is enabled again", self.name, reason)
+        self._on_failed(reason)
 
     def _complain(self, reason: str, events: int) -> None:
         self._refusals.warn(logger, "sink %s: %s, dropping %d events", self.name, reason, events)

@@ -3,94 +3,234 @@
 import errno
 import os
 import select
+import stat
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
+from conntrackd.flow import Batch, Flow
 from conntrackd.sinks.encode import JsonEncoder
-from conntrackd.sinks.sink import Parcel, SinkFailed, SinkUnavailable, describe
+from conntrackd.sinks.queue import Waiting
+from conntrackd.sinks.sink import Parcel, SinkFailed, SinkRevised, SinkUnavailable, describe
 
 # A write of this many events costs as much per event as a larger one; a person at a terminal waits for none.
 BATCH_EVENTS: Final = 512
 BATCH_WAIT: Final = 0.02
-# What marks a LOST record's line: in a text the quotes would be escaped.
-LOST_MARK: Final = b'"type":"LOST"'
 FILE_MODE: Final = 0o640  # connections are nobody's business but the administrators'
+# pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all, and poll() promises room for it.
+PIECE: Final = select.PIPE_BUF
+# A reader that is slow gets the rest in a write of its own after this time, so that what it has is counted.
+SLOW_SECONDS: Final = 1.0
+# A reader that takes nothing for so long is told as trouble.
+STALL_SECONDS: Final = 5.0
+LOCK_SECONDS: Final = 0.05  # a write that is awakened lets go at once
+STANDARD: Final = {"stdout": 1, "stderr": 2}
+
+
+class Lines(NamedTuple):
+    """Encoded records, one a line, and the records: what is left of them can be told exactly."""
+
+    text: bytes
+    batch: Batch
 
 
 class StreamSink:
-    """Writes to a descriptor that is its own, or to the process's stdout or stderr, which stay open."""
+    """Writes to a descriptor that is its own, or to the process's stdout or stderr, which stay open.
+
+    A pipe, socket or terminal is written to in pieces, each after poll(): other processes share stdout, so
+    that it cannot be made non-blocking, and a write that blocks could not be ended.
+    """
 
     name = "stream"
     batch_events = BATCH_EVENTS
     batch_wait = BATCH_WAIT
 
-    def __init__(self, path: Path | None, standard: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        standard: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """A path, the number of a standard descriptor, or neither: then events are encoded and discarded."""
         self._path = path
         self._standard = standard
+        self._clock = clock
         self._descriptor = -1
+        self._wake = -1
+        self._is_slow = False  # its other end may take no more for now
+        self._is_torn = False  # a file's last line has no end
+        self._lock = threading.Lock()  # held while the descriptors are in use
         self._encoder = JsonEncoder()
 
     def open(self) -> None:
-        """A file is appended to; what is not there is made."""
-        if self._path is not None:
-            try:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-                self._descriptor = os.open(self._path, flags, FILE_MODE)
-            except OSError as error:
-                raise SinkUnavailable(f"{self._path}: {describe(error)}") from error
-        elif self._standard is not None:
-            self._descriptor = self._standard
+        """A file is appended to; what is not there is made. A named pipe needs a reader."""
+        if self._path is None and self._standard is None:
+            return
+        try:
+            if self._path is not None:
+                self._descriptor = _open_file(self._path)
+                self._is_torn = _is_torn(self._descriptor)
+            elif self._standard is not None:
+                self._descriptor = self._standard
+            mode = os.fstat(self._descriptor).st_mode
+        except OSError as error:
+            raise self._explain(error) from error
+        self._is_slow = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(self._descriptor)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def encode(self, batch: Batch) -> bytes:
-        return self._encoder.encode(batch)
+    def encode(self, batch: Batch) -> Lines:
+        """One object a line."""
+        return Lines(self._encoder.encode(batch), batch)
 
-    def write(self, payload: bytes) -> int:
+    def write(self, payload: Lines) -> int:
         """All of it, or what is left is raised as `rest`: no line is ever torn or doubled by a retry."""
-        if self._descriptor < 0:
-            return len(payload)
-        done = 0
-        while done < len(payload):
-            try:
-                done += os.write(self._descriptor, payload[done:] if done else payload)
-            except BlockingIOError:  # somebody who shares our terminal has set it so
-                self._wait()
-            except OSError as error:
-                if error.errno in (errno.EPIPE, errno.EBADF):
-                    raise SinkFailed("closed by its reader") from error
-                raise self._explain(error, payload[done:]) from error
-        return len(payload)
-
-    def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        poll.poll()
-
-    def _explain(self, error: OSError, left: bytes) -> SinkUnavailable:
-        """What is left begins in the middle of a line where the disk took half of it: it goes there first."""
-        rest = Parcel(left, left.count(b"\n") - left.count(LOST_MARK))
-        where = "" if self._path is None else f"{self._path}: "
-        return SinkUnavailable(f"{where}{describe(error)}", rest=rest)
+        with self._lock:
+            if self._descriptor < 0:
+                if self._path is None and self._standard is None:
+                    return len(payload.text)
+                raise SinkUnavailable("closed")
+            if self._is_slow:
+                self._write_pieces(payload)
+            else:
+                self._write_file(payload)
+        return len(payload.text)
 
     def close(self) -> None:
-        """Of a file. A reopened one is a new one where logrotate has moved the old."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if self._path is not None and descriptor >= 0:
-            os.close(descriptor)
+        """Of a file. A reopened one is a new one where logrotate has moved the old. Ends a write that waits."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+        # Only a write that blocks in the kernel keeps the lock: it closes when it returns, if it ever does.
+        if not self._lock.acquire(timeout=LOCK_SECONDS):
+            return
+        try:
+            descriptor, self._descriptor = self._descriptor, -1
+            wake, self._wake = self._wake, -1
+            if self._path is not None and descriptor >= 0:
+                os.close(descriptor)
+            if wake >= 0:
+                os.close(wake)
+        finally:
+            self._lock.release()
+
+    # ---- what may wait --------------------------------------------------------------------------------
+
+    def _write_pieces(self, payload: Lines) -> None:
+        """Whole lines in each piece, so that those of others who write there stand between them."""
+        text, done, begin = memoryview(payload.text), 0, self._clock()
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        poll.register(self._wake, select.POLLIN)
+        while done < len(text):
+            if done and self._clock() - begin >= SLOW_SECONDS:
+                raise _revise(payload, done, "reads slowly")
+            found = dict(poll.poll(1000 * (SLOW_SECONDS if done else STALL_SECONDS)))
+            if self._wake in found or (not found and not done):
+                reason = "closed" if found else "nobody reads what is written"
+                raise SinkUnavailable(reason, rest=_cut(payload, done))
+            end = payload.text.rfind(b"\n", done, done + PIECE) + 1
+            try:
+                done += os.write(self._descriptor, text[done : end or done + PIECE]) if found else 0
+            except BlockingIOError:  # somebody else who writes there was faster
+                continue
+            except OSError as error:
+                raise self._explain(error, _cut(payload, done)) from error
+
+    # ---- what takes all or fails ----------------------------------------------------------------------
+
+    def _write_file(self, payload: Lines) -> None:
+        text, done = memoryview(payload.text), 0
+        try:
+            if self._is_torn and payload.text:
+                os.write(self._descriptor, b"\n")
+                self._is_torn = False
+            begin = _find_end(self._descriptor)
+            while done < len(text):
+                done += os.write(self._descriptor, text[done:])
+        except OSError as error:
+            whole = payload.text.rfind(b"\n", 0, done) + 1
+            if whole < done:
+                self._is_torn = not _take_back(self._descriptor, begin, done, whole)
+            raise self._explain(error, _cut(payload, whole)) from error
+
+    def _explain(self, error: OSError, rest: Parcel[Lines] | None = None) -> SinkFailed | SinkUnavailable:
+        """A reader of stdout that has gone does not come back; one of a file or a named pipe may."""
+        if self._path is not None:
+            return SinkUnavailable(f"{self._path}: {_describe_open(error)}", rest=rest)
+        # EIO is what a terminal gives whose other end is closed.
+        gone = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, *((errno.EIO,) if self._is_slow else ()))
+        if error.errno in gone:
+            return SinkFailed("closed by its reader")
+        return SinkUnavailable(describe(error), rest=rest)
+
+
+def _open_file(path: Path) -> int:
+    """Not waiting for a named pipe's reader (ENXIO says that there is none)."""
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    if path.is_fifo():
+        return os.open(path, flags | os.O_WRONLY, FILE_MODE)
+    return os.open(path, flags | os.O_RDWR, FILE_MODE)
+
+
+def _describe_open(error: OSError) -> str:
+    return "nobody reads it" if error.errno in (errno.ENXIO, errno.EPIPE) else describe(error)
+
+
+def _is_torn(descriptor: int) -> bool:
+    """Whether a file ends in mid-line, as after a power failure: the first event gets a line of its own."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    return os.pread(descriptor, 1, status.st_size - 1) != b"\n"
+
+
+def _find_end(descriptor: int) -> int:
+    """Where a regular file will be written to: its end, or where whoever opened stdout has come to."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return -1
+    return max(status.st_size, os.lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def _take_back(descriptor: int, begin: int, done: int, whole: int) -> bool:
+    """Cut a half line off a file that is full; False where that is not possible.
+
+    Not where somebody else has written to it meanwhile: then the cut would be through their line.
+    """
+    try:
+        if begin < 0 or os.fstat(descriptor).st_size != begin + done:
+            return False
+        os.ftruncate(descriptor, begin + whole)
+        os.lseek(descriptor, begin + whole, os.SEEK_SET)
+    except OSError:
+        return False
+    return True
+
+
+def _cut(payload: Lines, done: int) -> Parcel[Lines]:
+    """What is left of the payload behind its first `done` bytes."""
+    batch = payload.batch[payload.text.count(b"\n", 0, done) :]
+    events = sum(isinstance(record, Flow) for record in batch)
+    return Parcel(Lines(payload.text[done:], batch), events, Waiting(batch, events, 0).oldest if batch else 0)
+
+
+def _revise(payload: Lines, done: int, reason: str) -> SinkRevised:
+    rest = _cut(payload, done)
+    events = sum(isinstance(record, Flow) for record in payload.batch)
+    return SinkRevised(reason, [rest], delivered=events - rest.events)
 
 
 def create(config: Config) -> StreamSink:
     """The sink as configured."""
     writer = config[options.SINK_STREAM_WRITER]
-    standards: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
-    if writer in standards:
-        return StreamSink(None, standards[writer].fileno())
+    if writer in STANDARD:
+        return StreamSink(None, STANDARD[writer])
     if writer == "discard":
         return StreamSink(None)
     path = Path(unquote(urlsplit(writer).path))

@@ -1,0 +1,82 @@
+"""A module imports from its own layer or from below, never upward."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "conntrackd"
+
+# Lowest first; a folder stands for all modules in it that are not named themselves.
+LAYERS = (
+    # words that everything uses
+    ("", "errors", "flow", "bpf", "stats", "cache"),
+    # parts, each alone
+    ("values", "options", "document", "geoip", "notify", "logs", "netlink", "filter"),
+    # from values to the outside
+    ("config", "sinks"),
+    # moving parts
+    ("pipeline", "filtering", "recorder", "checks", "bus"),
+    # the one that knows all
+    ("control", "daemon"),
+    # people
+    ("cli", "__main__"),
+)
+
+
+def find_layer(module: str) -> int:
+    """Of a dotted name below conntrackd."""
+    return next(number for number, names in enumerate(LAYERS) if module.partition(".")[0] in names)
+
+
+def find_imports(path: Path) -> Iterator[str]:
+    """Names below conntrackd that the file imports at run time: what is only for the type checker is none."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "conntrackd":
+            module = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                below = f"{module}.{alias.name}".lstrip(".")
+                is_module = (ROOT / below.replace(".", "/")).with_suffix(".py").exists()
+                yield below if is_module or (ROOT / below.replace(".", "/")).is_dir() else module
+
+
+def list_modules() -> Iterator[tuple[str, Path]]:
+    for path in ROOT.rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix("__init__").rstrip("."), path
+
+
+def test_every_module_has_a_layer_and_imports_nothing_from_above() -> None:
+    upward = [
+        f"{name} imports {imported}"
+        for name, path in list_modules()
+        for imported in find_imports(path)
+        if find_layer(imported) > find_layer(name)
+    ]
+
+    assert upward == []
+
+
+def test_only_one_file_knows_ply_and_only_one_ends_the_process() -> None:
+    texts = {name: path.read_text() for name, path in list_modules()}
+
+    assert [name for name, text in texts.items() if "from ply" in text or "import ply" in text] == [
+        "filter.grammar"
+    ]
+    assert [name for name, text in texts.items() if "sys.exit(" in text] == ["cli.report"]
+
+
+def test_no_module_is_longer_than_a_person_reads_at_once() -> None:
+    long = {
+        name: count for name, path in list_modules() if (count := len(path.read_text().splitlines())) > 500
+    }
+
+    assert long == {}
