@@ -5,14 +5,14 @@ PYTHON := $(VENV)/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
-# What a minimal Debian lacks: to build python3-systemd and the benchmark, to run the privileged tests.
-PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev libsystemd-dev mandoc nftables \
-	openssl pkg-config polkitd python3-dev python3-venv
+# What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
+PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
+	procps python3-dev python3-venv systemd util-linux
 
 .PHONY: run test lint bench system clean
 
 run: $(VENV)/ready
-	@echo 'conntrackd: make a connection to look at from another terminal:  python3 -c "import socket; socket.create_connection((\"127.0.0.1\", 22))"' >&2
+	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
 	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
 
 test: $(VENV)/ready lint

@@ -4,6 +4,7 @@ from typing import Final
 
 # include/uapi/linux/socket.h, asm-generic/socket.h
 SO_MEMINFO: Final = 55
+SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27

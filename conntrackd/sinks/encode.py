@@ -27,21 +27,21 @@ STATE_NAMES: Final = {each.value: each.name for each in TcpState}
 
 
 class Syntax(NamedTuple):
-    """What stands around a field's value: `{}` in an opening is the field's name."""
+    """What stands around a field's value; an opening is made of the field's name."""
 
-    open_text: str
+    open_text: Callable[[str], str]
     close_text: str
-    open_number: str
+    open_number: Callable[[str], str]
     close_number: str
     escape: Callable[[str], str]
 
     def text(self, name: str, value: str) -> str:
         """One field whose value is text."""
-        return f"{self.open_text.format(name)}{self.escape(value)}{self.close_text}"
+        return f"{self.open_text(name)}{self.escape(value)}{self.close_text}"
 
     def number(self, name: str, value: float) -> str:
         """One field whose value is a number."""
-        return f"{self.open_number.format(name)}{value}{self.close_number}"
+        return f"{self.open_number(name)}{value}{self.close_number}"
 
 
 def escape_json(value: str) -> str:
@@ -49,7 +49,7 @@ def escape_json(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)[1:-1]
 
 
-JSON: Final = Syntax(',"{}":"', '"', ',"{}":', "", escape_json)
+JSON: Final = Syntax(',"{}":"'.format, '"', ',"{}":'.format, "", escape_json)
 
 
 Rendered = tuple[str, str, str, str, Flow | Lost]
@@ -110,7 +110,7 @@ class Renderer:
         self._heads = Cache(self._render_head, MAX_HEADS)
         self._reasons = Cache(self._render_reason, MAX_HEADS)
         self._locations: dict[tuple[int, int], tuple[Location | None, Location | None, str]] = {}
-        text, number = syntax.open_text.format, syntax.open_number.format
+        text, number = syntax.open_text, syntax.open_number
         self._dst = syntax.close_text + text("dst")
         self._sport = syntax.close_text + number("sport")
         self._dport = syntax.close_number + number("dport")
@@ -172,8 +172,8 @@ class Renderer:
         syntax = self._syntax
         return _Head(
             f"{type_name} {protocol} connection from ",
-            syntax.text("type", type_name) + syntax.open_number.format("flow"),
-            syntax.close_number + syntax.text("prot", protocol) + syntax.open_text.format("src"),
+            syntax.text("type", type_name) + syntax.open_number("flow"),
+            syntax.close_number + syntax.text("prot", protocol) + syntax.open_text("src"),
             syntax.text("state", STATE_NAMES.get(state) or str(state)) if state >= 0 else "",
         )
 
@@ -211,7 +211,7 @@ class Renderer:
         if flow.start and flow.stop:
             syntax = self._syntax
             duration = _render_duration(flow.stop - flow.start)
-            fields += f"{syntax.open_number.format('duration')}{duration}{syntax.close_number}"
+            fields += f"{syntax.open_number('duration')}{duration}{syntax.close_number}"
         if flow.icmp_type >= 0:
             fields += number("icmp_type", flow.icmp_type) + number("icmp_code", flow.icmp_code)
         return fields

@@ -31,7 +31,7 @@ class _Metadata(Syntax):
         return "" if name in LABELS else super().text(name, value)
 
 
-METADATA: Final = _Metadata(',"{}":"', '"', ',"{}":"', '"', escape_json)
+METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape_json)
 
 
 class LokiEncoder:

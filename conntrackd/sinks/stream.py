@@ -7,7 +7,6 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -24,7 +23,7 @@ from conntrackd.sinks.sink import Parcel, SinkFailed, SinkRevised, SinkUnavailab
 BATCH_EVENTS: Final = 512
 BATCH_WAIT: Final = 0.02
 FILE_MODE: Final = 0o640  # connections are nobody's business but the administrators'
-# pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all, and poll() promises room for it.
+# pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all; poll() promises room for it.
 PIECE: Final = select.PIPE_BUF
 # A reader that is slow gets the rest in a write of its own after this time, so that what it has is counted.
 SLOW_SECONDS: Final = 1.0
@@ -56,12 +55,15 @@ class StreamSink:
         self,
         path: Path | None,
         standard: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        *,
+        slow: float = SLOW_SECONDS,
+        stall: float = STALL_SECONDS,
     ) -> None:
         """A path, the number of a standard descriptor, or neither: then events are encoded and discarded."""
         self._path = path
         self._standard = standard
-        self._clock = clock
+        self._slow = slow
+        self._stall = stall
         self._descriptor = -1
         self._wake = -1
         self._is_slow = False  # its other end may take no more for now
@@ -103,7 +105,7 @@ class StreamSink:
         return len(payload.text)
 
     def close(self) -> None:
-        """Of a file. A reopened one is a new one where logrotate has moved the old. Ends a write that waits."""
+        """Ends a write that waits. A file that is opened again is a new one where logrotate has moved it."""
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
         # Only a write that blocks in the kernel keeps the lock: it closes when it returns, if it ever does.
@@ -123,14 +125,14 @@ class StreamSink:
 
     def _write_pieces(self, payload: Lines) -> None:
         """Whole lines in each piece, so that those of others who write there stand between them."""
-        text, done, begin = memoryview(payload.text), 0, self._clock()
+        text, done, begin = memoryview(payload.text), 0, time.monotonic()
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.register(self._wake, select.POLLIN)
         while done < len(text):
-            if done and self._clock() - begin >= SLOW_SECONDS:
+            if done and time.monotonic() - begin >= self._slow:
                 raise _revise(payload, done, "reads slowly")
-            found = dict(poll.poll(1000 * (SLOW_SECONDS if done else STALL_SECONDS)))
+            found = dict(poll.poll(1000 * (self._slow if done else self._stall)))
             if self._wake in found or (not found and not done):
                 reason = "closed" if found else "nobody reads what is written"
                 raise SinkUnavailable(reason, rest=_cut(payload, done))
@@ -230,6 +232,13 @@ def create(config: Config) -> StreamSink:
     """The sink as configured."""
     writer = config[options.SINK_STREAM_WRITER]
     if writer in STANDARD:
+        # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
+        if getattr(sys, f"__{writer}__") is None:
+            raise ConfigError(
+                f"sink.stream.writer: {writer} is closed",
+                place=config.origin(options.SINK_STREAM_WRITER),
+                hint="file:///PATH writes to a file",
+            )
         return StreamSink(None, STANDARD[writer])
     if writer == "discard":
         return StreamSink(None)

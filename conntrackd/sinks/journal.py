@@ -1,0 +1,90 @@
+"""Events to journald's socket, one datagram each.
+
+Not through python-systemd: it holds the interpreter's lock while it waits for journald (235,
+_journal.c), so that a journald that stands still would stop the thread that reads events, and all others.
+"""
+
+import errno
+import os
+import select
+import socket
+from pathlib import Path
+from typing import Final
+
+from conntrackd.config import Config
+from conntrackd.flow import Batch
+from conntrackd.netlink.constants import SO_SNDBUFFORCE
+from conntrackd.sinks.encode_journal import JournalEncoder
+from conntrackd.sinks.sink import Parcel, SinkUnavailable, describe
+
+SOCKET: Final = Path("/run/systemd/journal/socket")
+BATCH_EVENTS: Final = 256
+BATCH_WAIT: Final = 0.02
+# How long journald may keep us waiting before the sink is said to be in trouble; nothing is dropped by that.
+PATIENCE_SECONDS: Final = 5.0
+# libsystemd's own figure: journald may be busy for a while.
+SEND_BUFFER: Final = 8 << 20
+
+
+class JournalSink:
+    """Sends to journald, and waits for it."""
+
+    name = "journal"
+    batch_events = BATCH_EVENTS
+    batch_wait = BATCH_WAIT
+
+    def __init__(self, path: Path = SOCKET) -> None:
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._encoder = JournalEncoder()
+
+    def open(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+            except PermissionError:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            self._socket.connect(os.fspath(self._path))
+        except OSError as error:
+            raise SinkUnavailable(f"{self._path}: {describe(error)}") from error
+
+    def encode(self, batch: Batch) -> list[bytes]:
+        return self._encoder.encode(batch)
+
+    def write(self, payload: list[bytes]) -> int:
+        """One after the other; what journald has not taken is raised as `rest`."""
+        assert self._socket is not None
+        for index, datagram in enumerate(payload):
+            try:
+                self._send(self._socket, datagram)
+            except OSError as error:
+                left = payload[index:]
+                # The EVENT_TYPE of a LOST record can be nothing else's: no value holds a line's end.
+                events = sum(b"\nEVENT_TYPE=LOST\n" not in each for each in left)
+                reason = f"{self._path}: {describe(error)}"
+                raise SinkUnavailable(reason, rest=Parcel(left, events)) from error
+        return sum(map(len, payload))
+
+    def _send(self, sock: socket.socket, datagram: bytes) -> None:
+        while True:
+            try:
+                sock.send(datagram)
+            except BlockingIOError:
+                # The queue of the receiver is full: wait for room in it, without a lock on anything.
+                poll = select.poll()
+                poll.register(sock, select.POLLOUT)
+                if not poll.poll(PATIENCE_SECONDS * 1000):
+                    raise TimeoutError(errno.ETIMEDOUT, "journald does not take what it is sent") from None
+            else:
+                return
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def create(_: Config) -> JournalSink:
+    """The sink as configured, which is not much."""
+    return JournalSink()

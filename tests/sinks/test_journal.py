@@ -1,0 +1,179 @@
+"""sinks/journal.py against a real systemd-journald in a mount namespace, read back by journalctl."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conntrackd.flow import Location, Lost
+from conntrackd.sinks.encode_journal import EVENT_ID, LOST_ID, JournalEncoder
+from conntrackd.sinks.journal import JournalSink
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.stats import SinkStats
+from tests.sinks.flows import BASE, make_flow, make_flows
+
+JOURNALD = "/lib/systemd/systemd-journald"
+# A /run of its own with no limit on records, which is what the shipped unit has; then journald itself.
+START = f"""
+mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal /run/log/journal
+printf '[Journal]\\nRateLimitIntervalSec=0\\nStorage=volatile\\n' > /run/systemd/journald.conf
+mkdir -p /run/systemd/journald.conf.d && cp /run/systemd/journald.conf /run/systemd/journald.conf.d/test.conf
+if [ ! -s /etc/machine-id ]; then
+    echo 0123456789abcdef0123456789abcdef > /run/id
+    touch /etc/machine-id
+    mount --bind /run/id /etc/machine-id
+fi
+exec {JOURNALD}
+"""
+
+
+class Journald:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.socket = Path(f"/proc/{process.pid}/root/run/systemd/journal/socket")
+
+    def read(self, *matches: str) -> list[dict[str, Any]]:
+        """What journalctl finds, oldest first."""
+        arguments = ["journalctl", "-D", "/run/log/journal", "-o", "json", "--no-pager", *matches]
+        done = subprocess.run(
+            ["nsenter", "-m", "-t", str(self.process.pid), *arguments],
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 15
+        while len(found := self.read("SYSLOG_IDENTIFIER=conntrackd")) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} records"
+        return found
+
+
+@contextmanager
+def journald() -> Iterator[Journald]:
+    command = ["unshare", "-m", "sh", "-c", START]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        running = Journald(process)
+        try:
+            deadline = time.monotonic() + 15
+            while not running.socket.exists():
+                assert process.poll() is None, "journald has ended"
+                assert time.monotonic() < deadline, "journald does not start"
+            yield running
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def send(sink: JournalSink, batch: list[Any]) -> int:
+    try:
+        sink.open()
+        return sink.write(sink.encode(batch))
+    finally:
+        sink.close()
+
+
+@pytest.mark.privileged
+def test_journalctl_reads_one_field_for_each_field_of_the_event() -> None:
+    event = make_flow(1)
+    event.mark = 16
+    event.dst_location = Location("Nuremberg\nPRIORITY=0\x1b[31m", "DE", 49.5, 11.0)
+    with journald() as running:
+        send(JournalSink(running.socket), [event, Lost(7, BASE, BASE + 10**9, "kernel")])
+        first, second = running.wait_for(2)
+
+    assert {name: value for name, value in first.items() if name.startswith("EVENT_")} == {
+        "EVENT_TIME": first["EVENT_TIME"],
+        "EVENT_TYPE": "NEW",
+        "EVENT_FLOW": "1",
+        "EVENT_PROT": "TCP",
+        "EVENT_SRC": "10.0.0.1",
+        "EVENT_DST": "192.0.2.1",
+        "EVENT_SPORT": "40000",
+        "EVENT_DPORT": "443",
+        "EVENT_STATE": "SYN_SENT",
+        "EVENT_MARK": "16",
+        "EVENT_CITY": "Nuremberg\\nPRIORITY=0\\x1b[31m",
+        "EVENT_COUNTRY": "DE",
+        "EVENT_LAT": "49.5",
+        "EVENT_LON": "11.0",
+    }
+    named = ("MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID")
+    assert [first[name] for name in named] == [
+        "NEW TCP connection from 10.0.0.1:40000 to 192.0.2.1:443",
+        "6",
+        "conntrackd",
+        EVENT_ID,
+    ]
+    assert (second["PRIORITY"], second["MESSAGE_ID"], second["EVENT_LOST"]) == ("4", LOST_ID, "7")
+
+
+@pytest.mark.privileged
+def test_a_journald_that_is_stopped_loses_nothing_and_holds_up_nobody() -> None:
+    stats = SinkStats()
+    with journald() as running:
+        outbox: Outbox[list[bytes]] = Outbox(JournalSink(running.socket), queue=10_000, stats=stats)
+        outbox.start()
+        running.process.send_signal(signal.SIGSTOP)
+        outbox.put(make_flows(2000))
+        for _ in range(100):  # while the sink waits, this thread goes on
+            outbox.put(make_flows(1, 5000))
+        running.process.send_signal(signal.SIGCONT)
+        assert outbox.flush(20)
+        outbox.stop(time.monotonic() + 5)
+        found = running.wait_for(2100)
+
+    assert [int(each["EVENT_FLOW"]) for each in found] == [*range(2000), *[5000] * 100]
+    assert stats.sink_events_delivered_total == 2100
+
+
+@pytest.mark.privileged
+def test_a_journald_that_comes_back_gets_what_waited() -> None:
+    with journald() as first:
+        path = first.socket
+        sink = JournalSink(path)
+        assert send(sink, make_flows(1)) > 0
+        first.process.kill()
+        first.process.wait(10)
+        with pytest.raises(SinkUnavailable):
+            send(sink, make_flows(1))
+
+
+def test_what_was_not_taken_is_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        sink = JournalSink(path)
+        sink.open()
+        closer = threading.Timer(0.2, receiver.close)
+        closer.start()
+        payload = sink.encode([Lost(1, BASE, BASE, "kernel"), *make_flows(100)])
+        with pytest.raises(SinkUnavailable) as caught:
+            sink.write(payload)
+        closer.join()
+        sink.close()
+
+    rest = caught.value.rest
+    assert rest is not None
+    assert 0 < rest.events < 100
+    assert rest.payload == payload[-rest.events :]
+
+
+def test_no_value_can_begin_a_field_of_its_own() -> None:
+    event = make_flow(1)
+    event.dst_location = Location(city="a\nMESSAGE=forged\r\x00\u202e")
+
+    (datagram,) = JournalEncoder().encode([event])
+    assert b"EVENT_CITY=a\\nMESSAGE=forged\\r\\x00\\u202e\n" in datagram
+    assert [line.partition(b"=")[0] for line in datagram.splitlines()].count(b"MESSAGE") == 1
