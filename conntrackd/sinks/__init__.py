@@ -38,8 +38,8 @@ class SinkKind:
     def create(self, config: Config) -> Sink[Any]:
         """A sink, not yet open. ConfigError when a setting cannot be used.
 
-        The module is imported here and not above: urllib3 and libsystemd cost memory that only those pay who
-        enabled the sink, and python-systemd may be missing where journald is.
+        The module is imported here and not above: urllib3 and ssl cost memory that only those pay who
+        enabled the sink.
         """
         sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)
         return sink
