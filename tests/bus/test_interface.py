@@ -1,4 +1,4 @@
-"""The XML, the handlers and the packages' files say the same, and a method without an action does not load."""
+"""The XML, the handlers and the packages' files agree, and a method without an action does not load."""
 
 import re
 import xml.etree.ElementTree as ET
