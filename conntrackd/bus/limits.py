@@ -2,7 +2,8 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from conntrackd.errors import ConntrackdError
@@ -81,13 +82,15 @@ class Running:
         self._limit = limit
         self._counts: dict[int | str, int] = {}
 
-    def begin(self, user: int | str) -> None:
-        """Raises LimitError when this user has enough of them."""
+    @contextmanager
+    def count(self, user: int | str) -> Iterator[None]:
+        """One more inside. Raises LimitError when this user has enough of them."""
         if self._counts.get(user, 0) >= self._limit:
             raise LimitError(f"{self._limit} calls of yours are under way already")
         self._counts[user] = self._counts.get(user, 0) + 1
-
-    def end(self, user: int | str) -> None:
-        self._counts[user] -= 1
-        if not self._counts[user]:
-            del self._counts[user]
+        try:
+            yield
+        finally:
+            self._counts[user] -= 1
+            if not self._counts[user]:
+                del self._counts[user]

@@ -132,12 +132,6 @@ class Session:
             self._close_descriptor(descriptor)
 
     async def _answer(self, message: Message) -> None:
-        key = self.callers.key(message.sender or "")
-        try:
-            self._running.begin(key)
-        except limits.LimitError as error:
-            self._send_error(message, error)
-            return
         try:
             reply = await self._find_reply(message)
         except ConntrackdError as error:
@@ -149,11 +143,17 @@ class Session:
             self._send_error(message, ConntrackdError(f"internal error: {type(error).__name__}"))
         else:
             self._send_reply(message, reply)
-        finally:
-            self._running.end(key)
 
     async def _find_reply(self, message: Message) -> Reply:
-        call = Call(message, await self.callers.find_user(message.sender or ""))
+        """Counted for the name until its user is known, from then on for the user, whatever his names."""
+        name = message.sender or ""
+        with self._running.count(self.callers.key(name)):
+            user = await self.callers.find_user(name)
+        with self._running.count(user):
+            return await self._answer_call(Call(message, user))
+
+    async def _answer_call(self, call: Call) -> Reply:
+        message = call.message
         standard = self._standard.get((message.interface or "", message.member or ""))
         if standard is None:
             return await self._call_handler(call)

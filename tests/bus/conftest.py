@@ -42,4 +42,4 @@ def client(bus: PrivateBus, served: Served) -> Iterator[Client]:
 @pytest.fixture
 def raw(bus: PrivateBus, served: Served) -> Iterator[Raw]:
     with Raw(bus.address, {}) as made:
-        yield made.start()  # type: ignore[attr-defined]
+        yield made

@@ -1,8 +1,9 @@
 """A bus of the test's own, the service on it, and the users who call."""
 
+import array
 import asyncio
 import os
-import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -18,12 +19,19 @@ from tests.bus.recorder import Recorder
 
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parents[2]
-SECONDS: Final = 20.0
+SECONDS: Final = 10.0
 NOBODY: Final = 65534
 # A group that every machine has and nobody is in: the policy's `conntrackd` is not there before installation.
 STAND_IN: Final = ("games", 60)
 
-OPEN: Final = '<policy context="default"><allow send_destination="*"/><allow own="*"/></policy>'
+OPEN: Final = """
+  <policy context="default">
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+    <allow own="*"/>
+    <allow user="*"/>
+  </policy>
+"""
 # What Debian's system.conf says before the services' own files.
 STRICT: Final = """
   <policy context="default">
@@ -159,7 +167,7 @@ class Served:
 class Raw(Client):
     """A client that sends whatever a test wants, and sees every message that comes."""
 
-    def start(self) -> "Raw":
+    def __enter__(self) -> "Raw":
         self._connect()
         return self
 
@@ -171,9 +179,6 @@ class Raw(Client):
         return self.post_bytes(wire.encode_call(header, list(values)), descriptors)
 
     def post_bytes(self, data: bytes, descriptors: Sequence[int] = ()) -> int:
-        import array  # noqa: PLC0415
-        import socket  # noqa: PLC0415
-
         assert self._socket is not None
         rights = array.array("i", descriptors).tobytes()
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
@@ -228,13 +233,3 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         done.wait(0.02)
     raise AssertionError("did not happen in time")
-
-
-@contextmanager
-def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Held by SIGSTOP."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
