@@ -1,0 +1,286 @@
+"""Who may do what: as an ordinary user, as a member of the group, as root; with and without polkit."""
+
+import asyncio
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
+
+from conntrackd.bus import wire
+from conntrackd.bus.client import Client, RemoteError
+from conntrackd.bus.interface import CONTROL, INFO, MANAGER, OBSERVE, load
+from conntrackd.errors import NotPermittedError
+from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Raw, Served, as_user, wait_until
+
+pytestmark = pytest.mark.privileged
+
+OTHER: Final = 1
+"""`daemon`: the bus takes only users that the system knows, and the stand-in for ours is `nobody`."""
+GROUP: Final = STAND_IN[1]
+# One harmless call for each action.
+EXAMPLES: Final = {
+    INFO: ("GetStatistics", "", ()),
+    OBSERVE: ("CheckFilter", "as", (["x"],)),
+    CONTROL: ("ResetFilter", "", ()),
+}
+
+
+class FakePolkit:
+    """org.freedesktop.PolicyKit1 that answers as it is told; None is never."""
+
+    def __init__(self, address: str) -> None:
+        self.answers: dict[str, tuple[bool, bool] | None] = {}
+        self.asked: list[Any] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._do(self._start(address))
+
+    def _do(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
+
+    async def _start(self, address: str) -> None:
+        self._bus = await MessageBus(bus_address=address).connect()
+        self._bus.add_message_handler(self._answer)
+        await self._bus.request_name("org.freedesktop.PolicyKit1")
+
+    def _answer(self, message: Message) -> Message | bool | None:
+        if message.message_type is not MessageType.METHOD_CALL or not message.interface:
+            return None
+        if message.member == "CancelCheckAuthorization":
+            self.asked.append("cancel")
+            return True
+        (kind, details), action, _, flags, _ = message.body
+        self.asked.append((kind, sorted(details), action, flags))
+        answer = self.answers.get(action, (False, False))
+        if answer is None:
+            return True
+        return Message.new_method_return(message, "(bba{ss})", [[*answer, {}]])
+
+    def close(self) -> None:
+        async def end() -> None:
+            self._bus.disconnect()
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+
+        self._do(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(SECONDS)
+        self._loop.close()
+
+
+@pytest.fixture
+def polkit(bus: PrivateBus) -> Iterator[FakePolkit]:
+    made = FakePolkit(bus.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ordinary(bus: PrivateBus, polkit: FakePolkit, served: Served) -> Iterator[Raw]:
+    """An ordinary user's connection, where the bus lets everybody through to the second ring."""
+    with as_user(OTHER):
+        raw = Raw(bus.address, {}).__enter__()
+    yield raw
+    raw.close()
+
+
+def try_all(client: Client) -> dict[str, bool]:
+    """Which actions are allowed to this caller."""
+    found = {}
+    for action, (member, signature, values) in EXAMPLES.items():
+        try:
+            client.call(member, signature, *values)
+        except NotPermittedError:
+            found[action] = False
+        else:
+            found[action] = True
+    return found
+
+
+@pytest.mark.parametrize("allowed", [set(), {INFO}, {INFO, OBSERVE}, {INFO, OBSERVE, CONTROL}, {CONTROL}])
+def test_an_ordinary_user_may_do_what_polkit_says_and_nothing_else(
+    allowed: set[str], ordinary: Raw, polkit: FakePolkit
+) -> None:
+    polkit.answers = dict.fromkeys(allowed, (True, False))
+
+    assert try_all(ordinary) == {action: action in allowed for action in EXAMPLES}
+
+
+def test_polkit_is_asked_by_the_callers_bus_name_for_each_method_its_action(
+    ordinary: Raw, polkit: FakePolkit, served: Served
+) -> None:
+    for method in load()[MANAGER].methods.values():
+        polkit.asked.clear()
+        values = {"as": ["x"], "u": 0, "s": "info"}
+        with pytest.raises(NotPermittedError):
+            ordinary.call(method.name, method.in_signature, *(values[each.type] for each in method.takes))
+        assert polkit.asked == [("system-bus-name", ["name"], method.action, 1)]
+    for member in ("Enable", "Disable", "Flush"):
+        polkit.asked.clear()
+        with pytest.raises(NotPermittedError):
+            ordinary.ask("/org/conntrackd1/sink/loki", "org.conntrackd1.Sink", member, "")
+        assert polkit.asked == [("system-bus-name", ["name"], CONTROL, 1)]
+    assert served.control.asked == []
+
+
+def test_who_may_only_be_informed_reads_all_properties_but_the_rules(
+    ordinary: Raw, polkit: FakePolkit
+) -> None:
+    polkit.answers = {INFO: (True, False)}
+
+    properties = ordinary.read_properties()
+
+    assert set(load()[MANAGER].properties) - set(properties) == {"Rules"}
+    with pytest.raises(NotPermittedError):
+        ordinary.ask("/org/conntrackd1", "org.freedesktop.DBus.Properties", "Get", "ss", MANAGER, "Rules")
+
+
+def test_what_needs_a_password_is_told_apart_where_nobody_can_be_asked(
+    ordinary: Raw, polkit: FakePolkit
+) -> None:
+    polkit.answers = {CONTROL: (False, True)}
+
+    with pytest.raises(NotPermittedError, match=r"polkit does not allow org\.conntrackd1\.control"):
+        ordinary.call("Reload")
+
+
+def test_without_polkit_there_is_information_and_the_rest_is_for_root(
+    bus: PrivateBus, served: Served
+) -> None:
+    with as_user(OTHER):
+        other = Raw(bus.address, {}).__enter__()
+    with other, bus.connect() as root:
+        assert try_all(other) == {INFO: True, OBSERVE: False, CONTROL: False}
+        assert try_all(root) == dict.fromkeys(EXAMPLES, True)
+
+
+def test_a_caller_who_goes_while_polkit_asks_for_his_password_ends_the_dialogue(
+    bus: PrivateBus, polkit: FakePolkit, served: Served
+) -> None:
+    polkit.answers = {CONTROL: None}
+    with as_user(OTHER):
+        other = Raw(bus.address, {}).__enter__()
+    header = {"path": "/org/conntrackd1", "interface": MANAGER, "member": "Reload"}
+    with other:
+        other.post(
+            wire.Header(
+                wire.METHOD_CALL,
+                wire.ALLOW_INTERACTIVE_AUTHORIZATION,
+                destination="org.conntrackd1",
+                **header,  # type: ignore[arg-type]
+            ),
+            [],
+        )
+        wait_until(lambda: len(polkit.asked) == 1)
+
+    wait_until(lambda: polkit.asked[1:] == ["cancel"])
+    assert served.control.asked == []
+
+
+# ---- the outer ring -----------------------------------------------------------------------------------
+
+
+def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_signals(
+    strict_bus: PrivateBus,
+) -> None:
+    served = Served(strict_bus.address)
+    try:
+        served.wait_ready()
+        with as_user(OTHER):
+            stranger = Raw(strict_bus.address, {}).__enter__()
+        with as_user(OTHER, GROUP):
+            member = Raw(strict_bus.address, {}).__enter__()
+        with stranger, member, strict_bus.connect() as root:
+            with pytest.raises(NotPermittedError, match="you may not talk to conntrackd"):
+                stranger.read_properties()
+            assert try_all(member) == {INFO: True, OBSERVE: False, CONTROL: False}
+            assert try_all(root) == dict.fromkeys(EXAMPLES, True)
+            for each in (stranger, member):
+                each.ask_bus("AddMatch", "s", "type='signal',interface='org.conntrackd1.Manager'")
+            served.control.tell_lost(1)
+            assert member.read_until(lambda header: header.member == "EventsLost")[1] == [1]
+            # The bus has passed the signal on before this answer: the stranger would have it by now.
+            stranger.ask_bus("GetId", "")
+            assert stranger._received == b""
+            for name in ("org.conntrackd1", "org.freedesktop.PolicyKit1"):
+                with pytest.raises((NotPermittedError, RemoteError)):
+                    stranger.ask_bus("RequestName", "su", name, 0)
+    finally:
+        served.close()
+
+
+def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
+    served = Served(strict_bus.address)
+    try:
+        served.wait_ready()
+        with as_user(OTHER):
+            stranger = Raw(strict_bus.address, {}).__enter__()
+        seen: list[str] = []
+        judge = served.service._limiter.admit
+        served.service._limiter.admit = lambda user: seen.append(str(user)) or judge(user)  # type: ignore[func-returns-value]
+        with stranger:
+            header = wire.Header(
+                wire.METHOD_CALL,
+                path="/org/conntrackd1",
+                interface=MANAGER,
+                member="GetStatistics",
+                destination="org.conntrackd1",
+            )
+            for _ in range(1000):
+                stranger.post(header, [])
+            answers = [stranger.read_until(lambda each: each.reply_serial > 1)[0] for _ in range(1000)]
+        assert {each.error_name for each in answers} == {"org.freedesktop.DBus.Error.AccessDenied"}
+        assert seen == []
+    finally:
+        served.close()
+
+
+# ---- the real one -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_polkit(strict_bus: PrivateBus, tmp_path: Path) -> Iterator[Any]:
+    """polkitd with our policy beside what is installed, in a mount namespace of its own."""
+    polkitd = Path("/usr/lib/polkit-1/polkitd")
+    if not polkitd.exists():
+        pytest.skip("polkitd is not installed")
+    policy = ROOT / "dbus/org.conntrackd1.policy"
+    program = f"""
+        mount -t tmpfs none /usr/share/polkit-1/actions &&
+        install -m 644 {policy} /usr/share/polkit-1/actions/ &&
+        sed -i 's/unix-user:conntrackd/unix-user:nobody/' /usr/share/polkit-1/actions/* &&
+        chmod 755 /usr/share/polkit-1/actions && exec {polkitd} --no-debug"""
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", program],
+        env={"DBUS_SYSTEM_BUS_ADDRESS": strict_bus.address, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "polkit.log").open("wb"),
+    )
+    with Raw(strict_bus.address, {}) as raw:
+        wait_until(
+            lambda: (
+                process.poll() is not None
+                or raw.ask_bus("NameHasOwner", "s", "org.freedesktop.PolicyKit1") == [True]
+            )
+        )
+    yield process
+    process.terminate()
+    process.wait(SECONDS)
+
+
+def test_the_real_polkit_reads_our_policy(strict_bus: PrivateBus, real_polkit: Any, tmp_path: Path) -> None:
+    assert real_polkit.poll() is None, (tmp_path / "polkit.log").read_text()
+    served = Served(strict_bus.address)
+    try:
+        served.wait_ready()
+        with as_user(OTHER, GROUP):
+            member = Raw(strict_bus.address, {}).__enter__()
+        with member:
+            assert try_all(member) == {INFO: True, OBSERVE: True, CONTROL: False}
+    finally:
+        served.close()
