@@ -255,12 +255,13 @@ def real_polkit(strict_bus: PrivateBus, tmp_path: Path) -> Iterator[Any]:
         install -m 644 {policy} /usr/share/polkit-1/actions/ &&
         sed -i 's/unix-user:conntrackd/unix-user:nobody/' /usr/share/polkit-1/actions/* &&
         chmod 755 /usr/share/polkit-1/actions && exec {polkitd} --no-debug"""
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", program],
-        env={"DBUS_SYSTEM_BUS_ADDRESS": strict_bus.address, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "polkit.log").open("wb"),
-    )
+    with (tmp_path / "polkit.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", program],
+            env={"DBUS_SYSTEM_BUS_ADDRESS": strict_bus.address, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            stdout=log,
+            stderr=log,
+        )
     with Raw(strict_bus.address, {}) as raw:
         wait_until(
             lambda: (

@@ -1,0 +1,355 @@
+"""What keeps events from coming, being complete, or arriving: checks of this machine, each with its remedy.
+
+The daemon answers Doctor() with examine(config, situation); `conntrackctl doctor` prints that, or calls
+examine(config) itself where no daemon runs. Nothing here changes anything.
+"""
+
+import ctypes
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from conntrackd import options
+from conntrackd.bus.control import Finding, SinkStatus
+from conntrackd.config import Config
+from conntrackd.errors import ConntrackdError
+from conntrackd.netlink import tracking
+from conntrackd.netlink.namespace import enter
+from conntrackd.sinks import SINKS
+from conntrackd.values import render_size
+
+OK: Final = "ok"
+NOTE: Final = "note"
+WARNING: Final = "warning"
+ERROR: Final = "error"
+
+SYSCTL: Final = "proc/sys/net/netfilter"
+# include/uapi/linux/capability.h
+CAP_NET_ADMIN: Final = 12
+# Where the kernel starts to drop new connections soon, and where it is about to.
+FILL_WARNING: Final = 0.8
+FILL_ERROR: Final = 0.95
+# MaxMind and DB-IP bring out a new one at least monthly.
+GEOIP_DAYS: Final = 60
+# journald.conf(5): RateLimitBurst=, RateLimitIntervalSec=
+JOURNAL_BURST: Final = 10_000
+JOURNAL_CONFIG: Final = (
+    "usr/lib/systemd/journald.conf.d",
+    "run/systemd/journald.conf.d",
+    "etc/systemd/journald.conf.d",
+)
+UNIT_PATHS: Final = (
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+    "run/systemd/system",
+    "etc/systemd/system",
+)
+JOURNAL_SOCKET: Final = "run/systemd/journal/socket"
+CONNECT_SECONDS: Final = 2.0
+# 2020-01-01: no machine that runs this code has an earlier date
+OLDEST_TIME: Final = 1_577_836_800
+# adjtimex(2): TIME_ERROR, "the system clock is not synchronized"
+TIME_ERROR: Final = 5
+TIMEX_BYTES: Final = 208
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What only the running daemon knows. `buffer` is what the kernel gave, not doubled."""
+
+    is_tracking: bool | None
+    buffer: int
+    lost: int = 0
+    sinks: Mapping[str, SinkStatus] = field(default_factory=dict)
+
+
+def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
+    """All findings, in the order in which an event travels. Takes up to some seconds; raises nothing.
+
+    `situation` is None where no daemon runs. `root` is where /proc, /etc and /run are. Sysctls are those of
+    the network namespace that the configuration names.
+    """
+    found = [check_capability(root)] if situation is None else []
+    try:
+        with enter(config[options.CONNTRACK_NETNS]):
+            found += check_kernel(root, situation)
+    except ConntrackdError as error:
+        found.append(Finding(ERROR, "namespace", error.message, error.hint))
+    found.append(check_buffer(config, situation, root))
+    if situation is not None:
+        found.append(check_loss(situation))
+    found += check_geoip(config)
+    if config[options.SINK_JOURNAL_ENABLE]:
+        found.append(check_journal_rate(root))
+    found += check_sinks(config, situation, root)
+    found += [check_clock(time.time(), is_synchronized()), check_packages(root)]
+    return found
+
+
+# ---- the kernel ---------------------------------------------------------------------------------------
+
+
+def check_capability(root: Path) -> Finding:
+    """Whether this process may listen: without a daemon, root is what it would be started as."""
+    match = re.search(r"(?m)^CapEff:\s*([0-9a-f]+)$", _read(root / "proc/self/status"))
+    if match and int(match[1], 16) >> CAP_NET_ADMIN & 1:
+        return Finding(OK, "capability", "CAP_NET_ADMIN is there")
+    return Finding(
+        NOTE,
+        "capability",
+        "without CAP_NET_ADMIN, which the service has, not all can be seen from here",
+        "sudo conntrackctl doctor",
+    )
+
+
+def check_kernel(root: Path, situation: Situation | None) -> Iterator[Finding]:
+    """Module, tracking, and the settings of conntrack in this thread's network namespace."""
+    if not (root / SYSCTL / "nf_conntrack_count").exists():
+        yield Finding(
+            ERROR, "module", "the kernel module nf_conntrack is not loaded", "modprobe nf_conntrack"
+        )
+        return
+    yield Finding(OK, "module", "nf_conntrack is loaded")
+    is_tracking = tracking.is_tracking() if situation is None else situation.is_tracking
+    yield check_tracking(is_tracking)
+    yield from check_settings(root)
+    yield check_table(root)
+
+
+def check_tracking(is_tracking: bool | None) -> Finding:
+    """What netlink/tracking.py found out."""
+    if is_tracking is False:
+        message, _, _ = tracking.NOT_TRACKED.partition("\n")
+        return Finding(ERROR, "tracking", message, "in conntrackd.yaml: conntrack: {activate: true}")
+    if is_tracking is None:
+        return Finding(NOTE, "tracking", "nobody can tell whether connections are tracked here")
+    return Finding(OK, "tracking", "connections are tracked in this network namespace")
+
+
+def check_settings(root: Path) -> Iterator[Finding]:
+    """nf_conntrack_events, _acct and _timestamp."""
+    events = read_number(root / SYSCTL / "nf_conntrack_events")
+    if events == 0:
+        yield _advise(ERROR, "events", "the kernel is told to send no events", "nf_conntrack_events", 1)
+    elif events == 2:
+        text = "flows that are older than the daemon end without an event"
+        yield _advise(NOTE, "events", text, "nf_conntrack_events", 1)
+    else:
+        yield Finding(OK, "events", "the kernel sends events")
+    for name, lack in (("acct", "packets and bytes"), ("timestamp", "start, stop and duration")):
+        if read_number(root / SYSCTL / f"nf_conntrack_{name}") == 0:
+            yield _advise(NOTE, name, f"events come without {lack}", f"nf_conntrack_{name}", 1)
+        else:
+            yield Finding(OK, name, f"nf_conntrack_{name} is on")
+
+
+def check_table(root: Path) -> Finding:
+    """How full the table of connections is: where it is full, the kernel refuses new ones."""
+    count = read_number(root / SYSCTL / "nf_conntrack_count") or 0
+    limit = read_number(root / SYSCTL / "nf_conntrack_max") or read_number(
+        root / "proc/sys/net/nf_conntrack_max"
+    )
+    if not limit:
+        return Finding(OK, "table", f"{count} connections, no limit")
+    text = f"{count} of {limit} connections"
+    if count >= limit * FILL_WARNING:
+        severity = ERROR if count >= limit * FILL_ERROR else WARNING
+        text = f"the table is nearly full: {text}; above the limit the kernel drops packets"
+        return _advise(severity, "table", text, "nf_conntrack_max", limit * 2)
+    return Finding(OK, "table", text)
+
+
+def _advise(severity: str, check: str, message: str, name: str, value: int) -> Finding:
+    return Finding(severity, check, message, f"sysctl -w net.netfilter.{name}={value}")
+
+
+# ---- the daemon ---------------------------------------------------------------------------------------
+
+
+def check_buffer(config: Config, situation: Situation | None, root: Path) -> Finding:
+    """The receive buffer against what was asked for."""
+    asked = config[options.CONNTRACK_BUFFER]
+    limit = read_number(root / "proc/sys/net/core/rmem_max")
+    if situation is None:
+        text = f"{render_size(asked)} will be asked for"
+        if limit is not None and limit < asked:
+            text += "; more than net.core.rmem_max takes CAP_NET_ADMIN, which the service has"
+        return Finding(OK, "buffer", text)
+    if situation.buffer < asked:
+        text = f"the receive buffer has {render_size(situation.buffer)} instead of {render_size(asked)}"
+        return Finding(WARNING, "buffer", text, f"sysctl -w net.core.rmem_max={asked}")
+    return Finding(OK, "buffer", f"{render_size(situation.buffer)}, as asked for")
+
+
+def check_loss(situation: Situation) -> Finding:
+    """Whether the kernel had to drop events."""
+    if situation.lost:
+        wanted = (
+            f"in conntrackd.yaml: conntrack: {{buffer: {render_size(max(situation.buffer, 1 << 20) * 2)}}}"
+        )
+        return Finding(WARNING, "loss", f"{situation.lost} events were lost in the kernel", wanted)
+    return Finding(OK, "loss", "no event was lost in the kernel")
+
+
+def check_geoip(config: Config, now: float | None = None) -> Iterator[Finding]:
+    """Each database: whether it is there, and how old."""
+    for path in config[options.GEOIP_DATABASE]:
+        try:
+            age = ((time.time() if now is None else now) - path.stat().st_mtime) / 86400
+        except OSError as error:
+            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", "geoipupdate, or mend geoip.database")
+            continue
+        if age > GEOIP_DAYS:
+            yield Finding(WARNING, "geoip", f"{path} is {age:.0f} days old", "geoipupdate")
+        else:
+            yield Finding(OK, "geoip", f"{path} is {max(age, 0):.0f} days old")
+
+
+# ---- the sinks ----------------------------------------------------------------------------------------
+
+
+def check_sinks(config: Config, situation: Situation | None, root: Path) -> Iterator[Finding]:
+    """Whether each sink's receiver can be reached: as the daemon sees it, or tried from here."""
+    enabled = [kind.name for kind in SINKS if kind.enabled(config)]
+    if not enabled:
+        yield Finding(
+            ERROR, "sink", "no sink is enabled", "in conntrackd.yaml: sink: {journal: {enable: true}}"
+        )
+    for name in enabled if situation is None else situation.sinks:
+        if situation is None:
+            yield check_receiver(name, config, root)
+        else:
+            yield check_sink_state(name, situation.sinks[name])
+
+
+def check_sink_state(name: str, status: SinkStatus) -> Finding:
+    """What the outbox says."""
+    text = f"{name} is {status.state}{f': {status.error}' if status.error else ''}"
+    match status.state:
+        case "failed" | "disabled":
+            severity = ERROR if status.state == "failed" else NOTE
+            return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
+        case "retrying":
+            return Finding(WARNING, "sink", text, f"look after the receiver: sink.{name}.address")
+    return Finding(OK, "sink", text)
+
+
+def check_receiver(name: str, config: Config, root: Path) -> Finding:
+    """A connection, as far as that shows anything."""
+    match name:
+        case "journal":
+            if not (root / JOURNAL_SOCKET).exists():
+                return Finding(ERROR, "sink", "journal: journald does not run here", "use another sink")
+            return Finding(OK, "sink", "journal: journald is there")
+        case "syslog":
+            address = config[options.SINK_SYSLOG_ADDRESS]
+        case "loki":
+            address = config[options.SINK_LOKI_ADDRESS]
+        case _:
+            return Finding(OK, "sink", f"{name} is enabled")
+    reason = try_address(address)
+    if reason:
+        return Finding(WARNING, "sink", f"{name}: {address}: {reason}", f"mend sink.{name}.address")
+    return Finding(OK, "sink", f"{name}: {address} can be reached")
+
+
+def try_address(address: str) -> str:
+    """Why nothing answers there, or nothing."""
+    parts = urlsplit(address)
+    try:
+        if parts.scheme in {"unix", "unixgram"}:
+            return "" if Path(parts.path).is_socket() else "there is no such socket"
+        default = {"udp": 514, "tcp": 514, "tls": 6514, "http": 80, "https": 443}[parts.scheme]
+        where = (parts.hostname or "", parts.port or default)
+        if parts.scheme == "udp":
+            socket.getaddrinfo(*where, type=socket.SOCK_DGRAM)
+        else:
+            socket.create_connection(where, CONNECT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
+    """journald drops what one service logs above a rate, unless its unit says otherwise."""
+    files = [root / base / unit for base in UNIT_PATHS]
+    files += [each for base in UNIT_PATHS for each in sorted((root / base / f"{unit}.d").glob("*.conf"))]
+    own = find_settings(files)
+    if own.get("LogRateLimitIntervalSec") in {"0", "0s", "infinity"} or own.get("LogRateLimitBurst") == "0":
+        return Finding(OK, "journald", "no rate limit for the service")
+    files = [root / "etc/systemd/journald.conf"]
+    files += [each for base in JOURNAL_CONFIG for each in sorted((root / base).glob("*.conf"))]
+    general = find_settings(files)
+    if general.get("RateLimitIntervalSec") in {"0", "0s"} or general.get("RateLimitBurst") == "0":
+        return Finding(OK, "journald", "no rate limit")
+    burst = own.get("LogRateLimitBurst") or general.get("RateLimitBurst") or str(JOURNAL_BURST)
+    interval = own.get("LogRateLimitIntervalSec") or general.get("RateLimitIntervalSec") or "30s"
+    return Finding(
+        WARNING,
+        "journald",
+        f"journald keeps {burst} messages of a service in {interval} and drops the rest",
+        "systemctl edit conntrackd, with these lines: [Service] LogRateLimitIntervalSec=0",
+    )
+
+
+def find_settings(files: list[Path]) -> dict[str, str]:
+    """`Key=value` lines, the last one of each key; files that are not there have none."""
+    return {
+        match[1]: match[2]
+        for path in files
+        for match in re.finditer(r"(?m)^\s*([A-Za-z]+)\s*=\s*(.*?)\s*$", _read(path))
+    }
+
+
+# ---- around it ----------------------------------------------------------------------------------------
+
+
+def check_clock(now: float, synchronized: bool | None) -> Finding:
+    """Events carry the time of this machine."""
+    if now < OLDEST_TIME:
+        return Finding(ERROR, "clock", "the clock is years behind", "timedatectl set-ntp true")
+    if synchronized is False:
+        return Finding(NOTE, "clock", "the clock is not synchronized", "timedatectl set-ntp true")
+    return Finding(OK, "clock", "the clock is set")
+
+
+def is_synchronized(call: Callable[[ctypes.Array[ctypes.c_char]], int] | None = None) -> bool | None:
+    """Whether the kernel says that something keeps its clock right; None where it does not say."""
+    timex = ctypes.create_string_buffer(TIMEX_BYTES)  # modes is 0: nothing is set
+    try:
+        state = call(timex) if call is not None else ctypes.CDLL(None).adjtimex(timex)
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != TIME_ERROR
+
+
+def check_packages(root: Path) -> Finding:
+    """conntrack-tools has a daemon of the same name, that synchronizes firewalls."""
+    if (root / "etc/conntrackd/conntrackd.conf").exists():
+        return Finding(
+            WARNING,
+            "packages",
+            "/etc/conntrackd/conntrackd.conf belongs to conntrack-tools, whose daemon has the same name",
+            "apt remove conntrackd, where it is that of conntrack-tools (its table tool stays)",
+        )
+    return Finding(OK, "packages", "no other conntrackd")
+
+
+def read_number(path: Path) -> int | None:
+    """The number in a file of /proc, None where there is none."""
+    try:
+        return int(_read(path))
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
