@@ -1,0 +1,125 @@
+"""filtering.py: what rules become, and the change from one list to another while events flow."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from conntrackd.config import Config, read_config
+from conntrackd.errors import ManyErrors, RuleError
+from conntrackd.filter.text import RuleText
+from conntrackd.filtering import Filter, change_filter, compile_filter
+from conntrackd.flow import EventType, Flow
+from conntrackd.netlink.decode import Decoder
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.socket import EventSocket
+from conntrackd.pipeline import Pipeline
+from conntrackd.sinks.tail import Tails
+from conntrackd.stats import Stats
+from tests.live.network import TRACKING, Network, call_inside, network
+
+ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
+
+
+def read(**environ: str) -> Config:
+    return read_config({}, {f"CONNTRACKD_{name}": value for name, value in environ.items()})
+
+
+def make(config: Config, *texts: str) -> Filter:
+    return compile_filter([RuleText(text) for text in texts], "test", config)
+
+
+def test_rules_become_canonical_text_groups_and_a_program() -> None:
+    some = make(read(), "log  TYPE new", "deny any")
+
+    assert some.rules == ("log type NEW", "drop any")
+    assert some.groups == EventType.NEW
+    assert some.program is not None
+    assert len(some.program) == 8 * some.instructions
+    assert some.warnings == ()
+
+
+def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
+    some = make(read(CONNTRACK_KERNEL_FILTER="no", CONNTRACK_EVENTS="new,destroy"), "drop any")
+
+    assert (some.groups, some.program) == (EventType.NEW | EventType.DESTROY, None)
+
+
+def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
+    with pytest.raises(ManyErrors) as caught:
+        make(read(), "log prot TCP", "log protocol TPC")
+    warned = make(read(), "drop any", "log protocol TCP")
+
+    assert len(caught.value.errors) == 2
+    assert all(isinstance(each, RuleError) for each in caught.value.errors)
+    assert len(warned.warnings) == 1
+
+
+class Gathering:
+    """In the place of an outbox: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.flows: list[Flow] = []
+
+    def put(self, flows: list[Flow]) -> None:
+        self.flows += flows
+
+    def tell_lost(self, _: object) -> None:
+        raise AssertionError("the buffer is large enough for all")
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as built:
+        built.load(TRACKING)
+        yield built
+
+
+def send(count: int) -> int:
+    """One flow from each port, all of them wanted by every filter below, and one that only some want."""
+    for port in range(10_000, 10_000 + count):
+        for target in (9, 10):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("10.1.0.2", port))
+                sock.sendto(b"", ("10.2.0.2", target))
+    return os.getpid()
+
+
+@pytest.mark.privileged
+def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Network) -> None:
+    config, stats, gathering, tails = read(), Stats(), Gathering(), Tails()
+    filters = [
+        make(config, "log type NEW and destination port 9", "drop any"),
+        make(config, "drop destination port 10 and type NEW", "log destination port 9", "drop type UPDATE"),
+        make(config),
+    ]
+    with enter(net.router):
+        events = EventSocket.open(groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
+    pipeline = Pipeline(
+        Decoder(stats),
+        filters[0].selector,
+        None,
+        [gathering],  # type: ignore[list-item]  # has what the reader calls
+        tails,
+        stats,
+    )
+    reader = threading.Thread(target=pipeline.listen, args=(events,))
+    reader.start()
+    sender = threading.Thread(target=call_inside, args=(net.client, send, 5000))
+    sender.start()
+    changes, old = 0, filters[0]
+    while sender.is_alive():
+        new = filters[(changes + 1) % len(filters)]
+        change_filter(pipeline, events, old, new)
+        changes, old = changes + 1, new
+    sender.join()
+    pipeline.stop()
+    reader.join()
+    events.close()
+    wanted = [flow for flow in gathering.flows if flow.type == EventType.NEW and flow.dport == 9]
+
+    assert changes > 100
+    assert [flow.sport for flow in wanted] == list(range(10_000, 15_000))
+    assert stats.events_lost_total == stats.events_malformed_total == 0
