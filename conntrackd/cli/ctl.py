@@ -5,15 +5,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
+from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli import report
 from conntrackd.cli.render import HelpFormatter
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UsageError
 
 PROGRAM: Final = "conntrackctl"
-VERBS: Final[tuple[Verb, ...]] = (*filter_verbs.VERBS,)
-GROUPS: Final = {"filter": "look at filter rules, try them out"}
+VERBS: Final[tuple[Verb, ...]] = (
+    *control.VERBS,
+    *stats.VERBS,
+    *tail.VERBS,
+    *top.VERBS,
+    *doctor.VERBS,
+    *filter_verbs.VERBS,
+)
+GROUPS: Final = {
+    "filter": "look at filter rules, change them, try them out",
+    "sink": "look at sinks, switch them",
+}
 """Words that further words follow."""
 
 

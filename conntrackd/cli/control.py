@@ -1,0 +1,233 @@
+"""conntrackctl status, reload, reload-filter, log-level, filter show/set/reset, sink: one function a verb."""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from conntrackd.cli.daemonlink import (
+    LEVELS,
+    add_bus,
+    add_json,
+    connect,
+    parse_seconds,
+    print_changes,
+    print_json,
+    print_lines,
+    print_table,
+)
+from conntrackd.cli.verb import Verb
+
+DEGRADED: Final = 4
+"""The daemon runs, and something is wrong (systemctl's and LSB's 3 is: it does not run)."""
+GOOD_STATES: Final = ("ok", "starting", "disabled")
+DROPPED: Final = "sink_events_dropped_"
+
+
+def add_set_arguments(parser: ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("rules", nargs="+", metavar="RULE", help="the rules, in their order")
+    parser.add_argument(
+        "--for",
+        dest="seconds",
+        type=parse_seconds,
+        default=0,
+        metavar="TIME",
+        help="revert after, such as 10m",
+    )
+
+
+def add_level_argument(parser: ArgumentParser) -> None:
+    add_bus(parser)
+    parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=f"one of: {', '.join(LEVELS)}")
+
+
+def add_name_argument(parser: ArgumentParser) -> None:
+    add_bus(parser)
+    parser.add_argument("name", metavar="NAME", help="name of a sink")
+
+
+def show_status(arguments: Namespace) -> int:
+    """Whether it is healthy: 0, or 4. Where it does not run, the error's status is 3."""
+    with connect(arguments) as client:
+        properties, sinks = client.read_properties(), client.read_sinks()
+    problems = find_problems(properties, sinks)
+    if arguments.json:
+        print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
+    else:
+        print_lines(render_status(properties, sinks, problems))
+    return DEGRADED if problems else 0
+
+
+def find_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the daemon says, and sinks in a bad state of which it does not."""
+    problems = [str(each) for each in properties["Problems"]]
+    for name, sink in sinks.items():
+        if sink["State"] not in GOOD_STATES and not any(
+            each.startswith(f"sink {name} ") for each in problems
+        ):
+            problems.append(f"sink {name} is {sink['State']}: {sink['LastError']}")
+    return problems
+
+
+def render_status(
+    properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]], problems: list[str]
+) -> list[str]:
+    """The lines that `status` prints."""
+    counters = properties["Counters"]
+    started = properties["StartTime"] / 1e6
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
+    rules = properties["RuleCount"]
+    ends = properties["FilterExpires"]
+    groups = ", ".join(properties["KernelGroups"]) or "none"
+    received, lost = counters.get("events_received_total", 0), counters.get("events_lost_total", 0)
+    lines = [
+        f"conntrackd {properties['Version']}: {'degraded' if problems else 'healthy'}",
+        f"since:     {since} ({render_age(time.time() - started)} ago)",
+        f"files:     {', '.join(properties['ConfigurationPaths']) or 'none'}",
+        f"filter:    {rules} rule{'' if rules == 1 else 's'}, from {properties['FilterOrigin']}"
+        + (f", reverts in {ends} s" if ends else ""),
+        f"kernel:    events {groups}; filter of {properties['KernelInstructions']} instructions",
+        f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost",
+        f"log level: {properties['LogLevel']}",
+    ]
+    lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]
+    return lines + [f"problem:   {each}" for each in problems]
+
+
+def render_sink(sink: Mapping[str, Any]) -> str:
+    """State and figures in one line."""
+    counters = sink["Counters"]
+    text = f"{sink['State']}, {counters.get('sink_events_delivered_total', 0)} delivered"
+    waiting = counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
+    dropped = count_dropped(counters)
+    text += f", {waiting} waiting" if waiting else ""
+    text += f", {dropped} dropped" if dropped else ""
+    return text + (f" ({sink['LastError']})" if sink["LastError"] else "")
+
+
+def count_dropped(counters: Mapping[str, int]) -> int:
+    return sum(value for name, value in counters.items() if name.startswith(DROPPED))
+
+
+def render_age(seconds: float) -> str:
+    """`3 d 4 h`: the two largest units."""
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        if number or (unit == "s" and not parts):
+            parts.append(f"{number} {unit}")
+    return " ".join(parts[:2])
+
+
+def reload(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        return print_changes(arguments, client.call("Reload")[0])
+
+
+def reload_filter(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        return print_changes(arguments, client.call("ReloadFilter")[0])
+
+
+def set_log_level(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        client.call("SetLogLevel", "s", arguments.level)
+    print(f"log level is {arguments.level}, until a reload or restart")
+    return 0
+
+
+def show_filter(arguments: Namespace) -> int:
+    """The rules in force, one a line, as a file of rules would have them."""
+    with connect(arguments) as client:
+        properties = client.read_properties()
+        statistics = client.call("GetStatistics")
+    if "Rules" not in properties:
+        from conntrackd.errors import NotPermittedError  # noqa: PLC0415
+
+        raise NotPermittedError("you may not see the rules", hint="run it as root, such as with sudo")
+    rules, matches = properties["Rules"], statistics[2]
+    if arguments.json:
+        expires = properties["FilterExpires"]
+        print_json(
+            {"rules": rules, "origin": properties["FilterOrigin"], "expires_s": expires, "matches": matches}
+        )
+        return 0
+    origin, ends = properties["FilterOrigin"], properties["FilterExpires"]
+    print_lines([f"# from {origin}{f', reverts in {ends} s' if ends else ''}"])
+    print_lines(rules or ["# none: every event is logged"])
+    return 0
+
+
+def set_filter(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        changes = client.call("SetFilter", "asu", arguments.rules, arguments.seconds)[0]
+    return print_changes(arguments, changes)
+
+
+def reset_filter(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        return print_changes(arguments, client.call("ResetFilter")[0])
+
+
+def list_sinks(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        sinks = client.read_sinks()
+    if arguments.json:
+        print_json(sinks)
+        return 0
+    rows = [["SINK", "STATE", "DELIVERED", "WAITING", "DROPPED", "LAST ERROR"]]
+    for name, sink in sinks.items():
+        counters = sink["Counters"]
+        waiting = counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
+        delivered = counters.get("sink_events_delivered_total", 0)
+        rows.append(
+            [
+                name,
+                sink["State"],
+                str(delivered),
+                str(waiting),
+                str(count_dropped(counters)),
+                sink["LastError"],
+            ]
+        )
+    print_table(rows)
+    return 0
+
+
+def enable_sink(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        client.call("Enable", sink=arguments.name)
+    print(f"sink {arguments.name} is enabled, until a reload or restart")
+    return 0
+
+
+def disable_sink(arguments: Namespace) -> int:
+    with connect(arguments) as client:
+        client.call("Disable", sink=arguments.name)
+    print(f"sink {arguments.name} is disabled, until a reload or restart; what comes is dropped and counted")
+    return 0
+
+
+def flush_sink(arguments: Namespace) -> int:
+    """1 when not all that waited has left in the daemon's time for it."""
+    with connect(arguments) as client:
+        emptied = client.call("Flush", sink=arguments.name)[0]
+    print(f"sink {arguments.name}: {'nothing waits' if emptied else 'not all has left in time'}")
+    return 0 if emptied else 1
+
+
+VERBS: Final = (
+    Verb(("status",), "is it healthy, what is on, what was lost", add_json, show_status),
+    Verb(("reload",), "read the configuration again, all or nothing", add_json, reload),
+    Verb(("reload-filter",), "read the rules again, and nothing else", add_json, reload_filter),
+    Verb(("filter", "show"), "show the rules in force", add_json, show_filter),
+    Verb(("filter", "set"), "put rules in force until a reload or restart", add_set_arguments, set_filter),
+    Verb(("filter", "reset"), "back to the rules of the configuration", add_json, reset_filter),
+    Verb(("sink", "list"), "show all sinks and their states", add_json, list_sinks),
+    Verb(("sink", "enable"), "let a sink go on", add_name_argument, enable_sink),
+    Verb(("sink", "disable"), "switch a sink off", add_name_argument, disable_sink),
+    Verb(("sink", "flush"), "wait until what a sink holds has left", add_name_argument, flush_sink),
+    Verb(("log-level",), "change what the daemon's own log tells", add_level_argument, set_log_level),
+)

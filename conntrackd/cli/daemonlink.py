@@ -1,0 +1,98 @@
+"""What the verbs that talk to the daemon have in common: the connection, and how they print."""
+
+import json
+import os
+import re
+import shutil
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from conntrackd.errors import show_controls
+
+if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
+    from conntrackd.bus.client import Client
+
+LEVELS: Final = ("debug", "info", "warn", "error")
+UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def add_bus(parser: ArgumentParser) -> None:
+    """Where the daemon is."""
+    parser.add_argument(
+        "--bus.address", dest="bus_address", metavar="ADDRESS", help="D-Bus address instead of the system bus"
+    )
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """For a verb that prints data."""
+    add_bus(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def connect(arguments: Namespace) -> "Client":
+    """The daemon, of which nothing is asked yet."""
+    from conntrackd.bus.client import Client  # noqa: PLC0415
+
+    return Client(arguments.bus_address, os.environ)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401  # whatever JSON can hold
+    """One line. Nothing but ASCII, so that no terminal obeys it."""
+    print(json.dumps(value))
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Text that may come from elsewhere."""
+    for line in lines:
+        print(show_controls(line))
+
+
+def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
+    """What a change has changed, and how long it lasts."""
+    if getattr(arguments, "json", False):
+        print_json({"changes": list(changes)})
+    else:
+        print_lines(changes)
+    return 0
+
+
+def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
+    """Columns below their headings; numbers to the right; no wider than the terminal."""
+    limit = width or shutil.get_terminal_size((10_000, 24)).columns
+    cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [
+        all(re.fullmatch(r"[\d.,/ ]*", cell) for cell in column[1:]) for column in zip(*cells, strict=True)
+    ]
+    for row in cells:
+        line = "  ".join(
+            cell.rjust(size) if right else cell.ljust(size)
+            for cell, size, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        print(line if len(line) <= limit else f"{line[: limit - 1]}…")
+
+
+def render_bytes(value: float) -> str:
+    """`64.0 MiB`."""
+    for unit in SIZES[:-1]:
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} {SIZES[-1]}"
+
+
+def parse_seconds(text: str) -> int:
+    """`10m` -> 600, for argparse. At least 1."""
+    match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+    if match is None or int(match[1]) == 0:
+        raise ArgumentTypeError(f"{text!r} is no time: a number with s, m, h or d, such as 10m")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def parse_count(text: str) -> int:
+    """A number from 1 that fits into 32 bits, for argparse."""
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)

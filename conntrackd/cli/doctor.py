@@ -1,0 +1,61 @@
+"""conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
+
+import os
+import sys
+from argparse import Namespace
+from typing import Final
+
+from conntrackd.cli.control import DEGRADED
+from conntrackd.cli.daemonlink import add_json, connect, print_json, print_lines
+from conntrackd.cli.verb import Verb
+
+MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
+COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
+Row = tuple[str, str, str, str]
+
+
+def show_findings(arguments: Namespace) -> int:
+    """4 where there is a warning or an error."""
+    rows = find_rows(arguments)
+    if arguments.json:
+        keys = ("severity", "check", "message", "remedy")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+    else:
+        print_findings(rows, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    return DEGRADED if any(row[0] in {"warning", "error"} for row in rows) else 0
+
+
+def find_rows(arguments: Namespace) -> list[Row]:
+    """The daemon's own findings; where none runs, those from here."""
+    from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
+
+    try:
+        with connect(arguments) as client:
+            (findings,) = client.call("Doctor")
+    except NotRunningError as error:
+        return [("error", "daemon", error.message, error.hint), *examine_here()]
+    return [("ok", "daemon", "conntrackd runs", ""), *findings]
+
+
+def examine_here() -> list[Row]:
+    """With the configuration that the daemon would read."""
+    from conntrackd.checks import examine  # noqa: PLC0415
+    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.errors import ConntrackdError  # noqa: PLC0415
+
+    try:
+        config = read_config({}, os.environ, None)
+    except ConntrackdError as error:
+        return [("error", "configuration", str(error), "conntrackd check")]
+    return [(each.severity, each.check, each.message, each.remedy) for each in examine(config)]
+
+
+def print_findings(rows: list[Row], *, colour: bool) -> None:
+    """A line each, and below it the line that mends it."""
+    for severity, check, message, remedy in rows:
+        mark = MARKS.get(severity, severity)
+        print(f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m" if colour else mark, end="  ")
+        print_lines([f"{check}: {message}", *([f"         mend: {remedy}"] if remedy else [])])
+
+
+VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)

@@ -1,0 +1,116 @@
+"""conntrackctl stats: counters, and how fast they count."""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from conntrackd.cli.daemonlink import add_json, connect, parse_count, print_json, print_table, render_bytes
+from conntrackd.cli.verb import Verb
+
+CLEAR: Final = "\033[H\033[2J"
+Numbers = dict[str, int]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("--watch", action="store_true", help="go on, with rates, until ^C")
+    parser.add_argument(
+        "--reset-view", action="store_true", help="count from now on, here alone; goes on like --watch"
+    )
+    parser.add_argument(
+        "--interval",
+        type=parse_count,
+        default=1,
+        metavar="SECONDS",
+        help="time between two views (default: 1)",
+    )
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
+
+
+def show_stats(arguments: Namespace) -> int:
+    """Once, or again and again."""
+    import sys  # noqa: PLC0415
+
+    goes_on = arguments.watch or arguments.reset_view
+    views = (arguments.count or 0) if goes_on else 1
+    first: Numbers | None = None
+    before: tuple[float, Numbers] | None = None
+    shown = 0
+    with connect(arguments) as client:
+        try:
+            while True:
+                now, (counters, sinks, matches) = time.monotonic(), client.call("GetStatistics")
+                numbers = flatten(counters, sinks)
+                if first is None:
+                    first = numbers if arguments.reset_view else {}
+                view = {name: value - _start(name, first) for name, value in numbers.items()}
+                rates = find_rates(before, now, numbers)
+                if arguments.json:
+                    print_json(to_json(view, rates, matches))
+                else:
+                    if goes_on and sys.stdout.isatty():
+                        print(CLEAR, end="")
+                    print_table(render_rows(view, rates, matches))
+                sys.stdout.flush()
+                shown += 1
+                if shown == views:
+                    return 0
+                before = now, numbers
+                time.sleep(arguments.interval)
+        except KeyboardInterrupt:
+            return 0
+
+
+def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:
+    """`name` and `name{sink}`, in the daemon's order."""
+    found = dict(counters)
+    for sink, each in sinks.items():
+        found.update({f"{name}{{{sink}}}": value for name, value in each.items()})
+    return found
+
+
+def _is_total(name: str) -> bool:
+    return name.partition("{")[0].endswith("_total")
+
+
+def _start(name: str, first: Numbers) -> int:
+    return first.get(name, 0) if _is_total(name) else 0
+
+
+def find_rates(before: tuple[float, Numbers] | None, now: float, numbers: Numbers) -> dict[str, float]:
+    """Per second since the last view, of what counts up; nothing at the first."""
+    if before is None or now <= before[0]:
+        return {}
+    then, old = before
+    return {
+        name: max(0, value - old.get(name, 0)) / (now - then)
+        for name, value in numbers.items()
+        if _is_total(name)
+    }
+
+
+def to_json(view: Numbers, rates: Mapping[str, float], matches: list[int]) -> dict[str, Any]:
+    """The stable form: `counters`, `sinks`, `rates` (per second) and `rule_matches`."""
+    counters: Numbers = {}
+    sinks: dict[str, Numbers] = {}
+    for name, value in view.items():
+        plain, _, sink = name.removesuffix("}").partition("{")
+        (sinks.setdefault(sink, {}) if sink else counters)[plain] = value
+    rounded = {name: round(value, 1) for name, value in rates.items()}
+    return {"counters": counters, "sinks": sinks, "rates": rounded, "rule_matches": matches}
+
+
+def render_rows(view: Numbers, rates: Mapping[str, float], matches: list[int]) -> list[list[str]]:
+    """A heading, a row for each counter, and one for each rule that decided."""
+    rows = [["COUNTER", "VALUE", "PER SECOND"]]
+    for name, value in view.items():
+        plain = name.partition("{")[0]
+        text = render_bytes(value) if "bytes" in plain else str(value)
+        rows.append([name, text, f"{rates[name]:.1f}" if name in rates else ""])
+    for number, count in enumerate(matches):
+        rows.append([f"decided by rule {number}" if number else "decided by no rule", str(count), ""])
+    return rows
+
+
+VERBS: Final = (Verb(("stats",), "show counters and rates", add_arguments, show_stats),)

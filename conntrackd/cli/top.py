@@ -1,0 +1,148 @@
+"""conntrackctl top: a live table of who talks, from the same tail."""
+
+import json
+import os
+import select
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from conntrackd.cli.daemonlink import connect, parse_count, print_json, render_bytes
+from conntrackd.cli.tail import CHUNK, add_rules, render_end, show_line
+from conntrackd.cli.verb import Verb
+from conntrackd.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
+MAX_KEYS: Final = 65_536
+SHOWN: Final = 20
+BY: Final = ("src", "dst", "port", "country", "flow")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rules(parser)
+    parser.add_argument("--by", choices=BY, default="src", help="what to count by (default: src)")
+    parser.add_argument(
+        "--interval",
+        type=parse_count,
+        default=1,
+        metavar="SECONDS",
+        help="time between two views (default: 1)",
+    )
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each view")
+
+
+class Talkers:
+    """Events and bytes by key; bytes are told when a flow ends, where the kernel counts them."""
+
+    def __init__(self, by: str) -> None:
+        self._by = by
+        self._rows: dict[str, tuple[int, int]] = {}
+        self.events = 0
+        self.lost = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One record of a tail."""
+        if record.get("type") == "LOST":
+            self.lost += int(record["lost"])
+            return
+        self.events += 1
+        key = find_key(record, self._by)
+        events, size = self._rows.get(key, (0, 0))
+        size += int(record.get("orig_bytes", 0)) + int(record.get("reply_bytes", 0))
+        self._rows[key] = events + 1, size
+        if len(self._rows) > MAX_KEYS:
+            self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
+
+    def list(self, count: int) -> list[tuple[str, int, int]]:
+        """The largest: by bytes where there are some, then by events."""
+        rows = sorted(self._rows.items(), key=lambda row: (-row[1][1], -row[1][0], row[0]))
+        return [(key, events, size) for key, (events, size) in rows[:count]]
+
+
+def find_key(record: Mapping[str, Any], by: str) -> str:
+    """What the record is counted under."""
+    match by:
+        case "port":
+            return f"{record.get('prot', '')} {record.get('dport', '-')}"
+        case "country":
+            return str(record.get("dst_country") or record.get("src_country") or "unknown")
+        case "flow":
+            ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
+            return f"{record.get('prot', '')} {ends}"
+    return str(record.get(by, ""))
+
+
+def show_top(arguments: Namespace) -> int:
+    """Until ^C, or after so many views."""
+    with connect(arguments) as client:
+        pipe = client.open_tail(arguments.filter, 0)
+    try:
+        if arguments.json:
+            return follow(pipe, arguments, lambda talkers: print_json(to_json(talkers, arguments.by)))
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
+        console = Console()
+        rows = max(1, min(SHOWN, console.height - 4)) if console.is_terminal else SHOWN
+        with Live(console=console, auto_refresh=False) as live:
+            return follow(
+                pipe,
+                arguments,
+                lambda talkers: live.update(render_table(talkers, arguments.by, rows), refresh=True),
+            )
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        os.close(pipe)
+
+
+def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  # Callable[[Talkers], None]
+    """Read, and show what there is after each interval."""
+    talkers, rest, views = Talkers(arguments.by), b"", 0
+    until = time.monotonic() + arguments.interval
+    while True:
+        left = until - time.monotonic()
+        if left > 0 and select.select([pipe], [], [], left)[0]:
+            data = os.read(pipe, CHUNK)
+            if not data:
+                raise UnavailableError("the daemon has ended the tail", hint="journalctl -u conntrackd")
+            lines, _, rest = (rest + data).rpartition(b"\n")
+            for line in lines.splitlines():
+                talkers.add(json.loads(line))
+        if time.monotonic() >= until:
+            show(talkers)
+            sys.stdout.flush()
+            views += 1
+            if views == arguments.count:
+                return 0
+            until = time.monotonic() + arguments.interval
+
+
+def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
+    """The stable form of one view."""
+    rows = [{"key": key, "events": events, "bytes": size} for key, events, size in talkers.list(SHOWN)]
+    return {"by": by, "events": talkers.events, "lost": talkers.lost, "top": rows}
+
+
+def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
+    """For a terminal. Text is no markup: an organisation may be called `[red]`."""
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    lost = f", {talkers.lost} lost" if talkers.lost else ""
+    table = Table(title=f"{talkers.events} events{lost}", expand=True)
+    table.add_column(by.upper(), overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("EVENTS", justify="right")
+    table.add_column("BYTES", justify="right")
+    for key, events, size in talkers.list(rows):
+        table.add_row(Text(show_line(key)), str(events), render_bytes(size) if size else "-")
+    return table
+
+
+VERBS: Final = (Verb(("top",), "show who talks most, live", add_arguments, show_top),)
