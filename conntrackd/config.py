@@ -78,6 +78,7 @@ def read_config(
     """
     draft = _Draft()
     paths = (Path(path),) if path is not None else tuple(_find_files(etc))
+    draft.take_service_manager(environ)
     for each in paths:
         draft.take_file(each)
     draft.take_environment(environ)
@@ -141,6 +142,12 @@ class _Draft:
             self._take_table(read_document(path), "", path, {})
         except ConfigError as error:
             self.mistakes.append(error)
+
+    def take_service_manager(self, environ: Mapping[str, str]) -> None:
+        """The directory that systemd made for the service (systemd.exec(5), StateDirectory=)."""
+        directory = environ.get("STATE_DIRECTORY", "").split(":")[0]
+        if directory:
+            self.take(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         for name in sorted(name for name in environ if name.startswith(PREFIX)):

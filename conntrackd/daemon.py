@@ -11,8 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,7 @@ from conntrackd import options
 from conntrackd.bus.control import Finding, Listener
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
-from conntrackd.errors import ConfigError
+from conntrackd.errors import ConfigError, ConntrackdError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
@@ -28,7 +28,7 @@ from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.recording import read_batches
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.notify import Notifier, find_watchdog
+from conntrackd.notify import Notifier, find_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
@@ -44,7 +44,9 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS: Final = 1.0
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 TELLS_REASON: Final = (5, 10)
-# More than this at the end means that the kernel's queue is endless: somebody else joined our groups' work.
+# The name of the socket in systemd's store of descriptors (sd_pid_notify_with_fds(3)).
+STORED: Final = "events"
+# What the reader may take at the end for what the kernel has queued.
 READER_SECONDS: Final = 3.0
 
 
@@ -89,6 +91,7 @@ class Daemon:
         self.pipeline.on_lost = self._note_lost
         self.events: EventSocket | None = None
         self.is_tracking: bool | None = None
+        self._is_adopted = False
         self.notifier = Notifier(sources.environ)
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,14 +128,38 @@ class Daemon:
         config = self.config
         if config[options.CONNTRACK_ACTIVATE]:
             stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
+        self.events = self._adopt()
         with enter(config[options.CONNTRACK_NETNS]):
             self.is_tracking = tracking.is_tracking()
-            self.events = EventSocket.open(
-                groups=self.filter.groups,
-                buffer=config[options.CONNTRACK_BUFFER],
-                program=self.filter.program,
-            )
-            stack.callback(self.events.close)
+            if self.events is None:
+                self.events = EventSocket.open(
+                    groups=self.filter.groups,
+                    buffer=config[options.CONNTRACK_BUFFER],
+                    program=self.filter.program,
+                )
+        stack.callback(self.events.close)
+        # A second time under the same name there would be two of them.
+        self.pipeline.keeps_socket = self._is_adopted or self.notifier.store(STORED, self.events.fileno())
+
+    def _adopt(self) -> EventSocket | None:
+        """The socket that the last process left in systemd's store, with the events since then."""
+        passed = take_descriptors(dict(self.sources.environ))
+        mine = passed.pop(STORED, [])
+        for descriptor in [*mine[1:], *(each for others in passed.values() for each in others)]:
+            os.close(descriptor)
+        if not mine:
+            return None
+        try:
+            events = EventSocket.adopt(mine[0], buffer=self.config[options.CONNTRACK_BUFFER])
+        except ConntrackdError as error:
+            logger.warning("%s, opening a new socket: events since the last stop are lost", error)
+            self.notifier.remove(STORED)
+            return None
+        old = replace(self.filter, groups=events.find_groups())
+        change_filter(self.pipeline, events, old, self.filter)
+        self._is_adopted = True
+        logger.info("took over the socket of the last process, %d bytes are queued", events.measure().used)
+        return events
 
     # ---- running --------------------------------------------------------------------------------------
 
@@ -167,10 +194,22 @@ class Daemon:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns()))
             elif self.events is not None:
-                self.pipeline.listen(self.events)
+                self.pipeline.listen(self.events, self._read_drops() if self._is_adopted else 0)
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
         self.request_stop()
+
+    def _read_drops(self) -> int:
+        """How many drops of the socket the last process has told, where it could write that down."""
+        try:
+            return int(self._drops_path.read_text()) if self._drops_path is not None else 0
+        except (OSError, ValueError):
+            return 0
+
+    @property
+    def _drops_path(self) -> Path | None:
+        directory = self.config[options.STATE_DIRECTORY]
+        return None if directory is None else directory / "drops"
 
     def request_stop(self) -> None:
         """End run() soon. From any thread."""
@@ -248,6 +287,9 @@ class Daemon:
         return problems
 
     def _note_lost(self, count: int) -> None:
+        if self.pipeline.keeps_socket and self._drops_path is not None:
+            with suppress(OSError):  # the next process tells them again, which is better than not at all
+                self._drops_path.write_text(str(self.pipeline.drops))
         for listener in self.listeners:
             listener.events_lost(count)
 

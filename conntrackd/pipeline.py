@@ -57,19 +57,27 @@ class Pipeline:
         self._tails = tails
         self._stats = stats
         self._stopping = False
-        self._drops = 0
+        self.drops = 0
+        """The kernel's counter of drops, as far as it is told."""
+        self.keeps_socket = False
         self._looked_ns = time.time_ns()
 
     def stop(self) -> None:
         """Ends the loop when what the kernel has queued is read, or soon. From any thread."""
         self._stopping = True
 
-    def listen(self, events: EventSocket) -> None:
-        """Process what the kernel sends until stop(). Raises OSError when the socket is gone."""
+    def listen(self, events: EventSocket, drops: int = 0) -> None:
+        """Process what the kernel sends until stop(). Raises OSError when the socket is gone.
+
+        `drops` of the kernel's counter are told already. A socket that is kept for a next process goes on to
+        gather its events; of any other what has come is read to the end.
+        """
         events.set_patience(PATIENCE_SECONDS)
-        self._drops = events.measure().drops
+        self.drops = drops
         while not self._stopping:
             self._turn(events)
+        if self.keeps_socket:
+            return
         # Hear of no more, so that there is an end; then read what had come before.
         events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
         events.set_patience(LAST_SECONDS)
@@ -132,9 +140,9 @@ class Pipeline:
         now, stats = time.time_ns(), self._stats
         stats.buffer_used_bytes, stats.buffer_bytes = fill.used, fill.size
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, fill.used)
-        lost = (fill.drops - self._drops) % DROPS_MODULUS
+        lost = (fill.drops - self.drops) % DROPS_MODULUS
         if lost:
-            self._drops = fill.drops
+            self.drops = fill.drops
             stats.events_lost_total += lost
             self.tell_lost(Lost(lost, self._looked_ns, now, "kernel"))
         self._looked_ns = now

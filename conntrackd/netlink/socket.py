@@ -19,6 +19,7 @@ from conntrackd.netlink.constants import (
     MSG_WAITFORONE,
     NETLINK_ADD_MEMBERSHIP,
     NETLINK_DROP_MEMBERSHIP,
+    NETLINK_LIST_MEMBERSHIPS,
     NETLINK_NETFILTER,
     NETLINK_NO_ENOBUFS,
     NFNLGRP_CONNTRACK_DESTROY,
@@ -195,6 +196,29 @@ class EventSocket:
             raise
         return opened
 
+    @classmethod
+    def adopt(cls, descriptor: int, *, buffer: int) -> "EventSocket":
+        """Take over a socket that open() made in an earlier process, with what is queued in it.
+
+        Raises UnavailableError for anything else; the descriptor is closed then.
+        """
+        try:
+            netlink = socket.socket(fileno=descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise UnavailableError("what was stored is no socket") from error
+        fault = _find_fault(netlink)
+        if fault:
+            netlink.close()
+            raise UnavailableError(f"what was stored is {fault}")
+        _set_buffer(netlink, buffer)
+        return cls(netlink)
+
+    def find_groups(self) -> int:
+        """The groups that are joined, EventType bits."""
+        mask = _list_memberships(self._socket)
+        return sum(each for each, group in GROUPS.items() if mask >> group - 1 & 1)
+
     def fileno(self) -> int:
         """The descriptor, for poll and for systemd's store."""
         return self._socket.fileno()
@@ -257,6 +281,22 @@ def attach_program(sock: socket.socket, program: bytes) -> None:
     instructions = ctypes.create_string_buffer(program, len(program))
     fprog = _SockFprog(len(program) // 8, ctypes.addressof(instructions))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(fprog))
+
+
+def _find_fault(netlink: socket.socket) -> str:
+    """In what a socket is not like one of open(); empty for nothing."""
+    if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
+        return "no socket of netfilter's netlink"
+    if not netlink.getsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS):
+        return "a socket that stops at an overrun"
+    ours = sum(1 << group - 1 for group in GROUPS.values())
+    return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
+
+
+def _list_memberships(netlink: socket.socket) -> int:
+    """Group n is bit n - 1."""
+    words = netlink.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 64)
+    return int.from_bytes(words, sys.byteorder)
 
 
 def _open_netlink() -> socket.socket:

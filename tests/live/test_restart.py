@@ -1,0 +1,159 @@
+"""A new process takes over the socket of the old one: what systemd's store of descriptors is for."""
+
+import array
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.live import traffic
+from tests.live.daemon import Running, command, environment, settle
+from tests.live.network import TRACKING, Network, call_inside, network
+from tests.live.test_daemon import flood
+
+pytestmark = pytest.mark.privileged
+PASS_ON = 'exec 3<&"$1"; shift; export LISTEN_PID=$$; exec "$@"'
+
+
+class Store:
+    """systemd, as far as it keeps descriptors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(os.fspath(path))
+        self._socket.settimeout(15)
+        self.kept = -1
+
+    def wait(self, word: str) -> None:
+        """For a message with this word; keeps a descriptor that comes before it."""
+        while True:
+            data, ancillary, _, _ = self._socket.recvmsg(4096, 1024)
+            for _, _, content in ancillary:
+                self.close_kept()
+                self.kept = array.array("i", content[:4])[0]
+            if word in data.decode():
+                return
+
+    def close_kept(self) -> None:
+        if self.kept >= 0:
+            os.close(self.kept)
+            self.kept = -1
+
+    def close(self) -> None:
+        self.close_kept()
+        self._socket.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "notify")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as built:
+        built.load(TRACKING)
+        with traffic.serve(built.server):
+            yield built
+
+
+@contextmanager
+def service(net: Network, store: Store, descriptor: int | None = None, **extra: str) -> Iterator[Running]:
+    """The daemon as systemd starts it, with a descriptor from the store."""
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new", "--sink.stream.enable"]
+    line = command("run", *arguments)
+    env = environment(NOTIFY_SOCKET=os.fspath(store.path), **extra)
+    if descriptor is not None:
+        line = ["bash", "-c", PASS_ON, "bash", str(descriptor), *line]
+        env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "events"}
+    with subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        pass_fds=[] if descriptor is None else [descriptor],
+    ) as process:
+        running = Running(process)
+        try:
+            store.wait("READY=1")
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+            running.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_keeps_every_event_in_its_order(net: Network, store: Store, number: int) -> None:
+    with service(net, store) as first:
+        call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 5)
+        first.wait_for_events(5)
+        first.stop(number)
+    call_inside(net.client, flood, 3000)
+    with service(net, store, store.kept) as second:
+        second.wait_for_events(3000)
+        call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
+        second.wait_for_events(3001)
+        settle(second)
+        second.stop()
+
+    ports = [event["sport"] for event in second.events if event["dport"] == 9]
+    assert ports == list(range(10_000, 13_000))
+    assert any("took over the socket" in line for line in second.said)
+    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+
+
+def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_path: Path) -> None:
+    small = {"CONNTRACKD_CONNTRACK_BUFFER": "64K", "STATE_DIRECTORY": os.fspath(tmp_path)}
+    with service(net, store, **small) as first:
+        first.process.send_signal(signal.SIGSTOP)
+        call_inside(net.client, flood, 1000)
+        first.process.send_signal(signal.SIGCONT)
+        first.wait(lambda: any(b'"LOST"' in line for line in first.lines), "a LOST record")
+        settle(first)
+        first.stop(signal.SIGKILL)
+    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+    call_inside(net.client, flood, 1000)
+    with service(net, store, store.kept, **small) as second:
+        second.wait(lambda: any(b'"LOST"' in line for line in second.lines), "a LOST record")
+        settle(second)
+        second.stop()
+
+    for events in (first.events, second.events):
+        lost = sum(event["lost"] for event in events if event["type"] == "LOST")
+        assert len([event for event in events if event["type"] == "NEW"]) + lost == 1000
+    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "groups"])
+def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, store: Store, kind: str) -> None:
+    reading, writing = os.pipe()
+    wrong: list[socket.socket] = []
+    match kind:
+        case "udp":
+            wrong.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        case "route":
+            wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0))
+        case "groups":
+            wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+            wrong[0].setsockopt(270, 5, 1)  # NETLINK_NO_ENOBUFS, as ours has it
+            wrong[0].setsockopt(270, 1, 4)  # a group of expectations
+    try:
+        with service(net, store, wrong[0].fileno() if wrong else reading) as running:
+            call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
+            running.wait_for_events(1)
+            assert any("what was stored is" in line for line in running.said)
+            assert running.stop() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+        for each in wrong:
+            each.close()
