@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_a_restart_keeps_every_event_in_its_order(net: Network, store: Store, nu
 
 
 def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_path: Path) -> None:
-    small = {"CONNTRACKD_CONNTRACK_BUFFER": "64K", "STATE_DIRECTORY": os.fspath(tmp_path)}
+    small: dict[str, Any] = {"CONNTRACKD_CONNTRACK_BUFFER": "64K", "STATE_DIRECTORY": os.fspath(tmp_path)}
     with service(net, store, **small) as first:
         first.process.send_signal(signal.SIGSTOP)
         call_inside(net.client, flood, 1000)
