@@ -252,7 +252,12 @@ def explain(name: str, text: str) -> ConntrackdError:
     match name.removeprefix(ERRORS):
         case "ServiceUnknown" | "NameHasNoOwner" | "Spawn.ChildExited" | "Spawn.ServiceNotFound":
             return NotRunningError("conntrackd is not running, or not on this bus", hint=START)
-        case "AccessDenied" | "InteractiveAuthorizationRequired":
+        case "InteractiveAuthorizationRequired":
+            return NotPermittedError(
+                "it takes an administrator's password, and nobody is there to ask for it",
+                hint="run it as root, such as with sudo",
+            )
+        case "AccessDenied":
             hint = "as root, or as a member of the group conntrackd: sudo adduser $USER conntrackd"
             return NotPermittedError("you may not talk to conntrackd", hint=hint)
         case "UnknownMethod" | "UnknownInterface" | "UnknownObject" | "UnknownProperty" | "InvalidArgs":

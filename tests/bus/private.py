@@ -51,6 +51,9 @@ STRICT: Final = """
     <allow send_destination="org.freedesktop.PolicyKit1"/>
     <allow own="org.freedesktop.PolicyKit1"/>
   </policy>
+  <policy user="polkitd">
+    <allow own="org.freedesktop.PolicyKit1"/>
+  </policy>
 """
 
 
