@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import options
-from conntrackd.bus.control import Finding, Listener
+from conntrackd import checks, options
+from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
 from conntrackd.errors import ConfigError, ConntrackdError
@@ -343,12 +343,13 @@ class Daemon:
         return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
 
     def examine(self) -> list[Finding]:
-        """What is wrong, as the doctor says it."""
-        found = []
-        for problem in self.find_problems():
-            message, _, hint = problem.partition("\nhint: ")
-            found.append(Finding("error", "daemon", message, hint))
-        return found or [Finding("ok", "daemon", "events come and arrive")]
+        """What is wrong, as the doctor says it. Takes up to some seconds: not for the event loop's thread."""
+        sinks = {
+            name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
+        }
+        buffer = self.events.measure().size // 2 if self.events is not None else self.stats.buffer_bytes // 2
+        lost = self.stats.events_lost_total
+        return checks.examine(self.config, checks.Situation(self.is_tracking, buffer, lost, sinks))
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""
