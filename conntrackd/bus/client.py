@@ -13,7 +13,14 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from conntrackd.bus import wire
-from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
+from conntrackd.errors import (
+    ConfigError,
+    ConntrackdError,
+    NotPermittedError,
+    RuleError,
+    UnavailableError,
+    UsageError,
+)
 
 NAME: Final = "org.conntrackd1"
 PATH: Final = "/org/conntrackd1"
@@ -41,6 +48,12 @@ class NotRunningError(UnavailableError):
     exit_status = NOT_RUNNING
 
 
+# What the daemon's errors end a program with: the same as where they are raised.
+STATUSES: Final = {
+    each.dbus_name: each.exit_status for each in (UnavailableError, UsageError, ConfigError, RuleError)
+}
+
+
 class RemoteError(ConntrackdError):
     """What the daemon answered, in its own words; `name` is the error's name on the bus."""
 
@@ -49,6 +62,7 @@ class RemoteError(ConntrackdError):
         super().__init__(head, excerpt="")
         self.name = name
         self._text = text if rest else head
+        self.exit_status = STATUSES.get(name, self.exit_status)  # type: ignore[misc]  # of the daemon's error
 
     def __str__(self) -> str:
         return self._text
