@@ -1,0 +1,277 @@
+"""conntrackctl against the daemon itself, while events flow."""
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conntrackd.bus import wire
+from conntrackd.bus.client import MANAGER, Client, NotRunningError
+from conntrackd.cli import ctl
+from tests.bus.private import PrivateBus, Raw, wait_until
+from tests.live import traffic
+from tests.live.daemon import Running, daemon, settle
+from tests.live.network import SNAT, TRACKING, Network, call_inside, network
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as built:
+        built.load(TRACKING + SNAT)
+        with traffic.serve(built.server):
+            yield built
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
+    made = PrivateBus()
+    made.start()
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol ICMP]\n")
+    return path
+
+
+@pytest.fixture
+def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
+    arguments = [
+        "--config",
+        str(configuration),
+        "--conntrack.netns",
+        net.router,
+        "--bus.address",
+        bus.address,
+    ]
+    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
+        made.wait_for_start()
+        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        yield made
+
+
+def talk(net: Network, times: int) -> None:
+    call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", times)
+
+
+def flood(first: int, times: int) -> None:
+    """UDP datagrams from so many ports: a NEW each, where the kernel knows none of them yet."""
+    for port in range(first, first + times):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.1.0.2", port))
+            sock.sendto(b"", ("10.2.0.2", 9))
+
+
+def start_flood(net: Network, first: int, times: int) -> threading.Thread:
+    thread = threading.Thread(target=call_inside, args=(net.client, flood, first, times))
+    thread.start()
+    return thread
+
+
+def count_sources(running: Running) -> list[int]:
+    """Source ports of all NEW events of a flood, sorted."""
+    return sorted(each["sport"] for each in running.events if each["type"] == "NEW" and each["dport"] == 9)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What `--json` prints."""
+    ctl.run([*words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def count_new(running: Running) -> int:
+    return sum(event["type"] == "NEW" for event in running.events)
+
+
+def count_descriptors(running: Running) -> int:
+    return len(os.listdir(f"/proc/{running.process.pid}/fd"))
+
+
+def test_status_stats_and_doctor_of_a_daemon_in_a_namespace(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(net, 5)
+    running.wait(lambda: count_new(running) == 5, "five events")
+
+    status = ask(capsys, "status")
+    assert (status["healthy"], status["Problems"], status["RuleCount"]) == (True, [], 1)
+    assert status["Sinks"]["stream"]["State"] == "ok"
+    stats = ask(capsys, "stats")
+    assert stats["counters"]["events_new_total"] == 5
+    assert stats["sinks"]["stream"]["sink_events_delivered_total"] >= 5
+    findings = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+    assert {findings[name] for name in ("daemon", "module", "tracking", "buffer", "loss", "sink")} == {"ok"}
+
+
+def test_a_filter_of_run_time_decides_at_once_and_goes_with_reset(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(capsys, "filter", "set", "drop protocol UDP")
+    talk(net, 3)
+    settle(running)
+    assert count_new(running) == 0
+    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol UDP"]
+
+    ask(capsys, "filter", "reset")
+    talk(net, 3)
+    running.wait(lambda: count_new(running) == 3, "three events")
+    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
+
+
+def test_a_filter_with_a_time_reverts_by_itself(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "filter", "set", "drop any", "--for", "1s")
+    assert ask(capsys, "filter", "show")["expires_s"] == 1
+
+    wait_until(lambda: ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"])
+
+
+def test_a_tail_has_the_events_of_its_own_rules(running: Running, net: Network, bus: PrivateBus) -> None:
+    with bus.connect() as client:
+        pipe = client.open_tail(["log destination port 7", "drop any"], 0)
+        everything = client.open_tail([], 4)
+    talk(net, 4)
+    running.wait(lambda: count_new(running) == 4, "four events")
+    with os.fdopen(everything, "rb") as file:
+        records = [json.loads(line) for line in file]
+    os.close(pipe)
+
+    assert len(records) == 4
+
+
+def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
+    running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = [f"drop destination port {port}" for port in range(1, 1000)]
+    rules[499] = "drop destination prot 500"
+    configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}}, "filter": rules}))
+
+    with pytest.raises(Exception, match="prot") as caught:
+        ctl.run(["reload"])
+
+    assert "^" in str(caught.value)
+    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
+    configuration.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol GRE]\n")
+    assert ctl.run(["reload"]) == 0
+    capsys.readouterr()
+    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol GRE"]
+
+
+def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ctl.run(["sink", "disable", "stream"])
+    talk(net, 3)
+    capsys.readouterr()
+    wait_until(
+        lambda: ask(capsys, "stats")["sinks"]["stream"].get("sink_events_dropped_disabled_total", 0) >= 3
+    )
+    ctl.run(["sink", "enable", "stream"])
+    before = len(running.lines)
+    talk(net, 2)
+
+    running.wait(lambda: len(running.lines) > before + 1, "events after it was enabled")
+
+
+def test_changes_under_load_lose_and_double_nothing_and_leave_nothing(
+    running: Running, net: Network, bus: PrivateBus
+) -> None:
+    sent = 5000
+    with bus.connect() as client:
+        client.call("ReloadFilter")
+        before = count_descriptors(running)
+        load = start_flood(net, 10_000, sent)
+        for _ in range(100):
+            client.call("ReloadFilter")
+            client.call("Reload")
+        load.join()
+        running.wait_for_events(sent)
+        settle(running)
+        lost = client.read_properties()["Counters"]["events_lost_total"]
+
+    assert (count_sources(running), lost) == (list(range(10_000, 10_000 + sent)), 0)
+    assert count_descriptors(running) == before
+
+
+def test_a_thousand_signals_are_a_few_reloads(running: Running, bus: PrivateBus) -> None:
+    before = count_descriptors(running) + 1  # the client's connection is not the daemon's: this is the slack
+    for _ in range(1000):
+        running.process.send_signal(signal.SIGHUP)
+
+    with bus.connect() as client:
+        wait_until(lambda: client.call("GetStatistics")[0]["reloads_total"] >= 1)
+        assert client.read_properties()["Version"]
+    assert running.process.poll() is None
+    assert count_descriptors(running) <= before
+
+
+def test_a_flood_from_root_is_limited_and_costs_no_event(
+    running: Running, net: Network, bus: PrivateBus
+) -> None:
+    sent = 2000
+    header = wire.Header(
+        wire.METHOD_CALL,
+        flags=wire.NO_REPLY_EXPECTED,
+        path="/org/conntrackd1",
+        interface=MANAGER,
+        member="GetStatistics",
+        destination="org.conntrackd1",
+    )
+    load = start_flood(net, 20_000, sent)
+    with Raw(bus.address, {}) as raw:
+        for _ in range(10_000):
+            raw.post(header, [])
+    load.join()
+    running.wait_for_events(sent)
+    settle(running)
+
+    assert count_sources(running) == list(range(20_000, 20_000 + sent))
+
+
+def test_eight_tails_and_no_ninth(running: Running, bus: PrivateBus) -> None:
+    with bus.connect() as client:
+        pipes = [client.open_tail([], 0) for _ in range(8)]
+        with pytest.raises(Exception, match="8 tails are open already"):
+            client.open_tail([], 0)
+        for pipe in pipes:
+            os.close(pipe)
+        wait_until(lambda: _can_open(client))
+
+
+def _can_open(client: Client) -> bool:
+    try:
+        os.close(client.open_tail([], 0))
+    except Exception:
+        return False
+    return True
+
+
+def test_events_go_on_without_a_bus_and_the_interface_comes_back(
+    running: Running, net: Network, bus: PrivateBus
+) -> None:
+    bus.stop()
+    talk(net, 3)
+    running.wait(lambda: count_new(running) == 3, "three events")
+    with bus.connect() as client, pytest.raises(NotRunningError):
+        client.read_properties()
+    bus.start()
+
+    def is_back() -> bool:
+        try:
+            with bus.connect() as client:
+                return bool(client.read_properties()["Version"])
+        except NotRunningError:
+            return False
+
+    wait_until(is_back)
