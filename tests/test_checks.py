@@ -1,0 +1,222 @@
+"""The doctor's checks, on machines made of files."""
+
+import ctypes
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from conntrackd import checks
+from conntrackd.bus.control import Finding, SinkStatus
+from conntrackd.checks import Situation, examine
+from conntrackd.config import Config, read_config
+
+NOWHERE = Path("/nonexistent")
+
+
+def configure(**values: str) -> Config:
+    return read_config({key.replace("__", "."): [value] for key, value in values.items()}, {}, None, NOWHERE)
+
+
+def write(root: Path, path: str, text: object) -> Path:
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(f"{text}\n")
+    return target
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine on which all is well."""
+    write(tmp_path, "proc/self/status", "CapEff:\t000001ffffffffff")
+    for name, value in (("events", 1), ("acct", 1), ("timestamp", 1), ("count", 10), ("max", 1000)):
+        write(tmp_path, f"proc/sys/net/netfilter/nf_conntrack_{name}", value)
+    write(tmp_path, "proc/sys/net/core/rmem_max", 212992)
+    return tmp_path
+
+
+GOOD = Situation(is_tracking=True, buffer=64 << 20, lost=0, sinks={"stream": SinkStatus("ok", "", {})})
+
+
+def list_trouble(found: list[Finding]) -> list[tuple[str, str, str]]:
+    """Severity, check and remedy of what is not well; the clock is that of the machine the test runs on."""
+    return [
+        (each.severity, each.check, each.remedy)
+        for each in found
+        if each.severity != "ok" and each.check != "clock"
+    ]
+
+
+def test_where_all_is_well_nothing_is_found(root: Path) -> None:
+    found = examine(configure(sink__stream__enable="true"), GOOD, root=root)
+
+    assert list_trouble(found) == []
+    assert {each.check for each in found} == {
+        *("module", "tracking", "events", "acct", "timestamp", "table"),
+        *("buffer", "loss", "sink", "clock", "packages"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "trouble"),
+    [
+        ("events", 0, ("error", "events", "sysctl -w net.netfilter.nf_conntrack_events=1")),
+        ("events", 2, ("note", "events", "sysctl -w net.netfilter.nf_conntrack_events=1")),
+        ("acct", 0, ("note", "acct", "sysctl -w net.netfilter.nf_conntrack_acct=1")),
+        ("timestamp", 0, ("note", "timestamp", "sysctl -w net.netfilter.nf_conntrack_timestamp=1")),
+        ("count", 800, ("warning", "table", "sysctl -w net.netfilter.nf_conntrack_max=2000")),
+        ("count", 999, ("error", "table", "sysctl -w net.netfilter.nf_conntrack_max=2000")),
+    ],
+)
+def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
+    name: str, value: int, trouble: tuple[str, str, str], root: Path
+) -> None:
+    write(root, f"proc/sys/net/netfilter/nf_conntrack_{name}", value)
+
+    assert list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root)) == [trouble]
+
+
+def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
+    found = list(checks.check_kernel(tmp_path, GOOD))
+
+    assert [(each.severity, each.check, each.remedy) for each in found] == [
+        ("error", "module", "modprobe nf_conntrack")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("situation", "trouble"),
+    [
+        (
+            Situation(False, 64 << 20, 0, GOOD.sinks),
+            ("error", "tracking", "in conntrackd.yaml: conntrack: {activate: true}"),
+        ),
+        (Situation(None, 64 << 20, 0, GOOD.sinks), ("note", "tracking", "")),
+        (
+            Situation(True, 212992, 0, GOOD.sinks),
+            ("warning", "buffer", f"sysctl -w net.core.rmem_max={64 << 20}"),
+        ),
+        (
+            Situation(True, 64 << 20, 7, GOOD.sinks),
+            ("warning", "loss", "in conntrackd.yaml: conntrack: {buffer: 128M}"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, {"loki": SinkStatus("retrying", "refused", {})}),
+            ("warning", "sink", "look after the receiver: sink.loki.address"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, {"loki": SinkStatus("failed", "gone", {})}),
+            ("error", "sink", "conntrackctl sink enable loki"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, {"loki": SinkStatus("disabled", "", {})}),
+            ("note", "sink", "conntrackctl sink enable loki"),
+        ),
+    ],
+)
+def test_what_the_daemon_knows_is_told(
+    situation: Situation, trouble: tuple[str, str, str], root: Path
+) -> None:
+    assert list_trouble(examine(configure(sink__stream__enable="true"), situation, root=root)) == [trouble]
+
+
+def test_without_a_sink_or_a_namespace_that_is_named_the_doctor_says_so(root: Path) -> None:
+    found = examine(configure(conntrack__netns="nowhere-at-all"), Situation(True, 64 << 20), root=root)
+
+    assert [(each.severity, each.check) for each in found if each.severity == "error"] == [
+        ("error", "namespace"),
+        ("error", "sink"),
+    ]
+
+
+def test_without_the_capability_a_note_says_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/status", "CapEff:\t0000000000000000")
+
+    assert checks.check_capability(tmp_path).remedy == "sudo conntrackctl doctor"
+
+
+def test_an_old_or_missing_database_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "city.mmdb", "")
+    os.utime(path, (0, 0))
+    config = configure(geoip__database=str(path))
+
+    assert [each.severity for each in checks.check_geoip(config, now=59 * 86400.0)] == ["ok"]
+    assert [each.severity for each in checks.check_geoip(config, now=61 * 86400.0)] == ["warning"]
+    path.unlink()
+    assert [each.severity for each in checks.check_geoip(config)] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("files", "severity"),
+    [
+        ({}, "warning"),
+        ({"etc/systemd/journald.conf": "[Journal]\n#RateLimitBurst=0"}, "warning"),
+        ({"etc/systemd/journald.conf": "[Journal]\nRateLimitBurst=0"}, "ok"),
+        ({"etc/systemd/journald.conf.d/a.conf": "[Journal]\nRateLimitIntervalSec = 0"}, "ok"),
+        ({"usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitIntervalSec=0"}, "ok"),
+        (
+            {
+                "usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitIntervalSec=0",
+                "etc/systemd/system/conntrackd.service.d/own.conf": "[Service]\nLogRateLimitIntervalSec=5s",
+            },
+            "warning",
+        ),
+    ],
+)
+def test_journalds_rate_limit_is_found_wherever_it_is_set(
+    files: dict[str, str], severity: str, tmp_path: Path
+) -> None:
+    for path, text in files.items():
+        write(tmp_path, path, text)
+
+    assert checks.check_journal_rate(tmp_path).severity == severity
+
+
+def test_a_receiver_is_tried_and_what_fails_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert checks.try_address(f"http://{address}") == ""
+    assert checks.try_address(f"tcp://{address}") == os.strerror(111)
+    assert checks.try_address("udp://127.0.0.1") == ""
+    assert checks.try_address(f"unix://{tmp_path}/none") == "there is no such socket"
+
+
+def test_each_kind_of_sink_is_tried_from_here(tmp_path: Path) -> None:
+    config = configure(
+        sink__journal__enable="true",
+        sink__stream__enable="true",
+        sink__syslog__enable="true",
+        sink__syslog__address=f"unix://{tmp_path}/log",
+        sink__loki__enable="true",
+        sink__loki__address="http://127.0.0.1:1",
+    )
+    found = {
+        each.message.split(":")[0].split(" ")[0]: each.severity
+        for each in checks.check_sinks(config, None, tmp_path)
+    }
+
+    assert found == {"stream": "ok", "journal": "error", "syslog": "warning", "loki": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("now", "synchronized", "severity"),
+    [(0.0, True, "error"), (2e9, False, "note"), (2e9, None, "ok"), (2e9, True, "ok")],
+)
+def test_the_clock(now: float, synchronized: bool | None, severity: str) -> None:
+    assert checks.check_clock(now, synchronized).severity == severity
+
+
+@pytest.mark.parametrize(("state", "answer"), [(-1, None), (0, True), (1, True), (5, False)])
+def test_the_kernel_says_whether_its_clock_is_kept_right(state: int, answer: bool | None) -> None:
+    def adjtimex(timex: ctypes.Array[ctypes.c_char]) -> int:
+        assert not any(timex.raw)  # modes is 0: nothing is set
+        return state
+
+    assert checks.is_synchronized(adjtimex) is answer
+
+
+def test_the_other_conntrackd_is_told(tmp_path: Path) -> None:
+    assert checks.check_packages(tmp_path).severity == "ok"
+    write(tmp_path, "etc/conntrackd/conntrackd.conf", "Sync {}")
+    assert checks.check_packages(tmp_path).severity == "warning"
