@@ -56,7 +56,7 @@ class SyslogEncoder:
         self._frame = frame
         self._host = clean_name(host or socket.gethostname())
         self._pid = pid or os.getpid()
-        base = FACILITIES.index(facility) * 8
+        base = find_facility(facility) * 8
         self._info, self._warning = f"<{base + INFO}>", f"<{base + WARNING}>"
         self._renderer = Renderer(JSON if form == "cee" else PARAMETERS)
         self._build = {"rfc5424": self._build_5424, "rfc3164": self._build_3164, "cee": self._build_cee}[form]
@@ -92,6 +92,12 @@ class SyslogEncoder:
         month, day = MONTHS[int(when[5:7]) - 1], int(when[8:10])
         priority = self._warning if isinstance(record, Lost) else self._info
         return f"{priority}{month} {day:2} {when[11:19]} {self._host} {APP_NAME}[{self._pid}]:"
+
+
+def find_facility(name: str) -> int:
+    """RFC 5424, 6.2.1. Between ftp (11) and local0 (16) are four that nobody sends events to."""
+    index = FACILITIES.index(name)
+    return index if index < FACILITIES.index("local0") else index + 4
 
 
 def clean_name(host: str) -> str:

@@ -1,0 +1,99 @@
+"""sinks/encode_syslog.py: each format byte for byte."""
+
+import json
+import re
+
+import pytest
+
+from conntrackd.flow import EventType, Location, Lost
+from conntrackd.sinks.encode_syslog import (
+    MAX_SEQUENCE,
+    SyslogEncoder,
+    clean_name,
+    frame_by_datagram,
+    frame_by_line,
+    frame_by_octets,
+)
+from tests.sinks.flows import BASE, make_flow, make_flows
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local time that is the same everywhere."""
+    import time  # noqa: PLC0415
+
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def make(form: str, facility: str = "daemon") -> SyslogEncoder:
+    return SyslogEncoder(form, facility, frame_by_datagram, "gw1.example", 42)
+
+
+def test_rfc5424_has_a_complete_header_and_all_fields() -> None:
+    assert make("rfc5424").encode([make_flow(1, time=BASE + 123_456_789)]) == [
+        b"<30>1 2025-11-22T10:34:43.123456+00:00 gw1.example conntrackd 42 NEW "
+        b'[meta sequenceId="1"][event@32473 type="NEW" flow="1" prot="TCP" src="10.0.0.1" dst="192.0.2.1" '
+        b'sport="40000" dport="443" state="SYN_SENT"] '
+        b"NEW TCP connection from 10.0.0.1:40000 to 192.0.2.1:443"
+    ]
+
+
+def test_rfc3164_has_the_day_in_two_places_and_the_fields_behind_the_message() -> None:
+    early = 1_764_547_200_000_000_000  # 2025-12-01T00:00:00Z
+
+    assert make("rfc3164", "local7").encode([make_flow(1, EventType.DESTROY, time=early)]) == [
+        b"<190>Dec  1 00:00:00 gw1.example conntrackd[42]: "
+        b"DESTROY TCP connection from 10.0.0.1:40000 to 192.0.2.1:443 "
+        b'type="DESTROY" flow="1" prot="TCP" src="10.0.0.1" dst="192.0.2.1" sport="40000" dport="443" '
+        b'state="SYN_SENT"'
+    ]
+
+
+def test_cee_is_a_cookie_and_the_object_of_the_stream_sink() -> None:
+    (message,) = make("cee").encode([make_flow(1)])
+    head, _, text = message.partition(b"@cee: ")
+
+    assert head == b"<30>Nov 22 10:34:43 gw1.example conntrackd[42]: "
+    assert list(json.loads(text))[:5] == ["time", "level", "msg", "type", "flow"]
+
+
+@pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
+def test_a_loss_is_a_warning_with_its_number(form: str) -> None:
+    (message,) = make(form).encode([Lost(7, BASE, BASE + 1, "kernel")])
+
+    assert message.startswith(b"<28>")
+    assert b"LOST 7 events in the kernel's buffer" in message
+
+
+@pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
+def test_no_value_can_end_its_element_its_line_or_the_record(form: str) -> None:
+    event = make_flow(1)
+    event.dst_location = Location(city='a"] \\evil\n<0>1 - \x1b[31m\u202e')
+    (message,) = make(form).encode([event])
+
+    assert b"\n" not in message
+    assert b"\x1b" not in message
+    if form == "rfc5424":
+        assert rb'city="a\"\] \\evil\n<0>1 - \x1b[31m\u202e"' in message
+
+
+def test_the_sequence_begins_at_1_again_after_its_largest_number() -> None:
+    encoder = make("rfc5424")
+    encoder._numbers = iter([MAX_SEQUENCE - 1, MAX_SEQUENCE])  # type: ignore[assignment]  # as after 2^31
+
+    found = [re.findall(rb'sequenceId="(\d+)"', each)[0] for each in encoder.encode(make_flows(2))]
+    assert found == [b"2147483647", b"1"]
+
+
+def test_frames() -> None:
+    assert frame_by_octets(b"abc") == b"3 abc"
+    assert frame_by_line(b"abc") == b"abc\n"
+    assert frame_by_datagram(b"abc") == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("host", "clean"), [("gw 1\n", "gw1"), ("", "-"), ("ü", "-"), ("a" * 300, "a" * 255)]
+)
+def test_a_host_name_is_what_the_header_may_hold(host: str, clean: str) -> None:
+    assert clean_name(host) == clean

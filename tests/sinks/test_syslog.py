@@ -1,0 +1,394 @@
+"""sinks/syslog.py against a real rsyslogd, over every transport and in every format."""
+
+import json
+import os
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conntrackd.config import read_config
+from conntrackd.flow import Lost
+from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_octets
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.syslog import SyslogSink, Target, create
+from conntrackd.stats import SinkStats
+from tests.sinks.flows import BASE, make_flows
+
+RSYSLOGD = "/usr/sbin/rsyslogd"
+CONFIG = """
+global(workDirectory="{work}" maxMessageSize="64k")
+module(load="imudp") module(load="imptcp") module(load="imuxsock" SysSock.Use="off")
+template(name="all" type="list" option.jsonf="on") {{
+    property(outname="severity" name="syslogseverity" format="jsonf")
+    property(outname="facility" name="syslogfacility-text" format="jsonf")
+    property(outname="time" name="timereported" dateFormat="rfc3339" format="jsonf")
+    property(outname="host" name="hostname" format="jsonf")
+    property(outname="app" name="app-name" format="jsonf")
+    property(outname="msgid" name="msgid" format="jsonf")
+    property(outname="data" name="structured-data" format="jsonf")
+    property(outname="msg" name="msg" format="jsonf")
+}}
+{input}
+action(type="omfile" file="{work}/out.json" template="all" asyncWriting="off" flushOnTXEnd="on")
+"""
+INPUTS = {
+    "udp": 'input(type="imudp" address="127.0.0.1" port="{port}")',
+    "tcp": 'input(type="imptcp" address="127.0.0.1" port="{port}")',
+    "unix": 'input(type="imuxsock" socket="{work}/log" useSpecialParser="off" ParseHostname="on" '
+    'useSysTimeStamp="off" ignoreTimestamp="off")',
+}
+
+
+class Rsyslog:
+    """One server, which can be stopped and started again at the same address."""
+
+    def __init__(self, work: Path, scheme: str) -> None:
+        self.work, self.scheme = work, scheme
+        self.port = find_port()
+        text = CONFIG.format(work=work, tls=tls, input=INPUTS[scheme].format(port=self.port, work=work))
+        (work / "rsyslog.conf").write_text(text)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = [RSYSLOGD, "-n", "-f", f"{self.work}/rsyslog.conf", "-i", f"{self.work}/pid"]
+        with (self.work / "log.txt").open("wb") as log:
+            self._process = subprocess.Popen(arguments, stdout=log, stderr=log)
+        wait_until(self._is_there, "the server")
+
+    def _is_there(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.work / "log.txt").read_text()
+        if self.scheme == "unix":
+            return (self.work / "log").exists()
+        kind = {"udp": "udp"}.get(self.scheme, "tcp")
+        return f"0100007F:{self.port:04X}" in Path(f"/proc/net/{kind}").read_text()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def read(self) -> list[dict[str, Any]]:
+        path = self.work / "out.json"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.read()) >= count, f"{count} messages, {len(self.read())} are there")
+        return self.read()
+
+    @property
+    def address(self) -> str:
+        return (
+            f"unix://{self.work}/log" if self.scheme == "unix" else f"{self.scheme}://127.0.0.1:{self.port}"
+        )
+
+
+def find_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Any, what: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, what
+        pause.wait(0.02)
+
+
+@contextmanager
+def rsyslog(work: Path, scheme: str) -> Iterator[Rsyslog]:
+    server = Rsyslog(work, scheme)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def make(address: str, **settings: str) -> SyslogSink:
+    """The sink as a configuration makes it."""
+    overrides = {f"sink.syslog.{key}": [value] for key, value in settings.items()}
+    return create(read_config({"sink.syslog.address": [address], **overrides}, {}, etc=Path("/nowhere")))
+
+
+def send(sink: SyslogSink, batch: list[Any]) -> int:
+    with closing(sink):
+        sink.open()
+        return sink.write(sink.encode(batch))
+
+
+# ---- what is right ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["octet-counting", "lf"])
+@pytest.mark.parametrize("scheme", ["udp", "tcp", "unix"])
+def test_the_server_reads_every_field_of_rfc5424(tmp_path: Path, scheme: str, framing: str) -> None:
+    with rsyslog(tmp_path, scheme) as server:
+        send(make(server.address, framing=framing), [*make_flows(20), Lost(3, BASE, BASE, "kernel")])
+        found = server.wait_for(21)
+
+    first, last = found[0], found[-1]
+    assert (first["severity"], first["facility"], first["app"], first["msgid"]) == (
+        "6",
+        "daemon",
+        "conntrackd",
+        "NEW",
+    )
+    assert first["host"] == socket.gethostname()
+    assert re.fullmatch(r"2025-11-22T\d\d:34:43\.000000[+-]\d\d:\d\d", first["time"].replace("Z", "+00:00"))
+    assert [re.findall(r'flow="(\d+)"', each["data"]) for each in found[:-1]] == [[str(n)] for n in range(20)]
+    assert first["data"].startswith('[meta sequenceId="1"][event@32473 type="NEW" flow="0" prot="TCP"')
+    assert first["msg"].strip() == "NEW TCP connection from 10.0.0.0:40000 to 192.0.2.1:443"
+    assert (last["severity"], last["msgid"]) == ("4", "LOST")
+
+
+@pytest.mark.parametrize("form", ["rfc3164", "cee"])
+def test_the_server_reads_the_other_formats(tmp_path: Path, form: str) -> None:
+    with rsyslog(tmp_path, "tcp") as server:
+        send(make(server.address, format=form, facility="local3"), make_flows(3))
+        found = server.wait_for(3)
+
+    assert {(each["facility"], each["host"], each["app"]) for each in found} == {
+        ("local3", socket.gethostname(), "conntrackd")
+    }
+    if form == "cee":
+        objects = [json.loads(each["msg"].strip().removeprefix("@cee:")) for each in found]
+        assert [each["flow"] for each in objects] == [0, 1, 2]
+
+
+# ---- faults -----------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Path) -> None:
+    stats = SinkStats()
+    with rsyslog(tmp_path, "tcp") as server:
+        outbox: Outbox[list[bytes]] = Outbox(make(server.address), queue=100_000, stats=stats)
+        outbox.start()
+        outbox.put(make_flows(1000))
+        assert outbox.flush(15)
+        server.wait_for(1000)
+        server.kill()
+        outbox.put(make_flows(1000, 1000))
+        wait_until(lambda: outbox.error, "the trouble")
+        server.start()
+        assert outbox.flush(20)
+        found = server.wait_for(2000)
+        outbox.stop(time.monotonic() + 5)
+
+    numbers = [int(re.findall(r'flow="(\d+)"', each["data"])[0]) for each in found]
+    assert sorted(set(numbers)) == list(range(2000))
+    assert len(numbers) == 2000
+    assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000
+
+
+def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
+    """What the server's kernel had is there, the rest is to be sent again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        target = Target("tcp", *server.getsockname()[:2])
+        sink = SyslogSink(target, SyslogEncoder("rfc5424", "daemon", frame_by_octets))
+        sink.open()
+        connection, _ = server.accept()
+        payload = sink.encode(make_flows(30_000))
+        received = bytearray()
+
+        def stall_and_reset() -> None:
+            while len(received) < 100_000:
+                received.extend(connection.recv(10_000))
+            # SO_LINGER with 0: what is in the buffer goes, and the peer gets a reset.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        thread = threading.Thread(target=stall_and_reset)
+        thread.start()
+        with closing(sink), pytest.raises(SinkUnavailable) as caught:
+            sink.write(payload)
+        thread.join()
+
+    rest = caught.value.rest
+    assert rest is not None
+    sent_whole = b"".join(payload[: len(payload) - len(rest.payload)])
+    assert rest.events == len(rest.payload)
+    assert rest.payload == payload[-len(rest.payload) :]
+    assert payload[0] in received
+    assert len(sent_whole) <= sum(map(len, payload))
+
+
+def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sink = SyslogSink(
+            Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon", frame_by_octets)
+        )
+        sink.open()
+        server.accept()[0].close()
+        payload = sink.encode(make_flows(5))
+        with closing(sink), pytest.raises(SinkUnavailable, match="has closed the connection") as caught:
+            sink.write(payload)
+
+    assert caught.value.rest is not None
+    assert caught.value.rest.payload == payload
+
+
+def test_a_datagram_to_nobody_is_tried_again() -> None:
+    sink = make(f"udp://127.0.0.1:{find_port()}")
+    payload = sink.encode(make_flows(10))
+    sink.open()
+    with closing(sink), pytest.raises(SinkUnavailable, match="Connection refused") as caught:
+        sink.write(payload)
+
+    assert caught.value.rest is not None
+    assert caught.value.rest.events == 9  # the refusal of a datagram is told to the next
+
+
+def test_a_socket_that_is_removed_and_made_again_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    sink = make(f"unixgram://{path}")
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+            server.bind(os.fspath(path))
+            send(sink, make_flows(1))
+            assert server.recv(4096).startswith(b"<30>1 ")
+        path.unlink()
+        with pytest.raises(SinkUnavailable, match="No such file"):
+            send(sink, make_flows(1))
+
+
+# ---- TLS --------------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """Certificates of one's own, made by openssl."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = folder / "ca.pem"
+        self._run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")
+
+    def _run(self, command: str, *arguments: str) -> None:
+        subject = ["-subj", "/CN=test"] if command == "req" else []
+        done = subprocess.run(
+            ["openssl", command, *arguments, *subject], cwd=self.folder, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    def issue(self, name: str, host: str, *days: str) -> Path:
+        """A certificate with its key in one file."""
+        self._run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (self.folder / f"{name}.ext").write_text(f"subjectAltName={host}\n")
+        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
+        times = days or ("-days", "2")
+        self._run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed, *times)
+        both = self.folder / f"{name}-both.pem"
+        both.write_text((self.folder / f"{name}.pem").read_text() + (self.folder / f"{name}.key").read_text())
+        return both
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@contextmanager
+def tls_server(certificate: Path | None, **context: Any) -> Iterator[tuple[int, list[bytes]]]:
+    """Gathers what one client sends over TLS; speaks no TLS without a certificate."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(10)
+                if certificate is not None:
+                    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    made.load_cert_chain(certificate)
+                    for name, value in context.items():
+                        setattr(made, name, value)
+                    connection = made.wrap_socket(connection, server_side=True)
+                else:
+                    connection.sendall(b"hello\r\n")
+                with connection:
+                    while data := connection.recv(4096):
+                        received.append(data)
+            except OSError:
+                return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1], received
+        thread.join(15)
+
+
+def test_over_tls_the_server_gets_what_was_sent(authority: Authority) -> None:
+    with tls_server(authority.issue("good", "IP:127.0.0.1")) as (port, received):
+        sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
+        payload = sink.encode(make_flows(5))
+        with closing(sink):
+            sink.open()
+            sink.write(payload)
+
+    assert b"".join(received) == b"".join(payload)
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "days", "cause"),
+    [
+        ("expired", "IP:127.0.0.1", ("-days", "-1"), "certificate has expired"),
+        ("elsewhere", "DNS:other.example", (), "mismatch"),
+    ],
+)
+def test_a_certificate_that_is_wrong_is_named_and_nothing_is_sent(
+    authority: Authority, name: str, host: str, days: tuple[str, ...], cause: str
+) -> None:
+    with tls_server(authority.issue(name, host, *days)) as (port, received):
+        sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
+        with closing(sink), pytest.raises(SinkUnavailable, match=cause):
+            sink.open()
+
+    assert received == []
+
+
+def test_a_certificate_of_nobody_known_is_refused_unless_asked_for(authority: Authority) -> None:
+    certificate = authority.issue("unknown", "IP:127.0.0.1")
+    with tls_server(certificate) as (port, received):
+        with (
+            closing(make(f"tls://127.0.0.1:{port}")) as sink,
+            pytest.raises(
+                SinkUnavailable, match=r"certificate is refused: (self-signed|unable to get local issuer)"
+            ),
+        ):
+            sink.open()
+        assert received == []
+    with tls_server(certificate) as (port, received):
+        send(make(f"tls://127.0.0.1:{port}", **{"tls.verify": "no"}), make_flows(1))
+
+    assert len(received) == 1
+
+
+def test_an_old_version_or_no_tls_at_all_is_refused(authority: Authority) -> None:
+    settings = {"tls.ca": str(authority.ca)}
+    with tls_server(None) as (port, received):
+        sink = make(f"tls://127.0.0.1:{port}", **settings)
+        with closing(sink), pytest.raises(SinkUnavailable, match="no TLS: wrong version number"):
+            sink.open()
+
+    assert not any(b"conntrackd" in each for each in received)
+    context = make("tls://127.0.0.1:1", **settings)._tls
+    assert context is not None
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
