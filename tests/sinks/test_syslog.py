@@ -56,7 +56,7 @@ class Rsyslog:
     def __init__(self, work: Path, scheme: str) -> None:
         self.work, self.scheme = work, scheme
         self.port = find_port()
-        text = CONFIG.format(work=work, tls=tls, input=INPUTS[scheme].format(port=self.port, work=work))
+        text = CONFIG.format(work=work, input=INPUTS[scheme].format(port=self.port, work=work))
         (work / "rsyslog.conf").write_text(text)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -206,7 +206,7 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
         sink = SyslogSink(target, SyslogEncoder("rfc5424", "daemon", frame_by_octets))
         sink.open()
         connection, _ = server.accept()
-        payload = sink.encode(make_flows(30_000))
+        payload = sink.encode([*make_flows(30_000)])
         received = bytearray()
 
         def stall_and_reset() -> None:
@@ -238,7 +238,7 @@ def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_s
         )
         sink.open()
         server.accept()[0].close()
-        payload = sink.encode(make_flows(5))
+        payload = sink.encode([*make_flows(5)])
         with closing(sink), pytest.raises(SinkUnavailable, match="has closed the connection") as caught:
             sink.write(payload)
 
@@ -248,7 +248,7 @@ def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_s
 
 def test_a_datagram_to_nobody_is_tried_again() -> None:
     sink = make(f"udp://127.0.0.1:{find_port()}")
-    payload = sink.encode(make_flows(10))
+    payload = sink.encode([*make_flows(10)])
     sink.open()
     with closing(sink), pytest.raises(SinkUnavailable, match="Connection refused") as caught:
         sink.write(payload)
@@ -338,7 +338,7 @@ def tls_server(certificate: Path | None, **context: Any) -> Iterator[tuple[int, 
 def test_over_tls_the_server_gets_what_was_sent(authority: Authority) -> None:
     with tls_server(authority.issue("good", "IP:127.0.0.1")) as (port, received):
         sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
-        payload = sink.encode(make_flows(5))
+        payload = sink.encode([*make_flows(5)])
         with closing(sink):
             sink.open()
             sink.write(payload)
