@@ -33,6 +33,14 @@ table inet bench {
         type filter hook forward priority filter; policy accept;
         ct state new accept
     }
+    chain own {
+        type filter hook output priority raw; policy accept;
+        oifname "lo" notrack comment "what the sinks send to their receivers is no part of the load"
+    }
+    chain own_in {
+        type filter hook prerouting priority raw; policy accept;
+        iifname "lo" notrack
+    }
 }
 """
 
