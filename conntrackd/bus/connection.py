@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dbus_fast import Message, MessageFlag, MessageType
+from dbus_fast._private.marshaller import Marshaller
 from dbus_fast._private.unmarshaller import Unmarshaller
 from dbus_fast.aio import MessageBus
 
@@ -26,6 +27,10 @@ CHUNK: Final = 16384
 # Of a long message that may pass, at once.
 LONG_CHUNK: Final = 1 << 20
 MAX_REPLY: Final = 8 << 20  # from the bus itself or from polkit
+
+# dbus-fast 1.84 (Debian 12) tells the length of a string in characters instead of bytes, for which the bus
+# closes the connection: there, what is not ASCII is escaped.
+TEXT_ENCODING: Final = "utf-8" if bytes(Marshaller("s", ["\xe4"]).marshall())[0] == 2 else "ascii"
 
 Judge = Callable[[wire.Header, int], ConntrackdError | None]
 
@@ -159,10 +164,11 @@ class Connection(MessageBus):
         return True
 
     def _deliver(self, size: int) -> None:
-        frame = bytes(self._frame[:size])
+        frame = self._frame[:size]
         del self._frame[:size]
+        frame[2] = simplify_flags(frame[2])
         self._wanted = 0
-        message = Unmarshaller(io.BytesIO(frame)).unmarshall()  # type: ignore[arg-type]  # it calls read() only
+        message = Unmarshaller(io.BytesIO(bytes(frame))).unmarshall()  # type: ignore[arg-type]  # it calls read() only
         if message is not None:
             self._process_message(message)
 
@@ -207,6 +213,16 @@ def make_error(call: wire.Header | Message, error: ConntrackdError) -> Message:
     )
 
 
-def clean_text(text: str) -> str:
+def simplify_flags(flags: int) -> int:
+    """The one flag of a call that matters here: dbus-fast 1.84 fails for two of them in one message."""
+    for each in (wire.NO_REPLY_EXPECTED, wire.ALLOW_INTERACTIVE_AUTHORIZATION):
+        if flags & each:
+            return each
+    return 0
+
+
+def clean_text(text: str, encoding: str = TEXT_ENCODING) -> str:
     """As D-Bus can carry it: without NUL, and as UTF-8. The bus would close the connection for either."""
+    if encoding == "ascii":
+        return text.replace("\0", "?").encode("ascii", "backslashreplace").decode()
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

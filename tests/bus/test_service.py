@@ -17,6 +17,7 @@ from conntrackd.bus.client import (
     NotRunningError,
     RemoteError,
 )
+from conntrackd.bus.connection import clean_text
 from conntrackd.bus.interface import load, parse_interfaces
 from conntrackd.errors import ConntrackdError, UnavailableError
 from tests.bus.private import PrivateBus, Raw, Served, count_descriptors, wait_until
@@ -510,6 +511,22 @@ def test_sinks_that_come_and_go_are_told(listener: Raw, served: Served) -> None:
         "InterfacesAdded": "/org/conntrackd1/sink/syslog",
         "InterfacesRemoved": "/org/conntrackd1/sink/loki",
     }
+
+
+@pytest.mark.parametrize("flags", range(8))
+def test_any_flags_of_a_call_are_understood(flags: int, raw: Raw) -> None:
+    header = call("Ping", "", PATH, "org.freedesktop.DBus.Peer")
+    header.flags = flags
+    raw.post(header, [])
+
+    assert raw.ask(PATH, "org.freedesktop.DBus.Peer", "Ping", "") == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"), [("utf-8", "Z\xfcrich ?\ufffd"), ("ascii", "Z\\xfcrich \\ud800?")]
+)
+def test_text_is_as_the_bus_and_the_library_can_carry_it(encoding: str, text: str) -> None:
+    assert clean_text("Z\xfcrich \ud800\0", encoding) == text
 
 
 def test_no_caller_sees_an_inner_error_as_an_object(client: Client, served: Served) -> None:
