@@ -20,7 +20,6 @@ from tests.bus.recorder import Recorder
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 10.0
-NOBODY: Final = 65534
 # A group that every machine has and nobody is in: the policy's `conntrackd` is not there before installation.
 STAND_IN: Final = ("games", 60)
 
