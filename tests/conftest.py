@@ -50,7 +50,7 @@ class Privileged:
         if self.skipped and os.environ.get("CI") and session.exitstatus in {0, 5}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if not self.skipped:
             return
         reasons = ", ".join(sorted(set(self.skipped)))
