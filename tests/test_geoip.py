@@ -1,0 +1,256 @@
+"""Address -> Location: databases of each layout, damaged ones, and files that change meanwhile."""
+
+import logging
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
+
+from conntrackd.errors import ConfigError
+from conntrackd.flow import Location
+from conntrackd.geoip import GeoIP, to_location
+from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.stats import Stats
+from tests.sinks.flows import make_flow, make_flows
+
+BERLIN = {
+    "city": {"names": {"en": "Nuremberg", "de": "Nürnberg"}},
+    "country": {"iso_code": "DE", "names": {"en": "Germany"}},
+    "location": {"latitude": 49.45, "longitude": 11.08},
+}
+NETWORK = {"autonomous_system_number": 24940, "autonomous_system_organization": "Example Online"}
+PUBLIC = bytes([192, 0, 2, 1])
+PUBLIC6 = bytes.fromhex("20010db8000000000000000000000001")
+
+
+def write_database(path: Path, record: dict[str, Any], kind: str = "GeoLite2-City", version: int = 6) -> Path:
+    """A database that knows the documentation's networks, put in its place by a rename."""
+    writer = MMDBWriter(version, kind, languages=["en", "de"], ipv4_compatible=version == 6, float_type="f64")
+    writer.insert_network(IPSet(["192.0.2.0/24"]), record)
+    if version == 6:
+        writer.insert_network(IPSet(["2001:db8::/32"]), record)
+    fresh = path.with_suffix(".new")
+    writer.to_db_file(str(fresh))
+    fresh.rename(path)
+    return path
+
+
+def find(geoip: GeoIP, address: bytes = PUBLIC) -> Location | None:
+    flow = make_flow(1)
+    flow.dst = address
+    geoip.locate([flow])
+    return flow.dst_location
+
+
+def settle(geoip: GeoIP) -> bool:
+    """Two looks: a file is read when it is found the same twice."""
+    return [geoip.refresh(), geoip.refresh()][-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "record", "location"),
+    [
+        ("GeoLite2-City", 6, BERLIN, Location("Nuremberg", "DE", 49.45, 11.08)),
+        ("GeoLite2-City", 4, BERLIN, Location("Nuremberg", "DE", 49.45, 11.08)),
+        ("GeoIP2-Country", 6, {"country": BERLIN["country"]}, Location(country="DE")),
+        ("GeoLite2-ASN", 6, NETWORK, Location(asn=24940, as_org="Example Online")),
+        (
+            "GeoIP2-Enterprise",
+            6,
+            {**BERLIN, "traits": NETWORK},
+            Location("Nuremberg", "DE", 49.45, 11.08, 24940, "Example Online"),
+        ),
+        (
+            "DBIP-City-Lite",
+            6,
+            {"city": "Nuremberg", **NETWORK},
+            Location("Nuremberg", "", None, None, 24940, "Example Online"),
+        ),
+    ],
+)
+def test_what_is_in_a_database_is_used(
+    tmp_path: Path, kind: str, version: int, record: dict[str, Any], location: Location
+) -> None:
+    geoip = GeoIP([write_database(tmp_path / "a.mmdb", record, kind, version)], "en", 100, Stats())
+
+    assert find(geoip) == location
+    assert find(geoip, PUBLIC6) == (location if version == 6 else None)
+
+
+def test_several_databases_complete_each_other(tmp_path: Path) -> None:
+    paths = [
+        write_database(tmp_path / "city.mmdb", BERLIN),
+        write_database(tmp_path / "asn.mmdb", NETWORK, "GeoLite2-ASN"),
+    ]
+
+    assert find(GeoIP(paths, "en", 100, Stats())) == Location(
+        "Nuremberg", "DE", 49.45, 11.08, 24940, "Example Online"
+    )
+
+
+@pytest.mark.parametrize(("locale", "city"), [("en", "Nuremberg"), ("de", "Nürnberg"), ("ja", "Nuremberg")])
+def test_names_are_in_the_language_asked_for_or_in_english(tmp_path: Path, locale: str, city: str) -> None:
+    location = find(GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], locale, 100, Stats()))
+
+    assert location is not None
+    assert location.city == city
+
+
+def test_an_address_that_no_database_knows_has_no_location(tmp_path: Path) -> None:
+    geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, Stats())
+    flow = make_flow(1)
+    geoip.locate([flow])
+
+    assert (flow.src_location, flow.dst_location) == (None, Location("Nuremberg", "DE", 49.45, 11.08))
+
+
+def test_addresses_of_one_place_share_its_location(tmp_path: Path) -> None:
+    geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, Stats())
+
+    assert find(geoip, bytes([192, 0, 2, 1])) is find(geoip, bytes([192, 0, 2, 2]))
+
+
+def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path) -> None:
+    stats = Stats()
+    geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, stats)
+    for _ in range(10):
+        geoip.locate(make_flows(50))
+    looked_up = stats.geoip_lookups_total
+    geoip.locate(make_flows(1000))
+
+    assert looked_up == 51
+    assert len(geoip._locations) <= 100
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"city": 1, "country": "DE", "location": [], "autonomous_system_number": "1", "traits": 7},
+        {"city": {"names": []}, "country": {"iso_code": 1}, "location": {"latitude": "1"}},
+        {"location": {"latitude": float("nan"), "longitude": 1.0}},
+        {"location": {"latitude": 1.0}},
+        {"location": {"latitude": 91.0, "longitude": float("inf")}},
+        {"autonomous_system_number": -1},
+        {"autonomous_system_number": 1 << 32},
+    ],
+)
+def test_a_value_of_another_type_is_left_out(record: dict[str, Any]) -> None:
+    assert to_location(record, "en") == Location()
+
+
+def test_names_are_bounded_and_are_data_whatever_is_in_them(tmp_path: Path) -> None:
+    name = 'a"\\\n\x1b[31m\u202e' + "x" * 100_000
+    geoip = GeoIP([write_database(tmp_path / "a.mmdb", {"city": {"names": {"en": name}}})], "en", 1, Stats())
+    flow = make_flow(1)
+    geoip.locate([flow])
+    line = JsonEncoder().encode([flow])
+
+    assert flow.dst_location == Location(city=name[:256])
+    assert line.count(b"\n") == 1
+    assert b"\x1b" not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, random.Random(1).randbytes(10_000), None])
+def test_a_file_that_is_no_database_is_refused_at_the_start(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.mmdb"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=r"a\.mmdb"):
+        GeoIP([path], "en", 100, Stats())
+
+
+def test_a_truncated_database_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.mmdb", BERLIN)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, max(1, len(whole) // 40)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ConfigError):
+            GeoIP([path], "en", 100, Stats())
+
+
+def test_a_database_of_other_things_is_refused(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.mmdb", {"is_anonymous": True}, "GeoIP2-Anonymous-IP")
+
+    with pytest.raises(ConfigError, match="'GeoIP2-Anonymous-IP', which says nothing of places"):
+        GeoIP([path], "en", 100, Stats())
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ConfigError):
+            GeoIP([path], "en", 100, Stats())
+
+
+def rewrite(path: Path, record: dict[str, Any]) -> None:
+    content = write_database(path.with_name("other.mmdb"), record).read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.write(content)
+
+
+@pytest.mark.parametrize("replace", [write_database, rewrite])
+def test_a_replaced_file_is_taken_over(
+    tmp_path: Path, replace: Callable[[Path, dict[str, Any]], object]
+) -> None:
+    path = write_database(tmp_path / "a.mmdb", BERLIN)
+    geoip = GeoIP([path], "en", 100, Stats())
+    before = find(geoip)
+    unchanged = settle(geoip)
+    replace(path, {"country": {"iso_code": "FR"}})
+
+    assert [geoip.refresh(), geoip.refresh(), geoip.refresh()] == [False, True, False]
+    assert unchanged is False
+    assert (before, find(geoip)) == (Location("Nuremberg", "DE", 49.45, 11.08), Location(country="FR"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, random.Random(2).randbytes(10_000), None])
+def test_a_damaged_replacement_is_told_once_and_the_old_one_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    """Truncated in place, too: a mapped file would kill the process with SIGBUS here."""
+    path = write_database(tmp_path / "a.mmdb", BERLIN)
+    geoip = GeoIP([path], "en", 100, Stats())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        taken = [settle(geoip), settle(geoip)]
+
+    assert taken == [False, False]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert find(geoip) == Location("Nuremberg", "DE", 49.45, 11.08)
+    rewritten = write_database(path, {"country": {"iso_code": "FR"}})
+    assert settle(geoip)
+    assert find(geoip) == Location(country="FR"), rewritten
+
+
+def test_flipped_bits_are_refused_or_counted_and_never_an_exception(tmp_path: Path) -> None:
+    whole = write_database(tmp_path / "good.mmdb", {**BERLIN, **NETWORK}).read_bytes()
+    path, random_source = tmp_path / "a.mmdb", random.Random(3)
+    flows = make_flows(3)
+    flows[0].src, flows[1].src = PUBLIC6, PUBLIC
+    outcomes = {"refused": 0, "read": 0}
+    encoder = JsonEncoder()
+    for _ in range(1000):
+        content = bytearray(whole)
+        position = random_source.randrange(len(content) * 8)
+        content[position // 8] ^= 1 << position % 8
+        path.write_bytes(content)
+        try:
+            geoip = GeoIP([path], "en", 100, Stats())
+        except ConfigError:
+            outcomes["refused"] += 1
+            continue
+        geoip.locate(flows)
+        encoder.encode([*flows])
+        outcomes["read"] += 1
+
+    assert min(outcomes.values()) > 0
