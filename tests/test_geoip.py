@@ -3,6 +3,8 @@
 import logging
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,25 +234,44 @@ def test_a_damaged_replacement_is_told_once_and_the_old_one_stays(
     assert find(geoip) == Location(country="FR"), rewritten
 
 
-def test_flipped_bits_are_refused_or_counted_and_never_an_exception(tmp_path: Path) -> None:
-    whole = write_database(tmp_path / "good.mmdb", {**BERLIN, **NETWORK}).read_bytes()
-    path, random_source = tmp_path / "a.mmdb", random.Random(3)
-    flows = make_flows(3)
-    flows[0].src, flows[1].src = PUBLIC6, PUBLIC
-    outcomes = {"refused": 0, "read": 0}
-    encoder = JsonEncoder()
-    for _ in range(1000):
-        content = bytearray(whole)
-        position = random_source.randrange(len(content) * 8)
-        content[position // 8] ^= 1 << position % 8
-        path.write_bytes(content)
-        try:
-            geoip = GeoIP([path], "en", 100, Stats())
-        except ConfigError:
-            outcomes["refused"] += 1
-            continue
-        geoip.locate(flows)
-        encoder.encode([*flows])
-        outcomes["read"] += 1
+# In a process of its own, because a crash would end the tests.
+FLIP = """
+import random, sys
+from pathlib import Path
+from conntrackd.errors import ConfigError
+from conntrackd.geoip import GeoIP
+from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.stats import Stats
+from tests.sinks.flows import make_flows
 
-    assert min(outcomes.values()) > 0
+path, chance = Path(sys.argv[1]), random.Random(3)
+whole = path.read_bytes()
+flows = make_flows(3)
+flows[0].src = bytes.fromhex("20010db8000000000000000000000001")
+outcomes = {"refused": 0, "read": 0}
+for _ in range(1000):
+    content = bytearray(whole)
+    position = chance.randrange(len(content) * 8)
+    content[position // 8] ^= 1 << position % 8
+    path.write_bytes(content)
+    try:
+        geoip = GeoIP([path], "en", 100, Stats())
+    except ConfigError:
+        outcomes["refused"] += 1
+        continue
+    geoip.locate(flows)
+    JsonEncoder().encode(flows)
+    outcomes["read"] += 1
+sys.exit(0 if min(outcomes.values()) > 0 else 3)
+"""
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="maxminddb 3.2.0's C extension crashes (SIGSEGV) on a record with a key that is no text: 2 of 1000",
+)
+def test_flipped_bits_are_refused_or_counted_and_never_a_crash(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.mmdb", {**BERLIN, **NETWORK})
+    done = subprocess.run([sys.executable, "-c", FLIP, os.fspath(path)], check=False, timeout=60)
+
+    assert done.returncode == 0
