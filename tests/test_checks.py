@@ -78,11 +78,18 @@ def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
 
 
 def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
+    (tmp_path / "proc/sys/net").mkdir(parents=True)
     found = list(checks.check_kernel(tmp_path, GOOD))
 
     assert [(each.severity, each.check, each.remedy) for each in found] == [
         ("error", "module", "modprobe nf_conntrack")
     ]
+
+
+def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) -> None:
+    found = list(checks.check_kernel(tmp_path, GOOD))
+
+    assert [(each.severity, each.check) for each in found] == [("ok", "tracking"), ("note", checks.HIDDEN)]
 
 
 @pytest.mark.parametrize(

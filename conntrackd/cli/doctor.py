@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Final
 
 from conntrackd.cli.control import DEGRADED
@@ -28,13 +29,25 @@ def show_findings(arguments: Namespace) -> int:
 def find_rows(arguments: Namespace) -> list[Row]:
     """The daemon's own findings; where none runs, those from here."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
+    from conntrackd.checks import HIDDEN  # noqa: PLC0415
 
     try:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
     except NotRunningError as error:
         return [("error", "daemon", error.message, error.hint), *examine_here()]
-    return [("ok", "daemon", "conntrackd runs", ""), *findings]
+    rows: list[Row] = [("ok", "daemon", "conntrackd runs", ""), *findings]
+    if any(row[1] == HIDDEN for row in rows):
+        rows = [row for row in rows if row[1] != HIDDEN] + examine_kernel_here()
+    return rows
+
+
+def examine_kernel_here() -> list[Row]:
+    """The kernel's settings, where the daemon's sandbox hides them from it."""
+    from conntrackd.checks import check_kernel  # noqa: PLC0415
+
+    rows = [(each.severity, each.check, each.message, each.remedy) for each in check_kernel(Path("/"), None)]
+    return [row for row in rows if row[1] != "tracking"]
 
 
 def examine_here() -> list[Row]:
