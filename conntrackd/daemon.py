@@ -268,7 +268,7 @@ class Daemon:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = []
         if self.events is not None:
-            if self.is_tracking is False:
+            if self.is_tracking is False and not self.stats.events_received_total:
                 problems.append(tracking.NOT_TRACKED)
             size, asked = self.events.measure().size // 2, self.config[options.CONNTRACK_BUFFER]
             if size < asked:

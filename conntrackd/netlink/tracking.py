@@ -137,7 +137,7 @@ def _count_entries() -> int | None:
 def _look_at_rules() -> bool | None:
     """Whether a rule asks for tracking; None where rules are of a kind that does not tell."""
     try:
-        if any(path.read_text().strip() for path in IPTABLES if path.exists()):
+        if any(_read_names(path) for path in IPTABLES):
             return None
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
             netlink.settimeout(ANSWER_SECONDS)
@@ -150,6 +150,14 @@ def _look_at_rules() -> bool | None:
     if any(_name(each) in rules for each in TRACKING_EXPRESSIONS):
         return True
     return None if any(_name(each) in rules for each in FOREIGN_EXPRESSIONS) else False
+
+
+def _read_names(path: Path) -> str:
+    """Tables of old iptables. Only root may read them: of those that are hidden none is assumed."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _name(expression: bytes) -> bytes:
