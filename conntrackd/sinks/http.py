@@ -7,7 +7,6 @@ host, and repeating is the outbox's.
 import contextlib
 import ipaddress
 import socket
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,20 +19,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
 
 MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us
 MAX_SECRET: Final = 64 << 10
-MAX_REASON: Final = 300  # characters of a reply that are repeated to people
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Whom to trust, and who we are."""
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    verify: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +179,6 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def make_context(tls: Tls) -> ssl.SSLContext:
-    """A client's context, files read now. SinkUnavailable when one cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if tls.cert is not None:
-            # An empty password fails; without one OpenSSL would ask for it at the terminal.
-            context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
-        raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def _read(response: Any) -> bytes:  # noqa: ANN401  # two major versions of urllib3 call its class differently
     """As much of the body as is of interest. That it breaks off changes nothing about the status."""
     try:
@@ -232,24 +204,3 @@ def read_secret(path: Path) -> str:
     if not text or len(content) > MAX_SECRET or not text.isascii() or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     return text
-
-
-def name_cause(error: BaseException) -> str:
-    """The innermost reason, in the words of the system or of OpenSSL."""
-    seen = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = error.__cause__ or error.__context__
-        inner = next((arg for arg in error.args if isinstance(arg, BaseException)), inner)
-        if inner is None:
-            break
-        error = inner
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message}"
-    if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
-        return f"certificate not accepted: {error}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]

@@ -17,8 +17,9 @@ from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
 from conntrackd.sinks.encode_loki import LokiEncoder, count_events, mark_replay, split
-from conntrackd.sinks.http import Connection, Reply, Tls, read_secret
+from conntrackd.sinks.http import Connection, Reply, read_secret
 from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
 READY: Final = "/ready"

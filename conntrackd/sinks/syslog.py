@@ -13,7 +13,6 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config
-from conntrackd.errors import ConfigError
 from conntrackd.flow import Batch
 from conntrackd.sinks.encode_syslog import (
     SyslogEncoder,
@@ -21,7 +20,8 @@ from conntrackd.sinks.encode_syslog import (
     frame_by_line,
     frame_by_octets,
 )
-from conntrackd.sinks.sink import Parcel, SinkUnavailable, describe
+from conntrackd.sinks.sink import Parcel, SinkUnavailable
+from conntrackd.sinks.tls import Tls, make_context, name_cause
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1
@@ -52,7 +52,7 @@ class SyslogSink:
     batch_events = BATCH_EVENTS
     batch_wait = BATCH_WAIT
 
-    def __init__(self, target: Target, encoder: SyslogEncoder, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, target: Target, encoder: SyslogEncoder, tls: Tls | None = None) -> None:
         self._target = target
         self._encoder = encoder
         self._tls = tls
@@ -63,7 +63,7 @@ class SyslogSink:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
         except OSError as error:
-            raise SinkUnavailable(f"{self._describe_target()}: {explain(error)}") from error
+            raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
 
     def _connect(self) -> socket.socket:
         match self._target.scheme:
@@ -76,8 +76,8 @@ class SyslogSink:
         if self._tls is None:
             return plain
         try:
-            return self._tls.wrap_socket(plain, server_hostname=self._target.host)
-        except OSError:
+            return make_context(self._tls).wrap_socket(plain, server_hostname=self._target.host)
+        except (OSError, SinkUnavailable):
             plain.close()
             raise
 
@@ -114,7 +114,7 @@ class SyslogSink:
 
     def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
         lost = sum(any(mark in each for mark in LOST_MARKS) for each in left)
-        reason = f"{self._describe_target()}: {explain(error)}"
+        reason = f"{self._describe_target()}: {name_cause(error)}"
         return SinkUnavailable(reason, rest=Parcel(left, len(left) - lost))
 
     def _describe_target(self) -> str:
@@ -205,17 +205,8 @@ def _count_unacknowledged(sock: socket.socket) -> int:
     return int(struct.unpack("=i", answer)[0])
 
 
-def explain(error: OSError) -> str:
-    """The cause in a line, that of TLS too."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"no TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
-    return describe(error)
-
-
 def create(config: Config) -> SyslogSink:
-    """The sink as configured. Raises ConfigError for certificates that cannot be used."""
+    """The sink as configured."""
     address = config[options.SINK_SYSLOG_ADDRESS]
     parts = urlsplit(address)
     if parts.scheme in ("unix", "unixgram"):
@@ -227,24 +218,10 @@ def create(config: Config) -> SyslogSink:
         by_line = config[options.SINK_SYSLOG_FRAMING] == "lf"
         frame = frame_by_line if by_line else frame_by_octets
     encoder = SyslogEncoder(config[options.SINK_SYSLOG_FORMAT], config[options.SINK_SYSLOG_FACILITY], frame)
-    return SyslogSink(target, encoder, _make_context(config) if parts.scheme == "tls" else None)
-
-
-def _make_context(config: Config) -> ssl.SSLContext:
-    authority, certificate = config[options.SINK_SYSLOG_TLS_CA], config[options.SINK_SYSLOG_TLS_CERT]
-    try:
-        context = ssl.create_default_context(cafile=authority)
-    except (OSError, ssl.SSLError) as error:
-        reason = f"sink.syslog.tls.ca: {authority}: {explain(error)}"
-        raise ConfigError(reason, place=config.origin(options.SINK_SYSLOG_TLS_CA)) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if certificate is not None:
-        try:
-            context.load_cert_chain(certificate, config[options.SINK_SYSLOG_TLS_KEY])
-        except (OSError, ssl.SSLError) as error:
-            reason = f"sink.syslog.tls.cert: {certificate}: {explain(error)}"
-            raise ConfigError(reason, place=config.origin(options.SINK_SYSLOG_TLS_CERT)) from error
-    if not config[options.SINK_SYSLOG_TLS_VERIFY]:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    tls = Tls(
+        ca=config[options.SINK_SYSLOG_TLS_CA],
+        cert=config[options.SINK_SYSLOG_TLS_CERT],
+        key=config[options.SINK_SYSLOG_TLS_KEY],
+        verify=config[options.SINK_SYSLOG_TLS_VERIFY],
+    )
+    return SyslogSink(target, encoder, tls if parts.scheme == "tls" else None)

@@ -19,11 +19,12 @@ from conntrackd.config import read_config
 from conntrackd.flow import Batch
 from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.encode_loki import LokiEncoder
-from conntrackd.sinks.http import Reply, Tls
+from conntrackd.sinks.http import Reply
 from conntrackd.sinks.loki import Loki, Settings, create, judge, parse_retry_after
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.sinks.spool import Spool
+from conntrackd.sinks.tls import Tls
 from conntrackd.stats import SinkStats
 from tests.sinks import loki_server
 from tests.sinks.fakes import Clock, find_imbalance, run_until_idle
