@@ -45,8 +45,8 @@ class Syntax(NamedTuple):
 
 
 def escape_json(value: str) -> str:
-    """Text -> what stands between the quotes of a JSON string, in UTF-8 and not in \\u escapes."""
-    return json.dumps(value, ensure_ascii=False)[1:-1]
+    """Text -> what stands between the quotes of a JSON string, in UTF-8, unless a terminal would obey it."""
+    return json.dumps(value, ensure_ascii=not value.isprintable())[1:-1]
 
 
 JSON: Final = Syntax(',"{}":"'.format, '"', ',"{}":'.format, "", escape_json)
