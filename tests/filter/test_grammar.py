@@ -1,0 +1,126 @@
+"""filter/grammar.py: every production, every mistake, and every example of the manual."""
+
+from pathlib import Path
+
+import pytest
+
+from conntrackd.errors import ManyErrors, RuleError
+from conntrackd.filter.grammar import parse_rules
+from conntrackd.filter.render import render
+from conntrackd.filter.text import RuleText
+
+MANUAL = Path(__file__).parents[2] / "man" / "conntrackd-filter.7"
+
+
+def parse(text: str) -> str:
+    """The canonical text of one rule."""
+    (rule,) = parse_rules([RuleText(text)])
+    return render(rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("LOG any", "log any"),
+        ("allow ANY", "log any"),
+        ("deny any # a comment", "drop any"),
+        ("drop type new,DESTROY", "drop type NEW,DESTROY"),
+        ("drop protocol tcp,47,udplite", "drop protocol TCP,GRE,UDPLITE"),
+        ("drop src address 10.0.0.1", "drop source address 10.0.0.1"),
+        ("drop dest address 10.0.0.0/8,::1", "drop destination address 10.0.0.0/8,::1"),
+        ("drop dst network local", "drop destination network LOCAL"),
+        ("drop port 80", "drop port 80"),
+        ("drop on port 80", "drop port 80"),
+        ("drop source port 22,80-90", "drop source port 22,80-90"),
+        (
+            "drop destination address 10.0.0.1 on port 80",
+            "drop destination address 10.0.0.1 and destination port 80",
+        ),
+        ("drop not port 80", "drop not port 80"),
+        ("drop ! port 80", "drop not port 80"),
+        ("drop not not port 80", "drop port 80"),
+        ("drop type NEW and port 80 or any", "drop type NEW and port 80 or any"),
+        ("drop type NEW, port 80", "drop type NEW or port 80"),
+        ("drop type NEW and (port 80 or port 81)", "drop type NEW and (port 80 or port 81)"),
+        ("drop nat any", "drop nat ANY"),
+        ("drop mark 16/0xF0", "drop mark 0x10/0xf0"),
+        ("drop zone 3", "drop zone 3"),
+        ("drop family ipv6", "drop family IPV6"),
+        ("drop bytes > 10M", "drop bytes > 10M"),
+        ("drop reply packets >= 100", "drop reply packets >= 100"),
+        ("drop duration > 60s", "drop duration > 1m"),
+        ("drop state time_wait", "drop state TIME_WAIT"),
+        ("drop status assured", "drop status ASSURED"),
+        ("drop destination country de,FR", "drop destination country DE,FR"),
+    ],
+)
+def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
+    assert parse(text) == canonical
+    assert parse(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "marked"),
+    [
+        ("log protocol TPC", "unknown protocol 'TPC', did you mean TCP?", "TPC"),
+        ("log type NWE", "unknown type 'NWE', did you mean NEW?", "NWE"),
+        ("log source address 10.0.0.1/8", "10.0.0.0/8", "10.0.0.1/8"),
+        ("log port 70000", "'70000' is no port", "70000"),
+        ("log port 90-80", "ends before it begins", "90-80"),
+        ("log mark 0x1f/0xf0", "can never match", "0x1f/0xf0"),
+        ("log duration > 5y", "5y", "5y"),
+        ("log state GONE", "unknown state", "GONE"),
+        ("look any", "look", "look"),
+    ],
+)
+def test_a_mistake_is_told_with_a_caret_under_the_word(text: str, words: str, marked: str) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse(text)
+    (mistake,) = caught.value.errors
+    said = f"{mistake.message} {mistake.hint}"
+    rule, carets = mistake.excerpt.splitlines()
+
+    assert words in said
+    assert rule == text
+    start = carets.index("^")
+    assert text[start : start + carets.count("^")] == marked
+
+
+@pytest.mark.parametrize("text", ["", "log", "log type", "log port 80 and", "log (any", "log any)", "any"])
+def test_what_is_no_rule_is_refused(text: str) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse(text)
+
+    assert all(isinstance(each, RuleError) for each in caught.value.errors)
+
+
+def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
+    rules = [RuleText("log any", "f:1"), RuleText("log type X", "f:2"), RuleText("log port x", "f:3")]
+    with pytest.raises(ManyErrors) as caught:
+        parse_rules(rules)
+
+    assert [each.place for each in caught.value.errors] == ["f:2", "f:3"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "limit"),
+    [
+        (["log any"] * 1001, "1000"),
+        ([f"log type {'NEW,' * 2000}NEW"], "4096"),
+        ([f"log {'(' * 65}any{')' * 65}"], "64"),
+    ],
+)
+def test_limits_are_named(texts: list[str], limit: str) -> None:
+    rules = [RuleText(text) for text in texts]
+    with pytest.raises(ManyErrors) as caught:
+        parse_rules(rules)
+
+    assert limit in str(caught.value).replace(",", "")
+
+
+def test_every_example_of_the_manual_is_a_rule() -> None:
+    _, _, rest = MANUAL.read_text().partition(".Bd -literal\n")
+    lines = rest.partition(".Ed\n")[0].splitlines()
+    rules = [RuleText(line) for line in lines if not line.startswith("#")]
+
+    assert len(parse_rules(rules)) == len(rules) > 10
