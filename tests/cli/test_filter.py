@@ -1,0 +1,116 @@
+"""conntrackctl filter check, explain and test, without a daemon."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.daemon import ROOT, environment
+
+EVENTS = ROOT / "tests" / "netlink" / "corpus" / "tcp.nl"
+
+
+def ctl(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    program = "import sys; from conntrackd.cli.ctl import main; sys.argv[0] = 'conntrackctl'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "filter", *arguments],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+        env=environment(),
+    )
+
+
+@pytest.fixture(scope="module")
+def events() -> str:
+    """What the stream sink writes of the corpus."""
+    arguments = ["run", "--conntrack.replay", str(EVENTS), "--sink.stream.enable"]
+    done = subprocess.run(
+        [sys.executable, "-m", "conntrackd", *arguments],
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=True,
+        env=environment(),
+    )
+    return done.stdout
+
+
+def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
+    good = ctl("check", "--filter", "log type NEW", "--filter", "drop any")
+    bad = ctl("check", "--filter", "log type NWE", "--filter", "drop port x")
+
+    assert (good.returncode, good.stderr) == (0, "")
+    assert bad.returncode == 78
+    assert bad.stderr.count("^") >= 2
+    assert "did you mean NEW?" in bad.stderr
+
+
+def test_a_file_of_rules_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.write_text("# comment\n\nlog type NEW\ndrop prt 80\n")
+    bad = ctl("check", "--filter-file", str(path))
+
+    assert bad.returncode == 78
+    assert f"{path}:4" in bad.stderr
+
+
+def test_a_rule_in_vain_is_a_warning() -> None:
+    done = ctl("check", "--filter", "drop any", "--filter", "log type NEW")
+
+    assert done.returncode == 0
+    assert "warning" in done.stderr
+
+
+def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
+    rules = ["--filter", "drop destination port 53", "--filter", "log country DE"]
+    done = ctl("explain", *rules, "--python", "--bpf")
+
+    assert done.returncode == 0
+    for words in (
+        "1  drop destination port 53",
+        "Groups joined",
+        "instructions",
+        "rule 2: places are looked up there",
+        "def select(batch, counts):",
+        "ret #0",
+    ):
+        assert words in done.stdout
+
+
+def test_events_are_judged_with_the_number_of_the_rule(events: str, tmp_path: Path) -> None:
+    rules = ["--filter", "log type NEW and family IPV4", "--filter", "drop family IPV4"]
+    path = tmp_path / "events"
+    path.write_text(events)
+    piped, from_file = ctl("test", *rules, text=events), ctl("test", *rules, str(path))
+    objects = [json.loads(line) for line in events.splitlines()]
+
+    expected = [
+        "log\t-" if ":" in each["src"] else "log\t1" if each["type"] == "NEW" else "drop\t2"
+        for each in objects
+    ]
+    assert (piped.returncode, piped.stdout.splitlines()) == (0, expected)
+    assert from_file.stdout == piped.stdout
+    assert set(expected) == {"log\t-", "log\t1", "drop\t2"}
+
+
+def test_judgements_as_objects(events: str) -> None:
+    done = ctl("test", "--json", "--filter", "drop any", "-", text=events)
+
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(events.splitlines())
+    assert all("drop" in each.values() for each in found)
+
+
+def test_a_line_that_is_no_event_is_told_after_the_others_were_judged(events: str) -> None:
+    lines = events.splitlines()
+    done = ctl("test", "--filter", "drop any", text="\n".join([lines[0], "nonsense", lines[1], '{"a": 1}']))
+
+    assert (done.returncode, done.stdout) == (65, "drop\t1\ndrop\t1\n")
+    assert "2" in done.stderr
+    assert "4" in done.stderr
+    assert "Traceback" not in done.stderr
