@@ -7,7 +7,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
-	procps python3-dev python3-venv rsyslog systemd util-linux
+	procps python3-dev python3-venv rpm rsyslog systemd util-linux
 
 .PHONY: run test lint bench system clean
 
