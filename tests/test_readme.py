@@ -1,0 +1,62 @@
+"""README.md: what it shows is what the commands print."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.daemon import ROOT, environment
+
+README = (ROOT / "README.md").read_text()
+PROGRAMS = {"conntrackd": "conntrackd.cli.daemon", "conntrackctl": "conntrackd.cli.ctl"}
+
+
+def run(line: str) -> str:
+    """What a command of the README prints, on both streams, without privileges being asked for."""
+    program, *arguments = shlex.split(line)
+    code = f"import sys; from {PROGRAMS[program]} import main; sys.argv[0] = '{program}'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+        check=False,
+        env=environment(),
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "# conntrackd run --sink.stream.enable --filter 'log protocol TPC'",
+        "$ conntrackctl filter explain",
+    ],
+)
+def test_a_command_prints_what_the_readme_shows(beginning: str) -> None:
+    block = next(
+        each for each in re.findall(r"```console\n(.*?)```", README, re.S) if each.startswith(beginning)
+    )
+    command, _, shown = block.partition("\n")
+
+    assert run(command[2:]) == shown
+
+
+def test_every_rule_in_the_readme_is_good() -> None:
+    rules = re.findall(r"--filter '([^']+)'", README)
+    good = [rule for rule in rules if "TPC" not in rule]
+
+    assert len(good) >= 3
+    said = [run(f"conntrackctl filter check --filter {shlex.quote(rule)}") for rule in good]
+    assert said == ["1 rule, no mistakes\n"] * len(good)
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    named = set(re.findall(r"`((?:conntrackd|contrib|man|debian|rpm)/[\w./]*\w)`", README))
+
+    assert named
+    assert all((Path(ROOT) / each).exists() for each in named)
