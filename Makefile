@@ -9,7 +9,7 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
 	procps python3-dev python3-venv rpm rsyslog systemd util-linux
 
-.PHONY: run test lint bench system clean
+.PHONY: run test test-system lint bench system clean
 
 run: $(VENV)/ready
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
@@ -17,6 +17,13 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready lint
 	$(PYTHON) -m pytest
+
+# A booted Debian: builds the package, installs, uses and purges it. Keeps its base in /var/cache.
+test-system:
+	@command -v debootstrap systemd-nspawn >/dev/null || \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		debootstrap systemd-container >&2
+	$(SUDO) tests/system/boot.sh bookworm
 
 lint: $(VENV)/ready
 	$(PYTHON) -m ruff check conntrackd tests bench
