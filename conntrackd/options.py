@@ -111,23 +111,6 @@ CONNTRACK_REPLAY = Option[File](
 CONNTRACK_KERNEL_FILTER = Option(
     "conntrack.kernel_filter", FLAG, True, "Let the kernel drop what the filter does not want"
 )
-CONNTRACK_RELIABLE = Option(
-    "conntrack.reliable",
-    FLAG,
-    False,
-    "Lose no DESTROY: while the daemon is stuck, the kernel keeps dead entries",
-    reload=False,
-)
-CONNTRACK_RESYNC = Option(
-    "conntrack.resync",
-    one_of("off", "snapshot"),
-    "off",
-    "After a loss, report unreported flows of the table as SNAPSHOT",
-    reload=False,
-)
-CONNTRACK_SNAPSHOT = Option(
-    "conntrack.snapshot", FLAG, False, "At the start, report the flows of the table as SNAPSHOT", reload=False
-)
 FILTER = Option(
     "filter",
     RULES,

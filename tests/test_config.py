@@ -161,10 +161,6 @@ def test_values_have_the_types_of_their_options(read: Read) -> None:
     assert (buffer, protocols, activate, labels) == (1 << 20, frozenset({6, 89}), True, (("a", "b"),))
 
 
-def test_yaml_takes_an_unquoted_off_for_the_word(read: Read) -> None:
-    assert read("conntrack.resync: off")[options.CONNTRACK_RESYNC] == "off"
-
-
 def test_a_section_whose_keys_are_all_commented_out_is_empty(read: Read) -> None:
     assert read("log:\n#  level: debug\nsink:\n  loki:\n    tls:\n")[options.LOG_LEVEL] == "info"
 

@@ -14,7 +14,7 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events protocols buffer activate netns replay kernel_filter reliable resync snapshot",
+            "events protocols buffer activate netns replay kernel_filter",
         ),
         ("", "filter filter_file"),
         ("geoip.", "database locale cache"),
@@ -87,9 +87,6 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "conntrack.buffer": "64M",
         "conntrack.activate": "false",
         "conntrack.kernel_filter": "true",
-        "conntrack.reliable": "false",
-        "conntrack.resync": "off",
-        "conntrack.snapshot": "false",
         "geoip.locale": "en",
         "geoip.cache": "65536",
         "sink.stream.enable": "false",
