@@ -23,6 +23,9 @@ from conntrackd.errors import ConntrackdError, UnavailableError
 from tests.bus.private import PrivateBus, Raw, Served, count_descriptors, wait_until
 from tests.bus.recorder import fail
 
+# The caller of most calls is root: where no polkit answers, nobody else may change anything.
+pytestmark = pytest.mark.privileged
+
 JOURNAL: Final = "/org/conntrackd1/sink/journal"
 FINDING: Final = ("warning", "acct", "nf_conntrack_acct is 0", "sysctl -w net.netfilter.nf_conntrack_acct=1")
 CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [

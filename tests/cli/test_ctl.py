@@ -20,6 +20,9 @@ from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableErr
 from tests.bus.private import PrivateBus, Served, as_user
 from tests.bus.recorder import Recorder
 
+# The caller of most calls is root: where no polkit answers, nobody else may change anything.
+pytestmark = pytest.mark.privileged
+
 EVENT = {
     "time": "2025-11-22T10:34:43.000000000+00:00",
     "level": "INFO",
