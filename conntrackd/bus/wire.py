@@ -105,7 +105,7 @@ def parse_header(data: bytes | bytearray) -> Header:
             value = reader.read_variant()
             if code in FIELDS:
                 setattr(header, FIELDS[code][0], value)
-    except (struct.error, IndexError, UnicodeDecodeError, RecursionError) as error:
+    except (struct.error, LookupError, TypeError, ValueError, RecursionError) as error:
         raise WireError("has a damaged header") from error
     return header
 
@@ -116,7 +116,7 @@ def parse_body(data: bytes | bytearray, header: Header) -> list[Any]:
     reader.position = measure(data)[0]
     try:
         return [reader.read(kind) for kind in split_signature(header.signature)]
-    except (struct.error, IndexError, UnicodeDecodeError, RecursionError) as error:
+    except (struct.error, LookupError, TypeError, ValueError, RecursionError) as error:
         raise WireError("has a damaged body") from error
 
 
@@ -207,13 +207,18 @@ class _Reader:
 
     def _read_array(self, kind: str) -> Any:  # noqa: ANN401
         size = int(self._read_number("u"))
+        if kind[:1] not in ALIGNMENTS:
+            raise WireError("has an unknown type")
         self.align(ALIGNMENTS[kind[0]])
         end = self.position + size
         if end > len(self.data):
             raise WireError("is cut short")
         found = []
         while self.position < end:
+            before = self.position
             found.append(self.read(kind))
+            if self.position == before:  # an empty struct would be read for ever
+                raise WireError("has an array of nothing")
         return dict(found) if kind[0] == "{" else found
 
 

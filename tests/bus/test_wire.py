@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from dbus_fast import Message, Variant
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conntrackd.bus import wire
@@ -75,6 +75,7 @@ def test_a_variant_is_read_as_its_value() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 300))
+@example(b"\0", 86)
 def test_bytes_of_any_kind_are_read_or_refused_and_nothing_else(noise: bytes, place: int) -> None:
     values = [["log any", "drop protocol UDP"], 3]
     good = wire.encode_call(make_header("asu"), values)
