@@ -2,6 +2,8 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# What only `make fuzz` and `make audit` need.
+FUZZ := .venv-fuzz
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
@@ -9,7 +11,7 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
 	procps python3-dev python3-venv rpm rsyslog systemd util-linux
 
-.PHONY: run test test-system lint bench system clean
+.PHONY: run test test-system lint bench fuzz audit system clean
 
 run: $(VENV)/ready
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
@@ -26,12 +28,21 @@ test-system:
 	$(SUDO) tests/system/boot.sh bookworm
 
 lint: $(VENV)/ready
-	$(PYTHON) -m ruff check conntrackd tests bench
-	$(PYTHON) -m ruff format --check conntrackd tests bench
+	$(PYTHON) -m ruff check conntrackd tests bench fuzz
+	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz
 	$(PYTHON) -m mypy
 
 bench: $(VENV)/ready
 	$(PYTHON) -m bench
+
+# Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder
+fuzz: $(FUZZ)/ready
+	$(FUZZ)/bin/python -m fuzz $(TARGETS)
+
+# Asks the network for known weaknesses of what the tests ran with; fails where it cannot ask about all of it.
+audit: $(VENV)/ready $(FUZZ)/ready
+	$(PYTHON) -m pip freeze --exclude-editable >$(FUZZ)/audited
+	$(FUZZ)/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement $(FUZZ)/audited
 
 system:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | grep -c '^ii'); \
@@ -41,10 +52,15 @@ system:
 	$(SUDO) apt-get update -qq && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >&2
 
+$(FUZZ)/ready: pyproject.toml | system
+	python3 -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	touch $@
+
 $(VENV)/ready: pyproject.toml | system
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist bench/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FUZZ) build dist bench/build fuzz/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,109 @@
+"""Writes the seeds of the corpus: what the tests, the manual and the sample configuration hold.
+
+python -m fuzz.seeds
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from conntrackd.bus import wire
+from conntrackd.filter.grammar import KEYWORDS
+from conntrackd.netlink.recording import read_batches
+from conntrackd.options import OPTIONS
+from fuzz.targets import join_datagrams
+
+ROOT: Final = Path(__file__).parent.parent
+CORPUS: Final = ROOT / "fuzz" / "corpus"
+
+JSON_SETTINGS: Final = '{"sink": {"loki": {"labels": ["a=b"], "timeout": "5s"}}, "filter": ["drop port 53"]}'
+TOML_SETTINGS: Final = 'log.level = "debug"\n[conntrack]\nbuffer = 1048576\nprotocols = ["TCP", 89]\n'
+YAML_SETTINGS: Final = (
+    "sink: &s {stream: {enable: yes}, journal.enable: off}\nfilter: |\n  log any # x\n  drop port 1\n",
+    "a: &a [*a, !!str 1, 0x10, .nan, ~]\n? b\n: 'c'\n",
+    "conntrack: {buffer: 1e99, netns: null, events: [NEW, UPDATE]}\nshutdown_timeout: -1\n",
+)
+CALLS: Final = (
+    ("as", [["drop port 53", "log any"]]),
+    ("s", ["loki"]),
+    ("sb", ["x", True]),
+    ("a{st}", [{"events_received_total": 7}]),
+    ("a(ssss)(id)", [[("a", "b", "c", "d")], (-1, 0.5)]),
+    ("a{sv}v", [{"a": ("as", ["b"])}, ("v", ("u", 3))]),
+    ("aaynqxgo", [[[1, 2], []], -1, 65535, -(2**63), "a{sv}", "/org/conntrackd1"]),
+)
+
+
+def read_datagrams() -> Iterator[list[bytes]]:
+    """Of each recording the messages that differ in length, type or flags."""
+    for path in sorted((ROOT / "tests/netlink/corpus").glob("*.nl")):
+        kinds: dict[bytes, bytes] = {}
+        for batch in read_batches(path, 0):
+            for position, length in zip(batch.positions, batch.lengths, strict=True):
+                message = bytes(batch.buffer[position : position + length])
+                kinds.setdefault(message[:8], message)
+        yield list(kinds.values())
+
+
+def read_manual() -> Iterator[str]:
+    """The manual's examples."""
+    text = (ROOT / "man/conntrackd-filter.7").read_text()
+    for part in text.split(".Bd -literal\n")[1:]:
+        yield from (line for line in part.partition(".Ed\n")[0].splitlines() if line)
+
+
+def list_seeds() -> Iterator[tuple[str, bytes]]:
+    """Target and input."""
+    for messages in read_datagrams():
+        yield "decoder", join_datagrams(*messages[:4])
+        yield "decoder", join_datagrams(b"".join(messages[:2]), messages[0][:40])
+    rules = list(read_manual())
+    yield from (("rules", rule.encode()) for rule in rules)
+    yield "rules", "\n".join(rules).encode()
+    yield "rules", b'drop ((any) or not source city "a\\"b", port 1-2,3) and nat SNAT,ANY'
+    yield "config", b"\0" + (ROOT / "contrib/conntrackd.yaml").read_bytes()
+    yield "config", b"\1" + JSON_SETTINGS.encode()
+    yield "config", b"\2" + TOML_SETTINGS.encode()
+    yield from (("config", b"\0" + text.encode()) for text in YAML_SETTINGS)
+    for order in "<>":
+        for signature, values in CALLS:
+            header = wire.Header(
+                *(wire.METHOD_CALL, 0, 7, "/org/conntrackd1", "org.conntrackd1.Manager1", "SetFilter"),
+                destination="org.conntrackd1",
+                signature=signature,
+            )
+            yield "wire", wire.encode_call(header, values, order=order)
+
+
+def list_words(target: str) -> list[str]:
+    """What libFuzzer may put in as a whole."""
+    match target:
+        case "rules":
+            return [
+                *KEYWORDS,
+                "10.0.0.0/8",
+                "2001:db8::/32",
+                "PUBLIC",
+                "TCP",
+                ">=",
+                "10M",
+                "0x10/0xf0",
+                "60s",
+            ]
+        case "config":
+            parts = dict.fromkeys(part for option in OPTIONS for part in option.key.split("."))
+            return [*parts, "true", "null", "1e99", "&a", "*a", "!!str", "---", '"""', "\\u0000"]
+    return []
+
+
+def write_seeds() -> None:
+    """Adds what is missing to the corpus; nothing is taken away."""
+    for target, data in list_seeds():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
+
+
+if __name__ == "__main__":
+    write_seeds()
