@@ -40,7 +40,6 @@ class ManyErrors(ConntrackdError):  # noqa: N818  # they are many
     """All mistakes found in one go, to be mended in one go. Takes the first one's exit status."""
 
     def __init__(self, errors: Sequence[ConntrackdError]) -> None:
-        assert errors
         super().__init__(errors[0].message)
         self.errors = tuple(errors)
         self.exit_status = errors[0].exit_status  # type: ignore[misc]  # what a class says for one, we say for many

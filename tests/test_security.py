@@ -1,0 +1,131 @@
+"""What SECURITY.md promises about the code: nothing others wrote is ever run, no check can be left out."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Where programs are made of checked values. What a program is made of has tests of its own.
+GENERATORS = {"filter/pycode.py", "netlink/decode.py"}
+FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
+FORBIDDEN_CALLS = {"eval", "__import__", "os.system", "os.popen", "builtins.eval", "builtins.exec"}
+RUNNERS = {"exec", "compile"}
+UNSAFE_YAML = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "yaml.SafeLoader", "yaml.CSafeLoader"}
+# An assert may tell the type checker what is known already (python -O would leave it out), and nothing else.
+NARROWING = re.compile(r"\S+ is not None|(not )?isinstance\(.*\)")
+
+
+def find_faults(source: str, name: str) -> Iterator[str]:
+    """What may not stand in a module, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        for fault in judge(node, name):
+            yield f"{name}:{getattr(node, 'lineno', 0)}: {fault}"
+
+
+def judge(node: ast.AST, name: str) -> Iterator[str]:
+    match node:
+        case ast.Import(names=names):
+            yield from (each.name for each in names if each.name in FORBIDDEN_MODULES)
+        case ast.ImportFrom(module=str(module), names=names):
+            if module in FORBIDDEN_MODULES:
+                yield module
+            yield from judge_import(module, [each.name for each in names])
+        case ast.Call():
+            yield from judge_call(node, name)
+        case ast.Assert(test=test) if not NARROWING.fullmatch(ast.unparse(test)):
+            yield f"assert {ast.unparse(test)}"
+
+
+def judge_import(module: str, names: list[str]) -> Iterator[str]:
+    """Names that would hide a call from judge_call."""
+    for each in names:
+        if module in {"os", "yaml", "builtins"} and (
+            f"{module}.{each}" in FORBIDDEN_CALLS or (module == "yaml" and each in UNSAFE_YAML)
+        ):
+            yield f"from {module} import {each}"
+
+
+def judge_call(call: ast.Call, name: str) -> Iterator[str]:
+    function = ast.unparse(call.func)
+    if function in FORBIDDEN_CALLS or (function in RUNNERS and name not in GENERATORS):
+        yield f"{function}()"
+    for keyword in call.keywords:
+        if keyword.arg == "shell" and not (
+            isinstance(keyword.value, ast.Constant) and not keyword.value.value
+        ):
+            yield "shell="
+    if function.startswith("yaml.") and function.removeprefix("yaml.") in UNSAFE_YAML:
+        loaders = [ast.unparse(each.value) for each in call.keywords if each.arg == "Loader"]
+        loaders += [ast.unparse(each) for each in call.args[1:2]]
+        if not SAFE_LOADERS & set(loaders):
+            yield f"{function}() without a safe loader"
+
+
+def test_the_package_runs_nothing_that_others_wrote_and_asserts_no_check() -> None:
+    paths = sorted((ROOT / "conntrackd").rglob("*.py"))
+
+    faults = [
+        fault
+        for path in paths
+        for fault in find_faults(path.read_text(), str(path.relative_to(ROOT / "conntrackd")))
+    ]
+    assert len(paths) > 50
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from marshal import loads",
+        "eval('1')",
+        "exec('x = 1')",
+        "compile(text, '', 'exec')",
+        "os.system('ls')",
+        "from os import system",
+        "subprocess.run('ls', shell=True)",
+        "subprocess.run('ls', shell=wanted)",
+        "yaml.load(text)",
+        "yaml.load(text, yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "from yaml import full_load",
+        "assert len(text) < 10",
+        "assert value",
+    ],
+)
+def test_each_of_these_is_found(source: str) -> None:
+    assert len(list(find_faults(source, "daemon.py"))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "subprocess.run(['ls'], shell=False)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "re.compile('a')",
+        "assert node is not None",
+        "assert not isinstance(node, A | B)",
+    ],
+)
+def test_none_of_these_is(source: str) -> None:
+    assert list(find_faults(source, "daemon.py")) == []
+
+
+def test_only_the_modules_that_write_programs_run_them() -> None:
+    for name in GENERATORS:
+        assert list(find_faults("exec(compile(text, '', 'exec'))", name)) == []
+
+
+def test_every_tool_of_the_development_environment_has_one_version() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    loose = [
+        each for tools in extras.values() for each in tools if not re.fullmatch(r"[\w.-]+==[\w.]+", each)
+    ]
+    assert {"dev", "fuzz"} <= extras.keys()
+    assert loose == []
