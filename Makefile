@@ -11,7 +11,7 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
 	procps python3-dev python3-venv rpm rsyslog systemd util-linux
 
-.PHONY: run test test-system lint bench fuzz audit system clean
+.PHONY: run test test-faults report mutations test-system lint bench fuzz audit system clean
 
 run: $(VENV)/ready
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
@@ -19,6 +19,18 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready lint
 	$(PYTHON) -m pytest
+
+# Every row of tests/faults/rows.py; SOAK_SECONDS=600 for a longer soak. Writes build/faults.json.
+test-faults: $(VENV)/ready
+	$(PYTHON) -m pytest -m "" tests/faults
+
+# The figures of the last test-faults as the README's table.
+report: $(VENV)/ready
+	$(PYTHON) -m tests.faults.figures
+
+# Takes protections out, one at a time, in a copy of the tree: the test that is about each must fail.
+mutations: $(VENV)/ready
+	$(PYTHON) -m tests.faults.mutations
 
 # A booted Debian: builds the package, installs, uses and purges it. Keeps its base in /var/cache.
 test-system:

@@ -1,0 +1,122 @@
+"""The law: sent = delivered + told as lost + filtered + dropped by named reasons, for each sink.
+
+A judge reads what each sink received and holds it against what was sent: each event once (or as often as the
+fault allows), with the fields that were sent, the same in every sink, and nothing that was not sent.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.faults.producer import CLIENT, SERVER, find_number
+from tests.faults.receivers import Record
+
+KERNEL = "kernel"
+
+
+@dataclass
+class Tally:
+    """What one sink received."""
+
+    name: str
+    kind: str = "NEW"
+    seen: Counter[int] = field(default_factory=Counter)
+    payloads: dict[int, int] = field(default_factory=dict)
+    lost: int = 0
+    """Told as lost before the daemon had it."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Told as dropped by this sink, by reason."""
+    strange: list[Record] = field(default_factory=list)
+
+    @property
+    def delivered(self) -> int:
+        return len(self.seen)
+
+    @property
+    def duplicated(self) -> int:
+        return self.seen.total() - len(self.seen)
+
+    @property
+    def accounted(self) -> int:
+        return self.delivered + self.lost + self.dropped.total()
+
+    def add(self, records: list[Record]) -> None:
+        for record in records:
+            if record.get("type") == "LOST":
+                self._add_lost(record)
+            else:
+                self._add_event(record)
+
+    def _add_lost(self, record: Record) -> None:
+        count, where = int(record["lost"]), record["where"]
+        if where == KERNEL:
+            self.lost += count
+        elif where == self.name and record.get("reason"):
+            self.dropped[record["reason"]] += count
+        else:
+            self.strange.append(record)
+
+    def _add_event(self, record: Record) -> None:
+        number = find_number(int(record.get("sport", -1)), int(record.get("dport", -1)))
+        payload = hash(tuple(sorted(record.items())))
+        known = [record.get(name) for name in ("type", "prot", "src", "dst")]
+        if number < 0 or known != [self.kind, "UDP", CLIENT, SERVER]:
+            self.strange.append(record)
+        elif self.payloads.setdefault(number, payload) != payload:
+            self.strange.append(record)  # the same event with other words
+        else:
+            self.seen[number] += 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sums of one run, of the sink that fared worst where sinks differ."""
+
+    sent: int
+    delivered: int
+    duplicated: int
+    lost: int
+    filtered: int
+    dropped: int
+
+
+def judge(
+    sent: int,
+    tallies: list[Tally],
+    *,
+    filtered: int = 0,
+    duplicates: int = 0,
+    dropped: dict[str, int] | None = None,
+) -> Verdict:
+    """Holds what was received against the law; `dropped`: what the daemon counted and could not tell the sink.
+
+    Duplicates are what at-least-once allows in this fault: a batch in flight.
+    """
+    uncounted = dropped or {}
+    for tally in tallies:
+        assert not tally.strange, f"{tally.name}: unknown or changed: {tally.strange[:3]}"
+        beyond = [number for number in tally.seen if number >= sent]
+        assert not beyond, f"{tally.name}: never sent: {beyond[:3]}"
+        assert tally.duplicated <= duplicates, f"{tally.name}: {tally.duplicated} came twice"
+        total = tally.accounted + filtered + uncounted.get(tally.name, 0)
+        assert total == sent, (
+            f"{tally.name}: sent {sent}, but delivered {tally.delivered} + lost {tally.lost} + filtered "
+            f"{filtered} + dropped {dict(tally.dropped)} {uncounted.get(tally.name, 0)} = {total}"
+        )
+    _compare(tallies)
+    return Verdict(
+        sent,
+        min(tally.delivered for tally in tallies),
+        max(tally.duplicated for tally in tallies),
+        max(tally.lost for tally in tallies),
+        filtered,
+        max(tally.dropped.total() + uncounted.get(tally.name, 0) for tally in tallies),
+    )
+
+
+def _compare(tallies: list[Tally]) -> None:
+    """An event has the same fields wherever it is delivered."""
+    first, *others = tallies
+    for other in others:
+        both = first.payloads.keys() & other.payloads.keys()
+        differ = [number for number in both if first.payloads[number] != other.payloads[number]]
+        assert not differ, f"{first.name} and {other.name} differ in {differ[:3]}"

@@ -1,0 +1,266 @@
+"""Recording receivers of all four kinds of sinks: what arrives, as records with the names that people see."""
+
+import json
+import os
+import re
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.sinks.loki_server import Entry, Labels, Store, run_server
+
+Record = dict[str, str]
+"""Field -> text, without time, level and message, which not every format has in the same form."""
+
+ENVELOPE = ("time", "level", "msg")
+DATA = re.compile(r'\[event@\d+((?: \w+="(?:[^"\\\]]|\\.)*")+)\]')
+PARAMETER = re.compile(r' (\w+)="((?:[^"\\\]]|\\.)*)"')
+
+
+class Receiver(Protocol):
+    """One sink's other end."""
+
+    def take(self) -> list[Record]:
+        """What came since the last time."""
+
+
+def read_line(line: bytes | str) -> Record:
+    """A JSON line of the stream sink."""
+    values: dict[str, Any] = json.loads(line)
+    return {name: str(value) for name, value in values.items() if name not in ENVELOPE}
+
+
+def read_message(message: str) -> Record:
+    """An RFC 5424 message of the syslog sink."""
+    match = DATA.search(message)
+    assert match, message
+    return {
+        name: re.sub(r"\\(.)", r"\1", value) if "\\" in value else value
+        for name, value in PARAMETER.findall(match[1])
+    }
+
+
+def read_entry(labels: Labels, entry: Entry) -> Record:
+    """An entry of Loki, whose type and protocol are labels."""
+    own = {name: value for name, value in labels if name in ("type", "prot")}
+    return {**own, **{name: value for name, value in entry.metadata if name not in ENVELOPE}}
+
+
+def read_datagram(datagram: bytes) -> Record:
+    """A datagram to journald."""
+    fields = [line.partition("=") for line in datagram.decode().splitlines()]
+    return {
+        name.removeprefix("EVENT_").lower(): value
+        for name, _, value in fields
+        if name.startswith("EVENT_") and name != "EVENT_TIME"
+    }
+
+
+@dataclass
+class File:
+    """The stream sink's file, read as it grows."""
+
+    path: Path
+    _done: int = 0
+
+    def take(self) -> list[Record]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._done)
+            text = file.read()
+        end = text.rfind(b"\n") + 1
+        self._done += end
+        return [read_line(line) for line in text[:end].splitlines()]
+
+
+@dataclass
+class Pushes(Store):
+    """A Loki that remembers each entry that came, also those that it drops as duplicates."""
+
+    arrived: list[tuple[Labels, Entry]] = field(default_factory=list)
+
+    def _store(self, key: Labels, entry: Entry) -> None:
+        self.arrived.append((key, entry))
+        super()._store(key, entry)
+
+    def take(self) -> list[Record]:
+        with self.lock:
+            arrived, self.arrived = self.arrived, []
+        return [read_entry(labels, entry) for labels, entry in arrived]
+
+
+class _Listening:
+    """A thread that reads sockets until the end, with pauses on demand."""
+
+    def __init__(self, name: str) -> None:
+        self._lock = threading.Lock()
+        self._raw: list[bytes] = []
+        self._wake, self._waker = socket.socketpair()
+        self._going = threading.Event()
+        self._going.set()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Read no more: the receiver hangs."""
+        self._going.clear()
+        self._waker.send(b"x")
+
+    def go_on(self) -> None:
+        self._going.set()
+
+    def stop(self) -> None:
+        self._is_over = True
+        self._going.set()
+        self._waker.send(b"x")
+        self._thread.join()
+        self._wake.close()
+        self._waker.close()
+
+    def _sources(self) -> list[socket.socket]:
+        raise NotImplementedError
+
+    def _receive(self, source: socket.socket) -> None:
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        while not self._is_over:
+            self._going.wait()
+            ready, _, _ = select.select([self._wake, *self._sources()], [], [])
+            for source in ready:
+                if source is self._wake:
+                    source.recv(64)
+                elif self._going.is_set():
+                    self._receive(source)
+
+
+class SyslogServer(_Listening):
+    """Syslog over TCP, octet counting."""
+
+    def __init__(self) -> None:
+        super().__init__("syslog")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connections: dict[socket.socket, bytearray] = {}
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def take(self) -> list[Record]:
+        with self._lock:
+            raw, self._raw = self._raw, []
+        return [read_message(each.decode()) for each in raw]
+
+    def stop(self) -> None:
+        super().stop()
+        for each in (self._listener, *self._connections):
+            each.close()
+
+    def _sources(self) -> list[socket.socket]:
+        return [self._listener, *self._connections]
+
+    def _receive(self, source: socket.socket) -> None:
+        if source is self._listener:
+            self._connections[source.accept()[0]] = bytearray()
+            return
+        try:
+            data = source.recv(1 << 18)
+        except OSError:
+            data = b""
+        if not data:
+            del self._connections[source]
+            source.close()
+            return
+        waiting = self._connections[source]
+        waiting += data
+        messages = list(_cut_frames(waiting))
+        with self._lock:
+            self._raw += messages
+
+
+def _cut_frames(waiting: bytearray) -> Iterator[bytes]:
+    """RFC 6587, 3.4.1; what is not whole stays."""
+    start = 0
+    while (space := waiting.find(b" ", start, start + 8)) > 0:
+        end = space + 1 + int(waiting[start:space])
+        if end > len(waiting):
+            break
+        yield bytes(waiting[space + 1 : end])
+        start = end
+    del waiting[:start]
+
+
+class Journal(_Listening):
+    """journald's socket, at a path of its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("journal")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(os.fspath(path))
+
+    def take(self) -> list[Record]:
+        with self._lock:
+            raw, self._raw = self._raw, []
+        return [read_datagram(each) for each in raw]
+
+    def stop(self) -> None:
+        super().stop()
+        self._socket.close()
+
+    def _sources(self) -> list[socket.socket]:
+        return [self._socket]
+
+    def _receive(self, source: socket.socket) -> None:
+        found = [source.recv(1 << 16)]
+        while len(found) < 1000:
+            try:
+                found.append(source.recv(1 << 16, socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                break
+        with self._lock:
+            self._raw += found
+
+
+@dataclass
+class Receivers:
+    """One of each."""
+
+    stream: File
+    syslog: SyslogServer
+    loki: Pushes
+    journal: Journal
+    loki_port: int
+
+    def list_all(self) -> dict[str, Receiver]:
+        return {
+            "stream": self.stream,
+            "syslog": self.syslog,
+            "loki": self.loki,
+            "journal": self.journal,
+        }
+
+
+@contextmanager
+def receive(directory: Path) -> Iterator[Receivers]:
+    """All of them, until the end of the block."""
+    run = directory / "run"
+    (run / "journal").mkdir(parents=True)
+    store = Pushes()
+    syslog, journal = SyslogServer(), Journal(run / "journal" / "socket")
+    syslog.start()
+    journal.start()
+    try:
+        with run_server(store) as server:
+            yield Receivers(File(directory / "events.json"), syslog, store, journal, server.port)
+    finally:
+        syslog.stop()
+        journal.stop()

@@ -1,0 +1,156 @@
+"""Rows 1 to 6: between the kernel and the daemon."""
+
+import os
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from conntrackd.checks import check_kernel
+from conntrackd.flow import EventType
+from conntrackd.netlink.decode import Decoder
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.socket import EventSocket
+from conntrackd.stats import Stats
+from conntrackd.values import render_size
+from tests.bus.private import PrivateBus
+from tests.faults.producer import find_number
+from tests.faults.rig import Rig
+from tests.live.daemon import daemon
+from tests.live.network import run
+
+pytestmark = pytest.mark.privileged
+
+
+def test_row_01_a_stopped_reader_accounts_for_every_event_in_each_sink(rig: Rig) -> None:
+    with rig.daemon("--conntrack.buffer", "16M") as running:
+        running.wait_for_start()
+        running.process.send_signal(signal.SIGSTOP)
+        rig.producer.send(50_000)
+        running.process.send_signal(signal.SIGCONT)
+        rig.wait_for_law()
+        rig.send_fresh()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(1, "reader stopped, 50,000 flows into 16 MiB")
+    assert verdict.lost > 0
+    assert verdict.dropped == 0
+    assert verdict.delivered + verdict.lost == 50_001
+
+
+def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_told(rig: Rig) -> None:
+    with rig.daemon("--conntrack.buffer", "2M") as running:
+        running.wait_for_start()
+        rig.producer.send(200_000)
+        rig.wait_for_law()
+        rig.send_fresh()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(2, "200,000 flows at full speed into 2 MiB")
+    assert verdict.delivered > 0
+    assert rig.memory_kib < 128 << 10
+
+
+def test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more(rig: Rig) -> None:
+    with enter(rig.producer.network.router):
+        events = EventSocket.open(groups=EventType.NEW, buffer=1 << 20)
+    with closing(events):
+        events.set_patience(0.5)
+        rig.producer.send(5000)
+        fill = events.measure()
+        queued = 5000 - fill.drops
+        drained = [number for _ in range(7) for number in read_numbers(events)]
+        rig.producer.send(500)
+        rest = list(iter(lambda: read_numbers(events), []))
+        drops = events.measure().drops
+
+    assert fill.drops > 0
+    assert drained == list(range(len(drained)))
+    assert len(drained) >= queued // 2
+    assert [number for batch in rest for number in batch][-500:] == list(range(5000, 5500))
+    assert drops == fill.drops
+
+
+def read_numbers(events: EventSocket) -> list[int]:
+    """Of one batch; empty when there is none."""
+    batch = events.receive()
+    if batch is None:
+        return []
+    flows = Decoder(Stats()).decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
+    return [find_number(flow.sport, flow.dport) for flow in flows]
+
+
+# Root of a user namespace: all capabilities there, and none in the first one, which SO_RCVBUFFORCE asks for.
+CONFINED = ["unshare", "--user", "--map-root-user", "--net", "--fork", "--kill-child"]
+SEND_INSIDE = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"", ("127.0.0.1", 9))
+"""
+
+
+def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> None:
+    start = [*CONFINED, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    real = render_size(int(Path("/proc/sys/net/core/rmem_max").read_text()))
+    bus = PrivateBus()
+    bus.start()
+    try:
+        arguments = ["--conntrack.activate", "--sink.stream.enable", "--bus.address", bus.address]
+        with daemon(*arguments, prefix=start, CONNTRACKD_BUS_ENABLE="true") as running:
+            running.wait_for_start()
+            running.wait(lambda: any("receive buffer" in line for line in running.said), "the warning")
+            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            inner = (
+                Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+                .read_text()
+                .split()[0]
+            )
+            run(
+                "nsenter",
+                "-t",
+                inner,
+                "-U",
+                "-n",
+                "--preserve-credentials",
+                sys.executable,
+                "-c",
+                SEND_INSIDE,
+            )
+            running.wait_for_events(1)
+            with bus.connect() as client:
+                findings = client.call("Doctor")[0]
+            os.kill(int(inner), signal.SIGTERM)
+            assert running.process.wait(20) == 0
+    finally:
+        bus.close()
+
+    assert any(f"the receive buffer has {real} instead of 64M" in line for line in running.said)
+    assert any(f"the receive buffer has {real} instead of 64M" in str(each) for each in findings)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(2, 0), (1, 1000)])
+def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel_is_told_so(
+    rig: Rig, setting: int, expected: int
+) -> None:
+    rig.choose("stream", kind="DESTROY")
+    rig.producer.network.set("net.netfilter.nf_conntrack_events", setting)
+    rig.producer.send(1000)
+    with rig.daemon() as running:
+        running.wait_for_start()
+        with enter(rig.producer.network.router):
+            findings = {each.check: each.message for each in check_kernel(Path("/"), None)}
+        rig.producer.forget()
+        rig.producer.send(1)
+        rig.producer.forget()
+        rig.wait_for_number(1000)
+        assert running.stop() == 0
+    rig.read()
+    rig.producer.network.set("net.netfilter.nf_conntrack_events", 2)
+
+    seen = rig.tallies["stream"].seen
+    assert (len(seen), seen.total()) == (expected + 1, expected + 1)
+    assert ("older than the daemon" in findings["events"]) == (setting == 2)
