@@ -1,0 +1,34 @@
+"""The probe of the sandbox tells the truth where there is none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROBE = Path(__file__).parent / "probe.py"
+# What root would really do, outside any sandbox.
+LEFT_OUT = ("clock", "hostname", "write-etc", "write-usr", "write-configuration")
+
+
+def run_probe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {"STATE_DIRECTORY": str(folder), "RUNTIME_DIRECTORY": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-I", str(PROBE), *words], env=environ, text=True, capture_output=True, check=False
+    )
+
+
+def test_what_a_sandbox_would_refuse_is_told_as_let_through(tmp_path: Path) -> None:
+    words = [word for name in LEFT_OUT for word in ("--without", name)]
+    done = run_probe(tmp_path, *words)
+
+    told = [line.removeprefix("probe: ").split(": ") for line in done.stdout.splitlines()[:-1]]
+    verdicts = {name: verdict for verdict, name, *_ in told}
+    assert done.returncode == 1
+    assert verdicts.keys().isdisjoint(LEFT_OUT)
+    assert {verdicts[name] for name in ("bind", "exec-shell", "exec-state", "write-execute")} == {"MUST FAIL"}
+    assert {verdicts[name] for name in ("no-new-privileges", "read-only")} == {"MUST WORK"}
+    assert {verdicts[name] for name in ("state", "runtime", "tcp", "thread")} == {"ok"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_is_not_there_cannot_be_left_out(tmp_path: Path) -> None:
+    assert run_probe(tmp_path, "--without", "nothing").returncode == 64
