@@ -102,9 +102,10 @@ def parse_header(data: bytes | bytearray) -> Header:
         while reader.position < end:
             reader.align(8)
             code = reader.read("y")
-            value = reader.read_variant()
-            if code in FIELDS:
-                setattr(header, FIELDS[code][0], value)
+            name, kind = FIELDS.get(code, ("", ""))
+            value = reader.read_variant(kind)
+            if name:
+                setattr(header, name, value)
     except (struct.error, LookupError, TypeError, ValueError, RecursionError) as error:
         raise WireError("has a damaged header") from error
     return header
@@ -173,10 +174,11 @@ class _Reader:
         self._depth -= 1
         return value
 
-    def read_variant(self) -> Any:  # noqa: ANN401
+    def read_variant(self, wanted: str = "") -> Any:  # noqa: ANN401
+        """Of one type, where only that is wanted."""
         kinds = split_signature(self._read_text("g"))
-        if len(kinds) != 1:
-            raise WireError("has a variant that is not one value")
+        if len(kinds) != 1 or kinds[0] != (wanted or kinds[0]):
+            raise WireError("has a variant that is not one value of its type")
         return self.read(kinds[0])
 
     def _read_container(self, kind: str) -> Any:  # noqa: ANN401

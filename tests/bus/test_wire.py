@@ -120,3 +120,17 @@ def test_a_signature_is_split_into_its_types(signature: str, parts: list[str]) -
 def test_an_incomplete_signature_is_refused(signature: str) -> None:
     with pytest.raises(wire.WireError):
         wire.split_signature(signature)
+
+
+@pytest.mark.parametrize(("code", "kind", "value"), [(5, "s", "7"), (9, "s", "1"), (3, "u", 7)])
+def test_a_field_of_another_type_than_its_own_is_refused(
+    code: int, kind: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The message that make fuzz found: a number of file descriptors that is text would be compared with 0.
+    name = wire.FIELDS[code][0]
+    monkeypatch.setitem(wire.CODES, name, (code, kind))
+    header = make_header("")
+    setattr(header, name, value)
+
+    with pytest.raises(wire.WireError):
+        wire.parse_header(wire.encode_call(header, []))

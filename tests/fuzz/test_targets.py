@@ -1,5 +1,6 @@
 """The targets of `make fuzz` without atheris: the kept corpus, what was found once, and mutations of both."""
 
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,24 @@ def test_the_corpus_holds_every_seed_and_shows_no_fault(target: str) -> None:
     assert {data for name, data in list_seeds() if name == target} <= set(inputs)
     for data in inputs:
         TARGETS[target](data)
+
+
+# What atheris found, as it found it.
+FOUND = {
+    "a field of a header has another type than its own": (
+        "wire",
+        "QgEAAQAAAAkAAAAHAAAAfwEBbwAAAAAQL29yZy9jb25udHJhY2tkMQAAAAAAAAAAAgFzAAAAABhvcmcuY29ubnRyYW"
+        "NrZDEuTWFuYWdlcjEAAAAAAAAAAAMBcwAAAAAJU2V0RmlsdGVyAAAAAAAAAAkBcwAAAAAPb3JnLmNvbm50cmFja2Qx"
+        "AAgBZwABcwAAAAAABGxva2kA",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_stays_mended(name: str) -> None:
+    target, data = FOUND[name]
+
+    TARGETS[target](b64decode(data))
 
 
 @st.composite
