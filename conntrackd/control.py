@@ -38,6 +38,7 @@ class DaemonControl:
         self._revert: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
+        self._turn = asyncio.Lock()
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -62,14 +63,17 @@ class DaemonControl:
                 self._daemon.notifier.ready()
 
     async def reload(self) -> list[str]:
-        return await self._count(self._reload())
+        async with self._turn:
+            return await self._count(self._reload())
 
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, daemon.sources.read()
         rules = read_filter(new)
         changes = changed(old, new)
-        geoip = daemon.open_geoip(new)
+        geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
+        if any(option.key.startswith("geoip.") for option in changes):
+            geoip = await asyncio.to_thread(daemon.open_geoip, new)
         sinks = self._prepare_sinks(new, changes)
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]

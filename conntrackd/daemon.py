@@ -177,6 +177,9 @@ class Daemon:
                 outbox.start()
             reader = threading.Thread(target=self._read, name="reader", daemon=True)
             reader.start()
+            over = threading.Event()
+            stack.callback(over.set)
+            threading.Thread(target=self._watch_geoip, args=(over,), name="geoip", daemon=True).start()
             self._tell_start()
             tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus(control))]
             await self._end.wait()
@@ -313,9 +316,13 @@ class Daemon:
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
             self._tell_states()
-            if self.pipeline.geoip is not None:
-                await asyncio.to_thread(self.pipeline.geoip.refresh)
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
+
+    def _watch_geoip(self, over: threading.Event) -> None:
+        """A thread of its own, that nothing waits for: a large database takes seconds."""
+        while not over.wait(TICK_SECONDS):
+            if self.pipeline.geoip is not None:
+                self.pipeline.geoip.refresh()
 
     def tell_sink(self, name: str) -> None:
         """Its state may have changed, or it came, or went."""

@@ -33,7 +33,7 @@ class Stats:
     buffer_used_bytes: int = _counter("bytes", "Fill of the receive buffer when it was last looked at")
     buffer_peak_bytes: int = _counter("bytes", "Highest fill of the receive buffer that was seen")
     geoip_lookups_total: int = _counter("addresses", "Addresses looked up in the GeoIP databases")
-    geoip_errors_total: int = _counter("addresses", "Look-ups that a damaged database could not answer")
+    geoip_errors_total: int = _counter("files", "GeoIP databases that could not be used, the old one kept")
     reloads_total: int = _counter("reloads", "Reloads and filter changes that were applied")
     reloads_failed_total: int = _counter("reloads", "Reloads and filter changes refused, the old state kept")
 
