@@ -311,7 +311,7 @@ class Daemon:
         turns, alive_until = -1, time.monotonic()
         while True:
             if self.pipeline.turns != turns:
-                turns = self.pipeline.turns
+                turns, alive_until = self.pipeline.turns, time.monotonic()
                 self.notifier.watchdog()
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")

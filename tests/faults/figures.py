@@ -24,6 +24,7 @@ COLUMNS: Final = (
     ("twice", "duplicated"),
     ("told as lost", "lost"),
     ("dropped, told", "dropped"),
+    ("died in memory", "died"),
     ("peak memory", "memory_kib"),
     ("fresh flow after", "delay_ms"),
 )
@@ -41,6 +42,7 @@ class Row:
     lost: int
     filtered: int
     dropped: int
+    died: int
     memory_kib: int
     delay_ms: int
 

@@ -77,30 +77,26 @@ class Verdict:
     lost: int
     filtered: int
     dropped: int
+    died: int
 
 
 def judge(
-    sent: int,
-    tallies: list[Tally],
-    *,
-    filtered: int = 0,
-    duplicates: int = 0,
-    dropped: dict[str, int] | None = None,
+    sent: int, tallies: list[Tally], *, filtered: int = 0, duplicates: int = 0, died: int = 0
 ) -> Verdict:
-    """Holds what was received against the law; `dropped`: what the daemon counted and could not tell the sink.
+    """Holds what was received against the law.
 
-    Duplicates are what at-least-once allows in this fault: a batch in flight.
+    `duplicates`: what at-least-once allows in this fault, a batch in flight. `died`: what a process that was
+    killed had in its memory alone, which nobody can tell any more; 0 in every fault but SIGKILL.
     """
-    uncounted = dropped or {}
     for tally in tallies:
         assert not tally.strange, f"{tally.name}: unknown or changed: {tally.strange[:3]}"
         beyond = [number for number in tally.seen if number >= sent]
         assert not beyond, f"{tally.name}: never sent: {beyond[:3]}"
         assert tally.duplicated <= duplicates, f"{tally.name}: {tally.duplicated} came twice"
-        total = tally.accounted + filtered + uncounted.get(tally.name, 0)
+        total = tally.accounted + filtered + died
         assert total == sent, (
             f"{tally.name}: sent {sent}, but delivered {tally.delivered} + lost {tally.lost} + filtered "
-            f"{filtered} + dropped {dict(tally.dropped)} {uncounted.get(tally.name, 0)} = {total}"
+            f"{filtered} + dropped {dict(tally.dropped)} + died {died} = {total}"
         )
     _compare(tallies)
     return Verdict(
@@ -109,7 +105,8 @@ def judge(
         max(tally.duplicated for tally in tallies),
         max(tally.lost for tally in tallies),
         filtered,
-        max(tally.dropped.total() + uncounted.get(tally.name, 0) for tally in tallies),
+        max(tally.dropped.total() for tally in tallies),
+        died,
     )
 
 

@@ -71,7 +71,7 @@ class Producer:
         self._under_way = count
 
     def wait(self) -> None:
-        """Until what was started is sent. What the kernel refuses has no event, and would be no loss of ours."""
+        """Until what was started is sent. Of what the kernel refuses there is no event to be lost."""
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "done\n"
         self.sent += self._under_way

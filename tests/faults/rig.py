@@ -133,12 +133,18 @@ class Rig:
 
     def wait_for_number(self, number: int, seconds: float = 30.0) -> float:
         """Until this flow has arrived everywhere; how long that took."""
+        begin = time.monotonic()
+        self.wait_for_numbers({number}, seconds=seconds)
+        return time.monotonic() - begin
 
-        def is_there() -> bool:
+    def wait_for_numbers(self, numbers: set[int], *sinks: str, seconds: float = 30.0) -> None:
+        """Until all of these flows have arrived in these sinks, or in all."""
+
+        def are_there() -> bool:
             self.read()
-            return all(number in tally.seen for tally in self.tallies.values())
+            return all(numbers <= self.tallies[name].seen.keys() for name in sinks or self.sinks)
 
-        return wait_until(is_there, seconds, lambda: f"flow {number}, {self.describe()}")
+        wait_until(are_there, seconds, self.describe)
 
     def measure(self, running: Running) -> None:
         """The most memory that the daemon ever held."""
@@ -153,7 +159,7 @@ class Rig:
         *,
         filtered: int = 0,
         duplicates: int = 0,
-        dropped: dict[str, int] | None = None,
+        died: int = 0,
     ) -> Verdict:
         """Reads what came last, judges, and notes the figures."""
         self.read()
@@ -162,7 +168,7 @@ class Rig:
             list(self.tallies.values()),
             filtered=filtered,
             duplicates=duplicates,
-            dropped=dropped,
+            died=died,
         )
         note(make_row(row, fault, verdict, self.memory_kib, self.delay))
         return verdict

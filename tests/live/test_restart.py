@@ -41,6 +41,18 @@ class Store:
             if word in data.decode():
                 return
 
+    def drain(self) -> list[str]:
+        """What came since, without waiting."""
+        found = []
+        self._socket.setblocking(False)
+        try:
+            while True:
+                found.append(self._socket.recv(4096).decode())
+        except BlockingIOError:
+            return found
+        finally:
+            self._socket.settimeout(15)
+
     def close_kept(self) -> None:
         if self.kept >= 0:
             os.close(self.kept)

@@ -1,0 +1,162 @@
+"""Rows 7 to 15: what happens to the process itself."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.hooked import POINTS
+from tests.faults.producer import find_number
+from tests.faults.receivers import read_entry
+from tests.faults.rig import Rig, wait_until
+from tests.live.test_restart import Store
+from tests.sinks.loki_server import Entry, Fault, hang, say
+
+SEEDS = 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "notify")
+    yield made
+    made.close()
+
+
+def hooked(point: str, countdown: int, directory: Path) -> list[str]:
+    return [sys.executable, "-m", "tests.faults.hooked", point, str(countdown), os.fspath(directory)]
+
+
+# ---- row 7 ------------------------------------------------------------------------------------------------
+
+
+def read_bodies(bodies: list[bytes]) -> list[int]:
+    """The numbers of the flows in bodies of pushes."""
+    records = [
+        read_entry(tuple(stream["stream"].items()), Entry(int(time), line, tuple(metadata.items())))
+        for body in bodies
+        for stream in json.loads(gzip.decompress(body))["streams"]
+        for time, line, metadata in stream["values"]
+    ]
+    return [find_number(int(each["sport"]), int(each["dport"])) for each in records]
+
+
+def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
+    """One daemon until it is killed, and the next one. What was acknowledged or not yet read is there."""
+    notify = {"NOTIFY_SOCKET": os.fspath(store.path)}
+    spool = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--sink.loki.batch_wait", "10ms"]
+    begin = rig.producer.sent
+    (rig.directory / "read").unlink(missing_ok=True)
+    rig.receivers.loki.faults.extend([say(503)] * 2)
+    with rig.daemon(*spool, program=hooked(point, countdown, rig.directory), extra=notify) as first:
+        store.wait("READY=1")
+        rig.producer.start(1500, 3000)
+        wait_until(lambda: first.process.poll() is not None, 15, lambda: f"{point} {countdown}: not killed")
+        rig.producer.wait()
+    assert first.process.returncode == -signal.SIGKILL
+    rig.receivers.loki.faults.clear()
+    in_flight = read_bodies([push.body for push in rig.receivers.loki.pushes[-1:]])
+    read = begin + sum(map(int, (rig.directory / "read").read_text().split()))
+    acknowledged = {
+        number for line in read_lines(rig.directory / "spooled") for number in read_bodies([line])
+    }
+    with rig.daemon(*spool, extra=notify, descriptor=store.kept) as second:
+        store.wait("READY=1")
+        rig.send_fresh()
+        owed = acknowledged | set(range(read, rig.producer.sent))
+        rig.wait_for_numbers(owed)
+        assert second.stop() == 0
+
+    rig.read()
+    twice = {number for number, times in rig.tallies["loki"].seen.items() if times > 1 and number >= begin}
+    assert twice <= set(in_flight)
+
+
+def read_lines(path: Path) -> list[bytes]:
+    return [bytes.fromhex(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_row_07_what_was_acknowledged_or_not_yet_read_survives_sigkill(
+    rig: Rig, store: Store, point: str
+) -> None:
+    rig.choose("loki")
+    chooser = random.Random(point)
+    for seed in range(SEEDS):
+        live_and_die(rig, store, point, chooser.randint(1, 100 if point in ("received", "selected") else 6))
+        print(f"seed {seed}: {rig.describe()}")
+
+    tally = rig.tallies["loki"]
+    rig.judge(
+        7,
+        f"SIGKILL when {point}, {SEEDS} seeds",
+        duplicates=tally.duplicated,
+        died=rig.producer.sent - tally.delivered,
+    )
+
+
+# ---- row 8 ------------------------------------------------------------------------------------------------
+
+
+def test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_process_has_all(
+    rig: Rig, store: Store
+) -> None:
+    rig.choose("stream")
+    notify = {"NOTIFY_SOCKET": os.fspath(store.path), "WATCHDOG_USEC": "1500000"}
+    with rig.daemon(program=hooked("standstill", 0, rig.directory), extra=notify) as first:
+        for _ in range(5):  # longer than systemd waits for one
+            store.wait("WATCHDOG=1")
+        (rig.directory / "stand").touch()
+        first.wait(lambda: any("stands still" in line for line in first.said), "the standstill")
+        before = "".join(each[0] for each in store.drain()).rpartition("W")[2]
+        store.wait("STATUS=")  # the rest of the process is alive
+        assert not any("WATCHDOG=1" in each for each in store.drain())
+        first.stop(signal.SIGABRT)  # what systemd does then
+    rig.producer.send(3000)
+    with rig.daemon(extra=notify, descriptor=store.kept) as second:
+        store.wait("READY=1")
+        rig.wait_for_law()
+        rig.send_fresh()
+        rig.measure(second)
+        assert second.stop() == 0
+
+    assert before.count("S") >= 3  # it is told when systemd's time is over, and not at the first turn missed
+    verdict = rig.judge(8, "reader hangs, killed by the watchdog, 3,000 flows in the gap")
+    assert verdict.delivered == 3001
+    assert list(rig.tallies["stream"].seen) == list(range(3001))  # in their order
+
+
+# ---- row 11 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [say(503), hang])
+def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_later(
+    rig: Rig, fault: Fault
+) -> None:
+    rig.choose("loki", "stream")
+    settings = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--shutdown_timeout", "3s"]
+    settings += ["--sink.loki.queue", "20000"]
+    rig.receivers.loki.faults.extend([fault] * 1000)
+    with rig.daemon(*settings) as first:
+        first.wait_for_start()
+        rig.producer.send(20_000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream")
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(10) == 0
+    rig.receivers.loki.faults.clear()
+    rig.receivers.loki.let_go.set()
+    with rig.daemon(*settings) as second:
+        second.wait_for_start()
+        rig.send_fresh()
+        rig.wait_for_law()
+        rig.measure(second)
+        assert second.stop() == 0
+
+    verdict = rig.judge(11, f"SIGTERM, 20,000 queued, Loki {'hangs' if fault is hang else 'away'}")
+    assert verdict.delivered == 20_001
