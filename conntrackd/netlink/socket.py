@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
 from conntrackd.flow import EventType
+from conntrackd.mmsg import Iovec, Mmsghdr
 from conntrackd.netlink.constants import (
     MSG_TRUNC,
     MSG_WAITFORONE,
@@ -71,26 +72,6 @@ class Fill(NamedTuple):
     drops: int
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
-
-
-class _Msghdr(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("namelen", ctypes.c_uint32),
-        ("iov", ctypes.POINTER(_Iovec)),
-        ("iovlen", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("controllen", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Mmsghdr(ctypes.Structure):
-    _fields_ = (("hdr", _Msghdr), ("len", ctypes.c_uint32))
-
-
 class _SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
@@ -106,8 +87,8 @@ class _Receiver:
         self._recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
         self._buffer = ctypes.create_string_buffer(SLOTS * SLOT_BYTES)
         self._names = ctypes.create_string_buffer(SLOTS * SOCKADDR_NL.size)
-        self._vectors = (_Iovec * SLOTS)()
-        self._headers = (_Mmsghdr * SLOTS)()
+        self._vectors = (Iovec * SLOTS)()
+        self._headers = (Mmsghdr * SLOTS)()
         for slot in range(SLOTS):
             self._vectors[slot].base = ctypes.addressof(self._buffer) + slot * SLOT_BYTES
             self._vectors[slot].len = SLOT_BYTES
@@ -120,8 +101,8 @@ class _Receiver:
         self._name_view = memoryview(self._names).cast("B")
         self._header_view = memoryview(self._headers).cast("B")
         # One struct reads the lengths of a whole batch; one comparison checks all its senders.
-        before = _Mmsghdr.len.offset
-        after = ctypes.sizeof(_Mmsghdr) - before - 4
+        before = Mmsghdr.len.offset
+        after = ctypes.sizeof(Mmsghdr) - before - 4
         self._lengths = [struct.Struct(f"={f'{before}xI{after}x' * count}") for count in range(SLOTS + 1)]
 
     def receive(self) -> Datagrams:

@@ -4,9 +4,7 @@ Not through python-systemd: it holds the interpreter's lock while it waits for j
 _journal.c), so that a journald that stands still would stop the thread that reads events, and all others.
 """
 
-import errno
 import os
-import select
 import socket
 from pathlib import Path
 from typing import Final
@@ -14,6 +12,7 @@ from typing import Final
 from conntrackd.config import Config
 from conntrackd.flow import Batch
 from conntrackd.netlink.constants import SO_SNDBUFFORCE
+from conntrackd.sinks.datagrams import SLOTS, DatagramSender
 from conntrackd.sinks.encode_journal import JournalEncoder
 from conntrackd.sinks.sink import Parcel, SinkUnavailable, describe
 
@@ -36,6 +35,7 @@ class JournalSink:
     def __init__(self, path: Path = SOCKET) -> None:
         self._path = path
         self._socket: socket.socket | None = None
+        self._sender: DatagramSender | None = None
         self._encoder = JournalEncoder()
 
     def open(self) -> None:
@@ -46,6 +46,7 @@ class JournalSink:
             except PermissionError:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             self._socket.connect(os.fspath(self._path))
+            self._sender = DatagramSender(self._socket, PATIENCE_SECONDS)
         except OSError as error:
             raise SinkUnavailable(f"{self._path}: {describe(error)}") from error
 
@@ -53,36 +54,24 @@ class JournalSink:
         return self._encoder.encode(batch)
 
     def write(self, payload: list[bytes]) -> int:
-        """One after the other; what journald has not taken is raised as `rest`."""
-        assert self._socket is not None
-        for index, datagram in enumerate(payload):
+        """All of it; what journald has not taken is raised as `rest`."""
+        assert self._sender is not None
+        sent = 0
+        while sent < len(payload):
             try:
-                self._send(self._socket, datagram)
+                sent += self._sender.send(payload[sent : sent + SLOTS])
             except OSError as error:
-                left = payload[index:]
+                left = payload[sent:]
                 # The EVENT_TYPE of a LOST record can be nothing else's: no value holds a line's end.
                 events = sum(b"\nEVENT_TYPE=LOST\n" not in each for each in left)
                 reason = f"{self._path}: {describe(error)}"
                 raise SinkUnavailable(reason, rest=Parcel(left, events)) from error
         return sum(map(len, payload))
 
-    def _send(self, sock: socket.socket, datagram: bytes) -> None:
-        while True:
-            try:
-                sock.send(datagram)
-            except BlockingIOError:
-                # The queue of the receiver is full: wait for room in it, without a lock on anything.
-                poll = select.poll()
-                poll.register(sock, select.POLLOUT)
-                if not poll.poll(PATIENCE_SECONDS * 1000):
-                    raise TimeoutError(errno.ETIMEDOUT, "journald does not take what it is sent") from None
-            else:
-                return
-
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-            self._socket = None
+            self._socket = self._sender = None
 
 
 def create(_: Config) -> JournalSink:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
+from conntrackd.sinks.datagrams import SLOTS, DatagramSender
 from conntrackd.sinks.encode_syslog import (
     SyslogEncoder,
     frame_by_datagram,
@@ -57,11 +58,14 @@ class SyslogSink:
         self._encoder = encoder
         self._tls = tls
         self._socket: socket.socket | None = None
+        self._sender: DatagramSender | None = None
 
     def open(self) -> None:
         try:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
+            if self._socket.type == socket.SOCK_DGRAM:
+                self._sender = DatagramSender(self._socket, SEND_SECONDS)
         except OSError as error:
             raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
 
@@ -89,13 +93,15 @@ class SyslogSink:
         assert self._socket is not None
         if self._socket.type == socket.SOCK_STREAM:
             return self._write_stream(self._socket, payload)
-        for index, message in enumerate(payload):
+        assert self._sender is not None
+        sent = 0
+        while sent < len(payload):
             try:
-                self._socket.send(message)
+                sent += self._sender.send(payload[sent : sent + SLOTS])
             except OSError as error:
-                if error.errno == errno.EMSGSIZE:  # no field of ours is that long; the server would cut it
-                    continue
-                raise self._fail(error, payload[index:]) from error
+                if error.errno != errno.EMSGSIZE:
+                    raise self._fail(error, payload[sent:]) from error
+                sent += 1  # no field of ours is that long; the server would cut it
         return sum(map(len, payload))
 
     def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
@@ -125,7 +131,7 @@ class SyslogSink:
         return f"{target.scheme}://{host}:{target.port}"
 
     def close(self) -> None:
-        sock, self._socket = self._socket, None
+        sock, self._socket, self._sender = self._socket, None, None
         if sock is not None:
             sock.close()
 
