@@ -6,6 +6,8 @@ All mistakes are found in one go, each with its place, and with any of them ther
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
@@ -163,10 +165,10 @@ class _Draft:
     def take(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
         """Parse the value and set it over what was there."""
         try:
-            for item in items:
-                _check_characters(item)
             if len(items) > MAX_ITEMS:
                 raise BadValueError("", f"has {len(items)} items, {MAX_ITEMS} are possible")
+            for item in items:
+                _check_characters(item)
             if option.kind.is_path and source.folder is not None:
                 items = [str(source.folder / item) if item else item for item in items]
             value = option.kind.parse(items)
@@ -345,13 +347,21 @@ def read_rules(config: Config) -> list[RuleText]:
 
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
-    rules = []
+    rules: list[RuleText] = []
     path = config[options.FILTER_FILE]
-    if path is not None:
-        lines = read_text(path, MAX_RULE_FILE).splitlines()
-        rules = [(line.strip(), f"{path}:{number}") for number, line in enumerate(lines, 1)]
-    rules += zip(config[options.FILTER], config.places(options.FILTER), strict=True)
-    return [RuleText(text, place) for text, place in rules if text and not text.startswith("#")]
+    lines = _list_lines(path) if path is not None else ()
+    for text, place in chain(lines, zip(config[options.FILTER], config.places(options.FILTER), strict=True)):
+        if text and not text.startswith("#"):
+            rules.append(RuleText(text, place))
+        if len(rules) > MAX_ITEMS:
+            raise ConfigError(f"more than {MAX_ITEMS:,} rules", place=place)
+    return rules
+
+
+def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line with its place, one at a time: a file of empty lines took a gigabyte."""
+    for number, line in enumerate(StringIO(read_text(path, MAX_RULE_FILE)), 1):
+        yield line.strip(), f"{path}:{number}"
 
 
 def changed(old: Config, new: Config) -> list[Option[object]]:

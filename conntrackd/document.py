@@ -20,6 +20,9 @@ from conntrackd.errors import ConfigError
 
 MAX_FILE: Final = 1 << 20  # bytes; 1,000 long rules and every setting need less than a third of it
 MAX_DEPTH: Final = 32  # settings are nested four deep at most
+# A hundred settings and a list of 1,000 rules are a tenth of it; PyYAML takes 17 us for each.
+MAX_NODES: Final = 20_000
+MAX_MESSAGE: Final = 200  # characters; a parser repeats a tag of a megabyte
 
 ScalarType = Literal["text", "number", "flag", "null", "date"]
 
@@ -121,6 +124,8 @@ def read_text(path: Path, limit: int) -> str:
 
 def _fail(line: int, message: str, hint: str = "") -> NoReturn:
     """The file's name is not known here: read_document puts it before the place."""
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}..."
     raise ConfigError(message, hint=hint, place=f":{line}" if line else "")
 
 
@@ -208,6 +213,7 @@ class _TreeBuilder:
         self._open: list[tuple[Items | Table, list[Scalar]]] = []
         self._anchors: dict[str, Node] = {}
         self._root: Node | None = None
+        self._nodes = 0
 
     def build(self) -> Node:
         while True:
@@ -224,6 +230,9 @@ class _TreeBuilder:
 
     def _add(self, event: yaml.NodeEvent) -> None:
         line = _find_line(event)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            _fail(line, f"holds more than {MAX_NODES:,} keys and values")
         node = self._make(event, line)
         self._attach(node, line)
         if event.anchor and not isinstance(event, yaml.AliasEvent):

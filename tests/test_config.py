@@ -394,6 +394,32 @@ def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
     assert find_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("log any\n" * 1_000_000, "rules:1001: more than 1,000 rules"),
+        ("#" * 10_000_000, "rules: is larger than 8 MiB"),
+    ],
+)
+def test_a_file_of_too_many_rules_is_read_no_further(read: Read, etc: Path, text: str, message: str) -> None:
+    (etc / "rules").write_text(text)
+    config = read("filter_file: rules\nfilter: [log any]")
+
+    with pytest.raises(ConfigError) as caught:
+        read_rules(config)
+
+    assert describe(caught.value, etc) == [message]
+
+
+def test_the_rules_of_file_and_configuration_are_as_many_as_there_may_be(read: Read, etc: Path) -> None:
+    (etc / "rules").write_text("\n# x\n log any \r\n" * 999)
+
+    assert read_rules(read("filter_file: rules\nfilter: [drop any]")) == [
+        *(RuleText("log any", f"{etc}/rules:{line}") for line in range(3, 3000, 3)),
+        RuleText("drop any", f"{etc}/conntrackd.yaml:2"),
+    ]
+
+
 def attempt(
     flags: Mapping[str, Sequence[str]] | None = None,
     environ: Mapping[str, str] | None = None,

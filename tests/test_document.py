@@ -145,6 +145,10 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
         ("a.toml", "a = 1\n" + "a." * 3000 + "b = 1", ":2", "is nested more than 32 deep"),
         ("a.toml", "a = " + "[" * 100_000, "", "is nested too deeply"),
         ("a.yaml", "#" * (MAX_FILE + 1), "", "is larger than 1 MiB"),
+        ("a.yaml", f"a: !{'x' * 10**6} b", ":1", f"tag '!{'x' * 194}..."),
+        ("a.yaml", f"a: *{'x' * 10**6}", ":1", f"there is no anchor &{'x' * 180}..."),
+        ("a.yaml", "filter:\n" + "- a\n" * 200_000, ":19999", "holds more than 20,000 keys and values"),
+        ("a.yaml", f"filter: [{'a,' * 400_000}]", ":1", "holds more than 20,000 keys and values"),
     ],
 )
 def test_a_bad_file_is_told_with_its_place(

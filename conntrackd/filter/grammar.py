@@ -25,6 +25,7 @@ __all__ = ["RuleText", "parse_rule", "parse_rules"]
 MAX_RULES: Final = 1000
 MAX_LENGTH: Final = 4096
 MAX_NESTING: Final = 64
+MAX_MISTAKES: Final = 100  # that are told; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
 KEYWORDS: Final = {
@@ -250,7 +251,7 @@ class Words:
 
 
 def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
-    """One rule for each text. Raises ManyErrors with a RuleError for each mistake of each rule."""
+    """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most."""
     if len(lines) > MAX_RULES:
         raise ManyErrors([RuleError(f"{len(lines):,} rules: at most {MAX_RULES:,} are allowed")])
     rules: list[Rule] = []
@@ -260,6 +261,8 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
             rules.append(parse_rule(line, number))
         except ManyErrors as error:
             errors += error.errors
+        if len(errors) > MAX_MISTAKES:
+            raise ManyErrors([*errors[:MAX_MISTAKES], RuleError("more mistakes are not shown")])
     if errors:
         raise ManyErrors(errors)
     return rules

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from pytest_mock import MockerFixture
 
 from conntrackd.errors import ManyErrors, RuleError
+from conntrackd.filter import grammar
+from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
+from tests.filter import strategies
 
 MANUAL = Path(__file__).parents[2] / "man" / "conntrackd-filter.7"
 
@@ -116,6 +121,44 @@ def test_limits_are_named(texts: list[str], limit: str) -> None:
         parse_rules(rules)
 
     assert limit in str(caught.value).replace(",", "")
+
+
+def test_a_list_with_many_mistakes_is_read_no_further_than_they_are_shown(mocker: MockerFixture) -> None:
+    cut = mocker.spy(grammar, "_cut")
+    with pytest.raises(ManyErrors) as caught:
+        parse_rules([RuleText(f"log protocol {'x,' * 20}x")] * 1000)
+
+    assert cut.call_count == 5
+    assert len(caught.value.errors) == grammar.MAX_MISTAKES + 1
+    assert caught.value.errors[-1].message == "more mistakes are not shown"
+
+
+@pytest.mark.parametrize("texts", [["log any"] * 1_000_000, ["x" * 10_000_000], [f"log {'(' * 10_000}"]])
+def test_what_is_too_much_is_refused_before_it_is_read(texts: list[str], mocker: MockerFixture) -> None:
+    cut = mocker.patch.object(grammar, "_cut")
+
+    with pytest.raises(ManyErrors):
+        parse_rules([RuleText(text) for text in texts])
+
+    assert cut.call_count == 0
+
+
+@pytest.mark.parametrize(
+    "text", [f"log {'(' * 4000}", f"log {'!' * 4000}any", f"log {'not (' * 65}any{')' * 65}"]
+)
+def test_no_depth_of_nesting_is_recursed_into(text: str) -> None:
+    try:
+        found = parse(text)
+    except ManyErrors as error:
+        found = error.errors[0].message
+
+    assert found in {"parentheses in more than 64 levels", "log any"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(strategies.rules)
+def test_the_canonical_text_of_any_rules_is_these_rules(rules: list[Rule]) -> None:
+    assert parse_rules([RuleText(render(rule)) for rule in rules]) == rules
 
 
 def test_every_example_of_the_manual_is_a_rule() -> None:
