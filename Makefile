@@ -9,7 +9,9 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
-	procps python3-dev python3-venv rpm rsyslog systemd util-linux
+	procps python3-dev python3-venv rpm rsyslog systemd util-linux $(SYSLOG_NG_NEEDS)
+# Debian lets one syslog server be installed: the tests' second one is unpacked beside it.
+SYSLOG_NG_NEEDS := libglib2.0-0 libivykis0 libjson-c5 libnet1 libpcre3 libwrap0
 
 .PHONY: run test test-faults report mutations test-system lint bench fuzz audit system clean
 
@@ -17,7 +19,7 @@ run: $(VENV)/ready
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
 	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready $(VENV)/syslog-ng lint
 	$(PYTHON) -m pytest
 
 # Every row of tests/faults/rows.py; SOAK_SECONDS=600 for a longer soak. Writes build/faults.json.
@@ -31,6 +33,11 @@ report: $(VENV)/ready
 # Takes protections out, one at a time, in a copy of the tree: the test that is about each must fail.
 mutations: $(VENV)/ready
 	$(PYTHON) -m tests.faults.mutations
+
+$(VENV)/syslog-ng: | $(VENV)/ready
+	@mkdir -p $@.new && cd $@.new && (apt-get download -qq syslog-ng-core 2>&1 && dpkg -x syslog-ng-core_*.deb . && \
+		rm syslog-ng-core_*.deb && mv ../$(@F).new ../$(@F)) >&2 || \
+		echo "make: syslog-ng cannot be fetched: its tests are left out" >&2
 
 # A booted Debian: builds the package, installs, uses and purges it. Keeps its base in /var/cache.
 test-system:

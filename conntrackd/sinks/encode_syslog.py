@@ -52,9 +52,14 @@ def frame_by_datagram(message: bytes) -> bytes:
 class SyslogEncoder:
     """Records -> one framed message each. Belongs to one thread."""
 
-    def __init__(self, form: str, facility: str, frame: Frame, host: str = "", pid: int = 0) -> None:
+    def __init__(
+        self, form: str, facility: str, frame: Frame, host: str = "", pid: int = 0, *, is_local: bool = False
+    ) -> None:
+        """`is_local`: to a socket of this host, over which RFC 3164's messages carry no name of it."""
         self._frame = frame
         self._host = clean_name(host or socket.gethostname())
+        # As syslog(3): rsyslog, syslog-ng and journald take what stands there for the program.
+        self._origin = "" if is_local else f"{self._host} "
         self._pid = pid or os.getpid()
         base = find_facility(facility) * 8
         self._info, self._warning = f"<{base + INFO}>", f"<{base + WARNING}>"
@@ -91,7 +96,7 @@ class SyslogEncoder:
         when, record = each[0], each[4]
         month, day = MONTHS[int(when[5:7]) - 1], int(when[8:10])
         priority = self._warning if isinstance(record, Lost) else self._info
-        return f"{priority}{month} {day:2} {when[11:19]} {self._host} {APP_NAME}[{self._pid}]:"
+        return f"{priority}{month} {day:2} {when[11:19]} {self._origin}{APP_NAME}[{self._pid}]:"
 
 
 def find_facility(name: str) -> int:

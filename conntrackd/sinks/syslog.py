@@ -105,7 +105,9 @@ class SyslogSink:
         return sum(map(len, payload))
 
     def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
-        data = b"".join(payload)
+        # As syslog(3): over a local stream a NUL ends each message. Whether it is one, connecting shows.
+        end = b"\0" if sock.family == socket.AF_UNIX else b""
+        data = b"".join([message + end for message in payload]) if end else b"".join(payload)
         sent = 0
         try:
             _check_peer(sock)
@@ -115,7 +117,7 @@ class SyslogSink:
         except OSError as error:
             there = max(0, sent - _count_unacknowledged(sock))
             # Of what TLS has sent nobody knows how much of it was ours.
-            raise self._fail(error, _cut(payload, 0 if self._tls is not None else there)) from error
+            raise self._fail(error, _cut(payload, 0 if self._tls is not None else there, len(end))) from error
         return len(data)
 
     def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
@@ -136,12 +138,12 @@ class SyslogSink:
             sock.close()
 
 
-def _cut(payload: list[bytes], there: int) -> list[bytes]:
-    """The messages that are not within the first so many bytes."""
+def _cut(payload: list[bytes], there: int, end: int) -> list[bytes]:
+    """The messages that are not within the first so many bytes; each is followed by `end` bytes more."""
     for index, message in enumerate(payload):
-        if there < len(message):
+        if there < len(message) + end:
             return payload[index:]
-        there -= len(message)
+        there -= len(message) + end
     return []
 
 
@@ -223,7 +225,12 @@ def create(config: Config) -> SyslogSink:
     if parts.scheme in STREAMS:
         by_line = config[options.SINK_SYSLOG_FRAMING] == "lf"
         frame = frame_by_line if by_line else frame_by_octets
-    encoder = SyslogEncoder(config[options.SINK_SYSLOG_FORMAT], config[options.SINK_SYSLOG_FACILITY], frame)
+    encoder = SyslogEncoder(
+        config[options.SINK_SYSLOG_FORMAT],
+        config[options.SINK_SYSLOG_FACILITY],
+        frame,
+        is_local=bool(target.path),
+    )
     tls = Tls(
         ca=config[options.SINK_SYSLOG_TLS_CA],
         cert=config[options.SINK_SYSLOG_TLS_CERT],

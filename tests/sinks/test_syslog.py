@@ -6,7 +6,6 @@ import re
 import socket
 import ssl
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -24,103 +23,9 @@ from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.sinks.syslog import SyslogSink, Target, create
 from conntrackd.sinks.tls import Tls, make_context
 from conntrackd.stats import SinkStats
+from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flows
-
-RSYSLOGD = "/usr/sbin/rsyslogd"
-CONFIG = """
-global(workDirectory="{work}" maxMessageSize="64k")
-module(load="imudp") module(load="imptcp") module(load="imuxsock" SysSock.Use="off")
-template(name="all" type="list" option.jsonf="on") {{
-    property(outname="severity" name="syslogseverity" format="jsonf")
-    property(outname="facility" name="syslogfacility-text" format="jsonf")
-    property(outname="time" name="timereported" dateFormat="rfc3339" format="jsonf")
-    property(outname="host" name="hostname" format="jsonf")
-    property(outname="app" name="app-name" format="jsonf")
-    property(outname="msgid" name="msgid" format="jsonf")
-    property(outname="data" name="structured-data" format="jsonf")
-    property(outname="msg" name="msg" format="jsonf")
-}}
-{input}
-action(type="omfile" file="{work}/out.json" template="all" asyncWriting="off" flushOnTXEnd="on")
-"""
-INPUTS = {
-    "udp": 'input(type="imudp" address="127.0.0.1" port="{port}")',
-    "tcp": 'input(type="imptcp" address="127.0.0.1" port="{port}")',
-    "unix": 'input(type="imuxsock" socket="{work}/log" useSpecialParser="off" ParseHostname="on" '
-    'useSysTimeStamp="off" ignoreTimestamp="off")',
-}
-
-
-class Rsyslog:
-    """One server, which can be stopped and started again at the same address."""
-
-    def __init__(self, work: Path, scheme: str) -> None:
-        self.work, self.scheme = work, scheme
-        self.port = find_port()
-        text = CONFIG.format(work=work, input=INPUTS[scheme].format(port=self.port, work=work))
-        (work / "rsyslog.conf").write_text(text)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        arguments = [RSYSLOGD, "-n", "-f", f"{self.work}/rsyslog.conf", "-i", f"{self.work}/pid"]
-        with (self.work / "log.txt").open("wb") as log:
-            self._process = subprocess.Popen(arguments, stdout=log, stderr=log)
-        wait_until(self._is_there, "the server")
-
-    def _is_there(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self.work / "log.txt").read_text()
-        if self.scheme == "unix":
-            return (self.work / "log").exists()
-        kind = {"udp": "udp"}.get(self.scheme, "tcp")
-        return f"0100007F:{self.port:04X}" in Path(f"/proc/net/{kind}").read_text()
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-
-    def read(self) -> list[dict[str, Any]]:
-        path = self.work / "out.json"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-    def wait_for(self, count: int) -> list[dict[str, Any]]:
-        wait_until(lambda: len(self.read()) >= count, f"{count} messages, {len(self.read())} are there")
-        return self.read()
-
-    @property
-    def address(self) -> str:
-        return (
-            f"unix://{self.work}/log" if self.scheme == "unix" else f"{self.scheme}://127.0.0.1:{self.port}"
-        )
-
-
-def find_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def wait_until(condition: Any, what: str, seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, what
-        pause.wait(0.02)
-
-
-@contextmanager
-def rsyslog(work: Path, scheme: str) -> Iterator[Rsyslog]:
-    server = Rsyslog(work, scheme)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
+from tests.sinks.syslog_servers import find_port, rsyslog, wait_until
 
 
 def make(address: str, **settings: str) -> SyslogSink:
@@ -172,6 +77,35 @@ def test_the_server_reads_the_other_formats(tmp_path: Path, form: str) -> None:
     if form == "cee":
         objects = [json.loads(each["msg"].strip().removeprefix("@cee:")) for each in found]
         assert [each["flow"] for each in objects] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_local_socket_gets_what_syslog_3_sends(tmp_path: Path, kind: socket.SocketKind) -> None:
+    """Without a host, and over a stream each message with a NUL behind it."""
+    path = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, kind) as server:
+        server.bind(os.fspath(path))
+        if kind == socket.SOCK_STREAM:
+            server.listen()
+        send(make(f"unix://{path}", format="rfc3164"), make_flows(2))
+        if kind == socket.SOCK_STREAM:
+            with server.accept()[0] as connection:
+                messages = connection.recv(1 << 16).split(b"\0")
+        else:
+            messages = [server.recv(4096), server.recv(4096), b""]
+
+    assert messages.pop() == b""
+    assert [re.sub(rb"\d\d:(34:43 conntrackd)\[\d+\]:.* to ", rb"\1 ", each)[:57] for each in messages] == [
+        b'<30>Nov 22 34:43 conntrackd 192.0.2.1:443 type="NEW" flow'
+    ] * 2
+
+
+def test_a_local_rsyslog_reads_the_program_where_it_looks_for_it(tmp_path: Path) -> None:
+    with rsyslog(tmp_path, "unix-3164") as server:
+        send(make(f"unix://{tmp_path}/log", format="rfc3164"), make_flows(2))
+        found = server.wait_for(2)
+
+    assert [(each["host"], each["app"]) for each in found] == [(socket.gethostname(), "conntrackd")] * 2
 
 
 # ---- faults -----------------------------------------------------------------------------------------------
@@ -273,33 +207,6 @@ def test_a_socket_that_is_removed_and_made_again_is_found_again(tmp_path: Path) 
 
 
 # ---- TLS --------------------------------------------------------------------------------------------------
-
-
-class Authority:
-    """Certificates of one's own, made by openssl."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ca = folder / "ca.pem"
-        self._run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")
-
-    def _run(self, command: str, *arguments: str) -> None:
-        subject = ["-subj", "/CN=test"] if command == "req" else []
-        done = subprocess.run(
-            ["openssl", command, *arguments, *subject], cwd=self.folder, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr.decode()
-
-    def issue(self, name: str, host: str, *days: str) -> Path:
-        """A certificate with its key in one file."""
-        self._run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        (self.folder / f"{name}.ext").write_text(f"subjectAltName={host}\n")
-        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
-        times = days or ("-days", "2")
-        self._run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed, *times)
-        both = self.folder / f"{name}-both.pem"
-        both.write_text((self.folder / f"{name}.pem").read_text() + (self.folder / f"{name}.key").read_text())
-        return both
 
 
 @pytest.fixture(scope="module")
