@@ -14,7 +14,7 @@ from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, 
 from conntrackd.config import Config, changed, find_unapplied
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter.text import RuleText
-from conntrackd.filtering import Filter, compile_filter, read_filter, read_texts
+from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
@@ -39,6 +39,7 @@ class DaemonControl:
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         self._turn = asyncio.Lock()
+        self._compiling = asyncio.Lock()
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ class DaemonControl:
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, daemon.sources.read()
-        rules = read_filter(new)
+        rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
@@ -125,13 +126,14 @@ class DaemonControl:
             daemon.tell_sink(kind.name)
 
     async def reload_filter(self) -> list[str]:
-        return await self._count(self._reload_filter())
+        async with self._turn:
+            return await self._count(self._reload_filter())
 
     async def _reload_filter(self) -> list[str]:
         # With the rules of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
         texts, origin = read_texts(daemon.sources.read())
-        rules = compile_filter(texts, origin, daemon.config)
+        rules = await self._compile(texts, origin, daemon.config)
         self._put_in_force(rules)
         daemon.configured_filter = rules
         return self._describe(rules)
@@ -161,15 +163,25 @@ class DaemonControl:
             f"warning: {each}" for each in rules.warnings
         ]
 
-    def _compile(self, rules: Sequence[str], origin: str) -> Filter:
-        return compile_filter([RuleText(each) for each in rules], origin, self._daemon.config)
+    async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
+        """In a thread, one list at a time.
+
+        1,000 rules of 4,096 characters take 10 s, in which signals, the bus and the watchdog go on. Who may
+        have rules checked may not stop the daemon.
+        """
+        async with self._compiling:
+            return await asyncio.to_thread(compile_filter, rules, origin, config)
+
+    async def _compile_texts(self, rules: Sequence[str], origin: str = "") -> Filter:
+        return await self._compile([RuleText(each) for each in rules], origin, self._daemon.config)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        return await self._count(self._set_filter(rules, timeout_s))
+        async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
+            return await self._count(self._set_filter(rules, timeout_s))
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
-        new = self._compile(rules, f"run time, {lasts}")
+        new = await self._compile_texts(rules, f"run time, {lasts}")
         self._put_in_force(new)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
@@ -185,14 +197,14 @@ class DaemonControl:
         return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
-        return list(self._compile(rules, "").rules)
+        return list((await self._compile_texts(rules)).rules)
 
     async def explain_filter(self, rules: list[str]) -> str:
-        each = self._compile(rules, "") if rules else self._daemon.filter
-        return each.explain(self._daemon.config)
+        each = await self._compile_texts(rules) if rules else self._daemon.filter
+        return await asyncio.to_thread(each.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
-        new = self._compile(rules, "")
+        new = await self._compile_texts(rules)
         return self._daemon.tails.open(new.selector, limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
