@@ -149,7 +149,10 @@ SINK_SYSLOG_ADDRESS = Option(
     "Syslog server, or the socket of a local one",
 )
 SINK_SYSLOG_FORMAT = Option(
-    "sink.syslog.format", one_of("rfc5424", "rfc3164", "cee"), "rfc5424", "Form of a message"
+    "sink.syslog.format",
+    one_of("rfc5424", "rfc3164", "cee"),
+    "rfc5424",
+    "Form of a message; for /dev/log mostly rfc3164",
 )
 SINK_SYSLOG_FRAMING = Option(
     "sink.syslog.framing",
