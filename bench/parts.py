@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Final
 
 from bench.capture import Capture
+from conntrackd.config import read_config
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.pycode import Selector, compile_selector
+from conntrackd.filtering import compile_filter
 from conntrackd.flow import Batch, Flow
 from conntrackd.netlink.decode import Decoder, walk
 from conntrackd.sinks.encode import JsonEncoder
@@ -17,6 +20,7 @@ from conntrackd.stats import Stats
 
 BATCH: Final = 128  # as many as one recvmmsg brings
 ROUNDS: Final = 9
+NOWHERE: Final = Path("/nonexistent")  # in place of this machine's configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ def measure_parts(events: Capture) -> list[Part]:
         Part("encode: Loki, compressed", time_encode(batches, LokiEncoder({}))),
         Part("filter: one address rule", time_selector(batches, compile_addresses(1))),
         Part("filter: 1,000 address rules", time_selector(batches, compile_addresses(1000))),
-        Part("filter: load 1,000 address rules", time_part(lambda: compile_addresses(1000), 1), "list"),
+        Part("filter: load 1,000 address rules", time_load(list_addresses(1000)), "list"),
+        Part("filter: load 1,000 rules of five conditions", time_load(list_mixed(1000)), "list"),
     ]
 
 
@@ -70,11 +75,31 @@ def time_selector(batches: list[list[Flow]], selector: Selector) -> float:
     return time_part(select, sum(len(batch) for batch in batches))
 
 
+def time_load(lines: list[str]) -> float:
+    """From text to all that a daemon needs: selector, program for the kernel, warnings."""
+    config = read_config({}, {}, None, NOWHERE)
+    texts = [RuleText(line) for line in lines]
+    return time_part(lambda: compile_filter(texts, "", config), 1)
+
+
 def compile_addresses(count: int) -> Selector:
     """A selector of so many rules, one for each of the first of the generator's clients."""
-    lines = [f"drop source address 10.1.{n >> 8}.{n & 255}" for n in range(1, count + 1)]
-    rules = parse_rules([RuleText(line, "") for line in lines])
+    rules = parse_rules([RuleText(line) for line in list_addresses(count)])
     return compile_selector(rules, protocols=frozenset((6, 17)))
+
+
+def list_addresses(count: int) -> list[str]:
+    """Rules that can be merged."""
+    return [f"drop source address 10.1.{n >> 8}.{n & 255}" for n in range(1, count + 1)]
+
+
+def list_mixed(count: int) -> list[str]:
+    """Rules of which each stands alone."""
+    return [
+        f"{'log' if n % 2 else 'drop'} protocol TCP and source address 10.1.{n >> 8}.{n & 255}"
+        f" and (destination port {n} or type DESTROY) and not destination network LOCAL"
+        for n in range(1, count + 1)
+    ]
 
 
 def decode_all(events: Capture, decoder: Decoder) -> list[list[Flow]]:

@@ -1,4 +1,4 @@
-"""Memory over many events: flat, or it leaks."""
+"""Memory and descriptors over many events: flat, or it leaks."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,10 +12,12 @@ STEP_FLOWS: Final = 182_000  # a million events, half of the flows TCP
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How much memory a subject holds after so many events."""
+    """What a subject holds after so many events, and how many of them it has not read."""
 
     events: int
     resident_mib: float
+    descriptors: int
+    lost: int
 
 
 def soak(subject: Subject) -> list[Step]:
@@ -25,5 +27,6 @@ def soak(subject: Subject) -> list[Step]:
     with run_subject(subject) as session:
         for _ in range(STEPS):
             events += session.send(Load(STEP_FLOWS)).count(subject.groups)
-            steps.append(Step(events, round(session.read_memory_kib("VmRSS") / 1024, 1)))
+            resident = round(session.read_memory_kib("VmRSS") / 1024, 1)
+            steps.append(Step(events, resident, session.count_descriptors(), session.count_lost()))
     return steps

@@ -101,6 +101,17 @@ class Session:
         """VmHWM or VmRSS."""
         return read_memory_kib(self.process.pid, name)
 
+    def count_descriptors(self) -> int:
+        """The files and sockets that it holds."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def count_lost(self) -> int:
+        """The events so far that its buffer had no room for."""
+        listener = find_listener(self.process.pid)
+        if listener is None:
+            raise BenchError(f"{self.subject.name} no longer listens: {self.read_errors()}")
+        return listener.drops
+
     def read_errors(self) -> str:
         """The end of what it said on standard error."""
         self._errors.seek(0)

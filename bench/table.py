@@ -80,9 +80,12 @@ def render_parts(parts: Sequence[Part]) -> str:
 
 
 def render_soak(steps: Sequence[Step]) -> str:
-    """Memory after so many events."""
-    cells = [(f"{step.events:,}", f"{step.resident_mib:.1f} MiB") for step in steps]
-    return render_table([("events so far", "memory"), *cells])
+    """Memory and descriptors after so many events."""
+    cells = [
+        (f"{step.events:,}", f"{step.resident_mib:.1f} MiB", f"{step.descriptors}", f"{step.lost:,}")
+        for step in steps
+    ]
+    return render_table([("events so far", "memory", "descriptors", "lost"), *cells])
 
 
 def render_table(cells: Sequence[Sequence[str]]) -> str:

@@ -73,17 +73,17 @@ def test_parts_are_a_table_too() -> None:
 
 
 def test_tables_without_rows_are_left_out() -> None:
-    assert render_tables(Report(soak=[Step(1_000_000, 30.5)])).splitlines() == [
-        "| events so far |   memory |",
-        "|---------------|---------:|",
-        "| 1,000,000     | 30.5 MiB |",
+    assert render_tables(Report(soak=[Step(1_000_000, 30.5, 9, 1000)])).splitlines() == [
+        "| events so far |   memory | descriptors |  lost |",
+        "|---------------|---------:|------------:|------:|",
+        "| 1,000,000     | 30.5 MiB |           9 | 1,000 |",
     ]
 
 
 def test_the_json_has_one_object_a_row() -> None:
     row = Row("floor", 10, 2.0, 1.0, 0, 1.5, 5000)
 
-    assert json.loads(render_json(Report([row], [Step(1000, 30.5)], [Part("decode", 1.5)]))) == {
+    assert json.loads(render_json(Report([row], [Step(1000, 30.5, 9, 0)], [Part("decode", 1.5)]))) == {
         "rows": [
             {
                 "subject": "floor",
@@ -95,7 +95,7 @@ def test_the_json_has_one_object_a_row() -> None:
                 "events_per_second": 5000,
             }
         ],
-        "soak": [{"events": 1000, "resident_mib": 30.5}],
+        "soak": [{"events": 1000, "resident_mib": 30.5, "descriptors": 9, "lost": 0}],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
     }
 
