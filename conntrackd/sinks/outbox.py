@@ -5,6 +5,7 @@ counting and order is the Outbox's, once for all sinks.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -74,9 +75,7 @@ class Outbox(Generic[P]):
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
         # The thread's own:
-        self._shelf: Shelf[P] | None = None
-        if spool is not None:
-            self._shelf = Shelf(spool, sink.name, stats, self._lock, clock=clock)
+        self._shelf = None if spool is None else Shelf(spool, sink.name, stats, self._lock, clock=clock)
         self._opened = False
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
@@ -92,11 +91,8 @@ class Outbox(Generic[P]):
         events, stats = len(flows), self._stats
         with self._lock:
             stats.sink_events_taken_total += events
-            if self._state is SinkState.DISABLED:
-                stats.sink_events_dropped_disabled_total += events
-                return
-            if self._state is SinkState.FAILED:
-                stats.sink_events_dropped_failed_total += events
+            if self.is_out():
+                self._count_dropped(self._state.value, events)
                 return
             room = max(0, self.queue - stats.sink_events_queued)
             if room >= events:
@@ -121,6 +117,10 @@ class Outbox(Generic[P]):
     def is_out(self) -> bool:
         """Whether the sink takes nothing until somebody enables it."""
         return self._state in (SinkState.DISABLED, SinkState.FAILED)
+
+    def _count_dropped(self, reason: str, events: int) -> None:
+        name = f"sink_events_dropped_{reason}_total"
+        setattr(self._stats, name, getattr(self._stats, name) + events)
 
     def _append(self, flows: list[Flow]) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
@@ -158,8 +158,7 @@ class Outbox(Generic[P]):
             return self._shelf.oldest
         if self._parcels:
             return self._parcels[0].oldest
-        head = self._waiting.head
-        return 0 if head is None else head.oldest
+        return self._waiting.head.oldest if self._waiting.head else 0
 
     def start(self) -> None:
         """Starts the thread."""
@@ -168,7 +167,7 @@ class Outbox(Generic[P]):
     def enable(self) -> None:
         """Takes events again, after disable() or a failure."""
         with self._lock:
-            if self._state in (SinkState.DISABLED, SinkState.FAILED):
+            if self.is_out():
                 self._state = SinkState.STARTING
                 self._retry_at = 0.0
                 self._wake()
@@ -223,8 +222,7 @@ class Outbox(Generic[P]):
 
     def _finish(self) -> None:
         """The thread is over, or hangs in a write after which it touches nothing more."""
-        dropped = self._clear_memory("sink_events_dropped_shutdown_total")
-        if dropped:
+        if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
         if self._shelf is not None:
@@ -256,7 +254,7 @@ class Outbox(Generic[P]):
         The thread is nothing but this in a loop; tests call it with a clock of their own instead.
         """
         now = self._clock()
-        if self._state in (SinkState.DISABLED, SinkState.FAILED):
+        if self.is_out():
             self._park()
             return None
         if self._next_sink is not None:
@@ -265,7 +263,9 @@ class Outbox(Generic[P]):
         if now < self._retry_at:
             if self._move_to_disk(now):
                 return 0
-            return self._find_wait(now)
+            # Until the next attempt, or until the next batch has to go to disk.
+            ready = None if self._shelf is None or self._shelf.is_full() else self._find_ready(now)
+            return min(self._retry_at - now, ready or math.inf)
         if not self._opened:
             self._attempt(self._open)
             return 0
@@ -273,12 +273,6 @@ class Outbox(Generic[P]):
             return self._find_ready(now) if self._shelf is None or not self._shelf.rows else self._shelf.pause
         self._attempt(self._write)
         return 0
-
-    def _find_wait(self, now: float) -> float:
-        """Seconds until the next attempt, or until the next batch has to go to disk."""
-        retry = self._retry_at - now
-        ready = None if self._shelf is None or self._shelf.is_full() else self._find_ready(now)
-        return min(retry, ready) if ready else retry
 
     def _find_ready(self, now: float) -> float | None:
         """Seconds until what waits is to be written: 0 when that is now, None when nothing waits."""
@@ -326,6 +320,7 @@ class Outbox(Generic[P]):
             with self._lock:
                 self._stats.sink_events_queued -= taken.events
                 self._stats.sink_events_dropped_refused_total += taken.events
+                self._tell_refused(taken.oldest, taken.events, accepted=False)
             return None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
@@ -356,17 +351,16 @@ class Outbox(Generic[P]):
     def _park(self) -> None:
         """The sink is out: what waits goes to disk, or is dropped by the name of the reason."""
         self._close_sink()
-        failed = self._state is SinkState.FAILED
-        self._clear_memory(f"sink_events_dropped_{'failed' if failed else 'disabled'}_total")
+        self._clear_memory(self._state.value)
 
-    def _clear_memory(self, counter: str) -> int:
+    def _clear_memory(self, reason: str) -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
         self._tell_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
             dropped = self._stats.sink_events_queued
-            setattr(self._stats, counter, getattr(self._stats, counter) + dropped)
+            self._count_dropped(reason, dropped)
             self._stats.sink_events_queued = 0
             self._waiting.clear()
             if self._row is None:
@@ -407,13 +401,12 @@ class Outbox(Generic[P]):
         with self._lock:
             if self._abandoned or not self._parcels:
                 return
-            delivered = self._parcels.popleft().events - refused
-            self._uncount(delivered, refused)
+            parcel = self._parcels.popleft()
+            self._uncount(parcel.events - refused, refused)
+            self._tell_refused(parcel.oldest, refused, accepted=written > 0 or parcel.events > refused)
             self._stats.sink_batches_delivered_total += 1 if written else 0
             self._stats.sink_bytes_total += written
-            done = None if self._parcels else self._row
-            if done is not None:
-                self._row = None
+            done, self._row = (None, self._row) if self._parcels else (self._row, None)
         if done is not None and self._shelf is not None:
             self._shelf.remove(done)
 
@@ -427,6 +420,13 @@ class Outbox(Generic[P]):
         stats.sink_events_delivered_total += delivered
         stats.sink_events_dropped_refused_total += refused
 
+    def _tell_refused(self, oldest: int, events: int, *, accepted: bool) -> None:
+        """Where it was refused too, as soon as something is accepted there."""
+        if events:
+            self._waiting.hold_lost(Lost(events, oldest, time.time_ns(), self.name, "refused"))
+        if accepted and (lost := self._waiting.take_held()) is not None:
+            self._append_lost(lost)
+
     def _recover(self) -> None:
         self._backoff.reset()
         self._tell_spool_lost()
@@ -438,8 +438,7 @@ class Outbox(Generic[P]):
             logger.info("sink %s: works again", self.name)
 
     def _tell_spool_lost(self) -> None:
-        lost = self._shelf.take_lost() if self._shelf is not None else None
-        if lost is not None:
+        if self._shelf is not None and (lost := self._shelf.take_lost()) is not None:
             self.tell_lost(lost)
 
     def _revise(self, revision: SinkRevised) -> None:
@@ -451,6 +450,7 @@ class Outbox(Generic[P]):
             self._parcels.extendleft(reversed(revision.parcels))
             missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
             self._uncount(revision.delivered, missing)
+            self._tell_refused(whole.oldest, missing, accepted=revision.delivered > 0)
         if missing:
             self._complain(revision.reason, missing)
 

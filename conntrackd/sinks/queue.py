@@ -27,6 +27,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.events = 0
+        self._held: Lost | None = None
         self._batches: deque[Waiting] = deque()
 
     def __bool__(self) -> bool:
@@ -53,6 +54,15 @@ class Queue:
                 last.batch[position] = _join(other, lost)
                 return
         last.batch.append(lost)
+
+    def hold_lost(self, lost: Lost) -> None:
+        """Not to be told yet: what is refused now would be refused with it."""
+        self._held = lost if self._held is None else _join(self._held, lost)
+
+    def take_held(self) -> Lost | None:
+        """All that was held since the last call, as one."""
+        held, self._held = self._held, None
+        return held
 
     def take(self, events: int) -> Waiting | None:
         """The first batch, with the following ones as long as all of them have no more than `events`."""

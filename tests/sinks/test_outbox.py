@@ -233,6 +233,7 @@ def test_what_is_refused_is_dropped_counted_and_logged_once_a_minute(
     stats = outbox.snapshot()
 
     assert sink.numbers == [7]
+    assert sink.losses == [[7, "fake", "refused"]]
     assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (7, 1)
     assert [record.getMessage() for record in caplog.records] == [
         "sink fake: no such tenant, dropping 1 events",
@@ -248,6 +249,7 @@ def test_a_part_that_is_refused_does_not_count_the_rest(clock: Clock) -> None:
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
+    assert sink.losses == [[1, "fake", "refused"]]
     assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (1, 2)
 
 
