@@ -85,9 +85,12 @@ class Program:
         self._events = events
         self._steps: list[Step | Label] = []
         self._labels = 0
+        self._marks = 0
+        self.written = 0
         self._slots: dict[Field, int] = {}
 
-    def write(self) -> list[Instruction]:
+    def write(self) -> list[Instruction] | None:
+        """None as soon as it is seen to be too long; `written` is the number of rules up to there."""
         wanted = [fields.PROTOCOL] if self._protocols is not None else []
         wanted += [field for rule in self._rules for field in _list_fields(rule.expression)]
         for field in dict.fromkeys(wanted):
@@ -100,10 +103,18 @@ class Program:
                 self._write_search(field)
         for rule in self._rules:
             self._write_rule(rule)
+            self.written += 1
+            if self._count_steps() > bpf.BPF_MAXINSNS:
+                return None
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
         if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
-        return bpf.link(self._steps)
+        program = bpf.link(self._steps)
+        return program if len(program) <= bpf.BPF_MAXINSNS else None
+
+    def _count_steps(self) -> int:
+        """The instructions so far, at least: long jumps take more."""
+        return len(self._steps) - self._marks
 
     def _new_label(self) -> str:
         self._labels += 1
@@ -114,6 +125,7 @@ class Program:
 
     def _mark(self, label: str) -> None:
         self._steps.append(Label(label))
+        self._marks += 1
 
     # ---- before the rules -----------------------------------------------------------------------------
 

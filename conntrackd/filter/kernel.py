@@ -55,19 +55,19 @@ def _fit(
     rules: Sequence[Rule], protocols: frozenset[int] | None, events: int
 ) -> tuple[int, list[Instruction]]:
     """As many of the first rules as there is room for. What none of them decides is passed up."""
-    program = Program(rules, protocols, events).write()
-    if len(program) <= bpf.BPF_MAXINSNS:
-        return len(rules), program
-    fits, too_many = 0, len(rules)
-    best = Program([], protocols, events).write()
+    whole = Program(rules, protocols, events)
+    best = whole.write()
+    if best is not None:
+        return len(rules), best
+    fits, too_many, best = 0, whole.written, []
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
         program = Program(rules[:middle], protocols, events).write()
-        if len(program) <= bpf.BPF_MAXINSNS:
-            fits, best = middle, program
-        else:
+        if program is None:
             too_many = middle
-    return fits, best
+        else:
+            fits, best = middle, program
+    return fits, best or Program([], protocols, events).write() or []
 
 
 # ---- groups -----------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ KEPT = {target: sorted((CORPUS / target).iterdir()) for target in TARGETS}
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_corpus_holds_every_seed_and_shows_no_fault(target: str) -> None:
+def test_neither_the_corpus_nor_what_the_project_holds_now_shows_a_fault(target: str) -> None:
     inputs = [path.read_bytes() for path in KEPT[target]]
+    seeds = [data for name, data in list_seeds() if name == target]
 
-    assert {data for name, data in list_seeds() if name == target} <= set(inputs)
-    for data in inputs:
+    assert len(inputs) > 5
+    assert len(seeds) > 5
+    for data in [*inputs, *seeds]:
         TARGETS[target](data)
 
 
