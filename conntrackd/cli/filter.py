@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from conntrackd.cli import report
 from conntrackd.cli.verb import Verb
-from conntrackd.errors import DataError, ManyErrors
+from conntrackd.errors import DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config import Config
@@ -81,7 +81,7 @@ def try_out(arguments: Namespace) -> int:
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
-        file = sys.stdin.buffer if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
+        file = _find_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
         for number, line in _read_lines(file):
             try:
                 kept, rule = judge_line(selector, line)
@@ -146,6 +146,12 @@ def judge_line(selector: "Selector", line: bytes) -> tuple[bool, int]:
         raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: no event")
     flow = decode_json_line(line)
     return (True, 0) if flow is None else selector.judge(flow)
+
+
+def _find_input() -> BinaryIO:
+    if sys.stdin is None:  # it was closed before we were started
+        raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
+    return sys.stdin.buffer
 
 
 def _read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
