@@ -1,0 +1,214 @@
+"""Rows 16 to 22: sinks that are away, slow, full, or answer nonsense, under a daemon that goes on."""
+
+import os
+import select
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.receivers import File, Record, read_line
+from tests.faults.rig import Rig, wait_until
+from tests.sinks.loki_server import (
+    Fault,
+    drip,
+    hang,
+    reset,
+    say,
+    send_endless,
+    send_garbage,
+    store_and_reset,
+)
+
+pytestmark = pytest.mark.privileged
+
+OTHERS = ("stream", "syslog", "journal")
+
+
+# ---- row 16: Loki -----------------------------------------------------------------------------------------
+
+# What happens to pushes one after the other, and whether it is dropped by that.
+LOKI: dict[str, tuple[list[Fault], bool]] = {
+    "429 with Retry-After": ([say(429, "slow down", {"Retry-After": "1"})] * 2, False),
+    "500, 502, 503": ([say(500), say(502), say(503)], False),
+    "204 lost after storing": ([store_and_reset] * 3, False),
+    "reset in mid-request": ([reset] * 3, False),
+    "a reply without end": ([send_endless(503)], False),
+    "a reply of some bytes a second": ([drip], False),
+    "garbage": ([send_garbage] * 3, False),
+    "302 to another host": ([say(302, "", {"Location": "http://192.0.2.1/"})] * 3, False),
+    "413": ([say(413, "request body too large")] * 3, False),
+    "400": ([say(400, "no")], True),
+    "401, 403, 404": ([say(401), say(403), say(404)], True),
+}
+
+
+@pytest.mark.parametrize("what", LOKI)
+def test_row_16_whatever_loki_says_every_event_is_accounted_for_and_no_other_sink_sees_it(
+    rig: Rig, what: str
+) -> None:
+    faults, is_refused = LOKI[what]
+    rig.receivers.loki.faults.extend(faults)
+    with rig.daemon() as running:
+        running.wait_for_start()
+        rig.producer.send(1000, 4000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, *OTHERS, seconds=5)
+        wait_until(lambda: not rig.receivers.loki.faults, 30, rig.describe)
+        rig.send_fresh(10)
+        rig.wait_for_law()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    twice = len(faults) * 1000 if store_and_reset in faults else 0
+    verdict = rig.judge(16, f"Loki: {what}", duplicates=twice)
+    assert (rig.tallies["loki"].dropped.total() > 0) == is_refused
+    assert set(rig.tallies["loki"].dropped) <= {"refused"}
+    assert verdict.lost == 0
+    # By query: what was sent twice is there once.
+    assert len(rig.receivers.loki.query(type="NEW")) == rig.tallies["loki"].delivered
+
+
+def test_row_16_events_of_an_outage_are_all_there_exactly_once_by_query(rig: Rig) -> None:
+    """From the first event Loki is away; a spool takes what the queue does not."""
+    rig.choose("loki", "stream")
+    settings = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--sink.loki.queue", "2000"]
+    rig.receivers.loki.faults.extend([say(503)] * 6)
+    with rig.daemon(*settings) as running:
+        running.wait_for_start()
+        rig.producer.send(30_000, 6000)
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(16, "Loki away for 5 s of 6,000 events/s, with a spool", duplicates=30_000)
+    assert verdict.dropped == 0
+    assert len(rig.receivers.loki.query(type="NEW")) == 30_001
+
+
+# ---- rows 18 and 19: receivers that stand still ----------------------------------------------------------
+
+
+def test_row_18_a_syslog_server_that_stands_still_costs_no_event_but_by_name(rig: Rig) -> None:
+    rig.choose("syslog", "stream")
+    with rig.daemon("--sink.syslog.queue", "5000") as running:
+        running.wait_for_start()
+        rig.receivers.syslog.pause()
+        rig.producer.send(60_000, 10_000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
+        rig.receivers.syslog.go_on()
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    # Written in part when its time was over: what the server's kernel did not acknowledge comes again.
+    verdict = rig.judge(18, "syslog stands still for 60,000 events", duplicates=5000)
+    assert set(rig.tallies["syslog"].dropped) == {"queue"}
+    assert verdict.lost == 0
+
+
+def test_row_19_and_22_sinks_that_stand_still_change_nothing_for_the_others(rig: Rig) -> None:
+    """journald and Loki, both; what does not fit their queues is told to them."""
+    settings = [f"--sink.{name}.queue=5000" for name in ("journal", "loki")]
+    rig.receivers.loki.faults.extend([hang] * 3)
+    with rig.daemon(*settings) as running:
+        running.wait_for_start()
+        rig.receivers.journal.pause()
+        rig.producer.send(30_000, 5000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", "syslog", seconds=2)
+        behind = [rig.tallies[name].delivered for name in ("journal", "loki")]
+        rig.receivers.journal.go_on()
+        rig.receivers.loki.let_go.set()
+        rig.receivers.loki.faults.clear()
+        rig.wait_for_law()
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(22, "journald and Loki stand still at 5,000 events/s")
+    assert max(behind) < 30_000
+    assert [dict(rig.tallies[name].dropped) for name in ("stream", "syslog")] == [{}, {}]
+    assert [set(rig.tallies[name].dropped) for name in ("journal", "loki")] == [{"queue"}] * 2
+    assert verdict.lost == 0
+
+
+# ---- row 20: stdout ---------------------------------------------------------------------------------------
+
+
+class Pipe(File):
+    """The reading end of a named pipe, which is read from when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        os.mkfifo(path)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.is_read = False
+        self._text = b""
+
+    def take(self) -> list[Record]:
+        while self.is_read and select.select([self.descriptor], [], [], 0)[0]:
+            text = os.read(self.descriptor, 1 << 16)
+            if not text:
+                break
+            self._text += text
+        *lines, self._text = self._text.split(b"\n")
+        return [read_line(line) for line in lines]
+
+
+def test_row_20_a_pipe_that_nobody_reads_holds_up_nobody_and_is_told_what_it_missed(rig: Rig) -> None:
+    pipe = rig.receivers.stream = Pipe(rig.receivers.stream.path)
+    with rig.daemon("--sink.stream.queue", "2000") as running:
+        running.wait_for_start()
+        rig.producer.send(20_000, 10_000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "syslog", "loki", "journal", seconds=5)
+        pipe.is_read = True
+        rig.wait_for_law()
+        rig.send_fresh()
+        rig.measure(running)
+        assert running.stop() == 0
+    verdict = rig.judge(20, "a pipe that nobody reads for 20,000 events")
+    os.close(pipe.descriptor)
+
+    assert set(rig.tallies["stream"].dropped) == {"queue"}
+    assert verdict.lost == 0
+
+
+# ---- row 21: disks ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """8 MiB, all but full."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], check=True)
+    try:
+        (path / "ballast").write_bytes(bytes(7 << 20))
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(rig: Rig, disk: Path) -> None:
+    rig.choose("loki", "stream")
+    loki = rig.receivers.loki
+    settings = ["--sink.loki.spool", os.fspath(disk / "spool"), "--sink.loki.queue", "5000"]
+    loki.faults.extend([say(503)] * 100)
+    with rig.daemon(*settings) as running:
+        running.wait_for_start()
+        rig.producer.send(80_000, 10_000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
+        full = any("disk is full" in line for line in running.said)
+        (disk / "ballast").unlink()
+        loki.faults.clear()
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(21, "the spool's disk is full while Loki is away")
+    assert full, running.said
+    assert set(rig.tallies["loki"].dropped) == {"queue"}
+    assert verdict.lost == 0
