@@ -6,6 +6,7 @@ _journal.c), so that a journald that stands still would stop the thread that rea
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -55,11 +56,11 @@ class JournalSink:
 
     def write(self, payload: list[bytes]) -> int:
         """All of it; what journald has not taken is raised as `rest`."""
-        assert self._sender is not None
-        sent = 0
+        sender, sent = self._sender, 0
+        assert sender is not None
         while sent < len(payload):
             try:
-                sent += self._sender.send(payload[sent : sent + SLOTS])
+                sent += sender.send(payload[sent : sent + SLOTS])
             except OSError as error:
                 left = payload[sent:]
                 # The EVENT_TYPE of a LOST record can be nothing else's: no value holds a line's end.
@@ -70,6 +71,8 @@ class JournalSink:
 
     def close(self) -> None:
         if self._socket is not None:
+            with suppress(OSError):  # ends a write that waits; journald sees nothing of it
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
             self._socket = self._sender = None
 

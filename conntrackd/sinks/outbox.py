@@ -411,7 +411,6 @@ class Outbox(Generic[P]):
             self._shelf.remove(done)
 
     def _uncount(self, delivered: int, refused: int) -> None:
-        """These wait no more."""
         stats = self._stats
         if self._row is None:
             stats.sink_events_queued -= delivered + refused
@@ -447,7 +446,8 @@ class Outbox(Generic[P]):
             if self._abandoned or not self._parcels:
                 return
             whole = self._parcels.popleft()
-            self._parcels.extendleft(reversed(revision.parcels))
+            parts = [replace(part, oldest=part.oldest or whole.oldest) for part in revision.parcels]
+            self._parcels.extendleft(reversed(parts))
             missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
             self._uncount(revision.delivered, missing)
             self._tell_refused(whole.oldest, missing, accepted=revision.delivered > 0)
@@ -475,9 +475,9 @@ class Outbox(Generic[P]):
             self._error = absence.reason
             self._stats.sink_retries_total += 1 if self._parcels else 0
             if absence.rest is not None and self._parcels:
-                done = self._parcels[0].events - absence.rest.events
-                self._parcels[0] = absence.rest
-                self._uncount(done, 0)
+                whole = self._parcels[0]
+                self._parcels[0] = replace(absence.rest, oldest=absence.rest.oldest or whole.oldest)
+                self._uncount(whole.events - absence.rest.events, 0)
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
         text = "sink %s: %s, retrying in %.1f s"

@@ -233,6 +233,35 @@ def test_what_was_not_taken_is_the_rest(tmp_path: Path) -> None:
     assert rest.payload == payload[-rest.events :]
 
 
+def test_closing_from_another_thread_ends_a_write_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conntrackd.sinks.journal.PATIENCE_SECONDS", 600.0)
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        sink = JournalSink(path)
+        sink.open()
+        payload = sink.encode([*make_flows(5000)])
+        caught: list[SinkUnavailable] = []
+
+        def write() -> None:
+            try:
+                sink.write(payload)
+            except SinkUnavailable as absence:
+                caught.append(absence)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        receiver.recv(1 << 16)  # it is on its way: no more than some hundred fit
+        sink.close()
+        thread.join(15)
+
+    assert not thread.is_alive()
+    assert caught[0].rest is not None
+    assert caught[0].rest.events > 1000
+
+
 def test_no_value_can_begin_a_field_of_its_own() -> None:
     event = make_flow(1)
     event.dst_location = Location(city="a\nMESSAGE=forged\r\x00\u202e")

@@ -288,6 +288,7 @@ def test_only_the_rest_of_a_payload_is_repeated_when_the_first_part_was_accepted
     run_until_idle(outbox, clock, seconds=10.0)
 
     assert (half.sink_events_delivered_total, half.sink_events_queued) == (2, 1)
+    assert half.sink_oldest_event_ns == BASE
     assert sink.attempts[1:] == [b"[2]"]
     assert outbox.snapshot().sink_events_delivered_total == 3
 
