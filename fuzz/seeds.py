@@ -24,6 +24,15 @@ YAML_SETTINGS: Final = (
     "a: &a [*a, !!str 1, 0x10, .nan, ~]\n? b\n: 'c'\n",
     "conntrack: {buffer: 1e99, netns: null, events: [NEW, UPDATE]}\nshutdown_timeout: -1\n",
 )
+EVENTS: Final = (
+    '{"time":"2025-11-22T11:34:43.181432081+01:00","type":"DESTROY","flow":7,"prot":"TCP","src":"10.0.0.1",'
+    '"dst":"192.0.2.7","sport":1,"dport":2,"state":"CLOSE","nat":"SNAT","nat_src":"1.2.3.4","nat_sport":9,'
+    '"packets":3,"bytes":180,"reply_packets":1,"reply_bytes":60,"start":"2025-11-22T11:34:43Z",'
+    '"stop":"2025-11-22T11:34:44.5Z","duration":1.5,"mark":16,"zone":3,"city":"X","country":"DE"}',
+    '{"type":"NEW","prot":"47","src":"::1","dst":"::1","duration":0.001,"status":8,"src_city":"Y"}',
+    '{"type":"LOST"}',
+    '{"type":"NEW","prot":17,"src":"::1","dst":"::1","sport":null}',
+)
 CALLS: Final = (
     ("as", [["drop port 53", "log any"]]),
     ("s", ["loki"]),
@@ -58,6 +67,10 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
     for messages in read_datagrams():
         yield "decoder", join_datagrams(*messages[:4])
         yield "decoder", join_datagrams(b"".join(messages[:2]), messages[0][:40])
+    for path in sorted((ROOT / "tests/netlink/corpus").glob("*.nl")):
+        yield "recording", path.read_bytes()[:1500]
+    yield from (("events", line.encode()) for line in EVENTS)
+    yield "events", "\n".join(EVENTS).encode()
     rules = list(read_manual())
     yield from (("rules", rule.encode()) for rule in rules)
     yield "rules", "\n".join(rules).encode()

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.bus import limits, wire
+from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config import read_config, read_rules
-from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, RuleError
+from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
 from conntrackd.filter import grammar
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.pycode import compile_selector
 from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
-from conntrackd.flow import Flow
+from conntrackd.flow import ABSENT, Flow
 from conntrackd.netlink.decode import KEY, Decoder, MalformedError, split, walk
+from conntrackd.netlink.recording import read_batches
 from conntrackd.options import OPTIONS
+from conntrackd.sinks.encode import JsonEncoder
 from conntrackd.stats import Stats
 
 RECEIVED: Final = 1_763_807_683_181_432_081
@@ -137,6 +140,44 @@ def check_wire(data: bytes) -> None:
         assert repr(wire.parse_body(again, parsed)) == repr(values)  # by text: NaN is not itself
 
 
+def check_recording(data: bytes) -> None:
+    """A replay: a recording or DataError; the line of each event is read again as that event."""
+    path = SCRATCH / f"conntrackd-fuzz-{os.getpid()}.nl"
+    path.write_bytes(data)
+    decoder, encoder = Decoder(Stats()), JsonEncoder()
+    try:
+        for batch in read_batches(path, RECEIVED):
+            flows = decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
+            lines = encoder.encode([*flows]).splitlines()
+            assert len(lines) == len(flows)
+            for flow, line in zip(flows, lines, strict=True):
+                again = decode_json_line(line)
+                assert again is not None
+                assert find_key(again) == find_key(flow), f"{again} is not {flow}"
+    except DataError as error:
+        check_report(error, DataError)
+    finally:
+        path.unlink()
+
+
+def find_key(flow: Flow) -> tuple[int | bytes, ...]:
+    """What stands in the line; of ports both or none, as the kernel sends them."""
+    ports = (flow.sport, flow.dport) if ABSENT not in (flow.sport, flow.dport) else (ABSENT, ABSENT)
+    return (flow.type, flow.protocol, flow.id, flow.src, flow.dst, *ports, flow.mark, flow.zone)
+
+
+def check_events(data: bytes) -> None:
+    """Lines of `filter test`: an event that rules can judge, or DataError."""
+    for line in data.splitlines():
+        try:
+            flow = decode_json_line(line)
+        except DataError as error:
+            check_report(error, DataError)
+            continue
+        if flow is not None:
+            EVERYTHING.judge(flow)
+
+
 def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
     """A report of one kind is text that a terminal does not obey, of a size that people read."""
     errors = error.errors if isinstance(error, ManyErrors) else (error,)
@@ -146,9 +187,26 @@ def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
     assert len(text) < MAX_REPORT
 
 
+# One rule for each thing that an event can carry.
+EVERYTHING: Final = compile_selector(
+    grammar.parse_rules(
+        [
+            RuleText(f"drop {text}")
+            for text in (
+                "duration > 1s and reply bytes < 5 and packets = 3",
+                "not city x and country DE",
+                "reply source address ::/0 and nat DNAT and mark 1/3 and zone 4",
+                "port 1-5 and state CLOSE and status DYING and network PUBLIC",
+            )
+        ]
+    )
+)
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "decoder": check_decoder,
     "rules": check_rules,
     "config": check_config,
     "wire": check_wire,
+    "recording": check_recording,
+    "events": check_events,
 }
