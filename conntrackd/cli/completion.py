@@ -1,4 +1,4 @@
-"""Parsers -> completion for bash, zsh and fish.
+"""Parsers -> completion for bash, zsh and fish: `python -m conntrackd.cli.completion PROGRAM SHELL`.
 
 Not `shtab`: it does not know which flags of ours take paths, words or nothing, and is one more dependency.
 """
@@ -6,6 +6,7 @@ Not `shtab`: it does not know which flags of ours take paths, words or nothing, 
 import argparse
 from pathlib import Path
 
+from conntrackd.cli import report
 from conntrackd.errors import UsageError
 from conntrackd.options import OPTIONS
 from conntrackd.values import quote
@@ -133,3 +134,21 @@ def _render_fish_values(place: Place, flag: str) -> str:
 def _quote_fish(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'".replace("%%", "%")
+
+
+def main() -> int:
+    """Print the completion of a program for a shell; the packages are built with it."""
+    # What knows the parsers must not be needed by those who only render one.
+    from conntrackd.cli import ctl, daemon  # noqa: PLC0415
+
+    parsers = {"conntrackctl": ctl.build_parser, "conntrackd": daemon.build_parser}
+    arguments = argparse.ArgumentParser(prog="completion", description=main.__doc__)
+    arguments.add_argument("program", choices=sorted(parsers))
+    arguments.add_argument("shell", choices=["bash", "zsh", "fish"])
+    chosen = arguments.parse_args()
+    print(render_completion(parsers[chosen.program](), chosen.shell), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    report.run("completion", main)
