@@ -5,8 +5,12 @@ import json
 import os
 import random
 import signal
+import struct
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ from tests.faults.producer import find_number
 from tests.faults.receivers import read_entry
 from tests.faults.rig import Rig, wait_until
 from tests.live.test_restart import Store
-from tests.sinks.loki_server import Entry, Fault, hang, say
+from tests.sinks.loki_server import Entry, Fault, Request, hang, say
 
 SEEDS = 20
 
@@ -38,12 +42,17 @@ def hooked(point: str, countdown: int, directory: Path) -> list[str]:
 def read_bodies(bodies: list[bytes]) -> list[int]:
     """The numbers of the flows in bodies of pushes."""
     records = [
-        read_entry(tuple(stream["stream"].items()), Entry(int(time), line, tuple(metadata.items())))
+        read_entry(tuple(stream["stream"].items()), Entry(int(when), line, tuple(metadata.items())))
         for body in bodies
         for stream in json.loads(gzip.decompress(body))["streams"]
-        for time, line, metadata in stream["values"]
+        for when, line, metadata in stream["values"]
     ]
     return [find_number(int(each["sport"]), int(each["dport"])) for each in records]
+
+
+def is_whole(push: Request) -> bool:
+    """Not cut short by the end of the process that sent it."""
+    return len(push.body) == int(push.headers["Content-Length"])
 
 
 def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
@@ -55,12 +64,14 @@ def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
     rig.receivers.loki.faults.extend([say(503)] * 2)
     with rig.daemon(*spool, program=hooked(point, countdown, rig.directory), extra=notify) as first:
         store.wait("READY=1")
-        rig.producer.start(1500, 3000)
-        wait_until(lambda: first.process.poll() is not None, 15, lambda: f"{point} {countdown}: not killed")
-        rig.producer.wait()
+        rig.producer.send(1500, 3000)
+        try:
+            first.process.wait(3)
+        except subprocess.TimeoutExpired:  # a slow machine passes the point less often
+            first.process.kill()
     assert first.process.returncode == -signal.SIGKILL
     rig.receivers.loki.faults.clear()
-    in_flight = read_bodies([push.body for push in rig.receivers.loki.pushes[-1:]])
+    in_flight = read_bodies([push.body for push in rig.receivers.loki.pushes if is_whole(push)][-1:])
     read = begin + sum(map(int, (rig.directory / "read").read_text().split()))
     acknowledged = {
         number for line in read_lines(rig.directory / "spooled") for number in read_bodies([line])
@@ -89,7 +100,7 @@ def test_row_07_what_was_acknowledged_or_not_yet_read_survives_sigkill(
     rig.choose("loki")
     chooser = random.Random(point)
     for seed in range(SEEDS):
-        live_and_die(rig, store, point, chooser.randint(1, 100 if point in ("received", "selected") else 6))
+        live_and_die(rig, store, point, chooser.randint(1, 30 if point in ("received", "selected") else 6))
         print(f"seed {seed}: {rig.describe()}")
 
     tally = rig.tallies["loki"]
@@ -160,3 +171,61 @@ def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_l
 
     verdict = rig.judge(11, f"SIGTERM, 20,000 queued, Loki {'hangs' if fault is hang else 'away'}")
     assert verdict.delivered == 20_001
+
+
+# ---- row 12 -----------------------------------------------------------------------------------------------
+
+HOUR, TEN_YEARS = 3600, 3653 * 86_400
+
+
+class Clock:
+    """The time of day of a process, moved while it runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "clock"
+        self._library = directory / "clock.so"
+        self.set(0)
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run(
+            ["gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", self._library, source],
+            check=True,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"LD_PRELOAD": os.fspath(self._library), "CLOCK_FILE": os.fspath(self._path)}
+
+    def set(self, seconds: int) -> None:
+        """In place: the process has mapped it."""
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+            file.write(struct.pack("=q", seconds))
+
+
+def read_last_time(path: Path) -> float:
+    """Of the last event in the stream's file: what the daemon took for the time of day."""
+    line = path.read_bytes().splitlines()[-1]
+    return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
+
+
+def test_row_12_jumps_of_the_clock_change_nothing_for_backoff_and_watchdog(rig: Rig, store: Store) -> None:
+    rig.choose("loki", "stream")
+    clock = Clock(rig.directory)
+    notify = {"NOTIFY_SOCKET": os.fspath(store.path), "WATCHDOG_USEC": "1500000"}
+    with rig.daemon(extra={**notify, **clock.environment}) as running:
+        store.wait("READY=1")
+        for jump in (HOUR, -HOUR, TEN_YEARS, -TEN_YEARS, 0):
+            rig.receivers.loki.faults.extend([say(503)] * 2)
+            rig.producer.send(500)
+            wait_until(lambda: not rig.receivers.loki.faults, 15, lambda: "no second attempt")
+            clock.set(jump)
+            store.drain()
+            rig.send_fresh()
+            for _ in range(3):
+                store.wait("WATCHDOG=1")
+            assert abs(read_last_time(rig.receivers.stream.path) - time.time() - jump) < 60
+        rig.wait_for_law()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    assert not any("stands still" in line for line in running.said)
+    rig.judge(12, "clock jumps of an hour and ten years, both ways")
