@@ -21,6 +21,9 @@ BUILD: Final = Path(__file__).parent / "build"
 SECONDS: Final = "60"
 # An input that takes 5 s or 1 GiB is a finding: each is a fraction of a millisecond, and of a few megabytes.
 LIMITS: Final = ("-timeout=5", "-rss_limit_mb=1024", "-max_len=4096")
+# What is kept in the repository is small: the long inputs of a run reach little more.
+MERGED: Final = 200
+MERGED_CONFIG: Final = 24  # three parsers of libraries, with branches for nearly every byte
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,7 +47,12 @@ def run(name: str, merge: bool) -> int:
         dictionary.write_text("".join(f"{quote(each)}\n" for each in words))
         options.append(f"-dict={dictionary}")
     if merge:
-        options += ["-merge=1", str(CORPUS / name), str(found)]
+        options += [
+            "-merge=1",
+            f"-max_len={MERGED_CONFIG if name == 'config' else MERGED}",
+            str(CORPUS / name),
+            str(found),
+        ]
     else:
         seconds = os.environ.get("FUZZ_SECONDS", SECONDS)
         options += [f"-max_total_time={seconds}", str(found), str(CORPUS / name)]

@@ -9,6 +9,7 @@ with atheris.instrument_imports(include=["conntrackd", "ply", "yaml", "tomllib",
     from fuzz.targets import TARGETS
 
 if __name__ == "__main__":
-    target = TARGETS[sys.argv[1]]
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
+    name, *options = sys.argv[1:]
+    # libFuzzer starts itself again to merge, by a shell.
+    atheris.Setup([f"{sys.executable} -m fuzz.engine {name}", *options], TARGETS[name])
     atheris.Fuzz()
