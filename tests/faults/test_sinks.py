@@ -212,3 +212,44 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
     assert full, running.said
     assert set(rig.tallies["loki"].dropped) == {"queue"}
     assert verdict.lost == 0
+
+
+# ---- memory -----------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def read_memory(process: int) -> int:
+    """Bytes in use now."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_is_bounded_by_the_queues_when_every_sink_is_away(rig: Rig) -> None:
+    """Below 64 MiB with all sinks on and idle; then what waits, once for all of them, and no more."""
+    pipe = rig.receivers.stream = Pipe(rig.receivers.stream.path)
+    loki, syslog, journal = rig.receivers.loki, rig.receivers.syslog, rig.receivers.journal
+    settings = [f"--sink.{name}.queue=10000" for name in rig.sinks]
+    loki.faults.extend([say(503)] * 1000)
+    with rig.daemon(*settings) as running:
+        running.wait_for_start()
+        idle = read_memory(running.process.pid)
+        syslog.pause()
+        journal.pause()
+        used = []
+        for _ in range(4):
+            rig.producer.send(50_000, 10_000)
+            used.append(read_memory(running.process.pid))
+        pipe.is_read = True
+        syslog.go_on()
+        journal.go_on()
+        loki.faults.clear()
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    rig.judge(22, "every sink away for 200,000 events, queues of 10,000", duplicates=10_000)
+    os.close(pipe.descriptor)
+    assert idle < 64 * MIB
+    assert used[-1] - idle < 32 * MIB
+    assert used[-1] - used[1] < 4 * MIB
