@@ -121,6 +121,7 @@ class Daemon:
             config[options.GEOIP_LOCALE],
             config[options.GEOIP_CACHE],
             self.stats,
+            config[options.STATE_DIRECTORY],
         )
 
     def _open_events(self, stack: ExitStack) -> None:

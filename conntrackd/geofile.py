@@ -11,6 +11,7 @@ It runs apart because it takes seconds for a whole Internet, in which the daemon
 interpreter. Standard library only: the process is started without site-packages.
 """
 
+import hashlib
 import os
 import stat
 import struct
@@ -20,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+# Of what is written; another one makes what was kept by an older version unknown.
+FORMAT: Final = 1
 # A combined database of the whole Internet has some 200 MB.
 MAX_BYTES: Final = 2 << 30
 # Names are shown and sent with each event: the longest true one of a place has 168 characters.
@@ -335,20 +338,53 @@ def read(path: Path) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def main(path: str, locale: str, descriptor: str) -> str:
-    """Writes the new database to the descriptor. Returns what is wrong with the old one, if anything is."""
+def render(content: bytes, locale: str) -> bytes:
+    """The new database as one file. Raises DamagedError."""
+    tree, data, metadata = rewrite(content, locale)
+    if sys.byteorder == "little":
+        tree.byteswap()
+    return b"".join((tree.tobytes(), bytes(SEPARATOR), data, MARK, metadata))
+
+
+def render_kept(content: bytes, locale: str, kept: Path) -> bytes:
+    """As render(), but from the file, which is written when it was not made from this content."""
+    source = hashlib.sha256(b"%d %b " % (FORMAT, locale.encode()) + content).digest()
+    with suppress(OSError):
+        known = kept.read_bytes()
+        made = known[2 * len(source) :]
+        if known[: 2 * len(source)] == source + hashlib.sha256(made).digest():
+            return made
+    made = render(content, locale)
+    fresh = kept.with_suffix(".new")
+    try:
+        fresh.write_bytes(source + hashlib.sha256(made).digest() + made)
+        fresh.replace(kept)
+    except OSError:  # a full disk costs the next start its seconds again
+        with suppress(OSError):
+            fresh.unlink()
+    return made
+
+
+def main(path: str, locale: str, descriptor: str, directory: str = "") -> str:
+    """Writes the new database to the descriptor. Returns what is wrong with the old one, if anything is.
+
+    `directory`: where it is kept for the next time, one for each path; empty for nowhere.
+    """
     with suppress(OSError):  # the sandbox may refuse it
         os.nice(10)
     try:
-        tree, data, metadata = rewrite(read(Path(path)), locale)
+        content = read(Path(path))
+        if directory:
+            name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+            made = render_kept(content, locale, Path(directory, f"geoip-{name}.mmdb"))
+        else:
+            made = render(content, locale)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except DamagedError as error:
         return f"is no usable database: {error}"
-    if sys.byteorder == "little":
-        tree.byteswap()
     with os.fdopen(int(descriptor), "wb") as file:
-        file.writelines((tree.tobytes(), bytes(SEPARATOR), data, MARK, metadata))
+        file.write(made)
     return ""
 
 

@@ -334,3 +334,40 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(ConfigError, match="not read in 0 s"):
         GeoIP([path], "en", 100, Stats())
+
+
+def test_what_was_made_of_a_file_is_kept_and_used_only_for_that_file_and_locale(tmp_path: Path) -> None:
+    path, state = write_database(tmp_path / "a.mmdb", BERLIN), tmp_path / "state"
+    state.mkdir()
+    original = path.read_bytes()
+
+    def read(locale: str = "en") -> tuple[Location | None, bytes]:
+        found = find(GeoIP([path], locale, 100, Stats(), state))
+        (kept,) = state.iterdir()
+        return found, kept.read_bytes()
+
+    german = Location("Nürnberg", "DE", 49.45, 11.08)
+    english = Location("Nuremberg", "DE", 49.45, 11.08)
+    first = read()
+    (kept,) = state.iterdir()
+    inode = kept.stat().st_ino
+    assert (first[0], read(), kept.stat().st_ino) == (english, first, inode)  # not written again
+    assert read("de")[0] == german
+    write_database(path, {"country": {"iso_code": "FR"}})
+    assert read()[0] == Location(country="FR")
+    path.write_bytes(original)
+    assert read() == first
+
+
+def test_a_kept_file_that_is_damaged_or_cannot_be_written_is_made_anew(tmp_path: Path) -> None:
+    path, state = write_database(tmp_path / "a.mmdb", BERLIN), tmp_path / "state"
+    state.mkdir()
+    GeoIP([path], "en", 100, Stats(), state)
+    (kept,) = state.iterdir()
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:40], whole[:-20] + b"x" + whole[-19:]):
+        kept.write_bytes(damaged)
+        assert find(GeoIP([path], "en", 100, Stats(), state)) == Location("Nuremberg", "DE", 49.45, 11.08)
+        assert kept.read_bytes() == whole
+
+    assert find(GeoIP([path], "en", 100, Stats(), tmp_path / "nowhere")) is not None
