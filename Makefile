@@ -39,12 +39,13 @@ $(VENV)/syslog-ng: | $(VENV)/ready
 		rm syslog-ng-core_*.deb && mv ../$(@F).new ../$(@F)) >&2 || \
 		echo "make: syslog-ng cannot be fetched: its tests are left out" >&2
 
-# A booted Debian: builds the package, installs, uses and purges it. Keeps its base in /var/cache.
-test-system:
-	@command -v debootstrap systemd-nspawn >/dev/null || \
+# Booted Debians 12 and 13: builds the package, installs, uses, upgrades and purges it. Needs root, and the network
+# the first time; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
+test-system: $(VENV)/ready
+	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		debootstrap systemd-container >&2
-	$(SUDO) tests/system/boot.sh bookworm
+	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" tests/system
 
 lint: $(VENV)/ready
 	$(PYTHON) -m ruff check conntrackd tests bench fuzz

@@ -1,0 +1,183 @@
+"""A Debian to boot, the packages that it can have, and ours, built from this tree. CACHE keeps the folders."""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+CACHE: Final = Path(os.environ.get("CACHE", "/var/cache/conntrackd-test"))
+MIRROR: Final = os.environ.get("MIRROR", "http://deb.debian.org/debian")
+KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+# What the machine has before the package comes: no Python, so that what the package depends on is tested.
+BASE: Final = ("dbus", "iproute2", "libpam-systemd", "nftables", "polkitd", "systemd", "systemd-sysv")
+# What the package may ask for, and the synchroniser of the same name.
+OFFERED: Final = (
+    *("conntrackd", "python3-dbus-fast", "python3-maxminddb", "python3-ply", "python3-pyroute2"),
+    *("python3-rich", "python3-urllib3", "python3-yaml"),
+)
+BUILD: Final = (
+    *("build-essential", "debhelper", "dh-python", "pybuild-plugin-pyproject", "python3-all"),
+    *("python3-hypothesis", "python3-pytest", "python3-pytest-mock", "python3-setuptools"),
+)
+# The interpreter and tools of the distribution, whatever else is in front of them.
+ENVIRONMENT: Final = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "HOME": "/root",
+}
+PREVIOUS: Final = "2:2.0.0~previous"
+
+
+def run(*command: str | Path, seconds: int = 600, **settings: str) -> str:
+    """What it prints; an AssertionError with the end of that where it fails."""
+    done = subprocess.run(
+        [str(each) for each in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={**ENVIRONMENT, **settings},
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def is_made_of(folder: Path, contents: str) -> bool:
+    """Whether the kept folder was made of this, and is whole."""
+    made_of = folder.with_name(f"{folder.name}.made-of")
+    return folder.is_dir() and made_of.exists() and made_of.read_text() == contents
+
+
+def keep(folder: Path, contents: str) -> None:
+    """Note that the folder is whole, and what of."""
+    folder.with_name(f"{folder.name}.made-of").write_text(contents)
+
+
+class Distribution:
+    """One suite: folders of its own below CACHE."""
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.base = CACHE / f"{suite}-base"
+        self.builder = CACHE / f"{suite}-builder"
+        self.pool = CACHE / f"{suite}-pool"
+
+    def prepare(self) -> None:
+        """Make what is not there yet: needs the network, the rest does not."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self._make_base()
+        self._make_pool()
+        self._make_builder()
+
+    def _make_base(self) -> None:
+        contents = " ".join(BASE)
+        if is_made_of(self.base, contents):
+            return
+        shutil.rmtree(self.base, ignore_errors=True)
+        # debootstrap knows no virtual packages: libpam-systemd is named because polkitd wants a `logind`.
+        packages = ",".join(BASE)
+        run("debootstrap", "--variant=minbase", f"--include={packages}", self.suite, self.base, MIRROR)
+        (self.base / "etc/dpkg/dpkg.cfg.d/test").write_text("force-unsafe-io\n")
+        (self.base / "etc/apt/apt.conf.d/test").write_text(
+            'APT::Install-Recommends "false";\nAcquire::Languages "none";\nAPT::Sandbox::User "root";\n'
+        )
+        (self.base / "etc/apt/sources.list").write_text("deb [trusted=yes] file:/srv/debian ./\n")
+        keep(self.base, contents)
+
+    def _make_pool(self) -> None:
+        """Debian's packages that are not in the base, as a repository; by the machine's own apt."""
+        contents = " ".join((*BASE, *OFFERED, *BUILD))
+        if is_made_of(self.pool, contents):
+            return
+        shutil.rmtree(self.pool, ignore_errors=True)
+        state = self.pool / "state"
+        for folder in (state / "lists/partial", self.pool / "archives/partial"):
+            folder.mkdir(parents=True)
+        (state / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {self.suite} main\n")
+        options = {
+            "Dir::State": state,
+            "Dir::State::status": self.base / "var/lib/dpkg/status",
+            "Dir::Cache": self.pool,
+            "Dir::Etc::sourcelist": state / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "APT::Sandbox::User": "root",
+            "APT::Install-Recommends": "false",
+        }
+        apt = ("apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items()))
+        run(*apt, "update")
+        run(*apt, "install", "--yes", "--download-only", *OFFERED, *BUILD)
+        shutil.rmtree(state)
+        index(self.pool)
+        keep(self.pool, contents)
+
+    def _make_builder(self) -> None:
+        contents = " ".join((*BASE, *OFFERED, *BUILD))
+        if is_made_of(self.builder, contents):
+            return
+        shutil.rmtree(self.builder, ignore_errors=True)
+        copy(self.base, self.builder)
+        needed = " ".join(each for each in (*OFFERED, *BUILD) if each != "conntrackd")
+        self.call(self.builder, f"apt-get -q update && apt-get -q --yes install {needed}")
+        keep(self.builder, contents)
+
+    def call(self, root: Path, script: str) -> str:
+        """A script in the folder, without a network, not booted."""
+        nspawn = (
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "--as-pid2",
+        )
+        return run(*nspawn, "-D", root, f"--bind-ro={self.pool}:/srv/debian", "sh", "-c", script)
+
+    def build(self, folder: Path) -> tuple[Path, Path]:
+        """Repositories of a previous build and of the tree's; the tests run in the building of the latter."""
+        with ThreadPoolExecutor(2) as both:
+            previous = both.submit(self._build, folder, "previous", PREVIOUS)
+            current = both.submit(self._build, folder, "current", "")
+            return previous.result(), current.result()
+
+    def _build(self, folder: Path, name: str, version: str) -> Path:
+        root = folder / f"{name}-builder"
+        copy(self.builder, root)
+        source = root / "build/conntrackd"
+        source.mkdir(parents=True)
+        listed = run("git", "-c", "safe.directory=*", "-C", ROOT, "ls-files", "-z").split("\0")
+        for each in filter(None, listed):
+            if (ROOT / each).is_file() and not each.startswith("fuzz/corpus/"):
+                (source / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / each, source / each)
+        if version:
+            changelog = source / "debian/changelog"
+            head, _, rest = changelog.read_text().partition("\n")
+            changelog.write_text(f"conntrackd ({version}) {head.partition(') ')[2]}\n{rest}")
+        options = "DEB_BUILD_OPTIONS=nocheck" if version else ""
+        self.call(root, f"cd /build/conntrackd && {options} dpkg-buildpackage -us -uc -b")
+        repository = folder / name
+        repository.mkdir()
+        (package,) = (root / "build").glob("conntrackd_*_all.deb")
+        shutil.copy2(package, repository)
+        index(repository)
+        shutil.rmtree(root)
+        return repository
+
+
+def index(folder: Path) -> None:
+    """Make a repository of a folder with packages."""
+    for package in [*folder.glob("archives/*.deb")]:
+        package.rename(folder / package.name)
+    listed = run("sh", "-c", f"cd {folder} && dpkg-scanpackages --multiversion . 2>/dev/null")
+    (folder / "Packages").write_text(listed)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A folder as root sees it: owners, modes, links, devices."""
+    run("cp", "-a", "--reflink=auto", source, target)

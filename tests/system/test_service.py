@@ -1,0 +1,222 @@
+"""The service on a booted machine: started, logging, controlled, killed, and never without a restart."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.system.debian import run
+from tests.system.machine import SERVICE, Machine
+from tests.system.traffic import find_address
+
+pytestmark = [pytest.mark.privileged, pytest.mark.slow]
+
+PROBE = Path(__file__).parent / "probe.py"
+TALK = """
+import socket
+server = socket.create_server(("127.0.0.1", 8080))
+client = socket.create_connection(("127.0.0.1", 8080))
+server.accept()[0].close()
+client.close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+"""
+BUS = ("busctl", "call", "org.conntrackd1", "/org/conntrackd1", "org.conntrackd1.Manager")
+MANY = 60_000
+
+
+def as_user(name: str, *command: str) -> tuple[str, ...]:
+    return ("setpriv", f"--reuid={name}", "--init-groups", f"--regid={name}", "--", *command)
+
+
+def test_it_is_ready_and_warns_of_nothing(service: Machine) -> None:
+    assert (service.show("ActiveState"), service.show("SubState")) == ("active", "running")
+    assert service.run("systemctl", "is-system-running") == "running"
+    assert "healthy" in service.run("conntrackctl", "status")
+    assert service.run("journalctl", "-q", "-p", "warning", "-u", "conntrackd") == ""
+
+
+def test_real_connections_are_records_with_all_fields(service: Machine) -> None:
+    service.run("/usr/bin/python3", "-c", TALK)
+    service.wait(lambda: service.count("EVENT_TYPE=NEW", "EVENT_SRC=127.0.0.1") >= 2, "two new flows")
+
+    (tcp,) = service.events("EVENT_TYPE=NEW", "EVENT_PROT=TCP")
+    (udp,) = service.events("EVENT_TYPE=NEW", "EVENT_PROT=UDP")
+    wanted = {
+        *("EVENT_TYPE", "EVENT_FLOW", "EVENT_PROT", "EVENT_SRC", "EVENT_DST", "EVENT_SPORT", "EVENT_DPORT"),
+        *("MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT"),
+    }
+    assert wanted - tcp.keys() == set()
+    assert wanted - udp.keys() == set()
+    assert (tcp["EVENT_SRC"], tcp["EVENT_DPORT"], tcp["_SYSTEMD_UNIT"]) == ("127.0.0.1", "8080", SERVICE)
+    assert (udp["EVENT_DST"], udp["EVENT_DPORT"], udp["PRIORITY"]) == ("127.0.0.1", "9", "6")
+    assert tcp["MESSAGE"] == f"NEW TCP connection from 127.0.0.1:{tcp['EVENT_SPORT']} to 127.0.0.1:8080"
+
+
+def test_conntrackctl_controls_it(service: Machine) -> None:
+    assert "events_lost_total" in service.run("conntrackctl", "stats")
+    assert "rules in force" in service.run("conntrackctl", "reload-filter")
+    assert "is disabled" in service.run("conntrackctl", "sink", "disable", "journal")
+    assert "is enabled" in service.run("conntrackctl", "sink", "enable", "journal")
+    service.run("systemctl", "reload", "conntrackd")
+
+
+def test_a_bad_configuration_is_explained_and_not_loaded(service: Machine) -> None:
+    service.configure("filter: [drop protocol TPC]\n")
+    try:
+        assert "did you mean TCP?" in service.refuse("conntrackctl", "reload-filter")
+        service.refuse("systemctl", "reload", "conntrackd")
+        assert service.show("ActiveState") == "active"
+    finally:
+        service.unconfigure()
+    service.run("conntrackctl", "reload")
+
+
+def test_who_may_do_what_on_the_real_bus_with_the_real_polkit(service: Machine) -> None:
+    service.run("useradd", "joe")
+    service.run("useradd", "-G", "conntrackd", "ann")
+    info, control = (*BUS, "GetStatistics"), (*BUS, "SetFilter", "asu", "1", "log any", "60")
+
+    assert service.run(*info).startswith("a{st} ")
+    assert service.run(*control).startswith("as 1 ")
+    assert "Access denied" in service.refuse(*as_user("joe", *info))
+    assert "Access denied" in service.refuse(*as_user("joe", *control))
+    assert "you may not talk to conntrackd" in service.refuse(*as_user("joe", "conntrackctl", "status"))
+    assert service.run(*as_user("ann", *info)).startswith("a{st} ")
+    refused = service.refuse(*as_user("ann", "busctl", "--allow-interactive-authorization=no", *control[1:]))
+    assert re.search("authenticat|authoriz|denied", refused, re.IGNORECASE)
+
+    rules = service.root / "etc/polkit-1/rules.d/10-test.rules"
+    rules.write_text(
+        'polkit.addRule(function(action, subject) { if (action.id == "org.conntrackd1.control" && '
+        'subject.user == "ann") return polkit.Result.YES; });\n'
+    )
+    service.wait(lambda: _may(service, as_user("ann", *control)), "polkit reads its rules")
+    service.run("conntrackctl", "filter", "reset")
+
+
+def _may(machine: Machine, command: tuple[str, ...]) -> bool:
+    return (
+        machine.sh(f"{' '.join(repr(each) for each in command)} >/dev/null 2>&1 && echo yes || true") == "yes"
+    )
+
+
+def test_the_sandbox_is_as_tight_as_it_says(service: Machine) -> None:
+    said = service.run("systemd-analyze", "security", "--no-pager", SERVICE)
+    level = re.search(r"Overall exposure level for conntrackd.service: ([\d.]+)", said)
+
+    assert level
+    assert float(level[1]) <= 1.5
+
+
+def test_what_it_needs_works_in_the_sandbox_and_nothing_else_does(service: Machine) -> None:
+    shutil.copy(PROBE, service.root / "usr/lib/conntrackd-probe.py")
+    unit = service.root / "run/systemd/system/conntrackd-probe.service"
+    text = service.run("systemctl", "cat", SERVICE)
+    text = re.sub(
+        r"(?m)^ExecStart=.*",
+        "ExecStart=/usr/bin/python3 -I /usr/lib/conntrackd-probe.py --without bind",
+        text,
+    )
+    text = re.sub(r"(?m)^(Restart|WatchdogSec|ExecReload|Alias|FileDescriptorStore).*\n", "", text)
+    service.run("mkdir", "-p", "/run/systemd/system")
+    Path(f"/proc/{service.leader}/root/run/systemd/system/{unit.name}").write_text(
+        text.replace("Type=notify", "Type=oneshot")
+    )
+    service.run("systemctl", "daemon-reload")
+    done = service.sh("systemctl start conntrackd-probe; journalctl -u conntrackd-probe -o cat")
+
+    assert "MUST" not in done
+    assert done.count("ok") > 10
+
+
+def test_a_kill_is_followed_by_a_restart_that_has_the_events_of_the_gap(service: Machine) -> None:
+    process = service.show("MainPID")
+    first = 100_000
+    service.run("systemctl", "kill", "-s", "STOP", SERVICE)
+    service.send(first, 1000)
+    service.run("systemctl", "kill", "-s", "KILL", SERVICE)
+
+    service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
+    _wait_for_flows(service, first, 1000)
+
+
+def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None:
+    Path(f"/proc/{service.leader}/root/run/systemd/system/conntrackd.service.d").mkdir(parents=True)
+    drop = Path(f"/proc/{service.leader}/root/run/systemd/system/conntrackd.service.d/watchdog.conf")
+    drop.write_text("[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "restart", SERVICE)
+    process, first = service.show("MainPID"), 110_000
+    service.run("systemctl", "kill", "-s", "STOP", SERVICE)
+    service.send(first, 1000)
+
+    service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the watchdog")
+    _wait_for_flows(service, first, 1000)
+    assert "watchdog" in service.run("journalctl", "-u", "conntrackd", "-o", "cat").lower()
+    shutil.rmtree(drop.parent)
+    service.run("systemctl", "daemon-reload")
+
+
+def _wait_for_flows(machine: Machine, first: int, count: int) -> None:
+    """Each is told once."""
+    sent = set(map(find_address, range(first, first + count)))
+    told: list[str] = []
+
+    def all_are_told() -> bool:
+        told[:] = [
+            each["EVENT_DST"] for each in machine.events("EVENT_TYPE=NEW") if each["EVENT_DST"] in sent
+        ]
+        return len(told) >= count
+
+    machine.wait(all_are_told, f"{count} flows")
+    assert sorted(told) == sorted(sent)
+
+
+def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
+    spool = "/var/lib/conntrackd/loki"
+    service.configure(
+        f"sink: {{loki: {{enable: true, spool: {spool}, batch_wait: 100ms, address: 'http://127.0.0.1:3100'}}}}\n"
+    )
+    service.run("systemctl", "restart", SERVICE)
+    first = 120_000
+    service.send(first, 2000)
+    # In the spool once there is a file as long as 2,000 records are.
+    service.wait(lambda: int(service.sh(f"du -sb {spool} | cut -f1")) > 2000 * 50, "the spool")
+    process = service.show("MainPID")
+    service.run("systemctl", "kill", "-s", "KILL", SERVICE)
+    service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
+
+    with service.background("-m", "tests.system.loki") as server:
+        assert server.stdin
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+        sent, told = set(map(find_address, range(first, first + 2000))), set[str]()
+
+        def all_are_told() -> bool:
+            assert server.stdin
+            assert server.stdout
+            print(file=server.stdin, flush=True)
+            told.update(re.findall(r"[\d.]+", server.stdout.readline()))
+            return told >= sent
+
+        service.wait(all_are_told, "2,000 flows in Loki")
+    service.unconfigure()
+    service.run("systemctl", "restart", SERVICE)
+
+
+def test_journald_keeps_120_000_records_of_the_shipped_unit(service: Machine) -> None:
+    before = {kind: service.count(f"EVENT_TYPE={kind}") for kind in ("NEW", "DESTROY")}
+    run(*service.enter("conntrack", "-F", spaces="n"))
+    service.wait(lambda: service.count("EVENT_TYPE=DESTROY") > before["DESTROY"], "the flush")
+    before = {kind: service.count(f"EVENT_TYPE={kind}") for kind in ("NEW", "DESTROY")}
+    lost = service.count("EVENT_TYPE=LOST")
+    service.send(200_000, MANY)
+    run(*service.enter("conntrack", "-F", spaces="n"))
+
+    service.wait(
+        lambda: service.count("EVENT_TYPE=DESTROY") >= before["DESTROY"] + MANY, "120,000 records", 120
+    )
+    assert service.count("EVENT_TYPE=NEW") == before["NEW"] + MANY
+    assert service.count("EVENT_TYPE=LOST") == lost
+    assert "Suppressed" not in service.run("journalctl", "-u", "systemd-journald", "-o", "cat")
