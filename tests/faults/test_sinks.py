@@ -1,15 +1,21 @@
-"""Rows 16 to 22: sinks that are away, slow, full, or answer nonsense, under a daemon that goes on."""
+"""Rows 16 to 23: sinks that are away, slow, full, or answer nonsense, under a daemon that goes on."""
 
+import json
 import os
+import random
 import select
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 
 from tests.faults.receivers import File, Record, read_line
 from tests.faults.rig import Rig, wait_until
+from tests.live.daemon import Running
 from tests.sinks.loki_server import (
     Fault,
     drip,
@@ -212,6 +218,53 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
     assert full, running.said
     assert set(rig.tallies["loki"].dropped) == {"queue"}
     assert verdict.lost == 0
+
+
+# ---- row 23: GeoIP ----------------------------------------------------------------------------------------
+
+
+def make_database(path: Path, city: str) -> bytes:
+    writer = MMDBWriter(4, "GeoLite2-City")
+    writer.insert_network(IPSet(["10.0.0.0/8"]), {"city": {"names": {"en": city}}})
+    writer.to_db_file(str(path))
+    return path.read_bytes()
+
+
+def is_told(running: Running, times: int) -> bool:
+    return sum("using the old one" in line for line in running.said) == times
+
+
+def test_row_23_a_database_is_replaced_and_damaged_under_a_running_daemon(rig: Rig) -> None:
+    rig.choose("stream")
+    path, fresh = rig.directory / "a.mmdb", rig.directory / "b.mmdb"
+    make_database(path, "Nuremberg")
+    whole = make_database(fresh, "Lyon")
+    flipped = bytearray(whole)
+    flipped[whole.index(b"Lyon") - 1] ^= 0x20  # a name that is no text any more
+    damages = [whole[: len(whole) // 2], b"", bytes(4096), random.Random(5).randbytes(10_000), bytes(flipped)]
+
+    def send_and_read_city() -> str:
+        rig.send_fresh()
+        line = rig.receivers.stream.path.read_bytes().splitlines()[-1]
+        return str(json.loads(line)["city"])
+
+    with rig.daemon("--geoip.database", os.fspath(path)) as running:
+        running.wait_for_start()
+        cities = [send_and_read_city()]
+        fresh.rename(path)
+        wait_until(lambda: send_and_read_city() == "Lyon", 10, rig.describe)
+        for number, damage in enumerate(damages, 1):
+            with path.open("r+b") as file:  # in place
+                file.truncate(0)
+                file.write(damage)
+            running.wait(partial(is_told, running, number), "the warning")
+            cities.append(send_and_read_city())
+        rig.wait_for_law()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    assert cities == ["Nuremberg", *["Lyon"] * len(damages)]
+    rig.judge(23, "GeoIP database replaced, then damaged in five ways")
 
 
 # ---- memory -----------------------------------------------------------------------------------------------
