@@ -235,3 +235,41 @@ def test_no_sender_can_make_the_layouts_grow_without_end() -> None:
         decode(decoder, struct.pack("=I", len(message)) + message[4:])
 
     assert decoder._learned <= MAX_LAYOUTS
+
+
+def change(message: bytes, old: bytes, new: bytes) -> bytes:
+    """The message with one part of it replaced, and its length put right."""
+    assert message.count(old) == 1
+    changed = message.replace(old, new)
+    return struct.pack("=I", len(changed)) + changed[4:]
+
+
+WHOLE = build_message(
+    Flow(
+        1, 5, 2, 17, 7, b"\1\2\3\4", b"\5\6\7\x08", 9, 10, b"\5\6\7\x08", b"\1\2\3\4", 10, 9, mark=0x11223344
+    )
+)
+MARK = attribute(8, bytes.fromhex("11223344"))
+ID = attribute(12, struct.pack("!I", 7))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (change(WHOLE, MARK, attribute(8, bytes(3))), "has 3 bytes"),
+        (change(WHOLE, MARK, attribute(8, bytes(8))), "has 8 bytes"),
+        (change(WHOLE, MARK, attribute(8, b"")), "has 0 bytes"),
+        (change(WHOLE, ID, b""), "without id"),
+        (change(WHOLE, MARK, struct.pack("=HH", 200, 8) + bytes(4)), "reaches past its end"),
+        (change(WHOLE, MARK, struct.pack("=HH", 3, 8) + bytes(4)), "reaches past its end"),
+        (struct.pack("=I", len(WHOLE) + 2) + WHOLE[4:] + bytes(2), "bytes after the last attribute"),
+        (struct.pack("=I", len(WHOLE) - 4) + WHOLE[4:], "nlmsg_len is not the length"),
+        (WHOLE[:16] + b"\x0a" + WHOLE[17:], "not of its family"),
+        (WHOLE[:16] + b"\x00" + WHOLE[17:], "not of its family"),
+        (WHOLE[:4] + b"\x03" + WHOLE[5:], "not a conntrack event"),
+        (WHOLE[:19], "shorter than its headers"),
+    ],
+)
+def test_each_damage_has_its_reason(damaged: bytes, message: str) -> None:
+    with pytest.raises(MalformedError, match=message):
+        walk(damaged, RECEIVED)
