@@ -76,9 +76,13 @@ def open_socket(family: int, kind: int, protocol: int = 0) -> None:
     socket.socket(family, kind, protocol).close()
 
 
-def bind_port(kind: int) -> None:
-    with socket.socket(socket.AF_INET, kind) as server:
-        server.bind(("127.0.0.1", 0))
+def bind_port() -> None:
+    """Refused where it is for TCP and for UDP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, contextlib.suppress(PermissionError):
+        stream.bind(("127.0.0.1", 0))
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
 
 
 def map_code() -> None:
@@ -127,8 +131,7 @@ MUST_FAIL: dict[str, Callable[[], object]] = {
     "packet": lambda: open_socket(socket.AF_PACKET, socket.SOCK_RAW),
     "raw": lambda: open_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "vsock": lambda: open_socket(socket.AF_VSOCK, socket.SOCK_STREAM),
-    "bind": lambda: bind_port(socket.SOCK_STREAM),
-    "bind-udp": lambda: bind_port(socket.SOCK_DGRAM),
+    "bind": bind_port,
     "write-etc": lambda: make_file(Path("/etc/probe")),
     "write-usr": lambda: make_file(Path("/usr/probe")),
     "write-configuration": lambda: make_file(Path("/etc/conntrackd/probe")),
