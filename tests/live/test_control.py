@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 
 from conntrackd.bus import wire
 from conntrackd.bus.client import MANAGER, Client, NotRunningError
@@ -130,6 +132,16 @@ def test_a_filter_of_run_time_decides_at_once_and_goes_with_reset(
     assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
 
 
+def test_each_rule_counts_what_it_decided_here_and_nothing_that_the_kernel_dropped(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(capsys, "filter", "set", "drop type UPDATE", "log type NEW", "log type DESTROY and type NEW")
+    talk(net, 3)
+    running.wait(lambda: count_new(running) == 3, "three events")
+
+    assert ask(capsys, "stats")["rule_matches"][1:] == [0, 3, 0]
+
+
 def test_a_filter_with_a_time_reverts_by_itself(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     ask(capsys, "filter", "set", "drop any", "--for", "1s")
     assert ask(capsys, "filter", "show")["expires_s"] == 1
@@ -166,6 +178,36 @@ def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
     assert ctl.run(["reload"]) == 0
     capsys.readouterr()
     assert ask(capsys, "filter", "show")["rules"] == ["drop protocol GRE"]
+
+
+def test_a_reload_takes_databases_and_refuses_what_is_none(
+    running: Running, net: Network, configuration: Path
+) -> None:
+    writer = MMDBWriter(4, "GeoLite2-City")
+    writer.insert_network(IPSet(["10.0.0.0/8"]), {"city": {"names": {"en": "Nuremberg", "de": "Nürnberg"}}})
+    path, broken = configuration.with_name("a.mmdb"), configuration.with_name("b.mmdb")
+    writer.to_db_file(str(path))
+    broken.write_bytes(path.read_bytes()[:100])
+    cities = []
+    for geoip in (
+        {},
+        {"database": str(path)},
+        {"database": str(path), "locale": "de"},
+        {"database": str(broken)},
+    ):
+        settings = {"sink": {"stream": {"enable": True}}, "geoip": geoip}
+        configuration.write_text(json.dumps(settings))
+        if geoip.get("database") == str(broken):
+            with pytest.raises(Exception, match=r"b\.mmdb is no usable database"):
+                ctl.run(["reload"])
+        else:
+            assert ctl.run(["reload"]) == 0
+        before = len(running.lines)
+        talk(net, 1)
+        running.wait(lambda before=before: len(running.lines) > before, "an event")
+        cities.append(running.events[before].get("city"))
+
+    assert cities == [None, "Nuremberg", "Nürnberg", "Nürnberg"]
 
 
 def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
