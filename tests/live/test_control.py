@@ -204,7 +204,7 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
             assert ctl.run(["reload"]) == 0
         before = len(running.lines)
         talk(net, 1)
-        running.wait(lambda before=before: len(running.lines) > before, "an event")
+        running.wait_for_events(before + 1)
         cities.append(running.events[before].get("city"))
 
     assert cities == [None, "Nuremberg", "Nürnberg", "Nürnberg"]
