@@ -9,8 +9,9 @@ from typing import Any, Final
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.options import Option
+from conntrackd.sinks.messages import MessageSpool
 from conntrackd.sinks.sink import Sink
-from conntrackd.sinks.spool import Spool
+from conntrackd.sinks.spool import Spool, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class SpoolOptions:
     path: Option[Path | None]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
+    has_messages: bool = False
+    """Whether a payload is a list of messages, and not one text of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,17 @@ class SinkKind:
         sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)
         return sink
 
-    def open_spool(self, config: Config) -> Spool | None:
+    def open_spool(self, config: Config) -> Store[Any] | None:
         """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
         if self.spool is None or not self.spool.works(config):
             return None
         directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
         if directory is None and state is not None:
             directory = state / self.name
-        return None if directory is None else Spool(directory, self.name, config[self.spool.size])
+        if directory is None:
+            return None
+        spool = Spool(directory, self.name, config[self.spool.size])
+        return MessageSpool(spool) if self.spool.has_messages else spool
 
 
 def _is_acknowledged(config: Config) -> bool:
@@ -65,7 +71,9 @@ SINKS: Final = (
         "syslog",
         options.SINK_SYSLOG_ENABLE,
         options.SINK_SYSLOG_QUEUE,
-        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
+        SpoolOptions(
+            options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged, has_messages=True
+        ),
     ),
     SinkKind(
         "loki",

@@ -13,7 +13,8 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from tests.faults.receivers import File, Record, read_line
+from tests.faults.producer import find_number
+from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
 from tests.sinks.loki_server import (
@@ -26,6 +27,7 @@ from tests.sinks.loki_server import (
     send_garbage,
     store_and_reset,
 )
+from tests.sinks.syslog_servers import rsyslog
 
 pytestmark = pytest.mark.privileged
 
@@ -113,6 +115,32 @@ def test_row_18_a_syslog_server_that_stands_still_costs_no_event_but_by_name(rig
     verdict = rig.judge(18, "syslog stands still for 60,000 events", duplicates=5000)
     assert set(rig.tallies["syslog"].dropped) == {"queue"}
     assert verdict.lost == 0
+
+
+def test_row_18_a_syslog_server_that_is_away_has_everything_from_the_spool_later(rig: Rig) -> None:
+    """A real rsyslogd, killed and started again."""
+    rig.choose("stream")
+    with rsyslog(rig.directory, "tcp") as server:
+        settings = ["--sink.syslog.enable", "--sink.syslog.address", server.address]
+        settings += ["--sink.syslog.spool", os.fspath(rig.directory / "spool"), "--sink.syslog.queue", "2000"]
+        with rig.daemon(*settings) as running:
+            running.wait_for_start()
+            rig.producer.send(1000)
+            server.wait_for(1000)
+            server.kill()
+            rig.producer.send(20_000, 4000)
+            rig.wait_for_law()
+            server.start()
+            found = server.wait_for(21_000, 40)
+            assert running.stop() == 0
+
+    numbers = [find_number(int(record["sport"]), int(record["dport"])) for record in map(read_data, found)]
+    assert set(numbers) == set(range(21_000))
+    rig.judge(18, "rsyslogd killed and back, 20,000 events in the spool")
+
+
+def read_data(message: dict[str, str]) -> Record:
+    return read_message(message["data"])
 
 
 def test_row_19_and_22_sinks_that_stand_still_change_nothing_for_the_others(rig: Rig) -> None:

@@ -91,8 +91,8 @@ class Server:
             return []
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
-    def wait_for(self, count: int) -> list[dict[str, Any]]:
-        wait_until(lambda: len(self.read()) >= count, f"{count} messages, {len(self.read())} are there")
+    def wait_for(self, count: int, seconds: float = 15) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.read()) >= count, f"{count} messages, fewer are there", seconds)
         return self.read()
 
     @property

@@ -1,12 +1,15 @@
 """The list of kinds: each is an option away, and has a spool where that makes sense."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conntrackd.config import Config, read_config
 from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
+from conntrackd.sinks.messages import MessageSpool
+from conntrackd.sinks.spool import Spool, Store
 
 
 def configure(etc: Path, **settings: str) -> Config:
@@ -28,6 +31,12 @@ def test_only_what_is_asked_for_is_enabled(tmp_path: Path) -> None:
     config = configure(tmp_path)
 
     assert [kind.name for kind in SINKS if kind.enabled(config)] == ["loki"]
+
+
+def find_spool(store: Store[Any]) -> Spool:
+    spool = store._spool if isinstance(store, MessageSpool) else store
+    assert isinstance(spool, Spool)
+    return spool
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ def test_a_sink_that_acknowledges_has_a_spool_where_there_is_a_place_for_it(
     )
     spools = {kind.name: kind.open_spool(config) for kind in SINKS}
 
-    found = {name: str(spool._path) for name, spool in spools.items() if spool is not None}
+    found = {name: str(find_spool(spool)._path) for name, spool in spools.items() if spool is not None}
     for spool in spools.values():
         if spool is not None:
             spool.close()
