@@ -1,0 +1,190 @@
+"""Protections taken out, one at a time, in a copy of the tree: the test that is about each has to fail.
+
+python -m tests.faults.mutations        exit status 1 when one survives
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[2]
+COPIED: Final = ("conntrackd", "dbus", "tests", "bench", "fuzz", "pyproject.toml", "README.md")
+SECONDS: Final = 180
+
+
+class Mutation(NamedTuple):
+    """`old` stands once in the file."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS: Final = (
+    Mutation(
+        "losses are counted",
+        "conntrackd/pipeline.py",
+        "stats.events_lost_total += lost\n",
+        "lost = 1\n",
+        "tests/live/test_daemon.py::test_an_overrun_is_counted_exactly_and_told",
+    ),
+    Mutation(
+        "an overrun does not stop the queue",
+        "conntrackd/netlink/socket.py",
+        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
+        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 0)",
+        "tests/faults/test_kernel.py::test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more",
+    ),
+    Mutation(
+        "a stored descriptor is checked",
+        "conntrackd/netlink/socket.py",
+        "fault = _find_fault(netlink)",
+        'fault = ""',
+        "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened",
+    ),
+    Mutation(
+        "the watchdog follows the reader",
+        "conntrackd/daemon.py",
+        "if self.pipeline.turns != turns:",
+        "if True:",
+        "tests/faults/test_process.py::"
+        "test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_process_has_all",
+    ),
+    Mutation(
+        "what an outbox drops is counted",
+        "conntrackd/sinks/outbox.py",
+        "stats.sink_events_dropped_queue_total += len(dropped)",
+        "pass",
+        "tests/sinks/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
+    ),
+    Mutation(
+        "an outbox is bounded",
+        "conntrackd/sinks/outbox.py",
+        "room = max(0, self.queue - stats.sink_events_queued)",
+        "room = events",
+        "tests/sinks/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
+    ),
+    Mutation(
+        "a spooled row goes after its delivery only",
+        "conntrackd/sinks/spool.py",
+        "WHERE number <= ?",
+        "WHERE number <= ? + 1",
+        "tests/sinks/test_spool_kill.py::"
+        "test_whatever_the_spool_took_is_delivered_though_the_process_is_killed",
+    ),
+    Mutation(
+        "a spooled row is checked",
+        "conntrackd/sinks/spool.py",
+        "return Row(number, parcel, checksum == _sum(number, parcel))",
+        "return Row(number, parcel)",
+        "tests/sinks/test_spool.py::test_a_flipped_bit_in_a_payload_is_noticed",
+    ),
+    Mutation(
+        "no redirect is followed",
+        "conntrackd/sinks/http.py",
+        "retries=False,\n                    redirect=False,",
+        "retries=3,\n                    redirect=True,",
+        "tests/sinks/test_loki.py::test_no_redirect_is_followed_and_no_token_leaves",
+    ),
+    Mutation(
+        "a certificate is checked",
+        "conntrackd/sinks/tls.py",
+        "if not tls.verify:",
+        "if True:",
+        "tests/sinks/test_loki.py::test_a_wrong_certificate_gets_nothing_and_is_named",
+    ),
+    Mutation(
+        "old versions of TLS are refused",
+        "conntrackd/sinks/tls.py",
+        "context.minimum_version = ssl.TLSVersion.TLSv1_2",
+        "context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED",
+        "tests/sinks/test_loki.py::test_a_version_of_tls_that_is_too_old_gets_nothing_and_is_named",
+    ),
+    Mutation(
+        "strangers do not reach the daemon",
+        "dbus/org.conntrackd1.conf",
+        '<deny send_destination="org.conntrackd1"/>',
+        '<allow send_destination="org.conntrackd1"/>',
+        "tests/bus/test_polkit.py::test_a_flood_from_a_stranger_never_arrives",
+    ),
+    Mutation(
+        "a terminal obeys nothing in an error",
+        "conntrackd/errors.py",
+        'char if char.isprintable() or char == "\\n" else char.encode("unicode_escape").decode()',
+        "char",
+        "tests/cli/test_ctl.py::test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal",
+    ),
+    Mutation(
+        "a JSON line holds no control character of a database",
+        "conntrackd/sinks/encode.py",
+        "ensure_ascii=not value.isprintable()",
+        "ensure_ascii=False",
+        "tests/sinks/test_encode.py::test_text_of_a_database_cannot_leave_its_value",
+    ),
+    Mutation(
+        "a file that everybody may change is refused",
+        "conntrackd/document.py",
+        "if stat.S_ISREG(mode) and mode & stat.S_IWOTH:",
+        "if False:",
+        "tests/test_document.py::test_a_file_that_every_user_may_change_is_refused",
+    ),
+)
+
+
+def copy_tree(target: Path) -> None:
+    """What the tests need, without what they leave behind."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "corpus-*"))
+        else:
+            shutil.copy(source, target / name)
+
+
+def run_tests(tree: Path, *tests: str) -> int:
+    """pytest's exit status: 0 when the test passes, 1 when it fails, others when it could not run."""
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", *tests]
+    env = {**os.environ, "PYTHONPATH": os.fspath(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, timeout=SECONDS, check=False)
+    return done.returncode
+
+
+def survives(tree: Path, mutation: Mutation) -> bool:
+    """Whether the test of a protection passes without it. The tree is as before afterwards."""
+    path = tree / mutation.file
+    before = path.read_text()
+    assert before.count(mutation.old) == 1, f"{mutation.file}: {mutation.old}"
+    path.write_text(before.replace(mutation.old, mutation.new))
+    try:
+        return run_tests(tree, mutation.test) != 1
+    except subprocess.TimeoutExpired:  # a test that waits for what does not come any more has noticed
+        return False
+    finally:
+        path.write_text(before)
+
+
+def main() -> int:
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="conntrackd-mutations-") as name:
+        tree = Path(name)
+        tree.chmod(0o755)
+        copy_tree(tree)
+        if run_tests(tree, *{mutation.test for mutation in MUTATIONS}) != 0:
+            print("the tests fail in the copy of the tree as it is")
+            return 1
+        for mutation in MUTATIONS:
+            alive = survives(tree, mutation)
+            print(f"{'SURVIVES' if alive else 'caught  '}  {mutation.what} ({mutation.file})", flush=True)
+            survivors += [mutation.what] if alive else []
+    print(f"{len(MUTATIONS) - len(survivors)} of {len(MUTATIONS)} caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

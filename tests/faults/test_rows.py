@@ -1,0 +1,49 @@
+"""The index of faults and the list of mutations name what exists; the table of figures is what they say."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.faults.figures import BEGIN, END, render, replace_table
+from tests.faults.mutations import MUTATIONS, ROOT, Mutation
+from tests.faults.rows import NOT_COVERED, ROWS
+
+HERE = Path(__file__).parent
+
+
+def list_tests(file: str) -> list[str]:
+    path = ROOT / file if "/" in file else HERE / file
+    return [each.name for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.FunctionDef)]
+
+
+def test_every_row_has_a_test_or_a_reason() -> None:
+    assert sorted([*ROWS, *NOT_COVERED]) == list(range(1, 36))
+    missing = [
+        (row, file, name)
+        for row, proofs in ROWS.items()
+        for file, name in proofs
+        if not any(each.startswith(name) for each in list_tests(file))
+    ]
+    assert missing == []
+    assert all(ROWS.values())
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.what)
+def test_a_mutation_still_finds_its_protection_and_its_test(mutation: Mutation) -> None:
+    text = (ROOT / mutation.file).read_text()
+    file, _, name = mutation.test.partition("::")
+
+    assert text.count(mutation.old) == 1
+    assert name.partition("[")[0] in list_tests(file)
+
+
+def test_the_table_stands_between_its_markers() -> None:
+    row = {"row": 1, "fault": "a fault", "sent": 1000, "delivered": 990, "duplicated": 0, "lost": 10}
+    rows = [{**row, "filtered": 0, "dropped": 0, "died": 0, "memory_kib": 65536, "delay_ms": 20}]
+
+    text = replace_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", render(rows))
+
+    assert text.startswith(f"before\n{BEGIN}\n| row | fault ")
+    assert "1,000 |       990 |" in text
+    assert text.endswith(f"{END}\nafter\n")
