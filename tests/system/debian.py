@@ -1,4 +1,4 @@
-"""A Debian to boot, the packages that it can have, and ours, built from this tree. CACHE keeps the folders."""
+"""A Debian to boot, the packages that it can have, and ours, built from this tree. CACHE keeps them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Loki on port 3100 until its input ends; for each line of that it prints the addresses that it was told of."""
+"""Loki on port 3100 until its input ends; for each line it prints the addresses that it was told of."""
 
 import json
 import re
