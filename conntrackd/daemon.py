@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,8 @@ from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
 from conntrackd.errors import ConfigError, ConntrackdError
 from conntrackd.filtering import Filter, change_filter, read_filter
-from conntrackd.flow import EventType
+from conntrackd.flow import NANO, EventType
+from conntrackd.handover import Handover
 from conntrackd.netlink import tracking
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
@@ -89,6 +90,7 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
+        self._handover = Handover(self.config[options.STATE_DIRECTORY])
         self.events: EventSocket | None = None
         self.is_tracking: bool | None = None
         self._is_adopted = False
@@ -139,6 +141,8 @@ class Daemon:
                     program=self.filter.program,
                 )
         stack.callback(self.events.close)
+        if not self._is_adopted:
+            self._tell_gap()
         # A second time under the same name there would be two of them.
         self.pipeline.keeps_socket = self._is_adopted or self.notifier.store(STORED, self.events.fileno())
 
@@ -161,6 +165,16 @@ class Daemon:
         self._is_adopted = True
         logger.info("took over the socket of the last process, %d bytes are queued", events.measure().used)
         return events
+
+    def _tell_gap(self) -> None:
+        """Of what happened between the last process and this one nothing is known but that it is missing."""
+        gap = self._handover.find_gap(time.time_ns())
+        if gap is None:
+            return
+        times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
+        logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
+        for outbox in self.outboxes.values():
+            outbox.tell_lost(gap)
 
     # ---- running --------------------------------------------------------------------------------------
 
@@ -198,22 +212,10 @@ class Daemon:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns()))
             elif self.events is not None:
-                self.pipeline.listen(self.events, self._read_drops() if self._is_adopted else 0)
+                self.pipeline.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
         self.request_stop()
-
-    def _read_drops(self) -> int:
-        """How many drops of the socket the last process has told, where it could write that down."""
-        try:
-            return int(self._drops_path.read_text()) if self._drops_path is not None else 0
-        except (OSError, ValueError):
-            return 0
-
-    @property
-    def _drops_path(self) -> Path | None:
-        directory = self.config[options.STATE_DIRECTORY]
-        return None if directory is None else directory / "drops"
 
     def request_stop(self) -> None:
         """End run() soon. From any thread."""
@@ -233,6 +235,7 @@ class Daemon:
         self.notifier.stopping()
         self.pipeline.stop()
         await asyncio.to_thread(reader.join, READER_SECONDS)
+        self._note_listening(at_once=True)
         seconds = self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         await self.stop_outboxes(list(self.outboxes.values()), seconds)
@@ -291,11 +294,14 @@ class Daemon:
         return problems
 
     def _note_lost(self, count: int) -> None:
-        if self.pipeline.keeps_socket and self._drops_path is not None:
-            with suppress(OSError):  # the next process tells them again, which is better than not at all
-                self._drops_path.write_text(str(self.pipeline.drops))
+        if self.pipeline.keeps_socket:
+            self._handover.note_drops(self.pipeline.drops)
         for listener in self.listeners:
             listener.events_lost(count)
+
+    def _note_listening(self, *, at_once: bool = False) -> None:
+        if self.events is not None:  # a replay hears of nothing
+            self._handover.note_listening(time.time_ns(), at_once=at_once)
 
     def _note_failed(self, name: str, reason: str) -> None:
         """A sink is out for good: its reader has closed the pipe. Where it was the last, that is the end."""
@@ -314,6 +320,7 @@ class Daemon:
             if self.pipeline.turns != turns:
                 turns, alive_until = self.pipeline.turns, time.monotonic()
                 self.notifier.watchdog()
+                self._note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
             self._tell_states()

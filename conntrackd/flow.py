@@ -8,6 +8,10 @@ ABSENT: Final = -1
 """The integer of a field that the event does not carry."""
 
 
+NANO: Final = 1_000_000_000
+"""Nanoseconds of a second."""
+
+
 class EventType(IntFlag):
     """What happened to the flow; the values are bits, so that sets of them are integers too."""
 
@@ -150,8 +154,8 @@ def find_nat(flow: Flow) -> int:
 class Lost:
     """Told to every sink, past every filter: events that did not arrive. Times as in Flow.
 
-    `where` is `kernel` for events that the socket's buffer had no room for, else the sink whose outbox
-    dropped them, with the reason.
+    `where` is `kernel` for events that the socket's buffer had no room for, `daemon` for those of a time in
+    which none listened (their number is ABSENT), else the sink whose outbox dropped them, with the reason.
     """
 
     count: int

@@ -12,7 +12,19 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple
 
 from conntrackd.cache import Cache
-from conntrackd.flow import Batch, EventType, Flow, Location, Lost, Nat, Protocol, Reason, TcpState, find_nat
+from conntrackd.flow import (
+    NANO,
+    Batch,
+    EventType,
+    Flow,
+    Location,
+    Lost,
+    Nat,
+    Protocol,
+    Reason,
+    TcpState,
+    find_nat,
+)
 
 # Bounds of the caches, so that a scan of the whole Internet cannot eat the memory.
 MAX_ADDRESSES: Final = 65_536
@@ -20,10 +32,9 @@ MAX_SECONDS: Final = 64
 MAX_HEADS: Final = 4096
 MAX_LOCATIONS: Final = 16_384
 
-NANO: Final = 1_000_000_000
-
 PROTOCOL_NAMES: Final = {each.value: each.name for each in Protocol}
 STATE_NAMES: Final = {each.value: each.name for each in TcpState}
+PLACES: Final = {"kernel": "the kernel's buffer", "daemon": "the daemon"}
 NAT_NAMES: Final = tuple(each.name for each in map(Nat, range(4)))
 
 
@@ -269,10 +280,10 @@ class Renderer:
 
     def _render_lost(self, lost: Lost) -> Rendered:
         text, number = self._syntax.text, self._syntax.number
-        events = "1 event" if lost.count == 1 else f"{lost.count} events"
-        where = "the kernel's buffer" if lost.where == "kernel" else f"sink {lost.where}"
+        events = "1 event" if lost.count == 1 else f"{lost.count} events" if lost.count >= 0 else "all events"
+        where = PLACES.get(lost.where) or f"sink {lost.where}"
         because = f" ({lost.reason})" if lost.reason else ""
-        fields = text("type", "LOST") + number("lost", lost.count)
+        fields = text("type", "LOST") + (number("lost", lost.count) if lost.count >= 0 else "")
         fields += text("since", self.render_time(lost.since)) + text("until", self.render_time(lost.until))
         fields += text("where", lost.where) + (text("reason", lost.reason) if lost.reason else "")
         return self.render_time(lost.until), "WARN", f"LOST {events} in {where}{because}", fields, lost

@@ -19,6 +19,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/system/test_service.py", "test_the_watchdog_restarts_what_hangs"),
     ],
     9: [("tests/live/test_restart.py", "test_another_descriptor_is_refused")],
+    10: [("tests/live/test_restart.py", "test_the_time_in_which_nobody_listened_is_told")],
     11: [(PROCESS, "test_row_11_")],
     12: [(PROCESS, "test_row_12_")],
     14: [
@@ -93,7 +94,6 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
 
 NOT_COVERED: Final = {
     5: "conntrack.reliable is not there",
-    10: "the gap after a stop is not told yet",
     13: "limits of memory, descriptors and tasks were tried by hand; there is no test",
     15: "the reader keeps no state of a flow, which no test of a million flows shows yet",
     35: "there is no soak under random faults yet",

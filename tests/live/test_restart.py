@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.live import traffic
-from tests.live.daemon import Running, command, environment, settle
+from tests.live.daemon import Running, command, daemon, environment, settle
 from tests.live.network import TRACKING, Network, call_inside, network
 from tests.live.test_daemon import flood
 
@@ -170,3 +171,28 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         os.close(writing)
         for each in wrong:
             each.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path, number: int) -> None:
+    places = {"STATE_DIRECTORY": os.fspath(tmp_path)}
+    arguments = ("--sink.stream.enable", "--conntrack.netns", net.router)
+    began = time.time_ns()
+    with daemon(*arguments, **places) as first:
+        first.wait_for_start()
+        first.wait((tmp_path / "listened").exists, "the note")
+        first.stop(number)
+    ended = int((tmp_path / "listened").read_text())
+    with daemon(*arguments, **places) as second:
+        second.wait_for_events(1)
+        second.stop()
+
+    assert not first.lines
+    told = second.events[0]
+    assert began < ended <= time.time_ns()
+    assert "lost" not in told
+    assert (told["type"], told["where"], told["reason"]) == ("LOST", "daemon", "not running")
+    assert told["msg"] == "LOST all events in the daemon (not running)"
+    assert told["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
+    assert told["since"] < told["until"]
+    assert any("nobody listened from" in line for line in second.said)
