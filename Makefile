@@ -42,9 +42,9 @@ $(VENV)/syslog-ng: | $(VENV)/ready
 # Booted Debians 12 and 13: builds the package, installs, uses, upgrades and purges it. Needs root, and the network
 # the first time; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
 test-system: $(VENV)/ready
-	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || \
+	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		debootstrap systemd-container >&2
+		debootstrap systemd-container >&2; }
 	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" tests/system
 
 lint: $(VENV)/ready
