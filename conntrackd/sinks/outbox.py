@@ -234,7 +234,11 @@ class Outbox(Generic[P]):
         while not self._is_over():
             with self._lock:
                 self._news = False
-            wait = self.step()
+            try:
+                wait = self.step()
+            except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread
+                self._fail(f"unexpected {describe(error)}")
+                wait = 1.0  # and not 0: it may go wrong in the same way again
             with self._lock:
                 if self._flush_until:
                     self._lock.notify_all()
@@ -255,7 +259,8 @@ class Outbox(Generic[P]):
         """
         now = self._clock()
         if self.is_out():
-            self._park()
+            self._close_sink()
+            self._clear_memory(self._state.value)
             return None
         if self._next_sink is not None:
             self._close_sink()
@@ -347,11 +352,6 @@ class Outbox(Generic[P]):
             if self._row is not None and not shelf.holds(self._row):
                 self._row = None
         return stored
-
-    def _park(self) -> None:
-        """The sink is out: what waits goes to disk, or is dropped by the name of the reason."""
-        self._close_sink()
-        self._clear_memory(self._state.value)
 
     def _clear_memory(self, reason: str) -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
