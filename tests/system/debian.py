@@ -28,6 +28,7 @@ ENVIRONMENT: Final = {
     "LC_ALL": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
     "HOME": "/root",
+    **{name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ},
 }
 PREVIOUS: Final = "2:2.0.0~previous"
 
