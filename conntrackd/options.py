@@ -62,9 +62,9 @@ class Option(Generic[T_co]):
         return "" if self.default is None else self.kind.render(self.default)
 
 
-# An event takes about 0.6 kB while it waits, so that a full outbox of this size holds some 40 MB.
+# An event takes about 0.6 kB while it waits, so that a full outbox of this size holds some 20 MB.
 QUEUE: Final = count(1, 10_000_000)
-QUEUE_DEFAULT: Final = 65_536
+QUEUE_DEFAULT: Final = 32_768
 SPOOL_MAX: Final = size(1 << 20, 1 << 40)
 FACILITIES: Final = (
     *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
