@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> Report:
         rows = list_rows(Path(scratch.name), ports)
         chosen = {name: row for name, row in rows.items() if name in wanted}
         runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
-        floor = median(each.us_per_event for each in runs["floor"]) if "floor" in runs else None
+        costs = {name: median(each.us_per_event for each in of) for name, of in runs.items()}
         return Report(
-            rows=[summarize(each, floor) for each in runs.values()],
+            rows=[summarize(each, costs.get(chosen[name].floor)) for name, each in runs.items()],
             soak=soak(rows["null"]) if SOAK in wanted else (),
             parts=measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else (),
         )

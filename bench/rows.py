@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.
 ONE_CLIENT: Final = "10.1.1.44"
 NEW: Final = 1
+FITS: Final = 25_000  # events a second for which all four sinks together have the time on one core
 PORTS: Final = {"syslog": 0, "hung": 0, "loki": 0}
 
 
@@ -35,6 +37,12 @@ def list_rows(scratch: Path, ports: Mapping[str, int]) -> Mapping[str, Subject]:
         "floor-new": _floor("floor, NEW only", NEW),
         "new": _daemon("conntrackd, filter keeps NEW", only_new, groups=NEW),
         "sinks": _daemon("conntrackd, all four sinks", _four_sinks(ports), scratch / "sinks"),
+        "floor-fits": replace(_floor(f"floor, {FITS:,} events/s", 7), rate=FITS),
+        "sinks-fits": replace(
+            _daemon(f"conntrackd, all four sinks, {FITS:,} events/s", _four_sinks(ports), scratch / "sinks"),
+            rate=FITS,
+            floor="floor-fits",
+        ),
         "hung": _daemon("conntrackd, JSON to a file, Loki hangs", _hung_loki(ports), scratch / "hung"),
     }
 

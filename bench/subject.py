@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -31,6 +31,7 @@ class Subject:
 
     `count` takes what it wrote to standard output and to standard error; None says that its output cannot
     tell, then the kernel's drop counter does. `groups` are those whose events it is expected to see.
+    `rate`, in events a second, replaces that of the load; `floor` names the row that it is compared with.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Subject:
     count: Callable[[Path, str], int] | None = None
     groups: int = 7
     environ: Mapping[str, str] = field(default_factory=dict)
+    rate: int = 0
+    floor: str = "floor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def measure(subject: Subject, load: Load) -> Measurement:
     """Run it once under this load."""
     with run_subject(subject) as session:
         before = read_cpu_ns(session.process.pid)
-        traffic = session.send(load)
+        traffic = session.send(replace(load, rate=subject.rate or load.rate))
         after = read_cpu_ns(session.process.pid)
         listener = find_listener(session.process.pid)
         peak = session.read_memory_kib("VmHWM")
