@@ -97,14 +97,14 @@ MUTATIONS: Final = (
         "conntrackd/sinks/tls.py",
         "if not tls.verify:",
         "if True:",
-        "tests/sinks/test_loki.py::test_a_wrong_certificate_gets_nothing_and_is_named",
+        "tests/sinks/test_loki_tls.py::test_a_wrong_certificate_gets_nothing_and_is_named",
     ),
     Mutation(
         "old versions of TLS are refused",
         "conntrackd/sinks/tls.py",
         "context.minimum_version = ssl.TLSVersion.TLSv1_2",
         "context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED",
-        "tests/sinks/test_loki.py::test_a_version_of_tls_that_is_too_old_gets_nothing_and_is_named",
+        "tests/sinks/test_loki_tls.py::test_a_version_of_tls_that_is_too_old_gets_nothing_and_is_named",
     ),
     Mutation(
         "strangers do not reach the daemon",

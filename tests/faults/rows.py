@@ -30,9 +30,9 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     16: [(SINKS, "test_row_16_"), ("tests/sinks/test_loki.py", "test_these_replies_")],
     17: [
-        ("tests/sinks/test_loki.py", "test_a_wrong_certificate_gets_nothing"),
-        ("tests/sinks/test_loki.py", "test_a_version_of_tls_that_is_too_old"),
-        ("tests/sinks/test_loki.py", "test_plain_text_on_the_tls_port"),
+        ("tests/sinks/test_loki_tls.py", "test_a_wrong_certificate_gets_nothing"),
+        ("tests/sinks/test_loki_tls.py", "test_a_version_of_tls_that_is_too_old"),
+        ("tests/sinks/test_loki_tls.py", "test_plain_text_on_the_tls_port"),
     ],
     18: [(SINKS, "test_row_18_"), ("tests/sinks/test_syslog.py", "test_a_reset_after_a_stall")],
     19: [

@@ -1,13 +1,142 @@
-"""The thread of an outbox lives through what nobody thought of."""
+"""The outbox with its thread: draining, stopping, and living through what nobody thought of."""
 
 import threading
+import time
+from pathlib import Path
 
+from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkState, SinkUnavailable
+from conntrackd.sinks.sink import (
+    SinkRefused,
+    SinkRevised,
+    SinkState,
+    SinkUnavailable,
+)
+from conntrackd.sinks.spool import Spool
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import FakeSink, find_imbalance
+from tests.sinks.fakes import FakeSink, find_imbalance, split
 from tests.sinks.flows import make_flows
 from tests.sinks.test_outbox_law import MemoryStore
+
+AWAY = SinkUnavailable("nobody there")
+
+
+def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+    backoff = Backoff(0.001, 0.01)
+    outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff)
+    outbox.start()
+    return outbox
+
+
+def test_flush_returns_when_everything_has_left_and_skips_all_waiting() -> None:
+    sink = FakeSink(batch_events=1000, batch_wait=3600.0)
+    outbox = make_running(sink)
+    outbox.put(make_flows(5))
+    flushed = outbox.flush(30.0)
+    received = list(sink.numbers)
+    outbox.stop(time.monotonic())
+
+    assert flushed
+    assert received == [0, 1, 2, 3, 4]
+
+
+def test_flush_gives_up_when_the_sink_stays_away() -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_running(sink)
+    outbox.put(make_flows(5))
+    flushed = outbox.flush(0.05)
+    outbox.stop(time.monotonic())
+
+    assert not flushed
+
+
+def test_stop_drains_what_waits() -> None:
+    sink = FakeSink(batch_events=7, batch_wait=3600.0)
+    sink.faults.extend([AWAY] * 3)
+    outbox = make_running(sink)
+    outbox.put(make_flows(100))
+    outbox.stop(time.monotonic() + 30.0)
+
+    assert sink.numbers == list(range(100))
+    assert find_imbalance(outbox.snapshot()) == 0
+
+
+def test_stop_counts_what_the_time_did_not_suffice_for() -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_running(sink)
+    outbox.put(make_flows(100))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+
+    assert stats.sink_events_dropped_shutdown_total == 100
+    assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
+
+
+class HangingSink(FakeSink):
+    """Its write returns when the test says so; what is closed hangs on, as a lost NFS server would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs = threading.Event()
+        self.let_go = threading.Event()
+
+    def write(self, payload: bytes) -> int:
+        self.hangs.set()
+        assert self.let_go.wait(60.0)
+        return super().write(payload)
+
+
+def test_a_sink_that_hangs_neither_holds_up_put_nor_stop_and_its_events_are_on_disk(tmp_path: Path) -> None:
+    sink = HangingSink()
+    outbox = make_running(sink, queue=100, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(10))
+    assert sink.hangs.wait(30.0)
+    for first in range(10, 200, 10):
+        outbox.put(make_flows(10, first))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+    sink.let_go.set()
+    spool = Spool(tmp_path, "fake", 1 << 20)
+    events = spool.events
+    spool.close()
+
+    assert sink.closed
+    assert (stats.sink_events_spooled, stats.sink_events_dropped_queue_total) == (100, 100)
+    assert find_imbalance(stats) == 0
+    assert events == 100
+
+
+def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
+    sink = HangingSink()
+    outbox = make_running(sink, queue=100)
+    outbox.put(make_flows(10))
+    assert sink.hangs.wait(30.0)
+    outbox.put(make_flows(10, 10))
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+    sink.let_go.set()
+
+    assert (stats.sink_events_dropped_shutdown_total, find_imbalance(stats)) == (20, 0)
+
+
+def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:
+    sink = FakeSink(batch_events=5)
+    for _ in range(50):
+        sink.faults.extend([None, AWAY, SinkRefused("no"), lambda payload: SinkRevised("", split(payload))])
+    outbox = make_running(sink, queue=40)
+    imbalances = set()
+    for first in range(0, 3000, 3):
+        outbox.put(make_flows(3, first))
+        imbalances.add(find_imbalance(outbox.snapshot()))
+    outbox.stop(time.monotonic() + 30.0)
+    stats = outbox.snapshot()
+
+    assert imbalances == {0}
+    assert sink.numbers == sorted(set(sink.numbers))
+    assert (stats.sink_events_taken_total, find_imbalance(stats)) == (3000, 0)
+    assert stats.sink_events_delivered_total == len(sink.numbers)
 
 
 class Mistaken(MemoryStore):

@@ -1,0 +1,170 @@
+"""Outbox, spool, sink and server together: what arrives in the end, and how often."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.loki import Loki
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.spool import Spool
+from conntrackd.stats import SinkStats
+from tests.sinks import loki_server
+from tests.sinks.fakes import Clock, find_imbalance, run_until_idle
+from tests.sinks.flows import BASE, make_flow, make_flows
+from tests.sinks.loki_client import make_settings
+from tests.sinks.loki_server import Limits, Server, Store, run_server, say
+
+
+def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox[bytes]:
+    backoff = Backoff(0.5, 30.0)
+    return Outbox(loki, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
+
+
+def list_stored(store: Store) -> list[int]:
+    """Numbers of the events that are stored, in the order of their time."""
+    return [
+        int(dict(entry.metadata)["flow"]) for entry in store.query() if "lost" not in dict(entry.metadata)
+    ]
+
+
+def test_ten_minutes_of_events_while_loki_is_away_are_all_there_exactly_once(tmp_path: Path) -> None:
+    """50 events a second; refused for five minutes, 503 for five more; the clock is the test's."""
+    store, clock = Store(), Clock()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    loki = Loki(make_settings(port, batch_wait=1.0))
+    outbox = make_outbox(loki, clock, Spool(tmp_path, "loki", 64 << 20))
+    events = 0
+    for _ in range(300):
+        outbox.put(make_flows(50, events))
+        events += 50
+        run_until_idle(outbox, clock, seconds=1.0)
+    with run_server(store, port=port):
+        store.faults.extend(say(503, "empty ring") for _ in range(1000))
+        for _ in range(300):
+            outbox.put(make_flows(50, events))
+            events += 50
+            run_until_idle(outbox, clock, seconds=1.0)
+        away = outbox.snapshot()
+        store.faults.clear()
+        store.faults.append(loki_server.store_and_reset)  # stored, and the acknowledgement lost
+        store.faults.append(loki_server.store_and_say(502))
+        run_until_idle(outbox, clock, seconds=120.0)
+        outbox.put(make_flows(1, events))
+        run_until_idle(outbox, clock, seconds=5.0)
+        outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert away.sink_events_spooled + away.sink_events_queued == 30_000
+    assert list_stored(store) == list(range(30_001))
+    assert store.duplicates > 0
+    assert (stats.sink_events_delivered_total, find_imbalance(stats)) == (30_001, 0)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_is_refused_is_counted_and_the_next_batch_goes(
+    server: Server, store: Store, status: int
+) -> None:
+    clock = Clock()
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    store.faults.append(say(status))
+    outbox.put(make_flows(10))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.put(make_flows(10, 10))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == list(range(10, 20))
+    assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (10, 10)
+
+
+def test_a_body_that_is_too_large_arrives_in_parts(server: Server, store: Store) -> None:
+    clock = Clock()
+    store.limits = Limits(max_body=1000)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(300))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+
+    assert list_stored(store) == list(range(300))
+    assert store.duplicates == 0
+    assert outbox.snapshot().sink_events_delivered_total == 300
+
+
+def test_an_event_that_is_too_large_alone_is_dropped_and_the_others_arrive(
+    server: Server, store: Store
+) -> None:
+    clock = Clock()
+    store.faults.extend([say(413), say(413), say(413)])  # 4 events, 2, and then the first alone
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(4))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == [1, 2, 3]
+    assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (1, 3)
+
+
+def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store) -> None:
+    clock = Clock()
+    store.limits = Limits(max_behind=0)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(5, 100))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.put(make_flows(5))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+
+    assert [dict(entry.metadata)["flow"] for entry in store.query(replay="1")] == ["0", "1", "2", "3", "4"]
+    assert outbox.snapshot().sink_events_delivered_total == 10
+
+
+def test_what_is_too_old_even_for_a_replay_is_dropped_and_the_rest_is_there_once(
+    server: Server, store: Store
+) -> None:
+    clock = Clock()
+    store.limits = Limits(reject_before=BASE + 5_000_000_000)
+    flows = [make_flow(number, time=BASE + number * 1_000_000_000) for number in range(10)]
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(flows)
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert sorted(set(list_stored(store))) == [5, 6, 7, 8, 9]
+    assert stats.sink_events_delivered_total + stats.sink_events_dropped_refused_total == 10
+    assert find_imbalance(stats) == 0
+
+
+def test_a_server_that_is_killed_and_comes_back_has_everything_once(tmp_path: Path) -> None:
+    """With the outbox's own thread, on a real clock."""
+    store = Store()
+    with run_server(store) as server:
+        port = server.port
+        loki = Loki(make_settings(port, batch_wait=0.01, timeout=2.0))
+        outbox = Outbox(
+            loki,
+            queue=10_000,
+            stats=SinkStats(),
+            spool=Spool(tmp_path, "loki", 64 << 20),
+            backoff=Backoff(0.01, 0.05),
+        )
+        outbox.start()
+        for first in range(0, 1000, 10):
+            outbox.put(make_flows(10, first))
+        assert outbox.flush(30.0)
+    for first in range(1000, 3000, 10):
+        outbox.put(make_flows(10, first))
+    with run_server(store, port=port):
+        flushed = outbox.flush(30.0)
+        outbox.put(make_flows(1, 3000))
+        outbox.stop(time.monotonic() + 30.0)
+
+    assert flushed
+    assert list_stored(store) == list(range(3001))
+    assert find_imbalance(outbox.snapshot()) == 0

@@ -1,0 +1,185 @@
+"""The outbox with a spool behind it: what goes to disk in an outage, and how it comes back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conntrackd.flow import Batch
+from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import (
+    SinkUnavailable,
+)
+from conntrackd.sinks.spool import Spool
+from conntrackd.stats import SinkStats
+from tests.sinks.fakes import Clock, FakeSink, make_lost, run_until_idle
+from tests.sinks.flows import BASE, make_flows
+
+AWAY = SinkUnavailable("nobody there")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool(tmp_path, "fake", 64 << 20)
+    yield spool
+    spool.close()
+
+
+def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
+    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
+
+
+def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(2))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(2, 2))
+    outbox.disable()
+    run_until_idle(outbox, clock)
+    on_disk = outbox.snapshot().sink_events_spooled
+    sink.away = None
+    outbox.enable()
+    run_until_idle(outbox, clock)
+
+    assert on_disk == 4
+    assert sink.numbers == [0, 1, 2, 3]
+
+
+def test_the_age_of_the_oldest_event_is_known_wherever_it_waits(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_wait=5.0)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    run_until_idle(outbox, clock)
+    ages = [outbox.snapshot().sink_oldest_event_ns]
+    outbox.put(make_flows(2))
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+    run_until_idle(outbox, clock, seconds=6.0)
+    outbox.put(make_flows(2, 2))
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    ages.append(outbox.snapshot().sink_oldest_event_ns)
+
+    assert ages == [0, BASE, BASE, 0]
+    assert outbox.snapshot().sink_events_delivered_total == 4
+
+
+def test_an_outage_goes_to_disk_and_everything_comes_back_in_order(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_events=10)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, queue=50, spool=spool)
+    for first in range(0, 1000, 10):
+        outbox.put(make_flows(10, first))
+        run_until_idle(outbox, clock, seconds=1.0)
+    away = outbox.snapshot()
+    sink.away = None
+    outbox.put(make_flows(10, 1000))
+    run_until_idle(outbox, clock, seconds=60.0)
+    back = outbox.snapshot()
+
+    assert (away.sink_events_spooled, away.sink_events_queued, away.sink_batches_delivered_total) == (
+        1000,
+        0,
+        0,
+    )
+    assert sink.numbers == list(range(1010))
+    assert (back.sink_events_delivered_total, back.sink_events_spooled, spool.rows) == (1010, 0, 0)
+
+
+def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.faults.append(AWAY)
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert sink.attempts == [b"[0, 1, 2]"] * 2
+
+
+def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink(batch_events=2)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    for first in range(0, 6, 2):
+        outbox.put(make_flows(2, first))
+        run_until_idle(outbox, clock)
+    sink.away = None
+    clock.now += 60.0
+    outbox.step()
+    outbox.put(make_flows(2, 6))
+    outbox.step()
+    outbox.step()
+    during = outbox.snapshot()
+    run_until_idle(outbox, clock)
+
+    assert (during.sink_events_delivered_total, during.sink_events_queued) == (4, 0)
+    assert during.sink_events_spooled == 4
+    assert sink.numbers == list(range(8))
+
+
+def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.put(make_flows(1))
+    run_until_idle(outbox, clock)
+    outbox.tell_lost(make_lost(9))
+    run_until_idle(outbox, clock)
+    rows = spool.rows
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=10.0)
+
+    assert rows == 2
+    assert sink.received == [0, [9, "kernel", ""]]
+
+
+def test_a_full_spool_drops_the_oldest_and_tells_how_many(clock: Clock, tmp_path: Path) -> None:
+    class Fat(FakeSink):
+        def encode(self, batch: Batch) -> bytes:
+            return super().encode(batch) + b" " * 50_000
+
+    sink = Fat(batch_events=1)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    for number in range(100):
+        outbox.put(make_flows(1, number))
+        run_until_idle(outbox, clock)
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    stats = outbox.snapshot()
+    outbox.stop(clock.now)
+
+    dropped = stats.sink_events_dropped_spool_total
+    assert 70 < dropped < 90
+    # The one that was tried first is not dropped: the receiver may have it already.
+    assert sorted({*sink.numbers, *range(100 - len(sink.numbers), 100)}) == sorted(sink.numbers)
+    assert len(sink.numbers) == 100 - dropped
+    assert sum(loss[0] for loss in sink.losses) == dropped  # type: ignore[index]
+    assert {loss[2] for loss in sink.losses} == {"spool"}  # type: ignore[index]
+
+
+def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock, tmp_path: Path) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+    second = FakeSink()
+    outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    outbox.put(make_flows(2, 3))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+    outbox.stop(clock.now)
+
+    assert second.numbers == [0, 1, 2, 3, 4]
+    assert (stats.sink_events_restored_total, stats.sink_events_taken_total) == (3, 2)
