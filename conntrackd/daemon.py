@@ -74,6 +74,10 @@ class Daemon:
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
         self.config = sources.read()
+        # Before anything is opened in the directory: a second process is to leave it alone.
+        self._handover = Handover(
+            self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY)
+        )
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
@@ -90,7 +94,6 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
-        self._handover = Handover(self.config[options.STATE_DIRECTORY])
         self.events: EventSocket | None = None
         self.is_tracking: bool | None = None
         self._is_adopted = False

@@ -1,13 +1,16 @@
 """What a process leaves in the state directory for the next: how much it has told, until when it listened.
 
 Without a state directory nothing is kept, and nothing is told. What cannot be written is told again by the
-next process, which is better than not at all.
+next process, which is better than not at all. A directory belongs to one process at a time.
 """
 
+import fcntl
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, NANO, Lost
 
 # Each is a write of twenty bytes; after a crash the gap seems to begin by so much too early.
@@ -15,11 +18,18 @@ NOTE_SECONDS: Final = 10
 
 
 class Handover:
-    """The files `drops` and `listened` of the state directory."""
+    """The files `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, place: str = "") -> None:
+        """`place`: where the directory is set.
+
+        Raises ConfigError where there is none and none can be made, or another process has it.
+        """
         self._directory = directory
         self._noted_ns = 0
+        # Never closed: it goes with the process, however that ends. No child has it (close on exec).
+        self._lock = None if directory is None else _lock(directory, place)
+        self._write("pid", os.getpid())
 
     def read_drops(self) -> int:
         """How many drops of the socket the last process has told."""
@@ -52,3 +62,36 @@ class Handover:
                 fresh = self._directory / f"{name}.new"
                 fresh.write_text(str(value))
                 fresh.replace(self._directory / name)  # there is no moment at which it is empty
+
+
+def _lock(directory: Path, place: str) -> int:
+    """flock of the directory itself, which takes no right to write there. Returns what holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(
+            f"state_directory: {directory}: {error.strerror}",
+            place=place,
+            hint="name a directory in which conntrackd may write",
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConfigError(
+            f"state_directory: {directory} is in use by {_find_holder(directory)}",
+            place=place,
+            hint="each conntrackd needs a state directory of its own",
+        ) from error
+    except OSError:
+        pass  # a file system without locks, such as some over a network: as if there were no other process
+    return lock
+
+
+def _find_holder(directory: Path) -> str:
+    """Who has the lock, as far as it has said so by now."""
+    try:
+        return f"process {int((directory / 'pid').read_text())}"
+    except (OSError, ValueError):
+        return "another process"

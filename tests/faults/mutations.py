@@ -49,6 +49,13 @@ MUTATIONS: Final = (
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened",
     ),
     Mutation(
+        "a state directory belongs to one process",
+        "conntrackd/handover.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
+    ),
+    Mutation(
         "the watchdog follows the reader",
         "conntrackd/daemon.py",
         "if self.pipeline.turns != turns:",

@@ -41,7 +41,11 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/system/test_service.py", "test_journald_keeps_120_000_records"),
     ],
     20: [(SINKS, "test_row_20_"), ("tests/live/test_daemon.py", "test_a_closed_pipe_ends_it")],
-    21: [(SINKS, "test_row_21_"), ("tests/sinks/test_spool.py", "test_")],
+    21: [
+        (SINKS, "test_row_21_"),
+        ("tests/sinks/test_spool.py", "test_"),
+        ("tests/live/test_restart.py", "test_a_state_directory_belongs_to_one_daemon"),
+    ],
     22: [(SINKS, "test_row_19_and_22_")],
     23: [(SINKS, "test_row_23_"), ("tests/test_geoip.py", "test_any_flipped_bit_is_refused")],
     24: [

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from conntrackd.errors import ConfigError
+from conntrackd.handover import Handover
 from tests.live import traffic
-from tests.live.daemon import Running, command, daemon, environment, settle
+from tests.live.daemon import Running, command, daemon, environment, run, settle
 from tests.live.network import TRACKING, Network, call_inside, network
 from tests.live.test_daemon import flood
 
@@ -196,3 +199,59 @@ def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path,
     assert told["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
     assert told["since"] < told["until"]
     assert any("nobody listened from" in line for line in second.said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
+    net: Network, tmp_path: Path, number: int
+) -> None:
+    state = tmp_path / "state"
+    arguments = ("--sink.stream.enable", "--conntrack.netns", net.router, "--state_directory", str(state))
+    with daemon(*arguments) as first:
+        first.wait_for_start()
+        second = run("run", *arguments)
+        first.stop(number)
+        with daemon(*arguments) as third:
+            third.wait_for_start()
+            third.stop()
+
+    assert (second.returncode, second.stdout) == (78, "")
+    assert second.stderr == (
+        f"conntrackd: --state_directory: state_directory: {state} is in use by process {first.process.pid}\n"
+        "hint: each conntrackd needs a state directory of its own\n"
+    )
+
+
+# Takes the directory, leaves behind a child that lives as long as its standard input, and is gone.
+LEAVE_CHILD = """
+import subprocess, sys
+from pathlib import Path
+from conntrackd.handover import Handover
+held = Handover(Path(sys.argv[1]))
+subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False, stderr=subprocess.DEVNULL)
+"""
+
+
+def test_a_child_that_outlives_the_daemon_does_not_keep_the_state_directory(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    line = [sys.executable, "-c", LEAVE_CHILD, str(tmp_path)]
+    try:
+        subprocess.run(line, stdin=reading, env=environment(), check=True, timeout=15)
+        second = subprocess.run(line, stdin=reading, env=environment(), check=False, timeout=15)
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+    assert second.returncode == 0
+
+
+def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError) as error:
+        Handover(tmp_path / "file", "here:1")
+
+    assert (error.value.place, error.value.message) == (
+        "here:1",
+        f"state_directory: {tmp_path / 'file'}: File exists",
+    )
