@@ -93,7 +93,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "sink.stream.writer": "stdout",
         "sink.stream.queue": "32768",
         "sink.journal.enable": "false",
-        "sink.journal.queue": "32768",
+        "sink.journal.queue": "65536",
         "sink.syslog.enable": "false",
         "sink.syslog.address": "udp://localhost:514",
         "sink.syslog.format": "rfc5424",
