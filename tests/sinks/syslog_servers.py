@@ -117,10 +117,15 @@ def rsyslog(work: Path, scheme: str) -> Iterator[Server]:
 def syslog_ng(work: Path, transport: str, form: str, certificate: Path | None = None) -> Iterator[Server]:
     """syslog-ng, as Debian builds it. `transport` is a key of SYSLOG_NG_INPUTS."""
     libraries = SYSLOG_NG / "usr/lib/syslog-ng"
+    modules = next(libraries.glob("[0-9]*"))
+    # Those that Debian has in no usual place, and those that the system does not have.
+    paths = [libraries, *SYSLOG_NG.glob("usr/lib/*-linux-gnu"), *SYSLOG_NG.glob("lib/*-linux-gnu")]
     command = [f"{SYSLOG_NG}/usr/sbin/syslog-ng", "-F", "-e", "--no-caps", "-f", f"{work}/syslog-ng.conf"]
-    command += [f"--module-path={libraries}/3.38", "-R", f"{work}/persist", "-c", f"{work}/control"]
+    command += [f"--module-path={modules}", "-R", f"{work}/persist", "-c", f"{work}/control"]
     command += ["-p", f"{work}/pid"]
-    server = Server(work, transport.partition("-")[0], command, {"LD_LIBRARY_PATH": str(libraries)})
+    server = Server(
+        work, transport.partition("-")[0], command, {"LD_LIBRARY_PATH": ":".join(map(str, paths))}
+    )
     source = SYSLOG_NG_INPUTS[transport].format(
         port=server.port,
         work=work,
