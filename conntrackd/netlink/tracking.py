@@ -8,19 +8,15 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink.constants import (
-    CTA_STATS_GLOBAL_ENTRIES,
-    IPCTNL_MSG_CT_GET_STATS,
     NETLINK_NETFILTER,
-    NFGENMSG_LEN,
     NFNETLINK_V0,
     NFNL_MSG_HOOK_GET,
-    NFNL_SUBSYS_CTNETLINK,
     NFNL_SUBSYS_HOOK,
     NFNL_SUBSYS_NFTABLES,
     NFNLA_HOOK_HOOKNUM,
@@ -34,6 +30,7 @@ from conntrackd.netlink.constants import (
 )
 from conntrackd.netlink.decode import HEADER, split
 from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.table import Table
 
 IPTABLES: Final = (
     Path("/proc/thread-self/net/ip_tables_names"),
@@ -111,27 +108,12 @@ def _look_at_hooks() -> bool | None:
 
 
 def _count_entries() -> int | None:
-    """Entries of the table, None where the kernel does not say. Not from /proc: a sandbox may hide it."""
-    request = HEADER.pack(
-        HEADER.size + NFGENMSG_LEN,
-        NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS,
-        NLM_F_REQUEST,
-        1,
-        0,
-    )
+    """Entries of the table, None where the kernel does not say."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(ANSWER_SECONDS)
-            netlink.bind((0, 0))
-            netlink.send(request + struct.pack("=BBH", socket.AF_UNSPEC, NFNETLINK_V0, 0))
-            answer = netlink.recv(1 << 12)
-    except OSError:
+        with closing(Table()) as table:
+            return table.measure().entries
+    except UnavailableError:
         return None
-    first = HEADER.size + NFGENMSG_LEN
-    if HEADER.unpack_from(answer)[1] == NLMSG_ERROR or len(answer) < first + 8:
-        return None
-    _, attribute = struct.unpack_from("=HH", answer, first)
-    return int.from_bytes(answer[first + 4 : first + 8]) if attribute == CTA_STATS_GLOBAL_ENTRIES else None
 
 
 def _look_at_rules() -> bool | None:

@@ -1,0 +1,127 @@
+"""The connection table of a network namespace: how full it is, and what is in it. Nothing here changes it."""
+
+import os
+import socket
+import struct
+import time
+from typing import Final, NamedTuple
+
+from conntrackd.errors import UnavailableError
+from conntrackd.flow import Flow
+from conntrackd.netlink.constants import (
+    CTA_STATS_GLOBAL_ENTRIES,
+    CTA_STATS_GLOBAL_MAX_ENTRIES,
+    IPCTNL_MSG_CT_GET,
+    IPCTNL_MSG_CT_GET_STATS,
+    NETLINK_NETFILTER,
+    NFGENMSG_LEN,
+    NFNETLINK_V0,
+    NFNL_SUBSYS_CTNETLINK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+)
+from conntrackd.netlink.decode import HEADER, Decoder
+
+ANSWER_SECONDS: Final = 2.0
+# The kernel fills at most 32 KiB at a time (net/netlink/af_netlink.c, netlink_dump()).
+CHUNK_BYTES: Final = 1 << 16
+# An attribute with a number in network byte order, and the errno of an NLMSG_ERROR.
+NUMBER: Final = struct.Struct("=HH4s")
+ERROR: Final = struct.Struct(f"{HEADER.format}i")
+
+
+class TableFill(NamedTuple):
+    """How many flows the table holds, those included that end and are not told yet, and how many it may."""
+
+    entries: int
+    limit: int
+
+
+class Table:
+    """A socket of its own for questions about the table. Belongs to one thread.
+
+    Opened in the thread's network namespace, and asks about that one ever after. Reading the table takes
+    CAP_NET_ADMIN. Every method raises UnavailableError where the kernel refuses or does not answer.
+    """
+
+    def __init__(self) -> None:
+        self._socket = _open()
+
+    def fileno(self) -> int:
+        """The descriptor, for who inherits it."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Ends a reading, too."""
+        self._socket.close()
+
+    def measure(self) -> TableFill:
+        """How full it is. Not from /proc, which a sandbox may hide."""
+        self._request(IPCTNL_MSG_CT_GET_STATS, 0)
+        answer = self._receive()
+        _raise_error(answer, 0)
+        numbers = {}
+        for offset in range(HEADER.size + NFGENMSG_LEN, len(answer) - NUMBER.size + 1, NUMBER.size):
+            _, kind, number = NUMBER.unpack_from(answer, offset)
+            numbers[kind] = int.from_bytes(number)
+        if CTA_STATS_GLOBAL_ENTRIES not in numbers:
+            raise UnavailableError("the kernel does not tell how full the connection table is")
+        return TableFill(numbers[CTA_STATS_GLOBAL_ENTRIES], numbers.get(CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
+
+    def begin(self) -> None:
+        """Start to read the table, after an earlier reading has come to its end."""
+        self._request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
+
+    def read(self, decoder: Decoder) -> list[Flow] | None:
+        """The next flows, some 200, as updates; None when these were all.
+
+        The kernel gathers them one call ahead: some may have ended since. A flow may come twice.
+        """
+        chunk = self._receive()
+        positions, lengths, offset = [], [], 0
+        while len(chunk) - offset >= HEADER.size:
+            length, kind, *_ = HEADER.unpack_from(chunk, offset)
+            _raise_error(chunk, offset)
+            if kind == NLMSG_DONE or length < HEADER.size:
+                break
+            positions.append(offset)
+            lengths.append(length)
+            offset += (length + 3) & ~3
+        return decoder.decode(chunk, positions, lengths, time.time_ns()) if positions else None
+
+    def _request(self, kind: int, flags: int) -> None:
+        body = struct.pack("=BBH", socket.AF_UNSPEC, NFNETLINK_V0, 0)
+        kind |= NFNL_SUBSYS_CTNETLINK << 8
+        try:
+            self._socket.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body)
+        except OSError as error:
+            raise _explain(error) from error
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(CHUNK_BYTES)
+        except OSError as error:
+            raise _explain(error) from error
+
+
+def _open() -> socket.socket:
+    try:
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        netlink.bind((0, 0))
+    except OSError as error:
+        raise _explain(error) from error
+    netlink.settimeout(ANSWER_SECONDS)
+    return netlink
+
+
+def _raise_error(message: bytes, offset: int) -> None:
+    """Where the kernel answers with an error."""
+    if len(message) - offset >= ERROR.size and HEADER.unpack_from(message, offset)[1] == NLMSG_ERROR:
+        raise _explain(OSError(-ERROR.unpack_from(message, offset)[-1], ""))
+
+
+def _explain(error: OSError) -> UnavailableError:
+    reason = os.strerror(error.errno) if error.errno else "the kernel does not answer"
+    return UnavailableError(f"the connection table cannot be read: {reason}")
