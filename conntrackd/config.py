@@ -16,6 +16,7 @@ from conntrackd import options
 from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
 from conntrackd.errors import ConfigError, ManyErrors
 from conntrackd.filter.text import RuleText
+from conntrackd.flow import EventType
 from conntrackd.options import OPTIONS, Option
 from conntrackd.values import MAX_ITEMS, BadValueError, Kind, find_near, quote, suggest
 
@@ -300,6 +301,7 @@ def _check_together(config: Config) -> Iterator[ConfigError]:
         yield _refuse_use(
             config, options.SINK_LOKI_TOKEN_FILE, "and sink.loki.username exclude each other", ""
         )
+    yield from _check_events(config)
     loki = config[options.SINK_LOKI_ADDRESS]
     syslog = config[options.SINK_SYSLOG_ADDRESS]
     tls = {
@@ -316,6 +318,20 @@ def _check_together(config: Config) -> Iterator[ConfigError]:
     if config[options.SINK_SYSLOG_SPOOL] and not syslog.startswith(("tcp://", "tls://")):
         hint = "only TCP and TLS tell whether the server is there"
         yield _refuse_use(config, options.SINK_SYSLOG_SPOOL, f"has no effect on {syslog}", hint)
+
+
+def _check_events(config: Config) -> Iterator[ConfigError]:
+    """What is about events of one type takes these."""
+    needs = {
+        options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
+        options.CONNTRACK_RESYNC: (config[options.CONNTRACK_RESYNC] != "off", EventType.NEW),
+        options.CONNTRACK_SNAPSHOT: (config[options.CONNTRACK_SNAPSHOT], EventType.NEW),
+    }
+    for option, (is_set, needed) in needs.items():
+        if is_set and not config[options.CONNTRACK_EVENTS] & needed:
+            name = str(needed.name).lower()
+            hint = f"add {name} to conntrack.events"
+            yield _refuse_use(config, option, f"has no effect without {name} events", hint)
 
 
 def _check_pair(config: Config, first: Option[object], second: Option[object]) -> Iterator[ConfigError]:

@@ -23,14 +23,17 @@ from conntrackd.control import DaemonControl
 from conntrackd.errors import ConfigError, ConntrackdError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import NANO, EventType
+from conntrackd.guard import LIMIT, RELIABLE, Guard
 from conntrackd.handover import Handover
 from conntrackd.netlink import tracking
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.recording import read_batches
 from conntrackd.netlink.socket import EventSocket
+from conntrackd.netlink.table import Table
 from conntrackd.notify import Notifier, find_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
+from conntrackd.resync import Resync
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.tail import Tails
@@ -95,8 +98,10 @@ class Daemon:
         )
         self.pipeline.on_lost = self._note_lost
         self.events: EventSocket | None = None
+        self.guard: Guard | None = None
         self.is_tracking: bool | None = None
         self._is_adopted = False
+        self._told_release = False
         self.notifier = Notifier(sources.environ)
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,17 +142,33 @@ class Daemon:
         self.events = self._adopt()
         with enter(config[options.CONNTRACK_NETNS]):
             self.is_tracking = tracking.is_tracking()
+            self._open_resync(stack)
             if self.events is None:
                 self.events = EventSocket.open(
                     groups=self.filter.groups,
                     buffer=config[options.CONNTRACK_BUFFER],
                     program=self.filter.program,
                 )
+            if config[options.CONNTRACK_RELIABLE]:
+                self.guard = self.pipeline.guard = Guard(self.events, Table())
         stack.callback(self.events.close)
         if not self._is_adopted:
             self._tell_gap()
         # A second time under the same name there would be two of them.
         self.pipeline.keeps_socket = self._is_adopted or self.notifier.store(STORED, self.events.fileno())
+
+    def _open_resync(self, stack: ExitStack) -> None:
+        """In the events' network namespace."""
+        after_loss = self.config[options.CONNTRACK_RESYNC] == "snapshot"
+        at_start = self.config[options.CONNTRACK_SNAPSHOT]
+        if not (after_loss or at_start):
+            return
+        table = Table()
+        stack.callback(table.close)
+        decoder = Decoder(self.stats, tells_reason=_tells_reason())
+        self.pipeline.resync = Resync(table, decoder, self.stats, after_loss=after_loss)
+        if at_start:
+            self.pipeline.resync.request(at_start=True)
 
     def _adopt(self) -> EventSocket | None:
         """The socket that the last process left in systemd's store, with the events since then."""
@@ -176,8 +197,7 @@ class Daemon:
             return
         times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
         logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
-        for outbox in self.outboxes.values():
-            outbox.tell_lost(gap)
+        self.pipeline.tell_lost(gap)
 
     # ---- running --------------------------------------------------------------------------------------
 
@@ -238,6 +258,7 @@ class Daemon:
         self.notifier.stopping()
         self.pipeline.stop()
         await asyncio.to_thread(reader.join, READER_SECONDS)
+        self._close_guard()
         self._note_listening(at_once=True)
         seconds = self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
@@ -250,6 +271,14 @@ class Daemon:
             stats.events_lost_total,
             stats.events_accepted_total,
         )
+
+    def _close_guard(self) -> None:
+        """Nobody reads from now on. What the kernel has repeated by then is no loss to the next process."""
+        if self.guard is not None:
+            self.guard.close()
+            _, drops = self.guard.find_release()
+            if self.pipeline.keeps_socket and self.pipeline.guard is not None:
+                self._handover.note_drops(drops)
 
     @staticmethod
     async def stop_outboxes(outboxes: Sequence[Outbox[Any]], seconds: float) -> None:
@@ -291,6 +320,11 @@ class Daemon:
                 f"{self.stats.events_lost_total} events were lost in the kernel\n"
                 "hint: a larger conntrack.buffer, or a filter that keeps less"
             )
+        if self.guard is not None and self.guard.find_release()[0] != RELIABLE:
+            problems.append(
+                f"conntrack.reliable is off until a restart: the connection table was over {LIMIT:.0%} full\n"
+                "hint: a larger conntrack.buffer or net.netfilter.nf_conntrack_max, then a restart"
+            )
         for name, outbox in self.outboxes.items():
             if outbox.state.value in ("retrying", "failed"):
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
@@ -299,8 +333,9 @@ class Daemon:
     def _note_lost(self, count: int) -> None:
         if self.pipeline.keeps_socket:
             self._handover.note_drops(self.pipeline.drops)
-        for listener in self.listeners:
-            listener.events_lost(count)
+        if count:
+            for listener in self.listeners:
+                listener.events_lost(count)
 
     def _note_listening(self, *, at_once: bool = False) -> None:
         if self.events is not None:  # a replay hears of nothing
@@ -327,7 +362,16 @@ class Daemon:
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
             self._tell_states()
+            self._tell_release()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
+
+    def _tell_release(self) -> None:
+        """Once."""
+        if self.guard is None or self._told_release:
+            return
+        if self.guard.has_ended() or self.guard.find_release()[0] != RELIABLE:
+            self._told_release = True
+            logger.warning("conntrack.reliable is off until a restart, so that the connection table has room")
 
     def _watch_geoip(self, over: threading.Event) -> None:
         """A thread of its own, that nothing waits for: a large database takes seconds."""

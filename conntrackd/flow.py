@@ -13,7 +13,10 @@ NANO: Final = 1_000_000_000
 
 
 class EventType(IntFlag):
-    """What happened to the flow; the values are bits, so that sets of them are integers too."""
+    """What happened to the flow; the values are bits, so that sets of them are integers too.
+
+    SNAPSHOT is no event of the kernel's: the flow was found in its table (resync.py).
+    """
 
     NEW = 1
     UPDATE = 2
@@ -155,7 +158,8 @@ class Lost:
     """Told to every sink, past every filter: events that did not arrive. Times as in Flow.
 
     `where` is `kernel` for events that the socket's buffer had no room for, `daemon` for those of a time in
-    which none listened (their number is ABSENT), else the sink whose outbox dropped them, with the reason.
+    which none listened, else the sink whose outbox dropped them, with the reason. A count that nobody knows
+    is ABSENT.
     """
 
     count: int

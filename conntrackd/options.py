@@ -110,6 +110,27 @@ CONNTRACK_REPLAY = Option[File](
     example="events.nl",
     reload=False,
 )
+CONNTRACK_SNAPSHOT = Option(
+    "conntrack.snapshot",
+    FLAG,
+    False,
+    "Write the flows that are in the connection table at the start",
+    reload=False,
+)
+CONNTRACK_RESYNC = Option(
+    "conntrack.resync",
+    one_of("off", "snapshot"),
+    "off",
+    "After a loss, write the flows of the table that no event told",
+    reload=False,
+)
+CONNTRACK_RELIABLE = Option(
+    "conntrack.reliable",
+    FLAG,
+    False,
+    "Have the kernel keep each flow until its DESTROY is told",
+    reload=False,
+)
 CONNTRACK_KERNEL_FILTER = Option(
     "conntrack.kernel_filter", FLAG, True, "Let the kernel drop what the filter does not want"
 )

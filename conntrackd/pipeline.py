@@ -11,10 +11,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.filter.pycode import Selector
-from conntrackd.flow import EventType, Flow, Lost
+from conntrackd.flow import ABSENT, EventType, Flow, Lost
+from conntrackd.guard import RELEASED, RELEASING, Guard
 from conntrackd.netlink.decode import Decoder
-from conntrackd.netlink.socket import Datagrams, EventSocket
+from conntrackd.netlink.socket import SLOTS, Datagrams, EventSocket
+from conntrackd.resync import Resync
 from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import SinkState
 from conntrackd.sinks.tail import Tails
 from conntrackd.stats import Stats
 
@@ -23,10 +26,12 @@ if TYPE_CHECKING:
 
 # How often a reader without events looks whether it is to stop. It costs 4 wake-ups a second.
 PATIENCE_SECONDS: Final = 0.25
-# How long the last events are waited for when the groups are left already.
+# How long the last events are waited for when the groups are left already, and any while the table is read.
 LAST_SECONDS: Final = 0.001
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
+# Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
+TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
 
 find_type: Final = attrgetter("type")
@@ -49,6 +54,7 @@ class Pipeline:
         self.geoip = geoip
         self.outboxes = tuple(outboxes)
         self.on_lost: Callable[[int], None] = lambda _: None
+        """Gets the number of events when the kernel's counter of drops has risen, 0 if they come later."""
         self.protocols: Counter[int] = Counter()
         """Events handed to the sinks, by protocol number."""
         self.turns = 0
@@ -60,6 +66,8 @@ class Pipeline:
         self.drops = 0
         """The kernel's counter of drops, as far as it is told."""
         self.keeps_socket = False
+        self.resync: Resync | None = None
+        self.guard: Guard | None = None
         self._looked_ns = time.time_ns()
 
     def stop(self) -> None:
@@ -103,6 +111,9 @@ class Pipeline:
         if batch is not None:
             self._process(batch)
         self._account(events)
+        # A batch that is not full has left nothing in the queue.
+        if self.resync is not None and (batch is None or len(batch.lengths) + batch.forged < SLOTS):
+            self._read_table(events, self.resync)
         return batch is not None
 
     def _process(self, batch: Datagrams) -> None:
@@ -111,16 +122,25 @@ class Pipeline:
         stats.events_received_total += len(batch.lengths)
         stats.events_forged_total += batch.forged
         flows = self._decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
+        kept = self._select(flows)
+        stats.events_filtered_total += len(flows) - len(kept)
+        if self.resync is not None:
+            self.resync.note(flows, kept)
+        if kept:
+            self._count(kept)
+            self._hand_on(kept)
+
+    def _select(self, flows: list[Flow]) -> list[Flow]:
+        """What the rules keep, with its locations."""
         selector, geoip = self.selector, self.geoip
         if geoip is not None and selector.needs_location:
             geoip.locate(flows)
         kept = selector(flows)
-        stats.events_filtered_total += len(flows) - len(kept)
-        if not kept:
-            return
-        if geoip is not None and not selector.needs_location:
+        if kept and geoip is not None and not selector.needs_location:
             geoip.locate(kept)
-        self._count(kept)
+        return kept
+
+    def _hand_on(self, kept: list[Flow]) -> None:
         for outbox in self.outboxes:
             outbox.put(kept)
         self._tails.put(kept)
@@ -140,19 +160,55 @@ class Pipeline:
         now, stats = time.time_ns(), self._stats
         stats.buffer_used_bytes, stats.buffer_bytes = fill.used, fill.size
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, fill.used)
-        lost = (fill.drops - self.drops) % DROPS_MODULUS
-        if lost:
+        if fill.drops != self.drops and self.guard is not None:
+            self._account_retried(events, self.guard, fill.drops, now)
+        elif fill.drops != self.drops:
+            lost = (fill.drops - self.drops) % DROPS_MODULUS
             self.drops = fill.drops
             stats.events_lost_total += lost
             self.tell_lost(Lost(lost, self._looked_ns, now, "kernel"))
         self._looked_ns = now
+
+    def _account_retried(self, events: EventSocket, guard: Guard, drops: int, now: int) -> None:
+        """What had no room is no loss as long as the kernel tries again."""
+        state, released_at = guard.find_release()
+        if state == RELEASING:
+            return
+        if state == RELEASED:
+            self.guard, drops = None, released_at  # what came after them is accounted for next
+        retried = (drops - self.drops) % DROPS_MODULUS
+        self.drops = drops
+        self._stats.events_retried_total += retried
+        if retried and events.find_groups() & ~EventType.DESTROY:
+            # A NEW or UPDATE is not sent again: what it would have said comes with the flow's next event.
+            self.tell_lost(Lost(ABSENT, self._looked_ns, now, "kernel", "merged into later events"))
+        self.on_lost(0)
+
+    def _read_table(self, events: EventSocket, resync: Resync) -> None:
+        """One step, unless a sink that works would have no room for its flows."""
+        if any(each.state is SinkState.OK and not each.has_room(TABLE_ROOM) for each in self.outboxes):
+            return
+        was_reading = resync.is_reading
+        kept = self._select(resync.take())
+        if kept:
+            for flow in kept:
+                flow.type = EventType.SNAPSHOT
+            self._stats.events_snapshot_total += len(kept)
+            resync.note((), kept)
+            self._hand_on(kept)
+        if resync.is_reading != was_reading:
+            events.set_patience(LAST_SECONDS if resync.is_reading else PATIENCE_SECONDS)
+        if resync.is_over:
+            self.resync = None
 
     def tell_lost(self, lost: Lost) -> None:
         """Past every filter, to every sink."""
         for outbox in self.outboxes:
             outbox.tell_lost(lost)
         self._tails.tell_lost(lost)
-        self.on_lost(lost.count)
+        if self.resync is not None:
+            self.resync.request()
+        self.on_lost(max(0, lost.count))
 
     def _wait_for_room(self, events: int) -> None:
         for outbox in self.outboxes:

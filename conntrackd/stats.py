@@ -28,6 +28,14 @@ class Stats:
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
     events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
+    events_snapshot_total: int = _counter(
+        "flows", "Flows of the connection table handed to the sinks as SNAPSHOT, beside the events"
+    )
+    events_retried_total: int = _counter(
+        "events", "Times that the kernel kept an event for later (conntrack.reliable)"
+    )
+    table_readings_total: int = _counter("readings", "Times that the whole connection table was read")
+    table_errors_total: int = _counter("readings", "Times that the connection table could not be read")
     batches_received_total: int = _counter("batches", "Calls of recvmmsg that brought something")
     buffer_bytes: int = _counter("bytes", "Size of the socket's receive buffer, as the kernel counts it")
     buffer_used_bytes: int = _counter("bytes", "Fill of the receive buffer when it was last looked at")

@@ -14,7 +14,7 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events protocols buffer activate netns replay kernel_filter",
+            "events protocols buffer activate netns replay snapshot resync reliable kernel_filter",
         ),
         ("", "filter filter_file"),
         ("geoip.", "database locale cache"),
@@ -86,6 +86,9 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "conntrack.protocols": "tcp, udp",
         "conntrack.buffer": "64M",
         "conntrack.activate": "false",
+        "conntrack.snapshot": "false",
+        "conntrack.resync": "off",
+        "conntrack.reliable": "false",
         "conntrack.kernel_filter": "true",
         "geoip.locale": "en",
         "geoip.cache": "65536",

@@ -19,6 +19,7 @@ from conntrackd.netlink.constants import (
     MSG_TRUNC,
     MSG_WAITFORONE,
     NETLINK_ADD_MEMBERSHIP,
+    NETLINK_BROADCAST_ERROR,
     NETLINK_DROP_MEMBERSHIP,
     NETLINK_LIST_MEMBERSHIPS,
     NETLINK_NETFILTER,
@@ -193,7 +194,9 @@ class EventSocket:
             netlink.close()
             raise UnavailableError(f"what was stored is {fault}")
         _set_buffer(netlink, buffer)
-        return cls(netlink)
+        adopted = cls(netlink)
+        adopted.set_reliable(False)
+        return adopted
 
     def find_groups(self) -> int:
         """The groups that are joined, EventType bits."""
@@ -242,6 +245,10 @@ class EventSocket:
         except OSError as error:
             if error.errno != errno.ENOENT:  # there was no program
                 raise
+
+    def set_reliable(self, is_reliable: bool) -> None:
+        """Let the kernel keep a flow whose DESTROY had no room, and try again. guard.py tells the danger."""
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR, int(is_reliable))
 
     def measure(self) -> Fill:
         """How full the buffer is and how many events it had no room for: 0.7 us, asked once a batch."""

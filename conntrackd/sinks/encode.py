@@ -280,7 +280,9 @@ class Renderer:
 
     def _render_lost(self, lost: Lost) -> Rendered:
         text, number = self._syntax.text, self._syntax.number
-        events = "1 event" if lost.count == 1 else f"{lost.count} events" if lost.count >= 0 else "all events"
+        events = "1 event" if lost.count == 1 else f"{lost.count} events"
+        if lost.count < 0:  # nobody knows how many
+            events = "all events" if lost.where == "daemon" else "events"
         where = PLACES.get(lost.where) or f"sink {lost.where}"
         because = f" ({lost.reason})" if lost.reason else ""
         fields = text("type", "LOST") + (number("lost", lost.count) if lost.count >= 0 else "")

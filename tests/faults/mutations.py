@@ -56,6 +56,28 @@ MUTATIONS: Final = (
         "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
     ),
     Mutation(
+        "a guard gives a full table back",
+        "conntrackd/guard.py",
+        "if share > LIMIT:",
+        "if share > 2:",
+        "tests/faults/test_kernel.py::test_row_05_the_guard_gives_the_table_back_before_a_connection_is_refused",
+    ),
+    Mutation(
+        "a retry is no loss",
+        "conntrackd/pipeline.py",
+        "if fill.drops != self.drops and self.guard is not None:",
+        "if fill.drops != self.drops and False:",
+        "tests/faults/test_kernel.py::"
+        "test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss",
+    ),
+    Mutation(
+        "a table is judged when its events have come",
+        "conntrackd/resync.py",
+        "if now < self._settled_at:",
+        "if False:",
+        "tests/test_resync.py::test_an_event_that_comes_while_the_table_is_read_goes_before_it",
+    ),
+    Mutation(
         "the watchdog follows the reader",
         "conntrackd/daemon.py",
         "if self.pipeline.turns != turns:",

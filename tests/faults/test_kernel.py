@@ -13,6 +13,7 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
+from conntrackd.netlink.table import Table
 from conntrackd.stats import Stats
 from conntrackd.values import render_size
 from tests.bus.private import PrivateBus
@@ -130,6 +131,57 @@ def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> No
 
     assert any(f"the receive buffer has {real} instead of 64M" in line for line in running.said)
     assert any(f"the receive buffer has {real} instead of 64M" in str(each) for each in findings)
+
+
+def test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss(rig: Rig) -> None:
+    rig.choose("stream", kind="DESTROY")
+    with rig.daemon("--conntrack.reliable", "--conntrack.buffer", "16K") as running:
+        running.wait_for_start()
+        rig.producer.send(5000)
+        running.process.send_signal(signal.SIGSTOP)
+        rig.producer.forget()
+        running.process.send_signal(signal.SIGCONT)
+        rig.wait_for_law()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(5, "reliable: 5,000 flows flushed into 16 KiB, reader stopped")
+    assert (verdict.delivered, verdict.lost) == (5000, 0)
+
+
+def test_row_05_the_guard_gives_the_table_back_before_a_connection_is_refused(rig: Rig) -> None:
+    limit = read_limit()
+    first = int(limit * 0.45)
+    more = limit - first + 5000
+    rig.choose("stream", kind="DESTROY")
+    with rig.daemon("--conntrack.reliable", "--conntrack.buffer", "16K") as running:
+        running.wait_for_start()
+        rig.producer.send(first)
+        running.process.send_signal(signal.SIGSTOP)
+        rig.producer.forget()
+        held = count_entries(rig)
+        # Together with those that are held for their DESTROY, more than the table has room for. The producer
+        # makes sure that none of them is refused.
+        rig.producer.send(more, rate=50_000)
+        left = count_entries(rig)
+        running.process.send_signal(signal.SIGCONT)
+        running.wait(lambda: any("conntrack.reliable is off" in line for line in running.said), "the warning")
+        rig.wait_for_law(alive=more)
+        rig.producer.forget()
+        assert running.stop() == 0
+
+    assert held > first * 0.99
+    assert left == more
+    assert rig.tallies["stream"].accounted == first
+
+
+def read_limit() -> int:
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+
+
+def count_entries(rig: Rig) -> int:
+    with enter(rig.producer.network.router), closing(Table()) as table:
+        return table.measure().entries
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(2, 0), (1, 1000)])

@@ -1,0 +1,150 @@
+"""The daemon reads the connection table: at the start, and after a loss."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.producer import Producer, find_number, prepare, produce
+from tests.live.daemon import Event, Running, daemon, run
+from tests.live.network import Network, network
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network() as built:
+        prepare(built)
+        yield built
+
+
+@pytest.fixture
+def producer(net: Network) -> Iterator[Producer]:
+    with produce(net) as made:
+        made.forget()
+        yield made
+
+
+def arguments(net: Network, *more: str) -> list[str]:
+    return ["--conntrack.netns", net.router, "--conntrack.protocols", "udp", "--sink.stream.enable", *more]
+
+
+def count(events: list[Event]) -> Counter[tuple[str, int]]:
+    """How often each flow has come, by type and number."""
+    return Counter(
+        (each["type"], find_number(each["sport"], each["dport"])) for each in events if each["type"] != "LOST"
+    )
+
+
+def find_numbers(events: list[Event], *types: str) -> list[int]:
+    return sorted(number for (kind, number) in count(events).elements() if kind in types)
+
+
+def stop_over(running: Running, producer: Producer, flows: int) -> None:
+    """So many flows, of which the buffer holds but a few."""
+    running.process.send_signal(signal.SIGSTOP)
+    producer.send(flows)
+    running.process.send_signal(signal.SIGCONT)
+
+
+def test_the_flows_of_the_table_are_written_at_the_start_when_asked(producer: Producer) -> None:
+    producer.send(500)
+    with daemon(*arguments(producer.network, "--conntrack.snapshot")) as running:
+        running.wait_for_events(500)
+        producer.send(10)
+        running.wait_for_events(510)
+        assert running.stop() == 0
+    events = running.events
+
+    assert find_numbers(events, "SNAPSHOT") == list(range(500))
+    assert find_numbers(events, "NEW") == list(range(500, 510))
+    first = events[0]
+    ends = f"10.1.0.2:{first['sport']} to 10.2.0.2:{first['dport']}"
+    assert first["msg"] == f"SNAPSHOT UDP connection from {ends}"
+    assert any("received 10 events, lost 0, logged 10" in line for line in running.said)
+
+
+def test_after_a_loss_each_flow_of_the_table_has_been_told_once(producer: Producer) -> None:
+    more = ("--conntrack.resync", "snapshot", "--conntrack.buffer", "16K", "--conntrack.events", "new")
+    with daemon(*arguments(producer.network, *more)) as running:
+        running.wait_for_start()
+        producer.send(20, rate=100)
+        running.wait_for_events(20)
+        stop_over(running, producer, 3000)
+        running.wait(lambda: len(running.lines) >= 3021, "all of them", 30)
+        producer.send(1)
+        running.wait_for_events(3022)
+        assert running.stop() == 0
+    lost = [each for each in running.events if each["type"] == "LOST"]
+    seen = count(running.events)
+
+    assert len(lost) == 1
+    assert lost[0]["lost"] == len(find_numbers(running.events, "SNAPSHOT")) > 2000
+    assert find_numbers(running.events, "NEW", "SNAPSHOT") == list(range(3021))
+    assert set(seen.values()) == {1}
+
+
+def test_rules_judge_a_flow_of_the_table_as_its_new_event(producer: Producer) -> None:
+    producer.send(100)
+    rules = ("--filter", "log type NEW and destination port 1030", "--filter", "drop any")
+    with daemon(*arguments(producer.network, "--conntrack.snapshot", *rules)) as running:
+        running.wait_for_events(1)
+        assert running.stop() == 0
+
+    assert [(each["type"], each["dport"]) for each in running.events] == [("SNAPSHOT", 1030)]
+
+
+def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_path: Path) -> None:
+    state = {"CONNTRACKD_STATE_DIRECTORY": os.fspath(tmp_path)}
+    more = arguments(producer.network, "--conntrack.resync", "snapshot")
+    with daemon(*more, **state) as first:
+        first.wait_for_start()
+        first.wait((tmp_path / "listened").exists, "the note")
+        assert first.stop() == 0
+    producer.send(50)
+    with daemon(*more, **state) as second:
+        second.wait_for_events(51)
+        assert second.stop() == 0
+
+    assert second.events[0]["where"] == "daemon"
+    assert find_numbers(second.events, "SNAPSHOT") == list(range(50))
+
+
+def test_what_the_kernel_merges_in_reliable_mode_is_told_without_a_number(producer: Producer) -> None:
+    more = ("--conntrack.reliable", "--conntrack.buffer", "16K", "--conntrack.events", "new,destroy")
+    with daemon(*arguments(producer.network, *more)) as running:
+        running.wait_for_start()
+        stop_over(running, producer, 1000)
+        running.wait(lambda: any(b"LOST" in line for line in running.lines), "the loss")
+        producer.forget()
+        running.wait(lambda: sum(b"DESTROY" in line for line in running.lines) == 1000, "every end")
+        assert running.stop() == 0
+    lost = [each for each in running.events if each["type"] == "LOST"]
+
+    assert all("lost" not in each and each["reason"] == "merged into later events" for each in lost)
+    assert lost[0]["msg"] == "LOST events in the kernel's buffer (merged into later events)"
+    assert find_numbers(running.events, "DESTROY") == list(range(1000))
+    assert any(", lost 0, " in line for line in running.said)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "events", "missing"),
+    [
+        ("conntrack.reliable", "true", "new", "destroy"),
+        ("conntrack.resync", "snapshot", "destroy", "new"),
+        ("conntrack.snapshot", "true", "update", "new"),
+    ],
+)
+def test_what_has_no_effect_is_refused(option: str, value: str, events: str, missing: str) -> None:
+    variable = f"CONNTRACKD_{option.upper().replace('.', '_')}"
+    done = run(
+        "check", CONNTRACKD_CONNTRACK_EVENTS=events, CONNTRACKD_SINK_STREAM_ENABLE="1", **{variable: value}
+    )
+
+    assert done.returncode == 78
+    assert f"{option} has no effect without {missing} events" in done.stderr
+    assert f"hint: add {missing} to conntrack.events" in done.stderr

@@ -1,0 +1,173 @@
+"""resync.py: what is remembered, what of the table is told, in what order with the events."""
+
+from dataclasses import replace
+
+import pytest
+
+from conntrackd.errors import UnavailableError
+from conntrackd.flow import EventType, Flow
+from conntrackd.netlink.decode import Decoder
+from conntrackd.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
+from conntrackd.stats import Stats
+from tests.sinks.flows import make_flow
+
+
+class Table:
+    """Gives its chunks of flows one after the other, then None; an error where there is one."""
+
+    def __init__(self) -> None:
+        self.chunks: list[list[Flow]] = []
+        self.begun = 0
+        self.is_broken = False
+        self._left: list[list[Flow]] = []
+
+    def begin(self) -> None:
+        self.begun += 1
+        self._left = [[replace(flow) for flow in chunk] for chunk in self.chunks]
+
+    def read(self, _: Decoder) -> list[Flow] | None:
+        if self.is_broken:
+            raise UnavailableError("broken")
+        return self._left.pop(0) if self._left else None
+
+
+class Bench:
+    """A Resync with a clock of the test's own."""
+
+    def __init__(self, *, after_loss: bool = True) -> None:
+        self.table, self.stats, self.now = Table(), Stats(), 100.0
+        self.resync = Resync(
+            self.table,  # type: ignore[arg-type]  # has what is asked of it
+            Decoder(self.stats),
+            self.stats,
+            after_loss=after_loss,
+            clock=lambda: self.now,
+        )
+
+    def note(self, *flows: Flow) -> None:
+        self.resync.note(flows, flows)
+
+    def read(self) -> list[int]:
+        """To the end of a reading, everything kept; the ids that are told."""
+        told = []
+        for _ in range(50):
+            self.now += SETTLE_SECONDS
+            fresh = self.resync.take()
+            assert all(flow.type == EventType.NEW for flow in fresh)
+            told += [flow.id for flow in fresh]
+            self.resync.note((), fresh)
+        assert not self.resync.is_reading
+        return told
+
+
+def flow(number: int, kind: EventType = EventType.UPDATE) -> Flow:
+    return make_flow(number, kind)
+
+
+def test_flows_that_nobody_reported_are_told_once() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1), flow(2), flow(3)], [flow(3), flow(4)]]
+    bench.note(flow(2, EventType.NEW))
+    bench.resync.request()
+
+    assert bench.read() == [1, 3, 4]
+
+    bench.resync.request()
+    bench.now += PAUSE_SECONDS
+
+    assert bench.read() == []
+    assert bench.stats.table_readings_total == 2
+
+
+def test_an_event_that_comes_while_the_table_is_read_goes_before_it() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1), flow(2), flow(3)]]
+    bench.resync.request()
+    bench.resync.take()
+
+    assert bench.resync.take() == []  # it has not settled yet
+
+    bench.note(flow(1, EventType.NEW))
+    bench.note(flow(2, EventType.DESTROY))
+
+    assert bench.read() == [3]
+
+
+def test_a_flow_that_has_ended_and_one_of_its_id_is_told_again() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1)]]
+    bench.note(flow(1, EventType.NEW), flow(1, EventType.DESTROY))
+    bench.resync.request()
+
+    assert bench.read() == [1]
+
+
+def test_what_the_rules_left_out_is_not_remembered_as_told() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1)]]
+    bench.resync.note([flow(1, EventType.NEW)], [])
+    bench.resync.request()
+
+    assert bench.read() == [1]
+
+
+def test_nothing_is_read_unless_it_is_asked_for() -> None:
+    bench, only_start = Bench(), Bench(after_loss=False)
+    only_start.table.chunks = [[flow(7)]]
+    only_start.resync.request(at_start=True)
+
+    assert bench.read() == []
+    assert bench.table.begun == 0
+    assert not only_start.resync.is_over
+    assert only_start.read() == [7]
+    assert only_start.resync.is_over
+    only_start.resync.request()
+    assert only_start.resync.is_over
+    assert not bench.resync.is_over
+
+
+def test_losses_that_go_on_are_answered_now_and_then() -> None:
+    bench = Bench()
+    for _ in range(10):
+        bench.resync.request()
+        bench.read()
+
+    assert bench.table.begun == 1
+
+    bench.now += PAUSE_SECONDS
+    bench.read()
+
+    assert bench.table.begun == 2
+
+
+def test_ids_whose_end_was_filtered_out_do_not_stay_for_ever() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1), flow(2)]]
+    for number in range(SLACK + 2):
+        bench.note(flow(number, EventType.NEW))
+
+    assert bench.read() == []  # nothing was lost: nothing is to be told
+    assert bench.table.begun == 1
+
+    bench.table.chunks = [[flow(1), flow(2), flow(3)]]
+    bench.now += PAUSE_SECONDS
+    bench.resync.request()
+
+    assert bench.read() == [3]  # which the reading before had not found any more
+
+
+@pytest.mark.parametrize("chunks", [[], [[flow(1)]]])
+def test_a_table_that_cannot_be_read_is_counted_and_tried_again(chunks: list[list[Flow]]) -> None:
+    bench = Bench()
+    bench.table.chunks = chunks
+    bench.table.is_broken = True
+    bench.resync.request()
+
+    assert bench.read() == []
+    assert (bench.stats.table_errors_total, bench.stats.table_readings_total) == (1, 0)
+
+    bench.table.is_broken = False
+    bench.now += PAUSE_SECONDS
+
+    assert bench.read() == [each.id for chunk in chunks for each in chunk]
+    assert bench.stats.table_readings_total == 1
