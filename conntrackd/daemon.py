@@ -139,8 +139,8 @@ class Daemon:
         config = self.config
         if config[options.CONNTRACK_ACTIVATE]:
             stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
-        self.events = self._adopt()
         with enter(config[options.CONNTRACK_NETNS]):
+            self.events = self._adopt()
             self.is_tracking = tracking.is_tracking()
             self._open_resync(stack)
             if self.events is None:

@@ -8,6 +8,7 @@ SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27
+SO_NETNS_COOKIE: Final = 71  # u64, Linux 5.14
 
 # include/uapi/linux/sock_diag.h: the words that SO_MEMINFO returns, each a u32
 SK_MEMINFO_RMEM_ALLOC: Final = 0  # bytes queued

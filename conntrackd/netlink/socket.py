@@ -34,6 +34,7 @@ from conntrackd.netlink.constants import (
     SO_ATTACH_FILTER,
     SO_DETACH_FILTER,
     SO_MEMINFO,
+    SO_NETNS_COOKIE,
     SO_RCVBUFFORCE,
     SOL_NETLINK,
 )
@@ -182,6 +183,7 @@ class EventSocket:
     def adopt(cls, descriptor: int, *, buffer: int) -> "EventSocket":
         """Take over a socket that open() made in an earlier process, with what is queued in it.
 
+        It has to be of this thread's network namespace, as one of open() would be.
         Raises UnavailableError for anything else; the descriptor is closed then.
         """
         try:
@@ -278,7 +280,19 @@ def _find_fault(netlink: socket.socket) -> str:
     if not netlink.getsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS):
         return "a socket that stops at an overrun"
     ours = sum(1 << group - 1 for group in GROUPS.values())
-    return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
+    if _list_memberships(netlink) & ~ours:
+        return "a socket of other groups"
+    with _open_netlink() as fresh:
+        is_here = _find_namespace(netlink) == _find_namespace(fresh)
+    return "" if is_here else "a socket of another network namespace"
+
+
+def _find_namespace(netlink: socket.socket) -> bytes:
+    """What tells network namespaces apart; nothing for all before Linux 5.14."""
+    try:
+        return netlink.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    except OSError:
+        return b""
 
 
 def _list_memberships(netlink: socket.socket) -> int:

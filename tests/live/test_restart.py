@@ -150,7 +150,7 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
     subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "groups"])
+@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "groups", "namespace"])
 def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, store: Store, kind: str) -> None:
     reading, writing = os.pipe()
     wrong: list[socket.socket] = []
@@ -163,6 +163,10 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
             wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
             wrong[0].setsockopt(270, 5, 1)  # NETLINK_NO_ENOBUFS, as ours has it
             wrong[0].setsockopt(270, 1, 4)  # a group of expectations
+        case "namespace":
+            # Ours in every way, but of this test's network and not of the router's.
+            wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+            wrong[0].setsockopt(270, 5, 1)
     try:
         with service(net, store, wrong[0].fileno() if wrong else reading) as running:
             call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)

@@ -159,14 +159,39 @@ def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None
     service.run("systemctl", "daemon-reload")
 
 
-def _wait_for_flows(machine: Machine, first: int, count: int) -> None:
+def test_the_table_is_read_and_guarded_in_the_sandbox(service: Machine) -> None:
+    first = 115_000
+    service.send(first, 1000)
+    _wait_for_flows(service, first, 1000)
+    service.configure("conntrack: {reliable: true, resync: snapshot, snapshot: true}\n")
+    service.run("systemctl", "restart", SERVICE)
+    _wait_for_flows(service, first, 1000, kind="SNAPSHOT")
+    assert _list_processes(service) == ["conntrack-guard", "python3"]
+
+    process = service.show("MainPID")
+    service.run("systemctl", "kill", "-s", "KILL", "--kill-who=main", SERVICE)
+    service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
+    service.wait(lambda: len(_list_processes(service)) == 2, "one guard, of the new process")
+    assert "healthy" in service.run("conntrackctl", "status")
+    service.unconfigure()
+    service.run("systemctl", "restart", SERVICE)
+    assert _list_processes(service) == ["python3"]
+
+
+def _list_processes(machine: Machine) -> list[str]:
+    """Those of the service, by name."""
+    group = f"/sys/fs/cgroup/system.slice/{SERVICE}/cgroup.procs"
+    return sorted(machine.sh(f"for each in $(cat {group}); do cat /proc/$each/comm; done").split())
+
+
+def _wait_for_flows(machine: Machine, first: int, count: int, kind: str = "NEW") -> None:
     """Each is told once."""
     sent = set(map(find_address, range(first, first + count)))
     told: list[str] = []
 
     def all_are_told() -> bool:
         told[:] = [
-            each["EVENT_DST"] for each in machine.events("EVENT_TYPE=NEW") if each["EVENT_DST"] in sent
+            each["EVENT_DST"] for each in machine.events(f"EVENT_TYPE={kind}") if each["EVENT_DST"] in sent
         ]
         return len(told) >= count
 
