@@ -214,9 +214,14 @@ SINK_SYSLOG_SPOOL = Option[File](
     None,
     "Directory for events that the server cannot take now",
     example="/var/lib/conntrackd/syslog",
+    reload=False,
 )
 SINK_SYSLOG_SPOOL_MAX = Option(
-    "sink.syslog.spool_max", SPOOL_MAX, 256 << 20, "Size of the spool, above which the oldest events go"
+    "sink.syslog.spool_max",
+    SPOOL_MAX,
+    256 << 20,
+    "Size of the spool, above which the oldest events go",
+    reload=False,
 )
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
 SINK_LOKI_ADDRESS = Option(
@@ -280,9 +285,14 @@ SINK_LOKI_SPOOL = Option[File](
     None,
     "Directory for events that the server cannot take now",
     example="/var/lib/conntrackd/loki",
+    reload=False,
 )
 SINK_LOKI_SPOOL_MAX = Option(
-    "sink.loki.spool_max", SPOOL_MAX, 256 << 20, "Size of the spool, above which the oldest events go"
+    "sink.loki.spool_max",
+    SPOOL_MAX,
+    256 << 20,
+    "Size of the spool, above which the oldest events go",
+    reload=False,
 )
 BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
 BUS_ADDRESS = Option[Text](
