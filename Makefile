@@ -20,11 +20,12 @@ run: $(VENV)/ready
 test: $(VENV)/ready $(VENV)/syslog-ng lint
 	$(PYTHON) -m pytest
 
-# Every row of tests/faults/rows.py; SOAK_SECONDS=600 for a longer soak. Writes build/faults.json.
+# The faults that take minutes, which `make test` leaves out; both write their figures into build/faults.json.
+# SOAK_SECONDS=600 for a longer soak, SOAK_SEED=N for the faults of an earlier one.
 test-faults: $(VENV)/ready
-	$(PYTHON) -m pytest -m "" tests/faults
+	$(PYTHON) -m pytest -m slow -o faulthandler_timeout=1200 tests/faults
 
-# The figures of the last test-faults as the README's table.
+# The figures of the last `make test` and `make test-faults` as the README's table.
 report: $(VENV)/ready
 	$(PYTHON) -m tests.faults.figures
 

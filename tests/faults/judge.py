@@ -81,17 +81,24 @@ class Verdict:
 
 
 def judge(
-    sent: int, tallies: list[Tally], *, filtered: int = 0, duplicates: int = 0, died: int = 0
+    sent: int,
+    tallies: list[Tally],
+    *,
+    first: int = 0,
+    filtered: int = 0,
+    duplicates: int = 0,
+    died: int = 0,
 ) -> Verdict:
     """Holds what was received against the law.
 
-    `duplicates`: what at-least-once allows in this fault, a batch in flight. `died`: what a process that was
-    killed had in its memory alone, which nobody can tell any more; 0 in every fault but SIGKILL.
+    `first`: the number of the first flow that was sent. `duplicates`: what at-least-once allows in this
+    fault, a batch in flight. `died`: what a process that was killed had in its memory alone, which nobody can
+    tell any more; 0 in every fault but SIGKILL.
     """
     for tally in tallies:
         assert not tally.strange, f"{tally.name}: unknown or changed: {tally.strange[:3]}"
-        beyond = [number for number in tally.seen if number >= sent]
-        assert not beyond, f"{tally.name}: never sent: {beyond[:3]}"
+        beyond = [number for number in tally.seen if not first <= number < first + sent]
+        assert not beyond, f"{tally.name}: not sent now: {beyond[:3]}"
         assert tally.duplicated <= duplicates, f"{tally.name}: {tally.duplicated} came twice"
         total = tally.accounted + filtered + died
         assert total == sent, (

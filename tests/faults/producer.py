@@ -1,5 +1,6 @@
 """A counting producer: each number is a flow of its own, and the number can be read from the record of it."""
 
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,11 @@ class Producer:
         self.process.stdin.write(f"{self.sent} {count} {rate}\n")
         self.process.stdin.flush()
         self._under_way = count
+
+    def is_sending(self, seconds: float) -> bool:
+        """Whether what was started takes longer than that from now on."""
+        assert self.process.stdout is not None
+        return not select.select([self.process.stdout.fileno()], [], [], seconds)[0]
 
     def wait(self) -> None:
         """Until what was started is sent. Of what the kernel refuses there is no event to be lost."""

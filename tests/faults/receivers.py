@@ -5,11 +5,13 @@ import os
 import re
 import select
 import socket
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any, Protocol
 
 from tests.sinks.loki_server import Entry, Labels, Store, run_server
@@ -67,16 +69,33 @@ class File:
 
     path: Path
     _done: int = 0
+    _moved: tuple[Path, int] | None = None
+
+    def rotate(self) -> None:
+        """Moves the file away, as logrotate does; what is still written to it is read there."""
+        moved = self.path.with_suffix(".1")
+        self.path.replace(moved)
+        self._moved, self._done = (moved, self._done), 0
 
     def take(self) -> list[Record]:
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._done)
-            text = file.read()
-        end = text.rfind(b"\n") + 1
-        self._done += end
-        return [read_line(line) for line in text[:end].splitlines()]
+        before: list[Record] = []
+        if self._moved is not None:
+            path, done = self._moved
+            before, done = _read_lines(path, done)
+            self._moved = path, done
+        found, self._done = _read_lines(self.path, self._done)
+        return before + found
+
+
+def _read_lines(path: Path, done: int) -> tuple[list[Record], int]:
+    """The whole lines behind the first so many bytes, and how many bytes are read then."""
+    if not path.exists():
+        return [], done
+    with path.open("rb") as file:
+        file.seek(done)
+        text = file.read()
+    end = text.rfind(b"\n") + 1
+    return [read_line(line) for line in text[:end].splitlines()], done + end
 
 
 @dataclass
@@ -94,6 +113,14 @@ class Pushes(Store):
             arrived, self.arrived = self.arrived, []
         return [read_entry(labels, entry) for labels, entry in arrived]
 
+    def forget(self) -> None:
+        """What is stored, and the faults to come; those that wait are over."""
+        with self.lock:
+            for each in (self.requests, self.streams, self.newest, self.faults):
+                each.clear()
+        self.let_go.set()
+        self.let_go.clear()
+
 
 class _Listening:
     """A thread that reads sockets until the end, with pauses on demand."""
@@ -105,6 +132,7 @@ class _Listening:
         self._going = threading.Event()
         self._going.set()
         self._is_over = False
+        self._errands: Queue[Callable[[], None]] = Queue()
         self._thread = threading.Thread(target=self._run, name=name)
 
     def start(self) -> None:
@@ -117,6 +145,12 @@ class _Listening:
 
     def go_on(self) -> None:
         self._going.set()
+
+    def do(self, errand: Callable[[], None]) -> None:
+        """In the thread, between two reads; returns when it is done."""
+        self._errands.put(errand)
+        self._waker.send(b"x")
+        self._errands.join()
 
     def stop(self) -> None:
         self._is_over = True
@@ -136,11 +170,18 @@ class _Listening:
         while not self._is_over:
             self._going.wait()
             ready, _, _ = select.select([self._wake, *self._sources()], [], [])
+            if self._wake in ready:
+                self._wake.recv(64)
+                self._run_errands()
+                continue  # what was ready may be closed now
             for source in ready:
-                if source is self._wake:
-                    source.recv(64)
-                elif self._going.is_set():
+                if self._going.is_set():
                     self._receive(source)
+
+    def _run_errands(self) -> None:
+        while not self._errands.empty():
+            self._errands.get()()
+            self._errands.task_done()
 
 
 class SyslogServer(_Listening):
@@ -149,11 +190,36 @@ class SyslogServer(_Listening):
     def __init__(self) -> None:
         super().__init__("syslog")
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port: int = self._listener.getsockname()[1]
         self._connections: dict[socket.socket, bytearray] = {}
 
     @property
     def address(self) -> str:
-        return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"tcp://127.0.0.1:{self._port}"
+
+    def reset(self) -> None:
+        """Ends each connection with a RST. What its kernel has acknowledged and it has not read is lost."""
+        self.do(self._reset)
+
+    def leave(self) -> None:
+        """As reset(), and nobody listens any more."""
+        self.do(self._leave)
+
+    def come_back(self) -> None:
+        self.do(self._come_back)
+
+    def _reset(self) -> None:
+        for each in self._connections:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            each.close()
+        self._connections.clear()
+
+    def _leave(self) -> None:
+        self._reset()
+        self._listener.close()
+
+    def _come_back(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self._port))
 
     def take(self) -> list[Record]:
         with self._lock:
@@ -166,7 +232,7 @@ class SyslogServer(_Listening):
             each.close()
 
     def _sources(self) -> list[socket.socket]:
-        return [self._listener, *self._connections]
+        return [each for each in (self._listener, *self._connections) if each.fileno() >= 0]
 
     def _receive(self, source: socket.socket) -> None:
         if source is self._listener:
