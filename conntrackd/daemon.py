@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import checks, options
+from conntrackd import checks, options, resources
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
-from conntrackd.errors import ConfigError, ConntrackdError
+from conntrackd.errors import ConfigError, ConntrackdError, ResourceError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import NANO, EventType
 from conntrackd.guard import LIMIT, RELIABLE, Guard
@@ -211,13 +211,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
-            for outbox in self.outboxes.values():
-                outbox.start()
-            reader = threading.Thread(target=self._read, name="reader", daemon=True)
-            reader.start()
-            over = threading.Event()
-            stack.callback(over.set)
-            threading.Thread(target=self._watch_geoip, args=(over,), name="geoip", daemon=True).start()
+            reader = await self._start_threads(stack)
             self._tell_start()
             tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus(control))]
             await self._end.wait()
@@ -227,6 +221,22 @@ class Daemon:
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
+
+    async def _start_threads(self, stack: ExitStack) -> threading.Thread:
+        """All of them, the reader last, which is returned. Raises ResourceError."""
+        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        over = threading.Event()
+        stack.callback(over.set)
+        try:
+            # The event loop's helper, without which there is no orderly stop: it may not fail to start then.
+            await asyncio.to_thread(int)
+            for outbox in self.outboxes.values():
+                outbox.start()
+            threading.Thread(target=self._watch_geoip, args=(over,), name="geoip", daemon=True).start()
+            reader.start()
+        except RuntimeError as error:  # how CPython says that the system gave it no thread
+            raise resources.explain_threads(len(self.outboxes)) from error
+        return reader
 
     def _read(self) -> None:
         """The reader's thread."""
@@ -286,7 +296,7 @@ class Daemon:
         deadline = time.monotonic() + seconds
         for outbox in outboxes:
             outbox.begin_stop(deadline)
-        await asyncio.gather(*(asyncio.to_thread(outbox.stop, deadline) for outbox in outboxes))
+        await asyncio.to_thread(_stop_each, outboxes, deadline)
 
     # ---- telling --------------------------------------------------------------------------------------
 
@@ -421,6 +431,12 @@ class Daemon:
             listener.filter_changed()
 
 
+def _stop_each(outboxes: Sequence[Outbox[Any]], deadline: float) -> None:
+    """They have begun to stop: the first that hangs takes the time that the others need no more."""
+    for outbox in outboxes:
+        outbox.stop(deadline)
+
+
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
     if path is not None and not os.access(path, os.R_OK):
@@ -449,7 +465,14 @@ def check(sources: Sources) -> Config:
 
 def run(sources: Sources) -> None:
     """The daemon, until it is told to end. Raises ConntrackdError or OSError."""
-    asyncio.run(_run(sources))
+    resources.try_descriptors()
+    try:
+        asyncio.run(_run(sources))
+    except RuntimeError as error:
+        # asyncio takes a thread to end, too: where there was none to start, there is none now.
+        if isinstance(error.__context__, ResourceError):
+            raise error.__context__ from None
+        raise
 
 
 async def _run(sources: Sources) -> None:

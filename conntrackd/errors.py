@@ -70,6 +70,12 @@ class UnavailableError(ConntrackdError):
     dbus_name = "org.conntrackd1.Error.Unavailable"
 
 
+class ResourceError(ConntrackdError):
+    """A limit keeps it from starting (EX_OSERR), and does not go away by itself."""
+
+    exit_status = 71
+
+
 class OutputError(ConntrackdError):
     """A file or stream that cannot be written (EX_IOERR)."""
 

@@ -11,7 +11,7 @@ LAYERS = (
     # words that everything uses
     ("", "errors", "flow", "bpf", "stats", "cache", "mmsg"),
     # parts, each alone
-    ("values", "options", "document", "geoip", "geofile", "notify", "logs", "netlink", "filter"),
+    ("values", "options", "document", "geoip", "geofile", "notify", "logs", "resources", "netlink", "filter"),
     # from values to the outside
     ("config", "sinks"),
     # moving parts

@@ -6,11 +6,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from conntrackd.errors import ConntrackdError, ManyErrors, find_place, show_controls
+from conntrackd.errors import (
+    ConntrackdError,
+    ManyErrors,
+    UnavailableError,
+    find_place,
+    show_controls,
+)
 
-# sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR)
+# sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR), or one that may
+# be over at the next start (EX_TEMPFAIL)
 EX_SOFTWARE: Final = 70
 EX_IOERR: Final = 74
+EX_TEMPFAIL: Final = 75
 INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -42,6 +50,18 @@ def report(program: str, error: Exception) -> int:
         case ConntrackdError():
             say(program, str(error))
             return error.exit_status
+        case MemoryError():
+            say(
+                program,
+                "no memory is left\nhint: a larger MemoryMax= in the unit, or smaller sink.NAME.queue",
+            )
+            return EX_TEMPFAIL
+        case ImportError():
+            say(
+                program,
+                f"{error}\nhint: a library is not installed for this Python, or has no memory to load",
+            )
+            return UnavailableError.exit_status
         case OSError():
             where = f"{error.filename}: " if error.filename is not None else ""
             say(program, f"{where}{error.strerror or error}")

@@ -1,5 +1,6 @@
 """What a sink is: three methods, the payload between them, and the ways in which it may say no."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -112,6 +113,8 @@ class Sink(Protocol[P]):
 
 def describe(error: Exception) -> str:
     """An exception in one line, in the system's words where there are some."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "too many files are open: LimitNOFILE= in the unit, or ulimit -n, is too small"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.sink import SinkUnavailable, describe
 
 MAX_REASON: Final = 300  # characters of somebody else's text that are repeated to people
 
@@ -54,5 +54,5 @@ def name_cause(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return describe(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]

@@ -13,7 +13,7 @@ from conntrackd.bus.interface import ACTIONS, load
 from conntrackd.cli import ctl
 from conntrackd.cli.completion import list_places, render_completion
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.report import EX_IOERR, EX_SOFTWARE, INTERRUPTED
+from conntrackd.cli.report import EX_IOERR, EX_SOFTWARE, EX_TEMPFAIL, INTERRUPTED
 from tests.bus.private import ROOT
 
 CONTROL = (ROOT / "man/conntrackctl.1").read_text()
@@ -47,7 +47,7 @@ def test_every_option_is_in_the_man_page_and_no_other() -> None:
 
 def test_every_exit_status_is_in_the_man_page() -> None:
     section = CONTROL.split(".Sh EXIT STATUS")[1].split(".Sh")[0]
-    statuses = {0, DEGRADED, NOT_RUNNING, EX_SOFTWARE, EX_IOERR, INTERRUPTED}
+    statuses = {0, DEGRADED, NOT_RUNNING, EX_SOFTWARE, EX_IOERR, EX_TEMPFAIL, INTERRUPTED}
 
     assert {int(each) for each in re.findall(r"(?m)^\.It (\d+)$", section)} == statuses | {
         kind.exit_status for kind in list_errors()

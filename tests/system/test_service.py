@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -143,20 +145,59 @@ def test_a_kill_is_followed_by_a_restart_that_has_the_events_of_the_gap(service:
 
 
 def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None:
-    Path(f"/proc/{service.leader}/root/run/systemd/system/conntrackd.service.d").mkdir(parents=True)
-    drop = Path(f"/proc/{service.leader}/root/run/systemd/system/conntrackd.service.d/watchdog.conf")
-    drop.write_text("[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
-    service.run("systemctl", "daemon-reload")
-    service.run("systemctl", "restart", SERVICE)
-    process, first = service.show("MainPID"), 110_000
-    service.run("systemctl", "kill", "-s", "STOP", SERVICE)
-    service.send(first, 1000)
+    with _changed_unit(service, "WatchdogSec=3\nTimeoutAbortSec=1"):
+        service.run("systemctl", "restart", SERVICE)
+        process, first = service.show("MainPID"), 110_000
+        service.run("systemctl", "kill", "-s", "STOP", SERVICE)
+        service.send(first, 1000)
 
-    service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the watchdog")
-    _wait_for_flows(service, first, 1000)
-    assert "watchdog" in service.run("journalctl", "-u", "conntrackd", "-o", "cat").lower()
-    shutil.rmtree(drop.parent)
-    service.run("systemctl", "daemon-reload")
+        service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the watchdog")
+        _wait_for_flows(service, first, 1000)
+        assert "watchdog" in service.run("journalctl", "-u", "conntrackd", "-o", "cat").lower()
+
+
+@contextmanager
+def _changed_unit(machine: Machine, settings: str) -> Iterator[None]:
+    """The unit with these settings of its service."""
+    folder = Path(f"/proc/{machine.leader}/root/run/systemd/system/conntrackd.service.d")
+    folder.mkdir(parents=True)
+    try:
+        (folder / "test.conf").write_text(f"[Service]\n{settings}\n")
+        machine.run("systemctl", "daemon-reload")
+        yield
+    finally:
+        shutil.rmtree(folder)
+        machine.run("systemctl", "daemon-reload")
+
+
+def test_twenty_descriptors_are_enough(service: Machine) -> None:
+    with _changed_unit(service, "LimitNOFILE=20"):
+        service.run("systemctl", "restart", SERVICE)
+        service.send(130_000, 100)
+        _wait_for_flows(service, 130_000, 100)
+        assert "healthy" in service.run("conntrackctl", "status")
+    service.run("systemctl", "restart", SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [("TasksMax=1", "may start no more threads"), ("LimitNOFILE=8", "may not open 6 files")],
+)
+def test_a_limit_too_small_to_start_is_explained_once_and_not_tried_again(
+    service: Machine, limit: str, reason: str
+) -> None:
+    with _changed_unit(service, limit):
+        service.sh("systemctl restart conntrackd || true")
+        service.wait(lambda: service.show("ActiveState") == "failed", "the end")
+        assert (service.show("NRestarts"), service.show("ExecMainStatus")) == ("0", "71")
+        process = service.show("ExecMainPID")
+        said = service.run("journalctl", "-o", "cat", f"_PID={process}")
+    service.run("systemctl", "reset-failed", SERVICE)
+    service.run("systemctl", "restart", SERVICE)
+
+    assert reason in said
+    assert "hint: " in said
+    assert "Traceback" not in said
 
 
 def test_the_table_is_read_and_guarded_in_the_sandbox(service: Machine) -> None:

@@ -1,0 +1,37 @@
+"""Limits that the system sets: one that is too small is told at the start, with what sets it."""
+
+import os
+from typing import Final
+
+from conntrackd.errors import ResourceError
+
+# Of the event loop three, the event socket, the state directory, one to spare. Sinks and the bus try again.
+DESCRIPTORS: Final = 6
+# The main one, its helper, the reader, the one that looks at the databases, and the one that ends a request
+# to Loki in time.
+THREADS: Final = 5
+
+
+def try_descriptors() -> None:
+    """Raises ResourceError where not even what is needed without sinks can be opened."""
+    opened = []
+    try:
+        for _ in range(DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise ResourceError(
+            f"this process may not open {DESCRIPTORS} files: {error.strerror}",
+            hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
+        ) from error
+    finally:
+        for each in opened:
+            os.close(each)
+
+
+def explain_threads(sinks: int) -> ResourceError:
+    """What to say when a thread could not be started."""
+    return ResourceError(
+        "this process may start no more threads",
+        hint=f"it needs {THREADS + sinks}, and memory for them: TasksMax= in the unit, or ulimit -u, "
+        "is too small",
+    )

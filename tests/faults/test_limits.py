@@ -1,0 +1,139 @@
+"""Row 13: what the system does not give. Real limits: each is survived, or told in a sentence with a hint."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bus.private import PrivateBus
+from tests.faults.rig import Rig
+from tests.live.daemon import command, daemon, environment
+from tests.sinks.loki_server import say
+
+pytestmark = pytest.mark.privileged
+
+SINKS = [f"--sink.{name}.enable" for name in ("stream", "syslog", "loki", "journal")]
+# A user to whom no other process belongs, because threads are counted by user, and root's are not counted. It
+# may read where the interpreter is, be that the home of root.
+RIGHTS = "+net_admin,+dac_read_search"
+STRANGER = ["unshare", "-n", "setpriv", "--reuid=61234", "--regid=61234", "--clear-groups"]
+STRANGER += [f"--bounding-set=-all,{RIGHTS}", f"--inh-caps={RIGHTS}", f"--ambient-caps={RIGHTS}"]
+ROOM = 80 << 20
+
+
+def start(*prefix: str) -> subprocess.CompletedProcess[str]:
+    """A daemon that does not come to start, to its end."""
+    line, env = [*prefix, *command("run", *SINKS)], environment()
+    return subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=env)
+
+
+@pytest.fixture
+def bus() -> Iterator[PrivateBus]:
+    made = PrivateBus()
+    made.start()
+    yield made
+    made.close()
+
+
+def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, bus: PrivateBus) -> None:
+    settings = ["--bus.address", bus.address, "--state_directory", os.fspath(rig.directory / "state")]
+    settings += [f"--sink.{name}.spool={rig.directory / name}" for name in ("loki", "syslog")]
+    limit = ["prlimit", "--nofile=20"]
+    with rig.daemon(*settings, prefix=limit, extra={"CONNTRACKD_BUS_ENABLE": "true"}) as running:
+        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        for _ in range(2):
+            rig.producer.send(2000, 4000)
+            rig.wait_for_law()
+            running.process.send_signal(signal.SIGHUP)  # everything is closed and opened
+        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload")
+        rig.send_fresh()
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(13, "20 open files for four sinks, two spools and the bus")
+    assert verdict.delivered == verdict.sent
+    assert not any("too many files" in line for line in running.said)
+
+
+def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
+    """What opens last waits until it may."""
+    with rig.daemon(prefix=["prlimit", "--nofile=10:64"]) as running:
+        running.wait(lambda: any("too many files are open" in line for line in running.said), "the reason")
+        rig.producer.send(1000)
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        rig.wait_for_law()
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(13, "10 open files for four sinks, then more")
+    assert verdict.delivered == verdict.sent
+    assert any("LimitNOFILE=" in line for line in running.said)
+
+
+@pytest.mark.parametrize("descriptors", range(6, 9))
+def test_row_13_fewer_than_the_daemon_itself_needs_are_told_and_nothing_starts(descriptors: int) -> None:
+    done = start("prlimit", f"--nofile={descriptors}")
+
+    assert done.returncode in {71, 78}
+    assert "Too many open files\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("threads", range(1, 8))
+def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> None:
+    done = start(*STRANGER, "prlimit", f"--nproc={threads}")
+
+    assert done.returncode == 71
+    assert "conntrackd: this process may start no more threads\nhint: it needs 9, " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_row_13_as_many_threads_as_it_says_are_enough_to_start_and_to_stop() -> None:
+    with daemon(*SINKS, prefix=[*STRANGER, "prlimit", "--nproc=9"]) as running:
+        running.wait_for_start()
+        assert running.stop() == 0
+
+
+@pytest.mark.parametrize("mebibytes", [32, 40, 48, 64])
+def test_row_13_too_little_memory_to_start_is_told(mebibytes: int) -> None:
+    done = start("prlimit", f"--as={mebibytes << 20}")
+
+    assert done.returncode in {69, 71, 75}
+    assert "\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+
+
+@pytest.mark.slow
+def test_row_13_a_limit_above_what_full_queues_take_is_never_felt(rig: Rig) -> None:
+    """Two sinks are away, and their queues of the default size are full."""
+    rig.choose("journal", "loki")
+    rig.receivers.loki.faults.extend([say(503)] * 1000)
+    with rig.daemon() as running:
+        running.wait_for_start()
+        process = running.process.pid
+        resource.prlimit(process, resource.RLIMIT_DATA, (read_data(process) + ROOM, resource.RLIM_INFINITY))
+        rig.receivers.journal.pause()
+        rig.producer.send(200_000, 20_000)
+        rig.receivers.journal.go_on()
+        rig.receivers.loki.faults.clear()
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(13, "two sinks away, 200,000 flows, 80 MiB for them")
+    assert verdict.lost == 0
+    assert all(set(tally.dropped) == {"queue"} for tally in rig.tallies.values())
+
+
+def read_data(process: int) -> int:
+    """Bytes that count for RLIMIT_DATA."""
+    (line,) = re.findall(r"VmData:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(line) << 10
