@@ -1,0 +1,90 @@
+"""Row 15: no event needs another before it, and of a million flows nothing is kept."""
+
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from conntrackd.filter.pycode import compile_selector
+from conntrackd.flow import EventType, Flow
+from conntrackd.netlink.decode import KEY, Decoder, dissect
+from conntrackd.netlink.socket import SLOTS, Datagrams
+from conntrackd.pipeline import Pipeline
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import Sink
+from conntrackd.sinks.stream import StreamSink
+from conntrackd.sinks.tail import Tails
+from conntrackd.stats import SinkStats, Stats
+from tests.faults.test_sinks import MIB, read_memory
+from tests.messages import build_message
+from tests.sinks.fakes import FakeSink
+from tests.sinks.flows import make_flow
+
+RECEIVED = 1_763_807_683_181_432_081
+NEW, UPDATE, DESTROY = EventType.NEW, EventType.UPDATE, EventType.DESTROY
+# The end of a flow that was never new, an update of one that is over, an id that another has had.
+ORDER = (DESTROY, UPDATE, NEW)
+FLOWS = 1_000_000
+
+
+def make_batches(messages: Iterator[bytes]) -> Iterator[Datagrams]:
+    """As the socket gives them."""
+    while batch := list(islice(messages, SLOTS)):
+        lengths = [len(each) for each in batch]
+        positions = [sum(lengths[:index]) for index in range(len(batch))]
+        yield Datagrams(memoryview(b"".join(batch) + bytes(KEY.size)), positions, lengths, 0, RECEIVED)
+
+
+def replay(messages: Iterator[bytes], sink: Sink[Any], stats: Stats) -> SinkStats:
+    """Through everything that stands between the socket and a sink."""
+    outbox = Outbox(sink, queue=4096, stats=SinkStats())
+    pipeline = Pipeline(Decoder(stats), compile_selector([]), None, (outbox,), Tails(), stats)
+    outbox.start()
+    pipeline.replay(make_batches(messages))
+    outbox.stop(time.monotonic() + 30)
+    return outbox.snapshot()
+
+
+@pytest.mark.parametrize("kinds", [(DESTROY,), (UPDATE,), (NEW, NEW), ORDER])
+def test_row_15_events_pass_in_any_order_with_any_id(kinds: Sequence[EventType]) -> None:
+    flows = [make_flow(number % 3, kind) for number in range(9) for kind in kinds]
+    sink, stats = FakeSink(), Stats()
+
+    replay(iter([build_message(flow) for flow in flows]), sink, stats)
+
+    assert sink.numbers == [flow.id for flow in flows]
+    assert stats.events_malformed_total == 0
+
+
+def patch(flow: Flow) -> Iterator[bytes]:
+    """A million of its kind: each has an address of its own, and the id of the 65,536th before it."""
+    message = bytearray(build_message(flow))
+    places = dissect(bytes(message)).values
+    for number in range(FLOWS):
+        struct.pack_into("!I", message, places["id"][0], number & 0xFFFF)
+        for name in ("src", "reply_dst"):
+            struct.pack_into("!I", message, places[name][0], number)
+        yield bytes(message)
+
+
+@pytest.mark.slow
+def test_row_15_nothing_is_kept_of_a_million_flows() -> None:
+    """The beginning fills what is bounded: the decoder's layouts, the addresses that an encoder knows."""
+    held: list[int] = []
+
+    def list_messages() -> Iterator[bytes]:
+        for number, messages in enumerate(zip(*(patch(make_flow(0, kind)) for kind in ORDER), strict=True)):
+            if number % (FLOWS // 10) == 0:
+                held.append(read_memory(os.getpid()))
+            yield from messages
+
+    stats = Stats()
+    sink = replay(list_messages(), StreamSink(None), stats)
+
+    assert sink.sink_events_delivered_total == FLOWS * len(ORDER)
+    assert stats.events_malformed_total == 0
+    assert max(held[3:]) - held[2] < 2 * MIB
