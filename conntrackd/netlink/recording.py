@@ -28,7 +28,7 @@ def write_batch(file: BinaryIO, batch: Datagrams, limit: int) -> int:
         if count == limit:
             break
         message = bytes(batch.buffer[position : position + length])
-        if len(message) == length:  # else the slot was too short for it, and the rest is gone
+        if length:  # else the slot was too short for it, and the rest is gone
             file.write(message + bytes(-length % 4))
             count += 1
     return count

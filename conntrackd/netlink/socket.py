@@ -61,6 +61,7 @@ class Datagrams(NamedTuple):
     buffer: memoryview
     positions: range | list[int]
     lengths: tuple[int, ...] | list[int]
+    """0 for one that did not fit into its slot, which the decoder counts as malformed."""
     forged: int
     """How many more datagrams came from a process instead of the kernel."""
     received_ns: int
@@ -116,7 +117,9 @@ class _Receiver:
         received_ns = time.time_ns()
         lengths = self._lengths[count].unpack_from(self._header_view)
         return check_senders(
-            Datagrams(self._view, range(0, count * SLOT_BYTES, SLOT_BYTES), lengths, 0, received_ns),
+            Datagrams(
+                self._view, range(0, count * SLOT_BYTES, SLOT_BYTES), empty_overlong(lengths), 0, received_ns
+            ),
             bytes(self._name_view[: count * SOCKADDR_NL.size]),
         )
 
@@ -131,7 +134,15 @@ class _PlainReceiver:
     def receive(self) -> Datagrams:
         length, sender = self._socket.recvfrom_into(self._view, 0, MSG_TRUNC)
         name = SOCKADDR_NL.pack(socket.AF_NETLINK, 0, sender[0], sender[1])
-        return check_senders(Datagrams(self._view, range(0, 1, 1), (length,), 0, time.time_ns()), name)
+        lengths = empty_overlong((length,))
+        return check_senders(Datagrams(self._view, range(0, 1, 1), lengths, 0, time.time_ns()), name)
+
+
+def empty_overlong(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """0 for a datagram that was longer than its slot: behind what is left of it stands another one."""
+    if max(lengths) <= SLOT_BYTES:
+        return lengths
+    return tuple(length if length <= SLOT_BYTES else 0 for length in lengths)
 
 
 def check_senders(batch: Datagrams, names: bytes) -> Datagrams:

@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
 from conntrackd.flow import ABSENT, EventType, Flow, Protocol, Reason
-from conntrackd.netlink.constants import NLMSG_ERROR, NLMSG_OVERRUN
+from conntrackd.netlink.constants import (
+    CTA_TUPLE_ORIG,
+    NLM_F_MULTI,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSG_NOOP,
+    NLMSG_OVERRUN,
+)
 from conntrackd.netlink.decode import KEY, MAX_LAYOUTS, Decoder, MalformedError, split, walk
 from conntrackd.netlink.recording import read_batches
 from conntrackd.stats import Stats
 from tests.filter.strategies import flows
-from tests.messages import attribute, build_message
+from tests.messages import attribute, build_message, nest
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.nl"))
 RECEIVED = 1_763_807_683_181_432_081
@@ -114,9 +121,9 @@ def by_pyroute2(data: bytes) -> dict[str, Any]:
     found["status"] = find(message, "CTA_STATUS")
     found["mark"] = find(message, "CTA_MARK")
     found["state"] = find(message, "CTA_PROTOINFO", "CTA_PROTOINFO_TCP", "CTA_PROTOINFO_TCP_STATE")
-    for nest, prefix in (("CTA_COUNTERS_ORIG", "orig"), ("CTA_COUNTERS_REPLY", "reply")):
-        found[f"{prefix}_packets"] = find(message, nest, "CTA_COUNTERS_PACKETS")
-        found[f"{prefix}_bytes"] = find(message, nest, "CTA_COUNTERS_BYTES")
+    for name, prefix in (("CTA_COUNTERS_ORIG", "orig"), ("CTA_COUNTERS_REPLY", "reply")):
+        found[f"{prefix}_packets"] = find(message, name, "CTA_COUNTERS_PACKETS")
+        found[f"{prefix}_bytes"] = find(message, name, "CTA_COUNTERS_BYTES")
     found["start"] = find(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_START")
     found["stop"] = find(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_STOP")
     return {name: value for name, value in found.items() if value is not None}
@@ -173,6 +180,15 @@ def test_several_messages_in_one_datagram_are_all_read() -> None:
     assert decode(Decoder(Stats()), datagram) == [walk(each, RECEIVED) for each in MESSAGES[:3]]
 
 
+def test_a_multipart_answer_is_its_messages_and_its_end_is_none() -> None:
+    parts = [each[:6] + struct.pack("=H", NLM_F_MULTI) + each[8:] for each in MESSAGES[:3]]
+    end = struct.pack("=IHHIII", 20, NLMSG_DONE, NLM_F_MULTI, 0, 0, 0)
+    stats = Stats()
+
+    assert decode(Decoder(stats), b"".join([*parts, end])) == [walk(each, RECEIVED) for each in parts]
+    assert stats.events_malformed_total == 1
+
+
 # ---- what is wrong ----------------------------------------------------------------------------------------
 
 
@@ -216,7 +232,7 @@ def test_random_bytes_give_a_flow_or_a_counted_malformed_event(some: bytes) -> N
     check(Decoder(stats), stats, some)
 
 
-@pytest.mark.parametrize("kind", [NLMSG_ERROR, NLMSG_OVERRUN, 0, 0xFFFF, 2 << 8])
+@pytest.mark.parametrize("kind", [NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN, 0, 0xFFFF, 2 << 8])
 def test_messages_that_are_no_events_are_counted(kind: int) -> None:
     stats = Stats()
     other = MESSAGES[0][:4] + struct.pack("=H", kind) + MESSAGES[0][6:]
@@ -260,6 +276,11 @@ ID = attribute(12, struct.pack("!I", 7))
         (change(WHOLE, MARK, attribute(8, bytes(8))), "has 8 bytes"),
         (change(WHOLE, MARK, attribute(8, b"")), "has 0 bytes"),
         (change(WHOLE, ID, b""), "without id"),
+        (change(WHOLE, MARK, struct.pack("=HH", 0, 8) + bytes(4)), "reaches past its end"),
+        (change(WHOLE, MARK, struct.pack("=HH", 0xFFFF, 8) + bytes(4)), "reaches past its end"),
+        # Over the one behind it, which is then a part of its value.
+        (change(WHOLE, ID, struct.pack("=HH", 16, 12) + ID[4:]), "has 12 bytes"),
+        (change(WHOLE, MARK, nest(CTA_TUPLE_ORIG, bytes(2))), "bytes after the last attribute"),
         (change(WHOLE, MARK, struct.pack("=HH", 200, 8) + bytes(4)), "reaches past its end"),
         (change(WHOLE, MARK, struct.pack("=HH", 3, 8) + bytes(4)), "reaches past its end"),
         (struct.pack("=I", len(WHOLE) + 2) + WHOLE[4:] + bytes(2), "bytes after the last attribute"),
