@@ -56,6 +56,13 @@ class Syntax(NamedTuple):
         return f"{self.open_number(name)}{value}{self.close_number}"
 
 
+def make_visible(value: str) -> str:
+    """Text that ends no line and that no terminal obeys; what is printable is as it was."""
+    if value.isprintable():
+        return value
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in value)
+
+
 def escape_json(value: str) -> str:
     """Text -> what stands between the quotes of a JSON string, in UTF-8, unless a terminal would obey it."""
     return json.dumps(value, ensure_ascii=not value.isprintable())[1:-1]

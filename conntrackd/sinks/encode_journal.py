@@ -6,7 +6,7 @@ https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 from typing import Final
 
 from conntrackd.flow import Batch, Lost
-from conntrackd.sinks.encode import Renderer, Syntax
+from conntrackd.sinks.encode import Renderer, Syntax, make_visible
 
 # Of these two kinds of messages, made once with `systemd-id128 new`: journalctl MESSAGE_ID=...
 EVENT_ID: Final = "0c9dd05e29894436947944875e347a2c"
@@ -14,18 +14,11 @@ LOST_ID: Final = "6f16e6d0f38344c283a33bebfc27c046"
 INFO, WARNING = 6, 4  # syslog(3)
 
 
-def escape_line(value: str) -> str:
-    """Without what would end the line, and so begin a field of somebody else's."""
-    if value.isprintable():
-        return value
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in value)
-
-
 def _open(name: str) -> str:
     return f"EVENT_{name.upper()}="
 
 
-JOURNAL: Final = Syntax(_open, "\n", _open, "\n", escape_line)
+JOURNAL: Final = Syntax(_open, "\n", _open, "\n", make_visible)
 
 
 class JournalEncoder:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from conntrackd.cache import Cache
 from conntrackd.flow import Batch, EventType, Lost
-from conntrackd.sinks.encode import Renderer, Syntax, escape_json, render_protocol
+from conntrackd.sinks.encode import Renderer, Syntax, escape_json, make_visible, render_protocol
 from conntrackd.sinks.sink import Parcel
 
 LOST: Final = "LOST"
@@ -23,6 +23,11 @@ GZIP: Final = 16 + zlib.MAX_WBITS
 LEVEL: Final = 1
 
 
+def escape_metadata(value: str) -> str:
+    """Nothing that is escaped in the body alone: Loki would give it back as it was."""
+    return escape_json(make_visible(value))
+
+
 class _Metadata(Syntax):
     """Values of structured metadata are strings; what is a label of the stream is not repeated."""
 
@@ -31,7 +36,7 @@ class _Metadata(Syntax):
         return "" if name in LABELS else super().text(name, value)
 
 
-METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape_json)
+METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape_metadata)
 
 
 class LokiEncoder:

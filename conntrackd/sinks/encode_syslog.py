@@ -8,7 +8,7 @@ from typing import Final
 
 from conntrackd.flow import Batch, EventType, Lost
 from conntrackd.options import FACILITIES
-from conntrackd.sinks.encode import JSON, Rendered, Renderer, Syntax
+from conntrackd.sinks.encode import JSON, Rendered, Renderer, Syntax, make_visible
 
 APP_NAME: Final = "conntrackd"
 # RFC 5612: the enterprise number that is reserved for examples; there is none of our own.
@@ -22,10 +22,7 @@ TYPES: Final = {int(each): str(each.name) for each in EventType}
 
 def escape_value(value: str) -> str:
     """RFC 5424, 6.3.3. Control characters become visible too: one line is one record."""
-    value = value.replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]")
-    if value.isprintable():
-        return value
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in value)
+    return make_visible(value.replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]"))
 
 
 # PARAM-VALUE is always in quotes.

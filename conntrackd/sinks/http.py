@@ -8,8 +8,8 @@ import contextlib
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
 
 MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us
 MAX_SECRET: Final = 64 << 10
+HIDDEN: Final = b"(hidden)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,13 @@ class Reply:
         """The body in one harmless line."""
         text = self.body.decode(errors="replace")[:MAX_REASON]
         return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+    def hide(self, secrets: Sequence[str]) -> "Reply":
+        """The same without what it was sent in confidence, and may repeat."""
+        body = self.body
+        for each in secrets:
+            body = body.replace(each.encode(), HIDDEN)
+        return replace(self, body=body)
 
     @property
     def reason(self) -> str:

@@ -151,6 +151,7 @@ class Loki:
         self._event_size = 300.0  # bytes of an event in a body; corrected by what is encoded
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}
+        self._secrets: tuple[str, ...] = ()
         self._hint = ""
 
     @property
@@ -173,7 +174,7 @@ class Loki:
         with contextlib.suppress(SinkUnavailable):
             reply = connection.request("GET", READY, self._headers, min(READY_TIMEOUT, settings.timeout))
             if reply.status != 200:
-                self._hint = f" (/ready: {reply.reason})"
+                self._hint = f" (/ready: {reply.hide(self._secrets).reason})"
 
     def write(self, payload: bytes) -> int:
         """One push. Returns the number of bytes of the body."""
@@ -183,7 +184,7 @@ class Loki:
         headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
         reply = connection.request("POST", PUSH, headers, self._settings.timeout, payload)
         try:
-            judge(reply, payload, self._clock())
+            judge(reply.hide(self._secrets), payload, self._clock())
         except SinkUnavailable as absence:
             absence.reason += self._hint
             raise
@@ -201,8 +202,12 @@ class Loki:
         if settings.tenant is not None:
             headers["X-Scope-OrgID"] = settings.tenant
         if settings.token_file is not None:
-            headers["Authorization"] = f"Bearer {read_secret(settings.token_file)}"
+            token = read_secret(settings.token_file)
+            self._secrets = (token,)
+            headers["Authorization"] = f"Bearer {token}"
         elif settings.username is not None and settings.password_file is not None:
-            pair = f"{settings.username}:{read_secret(settings.password_file)}"
-            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+            password = read_secret(settings.password_file)
+            encoded = base64.b64encode(f"{settings.username}:{password}".encode()).decode()
+            self._secrets = (encoded, password)
+            headers["Authorization"] = f"Basic {encoded}"
         return headers

@@ -91,15 +91,20 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     31: [
         ("tests/test_config.py", "test_any_value_of_any_key"),
         ("tests/test_document.py", "test_an_exploding_yaml_file"),
+        ("tests/test_document.py", "test_a_bad_file_is_told"),
         ("tests/test_document.py", "test_a_file_that_every_user_may_change"),
+        ("tests/test_document.py", "test_a_link_is_judged_by_its_target"),
     ],
     32: [
         ("tests/cli/test_ctl.py", "test_nothing_from_a_network_or_a_database"),
         ("tests/sinks/test_loki.py", "test_no_control_character_of_a_reply"),
         ("tests/sinks/test_journal.py", "test_no_value_can_begin_a_field"),
         ("tests/sinks/test_encode.py", "test_text_of_a_database_cannot_leave"),
+        ("tests/sinks/test_controls.py", "test_no_sink_holds"),
+        ("tests/test_geoip.py", "test_any_flipped_bit_is_refused"),
     ],
     33: [
+        ("tests/live/test_secrets.py", "test_"),
         ("tests/sinks/test_loki.py", "test_a_secret_that_cannot_be_used"),
         ("tests/test_config.py", "test_a_secret_is_not_repeated"),
         ("tests/test_options.py", "test_secrets_are_given_as_files_only"),
