@@ -18,9 +18,14 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
         ("tests/system/test_apt.py", "test_an_upgrade_keeps_the_configuration_and_loses_no_event"),
         ("tests/system/test_service.py", "test_the_watchdog_restarts_what_hangs"),
+        ("tests/system/test_service.py", "test_systemctl_restart_has_the_events"),
+        ("tests/system/test_service.py", "test_a_kill_is_followed_by_a_restart"),
     ],
     9: [("tests/live/test_restart.py", "test_another_descriptor_is_refused")],
-    10: [("tests/live/test_restart.py", "test_the_time_in_which_nobody_listened_is_told")],
+    10: [
+        ("tests/live/test_restart.py", "test_the_time_in_which_nobody_listened_is_told"),
+        ("tests/system/test_service.py", "test_the_time_between_stop_and_start"),
+    ],
     11: [(PROCESS, "test_row_11_")],
     12: [(PROCESS, "test_row_12_")],
     13: [

@@ -25,6 +25,7 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
 """
 BUS = ("busctl", "call", "org.conntrackd1", "/org/conntrackd1", "org.conntrackd1.Manager")
 STATISTICS = "a{st}a{sa{st}}at "  # the signature of its answer
+GAP = 3000
 MANY = 60_000  # less than the journal's queue holds: journald may be slower than the kernel
 
 
@@ -137,11 +138,34 @@ def test_a_kill_is_followed_by_a_restart_that_has_the_events_of_the_gap(service:
     process = service.show("MainPID")
     first = 100_000
     service.run("systemctl", "kill", "-s", "STOP", SERVICE)
-    service.send(first, 1000)
+    service.send(first, GAP)
     service.run("systemctl", "kill", "-s", "KILL", SERVICE)
 
     service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
-    _wait_for_flows(service, first, 1000)
+    _wait_for_flows(service, first, GAP)
+
+
+def test_systemctl_restart_has_the_events_of_the_gap(service: Machine) -> None:
+    process, first = service.show("MainPID"), 105_000
+    with service.background("-m", "tests.system.traffic", str(first), str(GAP), "slowly") as sender:
+        service.run("systemctl", "restart", SERVICE)
+        assert sender.wait(120) == 0
+
+    assert service.show("MainPID") != process
+    _wait_for_flows(service, first, GAP)
+
+
+def test_the_time_between_stop_and_start_is_told(service: Machine) -> None:
+    before = service.count("EVENT_TYPE=LOST")
+    service.run("systemctl", "stop", SERVICE)
+    service.send(140_000, 10)
+    service.run("systemctl", "start", SERVICE)
+    service.send(141_000, 10)
+    _wait_for_flows(service, 141_000, 10)
+
+    (lost,) = service.events("EVENT_TYPE=LOST")[before:]
+    assert (lost["EVENT_WHERE"], "EVENT_LOST" in lost) == ("daemon", False)
+    assert lost["EVENT_SINCE"] < lost["EVENT_UNTIL"]
 
 
 def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None:
@@ -149,10 +173,10 @@ def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None
         service.run("systemctl", "restart", SERVICE)
         process, first = service.show("MainPID"), 110_000
         service.run("systemctl", "kill", "-s", "STOP", SERVICE)
-        service.send(first, 1000)
+        service.send(first, GAP)
 
         service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the watchdog")
-        _wait_for_flows(service, first, 1000)
+        _wait_for_flows(service, first, GAP)
         assert "watchdog" in service.run("journalctl", "-u", "conntrackd", "-o", "cat").lower()
 
 
