@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from conntrackd import resources
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
@@ -35,12 +36,22 @@ class Guard:
     """Asks for reliable DESTROY as long as it lives. Belongs to the process that made it."""
 
     def __init__(self, events: EventSocket, table: Table) -> None:
-        """`table` is of the events' network namespace. To be called before threads are started."""
+        """`table` is of the events' network namespace. To be called before threads are started.
+
+        Raises ResourceError where there may be no second process.
+        """
         self._events = events
         self._words = mmap.mmap(-1, WORDS.size)
         end, self._alive = os.pipe()
         events.set_reliable(True)
-        self._child = os.fork()
+        try:
+            self._child = os.fork()
+        except OSError as error:
+            # The socket may be in systemd's store, where nobody reads it and nobody would watch.
+            events.set_reliable(False)
+            os.close(end)
+            os.close(self._alive)
+            raise resources.explain_guard(error) from error
         if self._child == 0:
             _be_guard(events, table, self._words, end)
         os.close(end)

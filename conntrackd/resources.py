@@ -35,3 +35,11 @@ def explain_threads(sinks: int) -> ResourceError:
         hint=f"it needs {THREADS + sinks}, and memory for them: TasksMax= in the unit, or ulimit -u, "
         "is too small",
     )
+
+
+def explain_guard(error: OSError) -> ResourceError:
+    """What to say when the process that watches the table could not be started."""
+    return ResourceError(
+        f"this process may start no other one, which conntrack.reliable needs: {error.strerror}",
+        hint="TasksMax= in the unit, or ulimit -u, is too small",
+    )

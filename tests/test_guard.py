@@ -1,5 +1,6 @@
 """guard.py: who watches the table while the kernel keeps flows for a reader."""
 
+import errno
 import os
 import signal
 import threading
@@ -8,7 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
+from conntrackd.errors import ResourceError
 from conntrackd.flow import EventType
 from conntrackd.guard import RELEASED, RELIABLE, Guard
 from conntrackd.netlink.constants import NETLINK_BROADCAST_ERROR, SOL_NETLINK
@@ -56,6 +59,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         threading.Event().wait(0.02)
     pytest.fail("not in 10 s")
+
+
+def test_there_is_nothing_reliable_where_there_can_be_no_guard(
+    events: EventSocket, table: Table, mocker: MockerFixture
+) -> None:
+    mocker.patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+    before = list_descriptors()
+
+    with pytest.raises(ResourceError, match=r"conntrack\.reliable"):
+        Guard(events, table)
+
+    assert not is_reliable(events)
+    assert list_descriptors() == before
 
 
 def test_a_flow_is_kept_for_a_reader_until_the_guard_is_closed(

@@ -5,7 +5,7 @@ import re
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,9 @@ STRANGER += [f"--bounding-set=-all,{RIGHTS}", f"--inh-caps={RIGHTS}", f"--ambien
 ROOM = 80 << 20
 
 
-def start(*prefix: str) -> subprocess.CompletedProcess[str]:
+def start(*prefix: str, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """A daemon that does not come to start, to its end."""
-    line, env = [*prefix, *command("run", *SINKS)], environment()
+    line, env = [*prefix, *command("run", *SINKS, *arguments)], environment()
     return subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=env)
 
 
@@ -91,6 +91,14 @@ def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> Non
 
     assert done.returncode == 71
     assert "conntrackd: this process may start no more threads\nhint: it needs 9, " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_row_13_a_guard_that_cannot_be_started_is_told() -> None:
+    done = start(*STRANGER, "prlimit", "--nproc=1", arguments=["--conntrack.reliable"])
+
+    assert done.returncode == 71
+    assert "which conntrack.reliable needs: Resource temporarily unavailable\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
