@@ -93,14 +93,17 @@ def split(body: bytes) -> list[Parcel[bytes]]:
     return [_pack(half) for half in (entries[:middle], entries[middle:]) if half]
 
 
-def mark_replay(body: bytes, before: int | None = None) -> Parcel[bytes] | None:
-    """The entries from before that time (all for None) in streams of their own: `replay="1"`.
+def mark_replay(body: bytes, before: int | None = None, count: int | None = None) -> Parcel[bytes] | None:
+    """The `count` oldest entries from before that time (all for None) in streams of their own: `replay="1"`.
 
     Loki takes late entries only into a stream that has no newer ones. None when they were there already.
     """
     streams = _read(body)
     if any("replay" in stream["stream"] for stream in streams):
         return None
+    times = sorted(int(entry[0]) for stream in streams for entry in stream["values"])
+    if before is not None and count is not None and count < len(times):
+        before = min(before, times[count])
     entries = [
         ({**stream["stream"], "replay": "1"}, entry)
         for stream in streams

@@ -1,37 +1,28 @@
-"""Loki's push API: open, write a body, close. What a reply means is one pure function, judge()."""
+"""Loki's push API: open, write a body, close. What a reply means says judge_loki.py."""
 
 import base64
 import contextlib
-import email.utils
 import os
-import re
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
-from conntrackd.sinks.encode_loki import LokiEncoder, count_events, mark_replay, split
-from conntrackd.sinks.http import Connection, Reply, read_secret
-from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.sinks.encode_loki import LokiEncoder
+from conntrackd.sinks.http import Connection, read_secret
+from conntrackd.sinks.judge_loki import judge
+from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
 READY: Final = "/ready"
 USER_AGENT: Final = f"conntrackd/{VERSION}"
 READY_TIMEOUT: Final = 2.0
-# What Loki calls entries that are older than the newest of their stream, or than it takes at all.
-TOO_OLD: Final = re.compile(r"too old|too far behind|out of order", re.IGNORECASE)
-OLDEST: Final = re.compile(
-    r"has timestamp too old.*oldest acceptable timestamp is: (\S+?)[,;'\"]?(?:\s|$)", re.S
-)
-# Behind the distributor a message has gRPC's limit of 4 MiB; that is told as an internal error.
-TOO_LARGE: Final = re.compile(r"message larger than max", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,62 +69,6 @@ def _find_credential(name: str) -> Path | None:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(directory, name) if directory else None
     return path if path is not None and path.exists() else None
-
-
-def judge(reply: Reply, payload: bytes, now: float) -> None:
-    """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
-
-    `now` in seconds since the epoch, for a Retry-After that is a date.
-    """
-    status, said = reply.status, reply.body.decode(errors="replace")
-    if 200 <= status < 300:  # 204; 200 from proxies; 260 when Loki stored it, but not for every tenant
-        return
-    if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
-        parts = split(payload)
-        if len(parts) < 2:
-            raise SinkRefused(f"{reply.reason} to a single event")
-        raise SinkRevised(reply.reason, parts)
-    if status == 429 or status >= 500:
-        raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
-    if status < 400:
-        raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
-    if status == 400 and TOO_OLD.search(said):
-        _replay(reply, payload)
-    raise SinkRefused(reply.reason)
-
-
-def _replay(reply: Reply, payload: bytes) -> None:
-    """Raises SinkRevised with what is to go to streams of its own; returns when that was done before."""
-    before = _find_oldest_accepted(reply.body.decode(errors="replace"))
-    parcel = mark_replay(payload, before)
-    if parcel is not None:
-        # All of a push but the entries that are too old has been stored: Loki checks each one by itself.
-        stored = 0 if before is None else count_events(payload) - parcel.events
-        raise SinkRevised(reply.reason, [parcel], delivered=stored)
-
-
-def _find_oldest_accepted(said: str) -> int | None:
-    """Nanoseconds before which entries of any stream were refused, where the reply says so; rounded up."""
-    match = OLDEST.search(said)
-    if match is None:
-        return None
-    with contextlib.suppress(ValueError):
-        oldest = datetime.fromisoformat(match[1])
-        return (int(oldest.timestamp()) + 1) * 1_000_000_000
-    return None
-
-
-def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds, from seconds or from a date (RFC 9110, section 10.2.3). None where it says nothing usable."""
-    if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return float(value)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
 
 
 class Loki:

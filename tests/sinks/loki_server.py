@@ -12,7 +12,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 NANO = 1_000_000_000
+BLOCKED = "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'"
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 Labels = tuple[tuple[str, str], ...]
@@ -43,8 +44,12 @@ class Limits:
     max_line: int = 256 << 10
     reject_before: int = 0
     """Nanoseconds since the epoch: reject_old_samples_max_age."""
+    reject_after: int | None = None
+    """Nanoseconds since the epoch: creation_grace_period."""
     max_behind: int | None = None
-    """Nanoseconds behind the newest entry of the stream."""
+    """Nanoseconds behind the newest entry of the stream: half of max_chunk_age."""
+    blocked: bool = False
+    """block_ingestion_until: nothing is stored, and the status is no error."""
 
 
 @dataclass
@@ -97,46 +102,71 @@ class Store:
             streams = json.loads(body)["streams"]
         except (ValueError, KeyError, TypeError):
             return 400, "couldn't parse push request"
-        problems = [self._push_stream(stream["stream"], stream["values"]) for stream in streams]
-        problems = [problem for problem in problems if problem]
-        return (400, problems[-1]) if problems else (204, "")
+        if self.limits.blocked:
+            return (
+                260,
+                "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'",
+            )
+        problems: Counter[str] = Counter()
+        behind = ""
+        for stream in streams:
+            behind = self._push_stream(stream["stream"], stream["values"], problems)
+        # As Loki: the ingester's answer is about the last stream alone, and goes before the distributor's.
+        if behind:
+            return 400, behind
+        return (400, _group(problems)) if problems else (204, "")
 
-    def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]]) -> str:
+    def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]) -> str:
         key = tuple(sorted(labels.items()))
         problem = self._check_labels(labels)
         if problem:
-            return problem
-        problem = ""
+            problems[problem] += 1
+            return ""
+        behind = []
         for value in values:
             entry = Entry(int(value[0]), value[1], tuple(value[2].items()))
             assert all(isinstance(text, str) for text in value[2].values())
-            refused = self._check_entry(key, entry)
-            problem = refused or problem
-            if not refused:
+            problem = self._check_entry(key, entry)
+            if problem:
+                problems[problem] += 1
+            elif too_late := self._check_order(key, entry):
+                behind.append(f"entry with timestamp {_render(entry.time)} ignored, reason: '{too_late}',\n")
+            else:
                 self._store(key, entry)
-        return problem
+        if not behind:
+            return ""
+        ignored = f"total ignored: {len(behind)} out of {len(values)} for stream: {_render_labels(key)}"
+        return f"{''.join(behind[:10])}user 'fake', {ignored}"
 
     def _check_labels(self, labels: Mapping[str, str]) -> str:
         if len(labels) > self.limits.max_labels:
-            return (
-                f"entry for stream '{labels}' has {len(labels)} label names; limit {self.limits.max_labels}"
-            )
+            key = tuple(sorted(labels.items()))
+            said = f"has {len(labels)} label names; limit {self.limits.max_labels}"
+            return f"entry for stream '{_render_labels(key)}' {said}"
         bad = [name for name in labels if not LABEL_NAME.fullmatch(name)]
         return f"error parsing labels: {bad}" if bad else ""
 
     def _check_entry(self, key: Labels, entry: Entry) -> str:
-        if len(entry.line) > self.limits.max_line:
-            return f"max entry size '{self.limits.max_line}' bytes exceeded for stream '{dict(key)}'"
-        if entry.time < self.limits.reject_before:
-            old, oldest = _render(entry.time), _render(self.limits.reject_before)
-            stream = "{" + ", ".join(f'{name}="{value}"' for name, value in key) + "}"
-            said = f"entry for stream '{stream}' has timestamp too old: {old}"
-            return f"{said}, oldest acceptable timestamp is: {oldest}"
-        newest = self.newest.get(key, 0)
-        behind = self.limits.max_behind
-        if behind is not None and entry.time < newest - behind:
-            return f"entry with timestamp {_render(entry.time)} ignored, reason: 'entry too far behind'"
+        """The distributor: each entry by itself."""
+        limits, stream = self.limits, f"stream '{_render_labels(key)}'"
+        if entry.time < limits.reject_before:
+            said = f"entry for {stream} has timestamp too old: {_render(entry.time)}"
+            return f"{said}, oldest acceptable timestamp is: {_render(limits.reject_before)}"
+        if limits.reject_after is not None and entry.time > limits.reject_after:
+            return f"entry for {stream} has timestamp too new: {_render(entry.time)}"
+        if len(entry.line) > limits.max_line:
+            length = f"while adding an entry with length '{len(entry.line)}' bytes"
+            return f"max entry size '{limits.max_line}' bytes exceeded for {stream} {length}"
         return ""
+
+    def _check_order(self, key: Labels, entry: Entry) -> str:
+        """The ingester: against the newest of the stream."""
+        behind = self.limits.max_behind
+        oldest = self.newest.get(key, 0) - (behind or 0)
+        if behind is None or entry.time >= oldest:
+            return ""
+        said = f"entry timestamp is: {_render(entry.time)}, oldest acceptable timestamp is: {_render(oldest)}"
+        return f"entry too far behind, {said}"
 
     def _store(self, key: Labels, entry: Entry) -> None:
         entries = self.streams.setdefault(key, {})
@@ -145,6 +175,17 @@ class Store:
             self.duplicates += 1
         else:
             entries[entry.time, entry.line] = entry
+
+
+def _group(problems: Counter[str]) -> str:
+    """The same words once with their number."""
+    if problems.total() == 1:
+        return next(iter(problems))
+    return "; ".join(f"{count} errors like: {problem}" for problem, count in problems.items())
+
+
+def _render_labels(key: Labels) -> str:
+    return "{" + ", ".join(f"{name}={json.dumps(value)}" for name, value in key) + "}"
 
 
 def _render(nanoseconds: int) -> str:

@@ -148,3 +148,10 @@ def test_only_what_is_too_old_is_replayed_where_the_limit_is_known() -> None:
 
     assert replay.events == 4
     assert mark_replay(encode(*make_flows(10)), BASE) is None
+
+
+def test_their_number_tells_what_is_too_old_within_the_second_of_the_limit() -> None:
+    replay = mark_replay(encode(*make_flows(10)), BASE + 4_000_000, 2)
+    assert replay is not None
+
+    assert [value[2]["flow"] for value in read(replay.payload)[0]["values"]] == ["0", "1"]

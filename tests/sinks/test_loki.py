@@ -1,7 +1,6 @@
 """Loki: what a reply means, and what a real server on loopback gets and does to us."""
 
 import base64
-import email.utils
 import os
 import socket
 import threading
@@ -11,137 +10,12 @@ import pytest
 
 from conntrackd import VERSION
 from conntrackd.config import read_config
-from conntrackd.flow import Batch
-from conntrackd.sinks.encode_loki import LokiEncoder
-from conntrackd.sinks.http import Reply
-from conntrackd.sinks.loki import Loki, create, judge, parse_retry_after
-from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.sinks.loki import Loki, create
+from conntrackd.sinks.sink import SinkUnavailable
 from tests.sinks import loki_server
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.loki_client import make_settings, push
 from tests.sinks.loki_server import Fault, Server, Store, run_server, say
-
-NOW = 1_763_807_700.0
-
-
-def encode(count: int = 3) -> bytes:
-    return LokiEncoder({"host": "gw1"}).encode(list(make_flows(count)))
-
-
-def find_verdict(reply: Reply, payload: bytes) -> SinkRefused | SinkRevised | SinkUnavailable | None:
-    try:
-        judge(reply, payload, NOW)
-    except (SinkRefused, SinkRevised, SinkUnavailable) as verdict:
-        return verdict
-    return None
-
-
-# ---- what a reply means
-
-
-@pytest.mark.parametrize("status", [200, 204, 260])
-def test_these_replies_mean_that_it_is_stored(status: int) -> None:
-    assert find_verdict(Reply(status, {}), encode()) is None
-
-
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None:
-    verdict = find_verdict(Reply(status, {"Retry-After": "7"}, b"busy"), encode())
-
-    assert isinstance(verdict, SinkUnavailable)
-    assert (verdict.reason, verdict.retry_after) == (f"the server replied {status}: busy", 7.0)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 422])
-def test_these_replies_cost_the_batch(status: int) -> None:
-    verdict = find_verdict(Reply(status, {}, b"no org id\n"), encode())
-
-    assert isinstance(verdict, SinkRefused)
-    assert (verdict.reason, verdict.events) == (f"the server replied {status}: no org id", None)
-
-
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_an_outage_that_names_its_cause(status: int) -> None:
-    verdict = find_verdict(Reply(status, {"Location": "http://evil.example/"}), encode())
-
-    assert isinstance(verdict, SinkUnavailable)
-    assert verdict.reason == f"Loki redirects ({status}), which is not followed: check the address"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Reply(413, {}),
-        Reply(
-            500, {}, b"rpc error: code = ResourceExhausted desc = grpc: received message larger than max (5)"
-        ),
-    ],
-)
-def test_what_is_too_large_is_halved_and_a_single_event_is_dropped(reply: Reply) -> None:
-    halved, single = find_verdict(reply, encode(4)), find_verdict(reply, encode(1))
-
-    assert isinstance(halved, SinkRevised)
-    assert [parcel.events for parcel in halved.parcels] == [2, 2]
-    assert isinstance(single, SinkRefused)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"entry with timestamp 2025-11-22 10:34:43 ignored, reason: 'entry too far behind'",
-        b"entry out of order",
-        b"entry for stream '{}' has timestamp too old: x, oldest acceptable timestamp is: nonsense",
-    ],
-)
-def test_what_is_too_old_is_replayed_once_and_then_dropped(text: bytes) -> None:
-    first = find_verdict(Reply(400, {}, text), encode())
-    assert isinstance(first, SinkRevised)
-    (parcel,) = first.parcels
-    second = find_verdict(Reply(400, {}, text), parcel.payload)
-
-    assert (parcel.events, first.delivered) == (3, 0)
-    assert isinstance(second, SinkRefused)
-
-
-def test_of_a_batch_that_is_partly_too_old_only_that_part_is_replayed() -> None:
-    text = (
-        "entry for stream '{}' has timestamp too old: x, oldest acceptable timestamp is: 2025-11-22T10:34:42Z"
-    )
-    flows: Batch = [make_flow(number, time=BASE + (number - 3) * 1_000_000_000) for number in range(6)]
-    verdict = find_verdict(Reply(400, {}, text.encode()), LokiEncoder({}).encode(flows))
-
-    assert isinstance(verdict, SinkRevised)
-    # Loki tells its limit in whole seconds, and what lies within that second may have been refused.
-    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([3], 3)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("120", 120.0),
-        ("0", 0.0),
-        (email.utils.formatdate(NOW + 90, usegmt=True), 90.0),
-        (email.utils.formatdate(NOW - 90, usegmt=True), 0.0),
-        ("-5", None),
-        ("soon", None),
-        ("9" * 400, None),
-        ("", None),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
-    assert parse_retry_after(value, NOW) == seconds
-
-
-def test_no_control_character_of_a_reply_reaches_people() -> None:
-    reply = Reply(400, {}, "a\x1b]0;owned\x07\r\nb\u202ec\xff".encode() + b"\xff" + b"x" * 1000)
-
-    assert reply.text.isprintable()
-    assert reply.text.startswith("a ]0;owned b c\xff\ufffdxx")
-    assert len(reply.text) <= 300
-
-
-# ---- a real server
 
 
 def test_what_is_pushed_can_be_queried(server: Server, store: Store) -> None:

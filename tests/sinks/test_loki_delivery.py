@@ -15,7 +15,7 @@ from tests.sinks import loki_server
 from tests.sinks.fakes import Clock, find_imbalance, run_until_idle
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.loki_client import make_settings
-from tests.sinks.loki_server import Limits, Server, Store, run_server, say
+from tests.sinks.loki_server import NANO, Limits, Server, Store, run_server, say
 
 
 def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox[bytes]:
@@ -168,3 +168,43 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(tmp_path: Pa
     assert flushed
     assert list_stored(store) == list(range(3001))
     assert find_imbalance(outbox.snapshot()) == 0
+
+
+def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is_said_to_be(
+    server: Server, store: Store
+) -> None:
+    """A gateway's clock was a day ahead, and is set right in mid-batch; then a batch is all wrong."""
+    clock = Clock()
+    store.limits = Limits(reject_after=time.time_ns() + 600 * NANO)
+    wrong = [make_flow(number, time=time.time_ns() + 86_400 * NANO) for number in range(10, 13)]
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    for batch in ([*make_flows(10), *wrong], wrong, make_flows(5, 20)):
+        outbox.put(batch)
+        run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == [*range(10), *range(20, 25)]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (15, 6)
+    told = [dict(entry.metadata)["lost"] for entry in store.query(type="LOST")]
+    assert sum(map(int, told)) == 6
+
+
+def test_what_loki_blocks_is_not_said_to_be_delivered(server: Server, store: Store) -> None:
+    """Its status is none of an error."""
+    clock = Clock()
+    store.limits = Limits(blocked=True)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(5))
+    run_until_idle(outbox, clock, seconds=5.0)
+    blocked = outbox.snapshot()
+    store.limits = Limits()
+    outbox.put(make_flows(5, 5))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert (blocked.sink_events_delivered_total, blocked.sink_events_dropped_refused_total) == (0, 5)
+    assert outbox.error == f"the server replied 260: {loki_server.BLOCKED}"
+    assert list_stored(store) == [5, 6, 7, 8, 9]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (5, 5)

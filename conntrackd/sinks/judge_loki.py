@@ -1,0 +1,119 @@
+"""What a reply of Loki means for what was pushed: stored, later, otherwise, or never. Pure functions."""
+
+import contextlib
+import email.utils
+import re
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from conntrackd.sinks.encode_loki import count_events, mark_replay, split
+from conntrackd.sinks.http import MAX_REPLY, Reply
+from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
+
+# limits_config.block_ingestion_status_code (3.3 and later): nothing is stored. It is no error, so that an
+# agent that knows no better throws its batch away in silence.
+BLOCKED: Final = 260
+# What Loki calls entries that are older than the newest of their stream, or than it takes at all.
+TOO_OLD: Final = re.compile(r"too old|too far behind|out of order", re.IGNORECASE)
+# Behind the distributor a message has gRPC's limit of 4 MiB; that is told as an internal error.
+TOO_LARGE: Final = re.compile(r"message larger than max", re.IGNORECASE)
+
+# The distributor checks each entry by itself, stores the good ones and names what is wrong with the others
+# (pkg/distributor/validator.go), the same words once with their number (pkg/util/errors.go, GroupedErrors).
+STREAM: Final = r"'(?:\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})'"
+REFUSAL: Final = re.compile(
+    r"(?:(?P<count>[0-9]{1,9}) errors like: )?(?:"
+    rf"entry for stream (?P<dated>{STREAM}) has timestamp too "
+    r"(?:old: \S+, oldest acceptable timestamp is: (?P<oldest>[^\s;]+)|new: [^\s;]+)"
+    rf"|max entry size '\d+' bytes exceeded for stream (?P<long>{STREAM}) while [^;]*"
+    rf"|stream (?P<rich>{STREAM}) (?:has structured|has too many structured|includes structured) [^;]*"
+    r")(?:; |\s*$)"
+)
+OLDEST: Final = re.compile(
+    r"has timestamp too old.*oldest acceptable timestamp is: (\S+?)[,;'\"]?(?:\s|$)", re.S
+)
+
+
+class Refusals(NamedTuple):
+    """How many entries of a push were refused: for their age (LOST records too), and for anything else."""
+
+    old: int = 0
+    old_events: int = 0
+    other_events: int = 0
+
+
+def judge(reply: Reply, payload: bytes, now: float) -> None:
+    """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
+
+    `now` in seconds since the epoch, for a Retry-After that is a date.
+    """
+    status, said = reply.status, reply.body.decode(errors="replace")
+    if 200 <= status < 300 and status != BLOCKED:  # 204; 200 from proxies
+        return
+    if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
+        parts = split(payload)
+        if len(parts) < 2:
+            raise SinkRefused(f"{reply.reason} to a single event")
+        raise SinkRevised(reply.reason, parts)
+    if status == 429 or status >= 500:
+        raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
+    if 300 <= status < 400:
+        raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
+    if status == 400:
+        raise _judge_entries(reply, said, payload)
+    raise SinkRefused(reply.reason)
+
+
+def _judge_entries(reply: Reply, said: str, payload: bytes) -> SinkTrouble:
+    """What was refused of the push; what is too old goes to streams of its own, if it was in none before."""
+    refused = count_refusals(said) if len(reply.body) < MAX_REPLY else None
+    if TOO_OLD.search(said):
+        before = _find_oldest_accepted(said)
+        parcel = mark_replay(payload, before, None if refused is None else refused.old)
+        if parcel is not None:
+            others = 0 if refused is None else refused.other_events
+            stored = 0 if before is None else count_events(payload) - parcel.events - others
+            return SinkRevised(reply.reason, [parcel], delivered=max(0, stored))
+    return SinkRefused(reply.reason, None if refused is None else refused.old_events + refused.other_events)
+
+
+def count_refusals(said: str) -> Refusals | None:
+    """Of a reply to a push that was refused in part. None when it says anything else too, or only that."""
+    at, old, old_events, other_events = 0, 0, 0, 0
+    while at < len(said):
+        match = REFUSAL.match(said, at)
+        if match is None:
+            return None
+        count = int(match["count"] or 1)
+        # A LOST record is no event: its loss is counted where it happened.
+        events = 0 if 'type="LOST"' in (match["dated"] or match["long"] or match["rich"]) else count
+        if match["oldest"]:
+            old, old_events = old + count, old_events + events
+        else:
+            other_events += events
+        at = match.end()
+    return Refusals(old, old_events, other_events) if said else None
+
+
+def _find_oldest_accepted(said: str) -> int | None:
+    """Nanoseconds before which entries of any stream were refused, where the reply says so; rounded up."""
+    match = OLDEST.search(said)
+    if match is None:
+        return None
+    with contextlib.suppress(ValueError):
+        oldest = datetime.fromisoformat(match[1])
+        return (int(oldest.timestamp()) + 1) * 1_000_000_000
+    return None
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds, from seconds or from a date (RFC 9110, section 10.2.3). None where it says nothing usable."""
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)

@@ -1,0 +1,214 @@
+"""What a reply of Loki means: values in, a verdict out."""
+
+import email.utils
+
+import pytest
+
+from conntrackd.flow import Batch, Lost
+from conntrackd.sinks.encode_loki import LokiEncoder
+from conntrackd.sinks.http import MAX_REPLY, Reply
+from conntrackd.sinks.judge_loki import Refusals, count_refusals, judge, parse_retry_after
+from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+from tests.sinks.flows import BASE, make_flow, make_flows
+
+NOW = 1_763_807_700.0
+SECOND = 1_000_000_000
+STREAM = '{host="gw1", note="it\'s; 5 errors like: \\"}", prot="TCP", type="NEW"}'
+LOST_STREAM = '{host="gw1", type="LOST"}'
+OLDEST = "oldest acceptable timestamp is: 2025-11-22T10:34:43Z"
+
+
+def encode(count: int = 3) -> bytes:
+    return LokiEncoder({"host": "gw1"}).encode(list(make_flows(count)))
+
+
+def find_verdict(reply: Reply, payload: bytes) -> SinkRefused | SinkRevised | SinkUnavailable | None:
+    try:
+        judge(reply, payload, NOW)
+    except (SinkRefused, SinkRevised, SinkUnavailable) as verdict:
+        return verdict
+    return None
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_these_replies_mean_that_it_is_stored(status: int) -> None:
+    assert find_verdict(Reply(status, {}), encode()) is None
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None:
+    verdict = find_verdict(Reply(status, {"Retry-After": "7"}, b"busy"), encode())
+
+    assert isinstance(verdict, SinkUnavailable)
+    assert (verdict.reason, verdict.retry_after) == (f"the server replied {status}: busy", 7.0)
+
+
+@pytest.mark.parametrize("status", [260, 400, 401, 403, 404, 405, 422])
+def test_these_replies_cost_the_batch(status: int) -> None:
+    verdict = find_verdict(Reply(status, {}, b"no org id\n"), encode())
+
+    assert isinstance(verdict, SinkRefused)
+    assert (verdict.reason, verdict.events) == (f"the server replied {status}: no org id", None)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_an_outage_that_names_its_cause(status: int) -> None:
+    verdict = find_verdict(Reply(status, {"Location": "http://evil.example/"}), encode())
+
+    assert isinstance(verdict, SinkUnavailable)
+    assert verdict.reason == f"Loki redirects ({status}), which is not followed: check the address"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(413, {}),
+        Reply(
+            500, {}, b"rpc error: code = ResourceExhausted desc = grpc: received message larger than max (5)"
+        ),
+    ],
+)
+def test_what_is_too_large_is_halved_and_a_single_event_is_dropped(reply: Reply) -> None:
+    halved, single = find_verdict(reply, encode(4)), find_verdict(reply, encode(1))
+
+    assert isinstance(halved, SinkRevised)
+    assert [parcel.events for parcel in halved.parcels] == [2, 2]
+    assert isinstance(single, SinkRefused)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"entry with timestamp 2025-11-22 10:34:43 ignored, reason: 'entry too far behind'",
+        b"entry out of order",
+        b"entry for stream '{}' has timestamp too old: x, oldest acceptable timestamp is: nonsense",
+    ],
+)
+def test_what_is_too_old_is_replayed_once_and_then_dropped(text: bytes) -> None:
+    first = find_verdict(Reply(400, {}, text), encode())
+    assert isinstance(first, SinkRevised)
+    (parcel,) = first.parcels
+    second = find_verdict(Reply(400, {}, text), parcel.payload)
+
+    assert (parcel.events, first.delivered) == (3, 0)
+    assert isinstance(second, SinkRefused)
+
+
+def test_where_the_number_is_not_known_what_lies_before_the_limit_is_replayed() -> None:
+    text = f"entry for stream '{{}}' has timestamp too old: x, {OLDEST}; and more"
+    flows: Batch = [make_flow(number, time=BASE + (number - 3) * 1_000_000_000) for number in range(6)]
+    verdict = find_verdict(Reply(400, {}, text.encode()), LokiEncoder({}).encode(flows))
+
+    assert isinstance(verdict, SinkRevised)
+    # Loki tells its limit in whole seconds, and what lies within that second may have been refused.
+    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([4], 2)
+
+
+def old(second: int, stream: str = STREAM) -> str:
+    return f"entry for stream '{stream}' has timestamp too old: 2025-11-22T10:34:{second}Z, {OLDEST}"
+
+
+def new(stream: str = STREAM) -> str:
+    return f"entry for stream '{stream}' has timestamp too new: 2035-11-22T10:34:43Z"
+
+
+def test_of_a_batch_that_is_partly_too_old_exactly_that_part_is_replayed() -> None:
+    """The limit is told in whole seconds; how many lie before it within its second, their number tells."""
+    said = f"2 errors like: {old(41)}; 4 errors like: {old(43)}"
+    flows: Batch = [make_flow(number, time=BASE + (number - 4) * SECOND // 4) for number in range(10)]
+    verdict = find_verdict(Reply(400, {}, said.encode()), LokiEncoder({}).encode(flows))
+
+    assert isinstance(verdict, SinkRevised)
+    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([6], 4)
+
+
+def test_a_loss_that_is_too_old_is_replayed_and_is_no_event() -> None:
+    said = f"2 errors like: {old(42)}; 1 errors like: {old(43, LOST_STREAM)}"
+    batch: Batch = [make_flow(0), make_flow(1), Lost(7, BASE, BASE + 2, "kernel"), make_flow(2)]
+    verdict = find_verdict(Reply(400, {}, said.encode()), LokiEncoder({}).encode(batch))
+
+    assert isinstance(verdict, SinkRevised)
+    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([2], 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        (new(), Refusals(0, 0, 1)),
+        (f"3 errors like: {new()}", Refusals(0, 0, 3)),
+        (f"3 errors like: {new()}; 1 errors like: {new(LOST_STREAM)}", Refusals(0, 0, 3)),
+        (f"3 errors like: {new()}; 2 errors like: {old(43)}\n", Refusals(2, 2, 3)),
+        (f"2 errors like: {old(43, LOST_STREAM)}; 2 errors like: {old(43)}", Refusals(4, 2, 0)),
+        (
+            f"max entry size '10' bytes exceeded for stream '{STREAM}' while adding an entry with length '11'"
+            " bytes",
+            Refusals(0, 0, 1),
+        ),
+        (
+            f"7 errors like: stream '{STREAM}' includes structured metadata, but this feature is disallowed."
+            f" Please see `limits_config.allow_structured_metadata` or contact; 1 errors like: {new()}",
+            Refusals(0, 0, 8),
+        ),
+        (
+            f"stream '{STREAM}' has structured metadata too large: '9' bytes, limit: '8' bytes. Please see",
+            Refusals(0, 0, 1),
+        ),
+        (f"entry for stream '{STREAM}' has 16 label names; limit 15", None),
+        (f"2 errors like: {new()}; entry for stream '{STREAM}' has 16 label names; limit 15", None),
+        (f"{new()}; and more", None),
+        ("user 'fake', total ignored: 1 out of 3 for stream: {}", None),
+        ("", None),
+    ],
+)
+def test_refused_entries_are_counted_where_nothing_else_is_said(said: str, refused: Refusals | None) -> None:
+    assert count_refusals(said) == refused
+
+
+def test_of_a_push_with_bad_entries_the_good_ones_are_stored() -> None:
+    few = find_verdict(Reply(400, {}, f"2 errors like: {new()}".encode()), encode(5))
+    mixed = find_verdict(
+        Reply(400, {}, f"2 errors like: {new()}; 1 errors like: {old(43)}".encode()), encode(5)
+    )
+    cut = find_verdict(Reply(400, {}, (f"{new()}; " * 1000).encode()[:MAX_REPLY]), encode(5))
+
+    assert isinstance(few, SinkRefused)
+    assert few.events == 2
+    assert isinstance(mixed, SinkRevised)
+    assert ([parcel.events for parcel in mixed.parcels], mixed.delivered) == ([1], 2)
+    assert isinstance(cut, SinkRefused)
+    assert cut.events is None
+
+
+def test_of_a_replay_too_the_good_entries_are_stored() -> None:
+    first = find_verdict(Reply(400, {}, b"entry out of order"), encode(5))
+    assert isinstance(first, SinkRevised)
+    second = find_verdict(Reply(400, {}, f"3 errors like: {old(43)}".encode()), first.parcels[0].payload)
+
+    assert isinstance(second, SinkRefused)
+    assert second.events == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("120", 120.0),
+        ("0", 0.0),
+        (email.utils.formatdate(NOW + 90, usegmt=True), 90.0),
+        (email.utils.formatdate(NOW - 90, usegmt=True), 0.0),
+        ("-5", None),
+        ("soon", None),
+        ("9" * 400, None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+def test_no_control_character_of_a_reply_reaches_people() -> None:
+    reply = Reply(400, {}, "a\x1b]0;owned\x07\r\nb\u202ec\xff".encode() + b"\xff" + b"x" * 1000)
+
+    assert reply.text.isprintable()
+    assert reply.text.startswith("a ]0;owned b c\xff\ufffdxx")
+    assert len(reply.text) <= 300
