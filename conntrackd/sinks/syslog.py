@@ -21,7 +21,7 @@ from conntrackd.sinks.encode_syslog import (
     frame_by_line,
     frame_by_octets,
 )
-from conntrackd.sinks.sink import Parcel, SinkUnavailable
+from conntrackd.sinks.sink import Parcel, SinkRevised, SinkUnavailable
 from conntrackd.sinks.tls import Tls, make_context, name_cause
 
 BATCH_EVENTS: Final = 1024
@@ -93,16 +93,29 @@ class SyslogSink:
         assert self._socket is not None
         if self._socket.type == socket.SOCK_STREAM:
             return self._write_stream(self._socket, payload)
-        assert self._sender is not None
-        sent = 0
-        while sent < len(payload):
-            try:
-                sent += self._sender.send(payload[sent : sent + SLOTS])
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    raise self._fail(error, payload[sent:]) from error
-                sent += 1  # no field of ours is that long; the server would cut it
+        self._write_datagrams(self._socket, payload)
         return sum(map(len, payload))
+
+    def _write_datagrams(self, sock: socket.socket, payload: list[bytes]) -> None:
+        assert self._sender is not None
+        # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
+        # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
+        vain = 0 if self._target.path else 2
+        sent = 0
+        try:
+            while sent < len(payload):
+                sent += self._sender.send(payload[sent : sent + SLOTS])
+            if vain and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                raise OSError(code, os.strerror(code))
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:  # no message of ours is that long
+                delivered, rest = _make_parcel(payload[:sent]), _make_parcel(payload[sent + 1 :])
+                reason = f"{self._describe_target()}: {name_cause(error)}"
+                raise SinkRevised(
+                    reason, [rest] if rest.payload else [], delivered=delivered.events
+                ) from error
+            vain = vain if error.errno == errno.ECONNREFUSED else 0
+            raise self._fail(error, payload[max(0, sent - vain) :]) from error
 
     def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
         # As syslog(3): over a local stream a NUL ends each message. Whether it is one, connecting shows.
@@ -121,9 +134,7 @@ class SyslogSink:
         return len(data)
 
     def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
-        lost = sum(any(mark in each for mark in LOST_MARKS) for each in left)
-        reason = f"{self._describe_target()}: {name_cause(error)}"
-        return SinkUnavailable(reason, rest=Parcel(left, len(left) - lost))
+        return SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}", rest=_make_parcel(left))
 
     def _describe_target(self) -> str:
         target = self._target
@@ -136,6 +147,11 @@ class SyslogSink:
         sock, self._socket, self._sender = self._socket, None, None
         if sock is not None:
             sock.close()
+
+
+def _make_parcel(messages: list[bytes]) -> Parcel[list[bytes]]:
+    lost = sum(any(mark in each for mark in LOST_MARKS) for each in messages)
+    return Parcel(messages, len(messages) - lost)
 
 
 def _cut(payload: list[bytes], there: int, end: int) -> list[bytes]:

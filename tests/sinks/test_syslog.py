@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from conntrackd.config import read_config
-from conntrackd.flow import Lost
+from conntrackd.flow import Location, Lost
 from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_octets
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.sink import SinkRevised, SinkUnavailable
 from conntrackd.sinks.syslog import SyslogSink, Target, create
 from conntrackd.sinks.tls import Tls, make_context
 from conntrackd.stats import SinkStats
@@ -181,16 +181,53 @@ def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_s
     assert caught.value.rest.payload == payload
 
 
-def test_a_datagram_to_nobody_is_tried_again() -> None:
+@pytest.mark.parametrize("count", [1, 2, 10, 256, 257, 1000])
+def test_no_datagram_to_nobody_is_said_to_be_delivered(count: int) -> None:
+    """The refusal of a datagram is told to the next, and sendmmsg(2) keeps the first one to itself."""
     sink = make(f"udp://127.0.0.1:{find_port()}")
-    payload = sink.encode([*make_flows(10)])
+    payload = sink.encode([*make_flows(count)])
     sink.open()
     with closing(sink), pytest.raises(SinkUnavailable, match="Connection refused") as caught:
         sink.write(payload)
 
     assert caught.value.rest is not None
-    # The refusal of a datagram is told to the next, and sendmmsg(2) keeps the first one to itself.
-    assert caught.value.rest.events == 8
+    assert (caught.value.rest.events, caught.value.rest.payload) == (count, payload)
+
+
+def test_events_to_a_server_that_is_not_there_yet_arrive_when_it_is(tmp_path: Path) -> None:
+    """One at a time: each of them would be the one whose refusal nobody asks for."""
+    stats = SinkStats()
+    with rsyslog(tmp_path, "udp") as server:
+        server.kill()
+        outbox: Outbox[list[bytes]] = Outbox(make(server.address), queue=100, stats=stats)
+        outbox.start()
+        for number in range(20):
+            outbox.put(make_flows(1, number))
+            assert not outbox.flush(0.01)
+        wait_until(lambda: outbox.error, "the trouble")
+        away = outbox.snapshot()
+        server.start()
+        assert outbox.flush(20)
+        found = server.wait_for(20)
+        outbox.stop(time.monotonic() + 5)
+
+    assert (away.sink_events_delivered_total, away.sink_events_queued) == (0, 20)
+    assert [int(re.findall(r'flow="(\d+)"', each["data"])[0]) for each in found] == [*range(20)]
+
+
+def test_a_message_that_no_datagram_holds_is_refused_alone() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        sink = make(f"udp://127.0.0.1:{server.getsockname()[1]}")
+        long = make_flows(1)[0]
+        long.dst_location = Location(city="x" * 70_000)
+        payload = sink.encode([*make_flows(3), long, Lost(3, BASE, BASE, "kernel"), *make_flows(2, 4)])
+        sink.open()
+        with closing(sink), pytest.raises(SinkRevised, match="Message too long") as caught:
+            sink.write(payload)
+
+    (rest,) = caught.value.parcels
+    assert (caught.value.delivered, rest.events, rest.payload) == (3, 2, payload[4:])
 
 
 def test_a_socket_that_is_removed_and_made_again_is_found_again(tmp_path: Path) -> None:
