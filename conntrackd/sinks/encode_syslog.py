@@ -1,4 +1,4 @@
-"""Records -> syslog messages: RFC 5424, RFC 3164 and CEE, and the frames that tell them apart on a stream."""
+"""Records -> syslog messages: RFC 5424, RFC 3164 and CEE; message -> the frame that it has on a stream."""
 
 import os
 import socket
@@ -41,19 +41,18 @@ def frame_by_line(message: bytes) -> bytes:
     return message + b"\n"
 
 
-def frame_by_datagram(message: bytes) -> bytes:
-    """The datagram is the frame."""
-    return message
+def frame_by_nul(message: bytes) -> bytes:
+    """As syslog(3) over a local stream."""
+    return message + b"\0"
 
 
 class SyslogEncoder:
-    """Records -> one framed message each. Belongs to one thread."""
+    """Records -> one message each, without a frame. Belongs to one thread."""
 
     def __init__(
-        self, form: str, facility: str, frame: Frame, host: str = "", pid: int = 0, *, is_local: bool = False
+        self, form: str, facility: str, host: str = "", pid: int = 0, *, is_local: bool = False
     ) -> None:
         """`is_local`: to a socket of this host, over which RFC 3164's messages carry no name of it."""
-        self._frame = frame
         self._host = clean_name(host or socket.gethostname())
         # As syslog(3): rsyslog, syslog-ng and journald take what stands there for the program.
         self._origin = "" if is_local else f"{self._host} "
@@ -66,8 +65,8 @@ class SyslogEncoder:
 
     def encode(self, batch: Batch) -> list[bytes]:
         """In the order of the batch."""
-        build, frame = self._build, self._frame
-        return [frame(build(each).encode()) for each in self._renderer.render(batch)]
+        build = self._build
+        return [build(each).encode() for each in self._renderer.render(batch)]
 
     def _build_5424(self, each: Rendered) -> str:
         when, _, message, fields, record = each

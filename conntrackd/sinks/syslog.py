@@ -16,9 +16,10 @@ from conntrackd.config import Config
 from conntrackd.flow import Batch
 from conntrackd.sinks.datagrams import SLOTS, DatagramSender
 from conntrackd.sinks.encode_syslog import (
+    Frame,
     SyslogEncoder,
-    frame_by_datagram,
     frame_by_line,
+    frame_by_nul,
     frame_by_octets,
 )
 from conntrackd.sinks.sink import Parcel, SinkRevised, SinkUnavailable
@@ -34,7 +35,6 @@ ACKNOWLEDGE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.002
 # What marks a LOST record, in each of the formats; no value can hold it, because its quotes are escaped.
 LOST_MARKS: Final = (b' type="LOST"', b'"type":"LOST"')
-STREAMS: Final = ("tcp", "tls")
 
 
 class Target(NamedTuple):
@@ -47,15 +47,22 @@ class Target(NamedTuple):
 
 
 class SyslogSink:
-    """One connection or socket. Over a stream a message counts as delivered when the peer's kernel has it."""
+    """One connection or socket. Over a stream a message counts as delivered when the peer's kernel has it.
+
+    Messages get their frames when they are written, so that those from the spool have the ones of today.
+    """
 
     name = "syslog"
     batch_events = BATCH_EVENTS
     batch_wait = BATCH_WAIT
 
-    def __init__(self, target: Target, encoder: SyslogEncoder, tls: Tls | None = None) -> None:
+    def __init__(
+        self, target: Target, encoder: SyslogEncoder, frame: Frame = frame_by_octets, tls: Tls | None = None
+    ) -> None:
+        """`frame`: over TCP and TLS; a datagram is one, and a local stream has its own."""
         self._target = target
         self._encoder = encoder
+        self._frame = frame
         self._tls = tls
         self._socket: socket.socket | None = None
         self._sender: DatagramSender | None = None
@@ -118,19 +125,19 @@ class SyslogSink:
             raise self._fail(error, payload[max(0, sent - vain) :]) from error
 
     def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
-        # As syslog(3): over a local stream a NUL ends each message. Whether it is one, connecting shows.
-        end = b"\0" if sock.family == socket.AF_UNIX else b""
-        data = b"".join([message + end for message in payload]) if end else b"".join(payload)
-        sent = 0
+        # Whether a local socket is a stream, connecting shows.
+        frame = frame_by_nul if sock.family == socket.AF_UNIX else self._frame
+        frames = [frame(message) for message in payload]
+        data, sent = b"".join(frames), 0
         try:
             _check_peer(sock)
             while sent < len(data):
                 sent += sock.send(data[sent : sent + (1 << 16)])
             _wait_for_acknowledgement(sock)
         except OSError as error:
-            there = max(0, sent - _count_unacknowledged(sock))
             # Of what TLS has sent nobody knows how much of it was ours.
-            raise self._fail(error, _cut(payload, 0 if self._tls is not None else there, len(end))) from error
+            there = 0 if self._tls is not None else sent - _count_unacknowledged(sock)
+            raise self._fail(error, payload[_count_whole(frames, there) :]) from error
         return len(data)
 
     def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
@@ -154,13 +161,13 @@ def _make_parcel(messages: list[bytes]) -> Parcel[list[bytes]]:
     return Parcel(messages, len(messages) - lost)
 
 
-def _cut(payload: list[bytes], there: int, end: int) -> list[bytes]:
-    """The messages that are not within the first so many bytes; each is followed by `end` bytes more."""
-    for index, message in enumerate(payload):
-        if there < len(message) + end:
-            return payload[index:]
-        there -= len(message) + end
-    return []
+def _count_whole(frames: list[bytes], there: int) -> int:
+    """How many of the first are within so many bytes."""
+    for index, frame in enumerate(frames):
+        there -= len(frame)
+        if there < 0:
+            return index
+    return len(frames)
 
 
 def _connect_udp(target: Target) -> socket.socket:
@@ -237,20 +244,16 @@ def create(config: Config) -> SyslogSink:
         target = Target(parts.scheme, path=unquote(parts.path))
     else:
         target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
-    frame = frame_by_datagram
-    if parts.scheme in STREAMS:
-        by_line = config[options.SINK_SYSLOG_FRAMING] == "lf"
-        frame = frame_by_line if by_line else frame_by_octets
     encoder = SyslogEncoder(
         config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],
-        frame,
         is_local=bool(target.path),
     )
+    frame = frame_by_line if config[options.SINK_SYSLOG_FRAMING] == "lf" else frame_by_octets
     tls = Tls(
         ca=config[options.SINK_SYSLOG_TLS_CA],
         cert=config[options.SINK_SYSLOG_TLS_CERT],
         key=config[options.SINK_SYSLOG_TLS_KEY],
         verify=config[options.SINK_SYSLOG_TLS_VERIFY],
     )
-    return SyslogSink(target, encoder, tls if parts.scheme == "tls" else None)
+    return SyslogSink(target, encoder, frame, tls if parts.scheme == "tls" else None)

@@ -10,8 +10,8 @@ from conntrackd.sinks.encode_syslog import (
     MAX_SEQUENCE,
     SyslogEncoder,
     clean_name,
-    frame_by_datagram,
     frame_by_line,
+    frame_by_nul,
     frame_by_octets,
 )
 from tests.sinks.flows import BASE, make_flow, make_flows
@@ -27,7 +27,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(form: str, facility: str = "daemon") -> SyslogEncoder:
-    return SyslogEncoder(form, facility, frame_by_datagram, "gw1.example", 42)
+    return SyslogEncoder(form, facility, "gw1.example", 42)
 
 
 def test_rfc5424_has_a_complete_header_and_all_fields() -> None:
@@ -89,7 +89,7 @@ def test_the_sequence_begins_at_1_again_after_its_largest_number() -> None:
 def test_frames() -> None:
     assert frame_by_octets(b"abc") == b"3 abc"
     assert frame_by_line(b"abc") == b"abc\n"
-    assert frame_by_datagram(b"abc") == b"abc"
+    assert frame_by_nul(b"abc") == b"abc\0"
 
 
 @pytest.mark.parametrize(

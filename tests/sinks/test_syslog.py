@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ import pytest
 
 from conntrackd.config import read_config
 from conntrackd.flow import Location, Lost
+from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_octets
+from conntrackd.sinks.messages import MessageSpool
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkRevised, SinkUnavailable
+from conntrackd.sinks.sink import Parcel, SinkRevised, SinkState, SinkUnavailable
+from conntrackd.sinks.spool import Spool
 from conntrackd.sinks.syslog import SyslogSink, Target, create
-from conntrackd.sinks.tls import Tls, make_context
 from conntrackd.stats import SinkStats
 from tests.sinks.authority import Authority
-from tests.sinks.flows import BASE, make_flows
+from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.syslog_servers import find_port, rsyslog, wait_until
 
 
@@ -135,17 +137,17 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Pat
 
 def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
     """What the server's kernel had is there, the rest is to be sent again."""
+    stall, size = 100_000, 4096
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        target = Target("tcp", *server.getsockname()[:2])
-        sink = SyslogSink(target, SyslogEncoder("rfc5424", "daemon", frame_by_octets))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon"))
         sink.open()
         connection, _ = server.accept()
         payload = sink.encode([*make_flows(30_000)])
         received = bytearray()
 
         def stall_and_reset() -> None:
-            while len(received) < 100_000:
+            while len(received) < stall:
                 received.extend(connection.recv(10_000))
             # SO_LINGER with 0: what is in the buffer goes, and the peer gets a reset.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -159,18 +161,38 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
 
     rest = caught.value.rest
     assert rest is not None
-    sent_whole = b"".join(payload[: len(payload) - len(rest.payload)])
-    assert rest.events == len(rest.payload)
-    assert rest.payload == payload[-len(rest.payload) :]
-    assert payload[0] in received
-    assert len(sent_whole) <= sum(map(len, payload))
+    done = len(payload) - len(rest.payload)
+    frames = [frame_by_octets(each) for each in payload]
+    assert (rest.events, rest.payload) == (len(payload) - done, payload[done:])
+    # All that the server has read is done, and no more than its kernel could hold beside that.
+    assert len(b"".join(frames[: done + 1])) > len(received)
+    assert len(b"".join(frames[:done])) <= len(received) + 16 * size
+    assert b"".join(frames).startswith(bytes(received))
+
+
+@pytest.mark.parametrize("framing", ["octet-counting", "lf"])
+def test_what_waits_has_the_frame_of_the_connection_by_which_it_goes(tmp_path: Path, framing: str) -> None:
+    """It was spooled for a server that had lines, or datagrams, or a local socket."""
+    store = MessageSpool(Spool(tmp_path, "syslog", 1 << 20))
+    for number, sink in enumerate([make("tcp://127.0.0.1:1", framing="lf"), make("udp://127.0.0.1:1")]):
+        store.append([Parcel(sink.encode([make_flow(number)]), 1, 1)])
+    with rsyslog(tmp_path, "tcp") as server:
+        outbox: Outbox[list[bytes]] = Outbox(
+            make(server.address, framing=framing), queue=100, stats=SinkStats(), spool=store
+        )
+        outbox.start()
+        outbox.put(make_flows(1, 2))
+        assert outbox.flush(20)
+        found = server.wait_for(3)
+        outbox.stop(time.monotonic() + 5)
+
+    assert [re.findall(r'flow="(\d+)"', each["data"]) for each in found] == [["0"], ["1"], ["2"]]
+    assert {each["msg"].strip()[:18] for each in found} == {"NEW TCP connection"}
 
 
 def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sink = SyslogSink(
-            Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon", frame_by_octets)
-        )
+        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon"))
         sink.open()
         server.accept()[0].close()
         payload = sink.encode([*make_flows(5)])
@@ -230,17 +252,35 @@ def test_a_message_that_no_datagram_holds_is_refused_alone() -> None:
     assert (caught.value.delivered, rest.events, rest.payload) == (3, 2, payload[4:])
 
 
-def test_a_socket_that_is_removed_and_made_again_is_found_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_socket_that_is_removed_and_made_again_is_found_again(
+    tmp_path: Path, kind: socket.SocketKind
+) -> None:
+    """While the sink has it open: a syslog server that is restarted makes a new one."""
     path = tmp_path / "log"
-    sink = make(f"unixgram://{path}")
-    for _ in range(2):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+    outbox: Outbox[list[bytes]] = Outbox(
+        make(f"unix://{path}"), queue=100, stats=SinkStats(), backoff=Backoff(0.01, 0.01)
+    )
+    outbox.start()
+    received = []
+    for number in range(3):
+        with socket.socket(socket.AF_UNIX, kind) as server:
             server.bind(os.fspath(path))
-            send(sink, make_flows(1))
-            assert server.recv(4096).startswith(b"<30>1 ")
+            if kind == socket.SOCK_STREAM:
+                server.listen()
+            outbox.put(make_flows(1, number))
+            assert outbox.flush(15)
+            with server.accept()[0] if kind == socket.SOCK_STREAM else nullcontext(server) as connection:
+                received.append(connection.recv(4096))
         path.unlink()
-        with pytest.raises(SinkUnavailable, match="No such file"):
-            send(sink, make_flows(1))
+    outbox.put(make_flows(1, 3))
+    wait_until(lambda: outbox.state is SinkState.RETRYING, "the trouble")
+    away = outbox.snapshot()
+    outbox.stop(time.monotonic())
+
+    assert [re.findall(rb'flow="(\d+)"', each) for each in received] == [[b"0"], [b"1"], [b"2"]]
+    assert (away.sink_events_delivered_total, away.sink_events_queued) == (3, 1)
+    assert str(path) in outbox.error
 
 
 # ---- TLS --------------------------------------------------------------------------------------------------
@@ -252,10 +292,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @contextmanager
-def tls_server(certificate: Path | None, **context: Any) -> Iterator[tuple[int, list[bytes]]]:
+def tls_server(
+    certificate: Path | None, *, ciphers: str = "", client_ca: Path | None = None, **context: Any
+) -> Iterator[tuple[int, list[bytes]]]:
     """Gathers what one client sends over TLS; speaks no TLS without a certificate."""
     received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
 
         def serve() -> None:
             try:
@@ -264,6 +307,11 @@ def tls_server(certificate: Path | None, **context: Any) -> Iterator[tuple[int, 
                 if certificate is not None:
                     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                     made.load_cert_chain(certificate)
+                    if ciphers:
+                        made.set_ciphers(ciphers)
+                    if client_ca is not None:
+                        made.load_verify_locations(client_ca)
+                        made.verify_mode = ssl.CERT_REQUIRED
                     for name, value in context.items():
                         setattr(made, name, value)
                     connection = made.wrap_socket(connection, server_side=True)
@@ -277,8 +325,10 @@ def tls_server(certificate: Path | None, **context: Any) -> Iterator[tuple[int, 
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield server.getsockname()[1], received
-        thread.join(15)
+        try:
+            yield server.getsockname()[1], received
+        finally:
+            thread.join(15)
 
 
 def test_over_tls_the_server_gets_what_was_sent(authority: Authority) -> None:
@@ -289,7 +339,7 @@ def test_over_tls_the_server_gets_what_was_sent(authority: Authority) -> None:
             sink.open()
             sink.write(payload)
 
-    assert b"".join(received) == b"".join(payload)
+    assert b"".join(received) == b"".join(map(frame_by_octets, payload))
 
 
 @pytest.mark.parametrize(
@@ -327,12 +377,34 @@ def test_a_certificate_of_nobody_known_is_refused_unless_asked_for(authority: Au
     assert len(received) == 1
 
 
-def test_an_old_version_or_no_tls_at_all_is_refused(authority: Authority) -> None:
-    settings = {"tls.ca": str(authority.ca)}
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_an_old_version_is_refused(authority: Authority) -> None:
+    certificate = authority.issue("old", "IP:127.0.0.1")
+    old: dict[str, Any] = dict.fromkeys(("minimum_version", "maximum_version"), ssl.TLSVersion.TLSv1_1)
+    with tls_server(certificate, ciphers="ALL:@SECLEVEL=0", **old) as (port, received):
+        sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
+        with closing(sink), pytest.raises(SinkUnavailable, match=r"TLS: .*protocol version"):
+            sink.open()
+
+    assert received == []
+
+
+def test_no_tls_at_all_is_refused(authority: Authority) -> None:
     with tls_server(None) as (port, received):
-        sink = make(f"tls://127.0.0.1:{port}", **settings)
+        sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
         with closing(sink), pytest.raises(SinkUnavailable, match="TLS: wrong version number"):
             sink.open()
 
     assert not any(b"conntrackd" in each for each in received)
-    assert make_context(Tls(authority.ca)).minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_a_server_that_asks_for_it_gets_the_certificate_of_this_client(authority: Authority) -> None:
+    certificate, client = authority.issue("good", "IP:127.0.0.1"), authority.issue("us", "DNS:gw1")
+    settings = {"tls.ca": str(authority.ca), "tls.cert": str(client), "tls.key": str(client)}
+    for given in (settings, {"tls.ca": str(authority.ca)}):
+        with tls_server(certificate, client_ca=authority.ca) as (port, received):
+            sink = make(f"tls://127.0.0.1:{port}", **given)
+            with closing(sink), suppress(SinkUnavailable):
+                sink.open()
+                sink.write(sink.encode([make_flow(1)]))
+        assert bool(received) == (given is settings)
