@@ -75,6 +75,10 @@ class Store:
     newest: dict[Labels, int] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     faults: deque[Fault] = field(default_factory=deque)
+    early: deque[Fault] = field(default_factory=deque)
+    """As `faults`, but before the body of the push is read."""
+    taken: int = 0
+    """Bytes of replies without end that the client's kernel took."""
     duplicates: int = 0
     ready: int = 200
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -102,6 +106,10 @@ class Store:
             streams = json.loads(body)["streams"]
         except (ValueError, KeyError, TypeError):
             return 400, "couldn't parse push request"
+        if not streams:
+            return 422, "error at least one valid stream is required for ingestion"
+        if any(not LABEL_NAME.fullmatch(name) for stream in streams for name in stream["stream"]):
+            return 400, "couldn't parse labels: 1:5: parse error: unexpected character inside braces: '-'"
         if self.limits.blocked:
             return (
                 260,
@@ -143,8 +151,7 @@ class Store:
             key = tuple(sorted(labels.items()))
             said = f"has {len(labels)} label names; limit {self.limits.max_labels}"
             return f"entry for stream '{_render_labels(key)}' {said}"
-        bad = [name for name in labels if not LABEL_NAME.fullmatch(name)]
-        return f"error parsing labels: {bad}" if bad else ""
+        return ""
 
     def _check_entry(self, key: Labels, entry: Entry) -> str:
         """The distributor: each entry by itself."""
@@ -232,6 +239,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """A push, unless a fault comes first."""
         store = self.server.store
+        if store.early and store.early.popleft()(self):
+            return
         request = self.read_request()
         if store.faults:
             fault = store.faults.popleft()
@@ -340,25 +349,37 @@ def drip(handler: Handler) -> bool:
     return True
 
 
+def drip_body(handler: Handler) -> bool:
+    """A reply whose body never ends, a byte at a time."""
+    handler.wfile.write(b"HTTP/1.1 503 Busy\r\n\r\n")
+    while not handler.server.store.let_go.wait(0.02):
+        handler.wfile.write(b"x")
+    handler.close_connection = True
+    return True
+
+
+def _pour(handler: Handler, piece: bytes) -> bool:
+    """A gigabyte, as fast as it is taken, and as long as there is somebody to take it."""
+    handler.close_connection = True
+    for _ in range((1 << 30) // len(piece)):
+        handler.wfile.write(piece)
+        handler.server.store.taken += len(piece)
+    return True
+
+
 def send_endless(status: int) -> Fault:
-    """A body without end, as fast as it can be sent."""
+    """A body without end."""
 
     def fault(handler: Handler) -> bool:
         handler.wfile.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % status)
-        while not handler.server.store.let_go.is_set():
-            handler.wfile.write(b"x" * 65536)
-        handler.close_connection = True
-        return True
+        return _pour(handler, b"x" * 65536)
 
     return fault
 
 
 def send_garbage(handler: Handler) -> bool:
     """No HTTP at all."""
-    for _ in range(100):
-        handler.wfile.write(b"\x1b]0;owned\x07\xff\xfe" * 1000)
-    handler.close_connection = True
-    return True
+    return _pour(handler, b"\x1b]0;owned\x07\xff\xfe" * 1000)
 
 
 def hang(handler: Handler) -> bool:

@@ -1,9 +1,11 @@
 """Loki: what a reply means, and what a real server on loopback gets and does to us."""
 
 import base64
+import gzip
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from conntrackd import VERSION
 from conntrackd.config import read_config
 from conntrackd.sinks.loki import Loki, create
+from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.stats import SinkStats
 from tests.sinks import loki_server
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.loki_client import make_settings, push
@@ -97,17 +101,44 @@ def test_a_secret_that_cannot_be_used_is_an_outage_that_does_not_tell_it(
     assert store.requests == []
 
 
+@pytest.mark.parametrize(
+    ("credential", "sent"), [("loki.token", "Bearer secret"), ("loki.password", "Basic Z3cxOnNlY3JldA==")]
+)
 def test_a_credential_of_systemd_stands_in_for_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    credential: str,
+    sent: str,
 ) -> None:
-    (tmp_path / "loki.token").write_text("secret")
+    (tmp_path / credential).write_text("secret")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    config = read_config({"sink.loki.enable": ["true"], "sink.loki.tenant": ["net"]}, {}, None, tmp_path)
+    given = {"address": f"http://127.0.0.1:{server.port}", "tenant": "net"}
+    given |= {"username": "gw1"} if credential == "loki.password" else {}
+    loki = create(
+        read_config({f"sink.loki.{key}": [value] for key, value in given.items()}, {}, None, tmp_path)
+    )
+    loki.open()
+    loki.write(loki.encode([make_flow(1)]))
+    loki.close()
 
-    settings = create(config)._settings
+    (pushed,) = store.pushes
+    assert (pushed.headers["Authorization"], pushed.headers["X-Scope-OrgID"]) == (sent, "net")
 
-    assert (settings.token_file, settings.password_file) == (tmp_path / "loki.token", None)
-    assert (settings.address, settings.tenant) == ("http://localhost:3100", "net")
+
+def test_a_batch_has_about_the_size_that_was_asked_for(server: Server, store: Store) -> None:
+    loki = Loki(make_settings(server.port, batch_size=20_000))
+    outbox = Outbox(loki, queue=100_000, stats=SinkStats())
+    outbox.start()
+    for first in range(0, 20_000, 50):
+        outbox.put(make_flows(50, first))
+    assert outbox.flush(30)
+    outbox.stop(time.monotonic() + 5)
+
+    sizes = [len(gzip.decompress(request.body)) for request in store.pushes]
+    assert len(store.query()) == 20_000
+    assert max(sizes) < 40_000
 
 
 def test_readiness_is_a_hint_and_never_a_gate(server: Server, store: Store) -> None:
@@ -142,6 +173,7 @@ def test_no_redirect_is_followed_and_no_token_leaves(server: Server, store: Stor
     "fault",
     [
         loki_server.drip,
+        loki_server.drip_body,
         loki_server.hang,
         loki_server.send_garbage,
         loki_server.reset,
@@ -162,6 +194,20 @@ def test_no_reply_can_hold_or_fill_us(server: Server, store: Store, fault: Fault
     loki.write(loki.encode([make_flow(2)]))
     loki.close()
     assert len(store.query()) == 1
+    assert store.taken < 32 << 20  # what two kernels had room for, of a gigabyte
+
+
+@pytest.mark.parametrize("events", [1, 20_000])
+def test_a_connection_that_is_reset_in_mid_request_is_an_outage(
+    server: Server, store: Store, events: int
+) -> None:
+    """Before a reply, and before all of the body is sent."""
+    store.early.append(loki_server.reset)
+    with pytest.raises(SinkUnavailable):
+        push(make_settings(server.port), list(make_flows(events)))
+    push(make_settings(server.port), list(make_flows(events)))
+
+    assert (len(store.query()), store.duplicates) == (events, 0)
 
 
 def test_a_deadline_holds_for_a_reply_that_comes_a_byte_at_a_time(server: Server, store: Store) -> None:
