@@ -18,9 +18,11 @@ from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
 from tests.sinks.loki_server import (
+    BLOCKED,
     Fault,
     drip,
     hang,
+    refuse_one,
     reset,
     say,
     send_endless,
@@ -41,13 +43,15 @@ LOKI: dict[str, tuple[list[Fault], bool]] = {
     "429 with Retry-After": ([say(429, "slow down", {"Retry-After": "1"})] * 2, False),
     "500, 502, 503": ([say(500), say(502), say(503)], False),
     "204 lost after storing": ([store_and_reset] * 3, False),
-    "reset in mid-request": ([reset] * 3, False),
+    "reset before the reply": ([reset] * 3, False),
     "a reply without end": ([send_endless(503)], False),
     "a reply of some bytes a second": ([drip], False),
-    "garbage": ([send_garbage] * 3, False),
+    "1 GB of garbage": ([send_garbage] * 3, False),
     "302 to another host": ([say(302, "", {"Location": "http://192.0.2.1/"})] * 3, False),
     "413": ([say(413, "request body too large")] * 3, False),
     "400": ([say(400, "no")], True),
+    "400 with one bad entry": ([refuse_one] * 2, True),
+    "260, ingestion is blocked": ([say(260, BLOCKED)] * 2, True),
     "401, 403, 404": ([say(401), say(403), say(404)], True),
 }
 
@@ -71,10 +75,29 @@ def test_row_16_whatever_loki_says_every_event_is_accounted_for_and_no_other_sin
     twice = len(faults) * 1000 if store_and_reset in faults else 0
     verdict = rig.judge(16, f"Loki: {what}", duplicates=twice)
     assert (rig.tallies["loki"].dropped.total() > 0) == is_refused
+    if refuse_one in faults:
+        assert rig.tallies["loki"].dropped.total() == len(faults)
     assert set(rig.tallies["loki"].dropped) <= {"refused"}
     assert verdict.lost == 0
     # By query: what was sent twice is there once.
     assert len(rig.receivers.loki.query(type="NEW")) == rig.tallies["loki"].delivered
+
+
+def test_row_16_a_connection_that_is_closed_in_mid_request_costs_no_event(rig: Rig) -> None:
+    """Three times, before the body is read."""
+    rig.choose("loki", "stream")
+    rig.receivers.loki.early.extend([reset] * 3)
+    with rig.daemon("--sink.loki.batch_wait", "1s") as running:
+        running.wait_for_start()
+        rig.producer.send(20_000, 10_000)
+        rig.wait_for_law()
+        rig.send_fresh(10)
+        rig.measure(running)
+        assert running.stop() == 0
+
+    verdict = rig.judge(16, "Loki: closed in mid-request")
+    assert not rig.receivers.loki.early
+    assert (verdict.dropped, verdict.lost) == (0, 0)
 
 
 def test_row_16_events_of_an_outage_are_all_there_exactly_once_by_query(rig: Rig) -> None:

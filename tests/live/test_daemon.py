@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 
 from tests.live import traffic
 from tests.live.daemon import command, daemon, environment, run, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.sinks.syslog_servers import wait_until
 
 STREAM = "--sink.stream.enable"
 
@@ -245,6 +249,30 @@ def test_an_overrun_is_counted_exactly_and_told(net: Network) -> None:
     assert flows[-1]["dport"] == 8080  # after the fault a fresh flow arrives
 
 
+@pytest.mark.privileged
+def test_no_filter_reaches_the_record_of_a_loss(net: Network, tmp_path: Path) -> None:
+    """One that only Python can evaluate: what the kernel's drops needs no room, and is not lost."""
+    path = tmp_path / "a.mmdb"
+    writer = MMDBWriter(4, "GeoLite2-City")
+    writer.insert_network(IPSet(["192.0.2.0/24"]), {"city": {"names": {"en": "Lyon"}}})
+    writer.to_db_file(str(path))
+    arguments = ["--conntrack.netns", net.router, "--conntrack.buffer", "64K", "--conntrack.events", "new"]
+    arguments += ["--geoip.database", os.fspath(path)]
+    rules = ["--filter", 'log destination city "Lyon"', "--filter", "drop any"]
+    with daemon(*arguments, *rules, STREAM) as running:
+        running.wait_for_start()
+        running.process.send_signal(signal.SIGSTOP)
+        call_inside(net.client, flood, 3000)
+        running.process.send_signal(signal.SIGCONT)
+        running.wait_for_events(1)
+        assert running.stop() == 0
+
+    received = re.search(r"received (\d+) events, lost (\d+), logged 0", running.said[-1])
+    assert received is not None
+    assert {each["type"] for each in running.events} == {"LOST"}
+    assert sum(each["lost"] for each in running.events) == int(received[2]) == 3000 - int(received[1])
+
+
 # ---- filter -----------------------------------------------------------------------------------------------
 
 
@@ -290,3 +318,27 @@ def test_hangup_reloads_the_filter_and_refuses_a_bad_one(net: Network, tmp_path:
 
     assert [each["prot"] for each in running.events] == ["TCP", "UDP"]
     assert f"{path}:7" in "".join(running.said)
+
+
+@pytest.mark.privileged
+def test_hangup_makes_the_file_anew_that_logrotate_has_moved_away(net: Network, tmp_path: Path) -> None:
+    path, old = tmp_path / "events.json", tmp_path / "events.json.1"
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new"]
+    with daemon(*arguments, STREAM, "--sink.stream.writer", f"file://{path}") as running:
+        running.wait_for_start()
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the first event")
+        path.rename(old)
+        talk(net, 1)
+        wait_until(lambda: count_lines(old) == 2, "the second event")
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload")
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the third event")
+        assert running.stop() == 0
+
+    assert count_lines(old) == 2
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

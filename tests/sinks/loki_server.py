@@ -320,6 +320,18 @@ def store_and_say(status: int, text: str = "") -> Fault:
     return fault
 
 
+def refuse_one(handler: Handler) -> bool:
+    """One entry is bad, the others are stored."""
+    store = handler.server.store
+    streams = json.loads(gzip.decompress(store.requests[-1].body))["streams"]
+    labels, (time, *_) = streams[0]["stream"], streams[0]["values"].pop(0)
+    with store.lock:
+        store.push(json.dumps({"streams": streams}).encode())
+    stream = _render_labels(tuple(sorted(labels.items())))
+    said = f"entry for stream '{stream}' has timestamp too new: {_render(int(time))}\n"
+    return handler.reply(400, said)
+
+
 def _store_last(handler: Handler) -> None:
     store = handler.server.store
     with store.lock:

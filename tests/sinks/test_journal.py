@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,12 +17,15 @@ from typing import Any
 import pytest
 
 from conntrackd.flow import Location, Lost
+from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.encode_journal import EVENT_ID, LOST_ID, JournalEncoder
 from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.sink import SinkState, SinkUnavailable
 from conntrackd.stats import SinkStats
+from tests.sinks.fakes import sum_dropped
 from tests.sinks.flows import BASE, make_flow, make_flows
+from tests.sinks.syslog_servers import wait_until
 
 JOURNALD = "/lib/systemd/systemd-journald"
 SOCKET = "/run/systemd/journal/socket"
@@ -231,6 +235,35 @@ def test_what_was_not_taken_is_the_rest(tmp_path: Path) -> None:
     assert rest is not None
     assert 0 < rest.events < 100
     assert rest.payload == payload[-rest.events :]
+
+
+def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the sink waits for it, several times."""
+    monkeypatch.setattr("conntrackd.sinks.journal.PATIENCE_SECONDS", 0.02)
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        receiver.settimeout(15)
+        outbox: Outbox[list[bytes]] = Outbox(
+            JournalSink(path), queue=10_000, stats=SinkStats(), backoff=Backoff(0.001, 0.01)
+        )
+        outbox.start()
+        outbox.put(make_flows(5000))
+        wait_until(lambda: outbox.snapshot().sink_retries_total > 3, "retries")
+        away = (outbox.state, outbox.error, outbox.snapshot().sink_events_delivered_total)
+        received = [receiver.recv(1 << 16) for _ in range(5000)]
+        assert outbox.flush(15)
+        outbox.stop(time.monotonic() + 5)
+
+    assert away[:2] == (SinkState.RETRYING, f"{path}: the receiver does not take what it is sent")
+    assert away[2] < 5000
+    assert [re.findall(rb"EVENT_FLOW=(\d+)", each) for each in received] == [
+        [b"%d" % number] for number in range(5000)
+    ]
+    stats = outbox.snapshot()
+    assert (stats.sink_events_delivered_total, sum_dropped(stats)) == (5000, 0)
 
 
 def test_closing_from_another_thread_ends_a_write_that_waits(
