@@ -1,8 +1,10 @@
 """JSON lines to pipes, files and terminals: each line once and whole, whatever happens to the other end."""
 
+import fcntl
 import json
 import os
 import resource
+import select
 import stat
 import threading
 import time
@@ -292,6 +294,25 @@ def test_a_line_longer_than_what_a_pipe_takes_at_once_passes(pipe: tuple[int, in
     sink.close()
 
     assert got == encode(batch)
+
+
+def test_what_is_written_to_a_pipe_at_once_is_whole_lines(pipe: tuple[int, int]) -> None:
+    """So that nobody else's comes in between: pipe(7) keeps a piece of this size together."""
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    sink = StreamSink(None, pipe[1], stall=LONG)
+    sink.open()
+    payload = sink.encode(make_batch(200))
+    thread = threading.Thread(target=lambda: write_persistently(sink, payload))
+    thread.start()
+    pieces: list[bytes] = []
+    while sum(map(len, pieces)) < len(payload.text):
+        pieces.append(os.read(pipe[0], 1 << 16))
+    thread.join(LONG)
+    sink.close()
+
+    assert b"".join(pieces) == payload.text
+    assert len(pieces) > 10
+    assert [piece[-1:] for piece in pieces] == [b"\n"] * len(pieces)
 
 
 def test_lines_of_two_who_write_to_one_pipe_stay_whole(pipe: tuple[int, int]) -> None:

@@ -23,7 +23,7 @@ from conntrackd.sinks.messages import MessageSpool
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import Parcel, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.sinks.spool import Spool
-from conntrackd.sinks.syslog import SyslogSink, Target, create
+from conntrackd.sinks.syslog import SyslogSink, Target, _count_unacknowledged, create
 from conntrackd.stats import SinkStats
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
@@ -142,6 +142,9 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
         sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon"))
         sink.open()
+        ours = sink._socket
+        assert ours is not None
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         connection, _ = server.accept()
         payload = sink.encode([*make_flows(30_000)])
         received = bytearray()
@@ -149,6 +152,7 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
         def stall_and_reset() -> None:
             while len(received) < stall:
                 received.extend(connection.recv(10_000))
+            wait_until(lambda: _count_unacknowledged(ours) > 1 << 18, "the stall")
             # SO_LINGER with 0: what is in the buffer goes, and the peer gets a reset.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.close()
