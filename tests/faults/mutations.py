@@ -210,9 +210,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no value begins a field of the journal",
-        "conntrackd/sinks/encode_journal.py",
-        "if value.isprintable():",
-        "if True:",
+        "conntrackd/sinks/encode.py",
+        "    if value.isprintable():",
+        "    if True:",
         "tests/sinks/test_journal.py::test_no_value_can_begin_a_field_of_its_own",
     ),
     Mutation(

@@ -10,7 +10,7 @@ from conntrackd.flow import Batch, Location
 from conntrackd.sinks.encode import JsonEncoder
 from conntrackd.sinks.encode_journal import JournalEncoder
 from conntrackd.sinks.encode_loki import GZIP, LokiEncoder
-from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_datagram
+from conntrackd.sinks.encode_syslog import SyslogEncoder
 from tests.sinks.flows import make_flow
 
 # C0, DEL and C1, ends of lines, marks and overrides of direction, what has no width, half a surrogate pair.
@@ -32,9 +32,7 @@ def list_stored(batch: Batch) -> Iterator[str]:
 
 
 def syslog(form: str) -> Callable[[Batch], list[str]]:
-    return lambda batch: [
-        each.decode() for each in SyslogEncoder(form, "daemon", frame_by_datagram).encode(batch)
-    ]
+    return lambda batch: [each.decode() for each in SyslogEncoder(form, "daemon").encode(batch)]
 
 
 # Each sink: what somebody may see of it in a file, on the wire or in a query.
