@@ -231,15 +231,13 @@ class DaemonControl:
 
     def statistics(self) -> Statistics:
         daemon = self._daemon
-        counters = _to_counters(daemon.stats)
+        with daemon.pipeline.lock:  # received = malformed + filtered + accepted, and accepted = taken
+            counters = _to_counters(daemon.stats)
+            sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
         counters |= {each.name: each.value for each in measure_process()}
-        return Statistics(
-            counters,
-            {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()},
-            list(daemon.filter.selector.counts),
-        )
+        return Statistics(counters, sinks, list(daemon.filter.selector.counts))
 
     # ---- sinks ----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Runs in the reader's thread. What other threads change (selector, outboxes) they
 reads it once a batch, so that no batch is judged by half of each.
 """
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +58,8 @@ class Pipeline:
         """Gets the number of events when the kernel's counter of drops has risen, 0 if they come later."""
         self.protocols: Counter[int] = Counter()
         """Events handed to the sinks, by protocol number."""
+        self.lock = threading.Lock()
+        """Held while a batch is under way: whoever has it reads counters whose sums hold."""
         self.turns = 0
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
         self._decoder = decoder
@@ -118,17 +121,18 @@ class Pipeline:
 
     def _process(self, batch: Datagrams) -> None:
         stats = self._stats
-        stats.batches_received_total += 1
-        stats.events_received_total += len(batch.lengths)
-        stats.events_forged_total += batch.forged
-        flows = self._decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
-        kept = self._select(flows)
-        stats.events_filtered_total += len(flows) - len(kept)
-        if self.resync is not None:
-            self.resync.note(flows, kept)
-        if kept:
-            self._count(kept)
-            self._hand_on(kept)
+        with self.lock:
+            stats.batches_received_total += 1
+            stats.events_received_total += len(batch.lengths)
+            stats.events_forged_total += batch.forged
+            flows = self._decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
+            kept = self._select(flows)
+            stats.events_filtered_total += len(flows) - len(kept)
+            if self.resync is not None:
+                self.resync.note(flows, kept)
+            if kept:
+                self._count(kept)
+                self._hand_on(kept)
 
     def _select(self, flows: list[Flow]) -> list[Flow]:
         """What the rules keep, with its locations."""
@@ -193,9 +197,10 @@ class Pipeline:
         if kept:
             for flow in kept:
                 flow.type = EventType.SNAPSHOT
-            self._stats.events_snapshot_total += len(kept)
             resync.note((), kept)
-            self._hand_on(kept)
+            with self.lock:
+                self._stats.events_snapshot_total += len(kept)
+                self._hand_on(kept)
         if resync.is_reading != was_reading:
             events.set_patience(LAST_SECONDS if resync.is_reading else PATIENCE_SECONDS)
         if resync.is_over:

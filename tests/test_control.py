@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +14,14 @@ from conntrackd import control
 from conntrackd.config import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
+from conntrackd.filter.pycode import Selector
 from conntrackd.filtering import Filter, compile_filter
+from conntrackd.flow import Flow
+from conntrackd.netlink.decode import Decoder
+from conntrackd.netlink.recording import read_batches
+from conntrackd.pipeline import Pipeline
+from conntrackd.sinks.tail import Tails
+from conntrackd.stats import Stats
 
 
 def make_control() -> DaemonControl:
@@ -64,3 +73,39 @@ def test_lists_of_rules_are_compiled_one_after_the_other(mocker: MockerFixture) 
     asyncio.run(run())
 
     assert most == 1
+
+
+def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
+    """Each event is counted as received first, and then as what became of it."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def select(flows: list[Flow]) -> list[Flow]:
+        inside.set()
+        assert go_on.wait(10)
+        return flows[:1]
+
+    stats, tails = Stats(), Tails()
+    selector = cast(Selector, mocked := SimpleNamespace(needs_location=False, counts=[]))
+    pipeline = Pipeline(Decoder(stats), selector, None, [], tails, stats)
+    pipeline._select = select  # type: ignore[method-assign]  # stands still in the middle of a batch
+    daemon = SimpleNamespace(
+        stats=stats, pipeline=pipeline, outboxes={}, filter=SimpleNamespace(selector=mocked)
+    )
+    corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
+    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0),))
+    reader.start()
+    assert inside.wait(10)
+    answers: list[Mapping[str, int]] = []
+    asker = threading.Thread(
+        target=lambda: answers.append(DaemonControl(cast(Daemon, daemon)).statistics().counters)
+    )
+    asker.start()
+    asker.join(0.1)
+    assert asker.is_alive()
+    go_on.set()
+    asker.join(10)
+    reader.join(10)
+
+    (answer,) = answers
+    became = answer["events_filtered_total"] + answer["events_accepted_total"]
+    assert answer["events_received_total"] == became + answer["events_malformed_total"] > 0
