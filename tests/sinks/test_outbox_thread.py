@@ -4,6 +4,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import (
@@ -62,7 +64,7 @@ def test_stop_drains_what_waits() -> None:
     assert find_imbalance(outbox.snapshot()) == 0
 
 
-def test_stop_counts_what_the_time_did_not_suffice_for() -> None:
+def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.LogCaptureFixture) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_running(sink)
@@ -72,6 +74,8 @@ def test_stop_counts_what_the_time_did_not_suffice_for() -> None:
 
     assert stats.sink_events_dropped_shutdown_total == 100
     assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
+    told = "sink fake: the time to stop is over, dropping 100 events"
+    assert caplog.records[-1].getMessage() == told
 
 
 class HangingSink(FakeSink):
