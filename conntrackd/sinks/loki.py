@@ -13,16 +13,19 @@ from typing import Final
 from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
-from conntrackd.sinks.encode_loki import LokiEncoder
+from conntrackd.sinks.encode_loki import LokiEncoder, split
 from conntrackd.sinks.http import Connection, read_secret
 from conntrackd.sinks.judge_loki import judge
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.sinks.sink import SinkRevised, SinkUnavailable
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
 READY: Final = "/ready"
 USER_AGENT: Final = f"conntrackd/{VERSION}"
 READY_TIMEOUT: Final = 2.0
+# A push that is larger than ingestion_burst_size is refused with the status of one that comes too early, and
+# would be for ever: after as many refusals in a row it is halved.
+MAX_THROTTLED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Loki:
         self._headers: dict[str, str] = {}
         self._secrets: tuple[str, ...] = ()
         self._hint = ""
+        self._throttled = 0
 
     @property
     def batch_events(self) -> int:
@@ -118,9 +122,13 @@ class Loki:
             raise SinkUnavailable("closed")
         headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
         reply = connection.request("POST", PUSH, headers, self._settings.timeout, payload)
+        self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
             judge(reply.hide(self._secrets), payload, self._clock())
         except SinkUnavailable as absence:
+            if self._throttled >= MAX_THROTTLED and len(parts := split(payload)) > 1:
+                self._throttled = 0
+                raise SinkRevised(absence.reason, parts) from absence
             absence.reason += self._hint
             raise
         return len(payload)

@@ -2,7 +2,10 @@
 
 What it does is what Loki 3 does (pkg/distributor/validator.go, pkg/ingester/stream.go): entries are checked
 each by itself, good ones of a refused push are stored, an entry with the time and line of one that is there
-is dropped in silence, and one that is too far behind the newest of its stream is refused.
+is dropped in silence, and one that is too far behind the newest of its stream is refused. Statuses and texts
+were compared with those of Loki 3.7.6, run on loopback with limits low enough to meet each. In two things it
+is as strict as Loki 3.0: 3.7.6 looks at the metadata too before it takes an entry for a duplicate, and does
+not count `service_name` among the 15 labels.
 """
 
 import gzip
@@ -48,6 +51,8 @@ class Limits:
     """Nanoseconds since the epoch: creation_grace_period."""
     max_behind: int | None = None
     """Nanoseconds behind the newest entry of the stream: half of max_chunk_age."""
+    burst: int | None = None
+    """Entries of a push at most: ingestion_burst_size_mb, which Loki counts in bytes."""
     blocked: bool = False
     """block_ingestion_until: nothing is stored, and the status is no error."""
 
@@ -115,6 +120,9 @@ class Store:
                 260,
                 "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'",
             )
+        lines = sum(len(stream["values"]) for stream in streams)
+        if self.limits.burst is not None and lines > self.limits.burst:
+            return 429, f"ingestion rate limit exceeded while attempting to ingest '{lines}' lines"
         problems: Counter[str] = Counter()
         behind = ""
         for stream in streams:

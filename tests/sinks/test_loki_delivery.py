@@ -193,6 +193,22 @@ def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is
     assert sum(map(int, told)) == 6
 
 
+def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, store: Store) -> None:
+    """Tried again as it is, it would be refused for ever, and everything behind it would wait."""
+    clock = Clock()
+    store.limits = Limits(burst=100)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(300))
+    run_until_idle(outbox, clock, seconds=300.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == list(range(300))
+    assert (stats.sink_events_delivered_total, store.duplicates) == (300, 0)
+    # 300, then 150, then 75: a few tries for each size, and not one for each event.
+    assert 10 < len(store.pushes) < 40
+
+
 def test_what_loki_blocks_is_not_said_to_be_delivered(server: Server, store: Store) -> None:
     """Its status is none of an error."""
     clock = Clock()
