@@ -22,7 +22,7 @@ from conntrackd.sinks.encode_syslog import (
     frame_by_nul,
     frame_by_octets,
 )
-from conntrackd.sinks.sink import Parcel, SinkRevised, SinkUnavailable
+from conntrackd.sinks.sink import Parcel, SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.sinks.tls import Tls, make_context, name_cause
 
 BATCH_EVENTS: Final = 1024
@@ -66,6 +66,7 @@ class SyslogSink:
         self._tls = tls
         self._socket: socket.socket | None = None
         self._sender: DatagramSender | None = None
+        self._refusals = 0
 
     def open(self) -> None:
         try:
@@ -79,7 +80,7 @@ class SyslogSink:
     def _connect(self) -> socket.socket:
         match self._target.scheme:
             case "udp":
-                return _connect_udp(self._target)
+                return _connect_udp(self._target, self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
         plain = socket.create_connection((self._target.host, self._target.port), CONNECT_SECONDS)
@@ -116,12 +117,10 @@ class SyslogSink:
                 raise OSError(code, os.strerror(code))
         except OSError as error:
             if error.errno == errno.EMSGSIZE:  # no message of ours is that long
-                delivered, rest = _make_parcel(payload[:sent]), _make_parcel(payload[sent + 1 :])
-                reason = f"{self._describe_target()}: {name_cause(error)}"
-                raise SinkRevised(
-                    reason, [rest] if rest.payload else [], delivered=delivered.events
-                ) from error
-            vain = vain if error.errno == errno.ECONNREFUSED else 0
+                raise self._refuse(error, payload, sent) from error
+            if error.errno != errno.ECONNREFUSED:
+                vain = 0
+            self._refusals += 1
             raise self._fail(error, payload[max(0, sent - vain) :]) from error
 
     def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
@@ -142,6 +141,14 @@ class SyslogSink:
 
     def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
         return SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}", rest=_make_parcel(left))
+
+    def _refuse(self, error: OSError, payload: list[bytes], number: int) -> SinkRefused | SinkRevised:
+        """One message will never be taken; those before it were."""
+        reason = f"{self._describe_target()}: {name_cause(error)}"
+        done, rest = _make_parcel(payload[:number]), _make_parcel(payload[number + 1 :])
+        if rest.payload:
+            return SinkRevised(reason, [rest], delivered=done.events)
+        return SinkRefused(reason, _make_parcel(payload[number:]).events)
 
     def _describe_target(self) -> str:
         target = self._target
@@ -170,10 +177,12 @@ def _count_whole(frames: list[bytes], there: int) -> int:
     return len(frames)
 
 
-def _connect_udp(target: Target) -> socket.socket:
+def _connect_udp(target: Target, refusals: int) -> socket.socket:
+    """To the next address after each refusal: connecting alone does not show at which one the server is."""
     found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+    first = refusals % len(found)
     last: OSError | None = None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in found[first:] + found[:first]:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.connect(address)

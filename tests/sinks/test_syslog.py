@@ -21,7 +21,7 @@ from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_octets
 from conntrackd.sinks.messages import MessageSpool
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkRevised, SinkState, SinkUnavailable
+from conntrackd.sinks.sink import Parcel, SinkState, SinkUnavailable
 from conntrackd.sinks.spool import Spool
 from conntrackd.sinks.syslog import SyslogSink, Target, _count_unacknowledged, create
 from conntrackd.stats import SinkStats
@@ -241,19 +241,46 @@ def test_events_to_a_server_that_is_not_there_yet_arrive_when_it_is(tmp_path: Pa
     assert [int(re.findall(r'flow="(\d+)"', each["data"])[0]) for each in found] == [*range(20)]
 
 
-def test_a_message_that_no_datagram_holds_is_refused_alone() -> None:
+def test_a_server_at_the_second_address_of_its_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `localhost` is, where only the IPv4 address is listened to."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
-        sink = make(f"udp://127.0.0.1:{server.getsockname()[1]}")
-        long = make_flows(1)[0]
-        long.dst_location = Location(city="x" * 70_000)
-        payload = sink.encode([*make_flows(3), long, Lost(3, BASE, BASE, "kernel"), *make_flows(2, 4)])
-        sink.open()
-        with closing(sink), pytest.raises(SinkRevised, match="Message too long") as caught:
-            sink.write(payload)
+        server.settimeout(10)
+        port = server.getsockname()[1]
+        addresses = [(*(socket.AF_INET, socket.SOCK_DGRAM, 17, ""), (f"127.0.0.{n}", port)) for n in (2, 1)]
+        monkeypatch.setattr("conntrackd.sinks.syslog.socket.getaddrinfo", lambda *_, **__: addresses)
+        outbox: Outbox[list[bytes]] = Outbox(
+            make(f"udp://some.name:{port}"), queue=100, stats=SinkStats(), backoff=Backoff(0.01, 0.01)
+        )
+        outbox.start()
+        outbox.put(make_flows(3))
+        assert outbox.flush(10)
+        received = [server.recv(4096) for _ in range(3)]
+        outbox.stop(time.monotonic() + 5)
 
-    (rest,) = caught.value.parcels
-    assert (caught.value.delivered, rest.events, rest.payload) == (3, 2, payload[4:])
+    assert [re.findall(rb'flow="(\d+)"', each) for each in received] == [[b"0"], [b"1"], [b"2"]]
+
+
+@pytest.mark.parametrize("behind", [2, 0])
+def test_a_message_that_no_datagram_holds_is_refused_alone(behind: int) -> None:
+    stats = SinkStats()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        long = make_flow(3)
+        long.dst_location = Location(city="x" * 70_000)
+        outbox: Outbox[list[bytes]] = Outbox(
+            make(f"udp://127.0.0.1:{server.getsockname()[1]}"), queue=100, stats=stats
+        )
+        outbox.put([*make_flows(3), long, *make_flows(behind, 4)])
+        outbox.start()
+        assert outbox.flush(10)
+        received = [server.recv(4096) for _ in range(3 + behind)]
+        outbox.stop(time.monotonic() + 5)
+
+    numbers = [int(re.findall(rb'flow="(\d+)"', each)[0]) for each in received]
+    assert numbers == [*range(3), *range(4, 4 + behind)]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (3 + behind, 1)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
