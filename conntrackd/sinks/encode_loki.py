@@ -71,8 +71,11 @@ class LokiEncoder:
                 streams[key] = [entry]
             else:
                 entries.append(entry)
+        # An ingester answers for the last stream of a push alone (3.7.6, pkg/ingester/instance.go): of late
+        # events the largest one tells best whether they were too late.
+        ordered = sorted(streams.items(), key=lambda stream: len(stream[1]))
         opened = self._streams
-        text = ",".join([f"{opened[key]}{','.join(entries)}]}}" for key, entries in streams.items()])
+        text = ",".join([f"{opened[key]}{','.join(entries)}]}}" for key, entries in ordered])
         body = f'{{"streams":[{text}]}}'.encode()
         self.text_size = len(body)
         return _compress(body)

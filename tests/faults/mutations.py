@@ -165,6 +165,21 @@ MUTATIONS: Final = (
         "test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is_said_to_be",
     ),
     Mutation(
+        "late events are noticed",
+        "conntrackd/sinks/encode_loki.py",
+        "sorted(streams.items(), key=lambda stream: len(stream[1]))",
+        "streams.items()",
+        "tests/sinks/test_loki_delivery.py::"
+        "test_late_events_are_noticed_though_another_stream_of_their_push_is_taken",
+    ),
+    Mutation(
+        "a push that is too large for the burst is halved",
+        "conntrackd/sinks/loki.py",
+        "self._throttled >= MAX_THROTTLED",
+        "False",
+        "tests/sinks/test_loki_delivery.py::test_a_push_that_is_larger_than_the_burst_arrives_in_parts",
+    ),
+    Mutation(
         "a server that asks for patience gets it",
         "conntrackd/sinks/backoff.py",
         "if retry_after is None:",

@@ -43,7 +43,7 @@ def test_a_stream_has_few_labels_and_everything_else_is_metadata() -> None:
     ]
 
 
-def test_streams_are_by_type_and_protocol_and_keep_the_order_of_their_events() -> None:
+def test_streams_are_by_type_and_protocol_the_largest_last_each_in_the_order_of_its_events() -> None:
     udp = make_flow(4)
     udp.protocol = Protocol.UDP
     records = [make_flow(1), make_flow(2, EventType.DESTROY), make_flow(3), udp]
@@ -53,7 +53,7 @@ def test_streams_are_by_type_and_protocol_and_keep_the_order_of_their_events() -
     assert [
         (stream["stream"]["type"], stream["stream"]["prot"], [value[2]["flow"] for value in stream["values"]])
         for stream in streams
-    ] == [("NEW", "TCP", ["1", "3"]), ("DESTROY", "TCP", ["2"]), ("NEW", "UDP", ["4"])]
+    ] == [("DESTROY", "TCP", ["2"]), ("NEW", "UDP", ["4"]), ("NEW", "TCP", ["1", "3"])]
 
 
 def test_every_value_of_metadata_is_text() -> None:
@@ -106,8 +106,8 @@ def test_halves_hold_every_entry_once_and_in_order() -> None:
 
     first, second = split(body)
 
-    assert (first.events, second.events) == (5, 4)
-    assert (first.oldest, second.oldest) == (BASE, BASE + 10)
+    assert (first.events, second.events) == (4, 5)
+    assert (first.oldest, second.oldest) == (BASE, BASE + 4_000_000)
     halves = [
         (stream["stream"]["type"], value)
         for half in (first, second)

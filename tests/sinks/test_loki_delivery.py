@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.flow import EventType
 from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.loki import Loki
 from conntrackd.sinks.outbox import Outbox
@@ -125,6 +126,23 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
 
     assert [dict(entry.metadata)["flow"] for entry in store.query(replay="1")] == ["0", "1", "2", "3", "4"]
     assert outbox.snapshot().sink_events_delivered_total == 10
+
+
+def test_late_events_are_noticed_though_another_stream_of_their_push_is_taken(
+    server: Server, store: Store
+) -> None:
+    """Loki says 204 where the last stream of a push is good, and drops the others without a word."""
+    clock = Clock()
+    store.limits = Limits(max_behind=0)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    outbox.put(make_flows(5, 100))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.put([*make_flows(5), make_flow(5, EventType.DESTROY)])
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+
+    assert set(list_stored(store)) == {*range(6), *range(100, 105)}
+    assert outbox.snapshot().sink_events_delivered_total == 11
 
 
 def test_what_is_too_old_even_for_a_replay_is_dropped_and_the_rest_is_there_once(
