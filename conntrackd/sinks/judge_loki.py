@@ -29,9 +29,7 @@ REFUSAL: Final = re.compile(
     rf"|stream (?P<rich>{STREAM}) (?:has structured|has too many structured|includes structured) [^;]*"
     r")(?:; |\s*$)"
 )
-OLDEST: Final = re.compile(
-    r"has timestamp too old.*oldest acceptable timestamp is: (\S+?)[,;'\"]?(?:\s|$)", re.S
-)
+OLDEST: Final = "oldest acceptable timestamp is: "
 
 
 class Refusals(NamedTuple):
@@ -97,11 +95,11 @@ def count_refusals(said: str) -> Refusals | None:
 
 def _find_oldest_accepted(said: str) -> int | None:
     """Nanoseconds before which entries of any stream were refused, where the reply says so; rounded up."""
-    match = OLDEST.search(said)
-    if match is None:
+    before, _, after = said.rpartition(OLDEST)
+    if "has timestamp too old" not in before:  # one that is too far behind has a limit for its stream alone
         return None
-    with contextlib.suppress(ValueError):
-        oldest = datetime.fromisoformat(match[1])
+    with contextlib.suppress(ValueError, IndexError):
+        oldest = datetime.fromisoformat(after.split(maxsplit=1)[0].rstrip(",;'\""))
         return (int(oldest.timestamp()) + 1) * 1_000_000_000
     return None
 

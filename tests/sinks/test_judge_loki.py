@@ -3,6 +3,8 @@
 import email.utils
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conntrackd.flow import Batch, Lost
 from conntrackd.sinks.encode_loki import LokiEncoder
@@ -82,6 +84,7 @@ def test_what_is_too_large_is_halved_and_a_single_event_is_dropped(reply: Reply)
         b"entry with timestamp 2025-11-22 10:34:43 ignored, reason: 'entry too far behind'",
         b"entry out of order",
         b"entry for stream '{}' has timestamp too old: x, oldest acceptable timestamp is: nonsense",
+        b"entry for stream '{}' has timestamp too old: x, oldest acceptable timestamp is: ",
     ],
 )
 def test_what_is_too_old_is_replayed_once_and_then_dropped(text: bytes) -> None:
@@ -186,6 +189,37 @@ def test_of_a_replay_too_the_good_entries_are_stored() -> None:
 
     assert isinstance(second, SinkRefused)
     assert second.events == 3
+
+
+PIECES = [
+    old(43),
+    new(),
+    new(LOST_STREAM),
+    "; ",
+    "3 errors like: ",
+    "too far behind",
+    "'{",
+    '"',
+    OLDEST,
+    "\xff",
+]
+
+
+@given(
+    st.sampled_from([260, 302, 400, 413, 429, 500]),
+    st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=8).map("".join),
+)
+def test_whatever_is_said_no_event_has_two_fates(status: int, said: str) -> None:
+    verdict = find_verdict(Reply(status, {}, said.encode()), encode(5))
+
+    assert verdict is not None
+    if isinstance(verdict, SinkRevised):
+        parts = [parcel.events for parcel in verdict.parcels]
+        assert min(parts) > 0
+        assert verdict.delivered >= 0
+        assert sum(parts) + verdict.delivered <= 5
+    if isinstance(verdict, SinkRefused):
+        assert verdict.events is None or verdict.events >= 0
 
 
 @pytest.mark.parametrize(
