@@ -98,7 +98,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
 
     counters, sinks = moments[-1]
     assert seen == {()}
-    assert len({each["events_received_total"] for each, _ in moments}) > 20  # asked while they came
+    assert len({each["events_received_total"] for each, _ in moments}) > 5  # asked while they came
     assert (counters["events_received_total"], counters["events_filtered_total"]) == (SENT, 2000)
     assert sinks["syslog"]["sink_events_delivered_total"] == 0
     assert sinks["syslog"]["sink_events_dropped_queue_total"] == SENT - 2000 - 3000

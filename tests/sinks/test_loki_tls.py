@@ -3,6 +3,7 @@
 import socket
 import ssl
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,32 @@ def test_plain_text_on_the_tls_port_is_named(server: Server, store: Store) -> No
         push(make_tls_settings(server.port, Tls()), [make_flow(1)])
 
     assert store.requests == []
+
+
+def test_a_handshake_that_comes_a_byte_at_a_time_has_a_deadline() -> None:
+    """A record of 16 KiB, for which the timeout of a socket would begin anew with each byte."""
+    pause, hung_up = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"\x16\x03\x03\x40\x00")
+                for _ in range(500):
+                    pause.wait(0.02)
+                    try:
+                        connection.sendall(b"\x02")
+                    except OSError:
+                        hung_up.set()
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        loki = Loki(Settings(address=f"https://127.0.0.1:{server.getsockname()[1]}", timeout=0.5))
+        loki.open()  # asks /ready, whose trouble is no reason to stop
+        loki.close()
+        thread.join()
+
+    assert hung_up.is_set()
 
 
 @pytest.mark.parametrize("broken", ["ca", "cert"])
