@@ -320,7 +320,7 @@ MUTATIONS: Final = (
         "conntrackd/netlink/socket.py",
         "genuine = [slot for slot, port in enumerate(senders) if port == 0]",
         "genuine = [*range(len(senders))]",
-        "tests/netlink/test_socket.py::test_what_a_process_sends_is_left_out_and_counted",
+        "tests/live/test_socket.py::test_what_a_process_sends_is_left_out_and_counted",
     ),
     Mutation(
         "a limit that is too small is told by its name",

@@ -41,7 +41,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/netlink/test_decode.py", "test_a_multipart_answer"),
         ("tests/netlink/test_decode.py", "test_each_damage_has_its_reason"),
         ("tests/netlink/test_socket.py", "test_a_message_longer_than_its_slot"),
-        ("tests/netlink/test_socket.py", "test_what_a_process_sends"),
+        ("tests/live/test_socket.py", "test_what_a_process_sends"),
     ],
     15: [("test_state.py", "test_row_15_")],
     16: [

@@ -1,22 +1,17 @@
-"""netlink/socket.py: what comes in a batch, and what is left out of it or made nothing."""
+"""netlink/socket.py: what comes in a batch, and what of it is made nothing."""
 
-import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.constants import NETLINK_NETFILTER
+from conntrackd.flow import Flow
 from conntrackd.netlink.decode import Decoder
-from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.recording import write_batch
 from conntrackd.netlink.socket import SLOT_BYTES, SLOTS, EventSocket
 from conntrackd.stats import Stats
-from tests.live import traffic
-from tests.live.network import TRACKING, Network, call_inside, network
 from tests.messages import attribute, build_message
 from tests.sinks.flows import make_flow
 
@@ -80,37 +75,3 @@ def test_a_recording_leaves_out_what_did_not_fit(
         assert write_batch(file, batch, 10) == 2
 
     assert path.read_bytes().count(MESSAGE) == 2
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
-
-
-def forge(port: int, messages: Sequence[bytes]) -> None:
-    """From a process, with a port id of its own, straight to a socket."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
-        sock.bind((0, 0))
-        for each in messages:
-            sock.sendto(each, (port, 0))
-
-
-@pytest.mark.privileged
-def test_what_a_process_sends_is_left_out_and_counted(net: Network) -> None:
-    with enter(net.router):
-        events = EventSocket.open(groups=EventType.NEW, buffer=1 << 20)
-    with closing(events):
-        port = socket.socket(fileno=os.dup(events.fileno()))
-        with port:
-            number = port.getsockname()[0]
-        call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 2)
-        call_inside(net.router, forge, number, [MESSAGE, fill(1 << 15), MESSAGE])
-        call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 3)
-        batch = events.receive()
-
-    assert batch is not None
-    assert (len(batch.lengths), batch.forged) == (5, 3)
-    assert [position // SLOT_BYTES for position in batch.positions] == [0, 1, 5, 6, 7]
