@@ -36,6 +36,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.resync import Resync
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import SinkState
 from conntrackd.sinks.tail import Tails
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.values import render_size
@@ -353,7 +354,8 @@ class Daemon:
 
     def _note_failed(self, name: str, reason: str) -> None:
         """A sink is out for good: its reader has closed the pipe. Where it was the last, that is the end."""
-        if all(outbox.is_out() for outbox in self.outboxes.values()):
+        if all(outbox.state is SinkState.FAILED for outbox in self.outboxes.values()):
+            logger.info("sink %s: %s, and no other is left", name, reason)
             self.request_stop()
         else:
             logger.error("sink %s: %s, out until it is enabled again", name, reason)

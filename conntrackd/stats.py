@@ -78,6 +78,11 @@ class SinkStats:
     sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside")
     sink_bytes_total: int = _counter("bytes", "Bytes that were written")
 
+    def count_dropped(self, reason: str, events: int) -> None:
+        """For one of the reasons that have a counter."""
+        name = f"sink_events_dropped_{reason}_total"
+        setattr(self, name, getattr(self, name) + events)
+
     def count_settled(self) -> int:
         """Events that left the queue or the spool, whatever became of them."""
         return (

@@ -92,7 +92,7 @@ class Outbox(Generic[P]):
         with self._lock:
             stats.sink_events_taken_total += events
             if self.is_out():
-                self._count_dropped(self._state.value, events)
+                self._drop(events, flows[0].time, flows[-1].time, self._state.value)
                 return
             room = max(0, self.queue - stats.sink_events_queued)
             if room >= events:
@@ -100,9 +100,7 @@ class Outbox(Generic[P]):
                 return
             if room:
                 self._append(flows[:room])
-            dropped = flows[room:]
-            stats.sink_events_dropped_queue_total += len(dropped)
-            self._append_lost(Lost(len(dropped), dropped[0].time, dropped[-1].time, self.name, "queue"))
+            self._drop(events - room, flows[room].time, flows[-1].time, "queue")
 
     def tell_lost(self, lost: Lost) -> None:
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
@@ -118,9 +116,9 @@ class Outbox(Generic[P]):
         """Whether the sink takes nothing until somebody enables it."""
         return self._state in (SinkState.DISABLED, SinkState.FAILED)
 
-    def _count_dropped(self, reason: str, events: int) -> None:
-        name = f"sink_events_dropped_{reason}_total"
-        setattr(self._stats, name, getattr(self._stats, name) + events)
+    def _drop(self, events: int, since: int, until: int, reason: str) -> None:
+        self._stats.count_dropped(reason, events)
+        self._append_lost(Lost(events, since, until, self.name, reason))
 
     def _append(self, flows: list[Flow]) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
@@ -130,7 +128,7 @@ class Outbox(Generic[P]):
         self._stats.sink_events_queued += len(flows)
 
     def _append_lost(self, lost: Lost) -> None:
-        if not self._waiting:
+        if not self._waiting and not self.is_out():  # a sink that is out is told when it is in again
             self._wake()
         self._waiting.append_lost(lost, self._clock())
 
@@ -156,9 +154,8 @@ class Outbox(Generic[P]):
     def _find_oldest(self) -> int:
         if self._shelf is not None and self._stats.sink_events_spooled:
             return self._shelf.oldest
-        if self._parcels:
-            return self._parcels[0].oldest
-        return self._waiting.head.oldest if self._waiting.head else 0
+        first = self._parcels[0] if self._parcels else self._waiting.head
+        return first.oldest if first is not None else 0
 
     def start(self) -> None:
         """Starts the thread."""
@@ -249,7 +246,7 @@ class Outbox(Generic[P]):
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
         if self._deadline is None:
             return False
-        held = self._waiting or (self._parcels and self._row is None)
+        held = not self.is_out() and (self._waiting or (self._parcels and self._row is None))
         return self._abandoned or not held or self._clock() >= self._deadline
 
     def step(self) -> float | None:
@@ -260,7 +257,7 @@ class Outbox(Generic[P]):
         now = self._clock()
         if self.is_out():
             self._close_sink()
-            self._clear_memory(self._state.value)
+            self._clear_memory()
             return None
         if self._next_sink is not None:
             self._close_sink()
@@ -353,18 +350,21 @@ class Outbox(Generic[P]):
                 self._row = None
         return stored
 
-    def _clear_memory(self, reason: str) -> int:
+    def _clear_memory(self, reason: str = "") -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
         self._tell_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
-            dropped = self._stats.sink_events_queued
-            self._count_dropped(reason, dropped)
+            if not reason and not self.is_out():  # somebody has enabled it just now
+                return 0
+            dropped, oldest = self._stats.sink_events_queued, self._find_oldest()
             self._stats.sink_events_queued = 0
-            self._waiting.clear()
+            self._waiting.clear(self._clock())
             if self._row is None:
                 self._parcels.clear()
+            if dropped:
+                self._drop(dropped, oldest, time.time_ns(), reason or self._state.value)
             return dropped
 
     def _attempt(self, action: Callable[[], None]) -> None:

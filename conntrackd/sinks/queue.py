@@ -82,10 +82,14 @@ class Queue:
         self._batches.appendleft(taken)
         self.events += taken.events
 
-    def clear(self) -> None:
-        """Forgets everything."""
+    def clear(self, now: float) -> None:
+        """Forgets the events. The losses stay: they are still to be told."""
+        records = [each for waiting in self._batches for each in waiting.batch]
         self._batches.clear()
         self.events = 0
+        for each in records:
+            if isinstance(each, Lost):
+                self.append_lost(each, now)
 
 
 def _join(one: Lost, other: Lost) -> Lost:

@@ -88,7 +88,7 @@ MUTATIONS: Final = (
     Mutation(
         "what an outbox drops is counted",
         "conntrackd/sinks/outbox.py",
-        "stats.sink_events_dropped_queue_total += len(dropped)",
+        "self._stats.count_dropped(reason, events)",
         "pass",
         "tests/sinks/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
     ),

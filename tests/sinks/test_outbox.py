@@ -373,6 +373,44 @@ def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None
     assert outbox.snapshot().sink_events_dropped_disabled_total == 5
 
 
+def test_what_a_disabled_sink_missed_is_told_when_it_comes_back(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(2))
+    outbox.tell_lost(make_lost(7))
+    outbox.disable()
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(3, 2))
+    outbox.tell_lost(make_lost(1))
+    run_until_idle(outbox, clock)
+    sink.away = None
+    outbox.enable()
+    run_until_idle(outbox, clock)
+
+    assert sink.received == [[8, "kernel", ""], [5, "fake", "disabled"]]
+    assert outbox.state is SinkState.OK
+
+
+def test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on(clock: Clock) -> None:
+    class Enabled(FakeSink):
+        """Somebody enables it at the worst of moments."""
+
+        def close(self) -> None:
+            super().close()
+            outbox.enable()
+            outbox.put(make_flows(1, 5))
+
+    sink = Enabled()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    outbox.disable()
+    outbox.step()
+    run_until_idle(outbox, clock)
+
+    assert (outbox.state, sink.numbers) == (SinkState.OK, [5])
+
+
 def test_reopening_closes_the_sink_before_the_next_write(clock: Clock) -> None:
     sink = FakeSink()
     outbox = make_outbox(sink, clock)
