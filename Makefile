@@ -11,7 +11,10 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
 	procps python3-dev python3-venv rpm rsyslog systemd util-linux
 
-.PHONY: run test test-faults report mutations test-system lint bench fuzz audit system clean
+# Those of Debian 12 and 13; the virtual environment has the newest.
+DBUS_FAST := 1.84.0 2.44.0
+
+.PHONY: run test test-dbus-fast test-faults report mutations test-system lint bench fuzz audit system clean
 
 run: $(VENV)/ready
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
@@ -19,6 +22,14 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready $(VENV)/syslog-ng lint
 	$(PYTHON) -m pytest
+
+# The D-Bus interface with the versions of dbus-fast that Debian has.
+test-dbus-fast: $(VENV)/ready
+	@for version in $(DBUS_FAST); do \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target build/dbus-fast-$$version dbus-fast==$$version && echo "dbus-fast $$version" && \
+		PYTHONPATH=$(CURDIR)/build/dbus-fast-$$version $(PYTHON) -m pytest tests/bus tests/live/test_control.py || exit 1; \
+	done
 
 # The faults that take minutes, which `make test` leaves out; both write their figures into build/faults.json.
 # SOAK_SECONDS=600 for a longer soak, SOAK_SEED=N for the faults of an earlier one.

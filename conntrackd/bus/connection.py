@@ -64,7 +64,14 @@ class Connection(MessageBus):
     """
 
     def __init__(self, address: str, judge: Judge) -> None:
-        super().__init__(bus_address=address, negotiate_unix_fd=True)
+        try:
+            super().__init__(bus_address=address, negotiate_unix_fd=True)
+        except BaseException:
+            # Where there is no bus, dbus-fast leaves them to the garbage collector.
+            for each in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
+                if each is not None:
+                    each.close()
+            raise
         self._judge = judge
         self._number = -1
         self._frame = bytearray()

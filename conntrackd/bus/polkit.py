@@ -77,5 +77,5 @@ class Polkit:
             signature="s",
             body=[ticket],
         )
-        call.flags = MessageFlag.NO_REPLY_EXPECTED | MessageFlag.NO_AUTOSTART
+        call.flags = MessageFlag.NO_REPLY_EXPECTED
         self._bus.post(call)

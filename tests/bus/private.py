@@ -185,7 +185,8 @@ class Raw(Client):
         rights = array.array("i", descriptors).tobytes()
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
         sent = self._socket.sendmsg([data], ancillary)
-        self._socket.sendall(data[sent:])
+        if sent < len(data):  # the bus may have closed the connection by now
+            self._socket.sendall(data[sent:])
         return self._serial
 
     def read(self) -> tuple[wire.Header, list[Any]]:

@@ -66,6 +66,8 @@ class FakePolkit:
         async def end() -> None:
             self._bus.disconnect()
             await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+            for each in (self._bus._stream, self._bus._sock):
+                each.close()  # type: ignore[union-attr]  # which older versions leave to the garbage collector
 
         self._do(end())
         self._loop.call_soon_threadsafe(self._loop.stop)

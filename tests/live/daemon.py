@@ -21,7 +21,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "CONNTRACKD_BUS_ENABLE": "false", **extra}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "CONNTRACKD_BUS_ENABLE": "false", **extra}
 
 
 class Running:
