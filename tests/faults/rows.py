@@ -2,7 +2,7 @@
 
 from typing import Final
 
-KERNEL, PROCESS, SINKS = "test_kernel.py", "test_process.py", "test_sinks.py"
+KERNEL, PROCESS, SINKS, CONTROL = "test_kernel.py", "test_process.py", "test_sinks.py", "test_control.py"
 
 # Row -> (file, beginning of the names of its tests). Files of this directory stand without it.
 ROWS: Final[dict[int, list[tuple[str, str]]]] = {
@@ -111,8 +111,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/bus/test_interface.py", "test_signals_carry_numbers"),
     ],
     29: [
-        ("tests/live/test_control.py", "test_a_thousand_signals_are_a_few_reloads"),
-        ("tests/live/test_control.py", "test_changes_under_load"),
+        (CONTROL, "test_row_29_"),
         ("tests/live/test_control.py", "test_a_reload_with_one_mistake"),
     ],
     30: [("tests/filter/test_grammar.py", "test_limits_are_named")],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -224,38 +223,6 @@ def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
     talk(net, 2)
 
     running.wait(lambda: len(running.lines) > before + 1, "events after it was enabled")
-
-
-def test_changes_under_load_lose_and_double_nothing_and_leave_nothing(
-    running: Running, net: Network, bus: PrivateBus
-) -> None:
-    sent = 5000
-    with bus.connect() as client:
-        client.call("ReloadFilter")
-        before = count_descriptors(running)
-        load = start_flood(net, 10_000, sent)
-        for _ in range(100):
-            client.call("ReloadFilter")
-            client.call("Reload")
-        load.join()
-        running.wait_for_events(sent)
-        settle(running)
-        lost = client.read_properties()["Counters"]["events_lost_total"]
-
-    assert (count_sources(running), lost) == (list(range(10_000, 10_000 + sent)), 0)
-    assert count_descriptors(running) == before
-
-
-def test_a_thousand_signals_are_a_few_reloads(running: Running, bus: PrivateBus) -> None:
-    before = count_descriptors(running) + 1  # the client's connection is not the daemon's: this is the slack
-    for _ in range(1000):
-        running.process.send_signal(signal.SIGHUP)
-
-    with bus.connect() as client:
-        wait_until(lambda: client.call("GetStatistics")[0]["reloads_total"] >= 1)
-        assert client.read_properties()["Version"]
-    assert running.process.poll() is None
-    assert count_descriptors(running) <= before
 
 
 def test_a_flood_from_root_is_limited_and_costs_no_event(
