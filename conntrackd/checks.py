@@ -57,6 +57,9 @@ OLDEST_TIME: Final = 1_577_836_800
 TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
+# The default of newer kernels. That of Linux 6.1, 20,480, is enough for some 2,000 instructions.
+NO_ROOM: Final = "the kernel has no room for the filter's program: all is decided by the daemon"
+MORE_ROOM: Final = "sysctl -w net.core.optmem_max=131072"
 # The check that says that others could not be made, and belong to whoever asks.
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
@@ -71,6 +74,8 @@ class Situation:
     buffer: int
     lost: int = 0
     sinks: Mapping[str, SinkStatus] = field(default_factory=dict)
+    has_room: bool = True
+    """Whether the kernel has taken the filter's program."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
@@ -87,7 +92,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
         found.append(Finding(ERROR, "namespace", error.message, error.hint))
     found.append(check_buffer(config, situation, root))
     if situation is not None:
-        found.append(check_loss(situation))
+        found += [check_program(situation), check_loss(situation)]
     found += check_geoip(config)
     if config[options.SINK_JOURNAL_ENABLE]:
         found.append(check_journal_rate(root))
@@ -194,6 +199,13 @@ def check_buffer(config: Config, situation: Situation | None, root: Path) -> Fin
         text = f"the receive buffer has {render_size(situation.buffer)} instead of {render_size(asked)}"
         return Finding(WARNING, "buffer", text, f"sysctl -w net.core.rmem_max={asked}")
     return Finding(OK, "buffer", f"{render_size(situation.buffer)}, as asked for")
+
+
+def check_program(situation: Situation) -> Finding:
+    """Whether the kernel decides what it could of the filter."""
+    if not situation.has_room:
+        return Finding(WARNING, "filter", NO_ROOM, f"{MORE_ROOM}, and conntrackctl reload-filter")
+    return Finding(OK, "filter", "the kernel has taken the filter's program")
 
 
 def check_loss(situation: Situation) -> Finding:

@@ -6,7 +6,7 @@ what changed, or what is wrong, and then nothing has changed.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import VERSION, logs, options
@@ -19,7 +19,7 @@ from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Sink
+from conntrackd.sinks.sink import Sink, SinkState
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class DaemonControl:
 
     def _describe(self, rules: Filter) -> list[str]:
         count = len(rules.rules)
-        kernel = f"{rules.instructions} instructions in the kernel" if rules.program else "none in the kernel"
+        instructions = self.status().filter.instructions
+        kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
             f"warning: {each}" for each in rules.warnings
         ]
@@ -193,6 +194,10 @@ class DaemonControl:
         logger.info("the run-time filter has ended, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
+        async with self._turn:
+            return await self._count(self._reset_filter())
+
+    async def _reset_filter(self) -> list[str]:
         self._put_in_force(self._daemon.configured_filter)
         return self._describe(self._daemon.filter)
 
@@ -212,22 +217,39 @@ class DaemonControl:
     async def examine(self) -> list[Finding]:
         return await asyncio.to_thread(self._daemon.examine)
 
-    def set_log_level(self, level: str) -> None:
+    def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
+        for listener in self._daemon.listeners:
+            listener.log_level_changed()
+        lasts = "as configured" if level == self._daemon.config[options.LOG_LEVEL] else RUN_TIME
+        return [f"log level is {level}, {lasts}"]
 
     def status(self) -> Status:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
+        has_room = daemon.events is None or daemon.events.has_room
+        instructions = rules.instructions if has_room else 0
         return Status(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
-            filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, rules.instructions),
-            buffer=daemon.stats.buffer_bytes,
+            filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
+            buffer=daemon.stats.buffer_bytes if daemon.events is None else daemon.events.measure().size,
             log_level=logs.find_level(),
-            problems=tuple(" (".join(each.split("\nhint: ")) for each in daemon.find_problems()),
+            run_time=tuple(self._list_run_time()),
+            problems=tuple(each.replace("\nhint: ", "; ") for each in daemon.find_problems()),
         )
+
+    def _list_run_time(self) -> Iterator[str]:
+        daemon = self._daemon
+        if daemon.filter is not daemon.configured_filter:
+            yield "filter"
+        if logs.find_level() != daemon.config[options.LOG_LEVEL]:
+            yield "log level"
+        for name, outbox in daemon.outboxes.items():
+            if outbox.state is SinkState.DISABLED:
+                yield f"sink {name}"
 
     def statistics(self) -> Statistics:
         daemon = self._daemon
@@ -236,6 +258,9 @@ class DaemonControl:
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
+        counters["tails_open"] = len(daemon.tails)
+        counters["tails_opened_total"] = daemon.tails.opened_total
+        counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters |= {each.name: each.value for each in measure_process()}
         return Statistics(counters, sinks, list(daemon.filter.selector.counts))
 
@@ -248,13 +273,15 @@ class DaemonControl:
         outbox = self._find_sink(name)
         return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
 
-    async def enable_sink(self, name: str) -> None:
+    async def enable_sink(self, name: str) -> list[str]:
         self._find_sink(name).enable()
         self._daemon.tell_sink(name)
+        return [f"sink {name} is enabled, as configured"]
 
-    async def disable_sink(self, name: str) -> None:
+    async def disable_sink(self, name: str) -> list[str]:
         self._find_sink(name).disable()
         self._daemon.tell_sink(name)
+        return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
         outbox = self._find_sink(name)

@@ -326,6 +326,8 @@ class Daemon:
                     f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"
                     f"hint: run as root, or sysctl -w net.core.rmem_max={asked}"
                 )
+            if not self.events.has_room:
+                problems.append(f"{checks.NO_ROOM}\nhint: {checks.MORE_ROOM}")
         if self.stats.events_lost_total:
             problems.append(
                 f"{self.stats.events_lost_total} events were lost in the kernel\n"
@@ -421,9 +423,15 @@ class Daemon:
         sinks = {
             name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
         }
+        try:  # rules may have come since the start
+            with enter(self.config[options.CONNTRACK_NETNS]):
+                self.is_tracking = tracking.is_tracking()
+        except ConntrackdError as error:
+            logger.debug("doctor: %s", error)
         buffer = self.events.measure().size // 2 if self.events is not None else self.stats.buffer_bytes // 2
         lost = self.stats.events_lost_total
-        return checks.examine(self.config, checks.Situation(self.is_tracking, buffer, lost, sinks))
+        has_room = self.events is None or self.events.has_room
+        return checks.examine(self.config, checks.Situation(self.is_tracking, buffer, lost, sinks, has_room))
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""

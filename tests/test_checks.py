@@ -54,7 +54,7 @@ def test_where_all_is_well_nothing_is_found(root: Path) -> None:
     assert list_trouble(found) == []
     assert {each.check for each in found} == {
         *("module", "tracking", "events", "acct", "timestamp", "table"),
-        *("buffer", "loss", "sink", "clock", "packages"),
+        *("buffer", "filter", "loss", "sink", "clock", "packages"),
     }
 
 
@@ -103,6 +103,10 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
         (
             Situation(True, 212992, 0, GOOD.sinks),
             ("warning", "buffer", f"sysctl -w net.core.rmem_max={64 << 20}"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, GOOD.sinks, has_room=False),
+            ("warning", "filter", f"{checks.MORE_ROOM}, and conntrackctl reload-filter"),
         ),
         (
             Situation(True, 64 << 20, 7, GOOD.sinks),

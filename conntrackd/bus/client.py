@@ -124,7 +124,8 @@ class Client:
         if name not in names:
             there = ", ".join(sorted(names)) or "none"
             raise UnavailableError(
-                f"there is no such sink in the daemon: {name[:64]}", hint=f"sinks: {there}"
+                f"there is no sink {name[:64]} in the daemon",
+                hint=f"there are: {there}; another one by sink.NAME.enable in conntrackd.yaml, and a reload",
             )
         return names[name]
 

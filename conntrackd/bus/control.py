@@ -32,6 +32,8 @@ class Status:
     filter: FilterStatus
     buffer: int
     log_level: str
+    run_time: tuple[str, ...] = ()
+    """What is not as it is configured, until a reload or restart: `filter`, `log level`, `sink NAME`."""
     problems: tuple[str, ...] = ()
     """One line each."""
 
@@ -76,6 +78,9 @@ class Listener(Protocol):
     def sink_changed(self, name: str) -> None:
         """Its state or last error; or it came, or went."""
 
+    def log_level_changed(self) -> None:
+        """To be read again from status()."""
+
 
 class Control(Protocol):
     """The daemon. Called in the thread of the event loop; what takes time is a coroutine.
@@ -108,7 +113,8 @@ class Control(Protocol):
     async def examine(self) -> list[Finding]:
         """The doctor's findings, seen from the daemon."""
 
-    def set_log_level(self, level: str) -> None: ...
+    def set_log_level(self, level: str) -> list[str]:
+        """One of those there are, until a reload or restart."""
 
     def status(self) -> Status: ...
 
@@ -119,9 +125,10 @@ class Control(Protocol):
 
     def sink_status(self, name: str) -> SinkStatus: ...
 
-    async def enable_sink(self, name: str) -> None: ...
+    async def enable_sink(self, name: str) -> list[str]: ...
 
-    async def disable_sink(self, name: str) -> None: ...
+    async def disable_sink(self, name: str) -> list[str]:
+        """Until it is enabled, a reload or restart."""
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
         """True when all that waited has left in time."""

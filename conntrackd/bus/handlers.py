@@ -43,10 +43,10 @@ class Manager:
     async def reset_filter(self) -> list[str]:
         return await self._control.reset_filter()
 
-    async def set_log_level(self, level: str) -> None:
+    async def set_log_level(self, level: str) -> list[str]:
         if level not in LEVELS:
             raise UsageError("unknown log level", hint=f"one of: {', '.join(LEVELS)}")
-        self._control.set_log_level(level)
+        return self._control.set_log_level(level)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
         return await self._control.check_filter(rules)
@@ -112,6 +112,10 @@ class Manager:
         return self._control.status().log_level
 
     @property
+    def run_time_changes(self) -> list[str]:
+        return list(self._control.status().run_time)
+
+    @property
     def problems(self) -> list[str]:
         return list(self._control.status().problems)
 
@@ -127,11 +131,11 @@ class Sink:
         self._control = control
         self._name = name
 
-    async def enable(self) -> None:
-        await self._control.enable_sink(self._name)
+    async def enable(self) -> list[str]:
+        return await self._control.enable_sink(self._name)
 
-    async def disable(self) -> None:
-        await self._control.disable_sink(self._name)
+    async def disable(self) -> list[str]:
+        return await self._control.disable_sink(self._name)
 
     async def flush(self) -> bool:
         return await self._control.flush_sink(self._name, FLUSH_SECONDS)

@@ -234,29 +234,3 @@ def to_path(name: str) -> str:
     """The object path of a sink; what no path may hold becomes `_` and its number in hexadecimal."""
     escaped = re.sub(rb"[^A-Za-z0-9]", lambda match: b"_%02x" % match.group()[0], name.encode()).decode()
     return f"{SINK_PATH}/{escaped or '_'}"
-
-
-def render_table() -> str:
-    """Method, action and who may call it, as a table in Markdown."""
-    callers = {
-        INFO: "root, group conntrackd",
-        OBSERVE: "root, group conntrackd; root alone where polkit is not running",
-        CONTROL: "root; group conntrackd after authentication; root alone where polkit is not running",
-    }
-    rows = ["| interface | member | takes | gives | action | who |", "|---|---|---|---|---|---|"]
-    for interface in load().values():
-        short = interface.name.removeprefix(f"{NAME}.")
-        for method in interface.methods.values():
-            rows.append(
-                f"| {short} | {method.name}() | {_render_arguments(method.takes)} "
-                f"| {_render_arguments(method.gives)} | {method.action} | {callers[method.action]} |"
-            )
-        for each in interface.properties.values():
-            rows.append(
-                f"| {short} | {each.name} | | `{each.type}` | {each.action} | {callers[each.action]} |"
-            )
-    return "\n".join(rows) + "\n"
-
-
-def _render_arguments(arguments: tuple[Argument, ...]) -> str:
-    return ", ".join(f"`{each.type}` {each.name}" for each in arguments)

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from conntrackd.cli.daemonlink import (
     LEVELS,
-    add_bus,
     add_json,
     connect,
     parse_seconds,
@@ -22,6 +21,7 @@ DEGRADED: Final = 4
 """The daemon runs, and something is wrong (systemctl's and LSB's 3 is: it does not run)."""
 GOOD_STATES: Final = ("ok", "starting", "disabled")
 DROPPED: Final = "sink_events_dropped_"
+LABEL: Final = 11  # columns before the text of a line of `status`
 
 
 def add_set_arguments(parser: ArgumentParser) -> None:
@@ -38,12 +38,12 @@ def add_set_arguments(parser: ArgumentParser) -> None:
 
 
 def add_level_argument(parser: ArgumentParser) -> None:
-    add_bus(parser)
+    add_json(parser)
     parser.add_argument("level", choices=LEVELS, metavar="LEVEL", help=f"one of: {', '.join(LEVELS)}")
 
 
 def add_name_argument(parser: ArgumentParser) -> None:
-    add_bus(parser)
+    add_json(parser)
     parser.add_argument("name", metavar="NAME", help="name of a sink")
 
 
@@ -55,7 +55,7 @@ def show_status(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
     else:
-        print_lines(render_status(properties, sinks, problems))
+        print_lines(render_status(properties, sinks, problems), indent=LABEL)
     return DEGRADED if problems else 0
 
 
@@ -86,12 +86,14 @@ def render_status(
         f"since:     {since} ({render_age(time.time() - started)} ago)",
         f"files:     {', '.join(properties['ConfigurationPaths']) or 'none'}",
         f"filter:    {rules} rule{'' if rules == 1 else 's'}, from {properties['FilterOrigin']}"
-        + (f", reverts in {ends} s" if ends else ""),
+        + (f", reverts in {render_age(ends)}" if ends else ""),
         f"kernel:    events {groups}; filter of {properties['KernelInstructions']} instructions",
         f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost",
         f"log level: {properties['LogLevel']}",
     ]
     lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]
+    if properties["RunTimeChanges"]:
+        lines.append(f"run time:  {', '.join(properties['RunTimeChanges'])}: until a reload or restart")
     return lines + [f"problem:   {each}" for each in problems]
 
 
@@ -133,9 +135,7 @@ def reload_filter(arguments: Namespace) -> int:
 
 def set_log_level(arguments: Namespace) -> int:
     with connect(arguments) as client:
-        client.call("SetLogLevel", "s", arguments.level)
-    print(f"log level is {arguments.level}, until a reload or restart")
-    return 0
+        return print_changes(arguments, client.call("SetLogLevel", "s", arguments.level)[0])
 
 
 def show_filter(arguments: Namespace) -> int:
@@ -155,7 +155,7 @@ def show_filter(arguments: Namespace) -> int:
         )
         return 0
     origin, ends = properties["FilterOrigin"], properties["FilterExpires"]
-    print_lines([f"# from {origin}{f', reverts in {ends} s' if ends else ''}"])
+    print_lines([f"# from {origin}{f', reverts in {render_age(ends)}' if ends else ''}"])
     print_lines(rules or ["# none: every event is logged"])
     return 0
 
@@ -198,23 +198,22 @@ def list_sinks(arguments: Namespace) -> int:
 
 def enable_sink(arguments: Namespace) -> int:
     with connect(arguments) as client:
-        client.call("Enable", sink=arguments.name)
-    print(f"sink {arguments.name} is enabled, until a reload or restart")
-    return 0
+        return print_changes(arguments, client.call("Enable", sink=arguments.name)[0])
 
 
 def disable_sink(arguments: Namespace) -> int:
     with connect(arguments) as client:
-        client.call("Disable", sink=arguments.name)
-    print(f"sink {arguments.name} is disabled, until a reload or restart; what comes is dropped and counted")
-    return 0
+        return print_changes(arguments, client.call("Disable", sink=arguments.name)[0])
 
 
 def flush_sink(arguments: Namespace) -> int:
     """1 when not all that waited has left in the daemon's time for it."""
     with connect(arguments) as client:
         emptied = client.call("Flush", sink=arguments.name)[0]
-    print(f"sink {arguments.name}: {'nothing waits' if emptied else 'not all has left in time'}")
+    if arguments.json:
+        print_json({"emptied": emptied})
+    else:
+        print_lines([f"sink {arguments.name}: {'nothing waits' if emptied else 'not all has left in time'}"])
     return 0 if emptied else 1
 
 

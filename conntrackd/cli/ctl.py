@@ -33,6 +33,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+        if action.choices is None or value in action.choices:
+            return
+        from conntrackd.values import quote, suggest  # noqa: PLC0415  # for a mistake alone
+
+        words = [str(each) for each in action.choices]
+        name = str(action.metavar or "/".join(action.option_strings)).lower()
+        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
+        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
 

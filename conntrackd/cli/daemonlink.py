@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 
 LEVELS: Final = ("debug", "info", "warn", "error")
 UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# With or without a unit, or nothing.
+NUMBER: Final = r"(?:[\d.,/]+(?: (?:[KMGT]?i?B|%|d|h|min|s))?(?: |$))*"
 SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -43,10 +45,26 @@ def print_json(value: Any) -> None:  # noqa: ANN401  # whatever JSON can hold
     print(json.dumps(value))
 
 
-def print_lines(lines: Sequence[str]) -> None:
-    """Text that may come from elsewhere."""
+def print_lines(lines: Sequence[str], *, indent: int = 0) -> None:
+    """Text that may come from elsewhere; with an indent, what is too long goes on below, so far in."""
     for line in lines:
-        print(show_controls(line))
+        print(wrap(show_controls(line), indent) if indent else show_controls(line))
+
+
+def wrap(line: str, indent: int) -> str:
+    """On a terminal, in as many lines as it takes."""
+    width = find_width()
+    if len(line) <= width:
+        return line
+    import textwrap  # noqa: PLC0415  # few lines are that long
+
+    width = max(width, indent + 20)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def find_width() -> int:
+    """The terminal's; a pipe has no end."""
+    return shutil.get_terminal_size((10_000, 24)).columns
 
 
 def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
@@ -60,12 +78,10 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
     """Columns below their headings; numbers to the right; no wider than the terminal."""
-    limit = width or shutil.get_terminal_size((10_000, 24)).columns
+    limit = width or find_width()
     cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [
-        all(re.fullmatch(r"[\d.,/ ]*", cell) for cell in column[1:]) for column in zip(*cells, strict=True)
-    ]
+    numeric = [all(re.fullmatch(NUMBER, cell) for cell in column[1:]) for column in zip(*cells, strict=True)]
     for row in cells:
         line = "  ".join(
             cell.rjust(size) if right else cell.ljust(size)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.daemonlink import add_json, connect, print_json, print_lines
+from conntrackd.cli.daemonlink import add_json, connect, print_json, print_lines, wrap
 from conntrackd.cli.verb import Verb
+from conntrackd.errors import show_controls
 
 MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
+INDENT: Final = 9
 Row = tuple[str, str, str, str]
 
 
@@ -64,11 +66,14 @@ def examine_here() -> list[Row]:
 
 
 def print_findings(rows: list[Row], *, colour: bool) -> None:
-    """A line each, and below it the line that mends it."""
+    """A line each, and below it the line that mends it, which is in one piece to be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)
-        print(f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m" if colour else mark, end="  ")
-        print_lines([f"{check}: {message}", *([f"         mend: {remedy}"] if remedy else [])])
+        text = wrap(show_controls(f"{mark}  {check}: {message}"), INDENT)
+        if colour:
+            text = f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m{text.removeprefix(mark)}"
+        print(text)
+        print_lines([f"{' ' * INDENT}mend: {remedy}"] if remedy else [])
 
 
 VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)

@@ -1,13 +1,17 @@
 """conntrackctl stats: counters, and how fast they count."""
 
+import shutil
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conntrackd.cli.control import render_age
 from conntrackd.cli.daemonlink import add_json, connect, parse_count, print_json, print_table, render_bytes
 from conntrackd.cli.verb import Verb
 
+# What is looked for also where it is 0.
+KEPT: Final = ("events_received_total", "events_lost_total", "events_accepted_total")
 CLEAR: Final = "\033[H\033[2J"
 Numbers = dict[str, int]
 
@@ -49,9 +53,11 @@ def show_stats(arguments: Namespace) -> int:
                 if arguments.json:
                     print_json(to_json(view, rates, matches))
                 else:
+                    rows = render_rows(view, rates, matches, time.time_ns())
                     if goes_on and sys.stdout.isatty():
                         print(CLEAR, end="")
-                    print_table(render_rows(view, rates, matches))
+                        rows = cut_rows(rows, shutil.get_terminal_size().lines)
+                    print_table(rows)
                 sys.stdout.flush()
                 shown += 1
                 if shown == views:
@@ -101,16 +107,44 @@ def to_json(view: Numbers, rates: Mapping[str, float], matches: list[int]) -> di
     return {"counters": counters, "sinks": sinks, "rates": rounded, "rule_matches": matches}
 
 
-def render_rows(view: Numbers, rates: Mapping[str, float], matches: list[int]) -> list[list[str]]:
-    """A heading, a row for each counter, and one for each rule that decided."""
+def render_rows(
+    view: Numbers, rates: Mapping[str, float], matches: list[int], now_ns: int
+) -> list[list[str]]:
+    """A heading, a row for each counter that is not 0, and one for each rule."""
     rows = [["COUNTER", "VALUE", "PER SECOND"]]
     for name, value in view.items():
-        plain = name.partition("{")[0]
-        text = render_bytes(value) if "bytes" in plain else str(value)
-        rows.append([name, text, f"{rates[name]:.1f}" if name in rates else ""])
+        if value or name in KEPT:
+            rows.append([name, render_value(name, value, now_ns), render_rate(name, rates.get(name))])
     for number, count in enumerate(matches):
         rows.append([f"decided by rule {number}" if number else "decided by no rule", str(count), ""])
     return rows
+
+
+def render_value(name: str, value: int, now_ns: int) -> str:
+    """In the unit that its name tells."""
+    plain = name.partition("{")[0].removesuffix("_total")
+    if "bytes" in plain:
+        return render_bytes(value)
+    if plain.endswith("_us"):
+        return f"{value / 1e6:.1f} s"
+    return render_age((now_ns - value) / 1e9) if plain.endswith("_ns") else str(value)
+
+
+def render_rate(name: str, rate: float | None) -> str:
+    """Of CPU time it is the share of one core."""
+    if rate is None:
+        return ""
+    if "bytes" in name:
+        return render_bytes(rate)
+    return f"{rate / 1e4:.1f} %" if "_us_" in name else f"{rate:.1f}"
+
+
+def cut_rows(rows: list[list[str]], height: int) -> list[list[str]]:
+    """What fits above the prompt of a terminal; the last row says how many there are."""
+    room = max(2, height - 2)
+    if len(rows) <= room:
+        return rows
+    return [*rows[:room], [f"and {len(rows) - room} more: --json has all", "", ""]]
 
 
 VERBS: Final = (Verb(("stats",), "show counters and rates", add_arguments, show_stats),)

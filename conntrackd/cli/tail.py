@@ -13,7 +13,10 @@ from conntrackd.errors import UnavailableError, show_controls
 
 COLOURS: Final = {"NEW": "32", "UPDATE": "36", "DESTROY": "33", "SNAPSHOT": "34", "LOST": "1;31"}
 CHUNK: Final = 1 << 20
-PLACES: Final = ("src_city", "src_country", "dst_city", "dst_country")
+LOST: Final = b'"type":"LOST"'  # which no limit counts
+# As sinks/encode.py names them: what has no prefix is the destination's, or the source's own direction.
+PLACES: Final = ("src_city", "src_country", "city", "country")
+SIZES: Final = ("bytes", "reply_bytes")
 
 
 def add_rules(parser: ArgumentParser) -> None:
@@ -42,7 +45,7 @@ def show_tail(arguments: Namespace) -> int:
     seen = 0
     try:
         for chunk in read_chunks(pipe):
-            seen += chunk.count(b"\n")
+            seen += chunk.count(b"\n") - chunk.count(LOST)
             print_chunk(chunk, arguments.form, is_terminal=is_terminal, colour=colour)
     except KeyboardInterrupt:
         return 0
@@ -87,7 +90,7 @@ def render_short(record: Mapping[str, Any], colour: bool) -> str:
         return paint(f"{time} {show_line(record.get('msg', ''))}", kind, colour)
     ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
     extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
-    sizes = [record[name] for name in ("orig_bytes", "reply_bytes") if name in record]
+    sizes = [record[name] for name in SIZES if name in record]
     if sizes:
         extra.append(f"{sum(sizes)} bytes")
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"

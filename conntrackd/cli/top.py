@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.daemonlink import connect, parse_count, print_json, render_bytes
-from conntrackd.cli.tail import CHUNK, add_rules, render_end, show_line
+from conntrackd.cli.tail import CHUNK, SIZES, add_rules, render_end, show_line
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
 MAX_KEYS: Final = 65_536
 SHOWN: Final = 20
+FRAME: Final = 6  # lines of a table that are no rows, and the prompt below
 BY: Final = ("src", "dst", "port", "country", "flow")
 
 
@@ -54,7 +55,7 @@ class Talkers:
         self.events += 1
         key = find_key(record, self._by)
         events, size = self._rows.get(key, (0, 0))
-        size += int(record.get("orig_bytes", 0)) + int(record.get("reply_bytes", 0))
+        size += sum(int(record.get(name, 0)) for name in SIZES)
         self._rows[key] = events + 1, size
         if len(self._rows) > MAX_KEYS:
             self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
@@ -71,7 +72,7 @@ def find_key(record: Mapping[str, Any], by: str) -> str:
         case "port":
             return f"{record.get('prot', '')} {record.get('dport', '-')}"
         case "country":
-            return str(record.get("dst_country") or record.get("src_country") or "unknown")
+            return str(record.get("country") or record.get("src_country") or "unknown")
         case "flow":
             ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
             return f"{record.get('prot', '')} {ends}"
@@ -85,21 +86,37 @@ def show_top(arguments: Namespace) -> int:
     try:
         if arguments.json:
             return follow(pipe, arguments, lambda talkers: print_json(to_json(talkers, arguments.by)))
-        from rich.console import Console  # noqa: PLC0415
-        from rich.live import Live  # noqa: PLC0415
-
-        console = Console()
-        rows = max(1, min(SHOWN, console.height - 4)) if console.is_terminal else SHOWN
-        with Live(console=console, auto_refresh=False) as live:
-            return follow(
-                pipe,
-                arguments,
-                lambda talkers: live.update(render_table(talkers, arguments.by, rows), refresh=True),
-            )
+        return show_tables(pipe, arguments)
     except KeyboardInterrupt:
         return 0
     finally:
         os.close(pipe)
+
+
+def show_tables(pipe: int, arguments: Namespace) -> int:
+    """On a terminal a screen that is renewed, of which the last view stays; elsewhere one below the other."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    console = Console()
+    if not console.is_terminal:
+        return follow(
+            pipe, arguments, lambda talkers: console.print(render_table(talkers, arguments.by, SHOWN))
+        )
+    last: Table | None = None
+
+    def show(talkers: Talkers) -> None:
+        nonlocal last
+        rows = max(1, min(SHOWN, console.height - FRAME))
+        last = render_table(talkers, arguments.by, rows)
+        live.update(last, refresh=True)
+
+    try:
+        with Live(console=console, auto_refresh=False, screen=True) as live:
+            return follow(pipe, arguments, show)
+    finally:
+        if last is not None:
+            console.print(last)
 
 
 def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  # Callable[[Talkers], None]

@@ -166,6 +166,8 @@ class EventSocket:
 
     def __init__(self, netlink: socket.socket) -> None:
         self._socket = netlink
+        self.has_room = True
+        """Whether the kernel has taken the last program that it was given."""
         try:
             self._receiver: _Receiver | _PlainReceiver = _Receiver(netlink.fileno())
         except AttributeError:
@@ -248,11 +250,27 @@ class EventSocket:
         self._change_groups(NETLINK_DROP_MEMBERSHIP, groups)
 
     def attach(self, program: bytes) -> None:
-        """Let the kernel ask this BPF program before it queues an event. Replaces another one atomically."""
-        attach_program(self._socket, program)
+        """Let the kernel ask this BPF program before it queues an event. Replaces another one atomically.
+
+        Where net.core.optmem_max leaves no room for it, every event is queued: see `has_room`.
+        """
+        self.has_room = self._try_attach(program)
+        if not self.has_room:  # perhaps there is without the old one, which is charged until it is replaced
+            self.detach()
+            self.has_room = self._try_attach(program)
+
+    def _try_attach(self, program: bytes) -> bool:
+        try:
+            attach_program(self._socket, program)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            return False
+        return True
 
     def detach(self) -> None:
         """Queue every event again."""
+        self.has_room = True
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         except OSError as error:

@@ -90,10 +90,12 @@ class Recorder:
             )
         ]
 
-    def set_log_level(self, level: str) -> None:
+    def set_log_level(self, level: str) -> list[str]:
         self.asked.append(("set_log_level", level))
-        self.present = replace(self.present, log_level=level)
-        self.tell_filter()
+        self.present = replace(self.present, log_level=level, run_time=("log level",))
+        for listener in self.listeners:
+            listener.log_level_changed()
+        return [f"log level is {level}"]
 
     def status(self) -> Status:
         return self.present
@@ -108,13 +110,15 @@ class Recorder:
     def sink_status(self, name: str) -> SinkStatus:
         return self.sinks[name]
 
-    async def enable_sink(self, name: str) -> None:
+    async def enable_sink(self, name: str) -> list[str]:
         await self._note("enable_sink", name)
         self.set_state(name, "ok")
+        return [f"sink {name} is enabled"]
 
-    async def disable_sink(self, name: str) -> None:
+    async def disable_sink(self, name: str) -> list[str]:
         await self._note("disable_sink", name)
         self.set_state(name, "disabled")
+        return [f"sink {name} is disabled"]
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
         await self._note("flush_sink", name, timeout_s)

@@ -68,6 +68,14 @@ def test_every_member_of_the_interface_is_in_the_man_page_with_its_types_and_act
     assert found == expected
 
 
+def test_what_a_method_gives_is_in_the_man_page() -> None:
+    for interface in load().values():
+        for method in interface.methods.values():
+            words = "".join(f' "{each.type} {each.name}"' for each in method.takes)
+            given = " ,\n".join(f".Ql {each.type} {each.name}" for each in method.gives)
+            assert f".It Fn {method.name}{words}\nGives\n{given} .\n" in INTERFACE
+
+
 def test_every_signal_action_and_error_is_in_the_man_page() -> None:
     signals = [signal for interface in load().values() for signal in interface.signals.values()]
     names = {kind.dbus_name for kind in list_errors()}

@@ -40,7 +40,7 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
         ("set_filter", ("log any",), 600),
     ),
     (None, "ResetFilter", "", [], [[]], ("reset_filter",)),
-    (None, "SetLogLevel", "s", ["debug"], [], ("set_log_level", "debug")),
+    (None, "SetLogLevel", "s", ["debug"], [["log level is debug"]], ("set_log_level", "debug")),
     (None, "CheckFilter", "as", [["LOG any"]], [["log any"]], ("check_filter", ("LOG any",))),
     (None, "ExplainFilter", "as", [[]], ["def select(batch): ..."], ("explain_filter", ())),
     (None, "Tail", "asu", [["log any"], 3], [0], ("open_tail", ("log any",), 3)),
@@ -57,8 +57,8 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
         ],
         None,
     ),
-    ("journal", "Enable", "", [], [], ("enable_sink", "journal")),
-    ("journal", "Disable", "", [], [], ("disable_sink", "journal")),
+    ("journal", "Enable", "", [], [["sink journal is enabled"]], ("enable_sink", "journal")),
+    ("journal", "Disable", "", [], [["sink journal is disabled"]], ("disable_sink", "journal")),
     ("journal", "Flush", "", [], [True], ("flush_sink", "journal", 10.0)),
 ]
 VALUES: Final = {
@@ -73,6 +73,7 @@ VALUES: Final = {
     "KernelInstructions": 42,
     "Buffer": 64 << 20,
     "LogLevel": "info",
+    "RunTimeChanges": [],
     "Problems": [],
     "Counters": {"events_received_total": 5, "events_lost_total": 0},
 }
@@ -454,7 +455,7 @@ def test_without_service_or_bus_a_sentence_says_so(bus: PrivateBus) -> None:
 
 
 def test_a_sink_that_is_not_there_is_told_with_those_there_are(client: Client) -> None:
-    with pytest.raises(UnavailableError, match="hint: sinks: journal, loki"):
+    with pytest.raises(UnavailableError, match="hint: there are: journal, loki;"):
         client.call("Enable", sink="../../etc")
 
 
@@ -493,6 +494,14 @@ def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
         "FilterChanged": [1, "run-time"],
         "EventsLost": [7],
     }
+
+
+def test_another_log_level_is_told(listener: Raw, client: Client) -> None:
+    client.call("SetLogLevel", "s", "debug")
+
+    _, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
+
+    assert body == [MANAGER, {"LogLevel": "debug"}, []]
 
 
 def test_sinks_that_come_and_go_are_told(listener: Raw, served: Served) -> None:

@@ -6,19 +6,25 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from conntrackd.bus.client import NotRunningError
-from conntrackd.bus.control import SinkStatus
+from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.cli import ctl, top
 from conntrackd.cli.control import render_age
 from conntrackd.cli.daemonlink import print_table
+from conntrackd.cli.doctor import print_findings
+from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk, render_full, render_short
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError, UsageError
+from conntrackd.flow import EventType, Location
+from conntrackd.sinks.encode import JsonEncoder
 from tests.bus.private import PrivateBus, Served, as_user
 from tests.bus.recorder import Recorder
+from tests.sinks.flows import make_flow
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
 pytestmark = pytest.mark.privileged
@@ -141,6 +147,43 @@ def test_an_older_daemon_is_told(bus: PrivateBus, served: Served) -> None:
         client.call("Explode")
 
 
+def test_what_lasts_until_a_reload_is_named(
+    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_well(served)
+    control = served.control
+    rules = FilterStatus(("log any",), "run time, for 600 s", expires_s=125)
+    control.present = replace(control.present, filter=rules, run_time=("filter", "sink loki"))
+    monkeypatch.setenv("COLUMNS", "40")
+
+    assert ctl.run(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("filter:    1 rule, from run time, for")
+    assert lines[at + 1] == "           600 s, reverts in 2 min 5 s"
+    assert lines[-2:] == ["run time:  filter, sink loki: until a", "           reload or restart"]
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stauts"], "there is no command 'stauts'\nhint: did you mean stats?"),
+        (["sink", "flsh", "x"], "there is no command 'flsh'\nhint: did you mean flush?"),
+        (["log-level", "7"], "there is no level '7'\nhint: one of: debug, info, warn, error"),
+        (["top", "--by", "\x1b"], "there is no --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
+        (["tail", "-n", "0"], "argument -n: '0' is no number from 1\nhint: 'conntrackctl tail --help'"),
+        ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' shows"),
+    ],
+)
+def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ctl.run(words)
+
+    assert str(caught.value).startswith(said)
+
+
 # ---- changes ------------------------------------------------------------------------------------------
 
 
@@ -159,18 +202,24 @@ def test_an_older_daemon_is_told(bus: PrivateBus, served: Served) -> None:
         (
             ["sink", "enable", "loki"],
             ("enable_sink", "loki"),
-            "sink loki is enabled, until a reload or restart\n",
+            "sink loki is enabled\n",
         ),
         (
             ["sink", "disable", "loki"],
             ("disable_sink", "loki"),
-            "sink loki is disabled, until a reload or restart; what comes is dropped and counted\n",
+            "sink loki is disabled\n",
+        ),
+        (
+            ["sink", "disable", "loki", "--json"],
+            ("disable_sink", "loki"),
+            '{"changes": ["sink loki is disabled"]}\n',
         ),
         (["sink", "flush", "loki"], ("flush_sink", "loki", 10.0), "sink loki: nothing waits\n"),
+        (["sink", "flush", "loki", "--json"], ("flush_sink", "loki", 10.0), '{"emptied": true}\n'),
         (
             ["log-level", "debug"],
             ("set_log_level", "debug"),
-            "log level is debug, until a reload or restart\n",
+            "log level is debug\n",
         ),
     ],
 )
@@ -245,6 +294,33 @@ def test_a_view_that_was_reset_counts_from_now_on_with_rates(
     assert (first["rates"], second["rates"]["events_received_total"]) == ({}, 0.0)
 
 
+def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
+    view = {
+        "events_lost_total": 0,
+        "events_forged_total": 0,
+        "buffer_bytes": 2048,
+        "process_cpu_us_total": 1_500_000,
+        "sink_oldest_event_ns{loki}": 10**9,
+        "sink_bytes_total{loki}": 3 << 20,
+    }
+    rates = {"events_lost_total": 0.0, "process_cpu_us_total": 12_000.0, "sink_bytes_total{loki}": 512.0}
+
+    assert render_rows(view, rates, [], 66 * 10**9)[1:] == [
+        ["events_lost_total", "0", "0.0"],
+        ["buffer_bytes", "2.0 KiB", ""],
+        ["process_cpu_us_total", "1.5 s", "1.2 %"],
+        ["sink_oldest_event_ns{loki}", "1 min 5 s", ""],
+        ["sink_bytes_total{loki}", "3.0 MiB", "512 B"],
+    ]
+
+
+def test_a_view_is_no_higher_than_the_terminal() -> None:
+    rows = [[str(number), "", ""] for number in range(9)]
+
+    assert cut_rows(rows, 11) == rows
+    assert cut_rows(rows, 6) == [*rows[:4], ["and 5 more: --json has all", "", ""]]
+
+
 def test_stats_for_people_name_each_rule(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.run(["stats"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -280,6 +356,19 @@ def test_the_short_form_has_what_a_person_looks_for() -> None:
     )
     assert render_short(LOST, False) == "10:34:43.000 LOST 5 events"
     assert render_short(EVENT, True).startswith("10:34:43.000 \x1b[32mNEW ")
+
+
+def test_the_names_are_those_that_the_sinks_write() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    flow.orig_packets, flow.orig_bytes, flow.reply_packets, flow.reply_bytes = 1, 100, 1, 20
+    flow.src_location = Location(city="Nuremberg", country="DE")
+    flow.dst_location = Location(city="Lyon", country="FR")
+    record = json.loads(JsonEncoder().encode([flow]))
+    talkers = top.Talkers("country")
+    talkers.add(record)
+
+    assert render_short(record, False).endswith("  SYN_SENT, Nuremberg, DE, Lyon, FR, 120 bytes")
+    assert talkers.list(1) == [("FR", 1, 120)]
 
 
 def test_the_full_form_has_every_field() -> None:
@@ -322,7 +411,7 @@ def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     talkers = top.Talkers("src")
     for number in range(4):
         talkers.add(EVENT | {"src": f"10.0.0.{number}"})
-    talkers.add(EVENT | {"src": "10.0.0.3", "orig_bytes": 100, "reply_bytes": 20})
+    talkers.add(EVENT | {"src": "10.0.0.3", "bytes": 100, "reply_bytes": 20})
     talkers.add(EVENT | {"src": "10.0.0.9"})
     talkers.add(LOST)
 
@@ -368,6 +457,19 @@ def test_the_doctors_findings_come_with_the_line_that_mends(
         "ok       daemon: conntrackd runs",
         "WARNING  acct: nf_conntrack_acct is 0",
         "         mend: sysctl -w net.netfilter.nf_conntrack_acct=1",
+    ]
+
+
+def test_a_finding_that_is_long_goes_on_below_and_what_mends_it_stays_in_one_piece(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_findings([("error", "tracking", "nothing \x1b is tracked in this place", "x" * 50)], colour=True)
+
+    assert capsys.readouterr().out.splitlines() == [
+        "\x1b[31mERROR  \x1b[0m  tracking: nothing \\x1b is",
+        "         tracked in this place",
+        f"         mend: {'x' * 50}",
     ]
 
 

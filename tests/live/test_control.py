@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from conntrackd.bus import wire
-from conntrackd.bus.client import MANAGER, Client, NotRunningError
+from conntrackd.bus.client import MANAGER, Client, NotRunningError, RemoteError
 from conntrackd.cli import ctl
 from tests.bus.private import PrivateBus, Raw, wait_until
 from tests.live import traffic
 from tests.live.daemon import Running, daemon, settle
-from tests.live.network import SNAT, TRACKING, Network, call_inside, network
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
 
 pytestmark = pytest.mark.privileged
 
@@ -161,22 +162,112 @@ def test_a_tail_has_the_events_of_its_own_rules(running: Running, net: Network, 
     assert len(records) == 4
 
 
+def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_kept(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "net.core.optmem_max" not in inside(net.router, "sysctl", "-aN"):
+        pytest.skip("in older kernels this limit is that of the whole machine")
+    before = int(inside(net.router, "sysctl", "-n", "net.core.optmem_max"))
+    rules = [f"drop destination port {port} and source address 10.9.9.9" for port in range(1, 100)]
+    net.set("net.core.optmem_max", 4096)
+    try:
+        told = ask(capsys, "filter", "set", *rules, "drop protocol UDP")["changes"]
+        status, findings = ask(capsys, "status"), ask(capsys, "doctor")
+        talk(net, 3)
+        settle(running)
+    finally:
+        net.set("net.core.optmem_max", before)
+
+    assert count_new(running) == 0
+    assert told == ["100 rules in force, from run time, until a reload or restart; none in the kernel"]
+    assert "no room for the filter's program" in status["Problems"][0]
+    assert status["KernelInstructions"] == 0
+    assert [each["remedy"] for each in findings if each["check"] == "filter"] == [
+        "sysctl -w net.core.optmem_max=131072, and conntrackctl reload-filter"
+    ]
+    ask(capsys, "filter", "set", *rules, "drop protocol UDP")
+    assert ask(capsys, "status")["KernelInstructions"] > 1000
+
+
+def test_what_was_changed_at_run_time_is_named_until_a_reload(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [
+        ask(capsys, "filter", "set", "log any")["changes"],
+        ask(capsys, "log-level", "debug")["changes"],
+        ask(capsys, "sink", "disable", "stream")["changes"],
+    ]
+    changed = ask(capsys, "status")["RunTimeChanges"]
+    ask(capsys, "reload")
+
+    assert all("until a reload or restart" in answer for (answer,) in answers)
+    assert changed == ["filter", "log level", "sink stream"]
+    assert ask(capsys, "status")["RunTimeChanges"] == []
+    assert ask(capsys, "log-level", "info")["changes"] == ["log level is info, as configured"]
+
+
 def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = [f"drop destination port {port}" for port in range(1, 1000)]
-    rules[499] = "drop destination prot 500"
-    configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}}, "filter": rules}))
+    rules = [f"  - drop destination port {port}" for port in range(1, 1001)]
+    rules[499] = "  - drop destination prot 500"
+    configuration.write_text("\n".join(["sink: {stream: {enable: true}}", "filter:", *rules]))
 
-    with pytest.raises(Exception, match="prot") as caught:
+    with pytest.raises(RemoteError) as caught:
         ctl.run(["reload"])
 
-    assert "^" in str(caught.value)
+    place, _, excerpt = str(caught.value).partition("\n")
+    assert place.startswith(f"{configuration}:502: unexpected 'prot', did you mean port?")
+    assert excerpt.splitlines()[:2] == ["  drop destination prot 500", "                   ^^^^"]
     assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
     configuration.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol GRE]\n")
     assert ctl.run(["reload"]) == 0
     capsys.readouterr()
     assert ask(capsys, "filter", "show")["rules"] == ["drop protocol GRE"]
+
+
+@pytest.mark.parametrize("by_signal", [False, True], ids=["by D-Bus", "by SIGHUP"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sink: {stream: {enable: true}\nfilter: [", "2: "),
+        ("sink: {stream: {enable: true, colour: red}}", "1: unknown key 'sink.stream.colour'"),
+        ("sink: {stream: {enable: 7.5}}", "1: sink.stream.enable: "),
+        (None, " cannot be read: "),
+    ],
+    ids=["syntax error", "unknown field", "wrong type", "missing file"],
+)
+def test_a_configuration_that_cannot_be_used_changes_nothing(
+    text: str | None,
+    said: str,
+    by_signal: bool,
+    running: Running,
+    configuration: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask(capsys, "sink", "disable", "stream")
+    before = ask(capsys, "status"), count_descriptors(running)
+    if text is None:
+        configuration.unlink()
+    else:
+        configuration.write_text(text)
+
+    if by_signal:
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the refusal")
+        message = "".join(running.said)
+    else:
+        with pytest.raises(RemoteError) as caught:
+            ctl.run(["reload"])
+        message = str(caught.value)
+    after = ask(capsys, "status"), count_descriptors(running)
+
+    assert f"{configuration}:{said}" in message
+    assert (after[0]["Rules"], after[0]["Sinks"]["stream"]["State"]) == (["drop protocol ICMP"], "disabled")
+    assert after[0]["Counters"]["reloads_failed_total"] == 1
+    for each in (before[0], after[0]):
+        del each["Counters"], each["Sinks"]
+    assert after == before
 
 
 def test_a_reload_takes_databases_and_refuses_what_is_none(
@@ -248,14 +339,31 @@ def test_a_flood_from_root_is_limited_and_costs_no_event(
     assert count_sources(running) == list(range(20_000, 20_000 + sent))
 
 
+def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
+    bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with network() as built:
+        arguments = ["--config", str(configuration), "--conntrack.netns", built.router]
+        with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
+            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            before = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+            built.load(TRACKING)
+            after = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+
+    assert (before["tracking"], after["tracking"]) == ("error", "ok")
+
+
 def test_eight_tails_and_no_ninth(running: Running, bus: PrivateBus) -> None:
     with bus.connect() as client:
         pipes = [client.open_tail([], 0) for _ in range(8)]
         with pytest.raises(Exception, match="8 tails are open already"):
             client.open_tail([], 0)
+        counters = client.call("GetStatistics")[0]
         for pipe in pipes:
             os.close(pipe)
         wait_until(lambda: _can_open(client))
+
+    assert [counters[f"tails_{name}"] for name in ("open", "opened_total", "dropped_total")] == [8, 8, 0]
 
 
 def _can_open(client: Client) -> bool:
