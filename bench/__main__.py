@@ -14,6 +14,7 @@ from typing import Final
 
 from bench.arena import BenchError, Load, compile_program, enter_namespaces
 from bench.capture import capture
+from bench.flood import measure_floods
 from bench.parts import measure_parts
 from bench.receivers import start_receivers
 from bench.rows import ROWS, list_rows
@@ -23,8 +24,9 @@ from bench.table import Report, render_json, render_tables, summarize
 
 # The names that stand for tables of their own.
 SOAK: Final = "soak"
+FLOOD: Final = "flood"
 PARTS: Final = "parts"
-NAMES: Final = [*ROWS, SOAK, PARTS]
+NAMES: Final = [*ROWS, SOAK, FLOOD, PARTS]
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 
@@ -72,9 +74,11 @@ def run(arguments: argparse.Namespace) -> Report:
         chosen = {name: row for name, row in rows.items() if name in wanted}
         runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
         costs = {name: median(each.us_per_event for each in of) for name, of in runs.items()}
+        floods = measure_floods(rows["null"], Path(scratch.name), arguments.repeat) if FLOOD in wanted else ()
         return Report(
             rows=[summarize(each, costs.get(chosen[name].floor)) for name, each in runs.items()],
             soak=soak(rows["null"]) if SOAK in wanted else (),
+            floods=floods,
             parts=measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else (),
         )
 

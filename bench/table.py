@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from bench.flood import Flood
 from bench.parts import Part
 from bench.soak import Step
 from bench.subject import Measurement
@@ -30,6 +31,7 @@ class Report:
     rows: Sequence[Row] = ()
     soak: Sequence[Step] = ()
     parts: Sequence[Part] = ()
+    floods: Sequence[Flood] = ()
 
 
 def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
@@ -51,6 +53,7 @@ def render_tables(report: Report) -> str:
     tables = [
         render_markdown(report.rows) if report.rows else "",
         render_soak(report.soak) if report.soak else "",
+        render_floods(report.floods) if report.floods else "",
         render_parts(report.parts) if report.parts else "",
     ]
     return "\n\n".join(table for table in tables if table)
@@ -86,6 +89,24 @@ def render_soak(steps: Sequence[Step]) -> str:
         for step in steps
     ]
     return render_table([("events so far", "memory", "descriptors", "lost"), *cells])
+
+
+def render_floods(floods: Sequence[Flood]) -> str:
+    """What calls cost, by who makes them."""
+    head = ("calls by", "a second", "events", "lost", "CPU per event", "main thread", "longest delay")
+    cells = [
+        (
+            each.caller,
+            f"{each.calls_per_second:,}",
+            f"{each.events:,}",
+            f"{each.lost:,}",
+            f"{each.us_per_event:.2f} us",
+            f"{each.main_percent:.1f} %",
+            f"{each.delay_ms:.1f} ms",
+        )
+        for each in floods
+    ]
+    return render_table([head, *cells])
 
 
 def render_table(cells: Sequence[Sequence[str]]) -> str:

@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 
 from bench.arena import Traffic, compile_program
+from bench.flood import Flood, summarize_floods
 from bench.parts import Part
 from bench.proc import Listener, parse_listeners
 from bench.rows import PORTS, list_rows
 from bench.soak import Step
 from bench.subject import Measurement, count_lines, parse_shown
-from bench.table import Report, Row, render_json, render_markdown, render_parts, render_tables, summarize
+from bench.table import (
+    Report,
+    Row,
+    render_floods,
+    render_json,
+    render_markdown,
+    render_parts,
+    render_tables,
+    summarize,
+)
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
@@ -42,6 +52,19 @@ def test_a_row_is_the_middle_run_and_the_worst_loss() -> None:
     runs = [make_run(cpu_us=300), make_run(cpu_us=900), make_run(cpu_us=200, lost=7)]
 
     assert summarize(runs, floor=2.0) == Row("a subject", 100, 3.0, 1.5, 7, 2.0, 5000)
+
+
+def test_a_row_of_calls_is_the_middle_run_and_the_worst_loss() -> None:
+    runs = [
+        Flood("root", 10_000, 500_000, lost, cost, 7.0, 20.0) for lost, cost in ((0, 5.0), (3, 7.0), (0, 6.0))
+    ]
+
+    row = summarize_floods(runs)
+
+    assert row == Flood("root", 10_000, 500_000, 3, 6.0, 7.0, 20.0)
+    assert render_floods([row]).splitlines()[2] == (
+        "| root     |   10,000 | 500,000 |    3 |       6.00 us |       7.0 % |       20.0 ms |"
+    )
 
 
 def test_without_the_floor_there_is_no_ratio() -> None:
@@ -97,6 +120,7 @@ def test_the_json_has_one_object_a_row() -> None:
         ],
         "soak": [{"events": 1000, "resident_mib": 30.5, "descriptors": 9, "lost": 0}],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
+        "floods": [],
     }
 
 

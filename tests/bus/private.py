@@ -76,6 +76,7 @@ class PrivateBus:
         self._process = subprocess.Popen(
             ["dbus-daemon", f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address"],
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a line for each call that it refuses
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline().startswith(b"unix:")
