@@ -9,15 +9,18 @@ from pathlib import Path
 from conntrackd.cli import report
 from conntrackd.errors import UsageError
 from conntrackd.options import OPTIONS
+from conntrackd.sinks import SINKS
 from conntrackd.values import quote
 
 
 class Place:
-    """What may follow a chain of commands: words, and the values of flags (None where a path is wanted)."""
+    """What may follow a chain of commands: words, paths, and the values of flags (None for a path)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.commands: dict[str, str] = {}
+        self.words: tuple[str, ...] = ()
+        self.takes_paths = False
         self.flags: dict[str, str] = {}
         self.values: dict[str, tuple[str, ...] | None] = {}
 
@@ -32,6 +35,9 @@ def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
             for name, inner in action.choices.items():
                 place.commands[name] = texts.get(name, "")
                 places += list_places(inner, f"{place.path} {name}")
+        if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
+            values = _list_values(action)
+            place.words, place.takes_paths = values or (), values is None
         for flag in action.option_strings:
             place.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
             if action.nargs not in {0, "?"}:
@@ -42,6 +48,8 @@ def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
 def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
     if action.choices is not None:
         return tuple(map(str, action.choices))
+    if action.metavar == "NAME":
+        return tuple(kind.name for kind in SINKS)
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
     is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}
     return None if is_path else (kinds[0].words if kinds else ())
@@ -65,6 +73,7 @@ def _render_bash(program: str, places: list[Place]) -> str:
         places,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
         words="mapfile -t COMPREPLY < <(compgen -W '{}' -- \"$current\")",
+        both='mapfile -t COMPREPLY < <(compgen -W \'{}\' -- "$current"; compgen -f -- "$current")',
     )
     name = f"_{program}"
     return f"""\
@@ -88,7 +97,7 @@ local previous=${{words[CURRENT-1]}} place={program} word
 for word in "${{(@)words[2,CURRENT-1]}}"; do
 {_render_walk(places)}
 done
-{_render_cases(places, paths="_files", words="compadd -- {}")}
+{_render_cases(places, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
 """
 
 
@@ -97,7 +106,7 @@ def _render_walk(places: list[Place]) -> str:
     return f'        case "$place $word" in\n            {inner}) place="$place $word";;\n        esac'
 
 
-def _render_cases(places: list[Place], *, paths: str, words: str) -> str:
+def _render_cases(places: list[Place], *, paths: str, words: str, both: str) -> str:
     lines = ['    case "$place $previous" in']
     for place in places:
         for flag, values in place.values.items():
@@ -105,19 +114,24 @@ def _render_cases(places: list[Place], *, paths: str, words: str) -> str:
             lines.append(f'        "{place.path} {flag}") {command}; return;;')
     lines += ["    esac", '    case "$place" in']
     for place in places:
-        offered = " ".join([*place.commands, *place.flags])
-        lines.append(f'        "{place.path}") {words.format(offered)};;')
+        offered = " ".join([*place.commands, *place.words, *place.flags])
+        command = (both if place.takes_paths else words).format(offered)
+        lines.append(f'        "{place.path}") {command};;')
     return "\n".join([*lines, "    esac"])
 
 
 def _render_fish(program: str, places: list[Place]) -> str:
-    lines = [f"# fish completion for {program}; generated from its parser"]
+    lines = [f"# fish completion for {program}; generated from its parser", f"complete -c {program} -f"]
     for place in places:
         here = [f"__fish_seen_subcommand_from {word}" for word in place.path.split()[1:]]
         if place.commands:
             here.append(f"not __fish_seen_subcommand_from {' '.join(place.commands)}")
         start = f"complete -c {program} -n '{'; and '.join(here) or 'true'}'"
         lines += [f"{start} -f -a {name} -d {_quote_fish(text)}" for name, text in place.commands.items()]
+        if place.words:
+            lines.append(f"{start} -a '{' '.join(place.words)}'")
+        if place.takes_paths:
+            lines.append(f"{start} -F")
         for flag, text in place.flags.items():
             name = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
             lines.append(f"{start} {name}{_render_fish_values(place, flag)} -d {_quote_fish(text)}")

@@ -1,6 +1,7 @@
 """Completion offers what the parser takes, in the shell itself."""
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +25,42 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--color", choices=["always", "never"], help="100%% colour")
     deep = commands.add_parser("filter", help="rules").add_subparsers()
     deep.add_parser("show", help="show rules").add_argument("--json", action="store_true")
+    deep.add_parser("test", help="try rules").add_argument("file", metavar="FILE")
+    commands.add_parser("enable", help="a sink").add_argument("name", metavar="NAME")
     return made
+
+
+def complete_in_fish(script: Path, words: list[str], folder: Path) -> list[str]:
+    """As complete_in_bash()."""
+    program = f"source '{script}'; complete -C '{' '.join(words)}'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    assert done.stderr == ""
+    return sorted(line.partition("\t")[0] for line in done.stdout.splitlines())
+
+
+def complete_in_zsh(script: Path, words: list[str], folder: Path) -> list[str]:
+    """As complete_in_bash(), with what zsh's own completion would be given."""
+    program = f"""
+    offer() {{
+        typeset -a words=("$@"); typeset -i CURRENT=$#
+        compadd() {{ shift; print -l -- ${{(M)@:#${{words[-1]}}*}} }}
+        _files() {{ print -l -- ${{words[-1]}}*(N) }}
+        source '{script}'
+    }}
+    offer "$@"
+    """
+    done = subprocess.run(
+        ["zsh", "-f", "-c", program, "zsh", *words], capture_output=True, text=True, check=True, cwd=folder
+    )
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
 
 
 def complete_in_bash(script: Path, words: list[str], folder: Path) -> list[str]:
@@ -42,12 +78,20 @@ def complete_in_bash(script: Path, words: list[str], folder: Path) -> list[str]:
     return sorted(done.stdout.split())
 
 
+SHELLS = {"bash": complete_in_bash, "zsh": complete_in_zsh, "fish": complete_in_fish}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ([""], ["--help", "-h", "filter", "record", "run"]),
+        ([""], ["--help", "-h", "enable", "filter", "record", "run"]),
         (["r"], ["record", "run"]),
-        (["filter", ""], ["--help", "-h", "show"]),
+        (["filter", ""], ["--help", "-h", "show", "test"]),
+        (["filter", "test", ""], ["--help", "-h", "rules.txt"]),
+        (["filter", "test", "ru"], ["rules.txt"]),
+        (["enable", "lo"], ["loki"]),
+        (["enable", ""], ["--help", "-h", "journal", "loki", "stream", "syslog"]),
         (["filter", "show", "--"], ["--help", "--json"]),
         (["run", "--log.level", ""], ["debug", "error", "info", "warn"]),
         (["run", "--log.level", "w"], ["warn"]),
@@ -58,14 +102,20 @@ def complete_in_bash(script: Path, words: list[str], folder: Path) -> list[str]:
         (["record", "--count", ""], []),
     ],
 )
-def test_bash_offers_what_fits(
-    words: list[str], offered: list[str], parser: argparse.ArgumentParser, tmp_path: Path
+def test_a_shell_offers_what_fits(
+    shell: str, words: list[str], offered: list[str], parser: argparse.ArgumentParser, tmp_path: Path
 ) -> None:
-    (tmp_path / "rules.txt").touch()
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "rules.txt").touch()
     script = tmp_path / "completion"
-    script.write_text(render_completion(parser, "bash"))
+    script.write_text(render_completion(parser, shell))
+    if shell == "fish" and not words[-1].startswith("-"):  # which offers flags only to who has typed a dash
+        offered = [word for word in offered if not word.startswith("-")]
 
-    assert complete_in_bash(script, ["conntrackd", *words], tmp_path) == offered
+    assert SHELLS[shell](script, ["conntrackd", *words], folder) == offered
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -95,6 +145,7 @@ def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> 
         "run": "log events, don't stop",
         "record": "write a recording",
         "filter": "rules",
+        "enable": "a sink",
     }
     assert list(places["conntrackd filter show"].flags) == ["-h", "--help", "--json"]
     fish = render_completion(parser, "fish")
