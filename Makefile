@@ -8,8 +8,8 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
-PACKAGES := conntrack dbus dpkg-dev gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
-	procps python3-dev python3-venv rpm rsyslog systemd util-linux
+PACKAGES := conntrack dbus dpkg-dev fish gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
+	procps python3-dbusmock python3-dev python3-venv rpm rsyslog systemd util-linux zsh
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0

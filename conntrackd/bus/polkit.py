@@ -17,6 +17,8 @@ POLKIT: Final = Service(
 )
 # polkit's CheckAuthorizationFlags
 ALLOW_USER_INTERACTION: Final = 1
+# Of the answer's details: somebody was asked for the password, and would not give it.
+DISMISSED: Final = "polkit.dismissed"
 ANSWER_SECONDS: Final = 10.0
 PASSWORD_SECONDS: Final = 120.0
 
@@ -25,7 +27,7 @@ AS_ROOT: Final = "run it as root, such as with sudo"
 
 
 class AuthenticationNeededError(NotPermittedError):
-    """It might be allowed after a password, and the caller did not want to be asked for one."""
+    """It might be allowed after a password, for which nobody could ask, or should not."""
 
     dbus_name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
@@ -42,19 +44,19 @@ class Polkit:
         if user == ROOT:
             return
         try:
-            allowed, challenge = await self._ask(caller, action, interactive)
+            allowed, challenge, details = await self._ask(caller, action, interactive)
         except RemoteError as error:
             if action == INFO:
                 return
             raise NotPermittedError(
                 f"polkit does not answer, so that only root may do this ({action})", hint=AS_ROOT
             ) from error
-        if not allowed and challenge and not interactive:
+        if not allowed and challenge and DISMISSED not in details:
             raise AuthenticationNeededError(f"needs authentication for {action}", hint=AS_ROOT)
         if not allowed:
             raise NotPermittedError(f"polkit does not allow {action}", hint=AS_ROOT)
 
-    async def _ask(self, caller: str, action: str, interactive: bool) -> tuple[bool, bool]:
+    async def _ask(self, caller: str, action: str, interactive: bool) -> tuple[bool, bool, dict[str, str]]:
         ticket = f"conntrackd-{next(self._numbers)}"
         subject = ["system-bus-name", {"name": Variant("s", caller)}]
         flags = ALLOW_USER_INTERACTION if interactive else 0
@@ -65,8 +67,8 @@ class Polkit:
         except (asyncio.CancelledError, RemoteError):
             self._cancel(ticket)  # or a dialogue for a caller who is gone would stay open
             raise
-        allowed, challenge, _ = reply[0]
-        return bool(allowed), bool(challenge)
+        allowed, challenge, details = reply[0]
+        return bool(allowed), bool(challenge), dict(details)
 
     def _cancel(self, ticket: str) -> None:
         call = Message(

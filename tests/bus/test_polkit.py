@@ -35,6 +35,7 @@ class FakePolkit:
 
     def __init__(self, address: str) -> None:
         self.answers: dict[str, tuple[bool, bool] | None] = {}
+        self.details: dict[str, str] = {}
         self.asked: list[Any] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -60,7 +61,7 @@ class FakePolkit:
         answer = self.answers.get(action, (False, False))
         if answer is None:
             return True
-        return Message.new_method_return(message, "(bba{ss})", [[*answer, {}]])
+        return Message.new_method_return(message, "(bba{ss})", [[*answer, self.details]])
 
     def close(self) -> None:
         async def end() -> None:
@@ -147,6 +148,9 @@ def test_what_needs_a_password_is_told_apart_where_nobody_can_be_asked(
 ) -> None:
     polkit.answers = {CONTROL: (False, True)}
 
+    with pytest.raises(NotPermittedError, match="it takes an administrator's password"):
+        ordinary.call("Reload")
+    polkit.details = {"polkit.dismissed": "true"}
     with pytest.raises(NotPermittedError, match=r"polkit does not allow org\.conntrackd1\.control"):
         ordinary.call("Reload")
 
@@ -276,14 +280,96 @@ def real_polkit(strict_bus: PrivateBus, tmp_path: Path) -> Iterator[Any]:
     process.wait(SECONDS)
 
 
-def test_the_real_polkit_reads_our_policy(strict_bus: PrivateBus, real_polkit: Any, tmp_path: Path) -> None:
-    assert real_polkit.poll() is None, (tmp_path / "polkit.log").read_text()
+MOCK: Final = "org.freedesktop.DBus.Mock"
+VALUES: Final = {"as": ["x"], "u": 0, "s": "info"}
+# Who may do what: the table of org.conntrackd1(5), "AUTHORISATION".
+ALLOWED: Final[dict[tuple[str, bool], set[str]]] = {
+    ("stranger", False): set(),
+    ("stranger", True): set(),
+    ("member", False): {INFO},
+    ("member", True): {INFO, OBSERVE},
+    ("root", False): {INFO, OBSERVE, CONTROL},
+    ("root", True): {INFO, OBSERVE, CONTROL},
+}
+
+
+def try_every_method(caller: Raw) -> dict[tuple[str, str], bool]:
+    """Which methods of the manager and of a sink are allowed to this caller."""
+    found = {}
+    for interface in load().values():
+        path = "/org/conntrackd1" + ("" if interface.name == MANAGER else "/sink/loki")
+        for method in interface.methods.values():
+            values = [VALUES[each.type] for each in method.takes]
+            try:
+                caller.ask(path, interface.name, method.name, method.in_signature, *values)
+            except NotPermittedError:
+                found[interface.name, method.name] = False
+            else:
+                found[interface.name, method.name] = True
+    return found
+
+
+@pytest.mark.parametrize(("who", "has_polkit"), ALLOWED, ids=str)
+def test_every_method_is_for_those_it_is_for(
+    who: str, has_polkit: bool, strict_bus: PrivateBus, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if has_polkit:
+        polkitd = request.getfixturevalue("real_polkit")
+        assert polkitd.poll() is None, (tmp_path / "polkit.log").read_text()
     served = Served(strict_bus.address)
     try:
         served.wait_ready()
-        with as_user(OTHER, GROUP):
-            member = Raw(strict_bus.address, {}).__enter__()
-        with member:
-            assert try_all(member) == {INFO: True, OBSERVE: True, CONTROL: False}
+        with as_user(*{"stranger": (OTHER,), "member": (OTHER, GROUP), "root": (0,)}[who]):
+            caller = Raw(strict_bus.address, {}).__enter__()
+        with caller:
+            found = try_every_method(caller)
     finally:
         served.close()
+
+    assert found == {
+        (interface.name, method.name): method.action in ALLOWED[who, has_polkit]
+        for interface in load().values()
+        for method in interface.methods.values()
+    }
+
+
+# ---- the template of python-dbusmock ------------------------------------------------------------------
+
+
+@pytest.fixture
+def mocked_polkit(bus: PrivateBus) -> Iterator[Raw]:
+    """What python-dbusmock takes for polkit, and a connection to tell it what it allows."""
+    command = ["/usr/bin/python3", "-m", "dbusmock", "--template", "polkitd"]
+    with subprocess.Popen(
+        command,
+        env={"DBUS_SYSTEM_BUS_ADDRESS": bus.address, "PATH": "/usr/bin"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        with Raw(bus.address, {}) as raw:
+            name = "org.freedesktop.PolicyKit1"
+            wait_until(lambda: process.poll() is not None or raw.ask_bus("NameHasOwner", "s", name) == [True])
+            if process.returncode is not None and process.stderr is not None:
+                pytest.fail(process.stderr.read().decode())
+            yield raw
+        process.terminate()
+
+
+@pytest.mark.skipif(
+    not Path("/usr/lib/python3/dist-packages/dbusmock").exists(), reason="no python3-dbusmock"
+)
+@pytest.mark.parametrize("allowed", [[], [INFO], [INFO, OBSERVE], [INFO, OBSERVE, CONTROL]])
+def test_the_mock_of_polkit_that_others_use_is_understood(
+    allowed: list[str], bus: PrivateBus, mocked_polkit: Raw, served: Served
+) -> None:
+    mock = (
+        "org.freedesktop.PolicyKit1",
+        "/org/freedesktop/PolicyKit1/Authority",
+        "org.freedesktop.DBus.Mock",
+    )
+    if allowed:
+        mocked_polkit._call(*mock, "SetAllowed", "as", [allowed])
+    with as_user(OTHER):
+        other = Raw(bus.address, {}).__enter__()
+    with other:
+        assert try_all(other) == {action: action in allowed for action in EXAMPLES}
