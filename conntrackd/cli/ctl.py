@@ -7,8 +7,7 @@ from typing import Any, Final, NoReturn
 
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.render import HelpFormatter
-from conntrackd.cli.verb import Verb
+from conntrackd.cli.verb import HelpFormatter, Verb
 from conntrackd.errors import UsageError
 
 PROGRAM: Final = "conntrackctl"

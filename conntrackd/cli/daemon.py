@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from conntrackd import VERSION
 from conntrackd.cli import report
-from conntrackd.cli.render import HelpFormatter, add_flags, collect_flags, explain_unknown
+from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
+from conntrackd.cli.verb import HelpFormatter
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.options import LOG_LEVEL, OPTIONS
 

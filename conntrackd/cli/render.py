@@ -15,17 +15,9 @@ from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageErro
 from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE, Option
 from conntrackd.values import FLAG, quote, suggest
 
-WIDTH: Final = 80
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'
 WRITE: Final = "python -m conntrackd.cli.render --write"
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that fits 80 columns, whatever the terminal's width: it is read in tickets and mails too."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=WIDTH)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,17 @@
-"""What a verb of conntrackctl is: a row of the table in ctl.py."""
+"""What a verb of conntrackctl is: a row of the table in ctl.py. And the form of --help."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+WIDTH: Final = 80
+
+
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Help that fits 80 columns, whatever the terminal's width: it is read in tickets and mails too."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=WIDTH)
 
 
 class Verb(NamedTuple):

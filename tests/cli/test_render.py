@@ -10,7 +10,6 @@ import pytest
 
 from conntrackd.cli.render import (
     WRITE,
-    HelpFormatter,
     add_flags,
     collect_flags,
     escape_mdoc,
@@ -21,6 +20,7 @@ from conntrackd.cli.render import (
     render_sample,
     replace_between,
 )
+from conntrackd.cli.verb import HelpFormatter
 from conntrackd.config import check_sinks, read_config
 from conntrackd.errors import DataError
 from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE
