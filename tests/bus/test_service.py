@@ -17,7 +17,7 @@ from conntrackd.bus.client import (
     NotRunningError,
     RemoteError,
 )
-from conntrackd.bus.connection import clean_text
+from conntrackd.bus.connection import Connection, clean_text
 from conntrackd.bus.interface import load, parse_interfaces
 from conntrackd.errors import ConntrackdError, UnavailableError
 from tests.bus.private import PrivateBus, Raw, Served, count_descriptors, wait_until
@@ -269,6 +269,34 @@ def test_as_many_rules_as_there_may_be_as_long_as_they_may_be_pass(client: Clien
     assert client.call("CheckFilter", "as", rules) == [rules]
 
 
+def test_what_is_refused_is_neither_parsed_nor_held(
+    client: Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    deliver = Connection._deliver
+
+    def note(self: Connection, size: int) -> None:
+        parsed.append(size)
+        deliver(self, size)
+
+    longest = 0
+    feed = Connection._feed
+
+    def measure(self: Connection, data: bytes) -> None:
+        nonlocal longest
+        feed(self, data)
+        longest = max(longest, len(self._frame))
+
+    monkeypatch.setattr(Connection, "_deliver", note)
+    monkeypatch.setattr(Connection, "_feed", measure)
+    for size in (10_000_000, 30_000_000):
+        with pytest.raises(RemoteError, match=r"bytes, \d+ are possible"):
+            client.call("CheckFilter", "as", ["x" * size])
+
+    assert max(parsed, default=0) < 1000
+    assert longest < 1 << 17
+
+
 def test_descriptors_are_refused_and_closed(raw: Raw, served: Served) -> None:
     reading, writing = os.pipe()
     before = count_descriptors()
@@ -283,15 +311,32 @@ def test_descriptors_are_refused_and_closed(raw: Raw, served: Served) -> None:
     os.close(reading)
 
 
-def test_variants_in_variants_are_no_trouble(raw: Raw) -> None:
+@pytest.mark.parametrize("depth", [1, 30, 62])
+def test_variants_in_variants_are_no_trouble(depth: int, raw: Raw) -> None:
     value: tuple[str, Any] = ("s", "deep")
-    for _ in range(50):
+    for _ in range(depth):
         value = ("v", value)
 
     serial = raw.post(call("Set", "ssv", PATH, PROPERTIES), [MANAGER, "LogLevel", value])
     header, _ = raw.read_until(lambda each: each.reply_serial == serial)
 
     assert header.error_name == "org.freedesktop.DBus.Error.PropertyReadOnly"
+
+
+def test_a_variant_that_is_too_deep_ends_with_the_bus_and_the_service_goes_on(
+    bus: PrivateBus, raw: Raw, served: Served
+) -> None:
+    value: tuple[str, Any] = ("s", "deep")
+    for _ in range(500):
+        value = ("v", value)
+
+    raw.post(call("Set", "ssv", PATH, PROPERTIES), [MANAGER, "LogLevel", value])
+    with pytest.raises((EOFError, OSError)):
+        raw.read_until(lambda each: each.reply_serial > 1)
+
+    assert served.service.ready.is_set()
+    with bus.connect() as other:
+        assert other.read_properties()["LogLevel"] == "info"
 
 
 def test_text_that_is_no_utf8_ends_with_the_bus_and_the_service_goes_on(bus: PrivateBus, raw: Raw) -> None:
@@ -439,11 +484,11 @@ def test_a_name_that_another_has_is_waited_for_and_told(
         served.close()
 
 
-def test_nobody_takes_the_name_away(raw: Raw) -> None:
-    replace_existing_do_not_queue = 2 | 4
-    exists = 3
-
-    assert raw.ask_bus("RequestName", "su", "org.conntrackd1", replace_existing_do_not_queue) == [exists]
+@pytest.mark.parametrize(("flags", "answer"), [(2 | 4, 3), (2, 2), (1 | 2, 2)])
+def test_nobody_takes_the_name_away(flags: int, answer: int, raw: Raw, client: Client) -> None:
+    # 1 ALLOW_REPLACEMENT, 2 REPLACE_EXISTING, 4 DO_NOT_QUEUE; 2 IN_QUEUE, 3 EXISTS
+    assert raw.ask_bus("RequestName", "su", "org.conntrackd1", flags) == [answer]
+    assert client.read_properties()["Version"] == "2.0.0"
 
 
 def test_without_service_or_bus_a_sentence_says_so(bus: PrivateBus) -> None:

@@ -50,6 +50,26 @@ def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     assert "did you mean NEW?" in bad.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"drop source address {'1.2.3.4,' * 1_250_000}", "rules: is larger than 8 MiB"),
+        ("log any\n" * 1_000_000, "rules:1001: more than 1,000 rules"),
+        (f"log {'(' * 10_000}any{')' * 10_000}", "rules:1: a rule of 20,007 characters: at most 4,096"),
+        (f"log {'(' * 2_000}any{')' * 2_000}", "rules:1: parentheses in more than 64 levels"),
+    ],
+    ids=["10 MB", "a million rules", "10,000 parentheses", "2,000 parentheses"],
+)
+def test_more_than_a_filter_may_have_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text(text)
+
+    done = ctl("check", "--filter-file", str(tmp_path / "rules"))
+
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert "RecursionError" not in done.stderr
+
+
 def test_a_file_of_rules_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rules"
     path.write_text("# comment\n\nlog type NEW\ndrop prt 80\n")

@@ -343,6 +343,89 @@ MUTATIONS: Final = (
         "if False:",
         "tests/test_document.py::test_a_file_that_every_user_may_change_is_refused",
     ),
+    Mutation(
+        "a method that names no action does not load",
+        "conntrackd/bus/interface.py",
+        "if len(found) != 1 or found[0] not in ACTIONS:",
+        "if False:",
+        "tests/bus/test_interface.py::"
+        "test_what_has_no_action_or_could_be_written_or_is_there_twice_does_not_load",
+    ),
+    Mutation(
+        "polkit is asked before a method is answered",
+        "conntrackd/bus/session.py",
+        "        await self._authorize(call, method.action)\n        _check_signature",
+        "        _check_signature",
+        "tests/bus/test_polkit.py::test_every_method_is_for_those_it_is_for",
+    ),
+    Mutation(
+        "without polkit nobody but root may do more than look",
+        "conntrackd/bus/polkit.py",
+        "if action == INFO:",
+        "if True:",
+        "tests/bus/test_polkit.py::test_every_method_is_for_those_it_is_for",
+    ),
+    Mutation(
+        "calls of one user are limited",
+        "conntrackd/bus/session.py",
+        "if not self._limiter.admit(self.callers.key(header.sender)):",
+        "if False:",
+        "tests/bus/test_service.py::"
+        "test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_service",
+    ),
+    Mutation(
+        "a call that is too long is refused by its header",
+        "conntrackd/bus/session.py",
+        "if body > longest:",
+        "if False:",
+        "tests/bus/test_service.py::test_what_is_refused_is_neither_parsed_nor_held",
+    ),
+    Mutation(
+        "the descriptor of a tail is closed here",
+        "conntrackd/bus/session.py",
+        "            self._descriptors.remove(descriptor)\n            os.close(descriptor)",
+        "            self._descriptors.remove(descriptor)",
+        "tests/bus/test_service.py::"
+        "test_a_tail_for_a_caller_who_wants_no_reply_or_is_gone_leaves_no_descriptor",
+    ),
+    Mutation(
+        "a tail that nobody reads is dropped",
+        "conntrackd/sinks/tail.py",
+        "if len(tail.unread) > MAX_UNREAD:",
+        "if False:",
+        "tests/sinks/test_tail.py::"
+        "test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
+    ),
+    Mutation(
+        "a reload prepares all before it changes anything",
+        "conntrackd/control.py",
+        "rules = await self._compile(*read_texts(new), new)",
+        "logs.set_level(new[options.LOG_LEVEL])\n        rules = await self._compile(*read_texts(new), new)",
+        "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
+    ),
+    Mutation(
+        "signals that come during a reload are one more",
+        "conntrackd/control.py",
+        "            self._again = True\n            return",
+        "            pass",
+        "tests/faults/test_control.py::"
+        "test_row_29_a_thousand_signals_in_a_second_are_a_few_reloads_and_cost_no_event",
+    ),
+    Mutation(
+        "a sink that is enabled while it is switched off goes on",
+        "conntrackd/sinks/outbox.py",
+        "if not reason and not self.is_out():",
+        "if False:",
+        "tests/sinks/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
+    ),
+    Mutation(
+        "a program that the kernel has no room for is done without",
+        "conntrackd/netlink/socket.py",
+        "if error.errno != errno.ENOMEM:",
+        "if True:",
+        "tests/live/test_control.py::"
+        "test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_kept",
+    ),
 )
 
 

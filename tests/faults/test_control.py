@@ -203,6 +203,29 @@ def judge(running: Ledger, sent: int, reasons: set[str]) -> int:
     return delivered
 
 
+def test_row_28_tails_that_nobody_reads_are_dropped_and_cost_no_event(
+    running: Ledger, net: Network, bus: PrivateBus
+) -> None:
+    with produce(net) as producer, Raw(bus.address, {}) as raw:
+        before = running.count_descriptors()
+        pipes = [raw.open_tail([], 0) for _ in range(2)]
+        with load(producer, RATE // 5):
+            wait_until(lambda: count_tails(raw)["tails_dropped_total"] == 2, 30.0, lambda: "the drop")
+        judge(running, producer.sent, set())
+        counters = count_tails(raw)
+        for pipe in pipes:
+            os.close(pipe)
+        wait_until(lambda: running.count_descriptors() == before, 5.0, lambda: "descriptors")
+
+    assert (counters["tails_open"], counters["tails_opened_total"]) == (0, 2)
+    assert running.read_status("VmHWM") < 128 << 10
+
+
+def count_tails(raw: Raw) -> dict[str, int]:
+    counters: dict[str, int] = raw.call("GetStatistics")[0]
+    return {name: value for name, value in counters.items() if name.startswith("tails_")}
+
+
 @pytest.mark.slow
 def test_row_29_ten_thousand_reloads_and_toggles_under_load_lose_and_double_nothing(
     running: Ledger, net: Network, bus: PrivateBus, configuration: Path

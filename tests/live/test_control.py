@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from conntrackd.bus import wire
-from conntrackd.bus.client import MANAGER, Client, NotRunningError, RemoteError
+from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, Client, NotRunningError, RemoteError
 from conntrackd.cli import ctl
-from tests.bus.private import PrivateBus, Raw, wait_until
+from conntrackd.errors import ConntrackdError, NotPermittedError
+from tests.bus.private import STAND_IN, PrivateBus, Raw, as_user, wait_until
 from tests.live import traffic
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
@@ -211,15 +213,21 @@ def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
 ) -> None:
     rules = [f"  - drop destination port {port}" for port in range(1, 1001)]
     rules[499] = "  - drop destination prot 500"
-    configuration.write_text("\n".join(["sink: {stream: {enable: true}}", "filter:", *rules]))
+    settings = ["sink: {stream: {enable: true}}", "log: {level: debug}", "conntrack: {events: new}"]
+    configuration.write_text("\n".join([*settings, "filter:", *rules]))
 
     with pytest.raises(RemoteError) as caught:
         ctl.run(["reload"])
 
     place, _, excerpt = str(caught.value).partition("\n")
-    assert place.startswith(f"{configuration}:502: unexpected 'prot', did you mean port?")
+    assert place.startswith(f"{configuration}:504: unexpected 'prot', did you mean port?")
     assert excerpt.splitlines()[:2] == ["  drop destination prot 500", "                   ^^^^"]
-    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
+    status = ask(capsys, "status")
+    assert (status["Rules"], status["LogLevel"], len(status["KernelGroups"])) == (
+        ["drop protocol ICMP"],
+        "info",
+        3,
+    )
     configuration.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol GRE]\n")
     assert ctl.run(["reload"]) == 0
     capsys.readouterr()
@@ -353,15 +361,81 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
     assert (before["tracking"], after["tracking"]) == ("error", "ok")
 
 
-def test_eight_tails_and_no_ninth(running: Running, bus: PrivateBus) -> None:
+def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
+    net: Network, configuration: Path
+) -> None:
+    strict = PrivateBus(strict=True)
+    strict.start()
+    try:
+        arguments = ["--config", str(configuration), "--conntrack.netns", net.router]
+        with daemon(*arguments, "--bus.address", strict.address, CONNTRACKD_BUS_ENABLE="true") as made:
+            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            listeners = [eavesdrop(strict, 1), eavesdrop(strict, 1, STAND_IN[1]), eavesdrop(strict, 0)]
+            with strict.connect() as client:
+                pipe = client.open_tail([], 0)
+                client.call("Disable", sink="stream")
+                client.call("Enable", sink="stream")
+                talk(net, 5)
+                made.wait(lambda: count_new(made) == 5, "five events")
+                lines = os.read(pipe, 1 << 20)
+                os.close(pipe)
+                client.call("Disable", sink="stream")
+            stranger, *allowed = listeners
+            heard = [hear(each, "SinkStateChanged") for each in allowed]
+            # What the others have heard by now, the bus has passed on before it answers this.
+            question = wire.Header(
+                wire.METHOD_CALL, path=BUS_PATH, interface=BUS, member="GetId", destination=BUS
+            )
+            stranger.post(question, [])
+            heard.append(hear(stranger, ""))
+            for each in listeners:
+                each.close()
+    finally:
+        strict.close()
+
+    assert b"10.1.0.2" in lines
+    assert heard[-1] == b""
+    assert all(b"10.1.0.2" not in each and b"10.2.0.2" not in each for each in heard)
+
+
+def eavesdrop(bus: PrivateBus, user: int, *groups: int) -> Raw:
+    """A connection that asks for all that a bus has, by every way there is."""
+    with as_user(user, *groups) if user else nullcontext():
+        raw = Raw(bus.address, {}).__enter__()
+    for rule in ("", "eavesdrop='true'", "type='signal'", "type='method_return',eavesdrop='true'"):
+        with suppress(ConntrackdError):  # not everybody may
+            raw.ask_bus("AddMatch", "s", rule)
+    if user:
+        with pytest.raises(NotPermittedError):
+            raw._call(BUS, BUS_PATH, "org.freedesktop.DBus.Monitoring", "BecomeMonitor", "asu", [[], 0])
+    return raw
+
+
+def hear(raw: Raw, last: str) -> bytes:
+    """All that has come from the daemon, until this signal or the next answer of the bus."""
+    heard = b""
+    while True:
+        data = raw._read_message()
+        header = wire.parse_header(data)
+        if header.sender != BUS:
+            heard += data
+        if header.member == last and (last or header.type == wire.METHOD_RETURN):
+            return heard
+
+
+def test_of_thirty_two_tails_eight_are_opened(running: Running, bus: PrivateBus) -> None:
     with bus.connect() as client:
+        client.read_properties()
+        before = count_descriptors(running)
         pipes = [client.open_tail([], 0) for _ in range(8)]
-        with pytest.raises(Exception, match="8 tails are open already"):
-            client.open_tail([], 0)
+        for _ in range(24):
+            with pytest.raises(RemoteError, match="8 tails are open already"):
+                client.open_tail([], 0)
         counters = client.call("GetStatistics")[0]
         for pipe in pipes:
             os.close(pipe)
         wait_until(lambda: _can_open(client))
+        wait_until(lambda: count_descriptors(running) <= before)
 
     assert [counters[f"tails_{name}"] for name in ("open", "opened_total", "dropped_total")] == [8, 8, 0]
 
