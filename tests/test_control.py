@@ -89,7 +89,11 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     pipeline = Pipeline(Decoder(stats), selector, None, [], tails, stats)
     pipeline._select = select  # type: ignore[method-assign]  # stands still in the middle of a batch
     daemon = SimpleNamespace(
-        stats=stats, pipeline=pipeline, outboxes={}, filter=SimpleNamespace(selector=mocked)
+        stats=stats,
+        tails=tails,
+        pipeline=pipeline,
+        outboxes={},
+        filter=SimpleNamespace(selector=mocked),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
     reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0),))
