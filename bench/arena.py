@@ -24,6 +24,9 @@ SYSCTLS: Final = {
     # The generator uses its tuples again after so many seconds.
     "net/netfilter/nf_conntrack_udp_timeout": 1,
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait": 1,
+    # As systemd sets it at boot (src/core/main.c). With the kernel's own 10 whoever writes to journald's
+    # socket waits after some ten datagrams.
+    "net/unix/max_dgram_qlen": 512,
 }
 
 # Nothing is tracked in a namespace until a rule asks for the state.
