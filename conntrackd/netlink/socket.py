@@ -168,10 +168,12 @@ class EventSocket:
         self._socket = netlink
         self.has_room = True
         """Whether the kernel has taken the last program that it was given."""
+        self.slots = SLOTS
+        """As many datagrams as one receive() returns at most."""
         try:
             self._receiver: _Receiver | _PlainReceiver = _Receiver(netlink.fileno())
         except AttributeError:
-            self._receiver = _PlainReceiver(netlink)
+            self._receiver, self.slots = _PlainReceiver(netlink), 1
 
     @classmethod
     def open(cls, *, groups: int, buffer: int, program: bytes | None = None) -> "EventSocket":
