@@ -18,15 +18,16 @@ from bench.flood import measure_floods
 from bench.parts import measure_parts
 from bench.receivers import start_receivers
 from bench.rows import ROWS, list_rows
-from bench.soak import soak
+from bench.soak import idle, soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
 from bench.table import Report, render_json, render_tables, summarize
 
 # The names that stand for tables of their own.
 SOAK: Final = "soak"
+IDLE: Final = "idle"
 FLOOD: Final = "flood"
 PARTS: Final = "parts"
-NAMES: Final = [*ROWS, SOAK, FLOOD, PARTS]
+NAMES: Final = [*ROWS, SOAK, IDLE, FLOOD, PARTS]
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 
@@ -64,13 +65,13 @@ def run(arguments: argparse.Namespace) -> Report:
         raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(NAMES)}")
     if os.geteuid() != 0:
         raise BenchError("needs root, for a network namespace and its devices: sudo make bench")
-    compile_program("floor")
-    compile_program("generator")
+    for program in ("floor", "generator", "drain"):
+        compile_program(program)
     os.sched_setaffinity(0, {GENERATOR_CORE})
     enter_namespaces()
     scratch = tempfile.TemporaryDirectory(dir=TMPFS, prefix="conntrackd-bench-")
-    with scratch, start_receivers() as ports:
-        rows = list_rows(Path(scratch.name), ports)
+    with scratch, start_receivers() as receivers:
+        rows = list_rows(Path(scratch.name), receivers.ports, receivers.count)
         chosen = {name: row for name, row in rows.items() if name in wanted}
         runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
         costs = {name: median(each.us_per_event for each in of) for name, of in runs.items()}
@@ -78,8 +79,9 @@ def run(arguments: argparse.Namespace) -> Report:
         return Report(
             rows=[summarize(each, costs.get(chosen[name].floor)) for name, each in runs.items()],
             soak=soak(rows["null"]) if SOAK in wanted else (),
+            idle=[idle(rows["sinks"])] if IDLE in wanted else (),
             floods=floods,
-            parts=measure_parts(capture(Load(PARTS_FLOWS))) if PARTS in wanted else (),
+            parts=measure_parts(capture(Load(PARTS_FLOWS)), Path(scratch.name)) if PARTS in wanted else (),
         )
 
 

@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Final
+
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
 
 from bench.capture import Capture
 from conntrackd.config import read_config
@@ -13,6 +17,7 @@ from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filtering import compile_filter
 from conntrackd.flow import Batch, Flow
+from conntrackd.geoip import GeoIP
 from conntrackd.netlink.decode import Decoder, walk
 from conntrackd.sinks.encode import JsonEncoder
 from conntrackd.sinks.encode_loki import LokiEncoder
@@ -20,6 +25,9 @@ from conntrackd.stats import Stats
 
 BATCH: Final = 128  # as many as one recvmmsg brings
 ROUNDS: Final = 9
+PLACES: Final = 10_000
+FIRST_BYTE: Final = 81
+LANGUAGES: Final = ("de", "en", "es", "fr", "ja", "pt-BR", "ru", "zh-CN")
 NOWHERE: Final = Path("/nonexistent")  # in place of this machine's configuration
 
 
@@ -32,15 +40,19 @@ class Part:
     unit: str = "event"
 
 
-def measure_parts(events: Capture) -> list[Part]:
-    """All parts on the same events."""
-    count = len(events.positions)
+def measure_parts(events: Capture, scratch: Path) -> list[Part]:
+    """All parts on the same events; files go into `scratch`."""
+    database = write_places(scratch / "places.mmdb")
+    total = len(events.positions)
     batches = decode_all(events, Decoder(Stats()))
     return [
-        Part("decode: attribute by attribute", time_part(lambda: walk_all(events), count)),
+        Part("decode: attribute by attribute", time_part(lambda: walk_all(events), total)),
         Part("decode: by learned layouts", time_decode(events)),
         Part("encode: JSON lines", time_encode(batches, JsonEncoder())),
         Part("encode: Loki, compressed", time_encode(batches, LokiEncoder({}))),
+        # A cache of one address has none of an event's two, nor of the event's before.
+        Part("geoip: an address seen for the first time", time_geoip(batches, database, 1), "address"),
+        Part("geoip: a cached address", time_geoip(batches, database, 1 << 18), "address"),
         Part("filter: one address rule", time_selector(batches, compile_addresses(1))),
         Part("filter: 1,000 address rules", time_selector(batches, compile_addresses(1000))),
         Part("filter: load 1,000 address rules", time_load(list_addresses(1000)), "list"),
@@ -63,6 +75,45 @@ def time_encode(batches: list[list[Flow]], encoder: JsonEncoder | LokiEncoder) -
             encoder.encode(batch)
 
     return time_part(encode, sum(len(batch) for batch in batches))
+
+
+def write_places(path: Path) -> Path:
+    """A City database of PLACES networks, each a place of its own with names in many languages."""
+    writer = MMDBWriter(6, "GeoLite2-City", languages=list(LANGUAGES), ipv4_compatible=True, float_type="f64")
+    for number in range(PLACES):
+        place = {
+            "city": {"names": {language: f"City {number} in {language}" for language in LANGUAGES}},
+            "country": {
+                "iso_code": "DE",
+                "names": {language: f"Germany in {language}" for language in LANGUAGES},
+            },
+            "location": {"latitude": number / 100, "longitude": number / 50, "time_zone": "Europe/Berlin"},
+        }
+        writer.insert_network(IPSet([f"{FIRST_BYTE}.{number >> 8}.{number & 255}.0/24"]), place)
+    writer.to_db_file(str(path))
+    return path
+
+
+def time_geoip(batches: list[list[Flow]], database: Path, cache: int) -> float:
+    """Both addresses of each event, which are all different until there are no more places."""
+    geoip = GeoIP([database], "en", cache, Stats())
+    numbers = count()
+    located = [
+        [replace(flow, src=_pick_address(next(numbers)), dst=_pick_address(next(numbers))) for flow in batch]
+        for batch in batches
+    ]
+
+    def locate() -> None:
+        for batch in located:
+            geoip.locate(batch)
+
+    return time_part(locate, 2 * sum(map(len, located)))
+
+
+def _pick_address(number: int) -> bytes:
+    """One in each of the networks in turn, far from the last, then the next one in each."""
+    place = number * 617 % PLACES  # has no factor in common with the number of places
+    return bytes((FIRST_BYTE, place >> 8, place & 255, number // PLACES))
 
 
 def time_selector(batches: list[list[Flow]], selector: Selector) -> float:

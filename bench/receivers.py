@@ -1,11 +1,11 @@
-"""What stands at the other end of the sinks: servers on loopback that take everything and keep nothing.
+"""What stands at the other end of the sinks: servers on loopback that take everything and count it.
 
-`python -m bench.receivers` prints their ports as JSON and runs until its standard input is closed. Only in a
-namespace whose /run is the benchmark's own: it stands where journald would.
+`python -m bench.receivers` prints their ports as JSON, for each line of its standard input what has come
+since the last one, and ends with it. Only in a namespace whose /run is the benchmark's own: it stands where
+journald would.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,24 +13,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Final
+from typing import IO, ClassVar, Final
+
+from bench.arena import BUILD
+from bench.capture import SO_RCVBUFFORCE
+from conntrackd.sinks.encode_loki import count_events
 
 JOURNAL: Final = Path("/run/systemd/journal/socket")
-DATAGRAM: Final = 1 << 18  # journald takes larger entries by descriptor; an event has less than 1 KiB
 
 
 class Loki(BaseHTTPRequestHandler):
     """Ready, and content with every batch."""
 
     protocol_version = "HTTP/1.1"
+    bodies: ClassVar[list[bytes]] = []
+    """Read when somebody wants to know what is in them: not while there is load."""
 
     def do_GET(self) -> None:
         self._answer(200)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
         self._answer(204)
 
     def _answer(self, status: int) -> None:
@@ -42,11 +48,22 @@ class Loki(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def drain(receiver: socket.socket) -> None:
-    """Take datagrams for ever."""
-    buffer = bytearray(DATAGRAM)
-    while True:
-        receiver.recv_into(buffer)
+class Drain:
+    """A program that takes a socket's datagrams: Python would be slower than the sinks that send them."""
+
+    def __init__(self, receiver: socket.socket) -> None:
+        descriptor = receiver.fileno()
+        argv = [str(BUILD / "drain"), str(descriptor)]
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, pass_fds=[descriptor]
+        )
+
+    def count(self) -> int:
+        """The events since the last count."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        return int(self._process.stdout.readline())
 
 
 def hang(listener: socket.socket) -> None:
@@ -66,28 +83,48 @@ def main() -> None:
     JOURNAL.parent.mkdir(parents=True)
     journal.bind(str(JOURNAL))
     syslog = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    syslog.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    syslog.setsockopt(
+        socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20
+    )  # what UDP loses here the daemon cannot know
     syslog.bind(("127.0.0.1", 0))
     hung = socket.create_server(("127.0.0.1", 0))
     loki = ThreadingHTTPServer(("127.0.0.1", 0), Loki)
-    run(drain, journal)
-    run(drain, syslog)
+    drains = {"journal": Drain(journal), "syslog": Drain(syslog)}
     run(hang, hung)
     run(loki.serve_forever)
     ports = {"syslog": syslog, "hung": hung, "loki": loki.socket}
     print(json.dumps({name: each.getsockname()[1] for name, each in ports.items()}), flush=True)
-    os.read(0, 1)
+    for _ in sys.stdin:
+        counts = {sink: each.count() for sink, each in drains.items()}
+        print(json.dumps({**counts, "loki": sum(map(count_events, Loki.bodies))}), flush=True)
+        Loki.bodies.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Receivers:
+    """Those that run."""
+
+    ports: dict[str, int]
+    asks: IO[str]
+    answers: IO[str]
+
+    def count(self) -> dict[str, int]:
+        """The events that have come since the last count, by sink."""
+        self.asks.write("\n")
+        self.asks.flush()
+        counted: dict[str, int] = json.loads(self.answers.readline())
+        return counted
 
 
 @contextmanager
-def start_receivers() -> Iterator[dict[str, int]]:
-    """Run them beside the benchmark; their ports."""
+def start_receivers() -> Iterator[Receivers]:
+    """Run them beside the benchmark."""
     argv = [sys.executable, "-m", "bench.receivers"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
         try:
-            yield json.loads(process.stdout.readline())
+            yield Receivers(json.loads(process.stdout.readline()), process.stdin, process.stdout)
         finally:
             process.stdin.close()
 

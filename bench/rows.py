@@ -1,7 +1,7 @@
 """The rows of the table: each subject once, by the name that selects it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,11 +17,18 @@ FITS: Final = 25_000  # events a second for which all four sinks together have t
 PORTS: Final = {"syslog": 0, "hung": 0, "loki": 0}
 
 
-def list_rows(scratch: Path, ports: Mapping[str, int]) -> Mapping[str, Subject]:
+def list_rows(
+    scratch: Path, ports: Mapping[str, int], count_received: Callable[[], Mapping[str, int]] = dict
+) -> Mapping[str, Subject]:
     """All subjects in the order of the table.
 
-    Output that is kept goes into `scratch`; `ports` are those of the receivers.
+    Output that is kept goes into `scratch`; `ports` are those of the receivers, who count what comes.
     """
+
+    def count_everywhere(path: Path, errors: str) -> int:
+        """The events that each of four sinks has delivered."""
+        return min(count_lines(path, errors), *count_received().values())
+
     one_client = {"CONNTRACKD_FILTER": f"log source address {ONE_CLIENT}\ndrop any"}
     in_python = {**one_client, "CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
     only_new = {"CONNTRACKD_FILTER": "log type NEW\ndrop any"}
@@ -36,10 +43,14 @@ def list_rows(scratch: Path, ports: Mapping[str, int]) -> Mapping[str, Subject]:
         "filter-python": _daemon("the same filter, not in the kernel", in_python),
         "floor-new": _floor("floor, NEW only", NEW),
         "new": _daemon("conntrackd, filter keeps NEW", only_new, groups=NEW),
-        "sinks": _daemon("conntrackd, all four sinks", _four_sinks(ports), scratch / "sinks"),
+        "sinks": replace(
+            _daemon("conntrackd, all four sinks", _four_sinks(ports), scratch / "sinks"),
+            count=count_everywhere,
+        ),
         "floor-fits": replace(_floor(f"floor, {FITS:,} events/s", 7), rate=FITS),
         "sinks-fits": replace(
             _daemon(f"conntrackd, all four sinks, {FITS:,} events/s", _four_sinks(ports), scratch / "sinks"),
+            count=count_everywhere,
             rate=FITS,
             floor="floor-fits",
         ),

@@ -1,4 +1,4 @@
-"""Memory and descriptors over many events: flat, or it leaks."""
+"""Memory and descriptors over many events, and of a subject that has nothing to do."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,6 +8,8 @@ from bench.subject import Subject, run_subject
 
 STEPS: Final = 10
 STEP_FLOWS: Final = 182_000  # a million events, half of the flows TCP
+# Before it idles each sink is to have connected and written: more events than Loki's batches have.
+IDLE_FLOWS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,11 @@ def soak(subject: Subject) -> list[Step]:
             resident = round(session.read_memory_kib("VmRSS") / 1024, 1)
             steps.append(Step(events, resident, session.count_descriptors(), session.count_lost()))
     return steps
+
+
+def idle(subject: Subject) -> Step:
+    """What it holds when it has written some events and waits for more."""
+    with run_subject(subject) as session:
+        events = session.send(Load(IDLE_FLOWS)).count(subject.groups)
+        resident = round(session.read_memory_kib("VmRSS") / 1024, 1)
+        return Step(events, resident, session.count_descriptors(), session.count_lost())

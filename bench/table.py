@@ -30,6 +30,7 @@ class Report:
 
     rows: Sequence[Row] = ()
     soak: Sequence[Step] = ()
+    idle: Sequence[Step] = ()
     parts: Sequence[Part] = ()
     floods: Sequence[Flood] = ()
 
@@ -52,7 +53,8 @@ def render_tables(report: Report) -> str:
     """The tables that have rows."""
     tables = [
         render_markdown(report.rows) if report.rows else "",
-        render_soak(report.soak) if report.soak else "",
+        render_soak(report.soak, "events so far") if report.soak else "",
+        render_soak(report.idle, "idle after events") if report.idle else "",
         render_floods(report.floods) if report.floods else "",
         render_parts(report.parts) if report.parts else "",
     ]
@@ -60,13 +62,14 @@ def render_tables(report: Report) -> str:
 
 
 def render_markdown(rows: Sequence[Row]) -> str:
-    """A table whose columns are aligned in the source too."""
-    head = ("subject", "events", "lost", "CPU per event", "to the floor", "peak memory")
+    """A table whose columns are aligned in the source too; what arrived is that of the worst run."""
+    head = ("subject", "events", "lost", "arrived", "CPU per event", "to the floor", "peak memory")
     cells = [
         (
             row.subject,
             f"{row.events:,}",
             f"{row.lost:,}",
+            f"{100 * (1 - row.lost / row.events):.1f} %",
             f"{row.us_per_event:.2f} us",
             "" if row.ratio is None else f"{row.ratio:.2f}",
             f"{row.peak_mib:.1f} MiB",
@@ -82,13 +85,13 @@ def render_parts(parts: Sequence[Part]) -> str:
     return render_table([head, *((part.name, f"{part.us:,.2f} us", part.unit) for part in parts)])
 
 
-def render_soak(steps: Sequence[Step]) -> str:
+def render_soak(steps: Sequence[Step], head: str) -> str:
     """Memory and descriptors after so many events."""
     cells = [
         (f"{step.events:,}", f"{step.resident_mib:.1f} MiB", f"{step.descriptors}", f"{step.lost:,}")
         for step in steps
     ]
-    return render_table([("events so far", "memory", "descriptors", "lost"), *cells])
+    return render_table([(head, "memory", "descriptors", "lost"), *cells])
 
 
 def render_floods(floods: Sequence[Flood]) -> str:

@@ -79,10 +79,10 @@ def test_the_table_is_markdown_with_aligned_columns() -> None:
     rows = [Row("floor", 1_000_000, 2.0, 1.0, 0, 1.5, 5000), Row("other", 10, 12.345, None, 7, 30.0, 5000)]
 
     assert render_markdown(rows).splitlines() == [
-        "| subject |    events | lost | CPU per event | to the floor | peak memory |",
-        "|---------|----------:|-----:|--------------:|-------------:|------------:|",
-        "| floor   | 1,000,000 |    0 |       2.00 us |         1.00 |     1.5 MiB |",
-        "| other   |        10 |    7 |      12.35 us |              |    30.0 MiB |",
+        "| subject |    events | lost | arrived | CPU per event | to the floor | peak memory |",
+        "|---------|----------:|-----:|--------:|--------------:|-------------:|------------:|",
+        "| floor   | 1,000,000 |    0 | 100.0 % |       2.00 us |         1.00 |     1.5 MiB |",
+        "| other   |        10 |    7 |  30.0 % |      12.35 us |              |    30.0 MiB |",
     ]
 
 
@@ -106,7 +106,7 @@ def test_tables_without_rows_are_left_out() -> None:
 def test_the_json_has_one_object_a_row() -> None:
     row = Row("floor", 10, 2.0, 1.0, 0, 1.5, 5000)
 
-    assert json.loads(render_json(Report([row], [Step(1000, 30.5, 9, 0)], [Part("decode", 1.5)]))) == {
+    assert json.loads(render_json(Report([row], [Step(1000, 30.5, 9, 0)], parts=[Part("decode", 1.5)]))) == {
         "rows": [
             {
                 "subject": "floor",
@@ -119,6 +119,7 @@ def test_the_json_has_one_object_a_row() -> None:
             }
         ],
         "soak": [{"events": 1000, "resident_mib": 30.5, "descriptors": 9, "lost": 0}],
+        "idle": [],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
         "floods": [],
     }
@@ -136,6 +137,17 @@ def test_conntrack_says_how_many_events_it_has_shown() -> None:
         parse_shown(Path(), "conntrack v1.4.7 (conntrack-tools): 191949 flow events have been shown.")
         == 191949
     )
+
+
+@pytest.mark.parametrize("last", [3, 1])
+def test_what_four_sinks_delivered_is_what_the_worst_of_them_has(tmp_path: Path, last: int) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"x\n" * 2)
+    received = {"journal": 5, "syslog": 4, "loki": last}
+    count = list_rows(tmp_path, PORTS, lambda: received)["sinks"].count
+
+    assert count is not None
+    assert count(path, "") == min(2, last)
 
 
 def test_each_subject_has_a_name_of_its_own(tmp_path: Path) -> None:
