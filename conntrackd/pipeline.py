@@ -91,7 +91,8 @@ class Pipeline:
         events.set_patience(PATIENCE_SECONDS)
         self.drops = drops
         while not self._stopping:
-            if 0 < self._turn(events) < events.slots and self._stats.buffer_bytes >= GATHER_BYTES:
+            received = self._turn(events)
+            if can_gather(received, events.slots, self._stats.buffer_bytes):
                 time.sleep(GATHER_SECONDS)
         if self.keeps_socket:
             return
@@ -227,3 +228,8 @@ class Pipeline:
             while not (outbox.has_room(events) or self._stopping):
                 self.turns += 1
                 outbox.flush(ROOM_SECONDS)
+
+
+def can_gather(received: int, slots: int, buffer: int) -> bool:
+    """Whether the next events may wait for others: these were all, and the buffer holds what will come."""
+    return 0 < received < slots and buffer >= GATHER_BYTES
