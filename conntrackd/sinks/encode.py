@@ -8,6 +8,7 @@ encode_journal.py put their own envelope around what a Renderer gives them.
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, NamedTuple
 
@@ -96,6 +97,12 @@ def _render_second(second: str) -> tuple[str, str]:
     sign, offset = ("-", -local.tm_gmtoff) if local.tm_gmtoff < 0 else ("+", local.tm_gmtoff)
     hours, minutes = divmod(offset // 60, 60)
     return time.strftime("%Y-%m-%dT%H:%M:%S.", local), f"{sign}{hours:02d}:{minutes:02d}"
+
+
+def parse_time(text: str) -> int:
+    """What Renderer.render_time() makes of nanoseconds -> nanoseconds."""
+    second = datetime.fromisoformat(text[:19] + text[29:])
+    return int(second.timestamp()) * NANO + int(text[20:29])
 
 
 def _render_duration(nanoseconds: int) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from conntrackd.cache import Cache
-from conntrackd.flow import Batch, EventType, Lost
-from conntrackd.sinks.encode import Renderer, Syntax, escape_json, make_visible, render_protocol
+from conntrackd.flow import ABSENT, Batch, EventType, Lost
+from conntrackd.sinks.encode import Renderer, Syntax, escape_json, make_visible, parse_time, render_protocol
 from conntrackd.sinks.sink import Parcel
 
 LOST: Final = "LOST"
@@ -139,3 +139,23 @@ def _pack(entries: list[tuple[dict[str, str], list[Any]]]) -> Parcel[bytes]:
 def count_events(body: bytes) -> int:
     """Events in a body, LOST records not among them."""
     return sum(len(stream["values"]) for stream in _read(body) if stream["stream"]["type"] != LOST)
+
+
+def find_losses(body: bytes) -> list[Lost]:
+    """The LOST records in a body, as they were before they were encoded."""
+    records = [
+        dict(entry[2])
+        for stream in _read(body)
+        if stream["stream"]["type"] == LOST
+        for entry in stream["values"]
+    ]
+    return [
+        Lost(
+            int(each.get("lost", ABSENT)),
+            parse_time(each["since"]),
+            parse_time(each["until"]),
+            each["where"],
+            each.get("reason", ""),
+        )
+        for each in records
+    ]

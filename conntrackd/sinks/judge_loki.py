@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from conntrackd.sinks.encode_loki import count_events, mark_replay, split
+from conntrackd.sinks.encode_loki import count_events, find_losses, mark_replay, split
 from conntrackd.sinks.http import MAX_REPLY, Reply
 from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 
@@ -38,6 +38,7 @@ class Refusals(NamedTuple):
     old: int = 0
     old_events: int = 0
     other_events: int = 0
+    losses: int = 0
 
 
 def judge(reply: Reply, payload: bytes, now: float) -> None:
@@ -51,7 +52,7 @@ def judge(reply: Reply, payload: bytes, now: float) -> None:
     if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
         parts = split(payload)
         if len(parts) < 2:
-            raise SinkRefused(f"{reply.reason} to a single event")
+            raise SinkRefused(f"{reply.reason} to a single event", losses=find_losses(payload))
         raise SinkRevised(reply.reason, parts)
     if status == 429 or status >= 500:
         raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
@@ -59,7 +60,7 @@ def judge(reply: Reply, payload: bytes, now: float) -> None:
         raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
     if status == 400:
         raise _judge_entries(reply, said, payload)
-    raise SinkRefused(reply.reason)
+    raise SinkRefused(reply.reason, losses=find_losses(payload))
 
 
 def _judge_entries(reply: Reply, said: str, payload: bytes) -> SinkTrouble:
@@ -72,12 +73,14 @@ def _judge_entries(reply: Reply, said: str, payload: bytes) -> SinkTrouble:
             others = 0 if refused is None else refused.other_events
             stored = 0 if before is None else count_events(payload) - parcel.events - others
             return SinkRevised(reply.reason, [parcel], delivered=max(0, stored))
-    return SinkRefused(reply.reason, None if refused is None else refused.old_events + refused.other_events)
+    losses = find_losses(payload) if refused is None or refused.losses else []
+    events = None if refused is None else refused.old_events + refused.other_events
+    return SinkRefused(reply.reason, events, losses=losses)
 
 
 def count_refusals(said: str) -> Refusals | None:
     """Of a reply to a push that was refused in part. None when it says anything else too, or only that."""
-    at, old, old_events, other_events = 0, 0, 0, 0
+    at, old, old_events, other_events, losses = 0, 0, 0, 0, 0
     while at < len(said):
         match = REFUSAL.match(said, at)
         if match is None:
@@ -85,12 +88,13 @@ def count_refusals(said: str) -> Refusals | None:
         count = int(match["count"] or 1)
         # A LOST record is no event: its loss is counted where it happened.
         events = 0 if 'type="LOST"' in (match["dated"] or match["long"] or match["rich"]) else count
+        losses += count - events
         if match["oldest"]:
             old, old_events = old + count, old_events + events
         else:
             other_events += events
         at = match.end()
-    return Refusals(old, old_events, other_events) if said else None
+    return Refusals(old, old_events, other_events, losses) if said else None
 
 
 def _find_oldest_accepted(said: str) -> int | None:

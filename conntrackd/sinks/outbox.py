@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -178,8 +178,7 @@ class Outbox(Generic[P]):
     def replace(self, sink: Sink[P], queue: int) -> None:
         """From the next write on another sink of the same kind: what is encoded already goes out by it."""
         with self._lock:
-            self._next_sink = sink
-            self.queue = queue
+            self._next_sink, self.queue = sink, queue
             self._retry_at = 0.0
             self._wake()
 
@@ -200,8 +199,7 @@ class Outbox(Generic[P]):
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
         with self._lock:
-            self._deadline = deadline
-            self._retry_at = 0.0
+            self._deadline, self._retry_at = deadline, 0.0
             self._wake()
 
     def stop(self, deadline: float) -> None:
@@ -322,7 +320,8 @@ class Outbox(Generic[P]):
             with self._lock:
                 self._stats.sink_events_queued -= taken.events
                 self._stats.sink_events_dropped_refused_total += taken.events
-                self._tell_refused(taken.oldest, taken.events, accepted=False)
+                losses = [record for record in taken.batch if isinstance(record, Lost)]
+                self._tell_refused(taken.oldest, taken.events, losses, accepted=False)
             return None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
@@ -392,18 +391,19 @@ class Outbox(Generic[P]):
 
     def _write(self) -> None:
         if self._parcels:
-            written = self._sink.write(self._parcels[0].payload)
-            self._settle(refused=0, written=written)
+            self._settle(refused=0, written=self._sink.write(self._parcels[0].payload))
             self._recover()
 
-    def _settle(self, *, refused: int, written: int) -> None:
+    def _settle(self, *, refused: int, written: int, losses: Sequence[Lost] = ()) -> None:
         """The first parcel is done with: all of it was delivered, but for what was refused."""
         with self._lock:
             if self._abandoned or not self._parcels:
                 return
             parcel = self._parcels.popleft()
             self._uncount(parcel.events - refused, refused)
-            self._tell_refused(parcel.oldest, refused, accepted=written > 0 or parcel.events > refused)
+            self._tell_refused(
+                parcel.oldest, refused, losses, accepted=written > 0 or parcel.events > refused
+            )
             self._stats.sink_batches_delivered_total += 1 if written else 0
             self._stats.sink_bytes_total += written
             done, self._row = (None, self._row) if self._parcels else (self._row, None)
@@ -419,11 +419,12 @@ class Outbox(Generic[P]):
         stats.sink_events_delivered_total += delivered
         stats.sink_events_dropped_refused_total += refused
 
-    def _tell_refused(self, oldest: int, events: int, *, accepted: bool) -> None:
-        """Where it was refused too, as soon as something is accepted there."""
-        if events:
-            self._waiting.hold_lost(Lost(events, oldest, time.time_ns(), self.name, "refused"))
-        if accepted and (lost := self._waiting.take_held()) is not None:
+    def _tell_refused(self, oldest: int, events: int, losses: Sequence[Lost], *, accepted: bool) -> None:
+        """Where it was refused too, as soon as something is accepted there; and the losses with it, again."""
+        refused = [Lost(events, oldest, 0, self.name, "refused")] if events else []
+        for lost in (*losses, *refused):
+            self._waiting.hold_lost(replace(lost, until=time.time_ns()))
+        for lost in self._waiting.take_held() if accepted else ():
             self._append_lost(lost)
 
     def _recover(self) -> None:
@@ -450,7 +451,7 @@ class Outbox(Generic[P]):
             self._parcels.extendleft(reversed(parts))
             missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
             self._uncount(revision.delivered, missing)
-            self._tell_refused(whole.oldest, missing, accepted=revision.delivered > 0)
+            self._tell_refused(whole.oldest, missing, (), accepted=revision.delivered > 0)
         if missing:
             self._complain(revision.reason, missing)
 
@@ -462,7 +463,7 @@ class Outbox(Generic[P]):
         refused = events if refusal.events is None else min(refusal.events, events)
         self._error = refusal.reason
         self._complain(refusal.reason, refused)
-        self._settle(refused=refused, written=0)
+        self._settle(refused=refused, written=0, losses=refusal.losses)
         self._recover()
 
     def _retry(self, absence: SinkUnavailable) -> None:
@@ -485,8 +486,7 @@ class Outbox(Generic[P]):
 
     def _fail(self, reason: str) -> None:
         with self._lock:
-            self._error = reason
-            self._state = SinkState.FAILED
+            self._error, self._state = reason, SinkState.FAILED
         self._on_failed(reason)
 
     def _complain(self, reason: str, events: int) -> None:

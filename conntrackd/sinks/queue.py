@@ -27,7 +27,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.events = 0
-        self._held: Lost | None = None
+        self._held: list[Lost] = []
         self._batches: deque[Waiting] = deque()
 
     def __bool__(self) -> bool:
@@ -49,19 +49,15 @@ class Queue:
         if last is None or last.events:
             self._batches.append(Waiting([lost], 0, now))
             return
-        for position, other in enumerate(last.batch):
-            if isinstance(other, Lost) and (other.where, other.reason) == (lost.where, lost.reason):
-                last.batch[position] = _join(other, lost)
-                return
-        last.batch.append(lost)
+        _merge(last.batch, lost)
 
     def hold_lost(self, lost: Lost) -> None:
         """Not to be told yet: what is refused now would be refused with it."""
-        self._held = lost if self._held is None else _join(self._held, lost)
+        _merge(self._held, lost)
 
-    def take_held(self) -> Lost | None:
-        """All that was held since the last call, as one."""
-        held, self._held = self._held, None
+    def take_held(self) -> list[Lost]:
+        """All that was held since the last call, those of a kind as one."""
+        held, self._held = self._held, []
         return held
 
     def take(self, events: int) -> Waiting | None:
@@ -90,6 +86,14 @@ class Queue:
         for each in records:
             if isinstance(each, Lost):
                 self.append_lost(each, now)
+
+
+def _merge(records: Batch | list[Lost], lost: Lost) -> None:
+    for position, other in enumerate(records):
+        if isinstance(other, Lost) and (other.where, other.reason) == (lost.where, lost.reason):
+            records[position] = _join(other, lost)
+            return
+    records.append(lost)
 
 
 def _join(one: Lost, other: Lost) -> Lost:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
-from conntrackd.flow import Batch
+from conntrackd.flow import Batch, Lost
 
 P = TypeVar("P")
 
@@ -57,11 +57,15 @@ class SinkUnavailable(SinkTrouble):
 
 
 class SinkRefused(SinkTrouble):
-    """The receiver will never take it: to be dropped. `events` of the payload were refused, all for None."""
+    """The receiver will never take it: to be dropped. `events` of the payload were refused, all for None.
 
-    def __init__(self, reason: str, events: int | None = None) -> None:
+    `losses` are the LOST records that were refused with them: to be told again.
+    """
+
+    def __init__(self, reason: str, events: int | None = None, *, losses: Sequence[Lost] = ()) -> None:
         super().__init__(reason)
         self.events = events
+        self.losses = losses
 
 
 class SinkRevised(SinkTrouble):

@@ -4,8 +4,8 @@ import json
 import zlib
 from typing import Any
 
-from conntrackd.flow import EventType, Lost, Protocol
-from conntrackd.sinks.encode_loki import GZIP, LokiEncoder, count_events, mark_replay, split
+from conntrackd.flow import ABSENT, EventType, Lost, Protocol
+from conntrackd.sinks.encode_loki import GZIP, LokiEncoder, count_events, find_losses, mark_replay, split
 from tests.sinks.flows import BASE, make_flow, make_flows
 
 LABELS = {"service_name": "conntrackd", "host": "gw1", "env": 'pr"od'}
@@ -155,3 +155,13 @@ def test_their_number_tells_what_is_too_old_within_the_second_of_the_limit() -> 
     assert replay is not None
 
     assert [value[2]["flow"] for value in read(replay.payload)[0]["values"]] == ["0", "1"]
+
+
+def test_losses_can_be_read_back() -> None:
+    losses = [
+        Lost(5, BASE, BASE + 123_456_789, "kernel"),
+        Lost(ABSENT, BASE + 1, BASE + 2, "daemon", "not running"),
+    ]
+
+    assert find_losses(encode(make_flow(1), *losses)) == losses
+    assert find_losses(encode(make_flow(1))) == []

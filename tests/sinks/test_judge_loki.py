@@ -139,9 +139,9 @@ def test_a_loss_that_is_too_old_is_replayed_and_is_no_event() -> None:
     [
         (new(), Refusals(0, 0, 1)),
         (f"3 errors like: {new()}", Refusals(0, 0, 3)),
-        (f"3 errors like: {new()}; 1 errors like: {new(LOST_STREAM)}", Refusals(0, 0, 3)),
+        (f"3 errors like: {new()}; 1 errors like: {new(LOST_STREAM)}", Refusals(0, 0, 3, 1)),
         (f"3 errors like: {new()}; 2 errors like: {old(43)}\n", Refusals(2, 2, 3)),
-        (f"2 errors like: {old(43, LOST_STREAM)}; 2 errors like: {old(43)}", Refusals(4, 2, 0)),
+        (f"2 errors like: {old(43, LOST_STREAM)}; 2 errors like: {old(43)}", Refusals(4, 2, 0, 2)),
         (
             f"max entry size '10' bytes exceeded for stream '{STREAM}' while adding an entry with length '11'"
             " bytes",
@@ -165,6 +165,27 @@ def test_a_loss_that_is_too_old_is_replayed_and_is_no_event() -> None:
 )
 def test_refused_entries_are_counted_where_nothing_else_is_said(said: str, refused: Refusals | None) -> None:
     assert count_refusals(said) == refused
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (403, "no", True),
+        (400, "no", True),
+        (260, "blocked", True),
+        (400, new(), False),
+        (400, f"2 errors like: {new()}; 1 errors like: {new(LOST_STREAM)}", True),
+    ],
+)
+def test_a_loss_that_is_refused_with_its_batch_is_to_be_told_again(
+    status: int, said: str, told: bool
+) -> None:
+    lost = Lost(7, BASE, BASE + 2, "kernel")
+    payload = LokiEncoder({}).encode([make_flow(0), make_flow(1), lost, make_flow(2)])
+    verdict = find_verdict(Reply(status, {}, said.encode()), payload)
+
+    assert isinstance(verdict, SinkRefused)
+    assert verdict.losses == ([lost] if told else [])
 
 
 def test_of_a_push_with_bad_entries_the_good_ones_are_stored() -> None:

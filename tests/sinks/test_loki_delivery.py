@@ -13,10 +13,10 @@ from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.spool import Spool
 from conntrackd.stats import SinkStats
 from tests.sinks import loki_server
-from tests.sinks.fakes import Clock, find_imbalance, run_until_idle
+from tests.sinks.fakes import Clock, find_imbalance, make_lost, run_until_idle
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.loki_client import make_settings
-from tests.sinks.loki_server import NANO, Limits, Server, Store, run_server, say
+from tests.sinks.loki_server import NANO, Fault, Limits, Server, Store, run_server, say
 
 
 def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox[bytes]:
@@ -225,6 +225,33 @@ def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, s
     assert (stats.sink_events_delivered_total, store.duplicates) == (300, 0)
     # 300, then 150, then 75: a few tries for each size, and not one for each event.
     assert 10 < len(store.pushes) < 40
+
+
+@pytest.mark.parametrize("fault", [say(403), loki_server.refuse_one])
+def test_a_loss_that_is_refused_is_told_when_something_is_accepted(
+    server: Server, store: Store, tmp_path: Path, fault: Fault
+) -> None:
+    """It was on disk, too. Its stream is the smallest, and so the one whose first entry is bad."""
+    clock = Clock()
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, Spool(tmp_path, "loki", 1 << 20))
+    store.faults.extend([say(503), say(503), fault])
+    outbox.put(make_flows(5))
+    outbox.tell_lost(make_lost(700))
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.put(make_flows(5, 5))
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    told = {
+        dict(entry.metadata)["where"]: int(dict(entry.metadata)["lost"]) for entry in store.query(type="LOST")
+    }
+    refused = stats.sink_events_dropped_refused_total
+    assert told == ({"kernel": 700, "loki": 5} if refused else {"kernel": 700})
+    assert (len(list_stored(store)), refused) == (
+        10 - refused,
+        5 if fault is not loki_server.refuse_one else 0,
+    )
 
 
 def test_what_loki_blocks_is_not_said_to_be_delivered(server: Server, store: Store) -> None:

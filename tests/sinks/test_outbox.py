@@ -19,7 +19,7 @@ from conntrackd.sinks.sink import (
 from conntrackd.sinks.spool import Spool
 from conntrackd.stats import SinkStats
 from tests.sinks.fakes import Clock, FakeSink, make_lost, run_until_idle, split
-from tests.sinks.flows import BASE, make_flows
+from tests.sinks.flows import BASE, make_flow, make_flows
 
 AWAY = SinkUnavailable("nobody there")
 
@@ -308,18 +308,33 @@ def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) ->
 def test_a_batch_that_cannot_be_encoded_is_counted_and_the_next_one_goes(clock: Clock) -> None:
     class Picky(FakeSink):
         def encode(self, batch: Batch) -> bytes:
-            if len(batch) == 1:
+            if batch[0] == make_flow(0):
                 raise KeyError("city")
             return super().encode(batch)
 
     sink = Picky(batch_events=2)
     outbox = make_outbox(sink, clock)
     outbox.put(make_flows(1))
+    outbox.tell_lost(make_lost(7))
     outbox.put(make_flows(2, 1))
     run_until_idle(outbox, clock)
 
-    assert sink.numbers == [1, 2]
+    assert sink.received == [1, 2, [7, "kernel", ""], [1, "fake", "refused"]]
     assert outbox.snapshot().sink_events_dropped_refused_total == 1
+
+
+def test_a_loss_that_is_refused_is_told_again_beside_what_was_refused(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.extend([SinkRefused("no", losses=[make_lost(7), make_lost(2, "daemon")]), SinkRefused("no")])
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(1, 3))
+    run_until_idle(outbox, clock)
+    outbox.put(make_flows(1, 4))
+    run_until_idle(outbox, clock)
+
+    assert sink.received == [4, [7, "kernel", ""], [2, "daemon", ""], [4, "fake", "refused"]]
 
 
 def test_an_error_of_the_system_is_an_outage(clock: Clock) -> None:
