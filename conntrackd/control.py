@@ -82,6 +82,11 @@ class DaemonControl:
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
             for option in find_unapplied(changes)
         ]
+        lines += [
+            f"sink.{kind.name} gets its spool at the next start: systemctl restart conntrackd"
+            for kind in SINKS
+            if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(old, new)
+        ]
         daemon.config = new
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)

@@ -47,6 +47,10 @@ class SinkKind:
         sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)
         return sink
 
+    def gains_spool(self, old: Config, new: Config) -> bool:
+        """Whether the change of a setting makes sense of a spool, of which there was none to make."""
+        return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
+
     def open_spool(self, config: Config) -> Store[Any] | None:
         """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
         if self.spool is None or not self.spool.works(config):

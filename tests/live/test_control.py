@@ -22,6 +22,7 @@ from tests.bus.private import STAND_IN, PrivateBus, Raw, as_user, wait_until
 from tests.live import traffic
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.sinks.syslog_servers import find_port
 
 pytestmark = pytest.mark.privileged
 
@@ -306,6 +307,19 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
         cities.append(running.events[before].get("city"))
 
     assert cities == [None, "Nuremberg", "Nürnberg", "Nürnberg"]
+
+
+def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
+    running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for scheme in ("udp", "udp", "tcp", "tls", "udp"):
+        syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
+        configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
+        assert ctl.run(["reload"]) == 0
+        told.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
+
+    assert told == [False, False, True, False, False]
 
 
 def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
