@@ -259,6 +259,7 @@ def test_no_filter_reaches_the_record_of_a_loss(net: Network, tmp_path: Path) ->
     arguments = ["--conntrack.netns", net.router, "--conntrack.buffer", "64K", "--conntrack.events", "new"]
     arguments += ["--geoip.database", os.fspath(path)]
     rules = ["--filter", 'log destination city "Lyon"', "--filter", "drop any"]
+    inside(net.router, "conntrack", "-F")  # another test's flows of these ports would not be new
     with daemon(*arguments, *rules, STREAM) as running:
         running.wait_for_start()
         running.process.send_signal(signal.SIGSTOP)
