@@ -233,14 +233,15 @@ class DaemonControl:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        has_room = daemon.events is None or daemon.events.has_room
+        events = daemon.intake.events
+        has_room = events is None or events.has_room
         instructions = rules.instructions if has_room else 0
         return Status(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
-            buffer=daemon.stats.buffer_bytes if daemon.events is None else daemon.events.measure().size,
+            buffer=daemon.stats.buffer_bytes if events is None else events.measure().size,
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
             problems=tuple(each.replace("\nhint: ", "; ") for each in daemon.find_problems()),

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,20 +21,14 @@ from conntrackd import checks, options, resources
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
-from conntrackd.errors import ConfigError, ConntrackdError, ResourceError
+from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.filtering import Filter, change_filter, read_filter
-from conntrackd.flow import NANO, EventType
-from conntrackd.guard import LIMIT, RELIABLE, Guard
+from conntrackd.flow import EventType
 from conntrackd.handover import Handover
-from conntrackd.netlink import tracking
-from conntrackd.netlink.decode import Decoder
-from conntrackd.netlink.namespace import enter
+from conntrackd.intake import Intake, create_decoder
 from conntrackd.netlink.recording import read_batches
-from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
-from conntrackd.notify import Notifier, find_watchdog, take_descriptors
+from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
-from conntrackd.resync import Resync
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkState
@@ -48,10 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 1.0
-# The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
-TELLS_REASON: Final = (5, 10)
-# The name of the socket in systemd's store of descriptors (sd_pid_notify_with_fds(3)).
-STORED: Final = "events"
 # How many more objects there are before the collector looks for cycles among them. Events make none, and
 # wait in outboxes by the ten thousand: at 700, Python's default, a seventh of the work was to walk over them.
 GARBAGE_OBJECTS: Final = 100_000
@@ -83,9 +73,7 @@ class Daemon:
         self.sources = sources
         self.config = sources.read()
         # Before anything is opened in the directory: a second process is to leave it alone.
-        self._handover = Handover(
-            self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY)
-        )
+        handover = Handover(self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY))
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
@@ -94,7 +82,7 @@ class Daemon:
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }
         self.pipeline = Pipeline(
-            Decoder(self.stats, tells_reason=_tells_reason()),
+            create_decoder(self.stats),
             self.filter.selector,
             self.open_geoip(self.config),
             tuple(self.outboxes.values()),
@@ -102,12 +90,8 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
-        self.events: EventSocket | None = None
-        self.guard: Guard | None = None
-        self.is_tracking: bool | None = None
-        self._is_adopted = False
-        self._told_release = False
         self.notifier = Notifier(sources.environ)
+        self.intake = Intake(self.config, handover, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
@@ -139,71 +123,6 @@ class Daemon:
             config[options.STATE_DIRECTORY],
         )
 
-    def _open_events(self, stack: ExitStack) -> None:
-        """Have connections tracked where that is asked for, and listen."""
-        config = self.config
-        if config[options.CONNTRACK_ACTIVATE]:
-            stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
-        with enter(config[options.CONNTRACK_NETNS]):
-            self.events = self._adopt()
-            self.is_tracking = tracking.is_tracking()
-            self._open_resync(stack)
-            if self.events is None:
-                self.events = EventSocket.open(
-                    groups=self.filter.groups,
-                    buffer=config[options.CONNTRACK_BUFFER],
-                    program=self.filter.program,
-                )
-            if config[options.CONNTRACK_RELIABLE]:
-                self.guard = self.pipeline.guard = Guard(self.events, Table())
-        stack.callback(self.events.close)
-        if not self._is_adopted:
-            self._tell_gap()
-        # A second time under the same name there would be two of them.
-        self.pipeline.keeps_socket = self._is_adopted or self.notifier.store(STORED, self.events.fileno())
-
-    def _open_resync(self, stack: ExitStack) -> None:
-        """In the events' network namespace."""
-        after_loss = self.config[options.CONNTRACK_RESYNC] == "snapshot"
-        at_start = self.config[options.CONNTRACK_SNAPSHOT]
-        if not (after_loss or at_start):
-            return
-        table = Table()
-        stack.callback(table.close)
-        decoder = Decoder(self.stats, tells_reason=_tells_reason())
-        self.pipeline.resync = Resync(table, decoder, self.stats, after_loss=after_loss)
-        if at_start:
-            self.pipeline.resync.request(at_start=True)
-
-    def _adopt(self) -> EventSocket | None:
-        """The socket that the last process left in systemd's store, with the events since then."""
-        passed = take_descriptors(dict(self.sources.environ))
-        mine = passed.pop(STORED, [])
-        for descriptor in [*mine[1:], *(each for others in passed.values() for each in others)]:
-            os.close(descriptor)
-        if not mine:
-            return None
-        try:
-            events = EventSocket.adopt(mine[0], buffer=self.config[options.CONNTRACK_BUFFER])
-        except ConntrackdError as error:
-            logger.warning("%s, opening a new socket: events since the last stop are lost", error)
-            self.notifier.remove(STORED)
-            return None
-        old = replace(self.filter, groups=events.find_groups())
-        change_filter(self.pipeline, events, old, self.filter)
-        self._is_adopted = True
-        logger.info("took over the socket of the last process, %d bytes are queued", events.measure().used)
-        return events
-
-    def _tell_gap(self) -> None:
-        """Of what happened between the last process and this one nothing is known but that it is missing."""
-        gap = self._handover.find_gap(time.time_ns())
-        if gap is None:
-            return
-        times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
-        logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
-        self.pipeline.tell_lost(gap)
-
     # ---- running --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -212,7 +131,7 @@ class Daemon:
         control = DaemonControl(self)
         with ExitStack() as stack:
             if self.config[options.CONNTRACK_REPLAY] is None:
-                self._open_events(stack)
+                self.intake.open(stack, self.filter, self.sources.environ)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
@@ -249,8 +168,8 @@ class Daemon:
         try:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns()))
-            elif self.events is not None:
-                self.pipeline.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
+            else:
+                self.intake.listen()
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
         self.request_stop()
@@ -273,8 +192,7 @@ class Daemon:
         self.notifier.stopping()
         self.pipeline.stop()
         await asyncio.to_thread(reader.join, READER_SECONDS)
-        self._close_guard()
-        self._note_listening(at_once=True)
+        self.intake.end()
         seconds = self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         await self.stop_outboxes(list(self.outboxes.values()), seconds)
@@ -286,14 +204,6 @@ class Daemon:
             stats.events_lost_total,
             stats.events_accepted_total,
         )
-
-    def _close_guard(self) -> None:
-        """Nobody reads from now on. What the kernel has repeated by then is no loss to the next process."""
-        if self.guard is not None:
-            self.guard.close()
-            _, drops = self.guard.find_release()
-            if self.pipeline.keeps_socket and self.pipeline.guard is not None:
-                self._handover.note_drops(drops)
 
     @staticmethod
     async def stop_outboxes(outboxes: Sequence[Outbox[Any]], seconds: float) -> None:
@@ -310,9 +220,10 @@ class Daemon:
         path = self.config[options.CONNTRACK_REPLAY]
         if path is not None:
             logger.info("replaying %s to %s", path, names)
-        elif self.events is not None:
+        elif self.intake.events is not None:
             groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
-            size = render_size(self.events.measure().size // 2)  # the kernel doubles what it is asked for
+            # The kernel doubles what it is asked for.
+            size = render_size(self.intake.events.measure().size // 2)
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
         for warning in (*self.filter.warnings, *self.find_problems()):
             logger.warning("%s", warning)
@@ -320,43 +231,17 @@ class Daemon:
 
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
-        problems = []
-        if self.events is not None:
-            if self.is_tracking is False and not self.stats.events_received_total:
-                problems.append(tracking.NOT_TRACKED)
-            size, asked = self.events.measure().size // 2, self.config[options.CONNTRACK_BUFFER]
-            if size < asked:
-                problems.append(
-                    f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"
-                    f"hint: run as root, or sysctl -w net.core.rmem_max={asked}"
-                )
-            if not self.events.has_room:
-                problems.append(f"{checks.NO_ROOM}\nhint: {checks.MORE_ROOM}")
-        if self.stats.events_lost_total:
-            problems.append(
-                f"{self.stats.events_lost_total} events were lost in the kernel\n"
-                "hint: a larger conntrack.buffer, or a filter that keeps less"
-            )
-        if self.guard is not None and self.guard.find_release()[0] != RELIABLE:
-            problems.append(
-                f"conntrack.reliable is off until a restart: the connection table was over {LIMIT:.0%} full\n"
-                "hint: a larger conntrack.buffer or net.netfilter.nf_conntrack_max, then a restart"
-            )
+        problems = self.intake.find_problems()
         for name, outbox in self.outboxes.items():
             if outbox.state.value in ("retrying", "failed"):
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
         return problems
 
     def _note_lost(self, count: int) -> None:
-        if self.pipeline.keeps_socket:
-            self._handover.note_drops(self.pipeline.drops)
+        self.intake.note_drops()
         if count:
             for listener in self.listeners:
                 listener.events_lost(count)
-
-    def _note_listening(self, *, at_once: bool = False) -> None:
-        if self.events is not None:  # a replay hears of nothing
-            self._handover.note_listening(time.time_ns(), at_once=at_once)
 
     def _note_failed(self, name: str, reason: str) -> None:
         """A sink is out for good: its reader has closed the pipe. Where it was the last, that is the end."""
@@ -376,20 +261,12 @@ class Daemon:
             if self.pipeline.turns != turns:
                 turns, alive_until = self.pipeline.turns, time.monotonic()
                 self.notifier.watchdog()
-                self._note_listening()
+                self.intake.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
             self._tell_states()
-            self._tell_release()
+            self.intake.tell_release()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
-
-    def _tell_release(self) -> None:
-        """Once."""
-        if self.guard is None or self._told_release:
-            return
-        if self.guard.has_ended() or self.guard.find_release()[0] != RELIABLE:
-            self._told_release = True
-            logger.warning("conntrack.reliable is off until a restart, so that the connection table has room")
 
     def _watch_geoip(self, over: threading.Event) -> None:
         """A thread of its own, that nothing waits for: a large database takes seconds."""
@@ -427,19 +304,16 @@ class Daemon:
         sinks = {
             name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
         }
-        try:  # rules may have come since the start
-            with enter(self.config[options.CONNTRACK_NETNS]):
-                self.is_tracking = tracking.is_tracking()
-        except ConntrackdError as error:
-            logger.debug("doctor: %s", error)
-        buffer = self.events.measure().size // 2 if self.events is not None else self.stats.buffer_bytes // 2
-        lost = self.stats.events_lost_total
-        has_room = self.events is None or self.events.has_room
-        return checks.examine(self.config, checks.Situation(self.is_tracking, buffer, lost, sinks, has_room))
+        self.intake.look_again()
+        events, stats = self.intake.events, self.stats
+        buffer = (stats.buffer_bytes if events is None else events.measure().size) // 2
+        has_room = events is None or events.has_room
+        lost, is_tracking = stats.events_lost_total, self.intake.is_tracking
+        return checks.examine(self.config, checks.Situation(is_tracking, buffer, lost, sinks, has_room))
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""
-        change_filter(self.pipeline, self.events, self.filter, new)
+        change_filter(self.pipeline, self.intake.events, self.filter, new)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
@@ -457,14 +331,6 @@ def _check_replay(config: Config) -> None:
         reason = "not permitted" if path.exists() else "no such file"
         origin = config.origin(options.CONNTRACK_REPLAY)
         raise ConfigError(f"conntrack.replay: {path}: {reason}", place=origin)
-
-
-def _tells_reason() -> bool:
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1])) >= TELLS_REASON
-    except (IndexError, ValueError):
-        return False
 
 
 def check(sources: Sources) -> Config:

@@ -15,7 +15,7 @@ LAYERS = (
     # from values to the outside
     ("config", "sinks"),
     # moving parts
-    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "bus"),
+    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
     # the one that knows all
     ("control", "daemon"),
     # people
