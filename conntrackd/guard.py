@@ -43,18 +43,20 @@ class Guard:
         self._events = events
         self._words = mmap.mmap(-1, WORDS.size)
         end, self._alive = os.pipe()
-        events.set_reliable(True)
         try:
             self._child = os.fork()
         except OSError as error:
-            # The socket may be in systemd's store, where nobody reads it and nobody would watch.
-            events.set_reliable(False)
             os.close(end)
             os.close(self._alive)
             raise resources.explain_guard(error) from error
         if self._child == 0:
             _be_guard(events, table, self._words, end)
         os.close(end)
+        # Not before somebody watches: the socket may be in systemd's store, where it outlives this process.
+        # And not if the guard has let go by now; where it does so later, it has the last word.
+        events.set_reliable(True)
+        if self.find_release()[0] != RELIABLE:
+            events.set_reliable(False)
 
     def find_release(self) -> tuple[int, int]:
         """State and, when RELEASED, the drops up to then: they are no losses, all after them are.

@@ -121,6 +121,7 @@ def test_a_guard_that_is_gone_takes_the_reliable_mode_with_it(events: EventSocke
     guard = Guard(events, table)
     try:
         (child,) = list_children() - children
+        wait_until(lambda: Path(f"/proc/{child}/comm").read_text() == "conntrack-guard\n")
         os.kill(child, signal.SIGTERM)  # which is meant for the daemon
         assert not guard.has_ended()
         os.kill(child, signal.SIGKILL)

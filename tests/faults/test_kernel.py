@@ -184,6 +184,7 @@ def count_entries(rig: Rig) -> int:
         return table.measure().entries
 
 
+# With 2 the kernel asks whether anybody on the machine listens, in whichever namespace: nobody else may.
 @pytest.mark.parametrize(("setting", "expected"), [(2, 0), (1, 1000)])
 def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel_is_told_so(
     rig: Rig, setting: int, expected: int

@@ -184,6 +184,8 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
 def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path, number: int) -> None:
     places = {"STATE_DIRECTORY": os.fspath(tmp_path)}
     arguments = ("--sink.stream.enable", "--conntrack.netns", net.router)
+    # Flows of the tests before would end now.
+    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
     began = time.time_ns()
     with daemon(*arguments, **places) as first:
         first.wait_for_start()
