@@ -93,6 +93,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 def _render_cell(name: str, value: object) -> str:
     if not isinstance(value, int):
         return str(value)
+    if name in ("memory_kib", "delay_ms") and not value:
+        return "-"  # not measured
     if name == "memory_kib":
         return f"{value / 1024:.0f} MiB"
     return f"{value:,} ms" if name == "delay_ms" else f"{value:,}"

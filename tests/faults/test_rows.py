@@ -40,10 +40,11 @@ def test_a_mutation_still_finds_its_protection_and_its_test(mutation: Mutation) 
 
 def test_the_table_stands_between_its_markers() -> None:
     row = {"row": 1, "fault": "a fault", "sent": 1000, "delivered": 990, "duplicated": 0, "lost": 10}
-    rows = [{**row, "filtered": 0, "dropped": 0, "died": 0, "memory_kib": 65536, "delay_ms": 20}]
+    rows = [{**row, "filtered": 0, "dropped": 0, "died": 0, "memory_kib": 65536, "delay_ms": 0}]
 
     text = replace_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", render(rows))
 
     assert text.startswith(f"before\n{BEGIN}\n| row | fault ")
     assert "1,000 |       990 |" in text
+    assert "|      64 MiB |                - |" in text
     assert text.endswith(f"{END}\nafter\n")
