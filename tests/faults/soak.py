@@ -53,7 +53,6 @@ class Soak:
         self.configuration = self.rig.directory / "conntrackd.yaml"
         self.database = self.rig.directory / "a.mmdb"
         self._life, self._loki_life = ExitStack(), ExitStack()
-        self._disabled: dict[str, int] = {}
         self._reloads = 0
 
     # ---- what it consists of --------------------------------------------------------------------------
@@ -87,7 +86,6 @@ class Soak:
         self.running: Running = self._life.enter_context(daemon)
         self.store.wait("READY=1")
         self.running.wait(lambda: any("org.conntrackd1 is on" in each for each in self.running.said), "bus")
-        self._disabled.clear()
         self._reloads = 0
 
     def start_again(self) -> None:
@@ -144,7 +142,6 @@ class Soak:
         self.rig.send_fresh()
         self.rig.delay = max(delay, self.rig.delay)
         wait_until(self._is_empty, 30, self.rig.describe)
-        self._count_disabled()
         self.rig.wait_for_law(settled=first)
         sent = self.rig.producer.sent - first
         # At least once: a push whose reply does not come is sent again.
@@ -159,13 +156,6 @@ class Soak:
         """Whether all that waited in the sinks has left; they are asked to wait no longer."""
         self.rig.read()
         return all(self.call("Flush", sink=name)[0] for name in self.rig.sinks)
-
-    def _count_disabled(self) -> None:
-        """Nobody is told what a sink that somebody switched off has missed: it is counted."""
-        for name, counters in self.call("GetStatistics")[1].items():
-            count = counters["sink_events_dropped_disabled_total"]
-            self.rig.tallies[name].dropped["disabled"] += count - self._disabled.get(name, 0)
-            self._disabled[name] = count
 
     def _measure(self) -> None:
         process = self.running.process.pid
