@@ -26,7 +26,9 @@ from conntrackd.stats import Stats
 
 def make_control() -> DaemonControl:
     tails = SimpleNamespace(open=lambda selector, limit: 7)
-    return DaemonControl(cast(Daemon, SimpleNamespace(config=read_config({}, {}), tails=tails)))
+    notifier = SimpleNamespace(reloading=lambda: None, ready=lambda: None)
+    daemon = SimpleNamespace(config=read_config({}, {}), tails=tails, notifier=notifier)
+    return DaemonControl(cast(Daemon, daemon))
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,29 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     (answer,) = answers
     became = answer["events_filtered_total"] + answer["events_accepted_total"]
     assert answer["events_received_total"] == became + answer["events_malformed_total"] > 0
+
+
+def test_any_number_of_signals_during_a_reload_are_one_more(mocker: MockerFixture) -> None:
+    calls = 0
+
+    async def run() -> None:
+        each, gate = make_control(), asyncio.Event()
+
+        async def reload() -> list[str]:
+            nonlocal calls
+            calls += 1
+            await gate.wait()
+            return []
+
+        mocker.patch.object(each, "reload", reload)
+        each.reload_soon()
+        await asyncio.sleep(0)
+        for _ in range(1000):
+            each.reload_soon()
+        gate.set()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+    assert calls == 2

@@ -408,8 +408,7 @@ MUTATIONS: Final = (
         "conntrackd/control.py",
         "            self._again = True\n            return",
         "            pass",
-        "tests/faults/test_control.py::"
-        "test_row_29_a_thousand_signals_in_a_second_are_a_few_reloads_and_cost_no_event",
+        "tests/test_control.py::test_any_number_of_signals_during_a_reload_are_one_more",
     ),
     Mutation(
         "a sink that is enabled while it is switched off goes on",

@@ -121,6 +121,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     29: [
         (CONTROL, "test_row_29_"),
+        ("tests/test_control.py", "test_any_number_of_signals"),
         ("tests/live/test_control.py", "test_a_reload_with_one_mistake"),
         ("tests/live/test_control.py", "test_a_configuration_that_cannot_be_used"),
     ],
