@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from conntrackd.cli import report
+from conntrackd.cli.daemonlink import add_bus, connect, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import DataError, ManyErrors, UsageError
 
@@ -36,8 +37,15 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a configuration file of conntrackd")
 
 
-def add_explain_arguments(parser: ArgumentParser) -> None:
+def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
+
+
+def add_explain_arguments(parser: ArgumentParser) -> None:
+    add_check_arguments(parser)
+    add_bus(parser)
+    parser.add_argument("--running", action="store_true", help="explain the rules in force in the daemon")
     parser.add_argument("--python", action="store_true", help="show the Python function that rules become")
     parser.add_argument("--bpf", action="store_true", help="show the program that runs in the kernel")
 
@@ -60,6 +68,8 @@ def check(arguments: Namespace) -> int:
 
 def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to Python."""
+    if arguments.running:
+        return explain_running(arguments)
     from conntrackd.filter.explain import explain_rules  # noqa: PLC0415
     from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
 
@@ -68,6 +78,19 @@ def explain(arguments: Namespace) -> int:
     warn_unreachable(rules)
     protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
     print(explain_rules(rules, protocols, events, python=arguments.python, listing=arguments.bpf))
+    return 0
+
+
+def explain_running(arguments: Namespace) -> int:
+    """The daemon's own explanation, of the rules that it has in force."""
+    if arguments.rules or arguments.filter or arguments.filter_file or arguments.config:
+        raise UsageError("--running is about the daemon's rules, and others are given")
+    if arguments.python or arguments.bpf:
+        raise UsageError(
+            "--python and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
+        )
+    with connect(arguments) as client:
+        print_lines(client.call("ExplainFilter", "as", [])[0].splitlines())
     return 0
 
 
@@ -103,7 +126,8 @@ def read_settings(arguments: Namespace) -> "Config":
     """The settings that the arguments name; of this machine's daemon only where they name no rules."""
     from conntrackd.config import ETC, read_config  # noqa: PLC0415
 
-    overrides = {"filter": arguments.filter} if arguments.filter else {}
+    rules = [*arguments.filter, *getattr(arguments, "rules", [])]
+    overrides = {"filter": rules} if rules else {}
     if arguments.filter_file is not None:
         overrides["filter_file"] = [arguments.filter_file]
     if overrides and arguments.config is None:
@@ -174,7 +198,7 @@ def _render_judgement(number: int, kept: bool, rule: int, *, as_json: bool) -> s
 
 
 VERBS: Final = (
-    Verb(("filter", "check"), "tell every mistake of the rules", add_rule_arguments, check),
+    Verb(("filter", "check"), "tell every mistake of the rules", add_check_arguments, check),
     Verb(("filter", "explain"), "show what becomes of the rules", add_explain_arguments, explain),
     Verb(("filter", "test"), "judge recorded events by the rules", add_test_arguments, try_out),
 )

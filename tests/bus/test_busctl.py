@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from conntrackd.bus.interface import MANAGER, Interface, Method, load
 from tests.bus.private import PrivateBus, Served
 
 # The caller is root: where no polkit answers, nobody else may change anything.
@@ -17,19 +18,30 @@ def busctl(bus: PrivateBus, *words: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["CheckFilter", "as", "1", "LOG any"], 'as 1 "log any"'),
-        (["SetFilter", "asu", "1", "log any", "60"], 'as 1 "filter: 1 rules, until a restart or reload"'),
-        (["Reload"], 'as 1 "filter: 2 rules"'),
-    ],
-)
-def test_methods_are_called(words: list[str], answer: str, bus: PrivateBus, served: Served) -> None:
-    start = ["call", "org.conntrackd1", "/org/conntrackd1", "org.conntrackd1.Manager"]
+VALUES = {"as": ["1", "log any"], "u": ["60"], "s": ["debug"]}
+ANSWERS = {
+    "CheckFilter": 'as 1 "log any"',
+    "SetFilter": 'as 1 "filter: 1 rules, until a restart or reload"',
+    "Reload": 'as 1 "filter: 2 rules"',
+    "Enable": 'as 1 "sink loki is enabled"',
+    "Flush": "b true",
+}
+METHODS = [(interface, method) for interface in load().values() for method in interface.methods.values()]
 
-    assert busctl(bus, *start, *words) == answer
-    assert busctl(bus, "--auto-start=no", *start, *words) == answer
+
+@pytest.mark.parametrize(("interface", "method"), METHODS, ids=lambda each: each.name)
+def test_every_method_is_called(
+    interface: Interface, method: Method, bus: PrivateBus, served: Served
+) -> None:
+    path = "/org/conntrackd1" + ("" if interface.name == MANAGER else "/sink/loki")
+    signature = [method.in_signature] if method.takes else []
+    values = [word for each in method.takes for word in VALUES[each.type]]
+
+    answer = busctl(bus, "call", "org.conntrackd1", path, interface.name, method.name, *signature, *values)
+
+    assert answer.split(" ", 1)[0] == method.out_signature
+    assert ANSWERS.get(method.name, answer) == answer
+    assert method.name == "GetStatistics" or len(served.control.asked) == 1
 
 
 def test_properties_are_read(bus: PrivateBus, served: Served) -> None:

@@ -257,6 +257,17 @@ def test_the_filter_is_shown_as_a_file_of_rules_would_have_it(
     assert json.loads(capsys.readouterr().out)["matches"] == [3, 1, 1]
 
 
+def test_the_rules_in_force_are_explained_by_the_daemon(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ctl.run(["filter", "explain", "--running"]) == 0
+    assert capsys.readouterr().out == "def select(batch): ...\n"
+    assert served.control.asked == [("explain_filter", ())]
+    for more in (["log any"], ["--filter", "log any"], ["--bpf"]):
+        with pytest.raises(UsageError, match="--running"):
+            ctl.run(["filter", "explain", "--running", *more])
+
+
 def test_sinks_are_a_table_that_fits(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.run(["sink", "list"]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -44,7 +44,10 @@ def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     good = ctl("check", "--filter", "log type NEW", "--filter", "drop any")
     bad = ctl("check", "--filter", "log type NWE", "--filter", "drop port x")
 
+    plain = ctl("check", "log type NEW", "drop any")
+
     assert (good.returncode, good.stderr) == (0, "")
+    assert (plain.returncode, plain.stdout) == (0, good.stdout)
     assert bad.returncode == 78
     assert bad.stderr.count("^") >= 2
     assert "did you mean NEW?" in bad.stderr
