@@ -64,6 +64,7 @@ MORE_ROOM: Final = "sysctl -w net.core.optmem_max=131072"
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
 ENOUGH_BURST: Final = 10_000_000
+ZERO: Final = frozenset({"0", "0s"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,13 +302,12 @@ def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
     """journald drops what one service logs above a rate, unless its unit says otherwise."""
     files = [root / base / unit for base in UNIT_PATHS]
     files += [each for base in UNIT_PATHS for each in sorted((root / base / f"{unit}.d").glob("*.conf"))]
-    own = find_settings(files)
-    if own.get("LogRateLimitIntervalSec") in {"0", "0s", "infinity"} or own.get("LogRateLimitBurst") == "0":
-        return Finding(OK, "journald", "no rate limit for the service")
+    # systemd does not pass a 0 of a unit on to journald, where the general limit stands then.
+    own = {key: value for key, value in find_settings(files).items() if value not in ZERO}
     files = [root / "etc/systemd/journald.conf"]
     files += [each for base in JOURNAL_CONFIG for each in sorted((root / base).glob("*.conf"))]
     general = find_settings(files)
-    if general.get("RateLimitIntervalSec") in {"0", "0s"} or general.get("RateLimitBurst") == "0":
+    if {general.get("RateLimitIntervalSec"), general.get("RateLimitBurst")} & ZERO and not own:
         return Finding(OK, "journald", "no rate limit")
     burst = own.get("LogRateLimitBurst") or general.get("RateLimitBurst") or str(JOURNAL_BURST)
     interval = own.get("LogRateLimitIntervalSec") or general.get("RateLimitIntervalSec") or "30s"
@@ -317,7 +317,7 @@ def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
         WARNING,
         "journald",
         f"journald keeps {burst} messages of a service in {interval} and drops the rest",
-        "systemctl edit conntrackd, with these lines: [Service] LogRateLimitIntervalSec=0",
+        f"systemctl edit conntrackd, with these lines: [Service] LogRateLimitBurst={ENOUGH_BURST}",
     )
 
 

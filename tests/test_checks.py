@@ -165,11 +165,13 @@ def test_an_old_or_missing_database_is_told(tmp_path: Path) -> None:
         ({"etc/systemd/journald.conf": "[Journal]\n#RateLimitBurst=0"}, "warning"),
         ({"etc/systemd/journald.conf": "[Journal]\nRateLimitBurst=0"}, "ok"),
         ({"etc/systemd/journald.conf.d/a.conf": "[Journal]\nRateLimitIntervalSec = 0"}, "ok"),
-        ({"usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitIntervalSec=0"}, "ok"),
+        ({"usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitIntervalSec=0"}, "warning"),
+        ({"usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitBurst=0"}, "warning"),
+        ({"usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitBurst=10000000"}, "ok"),
         (
             {
-                "usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitIntervalSec=0",
-                "etc/systemd/system/conntrackd.service.d/own.conf": "[Service]\nLogRateLimitIntervalSec=5s",
+                "usr/lib/systemd/system/conntrackd.service": "[Service]\nLogRateLimitBurst=10000000",
+                "etc/systemd/system/conntrackd.service.d/own.conf": "[Service]\nLogRateLimitBurst=100",
             },
             "warning",
         ),
