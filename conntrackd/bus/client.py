@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from conntrackd.bus import wire
+from conntrackd.bus.agent import Agent
 from conntrackd.errors import (
     ConfigError,
     ConntrackdError,
@@ -48,6 +49,10 @@ class NotRunningError(UnavailableError):
     exit_status = NOT_RUNNING
 
 
+class PasswordNeededError(NotPermittedError):
+    """An administrator's password would do, and nobody has asked for it."""
+
+
 # What the daemon's errors end a program with: the same as where they are raised.
 STATUSES: Final = {
     each.dbus_name: each.exit_status for each in (UnavailableError, UsageError, ConfigError, RuleError)
@@ -77,6 +82,7 @@ class Client:
         self._received = bytearray()
         self._descriptors: list[int] = []
         self._serial = 0
+        self._agent = Agent()
 
     def __enter__(self) -> "Client":
         return self
@@ -87,6 +93,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        self._agent.stop()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -97,9 +104,14 @@ class Client:
     # ---- what the daemon offers -----------------------------------------------------------------------
 
     def call(self, member: str, signature: str = "", *values: Any, sink: str | None = None) -> list[Any]:  # noqa: ANN401
-        """A method of the manager, or of a sink's object."""
+        """A method of the manager, or of a sink's object. At a terminal it may ask for a password."""
         path, interface = (PATH, MANAGER) if sink is None else (self._find_sink(sink), SINK)
-        return self._call(NAME, path, interface, member, signature, list(values))
+        try:
+            return self._call(NAME, path, interface, member, signature, list(values))
+        except PasswordNeededError:
+            if not self._agent.start():
+                raise
+            return self._call(NAME, path, interface, member, signature, list(values))
 
     def read_properties(self) -> dict[str, Any]:
         """The manager's, all that the caller may see."""
@@ -268,7 +280,7 @@ def explain(name: str, text: str) -> ConntrackdError:
         case "ServiceUnknown" | "NameHasNoOwner" | "Spawn.ChildExited" | "Spawn.ServiceNotFound":
             return NotRunningError("conntrackd is not running, or not on this bus", hint=START)
         case "InteractiveAuthorizationRequired":
-            return NotPermittedError(
+            return PasswordNeededError(
                 "it takes an administrator's password, and nobody is there to ask for it",
                 hint="run it as root, such as with sudo",
             )

@@ -31,7 +31,7 @@ OPEN: Final = """
     <allow user="*"/>
   </policy>
 """
-# What Debian's system.conf says before the services' own files.
+# What Debian's system.conf says before the services' own files, and polkit's.
 STRICT: Final = """
   <policy context="default">
     <allow user="*"/>
@@ -46,12 +46,12 @@ STRICT: Final = """
     <allow receive_type="signal"/>
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
   </policy>
-  <policy user="root">
+  <policy context="default">
     <allow send_destination="org.freedesktop.PolicyKit1"/>
-    <allow own="org.freedesktop.PolicyKit1"/>
   </policy>
   <policy user="polkitd">
     <allow own="org.freedesktop.PolicyKit1"/>
+    <allow send_interface="org.freedesktop.PolicyKit1.AuthenticationAgent"/>
   </policy>
 """
 

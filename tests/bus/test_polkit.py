@@ -1,7 +1,11 @@
 """Who may do what: as an ordinary user, as a member of the group, as root; with and without polkit."""
 
 import asyncio
+import os
+import pty
+import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -373,3 +377,50 @@ def test_the_mock_of_polkit_that_others_use_is_understood(
         other = Raw(bus.address, {}).__enter__()
     with other:
         assert try_all(other) == {action: action in allowed for action in EXAMPLES}
+
+
+# ---- a password ---------------------------------------------------------------------------------------
+
+# The bus where polkit's setuid helper looks for it, and a PAM that takes any password.
+AT_TERMINAL: Final = """
+mount --make-rprivate / && mount -t tmpfs none /run && mkdir /run/dbus && touch /run/dbus/system_bus_socket &&
+mount --bind "$1" /run/dbus/system_bus_socket && mount --bind "$2" /etc/pam.d && shift 2 && exec "$@"
+"""
+# As a member: what it imports late is imported before it may no longer read where the tests are.
+AS_MEMBER: Final = f"""
+import os, subprocess
+import conntrackd.bus.client
+from conntrackd.cli import ctl
+os.chdir("/")
+os.setgroups([{GROUP}]); os.setresgid({GROUP}, {GROUP}, {GROUP}); os.setresuid({OTHER}, {OTHER}, {OTHER})
+ctl.run(["reload"]), ctl.run(["filter", "reset"])
+"""
+
+
+@pytest.mark.skipif(shutil.which("pkttyagent") is None, reason="pkttyagent is not installed")
+def test_a_member_at_a_terminal_is_asked_for_a_password_once(
+    strict_bus: PrivateBus, real_polkit: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "pam").mkdir()
+    (tmp_path / "pam/polkit-1").write_text(
+        "auth sufficient pam_permit.so\naccount sufficient pam_permit.so\n"
+    )
+    served = Served(strict_bus.address)
+    master, slave = pty.openpty()
+    try:
+        served.wait_ready()
+        socket = strict_bus.address.removeprefix("unix:path=")
+        command = ["unshare", "--mount", "sh", "-c", AT_TERMINAL, "sh", socket, os.fspath(tmp_path / "pam")]
+        command += ["setsid", "--ctty", "--wait", sys.executable, "-c", AS_MEMBER]
+        environ = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": strict_bus.address, "PYTHONPATH": str(ROOT)}
+        status = subprocess.run(
+            command, env=environ, stdin=slave, stdout=slave, stderr=slave, timeout=60, check=False
+        ).returncode
+        said = os.read(master, 1 << 16).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+        served.close()
+
+    assert (status, served.control.asked) == (0, [("reload",), ("reset_filter",)]), said
+    assert said.count("Authentication is required to change which connections are logged") == 1

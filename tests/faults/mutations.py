@@ -366,6 +366,13 @@ MUTATIONS: Final = (
         "tests/bus/test_polkit.py::test_every_method_is_for_those_it_is_for",
     ),
     Mutation(
+        "a member at a terminal is asked for a password",
+        "conntrackd/bus/client.py",
+        "if not self._agent.start():",
+        "if True:",
+        "tests/bus/test_polkit.py::test_a_member_at_a_terminal_is_asked_for_a_password_once",
+    ),
+    Mutation(
         "calls of one user are limited",
         "conntrackd/bus/session.py",
         "if not self._limiter.admit(self.callers.key(header.sender)):",
