@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,12 +50,16 @@ class Teller(Recorder):
     """A Recorder whose tails carry these bytes."""
 
     text = b""
+    is_endless = False
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         await self._note("open_tail", tuple(rules), limit)
         reading, writing = os.pipe()
         os.write(writing, self.text)
-        os.close(writing)
+        if self.is_endless:
+            self.pipes.append(writing)
+        else:
+            os.close(writing)
         return reading
 
 
@@ -73,6 +78,8 @@ def served(bus: PrivateBus) -> Iterator[Served]:
     made.wait_ready()
     yield made
     made.close()
+    for pipe in made.control.pipes:
+        os.close(pipe)
 
 
 def make_well(served: Served) -> None:
@@ -403,18 +410,51 @@ def test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal(
     assert all(char.isprintable() for char in text.replace("\n", ""))
 
 
-def test_a_tail_on_a_terminal_is_in_colour(bus: PrivateBus, served: Served) -> None:
-    set_tail(served, EVENT)
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", *words]
+
+
+def run_on_terminal(bus: PrivateBus, *words: str) -> tuple[int, bytes]:
+    """The exit status, and what a terminal was sent."""
     master, slave = pty.openpty()
     environ = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address, "TERM": "xterm", "PATH": os.environ["PATH"]}
-    command = [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", "tail", "-n", "1"]
-    done = subprocess.run(command, stdout=slave, env=environ, timeout=20, check=False)
+    done = subprocess.run(command(*words), stdout=slave, env=environ, timeout=20, check=False)
     os.close(slave)
-    text = os.read(master, 4096)
+    text = os.read(master, 1 << 16)
     os.close(master)
+    return done.returncode, text
 
-    assert done.returncode == 0
+
+def test_a_tail_on_a_terminal_is_in_colour(bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+
+    status, text = run_on_terminal(bus, "tail", "-n", "1")
+
+    assert status == 0
     assert b"\x1b[32mNEW" in text
+
+
+def test_the_last_view_of_top_stays_on_the_terminal(bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+    served.control.is_endless = True  # type: ignore[attr-defined]
+
+    status, text = run_on_terminal(bus, "top", "-n", "1")
+
+    assert status == 0
+    assert b"10.0.0.1" in text.partition(b"\x1b[?1049l")[2]  # after the other screen was left
+
+
+@pytest.mark.parametrize("words", [["tail"], ["top"], ["stats", "--watch"]], ids=" ".join)
+def test_an_interrupt_ends_a_view_without_a_word(words: list[str], bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+    served.control.is_endless = True  # type: ignore[attr-defined]
+    with subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+
+    assert (len(first), process.returncode, errors) == (1, 0, b"")
 
 
 def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
