@@ -375,6 +375,32 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
     assert (before["tracking"], after["tracking"]) == ("error", "ok")
 
 
+def test_signals_tell_what_the_daemon_does(
+    net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(configuration), "--conntrack.netns", net.router, "--conntrack.buffer", "64K"]
+    with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
+        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        with Raw(bus.address, {}) as raw:
+            raw.ask_bus("AddMatch", "s", f"type='signal',interface='{MANAGER}'")
+            ask(capsys, "filter", "set", "drop protocol ICMP", "log any")
+            told = [hear_signal(raw, "FilterChanged")]
+            ask(capsys, "sink", "disable", "stream")
+            told.append(hear_signal(raw, "SinkStateChanged"))
+            made.process.send_signal(signal.SIGSTOP)
+            call_inside(net.client, flood, 30_000, 3000)
+            made.process.send_signal(signal.SIGCONT)
+            lost = hear_signal(raw, "EventsLost")[0]
+            wait_until(lambda: ask(capsys, "status")["Counters"]["events_lost_total"] == lost)
+
+    assert told == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
+    assert lost > 1000
+
+
+def hear_signal(raw: Raw, member: str) -> list[Any]:
+    return raw.read_until(lambda header: header.member == member)[1]
+
+
 def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
     net: Network, configuration: Path
 ) -> None:
