@@ -73,6 +73,13 @@ class RemoteError(ConntrackdError):
         return self._text
 
 
+class Properties(dict[str, Any]):
+    """By name. One that is looked for and is not there is missing in a daemon of another version."""
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401
+        raise explain(f"{ERRORS}UnknownProperty", f"it has no {name}")
+
+
 class Client:
     """One connection to the bus. Calls block. Every fault is a ConntrackdError."""
 
@@ -115,7 +122,7 @@ class Client:
 
     def read_properties(self) -> dict[str, Any]:
         """The manager's, all that the caller may see."""
-        return dict(self._call(NAME, PATH, PROPERTIES, "GetAll", "s", [MANAGER])[0])
+        return Properties(self._call(NAME, PATH, PROPERTIES, "GetAll", "s", [MANAGER])[0])
 
     def read_sinks(self) -> dict[str, dict[str, Any]]:
         """Properties of every sink, by its name."""

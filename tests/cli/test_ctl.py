@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conntrackd.bus.client import NotRunningError
+from conntrackd.bus.client import MANAGER, NotRunningError
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.cli import ctl, top
 from conntrackd.cli.control import render_age
@@ -149,7 +149,10 @@ def test_a_daemon_that_does_not_answer_is_told(served: Served, monkeypatch: pyte
     release()
 
 
-def test_an_older_daemon_is_told(bus: PrivateBus, served: Served) -> None:
+def test_an_older_daemon_is_told(bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(served.service._interfaces[MANAGER].properties, "RunTimeChanges")
+    with pytest.raises(UnavailableError, match="of another version than conntrackctl: it has no RunTime"):
+        ctl.run(["status"])
     with bus.connect() as client, pytest.raises(UnavailableError, match="of another version"):
         client.call("Explode")
 
