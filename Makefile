@@ -28,7 +28,8 @@ test-dbus-fast: $(VENV)/ready
 	@for version in $(DBUS_FAST); do \
 		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target build/dbus-fast-$$version dbus-fast==$$version && echo "dbus-fast $$version" && \
-		PYTHONPATH=$(CURDIR)/build/dbus-fast-$$version $(PYTHON) -m pytest tests/bus tests/live/test_control.py || exit 1; \
+		PYTHONPATH=$(CURDIR)/build/dbus-fast-$$version $(PYTHON) -m pytest \
+			tests/bus tests/live/test_bus.py tests/live/test_control.py || exit 1; \
 	done
 
 # The faults that take minutes, which `make test` leaves out; both write their figures into build/faults.json.

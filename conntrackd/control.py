@@ -100,14 +100,20 @@ class DaemonControl:
     ) -> list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]:
         """For each sink to change: an outbox to add, a sink to put into its outbox, None to remove."""
         found: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]] = []
-        for kind in SINKS:
-            is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
-            if wanted and not is_there:
-                found.append((kind, self._daemon.create_outbox(kind, new)))
-            elif is_there and not wanted:
-                found.append((kind, None))
-            elif wanted and any(option.key.startswith(f"sink.{kind.name}.") for option in changes):
-                found.append((kind, kind.create(new)))
+        try:
+            for kind in SINKS:
+                is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
+                if wanted and not is_there:
+                    found.append((kind, self._daemon.create_outbox(kind, new)))
+                elif is_there and not wanted:
+                    found.append((kind, None))
+                elif wanted and any(option.key.startswith(f"sink.{kind.name}.") for option in changes):
+                    found.append((kind, kind.create(new)))
+        except BaseException:
+            for _, made in found:
+                if isinstance(made, Outbox):
+                    made.stop(0.0)  # or its spool would be in use for the next reload
+            raise
         return found
 
     async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]) -> None:

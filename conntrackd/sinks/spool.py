@@ -140,6 +140,9 @@ class Spool:
             except SpoolDamagedError as error:
                 self.damage = str(error)
                 self.damage = f"{error}, keeping it as {self.set_aside()}"
+            except ConfigError:
+                self.close()  # or a reload with a better directory would find it in use
+                raise
 
     # ---- opening --------------------------------------------------------------------------------------
 

@@ -411,6 +411,13 @@ MUTATIONS: Final = (
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
+        "a reload that fails leaves nothing open",
+        "conntrackd/control.py",
+        "made.stop(0.0)",
+        "pass",
+        "tests/live/test_control.py::test_a_reload_that_fails_half_way_leaves_no_spool_open",
+    ),
+    Mutation(
         "signals that come during a reload are one more",
         "conntrackd/control.py",
         "            self._again = True\n            return",

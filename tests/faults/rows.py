@@ -93,7 +93,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     25: [
         ("tests/bus/test_polkit.py", "test_a_flood_from_a_stranger"),
-        ("tests/live/test_control.py", "test_a_flood_from_root"),
+        ("tests/live/test_bus.py", "test_a_flood_from_root"),
     ],
     26: [
         ("tests/bus/test_service.py", "test_more_than_anyone_may_ask"),
@@ -109,15 +109,15 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/bus/test_service.py", "test_a_name_that_another_has"),
         ("tests/bus/test_service.py", "test_nobody_takes_the_name_away"),
         ("tests/bus/test_service.py", "test_a_caller_who_goes_away"),
-        ("tests/live/test_control.py", "test_events_go_on_without_a_bus"),
+        ("tests/live/test_bus.py", "test_events_go_on_without_a_bus"),
     ],
     28: [
         ("tests/sinks/test_tail.py", "test_a_tail_that_is_never_read"),
         (CONTROL, "test_row_28_"),
         ("tests/sinks/test_tail.py", "test_thirty_two_tails"),
-        ("tests/live/test_control.py", "test_of_thirty_two_tails"),
+        ("tests/live/test_bus.py", "test_of_thirty_two_tails"),
         ("tests/bus/test_interface.py", "test_signals_carry_numbers"),
-        ("tests/live/test_control.py", "test_an_eavesdropper_hears"),
+        ("tests/live/test_bus.py", "test_an_eavesdropper_hears"),
     ],
     29: [
         (CONTROL, "test_row_29_"),

@@ -1,27 +1,21 @@
 """conntrackctl against the daemon itself, while events flow."""
 
 import json
-import os
 import signal
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from conntrackd.bus import wire
-from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, Client, NotRunningError, RemoteError
+from conntrackd.bus.client import RemoteError
 from conntrackd.cli import ctl
-from conntrackd.errors import ConntrackdError, NotPermittedError
-from tests.bus.private import STAND_IN, PrivateBus, Raw, as_user, wait_until
+from tests.bus.private import wait_until
 from tests.live import traffic
-from tests.live.daemon import Running, daemon, settle
-from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.live.control import ask, count_descriptors, count_new, talk
+from tests.live.daemon import Running, settle
+from tests.live.network import SNAT, TRACKING, Network, inside, network
 from tests.sinks.syslog_servers import find_port
 
 pytestmark = pytest.mark.privileged
@@ -33,75 +27,6 @@ def net() -> Iterator[Network]:
         built.load(TRACKING + SNAT)
         with traffic.serve(built.server):
             yield built
-
-
-@pytest.fixture
-def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def configuration(tmp_path: Path) -> Path:
-    path = tmp_path / "conntrackd.yaml"
-    path.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol ICMP]\n")
-    return path
-
-
-@pytest.fixture
-def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
-    arguments = [
-        "--config",
-        str(configuration),
-        "--conntrack.netns",
-        net.router,
-        "--bus.address",
-        bus.address,
-    ]
-    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
-        made.wait_for_start()
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-        yield made
-
-
-def talk(net: Network, times: int) -> None:
-    call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", times)
-
-
-def flood(first: int, times: int) -> None:
-    """UDP datagrams from so many ports: a NEW each, where the kernel knows none of them yet."""
-    for port in range(first, first + times):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("10.1.0.2", port))
-            sock.sendto(b"", ("10.2.0.2", 9))
-
-
-def start_flood(net: Network, first: int, times: int) -> threading.Thread:
-    thread = threading.Thread(target=call_inside, args=(net.client, flood, first, times))
-    thread.start()
-    return thread
-
-
-def count_sources(running: Running) -> list[int]:
-    """Source ports of all NEW events of a flood, sorted."""
-    return sorted(each["sport"] for each in running.events if each["type"] == "NEW" and each["dport"] == 9)
-
-
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    """What `--json` prints."""
-    ctl.run([*words, "--json"])
-    return json.loads(capsys.readouterr().out)
-
-
-def count_new(running: Running) -> int:
-    return sum(event["type"] == "NEW" for event in running.events)
-
-
-def count_descriptors(running: Running) -> int:
-    return len(os.listdir(f"/proc/{running.process.pid}/fd"))
 
 
 def test_status_stats_and_doctor_of_a_daemon_in_a_namespace(
@@ -150,19 +75,6 @@ def test_a_filter_with_a_time_reverts_by_itself(running: Running, capsys: pytest
     assert ask(capsys, "filter", "show")["expires_s"] == 1
 
     wait_until(lambda: ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"])
-
-
-def test_a_tail_has_the_events_of_its_own_rules(running: Running, net: Network, bus: PrivateBus) -> None:
-    with bus.connect() as client:
-        pipe = client.open_tail(["log destination port 7", "drop any"], 0)
-        everything = client.open_tail([], 4)
-    talk(net, 4)
-    running.wait(lambda: count_new(running) == 4, "four events")
-    with os.fdopen(everything, "rb") as file:
-        records = [json.loads(line) for line in file]
-    os.close(pipe)
-
-    assert len(records) == 4
 
 
 def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_kept(
@@ -279,6 +191,31 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
     assert after == before
 
 
+def test_a_reload_that_fails_half_way_leaves_no_spool_open(
+    running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = configuration.with_name("spool"), configuration.with_name("bad")
+    (bad / "loki.sqlite").mkdir(parents=True)
+    ask(capsys, "status")
+    before, after = count_descriptors(running), -1
+    for spool in (bad, configuration.with_name("other")):
+        settings = {
+            "stream": {"enable": True},
+            "syslog": {"enable": True, "address": "tcp://127.0.0.1:9", "spool": str(good)},
+            "loki": {"enable": True, "address": "http://127.0.0.1:9", "spool": str(spool)},
+        }
+        configuration.write_text(json.dumps({"sink": settings}))
+        if spool == bad:
+            with pytest.raises(RemoteError, match="cannot use the spool"):
+                ctl.run(["reload"])
+            after = count_descriptors(running)
+        else:
+            ask(capsys, "reload")
+
+    assert after == before
+    assert list(ask(capsys, "status")["Sinks"]) == ["loki", "stream", "syslog"]
+
+
 def test_a_reload_takes_databases_and_refuses_what_is_none(
     running: Running, net: Network, configuration: Path
 ) -> None:
@@ -336,173 +273,3 @@ def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
     talk(net, 2)
 
     running.wait(lambda: len(running.lines) > before + 1, "events after it was enabled")
-
-
-def test_a_flood_from_root_is_limited_and_costs_no_event(
-    running: Running, net: Network, bus: PrivateBus
-) -> None:
-    sent = 2000
-    header = wire.Header(
-        wire.METHOD_CALL,
-        flags=wire.NO_REPLY_EXPECTED,
-        path="/org/conntrackd1",
-        interface=MANAGER,
-        member="GetStatistics",
-        destination="org.conntrackd1",
-    )
-    load = start_flood(net, 20_000, sent)
-    with Raw(bus.address, {}) as raw:
-        for _ in range(10_000):
-            raw.post(header, [])
-    load.join()
-    running.wait_for_events(sent)
-    settle(running)
-
-    assert count_sources(running) == list(range(20_000, 20_000 + sent))
-
-
-def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
-    bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with network() as built:
-        arguments = ["--config", str(configuration), "--conntrack.netns", built.router]
-        with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-            before = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
-            built.load(TRACKING)
-            after = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
-
-    assert (before["tracking"], after["tracking"]) == ("error", "ok")
-
-
-def test_signals_tell_what_the_daemon_does(
-    net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--config", str(configuration), "--conntrack.netns", net.router, "--conntrack.buffer", "64K"]
-    with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-        with Raw(bus.address, {}) as raw:
-            raw.ask_bus("AddMatch", "s", f"type='signal',interface='{MANAGER}'")
-            ask(capsys, "filter", "set", "drop protocol ICMP", "log any")
-            told = [hear_signal(raw, "FilterChanged")]
-            ask(capsys, "sink", "disable", "stream")
-            told.append(hear_signal(raw, "SinkStateChanged"))
-            made.process.send_signal(signal.SIGSTOP)
-            call_inside(net.client, flood, 30_000, 3000)
-            made.process.send_signal(signal.SIGCONT)
-            lost = hear_signal(raw, "EventsLost")[0]
-            wait_until(lambda: ask(capsys, "status")["Counters"]["events_lost_total"] == lost)
-
-    assert told == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
-    assert lost > 1000
-
-
-def hear_signal(raw: Raw, member: str) -> list[Any]:
-    return raw.read_until(lambda header: header.member == member)[1]
-
-
-def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
-    net: Network, configuration: Path
-) -> None:
-    strict = PrivateBus(strict=True)
-    strict.start()
-    try:
-        arguments = ["--config", str(configuration), "--conntrack.netns", net.router]
-        with daemon(*arguments, "--bus.address", strict.address, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-            listeners = [eavesdrop(strict, 1), eavesdrop(strict, 1, STAND_IN[1]), eavesdrop(strict, 0)]
-            with strict.connect() as client:
-                pipe = client.open_tail([], 0)
-                client.call("Disable", sink="stream")
-                client.call("Enable", sink="stream")
-                talk(net, 5)
-                made.wait(lambda: count_new(made) == 5, "five events")
-                lines = os.read(pipe, 1 << 20)
-                os.close(pipe)
-                client.call("Disable", sink="stream")
-            stranger, *allowed = listeners
-            heard = [hear(each, "SinkStateChanged") for each in allowed]
-            # What the others have heard by now, the bus has passed on before it answers this.
-            question = wire.Header(
-                wire.METHOD_CALL, path=BUS_PATH, interface=BUS, member="GetId", destination=BUS
-            )
-            stranger.post(question, [])
-            heard.append(hear(stranger, ""))
-            for each in listeners:
-                each.close()
-    finally:
-        strict.close()
-
-    assert b"10.1.0.2" in lines
-    assert heard[-1] == b""
-    assert all(b"10.1.0.2" not in each and b"10.2.0.2" not in each for each in heard)
-
-
-def eavesdrop(bus: PrivateBus, user: int, *groups: int) -> Raw:
-    """A connection that asks for all that a bus has, by every way there is."""
-    with as_user(user, *groups) if user else nullcontext():
-        raw = Raw(bus.address, {}).__enter__()
-    for rule in ("", "eavesdrop='true'", "type='signal'", "type='method_return',eavesdrop='true'"):
-        with suppress(ConntrackdError):  # not everybody may
-            raw.ask_bus("AddMatch", "s", rule)
-    if user:
-        with pytest.raises(NotPermittedError):
-            raw._call(BUS, BUS_PATH, "org.freedesktop.DBus.Monitoring", "BecomeMonitor", "asu", [[], 0])
-    return raw
-
-
-def hear(raw: Raw, last: str) -> bytes:
-    """All that has come from the daemon, until this signal or the next answer of the bus."""
-    heard = b""
-    while True:
-        data = raw._read_message()
-        header = wire.parse_header(data)
-        if header.sender != BUS:
-            heard += data
-        if header.member == last and (last or header.type == wire.METHOD_RETURN):
-            return heard
-
-
-def test_of_thirty_two_tails_eight_are_opened(running: Running, bus: PrivateBus) -> None:
-    with bus.connect() as client:
-        client.read_properties()
-        before = count_descriptors(running)
-        pipes = [client.open_tail([], 0) for _ in range(8)]
-        for _ in range(24):
-            with pytest.raises(RemoteError, match="8 tails are open already"):
-                client.open_tail([], 0)
-        counters = client.call("GetStatistics")[0]
-        for pipe in pipes:
-            os.close(pipe)
-        wait_until(lambda: _can_open(client))
-        wait_until(lambda: count_descriptors(running) <= before)
-
-    assert [counters[f"tails_{name}"] for name in ("open", "opened_total", "dropped_total")] == [8, 8, 0]
-
-
-def _can_open(client: Client) -> bool:
-    try:
-        os.close(client.open_tail([], 0))
-    except Exception:
-        return False
-    return True
-
-
-def test_events_go_on_without_a_bus_and_the_interface_comes_back(
-    running: Running, net: Network, bus: PrivateBus
-) -> None:
-    bus.stop()
-    talk(net, 3)
-    running.wait(lambda: count_new(running) == 3, "three events")
-    with bus.connect() as client, pytest.raises(NotRunningError):
-        client.read_properties()
-    bus.start()
-
-    def is_back() -> bool:
-        try:
-            with bus.connect() as client:
-                return bool(client.read_properties()["Version"])
-        except NotRunningError:
-            return False
-
-    wait_until(is_back)

@@ -1,0 +1,51 @@
+"""What the tests of control do again and again: talk, ask, count."""
+
+import json
+import os
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from conntrackd.cli import ctl
+from tests.live import traffic
+from tests.live.daemon import Running
+from tests.live.network import Network, call_inside
+
+
+def talk(net: Network, times: int) -> None:
+    call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", times)
+
+
+def flood(first: int, times: int) -> None:
+    """UDP datagrams from so many ports: a NEW each, where the kernel knows none of them yet."""
+    for port in range(first, first + times):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.1.0.2", port))
+            sock.sendto(b"", ("10.2.0.2", 9))
+
+
+def start_flood(net: Network, first: int, times: int) -> threading.Thread:
+    thread = threading.Thread(target=call_inside, args=(net.client, flood, first, times))
+    thread.start()
+    return thread
+
+
+def count_sources(running: Running) -> list[int]:
+    """Source ports of all NEW events of a flood, sorted."""
+    return sorted(each["sport"] for each in running.events if each["type"] == "NEW" and each["dport"] == 9)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What `--json` prints."""
+    ctl.run([*words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def count_new(running: Running) -> int:
+    return sum(event["type"] == "NEW" for event in running.events)
+
+
+def count_descriptors(running: Running) -> int:
+    return len(os.listdir(f"/proc/{running.process.pid}/fd"))
