@@ -5,6 +5,7 @@ what changed, or what is wrong, and then nothing has changed.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TIME: Final = "until a reload or restart"
+# Changes of this time are cleared up after together.
+COLLECT_SECONDS: Final = 1.0
 
 
 class DaemonControl:
@@ -38,6 +41,7 @@ class DaemonControl:
         self._revert: asyncio.TimerHandle | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
+        self._collecting: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
         self._compiling = asyncio.Lock()
 
@@ -156,8 +160,23 @@ class DaemonControl:
         except ConntrackdError:
             stats.reloads_failed_total += 1
             raise
+        finally:
+            self._collect_soon()
         stats.reloads_total += 1
         return lines
+
+    def _collect_soon(self) -> None:
+        """What is no longer in force hangs together in cycles, for which nobody would look for a long time.
+
+        After 10,000 reloads that was 14 MB. Looking takes 10 ms: once after many changes.
+        """
+        if self._collecting is None:
+            loop = asyncio.get_running_loop()
+            self._collecting = loop.call_later(COLLECT_SECONDS, self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = None
+        gc.collect()
 
     # ---- the filter -----------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """control.py: what callers ask for costs them their time, and not the daemon's."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,3 +143,29 @@ def test_any_number_of_signals_during_a_reload_are_one_more(mocker: MockerFixtur
     asyncio.run(run())
 
     assert calls == 2
+
+
+def test_what_a_change_leaves_behind_is_collected_soon(mocker: MockerFixture) -> None:
+    mocker.patch.object(control, "COLLECT_SECONDS", 0.0)
+
+    class Old:
+        def __init__(self) -> None:
+            self.itself = self
+
+    async def change() -> list[str]:
+        left.append(weakref.ref(Old()))
+        return []
+
+    async def run() -> None:
+        each = make_control()
+        each._daemon.stats = Stats()
+        await each._count(change())
+        while left[0]() is not None:
+            await asyncio.sleep(0)
+
+    left: list[weakref.ref[Old]] = []
+    gc.disable()
+    try:
+        asyncio.run(asyncio.wait_for(run(), 10))
+    finally:
+        gc.enable()

@@ -411,6 +411,13 @@ MUTATIONS: Final = (
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
+        "what a change leaves behind is collected",
+        "conntrackd/control.py",
+        "        gc.collect()",
+        "        pass",
+        "tests/test_control.py::test_what_a_change_leaves_behind_is_collected_soon",
+    ),
+    Mutation(
         "a reload that fails leaves nothing open",
         "conntrackd/control.py",
         "made.stop(0.0)",
