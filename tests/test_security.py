@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Where a program is made of compiled rules. What it is made of has tests of its own.
 GENERATORS = {"filter/pycode.py"}
-# Where another process is started: nft, Python on geofile.py, and a fork that watches the table.
-STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py"}
+# Where another process is started: nft, Python on geofile.py, a fork that watches the table; by conntrackctl
+# polkit's agent.
+STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py", "bus/agent.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"
