@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from conntrackd.bus import wire
-from conntrackd.bus.client import BUS, BUS_PATH, Client
+from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, PATH, Client
 from conntrackd.bus.service import BusService
 from tests.bus.recorder import Recorder
 
@@ -22,6 +22,7 @@ ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 10.0
 # A group that every machine has and nobody is in: the policy's `conntrackd` is not there before installation.
 STAND_IN: Final = ("games", 60)
+JOURNAL: Final = "/org/conntrackd1/sink/journal"
 
 OPEN: Final = """
   <policy context="default">
@@ -165,6 +166,17 @@ class Served:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(SECONDS)
         self._loop.close()
+
+
+def call(member: str, signature: str = "", path: str = PATH, interface: str = MANAGER) -> wire.Header:
+    return wire.Header(
+        wire.METHOD_CALL,
+        path=path,
+        interface=interface,
+        member=member,
+        destination="org.conntrackd1",
+        signature=signature,
+    )
 
 
 class Raw(Client):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.figures import BEGIN, END, render, replace_table
-from tests.faults.mutations import MUTATIONS, ROOT, Mutation
+from tests.faults.mutations import ROOT
+from tests.faults.protections import MUTATIONS, Mutation
 from tests.faults.rows import NOT_COVERED, ROWS
 
 HERE = Path(__file__).parent

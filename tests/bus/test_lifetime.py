@@ -1,0 +1,93 @@
+"""Callers, buses and owners of the name that come and go."""
+
+import pytest
+
+from conntrackd.bus.client import Client, NotRunningError
+from tests.bus.private import PrivateBus, Raw, Served, call, wait_until
+
+# The caller of most calls is root: where no polkit answers, nobody else may change anything.
+pytestmark = pytest.mark.privileged
+
+
+def test_a_caller_who_goes_away_takes_his_question_along_but_no_change_stops_half_way(
+    bus: PrivateBus, served: Served
+) -> None:
+    finished: list[str] = []
+    control = served.control
+    ask, change = control.check_filter, control.reload
+
+    async def check_filter(rules: list[str]) -> list[str]:
+        answer = await ask(rules)
+        finished.append("question")
+        return answer
+
+    async def reload() -> list[str]:
+        answer = await change()
+        finished.append("change")
+        return answer
+
+    control.check_filter, control.reload = check_filter, reload  # type: ignore[method-assign]
+    release = served.hold()
+    with Raw(bus.address, {}) as raw:
+        raw.post(call("CheckFilter", "as"), [["x"]])
+        raw.post(call("Reload"), [])
+        wait_until(lambda: len(control.asked) == 2)
+    with bus.connect() as other:
+        other.read_properties()  # what the bus told of the first one is behind us
+    release()
+
+    wait_until(lambda: finished != [])
+    assert finished == ["change"]
+
+
+def test_the_service_comes_back_when_the_bus_does(bus: PrivateBus, served: Served) -> None:
+    bus.stop()
+    served.wait_lost()
+    bus.start()
+
+    served.wait_ready()
+
+    with bus.connect() as client:
+        assert client.read_properties()["Version"] == "2.0.0"
+
+
+def test_a_bus_that_comes_after_the_service_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    bus = PrivateBus()
+    served = Served(bus.address)
+    try:
+        wait_until(lambda: "retrying" in caplog.text)
+        bus.start()
+        served.wait_ready()
+        with bus.connect() as client:
+            assert client.read_properties()["Version"] == "2.0.0"
+    finally:
+        served.close()
+        bus.close()
+
+
+def test_a_name_that_another_has_is_waited_for_and_told(
+    bus: PrivateBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Raw(bus.address, {}) as owner:
+        assert owner.ask_bus("RequestName", "su", "org.conntrackd1", 0) == [1]
+        served = Served(bus.address)
+        wait_until(lambda: "org.conntrackd1 is owned by another process, retrying" in caplog.text)
+    try:
+        served.wait_ready()
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize(("flags", "answer"), [(2 | 4, 3), (2, 2), (1 | 2, 2)])
+def test_nobody_takes_the_name_away(flags: int, answer: int, raw: Raw, client: Client) -> None:
+    # 1 ALLOW_REPLACEMENT, 2 REPLACE_EXISTING, 4 DO_NOT_QUEUE; 2 IN_QUEUE, 3 EXISTS
+    assert raw.ask_bus("RequestName", "su", "org.conntrackd1", flags) == [answer]
+    assert client.read_properties()["Version"] == "2.0.0"
+
+
+def test_without_service_or_bus_a_sentence_says_so(bus: PrivateBus) -> None:
+    with bus.connect() as client, pytest.raises(NotRunningError, match="conntrackd is not running"):
+        client.read_properties()
+    bus.stop()
+    with bus.connect() as client, pytest.raises(NotRunningError, match="no D-Bus to reach conntrackd over"):
+        client.read_properties()

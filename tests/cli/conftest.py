@@ -1,0 +1,28 @@
+"""A private bus that conntrackctl finds, with a service on it whose tails a test fills."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bus.private import PrivateBus, Served
+from tests.cli.teller import Teller
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
+    made = PrivateBus()
+    made.start()
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(bus: PrivateBus) -> Iterator[Served]:
+    made = Served(bus.address, Teller())
+    made.wait_ready()
+    yield made
+    made.close()
+    for pipe in made.control.pipes:
+        os.close(pipe)

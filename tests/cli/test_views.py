@@ -1,0 +1,246 @@
+"""conntrackctl's views: stats, tail and top, in a pipe and on a terminal."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from conntrackd.cli import ctl, top
+from conntrackd.cli.stats import cut_rows, render_rows
+from conntrackd.cli.tail import print_chunk, render_full, render_short
+from conntrackd.errors import UnavailableError
+from conntrackd.flow import EventType, Location
+from conntrackd.sinks.encode import JsonEncoder
+from tests.bus.private import PrivateBus, Served
+from tests.cli.teller import Teller
+from tests.sinks.flows import make_flow
+
+# The caller of most calls is root: where no polkit answers, nobody else may change anything.
+pytestmark = pytest.mark.privileged
+
+EVENT = {
+    "time": "2025-11-22T10:34:43.000000000+00:00",
+    "level": "INFO",
+    "msg": "NEW TCP connection",
+    "type": "NEW",
+    "flow": 7,
+    "prot": "TCP",
+    "src": "10.0.0.1",
+    "dst": "2001:db8::1",
+    "sport": 40000,
+    "dport": 443,
+    "state": "SYN_SENT",
+}
+LOST = {"time": EVENT["time"], "level": "WARN", "msg": "LOST 5 events", "type": "LOST", "lost": 5}
+
+
+# ---- stats --------------------------------------------------------------------------------------------
+
+
+def test_stats_has_counters_sinks_and_rules(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.run(["stats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "counters": {"events_received_total": 5, "events_lost_total": 0},
+        "sinks": {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
+        "rates": {},
+        "rule_matches": [3, 1, 1],
+    }
+
+
+def test_a_view_that_was_reset_counts_from_now_on_with_rates(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ctl.run(["stats", "--reset-view", "-n", "2", "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["counters"] == second["counters"] == {"events_received_total": 0, "events_lost_total": 0}
+    assert (first["rates"], second["rates"]["events_received_total"]) == ({}, 0.0)
+
+
+def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
+    view = {
+        "events_lost_total": 0,
+        "events_forged_total": 0,
+        "buffer_bytes": 2048,
+        "process_cpu_us_total": 1_500_000,
+        "sink_oldest_event_ns{loki}": 10**9,
+        "sink_bytes_total{loki}": 3 << 20,
+    }
+    rates = {"events_lost_total": 0.0, "process_cpu_us_total": 12_000.0, "sink_bytes_total{loki}": 512.0}
+
+    assert render_rows(view, rates, [], 66 * 10**9)[1:] == [
+        ["events_lost_total", "0", "0.0"],
+        ["buffer_bytes", "2.0 KiB", ""],
+        ["process_cpu_us_total", "1.5 s", "1.2 %"],
+        ["sink_oldest_event_ns{loki}", "1 min 5 s", ""],
+        ["sink_bytes_total{loki}", "3.0 MiB", "512 B"],
+    ]
+
+
+def test_a_view_is_no_higher_than_the_terminal() -> None:
+    rows = [[str(number), "", ""] for number in range(9)]
+
+    assert cut_rows(rows, 11) == rows
+    assert cut_rows(rows, 6) == [*rows[:4], ["and 5 more: --json has all", "", ""]]
+
+
+def test_stats_for_people_name_each_rule(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.run(["stats"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == "events_received_total 5"
+    assert lines[-2:] == ["decided by rule 1 1", "decided by rule 2 1"]
+
+
+# ---- tail and top -------------------------------------------------------------------------------------
+
+
+def set_tail(served: Served, *records: dict[str, Any]) -> None:
+    assert isinstance(served.control, Teller)
+    served.control.text = b"".join(json.dumps(each).encode() + b"\n" for each in records)
+
+
+def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -> None:
+    set_tail(served, EVENT, EVENT)
+    assert ctl.run(["tail", "-n", "2", "-o", "json", "--filter", "log any"]) == 0
+    assert served.control.asked == [("open_tail", ("log any",), 2)]
+    assert [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()] == [EVENT, EVENT]
+
+
+def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
+    set_tail(served, EVENT)
+
+    with pytest.raises(UnavailableError, match="the daemon has ended the tail"):
+        ctl.run(["tail"])
+
+
+def test_the_short_form_has_what_a_person_looks_for() -> None:
+    assert render_short(EVENT, False) == (
+        "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443  SYN_SENT"
+    )
+    assert render_short(LOST, False) == "10:34:43.000 LOST 5 events"
+    assert render_short(EVENT, True).startswith("10:34:43.000 \x1b[32mNEW ")
+
+
+def test_the_names_are_those_that_the_sinks_write() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    flow.orig_packets, flow.orig_bytes, flow.reply_packets, flow.reply_bytes = 1, 100, 1, 20
+    flow.src_location = Location(city="Nuremberg", country="DE")
+    flow.dst_location = Location(city="Lyon", country="FR")
+    record = json.loads(JsonEncoder().encode([flow]))
+    talkers = top.Talkers("country")
+    talkers.add(record)
+
+    assert render_short(record, False).endswith("  SYN_SENT, Nuremberg, DE, Lyon, FR, 120 bytes")
+    assert talkers.list(1) == [("FR", 1, 120)]
+
+
+def test_the_full_form_has_every_field() -> None:
+    lines = render_full(EVENT, False).splitlines()
+
+    assert lines == [*(f"{name}: {value}" for name, value in EVENT.items()), ""][: len(lines)]
+    assert len(lines) == len(EVENT)
+
+
+@pytest.mark.parametrize("form", ["short", "full", "json"])
+def test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;owned\x07\u202e\x9b31m\n"
+    record = EVENT | {"src_city": evil, "src": evil, "prot": evil, evil: evil}
+
+    print_chunk(json.dumps(record, ensure_ascii=False).encode() + b"\n", form, is_terminal=True, colour=False)
+
+    text = capsys.readouterr().out
+    assert text.count("\n") == {"short": 1, "full": len(record) + 1, "json": 1}[form]
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", *words]
+
+
+def run_on_terminal(bus: PrivateBus, *words: str) -> tuple[int, bytes]:
+    """The exit status, and what a terminal was sent."""
+    master, slave = pty.openpty()
+    environ = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address, "TERM": "xterm", "PATH": os.environ["PATH"]}
+    done = subprocess.run(command(*words), stdout=slave, env=environ, timeout=20, check=False)
+    os.close(slave)
+    text = os.read(master, 1 << 16)
+    os.close(master)
+    return done.returncode, text
+
+
+def test_a_tail_on_a_terminal_is_in_colour(bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+
+    status, text = run_on_terminal(bus, "tail", "-n", "1")
+
+    assert status == 0
+    assert b"\x1b[32mNEW" in text
+
+
+def test_the_last_view_of_top_stays_on_the_terminal(bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+    served.control.is_endless = True  # type: ignore[attr-defined]
+
+    status, text = run_on_terminal(bus, "top", "-n", "1")
+
+    assert status == 0
+    assert b"10.0.0.1" in text.partition(b"\x1b[?1049l")[2]  # after the other screen was left
+
+
+@pytest.mark.parametrize("words", [["tail"], ["top"], ["stats", "--watch"]], ids=" ".join)
+def test_an_interrupt_ends_a_view_without_a_word(words: list[str], bus: PrivateBus, served: Served) -> None:
+    set_tail(served, EVENT)
+    served.control.is_endless = True  # type: ignore[attr-defined]
+    with subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+
+    assert (len(first), process.returncode, errors) == (1, 0, b"")
+
+
+def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "MAX_KEYS", 4)
+    talkers = top.Talkers("src")
+    for number in range(4):
+        talkers.add(EVENT | {"src": f"10.0.0.{number}"})
+    talkers.add(EVENT | {"src": "10.0.0.3", "bytes": 100, "reply_bytes": 20})
+    talkers.add(EVENT | {"src": "10.0.0.9"})
+    talkers.add(LOST)
+
+    assert talkers.list(5)[0] == ("10.0.0.3", 2, 120)
+    assert len(talkers.list(10)) < 5
+    assert (talkers.events, talkers.lost) == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("by", "key"),
+    [
+        ("src", "10.0.0.1"),
+        ("dst", "2001:db8::1"),
+        ("port", "TCP 443"),
+        ("country", "unknown"),
+        ("flow", "TCP 10.0.0.1:40000 -> [2001:db8::1]:443"),
+    ],
+)
+def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
+    assert top.find_key(EVENT, by) == key
+
+
+def test_the_table_of_top_takes_no_text_for_markup_or_commands() -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    talkers = top.Talkers("src")
+    talkers.add(EVENT | {"src": "[red]\x1b[31m"})
+    console = Console(width=60, force_terminal=False)
+    with console.capture() as capture:
+        console.print(top.render_table(talkers, "src", 5))
+
+    assert "[red]\\x1b[31m" in capture.get()
