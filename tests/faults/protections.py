@@ -379,8 +379,7 @@ MUTATIONS: Final = (
         "conntrackd/bus/session.py",
         "            self._descriptors.remove(descriptor)\n            os.close(descriptor)",
         "            self._descriptors.remove(descriptor)",
-        "tests/bus/test_service.py::"
-        "test_a_tail_for_a_caller_who_wants_no_reply_or_is_gone_leaves_no_descriptor",
+        "tests/bus/test_service.py::test_a_tail_is_a_pipe_with_lines",
     ),
     Mutation(
         "a tail that nobody reads is dropped",
