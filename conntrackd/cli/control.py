@@ -81,6 +81,7 @@ def render_status(
     ends = properties["FilterExpires"]
     groups = ", ".join(properties["KernelGroups"]) or "none"
     received, lost = counters.get("events_received_total", 0), counters.get("events_lost_total", 0)
+    found = counters.get("events_snapshot_total", 0)
     lines = [
         f"conntrackd {properties['Version']}: {'degraded' if problems else 'healthy'}",
         f"since:     {since} ({render_age(time.time() - started)} ago)",
@@ -88,7 +89,8 @@ def render_status(
         f"filter:    {rules} rule{'' if rules == 1 else 's'}, from {properties['FilterOrigin']}"
         + (f", reverts in {render_age(ends)}" if ends else ""),
         f"kernel:    events {groups}; filter of {properties['KernelInstructions']} instructions",
-        f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost",
+        f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost"
+        + (f"; {found} flows from the table" if found else ""),
         f"log level: {properties['LogLevel']}",
     ]
     lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]

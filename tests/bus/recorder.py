@@ -23,6 +23,7 @@ class Recorder:
             "journal": SinkStatus("ok", "", {"sink_events_delivered_total": 7}),
             "loki": SinkStatus("retrying", "connection refused", {"sink_events_delivered_total": 0}),
         }
+        self.counters = {"events_received_total": 5, "events_lost_total": 0}
         self.present = Status(
             version="2.0.0",
             start_us=1_700_000_000_000_000,
@@ -102,7 +103,7 @@ class Recorder:
 
     def statistics(self) -> Statistics:
         sinks = {name: sink.counters for name, sink in self.sinks.items()}
-        return Statistics({"events_received_total": 5, "events_lost_total": 0}, sinks, (3, 1, 1))
+        return Statistics(self.counters, sinks, (3, 1, 1))
 
     def list_sinks(self) -> list[str]:
         return list(self.sinks)

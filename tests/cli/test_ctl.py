@@ -45,6 +45,14 @@ def test_status_is_0_when_all_is_well(served: Served, capsys: pytest.CaptureFixt
     ]
 
 
+def test_flows_of_the_table_are_no_events(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    make_well(served)
+    served.control.counters["events_snapshot_total"] = 7
+
+    assert ctl.run(["status"]) == 0
+    assert "events:    5 received, 0 logged, 0 lost; 7 flows from the table\n" in capsys.readouterr().out
+
+
 def test_status_is_4_when_something_is_wrong_and_says_what(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
