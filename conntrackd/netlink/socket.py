@@ -181,7 +181,7 @@ class EventSocket:
 
         Raises NotPermittedError without CAP_NET_ADMIN, UnavailableError without conntrack in the kernel.
         """
-        netlink = _open_netlink()
+        netlink = open_netlink()
         try:
             netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
             _set_buffer(netlink, buffer)
@@ -313,7 +313,7 @@ def _find_fault(netlink: socket.socket) -> str:
     ours = sum(1 << group - 1 for group in GROUPS.values())
     if _list_memberships(netlink) & ~ours:
         return "a socket of other groups"
-    with _open_netlink() as fresh:
+    with open_netlink() as fresh:
         is_here = _find_namespace(netlink) == _find_namespace(fresh)
     return "" if is_here else "a socket of another network namespace"
 
@@ -332,7 +332,8 @@ def _list_memberships(netlink: socket.socket) -> int:
     return int.from_bytes(words, sys.byteorder)
 
 
-def _open_netlink() -> socket.socket:
+def open_netlink() -> socket.socket:
+    """A socket of netfilter's netlink, in this thread's network namespace. Raises UnavailableError."""
     try:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         netlink.bind((0, 0))

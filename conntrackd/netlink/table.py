@@ -13,7 +13,6 @@ from conntrackd.netlink.constants import (
     CTA_STATS_GLOBAL_MAX_ENTRIES,
     IPCTNL_MSG_CT_GET,
     IPCTNL_MSG_CT_GET_STATS,
-    NETLINK_NETFILTER,
     NFGENMSG_LEN,
     NFNETLINK_V0,
     NFNL_SUBSYS_CTNETLINK,
@@ -23,6 +22,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.decode import HEADER, Decoder
+from conntrackd.netlink.socket import open_netlink
 
 ANSWER_SECONDS: Final = 2.0
 # The kernel fills at most 32 KiB at a time (net/netlink/af_netlink.c, netlink_dump()).
@@ -47,7 +47,8 @@ class Table:
     """
 
     def __init__(self) -> None:
-        self._socket = _open()
+        self._socket = open_netlink()
+        self._socket.settimeout(ANSWER_SECONDS)
 
     def fileno(self) -> int:
         """The descriptor, for who inherits it."""
@@ -104,16 +105,6 @@ class Table:
             return self._socket.recv(CHUNK_BYTES)
         except OSError as error:
             raise _explain(error) from error
-
-
-def _open() -> socket.socket:
-    try:
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        netlink.bind((0, 0))
-    except OSError as error:
-        raise _explain(error) from error
-    netlink.settimeout(ANSWER_SECONDS)
-    return netlink
 
 
 def _raise_error(message: bytes, offset: int) -> None:
