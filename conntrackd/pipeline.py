@@ -201,7 +201,8 @@ class Pipeline:
         if any(each.state is SinkState.OK and not each.has_room(TABLE_ROOM) for each in self.outboxes):
             return
         was_reading = resync.is_reading
-        kept = self._select(resync.take())
+        found = resync.take()
+        kept = self._select(found) if found else []
         if kept:
             for flow in kept:
                 flow.type = EventType.SNAPSHOT
