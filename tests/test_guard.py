@@ -3,8 +3,7 @@
 import errno
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from conntrackd.netlink.constants import NETLINK_BROADCAST_ERROR, SOL_NETLINK
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
+from tests.bus.private import wait_until
 from tests.conftest import list_children, list_descriptors
 from tests.faults.producer import Producer, prepare, produce
 from tests.live.network import network
@@ -51,14 +51,6 @@ def table(producer: Producer) -> Iterator[Table]:
 
 def is_reliable(events: EventSocket) -> bool:
     return bool(events._socket.getsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        threading.Event().wait(0.02)
-    pytest.fail("not in 10 s")
 
 
 def test_there_is_nothing_reliable_where_there_can_be_no_guard(

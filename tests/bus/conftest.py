@@ -10,19 +10,15 @@ from tests.bus.private import PrivateBus, Raw, Served
 
 @pytest.fixture
 def bus() -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        yield made
 
 
 @pytest.fixture
 def strict_bus() -> Iterator[PrivateBus]:
     """With the policy that the packages install."""
-    made = PrivateBus(strict=True)
-    made.start()
-    yield made
-    made.close()
+    with PrivateBus(strict=True) as made:
+        yield made
 
 
 @pytest.fixture

@@ -73,6 +73,13 @@ class PrivateBus:
         )
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> "PrivateBus":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def start(self) -> None:
         self._process = subprocess.Popen(
             ["dbus-daemon", f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address"],

@@ -11,11 +11,9 @@ from tests.cli.teller import Teller
 
 @pytest.fixture
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
+        yield made
 
 
 @pytest.fixture

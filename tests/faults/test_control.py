@@ -91,10 +91,8 @@ def net() -> Iterator[Network]:
 
 @pytest.fixture
 def bus() -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        yield made
 
 
 @pytest.fixture

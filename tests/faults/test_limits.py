@@ -34,10 +34,8 @@ def start(*prefix: str, arguments: Sequence[str] = ()) -> subprocess.CompletedPr
 
 @pytest.fixture
 def bus() -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        yield made
 
 
 def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, bus: PrivateBus) -> None:

@@ -12,11 +12,9 @@ from tests.live.network import Network
 
 @pytest.fixture
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
+        yield made
 
 
 @pytest.fixture

@@ -31,10 +31,8 @@ def repeat_later(handler: Handler) -> bool:
 
 @pytest.fixture
 def bus() -> Iterator[PrivateBus]:
-    made = PrivateBus()
-    made.start()
-    yield made
-    made.close()
+    with PrivateBus() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
