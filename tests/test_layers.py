@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses
-    ("", "errors", "flow", "bpf", "stats", "cache", "mmsg"),
+    ("", "errors", "flow", "bpf", "stats", "cache", "mmsg", "generated"),
     # parts, each alone
     ("values", "options", "document", "geoip", "geofile", "notify", "logs", "resources", "netlink", "filter"),
     # from values to the outside
