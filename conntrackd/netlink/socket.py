@@ -41,8 +41,9 @@ from conntrackd.netlink.constants import (
 
 # An event has 150-350 bytes; labels, a helper's name and a security context can make it 700.
 SLOT_BYTES: Final = 2048
-# Beyond 128 a batch saves no measurable time, and 128 slots stay in the second-level cache.
-SLOTS: Final = 128
+# With four sinks an event takes 15.7 us in batches of up to 256, and 16.5 in those of 128: what is done once
+# for each counts. 256 slots stay in the second-level cache.
+SLOTS: Final = 256
 
 GROUPS: Final = {
     EventType.NEW: NFNLGRP_CONNTRACK_NEW,

@@ -28,6 +28,7 @@ def fill(size: int) -> bytes:
 def pair() -> Iterator[tuple[socket.socket, EventSocket]]:
     """A writing end, and events as if its datagrams were the kernel's: who sent them it cannot say."""
     writing, reading = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)  # room for a message in each slot
     with writing, closing(EventSocket(reading)) as events:
         yield writing, events
 
