@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Any, Final
 
 ABSENT: Final = -1
 """The integer of a field that the event does not carry."""
@@ -169,5 +169,17 @@ class Lost:
     reason: str = ""
 
 
-Batch = list["Flow | Lost"]
+@dataclass(slots=True)
+class Piece:
+    """Many events as one sink writes them: what a Composer makes of a batch."""
+
+    time: int
+    """Of the first event, as in Flow."""
+    events: int
+    text: Any
+    """See Composer.compose()."""
+
+
+Record = Flow | Lost | Piece
+Batch = list[Record]
 """What passes between pipeline, outboxes and sinks: records in the order of the kernel."""

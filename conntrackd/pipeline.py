@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.filter.pycode import Selector
@@ -17,6 +16,7 @@ from conntrackd.guard import RELEASED, RELEASING, Guard
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.socket import Datagrams, EventSocket
 from conntrackd.resync import Resync
+from conntrackd.sinks.compose import Composer
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkState
 from conntrackd.sinks.tail import Tails
@@ -30,18 +30,15 @@ PATIENCE_SECONDS: Final = 0.25
 # How long the last events are waited for when the groups are left already, and any while the table is read.
 LAST_SECONDS: Final = 0.001
 # When all that had come is read, the reader sleeps for so long: what comes meanwhile is one batch. Woken as
-# soon as there was one, it had 5 to 9 events a batch at 25,000 a second, and not 65. No sink writes sooner
+# soon as there was one, it had 5 to 9 events a batch at 25,000 a second, and not 110. No sink writes sooner
 # than that, and a buffer has to hold what may come: 400,000 events a second, of 1,280 bytes each.
-GATHER_SECONDS: Final = 0.002
-GATHER_BYTES: Final = 1 << 20
+GATHER_SECONDS: Final = 0.004
+GATHER_BYTES: Final = 1 << 21
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
 # Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
 TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
-
-find_type: Final = attrgetter("type")
-find_protocol: Final = attrgetter("protocol")
 
 
 class Pipeline:
@@ -69,6 +66,7 @@ class Pipeline:
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
         self._decoder = decoder
         self._tails = tails
+        self._composer = Composer()
         self._stats = stats
         self._stopping = False
         self.drops = 0
@@ -153,18 +151,26 @@ class Pipeline:
         return kept
 
     def _hand_on(self, kept: list[Flow]) -> None:
-        for outbox in self.outboxes:
-            outbox.put(kept)
+        """To all outboxes, in the forms of those that have room: one pass over the events makes them all."""
+        outboxes, pieces = self.outboxes, {}
+        forms = {each: form for each in outboxes if (form := each.find_form(len(kept))) is not None}
+        if forms:
+            pieces = dict(zip(forms, self._composer.compose(tuple(forms.values()), kept), strict=True))
+        for outbox in outboxes:
+            outbox.put(kept, pieces.get(outbox))
         self._tails.put(kept)
 
     def _count(self, kept: list[Flow]) -> None:
         stats = self._stats
         stats.events_accepted_total += len(kept)
-        types = Counter(map(find_type, kept))
-        stats.events_new_total += types[EventType.NEW]
-        stats.events_update_total += types[EventType.UPDATE]
-        stats.events_destroy_total += types[EventType.DESTROY]
-        self.protocols.update(map(find_protocol, kept))
+        # list.count() takes half of what a Counter of attributes takes.
+        types = [flow.type for flow in kept]
+        stats.events_new_total += types.count(EventType.NEW)
+        stats.events_update_total += types.count(EventType.UPDATE)
+        stats.events_destroy_total += types.count(EventType.DESTROY)
+        protocols = [flow.protocol for flow in kept]
+        for each in set(protocols):
+            self.protocols[each] += protocols.count(each)
 
     def _account(self, events: EventSocket) -> None:
         """Look at the kernel's counter of events that it had no room for, and tell every sink of more."""

@@ -25,7 +25,7 @@ from conntrackd.flow import ABSENT, Flow
 from conntrackd.netlink.decode import KEY, Decoder, MalformedError, split, walk
 from conntrackd.netlink.recording import read_batches
 from conntrackd.options import OPTIONS
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from conntrackd.stats import Stats
 
 RECEIVED: Final = 1_763_807_683_181_432_081

@@ -19,7 +19,7 @@ from conntrackd import geofile
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Location
 from conntrackd.geoip import GeoIP
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from conntrackd.stats import Stats
 from tests.sinks.flows import make_flow, make_flows
 

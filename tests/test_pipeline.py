@@ -4,7 +4,7 @@ import pytest
 
 from conntrackd.pipeline import can_gather
 
-ROOMY = 1 << 20
+ROOMY = 1 << 21
 
 
 @pytest.mark.parametrize(

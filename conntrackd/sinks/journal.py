@@ -38,6 +38,7 @@ class JournalSink:
         self._socket: socket.socket | None = None
         self._sender: DatagramSender | None = None
         self._encoder = JournalEncoder()
+        self.form = self._encoder.form
 
     def open(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

@@ -13,6 +13,7 @@ from typing import Final
 from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
+from conntrackd.sinks.compose import count_records
 from conntrackd.sinks.encode_loki import LokiEncoder, split
 from conntrackd.sinks.http import Connection, read_secret
 from conntrackd.sinks.judge_loki import judge
@@ -86,6 +87,7 @@ class Loki:
         self._encoder = LokiEncoder(
             {"service_name": "conntrackd", "host": socket.gethostname(), **dict(settings.labels)}
         )
+        self.form = self._encoder.form
         self._event_size = 300.0  # bytes of an event in a body; corrected by what is encoded
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}
@@ -101,7 +103,7 @@ class Loki:
     def encode(self, batch: Batch) -> bytes:
         """See LokiEncoder."""
         body = self._encoder.encode(batch)
-        self._event_size += (self._encoder.text_size / len(batch) - self._event_size) / 8
+        self._event_size += (self._encoder.text_size / count_records(batch) - self._event_size) / 8
         return body
 
     def open(self) -> None:

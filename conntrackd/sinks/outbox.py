@@ -8,13 +8,14 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from conntrackd.flow import Flow, Lost
+from conntrackd.flow import Flow, Lost, Piece
 from conntrackd.sinks.backoff import Backoff, Repeats
+from conntrackd.sinks.encode import Form
+from conntrackd.sinks.parcels import Parcels
 from conntrackd.sinks.queue import Queue, Waiting
 from conntrackd.sinks.shelf import Shelf
 from conntrackd.sinks.sink import (
@@ -27,7 +28,7 @@ from conntrackd.sinks.sink import (
     SinkUnavailable,
     describe,
 )
-from conntrackd.sinks.spool import Row, Store
+from conntrackd.sinks.spool import Store
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class Outbox(Generic[P]):
         self._state = SinkState.STARTING
         self._error = ""
         self._waiting = Queue()
-        self._parcels: deque[Parcel[P]] = deque()  # what is being written: a batch, or the parts it became
-        self._row: Row[P] | None = None  # where the parcels are on disk
+        self._parcels: Parcels[P] = Parcels(stats)
         self._flush_until = 0  # what count_settled() gives when all has left that flush() found waiting
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._next_sink: Sink[P] | None = None
@@ -84,8 +84,16 @@ class Outbox(Generic[P]):
 
     # ---- for the reader -------------------------------------------------------------------------------
 
-    def put(self, flows: list[Flow]) -> None:
-        """Takes the batch, or as much of it as there is room for. The list is kept: do not change it."""
+    def find_form(self, events: int) -> Form | None:
+        """How the sink writes events, if it has a form and there is room for so many."""
+        has_room = not self.is_out() and self._stats.sink_events_queued + events <= self.queue
+        return (self._next_sink or self._sink).form if has_room else None
+
+    def put(self, flows: list[Flow], piece: Piece | None = None) -> None:
+        """Takes the batch, or as much of it as there is room for. The list is kept: do not change it.
+
+        `piece` is the batch in the sink's form, kept in its place when there is room for all of it.
+        """
         if not flows:
             return
         events, stats = len(flows), self._stats
@@ -96,10 +104,10 @@ class Outbox(Generic[P]):
                 return
             room = max(0, self.queue - stats.sink_events_queued)
             if room >= events:
-                self._append(flows)
+                self._append(flows if piece is None else [piece], events)
                 return
             if room:
-                self._append(flows[:room])
+                self._append(flows[:room], room)
             self._drop(events - room, flows[room].time, flows[-1].time, "queue")
 
     def tell_lost(self, lost: Lost) -> None:
@@ -120,12 +128,12 @@ class Outbox(Generic[P]):
         self._stats.count_dropped(reason, events)
         self._append_lost(Lost(events, since, until, self.name, reason))
 
-    def _append(self, flows: list[Flow]) -> None:
+    def _append(self, batch: Sequence[Flow | Piece], events: int) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
-        if not self._waiting or before < wanted <= before + len(flows):
+        if not self._waiting or before < wanted <= before + events:
             self._wake()
-        self._waiting.append(flows, self._clock())
-        self._stats.sink_events_queued += len(flows)
+        self._waiting.append(batch, events, self._clock())
+        self._stats.sink_events_queued += events
 
     def _append_lost(self, lost: Lost) -> None:
         if not self._waiting and not self.is_out():  # a sink that is out is told when it is in again
@@ -154,7 +162,7 @@ class Outbox(Generic[P]):
     def _find_oldest(self) -> int:
         if self._shelf is not None and self._stats.sink_events_spooled:
             return self._shelf.oldest
-        first = self._parcels[0] if self._parcels else self._waiting.head
+        first = self._parcels.first if self._parcels else self._waiting.head
         return first.oldest if first is not None else 0
 
     def start(self) -> None:
@@ -244,7 +252,7 @@ class Outbox(Generic[P]):
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
         if self._deadline is None:
             return False
-        held = not self.is_out() and (self._waiting or (self._parcels and self._row is None))
+        held = not self.is_out() and (self._waiting or (self._parcels and self._parcels.row is None))
         return self._abandoned or not held or self._clock() >= self._deadline
 
     def step(self) -> float | None:
@@ -299,7 +307,7 @@ class Outbox(Generic[P]):
             row = self._shelf.find_first()
             if row is not None:
                 with self._lock:
-                    self._row = row
+                    self._parcels.row = row
                     self._parcels.append(row.parcel)
             return row is not None
         taken = self._take(now)
@@ -329,11 +337,12 @@ class Outbox(Generic[P]):
         shelf = self._shelf
         if shelf is None or (shelf.is_full() and not everything):
             return False
-        if self._parcels and self._row is None:
-            stored = shelf.put(tuple(self._parcels))
+        parcels = self._parcels
+        if parcels and parcels.row is None:
+            stored = shelf.put(parcels.all)
             if stored:
                 with self._lock:
-                    self._parcels.clear()
+                    parcels.clear()
             return stored
         taken = self._take(now, everything=everything)
         if taken is None:
@@ -341,12 +350,12 @@ class Outbox(Generic[P]):
         parcel = self._encode(taken)
         if parcel is None:
             return True
-        stored = shelf.put((parcel,), self._row, sum(part.events for part in self._parcels))
+        stored = shelf.put((parcel,), parcels.row, sum(part.events for part in parcels.all))
         with self._lock:
             if not stored:
                 self._waiting.put_back(taken)
-            if self._row is not None and not shelf.holds(self._row):
-                self._row = None
+            if parcels.row is not None and not shelf.holds(parcels.row):
+                parcels.row = None
         return stored
 
     def _clear_memory(self, reason: str = "") -> int:
@@ -360,7 +369,7 @@ class Outbox(Generic[P]):
             dropped, oldest = self._stats.sink_events_queued, self._find_oldest()
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
-            if self._row is None:
+            if self._parcels.row is None:
                 self._parcels.clear()
             if dropped:
                 self._drop(dropped, oldest, time.time_ns(), reason or self._state.value)
@@ -391,7 +400,7 @@ class Outbox(Generic[P]):
 
     def _write(self) -> None:
         if self._parcels:
-            self._settle(refused=0, written=self._sink.write(self._parcels[0].payload))
+            self._settle(refused=0, written=self._sink.write(self._parcels.first.payload))
             self._recover()
 
     def _settle(self, *, refused: int, written: int, losses: Sequence[Lost] = ()) -> None:
@@ -399,25 +408,14 @@ class Outbox(Generic[P]):
         with self._lock:
             if self._abandoned or not self._parcels:
                 return
-            parcel = self._parcels.popleft()
-            self._uncount(parcel.events - refused, refused)
+            parcel, done = self._parcels.settle(refused)
             self._tell_refused(
                 parcel.oldest, refused, losses, accepted=written > 0 or parcel.events > refused
             )
             self._stats.sink_batches_delivered_total += 1 if written else 0
             self._stats.sink_bytes_total += written
-            done, self._row = (None, self._row) if self._parcels else (self._row, None)
         if done is not None and self._shelf is not None:
             self._shelf.remove(done)
-
-    def _uncount(self, delivered: int, refused: int) -> None:
-        stats = self._stats
-        if self._row is None:
-            stats.sink_events_queued -= delivered + refused
-        else:
-            stats.sink_events_spooled -= delivered + refused
-        stats.sink_events_delivered_total += delivered
-        stats.sink_events_dropped_refused_total += refused
 
     def _tell_refused(self, oldest: int, events: int, losses: Sequence[Lost], *, accepted: bool) -> None:
         """Where it was refused too, as soon as something is accepted there; and the losses with it, again."""
@@ -446,11 +444,7 @@ class Outbox(Generic[P]):
         with self._lock:
             if self._abandoned or not self._parcels:
                 return
-            whole = self._parcels.popleft()
-            parts = [replace(part, oldest=part.oldest or whole.oldest) for part in revision.parcels]
-            self._parcels.extendleft(reversed(parts))
-            missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
-            self._uncount(revision.delivered, missing)
+            whole, missing = self._parcels.revise(revision)
             self._tell_refused(whole.oldest, missing, (), accepted=revision.delivered > 0)
         if missing:
             self._complain(revision.reason, missing)
@@ -459,7 +453,7 @@ class Outbox(Generic[P]):
         if not self._parcels:  # it was the opening that went wrong, and nothing has been lost by that
             self._retry(SinkUnavailable(refusal.reason))
             return
-        events = self._parcels[0].events
+        events = self._parcels.first.events
         refused = events if refusal.events is None else min(refusal.events, events)
         self._error = refusal.reason
         self._complain(refusal.reason, refused)
@@ -476,9 +470,7 @@ class Outbox(Generic[P]):
             self._error = absence.reason
             self._stats.sink_retries_total += 1 if self._parcels else 0
             if absence.rest is not None and self._parcels:
-                whole = self._parcels[0]
-                self._parcels[0] = replace(absence.rest, oldest=absence.rest.oldest or whole.oldest)
-                self._uncount(whole.events - absence.rest.events, 0)
+                self._parcels.shorten(absence.rest)
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
         text = "sink %s: %s, retrying in %.1f s"

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conntrackd.flow import Batch, Flow, Lost
+from conntrackd.flow import Batch, Flow, Lost, Piece
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Waiting:
     def oldest(self) -> int:
         """Time of the first record."""
         record = self.batch[0]
-        return record.time if isinstance(record, Flow) else record.since
+        return record.since if isinstance(record, Lost) else record.time
 
 
 class Queue:
@@ -38,10 +38,10 @@ class Queue:
         """What has waited longest."""
         return self._batches[0] if self._batches else None
 
-    def append(self, flows: Sequence[Flow], now: float) -> None:
-        """The list is kept, and shared with other sinks: nobody may change it."""
-        self._batches.append(Waiting(flows, len(flows), now))  # type: ignore[arg-type]  # read only
-        self.events += len(flows)
+    def append(self, batch: Sequence[Flow | Piece], events: int, now: float) -> None:
+        """With so many events in it. The list is kept, and shared with other sinks: nobody may change it."""
+        self._batches.append(Waiting(batch, events, now))  # type: ignore[arg-type]  # read only
+        self.events += events
 
     def append_lost(self, lost: Lost, now: float) -> None:
         """Joined with its like at the end of the queue, so that losses alone cannot make it grow."""

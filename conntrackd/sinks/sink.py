@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from conntrackd.flow import Batch, Lost
+from conntrackd.sinks.encode import Form
 
 P = TypeVar("P")
 
@@ -93,6 +94,10 @@ class Sink(Protocol[P]):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def form(self) -> Form | None:
+        """How it writes events: then encode() gets Pieces in that form, or records, or both."""
 
     @property
     def batch_events(self) -> int:

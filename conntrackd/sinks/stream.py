@@ -8,15 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch, Flow
-from conntrackd.sinks.encode import JsonEncoder
-from conntrackd.sinks.queue import Waiting
+from conntrackd.flow import Batch
+from conntrackd.sinks.encode_json import JsonEncoder, count_events, find_time
 from conntrackd.sinks.sink import Parcel, SinkFailed, SinkRevised, SinkUnavailable, describe
 
 # A write of this many events costs as much per event as a larger one; a person at a terminal waits for none.
@@ -31,13 +30,6 @@ SLOW_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 0.05  # a write that is awakened lets go at once
 STANDARD: Final = {"stdout": 1, "stderr": 2}
-
-
-class Lines(NamedTuple):
-    """Encoded records, one a line, and the records: what is left of them can be told exactly."""
-
-    text: bytes
-    batch: Batch
 
 
 class StreamSink:
@@ -70,6 +62,7 @@ class StreamSink:
         self._is_torn = False  # a file's last line has no end
         self._lock = threading.Lock()  # held while the descriptors are in use
         self._encoder = JsonEncoder()
+        self.form = self._encoder.form
 
     def open(self) -> None:
         """A file is appended to; what is not there is made. A named pipe needs a reader."""
@@ -87,22 +80,22 @@ class StreamSink:
         self._is_slow = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(self._descriptor)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def encode(self, batch: Batch) -> Lines:
+    def encode(self, batch: Batch) -> bytes:
         """One object a line."""
-        return Lines(self._encoder.encode(batch), batch)
+        return self._encoder.encode(batch)
 
-    def write(self, payload: Lines) -> int:
+    def write(self, payload: bytes) -> int:
         """All of it, or what is left is raised as `rest`: no line is ever torn or doubled by a retry."""
         with self._lock:
             if self._descriptor < 0:
                 if self._path is None and self._standard is None:
-                    return len(payload.text)
+                    return len(payload)
                 raise SinkUnavailable("closed")
             if self._is_slow:
                 self._write_pieces(payload)
             else:
                 self._write_file(payload)
-        return len(payload.text)
+        return len(payload)
 
     def close(self) -> None:
         """Ends a write that waits. A file that is opened again is a new one where logrotate has moved it."""
@@ -123,9 +116,9 @@ class StreamSink:
 
     # ---- what may wait --------------------------------------------------------------------------------
 
-    def _write_pieces(self, payload: Lines) -> None:
+    def _write_pieces(self, payload: bytes) -> None:
         """Whole lines in each piece, so that those of others who write there stand between them."""
-        text, done, begin = memoryview(payload.text), 0, time.monotonic()
+        text, done, begin = memoryview(payload), 0, time.monotonic()
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.register(self._wake, select.POLLIN)
@@ -136,7 +129,7 @@ class StreamSink:
             if self._wake in found or (not found and not done):
                 reason = "closed" if found else "nobody reads what is written"
                 raise SinkUnavailable(reason, rest=_cut(payload, done))
-            end = payload.text.rfind(b"\n", done, done + PIECE) + 1
+            end = payload.rfind(b"\n", done, done + PIECE) + 1
             try:
                 done += os.write(self._descriptor, text[done : end or done + PIECE]) if found else 0
             except BlockingIOError:  # somebody else who writes there was faster
@@ -146,22 +139,22 @@ class StreamSink:
 
     # ---- what takes all or fails ----------------------------------------------------------------------
 
-    def _write_file(self, payload: Lines) -> None:
-        text, done = memoryview(payload.text), 0
+    def _write_file(self, payload: bytes) -> None:
+        text, done = memoryview(payload), 0
         try:
-            if self._is_torn and payload.text:
+            if self._is_torn and payload:
                 os.write(self._descriptor, b"\n")
                 self._is_torn = False
             begin = _find_end(self._descriptor)
             while done < len(text):
                 done += os.write(self._descriptor, text[done:])
         except OSError as error:
-            whole = payload.text.rfind(b"\n", 0, done) + 1
+            whole = payload.rfind(b"\n", 0, done) + 1
             if whole < done:
                 self._is_torn = not _take_back(self._descriptor, begin, done, whole)
             raise self._explain(error, _cut(payload, whole)) from error
 
-    def _explain(self, error: OSError, rest: Parcel[Lines] | None = None) -> SinkFailed | SinkUnavailable:
+    def _explain(self, error: OSError, rest: Parcel[bytes] | None = None) -> SinkFailed | SinkUnavailable:
         """A reader of stdout that has gone does not come back; one of a file or a named pipe may."""
         if self._path is not None:
             return SinkUnavailable(f"{self._path}: {_describe_open(error)}", rest=rest)
@@ -215,17 +208,15 @@ def _take_back(descriptor: int, begin: int, done: int, whole: int) -> bool:
     return True
 
 
-def _cut(payload: Lines, done: int) -> Parcel[Lines]:
+def _cut(payload: bytes, done: int) -> Parcel[bytes]:
     """What is left of the payload behind its first `done` bytes."""
-    batch = payload.batch[payload.text.count(b"\n", 0, done) :]
-    events = sum(isinstance(record, Flow) for record in batch)
-    return Parcel(Lines(payload.text[done:], batch), events, Waiting(batch, events, 0).oldest if batch else 0)
+    rest = payload[done:]
+    return Parcel(rest, count_events(rest), find_time(rest))
 
 
-def _revise(payload: Lines, done: int, reason: str) -> SinkRevised:
+def _revise(payload: bytes, done: int, reason: str) -> SinkRevised:
     rest = _cut(payload, done)
-    events = sum(isinstance(record, Flow) for record in payload.batch)
-    return SinkRevised(reason, [rest], delivered=events - rest.events)
+    return SinkRevised(reason, [rest], delivered=count_events(payload) - rest.events)
 
 
 def create(config: Config) -> StreamSink:

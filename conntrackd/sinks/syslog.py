@@ -62,6 +62,7 @@ class SyslogSink:
         """`frame`: over TCP and TLS; a datagram is one, and a local stream has its own."""
         self._target = target
         self._encoder = encoder
+        self.form = encoder.form
         self._frame = frame
         self._tls = tls
         self._socket: socket.socket | None = None

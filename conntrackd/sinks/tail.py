@@ -15,7 +15,7 @@ from typing import Final
 
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import Batch, Flow, Lost
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Tails:
                 return
             self._tell_missed()
             self._events += len(flows)
-            self._append(list[Flow | Lost](flows))
+            self._append([*flows])
 
     def tell_lost(self, lost: Lost) -> None:
         """A LOST record for every tail, whatever its rules."""

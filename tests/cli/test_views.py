@@ -15,7 +15,7 @@ from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk, render_full, render_short
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Location
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
 from tests.sinks.flows import make_flow

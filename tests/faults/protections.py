@@ -154,8 +154,8 @@ MUTATIONS: Final = (
     Mutation(
         "late events are noticed",
         "conntrackd/sinks/encode_loki.py",
-        "sorted(streams.items(), key=lambda stream: len(stream[1]))",
-        "streams.items()",
+        "sorted(streams, key=counts.__getitem__)",
+        "streams",
         "tests/sinks/test_loki_delivery.py::"
         "test_late_events_are_noticed_though_another_stream_of_their_push_is_taken",
     ),
@@ -234,7 +234,7 @@ MUTATIONS: Final = (
     Mutation(
         "what goes into a pipe at once is whole lines",
         "conntrackd/sinks/stream.py",
-        'end = payload.text.rfind(b"\\n", done, done + PIECE) + 1',
+        'end = payload.rfind(b"\\n", done, done + PIECE) + 1',
         "end = 0",
         "tests/sinks/test_stream.py::test_what_is_written_to_a_pipe_at_once_is_whole_lines",
     ),

@@ -4,7 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 
-from conntrackd.flow import Batch, Flow, Lost
+from conntrackd.flow import Batch, Lost
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import Parcel, SinkTrouble
 from conntrackd.stats import SinkStats
@@ -24,7 +24,10 @@ class Clock:
 
 def encode(batch: Batch) -> bytes:
     """Numbers of events, and LOST records as lists."""
-    records = [each.id if isinstance(each, Flow) else [each.count, each.where, each.reason] for each in batch]
+    records = [
+        [each.count, each.where, each.reason] if isinstance(each, Lost) else each.id  # type: ignore[union-attr]
+        for each in batch
+    ]
     return json.dumps(records).encode()
 
 
@@ -39,6 +42,7 @@ class FakeSink:
     """Keeps what is written, unless the next fault says otherwise. Faults are used up one a call."""
 
     name = "fake"
+    form = None
 
     def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
         self.batch_events = batch_events

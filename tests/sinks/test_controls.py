@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conntrackd.flow import Batch, Location
-from conntrackd.sinks.encode import JsonEncoder
 from conntrackd.sinks.encode_journal import JournalEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from conntrackd.sinks.encode_loki import GZIP, LokiEncoder
 from conntrackd.sinks.encode_syslog import SyslogEncoder
 from tests.sinks.flows import make_flow

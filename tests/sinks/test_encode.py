@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol, Reason
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 
 V6 = bytes.fromhex("200300cf17167b64da8083fffecdda51"), bytes.fromhex("2a0104f8016053720000000000000002")
 SECOND = 10**9

@@ -1,5 +1,6 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from conntrackd.flow import Batch
 from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.compose import Composer
+from conntrackd.sinks.encode_json import LINE, JsonEncoder
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import (
     Parcel,
@@ -172,6 +175,36 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
 
     assert sink.received == [0, 1, 2, 3, 4, [6, "fake", "queue"], 11, 12]
     assert (stats.sink_events_dropped_queue_total, stats.sink_events_delivered_total) == (6, 7)
+
+
+def test_of_a_batch_in_its_form_a_full_outbox_takes_as_much_as_of_any_other(clock: Clock) -> None:
+    class Formed(FakeSink):
+        form = LINE  # type: ignore[assignment]
+
+        def encode(self, batch: Batch) -> bytes:
+            kinds.append([type(each).__name__ for each in batch])
+            events = [json.loads(line) for line in JsonEncoder().encode(batch).splitlines()]
+            return json.dumps([each.get("flow", -1) for each in events]).encode()
+
+    kinds: list[list[str]] = []
+    sink = Formed()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, queue=5)
+    composer = Composer()
+    found = []
+    for count, first in ((3, 0), (4, 3), (1, 7)):
+        batch = make_flows(count, first)
+        found.append(outbox.find_form(count))
+        outbox.put(batch, composer.compose((LINE,), batch)[0])
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.disable()
+
+    assert found == [LINE, None, None]
+    assert kinds == [["Piece", "Flow", "Flow", "Lost"]]
+    assert sink.received == [0, 1, 2, 3, 4, -1]
+    assert outbox.snapshot().sink_events_dropped_queue_total == 3
+    assert outbox.find_form(1) is None
 
 
 def test_a_loss_carries_the_times_of_the_first_and_the_last_event(clock: Clock) -> None:

@@ -17,10 +17,10 @@ import pytest
 from conntrackd.config import read_config
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Batch, Location
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkFailed, SinkRevised, SinkState, SinkUnavailable
-from conntrackd.sinks.stream import Lines, StreamSink, create
+from conntrackd.sinks.stream import StreamSink, create
 from conntrackd.stats import SinkStats
 from tests.sinks.fakes import find_imbalance, make_lost
 from tests.sinks.flows import make_flow, make_flows
@@ -58,7 +58,7 @@ def write(sink: StreamSink, batch: Batch) -> int:
     return written
 
 
-def write_persistently(sink: StreamSink, payload: Lines) -> int:
+def write_persistently(sink: StreamSink, payload: bytes) -> int:
     """As the outbox does with a slow reader; the number of parts it took."""
     parts = 1
     while True:
@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_at_any_byte_tears_and_doubles_nothing(tmp_path: Pat
         sink.close()
         assert rest is not None
         kept = path.read_bytes().removeprefix(before)
-        results.add((kept.count(b"\n"), rest.events, kept + rest.payload.text == whole))
+        results.add((kept.count(b"\n"), rest.events, kept + rest.payload == whole))
         sink.open()
         sink.write(rest.payload)
         sink.close()
@@ -257,7 +257,7 @@ def test_a_pipe_that_nobody_reads_is_told_as_trouble(pipe: tuple[int, int]) -> N
 
     os.set_blocking(pipe[0], False)
     taken = os.read(pipe[0], 1 << 20)
-    assert taken + rest.payload.text == encode(make_batch(1000))
+    assert taken + rest.payload == encode(make_batch(1000))
     assert slow.value.delivered == taken.count(b"\n") == 1000 - rest.events
     assert stalled.value.rest == rest
 
@@ -270,7 +270,7 @@ def test_a_reader_that_is_slow_gets_each_line_once(pipe: tuple[int, int]) -> Non
     thread = threading.Thread(target=lambda: parts.append(write_persistently(sink, payload)))
     thread.start()
     got = b""
-    while len(got) < len(payload.text):
+    while len(got) < len(payload):
         got += os.read(pipe[0], 1000)
     thread.join(LONG)
     sink.close()
@@ -305,12 +305,12 @@ def test_what_is_written_to_a_pipe_at_once_is_whole_lines(pipe: tuple[int, int])
     thread = threading.Thread(target=lambda: write_persistently(sink, payload))
     thread.start()
     pieces: list[bytes] = []
-    while sum(map(len, pieces)) < len(payload.text):
+    while sum(map(len, pieces)) < len(payload):
         pieces.append(os.read(pipe[0], 1 << 16))
     thread.join(LONG)
     sink.close()
 
-    assert b"".join(pieces) == payload.text
+    assert b"".join(pieces) == payload
     assert len(pieces) > 10
     assert [piece[-1:] for piece in pieces] == [b"\n"] * len(pieces)
 
@@ -351,7 +351,7 @@ def test_closing_ends_a_write_that_waits(pipe: tuple[int, int]) -> None:
     os.set_blocking(pipe[0], False)
     taken = begun + os.read(pipe[0], 1 << 20)
     assert caught[0].rest is not None
-    assert taken + caught[0].rest.payload.text == encode(make_batch(1000))
+    assert taken + caught[0].rest.payload == encode(make_batch(1000))
 
 
 def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -> None:
