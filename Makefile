@@ -2,6 +2,8 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# The distribution's own, which the packages run with, also where another one comes first in the PATH.
+BASE_PYTHON = $$(/usr/bin/python3 -c 'import ensurepip' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 # What only `make fuzz` and `make audit` need.
 FUZZ := .venv-fuzz
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
@@ -92,7 +94,7 @@ $(FUZZ)/ready: pyproject.toml | system
 	touch $@
 
 $(VENV)/ready: pyproject.toml | system
-	python3 -m venv $(VENV)
+	$(BASE_PYTHON) -m venv --clear $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
