@@ -19,7 +19,7 @@ from conntrackd.filtering import compile_filter
 from conntrackd.flow import Batch, Flow
 from conntrackd.geoip import GeoIP
 from conntrackd.netlink.decode import Decoder, walk
-from conntrackd.sinks.encode import JsonEncoder
+from conntrackd.sinks.encode_json import JsonEncoder
 from conntrackd.sinks.encode_loki import LokiEncoder
 from conntrackd.stats import Stats
 

@@ -20,8 +20,10 @@ from typing import IO, ClassVar, Final
 
 from bench.arena import BUILD
 from bench.capture import SO_RCVBUFFORCE
+from conntrackd.sinks.encode_journal import EVENT_ID
 from conntrackd.sinks.encode_loki import count_events
 
+SYSLOG_EVENT: Final = "<30>1 "  # a loss is a warning, with 28
 JOURNAL: Final = Path("/run/systemd/journal/socket")
 
 
@@ -51,9 +53,10 @@ class Loki(BaseHTTPRequestHandler):
 class Drain:
     """A program that takes a socket's datagrams: Python would be slower than the sinks that send them."""
 
-    def __init__(self, receiver: socket.socket) -> None:
+    def __init__(self, receiver: socket.socket, mark: str) -> None:
+        """`mark` is what each event has in its text, once, and nothing else."""
         descriptor = receiver.fileno()
-        argv = [str(BUILD / "drain"), str(descriptor)]
+        argv = [str(BUILD / "drain"), str(descriptor), mark]
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, pass_fds=[descriptor]
         )
@@ -87,12 +90,18 @@ def main() -> None:
         socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20
     )  # what UDP loses here the daemon cannot know
     syslog.bind(("127.0.0.1", 0))
+    tcp = socket.create_server(("127.0.0.1", 0))
+    tcp.setblocking(False)
     hung = socket.create_server(("127.0.0.1", 0))
     loki = ThreadingHTTPServer(("127.0.0.1", 0), Loki)
-    drains = {"journal": Drain(journal), "syslog": Drain(syslog)}
+    drains = {
+        "journal": Drain(journal, EVENT_ID),
+        "syslog": Drain(syslog, SYSLOG_EVENT),
+        "syslog-tcp": Drain(tcp, SYSLOG_EVENT),
+    }
     run(hang, hung)
     run(loki.serve_forever)
-    ports = {"syslog": syslog, "hung": hung, "loki": loki.socket}
+    ports = {"syslog": syslog, "syslog-tcp": tcp, "hung": hung, "loki": loki.socket}
     print(json.dumps({name: each.getsockname()[1] for name, each in ports.items()}), flush=True)
     for _ in sys.stdin:
         counts = {sink: each.count() for sink, each in drains.items()}

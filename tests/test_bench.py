@@ -140,10 +140,13 @@ def test_conntrack_says_how_many_events_it_has_shown() -> None:
 
 
 @pytest.mark.parametrize("last", [3, 1])
-def test_what_four_sinks_delivered_is_what_the_worst_of_them_has(tmp_path: Path, last: int) -> None:
+@pytest.mark.parametrize("syslog", [{"syslog": 4, "syslog-tcp": 0}, {"syslog": 0, "syslog-tcp": 4}])
+def test_what_four_sinks_delivered_is_what_the_worst_of_them_has(
+    tmp_path: Path, last: int, syslog: dict[str, int]
+) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"x\n" * 2)
-    received = {"journal": 5, "syslog": 4, "loki": last}
+    received = {"journal": 5, **syslog, "loki": last}
     count = list_rows(tmp_path, PORTS, lambda: received)["sinks"].count
 
     assert count is not None
