@@ -4,6 +4,7 @@ Runs in the reader's thread. What other threads change (selector, outboxes) they
 reads it once a batch, so that no batch is judged by half of each.
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -11,12 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.filter.pycode import Selector
-from conntrackd.flow import ABSENT, EventType, Flow, Lost
+from conntrackd.flow import ABSENT, EventType, Flow, Lost, Piece
 from conntrackd.guard import RELEASED, RELEASING, Guard
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.socket import Datagrams, EventSocket
 from conntrackd.resync import Resync
 from conntrackd.sinks.compose import Composer
+from conntrackd.sinks.encode import Form
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import SinkState
 from conntrackd.sinks.tail import Tails
@@ -24,6 +26,8 @@ from conntrackd.stats import Stats
 
 if TYPE_CHECKING:
     from conntrackd.geoip import GeoIP  # maxminddb is for those who have a database
+
+logger = logging.getLogger(__name__)
 
 # How often a reader without events looks whether it is to stop. It costs 4 wake-ups a second.
 PATIENCE_SECONDS: Final = 0.25
@@ -152,13 +156,22 @@ class Pipeline:
 
     def _hand_on(self, kept: list[Flow]) -> None:
         """To all outboxes, in the forms of those that have room: one pass over the events makes them all."""
-        outboxes, pieces = self.outboxes, {}
+        outboxes = self.outboxes
         forms = {each: form for each in outboxes if (form := each.find_form(len(kept))) is not None}
-        if forms:
-            pieces = dict(zip(forms, self._composer.compose(tuple(forms.values()), kept), strict=True))
+        pieces = self._compose(tuple(forms.values()), kept) if forms else []
+        found = dict(zip(forms, pieces, strict=False))
         for outbox in outboxes:
-            outbox.put(kept, pieces.get(outbox))
+            outbox.put(kept, found.get(outbox))
         self._tails.put(kept)
+
+    def _compose(self, forms: tuple[Form, ...], kept: list[Flow]) -> list[Piece]:
+        try:
+            return self._composer.compose(forms, kept)
+        except (
+            Exception
+        ):  # an event that nobody thought of costs each sink a batch, and not all sinks the reader
+            logger.debug("cannot compose a batch", exc_info=True)
+            return []
 
     def _count(self, kept: list[Flow]) -> None:
         stats = self._stats

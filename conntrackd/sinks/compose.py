@@ -7,6 +7,7 @@ event, of which JSON took 2.9; this takes 2.7, and 1.6. With NAT, counters and t
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from conntrackd.cache import Cache
@@ -77,14 +78,17 @@ class Composer:
     def _compile(self, forms: tuple[Form, ...]) -> Loop:
         syntaxes = [form.syntax for form in forms]
 
-        def make_head(key: tuple[int, int, int, int]) -> tuple[Any, ...]:
+        source = write_loop(forms)
+
+        def make_head(key: tuple[int, int, int, int], heads: Sequence[str]) -> tuple[str | int, ...]:
             event, number, state, reason = key
-            name, protocol = render_type(event), render_protocol(number)
-            head = [f"{name} {protocol} connection from ", name, event << 8 | number]
-            for syntax in syntaxes:
-                head += open_fields(syntax, name, protocol)
-                head.append(render_state(syntax, state) + render_reason(syntax, reason))
-            return tuple(head)
+            words = {"type_name": render_type(event)}
+            for n, syntax in enumerate(syntaxes):
+                opening = open_fields(syntax, words["type_name"], render_protocol(number))
+                words[f"before{n}"], words[f"between{n}"] = opening
+                words[f"end{n}"] = render_state(syntax, state) + render_reason(syntax, reason)
+            start = f"{words['type_name']} {render_protocol(number)} connection from "
+            return (start, event << 8 | number, *[head.format_map(words) for head in heads])
 
         def make_apart(key: tuple[int, int]) -> tuple[str, ...]:
             state, reason = key
@@ -105,10 +109,11 @@ class Composer:
             return entry[2]
 
         return define(
-            write_loop(forms),
+            source.text,
             "compose",
             {
-                "known": Cache(make_head, MAX_HEADS),
+                "known": Cache(partial(make_head, heads=source.heads), MAX_HEADS),
+                "plain": Cache(partial(make_head, heads=source.plain_heads), MAX_HEADS),
                 "apart": Cache(make_apart, MAX_HEADS),
                 "find_places": find_places,
                 "addresses": self._words.addresses,

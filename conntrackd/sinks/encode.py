@@ -205,12 +205,8 @@ SECTIONS: Final = (
         "packets, octets = str(flow.reply_packets), str(flow.reply_bytes)",
         (Field("reply_packets", "packets"), Field("reply_bytes", "octets")),
     ),
-    Section(
-        "flow.start", "moment_text = render_time(flow.start)", (Field("start", "moment_text", is_text=True),)
-    ),
-    Section(
-        "flow.stop", "moment_text = render_time(flow.stop)", (Field("stop", "moment_text", is_text=True),)
-    ),
+    Section("flow.start", "begun = render_time(flow.start)", (Field("start", "begun", is_text=True),)),
+    Section("flow.stop", "ended = render_time(flow.stop)", (Field("stop", "ended", is_text=True),)),
     Section(
         "flow.start and flow.stop",
         "duration = render_duration(flow.stop - flow.start)",
