@@ -63,7 +63,10 @@ class Gathering:
     def __init__(self) -> None:
         self.flows: list[Flow] = []
 
-    def put(self, flows: list[Flow]) -> None:
+    def find_form(self, _: int) -> None:
+        """It takes events as they are."""
+
+    def put(self, flows: list[Flow], _: object) -> None:
         self.flows += flows
 
     def tell_lost(self, _: object) -> None:
