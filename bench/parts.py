@@ -16,11 +16,14 @@ from conntrackd.config import read_config
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filtering import compile_filter
-from conntrackd.flow import Batch, Flow
+from conntrackd.flow import NANO, Batch, Flow
 from conntrackd.geoip import GeoIP
 from conntrackd.netlink.decode import Decoder, walk
-from conntrackd.sinks.encode_json import JsonEncoder
-from conntrackd.sinks.encode_loki import LokiEncoder
+from conntrackd.sinks.compose import Composer
+from conntrackd.sinks.encode_journal import FORM as JOURNAL
+from conntrackd.sinks.encode_json import LINE, JsonEncoder
+from conntrackd.sinks.encode_loki import ENTRY, LokiEncoder
+from conntrackd.sinks.encode_syslog import SyslogEncoder
 from conntrackd.stats import Stats
 
 BATCH: Final = 128  # as many as one recvmmsg brings
@@ -50,6 +53,8 @@ def measure_parts(events: Capture, scratch: Path) -> list[Part]:
         Part("decode: by learned layouts", time_decode(events)),
         Part("encode: JSON lines", time_encode(batches, JsonEncoder())),
         Part("encode: Loki, compressed", time_encode(batches, LokiEncoder({}))),
+        Part("compose: the texts of four sinks", time_compose(batches)),
+        Part("compose: the same with NAT, counters and times", time_compose(translate(batches))),
         # A cache of one address has none of an event's two, nor of the event's before.
         Part("geoip: an address seen for the first time", time_geoip(batches, database, 1), "address"),
         Part("geoip: a cached address", time_geoip(batches, database, 1 << 18), "address"),
@@ -75,6 +80,28 @@ def time_encode(batches: list[list[Flow]], encoder: JsonEncoder | LokiEncoder) -
             encoder.encode(batch)
 
     return time_part(encode, sum(len(batch) for batch in batches))
+
+
+def time_compose(batches: list[list[Flow]]) -> float:
+    """All sinks in one pass, as in the daemon."""
+    forms = (LINE, JOURNAL, SyslogEncoder("rfc5424", "daemon").form, ENTRY)
+    composer = Composer()
+
+    def compose() -> None:
+        for batch in batches:
+            composer.compose(forms, batch)
+
+    return time_part(compose, sum(len(batch) for batch in batches))
+
+
+def translate(batches: list[list[Flow]]) -> list[list[Flow]]:
+    """As a gateway with nf_conntrack_acct and nf_conntrack_timestamp ends its flows."""
+
+    def add(flow: Flow) -> Flow:
+        counted = replace(flow, orig_packets=12, orig_bytes=3456, reply_packets=10, reply_bytes=34567)
+        return replace(counted, reply_dst=flow.dst, reply_dport=7, start=NANO, stop=2 * NANO)
+
+    return [[add(flow) for flow in batch] for batch in batches]
 
 
 def write_places(path: Path) -> Path:
