@@ -232,6 +232,36 @@ MUTATIONS: Final = (
         "tests/sinks/test_encode_syslog.py::test_no_value_can_end_its_element_its_line_or_the_record",
     ),
     Mutation(
+        "a mistake in a form ends no reader",
+        "conntrackd/pipeline.py",
+        "            return []\n",
+        "            raise\n",
+        "tests/test_pipeline.py::"
+        "test_sinks_get_an_event_in_their_forms_and_a_mistake_in_those_ends_no_reader",
+    ),
+    Mutation(
+        "events that were read together are no duplicates to Loki",
+        "conntrackd/sinks/formcode.py",
+        "            moment += 1\n",
+        "            pass\n",
+        "tests/sinks/test_encode_loki.py::"
+        "test_updates_of_one_flow_that_were_read_together_are_no_duplicates_to_loki",
+    ),
+    Mutation(
+        "messages that wait have their numbers whatever the format is now",
+        "conntrackd/sinks/encode_syslog.py",
+        "self._number(text).encode()",
+        "text.encode()",
+        "tests/sinks/test_compose.py::test_messages_that_wait_while_the_format_changes_have_their_numbers",
+    ),
+    Mutation(
+        "the name of a host is no code",
+        "conntrackd/sinks/formcode.py",
+        """return text.replace("{", "{{").replace("}", "}}")""",
+        "return text",
+        "tests/sinks/test_compose.py::test_a_name_of_the_host_is_nothing_but_text",
+    ),
+    Mutation(
         "what goes into a pipe at once is whole lines",
         "conntrackd/sinks/stream.py",
         'end = payload.rfind(b"\\n", done, done + PIECE) + 1',
