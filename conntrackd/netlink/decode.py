@@ -309,16 +309,17 @@ class Decoder:
 
     def _decode_unknown(self, datagram: bytes, received_ns: int) -> list[Flow]:
         """A datagram that no layout fits: several messages, a new kind, or garbage."""
-        flows = []
-        for message in split(datagram):
-            try:
-                layout = learn(message, tells_reason=self._tells_reason)
-            except MalformedError:
-                self._stats.events_malformed_total += 1
-                continue
-            flows.append(layout.make(message, 0, received_ns))
-            self._keep(message, layout)
-        return flows
+        messages = split(datagram)
+        if len(messages) > 1:
+            parts = [(message + bytes(KEY.size), len(message)) for message in messages]
+            return [flow for part, length in parts for flow in self.decode(part, [0], [length], received_ns)]
+        try:
+            layout = learn(datagram, tells_reason=self._tells_reason)
+        except MalformedError:
+            self._stats.events_malformed_total += 1
+            return []
+        self._keep(datagram, layout)
+        return [layout.make(datagram, 0, received_ns)]
 
     def _keep(self, message: bytes, layout: Layout) -> None:
         if self._learned >= MAX_LAYOUTS:
@@ -327,11 +328,8 @@ class Decoder:
         key, length = KEY.unpack_from(message)[0], len(message)
         if key not in self._candidates:
             self._candidates[key] = Candidates(length, struct.Struct(f"{length}s").unpack_from, [])
-        layouts = self._candidates[key].layouts
-        # A datagram of several messages is split each time, and brings layouts that are known already.
-        if layout[:2] not in [each[:2] for each in layouts]:
-            layouts.append(layout)
-            self._learned += 1
+        self._candidates[key].layouts.append(layout)
+        self._learned += 1
 
 
 def split(datagram: bytes) -> list[bytes]:
