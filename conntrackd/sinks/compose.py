@@ -14,8 +14,6 @@ from conntrackd.cache import Cache
 from conntrackd.flow import Batch, Flow, Location, Lost, Piece, find_nat
 from conntrackd.generated import define
 from conntrackd.sinks.encode import (
-    MAX_HEADS,
-    MAX_LOCATIONS,
     NAT_NAMES,
     Form,
     Words,
@@ -33,14 +31,12 @@ from conntrackd.sinks.formcode import Lines, Loop, write_loop
 
 # Every reload makes new forms, and every sink that goes out or comes back another set of them.
 MAX_SETS: Final = 32
+# So that a scan of the whole Internet cannot eat the memory.
+MAX_HEADS: Final = 4096
+MAX_LOCATIONS: Final = 16_384
 
 Streams = dict[int, tuple[int, str]]
 """The text of a form that keeps streams apart: type << 8 | protocol -> how many entries, and the entries."""
-
-
-def count_records(batch: Batch) -> int:
-    """Events and losses."""
-    return sum(record.events if isinstance(record, Piece) else 1 for record in batch)
 
 
 class Composer:

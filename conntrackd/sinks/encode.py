@@ -29,8 +29,6 @@ from conntrackd.flow import (
 # Bounds of the caches, so that a scan of the whole Internet cannot eat the memory.
 MAX_ADDRESSES: Final = 65_536
 MAX_SECONDS: Final = 4096  # flows that end now have begun in as many different ones
-MAX_HEADS: Final = 4096
-MAX_LOCATIONS: Final = 16_384
 
 PROTOCOL_NAMES: Final = {each.value: each.name for each in Protocol}
 STATE_NAMES: Final = {each.value: each.name for each in TcpState}
@@ -169,30 +167,20 @@ class Section(NamedTuple):
 NAT_WORDS: Final = (
     "nat, nat_src, nat_dst = NAT_NAMES[find_nat(flow)], addresses[flow.reply_dst], addresses[flow.reply_src]"
 )
+NAT_PORTS: Final = (Field("nat_sport", "flow.reply_dport"), Field("nat_dport", "flow.reply_sport"))
+NAT_FIELDS: Final = (
+    Field("nat", "nat", is_text=True),
+    Field("nat_src", "nat_src", is_text=True),
+    NAT_PORTS[0],
+    Field("nat_dst", "nat_dst", is_text=True),
+    NAT_PORTS[1],
+)
 PORTS: Final = (Field("sport", "here_port"), Field("dport", "there_port"))
 # Behind the ports and the state, before the reason and the places, in this order. The addresses on the other
 # side of a translation are those where replies come from and go to.
 SECTIONS: Final = (
-    Section(
-        "is_nat and sport >= 0",
-        NAT_WORDS,
-        (
-            Field("nat", "nat", is_text=True),
-            Field("nat_src", "nat_src", is_text=True),
-            Field("nat_sport", "flow.reply_dport"),
-            Field("nat_dst", "nat_dst", is_text=True),
-            Field("nat_dport", "flow.reply_sport"),
-        ),
-    ),
-    Section(
-        "is_nat and sport < 0",
-        NAT_WORDS,
-        (
-            Field("nat", "nat", is_text=True),
-            Field("nat_src", "nat_src", is_text=True),
-            Field("nat_dst", "nat_dst", is_text=True),
-        ),
-    ),
+    Section("is_nat and sport >= 0", NAT_WORDS, NAT_FIELDS),
+    Section("is_nat and sport < 0", NAT_WORDS, tuple(each for each in NAT_FIELDS if each not in NAT_PORTS)),
     Section("flow.mark", "", (Field("mark", "flow.mark"),)),
     Section("flow.zone", "", (Field("zone", "flow.zone"),)),
     Section(

@@ -75,10 +75,10 @@ class LokiEncoder:
         self._labels = dict(labels)
         self._composer = Composer()
         self._streams = Cache(self._open_stream, 4096)
-        self.text_size = 0
+        self.entry_size = 0.0
 
     def encode(self, batch: Batch) -> bytes:
-        """The compressed body; `text_size` is its length before that."""
+        """The compressed body; `entry_size` is what an entry had of it before that."""
         streams: dict[int, list[str]] = {}
         counts: Counter[int] = Counter()
         for pieces in self._composer.compose_each(self.form, batch):
@@ -95,7 +95,7 @@ class LokiEncoder:
             texts[-1] = "]}"
             texts.append(",")
         texts[-1] = "]}"
-        self.text_size = sum(map(len, texts))
+        self.entry_size = sum(map(len, texts)) / counts.total()
         return _compress(texts)
 
     def _open_stream(self, key: int) -> str:

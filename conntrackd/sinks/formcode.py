@@ -1,7 +1,7 @@
 """Forms -> the Python source of one loop over events, in which each form is one f-string.
 
-An f-string costs by its pieces. So what changes only with the time, or with type, protocol, state and reason,
-is put together with the constants around it once for each of these, and stands in the f-string as one piece.
+An f-string costs by its parts. So what changes only with the time, or with type, protocol, state and reason,
+is put together with the constants around it once for each of these, and stands in the f-string as one part.
 Text of other people's (a host's name) is quoted by repr() and can be nothing but text.
 """
 
@@ -15,7 +15,7 @@ from conntrackd.sinks.encode import PORTS, SECTIONS, Field, Form, Syntax
 
 
 class Change(Enum):
-    """What a piece of a text changes with."""
+    """What a part of a text changes with."""
 
     NOTHING = 0
     TIME = 1
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 WORD: Final = re.compile(r"\$([a-z]+)")
-# Words of a template -> what the loop has for them; `fields` are many pieces.
+# Words of a template -> what the loop has for them; `fields` are many parts.
 WORDS: Final = {
     "message": Part(Change.EVENT, "{message}"),
     "type": Part(Change.HEAD, "{type_name}"),
@@ -134,7 +134,7 @@ def write_loop(forms: Sequence[Form]) -> Source:
         add_reasons=each("end{0} += reason{0}", "; "),
         places=each("place{},", " "),
         add_places=each("end{0} += place{0}", "; "),
-        plain_heads=", ".join(name for each in plain for name in each.heads),
+        plain_heads=", ".join(name for text in plain for name in text.heads),
         plain_ends=_indent(4, (text.end for text in plain)),
         plain_appends=_indent(3, (text.append for text in plain)),
         heads=", ".join(name for text in texts for name in text.heads),
@@ -154,13 +154,13 @@ class _Text:
 
     def __init__(self, number: int, prefix: str, form: Form, ports: tuple[Field, ...]) -> None:
         self.times: list[str] = []
-        """Statements that make the pieces that change with the time."""
+        """Statements that make the parts that change with the time."""
         self.heads: dict[str, str] = {}
-        """Names of the pieces that change with the head -> their formats."""
+        """Names of the parts that change with the head -> their formats."""
         self.end = ""
-        """The statement that makes the piece with the last fields anew."""
+        """The statement that makes the part with the last fields anew."""
         text = ""
-        for position, (change, source) in enumerate(_merge(_list_pieces(number, form, ports))):
+        for position, (change, source) in enumerate(_merge(_list_parts(number, form, ports))):
             name = f"{prefix}{change.name.lower()}{number}_{position}"
             if change is Change.TIME:
                 self.times.append(f"{name} = f{source!r}")
@@ -173,28 +173,28 @@ class _Text:
         self.append = f"{target}.append(f{text!r})"
 
 
-def _merge(pieces: Iterable[Part]) -> list[Part]:
+def _merge(parts: Iterable[Part]) -> list[Part]:
     """Constants joined with what stands beside them, unless that changes with each event."""
     merged: list[Part] = []
-    for piece in pieces:
-        changes = {piece.change, merged[-1].change if merged else Change.EVENT} - {Change.NOTHING}
+    for part in parts:
+        changes = {part.change, merged[-1].change if merged else Change.EVENT} - {Change.NOTHING}
         if Change.EVENT in changes or len(changes) > 1:
-            merged.append(piece)
+            merged.append(part)
         else:
-            merged[-1] = Part(changes.pop() if changes else Change.NOTHING, merged[-1].source + piece.source)
+            merged[-1] = Part(changes.pop() if changes else Change.NOTHING, merged[-1].source + part.source)
     return merged
 
 
-def _list_pieces(number: int, form: Form, ports: tuple[Field, ...]) -> list[Part]:
-    pieces = []
-    for position, part in enumerate(WORD.split(form.template)):
+def _list_parts(number: int, form: Form, ports: tuple[Field, ...]) -> list[Part]:
+    parts = []
+    for position, text in enumerate(WORD.split(form.template)):
         if position % 2 == 0:
-            pieces.append(Part(Change.NOTHING, _quote(part)))
-        elif part == "fields":
-            pieces += _list_fields(number, form.syntax, ports)
+            parts.append(Part(Change.NOTHING, _quote(text)))
+        elif text == "fields":
+            parts += _list_fields(number, form.syntax, ports)
         else:
-            pieces.append(WORDS.get(part) or Part(Change.NOTHING, _quote(form.event[part])))
-    return [piece for piece in pieces if piece.source]
+            parts.append(WORDS.get(text) or Part(Change.NOTHING, _quote(form.event[text])))
+    return [part for part in parts if part.source]
 
 
 def _list_fields(number: int, syntax: Syntax, ports: tuple[Field, ...]) -> list[Part]:
@@ -205,9 +205,9 @@ def _list_fields(number: int, syntax: Syntax, ports: tuple[Field, ...]) -> list[
         Part(Change.EVENT, "{here}"),
         Part(Change.NOTHING, _quote(syntax.close_text)),
         *[
-            piece
+            part
             for field in (Field("dst", "there", is_text=True), *ports)
-            for piece in _list_field(syntax, field)
+            for part in _list_field(syntax, field)
         ],
         Part(Change.HEAD, f"{{end{number}}}"),
     ]
@@ -230,8 +230,8 @@ def _write_sections(forms: Sequence[Form]) -> list[str]:
         lines.append(f"if {section.condition}:")
         lines += [f"    {section.words}"] if section.words else []
         for n, form in enumerate(forms):
-            pieces = [piece for field in section.fields for piece in _list_field(form.syntax, field)]
-            lines.append(f"    end{n} += f{''.join(piece.source for piece in pieces)!r}")
+            parts = [part for field in section.fields for part in _list_field(form.syntax, field)]
+            lines.append(f"    end{n} += f{''.join(part.source for part in parts)!r}")
     return lines
 
 

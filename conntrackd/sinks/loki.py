@@ -13,7 +13,6 @@ from typing import Final
 from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
-from conntrackd.sinks.compose import count_records
 from conntrackd.sinks.encode_loki import LokiEncoder, split
 from conntrackd.sinks.http import Connection, read_secret
 from conntrackd.sinks.judge_loki import judge
@@ -103,7 +102,7 @@ class Loki:
     def encode(self, batch: Batch) -> bytes:
         """See LokiEncoder."""
         body = self._encoder.encode(batch)
-        self._event_size += (self._encoder.text_size / count_records(batch) - self._event_size) / 8
+        self._event_size += (self._encoder.entry_size - self._event_size) / 8
         return body
 
     def open(self) -> None:

@@ -15,6 +15,7 @@ from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
 from conntrackd.sinks.datagrams import SLOTS, DatagramSender
+from conntrackd.sinks.encode_json import LOST_MARK
 from conntrackd.sinks.encode_syslog import (
     Frame,
     SyslogEncoder,
@@ -34,7 +35,7 @@ SEND_SECONDS: Final = 10.0
 ACKNOWLEDGE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.002
 # What marks a LOST record, in each of the formats; no value can hold it, because its quotes are escaped.
-LOST_MARKS: Final = (b' type="LOST"', b'"type":"LOST"')
+LOST_MARKS: Final = (b' type="LOST"', LOST_MARK)
 
 
 class Target(NamedTuple):
