@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 1.0
-# How many more objects there are before the collector looks for cycles among them. Events make none, and
-# wait in outboxes by the ten thousand: at 700, Python's default, a seventh of the work was to walk over them.
+# How many more objects there are before the collector looks for cycles among them. Events make none: at 700,
+# Python's default, it would walk over those of each batch.
 GARBAGE_OBJECTS: Final = 100_000
 # What the reader may take at the end for what the kernel has queued.
 READER_SECONDS: Final = 3.0
