@@ -1,0 +1,325 @@
+/* The walk over the attributes of a conntrack message: plain, bounds-checked, with a table for each nest. */
+#include "event.h"
+
+#include <endian.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <linux/netlink.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#ifndef NLA_TYPE_MASK
+#error "linux/netlink.h is too old"
+#endif
+#define CTA_TIMESTAMP_EVENT_NUMBER 27 /* Linux 6.14: newer than the headers of Debian 12 and 13 */
+
+enum kind {
+	SKIPPED = 0, /* what we do not know, or do not need, is passed over */
+	NEST,
+	NUMBER, /* big endian, of exactly `size` bytes */
+	ADDRESS, /* `size` bytes, which must be those of the event's family */
+	TEXT,
+	BITS, /* at most `size` bytes */
+};
+
+/* What becomes of one type of attribute. `offset` is the field's in struct event. */
+struct target {
+	uint8_t kind;
+	uint8_t size;
+	uint16_t offset;
+	uint64_t has;
+	const struct nest *nest;
+};
+
+struct nest {
+	const struct target *targets;
+	size_t count;
+};
+
+#define FIELD(name) offsetof(struct event, name)
+#define NUMBER_TO(name, bits, bit) { NUMBER, (bits) / 8, FIELD(name), bit, NULL }
+#define ADDRESS_TO(name, bytes, bit) { ADDRESS, bytes, FIELD(name), bit, NULL }
+#define NEST_OF(table) { NEST, 0, 0, 0, &(const struct nest){ table, sizeof(table) / sizeof((table)[0]) } }
+
+#define IP_TARGETS(src, dst, has_src, has_dst)                                                          \
+	{                                                                                               \
+		[CTA_IP_V4_SRC] = ADDRESS_TO(src, 4, has_src), [CTA_IP_V4_DST] = ADDRESS_TO(dst, 4, has_dst), \
+		[CTA_IP_V6_SRC] = ADDRESS_TO(src, 16, has_src),                                         \
+		[CTA_IP_V6_DST] = ADDRESS_TO(dst, 16, has_dst),                                         \
+	}
+
+static const struct target orig_ip[] = IP_TARGETS(src, dst, HAS_SRC, HAS_DST);
+static const struct target reply_ip[] = IP_TARGETS(reply_src, reply_dst, HAS_REPLY_SRC, HAS_REPLY_DST);
+static const struct target master_ip[] = IP_TARGETS(master_src, master_dst, HAS_MASTER_SRC, HAS_MASTER_DST);
+
+static const struct target orig_proto[] = {
+	[CTA_PROTO_NUM] = NUMBER_TO(protocol, 8, HAS_PROTOCOL),
+	[CTA_PROTO_SRC_PORT] = NUMBER_TO(sport, 16, HAS_SPORT),
+	[CTA_PROTO_DST_PORT] = NUMBER_TO(dport, 16, HAS_DPORT),
+	[CTA_PROTO_ICMP_ID] = NUMBER_TO(icmp_id, 16, HAS_ICMP_ID),
+	[CTA_PROTO_ICMP_TYPE] = NUMBER_TO(icmp_type, 8, HAS_ICMP_TYPE),
+	[CTA_PROTO_ICMP_CODE] = NUMBER_TO(icmp_code, 8, HAS_ICMP_CODE),
+	[CTA_PROTO_ICMPV6_ID] = NUMBER_TO(icmp_id, 16, HAS_ICMP_ID),
+	[CTA_PROTO_ICMPV6_TYPE] = NUMBER_TO(icmp_type, 8, HAS_ICMP_TYPE),
+	[CTA_PROTO_ICMPV6_CODE] = NUMBER_TO(icmp_code, 8, HAS_ICMP_CODE),
+};
+static const struct target reply_proto[] = {
+	[CTA_PROTO_SRC_PORT] = NUMBER_TO(reply_sport, 16, HAS_REPLY_SPORT),
+	[CTA_PROTO_DST_PORT] = NUMBER_TO(reply_dport, 16, HAS_REPLY_DPORT),
+	[CTA_PROTO_ICMP_ID] = NUMBER_TO(reply_icmp_id, 16, HAS_REPLY_ICMP_ID),
+	[CTA_PROTO_ICMPV6_ID] = NUMBER_TO(reply_icmp_id, 16, HAS_REPLY_ICMP_ID),
+};
+static const struct target master_proto[] = {
+	[CTA_PROTO_NUM] = NUMBER_TO(master_protocol, 8, HAS_MASTER_PROTOCOL),
+	[CTA_PROTO_SRC_PORT] = NUMBER_TO(master_sport, 16, HAS_MASTER_SPORT),
+	[CTA_PROTO_DST_PORT] = NUMBER_TO(master_dport, 16, HAS_MASTER_DPORT),
+};
+
+static const struct target orig_tuple[] = {
+	[CTA_TUPLE_IP] = NEST_OF(orig_ip),
+	[CTA_TUPLE_PROTO] = NEST_OF(orig_proto),
+	[CTA_TUPLE_ZONE] = NUMBER_TO(zone, 16, 0),
+};
+static const struct target reply_tuple[] = {
+	[CTA_TUPLE_IP] = NEST_OF(reply_ip),
+	[CTA_TUPLE_PROTO] = NEST_OF(reply_proto),
+	[CTA_TUPLE_ZONE] = NUMBER_TO(reply_zone, 16, 0),
+};
+static const struct target master_tuple[] = {
+	[CTA_TUPLE_IP] = NEST_OF(master_ip),
+	[CTA_TUPLE_PROTO] = NEST_OF(master_proto),
+};
+
+static const struct target protoinfo_tcp[] = { [CTA_PROTOINFO_TCP_STATE] = NUMBER_TO(state, 8, HAS_STATE) };
+static const struct target protoinfo[] = { [CTA_PROTOINFO_TCP] = NEST_OF(protoinfo_tcp) };
+static const struct target orig_counters[] = {
+	[CTA_COUNTERS_PACKETS] = NUMBER_TO(orig_packets, 64, HAS_ORIG_PACKETS),
+	[CTA_COUNTERS_BYTES] = NUMBER_TO(orig_bytes, 64, HAS_ORIG_BYTES),
+};
+static const struct target reply_counters[] = {
+	[CTA_COUNTERS_PACKETS] = NUMBER_TO(reply_packets, 64, HAS_REPLY_PACKETS),
+	[CTA_COUNTERS_BYTES] = NUMBER_TO(reply_bytes, 64, HAS_REPLY_BYTES),
+};
+static const struct target timestamps[] = {
+	[CTA_TIMESTAMP_START] = NUMBER_TO(start, 64, 0),
+	[CTA_TIMESTAMP_STOP] = NUMBER_TO(stop, 64, 0),
+};
+static const struct target help[] = { [CTA_HELP_NAME] = { TEXT, 0, FIELD(helper), HAS_HELPER, NULL } };
+static const struct target security[] = { [CTA_SECCTX_NAME] = { TEXT, 0, FIELD(secctx), HAS_SECCTX, NULL } };
+
+static const struct target top[] = {
+	[CTA_TUPLE_ORIG] = NEST_OF(orig_tuple),
+	[CTA_TUPLE_REPLY] = NEST_OF(reply_tuple),
+	[CTA_STATUS] = NUMBER_TO(status, 32, 0),
+	[CTA_PROTOINFO] = NEST_OF(protoinfo),
+	[CTA_HELP] = NEST_OF(help),
+	[CTA_TIMEOUT] = NUMBER_TO(timeout, 32, HAS_TIMEOUT),
+	[CTA_MARK] = NUMBER_TO(mark, 32, 0),
+	[CTA_COUNTERS_ORIG] = NEST_OF(orig_counters),
+	[CTA_COUNTERS_REPLY] = NEST_OF(reply_counters),
+	[CTA_ID] = NUMBER_TO(id, 32, HAS_ID),
+	[CTA_TUPLE_MASTER] = NEST_OF(master_tuple),
+	[CTA_ZONE] = NUMBER_TO(zone, 16, 0),
+	[CTA_SECCTX] = NEST_OF(security),
+	[CTA_TIMESTAMP] = NEST_OF(timestamps),
+	[CTA_LABELS] = { BITS, LABEL_BYTES, FIELD(labels), HAS_LABELS, NULL },
+	[CTA_TIMESTAMP_EVENT_NUMBER] = NUMBER_TO(time, 64, 0),
+};
+
+struct attribute {
+	uint16_t type;
+	const uint8_t *value;
+	size_t size;
+};
+
+/* Reads the attribute at `*at` and moves on to the next. 0: there is none; -1: what is there is none. */
+static int next_attribute(const uint8_t **at, const uint8_t *end, struct attribute *found)
+{
+	size_t left = (size_t)(end - *at), step;
+	struct nlattr header;
+
+	if (left < NLA_HDRLEN)
+		return left ? -1 : 0;
+	memcpy(&header, *at, sizeof(header));
+	if (header.nla_len < NLA_HDRLEN || header.nla_len > left)
+		return -1;
+	*found = (struct attribute){ header.nla_type & NLA_TYPE_MASK, *at + NLA_HDRLEN, header.nla_len - NLA_HDRLEN };
+	step = NLA_ALIGN(header.nla_len);
+	*at += step < left ? step : left;
+	return 1;
+}
+
+static void store_number(struct event *event, const struct target *target, const uint8_t *value)
+{
+	uint8_t *field = (uint8_t *)event + target->offset;
+	uint64_t wide;
+	uint32_t word;
+	uint16_t half;
+
+	switch (target->size) {
+	case 1:
+		*field = *value;
+		return;
+	case 2:
+		memcpy(&half, value, 2);
+		half = be16toh(half);
+		memcpy(field, &half, 2);
+		return;
+	case 4:
+		memcpy(&word, value, 4);
+		word = be32toh(word);
+		memcpy(field, &word, 4);
+		return;
+	default:
+		memcpy(&wide, value, 8);
+		wide = be64toh(wide);
+		memcpy(field, &wide, 8);
+	}
+}
+
+/* A text ends at its NUL, where it has one. */
+static void store_text(struct event *event, const struct target *target, const struct attribute *found)
+{
+	size_t limit = target->has == HAS_HELPER ? UINT8_MAX : UINT16_MAX;
+	size_t size = strnlen((const char *)found->value, found->size < limit ? found->size : limit);
+	const char *text = (const char *)found->value;
+
+	memcpy((uint8_t *)event + target->offset, &text, sizeof(text));
+	if (target->has == HAS_HELPER)
+		event->helper_bytes = (uint8_t)size;
+	else
+		event->secctx_bytes = (uint16_t)size;
+}
+
+static bool walk_attributes(const uint8_t *at, const uint8_t *end, const struct nest *nest, struct event *event)
+{
+	struct attribute found;
+	int more;
+
+	while ((more = next_attribute(&at, end, &found)) > 0) {
+		const struct target *target = found.type < nest->count ? &nest->targets[found.type] : NULL;
+
+		if (!target)
+			continue;
+		switch ((enum kind)target->kind) {
+		case SKIPPED:
+			continue;
+		case NEST:
+			if (!walk_attributes(found.value, found.value + found.size, target->nest, event))
+				return false;
+			break;
+		case NUMBER:
+			if (found.size != target->size)
+				return false;
+			store_number(event, target, found.value);
+			break;
+		case ADDRESS:
+			if (found.size != target->size || found.size != (event->family == AF_INET ? 4 : 16))
+				return false;
+			memcpy((uint8_t *)event + target->offset, found.value, found.size);
+			break;
+		case TEXT:
+			store_text(event, target, &found);
+			break;
+		case BITS:
+			if (found.size > target->size)
+				return false;
+			memcpy((uint8_t *)event + target->offset, found.value, found.size);
+			break;
+		}
+		event->has |= target->has;
+	}
+	return more == 0;
+}
+
+static uint8_t find_type(uint16_t message_type, uint16_t flags)
+{
+	if (message_type == (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE))
+		return TYPE_DESTROY;
+	if (message_type != (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW))
+		return 0;
+	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_conntrack_event(): a new flow has these flags, an update
+	 * has none. */
+	return flags & (NLM_F_CREATE | NLM_F_EXCL) ? TYPE_NEW : TYPE_UPDATE;
+}
+
+static bool is_same_port(const struct event *event, uint16_t one, uint64_t has_one, uint16_t other, uint64_t has_other)
+{
+	return one == other && !(event->has & has_one) == !(event->has & has_other);
+}
+
+/* Where the reply tuple is not the original one turned round, an end was translated. */
+static uint8_t find_nat(const struct event *event)
+{
+	uint8_t nat = 0;
+
+	if (memcmp(event->reply_dst, event->src, ADDRESS_BYTES) != 0 ||
+	    !is_same_port(event, event->reply_dport, HAS_REPLY_DPORT, event->sport, HAS_SPORT))
+		nat |= NAT_SNAT;
+	if (memcmp(event->reply_src, event->dst, ADDRESS_BYTES) != 0 ||
+	    !is_same_port(event, event->reply_sport, HAS_REPLY_SPORT, event->dport, HAS_DPORT))
+		nat |= NAT_DNAT;
+	return nat;
+}
+
+static void derive_duration(struct event *event)
+{
+	event->has |= HAS_DURATION;
+	if (event->stop < event->start) {
+		event->has |= IS_BACKWARD;
+		event->duration = event->start - event->stop;
+		return;
+	}
+	event->duration = event->stop - event->start;
+	event->duration_rank = event->duration == UINT64_MAX ? UINT64_MAX : event->duration + 1;
+}
+
+/* What follows from the attributes. */
+static void derive(struct event *event, bool tells_reason)
+{
+	event->nat = find_nat(event);
+	if (event->start && event->stop)
+		derive_duration(event);
+	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout() */
+	if (tells_reason && event->type == TYPE_DESTROY) {
+		event->reason = event->has & HAS_TIMEOUT ? REASON_CLOSED : REASON_TIMEOUT;
+		event->has |= HAS_REASON;
+	}
+	event->has |= (event->nat ? HAS_NAT : 0) | (event->mark ? HAS_MARK : 0) | (event->zone ? HAS_ZONE : 0) |
+		      (event->reply_zone ? HAS_REPLY_ZONE : 0) | (event->start ? HAS_START : 0) |
+		      (event->stop ? HAS_STOP : 0) | (event->family == AF_INET ? IS_IPV4 : IS_IPV6);
+}
+
+bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason,
+		  struct event *event)
+{
+	const uint64_t required = HAS_PROTOCOL | HAS_ID | HAS_SRC | HAS_DST | HAS_REPLY_SRC | HAS_REPLY_DST;
+	const struct nest all = { top, sizeof(top) / sizeof(top[0]) };
+	struct nlmsghdr header;
+
+	if (length < NLMSG_HDRLEN + sizeof(struct nfgenmsg))
+		return false;
+	memcpy(&header, message, sizeof(header));
+	memset(event, 0, sizeof(*event));
+	event->time = received_ns;
+	event->type = find_type(header.nlmsg_type, header.nlmsg_flags);
+	event->family = message[NLMSG_HDRLEN + offsetof(struct nfgenmsg, nfgen_family)];
+	if (header.nlmsg_len != length || !event->type || (event->family != AF_INET && event->family != AF_INET6))
+		return false;
+	if (!walk_attributes(message + NLMSG_HDRLEN + sizeof(struct nfgenmsg), message + length, &all, event))
+		return false;
+	if ((event->has & required) != required)
+		return false;
+	derive(event, tells_reason);
+	return true;
+}
+
+size_t find_message_length(const uint8_t *bytes, size_t length)
+{
+	struct nlmsghdr header;
+
+	if (length < NLMSG_HDRLEN)
+		return length;
+	memcpy(&header, bytes, sizeof(header));
+	return header.nlmsg_len < NLMSG_HDRLEN || header.nlmsg_len > length ? length : header.nlmsg_len;
+}
