@@ -95,7 +95,7 @@ class DaemonControl:
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
-        daemon.pipeline.geoip = geoip
+        daemon.pipeline.set_geoip(geoip)
         await self._apply_sinks(sinks)
         return [*lines, *rules.warnings] or ["nothing has changed"]
 
@@ -201,7 +201,7 @@ class DaemonControl:
         have rules checked may not stop the daemon.
         """
         async with self._compiling:
-            return await asyncio.to_thread(compile_filter, rules, origin, config)
+            return await asyncio.to_thread(compile_filter, rules, origin, config, self._daemon.engine)
 
     async def _compile_texts(self, rules: Sequence[str], origin: str = "") -> Filter:
         return await self._compile([RuleText(each) for each in rules], origin, self._daemon.config)
@@ -240,7 +240,7 @@ class DaemonControl:
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         new = await self._compile_texts(rules)
-        return self._daemon.tails.open(new.selector, limit)
+        return self._daemon.tails.open(new.table, limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class DaemonControl:
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters |= {each.name: each.value for each in measure_process()}
-        return Statistics(counters, sinks, list(daemon.filter.selector.counts))
+        return Statistics(counters, sinks, list(daemon.filter.table.counts))
 
     # ---- sinks ----------------------------------------------------------------------------------------
 

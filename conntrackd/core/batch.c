@@ -30,8 +30,7 @@ static bool reserve_event(struct batch *batch)
 }
 
 /* A moment is one nanosecond after the last one's where both have the same time. */
-bool append_message(struct batch *batch, const uint8_t *message, size_t length, bool tells_reason,
-			   size_t *malformed)
+bool append_message(struct batch *batch, const uint8_t *message, size_t length, size_t *malformed)
 {
 	struct event *event;
 
@@ -39,7 +38,7 @@ bool append_message(struct batch *batch, const uint8_t *message, size_t length, 
 		return false;
 	event = &batch->events[batch->count];
 	if (batch->count > MAX_INDEX ||
-	    !walk_message(message, length, batch->received_ns, tells_reason, event)) {
+	    !walk_message(message, length, batch->received_ns, batch->tells_reason, event)) {
 		++*malformed;
 		return true;
 	}
@@ -50,15 +49,14 @@ bool append_message(struct batch *batch, const uint8_t *message, size_t length, 
 	return true;
 }
 
-bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, bool tells_reason,
-			    size_t *malformed)
+bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, size_t *malformed)
 {
 	size_t offset = 0;
 
 	do {
 		size_t size = find_message_length(datagram + offset, length - offset);
 
-		if (!append_message(batch, datagram + offset, size, tells_reason, malformed))
+		if (!append_message(batch, datagram + offset, size, malformed))
 			return false;
 		offset += NLMSG_ALIGN(size);
 	} while (offset < length);
@@ -78,6 +76,12 @@ bool open_selection(const struct batch *batch, PyObject *object, struct selectio
 	Py_ssize_t length, count;
 	char *bytes;
 
+	if (object == Py_None) {
+		for (size_t index = 0; index < batch->count; index++)
+			batch->indexes[index] = (uint16_t)index;
+		*selection = (struct selection){ batch->indexes, batch->count };
+		return true;
+	}
 	if (PyBytes_AsStringAndSize(object, &bytes, &length) < 0)
 		return false;
 	count = count_items(length, sizeof(uint16_t), "a selection");

@@ -12,6 +12,7 @@ struct batch {
 	PyObject_HEAD
 	struct ring ring;
 	uint64_t received_ns;
+	bool tells_reason; /* see walk_message() */
 	uint8_t *loaded; /* a copy of what load() was given */
 	struct event *events;
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
@@ -25,14 +26,12 @@ struct selection {
 };
 
 /* Adds the event of a message, or counts it as malformed. False for want of memory. */
-bool append_message(struct batch *batch, const uint8_t *message, size_t length, bool tells_reason,
-		    size_t *malformed);
+bool append_message(struct batch *batch, const uint8_t *message, size_t length, size_t *malformed);
 
 /* The kernel sends events one by one, but netlink allows several messages in a datagram. */
-bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, bool tells_reason,
-		     size_t *malformed);
+bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, size_t *malformed);
 
-/* False with an exception: these are no bytes, or not of this batch. */
+/* None selects all events. False with an exception: it is not a selection, or not one of this batch. */
 bool open_selection(const struct batch *batch, PyObject *object, struct selection *selection);
 
 /* The first `count` of the batch's indexes as bytes. */

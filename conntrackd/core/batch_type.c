@@ -12,24 +12,15 @@
 
 /* ---- methods ------------------------------------------------------------------------------------------ */
 
-static PyObject *batch_all(PyObject *self, PyObject *Py_UNUSED(none))
-{
-	struct batch *batch = (struct batch *)self;
-
-	for (size_t index = 0; index < batch->count; index++)
-		batch->indexes[index] = (uint16_t)index;
-	return make_selection(batch, batch->count);
-}
-
 static PyObject *batch_receive(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
-	int socket, patience_ms, gather_us, tells_reason, received, code = 0;
+	int socket, patience_ms, gather_us, received, code = 0;
 	size_t malformed = 0, forged = 0;
 	struct fill fill = { 0 };
 	bool has_memory = true;
 
-	if (!PyArg_ParseTuple(arguments, "iiip:receive", &socket, &patience_ms, &gather_us, &tells_reason))
+	if (!PyArg_ParseTuple(arguments, "iii:receive", &socket, &patience_ms, &gather_us))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	batch->count = 0;
@@ -44,7 +35,7 @@ static PyObject *batch_receive(PyObject *self, PyObject *arguments)
 		else if (!datagram)
 			malformed++;
 		else
-			has_memory = append_datagram(batch, datagram, length, tells_reason, &malformed);
+			has_memory = append_datagram(batch, datagram, length, &malformed);
 	}
 	if (received < 0 || !measure_fill(socket, &fill))
 		code = errno;
@@ -66,11 +57,10 @@ static PyObject *batch_load(PyObject *self, PyObject *arguments)
 	const char *messages;
 	Py_ssize_t length, offset;
 	unsigned long long received_ns;
-	int tells_reason;
 	size_t malformed = 0, seen = 0, at;
 	bool has_memory;
 
-	if (!PyArg_ParseTuple(arguments, "y#nKp:load", &messages, &length, &offset, &received_ns, &tells_reason))
+	if (!PyArg_ParseTuple(arguments, "y#nK:load", &messages, &length, &offset, &received_ns))
 		return NULL;
 	if (offset < 0 || offset > length) {
 		PyErr_SetString(PyExc_ValueError, "an offset outside the messages");
@@ -91,7 +81,7 @@ static PyObject *batch_load(PyObject *self, PyObject *arguments)
 		if (header.nlmsg_len < NLMSG_HDRLEN || header.nlmsg_len > (size_t)length - at ||
 		    header.nlmsg_type < NLMSG_MIN_TYPE)
 			break;
-		has_memory = append_message(batch, batch->loaded + at, header.nlmsg_len, tells_reason, &malformed);
+		has_memory = append_message(batch, batch->loaded + at, header.nlmsg_len, &malformed);
 		at += NLMSG_ALIGN(header.nlmsg_len);
 		at = at < (size_t)length ? at : (size_t)length;
 	}
@@ -208,9 +198,10 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	if (!has_memory)
 		return PyErr_NoMemory();
 	moments = template->by_stream ? selection.count : 0;
-	return Py_BuildValue("y#y#Ny#", batch->output.text, (Py_ssize_t)batch->output.length, batch->output.ends,
+	return Py_BuildValue("y#y#Ny#K", batch->output.text, (Py_ssize_t)batch->output.length, batch->output.ends,
 			     (Py_ssize_t)(selection.count * sizeof(uint32_t)), list_found_streams(streams, stream_count),
-			     batch->output.moments, (Py_ssize_t)(moments * sizeof(uint64_t)));
+			     batch->output.moments, (Py_ssize_t)(moments * sizeof(uint64_t)),
+			     selection.count ? batch->events[selection.indexes[0]].time : 0);
 }
 
 /* How many of each type and protocol there are. */
@@ -283,15 +274,19 @@ static PyObject *batch_describe(PyObject *self, PyObject *arguments)
 static PyObject *batch_get_time(PyObject *self, PyObject *arguments)
 {
 	const struct batch *batch = (struct batch *)self;
-	Py_ssize_t index;
+	struct selection selection;
+	PyObject *selected;
+	Py_ssize_t position;
 
-	if (!PyArg_ParseTuple(arguments, "n:time", &index))
+	if (!PyArg_ParseTuple(arguments, "On:time", &selected, &position) ||
+	    !open_selection(batch, selected, &selection))
 		return NULL;
-	if (index < 0 || (size_t)index >= batch->count) {
+	position += position < 0 ? (Py_ssize_t)selection.count : 0;
+	if (position < 0 || (size_t)position >= selection.count) {
 		PyErr_SetString(PyExc_IndexError, "there is no such event");
 		return NULL;
 	}
-	return PyLong_FromUnsignedLongLong(batch->events[index].time);
+	return PyLong_FromUnsignedLongLong(batch->events[selection.indexes[position]].time);
 }
 
 static PyObject *batch_get_received_ns(PyObject *self, void *Py_UNUSED(closure))
@@ -308,12 +303,14 @@ static Py_ssize_t batch_length(PyObject *self)
 
 static int batch_init(PyObject *self, PyObject *arguments, PyObject *names)
 {
-	static char *keywords[] = { "slots", "slot_bytes", NULL };
+	static char *keywords[] = { "slots", "slot_bytes", "tells_reason", NULL };
 	struct batch *batch = (struct batch *)self;
 	Py_ssize_t slots, slot_bytes;
+	int tells_reason;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, names, "nn:Batch", keywords, &slots, &slot_bytes))
+	if (!PyArg_ParseTupleAndKeywords(arguments, names, "nnp:Batch", keywords, &slots, &slot_bytes, &tells_reason))
 		return -1;
+	batch->tells_reason = tells_reason;
 	if (slots < 1 || slots > 4096 || slot_bytes < 1 || slot_bytes > 1 << 20 || batch->ring.slots) {
 		PyErr_SetString(PyExc_ValueError, "too many slots, or none");
 		return -1;
@@ -341,24 +338,25 @@ static void batch_dealloc(PyObject *self)
 
 static PyMethodDef methods[] = {
 	{ "receive", batch_receive, METH_VARARGS,
-	  "(socket, patience_ms, gather_us, tells_reason) -> datagrams, forged, malformed; bytes queued, bytes the\n"
+	  "(socket, patience_ms, gather_us) -> datagrams, forged, malformed; bytes queued, bytes the\n"
 	  "queue may have, events dropped. Waits, and reads what has come: datagrams is 0 for nothing. OSError." },
 	{ "load", batch_load, METH_VARARGS,
-	  "(messages, offset, received_ns, tells_reason) -> offset of what was not read, messages, malformed.\n"
+	  "(messages, offset, received_ns) -> offset of what was not read, messages, malformed.\n"
 	  "Ends at what is no whole message, at a control message of netlink's, and when the slots are full." },
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
-	{ "all", batch_all, METH_NOARGS, "A selection of all events: their indexes as native uint16, in bytes." },
-	{ "decide", batch_decide, METH_VARARGS, "(table, selection) -> the selection that the rules keep." },
+	{ "decide", batch_decide, METH_VARARGS, "(table, selection) -> the selection that the rules keep: indexes as native uint16, in\n"
+	  "bytes. Here and below None is the selection of all events." },
 	{ "locate", batch_locate, METH_VARARGS,
 	  "(locations, selection, is_first) -> addresses that are not known yet, 4 or 16 bytes each." },
 	{ "render", batch_render, METH_VARARGS,
-	  "(template, selection) -> text, ends as uint32, streams (type, protocol, events), moments as uint64." },
+	  "(template, selection) -> text, ends as uint32, streams (type, protocol, events), moments as uint64,\n"
+	  "time of the first event." },
 	{ "tally", batch_tally, METH_O, "(selection) -> (type, protocol, events) of each kind that is there." },
 	{ "of_types", batch_of_types, METH_VARARGS, "(selection, mask) -> those whose type is in the mask." },
 	{ "set_type", batch_set_type, METH_VARARGS, "(selection, type): all of them are of this type now." },
 	{ "describe", batch_describe, METH_VARARGS, "(index) -> all fields by name, None for what is not there." },
-	{ "time", batch_get_time, METH_VARARGS, "(index) -> the event's time, ns since the epoch." },
+	{ "time", batch_get_time, METH_VARARGS, "(selection, position) -> the event's time, ns since the epoch." },
 	{ 0 },
 };
 static PyGetSetDef properties[] = {

@@ -106,18 +106,11 @@ bool open_template(struct template *template, const struct step *steps, size_t s
 	return template->steps && template->names && template->pool && check_template(template);
 }
 
-void template_forget_places(struct template *template)
+void close_template(struct template *template)
 {
 	for (size_t location = 0; location < template->place_count; location++)
 		free(template->places[location]);
 	free(template->places);
-	template->places = NULL;
-	template->place_count = template->place_bound = 0;
-}
-
-void close_template(struct template *template)
-{
-	template_forget_places(template);
 	free(template->steps);
 	free(template->names);
 	free(template->pool);

@@ -79,7 +79,6 @@ bool open_template(struct template *template, const struct step *steps, size_t s
 void close_template(struct template *template);
 bool template_set_places(struct template *template, uint32_t location, const char *const *texts,
 			 const uint32_t *lengths);
-void template_forget_places(struct template *template);
 
 /* The events of these indexes, in their order; by stream if the template says so, then `streams` tells them and
  * is of MAX_STREAMS. False for want of memory.

@@ -70,16 +70,9 @@ static PyObject *set_places(PyObject *self, PyObject *arguments)
 	Py_RETURN_NONE;
 }
 
-static PyObject *forget_places(PyObject *self, PyObject *Py_UNUSED(none))
-{
-	template_forget_places(open_object_template(self));
-	Py_RETURN_NONE;
-}
-
 static PyMethodDef methods[] = {
 	{ "set_places", set_places, METH_VARARGS,
 	  "(location, place as destination, as source, network as destination, as source): its texts." },
-	{ "forget_places", forget_places, METH_NOARGS, "The numbers of locations get another meaning." },
 	{ 0 },
 };
 static PyType_Slot slots[] = {
