@@ -26,10 +26,9 @@ static size_t find_longest_name(const struct template *template, const struct st
 	return longest;
 }
 
-/* The most bytes that a step writes; -1 where it cannot be right. */
-static int64_t bound_step(const struct template *template, size_t position)
+/* The most bytes that a step writes between its constants; -1 where it cannot be right. */
+static int64_t bound_step(const struct template *template, const struct step *step)
 {
-	const struct step *step = &template->steps[position];
 	size_t size;
 
 	if (step->field >= event_field_count)
@@ -37,7 +36,7 @@ static int64_t bound_step(const struct template *template, size_t position)
 	size = event_fields[step->field].size;
 	switch ((enum step_kind)step->kind) {
 	case STEP_TEXT:
-		return is_within(step->offset, step->length, template->pool_bytes) ? (int64_t)step->length : -1;
+		return 0;
 	case STEP_NUMBER:
 		return size && size <= 8 ? NUMBER_TEXT : -1;
 	case STEP_NAME:
@@ -62,8 +61,6 @@ static int64_t bound_step(const struct template *template, size_t position)
 		if (size != LABEL_BYTES || !is_within(step->offset, step->length, template->name_count))
 			return -1;
 		return LABEL_COUNT * (int64_t)(1 + find_longest_name(template, step));
-	case STEP_UNLESS:
-		return step->length < template->step_count - position ? 0 : -1;
 	}
 	return -1;
 }
@@ -74,19 +71,21 @@ static bool check_template(struct template *template)
 		if (!is_within(template->names[name].offset, template->names[name].length, template->pool_bytes))
 			return false;
 	for (size_t position = 0; position < template->step_count; position++) {
-		int64_t bound = bound_step(template, position);
+		const struct step *step = &template->steps[position];
+		size_t constants = (size_t)step->before_length + step->after_length;
+		int64_t bound = bound_step(template, step);
 
-		if (bound < 0)
+		if (bound < 0 || !is_within(step->constants, constants, template->pool_bytes))
 			return false;
-		template->bound += (size_t)bound;
-		template->place_steps += template->steps[position].kind == STEP_PLACE;
+		template->bound += (size_t)bound + constants;
+		template->place_steps += step->kind == STEP_PLACE;
 	}
 	return true;
 }
 
 static void *copy(const void *from, size_t size)
 {
-	void *to = malloc(size ? size : 1);
+	void *to = calloc(1, size + SLACK);
 
 	return to ? memcpy(to, from, size) : NULL;
 }
@@ -142,7 +141,7 @@ bool template_set_places(struct template *template, uint32_t location, const cha
 		slices[text] = (struct slice){ (uint32_t)size, lengths[text] };
 		size += lengths[text];
 	}
-	place = malloc(size);
+	place = calloc(1, size + SLACK);
 	if (!place)
 		return false;
 	memcpy(place, slices, sizeof(slices));
@@ -168,19 +167,18 @@ static char *write_name(char *at, const struct template *template, const struct 
 static char *write_endpoint(char *at, const struct event *event, const struct step *step)
 {
 	const uint8_t *address = (const uint8_t *)event + event_fields[step->field].offset;
-	bool is_ipv4 = event->has & IS_IPV4;
+	const struct event_field *port = &event_fields[step->offset];
+	bool is_ipv4 = event->has & IS_IPV4, is_bracketed = !is_ipv4 && event->has & port->has;
 
-	if ((event->has & step->want) != step->want)
-		return write_address(at, address, is_ipv4);
-	if (is_ipv4) {
-		at = write_address(at, address, true);
-	} else {
+	if (is_bracketed)
 		*at++ = '[';
-		at = write_address(at, address, false);
+	at = write_address(at, address, is_ipv4);
+	if (is_bracketed)
 		*at++ = ']';
-	}
+	if (!(event->has & port->has))
+		return at;
 	*at++ = ':';
-	return write_number(at, read_field(event, &event_fields[step->offset]));
+	return write_number(at, read_field(event, port));
 }
 
 /* Seconds with all nine decimals. */
@@ -231,51 +229,48 @@ static char *write_labels(char *at, const struct template *template, const struc
 	return at;
 }
 
+static char *write_value(char *at, struct template *template, const struct step *step, const struct event *event)
+{
+	const struct event_field *field = &event_fields[step->field];
+
+	switch ((enum step_kind)step->kind) {
+	case STEP_TEXT:
+		return at;
+	case STEP_NUMBER:
+		return write_number(at, read_field(event, field));
+	case STEP_NAME:
+		return write_name(at, template, step, read_field(event, field));
+	case STEP_ADDRESS:
+		return write_address(at, (const uint8_t *)event + field->offset, event->has & IS_IPV4);
+	case STEP_ENDPOINT:
+		return write_endpoint(at, event, step);
+	case STEP_TIME:
+		return write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
+	case STEP_DURATION:
+		return write_duration(at, event);
+	case STEP_PLACE:
+		return write_place(at, template, step, read_field(event, field));
+	case STEP_OWN_TEXT:
+		return field->has == HAS_HELPER ? write_own_text(at, event->helper, event->helper_bytes) :
+						  write_own_text(at, event->secctx, event->secctx_bytes);
+	case STEP_LABELS:
+		return write_labels(at, template, step, event);
+	}
+	return at;
+}
+
 static char *write_event(char *at, struct template *template, const struct event *event)
 {
 	const struct step *end = template->steps + template->step_count;
 
 	for (const struct step *step = template->steps; step < end; step++) {
-		const struct event_field *field = &event_fields[step->field];
-		bool is_helper = field->has == HAS_HELPER;
+		const char *constants = template->pool + step->constants;
 
-		switch ((enum step_kind)step->kind) {
-		case STEP_TEXT:
-			at = write_bytes(at, template->pool + step->offset, step->length);
-			break;
-		case STEP_NUMBER:
-			at = write_number(at, read_field(event, field));
-			break;
-		case STEP_NAME:
-			at = write_name(at, template, step, read_field(event, field));
-			break;
-		case STEP_ADDRESS:
-			at = write_address(at, (const uint8_t *)event + field->offset, event->has & IS_IPV4);
-			break;
-		case STEP_ENDPOINT:
-			at = write_endpoint(at, event, step);
-			break;
-		case STEP_TIME:
-			at = write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
-			break;
-		case STEP_DURATION:
-			at = write_duration(at, event);
-			break;
-		case STEP_PLACE:
-			at = write_place(at, template, step, read_field(event, field));
-			break;
-		case STEP_OWN_TEXT:
-			at = is_helper ? write_own_text(at, event->helper, event->helper_bytes) :
-					 write_own_text(at, event->secctx, event->secctx_bytes);
-			break;
-		case STEP_LABELS:
-			at = write_labels(at, template, step, event);
-			break;
-		case STEP_UNLESS:
-			if ((event->has & step->mask) != step->want)
-				step += step->length;
-			break;
-		}
+		if ((event->has & step->needs) != step->needs)
+			continue;
+		at = write_bytes(at, constants, step->before_length);
+		at = write_value(at, template, step, event);
+		at = write_bytes(at, constants + step->before_length, step->after_length);
 	}
 	return at;
 }
@@ -307,7 +302,7 @@ static bool reserve_events(struct output *output, size_t count)
 /* One look for each event, so that no step has to look. */
 static bool reserve_text(struct output *output, const struct template *template, const struct event *event)
 {
-	size_t needed = template->bound + template->place_steps * template->place_bound +
+	size_t needed = SLACK + template->bound + template->place_steps * template->place_bound +
 			template->step_count * ((size_t)event->helper_bytes + event->secctx_bytes);
 	size_t capacity = output->capacity ? output->capacity : FIRST_EVENTS * 64;
 	char *text;

@@ -9,26 +9,29 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What a step writes. */
+/* What a step writes between its two constants. */
 enum step_kind {
-	STEP_TEXT, /* `length` bytes of the pool at `offset` */
+	STEP_TEXT, /* nothing more */
 	STEP_NUMBER, /* a field */
 	STEP_NAME, /* a field's name: names[offset + number], of which there are `length`; else the number */
 	STEP_ADDRESS, /* a field */
-	STEP_ENDPOINT, /* an address and, where the event has the bits `want`, the port at `offset`: a:1, [b::c]:1 */
+	STEP_ENDPOINT, /* an address and, where the event has it, the port at `offset`: 10.0.0.1:80, [fe80::1]:80 */
 	STEP_TIME, /* a field; `length` is its time_style */
 	STEP_DURATION,
 	STEP_PLACE, /* the text number `offset` (0 to 3) of a Location: the field is its number */
 	STEP_OWN_TEXT, /* what the kernel gives as text: a field of helper or secctx */
 	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
-	STEP_UNLESS, /* skips `length` steps unless the event's bits under `mask` are `want` */
 };
 
+/* A step is taken where the event has all bits of `needs`. */
 struct step {
-	uint32_t kind;
-	uint32_t field; /* number in event_fields[] */
-	uint64_t mask, want;
+	uint64_t needs;
+	uint16_t kind;
+	uint16_t field; /* number in event_fields[] */
+	uint16_t before_length, after_length; /* of constants: in the pool at `constants`, one behind the other */
+	uint32_t constants;
 	uint32_t offset, length;
+	uint32_t reserved; /* 0 */
 };
 
 /* A piece of a template's pool of bytes. */

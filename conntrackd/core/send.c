@@ -117,18 +117,20 @@ size_t send_parts(int socket, const char *text, const uint32_t *ends, size_t cou
 
 size_t bound_frames(size_t bytes, size_t count)
 {
-	return bytes + count * (2 * NUMBER_TEXT + 1 + PADDED_TO);
+	return bytes + count * (2 * NUMBER_TEXT + 1 + PADDED_TO) + SLACK;
 }
 
 static char *write_body(char *at, const char *part, size_t length, uint32_t number)
 {
 	const char *place = memchr(part, '\0', length);
+	size_t begin = place ? (size_t)(place - part) : length, rest = place ? length - begin - 1 : 0;
 
+	memcpy(at, part, begin);
 	if (!place)
-		return write_bytes(at, part, length);
-	at = write_bytes(at, part, (size_t)(place - part));
-	at = write_number(at, number);
-	return write_bytes(at, place + 1, length - (size_t)(place - part) - 1);
+		return at + begin;
+	at = write_number(at + begin, number);
+	memcpy(at, place + 1, rest);
+	return at + rest;
 }
 
 /* An octet count stands before what is not written yet: room is left for it, and closed when it is known. */

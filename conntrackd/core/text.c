@@ -13,34 +13,48 @@ static const char digits[] = "00010203040506070809101112131415161718192021222324
 			     "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
 			     "8081828384858687888990919293949596979899";
 
-char *write_bytes(char *at, const void *bytes, size_t length)
+/* From the last pair of digits to the first. */
+static char *write_long(char *at, uint64_t number)
 {
-	memcpy(at, bytes, length);
-	return at + length;
-}
-
-char *write_number(char *at, uint64_t number)
-{
-	char reversed[NUMBER_TEXT], *begin = reversed + sizeof(reversed);
+	char reversed[NUMBER_TEXT + SLACK], *end = reversed + NUMBER_TEXT, *begin = end;
 
 	while (number >= 100) {
 		begin -= 2;
 		memcpy(begin, &digits[number % 100 * 2], 2);
 		number /= 100;
 	}
-	if (number >= 10) {
-		begin -= 2;
-		memcpy(begin, &digits[number * 2], 2);
-	} else {
-		*--begin = (char)('0' + number);
+	begin -= 2;
+	memcpy(begin, &digits[number * 2], 2);
+	begin += number < 10;
+	return write_bytes(at, begin, (size_t)(end - begin));
+}
+
+char *write_number(char *at, uint64_t number)
+{
+	if (number >= 1000)
+		return write_long(at, number);
+	if (number >= 100) {
+		*at = (char)('0' + number / 100);
+		memcpy(at + 1, &digits[number % 100 * 2], 2);
+		return at + 3;
 	}
-	return write_bytes(at, begin, (size_t)(reversed + sizeof(reversed) - begin));
+	if (number >= 10) {
+		memcpy(at, &digits[number * 2], 2);
+		return at + 2;
+	}
+	*at = (char)('0' + number);
+	return at + 1;
 }
 
 char *write_padded(char *at, uint32_t number, int count)
 {
-	for (int position = count - 1; position >= 0; position--, number /= 10)
-		at[position] = (char)('0' + number % 10);
+	for (int position = count; position > 0; number /= 100) {
+		position -= 2;
+		if (position >= 0)
+			memcpy(at + position, &digits[number % 100 * 2], 2);
+		else
+			*at = (char)('0' + number % 10);
+	}
 	return at + count;
 }
 
@@ -96,7 +110,8 @@ static char *write_ipv6(char *at, const uint8_t *address)
 	zeros = find_zeros(words, &first);
 	for (int word = 0; word < WORDS; word++) {
 		if (word == first) {
-			at = write_bytes(at, "::", 2);
+			*at++ = ':';
+			*at++ = ':';
 			word += zeros - 1;
 			continue;
 		}

@@ -25,7 +25,7 @@ from conntrackd.render.template import Syntax, Template
 WORD: Final = re.compile(r"\$([a-z]+)")
 MARK: Final = "VALUE"
 # struct step and struct slice of core/render.h
-STEP: Final = struct.Struct("=IIQQII")
+STEP: Final = struct.Struct("=QHHHHIIII")
 SLICE: Final = struct.Struct("=II")
 assert STEP.size == core.STEP_BYTES, "core/render.h and this file are of two versions"
 
@@ -43,7 +43,6 @@ class StepKind(IntEnum):
     PLACE = 7
     OWN_TEXT = 8
     LABELS = 9
-    UNLESS = 10
 
 
 class TimeStyle(IntEnum):
@@ -77,21 +76,40 @@ class Steps:
     names: list[bytes] = field(default_factory=list)
     pool: bytearray = field(default_factory=bytearray)
     _tables: dict[tuple[tuple[int, str], ...], tuple[int, int]] = field(default_factory=dict)
-
-    def add(
-        self, kind: StepKind, name: str = "type", *, mask: int = 0, want: int = 0, offset: int = 0, length: int = 0
-    ) -> None:
-        """One step; `name` is the field's."""
-        self.steps.append(STEP.pack(kind, FIELD_NUMBERS[name], mask, want, offset, length))
+    _before: bytes = b""
 
     def add_text(self, text: str) -> None:
-        """A constant."""
-        if text:
-            self.add(StepKind.TEXT, offset=len(self.pool), length=len(text.encode()))
-            self.pool += text.encode()
+        """A constant for each event: it goes with the next step."""
+        self._before += text.encode()
 
-    def add_name(self, kind: StepKind, name: str, names: Mapping[int, str]) -> None:
-        """A number by its name. A table of names is kept once."""
+    def add(
+        self,
+        kind: StepKind,
+        name: str = "type",
+        *,
+        needs: int = 0,
+        around: tuple[str, str] = ("", ""),
+        table: tuple[int, int] = (0, 0),
+    ) -> None:
+        """One step: a field by its name, with constants around, for events that have the bits `needs`."""
+        before, after = around[0].encode(), around[1].encode()
+        if self._before and needs:
+            self.flush()
+        before, self._before = self._before + before, b""
+        self.steps.append(
+            STEP.pack(
+                needs, kind, FIELD_NUMBERS[name], len(before), len(after), len(self.pool), *table, 0
+            )
+        )
+        self.pool += before + after
+
+    def flush(self) -> None:
+        """What has been added as text is a step of its own."""
+        if self._before:
+            self.add(StepKind.TEXT)
+
+    def keep_names(self, names: Mapping[int, str]) -> tuple[int, int]:
+        """Where the names by number are, and how many. The same names are kept once."""
         key = tuple(names.items())
         if key not in self._tables:
             self._tables[key] = (len(self.names), max(names, default=-1) + 1)
@@ -99,18 +117,7 @@ class Steps:
                 text = names.get(number, "").encode()
                 self.names.append(SLICE.pack(len(self.pool), len(text)))
                 self.pool += text
-        offset, length = self._tables[key]
-        self.add(kind, name, offset=offset, length=length)
-
-    def add_where(self, bits: int, steps: "Steps") -> None:
-        """Steps for events that have all these bits. They share this list's names and pool."""
-        if bits:
-            self.add(StepKind.UNLESS, mask=bits, want=bits, length=len(steps.steps))
-        self.steps += steps.steps
-
-    def branch(self) -> "Steps":
-        """An empty list with the same names and pool."""
-        return Steps([], self.names, self.pool, self._tables)
+        return self._tables[key]
 
 
 def compile_template(template: Template, label_names: Mapping[int, str]) -> "core.Template":
@@ -121,6 +128,7 @@ def compile_template(template: Template, label_names: Mapping[int, str]) -> "cor
             steps.add_text(text)
         else:
             _add_word(steps, template, text, label_names)
+    steps.flush()
     return core.Template(
         b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool), template.by_stream
     )
@@ -132,13 +140,14 @@ def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[
             for output in FIELDS:
                 _add_field(steps, template.syntax, output, label_names)
             for number, (_, end) in enumerate(PLACES):
-                steps.add(StepKind.PLACE, f"{end}_location", offset=number)
+                name = f"{end}_location"
+                steps.add(StepKind.PLACE, name, needs=core.HAS[name], table=(number, 0))
         case "message":
             _add_message(steps)
         case "type":
-            steps.add_name(StepKind.NAME, "type", TYPE_NAMES)
+            steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
         case "time" | "micros" | "bsd":
-            steps.add(StepKind.TIME, "time", length=TIMES[word])
+            steps.add(StepKind.TIME, "time", table=(0, TIMES[word]))
         case "moment":
             steps.add(StepKind.NUMBER, "moment")
         case _:
@@ -147,31 +156,25 @@ def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[
 
 def _add_message(steps: Steps) -> None:
     """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`."""
-    steps.add_name(StepKind.NAME, "type", TYPE_NAMES)
+    steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
     steps.add_text(" ")
-    steps.add_name(StepKind.NAME, "protocol", PROTOCOL_NAMES)
+    steps.add(StepKind.NAME, "protocol", table=steps.keep_names(PROTOCOL_NAMES))
     for text, address, port in ((" connection from ", "src", "sport"), (" to ", "dst", "dport")):
         steps.add_text(text)
-        steps.add(StepKind.ENDPOINT, address, want=core.HAS[port], offset=FIELD_NUMBERS[port])
+        steps.add(StepKind.ENDPOINT, address, table=(FIELD_NUMBERS[port], 0))
 
 
 def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:
-    opening, closing = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
-    if not opening:
+    around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
+    if around == ("", ""):
         return
-    branch = steps.branch()
-    branch.add_text(opening)
-    kind = STEP_KINDS[output.kind]
+    table = (0, 0)
     if output.kind in (Kind.NAME, Kind.LABELS):
-        names = label_names if output.kind is Kind.LABELS else output.names
-        branch.add_name(kind, output.attribute, names)
-    else:
-        branch.add(kind, output.attribute)
-    branch.add_text(closing)
-    bits = core.HAS[output.attribute]
+        table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
+    needs = core.HAS[output.attribute]
     for name in output.needs:
-        bits |= core.HAS[name]
-    steps.add_where(bits, branch)
+        needs |= core.HAS[name]
+    steps.add(STEP_KINDS[output.kind], output.attribute, needs=needs, around=around, table=table)
 
 
 def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]:
