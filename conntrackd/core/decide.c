@@ -130,6 +130,8 @@ static inline uint32_t choose_rule(uint32_t found, uint32_t rule)
 	return rule - 1 < found - 1 ? rule : found; /* 0 - 1 is above all others */
 }
 
+/* The answer of a test is a branch on purpose: most rules answer alike most of the time, so that the processor is at
+ * the next test before it knows (ten mixed rules took twice as long with a computed target). */
 static inline bool answer(const struct table *table, const struct test *test, const struct event *event,
 			  uint32_t *found)
 {
@@ -166,11 +168,9 @@ size_t decide(struct table *table, const struct event *events, const uint16_t *a
 		uint16_t index = among ? among[i] : (uint16_t)i;
 		uint32_t found = 0, at = table->start, rule;
 
-		while (at < tests) {
-			const struct test *test = &table->tests[at];
-
-			at = answer(table, test, &events[index], &found) ? test->yes : test->no;
-		}
+		while (at < tests)
+			at = answer(table, &table->tests[at], &events[index], &found) ? table->tests[at].yes :
+											table->tests[at].no;
 		rule = at - tests;
 		if (rule > table->rules + 1) /* left out */
 			continue;

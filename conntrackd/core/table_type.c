@@ -1,7 +1,5 @@
 /* Table: rules in force, as Python has them. */
-#include "binding.h"
-
-#include "decide.h"
+#include "types.h"
 
 #include <errno.h>
 
@@ -115,12 +113,20 @@ static PyType_Spec spec = {
 	"conntrackd.core._core.Table", sizeof(struct table_object), 0, Py_TPFLAGS_DEFAULT, slots,
 };
 
-PyTypeObject *create_table_type(PyObject *module)
+PyObject *add_table_type(PyObject *module)
 {
-	return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+	PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+
+	if (type && PyModule_AddType(module, (PyTypeObject *)type) < 0)
+		Py_CLEAR(type);
+	return type;
 }
 
-struct table *open_object_table(PyObject *object)
+struct table *find_table(PyObject *object, PyObject *table_type)
 {
+	if (Py_TYPE(object) != (PyTypeObject *)table_type) {
+		PyErr_SetString(PyExc_TypeError, "not a Table");
+		return NULL;
+	}
 	return ((struct table_object *)object)->table;
 }

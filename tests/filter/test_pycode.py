@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from conntrackd.filter import merge, pycode
 from conntrackd.filter.ast import Rule, conjoin
+from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filter.pyexpr import Expressions
 from conntrackd.flow import Flow, Location
-from tests.filter import reference, strategies
+from tests.filter import strategies
 
 batches = st.lists(strategies.flows(), min_size=1, max_size=12)
 
@@ -26,7 +27,7 @@ def judge(
     """What is to be expected; None for an event that no rule was asked about."""
     if (protocols is not None and flow.protocol not in protocols) or not flow.type & events:
         return False, None
-    return reference.judge(rules, flow)
+    return evaluate(rules, flow)
 
 
 def check(
