@@ -1,5 +1,7 @@
 /* Table: rules in force, as Python has them. */
-#include "types.h"
+#include "binding.h"
+
+#include "decide.h"
 
 #include <errno.h>
 
@@ -113,20 +115,12 @@ static PyType_Spec spec = {
 	"conntrackd.core._core.Table", sizeof(struct table_object), 0, Py_TPFLAGS_DEFAULT, slots,
 };
 
-PyObject *add_table_type(PyObject *module)
+PyTypeObject *create_table_type(PyObject *module)
 {
-	PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-
-	if (type && PyModule_AddType(module, (PyTypeObject *)type) < 0)
-		Py_CLEAR(type);
-	return type;
+	return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
 }
 
-struct table *find_table(PyObject *object, PyObject *table_type)
+struct table *open_object_table(PyObject *object)
 {
-	if (Py_TYPE(object) != (PyTypeObject *)table_type) {
-		PyErr_SetString(PyExc_TypeError, "not a Table");
-		return NULL;
-	}
 	return ((struct table_object *)object)->table;
 }
