@@ -19,8 +19,8 @@ from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Sink, SinkState
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class DaemonControl:
 
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]
-    ) -> list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]:
+    ) -> list[tuple[SinkKind, Outbox | Sink | None]]:
         """For each sink to change: an outbox to add, a sink to put into its outbox, None to remove."""
-        found: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]] = []
+        found: list[tuple[SinkKind, Outbox | Sink | None]] = []
         try:
             for kind in SINKS:
                 is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
@@ -120,7 +120,7 @@ class DaemonControl:
             raise
         return found
 
-    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]) -> None:
+    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox | Sink | None]]) -> None:
         daemon = self._daemon
         removed = []
         for outbox in daemon.outboxes.values():
@@ -322,7 +322,7 @@ class DaemonControl:
             )
         return await asyncio.to_thread(outbox.flush, timeout_s)
 
-    def _find_sink(self, name: str) -> Outbox[Any]:
+    def _find_sink(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)

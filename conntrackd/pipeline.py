@@ -78,6 +78,8 @@ class Pipeline:
         self.resync: Resync | None = None
         self.guard: Guard | None = None
         self._looked_ns = time.time_ns()
+        self._geoip: GeoIP | None = None
+        self._next_locations: Any = None
         self.set_geoip(geoip)
         self._locations = self._next_locations
         """The reader's own: those of the batch that is under way."""
@@ -89,6 +91,8 @@ class Pipeline:
 
     def set_geoip(self, geoip: "GeoIP | None") -> None:
         """From the next batch on. From any thread."""
+        if geoip is self._geoip:
+            return
         self._geoip = geoip
         self._next_locations = None if geoip is None else self.engine.open_locations(geoip, geoip.cache)
 

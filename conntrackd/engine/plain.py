@@ -136,7 +136,7 @@ def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
             except (BlockingIOError, InterruptedError):
                 break
             datagrams.append(data)
-            senders.append(sender[0])
+            senders.append(sender[0] if sender else 0)
     return datagrams, senders
 
 
