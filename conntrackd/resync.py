@@ -95,6 +95,7 @@ class Resync:
         living = self._gone.select(self.batch, None, False)
         self._there.add(self.batch, self._reported.select(self.batch, living, True))
         fresh = self._reported.select(self.batch, living, False) if self._reports else b""
+        fresh = self._engine.open_ids().add(self.batch, fresh)  # the kernel may give one twice
         if not fresh:
             self._read(now)
         return fresh

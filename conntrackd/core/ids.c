@@ -51,18 +51,20 @@ static bool grow(struct ids *ids)
 	return true;
 }
 
-bool add_id(struct ids *ids, uint32_t id)
+bool add_id(struct ids *ids, uint32_t id, bool *is_new)
 {
 	size_t slot;
 
 	if (id == 0) {
+		*is_new = !ids->has_zero;
 		ids->has_zero = true;
 		return true;
 	}
 	if (2 * (ids->used + 1) > ids->capacity && !grow(ids))
 		return false;
 	slot = find_slot(ids, id);
-	ids->used += ids->slots[slot] == 0;
+	*is_new = ids->slots[slot] == 0;
+	ids->used += *is_new;
 	ids->slots[slot] = id;
 	return true;
 }

@@ -15,7 +15,7 @@ struct ids {
 
 bool open_ids(struct ids *ids);
 void close_ids(struct ids *ids);
-bool add_id(struct ids *ids, uint32_t id);
+bool add_id(struct ids *ids, uint32_t id, bool *is_new);
 void remove_id(struct ids *ids, uint32_t id);
 bool has_id(const struct ids *ids, uint32_t id);
 size_t count_ids(const struct ids *ids);

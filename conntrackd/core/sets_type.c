@@ -146,12 +146,17 @@ static struct batch *parse_selection(PyObject *self, PyObject *arguments, const 
 static PyObject *ids_add(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
-	const struct batch *batch = parse_selection(self, arguments, "O!O:add", &selection, NULL);
+	struct batch *batch = parse_selection(self, arguments, "O!O:add", &selection, NULL);
+	size_t count = 0;
+	bool is_new;
 
-	for (size_t index = 0; batch && index < selection.count; index++)
-		if (!add_id(open_object_ids(self), batch->events[selection.indexes[index]].id))
+	for (size_t index = 0; batch && index < selection.count; index++) {
+		if (!add_id(open_object_ids(self), batch->events[selection.indexes[index]].id, &is_new))
 			return PyErr_NoMemory();
-	return batch ? Py_NewRef(Py_None) : NULL;
+		if (is_new)
+			batch->indexes[count++] = selection.indexes[index];
+	}
+	return batch ? make_selection(batch, count) : NULL;
 }
 
 static PyObject *ids_discard(PyObject *self, PyObject *arguments)
@@ -212,7 +217,7 @@ static Py_ssize_t ids_length(PyObject *self)
 }
 
 static PyMethodDef ids_methods[] = {
-	{ "add", ids_add, METH_VARARGS, "(batch, selection): the ids of these events." },
+	{ "add", ids_add, METH_VARARGS, "(batch, selection) -> those whose id was not here before." },
 	{ "discard", ids_discard, METH_VARARGS, "(batch, selection): forget the ids of these events." },
 	{ "select", ids_select, METH_VARARGS, "(batch, selection, is_known) -> those whose id is here, or is not." },
 	{ "remove", ids_remove, METH_VARARGS, "(ids): forget all that are in the other set, too." },

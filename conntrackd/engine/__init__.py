@@ -98,7 +98,9 @@ class Ids(Protocol):
     """A set of flows' ids."""
 
     def __len__(self) -> int: ...
-    def add(self, batch: Any, selection: Selection | None, /) -> None: ...  # noqa: ANN401
+    def add(self, batch: Any, selection: Selection | None, /) -> Selection:  # noqa: ANN401
+        """Gives those whose id was not in the set before."""
+
     def discard(self, batch: Any, selection: Selection | None, /) -> None: ...  # noqa: ANN401
     def select(self, batch: Any, selection: Selection | None, is_known: bool, /) -> Selection:  # noqa: ANN401
         """Those whose id is in the set, or is not."""

@@ -192,8 +192,13 @@ class PlainIds:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, batch: PlainBatch, selection: Selection | None, /) -> None:
-        self._ids.update(flow.id for flow in batch.select(selection))
+    def add(self, batch: PlainBatch, selection: Selection | None, /) -> Selection:
+        fresh = []
+        for index in batch.list_indexes(selection):
+            if batch.flows[index].id not in self._ids:
+                self._ids.add(batch.flows[index].id)
+                fresh.append(index)
+        return batch.make_selection(fresh)
 
     def discard(self, batch: PlainBatch, selection: Selection | None, /) -> None:
         self._ids.difference_update(flow.id for flow in batch.select(selection))
