@@ -1,0 +1,26 @@
+"""Entries of the journal's native protocol: one `NAME=value` a line.
+
+https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
+"""
+
+from typing import Final
+
+from conntrackd.render.template import Syntax, Template, make_visible
+
+# Of these two kinds of messages, made once with `systemd-id128 new`: journalctl MESSAGE_ID=...
+EVENT_ID: Final = "0c9dd05e29894436947944875e347a2c"
+LOST_ID: Final = "6f16e6d0f38344c283a33bebfc27c046"
+INFO, WARNING = 6, 4  # syslog(3)
+
+
+def _open(name: str) -> str:
+    return f"EVENT_{name.upper()}="
+
+
+SYNTAX: Final = Syntax(_open, "\n", _open, "\n", make_visible)
+TEMPLATE: Final = Template(
+    "MESSAGE=$message\nPRIORITY=$priority\nSYSLOG_IDENTIFIER=conntrackd\nMESSAGE_ID=$id\nEVENT_TIME=$time\n$fields",
+    SYNTAX,
+    {"priority": str(INFO), "id": EVENT_ID},
+    {"priority": str(WARNING), "id": LOST_ID},
+)

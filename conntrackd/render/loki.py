@@ -1,0 +1,49 @@
+"""Entries of Loki's push request.
+
+A stream has few and bounded labels; every other field is structured metadata, so that queries show the same
+names as everywhere without a stream for each connection. The line is the message.
+https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
+"""
+
+from typing import Final
+
+from conntrackd.flow import EventType, Protocol
+from conntrackd.render.template import Syntax, Template, escape_json, make_visible
+
+LOST: Final = "LOST"
+LABELS: Final = frozenset({"type", "prot"})
+PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
+
+
+def escape_metadata(value: str) -> str:
+    """Nothing that is escaped in the body alone: Loki would give it back as it was."""
+    return escape_json(make_visible(value))
+
+
+class _Metadata(Syntax):
+    """Values of structured metadata are strings; what is a label of the stream is not repeated."""
+
+    def text(self, name: str, value: str) -> str:
+        """One field, unless it is a label."""
+        return "" if name in LABELS else super().text(name, value)
+
+
+METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape_metadata)
+
+
+# Loki drops an entry with the time and the line of another, and does not look at the metadata. The updates of
+# one flow that were read in one batch have the same time and line: the later ones get the next nanoseconds.
+# The comma is for the next entry; a body goes without the last one.
+TEMPLATE: Final = Template(
+    '["$moment","$message",{"level":"$level"$fields}],',
+    METADATA,
+    {"level": "INFO"},
+    {"level": "WARN"},
+    by_stream=True,
+)
+
+
+def name_stream(event: int, protocol: int) -> dict[str, str]:
+    """The labels that tell a stream of events from the others."""
+    name = PROTOCOL_NAMES.get(protocol) or str(protocol)
+    return {"type": EventType(event).name or str(event), "prot": name}

@@ -1,0 +1,65 @@
+"""Syslog messages without their frames: RFC 5424, RFC 3164 and CEE."""
+
+import os
+import socket
+from typing import Final
+
+from conntrackd.options import FACILITIES
+from conntrackd.render.template import JSON_SYNTAX, Syntax, Template, make_visible
+
+APP_NAME: Final = "conntrackd"
+# RFC 5612: the enterprise number that is reserved for examples; there is none of our own.
+SD_ID: Final = "event@32473"
+INFO, WARNING = 6, 4  # RFC 5424, 6.2.1
+MAX_HOSTNAME: Final = 255
+# Where a message's number comes when it is sent, and its order is known: a character that no message holds.
+NUMBER: Final = "\0"
+
+
+def escape_value(value: str) -> str:
+    """RFC 5424, 6.3.3. Control characters become visible too: one line is one record."""
+    return make_visible(value.replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]"))
+
+
+# PARAM-VALUE is always in quotes.
+PARAMETERS: Final = Syntax(' {}="'.format, '"', ' {}="'.format, '"', escape_value)
+FORMATS: Final = {
+    "rfc5424": (
+        PARAMETERS,
+        f'<$priority>1 $micros $host $app $pid $type [meta sequenceId="{NUMBER}"][{SD_ID}$fields] $message',
+    ),
+    "rfc3164": (PARAMETERS, "<$priority>$bsd $origin$app[$pid]: $message$fields"),
+    "cee": (
+        JSON_SYNTAX,
+        '<$priority>$bsd $origin$app[$pid]: @cee: {"time":"$time","level":"$level","msg":"$message"$fields}',
+    ),
+}
+
+
+def make_template(
+    form: str, facility: str, host: str = "", pid: int = 0, *, is_local: bool = False
+) -> Template:
+    """`is_local`: to a socket of this host, over which RFC 3164's messages carry no name of it."""
+    host = clean_name(host or socket.gethostname())
+    # As syslog(3): rsyslog, syslog-ng and journald take what stands there for the program.
+    origin = "" if is_local else f"{host} "
+    own = {"host": host, "origin": origin, "app": APP_NAME, "pid": str(pid or os.getpid())}
+    base = number_facility(facility) * 8
+    syntax, text = FORMATS[form]
+    return Template(
+        text,
+        syntax,
+        {**own, "priority": str(base + INFO), "level": "INFO"},
+        {**own, "priority": str(base + WARNING), "level": "WARN"},
+    )
+
+
+def number_facility(name: str) -> int:
+    """RFC 5424, 6.2.1. Between ftp (11) and local0 (16) are four that nobody sends events to."""
+    index = FACILITIES.index(name)
+    return index if index < FACILITIES.index("local0") else index + 4
+
+
+def clean_name(host: str) -> str:
+    """RFC 5424, 6: PRINTUSASCII, at most 255; `-` for none."""
+    return "".join(char for char in host if "!" <= char <= "~")[:MAX_HOSTNAME] or "-"
