@@ -1,65 +1,76 @@
-"""What an outbox is writing: one parcel, or the parts it became, and the counters that follow. No lock."""
+"""What an outbox is writing: one batch, or the parts it became, and the counters that follow. No lock."""
 
 from collections import deque
-from dataclasses import replace
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
-from conntrackd.sinks.sink import Parcel, SinkRevised
-from conntrackd.sinks.spool import Row
+from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.spool import Row
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 
-P = TypeVar("P")
 
-
-class Parcels(Generic[P]):
+class InFlight:
     """In order. They are counted as spooled while they have a row on disk, else as queued."""
 
     def __init__(self, stats: SinkStats) -> None:
-        self.row: Row[P] | None = None
+        self.row: Row | None = None
         """Where all of them are on disk."""
-        self._parcels: deque[Parcel[P]] = deque()
+        self._batches: deque[Batch] = deque()
         self._stats = stats
 
     def __bool__(self) -> bool:
-        return bool(self._parcels)
+        return bool(self._batches)
 
     @property
-    def all(self) -> tuple[Parcel[P], ...]:
-        return tuple(self._parcels)
+    def all(self) -> tuple[Batch, ...]:
+        return tuple(self._batches)
 
     @property
-    def first(self) -> Parcel[P]:
-        return self._parcels[0]
+    def first(self) -> Batch:
+        return self._batches[0]
 
-    def append(self, parcel: Parcel[P]) -> None:
-        self._parcels.append(parcel)
+    @property
+    def events(self) -> int:
+        return sum(batch.events for batch in self._batches)
+
+    def append(self, batch: Batch) -> None:
+        self._batches.append(batch)
 
     def clear(self) -> None:
         """Forgets them; the counters stay."""
-        self._parcels.clear()
+        self._batches.clear()
 
-    def settle(self, refused: int) -> tuple[Parcel[P], Row[P] | None]:
+    def settle(self, refused: int) -> Row | None:
         """The first is done with: delivered, but for what was refused. After the last one, its row too."""
-        parcel = self._parcels.popleft()
-        self._count(parcel.events - refused, refused)
-        done = None
-        if not self._parcels:
-            done, self.row = self.row, None
-        return parcel, done
+        batch = self._batches.popleft()
+        self._count(batch.events - refused, refused)
+        return self._finish()
 
-    def shorten(self, rest: Parcel[P]) -> None:
-        """The beginning of the first was delivered, this is left."""
-        whole = self._parcels[0]
-        self._parcels[0] = _date(rest, whole)
-        self._count(whole.events - rest.events, 0)
+    def advance(self, written: int, refused: int = 0) -> Row | None:
+        """Of the first, so many events were delivered and the next refused. The row after the last one."""
+        batch = self._batches[0]
+        written = min(written, batch.events)
+        refused = min(refused, batch.events - written)
+        self._count(written, refused)
+        if batch.lost is None and written + refused == batch.events:
+            self._batches.popleft()
+            return self._finish()
+        self._batches[0] = batch.skip(written + refused)
+        return None
 
-    def revise(self, revision: SinkRevised) -> tuple[Parcel[P], int]:
-        """Others in place of the first. Returns it, and how many of its events are in none: those refused."""
-        whole = self._parcels.popleft()
-        self._parcels.extendleft(_date(part, whole) for part in reversed(revision.parcels))
-        missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
-        self._count(revision.delivered, missing)
-        return whole, missing
+    def revise(self, parts: Sequence[Rendered], written: int) -> int:
+        """Others in place of the first, of which so many were delivered. Returns how many are in none."""
+        batch = self._batches.popleft()
+        self._batches.extendleft(Batch.of((part,)) for part in reversed(parts))
+        missing = batch.events - written - sum(part.events for part in parts)
+        self._count(written, missing)
+        return missing
+
+    def _finish(self) -> Row | None:
+        if self._batches:
+            return None
+        done, self.row = self.row, None
+        return done
 
     def _count(self, delivered: int, refused: int) -> None:
         stats = self._stats
@@ -69,8 +80,3 @@ class Parcels(Generic[P]):
             stats.sink_events_spooled -= delivered + refused
         stats.sink_events_delivered_total += delivered
         stats.sink_events_dropped_refused_total += refused
-
-
-def _date(part: Parcel[P], whole: Parcel[P]) -> Parcel[P]:
-    """A part that does not know the time of its first event has that of the whole."""
-    return replace(part, oldest=part.oldest or whole.oldest)

@@ -1,25 +1,24 @@
-"""Batches that wait for a sink, bounded in events, joined when taken. No lock, no thread, no clock."""
+"""What waits for a sink, bounded in events, joined when taken. No lock, no thread, no clock."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conntrackd.flow import Batch, Flow, Lost, Piece
+from conntrackd.delivery.batch import Batch
+from conntrackd.flow import Lost
+from conntrackd.render.rendered import Rendered
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A batch, the events in it (LOST records are none) and when it came."""
+    """Events that were rendered together, or a loss, and when they came."""
 
-    batch: Batch
-    events: int
+    item: Rendered | Lost
     came: float
 
     @property
     def oldest(self) -> int:
         """Time of the first record."""
-        record = self.batch[0]
-        return record.since if isinstance(record, Lost) else record.time
+        return self.item.since if isinstance(self.item, Lost) else self.item.time
 
 
 class Queue:
@@ -28,74 +27,84 @@ class Queue:
     def __init__(self) -> None:
         self.events = 0
         self._held: list[Lost] = []
-        self._batches: deque[Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._batches)
+        return bool(self._waiting)
 
     @property
     def head(self) -> Waiting | None:
         """What has waited longest."""
-        return self._batches[0] if self._batches else None
+        return self._waiting[0] if self._waiting else None
 
-    def append(self, batch: Sequence[Flow | Piece], events: int, now: float) -> None:
-        """With so many events in it. The list is kept, and shared with other sinks: nobody may change it."""
-        self._batches.append(Waiting(batch, events, now))  # type: ignore[arg-type]  # read only
-        self.events += events
+    def append(self, rendered: Rendered, now: float) -> None:
+        """Events, behind all that waits."""
+        self._waiting.append(Waiting(rendered, now))
+        self.events += rendered.events
 
     def append_lost(self, lost: Lost, now: float) -> None:
         """Joined with its like at the end of the queue, so that losses alone cannot make it grow."""
-        last = self._batches[-1] if self._batches else None
-        if last is None or last.events:
-            self._batches.append(Waiting([lost], 0, now))
-            return
-        _merge(last.batch, lost)
+        for waiting in reversed(self._waiting):
+            if not isinstance(waiting.item, Lost):
+                break
+            if is_alike(waiting.item, lost):
+                waiting.item = join_losses(waiting.item, lost)
+                return
+        self._waiting.append(Waiting(lost, now))
 
     def hold_lost(self, lost: Lost) -> None:
-        """Not to be told yet: what is refused now would be refused with it."""
-        _merge(self._held, lost)
+        """Not to be reported yet: what is refused now would be refused with it."""
+        for number, held in enumerate(self._held):
+            if is_alike(held, lost):
+                self._held[number] = join_losses(held, lost)
+                return
+        self._held.append(lost)
 
     def take_held(self) -> list[Lost]:
         """All that was held since the last call, those of a kind as one."""
         held, self._held = self._held, []
         return held
 
-    def take(self, events: int) -> Waiting | None:
-        """The first batch, with the following ones as long as all of them have no more than `events`."""
-        if not self._batches:
+    def take(self, events: int) -> Batch | None:
+        """A loss alone, or the first events with those that follow, as far as no more than `events`."""
+        if not self._waiting:
             return None
-        first = self._batches.popleft()
-        joined = Waiting(list(first.batch), first.events, first.came)
-        while self._batches and joined.events + self._batches[0].events <= events:
-            following = self._batches.popleft()
-            joined.batch += following.batch
-            joined.events += following.events
-        self.events -= joined.events
-        return joined
+        first = self._waiting.popleft().item
+        if isinstance(first, Lost):
+            return Batch.of_loss(first)
+        parts, count = [first], first.events
+        while self._waiting:
+            following = self._waiting[0].item
+            if isinstance(following, Lost) or count + following.events > events:
+                break
+            parts.append(following)
+            count += following.events
+            self._waiting.popleft()
+        self.events -= count
+        return Batch.of(parts)
 
-    def put_back(self, taken: Waiting) -> None:
+    def put_back(self, batch: Batch, came: float) -> None:
         """Undoes take()."""
-        self._batches.appendleft(taken)
-        self.events += taken.events
+        if batch.lost is not None:
+            self._waiting.appendleft(Waiting(batch.lost, came))
+        self._waiting.extendleft(Waiting(part, came) for part in reversed(batch.parts))
+        self.events += batch.events
 
     def clear(self, now: float) -> None:
-        """Forgets the events. The losses stay: they are still to be told."""
-        records = [each for waiting in self._batches for each in waiting.batch]
-        self._batches.clear()
+        """Forgets the events. The losses stay: they are still to be reported."""
+        losses = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
+        self._waiting.clear()
         self.events = 0
-        for each in records:
-            if isinstance(each, Lost):
-                self.append_lost(each, now)
+        for lost in losses:
+            self.append_lost(lost, now)
 
 
-def _merge(records: Batch | list[Lost], lost: Lost) -> None:
-    for position, other in enumerate(records):
-        if isinstance(other, Lost) and (other.where, other.reason) == (lost.where, lost.reason):
-            records[position] = _join(other, lost)
-            return
-    records.append(lost)
+def is_alike(one: Lost, other: Lost) -> bool:
+    """Whether one record can stand for both."""
+    return (one.where, one.reason) == (other.where, other.reason)
 
 
-def _join(one: Lost, other: Lost) -> Lost:
+def join_losses(one: Lost, other: Lost) -> Lost:
+    """One record for two that are alike."""
     since, until = min(one.since, other.since), max(one.until, other.until)
     return Lost(one.count + other.count, since, until, one.where, one.reason)

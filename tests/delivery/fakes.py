@@ -1,15 +1,21 @@
 """A clock that tests move, a sink that does as it is told, and the sum that must always hold."""
 
 import json
+import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from conntrackd.flow import Batch, Lost
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkTrouble
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkTrouble
+from conntrackd.flow import Flow, Lost
+from conntrackd.render.json import TEMPLATE
+from conntrackd.render.rendered import Rendered, join
+from conntrackd.render.template import Template
 from conntrackd.stats import SinkStats
+from tests.rendering import list_texts, make_rendered
+from tests.sinks.flows import make_flows
 
-FaultMaker = Callable[[bytes], SinkTrouble | OSError | None]
+FaultMaker = Callable[[Rendered], SinkTrouble | OSError | None]
 
 
 class Clock:
@@ -22,27 +28,64 @@ class Clock:
         return self.now
 
 
-def encode(batch: Batch) -> bytes:
+class FakeTemplate(Template):
+    """Events are their numbers, losses are lists."""
+
+    def render_loss(self, lost: Lost) -> Rendered:
+        text = json.dumps([lost.count, lost.where, lost.reason]).encode()
+        return Rendered(text, make_rendered([text], 0).ends, 0, lost.until)
+
+
+FAKE = FakeTemplate(TEMPLATE.text, TEMPLATE.syntax, {}, {})
+
+
+def render(flows: Sequence[Flow]) -> Rendered:
+    """In the form of the fake."""
+    return make_rendered([b"%d" % flow.id for flow in flows], flows[0].time)
+
+
+def make_events(count: int, first: int = 0) -> Rendered:
+    """Events with numbers one after the other."""
+    return render(make_flows(count, first))
+
+
+def put(
+    outbox: Outbox, flows: Sequence[Flow], rendering: Callable[[Sequence[Flow]], Rendered] = render
+) -> None:
+    """As the reader does it: what there is room for is rendered, the rest is dropped."""
+    room = outbox.find_room()
+    if flows[:room]:
+        outbox.put(rendering(flows[:room]))
+    if flows[room:]:
+        outbox.drop(len(flows) - room, flows[room].time, flows[-1].time)
+
+
+def render_fat(flows: Sequence[Flow]) -> Rendered:
+    """Each event with digits behind it that no compression makes less than 50,000 bytes."""
+    texts = [b"%d %b" % (flow.id, random.Random(flow.id).randbytes(45_000).hex().encode()) for flow in flows]
+    return make_rendered(texts, flows[0].time)
+
+
+def show(parts: Sequence[Rendered]) -> list[object]:
     """Numbers of events, and LOST records as lists."""
-    records = [
-        [each.count, each.where, each.reason] if isinstance(each, Lost) else each.id  # type: ignore[union-attr]
-        for each in batch
-    ]
-    return json.dumps(records).encode()
+    texts = [text for part in parts for text in list_texts(part)]
+    return [json.loads(text if text.startswith(b"[") else text.split()[0]) for text in texts]
 
 
-def split(payload: bytes) -> list[Parcel[bytes]]:
-    """Each record alone."""
-    return [
-        Parcel(json.dumps([record]).encode(), int(isinstance(record, int))) for record in json.loads(payload)
-    ]
+def split(events: Rendered) -> list[Rendered]:
+    """Each event alone."""
+    parts = []
+    while events.events > 1:
+        first, events = events.split(1)
+        parts.append(first)
+    return [*parts, events]
 
 
 class FakeSink:
     """Keeps what is written, unless the next fault says otherwise. Faults are used up one a call."""
 
     name = "fake"
-    form = None
+    template: Template = FAKE
 
     def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
         self.batch_events = batch_events
@@ -60,20 +103,18 @@ class FakeSink:
         if self.open_faults:
             raise self.open_faults.popleft()
 
-    def encode(self, batch: Batch) -> bytes:
-        return encode(batch)
-
-    def write(self, payload: bytes) -> int:
-        self.attempts.append(payload)
+    def write(self, parts: Sequence[Rendered]) -> int:
+        shown = show(parts)
+        self.attempts.append(json.dumps(shown).encode())
         if self.away is not None:
             raise self.away
         fault = self.faults.popleft() if self.faults else None
         if callable(fault):
-            fault = fault(payload)
+            fault = fault(join(parts))
         if fault is not None:
             raise fault
-        self.received += json.loads(payload)
-        return len(payload)
+        self.received += shown
+        return sum(len(part.text) for part in parts)
 
     def close(self) -> None:
         self.closed += 1
@@ -87,6 +128,24 @@ class FakeSink:
     def losses(self) -> list[object]:
         """The LOST records among what was received."""
         return [record for record in self.received if not isinstance(record, int)]
+
+
+class FakeDirectSink(FakeSink):
+    """Takes as much at once as it is told to."""
+
+    def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
+        super().__init__(batch_events, batch_wait)
+        self.room = 0
+        """Events that it takes without waiting."""
+        self.direct: list[int] = []
+        """How many it took each time."""
+
+    def try_write(self, rendered: Rendered) -> int:
+        count = min(self.room, rendered.events)
+        self.room -= count
+        self.direct.append(count)
+        self.received += show([rendered.split(count)[0]])
+        return count
 
 
 def find_imbalance(stats: SinkStats) -> int:
@@ -113,7 +172,7 @@ def sum_dropped(stats: SinkStats) -> int:
     )
 
 
-def run_until_idle(outbox: Outbox[bytes], clock: Clock, *, seconds: float = 0.0) -> None:
+def run_until_idle(outbox: Outbox, clock: Clock, *, seconds: float = 0.0) -> None:
     """Does all that is due, and lets time pass from one due moment to the next, at most that long."""
     end = clock.now + seconds
     for _ in range(100_000):

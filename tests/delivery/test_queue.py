@@ -1,24 +1,26 @@
-"""The queue: order, joining, and LOST records that cannot make it grow."""
+"""The queue: order, joining, and LOST records that stay apart and cannot make it grow."""
 
+from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.queue import Queue
 from conntrackd.flow import Lost
-from conntrackd.sinks.queue import Queue, Waiting
-from tests.sinks.flows import make_flows
+from tests.delivery.fakes import make_events
 
 
 def test_small_batches_are_joined_up_to_the_size_that_is_asked_for() -> None:
     queue = Queue()
-    for first in range(0, 12, 3):
-        queue.append(make_flows(3, first), 3, now=float(first))
+    events = [make_events(3, first) for first in range(0, 12, 3)]
+    for moment, part in enumerate(events):
+        queue.append(part, now=float(moment))
 
     taken = [queue.take(7) for _ in range(3)]
 
-    assert taken == [Waiting(list(make_flows(6)), 6, 0.0), Waiting(list(make_flows(6, 6)), 6, 6.0), None]
+    assert taken == [Batch.of(events[:2]), Batch.of(events[2:]), None]
     assert queue.events == 0
 
 
 def test_a_batch_is_never_cut_even_when_it_is_larger() -> None:
     queue = Queue()
-    queue.append(make_flows(5), 5, now=0.0)
+    queue.append(make_events(5), now=0.0)
 
     taken = queue.take(2)
 
@@ -26,44 +28,60 @@ def test_a_batch_is_never_cut_even_when_it_is_larger() -> None:
     assert taken.events == 5
 
 
-def test_the_list_of_the_reader_is_never_changed() -> None:
+def test_what_is_taken_ends_at_a_loss_which_is_taken_alone() -> None:
     queue = Queue()
-    shared = make_flows(2)
-    queue.append(shared, 2, now=0.0)
-    queue.append_lost(Lost(1, 1, 2, "kernel"), now=0.0)
-    queue.append(make_flows(1, 2), 1, now=0.0)
+    lost = Lost(1, 1, 2, "kernel")
+    queue.append(make_events(2), now=0.0)
+    queue.append_lost(lost, now=0.0)
+    queue.append(make_events(1, 2), now=0.0)
 
-    queue.take(2)
-    queue.take(10)
+    taken = [queue.take(10) for _ in range(4)]
 
-    assert shared == make_flows(2)
+    assert taken == [Batch.of([make_events(2)]), Batch.of_loss(lost), Batch.of([make_events(1, 2)]), None]
 
 
 def test_losses_alone_do_not_make_the_queue_grow() -> None:
     queue = Queue()
-    queue.append(make_flows(1), 1, now=0.0)
+    queue.append(make_events(1), now=0.0)
     for moment in range(1000):
         queue.append_lost(Lost(2, moment, moment + 1, "kernel"), now=0.0)
         queue.append_lost(Lost(1, moment, moment + 1, "fake", "queue"), now=0.0)
 
-    taken = queue.take(10)
+    taken = [queue.take(10) for _ in range(4)]
 
-    assert taken is not None
-    assert taken.batch[1:] == [Lost(2000, 0, 1000, "kernel"), Lost(1000, 0, 1000, "fake", "queue")]
+    assert taken == [
+        Batch.of([make_events(1)]),
+        Batch.of_loss(Lost(2000, 0, 1000, "kernel")),
+        Batch.of_loss(Lost(1000, 0, 1000, "fake", "queue")),
+        None,
+    ]
 
 
 def test_what_is_put_back_is_the_next_to_be_taken() -> None:
     queue = Queue()
-    queue.append(make_flows(2), 2, now=0.0)
-    queue.append(make_flows(2, 2), 2, now=1.0)
-    taken = queue.take(2)
+    for first in (0, 2, 4):
+        queue.append(make_events(2, first), now=float(first))
+    taken = queue.take(4)
     assert taken is not None
-    queue.put_back(taken)
+    queue.put_back(taken, 0.0)
+    events = queue.events
 
-    again = queue.take(4)
+    again = queue.take(6)
 
-    assert again is not None
-    assert again.batch == make_flows(4)
+    assert again == Batch.of([make_events(2), make_events(2, 2), make_events(2, 4)])
+    assert events == 6
+
+
+def test_a_loss_that_is_put_back_is_the_next_to_be_taken() -> None:
+    queue = Queue()
+    lost = Lost(1, 1, 2, "kernel")
+    queue.append_lost(lost, now=0.0)
+    queue.append(make_events(2), now=0.0)
+    taken = queue.take(4)
+    assert taken is not None
+    queue.put_back(taken, 0.0)
+
+    assert queue.take(4) == Batch.of_loss(lost)
 
 
 def test_the_oldest_record_of_a_batch_tells_its_age() -> None:
@@ -74,3 +92,14 @@ def test_the_oldest_record_of_a_batch_tells_its_age() -> None:
 
     assert head is not None
     assert head.oldest == 5
+
+
+def test_clearing_forgets_the_events_and_no_loss() -> None:
+    queue = Queue()
+    for first in range(3):
+        queue.append(make_events(1, first), now=0.0)
+        queue.append_lost(Lost(2, first, 9, "kernel"), now=0.0)
+    queue.clear(1.0)
+
+    assert queue.events == 0
+    assert [queue.take(10), queue.take(10)] == [Batch.of_loss(Lost(6, 0, 9, "kernel")), None]
