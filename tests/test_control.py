@@ -22,8 +22,8 @@ from conntrackd.flow import Flow
 from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
-from conntrackd.sinks.tail import Tails
 from conntrackd.stats import Stats
+from conntrackd.tails import Tails
 
 
 def make_control() -> DaemonControl:

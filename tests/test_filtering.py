@@ -16,8 +16,8 @@ from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.pipeline import Pipeline
-from conntrackd.sinks.tail import Tails
 from conntrackd.stats import Stats
+from conntrackd.tails import Tails
 from tests.live.network import TRACKING, Network, call_inside, network
 
 ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
@@ -104,7 +104,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         Decoder(stats),
         filters[0].selector,
         None,
-        [gathering],  # type: ignore[list-item]  # has what the reader calls
+        [gathering],
         tails,
         stats,
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from conntrackd.delivery.outbox import Outbox
 from conntrackd.filter.pycode import compile_selector
 from conntrackd.flow import Flow, Piece
 from conntrackd.netlink.decode import Decoder
@@ -12,12 +13,11 @@ from conntrackd.pipeline import Pipeline, can_gather
 from conntrackd.sinks.compose import Composer
 from conntrackd.sinks.encode import Form
 from conntrackd.sinks.journal import JournalSink
-from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.stream import StreamSink
-from conntrackd.sinks.tail import Tails
 from conntrackd.stats import SinkStats, Stats
+from conntrackd.tails import Tails
+from tests.delivery.fakes import FakeSink
 from tests.messages import build_message
-from tests.sinks.fakes import FakeSink
 from tests.sinks.flows import BASE, make_flow
 
 ROOMY = 1 << 21

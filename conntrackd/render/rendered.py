@@ -13,9 +13,9 @@ END_BYTES: Final = array("I").itemsize
 MOMENT_BYTES: Final = array("Q").itemsize
 # What a packed text begins with. In the machine's own order of bytes: another machine's is not taken for it.
 MAGIC: Final = 0x31525443
-# Magic, time, events, bytes of `ends`, bytes of `moments`, number of streams; these three, then the text follow.
+# Magic, time, events, bytes of `ends` and of `moments`, number of streams; these three and the text follow.
 HEADER: Final = struct.Struct("=IQIIII")
-PACKED_STREAM: Final = struct.Struct("=BB?I")
+PACKED_STREAM: Final = struct.Struct("=BBI?")
 
 
 class Stream(NamedTuple):
@@ -34,8 +34,8 @@ class Rendered:
 
     `text` is all of them, one behind the other; `ends` an array('I') as bytes: where each one's text ends.
     `streams` cover all events in order, and `moments` is then an array('Q') as bytes: the time of each, in
-    nanoseconds since the epoch, no two of one stream and batch the same. A loss has a text with one end, but no
-    events: see Template.render_loss().
+    nanoseconds since the epoch, no two of one stream and batch the same. A loss has a text with one end, but
+    no events: see Template.render_loss().
     """
 
     text: bytes
@@ -127,8 +127,8 @@ def shift(ends: bytes, offset: int) -> bytes:
     """Adds the offset, which may be negative, to each of the ends."""
     if not offset or not ends:
         return ends
-    # As one long number: no sum is larger than an end may be, and no difference negative, so that none of them
-    # carries into its neighbour.
+    # As one long number: no sum is larger than an end may be, and no difference negative, so that none of
+    # them carries into its neighbour.
     offsets = array("I", (abs(offset),)) * (len(ends) // END_BYTES)
     one, other = int.from_bytes(ends, sys.byteorder), int.from_bytes(offsets.tobytes(), sys.byteorder)
     return (one + other if offset > 0 else one - other).to_bytes(len(ends), sys.byteorder)

@@ -1,17 +1,16 @@
-"""SINKS: the list of kinds, nothing else."""
+"""SINKS: the list of kinds, and how a sink of each is made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from conntrackd import options
 from conntrackd.config import Config
+from conntrackd.delivery.sink import Sink
+from conntrackd.delivery.spool import Spool, Store
 from conntrackd.options import Option
-from conntrackd.sinks.messages import MessageSpool
-from conntrackd.sinks.sink import Sink
-from conntrackd.sinks.spool import Spool, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +20,6 @@ class SpoolOptions:
     path: Option[Path | None]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
-    has_messages: bool = False
-    """Whether a payload is a list of messages, and not one text of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +35,20 @@ class SinkKind:
         """Whether the configuration asks for it."""
         return config[self.enable]
 
-    def create(self, config: Config) -> Sink[Any]:
+    def create(self, config: Config) -> Sink:
         """A sink, not yet open. ConfigError when a setting cannot be used.
 
         The module is imported here and not above: urllib3 and ssl cost memory that only those pay who
         enabled the sink.
         """
-        sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)
+        sink: Sink = import_module(f"conntrackd.sinks.{self.name}").create(config)
         return sink
 
     def gains_spool(self, old: Config, new: Config) -> bool:
         """Whether the change of a setting makes sense of a spool, of which there was none to make."""
         return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
 
-    def open_spool(self, config: Config) -> Store[Any] | None:
+    def open_spool(self, config: Config) -> Store | None:
         """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
         if self.spool is None or not self.spool.works(config):
             return None
@@ -60,8 +57,7 @@ class SinkKind:
             directory = state / self.name
         if directory is None:
             return None
-        spool = Spool(directory, self.name, config[self.spool.size])
-        return MessageSpool(spool) if self.spool.has_messages else spool
+        return Spool(directory, self.name, config[self.spool.size])
 
 
 def _is_acknowledged(config: Config) -> bool:
@@ -75,9 +71,7 @@ SINKS: Final = (
         "syslog",
         options.SINK_SYSLOG_ENABLE,
         options.SINK_SYSLOG_QUEUE,
-        SpoolOptions(
-            options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged, has_messages=True
-        ),
+        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
     ),
     SinkKind(
         "loki",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from conntrackd.cache import Cache
+from conntrackd.delivery.spool import Parcel
 from conntrackd.flow import ABSENT, Batch, Lost
 from conntrackd.sinks.compose import Composer
 from conntrackd.sinks.encode import (
@@ -23,7 +24,6 @@ from conntrackd.sinks.encode import (
     render_protocol,
     render_type,
 )
-from conntrackd.sinks.sink import Parcel
 
 try:  # Debian has it since 13
     from isal import isal_zlib
@@ -106,14 +106,14 @@ class LokiEncoder:
         return f'{{"stream":{json.dumps(labels, ensure_ascii=False, separators=(",", ":"))},"values":['
 
 
-def split(body: bytes) -> list[Parcel[bytes]]:
+def split(body: bytes) -> list[Parcel]:
     """The same entries in two bodies, each stream's in their order; one parcel when there is one entry."""
     entries = [(stream["stream"], entry) for stream in _read(body) for entry in stream["values"]]
     middle = (len(entries) + 1) // 2
     return [_pack(half) for half in (entries[:middle], entries[middle:]) if half]
 
 
-def mark_replay(body: bytes, before: int | None = None, count: int | None = None) -> Parcel[bytes] | None:
+def mark_replay(body: bytes, before: int | None = None, count: int | None = None) -> Parcel | None:
     """The `count` oldest entries from before that time (all for None) in streams of their own: `replay="1"`.
 
     Loki takes late entries only into a stream that has no newer ones. None when they were there already.
@@ -148,7 +148,7 @@ def _read(body: bytes) -> list[dict[str, Any]]:
     return streams
 
 
-def _pack(entries: list[tuple[dict[str, str], list[Any]]]) -> Parcel[bytes]:
+def _pack(entries: list[tuple[dict[str, str], list[Any]]]) -> Parcel:
     streams: dict[str, dict[str, Any]] = {}
     for labels, entry in entries:
         stream = streams.setdefault(json.dumps(labels), {"stream": labels, "values": []})

@@ -18,7 +18,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
 
 MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us

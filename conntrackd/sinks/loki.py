@@ -1,22 +1,24 @@
-"""Loki's push API: open, write a body, close. What a reply means says judge_loki.py."""
+"""Loki's push API: open, write a body, close. loki_reply.py interprets the replies."""
 
 import base64
 import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from conntrackd import VERSION, options
 from conntrackd.config import Config
-from conntrackd.flow import Batch
-from conntrackd.sinks.encode_loki import LokiEncoder, split
+from conntrackd.delivery.compression import compress
+from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
+from conntrackd.render import loki
+from conntrackd.render.rendered import Rendered, join
 from conntrackd.sinks.http import Connection, read_secret
-from conntrackd.sinks.judge_loki import judge
-from conntrackd.sinks.sink import SinkRevised, SinkUnavailable
+from conntrackd.sinks.loki_body import halve, list_body
+from conntrackd.sinks.loki_reply import judge
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -78,16 +80,14 @@ class Loki:
     """A Sink. See sink.py for the contract."""
 
     name = "loki"
+    template = loki.TEMPLATE
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock
-        self._encoder = LokiEncoder(
-            {"service_name": "conntrackd", "host": socket.gethostname(), **dict(settings.labels)}
-        )
-        self.form = self._encoder.form
-        self._event_size = 300.0  # bytes of an event in a body; corrected by what is encoded
+        self._labels = {"service_name": "conntrackd", "host": socket.gethostname(), **dict(settings.labels)}
+        self._event_size = 300.0  # bytes of an event in a body; corrected by what is written
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}
         self._secrets: tuple[str, ...] = ()
@@ -98,12 +98,6 @@ class Loki:
     def batch_events(self) -> int:
         """As many as make a body of the size that was asked for."""
         return max(1, int(self._settings.batch_size / self._event_size))
-
-    def encode(self, batch: Batch) -> bytes:
-        """See LokiEncoder."""
-        body = self._encoder.encode(batch)
-        self._event_size += (self._encoder.entry_size - self._event_size) / 8
-        return body
 
     def open(self) -> None:
         """Reads secrets and certificates anew, and asks /ready, whose answer is a hint and never a gate."""
@@ -116,23 +110,27 @@ class Loki:
             if reply.status != 200:
                 self._hint = f" (/ready: {reply.hide(self._secrets).reason})"
 
-    def write(self, payload: bytes) -> int:
+    def write(self, parts: Sequence[Rendered]) -> int:
         """One push. Returns the number of bytes of the body."""
         connection = self._connection
         if connection is None:
             raise SinkUnavailable("closed")
+        events = join(parts)
+        if events.events:
+            self._event_size += (len(events.text) / events.events - self._event_size) / 8
+        body = compress(list_body([events], self._labels))
         headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
-        reply = connection.request("POST", PUSH, headers, self._settings.timeout, payload)
+        reply = connection.request("POST", PUSH, headers, self._settings.timeout, body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
-            judge(reply.hide(self._secrets), payload, self._clock())
+            judge(reply.hide(self._secrets), events, self._clock())
         except SinkUnavailable as absence:
-            if self._throttled >= MAX_THROTTLED and len(parts := split(payload)) > 1:
+            if self._throttled >= MAX_THROTTLED and len(halves := halve(events)) > 1:
                 self._throttled = 0
-                raise SinkRevised(absence.reason, parts) from absence
+                raise SinkRevised(absence.reason, halves) from absence
             absence.reason += self._hint
             raise
-        return len(payload)
+        return len(body)
 
     def close(self) -> None:
         """Cuts off what runs, from whichever thread."""

@@ -7,20 +7,20 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config
+from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
-from conntrackd.sinks.encode_json import JsonEncoder, count_events, find_time
-from conntrackd.sinks.sink import Parcel, SinkFailed, SinkRevised, SinkUnavailable, describe
+from conntrackd.render import json
+from conntrackd.render.rendered import Rendered
 
-# A write of this many events costs as much per event as a larger one; a person at a terminal waits for none.
+# A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
-BATCH_WAIT: Final = 0.02
 FILE_MODE: Final = 0o640  # connections are nobody's business but the administrators'
 # pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all; poll() promises room for it.
 PIECE: Final = select.PIPE_BUF
@@ -29,6 +29,10 @@ SLOW_SECONDS: Final = 1.0
 # A reader that takes nothing for so long is told as trouble.
 STALL_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 0.05  # a write that is awakened lets go at once
+# include/uapi/linux/fs.h. What is no longer than this is written from the reader's thread if it goes at once;
+# from there on a write costs more than waking a thread for it, which the other core may run.
+RWF_NOWAIT: Final = 0x8
+DIRECT_BYTES: Final = 1 << 16
 STANDARD: Final = {"stdout": 1, "stderr": 2}
 
 
@@ -40,8 +44,9 @@ class StreamSink:
     """
 
     name = "stream"
+    template = json.TEMPLATE
     batch_events = BATCH_EVENTS
-    batch_wait = BATCH_WAIT
+    batch_wait = 0.0  # the reader has gathered already
 
     def __init__(
         self,
@@ -51,51 +56,87 @@ class StreamSink:
         slow: float = SLOW_SECONDS,
         stall: float = STALL_SECONDS,
     ) -> None:
-        """A path, the number of a standard descriptor, or neither: then events are encoded and discarded."""
+        """A path, the number of a standard descriptor, or neither: then events are rendered and discarded."""
         self._path = path
         self._standard = standard
+        self._discards = path is None and standard is None
         self._slow = slow
         self._stall = stall
         self._descriptor = -1
         self._wake = -1
         self._is_slow = False  # its other end may take no more for now
-        self._is_torn = False  # a file's last line has no end
+        self._is_direct = False  # it can be asked for a write that does not wait
+        self._is_torn = False  # the last line has no end
+        self._done = 0  # bytes of the last write that are there
+        self._begun = b""  # of them, those of a line whose end is not
         self._lock = threading.Lock()  # held while the descriptors are in use
-        self._encoder = JsonEncoder()
-        self.form = self._encoder.form
 
     def open(self) -> None:
         """A file is appended to; what is not there is made. A named pipe needs a reader."""
-        if self._path is None and self._standard is None:
+        if self._discards:
             return
         try:
             if self._path is not None:
                 self._descriptor = _open_file(self._path)
-                self._is_torn = _is_torn(self._descriptor)
+                # What was begun elsewhere, or for a reader of before, is not gone on with here.
+                self._is_torn = bool(self._begun) or _is_torn(self._descriptor)
+                self._begun = b""
             elif self._standard is not None:
                 self._descriptor = self._standard
             mode = os.fstat(self._descriptor).st_mode
         except OSError as error:
             raise self._explain(error) from error
         self._is_slow = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(self._descriptor)
+        self._is_direct = not stat.S_ISREG(mode)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def encode(self, batch: Batch) -> bytes:
-        """One object a line."""
-        return self._encoder.encode(batch)
-
-    def write(self, payload: bytes) -> int:
-        """All of it, or what is left is raised as `rest`: no line is ever torn or doubled by a retry."""
+    def write(self, parts: Sequence[Rendered]) -> int:
+        """All of it; how many events are there whole stands on what is raised: none is torn or doubled."""
+        text = b"".join([part.text for part in parts])
         with self._lock:
             if self._descriptor < 0:
-                if self._path is None and self._standard is None:
-                    return len(payload)
+                if self._discards:
+                    return len(text)
                 raise SinkUnavailable("closed")
-            if self._is_slow:
-                self._write_pieces(payload)
-            else:
-                self._write_file(payload)
-        return len(payload)
+            try:
+                if self._is_slow:
+                    self._write_pieces(text)
+                else:
+                    self._write_file(text)
+            except (SinkRevised, SinkUnavailable) as trouble:
+                trouble.written = _count_whole(parts, self._done)
+                raise
+        return len(text)
+
+    def try_write(self, rendered: Rendered) -> int:
+        """See DirectSink: only what a descriptor takes that says by itself when it would have to wait."""
+        if self._discards:
+            return rendered.events
+        if not self._is_direct or len(rendered.text) > DIRECT_BYTES or not self._lock.acquire(blocking=False):
+            return 0
+        try:
+            return rendered.count_within(self._write_at_once(rendered.text))
+        finally:
+            self._lock.release()
+
+    def _write_at_once(self, text: bytes) -> int:
+        """How many bytes are there, of whole lines where the descriptor keeps pieces together."""
+        done = 0
+        while done < len(text) and self._descriptor >= 0 and not self._begun and not self._is_torn:
+            end = text.rfind(b"\n", done, done + PIECE) + 1
+            if not end:  # a line that is longer than a pipe would keep together
+                break
+            try:
+                done += os.pwritev(self._descriptor, [text[done:end]], -1, RWF_NOWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:  # what is wrong, write() will find and explain
+                self._is_direct = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+                break
+            if done < end:  # a socket's buffer is full
+                self._begun = text[text.rfind(b"\n", 0, done) + 1 : done]
+                break
+        return done
 
     def close(self) -> None:
         """Ends a write that waits. A file that is opened again is a new one where logrotate has moved it."""
@@ -116,26 +157,45 @@ class StreamSink:
 
     # ---- what may wait --------------------------------------------------------------------------------
 
-    def _write_pieces(self, payload: bytes) -> None:
+    def _write_pieces(self, text: bytes) -> None:
         """Whole lines in each piece, so that those of others who write there stand between them."""
-        text, done, begin = memoryview(payload), 0, time.monotonic()
+        self._go_on(text)
+        begin, is_first = time.monotonic(), True
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.register(self._wake, select.POLLIN)
-        while done < len(text):
-            if done and time.monotonic() - begin >= self._slow:
-                raise _revise(payload, done, "reads slowly")
-            found = dict(poll.poll(1000 * (self._slow if done else self._stall)))
-            if self._wake in found or (not found and not done):
-                reason = "closed" if found else "nobody reads what is written"
-                raise SinkUnavailable(reason, rest=_cut(payload, done))
-            end = payload.rfind(b"\n", done, done + PIECE) + 1
-            try:
-                done += os.write(self._descriptor, text[done : end or done + PIECE]) if found else 0
-            except BlockingIOError:  # somebody else who writes there was faster
-                continue
-            except OSError as error:
-                raise self._explain(error, _cut(payload, done)) from error
+        try:
+            while self._done < len(text):
+                if not is_first and time.monotonic() - begin >= self._slow:
+                    raise SinkRevised("reads slowly")
+                found = dict(poll.poll(1000 * (self._stall if is_first else self._slow)))
+                if self._wake in found or (not found and is_first):
+                    raise SinkUnavailable("closed" if found else "nobody reads what is written")
+                if found and self._write_piece(text):
+                    is_first = False
+        finally:
+            self._begun = text[text.rfind(b"\n", 0, self._done) + 1 : self._done]
+
+    def _write_piece(self, text: bytes) -> bool:
+        """Whether something was written: somebody else who writes there may have been faster."""
+        done = self._done
+        end = text.rfind(b"\n", done, done + PIECE) + 1
+        try:
+            if self._is_torn:
+                os.write(self._descriptor, b"\n")
+                self._is_torn = False
+                return True
+            self._done += os.write(self._descriptor, text[done : end or done + PIECE])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._explain(error) from error
+        return True
+
+    def _go_on(self, text: bytes) -> None:
+        """Begin in the middle of a line if that is the one which was begun, else in a line of its own."""
+        self._is_torn |= not text.startswith(self._begun)
+        self._done = 0 if self._is_torn else len(self._begun)
 
     # ---- what takes all or fails ----------------------------------------------------------------------
 
@@ -152,17 +212,18 @@ class StreamSink:
             whole = payload.rfind(b"\n", 0, done) + 1
             if whole < done:
                 self._is_torn = not _take_back(self._descriptor, begin, done, whole)
-            raise self._explain(error, _cut(payload, whole)) from error
+            self._done = whole
+            raise self._explain(error) from error
 
-    def _explain(self, error: OSError, rest: Parcel[bytes] | None = None) -> SinkFailed | SinkUnavailable:
+    def _explain(self, error: OSError) -> SinkFailed | SinkUnavailable:
         """A reader of stdout that has gone does not come back; one of a file or a named pipe may."""
         if self._path is not None:
-            return SinkUnavailable(f"{self._path}: {_describe_open(error)}", rest=rest)
+            return SinkUnavailable(f"{self._path}: {_describe_open(error)}")
         # EIO is what a terminal gives whose other end is closed.
         gone = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, *((errno.EIO,) if self._is_slow else ()))
         if error.errno in gone:
             return SinkFailed("closed by its reader")
-        return SinkUnavailable(describe(error), rest=rest)
+        return SinkUnavailable(describe(error))
 
 
 def _open_file(path: Path) -> int:
@@ -208,15 +269,15 @@ def _take_back(descriptor: int, begin: int, done: int, whole: int) -> bool:
     return True
 
 
-def _cut(payload: bytes, done: int) -> Parcel[bytes]:
-    """What is left of the payload behind its first `done` bytes."""
-    rest = payload[done:]
-    return Parcel(rest, count_events(rest), find_time(rest))
-
-
-def _revise(payload: bytes, done: int, reason: str) -> SinkRevised:
-    rest = _cut(payload, done)
-    return SinkRevised(reason, [rest], delivered=count_events(payload) - rest.events)
+def _count_whole(parts: Sequence[Rendered], size: int) -> int:
+    """How many of the first events are within so many bytes."""
+    events = 0
+    for part in parts:
+        events += part.count_within(size)
+        size -= len(part.text)
+        if size <= 0:
+            break
+    return events
 
 
 def create(config: Config) -> StreamSink:

@@ -1,4 +1,4 @@
-"""Events to a syslog server, or to the socket of a local one. Formats and frames: encode_syslog.py."""
+"""Events to a syslog server, or to the socket of a local one. Formats: render/syslog.py."""
 
 import errno
 import fcntl
@@ -8,34 +8,27 @@ import ssl
 import struct
 import termios
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config
-from conntrackd.flow import Batch
-from conntrackd.sinks.datagrams import SLOTS, DatagramSender
-from conntrackd.sinks.encode_json import LOST_MARK
-from conntrackd.sinks.encode_syslog import (
-    Frame,
-    SyslogEncoder,
-    frame_by_line,
-    frame_by_nul,
-    frame_by_octets,
-)
-from conntrackd.sinks.sink import Parcel, SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.delivery.datagrams import MAX_SEQUENCE, PLACE, DatagramSocket, Framing, frame
+from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
+from conntrackd.render.rendered import Rendered, count_ends, join
+from conntrackd.render.syslog import make_template
+from conntrackd.render.template import Template
 from conntrackd.sinks.tls import Tls, make_context, name_cause
 
 BATCH_EVENTS: Final = 1024
-BATCH_WAIT: Final = 0.1
+BATCH_WAIT: Final = 0.1  # over the network; what is here has gathered already
 PORTS: Final = {"udp": 514, "tcp": 514, "tls": 6514}  # RFC 5426, RFC 6587, RFC 5425
 CONNECT_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 10.0
 # How long an acknowledgement may take, and how often it is looked for.
 ACKNOWLEDGE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.002
-# What marks a LOST record, in each of the formats; no value can hold it, because its quotes are escaped.
-LOST_MARKS: Final = (b' type="LOST"', LOST_MARK)
 
 
 class Target(NamedTuple):
@@ -50,32 +43,37 @@ class Target(NamedTuple):
 class SyslogSink:
     """One connection or socket. Over a stream a message counts as delivered when the peer's kernel has it.
 
-    Messages get their frames when they are written, so that those from the spool have the ones of today.
+    Messages get their numbers and frames when they are written: only then their order is known, and those
+    from the spool have the frames of today.
     """
 
     name = "syslog"
     batch_events = BATCH_EVENTS
-    batch_wait = BATCH_WAIT
 
     def __init__(
-        self, target: Target, encoder: SyslogEncoder, frame: Frame = frame_by_octets, tls: Tls | None = None
+        self,
+        target: Target,
+        template: Template,
+        framing: Framing = Framing.OCTETS,
+        tls: Tls | None = None,
     ) -> None:
-        """`frame`: over TCP and TLS; a datagram is one, and a local stream has its own."""
+        """`framing`: over TCP and TLS; a datagram is one, and a local stream has its own."""
+        self.template = template
+        self.batch_wait = 0.0 if target.path else BATCH_WAIT
         self._target = target
-        self._encoder = encoder
-        self.form = encoder.form
-        self._frame = frame
+        self._framing = framing
         self._tls = tls
         self._socket: socket.socket | None = None
-        self._sender: DatagramSender | None = None
+        self._datagrams: DatagramSocket | None = None
         self._refusals = 0
+        self._number = 1  # of the next message
 
     def open(self) -> None:
         try:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
             if self._socket.type == socket.SOCK_DGRAM:
-                self._sender = DatagramSender(self._socket, SEND_SECONDS)
+                self._datagrams = DatagramSocket(self._socket, SEND_SECONDS)
         except OSError as error:
             raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
 
@@ -95,41 +93,51 @@ class SyslogSink:
             plain.close()
             raise
 
-    def encode(self, batch: Batch) -> list[bytes]:
-        return self._encoder.encode(batch)
+    def write(self, parts: Sequence[Rendered]) -> int:
+        """All of it, or `written` on what is raised: those before the first that is not there whole."""
+        sock = self._socket
+        if sock is None:
+            raise SinkUnavailable("closed")
+        messages = join(parts)
+        framing = Framing.NONE
+        if sock.type == socket.SOCK_STREAM:
+            # Whether a local socket is a stream, connecting shows.
+            framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
+        text, ends = frame(messages.text, messages.ends, self._number, framing)
+        try:
+            if self._datagrams is not None:
+                self._write_datagrams(self._datagrams, text, ends)
+            else:
+                self._write_stream(sock, text, ends)
+        except (SinkUnavailable, SinkRevised) as trouble:
+            # A loss is one message and no event.
+            trouble.written = min(trouble.written, messages.events)
+            self._count_numbers(messages.text[: messages.find_end(trouble.written)])
+            raise
+        self._count_numbers(messages.text)
+        return len(text)
 
-    def write(self, payload: list[bytes]) -> int:
-        """All of it, or what is left is raised as `rest`, from the first message that is not there whole."""
-        assert self._socket is not None
-        if self._socket.type == socket.SOCK_STREAM:
-            return self._write_stream(self._socket, payload)
-        self._write_datagrams(self._socket, payload)
-        return sum(map(len, payload))
+    def _count_numbers(self, text: bytes) -> None:
+        self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
 
-    def _write_datagrams(self, sock: socket.socket, payload: list[bytes]) -> None:
-        assert self._sender is not None
+    def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
         # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         vain = 0 if self._target.path else 2
-        sent = 0
-        try:
-            while sent < len(payload):
-                sent += self._sender.send(payload[sent : sent + SLOTS])
-            if vain and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-                raise OSError(code, os.strerror(code))
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:  # no message of ours is that long
-                raise self._refuse(error, payload, sent) from error
-            if error.errno != errno.ECONNREFUSED:
-                vain = 0
-            self._refusals += 1
-            raise self._fail(error, payload[max(0, sent - vain) :]) from error
+        sent, error = sock.send(text, ends)
+        if error is None and vain and (code := sock.find_error()):
+            error = OSError(code, os.strerror(code))
+        if error is None:
+            return
+        reason = f"{self._describe_target()}: {name_cause(error)}"
+        if error.errno == errno.EMSGSIZE:  # no message of ours is that long; it will never be taken
+            raise SinkRevised(reason, written=sent, refused=1) from error
+        self._refusals += 1
+        vain = vain if error.errno == errno.ECONNREFUSED else 0
+        raise SinkUnavailable(reason, written=max(0, sent - vain)) from error
 
-    def _write_stream(self, sock: socket.socket, payload: list[bytes]) -> int:
-        # Whether a local socket is a stream, connecting shows.
-        frame = frame_by_nul if sock.family == socket.AF_UNIX else self._frame
-        frames = [frame(message) for message in payload]
-        data, sent = b"".join(frames), 0
+    def _write_stream(self, sock: socket.socket, text: bytes, ends: bytes) -> None:
+        data, sent = memoryview(text), 0
         try:
             _check_peer(sock)
             while sent < len(data):
@@ -138,19 +146,8 @@ class SyslogSink:
         except OSError as error:
             # Of what TLS has sent nobody knows how much of it was ours.
             there = 0 if self._tls is not None else sent - _count_unacknowledged(sock)
-            raise self._fail(error, payload[_count_whole(frames, there) :]) from error
-        return len(data)
-
-    def _fail(self, error: OSError, left: list[bytes]) -> SinkUnavailable:
-        return SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}", rest=_make_parcel(left))
-
-    def _refuse(self, error: OSError, payload: list[bytes], number: int) -> SinkRefused | SinkRevised:
-        """One message will never be taken; those before it were."""
-        reason = f"{self._describe_target()}: {name_cause(error)}"
-        done, rest = _make_parcel(payload[:number]), _make_parcel(payload[number + 1 :])
-        if rest.payload:
-            return SinkRevised(reason, [rest], delivered=done.events)
-        return SinkRefused(reason, _make_parcel(payload[number:]).events)
+            reason = f"{self._describe_target()}: {name_cause(error)}"
+            raise SinkUnavailable(reason, written=count_ends(ends, max(0, there))) from error
 
     def _describe_target(self) -> str:
         target = self._target
@@ -160,23 +157,12 @@ class SyslogSink:
         return f"{target.scheme}://{host}:{target.port}"
 
     def close(self) -> None:
-        sock, self._socket, self._sender = self._socket, None, None
-        if sock is not None:
+        sock, self._socket = self._socket, None
+        datagrams, self._datagrams = self._datagrams, None
+        if datagrams is not None:
+            datagrams.close()
+        elif sock is not None:
             sock.close()
-
-
-def _make_parcel(messages: list[bytes]) -> Parcel[list[bytes]]:
-    lost = sum(any(mark in each for mark in LOST_MARKS) for each in messages)
-    return Parcel(messages, len(messages) - lost)
-
-
-def _count_whole(frames: list[bytes], there: int) -> int:
-    """How many of the first are within so many bytes."""
-    for index, frame in enumerate(frames):
-        there -= len(frame)
-        if there < 0:
-            return index
-    return len(frames)
 
 
 def _connect_udp(target: Target, refusals: int) -> socket.socket:
@@ -255,16 +241,16 @@ def create(config: Config) -> SyslogSink:
         target = Target(parts.scheme, path=unquote(parts.path))
     else:
         target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
-    encoder = SyslogEncoder(
+    template = make_template(
         config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],
         is_local=bool(target.path),
     )
-    frame = frame_by_line if config[options.SINK_SYSLOG_FRAMING] == "lf" else frame_by_octets
+    framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS
     tls = Tls(
         ca=config[options.SINK_SYSLOG_TLS_CA],
         cert=config[options.SINK_SYSLOG_TLS_CERT],
         key=config[options.SINK_SYSLOG_TLS_KEY],
         verify=config[options.SINK_SYSLOG_TLS_VERIFY],
     )
-    return SyslogSink(target, encoder, frame, tls if parts.scheme == "tls" else None)
+    return SyslogSink(target, template, framing, tls if parts.scheme == "tls" else None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from conntrackd.sinks.sink import SinkUnavailable, describe
+from conntrackd.delivery.sink import SinkUnavailable, describe
 
 MAX_REASON: Final = 300  # characters of somebody else's text that are repeated to people
 

@@ -11,17 +11,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from conntrackd.cli.daemon import main
+from conntrackd.delivery.batch import unpack_batch
+from conntrackd.delivery.compression import compress
+from conntrackd.delivery.spool import Parcel, Spool
 from conntrackd.netlink.socket import Datagrams
 from conntrackd.pipeline import Pipeline
+from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import Connection
 from conntrackd.sinks.loki import PUSH, Loki
-from conntrackd.sinks.sink import Parcel
-from conntrackd.sinks.spool import Spool
+from conntrackd.sinks.loki_body import list_body
 
 POINTS = ("received", "selected", "spooled", "sent", "acknowledged")
 
@@ -59,10 +62,11 @@ def set_trap(trap: Trap, directory: Path) -> None:
         original(self, kept)
         trap.pass_by("selected")
 
-    def append(original: Callable[..., Any], self: Spool, parcels: list[Parcel[bytes]], **named: Any) -> Any:
+    def append(original: Callable[..., Any], self: Spool, parcels: list[Parcel], **named: Any) -> Any:
         gone = original(self, parcels, **named)
         with spooled.open("a") as file:
-            file.writelines(f"{parcel.payload.hex()}\n" for parcel in parcels)
+            for parts in (unpack_batch(parcel.payload).parts for parcel in parcels):
+                file.write(f"{compress(list_body(parts, {})).hex()}\n" if parts else "")
         trap.pass_by("spooled")
         return gone
 
@@ -72,8 +76,8 @@ def set_trap(trap: Trap, directory: Path) -> None:
             trap.pass_by("sent")
         return reply
 
-    def write(original: Callable[..., Any], self: Loki, payload: bytes) -> Any:
-        written = original(self, payload)
+    def write(original: Callable[..., Any], self: Loki, parts: Sequence[Rendered]) -> Any:
+        written = original(self, parts)
         trap.pass_by("acknowledged")
         return written
 

@@ -74,32 +74,32 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what an outbox drops is counted",
-        "conntrackd/sinks/outbox.py",
+        "conntrackd/delivery/inlet.py",
         "self._stats.count_dropped(reason, events)",
         "pass",
-        "tests/sinks/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
+        "tests/delivery/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
     ),
     Mutation(
         "an outbox is bounded",
-        "conntrackd/sinks/outbox.py",
-        "room = max(0, self.queue - stats.sink_events_queued)",
-        "room = events",
-        "tests/sinks/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
+        "conntrackd/delivery/inlet.py",
+        "max(0, self.queue - self._stats.sink_events_queued)",
+        "1 << 20",
+        "tests/delivery/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
     ),
     Mutation(
         "a spooled row goes after its delivery only",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/delivery/spool.py",
         "WHERE number <= ?",
         "WHERE number <= ? + 1",
-        "tests/sinks/test_spool_kill.py::"
+        "tests/delivery/test_spool_kill.py::"
         "test_whatever_the_spool_took_is_delivered_though_the_process_is_killed",
     ),
     Mutation(
         "a spooled row is checked",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/delivery/spool.py",
         "return Row(number, parcel, checksum == _sum(number, parcel))",
         "return Row(number, parcel)",
-        "tests/sinks/test_spool.py::test_a_flipped_bit_in_a_payload_is_noticed",
+        "tests/delivery/test_spool.py::test_a_flipped_bit_in_a_payload_is_noticed",
     ),
     Mutation(
         "no redirect is followed",
@@ -138,14 +138,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what Loki blocks is not delivered",
-        "conntrackd/sinks/judge_loki.py",
+        "conntrackd/sinks/loki_reply.py",
         "200 <= status < 300 and status != BLOCKED",
         "200 <= status < 300",
         "tests/sinks/test_loki_delivery.py::test_what_loki_blocks_is_not_said_to_be_delivered",
     ),
     Mutation(
         "of a push with bad entries the good ones are delivered",
-        "conntrackd/sinks/judge_loki.py",
+        "conntrackd/sinks/loki_reply.py",
         "None if refused is None else refused.old_events + refused.other_events",
         "None",
         "tests/sinks/test_loki_delivery.py::"
@@ -153,7 +153,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "late events are noticed",
-        "conntrackd/sinks/encode_loki.py",
+        "conntrackd/sinks/loki_body.py",
         "sorted(streams, key=counts.__getitem__)",
         "streams",
         "tests/sinks/test_loki_delivery.py::"
@@ -168,10 +168,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a server that asks for patience gets it",
-        "conntrackd/sinks/backoff.py",
+        "conntrackd/delivery/backoff.py",
         "if retry_after is None:",
         "if True:",
-        "tests/sinks/test_outbox.py::test_delays_grow_and_retry_after_is_honoured",
+        "tests/delivery/test_outbox.py::test_delays_grow_and_retry_after_is_honoured",
     ),
     Mutation(
         "a datagram to nobody is not delivered",
@@ -197,39 +197,74 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a spool is bounded",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/delivery/spool.py",
         "while _measure(database) > self._limit:",
         "while False:",
-        "tests/sinks/test_spool.py::test_over_its_bound_the_oldest_go_and_are_named",
+        "tests/delivery/test_spool.py::test_over_its_bound_the_oldest_go_and_are_named",
     ),
     Mutation(
         "a spool belongs to one process",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/delivery/spool.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        "tests/sinks/test_spool.py::test_a_second_process_is_refused_with_a_reason",
+        "tests/delivery/test_spool.py::test_a_second_process_is_refused_with_a_reason",
     ),
     Mutation(
         "a batch is spooled whole or not at all",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/delivery/spool.py",
         'database.execute("BEGIN IMMEDIATE")',
         "pass",
-        "tests/sinks/test_spool_kill.py::"
+        "tests/delivery/test_spool_kill.py::"
         "test_whatever_the_spool_took_is_delivered_though_the_process_is_killed",
     ),
     Mutation(
+        "a loss is written alone",
+        "conntrackd/delivery/queue.py",
+        "isinstance(following, Lost) or count",
+        "count",
+        "tests/delivery/test_queue.py::test_what_is_taken_ends_at_a_loss_which_is_taken_alone",
+    ),
+    Mutation(
+        "no direct write overtakes what waits",
+        "conntrackd/delivery/inlet.py",
+        "            and not self._waiting\n",
+        "",
+        "tests/delivery/test_outbox.py::test_no_write_overtakes_another_or_comes_between",
+    ),
+    Mutation(
+        "no direct write comes between what is being written",
+        "conntrackd/delivery/inlet.py",
+        "            and not self._in_flight\n",
+        "",
+        "tests/delivery/test_outbox.py::test_no_write_overtakes_another_or_comes_between",
+    ),
+    Mutation(
+        "a line that was begun is gone on with",
+        "conntrackd/sinks/stream.py",
+        "self._done = 0 if self._is_torn else len(self._begun)",
+        "self._done = 0",
+        "tests/sinks/test_stream.py::test_a_line_longer_than_what_a_pipe_takes_at_once_passes",
+    ),
+    Mutation(
+        "a number stands for a message that was taken",
+        "conntrackd/sinks/syslog.py",
+        "self._count_numbers(messages.text[: messages.find_end(trouble.written)])",
+        "pass",
+        "tests/sinks/test_syslog.py::test_what_is_sent_again_has_the_numbers_that_it_had",
+    ),
+    Mutation(
         "no value begins a field of the journal",
-        "conntrackd/sinks/encode.py",
+        "conntrackd/render/template.py",
         "    if value.isprintable():",
         "    if True:",
         "tests/sinks/test_journal.py::test_no_value_can_begin_a_field_of_its_own",
     ),
     Mutation(
         "no value ends an element of syslog's structured data",
-        "conntrackd/sinks/encode_syslog.py",
+        "conntrackd/render/syslog.py",
         """.replace("]", "\\\\]")""",
         "",
-        "tests/sinks/test_encode_syslog.py::test_no_value_can_end_its_element_its_line_or_the_record",
+        "tests/render/test_syslog.py::test_no_value_can_end_its_element_its_line_or_the_record",
     ),
     Mutation(
         "a mistake in a form ends no reader",
@@ -312,7 +347,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what Loki gives back holds no control character of a database",
-        "conntrackd/sinks/encode_loki.py",
+        "conntrackd/sinks/loki_body.py",
         "return escape_json(make_visible(value))",
         "return escape_json(value)",
         "tests/sinks/test_controls.py::test_no_sink_holds_what_a_terminal_would_obey",
@@ -452,7 +487,7 @@ MUTATIONS: Final = (
         "conntrackd/sinks/outbox.py",
         "if not reason and not self.is_out():",
         "if False:",
-        "tests/sinks/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
+        "tests/delivery/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
     ),
     Mutation(
         "a program that the kernel has no room for is done without",

@@ -5,23 +5,22 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import pytest
 
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink
 from conntrackd.filter.pycode import compile_selector
 from conntrackd.flow import EventType, Flow
 from conntrackd.netlink.decode import KEY, Decoder, dissect
 from conntrackd.netlink.socket import SLOTS, Datagrams
 from conntrackd.pipeline import Pipeline
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Sink
 from conntrackd.sinks.stream import StreamSink
-from conntrackd.sinks.tail import Tails
 from conntrackd.stats import SinkStats, Stats
+from conntrackd.tails import Tails
+from tests.delivery.fakes import FakeSink
 from tests.faults.test_sinks import MIB, read_memory
 from tests.messages import build_message
-from tests.sinks.fakes import FakeSink
 from tests.sinks.flows import make_flow
 
 RECEIVED = 1_763_807_683_181_432_081
@@ -39,7 +38,7 @@ def make_batches(messages: Iterator[bytes]) -> Iterator[Datagrams]:
         yield Datagrams(memoryview(b"".join(batch) + bytes(KEY.size)), positions, lengths, 0, RECEIVED)
 
 
-def replay(messages: Iterator[bytes], sink: Sink[Any], stats: Stats) -> SinkStats:
+def replay(messages: Iterator[bytes], sink: Sink, stats: Stats) -> SinkStats:
     """Through everything that stands between the socket and a sink."""
     outbox = Outbox(sink, queue=4096, stats=SinkStats())
     pipeline = Pipeline(Decoder(stats), compile_selector([]), None, (outbox,), Tails(), stats)

@@ -9,21 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conntrackd.flow import Location, Lost
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.encode_journal import EVENT_ID, LOST_ID, JournalEncoder
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkState, SinkUnavailable
+from conntrackd.flow import Flow, Location, Lost
+from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE
+from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.journal import JournalSink
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkState, SinkUnavailable
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import sum_dropped
+from tests.delivery.fakes import put, sum_dropped
+from tests.rendering import list_texts, render, render_all
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.syslog_servers import wait_until
 
@@ -112,10 +114,14 @@ def journald() -> Iterator[Journald]:
             namespace.stdin.close()
 
 
+def render_journal(flows: Sequence[Flow]) -> Rendered:
+    return render(TEMPLATE, flows)
+
+
 def send(sink: JournalSink, batch: list[Any]) -> int:
     try:
         sink.open()
-        return sink.write(sink.encode(batch))
+        return sum(sink.write([part]) for part in render_all(sink.template, batch))
     finally:
         sink.close()
 
@@ -159,12 +165,12 @@ def test_journalctl_reads_one_field_for_each_field_of_the_event() -> None:
 def test_a_journald_that_is_stopped_loses_nothing_and_holds_up_nobody() -> None:
     stats = SinkStats()
     with journald() as running:
-        outbox: Outbox[list[bytes]] = Outbox(JournalSink(running.socket), queue=10_000, stats=stats)
+        outbox: Outbox = Outbox(JournalSink(running.socket), queue=10_000, stats=stats)
         outbox.start()
         running.process.send_signal(signal.SIGSTOP)
-        outbox.put(make_flows(2000))
+        put(outbox, make_flows(2000), render_journal)
         for _ in range(100):  # while the sink waits, this thread goes on
-            outbox.put(make_flows(1, 5000))
+            put(outbox, make_flows(1, 5000), render_journal)
         running.process.send_signal(signal.SIGCONT)
         assert outbox.flush(20)
         outbox.stop(time.monotonic() + 5)
@@ -182,12 +188,12 @@ def test_a_journald_that_is_ended_and_started_in_mid_stream_has_everything(
     """Killed, it takes with it the one record that it held."""
     stats = SinkStats()
     with journald() as running:
-        outbox: Outbox[list[bytes]] = Outbox(JournalSink(running.socket), queue=50_000, stats=stats)
+        outbox: Outbox = Outbox(JournalSink(running.socket), queue=50_000, stats=stats)
         outbox.start()
         ended_in: list[int] = []
         for turn in range(5):
             for part in range(30):
-                outbox.put(make_flows(100, turn * 3000 + part * 100))
+                put(outbox, make_flows(100, turn * 3000 + part * 100), render_journal)
             deadline = time.monotonic() + 15
             while stats.sink_events_delivered_total < turn * 3000 + 500:
                 assert time.monotonic() < deadline
@@ -217,7 +223,27 @@ def test_a_socket_that_nobody_holds_is_told() -> None:
             send(sink, make_flows(1))
 
 
-def test_what_was_not_taken_is_the_rest(tmp_path: Path) -> None:
+def test_what_was_taken_is_known_to_the_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conntrackd.sinks.journal.PATIENCE_SECONDS", 0.02)
+    path = tmp_path / "socket"
+    parts = [render_journal(make_flows(5)), render_journal(make_flows(5000, 5))]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        receiver.setblocking(False)
+        sink = JournalSink(path)
+        sink.open()
+        with pytest.raises(SinkUnavailable) as caught:
+            sink.write(parts)
+        sink.close()
+        received = [receiver.recv(1 << 16) for _ in range(caught.value.written)]
+        with pytest.raises(BlockingIOError):
+            receiver.recv(1 << 16)
+
+    assert 5 < caught.value.written < 5005
+    assert received == [*list_texts(parts[0]), *list_texts(parts[1])][: caught.value.written]
+
+
+def test_a_journald_that_has_gone_ends_a_write_that_waits(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(os.fspath(path))
@@ -225,16 +251,12 @@ def test_what_was_not_taken_is_the_rest(tmp_path: Path) -> None:
         sink.open()
         closer = threading.Timer(0.2, receiver.close)
         closer.start()
-        payload = sink.encode([Lost(1, BASE, BASE, "kernel"), *make_flows(100)])
         with pytest.raises(SinkUnavailable) as caught:
-            sink.write(payload)
+            sink.write([render_journal(make_flows(5000))])
         closer.join()
         sink.close()
 
-    rest = caught.value.rest
-    assert rest is not None
-    assert 0 < rest.events < 100
-    assert rest.payload == payload[-rest.events :]
+    assert 0 < caught.value.written < 5000
 
 
 def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_once(
@@ -246,11 +268,11 @@ def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_o
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(os.fspath(path))
         receiver.settimeout(15)
-        outbox: Outbox[list[bytes]] = Outbox(
+        outbox: Outbox = Outbox(
             JournalSink(path), queue=10_000, stats=SinkStats(), backoff=Backoff(0.001, 0.01)
         )
         outbox.start()
-        outbox.put(make_flows(5000))
+        put(outbox, make_flows(5000), render_journal)
         wait_until(lambda: outbox.snapshot().sink_retries_total > 3, "retries")
         away = (outbox.state, outbox.error, outbox.snapshot().sink_events_delivered_total)
         received = [receiver.recv(1 << 16) for _ in range(5000)]
@@ -275,12 +297,12 @@ def test_closing_from_another_thread_ends_a_write_that_waits(
         receiver.bind(os.fspath(path))
         sink = JournalSink(path)
         sink.open()
-        payload = sink.encode([*make_flows(5000)])
+        events = render_journal(make_flows(5000))
         caught: list[SinkUnavailable] = []
 
         def write() -> None:
             try:
-                sink.write(payload)
+                sink.write([events])
             except SinkUnavailable as absence:
                 caught.append(absence)
 
@@ -291,14 +313,13 @@ def test_closing_from_another_thread_ends_a_write_that_waits(
         thread.join(15)
 
     assert not thread.is_alive()
-    assert caught[0].rest is not None
-    assert caught[0].rest.events > 1000
+    assert 0 < caught[0].written < 4000
 
 
 def test_no_value_can_begin_a_field_of_its_own() -> None:
     event = make_flow(1)
     event.dst_location = Location(city="a\nMESSAGE=forged\r\x00\u202e")
 
-    (datagram,) = JournalEncoder().encode([event])
+    datagram = render_journal([event]).text
     assert b"EVENT_CITY=a\\nMESSAGE=forged\\r\\x00\\u202e\n" in datagram
     assert [line.partition(b"=")[0] for line in datagram.splitlines()].count(b"MESSAGE") == 1

@@ -12,18 +12,18 @@ import pytest
 
 from conntrackd import VERSION
 from conntrackd.config import read_config
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks.loki import Loki, create
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.stats import SinkStats
 from tests.sinks import loki_server
 from tests.sinks.flows import BASE, make_flow, make_flows
-from tests.sinks.loki_client import make_settings, push
+from tests.sinks.loki_client import hand_on, make_settings, push, render_entries
 from tests.sinks.loki_server import Fault, Server, Store, run_server, say
 
 
 def test_what_is_pushed_can_be_queried(server: Server, store: Store) -> None:
-    push(make_settings(server.port, labels=(("env", "prod"),)), list(make_flows(3)))
+    push(make_settings(server.port, labels=(("env", "prod"),)), make_flows(3))
 
     found = store.query(
         env="prod", service_name="conntrackd", host=socket.gethostname(), type="NEW", prot="TCP"
@@ -52,7 +52,7 @@ def test_a_connection_is_used_for_many_pushes(server: Server, store: Store) -> N
     loki = Loki(make_settings(server.port))
     loki.open()
     for number in range(5):
-        loki.write(loki.encode([make_flow(number)]))
+        loki.write([render_entries([make_flow(number)])])
     loki.close()
 
     assert len(store.pushes) == 5
@@ -66,11 +66,11 @@ def test_secrets_come_from_files_and_are_read_again_at_each_opening(
     loki = Loki(make_settings(server.port, token_file=secret))
     secret.write_text("first\n")
     loki.open()
-    loki.write(loki.encode([make_flow(1)]))
+    loki.write([render_entries([make_flow(1)])])
     loki.close()
     secret.write_text("second")
     loki.open()
-    loki.write(loki.encode([make_flow(2)]))
+    loki.write([render_entries([make_flow(2)])])
     loki.close()
 
     assert [request.headers["Authorization"] for request in store.pushes] == ["Bearer first", "Bearer second"]
@@ -120,7 +120,7 @@ def test_a_credential_of_systemd_stands_in_for_the_file(
         read_config({f"sink.loki.{key}": [value] for key, value in given.items()}, {}, None, tmp_path)
     )
     loki.open()
-    loki.write(loki.encode([make_flow(1)]))
+    loki.write([render_entries([make_flow(1)])])
     loki.close()
 
     (pushed,) = store.pushes
@@ -132,7 +132,7 @@ def test_a_batch_has_about_the_size_that_was_asked_for(server: Server, store: St
     outbox = Outbox(loki, queue=100_000, stats=SinkStats())
     outbox.start()
     for first in range(0, 20_000, 50):
-        outbox.put(make_flows(50, first))
+        hand_on(outbox, make_flows(50, first))
     assert outbox.flush(30)
     outbox.stop(time.monotonic() + 5)
 
@@ -187,11 +187,11 @@ def test_no_reply_can_hold_or_fill_us(server: Server, store: Store, fault: Fault
     loki.open()
 
     with pytest.raises(SinkUnavailable):
-        loki.write(loki.encode([make_flow(1)]))
+        loki.write([render_entries([make_flow(1)])])
 
     loki.close()
     loki.open()
-    loki.write(loki.encode([make_flow(2)]))
+    loki.write([render_entries([make_flow(2)])])
     loki.close()
     assert len(store.query()) == 1
     assert store.taken < 32 << 20  # what two kernels had room for, of a gigabyte
@@ -204,8 +204,8 @@ def test_a_connection_that_is_reset_in_mid_request_is_an_outage(
     """Before a reply, and before all of the body is sent."""
     store.early.append(loki_server.reset)
     with pytest.raises(SinkUnavailable):
-        push(make_settings(server.port), list(make_flows(events)))
-    push(make_settings(server.port), list(make_flows(events)))
+        push(make_settings(server.port), make_flows(events))
+    push(make_settings(server.port), make_flows(events))
 
     assert (len(store.query()), store.duplicates) == (events, 0)
 
@@ -239,7 +239,7 @@ def test_closing_from_another_thread_ends_a_write_that_hangs(server: Server, sto
 
     def write() -> None:
         try:
-            loki.write(loki.encode([make_flow(1)]))
+            loki.write([render_entries([make_flow(1)])])
         except SinkUnavailable as error:
             outcome.append(error)
 

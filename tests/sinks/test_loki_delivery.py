@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.spool import Spool
 from conntrackd.flow import EventType
-from conntrackd.sinks.backoff import Backoff
 from conntrackd.sinks.loki import Loki
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.spool import Spool
 from conntrackd.stats import SinkStats
+from tests.delivery.fakes import Clock, find_imbalance, make_lost, run_until_idle
 from tests.sinks import loki_server
-from tests.sinks.fakes import Clock, find_imbalance, make_lost, run_until_idle
 from tests.sinks.flows import BASE, make_flow, make_flows
-from tests.sinks.loki_client import make_settings
+from tests.sinks.loki_client import hand_on, make_settings
 from tests.sinks.loki_server import NANO, Fault, Limits, Server, Store, run_server, say
 
 
-def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox[bytes]:
+def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox:
     backoff = Backoff(0.5, 30.0)
     return Outbox(loki, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
@@ -40,13 +40,13 @@ def test_ten_minutes_of_events_while_loki_is_away_are_all_there_exactly_once(tmp
     outbox = make_outbox(loki, clock, Spool(tmp_path, "loki", 64 << 20))
     events = 0
     for _ in range(600):
-        outbox.put(make_flows(50, events))
+        hand_on(outbox, make_flows(50, events))
         events += 50
         run_until_idle(outbox, clock, seconds=1.0)
     with run_server(store, port=port):
         store.faults.extend(say(status, "empty ring") for _ in range(1000) for status in (500, 502, 503))
         for _ in range(600):
-            outbox.put(make_flows(50, events))
+            hand_on(outbox, make_flows(50, events))
             events += 50
             run_until_idle(outbox, clock, seconds=1.0)
         away = outbox.snapshot()
@@ -55,7 +55,7 @@ def test_ten_minutes_of_events_while_loki_is_away_are_all_there_exactly_once(tmp
         store.faults.append(loki_server.store_and_reset)  # stored, and the acknowledgement lost
         store.faults.append(loki_server.store_and_say(502))
         run_until_idle(outbox, clock, seconds=120.0)
-        outbox.put(make_flows(1, events))
+        hand_on(outbox, make_flows(1, events))
         run_until_idle(outbox, clock, seconds=5.0)
         outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -75,9 +75,9 @@ def test_what_is_refused_is_counted_and_the_next_batch_goes(
     clock = Clock()
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
     store.faults.append(say(status))
-    outbox.put(make_flows(10))
+    hand_on(outbox, make_flows(10))
     run_until_idle(outbox, clock, seconds=5.0)
-    outbox.put(make_flows(10, 10))
+    hand_on(outbox, make_flows(10, 10))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -90,7 +90,7 @@ def test_a_body_that_is_too_large_arrives_in_parts(server: Server, store: Store)
     clock = Clock()
     store.limits = Limits(max_body=1000)
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(300))
+    hand_on(outbox, make_flows(300))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
 
@@ -105,7 +105,7 @@ def test_an_event_that_is_too_large_alone_is_dropped_and_the_others_arrive(
     clock = Clock()
     store.faults.extend([say(413), say(413), say(413)])  # 4 events, 2, and then the first alone
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(4))
+    hand_on(outbox, make_flows(4))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -118,9 +118,9 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
     clock = Clock()
     store.limits = Limits(max_behind=0)
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(5, 100))
+    hand_on(outbox, make_flows(5, 100))
     run_until_idle(outbox, clock, seconds=5.0)
-    outbox.put(make_flows(5))
+    hand_on(outbox, make_flows(5))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
 
@@ -135,9 +135,9 @@ def test_late_events_are_noticed_though_another_stream_of_their_push_is_taken(
     clock = Clock()
     store.limits = Limits(max_behind=0)
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(5, 100))
+    hand_on(outbox, make_flows(5, 100))
     run_until_idle(outbox, clock, seconds=5.0)
-    outbox.put([*make_flows(5), make_flow(5, EventType.DESTROY)])
+    hand_on(outbox, [*make_flows(5), make_flow(5, EventType.DESTROY)])
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
 
@@ -152,7 +152,7 @@ def test_what_is_too_old_even_for_a_replay_is_dropped_and_the_rest_is_there_once
     store.limits = Limits(reject_before=BASE + 5_000_000_000)
     flows = [make_flow(number, time=BASE + number * 1_000_000_000) for number in range(10)]
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(flows)
+    hand_on(outbox, flows)
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -177,13 +177,13 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(tmp_path: Pa
         )
         outbox.start()
         for first in range(0, 1000, 10):
-            outbox.put(make_flows(10, first))
+            hand_on(outbox, make_flows(10, first))
         assert outbox.flush(30.0)
     for first in range(1000, 3000, 10):
-        outbox.put(make_flows(10, first))
+        hand_on(outbox, make_flows(10, first))
     with run_server(store, port=port):
         flushed = outbox.flush(30.0)
-        outbox.put(make_flows(1, 3000))
+        hand_on(outbox, make_flows(1, 3000))
         outbox.stop(time.monotonic() + 30.0)
 
     assert flushed
@@ -200,7 +200,7 @@ def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is
     wrong = [make_flow(number, time=time.time_ns() + 86_400 * NANO) for number in range(10, 13)]
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
     for batch in ([*make_flows(10), *wrong], wrong, make_flows(5, 20)):
-        outbox.put(batch)
+        hand_on(outbox, batch)
         run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -216,7 +216,7 @@ def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, s
     clock = Clock()
     store.limits = Limits(burst=100)
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(300))
+    hand_on(outbox, make_flows(300))
     run_until_idle(outbox, clock, seconds=300.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -227,18 +227,23 @@ def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, s
     assert 10 < len(store.pushes) < 40
 
 
-@pytest.mark.parametrize("fault", [say(403), loki_server.refuse_one])
+def answer(_: loki_server.Handler) -> bool:
+    """No fault."""
+    return False
+
+
+@pytest.mark.parametrize("faults", [(say(403), say(403)), (answer, loki_server.refuse_one)])
 def test_a_loss_that_is_refused_is_told_when_something_is_accepted(
-    server: Server, store: Store, tmp_path: Path, fault: Fault
+    server: Server, store: Store, tmp_path: Path, faults: tuple[Fault, Fault]
 ) -> None:
-    """It was on disk, too. Its stream is the smallest, and so the one whose first entry is bad."""
+    """It was on disk, too. The events before it are refused with it, or are not."""
     clock = Clock()
     outbox = make_outbox(Loki(make_settings(server.port)), clock, Spool(tmp_path, "loki", 1 << 20))
-    store.faults.extend([say(503), say(503), fault])
-    outbox.put(make_flows(5))
-    outbox.tell_lost(make_lost(700))
+    store.faults.extend([say(503), say(503), *faults])
+    hand_on(outbox, make_flows(5))
+    outbox.report(make_lost(700))
     run_until_idle(outbox, clock, seconds=60.0)
-    outbox.put(make_flows(5, 5))
+    hand_on(outbox, make_flows(5, 5))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
@@ -250,7 +255,7 @@ def test_a_loss_that_is_refused_is_told_when_something_is_accepted(
     assert told == ({"kernel": 700, "loki": 5} if refused else {"kernel": 700})
     assert (len(list_stored(store)), refused) == (
         10 - refused,
-        5 if fault is not loki_server.refuse_one else 0,
+        0 if answer in faults else 5,
     )
 
 
@@ -259,11 +264,11 @@ def test_what_loki_blocks_is_not_said_to_be_delivered(server: Server, store: Sto
     clock = Clock()
     store.limits = Limits(blocked=True)
     outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    outbox.put(make_flows(5))
+    hand_on(outbox, make_flows(5))
     run_until_idle(outbox, clock, seconds=5.0)
     blocked = outbox.snapshot()
     store.limits = Limits()
-    outbox.put(make_flows(5, 5))
+    hand_on(outbox, make_flows(5, 5))
     run_until_idle(outbox, clock, seconds=5.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()

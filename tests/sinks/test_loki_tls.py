@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks.loki import Loki, Settings
-from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.sinks.tls import Tls
 from tests.sinks.flows import make_flow
 from tests.sinks.loki_client import push

@@ -1,15 +1,13 @@
 """The list of kinds: each is an option away, and has a spool where that makes sense."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conntrackd.config import Config, read_config
+from conntrackd.delivery.spool import Spool, Store
 from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
-from conntrackd.sinks.messages import MessageSpool
-from conntrackd.sinks.spool import Spool, Store
 
 
 def configure(etc: Path, **settings: str) -> Config:
@@ -33,10 +31,9 @@ def test_only_what_is_asked_for_is_enabled(tmp_path: Path) -> None:
     assert [kind.name for kind in SINKS if kind.enabled(config)] == ["loki"]
 
 
-def find_spool(store: Store[Any]) -> Spool:
-    spool = store._spool if isinstance(store, MessageSpool) else store
-    assert isinstance(spool, Spool)
-    return spool
+def find_spool(store: Store) -> Spool:
+    assert isinstance(store, Spool)
+    return store
 
 
 @pytest.mark.parametrize(

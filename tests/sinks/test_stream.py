@@ -5,25 +5,29 @@ import json
 import os
 import resource
 import select
+import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from conntrackd.config import read_config
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch, Location
-from conntrackd.sinks.encode_json import JsonEncoder
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkFailed, SinkRevised, SinkState, SinkUnavailable
+from conntrackd.flow import Flow, Location
+from conntrackd.render.json import TEMPLATE
+from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.stream import StreamSink, create
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import find_imbalance, make_lost
+from tests.delivery.fakes import find_imbalance, make_lost, put
+from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
+from tests.sinks.syslog_servers import wait_until
 
 LONG = 20.0  # seconds that no test comes near
 
@@ -51,39 +55,38 @@ def file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def write(sink: StreamSink, batch: Batch) -> int:
+def write(sink: StreamSink, events: Rendered) -> int:
     sink.open()
-    written = sink.write(sink.encode(batch))
+    written = sink.write([events])
     sink.close()
     return written
 
 
-def write_persistently(sink: StreamSink, payload: bytes) -> int:
+def write_persistently(sink: StreamSink, events: Rendered) -> int:
     """As the outbox does with a slow reader; the number of parts it took."""
     parts = 1
     while True:
         try:
-            sink.write(payload)
+            sink.write([events])
         except SinkRevised as revision:
             parts += 1
-            payload = revision.parcels[0].payload
+            events = events.split(revision.written)[1]
         else:
             return parts
 
 
-def make_batch(count: int, first: int = 0) -> Batch:
-    return [*make_flows(count, first)]
+def make_events(count: int, first: int = 0) -> Rendered:
+    return render(TEMPLATE, make_flows(count, first))
 
 
-def encode(batch: Batch) -> bytes:
-    return JsonEncoder().encode(batch)
+def render_json(flows: Sequence[Flow]) -> Rendered:
+    return render(TEMPLATE, flows)
 
 
 def test_a_file_gets_one_object_a_line_and_is_kept_from_others(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
-    batch: Batch = [*make_flows(3), make_lost(7)]
-
-    written = write(StreamSink(path), batch)
+    sink = StreamSink(path)
+    written = write(sink, make_events(3)) + write(sink, sink.template.render_loss(make_lost(7)))
 
     lines = path.read_bytes().splitlines()
     assert written == path.stat().st_size
@@ -96,22 +99,22 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     path, old = tmp_path / "events.json", tmp_path / "events.json.1"
     sink = StreamSink(path)
     sink.open()
-    sink.write(sink.encode(make_batch(1)))
+    sink.write([make_events(1)])
     path.rename(old)
-    sink.write(sink.encode(make_batch(1, 1)))
+    sink.write([make_events(1, 1)])
     sink.close()
     sink.open()
-    sink.write(sink.encode(make_batch(1, 2)))
+    sink.write([make_events(1, 2)])
     sink.close()
 
-    assert old.read_bytes() == encode(make_batch(2))
-    assert path.read_bytes() == encode(make_batch(1, 2))
+    assert old.read_bytes() == make_events(2).text
+    assert path.read_bytes() == make_events(1, 2).text
 
 
 @pytest.mark.parametrize("owner", ["path", "stdout", "appended stdout"])
 def test_a_disk_that_is_full_at_any_byte_tears_and_doubles_nothing(tmp_path: Path, owner: str) -> None:
-    batch: Batch = [make_flow(0), make_lost(3), make_flow(1)]
-    whole = encode(batch)
+    events = make_events(3)
+    whole = events.text
     before = b'{"older":1}\n'
     results = set()
     for size in range(len(before), len(before) + len(whole), 7):
@@ -124,47 +127,45 @@ def test_a_disk_that_is_full_at_any_byte_tears_and_doubles_nothing(tmp_path: Pat
         sink = StreamSink(path) if standard is None else StreamSink(None, standard)
         sink.open()
         with file_limit(size), pytest.raises(SinkUnavailable) as caught:
-            sink.write(sink.encode(batch))
-        rest = caught.value.rest
+            sink.write(events.split(1))
+        rest = events.split(caught.value.written)[1]
         sink.close()
-        assert rest is not None
         kept = path.read_bytes().removeprefix(before)
-        results.add((kept.count(b"\n"), rest.events, kept + rest.payload == whole))
+        results.add((kept.count(b"\n"), rest.events, kept + rest.text == whole))
         sink.open()
-        sink.write(rest.payload)
+        sink.write([rest])
         sink.close()
         if standard is not None:
             os.close(standard)
         assert path.read_bytes() == before + whole
 
-    assert results == {(0, 2, True), (1, 1, True), (2, 1, True)}
+    assert results == {(0, 3, True), (1, 2, True), (2, 1, True)}
 
 
 def test_what_is_left_goes_whole_into_a_new_file(tmp_path: Path) -> None:
     path, old = tmp_path / "events.json", tmp_path / "events.json.1"
-    batch: Batch = make_batch(2)
+    events = make_events(2)
     sink = StreamSink(path)
     sink.open()
     with file_limit(400), pytest.raises(SinkUnavailable) as caught:
-        sink.write(sink.encode(batch))
+        sink.write([events])
     sink.close()
     path.rename(old)
     sink.open()
-    assert caught.value.rest is not None
-    sink.write(caught.value.rest.payload)
+    sink.write([events.split(caught.value.written)[1]])
     sink.close()
 
-    assert old.read_bytes() == encode(make_batch(1))
-    assert path.read_bytes() == encode(make_batch(1, 1))
+    assert old.read_bytes() == make_events(1).text
+    assert path.read_bytes() == make_events(1, 1).text
 
 
 def test_a_line_that_a_power_failure_cut_short_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
     path.write_bytes(b'{"time":"2026-')
 
-    write(StreamSink(path), make_batch(1))
+    write(StreamSink(path), make_events(1))
 
-    assert path.read_bytes() == b'{"time":"2026-\n' + encode(make_batch(1))
+    assert path.read_bytes() == b'{"time":"2026-\n' + make_events(1).text
 
 
 def test_a_full_device_is_tried_again() -> None:
@@ -172,11 +173,10 @@ def test_a_full_device_is_tried_again() -> None:
     sink.open()
 
     with pytest.raises(SinkUnavailable, match="/dev/full: ") as caught:
-        sink.write(sink.encode(make_batch(2)))
+        sink.write([make_events(2)])
     sink.close()
 
-    assert caught.value.rest is not None
-    assert (caught.value.rest.events, caught.value.rest.oldest) == (2, make_flow(0).time)
+    assert caught.value.written == 0
 
 
 def test_a_directory_that_has_gone_is_told_and_tried_again(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_reader_of_stdout_that_has_gone_does_not_come_back(pipe: tuple[int, in
     os.close(reading)
 
     with pytest.raises(SinkFailed):
-        sink.write(sink.encode(make_batch(1)))
+        sink.write([make_events(1)])
     sink.close()
     os.fstat(writing)  # the process's own stays open
 
@@ -207,15 +207,15 @@ def test_a_terminal_that_has_gone_does_not_come_back() -> None:
     leader, terminal = os.openpty()
     sink = StreamSink(None, terminal)
     sink.open()
-    sink.write(sink.encode(make_batch(1)))
+    sink.write([make_events(1)])
     shown = os.read(leader, 4096)
     os.close(leader)
 
     with pytest.raises(SinkFailed):
-        sink.write(sink.encode(make_batch(1)))
+        sink.write([make_events(1)])
     sink.close()
     os.close(terminal)
-    assert shown == encode(make_batch(1)).replace(b"\n", b"\r\n")
+    assert shown == make_events(1).text.replace(b"\n", b"\r\n")
 
 
 def test_a_named_pipe_waits_for_its_reader_and_for_the_next(tmp_path: Path) -> None:
@@ -227,21 +227,21 @@ def test_a_named_pipe_waits_for_its_reader_and_for_the_next(tmp_path: Path) -> N
     sink.close()
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     sink.open()
-    sink.write(sink.encode(make_batch(1)))
+    sink.write([make_events(1)])
     first = os.read(reader, 4096)
     os.close(reader)
     with pytest.raises(SinkUnavailable, match="nobody reads it") as caught:
-        sink.write(sink.encode(make_batch(1, 1)))
+        sink.write([make_events(1, 1)])
     sink.close()
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     sink.open()
-    assert caught.value.rest is not None
-    sink.write(caught.value.rest.payload)
+    assert caught.value.written == 0
+    sink.write([make_events(1, 1)])
     second = os.read(reader, 4096)
     sink.close()
     os.close(reader)
 
-    assert (first, second) == (encode(make_batch(1)), encode(make_batch(1, 1)))
+    assert (first, second) == (make_events(1).text, make_events(1, 1).text)
 
 
 def test_a_pipe_that_nobody_reads_is_told_as_trouble(pipe: tuple[int, int]) -> None:
@@ -249,33 +249,33 @@ def test_a_pipe_that_nobody_reads_is_told_as_trouble(pipe: tuple[int, int]) -> N
     sink.open()
 
     with pytest.raises(SinkRevised) as slow:
-        sink.write(sink.encode(make_batch(1000)))
-    rest = slow.value.parcels[0]
+        sink.write([make_events(1000)])
+    rest = make_events(1000).split(slow.value.written)[1]
     with pytest.raises(SinkUnavailable, match="nobody reads") as stalled:
-        sink.write(rest.payload)
+        sink.write([rest])
     sink.close()
 
     os.set_blocking(pipe[0], False)
     taken = os.read(pipe[0], 1 << 20)
-    assert taken + rest.payload == encode(make_batch(1000))
-    assert slow.value.delivered == taken.count(b"\n") == 1000 - rest.events
-    assert stalled.value.rest == rest
+    assert taken + rest.text == make_events(1000).text
+    assert slow.value.written == taken.count(b"\n") == 1000 - rest.events
+    assert stalled.value.written == 0
 
 
 def test_a_reader_that_is_slow_gets_each_line_once(pipe: tuple[int, int]) -> None:
     sink = StreamSink(None, pipe[1], slow=0.001, stall=LONG)
     sink.open()
     parts: list[int] = []
-    payload = sink.encode(make_batch(2000))
-    thread = threading.Thread(target=lambda: parts.append(write_persistently(sink, payload)))
+    events = make_events(2000)
+    thread = threading.Thread(target=lambda: parts.append(write_persistently(sink, events)))
     thread.start()
     got = b""
-    while len(got) < len(payload):
+    while len(got) < len(events.text):
         got += os.read(pipe[0], 1000)
     thread.join(LONG)
     sink.close()
 
-    assert got == encode(make_batch(2000))
+    assert got == make_events(2000).text
     assert parts[0] > 1
 
 
@@ -284,8 +284,8 @@ def test_a_line_longer_than_what_a_pipe_takes_at_once_passes(pipe: tuple[int, in
     flow.dst_location = Location(city="x" * 200_000)
     sink = StreamSink(None, pipe[1], slow=0.01, stall=LONG)
     sink.open()
-    batch: Batch = [make_flow(0), flow, make_flow(2)]
-    thread = threading.Thread(target=lambda: write_persistently(sink, sink.encode(batch)))
+    events = render_json([make_flow(0), flow, make_flow(2)])
+    thread = threading.Thread(target=lambda: write_persistently(sink, events))
     thread.start()
     got = b""
     while got.count(b"\n") < 3:
@@ -293,7 +293,7 @@ def test_a_line_longer_than_what_a_pipe_takes_at_once_passes(pipe: tuple[int, in
     thread.join(LONG)
     sink.close()
 
-    assert got == encode(batch)
+    assert got == events.text
 
 
 def test_what_is_written_to_a_pipe_at_once_is_whole_lines(pipe: tuple[int, int]) -> None:
@@ -301,16 +301,16 @@ def test_what_is_written_to_a_pipe_at_once_is_whole_lines(pipe: tuple[int, int])
     fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
     sink = StreamSink(None, pipe[1], stall=LONG)
     sink.open()
-    payload = sink.encode(make_batch(200))
-    thread = threading.Thread(target=lambda: write_persistently(sink, payload))
+    events = make_events(200)
+    thread = threading.Thread(target=lambda: write_persistently(sink, events))
     thread.start()
     pieces: list[bytes] = []
-    while sum(map(len, pieces)) < len(payload):
+    while sum(map(len, pieces)) < len(events.text):
         pieces.append(os.read(pipe[0], 1 << 16))
     thread.join(LONG)
     sink.close()
 
-    assert b"".join(pieces) == payload
+    assert b"".join(pieces) == events.text
     assert len(pieces) > 10
     assert [piece[-1:] for piece in pieces] == [b"\n"] * len(pieces)
 
@@ -319,8 +319,8 @@ def test_lines_of_two_who_write_to_one_pipe_stay_whole(pipe: tuple[int, int]) ->
     sinks = [StreamSink(None, pipe[1], slow=0.01, stall=LONG) for _ in range(2)]
     for number, sink in enumerate(sinks):
         sink.open()
-        payload = sink.encode(make_batch(500, 500 * number))
-        threading.Thread(target=write_persistently, args=(sink, payload)).start()
+        events = make_events(500, 500 * number)
+        threading.Thread(target=write_persistently, args=(sink, events)).start()
     got = b""
     while got.count(b"\n") < 1000:
         got += os.read(pipe[0], 1 << 16)
@@ -337,7 +337,7 @@ def test_closing_ends_a_write_that_waits(pipe: tuple[int, int]) -> None:
 
     def run() -> None:
         try:
-            sink.write(sink.encode(make_batch(1000)))
+            sink.write([make_events(1000)])
         except SinkUnavailable as error:
             caught.append(error)
 
@@ -350,21 +350,20 @@ def test_closing_ends_a_write_that_waits(pipe: tuple[int, int]) -> None:
 
     os.set_blocking(pipe[0], False)
     taken = begun + os.read(pipe[0], 1 << 20)
-    assert caught[0].rest is not None
-    assert taken + caught[0].rest.payload == encode(make_batch(1000))
+    assert taken == make_events(1000).split(caught[0].written)[0].text
 
 
 def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -> None:
     outbox = Outbox(StreamSink(None, pipe[1], slow=0.05), queue=5000, stats=SinkStats())
     outbox.start()
-    outbox.put(make_flows(3000))
+    put(outbox, make_flows(3000), render_json)
     begin = time.monotonic()
     outbox.stop(begin + 0.5)
     stats = outbox.snapshot()
 
     os.set_blocking(pipe[0], False)
     taken = os.read(pipe[0], 1 << 20)
-    assert taken == encode(make_batch(3000))[: len(taken)]
+    assert taken == make_events(3000).text[: len(taken)]
     assert stats.sink_events_delivered_total == taken.count(b"\n")
     assert stats.sink_events_dropped_shutdown_total == 3000 - taken.count(b"\n")
     assert find_imbalance(stats) == 0
@@ -381,7 +380,7 @@ def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int])
     os.close(pipe[0])
     outbox = Outbox(StreamSink(None, pipe[1]), queue=5000, stats=SinkStats(), on_failed=note)
     outbox.start()
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10), render_json)
     assert told.wait(LONG)
     outbox.stop(time.monotonic() + LONG)
 
@@ -390,8 +389,136 @@ def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int])
     assert find_imbalance(outbox.snapshot()) == 0
 
 
-def test_discarded_events_are_encoded_and_counted() -> None:
-    assert write(StreamSink(None), make_batch(2)) == len(encode(make_batch(2)))
+def test_discarded_events_are_rendered_and_counted() -> None:
+    assert write(StreamSink(None), make_events(2)) == len(make_events(2).text)
+
+
+def read_all(pipe: int) -> bytes:
+    """What is in a pipe now."""
+    os.set_blocking(pipe, False)
+    return os.read(pipe, 1 << 20)
+
+
+def test_a_write_at_once_takes_whole_lines_as_far_as_there_is_room(pipe: tuple[int, int]) -> None:
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    sink = StreamSink(None, pipe[1])
+    sink.open()
+    events = make_events(50)
+
+    written = [sink.try_write(events), sink.try_write(events)]
+    taken = read_all(pipe[0])
+    rest = events.split(written[0])[1]
+    written.append(sink.try_write(rest))
+    sink.close()
+
+    assert written[1:] == [0, min(rest.events, written[0])]
+    assert taken == events.split(written[0])[0].text
+    assert read_all(pipe[0]) == rest.split(written[2])[0].text
+
+
+def test_a_write_at_once_to_a_socket_that_is_full_is_gone_on_with_in_mid_line() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sink = StreamSink(None, ours.fileno())
+        sink.open()
+        events, left = make_events(200), [0]
+        sent = b""
+        while (count := sink.try_write(events)) == events.events:
+            sent += events.text
+        rest = events.split(count)[1]
+        writer = threading.Thread(target=lambda: left.append(write_persistently(sink, rest)))
+        writer.start()
+        sent += events.text
+        received = b""
+        while len(received) < len(sent):
+            received += theirs.recv(1 << 16)
+        writer.join(LONG)
+        sink.close()
+
+    assert received == sent
+
+
+def test_what_was_begun_and_then_dropped_ends_before_the_next_line() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sink = StreamSink(None, ours.fileno())
+        sink.open()
+        sink._begun = b'{"time":"half'
+        ours.sendall(sink._begun)
+        sink.write([make_events(2)])
+        received = theirs.recv(1 << 16)
+        sink.close()
+
+    assert received == b'{"time":"half\n' + make_events(2).text
+
+
+@pytest.mark.parametrize("kind", ["file", "terminal", "long line", "much", "in use", "closed"])
+def test_what_might_wait_is_never_written_at_once(tmp_path: Path, pipe: tuple[int, int], kind: str) -> None:
+    long = make_flow(0)
+    long.dst_location = Location(city="x" * select.PIPE_BUF)
+    leader, terminal = os.openpty()
+    sink = StreamSink(tmp_path / "file") if kind == "file" else StreamSink(None, pipe[1])
+    sink = StreamSink(None, terminal) if kind == "terminal" else sink
+    if kind != "closed":
+        sink.open()
+    events = {"long line": render_json([long]), "much": make_events(1000)}.get(kind, make_events(1))
+    with sink._lock if kind == "in use" else nullcontext():
+        written = sink.try_write(events)
+    sink.close()
+    os.close(leader)
+    os.close(terminal)
+
+    assert written == 0
+    assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() == b""
+
+
+def test_discarding_and_a_device_that_takes_all_need_no_second_thread() -> None:
+    device = StreamSink(Path("/dev/null"))
+    device.open()
+
+    assert (StreamSink(None).try_write(make_events(5)), device.try_write(make_events(5))) == (5, 5)
+    device.close()
+
+
+def test_lines_that_are_written_at_once_and_by_the_thread_arrive_once_and_in_order(
+    pipe: tuple[int, int],
+) -> None:
+    """The reader of the pipe stops now and then, so that some have to wait."""
+    outbox = Outbox(StreamSink(None, pipe[1], slow=0.01, stall=LONG), queue=100_000, stats=SinkStats())
+    outbox.start()
+    got: list[bytes] = []
+
+    def read() -> None:
+        pause = threading.Event()
+        while sum(text.count(b"\n") for text in got) < 20_000:
+            got.append(os.read(pipe[0], 1 << 16))
+            if len(got) % 10 == 0:
+                pause.wait(0.01)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for first in range(0, 20_000, 20):
+        put(outbox, make_flows(20, first), render_json)
+    reader.join(LONG)
+    assert outbox.flush(LONG)
+    outbox.stop(time.monotonic() + LONG)
+    stats = outbox.snapshot()
+
+    assert [json.loads(line)["flow"] for line in b"".join(got).splitlines()] == [*range(20_000)]
+    assert (stats.sink_events_delivered_total, find_imbalance(stats)) == (20_000, 0)
+
+
+def test_a_closed_pipe_is_found_out_by_the_thread(pipe: tuple[int, int]) -> None:
+    told = threading.Event()
+    outbox = Outbox(StreamSink(None, pipe[1]), queue=100, stats=SinkStats(), on_failed=lambda _: told.set())
+    outbox.start()
+    wait_until(lambda: outbox.state is SinkState.OK, "the opening")
+    os.close(pipe[0])
+    put(outbox, make_flows(1), render_json)
+    assert told.wait(LONG)
+    outbox.stop(time.monotonic() + LONG)
+
+    assert (outbox.state, find_imbalance(outbox.snapshot())) == (SinkState.FAILED, 0)
 
 
 @pytest.mark.parametrize(

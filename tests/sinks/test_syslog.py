@@ -8,23 +8,28 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conntrackd.config import read_config
-from conntrackd.flow import Location, Lost
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.encode_syslog import SyslogEncoder, frame_by_octets
-from conntrackd.sinks.messages import MessageSpool
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkState, SinkUnavailable
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.batch import Batch, pack_batch
+from conntrackd.delivery.datagrams import Framing, frame
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkRevised, SinkState, SinkUnavailable
+from conntrackd.delivery.spool import Parcel, Spool
+from conntrackd.flow import Flow, Location, Lost
+from conntrackd.render.syslog import make_template
 from conntrackd.sinks.syslog import SyslogSink, Target, _count_unacknowledged, create
 from conntrackd.stats import SinkStats
+from tests.delivery.fakes import put
+from tests.rendering import render, render_all
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.syslog_servers import find_port, rsyslog, wait_until
@@ -39,7 +44,11 @@ def make(address: str, **settings: str) -> SyslogSink:
 def send(sink: SyslogSink, batch: list[Any]) -> int:
     with closing(sink):
         sink.open()
-        return sink.write(sink.encode(batch))
+        return sum(sink.write([part]) for part in render_all(sink.template, batch))
+
+
+def hand_on(outbox: Outbox, flows: Sequence[Flow]) -> None:
+    put(outbox, flows, partial(render, outbox.template))
 
 
 # ---- what is right ----------------------------------------------------------------------------------------
@@ -116,13 +125,13 @@ def test_a_local_rsyslog_reads_the_program_where_it_looks_for_it(tmp_path: Path)
 def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Path) -> None:
     stats = SinkStats()
     with rsyslog(tmp_path, "tcp") as server:
-        outbox: Outbox[list[bytes]] = Outbox(make(server.address), queue=100_000, stats=stats)
+        outbox: Outbox = Outbox(make(server.address), queue=100_000, stats=stats)
         outbox.start()
-        outbox.put(make_flows(1000))
+        hand_on(outbox, make_flows(1000))
         assert outbox.flush(15)
         server.wait_for(1000)
         server.kill()
-        outbox.put(make_flows(1000, 1000))
+        hand_on(outbox, make_flows(1000, 1000))
         wait_until(lambda: outbox.error, "the trouble")
         server.start()
         assert outbox.flush(20)
@@ -140,13 +149,13 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
     stall, size = 100_000, 4096
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon"))
+        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), make_template("rfc5424", "daemon"))
         sink.open()
         ours = sink._socket
         assert ours is not None
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         connection, _ = server.accept()
-        payload = sink.encode([*make_flows(30_000)])
+        events = render(sink.template, make_flows(30_000))
         received = bytearray()
 
         def stall_and_reset() -> None:
@@ -160,32 +169,31 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
         thread = threading.Thread(target=stall_and_reset)
         thread.start()
         with closing(sink), pytest.raises(SinkUnavailable) as caught:
-            sink.write(payload)
+            sink.write([events])
         thread.join()
 
-    rest = caught.value.rest
-    assert rest is not None
-    done = len(payload) - len(rest.payload)
-    frames = [frame_by_octets(each) for each in payload]
-    assert (rest.events, rest.payload) == (len(payload) - done, payload[done:])
+    done = caught.value.written
+    text, ends = frame(events.text, events.ends, 1, Framing.OCTETS)
+    framed = replace(events, text=text, ends=ends)
     # All that the server has read is done, and no more than its kernel could hold beside that.
-    assert len(b"".join(frames[: done + 1])) > len(received)
-    assert len(b"".join(frames[:done])) <= len(received) + 16 * size
-    assert b"".join(frames).startswith(bytes(received))
+    assert framed.find_end(done + 1) > len(received)
+    assert framed.find_end(done) <= len(received) + 16 * size
+    assert text.startswith(bytes(received))
 
 
 @pytest.mark.parametrize("framing", ["octet-counting", "lf"])
 def test_what_waits_has_the_frame_of_the_connection_by_which_it_goes(tmp_path: Path, framing: str) -> None:
     """It was spooled for a server that had lines, or datagrams, or a local socket."""
-    store = MessageSpool(Spool(tmp_path, "syslog", 1 << 20))
+    store = Spool(tmp_path, "syslog", 1 << 20)
     for number, sink in enumerate([make("tcp://127.0.0.1:1", framing="lf"), make("udp://127.0.0.1:1")]):
-        store.append([Parcel(sink.encode([make_flow(number)]), 1, 1)])
+        batch = Batch.of([render(sink.template, [make_flow(number)])])
+        store.append([Parcel(pack_batch(batch), 1, 1)])
     with rsyslog(tmp_path, "tcp") as server:
-        outbox: Outbox[list[bytes]] = Outbox(
+        outbox: Outbox = Outbox(
             make(server.address, framing=framing), queue=100, stats=SinkStats(), spool=store
         )
         outbox.start()
-        outbox.put(make_flows(1, 2))
+        hand_on(outbox, make_flows(1, 2))
         assert outbox.flush(20)
         found = server.wait_for(3)
         outbox.stop(time.monotonic() + 5)
@@ -196,28 +204,26 @@ def test_what_waits_has_the_frame_of_the_connection_by_which_it_goes(tmp_path: P
 
 def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), SyslogEncoder("rfc5424", "daemon"))
+        sink = SyslogSink(Target("tcp", *server.getsockname()[:2]), make_template("rfc5424", "daemon"))
         sink.open()
         server.accept()[0].close()
-        payload = sink.encode([*make_flows(5)])
+        events = render(sink.template, make_flows(5))
         with closing(sink), pytest.raises(SinkUnavailable, match="has closed the connection") as caught:
-            sink.write(payload)
+            sink.write([events])
 
-    assert caught.value.rest is not None
-    assert caught.value.rest.payload == payload
+    assert caught.value.written == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 256, 257, 1000])
 def test_no_datagram_to_nobody_is_said_to_be_delivered(count: int) -> None:
     """The refusal of a datagram is told to the next, and sendmmsg(2) keeps the first one to itself."""
     sink = make(f"udp://127.0.0.1:{find_port()}")
-    payload = sink.encode([*make_flows(count)])
+    events = render(sink.template, make_flows(count))
     sink.open()
     with closing(sink), pytest.raises(SinkUnavailable, match="Connection refused") as caught:
-        sink.write(payload)
+        sink.write([events])
 
-    assert caught.value.rest is not None
-    assert (caught.value.rest.events, caught.value.rest.payload) == (count, payload)
+    assert caught.value.written == 0
 
 
 def test_events_to_a_server_that_is_not_there_yet_arrive_when_it_is(tmp_path: Path) -> None:
@@ -225,10 +231,10 @@ def test_events_to_a_server_that_is_not_there_yet_arrive_when_it_is(tmp_path: Pa
     stats = SinkStats()
     with rsyslog(tmp_path, "udp") as server:
         server.kill()
-        outbox: Outbox[list[bytes]] = Outbox(make(server.address), queue=100, stats=stats)
+        outbox: Outbox = Outbox(make(server.address), queue=100, stats=stats)
         outbox.start()
         for number in range(20):
-            outbox.put(make_flows(1, number))
+            hand_on(outbox, make_flows(1, number))
             assert not outbox.flush(0.01)
         wait_until(lambda: outbox.error, "the trouble")
         away = outbox.snapshot()
@@ -249,11 +255,11 @@ def test_a_server_at_the_second_address_of_its_name_is_found(monkeypatch: pytest
         port = server.getsockname()[1]
         addresses = [(*(socket.AF_INET, socket.SOCK_DGRAM, 17, ""), (f"127.0.0.{n}", port)) for n in (2, 1)]
         monkeypatch.setattr("conntrackd.sinks.syslog.socket.getaddrinfo", lambda *_, **__: addresses)
-        outbox: Outbox[list[bytes]] = Outbox(
+        outbox: Outbox = Outbox(
             make(f"udp://some.name:{port}"), queue=100, stats=SinkStats(), backoff=Backoff(0.01, 0.01)
         )
         outbox.start()
-        outbox.put(make_flows(3))
+        hand_on(outbox, make_flows(3))
         assert outbox.flush(10)
         received = [server.recv(4096) for _ in range(3)]
         outbox.stop(time.monotonic() + 5)
@@ -269,10 +275,8 @@ def test_a_message_that_no_datagram_holds_is_refused_alone(behind: int) -> None:
         server.settimeout(10)
         long = make_flow(3)
         long.dst_location = Location(city="x" * 70_000)
-        outbox: Outbox[list[bytes]] = Outbox(
-            make(f"udp://127.0.0.1:{server.getsockname()[1]}"), queue=100, stats=stats
-        )
-        outbox.put([*make_flows(3), long, *make_flows(behind, 4)])
+        outbox: Outbox = Outbox(make(f"udp://127.0.0.1:{server.getsockname()[1]}"), queue=100, stats=stats)
+        hand_on(outbox, [*make_flows(3), long, *make_flows(behind, 4)])
         outbox.start()
         assert outbox.flush(10)
         received = [server.recv(4096) for _ in range(3 + behind)]
@@ -289,9 +293,7 @@ def test_a_socket_that_is_removed_and_made_again_is_found_again(
 ) -> None:
     """While the sink has it open: a syslog server that is restarted makes a new one."""
     path = tmp_path / "log"
-    outbox: Outbox[list[bytes]] = Outbox(
-        make(f"unix://{path}"), queue=100, stats=SinkStats(), backoff=Backoff(0.01, 0.01)
-    )
+    outbox: Outbox = Outbox(make(f"unix://{path}"), queue=100, stats=SinkStats(), backoff=Backoff(0.01, 0.01))
     outbox.start()
     received = []
     for number in range(3):
@@ -299,12 +301,12 @@ def test_a_socket_that_is_removed_and_made_again_is_found_again(
             server.bind(os.fspath(path))
             if kind == socket.SOCK_STREAM:
                 server.listen()
-            outbox.put(make_flows(1, number))
+            hand_on(outbox, make_flows(1, number))
             assert outbox.flush(15)
             with server.accept()[0] if kind == socket.SOCK_STREAM else nullcontext(server) as connection:
                 received.append(connection.recv(4096))
         path.unlink()
-    outbox.put(make_flows(1, 3))
+    hand_on(outbox, make_flows(1, 3))
     wait_until(lambda: outbox.state is SinkState.RETRYING, "the trouble")
     away = outbox.snapshot()
     outbox.stop(time.monotonic())
@@ -365,12 +367,12 @@ def tls_server(
 def test_over_tls_the_server_gets_what_was_sent(authority: Authority) -> None:
     with tls_server(authority.issue("good", "IP:127.0.0.1")) as (port, received):
         sink = make(f"tls://127.0.0.1:{port}", **{"tls.ca": str(authority.ca)})
-        payload = sink.encode([*make_flows(5)])
+        events = render(sink.template, make_flows(5))
         with closing(sink):
             sink.open()
-            sink.write(payload)
+            sink.write([events])
 
-    assert b"".join(received) == b"".join(map(frame_by_octets, payload))
+    assert b"".join(received) == frame(events.text, events.ends, 1, Framing.OCTETS)[0]
 
 
 @pytest.mark.parametrize(
@@ -437,5 +439,74 @@ def test_a_server_that_asks_for_it_gets_the_certificate_of_this_client(authority
             sink = make(f"tls://127.0.0.1:{port}", **given)
             with closing(sink), suppress(SinkUnavailable):
                 sink.open()
-                sink.write(sink.encode([make_flow(1)]))
+                sink.write([render(sink.template, [make_flow(1)])])
         assert bool(received) == (given is settings)
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------
+
+
+def test_messages_are_numbered_in_the_order_in_which_they_are_taken(tmp_path: Path) -> None:
+    """A loss has one too."""
+    path = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(os.fspath(path))
+        sink = make(f"unixgram://{path}")
+        with closing(sink):
+            sink.open()
+            sink.write([render(sink.template, make_flows(2)), render(sink.template, make_flows(1, 2))])
+            sink.write([sink.template.render_loss(Lost(3, BASE, BASE, "kernel"))])
+            sink.write([render(sink.template, make_flows(2, 3))])
+            found = [server.recv(4096) for _ in range(6)]
+
+    assert [int(re.findall(rb'sequenceId="(\d+)"', message)[0]) for message in found] == [*range(1, 7)]
+
+
+def test_what_is_sent_again_has_the_numbers_that_it_had() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        sink = make(f"udp://127.0.0.1:{server.getsockname()[1]}")
+        long = make_flow(2)
+        long.dst_location = Location(city="x" * 70_000)
+        events = render(sink.template, [*make_flows(2), long, make_flow(3)])
+        with closing(sink):
+            sink.open()
+            with pytest.raises(SinkRevised) as caught:
+                sink.write([events])
+            sink.write([events.split(caught.value.written + caught.value.refused)[1]])
+            found = [server.recv(4096) for _ in range(3)]
+
+    assert (caught.value.written, caught.value.refused) == (2, 1)
+    assert [int(re.findall(rb'sequenceId="(\d+)"', message)[0]) for message in found] == [1, 2, 3]
+
+
+def test_messages_that_wait_while_the_format_changes_have_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(os.fspath(path))
+        sink = make(f"unixgram://{path}", format="cee")
+        waiting = render(make_template("rfc5424", "daemon"), make_flows(2))
+        with closing(sink):
+            sink.open()
+            sink.write([waiting, render(sink.template, make_flows(1, 2))])
+            found = [server.recv(4096) for _ in range(3)]
+
+    assert [re.findall(rb'sequenceId="(.*?)"', message) for message in found] == [[b"1"], [b"2"], []]
+    assert not any(b"\0" in message for message in found)
+
+
+def test_a_loss_that_no_datagram_holds_is_refused_and_not_tried_for_ever() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        outbox = Outbox(make(f"udp://127.0.0.1:{server.getsockname()[1]}"), queue=100, stats=SinkStats())
+        outbox.start()
+        outbox.report(Lost(1, BASE, BASE, "kernel", "x" * 70_000))
+        wait_until(lambda: outbox.error, "the trouble")
+        hand_on(outbox, make_flows(1))
+        assert outbox.flush(10)
+        received = server.recv(4096)
+        outbox.stop(time.monotonic() + 5)
+
+    assert re.findall(rb'flow="(\d+)"', received) == [b"0"]

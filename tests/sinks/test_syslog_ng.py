@@ -3,17 +3,21 @@
 import json
 import re
 import socket
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conntrackd.config import read_config
-from conntrackd.flow import Location, Lost
-from conntrackd.sinks.outbox import Outbox
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.flow import Flow, Location, Lost
 from conntrackd.sinks.syslog import SyslogSink, create
 from conntrackd.stats import SinkStats
+from tests.delivery.fakes import put
+from tests.rendering import render, render_all
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.syslog_servers import SYSLOG_NG, Server, syslog_ng, wait_until
@@ -41,7 +45,11 @@ def make(server: Server, transport: str, form: str, authority: Authority) -> Sys
 def send(sink: SyslogSink, batch: list[Any]) -> int:
     with closing(sink):
         sink.open()
-        return sink.write(sink.encode(batch))
+        return sum(sink.write([part]) for part in render_all(sink.template, batch))
+
+
+def hand_on(outbox: Outbox, flows: Sequence[Flow]) -> None:
+    put(outbox, flows, partial(render, outbox.template))
 
 
 @pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
@@ -90,15 +98,13 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(
     stats = SinkStats()
     certificate = authority.issue("server", "IP:127.0.0.1")
     with syslog_ng(tmp_path, transport, "rfc5424", certificate) as server:
-        outbox: Outbox[list[bytes]] = Outbox(
-            make(server, transport, "rfc5424", authority), queue=100_000, stats=stats
-        )
+        outbox: Outbox = Outbox(make(server, transport, "rfc5424", authority), queue=100_000, stats=stats)
         outbox.start()
-        outbox.put(make_flows(1000))
+        hand_on(outbox, make_flows(1000))
         assert outbox.flush(15)
         server.wait_for(1000)
         server.kill()
-        outbox.put(make_flows(1000, 1000))
+        hand_on(outbox, make_flows(1000, 1000))
         wait_until(lambda: outbox.error, "the trouble")
         server.start()
         assert outbox.flush(20)

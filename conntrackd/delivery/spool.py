@@ -1,6 +1,6 @@
 """Batches on disk for a sink that can be away: at least once, in order, bounded, past kill -9.
 
-SQLite in WAL mode. A row is a payload as the sink encoded it, so that it is the same bytes after a restart.
+SQLite in WAL mode. What the bytes of a row mean knows batch.py.
 Rows are written with synchronous=FULL: each batch is on the disk itself before append() returns, which costs
 an fsync a batch (and a batch is some thousand events), but lets a power failure take no more than the one
 batch that was being written. Rows are deleted with synchronous=NORMAL: an acknowledgement that a power
@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from conntrackd.errors import ConfigError
-from conntrackd.sinks.sink import Parcel
 
-P = TypeVar("P")
 T = TypeVar("T")
 
 FORMAT: Final = 1
@@ -66,16 +64,25 @@ class SpoolDamagedError(SpoolError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row(Generic[P]):
+class Parcel:
+    """A batch as bytes, how many events are in it, and the time of its first record."""
+
+    payload: bytes
+    events: int
+    oldest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
     """A parcel on disk."""
 
     number: int
-    parcel: Parcel[P]
+    parcel: Parcel
     intact: bool = True
     """Whether it is what was stored. If not, nothing in it can be trusted."""
 
 
-class Store(Protocol[P]):
+class Store(Protocol):
     """Parcels on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
 
     @property
@@ -94,16 +101,16 @@ class Store(Protocol[P]):
     def damage(self) -> str:
         """What had to be put aside when it was opened, empty for nothing."""
 
-    def append(self, parcels: Sequence[Parcel[P]], *, keep: int | None = None) -> list[Row[P]]:
+    def append(self, parcels: Sequence[Parcel], *, keep: int | None = None) -> list[Row]:
         """Stores all or none of them behind the others.
 
         Returns the oldest rows, which had to go for them; never the one numbered `keep`.
         """
 
-    def first(self) -> Row[P] | None:
+    def first(self) -> Row | None:
         """The oldest row."""
 
-    def remove(self, row: Row[P]) -> None:
+    def remove(self, row: Row) -> None:
         """The row has been delivered or refused: first() never gives it again."""
 
     def holds(self, number: int) -> bool:
@@ -231,13 +238,11 @@ class Spool:
             return int(found[0]) if found else 0
         return 0
 
-    def append(self, parcels: Sequence[Parcel[bytes]], *, keep: int | None = None) -> list[Row[bytes]]:
+    def append(self, parcels: Sequence[Parcel], *, keep: int | None = None) -> list[Row]:
         """See Store. In one transaction: also when the process is killed, it is all of it or nothing."""
         return self._use(lambda database: self._append(database, parcels, keep))
 
-    def _append(
-        self, database: sqlite3.Connection, parcels: Sequence[Parcel[bytes]], keep: int | None
-    ) -> list[Row[bytes]]:
+    def _append(self, database: sqlite3.Connection, parcels: Sequence[Parcel], keep: int | None) -> list[Row]:
         rows = [
             (number, parcel.events, parcel.oldest, _sum(number, parcel), parcel.payload)
             for number, parcel in enumerate(parcels, self._next)
@@ -250,9 +255,9 @@ class Spool:
         self.events += sum(row[1] for row in rows) - sum(row.parcel.events for row in gone)
         return gone
 
-    def _make_room(self, database: sqlite3.Connection, keep: int | None) -> list[Row[bytes]]:
+    def _make_room(self, database: sqlite3.Connection, keep: int | None) -> list[Row]:
         """Deletes the oldest rows until the limit holds, but never the newest."""
-        gone: list[Row[bytes]] = []
+        gone: list[Row] = []
         oldest = (
             f"SELECT number, {EVENTS}, oldest FROM parcels"  # noqa: S608
             " WHERE number < ? AND number IS NOT ? ORDER BY number LIMIT 1"
@@ -267,13 +272,13 @@ class Spool:
                 gone.append(Row(number, Parcel(b"", events, time)))
         return gone
 
-    def first(self) -> Row[bytes] | None:
+    def first(self) -> Row | None:
         """See Store."""
         if not self.rows:
             return None
         return self._use(self._first)
 
-    def _first(self, database: sqlite3.Connection) -> Row[bytes] | None:
+    def _first(self, database: sqlite3.Connection) -> Row | None:
         query = (
             f"SELECT number, {EVENTS}, oldest, checksum, payload FROM parcels"  # noqa: S608
             " WHERE number > ? ORDER BY number LIMIT 1"
@@ -289,7 +294,7 @@ class Spool:
         parcel = Parcel(payload, events, oldest)
         return Row(number, parcel, checksum == _sum(number, parcel))
 
-    def remove(self, row: Row[bytes]) -> None:
+    def remove(self, row: Row) -> None:
         """See Store. It was the oldest; what a full disk kept from being deleted before goes with it."""
         self._done = max(self._done, row.number)
         self.rows -= 1
@@ -378,6 +383,6 @@ def _measure(database: sqlite3.Connection) -> int:
     return int((pages - free) * size)
 
 
-def _sum(number: int, parcel: Parcel[bytes]) -> int:
+def _sum(number: int, parcel: Parcel) -> int:
     """SQLite checks its log, but not its pages: a flipped bit in a payload would go unnoticed."""
     return zlib.crc32(parcel.payload, zlib.crc32(b"%d %d %d" % (number, parcel.events, parcel.oldest)))

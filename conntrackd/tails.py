@@ -1,6 +1,7 @@
 """Tails: events as JSON lines in pipes, for `conntrackctl tail`. A slow reader is dropped, and counted.
 
-Not a sink: nothing is kept, spooled or repeated for a tail.
+Not a sink: nothing is kept, spooled or repeated for a tail. What each gets is decided and rendered by the
+reader of events, like what sinks get; here are the pipes.
 """
 
 import fcntl
@@ -9,106 +10,113 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import Batch, Flow, Lost
-from conntrackd.sinks.encode_json import JsonEncoder
+from conntrackd.flow import Lost
+from conntrackd.render import json
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
 
 logger = logging.getLogger(__name__)
 
 MAX_TAILS: Final = 8
 # Events that may wait for the thread; at 50,000 a second it has more than a second.
 MAX_WAITING: Final = 65536
-# Encoded text that may wait for one reader, about 16,000 events, above what its pipe holds.
+# Text that may wait for one reader, about 16,000 events, above what its pipe holds.
 MAX_UNREAD: Final = 8 << 20
 PIPE_BYTES: Final = 1 << 20  # the largest that an unprivileged process may ask for
 
-Select = Callable[[list[Flow]], list[Flow]]
-
 
 @dataclass(eq=False, slots=True)
-class _Tail:
-    """One reader. `left` counts down to the limit that was asked for; None is none."""
+class Tail:
+    """One reader, and what it asked for."""
 
-    select: Select
+    rules: object
+    """What says which events it gets: nothing to this module."""
     pipe: int
     left: int | None
-    unread: bytearray
+    """Counts down to the limit that was asked for; None is none."""
+    unread: bytearray = field(default_factory=bytearray)
+    is_complete: bool = False
+    """Whether the thread has taken all that there will be."""
+    missed: Lost | None = None
+    """Events that were dropped and are not reported yet."""
 
 
 class Tails:
-    """The open tails. put() and tell_lost() cost one look at a flag while there are none."""
+    """The open tails. put() and report() cost one look at a flag while there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: Template = json.TEMPLATE) -> None:
+        self.template = template
+        """What is put is rendered by it."""
+        self.wanting: tuple[Tail, ...] = ()
+        """Those that are not at their limit. Replaced as a whole whenever they change."""
         self.opened_total = 0
         self.dropped_total = 0
         """Tails that were closed because nobody read them fast enough."""
         self._lock = threading.Condition()
         # Guarded by the lock:
-        self._waiting: deque[Batch] = deque()
+        self._waiting: deque[tuple[Tail | None, Rendered]] = deque()  # without a tail it is for all
         self._events = 0
-        self._fresh: list[_Tail] = []
+        self._fresh: list[Tail] = []
         self._closing = False
-        self._missed = 0
-        self._missed_since = 0
-        self._missed_until = 0
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = -1, -1
         # The thread's own, but for its length:
-        self._tails: list[_Tail] = []
-        self._encoder = JsonEncoder()
-        self._is_open = False
+        self._tails: list[Tail] = []
 
     def __len__(self) -> int:
         return len(self._tails) + len(self._fresh)
 
     # ---- for the reader of events ---------------------------------------------------------------------
 
-    def put(self, flows: list[Flow]) -> None:
-        """Takes the batch, or drops it where too much waits. The list is kept: do not change it."""
-        if not self._is_open or not flows:
-            return
+    def put(self, tail: Tail, rendered: Rendered) -> None:
+        """Takes events for a tail, as many as it still wants, or drops them where too much waits."""
         with self._lock:
-            if not self._is_open:  # the last one ended just now
+            if tail not in self.wanting or not rendered.events:  # it ended just now
                 return
-            if self._events + len(flows) > MAX_WAITING:
-                self._missed += len(flows)
-                self._missed_since = self._missed_since or flows[0].time
-                self._missed_until = flows[-1].time
+            if tail.left is not None and tail.left < rendered.events:
+                rendered = rendered.split(tail.left)[0]
+            if self._events + rendered.events > MAX_WAITING:
+                since = rendered.time if tail.missed is None else tail.missed.since
+                count = rendered.events + (0 if tail.missed is None else tail.missed.count)
+                tail.missed = Lost(count, since, rendered.time, "tail", "queue")
                 return
-            self._tell_missed()
-            self._events += len(flows)
-            self._append([*flows])
+            if tail.missed is not None:
+                self._append(tail, self.template.render_loss(tail.missed))
+                tail.missed = None
+            self._append(tail, rendered)
+            if tail.left is not None:
+                tail.left -= rendered.events
+                self._list_wanting()
 
-    def tell_lost(self, lost: Lost) -> None:
+    def report(self, lost: Lost) -> None:
         """A LOST record for every tail, whatever its rules."""
-        if not self._is_open:
+        if not self.wanting:
             return
         with self._lock:
-            if self._is_open:
-                self._append([lost])
+            if self.wanting:
+                self._append(None, self.template.render_loss(lost))
 
-    def _tell_missed(self) -> None:
-        if self._missed:
-            self._append([Lost(self._missed, self._missed_since, self._missed_until, "tail", "queue")])
-            self._missed = self._missed_since = 0
-
-    def _append(self, batch: Batch) -> None:
+    def _append(self, tail: Tail | None, rendered: Rendered) -> None:
         if not self._waiting:
             self._wake()
-        self._waiting.append(batch)
+        self._waiting.append((tail, rendered))
+        self._events += rendered.events
 
     def _wake(self) -> None:
         if self._wake_write >= 0:
             os.write(self._wake_write, b"\0")
 
+    def _list_wanting(self) -> None:
+        self.wanting = tuple(tail for tail in (*self._tails, *self._fresh) if tail.left != 0)
+
     # ---- for the daemon -------------------------------------------------------------------------------
 
-    def open(self, select: Select, limit: int) -> int:
-        """A new tail of the events that `select` keeps, closed after `limit` of them, 0 for never.
+    def open(self, rules: object, limit: int) -> int:
+        """A new tail of the events that the rules keep, closed after `limit` of them, 0 for never.
 
         Returns the reading end of its pipe, which is the caller's. Raises UnavailableError beyond MAX_TAILS.
         """
@@ -120,9 +128,9 @@ class Tails:
             reading, writing = os.pipe()
             os.set_blocking(writing, False)
             _enlarge(writing)
-            self._fresh.append(_Tail(select, writing, limit or None, bytearray()))
+            self._fresh.append(Tail(rules, writing, limit or None))
+            self._list_wanting()
             self.opened_total += 1
-            self._is_open = True
             if self._thread is None:
                 self._start()
             self._wake()
@@ -149,14 +157,16 @@ class Tails:
         while self._take_in():
             try:
                 self._step()
-            except Exception:  # a record that nobody thought of costs the tails, and never more
+            except Exception:  # a mistake of ours costs the tails, and never more
                 logger.exception("tails: ending all of them")
                 self._closing = True
 
     def _step(self) -> None:
         self._wait()
-        for batch in self._take_out():
-            self._distribute(batch)
+        for tail, rendered in self._take_out():
+            for reader in self._tails if tail is None else (tail,):
+                if tail is not None or not reader.is_complete:
+                    reader.unread += rendered.text
         for tail in list(self._tails):
             self._write(tail)
 
@@ -167,13 +177,14 @@ class Tails:
             self._fresh.clear()
             if self._tails and not self._closing:
                 return True
-            self._is_open = self._closing = False
+            self._closing = False
             self._thread = None
             self._waiting.clear()
-            self._events = self._missed = self._missed_since = 0
+            self._events = 0
             for tail in self._tails:
                 os.close(tail.pipe)
             self._tails.clear()
+            self._list_wanting()
             os.close(self._wake_read)
             os.close(self._wake_write)
             self._wake_read = self._wake_write = -1
@@ -193,26 +204,16 @@ class Tails:
             if found.get(tail.pipe, 0) & select.POLLERR:
                 self._drop(tail)
 
-    def _take_out(self) -> list[Batch]:
+    def _take_out(self) -> list[tuple[Tail | None, Rendered]]:
         with self._lock:
             batches = list(self._waiting)
             self._waiting.clear()
             self._events = 0
+            for tail in (*self._tails, *self._fresh):
+                tail.is_complete = tail.left == 0
             return batches
 
-    def _distribute(self, batch: Batch) -> None:
-        flows = [each for each in batch if isinstance(each, Flow)]
-        losses: Batch = [each for each in batch if isinstance(each, Lost)]
-        for tail in self._tails:
-            if tail.left == 0:  # it has all it wanted, and has not read it yet
-                continue
-            kept = tail.select(flows)[: tail.left]
-            if tail.left is not None:
-                tail.left -= len(kept)
-            if kept or losses:
-                tail.unread += self._encoder.encode([*losses, *kept])
-
-    def _write(self, tail: _Tail) -> None:
+    def _write(self, tail: Tail) -> None:
         try:
             while tail.unread:
                 del tail.unread[: os.write(tail.pipe, tail.unread[:PIPE_BYTES])]
@@ -224,13 +225,14 @@ class Tails:
         except OSError:  # the reader has gone
             self._drop(tail)
             return
-        if tail.left == 0:
+        if tail.is_complete:
             self._drop(tail)
 
-    def _drop(self, tail: _Tail) -> None:
+    def _drop(self, tail: Tail) -> None:
         with self._lock:
             if tail in self._tails:
                 self._tails.remove(tail)
+                self._list_wanting()
                 os.close(tail.pipe)
 
 

@@ -12,13 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.batch import Batch, pack_batch
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkState, SinkUnavailable
+from conntrackd.delivery.spool import Parcel, Spool, SpoolError
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkState, SinkUnavailable
-from conntrackd.sinks.spool import Spool, SpoolError
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, find_imbalance, run_until_idle, sum_dropped
+from tests.delivery.fakes import (
+    Clock,
+    FakeSink,
+    find_imbalance,
+    put,
+    render_fat,
+    run_until_idle,
+    sum_dropped,
+)
+from tests.rendering import make_rendered
 from tests.sinks.flows import make_flows
 
 MEBIBYTE = 1 << 20
@@ -39,11 +48,11 @@ def open_spool(tmp_path: Path) -> Iterator[OpenSpool]:
         spool.close()
 
 
-def make_parcel(number: int, size: int = 100, events: int = 3) -> Parcel[bytes]:
+def make_parcel(number: int, size: int = 100, events: int = 3) -> Parcel:
     return Parcel(random.Random(number).randbytes(size), events, number + 1)
 
 
-def drain(spool: Spool) -> list[Parcel[bytes]]:
+def drain(spool: Spool) -> list[Parcel]:
     """Everything in it, by the way that the outbox goes."""
     found = []
     while (row := spool.first()) is not None:
@@ -88,8 +97,7 @@ def test_a_second_process_is_refused_with_a_reason(open_spool: OpenSpool, tmp_pa
     code = f"""
 from pathlib import Path
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.spool import Spool
 try:
     Spool(Path({str(tmp_path / "spool")!r}), "fake", 1 << 20)
 except ConfigError as error:
@@ -244,7 +252,9 @@ def test_whatever_bits_flip_nothing_unknown_comes_out_and_everything_is_accounte
     origin = tmp_path / "origin"
     spool = Spool(origin, "fake", MEBIBYTE)
     for number in range(40):
-        spool.append([Parcel(b"[%s]" % b",".join([b"%d" % number] * 200), 200, 1)])
+        noise = [random.Random(number).randbytes(30).hex().encode() for number in range(20)]
+        batch = Batch.of([make_rendered([b"%d %b" % (number, text) for text in noise], 1)])
+        spool.append([Parcel(pack_batch(batch), 20, 1)])
     spool.close()
     content = (origin / "fake.sqlite").read_bytes()
     outcomes = set()
@@ -262,9 +272,9 @@ def test_whatever_bits_flip_nothing_unknown_comes_out_and_everything_is_accounte
         except ConfigError as error:
             pytest.fail(f"damage is no mistake in the configuration: {error}")
         outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=spool, clock=clock)
-        outbox.put(make_flows(5, 1000))
+        put(outbox, make_flows(5, 1000))
         run_until_idle(outbox, clock, seconds=60.0)
-        outbox.put(make_flows(5, 2000))
+        put(outbox, make_flows(5, 2000))
         run_until_idle(outbox, clock, seconds=60.0)
         stats = outbox.snapshot()
         outbox.stop(clock.now)
@@ -288,7 +298,7 @@ def test_damage_found_while_a_row_is_being_written_costs_what_is_on_disk_only(
     spool = open_spool()
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=spool, clock=clock)
     for number in range(5):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number))
         run_until_idle(outbox, clock, seconds=100.0)
 
     class Rotten:
@@ -302,7 +312,7 @@ def test_damage_found_while_a_row_is_being_written_costs_what_is_on_disk_only(
 
     spool._disconnect()
     spool._database = Rotten()  # type: ignore[assignment]
-    outbox.put(make_flows(1, 5))
+    put(outbox, make_flows(1, 5))
     outbox.step()
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
@@ -329,34 +339,30 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.privileged
 def test_a_full_disk_is_counted_and_the_queue_goes_on_in_memory(small_disk: Path) -> None:
-    class Fat(FakeSink):
-        def encode(self, batch: Batch) -> bytes:
-            return super().encode(batch) + b" " * 100_000
-
-    sink, clock = Fat(batch_events=1), Clock()
+    sink, clock = FakeSink(batch_events=1), Clock()
     sink.away = SinkUnavailable("away")
     spool = Spool(small_disk, "fake", 256 * MEBIBYTE)
     outbox = Outbox(sink, queue=20, stats=SinkStats(), spool=spool, clock=clock)
-    for number in range(120):
-        outbox.put(make_flows(1, number))
+    for number in range(240):
+        put(outbox, make_flows(1, number), render_fat)
         run_until_idle(outbox, clock, seconds=1.0)
     away = outbox.snapshot()
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
-    outbox.put(make_flows(1, 120))
+    put(outbox, make_flows(1, 240))
     run_until_idle(outbox, clock, seconds=100.0)
     back = outbox.snapshot()
     sink.away = SinkUnavailable("away")
-    outbox.put(make_flows(1, 121))
+    put(outbox, make_flows(1, 241))
     run_until_idle(outbox, clock, seconds=100.0)
     later = outbox.snapshot()
     outbox.stop(clock.now)
 
     assert away.sink_spool_errors_total > 0
     assert away.sink_events_queued == 20
-    assert 20 < away.sink_events_spooled < 80
-    assert sink.numbers == [*range(len(sink.numbers) - 1), 120]
-    assert len(sink.numbers) == 121 - back.sink_events_dropped_queue_total
+    assert 20 < away.sink_events_spooled < 160
+    assert sink.numbers == [*range(len(sink.numbers) - 1), 240]
+    assert len(sink.numbers) == 241 - back.sink_events_dropped_queue_total
     assert (later.sink_events_spooled, find_imbalance(later)) == (1, 0)
 
 
@@ -367,11 +373,11 @@ def test_a_disk_that_becomes_read_only_repeats_at_most_and_loses_nothing(small_d
     spool = Spool(small_disk, "fake", MEBIBYTE)
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=spool, clock=clock)
     for number in range(5):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number))
     run_until_idle(outbox, clock)
     spool.close()  # nothing is remounted while a file is open for writing; it is opened again when needed
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    outbox.put(make_flows(5, 5))
+    put(outbox, make_flows(5, 5))
     run_until_idle(outbox, clock, seconds=100.0)
     away = outbox.snapshot()
     sink.away = None

@@ -1,28 +1,12 @@
-"""What a sink is: three methods, the payload between them, and the ways in which it may say no."""
+"""What a sink is: three methods, and the ways in which it may say no."""
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol, runtime_checkable
 
-from conntrackd.flow import Batch, Lost
-from conntrackd.sinks.encode import Form
-
-P = TypeVar("P")
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel(Generic[P]):
-    """A payload, encoded once and the same bytes at every attempt, and how many events are in it.
-
-    LOST records are in the payload but not in `events`: they are about events that are counted elsewhere.
-    """
-
-    payload: P
-    events: int
-    oldest: int = 0
-    """Time of the first record, as in Flow."""
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
 
 
 class SinkState(Enum):
@@ -46,46 +30,45 @@ class SinkTrouble(Exception):  # noqa: N818  # what the receiver says is no erro
 class SinkUnavailable(SinkTrouble):
     """The receiver cannot take it now: to be tried again, not before `retry_after` seconds where given.
 
-    `rest` is what remains of the payload when the first part of it has been accepted.
+    The first `written` events were accepted, and are not written again.
     """
 
-    def __init__(
-        self, reason: str, retry_after: float | None = None, *, rest: "Parcel[Any] | None" = None
-    ) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None, *, written: int = 0) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
-        self.rest = rest
+        self.written = written
 
 
 class SinkRefused(SinkTrouble):
-    """The receiver will never take it: to be dropped. `events` of the payload were refused, all for None.
+    """The receiver will never take it: to be dropped. `events` of the batch were refused, all for None."""
 
-    `losses` are the LOST records that were refused with them: to be told again.
-    """
-
-    def __init__(self, reason: str, events: int | None = None, *, losses: Sequence[Lost] = ()) -> None:
+    def __init__(self, reason: str, events: int | None = None) -> None:
         super().__init__(reason)
         self.events = events
-        self.losses = losses
 
 
 class SinkRevised(SinkTrouble):
-    """The receiver wants it otherwise: these parcels in its place, in this order.
+    """The receiver wants it otherwise, and at once.
 
-    `delivered` events of it were accepted as they stood; those that are in no parcel either were refused.
+    Without `parts` the first `written` events were accepted, the next `refused` were not and never will be,
+    and the rest is to be written. With `parts`, each is to be written alone in place of the whole, in this
+    order; `written` of the whole were accepted as they stood, those that are in no part either were refused.
     """
 
-    def __init__(self, reason: str, parcels: "Sequence[Parcel[Any]]", *, delivered: int = 0) -> None:
+    def __init__(
+        self, reason: str, parts: Sequence[Rendered] | None = None, *, written: int = 0, refused: int = 0
+    ) -> None:
         super().__init__(reason)
-        self.parcels = tuple(parcels)
-        self.delivered = delivered
+        self.parts = None if parts is None else tuple(parts)
+        self.written = written
+        self.refused = refused
 
 
 class SinkFailed(SinkTrouble):
     """No retry can help (a closed stdout): the sink stays out until a person enables it again."""
 
 
-class Sink(Protocol[P]):
+class Sink(Protocol):
     """Where events go. All but close() are called by one thread; all may block, for a bounded time.
 
     open() and write() raise SinkUnavailable, SinkRefused, SinkRevised or SinkFailed. After anything but
@@ -96,12 +79,12 @@ class Sink(Protocol[P]):
     def name(self) -> str: ...
 
     @property
-    def form(self) -> Form | None:
-        """How it writes events: then encode() gets Pieces in that form, or records, or both."""
+    def template(self) -> Template:
+        """How it writes a record: events come to write() in that form, or in that of a sink before it."""
 
     @property
     def batch_events(self) -> int:
-        """As many events as it likes to have in one payload."""
+        """As many events as it likes to have in one write."""
 
     @property
     def batch_wait(self) -> float:
@@ -110,14 +93,19 @@ class Sink(Protocol[P]):
     def open(self) -> None:
         """Connects and reads secrets. Called before the first write and after each trouble."""
 
-    def encode(self, batch: Batch) -> P:
-        """The batch as this sink writes it. Pure: nothing is sent, nothing can fail."""
-
-    def write(self, payload: P) -> int:
-        """Returns the number of bytes when the receiver has accepted all of it."""
+    def write(self, parts: Sequence[Rendered]) -> int:
+        """Returns the number of bytes when the receiver has accepted all of it: events, or one loss."""
 
     def close(self) -> None:
         """Lets go of everything. May be called twice, and from another thread to end a write that hangs."""
+
+
+@runtime_checkable
+class DirectSink(Sink, Protocol):
+    """A sink that can be written to without waiting for anything."""
+
+    def try_write(self, rendered: Rendered) -> int:
+        """How many of the first events were accepted at once. From any thread; never blocks, never fails."""
 
 
 def describe(error: Exception) -> str:

@@ -1,28 +1,37 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conntrackd.flow import Batch
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.compose import Composer
-from conntrackd.sinks.encode_json import LINE, JsonEncoder
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import (
-    Parcel,
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import (
     SinkFailed,
     SinkRefused,
     SinkRevised,
     SinkState,
     SinkUnavailable,
 )
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.spool import Spool
+from conntrackd.flow import Lost
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, make_lost, run_until_idle, split
-from tests.sinks.flows import BASE, make_flow, make_flows
+from tests.delivery.fakes import (
+    FAKE,
+    Clock,
+    FakeDirectSink,
+    FakeSink,
+    FakeTemplate,
+    find_imbalance,
+    make_events,
+    make_lost,
+    put,
+    run_until_idle,
+    split,
+)
+from tests.sinks.flows import BASE, make_flows
 
 AWAY = SinkUnavailable("nobody there")
 
@@ -39,7 +48,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     spool.close()
 
 
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
     backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
     return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
@@ -48,7 +57,7 @@ def test_events_arrive_in_order_and_small_batches_are_joined(clock: Clock) -> No
     sink = FakeSink(batch_events=6)
     outbox = make_outbox(sink, clock)
     for first in range(0, 12, 3):
-        outbox.put(make_flows(3, first))
+        put(outbox, make_flows(3, first))
     run_until_idle(outbox, clock)
 
     assert sink.numbers == list(range(12))
@@ -60,10 +69,10 @@ def test_a_batch_waits_for_others_to_join_until_its_time_is_over(clock: Clock) -
     sink = FakeSink(batch_events=10, batch_wait=1.0)
     outbox = make_outbox(sink, clock)
     outbox.step()
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     waits = [outbox.step()]
     clock.now += 0.75
-    outbox.put(make_flows(3, 3))
+    put(outbox, make_flows(3, 3))
     waits.append(outbox.step())
     clock.now += 0.25
     run_until_idle(outbox, clock)
@@ -76,8 +85,8 @@ def test_a_batch_waits_for_others_to_join_until_its_time_is_over(clock: Clock) -
 def test_a_full_batch_does_not_wait(clock: Clock) -> None:
     sink = FakeSink(batch_events=4, batch_wait=60.0)
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
-    outbox.put(make_flows(3, 3))
+    put(outbox, make_flows(3))
+    put(outbox, make_flows(3, 3))
     run_until_idle(outbox, clock)
 
     assert sink.numbers == [0, 1, 2]  # two batches of three do not fit into one of four
@@ -90,7 +99,7 @@ def test_a_sink_that_is_down_at_the_start_connects_later(clock: Clock) -> None:
     sink = FakeSink()
     sink.open_faults.extend([AWAY] * 5)
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     first_state = outbox.state
     outbox.step()
     second_state = outbox.state
@@ -118,7 +127,7 @@ def test_a_retry_writes_the_same_bytes_after_growing_delays(clock: Clock) -> Non
     sink = FakeSink()
     sink.faults.extend([AWAY] * 5)
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock, seconds=60.0)
     stats = outbox.snapshot()
 
@@ -132,7 +141,7 @@ def test_delays_grow_and_retry_after_is_honoured(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.extend([AWAY, AWAY, SinkUnavailable("busy", 120.0), AWAY])
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(1))
+    put(outbox, make_flows(1))
     begin = clock.now
     moments = []
     while not sink.received:
@@ -149,10 +158,10 @@ def test_what_comes_during_an_outage_is_not_tried_before_its_time(clock: Clock) 
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(1))
+    put(outbox, make_flows(1))
     outbox.step()
     outbox.step()
-    outbox.put(make_flows(1, 1))
+    put(outbox, make_flows(1, 1))
     attempts = len(sink.attempts)
     run_until_idle(outbox, clock)
 
@@ -163,13 +172,13 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(4, 3))
-    outbox.put(make_flows(4, 7))
+    put(outbox, make_flows(4, 3))
+    put(outbox, make_flows(4, 7))
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
-    outbox.put(make_flows(2, 11))
+    put(outbox, make_flows(2, 11))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
@@ -177,58 +186,85 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
     assert (stats.sink_events_dropped_queue_total, stats.sink_events_delivered_total) == (6, 7)
 
 
-def test_of_a_batch_in_its_form_a_full_outbox_takes_as_much_as_of_any_other(clock: Clock) -> None:
-    class Formed(FakeSink):
-        form = LINE  # type: ignore[assignment]
-
-        def encode(self, batch: Batch) -> bytes:
-            kinds.append([type(each).__name__ for each in batch])
-            events = [json.loads(line) for line in JsonEncoder().encode(batch).splitlines()]
-            return json.dumps([each.get("flow", -1) for each in events]).encode()
-
-    kinds: list[list[str]] = []
-    sink = Formed()
+def test_the_reader_is_told_how_much_there_is_room_for(clock: Clock) -> None:
+    sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
-    composer = Composer()
-    found = []
-    for count, first in ((3, 0), (4, 3), (1, 7)):
-        batch = make_flows(count, first)
-        found.append(outbox.find_form(count))
-        outbox.put(batch, composer.compose((LINE,), batch)[0])
+    found = [outbox.find_room()]
+    put(outbox, make_flows(3))
+    found.append(outbox.find_room())
+    outbox.disable()
+    found.append(outbox.find_room())
+    outbox.enable()
+    put(outbox, make_flows(4, 3))
+    found.append(outbox.find_room())
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
-    outbox.disable()
+    found.append(outbox.find_room())
 
-    assert found == [LINE, None, None]
-    assert kinds == [["Piece", "Flow", "Flow", "Lost"]]
-    assert sink.received == [0, 1, 2, 3, 4, -1]
-    assert outbox.snapshot().sink_events_dropped_queue_total == 3
-    assert outbox.find_form(1) is None
+    assert found == [5, 2, 0, 0, 5]
+    assert sink.received == [0, 1, 2, 3, 4, [2, "fake", "queue"]]
+    assert outbox.snapshot().sink_events_dropped_queue_total == 2
+
+
+@pytest.mark.parametrize("reason", ["queue", "disabled"])
+def test_what_there_is_less_room_for_than_when_it_was_rendered_is_dropped_from_its_end(
+    clock: Clock, reason: str
+) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock, queue=5)
+    events = make_events(5)
+    if reason == "queue":
+        outbox.replace(sink, 2)
+    else:
+        outbox.disable()
+    outbox.put(events)
+    outbox.enable()
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    left = 3 if reason == "queue" else 5
+    assert sink.received == [*range(5 - left), [left, "fake", reason]]
+    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (5, 5 - left)
+    assert find_imbalance(stats) == 0
+
+
+def test_events_are_rendered_for_the_sink_to_come(clock: Clock) -> None:
+    other = FakeTemplate("", FAKE.syntax, {}, {})
+    sink, next_sink = FakeSink(), FakeSink()
+    next_sink.template = other
+    outbox = make_outbox(sink, clock)
+    before = outbox.template
+    outbox.replace(next_sink, 10)
+    meanwhile = outbox.template
+    run_until_idle(outbox, clock)
+
+    assert (before, meanwhile, outbox.template) == (FAKE, other, other)
 
 
 def test_a_loss_carries_the_times_of_the_first_and_the_last_event(clock: Clock) -> None:
-    seen: list[object] = []
+    seen: list[Lost] = []
 
-    class Keeper(FakeSink):
-        def encode(self, batch: Batch) -> bytes:
-            seen.extend(batch)
-            return b"[]"
+    class Keeper(FakeTemplate):
+        def render_loss(self, lost: Lost) -> Rendered:
+            seen.append(lost)
+            return super().render_loss(lost)
 
-    outbox = make_outbox(Keeper(), clock, queue=1)
-    outbox.put(make_flows(3))
+    sink = FakeSink()
+    sink.template = Keeper("", FAKE.syntax, {}, {})
+    outbox = make_outbox(sink, clock, queue=1)
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
 
-    lost = seen[-1]
-    assert (lost.since, lost.until) == (BASE + 1_000_000, BASE + 2_000_000)  # type: ignore[attr-defined]
+    assert seen == [Lost(2, BASE + 1_000_000, BASE + 2_000_000, "fake", "queue")]
 
 
 def test_a_loss_of_the_kernel_reaches_the_sink_where_it_happened_and_counts_as_no_event(clock: Clock) -> None:
     sink = FakeSink()
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(2))
-    outbox.tell_lost(make_lost(7))
-    outbox.put(make_flows(2, 2))
+    put(outbox, make_flows(2))
+    outbox.report(make_lost(7))
+    put(outbox, make_flows(2, 2))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
@@ -240,7 +276,7 @@ def test_a_loss_reaches_a_sink_that_has_nothing_else_to_write(clock: Clock) -> N
     sink = FakeSink()
     outbox = make_outbox(sink, clock)
     run_until_idle(outbox, clock)
-    outbox.tell_lost(make_lost(7))
+    outbox.report(make_lost(7))
     run_until_idle(outbox, clock)
 
     assert sink.received == [[7, "kernel", ""]]
@@ -253,13 +289,13 @@ def test_what_is_refused_is_dropped_counted_and_logged_once_a_minute(
     sink.faults.extend(SinkRefused("no such tenant") for _ in range(5))
     outbox = make_outbox(sink, clock)
     for number in range(5):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number))
     run_until_idle(outbox, clock)
     clock.now += 60.0
     sink.faults.append(SinkRefused("no such tenant"))
-    outbox.put(make_flows(2, 5))
+    put(outbox, make_flows(2, 5))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(1, 7))
+    put(outbox, make_flows(1, 7))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
@@ -276,7 +312,7 @@ def test_a_part_that_is_refused_does_not_count_the_rest(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(SinkRefused("one too long", events=1))
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
@@ -288,9 +324,9 @@ def test_what_the_receiver_wants_in_parts_is_written_in_parts_and_in_order(clock
     sink = FakeSink()
     sink.faults.extend([lambda payload: SinkRevised("too large", split(payload)), None, AWAY])
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
-    outbox.tell_lost(make_lost(7))
-    outbox.put(make_flows(1, 3))
+    put(outbox, make_flows(3))
+    outbox.report(make_lost(7))
+    put(outbox, make_flows(1, 3))
     run_until_idle(outbox, clock, seconds=10.0)
 
     assert sink.received == [0, 1, 2, [7, "kernel", ""], 3]
@@ -299,10 +335,9 @@ def test_what_the_receiver_wants_in_parts_is_written_in_parts_and_in_order(clock
 
 def test_events_that_are_in_no_part_were_refused_or_delivered_already(clock: Clock) -> None:
     sink = FakeSink()
-    part = Parcel(b"[9]", 1)
-    sink.faults.append(SinkRevised("too old", [part], delivered=2))
+    sink.faults.append(SinkRevised("too old", [make_events(1, 9)], written=2))
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(5))
+    put(outbox, make_flows(5))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
 
@@ -311,9 +346,9 @@ def test_events_that_are_in_no_part_were_refused_or_delivered_already(clock: Clo
 
 def test_only_the_rest_of_a_payload_is_repeated_when_the_first_part_was_accepted(clock: Clock) -> None:
     sink = FakeSink()
-    sink.faults.append(SinkUnavailable("reset", rest=Parcel(b"[2]", 1)))
+    sink.faults.append(SinkUnavailable("reset", written=2))
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
     half = outbox.snapshot()
     run_until_idle(outbox, clock, seconds=10.0)
@@ -328,9 +363,9 @@ def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) ->
     sink = FakeSink()
     sink.faults.append(ZeroDivisionError("division by zero"))
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(1, 3))
+    put(outbox, make_flows(1, 3))
     run_until_idle(outbox, clock)
 
     assert sink.numbers == [3]
@@ -338,43 +373,69 @@ def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) ->
     assert outbox.snapshot().sink_events_dropped_refused_total == 3
 
 
-def test_a_batch_that_cannot_be_encoded_is_counted_and_the_next_one_goes(clock: Clock) -> None:
-    class Picky(FakeSink):
-        def encode(self, batch: Batch) -> bytes:
-            if batch[0] == make_flow(0):
-                raise KeyError("city")
-            return super().encode(batch)
-
-    sink = Picky(batch_events=2)
-    outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(1))
-    outbox.tell_lost(make_lost(7))
-    outbox.put(make_flows(2, 1))
-    run_until_idle(outbox, clock)
-
-    assert sink.received == [1, 2, [7, "kernel", ""], [1, "fake", "refused"]]
-    assert outbox.snapshot().sink_events_dropped_refused_total == 1
-
-
-def test_a_loss_that_is_refused_is_told_again_beside_what_was_refused(clock: Clock) -> None:
+def test_a_message_that_is_refused_alone_costs_neither_those_before_nor_those_behind_it(clock: Clock) -> None:
     sink = FakeSink()
-    sink.faults.extend([SinkRefused("no", losses=[make_lost(7), make_lost(2, "daemon")]), SinkRefused("no")])
+    long = SinkRevised("too long", written=2, refused=1)
+    sink.faults.extend([long, None, None, SinkRevised("too long", refused=1)])
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(5))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(1, 3))
+    put(outbox, make_flows(1, 5))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(1, 4))
+    put(outbox, make_flows(1, 6))
+    run_until_idle(outbox, clock)
+    stats = outbox.snapshot()
+
+    assert sink.attempts[:2] == [b"[0, 1, 2, 3, 4]", b"[3, 4]"]
+    assert sink.received == [3, 4, [1, "fake", "refused"], 6, [1, "fake", "refused"]]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (5, 2)
+
+
+def test_a_loss_that_cannot_be_rendered_stops_nothing_and_is_reported_when_it_can_be(clock: Clock) -> None:
+    class Picky(FakeTemplate):
+        def render_loss(self, lost: Lost) -> Rendered:
+            mistakes.append(lost)
+            if len(mistakes) == 1:
+                raise KeyError("city")
+            return super().render_loss(lost)
+
+    mistakes: list[Lost] = []
+    sink = FakeSink(batch_events=2)
+    sink.template = Picky("", FAKE.syntax, {}, {})
+    outbox = make_outbox(sink, clock)
+    put(outbox, make_flows(1))
+    outbox.report(make_lost(7))
+    put(outbox, make_flows(2, 1))
     run_until_idle(outbox, clock)
 
-    assert sink.received == [4, [7, "kernel", ""], [2, "daemon", ""], [4, "fake", "refused"]]
+    assert sink.received == [0, 1, 2, [7, "kernel", ""]]
+    assert outbox.error == "unexpected KeyError: 'city'"
+    assert outbox.snapshot().sink_events_dropped_refused_total == 0
+
+
+def test_a_loss_that_is_refused_is_reported_again_beside_what_was_refused(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.extend(
+        [SinkRefused("no"), SinkRefused("no"), SinkRevised("no", refused=1), SinkRefused("no")]
+    )
+    outbox = make_outbox(sink, clock)
+    put(outbox, make_flows(3))
+    outbox.report(make_lost(7))
+    outbox.report(make_lost(2, "daemon"))
+    run_until_idle(outbox, clock)
+    put(outbox, make_flows(1, 3))
+    run_until_idle(outbox, clock)
+    put(outbox, make_flows(1, 4))
+    run_until_idle(outbox, clock)
+
+    assert sink.received == [4, [4, "fake", "refused"], [7, "kernel", ""], [2, "daemon", ""]]
 
 
 def test_an_error_of_the_system_is_an_outage(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(BrokenPipeError(32, "Broken pipe"))
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(1))
+    put(outbox, make_flows(1))
     run_until_idle(outbox, clock, seconds=10.0)
 
     assert outbox.error == "Broken pipe"
@@ -386,12 +447,12 @@ def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(SinkFailed("the reader has gone"))
     outbox = Outbox(sink, queue=10, stats=SinkStats(), clock=clock, on_failed=reasons.append)
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(3, 2))
+    put(outbox, make_flows(3, 2))
     failed = outbox.state
     outbox.enable()
-    outbox.put(make_flows(1, 5))
+    put(outbox, make_flows(1, 5))
     run_until_idle(outbox, clock)
 
     assert reasons == ["the reader has gone"]
@@ -404,16 +465,16 @@ def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     run_until_idle(outbox, clock)
     outbox.disable()
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(3, 2))
+    put(outbox, make_flows(3, 2))
     run_until_idle(outbox, clock)
     disabled = outbox.state
     sink.away = None
     outbox.enable()
-    outbox.put(make_flows(1, 5))
+    put(outbox, make_flows(1, 5))
     run_until_idle(outbox, clock)
 
     assert (disabled, outbox.state) == (SinkState.DISABLED, SinkState.OK)
@@ -425,12 +486,12 @@ def test_what_a_disabled_sink_missed_is_told_when_it_comes_back(clock: Clock) ->
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock)
-    outbox.put(make_flows(2))
-    outbox.tell_lost(make_lost(7))
+    put(outbox, make_flows(2))
+    outbox.report(make_lost(7))
     outbox.disable()
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(3, 2))
-    outbox.tell_lost(make_lost(1))
+    put(outbox, make_flows(3, 2))
+    outbox.report(make_lost(1))
     run_until_idle(outbox, clock)
     sink.away = None
     outbox.enable()
@@ -447,7 +508,7 @@ def test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on(clock: Cl
         def close(self) -> None:
             super().close()
             outbox.enable()
-            outbox.put(make_flows(1, 5))
+            put(outbox, make_flows(1, 5))
 
     sink = Enabled()
     outbox = make_outbox(sink, clock)
@@ -467,3 +528,76 @@ def test_reopening_closes_the_sink_before_the_next_write(clock: Clock) -> None:
     run_until_idle(outbox, clock)
 
     assert (sink.opened, sink.closed) == (2, 1)
+
+
+def test_what_can_be_written_at_once_wakes_nobody(clock: Clock) -> None:
+    sink = FakeDirectSink()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    sink.room = 100
+    woken = []
+    for number in range(3):
+        outbox._news = False
+        put(outbox, make_flows(2, 2 * number))
+        woken.append(outbox._news)
+    stats = outbox.snapshot()
+
+    assert woken == [False] * 3
+    assert (sink.received, sink.attempts) == ([*range(6)], [])
+    assert (stats.sink_events_delivered_total, stats.sink_batches_delivered_total) == (6, 3)
+    assert (stats.sink_bytes_total, stats.sink_oldest_event_ns, find_imbalance(stats)) == (6, 0, 0)
+
+
+def test_what_cannot_be_written_at_once_goes_out_behind_by_the_thread(clock: Clock) -> None:
+    sink = FakeDirectSink()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    sink.room = 2
+    put(outbox, make_flows(3))
+    sink.room = 10
+    put(outbox, make_flows(3, 3))
+    during = outbox.snapshot()
+    run_until_idle(outbox, clock)
+
+    assert (during.sink_events_delivered_total, during.sink_events_queued) == (2, 4)
+    assert (sink.direct, sink.attempts) == ([2], [b"[2, 3, 4, 5]"])
+    assert sink.numbers == [*range(6)]
+
+
+@pytest.mark.parametrize(
+    "case", ["not open", "a loss waits", "in flight", "disabled", "another sink", "spool"]
+)
+def test_no_write_overtakes_another_or_comes_between(clock: Clock, spool: Spool, case: str) -> None:
+    sink = FakeDirectSink()
+    outbox = make_outbox(sink, clock, spool=spool if case == "spool" else None)
+    if case != "not open":
+        run_until_idle(outbox, clock)
+    sink.room = 100
+    if case == "a loss waits":
+        outbox.report(make_lost(7))
+    elif case == "in flight":
+        sink.faults.append(AWAY)
+        outbox.report(make_lost(7))
+        run_until_idle(outbox, clock)
+    elif case == "disabled":
+        outbox.disable()
+    elif case == "another sink":
+        outbox.replace(FakeSink(), 10)
+    outbox.put(make_events(2))
+
+    assert sink.direct == []
+    assert find_imbalance(outbox.snapshot()) == 0
+
+
+def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
+    class Mistaken(FakeDirectSink):
+        def try_write(self, rendered: Rendered) -> int:
+            raise KeyError("descriptor")
+
+    sink = Mistaken()
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    put(outbox, make_flows(3))
+    run_until_idle(outbox, clock)
+
+    assert (sink.numbers, outbox.state) == ([0, 1, 2], SinkState.OK)

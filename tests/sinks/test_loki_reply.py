@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd.flow import Batch, Lost
-from conntrackd.sinks.encode_loki import LokiEncoder
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.flow import Lost
+from conntrackd.render.loki import TEMPLATE
+from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import MAX_REPLY, Reply
-from conntrackd.sinks.judge_loki import Refusals, count_refusals, judge, parse_retry_after
-from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.sinks.loki_reply import Refusals, count_refusals, judge, parse_retry_after
+from tests.rendering import render
 from tests.sinks.flows import BASE, make_flow, make_flows
 
 NOW = 1_763_807_700.0
@@ -20,11 +22,11 @@ LOST_STREAM = '{host="gw1", type="LOST"}'
 OLDEST = "oldest acceptable timestamp is: 2025-11-22T10:34:43Z"
 
 
-def encode(count: int = 3) -> bytes:
-    return LokiEncoder({"host": "gw1"}).encode(list(make_flows(count)))
+def make_events(count: int = 3) -> Rendered:
+    return render(TEMPLATE, make_flows(count))
 
 
-def find_verdict(reply: Reply, payload: bytes) -> SinkRefused | SinkRevised | SinkUnavailable | None:
+def find_verdict(reply: Reply, payload: Rendered) -> SinkRefused | SinkRevised | SinkUnavailable | None:
     try:
         judge(reply, payload, NOW)
     except (SinkRefused, SinkRevised, SinkUnavailable) as verdict:
@@ -34,12 +36,12 @@ def find_verdict(reply: Reply, payload: bytes) -> SinkRefused | SinkRevised | Si
 
 @pytest.mark.parametrize("status", [200, 204])
 def test_these_replies_mean_that_it_is_stored(status: int) -> None:
-    assert find_verdict(Reply(status, {}), encode()) is None
+    assert find_verdict(Reply(status, {}), make_events()) is None
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None:
-    verdict = find_verdict(Reply(status, {"Retry-After": "7"}, b"busy"), encode())
+    verdict = find_verdict(Reply(status, {"Retry-After": "7"}, b"busy"), make_events())
 
     assert isinstance(verdict, SinkUnavailable)
     assert (verdict.reason, verdict.retry_after) == (f"the server replied {status}: busy", 7.0)
@@ -47,7 +49,7 @@ def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None
 
 @pytest.mark.parametrize("status", [260, 400, 401, 403, 404, 405, 422])
 def test_these_replies_cost_the_batch(status: int) -> None:
-    verdict = find_verdict(Reply(status, {}, b"no org id\n"), encode())
+    verdict = find_verdict(Reply(status, {}, b"no org id\n"), make_events())
 
     assert isinstance(verdict, SinkRefused)
     assert (verdict.reason, verdict.events) == (f"the server replied {status}: no org id", None)
@@ -55,7 +57,7 @@ def test_these_replies_cost_the_batch(status: int) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_an_outage_that_names_its_cause(status: int) -> None:
-    verdict = find_verdict(Reply(status, {"Location": "http://evil.example/"}), encode())
+    verdict = find_verdict(Reply(status, {"Location": "http://evil.example/"}), make_events())
 
     assert isinstance(verdict, SinkUnavailable)
     assert verdict.reason == f"Loki redirects ({status}), which is not followed: check the address"
@@ -71,10 +73,10 @@ def test_a_redirect_is_an_outage_that_names_its_cause(status: int) -> None:
     ],
 )
 def test_what_is_too_large_is_halved_and_a_single_event_is_dropped(reply: Reply) -> None:
-    halved, single = find_verdict(reply, encode(4)), find_verdict(reply, encode(1))
+    halved, single = find_verdict(reply, make_events(4)), find_verdict(reply, make_events(1))
 
     assert isinstance(halved, SinkRevised)
-    assert [parcel.events for parcel in halved.parcels] == [2, 2]
+    assert [part.events for part in halved.parts or ()] == [2, 2]
     assert isinstance(single, SinkRefused)
 
 
@@ -88,23 +90,23 @@ def test_what_is_too_large_is_halved_and_a_single_event_is_dropped(reply: Reply)
     ],
 )
 def test_what_is_too_old_is_replayed_once_and_then_dropped(text: bytes) -> None:
-    first = find_verdict(Reply(400, {}, text), encode())
+    first = find_verdict(Reply(400, {}, text), make_events())
     assert isinstance(first, SinkRevised)
-    (parcel,) = first.parcels
-    second = find_verdict(Reply(400, {}, text), parcel.payload)
+    (part,) = first.parts or ()
+    second = find_verdict(Reply(400, {}, text), part)
 
-    assert (parcel.events, first.delivered) == (3, 0)
+    assert (part.events, first.written) == (3, 0)
     assert isinstance(second, SinkRefused)
 
 
 def test_where_the_number_is_not_known_what_lies_before_the_limit_is_replayed() -> None:
     text = f"entry for stream '{{}}' has timestamp too old: x, {OLDEST}; and more"
-    flows: Batch = [make_flow(number, time=BASE + (number - 3) * 1_000_000_000) for number in range(6)]
-    verdict = find_verdict(Reply(400, {}, text.encode()), LokiEncoder({}).encode(flows))
+    flows = [make_flow(number, time=BASE + (number - 3) * 1_000_000_000) for number in range(6)]
+    verdict = find_verdict(Reply(400, {}, text.encode()), render(TEMPLATE, flows))
 
     assert isinstance(verdict, SinkRevised)
     # Loki tells its limit in whole seconds, and what lies within that second may have been refused.
-    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([4], 2)
+    assert ([part.events for part in verdict.parts or ()], verdict.written) == ([4], 2)
 
 
 def old(second: int, stream: str = STREAM) -> str:
@@ -118,20 +120,19 @@ def new(stream: str = STREAM) -> str:
 def test_of_a_batch_that_is_partly_too_old_exactly_that_part_is_replayed() -> None:
     """The limit is told in whole seconds; how many lie before it within its second, their number tells."""
     said = f"2 errors like: {old(41)}; 4 errors like: {old(43)}"
-    flows: Batch = [make_flow(number, time=BASE + (number - 4) * SECOND // 4) for number in range(10)]
-    verdict = find_verdict(Reply(400, {}, said.encode()), LokiEncoder({}).encode(flows))
+    flows = [make_flow(number, time=BASE + (number - 4) * SECOND // 4) for number in range(10)]
+    verdict = find_verdict(Reply(400, {}, said.encode()), render(TEMPLATE, flows))
 
     assert isinstance(verdict, SinkRevised)
-    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([6], 4)
+    assert ([part.events for part in verdict.parts or ()], verdict.written) == ([6], 4)
 
 
-def test_a_loss_that_is_too_old_is_replayed_and_is_no_event() -> None:
-    said = f"2 errors like: {old(42)}; 1 errors like: {old(43, LOST_STREAM)}"
-    batch: Batch = [make_flow(0), make_flow(1), Lost(7, BASE, BASE + 2, "kernel"), make_flow(2)]
-    verdict = find_verdict(Reply(400, {}, said.encode()), LokiEncoder({}).encode(batch))
+@pytest.mark.parametrize("said", [old(42, LOST_STREAM), new(LOST_STREAM), "entry out of order", "no"])
+def test_a_loss_is_refused_as_a_whole_to_be_reported_with_a_new_time(said: str) -> None:
+    loss = TEMPLATE.render_loss(Lost(7, BASE, BASE + 2, "kernel"))
+    verdict = find_verdict(Reply(400, {}, said.encode()), loss)
 
-    assert isinstance(verdict, SinkRevised)
-    assert ([parcel.events for parcel in verdict.parcels], verdict.delivered) == ([2], 1)
+    assert isinstance(verdict, SinkRefused)
 
 
 @pytest.mark.parametrize(
@@ -167,46 +168,25 @@ def test_refused_entries_are_counted_where_nothing_else_is_said(said: str, refus
     assert count_refusals(said) == refused
 
 
-@pytest.mark.parametrize(
-    ("status", "said", "told"),
-    [
-        (403, "no", True),
-        (400, "no", True),
-        (260, "blocked", True),
-        (400, new(), False),
-        (400, f"2 errors like: {new()}; 1 errors like: {new(LOST_STREAM)}", True),
-    ],
-)
-def test_a_loss_that_is_refused_with_its_batch_is_to_be_told_again(
-    status: int, said: str, told: bool
-) -> None:
-    lost = Lost(7, BASE, BASE + 2, "kernel")
-    payload = LokiEncoder({}).encode([make_flow(0), make_flow(1), lost, make_flow(2)])
-    verdict = find_verdict(Reply(status, {}, said.encode()), payload)
-
-    assert isinstance(verdict, SinkRefused)
-    assert verdict.losses == ([lost] if told else [])
-
-
 def test_of_a_push_with_bad_entries_the_good_ones_are_stored() -> None:
-    few = find_verdict(Reply(400, {}, f"2 errors like: {new()}".encode()), encode(5))
+    few = find_verdict(Reply(400, {}, f"2 errors like: {new()}".encode()), make_events(5))
     mixed = find_verdict(
-        Reply(400, {}, f"2 errors like: {new()}; 1 errors like: {old(43)}".encode()), encode(5)
+        Reply(400, {}, f"2 errors like: {new()}; 1 errors like: {old(43)}".encode()), make_events(5)
     )
-    cut = find_verdict(Reply(400, {}, (f"{new()}; " * 1000).encode()[:MAX_REPLY]), encode(5))
+    cut = find_verdict(Reply(400, {}, (f"{new()}; " * 1000).encode()[:MAX_REPLY]), make_events(5))
 
     assert isinstance(few, SinkRefused)
     assert few.events == 2
     assert isinstance(mixed, SinkRevised)
-    assert ([parcel.events for parcel in mixed.parcels], mixed.delivered) == ([1], 2)
+    assert ([part.events for part in mixed.parts or ()], mixed.written) == ([1], 2)
     assert isinstance(cut, SinkRefused)
     assert cut.events is None
 
 
 def test_of_a_replay_too_the_good_entries_are_stored() -> None:
-    first = find_verdict(Reply(400, {}, b"entry out of order"), encode(5))
+    first = find_verdict(Reply(400, {}, b"entry out of order"), make_events(5))
     assert isinstance(first, SinkRevised)
-    second = find_verdict(Reply(400, {}, f"3 errors like: {old(43)}".encode()), first.parcels[0].payload)
+    second = find_verdict(Reply(400, {}, f"3 errors like: {old(43)}".encode()), (first.parts or ())[0])
 
     assert isinstance(second, SinkRefused)
     assert second.events == 3
@@ -231,14 +211,14 @@ PIECES = [
     st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=8).map("".join),
 )
 def test_whatever_is_said_no_event_has_two_fates(status: int, said: str) -> None:
-    verdict = find_verdict(Reply(status, {}, said.encode()), encode(5))
+    verdict = find_verdict(Reply(status, {}, said.encode()), make_events(5))
 
     assert verdict is not None
     if isinstance(verdict, SinkRevised):
-        parts = [parcel.events for parcel in verdict.parcels]
+        parts = [part.events for part in verdict.parts or ()]
         assert min(parts) > 0
-        assert verdict.delivered >= 0
-        assert sum(parts) + verdict.delivered <= 5
+        assert verdict.written >= 0
+        assert sum(parts) + verdict.written <= 5
     if isinstance(verdict, SinkRefused):
         assert verdict.events is None or verdict.events >= 0
 

@@ -6,9 +6,10 @@ import re
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from conntrackd.sinks.encode_loki import count_events, find_losses, mark_replay, split
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
+from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import MAX_REPLY, Reply
-from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
+from conntrackd.sinks.loki_body import halve, mark_replay
 
 # limits_config.block_ingestion_status_code (3.3 and later): nothing is stored. It is no error, so that an
 # agent that knows no better throws its batch away in silence.
@@ -41,7 +42,7 @@ class Refusals(NamedTuple):
     losses: int = 0
 
 
-def judge(reply: Reply, payload: bytes, now: float) -> None:
+def judge(reply: Reply, payload: Rendered, now: float) -> None:
     """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
 
     `now` in seconds since the epoch, for a Retry-After that is a date.
@@ -50,9 +51,9 @@ def judge(reply: Reply, payload: bytes, now: float) -> None:
     if 200 <= status < 300 and status != BLOCKED:  # 204; 200 from proxies
         return
     if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
-        parts = split(payload)
+        parts = halve(payload)
         if len(parts) < 2:
-            raise SinkRefused(f"{reply.reason} to a single event", losses=find_losses(payload))
+            raise SinkRefused(f"{reply.reason} to a single event")
         raise SinkRevised(reply.reason, parts)
     if status == 429 or status >= 500:
         raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
@@ -60,22 +61,21 @@ def judge(reply: Reply, payload: bytes, now: float) -> None:
         raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
     if status == 400:
         raise _judge_entries(reply, said, payload)
-    raise SinkRefused(reply.reason, losses=find_losses(payload))
+    raise SinkRefused(reply.reason)
 
 
-def _judge_entries(reply: Reply, said: str, payload: bytes) -> SinkTrouble:
+def _judge_entries(reply: Reply, said: str, payload: Rendered) -> SinkTrouble:
     """What was refused of the push; what is too old goes to streams of its own, if it was in none before."""
     refused = count_refusals(said) if len(reply.body) < MAX_REPLY else None
     if TOO_OLD.search(said):
         before = _find_oldest_accepted(said)
-        parcel = mark_replay(payload, before, None if refused is None else refused.old)
-        if parcel is not None:
+        replay = mark_replay(payload, before, None if refused is None else refused.old)
+        if replay is not None:
             others = 0 if refused is None else refused.other_events
-            stored = 0 if before is None else count_events(payload) - parcel.events - others
-            return SinkRevised(reply.reason, [parcel], delivered=max(0, stored))
-    losses = find_losses(payload) if refused is None or refused.losses else []
+            stored = 0 if before is None else payload.events - replay.events - others
+            return SinkRevised(reply.reason, [replay], written=max(0, stored))
     events = None if refused is None else refused.old_events + refused.other_events
-    return SinkRefused(reply.reason, events, losses=losses)
+    return SinkRefused(reply.reason, events)
 
 
 def count_refusals(said: str) -> Refusals | None:

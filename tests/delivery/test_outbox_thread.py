@@ -2,28 +2,30 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import (
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import (
     SinkRefused,
     SinkRevised,
     SinkState,
     SinkUnavailable,
 )
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.spool import Spool
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import FakeSink, find_imbalance, split
+from tests.delivery.fakes import FakeDirectSink, FakeSink, find_imbalance, put, split
+from tests.delivery.test_outbox_law import MemoryStore
 from tests.sinks.flows import make_flows
-from tests.sinks.test_outbox_law import MemoryStore
 
 AWAY = SinkUnavailable("nobody there")
 
 
-def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) -> Outbox:
     backoff = Backoff(0.001, 0.01)
     outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff)
     outbox.start()
@@ -33,7 +35,7 @@ def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) 
 def test_flush_returns_when_everything_has_left_and_skips_all_waiting() -> None:
     sink = FakeSink(batch_events=1000, batch_wait=3600.0)
     outbox = make_running(sink)
-    outbox.put(make_flows(5))
+    put(outbox, make_flows(5))
     flushed = outbox.flush(30.0)
     received = list(sink.numbers)
     outbox.stop(time.monotonic())
@@ -46,7 +48,7 @@ def test_flush_gives_up_when_the_sink_stays_away() -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_running(sink)
-    outbox.put(make_flows(5))
+    put(outbox, make_flows(5))
     flushed = outbox.flush(0.05)
     outbox.stop(time.monotonic())
 
@@ -57,7 +59,7 @@ def test_stop_drains_what_waits() -> None:
     sink = FakeSink(batch_events=7, batch_wait=3600.0)
     sink.faults.extend([AWAY] * 3)
     outbox = make_running(sink)
-    outbox.put(make_flows(100))
+    put(outbox, make_flows(100))
     outbox.stop(time.monotonic() + 30.0)
 
     assert sink.numbers == list(range(100))
@@ -68,7 +70,7 @@ def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.L
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_running(sink)
-    outbox.put(make_flows(100))
+    put(outbox, make_flows(100))
     outbox.stop(time.monotonic() + 0.05)
     stats = outbox.snapshot()
 
@@ -86,19 +88,19 @@ class HangingSink(FakeSink):
         self.hangs = threading.Event()
         self.let_go = threading.Event()
 
-    def write(self, payload: bytes) -> int:
+    def write(self, parts: Sequence[Rendered]) -> int:
         self.hangs.set()
         assert self.let_go.wait(60.0)
-        return super().write(payload)
+        return super().write(parts)
 
 
 def test_a_sink_that_hangs_neither_holds_up_put_nor_stop_and_its_events_are_on_disk(tmp_path: Path) -> None:
     sink = HangingSink()
     outbox = make_running(sink, queue=100, spool=Spool(tmp_path, "fake", 1 << 20))
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10))
     assert sink.hangs.wait(30.0)
     for first in range(10, 200, 10):
-        outbox.put(make_flows(10, first))
+        put(outbox, make_flows(10, first))
     outbox.stop(time.monotonic() + 0.05)
     stats = outbox.snapshot()
     sink.let_go.set()
@@ -115,9 +117,9 @@ def test_a_sink_that_hangs_neither_holds_up_put_nor_stop_and_its_events_are_on_d
 def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
     sink = HangingSink()
     outbox = make_running(sink, queue=100)
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10))
     assert sink.hangs.wait(30.0)
-    outbox.put(make_flows(10, 10))
+    put(outbox, make_flows(10, 10))
     outbox.stop(time.monotonic() + 0.05)
     stats = outbox.snapshot()
     sink.let_go.set()
@@ -128,11 +130,11 @@ def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
 def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:
     sink = FakeSink(batch_events=5)
     for _ in range(50):
-        sink.faults.extend([None, AWAY, SinkRefused("no"), lambda payload: SinkRevised("", split(payload))])
+        sink.faults.extend([None, AWAY, SinkRefused("no"), lambda events: SinkRevised("", split(events))])
     outbox = make_running(sink, queue=40)
     imbalances = set()
     for first in range(0, 3000, 3):
-        outbox.put(make_flows(3, first))
+        put(outbox, make_flows(3, first))
         imbalances.add(find_imbalance(outbox.snapshot()))
     outbox.stop(time.monotonic() + 30.0)
     stats = outbox.snapshot()
@@ -168,16 +170,43 @@ def test_a_mistake_in_a_spool_costs_the_sink_and_not_its_thread() -> None:
     outbox = Outbox(sink, queue=100, stats=SinkStats(), spool=store, on_failed=note)
     store.is_mended = False
     outbox.start()
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10))
 
     assert failed.wait(10)
     assert (outbox.state, reasons[0]) == (SinkState.FAILED, "unexpected TypeError: not a parcel")
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10))
     assert find_imbalance(outbox.snapshot()) == 0
 
     store.is_mended, sink.away = True, None
     outbox.enable()
-    outbox.put(make_flows(10))
+    put(outbox, make_flows(10))
     assert outbox.flush(10)
     assert len(sink.numbers) >= 10
     outbox.stop(0)
+
+
+class NarrowSink(FakeDirectSink):
+    """Takes some at once, and now and then nothing, as a pipe with a reader does."""
+
+    def try_write(self, rendered: Rendered) -> int:
+        self.room = (7 * len(self.direct)) % 5
+        return super().try_write(rendered)
+
+
+def test_two_threads_write_to_one_sink_and_each_event_arrives_once_and_in_its_place() -> None:
+    sink = NarrowSink()
+    sink.faults.extend([AWAY, None, None] * 50)
+    outbox = make_running(sink, queue=5000)
+    imbalances = set()
+    for first in range(0, 3000, 3):
+        put(outbox, make_flows(3, first))
+        if first % 30 == 0:
+            assert outbox.flush(30.0)
+        imbalances.add(find_imbalance(outbox.snapshot()))
+    outbox.stop(time.monotonic() + 30.0)
+    stats = outbox.snapshot()
+
+    assert imbalances == {0}
+    assert sink.numbers == list(range(3000))
+    assert stats.sink_events_delivered_total == 3000
+    assert sum(sink.direct) > 100

@@ -13,10 +13,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import (
-    Parcel,
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import (
     SinkFailed,
     SinkRefused,
     SinkRevised,
@@ -24,9 +23,19 @@ from conntrackd.sinks.sink import (
     SinkTrouble,
     SinkUnavailable,
 )
-from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError
+from conntrackd.delivery.spool import Parcel, Row, SpoolDamagedError, SpoolError
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, find_imbalance, make_lost, run_until_idle, split, sum_dropped
+from tests.delivery.fakes import (
+    Clock,
+    FakeDirectSink,
+    find_imbalance,
+    make_lost,
+    put,
+    run_until_idle,
+    split,
+    sum_dropped,
+)
 from tests.sinks.flows import make_flows
 
 QUEUE = 20
@@ -36,7 +45,7 @@ class MemoryStore:
     """A spool of ten rows that has disks' troubles on demand."""
 
     def __init__(self) -> None:
-        self.content: deque[Row[bytes]] = deque()
+        self.content: deque[Row] = deque()
         self.damage = ""
         self.troubles: deque[SpoolError] = deque()
         self._next = 1
@@ -58,7 +67,7 @@ class MemoryStore:
         if self.troubles:
             raise self.troubles.popleft()
 
-    def append(self, parcels: Sequence[Parcel[bytes]], *, keep: int | None = None) -> list[Row[bytes]]:
+    def append(self, parcels: Sequence[Parcel], *, keep: int | None = None) -> list[Row]:
         self._have_trouble()
         for parcel in parcels:
             self.content.append(Row(self._next, parcel))
@@ -70,11 +79,11 @@ class MemoryStore:
             del self.content[position]
         return gone
 
-    def first(self) -> Row[bytes] | None:
+    def first(self) -> Row | None:
         self._have_trouble()
         return self.content[0] if self.content else None
 
-    def remove(self, row: Row[bytes]) -> None:
+    def remove(self, row: Row) -> None:
         self.content.remove(row)
         self._have_trouble()
 
@@ -90,31 +99,41 @@ class MemoryStore:
         pass
 
 
-def split_or_refuse(payload: bytes) -> SinkTrouble:
-    parts = split(payload)
+def split_or_refuse(events: Rendered) -> SinkTrouble:
+    parts = split(events)
     return SinkRevised("too large", parts) if len(parts) > 1 else SinkRefused("too large")
 
 
-def take_first(payload: bytes) -> SinkTrouble:
+def take_first(events: Rendered) -> SinkTrouble:
     """The first half is accepted, and then the connection ends."""
-    parts = split(payload)
-    if len(parts) < 2:
-        return SinkUnavailable("reset")
-    rest = parts[1:]
-    events = sum(part.events for part in rest)
-    joined = b"[" + b",".join(part.payload[1:-1] for part in rest) + b"]"
-    return SinkUnavailable("reset", rest=Parcel(joined, events))
+    return SinkUnavailable("reset", written=events.events // 2)
+
+
+def refuse_one(events: Rendered) -> SinkTrouble:
+    """The first is accepted, the second never will be."""
+    if events.events < 2:
+        return SinkRefused("too long")
+    return SinkRevised("too long", written=1, refused=1)
+
+
+def keep_some(events: Rendered) -> SinkTrouble:
+    """The last is accepted, the first is wanted in another form, the others are refused."""
+    if events.events < 2:
+        return SinkUnavailable("away")
+    return SinkRevised("too old", [events.split(1)[0]], written=1)
 
 
 FAULTS = (
-    lambda payload: SinkUnavailable("away"),
-    lambda payload: SinkUnavailable("busy", 20.0),
-    lambda payload: SinkRefused("no"),
-    lambda payload: SinkFailed("gone"),
-    lambda payload: OSError(5, "Input/output error"),
-    lambda payload: ZeroDivisionError(),
+    lambda events: SinkUnavailable("away"),
+    lambda events: SinkUnavailable("busy", 20.0),
+    lambda events: SinkRefused("no"),
+    lambda events: SinkFailed("gone"),
+    lambda events: OSError(5, "Input/output error"),
+    lambda events: ZeroDivisionError(),
     split_or_refuse,
     take_first,
+    refuse_one,
+    keep_some,
 )
 
 
@@ -126,7 +145,7 @@ class Law(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.sink = FakeSink(batch_events=4, batch_wait=1.0)
+        self.sink = FakeDirectSink(batch_events=4, batch_wait=1.0)
         self.store = MemoryStore() if self.with_store else None
         backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
         self.outbox = Outbox(
@@ -136,12 +155,16 @@ class Law(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 8))
     def put(self, count: int) -> None:
-        self.outbox.put(make_flows(count, self.sent))
+        put(self.outbox, make_flows(count, self.sent))
         self.sent += count
+
+    @rule(events=st.integers(0, 10))
+    def let_write_directly(self, events: int) -> None:
+        self.sink.room = events
 
     @rule()
     def lose(self) -> None:
-        self.outbox.tell_lost(make_lost(3))
+        self.outbox.report(make_lost(3))
 
     @rule(steps=st.integers(1, 5))
     def step(self, steps: int) -> None:
@@ -208,7 +231,7 @@ class Law(RuleBasedStateMachine):
         assert self.outbox.state is SinkState.OK
         assert self.sink.numbers[-1] == self.sent - 1
         assert (stats.sink_events_queued, stats.sink_events_spooled) == (0, 0)
-        # Parts that take_first() says were accepted are not in what the fake received.
+        # What a fault says was accepted is not in what the fake received.
         assert len(self.sink.numbers) <= stats.sink_events_delivered_total
         assert stats.sink_events_delivered_total + sum_dropped(stats) == self.sent
 

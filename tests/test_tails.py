@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
+from conntrackd import tails as module
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import Flow, Lost
-from conntrackd.sinks import tail
-from conntrackd.sinks.tail import MAX_TAILS, Tails
+from conntrackd.tails import MAX_TAILS, Tails
+from tests.rendering import render
 from tests.sinks.flows import make_flows
 
 SECONDS = 10.0
+
+
+def put(tails: Tails, flows: list[Flow]) -> None:
+    """As the reader does it: decides and renders for each."""
+    for tail in tails.wanting:
+        if kept := tail.rules(flows):  # type: ignore[operator]  # nothing to the module
+            tails.put(tail, render(tails.template, kept))
 
 
 @pytest.fixture
@@ -30,8 +38,8 @@ def opened(tails: Tails) -> Iterator[Callable[..., int]]:
     """Opens tails whose reading ends are closed after the test."""
     pipes: list[int] = []
 
-    def open_one(select: Callable[[list[Flow]], list[Flow]] = list, limit: int = 0) -> int:
-        pipes.append(tails.open(select, limit))
+    def open_one(rules: Callable[[list[Flow]], list[Flow]] = list, limit: int = 0) -> int:
+        pipes.append(tails.open(rules, limit))
         return pipes[-1]
 
     yield open_one
@@ -68,8 +76,8 @@ def test_a_tail_gets_what_its_rules_keep_and_ends_at_its_limit(
 ) -> None:
     odd = opened(lambda flows: [each for each in flows if each.id % 2], 3)
 
-    tails.put(make_flows(4))
-    tails.put(make_flows(6, first=4))
+    put(tails, make_flows(4))
+    put(tails, make_flows(6, first=4))
 
     assert [record["src"] for record in read_all(odd)] == ["10.0.0.1", "10.0.0.3", "10.0.0.5"]
 
@@ -77,7 +85,7 @@ def test_a_tail_gets_what_its_rules_keep_and_ends_at_its_limit(
 def test_losses_are_told_to_every_tail_whatever_its_rules(tails: Tails, opened: Callable[..., int]) -> None:
     pipe = opened(lambda flows: [])
 
-    tails.tell_lost(Lost(7, 1, 2, "kernel"))
+    tails.report(Lost(7, 1, 2, "kernel"))
 
     assert [(record["type"], record["lost"]) for record in read_some(pipe, 1)] == [("LOST", 7)]
 
@@ -103,37 +111,51 @@ def test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all
 
     for first in range(0, count, 100):
         wait_until(lambda: tails._events < 1000)
-        tails.put(make_flows(100, first))
+        put(tails, make_flows(100, first))
     reader.join(SECONDS)
 
     assert got == [count]
     assert tails.dropped_total == 1
 
 
-def test_more_than_the_queue_holds_is_dropped_and_told(
+def test_more_than_the_queue_holds_is_dropped_and_reported(
     tails: Tails, opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "MAX_WAITING", 10)
-    held = threading.Event()
-    entered = threading.Event()
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    held, entered = threading.Event(), threading.Event()
+    write = Tails._write
 
-    def select(flows: list[Flow]) -> list[Flow]:
-        entered.set()
-        held.wait(SECONDS)
-        return flows
+    def hold(self: Tails, tail: module.Tail) -> None:
+        if not held.is_set() and tail.unread:
+            entered.set()
+            held.wait(SECONDS)
+        write(self, tail)
 
-    pipe = opened(select)
-    tails.put(make_flows(1))
-    entered.wait(SECONDS)
-    tails.put(make_flows(10, first=1))
-    tails.put(make_flows(5, first=11))
+    monkeypatch.setattr(Tails, "_write", hold)
+    pipe = opened()
+    put(tails, make_flows(1))
+    assert entered.wait(SECONDS)
+    put(tails, make_flows(10, first=1))
+    put(tails, make_flows(5, first=11))
     held.set()
     read_some(pipe, 11)
-    tails.put(make_flows(1, first=16))
+    put(tails, make_flows(1, first=16))
 
     lost, last = read_some(pipe, 2)
     assert (lost["lost"], lost["where"], lost["reason"]) == (5, "tail", "queue")
     assert last["src"] == "10.0.0.16"
+
+
+def test_only_the_tail_that_missed_something_hears_of_it(
+    tails: Tails, opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 5)
+    slow, other = opened(), opened(lambda flows: flows[:1])
+    put(tails, make_flows(6))
+    put(tails, make_flows(1, first=6))
+
+    assert [record.get("lost") for record in read_some(slow, 2)] == [6, None]
+    assert [record["src"] for record in read_some(other, 2)] == ["10.0.0.0", "10.0.0.6"]
 
 
 def test_no_more_tails_than_there_may_be(tails: Tails, opened: Callable[..., int]) -> None:
@@ -147,31 +169,50 @@ def test_no_more_tails_than_there_may_be(tails: Tails, opened: Callable[..., int
 def test_thirty_two_tails_one_after_the_other_leave_nothing(tails: Tails) -> None:
     for _ in range(32):
         pipe = tails.open(list, 1)
-        tails.put(make_flows(1))
+        put(tails, make_flows(1))
         assert len(read_all(pipe)) == 1
         os.close(pipe)
 
     assert tails.opened_total == 32
 
 
-def test_a_rule_that_fails_ends_the_tails_and_not_the_reader_of_events(
-    tails: Tails, opened: Callable[..., int], caplog: pytest.LogCaptureFixture
+def test_a_mistake_ends_the_tails_and_not_the_reader_of_events(
+    tails: Tails,
+    opened: Callable[..., int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def select(flows: list[Flow]) -> list[Flow]:
-        raise RuntimeError("no such thing")
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
 
-    pipe = opened(select)
+    pipe = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tails, "_write", fail)
+        put(tails, make_flows(1))
 
-    tails.put(make_flows(1))
-
-    assert read_all(pipe) == []
+        assert read_all(pipe) == []
     again = opened(limit=1)
-    tails.put(make_flows(1))
+    put(tails, make_flows(1))
     assert len(read_all(again)) == 1
+    assert "ending all of them" in caplog.text
+
+
+def test_a_tail_at_its_limit_wants_no_more_and_gets_all_of_it(
+    tails: Tails, opened: Callable[..., int]
+) -> None:
+    pipe = opened(limit=3)
+    (tail,) = tails.wanting
+    put(tails, make_flows(2))
+    tails.put(tail, render(tails.template, make_flows(5, first=2)))
+    wanting = tails.wanting
+    tails.put(tail, render(tails.template, make_flows(1, first=9)))
+
+    assert wanting == ()
+    assert [record["src"] for record in read_all(pipe)] == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
 
 
 def test_events_without_a_tail_go_nowhere(tails: Tails) -> None:
-    tails.put(make_flows(5))
-    tails.tell_lost(Lost(1, 1, 2, "kernel"))
+    put(tails, make_flows(5))
+    tails.report(Lost(1, 1, 2, "kernel"))
 
     assert not tails._waiting

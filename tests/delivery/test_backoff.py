@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from conntrackd.sinks.backoff import LONGEST_RETRY_AFTER, Backoff, Repeats
-from tests.sinks.fakes import Clock
+from conntrackd.delivery.backoff import LONGEST_RETRY_AFTER, Backoff, Repeats
+from tests.delivery.fakes import Clock
 
 
 def test_the_bound_doubles_up_to_its_maximum_and_starts_anew_after_a_success() -> None:

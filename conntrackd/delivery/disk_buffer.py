@@ -4,17 +4,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Condition
-from typing import Final, Generic, TypeVar
+from typing import Final
 
+from conntrackd.delivery.backoff import Repeats
+from conntrackd.delivery.batch import Batch, pack_batch, unpack_batch
+from conntrackd.delivery.spool import Parcel, Row, SpoolDamagedError, SpoolError, Store
 from conntrackd.flow import Lost
-from conntrackd.sinks.backoff import Repeats
-from conntrackd.sinks.sink import Parcel
-from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError, Store
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
-
-P = TypeVar("P")
 
 # A disk that did not take a batch is tried again after this long; until then the queue in memory must do.
 PAUSE: Final = 10.0
@@ -22,12 +20,12 @@ PAUSE: Final = 10.0
 MAX_FAILURES: Final = 30
 
 
-class Shelf(Generic[P]):
+class DiskBuffer:
     """A spool whose methods never raise. Used by the outbox's thread; counters change under its lock."""
 
     def __init__(
         self,
-        store: Store[P],
+        store: Store,
         name: str,
         stats: SinkStats,
         lock: Condition,
@@ -55,11 +53,11 @@ class Shelf(Generic[P]):
 
     @property
     def rows(self) -> int:
-        """Parcels on disk."""
+        """Batches on disk."""
         return self._store.rows
 
     def is_full(self) -> bool:
-        """Whether the disk did not take the last parcel, and is not asked again yet."""
+        """Whether the disk did not take the last batch, and is not asked again yet."""
         return self._clock() < self._write_at
 
     @property
@@ -67,12 +65,13 @@ class Shelf(Generic[P]):
         """Seconds until the disk is asked again for the oldest row, which it would not give."""
         return max(0.0, self._read_at - self._clock())
 
-    def put(self, parcels: tuple[Parcel[P], ...], held: Row[P] | None = None, rest: int = 0) -> bool:
-        """Parcels that were queued, to disk: all of them or none.
+    def put(self, batches: tuple[Batch, ...], held: Row | None = None, rest: int = 0) -> bool:
+        """Batches that were queued, to disk: all of them or none.
 
         `held` is the row that is being written, `rest` the events of it that still are: it never has to go
         for newer ones. When the spool proves to be damaged, they are counted as queued from then on.
         """
+        parcels = [Parcel(pack_batch(batch), batch.events, batch.oldest) for batch in batches]
         try:
             gone = self._store.append(parcels, keep=None if held is None else held.number)
         except SpoolDamagedError as error:
@@ -105,16 +104,15 @@ class Shelf(Generic[P]):
         lost, self._lost = self._lost, None
         return lost
 
-    def find_first(self) -> Row[P] | None:
+    def find_first(self) -> tuple[Row, Batch] | None:
         """The oldest row. None when there is none, none can be read now, or none can be read any more."""
         if self.pause:
             return None
         try:
-            while True:
-                row = self._store.first()
-                if row is None or row.intact:
-                    self._failures = 0
-                    return row
+            while (row := self._store.first()) is not None:
+                self._failures = 0
+                if row.intact and (batch := self._unpack(row)) is not None:
+                    return row, batch
                 self._drop_damaged(row)
         except SpoolDamagedError as error:
             self._set_aside(error, 0)
@@ -127,7 +125,15 @@ class Shelf(Generic[P]):
                 self._set_aside(error, 0)
         return None
 
-    def _drop_damaged(self, row: Row[P]) -> None:
+    @staticmethod
+    def _unpack(row: Row) -> Batch | None:
+        try:
+            batch = unpack_batch(row.parcel.payload)
+        except (ValueError, TypeError):
+            return None
+        return batch if batch.events == row.parcel.events else None
+
+    def _drop_damaged(self, row: Row) -> None:
         with self._lock:
             lost = min(row.parcel.events, self._stats.sink_events_spooled)
             self._stats.sink_events_spooled -= lost
@@ -137,7 +143,7 @@ class Shelf(Generic[P]):
         )
         self._store.remove(row)
 
-    def remove(self, row: Row[P]) -> None:
+    def remove(self, row: Row) -> None:
         """The row has been delivered or refused; its events are not counted as spooled any more."""
         try:
             self._store.remove(row)
@@ -148,7 +154,7 @@ class Shelf(Generic[P]):
         with self._lock:
             self.oldest = self._store.oldest
 
-    def holds(self, row: Row[P]) -> bool:
+    def holds(self, row: Row) -> bool:
         """Whether the row is still on disk."""
         return self._store.holds(row.number)
 

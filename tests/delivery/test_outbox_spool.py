@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.flow import Batch
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import (
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import (
     SinkUnavailable,
 )
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.spool import Spool
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, make_lost, run_until_idle
+from tests.delivery.fakes import Clock, FakeSink, make_lost, put, render_fat, run_until_idle
 from tests.sinks.flows import BASE, make_flows
 
 AWAY = SinkUnavailable("nobody there")
@@ -31,7 +30,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     spool.close()
 
 
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox[bytes]:
+def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
     backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
     return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
@@ -40,9 +39,9 @@ def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     run_until_idle(outbox, clock)
-    outbox.put(make_flows(2, 2))
+    put(outbox, make_flows(2, 2))
     outbox.disable()
     run_until_idle(outbox, clock)
     on_disk = outbox.snapshot().sink_events_spooled
@@ -60,10 +59,10 @@ def test_the_age_of_the_oldest_event_is_known_wherever_it_waits(clock: Clock, sp
     outbox = make_outbox(sink, clock, spool=spool)
     run_until_idle(outbox, clock)
     ages = [outbox.snapshot().sink_oldest_event_ns]
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     ages.append(outbox.snapshot().sink_oldest_event_ns)
     run_until_idle(outbox, clock, seconds=6.0)
-    outbox.put(make_flows(2, 2))
+    put(outbox, make_flows(2, 2))
     ages.append(outbox.snapshot().sink_oldest_event_ns)
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
@@ -78,11 +77,11 @@ def test_an_outage_goes_to_disk_and_everything_comes_back_in_order(clock: Clock,
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=50, spool=spool)
     for first in range(0, 1000, 10):
-        outbox.put(make_flows(10, first))
+        put(outbox, make_flows(10, first))
         run_until_idle(outbox, clock, seconds=1.0)
     away = outbox.snapshot()
     sink.away = None
-    outbox.put(make_flows(10, 1000))
+    put(outbox, make_flows(10, 1000))
     run_until_idle(outbox, clock, seconds=60.0)
     back = outbox.snapshot()
 
@@ -99,7 +98,7 @@ def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: C
     sink = FakeSink()
     sink.faults.append(AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock, seconds=10.0)
 
     assert sink.attempts == [b"[0, 1, 2]"] * 2
@@ -110,12 +109,12 @@ def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
     for first in range(0, 6, 2):
-        outbox.put(make_flows(2, first))
+        put(outbox, make_flows(2, first))
         run_until_idle(outbox, clock)
     sink.away = None
     clock.now += 60.0
     outbox.step()
-    outbox.put(make_flows(2, 6))
+    put(outbox, make_flows(2, 6))
     outbox.step()
     outbox.step()
     during = outbox.snapshot()
@@ -130,9 +129,9 @@ def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool)
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
-    outbox.put(make_flows(1))
+    put(outbox, make_flows(1))
     run_until_idle(outbox, clock)
-    outbox.tell_lost(make_lost(9))
+    outbox.report(make_lost(9))
     run_until_idle(outbox, clock)
     rows = spool.rows
     sink.away = None
@@ -143,15 +142,11 @@ def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool)
 
 
 def test_a_full_spool_drops_the_oldest_and_tells_how_many(clock: Clock, tmp_path: Path) -> None:
-    class Fat(FakeSink):
-        def encode(self, batch: Batch) -> bytes:
-            return super().encode(batch) + b" " * 50_000
-
-    sink = Fat(batch_events=1)
+    sink = FakeSink(batch_events=1)
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
     for number in range(100):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number), render_fat)
         run_until_idle(outbox, clock)
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
@@ -171,12 +166,12 @@ def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock,
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
     outbox.stop(clock.now)
     second = FakeSink()
     outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
-    outbox.put(make_flows(2, 3))
+    put(outbox, make_flows(2, 3))
     run_until_idle(outbox, clock)
     stats = outbox.snapshot()
     outbox.stop(clock.now)

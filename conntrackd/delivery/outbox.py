@@ -1,25 +1,21 @@
 """The bounded queue and the thread before each sink: retries, drops, states and counters live here.
 
-A sink knows how to write a payload and how to say why it could not; everything about waiting, repeating,
-counting and order is the Outbox's, once for all sinks.
+A sink knows how to write what is rendered and how to say why it could not; everything about waiting,
+repeating, counting and order is the Outbox's, once for all sinks.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Generic, TypeVar
 
-from conntrackd.flow import Flow, Lost, Piece
-from conntrackd.sinks.backoff import Backoff, Repeats
-from conntrackd.sinks.encode import Form
-from conntrackd.sinks.parcels import Parcels
-from conntrackd.sinks.queue import Queue, Waiting
-from conntrackd.sinks.shelf import Shelf
-from conntrackd.sinks.sink import (
-    Parcel,
+from conntrackd.delivery.backoff import Backoff, Repeats
+from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.inlet import Inlet
+from conntrackd.delivery.sink import (
+    DirectSink,
     Sink,
     SinkFailed,
     SinkRefused,
@@ -28,121 +24,42 @@ from conntrackd.sinks.sink import (
     SinkUnavailable,
     describe,
 )
-from conntrackd.sinks.spool import Store
+from conntrackd.delivery.spool import Row, Store
+from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")
 
-
-class Outbox(Generic[P]):
-    """One sink's queue and thread. put() and tell_lost() never wait for the sink and never fail.
-
-    Counters change only under the lock, which is never held while anything is encoded, written or spooled:
-    whenever it is free, restored + taken = delivered + queued + spooled + all the dropped ones.
-    """
+class Outbox(Inlet):
+    """One sink's queue and thread. What the reader does with it: see Inlet."""
 
     def __init__(
         self,
-        sink: Sink[P],
+        sink: Sink,
         *,
         queue: int,
         stats: SinkStats,
-        spool: Store[P] | None = None,
+        spool: Store | None = None,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_failed: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread."""
-        self.name = sink.name
-        self.queue = queue
-        self._sink = sink
-        self._stats = stats
+        super().__init__(sink, queue, stats, spool, clock)
         self._backoff = backoff or Backoff()
-        self._clock = clock
         self._on_failed = on_failed
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
-        self._lock = threading.Condition()
         # Guarded by the lock:
-        self._state = SinkState.STARTING
         self._error = ""
-        self._waiting = Queue()
-        self._parcels: Parcels[P] = Parcels(stats)
         self._flush_until = 0  # what count_settled() gives when all has left that flush() found waiting
-        self._news = False  # something happened that the thread has to look at before it sleeps
-        self._next_sink: Sink[P] | None = None
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
         # The thread's own:
-        self._shelf = None if spool is None else Shelf(spool, sink.name, stats, self._lock, clock=clock)
-        self._opened = False
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
         self._absences = Repeats(clock)
         self._told_absence = False
-
-    # ---- for the reader -------------------------------------------------------------------------------
-
-    def find_form(self, events: int) -> Form | None:
-        """How the sink writes events, if it has a form and there is room for so many."""
-        has_room = not self.is_out() and self._stats.sink_events_queued + events <= self.queue
-        return (self._next_sink or self._sink).form if has_room else None
-
-    def put(self, flows: list[Flow], piece: Piece | None = None) -> None:
-        """Takes the batch, or as much of it as there is room for. The list is kept: do not change it.
-
-        `piece` is the batch in the sink's form, kept in its place when there is room for all of it.
-        """
-        if not flows:
-            return
-        events, stats = len(flows), self._stats
-        with self._lock:
-            stats.sink_events_taken_total += events
-            if self.is_out():
-                self._drop(events, flows[0].time, flows[-1].time, self._state.value)
-                return
-            room = max(0, self.queue - stats.sink_events_queued)
-            if room >= events:
-                self._append(flows if piece is None else [piece], events)
-                return
-            if room:
-                self._append(flows[:room], room)
-            self._drop(events - room, flows[room].time, flows[-1].time, "queue")
-
-    def tell_lost(self, lost: Lost) -> None:
-        """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
-        with self._lock:
-            self._append_lost(lost)
-
-    def has_room(self, events: int) -> bool:
-        """Whether so many could be put now; also where it makes no sense to wait for that."""
-        queued = self._stats.sink_events_queued
-        return queued == 0 or queued + events <= self.queue or self.is_out()
-
-    def is_out(self) -> bool:
-        """Whether the sink takes nothing until somebody enables it."""
-        return self._state in (SinkState.DISABLED, SinkState.FAILED)
-
-    def _drop(self, events: int, since: int, until: int, reason: str) -> None:
-        self._stats.count_dropped(reason, events)
-        self._append_lost(Lost(events, since, until, self.name, reason))
-
-    def _append(self, batch: Sequence[Flow | Piece], events: int) -> None:
-        before, wanted = self._waiting.events, self._sink.batch_events
-        if not self._waiting or before < wanted <= before + events:
-            self._wake()
-        self._waiting.append(batch, events, self._clock())
-        self._stats.sink_events_queued += events
-
-    def _append_lost(self, lost: Lost) -> None:
-        if not self._waiting and not self.is_out():  # a sink that is out is told when it is in again
-            self._wake()
-        self._waiting.append_lost(lost, self._clock())
-
-    def _wake(self) -> None:
-        self._news = True
-        self._lock.notify_all()
 
     @property
     def state(self) -> SinkState:
@@ -152,7 +69,7 @@ class Outbox(Generic[P]):
     @property
     def error(self) -> str:
         """The last trouble, in one line, empty for none yet; kept when the sink works again."""
-        return self._error or (self._shelf.error if self._shelf is not None else "")
+        return self._error or (self._disk.error if self._disk is not None else "")
 
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
@@ -160,9 +77,9 @@ class Outbox(Generic[P]):
             return replace(self._stats, sink_oldest_event_ns=self._find_oldest())
 
     def _find_oldest(self) -> int:
-        if self._shelf is not None and self._stats.sink_events_spooled:
-            return self._shelf.oldest
-        first = self._parcels.first if self._parcels else self._waiting.head
+        if self._disk is not None and self._stats.sink_events_spooled:
+            return self._disk.oldest
+        first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
 
     def start(self) -> None:
@@ -183,7 +100,7 @@ class Outbox(Generic[P]):
             self._state = SinkState.DISABLED
             self._wake()
 
-    def replace(self, sink: Sink[P], queue: int) -> None:
+    def replace(self, sink: Sink, queue: int) -> None:
         """From the next write on another sink of the same kind: what is encoded already goes out by it."""
         with self._lock:
             self._next_sink, self.queue = sink, queue
@@ -228,8 +145,8 @@ class Outbox(Generic[P]):
         if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
-        if self._shelf is not None:
-            self._shelf.close()
+        if self._disk is not None:
+            self._disk.close()
 
     # ---- the thread -----------------------------------------------------------------------------------
 
@@ -252,7 +169,7 @@ class Outbox(Generic[P]):
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
         if self._deadline is None:
             return False
-        held = not self.is_out() and (self._waiting or (self._parcels and self._parcels.row is None))
+        held = not self.is_out() and (self._waiting or (self._in_flight and self._in_flight.row is None))
         return self._abandoned or not held or self._clock() >= self._deadline
 
     def step(self) -> float | None:
@@ -267,18 +184,20 @@ class Outbox(Generic[P]):
             return None
         if self._next_sink is not None:
             self._close_sink()
-            self._sink, self._next_sink = self._next_sink, None
+            with self._lock:
+                self._sink, self._next_sink = self._next_sink, None
+                self._direct = self._sink if isinstance(self._sink, DirectSink) else None
         if now < self._retry_at:
             if self._move_to_disk(now):
                 return 0
             # Until the next attempt, or until the next batch has to go to disk.
-            ready = None if self._shelf is None or self._shelf.is_full() else self._find_ready(now)
+            ready = None if self._disk is None or self._disk.is_full() else self._find_ready(now)
             return min(self._retry_at - now, ready or math.inf)
         if not self._opened:
             self._attempt(self._open)
             return 0
-        if not self._parcels and not self._load(now):
-            return self._find_ready(now) if self._shelf is None or not self._shelf.rows else self._shelf.pause
+        if not self._in_flight and not self._load(now):
+            return self._find_ready(now) if self._disk is None or not self._disk.rows else self._disk.pause
         self._attempt(self._write)
         return 0
 
@@ -293,74 +212,53 @@ class Outbox(Generic[P]):
                 return 0.0
             return max(0.0, head.came + self._sink.batch_wait - now)
 
-    def _take(self, now: float, *, everything: bool = False) -> Waiting | None:
-        """Batches that waited long enough, joined to one; they stay counted as queued."""
-        if not everything and self._find_ready(now) != 0:
-            return None
-        with self._lock:
-            return self._waiting.take(self._sink.batch_events)
-
     def _load(self, now: float) -> bool:
         """Gets the next thing to write: from disk while there is anything, else from the queue."""
-        if self._shelf is not None and self._shelf.rows:
+        if self._disk is not None and self._disk.rows:
             self._move_to_disk(now)  # what is newer goes behind what is on disk, never before it
-            row = self._shelf.find_first()
-            if row is not None:
+            found = self._disk.find_first()
+            if found is not None:
                 with self._lock:
-                    self._parcels.row = row
-                    self._parcels.append(row.parcel)
-            return row is not None
-        taken = self._take(now)
-        if taken is None:
+                    self._in_flight.row = found[0]
+                    self._in_flight.append(found[1])
+            return found is not None
+        if self._find_ready(now) != 0:
             return False
-        parcel = self._encode(taken)
-        if parcel is not None:
-            with self._lock:
-                self._parcels.append(parcel)
-        return True
-
-    def _encode(self, taken: Waiting) -> Parcel[P] | None:
-        """None when it cannot be encoded, which is a mistake of ours: counted as refused."""
-        try:
-            return Parcel(self._sink.encode(taken.batch), taken.events, taken.oldest)
-        except Exception as error:  # one record that nobody thought of must not end the thread
-            self._complain(f"cannot encode a batch: {describe(error)}", taken.events)
-            with self._lock:
-                self._stats.sink_events_queued -= taken.events
-                self._stats.sink_events_dropped_refused_total += taken.events
-                losses = [record for record in taken.batch if isinstance(record, Lost)]
-                self._tell_refused(taken.oldest, taken.events, losses, accepted=False)
-            return None
+        with self._lock:  # it is never in neither of the two, or a direct write could overtake it
+            batch = self._waiting.take(self._sink.batch_events)
+            if batch is not None:
+                self._in_flight.append(batch)
+            return batch is not None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
         """Stores what was being written, or the next that is ready. False when nothing was or could be."""
-        shelf = self._shelf
-        if shelf is None or (shelf.is_full() and not everything):
+        disk, in_flight = self._disk, self._in_flight
+        if disk is None or (disk.is_full() and not everything):
             return False
-        parcels = self._parcels
-        if parcels and parcels.row is None:
-            stored = shelf.put(parcels.all)
+        if in_flight and in_flight.row is None:
+            stored = disk.put(in_flight.all)
             if stored:
                 with self._lock:
-                    parcels.clear()
+                    in_flight.clear()
             return stored
-        taken = self._take(now, everything=everything)
-        if taken is None:
+        if not everything and self._find_ready(now) != 0:
             return False
-        parcel = self._encode(taken)
-        if parcel is None:
-            return True
-        stored = shelf.put((parcel,), parcels.row, sum(part.events for part in parcels.all))
+        with self._lock:
+            came = self._waiting.head.came if self._waiting.head is not None else now
+            batch = self._waiting.take(self._sink.batch_events)
+        if batch is None:
+            return False
+        stored = disk.put((batch,), in_flight.row, in_flight.events)
         with self._lock:
             if not stored:
-                self._waiting.put_back(taken)
-            if parcels.row is not None and not shelf.holds(parcels.row):
-                parcels.row = None
+                self._waiting.put_back(batch, came)
+            if in_flight.row is not None and not disk.holds(in_flight.row):
+                in_flight.row = None
         return stored
 
     def _clear_memory(self, reason: str = "") -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
-        self._tell_spool_lost()
+        self._report_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
@@ -369,8 +267,11 @@ class Outbox(Generic[P]):
             dropped, oldest = self._stats.sink_events_queued, self._find_oldest()
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
-            if self._parcels.row is None:
-                self._parcels.clear()
+            if self._in_flight.row is None:
+                for batch in self._in_flight.all:
+                    if batch.lost is not None:
+                        self._append_lost(batch.lost)
+                self._in_flight.clear()
             if dropped:
                 self._drop(dropped, oldest, time.time_ns(), reason or self._state.value)
             return dropped
@@ -379,7 +280,10 @@ class Outbox(Generic[P]):
         try:
             action()
         except SinkRevised as revision:
-            self._revise(revision)
+            if self._in_flight and self._in_flight.first.lost is not None:  # of which there are no parts
+                self._refuse(SinkRefused(revision.reason))
+            else:
+                self._revise(revision)
         except SinkRefused as refusal:
             self._refuse(refusal)
         except SinkUnavailable as absence:
@@ -395,39 +299,40 @@ class Outbox(Generic[P]):
     def _open(self) -> None:
         self._sink.open()
         self._opened = True
-        if not self._parcels and not self._waiting:
+        if not self._in_flight and not self._waiting:
             self._recover()
 
     def _write(self) -> None:
-        if self._parcels:
-            self._settle(refused=0, written=self._sink.write(self._parcels.first.payload))
+        for batch in self._in_flight.all[:1]:
+            self._settle(refused=0, written=self._sink.write(batch.render(self._sink.template)))
             self._recover()
 
-    def _settle(self, *, refused: int, written: int, losses: Sequence[Lost] = ()) -> None:
-        """The first parcel is done with: all of it was delivered, but for what was refused."""
+    def _settle(self, *, refused: int, written: int = 0) -> None:
+        """The first batch is done with: all of it was delivered, but for what was refused."""
         with self._lock:
-            if self._abandoned or not self._parcels:
+            if self._abandoned or not self._in_flight:
                 return
-            parcel, done = self._parcels.settle(refused)
-            self._tell_refused(
-                parcel.oldest, refused, losses, accepted=written > 0 or parcel.events > refused
-            )
+            batch = self._in_flight.first
+            done = self._in_flight.settle(refused)
+            self._report_refused(batch, refused, accepted=written > 0 or batch.events > refused)
             self._stats.sink_batches_delivered_total += 1 if written else 0
             self._stats.sink_bytes_total += written
-        if done is not None and self._shelf is not None:
-            self._shelf.remove(done)
+        self._remove(done)
 
-    def _tell_refused(self, oldest: int, events: int, losses: Sequence[Lost], *, accepted: bool) -> None:
-        """Where it was refused too, as soon as something is accepted there; and the losses with it, again."""
-        refused = [Lost(events, oldest, 0, self.name, "refused")] if events else []
-        for lost in (*losses, *refused):
-            self._waiting.hold_lost(replace(lost, until=time.time_ns()))
+    def _remove(self, row: Row | None) -> None:
+        if row is not None and self._disk is not None:
+            self._disk.remove(row)
+
+    def _report_refused(self, batch: Batch, events: int, *, accepted: bool) -> None:
+        """As soon as something is accepted: where it was refused, the record would have been refused too."""
+        if events:
+            self._waiting.hold_lost(Lost(events, batch.oldest, time.time_ns(), self.name, "refused"))
         for lost in self._waiting.take_held() if accepted else ():
             self._append_lost(lost)
 
     def _recover(self) -> None:
         self._backoff.reset()
-        self._tell_spool_lost()
+        self._report_spool_lost()
         with self._lock:
             if self._state in (SinkState.STARTING, SinkState.RETRYING):
                 self._state = SinkState.OK
@@ -435,29 +340,37 @@ class Outbox(Generic[P]):
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
 
-    def _tell_spool_lost(self) -> None:
-        if self._shelf is not None and (lost := self._shelf.take_lost()) is not None:
-            self.tell_lost(lost)
+    def _report_spool_lost(self) -> None:
+        if self._disk is not None and (lost := self._disk.take_lost()) is not None:
+            self.report(lost)
 
     def _revise(self, revision: SinkRevised) -> None:
-        """Writes the parts instead; events that are in none of them have been refused."""
+        """Writes the parts or the rest instead; events that are in none of them have been refused."""
         with self._lock:
-            if self._abandoned or not self._parcels:
+            if self._abandoned or not self._in_flight:
                 return
-            whole, missing = self._parcels.revise(revision)
-            self._tell_refused(whole.oldest, missing, (), accepted=revision.delivered > 0)
-        if missing:
-            self._complain(revision.reason, missing)
+            batch, done = self._in_flight.first, None
+            if revision.parts is None:
+                refused, done = revision.refused, self._in_flight.advance(revision.written, revision.refused)
+            else:
+                refused = self._in_flight.revise(revision.parts, revision.written)
+            self._report_refused(batch, refused, accepted=revision.written > 0)
+        self._remove(done)
+        if refused:
+            self._complain(revision.reason, refused)
 
     def _refuse(self, refusal: SinkRefused) -> None:
-        if not self._parcels:  # it was the opening that went wrong, and nothing has been lost by that
+        if not self._in_flight:  # it was the opening that went wrong, and nothing has been lost by that
             self._retry(SinkUnavailable(refusal.reason))
             return
-        events = self._parcels.first.events
-        refused = events if refusal.events is None else min(refusal.events, events)
+        batch = self._in_flight.first
+        refused = batch.events if refusal.events is None else min(refusal.events, batch.events)
         self._error = refusal.reason
         self._complain(refusal.reason, refused)
-        self._settle(refused=refused, written=0, losses=refusal.losses)
+        if batch.lost is not None:  # to be reported again, with the time at which it is
+            with self._lock:
+                self._waiting.hold_lost(replace(batch.lost, until=time.time_ns()))
+        self._settle(refused=refused)
         self._recover()
 
     def _retry(self, absence: SinkUnavailable) -> None:
@@ -468,11 +381,11 @@ class Outbox(Generic[P]):
                 return
             self._retry_at = self._clock() + delay
             self._error = absence.reason
-            self._stats.sink_retries_total += 1 if self._parcels else 0
-            if absence.rest is not None and self._parcels:
-                self._parcels.shorten(absence.rest)
+            self._stats.sink_retries_total += 1 if self._in_flight else 0
+            done = self._in_flight.advance(absence.written) if self._in_flight else None
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
+        self._remove(done)
         text = "sink %s: %s, retrying in %.1f s"
         self._told_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
 

@@ -1,0 +1,32 @@
+"""gzip, as spools keep it and as Loki takes it: by ISA-L where it is installed, else by zlib."""
+
+import zlib
+from collections.abc import Iterable
+from typing import Final
+
+try:  # Debian has it since 13
+    from isal import isal_zlib
+except ImportError:
+    isal_zlib = None  # type: ignore[assignment]
+
+# A gzip header without a time: the same events are the same bytes.
+GZIP: Final = 16 + zlib.MAX_WBITS
+# zlib takes 1.13 us for 20 bytes an event at level 1, 0.92 for 17 at level 3; ISA-L 0.21 for 19 at level 1.
+ZLIB_LEVEL, ISAL_LEVEL = 3, 1
+
+
+def compress(texts: Iterable[bytes | memoryview]) -> bytes:
+    """One after the other, without a copy of all of them: a second's events are 10 MB at 25,000 a second."""
+    if isal_zlib is not None:
+        compressor = isal_zlib.compressobj(ISAL_LEVEL, isal_zlib.DEFLATED, GZIP)
+    else:
+        compressor = zlib.compressobj(ZLIB_LEVEL, zlib.DEFLATED, GZIP)
+    return b"".join([*map(compressor.compress, texts), compressor.flush()])
+
+
+def decompress(data: bytes) -> bytes:
+    """ValueError where it is no gzip."""
+    try:
+        return zlib.decompress(data, GZIP)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,159 @@
+"""Rendered messages -> datagrams and frames: by the core, or in plain Python where it cannot be loaded.
+
+A send() for each costs 3.8 us over UDP to loopback and 2.0 us to a Unix socket, sendmmsg(2) 3.1 and 1.4 us;
+the rest is the kernel's own work. The sinks gain more: whoever gives the interpreter's lock away has to wait
+until it comes back.
+"""
+
+import errno
+import os
+import select
+import socket
+import threading
+from array import array
+from contextlib import suppress
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import Final
+
+from conntrackd.render.rendered import END_BYTES
+
+MAX_MESSAGES: Final = 256  # of one call: a pause between two calls is when other threads come to run
+MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
+PLACE: Final = b"\0"
+LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
+
+
+class Framing(IntEnum):
+    """What tells one message from the next on its way."""
+
+    NONE = 0
+    """A datagram each."""
+    OCTETS = 1
+    """RFC 6587, 3.4.1: the length before it."""
+    LINE = 2
+    """RFC 6587, 3.4.2: a line feed behind it; no message of ours holds one."""
+    NUL = 3
+    """As syslog(3) over a local stream: a NUL behind it."""
+
+
+def send_plainly(fd: int, text: bytes, ends: bytes, first: int, patience_ms: int) -> int:
+    """Sends the messages from number `first` on, one datagram each.
+
+    Returns how many were taken, at least one. Raises OSError when the first of them could not be sent,
+    TimeoutError when there was no room for it in time.
+    """
+    found = array("I", ends)
+    begin = found[first - 1] if first else 0
+    for sent, end in enumerate(found[first:]):
+        try:
+            _send_one(fd, text[begin:end], patience_ms)
+        except OSError:
+            if not sent:
+                raise
+            return sent
+        begin = end
+    return len(found) - first
+
+
+def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
+    while True:
+        try:
+            os.write(fd, message)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            if not poll.poll(patience_ms):
+                raise TimeoutError(errno.ETIMEDOUT, "the receiver does not take what it is sent") from None
+        else:
+            return
+
+
+def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
+    """Messages with their numbers and frames, and where each ends then.
+
+    Each NUL is the place of a number, of which `number` is the first, and 1 follows 2147483647.
+    """
+    frames = []
+    for begin, end in pairwise((0, *array("I", ends))):
+        pieces = text[begin:end].split(PLACE)
+        message = pieces[0]
+        for piece in pieces[1:]:
+            message += b"%d%b" % (number, piece)
+            number = number % MAX_SEQUENCE + 1
+        match framing:
+            case Framing.OCTETS:
+                message = b"%d %b" % (len(message), message)
+            case Framing.LINE:
+                message += b"\n"
+            case Framing.NUL:
+                message += b"\0"
+        frames.append(message)
+    return b"".join(frames), array("I", accumulate(map(len, frames))).tobytes()
+
+
+try:
+    from conntrackd.core import frame, send  # type: ignore[attr-defined, unused-ignore]
+except ImportError:
+    frame, send = frame_plainly, send_plainly
+
+__all__ = [
+    "MAX_SEQUENCE",
+    "PLACE",
+    "DatagramSocket",
+    "Framing",
+    "frame",
+    "frame_plainly",
+    "send",
+    "send_plainly",
+]
+
+
+class DatagramSocket:
+    """A connected socket of datagrams, whose send() another thread can end by close()."""
+
+    def __init__(self, sock: socket.socket, patience: float) -> None:
+        """`patience`: seconds that the receiver may keep us waiting for room."""
+        sock.setblocking(False)
+        self._socket = sock
+        self._patience_ms = int(patience * 1000)
+        self._lock = threading.Lock()  # held while the descriptor is in use
+        self._is_closed = False
+
+    def send(self, text: bytes, ends: bytes) -> tuple[int, OSError | None]:
+        """How many of the first messages were taken, and why no more were."""
+        sent, total, limit = 0, len(ends) // END_BYTES, MAX_MESSAGES
+        with self._lock:
+            try:
+                while sent < total:
+                    if self._is_closed:
+                        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                    until = min(total, sent + limit)
+                    count = send(
+                        self._socket.fileno(), text, ends[: until * END_BYTES], sent, self._patience_ms
+                    )
+                    # Why it stopped between two, the kernel keeps to itself, and forgets a refusal of UDP
+                    # (net/socket.c). One alone after it brings the reason again, or, where it was sent and
+                    # refused, the next one does.
+                    limit = MAX_MESSAGES if sent + count == until else 1
+                    sent += count
+            except OSError as error:
+                return sent, error
+            finally:
+                if self._is_closed:
+                    self._socket.close()
+        return sent, None
+
+    def find_error(self) -> int:
+        """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def close(self) -> None:
+        """Ends a send that waits. The receiver sees nothing of it."""
+        self._is_closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        # Not under the feet of the other thread: the number of the descriptor is somebody else's soon.
+        if self._lock.acquire(timeout=LOCK_SECONDS):
+            self._socket.close()
+            self._lock.release()

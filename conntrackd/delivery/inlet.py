@@ -1,0 +1,142 @@
+"""The reader's side of an outbox: what it takes, drops, reports, and writes at once where it can."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from conntrackd.delivery.disk_buffer import DiskBuffer
+from conntrackd.delivery.in_flight import InFlight
+from conntrackd.delivery.queue import Queue
+from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
+from conntrackd.delivery.spool import Store
+from conntrackd.flow import Lost
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
+from conntrackd.stats import SinkStats
+
+logger = logging.getLogger(__name__)
+
+
+class Inlet:
+    """Before one sink's thread. put(), drop() and report() never wait for the sink and never fail.
+
+    Counters change only under the lock, which is never held while anything is spooled, or written in a way
+    that may block: whenever it is free, restored + taken = delivered + queued + spooled + dropped ones.
+    """
+
+    def __init__(
+        self, sink: Sink, queue: int, stats: SinkStats, spool: Store | None, clock: Callable[[], float]
+    ) -> None:
+        self.name = sink.name
+        self.queue = queue
+        self._stats = stats
+        self._clock = clock
+        self._lock = threading.Condition()
+        # Guarded by the lock:
+        self._state = SinkState.STARTING
+        self._waiting = Queue()
+        self._in_flight = InFlight(stats)
+        self._news = False  # something happened that the thread has to look at before it sleeps
+        self._next_sink: Sink | None = None
+        self._sink = sink
+        self._direct = sink if isinstance(sink, DirectSink) else None
+        self._opened = False
+        # The thread's own:
+        self._disk = None if spool is None else DiskBuffer(spool, sink.name, stats, self._lock, clock=clock)
+
+    @property
+    def template(self) -> Template:
+        """How events are to be rendered: as the sink in force writes them, or the one to come."""
+        return (self._next_sink or self._sink).template
+
+    def find_room(self) -> int:
+        """How many events would be taken now; 0 also when the sink is out."""
+        return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
+
+    def put(self, rendered: Rendered) -> None:
+        """Takes the events, or as many of them as there is room for."""
+        with self._lock:
+            self._stats.sink_events_taken_total += rendered.events
+            if self._can_write_directly():
+                written = self._write_directly(rendered)
+                if written == rendered.events:
+                    return
+                rendered = rendered.split(written)[1] if written else rendered
+            room = self.find_room()
+            if room >= rendered.events:
+                self._append(rendered)
+                return
+            fitting, rest = rendered.split(room)  # there is less than when it was rendered
+            if room:
+                self._append(fitting)
+            self._drop(rest.events, rest.time, time.time_ns(), self._find_reason())
+
+    def drop(self, events: int, since: int, until: int) -> None:
+        """Counts events that there was no room for, and reports them where they would have been."""
+        with self._lock:
+            self._stats.sink_events_taken_total += events
+            self._drop(events, since, until, self._find_reason())
+
+    def report(self, lost: Lost) -> None:
+        """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
+        with self._lock:
+            self._append_lost(lost)
+
+    def has_room(self, events: int) -> bool:
+        """Whether so many could be put now; also where it makes no sense to wait for that."""
+        queued = self._stats.sink_events_queued
+        return queued == 0 or queued + events <= self.queue or self.is_out()
+
+    def is_out(self) -> bool:
+        """Whether the sink takes nothing until somebody enables it."""
+        return self._state in (SinkState.DISABLED, SinkState.FAILED)
+
+    def _drop(self, events: int, since: int, until: int, reason: str) -> None:
+        self._stats.count_dropped(reason, events)
+        self._append_lost(Lost(events, since, until, self.name, reason))
+
+    def _find_reason(self) -> str:
+        return self._state.value if self.is_out() else "queue"
+
+    def _can_write_directly(self) -> bool:
+        """Whether nothing is under way that a write from this thread could overtake or come between."""
+        return (
+            self._state is SinkState.OK
+            and self._opened
+            and self._next_sink is None
+            and self._disk is None
+            and not self._waiting
+            and not self._in_flight
+            and self._direct is not None
+        )
+
+    def _write_directly(self, rendered: Rendered) -> int:
+        """How many events went out at once: the thread, which would have to be woken, gets the others."""
+        assert self._direct is not None
+        try:
+            written = self._direct.try_write(rendered)
+        except Exception as error:  # a mistake in a sink must not end the reader; write() will show it
+            logger.debug("sink %s: direct write: %s", self.name, describe(error))
+            return 0
+        stats = self._stats
+        stats.sink_events_delivered_total += written
+        stats.sink_batches_delivered_total += 1 if written else 0
+        stats.sink_bytes_total += rendered.find_end(written)
+        return written
+
+    def _append(self, rendered: Rendered) -> None:
+        before, wanted = self._waiting.events, self._sink.batch_events
+        if not self._waiting or before < wanted <= before + rendered.events:
+            self._wake()
+        self._waiting.append(rendered, self._clock())
+        self._stats.sink_events_queued += rendered.events
+
+    def _append_lost(self, lost: Lost) -> None:
+        if not self._waiting and not self.is_out():  # a sink that is out gets it when it is in again
+            self._wake()
+        self._waiting.append_lost(lost, self._clock())
+
+    def _wake(self) -> None:
+        self._news = True
+        self._lock.notify_all()

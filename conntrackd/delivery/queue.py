@@ -1,0 +1,110 @@
+"""What waits for a sink, bounded in events, joined when taken. No lock, no thread, no clock."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from conntrackd.delivery.batch import Batch
+from conntrackd.flow import Lost
+from conntrackd.render.rendered import Rendered
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Events that were rendered together, or a loss, and when they came."""
+
+    item: Rendered | Lost
+    came: float
+
+    @property
+    def oldest(self) -> int:
+        """Time of the first record."""
+        return self.item.since if isinstance(self.item, Lost) else self.item.time
+
+
+class Queue:
+    """First in, first out. `events` counts the events in it."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._held: list[Lost] = []
+        self._waiting: deque[Waiting] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def head(self) -> Waiting | None:
+        """What has waited longest."""
+        return self._waiting[0] if self._waiting else None
+
+    def append(self, rendered: Rendered, now: float) -> None:
+        """Events, behind all that waits."""
+        self._waiting.append(Waiting(rendered, now))
+        self.events += rendered.events
+
+    def append_lost(self, lost: Lost, now: float) -> None:
+        """Joined with its like at the end of the queue, so that losses alone cannot make it grow."""
+        for waiting in reversed(self._waiting):
+            if not isinstance(waiting.item, Lost):
+                break
+            if is_alike(waiting.item, lost):
+                waiting.item = join_losses(waiting.item, lost)
+                return
+        self._waiting.append(Waiting(lost, now))
+
+    def hold_lost(self, lost: Lost) -> None:
+        """Not to be reported yet: what is refused now would be refused with it."""
+        for number, held in enumerate(self._held):
+            if is_alike(held, lost):
+                self._held[number] = join_losses(held, lost)
+                return
+        self._held.append(lost)
+
+    def take_held(self) -> list[Lost]:
+        """All that was held since the last call, those of a kind as one."""
+        held, self._held = self._held, []
+        return held
+
+    def take(self, events: int) -> Batch | None:
+        """A loss alone, or the first events with those that follow, as far as no more than `events`."""
+        if not self._waiting:
+            return None
+        first = self._waiting.popleft().item
+        if isinstance(first, Lost):
+            return Batch.of_loss(first)
+        parts, count = [first], first.events
+        while self._waiting:
+            following = self._waiting[0].item
+            if isinstance(following, Lost) or count + following.events > events:
+                break
+            parts.append(following)
+            count += following.events
+            self._waiting.popleft()
+        self.events -= count
+        return Batch.of(parts)
+
+    def put_back(self, batch: Batch, came: float) -> None:
+        """Undoes take()."""
+        if batch.lost is not None:
+            self._waiting.appendleft(Waiting(batch.lost, came))
+        self._waiting.extendleft(Waiting(part, came) for part in reversed(batch.parts))
+        self.events += batch.events
+
+    def clear(self, now: float) -> None:
+        """Forgets the events. The losses stay: they are still to be reported."""
+        losses = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
+        self._waiting.clear()
+        self.events = 0
+        for lost in losses:
+            self.append_lost(lost, now)
+
+
+def is_alike(one: Lost, other: Lost) -> bool:
+    """Whether one record can stand for both."""
+    return (one.where, one.reason) == (other.where, other.reason)
+
+
+def join_losses(one: Lost, other: Lost) -> Lost:
+    """One record for two that are alike."""
+    since, until = min(one.since, other.since), max(one.until, other.until)
+    return Lost(one.count + other.count, since, until, one.where, one.reason)

@@ -1,0 +1,181 @@
+"""The body of a push: values in, values out."""
+
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from conntrackd.delivery.compression import GZIP, compress
+from conntrackd.flow import EventType, Flow, Lost, Protocol
+from conntrackd.render.loki import TEMPLATE
+from conntrackd.render.rendered import Rendered
+from conntrackd.sinks.loki_body import halve, list_body, mark_replay
+from tests.rendering import render, render_all
+from tests.sinks.flows import BASE, make_flow, make_flows
+
+LABELS = {"service_name": "conntrackd", "host": "gw1", "env": 'pr"od'}
+
+
+def read(*parts: Rendered) -> list[dict[str, Any]]:
+    """The streams in the body of these."""
+    body = compress(list_body(parts, LABELS))
+    streams: list[dict[str, Any]] = json.loads(zlib.decompress(body, GZIP))["streams"]
+    return streams
+
+
+def make(*flows: Flow) -> Rendered:
+    return render(TEMPLATE, flows)
+
+
+def test_a_stream_has_few_labels_and_everything_else_is_metadata() -> None:
+    assert read(make(make_flow(7))) == [
+        {
+            "stream": {**LABELS, "type": "NEW", "prot": "TCP"},
+            "values": [
+                [
+                    str(BASE + 7_000_000),
+                    "NEW TCP connection from 10.0.0.7:40000 to 192.0.2.1:443",
+                    {
+                        "level": "INFO",
+                        "flow": "7",
+                        "src": "10.0.0.7",
+                        "dst": "192.0.2.1",
+                        "sport": "40000",
+                        "dport": "443",
+                        "state": "SYN_SENT",
+                    },
+                ]
+            ],
+        }
+    ]
+
+
+def test_streams_are_by_type_and_protocol_the_largest_last_each_in_the_order_of_its_events() -> None:
+    udp = make_flow(4)
+    udp.protocol = Protocol.UDP
+    records = [make_flow(1), make_flow(2, EventType.DESTROY), make_flow(3), udp]
+
+    streams = read(make(*records))
+
+    assert [
+        (stream["stream"]["type"], stream["stream"]["prot"], [value[2]["flow"] for value in stream["values"]])
+        for stream in streams
+    ] == [("DESTROY", "TCP", ["2"]), ("NEW", "UDP", ["4"]), ("NEW", "TCP", ["1", "3"])]
+
+
+def test_a_body_of_many_parts_is_that_of_their_events() -> None:
+    kinds = [EventType.NEW, EventType.DESTROY, EventType.NEW]
+    flows = [make_flow(number, kinds[number % 3]) for number in range(500)]
+    parts = [make(*flows[first : first + 5]) for first in range(0, 500, 5)]
+
+    assert read(*parts) == read(make(*flows))
+
+
+def test_every_value_of_metadata_is_text() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    flow.orig_packets, flow.orig_bytes, flow.mark, flow.start, flow.stop = 10, 5000, 7, BASE, BASE + 5
+    flow.reply_packets, flow.reply_bytes = 3, 900
+    (stream,) = read(make(flow))
+
+    metadata = stream["values"][0][2]
+
+    assert {type(value) for value in metadata.values()} == {str}
+    assert (metadata["packets"], metadata["reply_bytes"], metadata["mark"]) == ("10", "900", "7")
+
+
+def test_a_loss_is_a_stream_of_its_own_and_no_event() -> None:
+    loss = TEMPLATE.render_loss(Lost(5, BASE, BASE + 10, "kernel"))
+
+    (lost,) = read(loss)
+
+    assert lost["stream"] == {**LABELS, "type": "LOST"}
+    assert lost["values"][0][:2] == [str(BASE + 10), "LOST 5 events in the kernel's buffer"]
+    assert lost["values"][0][2]["level"] == "WARN"
+    assert (lost["values"][0][2]["lost"], lost["values"][0][2]["where"]) == ("5", "kernel")
+    assert "type" not in lost["values"][0][2]
+    assert loss.events == 0
+
+
+def test_updates_of_one_flow_that_were_read_together_are_no_duplicates_to_loki() -> None:
+    """They have the same time and the same line, and Loki looks at nothing else."""
+    updates = [make_flow(1, EventType.UPDATE, time=BASE) for _ in range(3)]
+    for state, update in enumerate(updates, 2):
+        update.state = state
+
+    (stream,) = read(make(*updates))
+
+    assert [(value[0], value[2]["state"]) for value in stream["values"]] == [
+        (str(BASE), "SYN_RECV"),
+        (str(BASE + 1), "ESTABLISHED"),
+        (str(BASE + 2), "FIN_WAIT"),
+    ]
+
+
+def test_the_same_events_are_the_same_bytes() -> None:
+    events = make(*make_flows(100))
+
+    assert compress(list_body([events], LABELS)) == compress(list_body([events], LABELS))
+
+
+def test_without_isal_a_body_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = make(*make_flows(300))
+    found = read(events)
+    monkeypatch.setattr("conntrackd.delivery.compression.isal_zlib", None)
+
+    assert read(events) == found
+
+
+def test_halves_hold_every_entry_once_and_in_order() -> None:
+    events = make(*make_flows(9))
+
+    first, second = halve(events)
+
+    assert (first.events, second.events) == (5, 4)
+    assert (first.time, second.time) == (BASE, BASE + 5_000_000)
+    halves = [value for half in (first, second) for stream in read(half) for value in stream["values"]]
+    assert halves == read(events)[0]["values"]
+
+
+def test_halving_ends_at_single_entries() -> None:
+    parts = halve(make(*make_flows(5)))
+    rounds = 0
+    while any(len(halve(part)) > 1 for part in parts):
+        parts = tuple(half for part in parts for half in halve(part))
+        rounds += 1
+
+    assert [part.events for part in parts] == [1] * 5
+    assert rounds == 2
+    assert len(halve(render_all(TEMPLATE, [Lost(1, BASE, BASE, "kernel")])[0])) == 1
+
+
+def test_a_replay_is_marked_once_and_changes_nothing_else() -> None:
+    events = make(*make_flows(3))
+    replay = mark_replay(events)
+    assert replay is not None
+
+    (stream,) = read(replay)
+
+    assert (replay.events, replay.time) == (3, BASE)
+    assert stream["stream"] == {**LABELS, "type": "NEW", "prot": "TCP", "replay": "1"}
+    assert stream["values"] == read(events)[0]["values"]
+    assert mark_replay(replay) is None
+
+
+def test_only_what_is_too_old_is_replayed_where_the_limit_is_known() -> None:
+    replay = mark_replay(make(*make_flows(10)), BASE + 4_000_000)
+    assert replay is not None
+
+    assert replay.events == 4
+    assert mark_replay(make(*make_flows(10)), BASE) is None
+
+
+def test_their_number_tells_what_is_too_old_within_the_second_of_the_limit() -> None:
+    replay = mark_replay(make(*make_flows(10)), BASE + 4_000_000, 2)
+    assert replay is not None
+
+    assert [value[2]["flow"] for value in read(replay)[0]["values"]] == ["0", "1"]
+
+
+def test_a_loss_is_reported_again_and_never_replayed() -> None:
+    assert mark_replay(TEMPLATE.render_loss(Lost(5, BASE, BASE, "kernel"))) is None
