@@ -26,7 +26,7 @@ RULES: Final = {
         "drop network LOCAL,PUBLIC and not port 22,80-90",
     ],
     "a look-up": [
-        f"drop address 10.0.{number}.0/24,2001:db8:{number}::/48 on port 80" for number in range(20)
+        f"drop source address 10.{number}.0.0/24,2001:db8:{number}::/48 on port 80" for number in range(20)
     ],
     "two fields": [f"{'log' if number % 2 else 'drop'} address 10.0.0.{number}" for number in range(30)],
 }
