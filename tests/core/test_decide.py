@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.table import assemble, compile_table
+from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
 from tests.core.build import build_driver, build_extension
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
@@ -33,7 +33,9 @@ RULES: Final = {
 EVENTS: Final = [FLOW, ICMP, IPV6, *(flow for _, flow, _ in ROWS if flow.src_location is flow.dst_location)]
 
 
-def run_driver(folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *words: str) -> str:
+def run_driver(
+    folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *words: str, status: int = 0
+) -> str:
     """What the driver prints; a report of a sanitizer fails the test."""
     path = folder / "program"
     messages = b"".join(build_message(flow) for flow in flows)
@@ -46,7 +48,7 @@ def run_driver(folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *
         timeout=120,
         env={"ASAN_OPTIONS": "detect_leaks=1"},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (status, "")
     return done.stdout
 
 
@@ -68,6 +70,13 @@ def test_a_program_that_was_changed_is_refused_or_harmless(name: str, tmp_path: 
     opened = int(run_driver(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
 
     assert 0 < opened < MUTATIONS // 2  # a bound that moves a little is a program too
+
+
+def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
+    test = struct.pack("=QIIIIHHI", (1 << 64) - 1, 1, 1, 0, 1, 0, 0, 0)
+    program = struct.pack("=8I", FORMAT, 1, 0, 0, 0, 0, 0, 0) + test + b"\1"
+
+    assert run_driver(tmp_path, "decide", program, EVENTS, status=2) == ""
 
 
 def test_every_part_of_a_program_is_refused() -> None:

@@ -481,7 +481,7 @@ MUTATIONS: Final = (
         "conntrackd/core/decide.c",
         "header->numbers) - *used)",
         "header->numbers) + 0xffffff)",
-        "tests/core/test_decide.py::test_a_program_that_was_changed_is_refused_or_harmless",
+        "tests/core/test_decide.py::test_intervals_that_are_not_there_are_not_read",
     ),
     Mutation(
         "a rule that an interval finds is there",
