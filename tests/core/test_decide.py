@@ -3,6 +3,8 @@
 import struct
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +72,26 @@ def test_a_program_that_was_changed_is_refused_or_harmless(name: str, tmp_path: 
     opened = int(run_driver(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
 
     assert 0 < opened < MUTATIONS // 2  # a bound that moves a little is a program too
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 1 << 8, 1 << 20])
+def test_a_long_list_is_searched_as_a_short_one(step: int, tmp_path: Path) -> None:
+    numbers = [7, *(1000 + number * step for number in range(300)), (1 << 31) + 5, (1 << 32) - 1]
+    ends = [number + near for number in numbers for near in (-1, 0, 1)][:-1]
+    for count in (15, 16, 17, 300, len(numbers)):
+        chosen = [*numbers[: count - 2], *numbers[-2:]]
+        texts = [f"drop source address {ip_address(number)}" for number in chosen]
+        texts += [
+            f"drop source address 2001:db8::{number >> 16:x}:{number & 65535:x}:0:0" for number in chosen
+        ]
+        rules = parse(*texts)
+        flows = [replace(FLOW, src=number.to_bytes(4, "big")) for number in ends]
+        flows += [replace(IPV6, src=IPV6.src[:4] + number.to_bytes(8, "big") + bytes(4)) for number in ends]
+        printed = run_driver(tmp_path, "decide", assemble(compile_table(rules)), flows).splitlines()
+
+        by_source = {bytes(rule.expression.prefixes[0].network): n for n, rule in enumerate(rules, 1)}  # type: ignore[union-attr]
+        numbers_found = [by_source.get(flow.src, 0) for flow in flows]
+        assert printed == [f"{number} {not number:d}" for number in numbers_found]
 
 
 def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
