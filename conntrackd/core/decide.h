@@ -77,6 +77,31 @@ struct address {
 	uint64_t high, low;
 };
 
+static inline bool is_above(struct address one, struct address other)
+{
+	return (one.high > other.high) | ((one.high == other.high) & (one.low > other.low));
+}
+
+static inline struct address subtract(struct address from, struct address other)
+{
+	return (struct address){ from.high - other.high - (from.low < other.low), from.low - other.low };
+}
+
+/* By less than 128 bits. */
+static inline struct address shift_right(struct address value, unsigned int bits)
+{
+	if (bits >= 64)
+		return (struct address){ 0, value.high >> (bits - 64) };
+	return (struct address){ value.high >> bits, value.low >> bits | (value.high << 1) << (63 - bits) };
+}
+
+/* Of a test with many intervals: where to search for a value, by how far it is above the first lower bound. */
+struct index {
+	size_t entries; /* of table->index_entries; buckets + 1 of them */
+	uint32_t buckets; /* 0: the test has none */
+	uint32_t shift; /* from that distance to the bucket */
+};
+
 struct table {
 	uint64_t *counts; /* of events that each rule decided; index 0: no rule matched */
 	uint32_t rules, test_count, start;
@@ -86,6 +111,8 @@ struct table {
 	const uint32_t *number_rules, *address_rules;
 	const uint8_t *keeps;
 	uint8_t *program;
+	struct index *indexes; /* of each test */
+	uint32_t *index_entries;
 	uint64_t *locations; /* location_words for each number below location_slots; all 0 is unknown */
 	uint32_t location_words, location_slots;
 	uint32_t last_location; /* the highest number that was set */

@@ -277,7 +277,7 @@ class _Writer:
         several = len(run.fields) > 1
         start = self._add(Test(FOUND, (Interval(1, MAX_NUMBER, 0),), found, no)) if several else no
         for field in reversed(run.fields):
-            for size, intervals in tables.items():
+            for size, intervals in reversed(tables.items()):
                 name = field.attribute + FAMILY_SUFFIXES.get(size or 0, "")
                 start = self._add(Test(name, intervals, start if several else found, start))
         return self._write(conjoin(run.rest), start, no) if run.rest else start

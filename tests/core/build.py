@@ -17,7 +17,7 @@ CORE: Final = ROOT / "conntrackd" / "core"
 HERE: Final = Path(__file__).parent
 STRICT: Final = ("-std=c11", "-D_DEFAULT_SOURCE", "-Wall", "-Wextra", "-Werror", "-g")
 SANITIZED: Final = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-PLAIN: Final = (CORE / "event.c", CORE / "decide.c")
+PLAIN: Final = (CORE / "event.c", CORE / "decide.c", CORE / "table.c")
 
 
 @cache

@@ -3,13 +3,15 @@
 import struct
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.table import assemble, compile_table
+from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
 from tests.core.build import build_driver, build_extension
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
@@ -26,14 +28,16 @@ RULES: Final = {
         "drop network LOCAL,PUBLIC and not port 22,80-90",
     ],
     "a look-up": [
-        f"drop address 10.0.{number}.0/24,2001:db8:{number}::/48 on port 80" for number in range(20)
+        f"drop source address 10.{number}.0.0/24,2001:db8:{number}::/48 on port 80" for number in range(20)
     ],
     "two fields": [f"{'log' if number % 2 else 'drop'} address 10.0.0.{number}" for number in range(30)],
 }
 EVENTS: Final = [FLOW, ICMP, IPV6, *(flow for _, flow, _ in ROWS if flow.src_location is flow.dst_location)]
 
 
-def run_driver(folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *words: str) -> str:
+def run_driver(
+    folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *words: str, status: int = 0
+) -> str:
     """What the driver prints; a report of a sanitizer fails the test."""
     path = folder / "program"
     messages = b"".join(build_message(flow) for flow in flows)
@@ -46,7 +50,7 @@ def run_driver(folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *
         timeout=120,
         env={"ASAN_OPTIONS": "detect_leaks=1"},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (status, "")
     return done.stdout
 
 
@@ -68,6 +72,33 @@ def test_a_program_that_was_changed_is_refused_or_harmless(name: str, tmp_path: 
     opened = int(run_driver(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
 
     assert 0 < opened < MUTATIONS // 2  # a bound that moves a little is a program too
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 1 << 8, 1 << 20])
+def test_a_long_list_is_searched_as_a_short_one(step: int, tmp_path: Path) -> None:
+    numbers = [7, *(1000 + number * step for number in range(300)), (1 << 31) + 5, (1 << 32) - 1]
+    ends = [number + near for number in numbers for near in (-1, 0, 1)][:-1]
+    for count in (15, 16, 17, 300, len(numbers)):
+        chosen = [*numbers[: count - 2], *numbers[-2:]]
+        texts = [f"drop source address {ip_address(number)}" for number in chosen]
+        texts += [
+            f"drop source address 2001:db8::{number >> 16:x}:{number & 65535:x}:0:0" for number in chosen
+        ]
+        rules = parse(*texts)
+        flows = [replace(FLOW, src=number.to_bytes(4, "big")) for number in ends]
+        flows += [replace(IPV6, src=IPV6.src[:4] + number.to_bytes(8, "big") + bytes(4)) for number in ends]
+        printed = run_driver(tmp_path, "decide", assemble(compile_table(rules)), flows).splitlines()
+
+        by_source = {bytes(rule.expression.prefixes[0].network): n for n, rule in enumerate(rules, 1)}  # type: ignore[union-attr]
+        numbers_found = [by_source.get(flow.src, 0) for flow in flows]
+        assert printed == [f"{number} {not number:d}" for number in numbers_found]
+
+
+def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
+    test = struct.pack("=QIIIIHHI", (1 << 64) - 1, 1, 1, 0, 1, 0, 0, 0)
+    program = struct.pack("=8I", FORMAT, 1, 0, 0, 0, 0, 0, 0) + test + b"\1"
+
+    assert run_driver(tmp_path, "decide", program, EVENTS, status=2) == ""
 
 
 def test_every_part_of_a_program_is_refused() -> None:
