@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from conntrackd import VERSION, logs, options
 from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
 from conntrackd.config import Config, changed, find_unapplied
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 
 if TYPE_CHECKING:

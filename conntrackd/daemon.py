@@ -1,7 +1,7 @@
 """Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
 
-Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (delivery/outbox.py), and
-the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
+Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (delivery/outbox.py),
+and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
 """
 
 import asyncio

@@ -106,8 +106,8 @@ class Flow:
     """One conntrack event, as the kernel sent it: what the reference and the tools speak.
 
     Addresses are the 4 or 16 bytes of the packet (they compare as the numbers they are), times are
-    nanoseconds since the epoch, texts and labels bytes, everything else is an integer; a number that the event
-    does not carry is ABSENT, a start or stop 0, bytes empty.
+    nanoseconds since the epoch, texts and labels bytes, everything else is an integer; a number that the
+    event does not carry is ABSENT, a start or stop 0, bytes empty.
 
     Read-only by convention. The event path has the core's struct event instead (core/event.h).
     """

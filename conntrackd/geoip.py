@@ -1,4 +1,7 @@
-"""Address -> Location, from MaxMind-format databases, reopened when a file changes. What is found is remembered by the engine."""
+"""Address -> Location, from MaxMind-format databases, reopened when a file changes.
+
+What is found is remembered by the engine.
+"""
 
 import logging
 import os

@@ -100,9 +100,7 @@ class Intake:
             return
         table = Table()
         stack.callback(table.close)
-        self._pipeline.resync = Resync(
-            table, self._pipeline.engine, self._stats, after_loss=after_loss
-        )
+        self._pipeline.resync = Resync(table, self._pipeline.engine, self._stats, after_loss=after_loss)
         if at_start:
             self._pipeline.resync.request(at_start=True)
 

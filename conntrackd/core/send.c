@@ -163,7 +163,8 @@ size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_
 		while (framing == FRAME_PADDED && (at - start) % PADDED_TO)
 			*at++ = ' ';
 		framed_ends[part] = (uint32_t)(at - framed);
-		number = number >= MAX_SEQUENCE ? 1 : number + 1;
+		if (memchr(text + begin, '\0', length))
+			number = number >= MAX_SEQUENCE ? 1 : number + 1;
 	}
 	return (size_t)(at - framed);
 }

@@ -27,6 +27,8 @@ TELLS_REASON: Final = (5, 10)
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
 Selection = bytes
+Opaque = Any
+"""What an engine has made: of no use to the other one, nor to anybody else."""
 Kind = tuple[int, int, int]
 """An event type, a protocol, and how many events have both."""
 
@@ -61,7 +63,7 @@ class Batch(Protocol):
         """
 
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
-        """Whole messages from there on, as far as they are events. Where it ended, messages, malformed ones."""
+        """Whole messages from there on, as far as they are events: where it ended, messages, malformed."""
 
     def datagrams(self, limit: int, /) -> tuple[int, bytes]:
         """The first datagrams of the last receive, each padded to a multiple of 4 bytes, and their number."""
@@ -85,9 +87,12 @@ class Batch(Protocol):
 class Table(Protocol):
     """Rules in force, with the counts of events that each of them decided."""
 
-    rules: tuple[Rule, ...]
-    needs_location: bool
-    """Whether events have to be located before they are decided."""
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+
+    @property
+    def needs_location(self) -> bool:
+        """Whether events have to be located before they are decided."""
 
     @property
     def counts(self) -> list[int]:
@@ -98,21 +103,21 @@ class Ids(Protocol):
     """A set of flows' ids."""
 
     def __len__(self) -> int: ...
-    def add(self, batch: Any, selection: Selection | None, /) -> Selection:  # noqa: ANN401
+    def add(self, batch: Opaque, selection: Selection | None, /) -> Selection:
         """Gives those whose id was not in the set before."""
 
-    def discard(self, batch: Any, selection: Selection | None, /) -> None: ...  # noqa: ANN401
-    def select(self, batch: Any, selection: Selection | None, is_known: bool, /) -> Selection:  # noqa: ANN401
+    def discard(self, batch: Opaque, selection: Selection | None, /) -> None: ...
+    def select(self, batch: Opaque, selection: Selection | None, is_known: bool, /) -> Selection:
         """Those whose id is in the set, or is not."""
 
-    def remove(self, other: Any, /) -> None:  # noqa: ANN401
+    def remove(self, other: Opaque, /) -> None:
         """Forget all that are in the other set, too."""
 
 
 class Locations(Protocol):
     """What the databases say of addresses, remembered."""
 
-    def locate(self, batch: Any, selection: Selection | None, /) -> None:  # noqa: ANN401
+    def locate(self, batch: Opaque, selection: Selection | None, /) -> None:
         """Set both Locations of these events."""
 
 
@@ -136,15 +141,23 @@ class Engine(Protocol):
     def compile_table(
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
     ) -> Table: ...
-    def compile_template(self, template: Template) -> Any: ...  # noqa: ANN401
+    def compile_template(self, template: Template) -> Opaque: ...
 
     def decide(
-        self, batch: Any, table: Any, among: Selection | None, locations: Any | None  # noqa: ANN401
+        self,
+        batch: Opaque,
+        table: Opaque,
+        among: Selection | None,
+        locations: Opaque | None,
     ) -> Selection:
         """Those that the rules keep, in their order."""
 
     def render(
-        self, batch: Any, template: Any, selection: Selection, locations: Any | None  # noqa: ANN401
+        self,
+        batch: Opaque,
+        template: Opaque,
+        selection: Selection,
+        locations: Opaque | None,
     ) -> Rendered:
         """The events of a selection, at least one, in the form of a compiled template."""
 

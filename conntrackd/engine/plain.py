@@ -13,7 +13,7 @@ from typing import Any, Final
 from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
 from conntrackd.filter.ast import Rule, uses_location
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.flow import ABSENT, EventType, Flow, Location
+from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.netlink.message import HEADER, MalformedError, split, walk
@@ -76,7 +76,9 @@ class PlainBatch:
         return tuple((*kind, count) for kind, count in counts.items())
 
     def of_types(self, selection: Selection | None, mask: int, /) -> Selection:
-        return self.make_selection(index for index in self.list_indexes(selection) if self.flows[index].type & mask)
+        return self.make_selection(
+            index for index in self.list_indexes(selection) if self.flows[index].type & mask
+        )
 
     def set_type(self, selection: Selection | None, event_type: int, /) -> None:
         for flow in self.select(selection):
@@ -88,7 +90,8 @@ class PlainBatch:
     def describe(self, index: int, /) -> dict[str, Any]:
         flow = self.flows[index]
         return {
-            name: None if getattr(flow, name) in (ABSENT, b"") else getattr(flow, name) for name in FIELD_NAMES
+            name: None if getattr(flow, name) in (ABSENT, b"") else getattr(flow, name)
+            for name in FIELD_NAMES
         }
 
     # ---- for the rest of the reference ----------------------------------------------------------------
@@ -127,7 +130,8 @@ class PlainBatch:
 
 def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
     """Datagrams that are there, at most SLOTS, and the port id of each one's sender."""
-    datagrams, senders = [], []
+    datagrams: list[bytes] = []
+    senders: list[int] = []
     netlink = socket.socket(fileno=os.dup(descriptor))
     with netlink:
         while len(datagrams) < SLOTS:
@@ -250,4 +254,4 @@ class PlainEngine:
         return render_flows(template, batch.select(selection), chosen, self._label_names)
 
 
-assert INDEX_BYTES == array("H").itemsize
+assert array("H").itemsize == INDEX_BYTES

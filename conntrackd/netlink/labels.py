@@ -22,6 +22,11 @@ def read_label_names(path: Path = PATH) -> dict[int, str]:
     for line in text.splitlines():
         number, _, name = line.partition("#")[0].strip().partition(" ")
         name = name.strip()
-        if number.isdecimal() and int(number) < MAX_LABELS and name and all(c.isalnum() or c in "_-." for c in name):
+        if (
+            number.isdecimal()
+            and int(number) < MAX_LABELS
+            and name
+            and all(c.isalnum() or c in "_-." for c in name)
+        ):
             names.setdefault(int(number), name)
     return names

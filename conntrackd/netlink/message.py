@@ -1,4 +1,4 @@
-"""Bytes -> Flow: the plain walk over a message, which the core is compared with, and nlmsg/nlattr for others."""
+"""Bytes -> Flow: the plain walk over a message that the core is compared with; nlmsg and nlattr for others."""
 
 import struct
 from collections.abc import Iterator
@@ -87,8 +87,8 @@ class MalformedError(Exception):
 def walk(message: bytes, received_ns: int, *, tells_reason: bool = True) -> Flow:
     """One message, from nlmsghdr to its end -> Flow. Raises MalformedError.
 
-    `tells_reason`: the kernel gives DESTROY the time that was left, and nothing when none was. Since Linux 5.10:
-    net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout().
+    `tells_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10,
+    net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout()).
     """
     if len(message) < c.NLMSG_HDRLEN + c.NFGENMSG_LEN:
         raise MalformedError("shorter than its headers")
@@ -124,7 +124,7 @@ def _find_type(message_type: int, flags: int) -> EventType:
 
 
 def _read_value(field: str, size: int, value: bytes, address_size: int) -> int | bytes:
-    if field == "helper" or field == "secctx":
+    if not size:
         return value.partition(b"\0")[0][: MAX_HELPER if field == "helper" else MAX_SECCTX]
     if len(value) != size or (field in BYTES and size != address_size):
         raise MalformedError(f"{field} has {len(value)} bytes")

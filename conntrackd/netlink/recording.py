@@ -34,8 +34,8 @@ def write_batch(file: BinaryIO, batch: "Batch", limit: int) -> int:
 def read_batches(path: Path, received_ns: int, batch: "Batch") -> Iterator[tuple[int, int]]:
     """Load the batch again and again; gives messages and malformed ones of each load.
 
-    `received_ns` is for a recording that holds no times. Raises DataError where the file is not, or no longer, a
-    recording, after what stands before the damage; OSError.
+    `received_ns` is for a recording that holds no times. Raises DataError where the file is not, or no
+    longer, a recording, after what stands before the damage; OSError.
     """
     with path.open("rb") as file:
         content, offset, begin = b"", 0, 0
@@ -49,7 +49,9 @@ def read_batches(path: Path, received_ns: int, batch: "Batch") -> Iterator[tuple
                 if offset + length > len(content):
                     break
                 if kind == NLMSG_NOOP:
-                    received_ns = TIME.unpack_from(content, offset)[-1] if length == TIME.size else received_ns
+                    received_ns = (
+                        TIME.unpack_from(content, offset)[-1] if length == TIME.size else received_ns
+                    )
                     offset += length + 3 & ~3
                     continue
                 offset, messages, malformed = _load(batch, content, offset, received_ns)

@@ -62,7 +62,9 @@ def _render_flow(template: Template, flow: Flow, moment: int, label_names: Mappi
         "bsd": lambda: render_bsd_time(flow.time),
         "moment": lambda: str(moment),
     }
-    return WORD.sub(lambda found: words[found[1]]() if found[1] in words else template.event[found[1]], template.text)
+    return WORD.sub(
+        lambda found: words[found[1]]() if found[1] in words else template.event[found[1]], template.text
+    )
 
 
 def describe_flow(flow: Flow) -> str:
@@ -111,7 +113,9 @@ def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -
     for fields in (PLACE, NETWORK):
         for location, prefix in ((flow.dst_location, ""), (flow.src_location, "src_")):
             for name, value in list_place_values(fields, location, prefix):
-                texts.append(syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value))
+                texts.append(
+                    syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
+                )
     return "".join(texts)
 
 

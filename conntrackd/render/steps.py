@@ -97,9 +97,7 @@ class Steps:
             self.flush()
         before, self._before = self._before + before, b""
         self.steps.append(
-            STEP.pack(
-                needs, kind, FIELD_NUMBERS[name], len(before), len(after), len(self.pool), *table, 0
-            )
+            STEP.pack(needs, kind, FIELD_NUMBERS[name], len(before), len(after), len(self.pool), *table, 0)
         )
         self.pool += before + after
 
@@ -129,9 +127,7 @@ def compile_template(template: Template, label_names: Mapping[int, str]) -> "cor
         else:
             _add_word(steps, template, text, label_names)
     steps.flush()
-    return core.Template(
-        b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool), template.by_stream
-    )
+    return core.Template(b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool), template.by_stream)
 
 
 def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:

@@ -22,9 +22,7 @@ MUTATIONS = 100_000
 ZERO_FOR_NONE = ("start", "stop")
 
 
-NAMES = [
-    field.name for field in dataclasses.fields(Flow) if not field.name.endswith("_location")
-]
+NAMES = [field.name for field in dataclasses.fields(Flow) if not field.name.endswith("_location")]
 
 
 def describe(batch: Batch) -> list[dict[str, object]]:
