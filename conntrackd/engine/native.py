@@ -62,7 +62,7 @@ class NativeTemplate:
 
 
 class NativeLocations:
-    """Locations by number: the core has those of addresses, tables and templates know what each stands for."""
+    """Locations by number: the core has those of addresses, tables and templates know what they stand for."""
 
     def __init__(self, databases: LookUp, limit: int) -> None:
         self._databases = databases

@@ -1,4 +1,4 @@
-"""Bytes -> Flow: the plain walk over a message that the core is compared with; nlmsg and nlattr for others."""
+"""Bytes -> Flow: the plain walk that the core is compared with; nlmsg and nlattr for others."""
 
 import struct
 from collections.abc import Iterator

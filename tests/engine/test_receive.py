@@ -65,7 +65,7 @@ def test_nothing_in_time_is_no_batch(engine: Engine) -> None:
 
 
 def test_a_batch_begins_with_the_first_event_and_has_what_came_until_it_was_read(engine: Engine) -> None:
-    """Without a wait each event is read as it comes; with one those of the time after a batch are the next."""
+    """Those of the time after a batch of several are the next one."""
     batch = engine.open_batch()
     with pair() as (one, other):
         counts = []

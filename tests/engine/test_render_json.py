@@ -1,4 +1,4 @@
-"""sinks/encode.py: names and order that dashboards rely on, and what is left out where it is not there."""
+"""Names and order that dashboards rely on, and what is left out where it is not there: both engines."""
 
 import json
 import time
@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from conntrackd.engine import Engine
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol, Reason
-from conntrackd.sinks.encode_json import JsonEncoder
+from conntrackd.render.json import TEMPLATE
+from tests.engine.feed import ENGINES
+from tests.engine.rendering import render
 
 V6 = bytes.fromhex("200300cf17167b64da8083fffecdda51"), bytes.fromhex("2a0104f8016053720000000000000002")
 SECOND = 10**9
@@ -42,12 +45,18 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def encode(*records: Flow | Lost) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in JsonEncoder().encode(list(records)).splitlines()]
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.param
+    return found
 
 
-def test_an_event_is_one_line_with_the_fields_in_the_order_of_the_contract() -> None:
-    assert JsonEncoder().encode([EVENT]) == (
+def read(engine: Engine, *flows: Flow) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in render(engine, TEMPLATE, flows).text.splitlines()]
+
+
+def test_an_event_is_one_line_with_the_fields_in_the_order_of_the_contract(engine: Engine) -> None:
+    assert render(engine, TEMPLATE, [EVENT]).text == (
         b'{"time":"2025-11-22T11:34:43.181432081+01:00","level":"INFO","msg":"NEW TCP connection from '
         b'[2003:cf:1716:7b64:da80:83ff:fecd:da51]:41220 to [2a01:4f8:160:5372::2]:80","type":"NEW",'
         b'"flow":2899284024,"prot":"TCP","src":"2003:cf:1716:7b64:da80:83ff:fecd:da51",'
@@ -55,13 +64,14 @@ def test_an_event_is_one_line_with_the_fields_in_the_order_of_the_contract() -> 
     )
 
 
-def test_ipv4_stands_without_brackets() -> None:
-    v4 = replace(EVENT, family=2, src=bytes([10, 0, 0, 1]), dst=bytes([192, 0, 2, 7]))
+def test_ipv4_stands_without_brackets(engine: Engine) -> None:
+    src, dst = bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7])
+    v4 = replace(EVENT, family=2, src=src, dst=dst, reply_src=dst, reply_dst=src)
 
-    assert encode(v4)[0]["msg"] == "NEW TCP connection from 10.0.0.1:41220 to 192.0.2.7:80"
+    assert read(engine, v4)[0]["msg"] == "NEW TCP connection from 10.0.0.1:41220 to 192.0.2.7:80"
 
 
-def test_everything_that_the_kernel_can_report_in_its_place() -> None:
+def test_everything_that_the_kernel_can_report_in_its_place(engine: Engine) -> None:
     whole = replace(
         EVENT,
         type=EventType.DESTROY,
@@ -80,7 +90,7 @@ def test_everything_that_the_kernel_can_report_in_its_place() -> None:
         dst_location=Location("Nürnberg", "DE", 49.45, 11.08, 24940, "Hetzner"),
         src_location=Location("", "FR", None, None, 0, ""),
     )
-    (found,) = encode(whole)
+    (found,) = read(engine, whole)
 
     assert list(found) == [
         *("time", "level", "msg", "type", "flow", "prot", "src", "dst", "sport", "dport", "state"),
@@ -94,32 +104,35 @@ def test_everything_that_the_kernel_can_report_in_its_place() -> None:
     assert (found["duration"], found["reason"], found["city"]) == (1.999999999, "closed", "Nürnberg")
 
 
-def test_icmp_has_a_type_and_a_code_and_no_ports() -> None:
+def test_icmp_has_a_type_and_a_code_and_no_ports(engine: Engine) -> None:
     ping = replace(
         EVENT,
         protocol=Protocol.ICMPV6,
         state=-1,
         icmp_type=128,
         icmp_code=0,
+        icmp_id=77,
+        reply_icmp_id=77,
         sport=-1,
         dport=-1,
         reply_sport=-1,
         reply_dport=-1,
     )
-    (found,) = encode(ping)
+    (found,) = read(engine, ping)
 
-    assert list(found)[3:] == ["type", "flow", "prot", "src", "dst", "icmp_type", "icmp_code"]
+    assert list(found)[3:] == ["type", "flow", "prot", "src", "dst", "icmp_type", "icmp_code", "icmp_id"]
     assert found["msg"].endswith("from 2003:cf:1716:7b64:da80:83ff:fecd:da51 to 2a01:4f8:160:5372::2")
 
 
 @pytest.mark.parametrize(("number", "name"), [(136, "UDPLITE"), (47, "GRE"), (99, "99")])
-def test_a_protocol_without_a_name_goes_by_its_number(number: int, name: str) -> None:
-    assert encode(replace(EVENT, protocol=number))[0]["prot"] == name
+def test_a_protocol_without_a_name_goes_by_its_number(engine: Engine, number: int, name: str) -> None:
+    assert read(engine, replace(EVENT, protocol=number))[0]["prot"] == name
 
 
 def test_a_loss_has_its_number_its_times_and_its_place() -> None:
-    (kernel, queue) = encode(
-        Lost(7, WHEN, WHEN + SECOND, "kernel"), Lost(1, WHEN, WHEN + SECOND, "loki", "queue")
+    (kernel, queue) = (
+        json.loads(TEMPLATE.render_loss(lost).text)
+        for lost in (Lost(7, WHEN, WHEN + SECOND, "kernel"), Lost(1, WHEN, WHEN + SECOND, "loki", "queue"))
     )
 
     assert kernel == {
@@ -135,9 +148,9 @@ def test_a_loss_has_its_number_its_times_and_its_place() -> None:
     assert (queue["where"], queue["reason"], queue["lost"]) == ("loki", "queue", 1)
 
 
-def test_text_of_a_database_cannot_leave_its_value() -> None:
+def test_text_of_a_database_cannot_leave_its_value(engine: Engine) -> None:
     evil = 'a","type":"LOST"}\n{"x":"\x1b[31m\u202e\\'
-    line = JsonEncoder().encode([replace(EVENT, dst_location=Location(city=evil))])
+    line = render(engine, TEMPLATE, [replace(EVENT, dst_location=Location(city=evil))]).text
 
     assert line.count(b"\n") == 1
     assert b"\x1b" not in line
@@ -146,8 +159,7 @@ def test_text_of_a_database_cannot_leave_its_value() -> None:
     assert json.loads(line)["type"] == "NEW"
 
 
-def test_batches_keep_their_order_and_an_empty_one_is_nothing() -> None:
-    lines = encode(*(replace(EVENT, id=number) for number in range(300)))
+def test_batches_keep_their_order(engine: Engine) -> None:
+    lines = read(engine, *(replace(EVENT, id=number) for number in range(300)))
 
     assert [line["flow"] for line in lines] == list(range(300))
-    assert JsonEncoder().encode([]) == b""
