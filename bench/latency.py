@@ -38,6 +38,7 @@ class Latency:
 
     subject: str
     rate: int
+    lost: int
     core_percent: float
     wakeups: float
     median_ms: float | None = None
@@ -83,7 +84,7 @@ def _measure_subject(subject: Subject, pipe: int) -> list[Latency]:
 
 def _measure_rate(session: Session, pipe: int, rate: int) -> Latency:
     """The window begins with the load; what comes after it is read and not looked at."""
-    pid = session.process.pid
+    pid, lost = session.process.pid, session.count_lost()
     generator = start_generator(Load().at(rate, SENDING_S), GENERATOR_CORE) if rate else None
     os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     try:
@@ -99,6 +100,7 @@ def _measure_rate(session: Session, pipe: int, rate: int) -> Latency:
     return Latency(
         session.subject.name,
         rate,
+        session.count_lost() - lost,
         round(cpu / 1e7 / seconds, 2),
         round(switches / seconds, 1),
         round(1000 * median(times), 1) if times else None,

@@ -74,10 +74,6 @@ def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
     """The floor, the daemon and its rival, all at one rate."""
     at, floor, rival = _say_rate(rate), f"floor{end}", f"conntrack{end}"
     yield floor, replace(_floor(f"floor: recvmmsg in C, thrown away{at}"), rate=rate, floor=floor)
-    yield (
-        f"floor-woken{end}",
-        replace(_floor(f"the same, woken for each event{at}", "-w"), rate=rate, floor=floor),
-    )
     file = _daemon(f"conntrackd, JSON to a file{at}", stdout=scratch / "file")
     yield f"file{end}", replace(file, rate=rate, floor=floor, other=rival)
     shown = _conntrack(f"conntrack -E to a file{at}", scratch / "conntrack")
@@ -87,18 +83,10 @@ def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
 def _list_gateway(scratch: Path, end: str, rate: int) -> Rows:
     """The same for flows that are translated, counted and timed."""
     for name, row in _list_listeners(scratch, end, rate):
-        if not name.startswith("floor-woken"):
-            # floor-60k becomes floor-gateway-60k, and so do those that it is compared with.
-            yield (
-                _name_gateway(name),
-                replace(
-                    row,
-                    name=f"{row.name}, a gateway's events",
-                    is_gateway=True,
-                    floor=_name_gateway(row.floor),
-                    other=_name_gateway(row.other),
-                ),
-            )
+        # floor-60k becomes floor-gateway-60k, and so do those that it is compared with.
+        gateway = replace(row, name=f"{row.name}, a gateway's events", is_gateway=True)
+        floor, other = _name_gateway(row.floor), _name_gateway(row.other)
+        yield _name_gateway(name), replace(gateway, floor=floor, other=other)
 
 
 def _name_gateway(name: str) -> str:
@@ -112,6 +100,10 @@ def _list_variants(scratch: Path) -> Rows:
     not_in_kernel = {"CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
     # Asks something of each event, and keeps it: what the filter costs is the only difference.
     keep_all = {"CONNTRACKD_FILTER": "drop duration > 1h\nlog any", **not_in_kernel}
+    woken = _floor("floor, woken for each event", "-w")
+    yield "floor-woken", woken
+    at = f"{woken.name}, 10,000 events/s"
+    yield "floor-woken-10k", replace(woken, name=at, rate=RATES["-10k"], floor="floor-10k")
     yield "discard", _daemon("conntrackd, discarding", {"CONNTRACKD_SINK_STREAM_WRITER": "discard"})
     yield "null", _daemon("conntrackd, JSON to /dev/null")
     yield "conntrack-null", _conntrack("conntrack -E to /dev/null", Path("/dev/null"))
@@ -138,6 +130,7 @@ def _list_sinks(path: Path, ports: Mapping[str, int], count: Count, count_but_lo
     """All four sinks, and the system calls alone, with syslog's three ways of sending."""
     ways = [("udp", end, rate) for end, rate in SINKS_RATES.items()]
     ways += [("segments", "-40k", SINKS_RATES["-40k"]), ("tcp", "-40k", SINKS_RATES["-40k"])]
+    yield "floor-150k", replace(_floor("floor, 150,000 events/s"), rate=150_000, floor="floor-150k")
     for way, end, rate in ways:
         name, said = f"-{way}{end}", f"syslog over {way.upper()}{_say_rate(rate)}"
         calls = Subject(

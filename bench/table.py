@@ -132,11 +132,12 @@ def render_parts(parts: Sequence[Part]) -> str:
 
 def render_latency(samples: Sequence[Latency]) -> str:
     """What a steady load takes, and how late its lines are."""
-    head = ("subject", "events/s", "of a core", "woken/s", "late by (median)", "late by (99 %)")
+    head = ("subject", "events/s", "lost", "of a core", "woken/s", "late by (median)", "late by (99 %)")
     cells = [
         (
             sample.subject,
             f"{sample.rate:,}",
+            f"{sample.lost:,}",
             f"{sample.core_percent:.2f} %",
             f"{sample.wakeups:.1f}",
             "" if sample.median_ms is None else f"{sample.median_ms:.1f} ms",
