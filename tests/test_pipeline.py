@@ -117,9 +117,7 @@ def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
         return (0, 0, 0, 0, size, 0)
 
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    events = SimpleNamespace(
-        fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None
-    )
+    events = SimpleNamespace(fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None)
     monkeypatch.setattr(pipeline, "_batch", SimpleNamespace(receive=receive))
     if is_reading:
         pipeline.resync = cast(Resync, SimpleNamespace(is_reading=True, is_over=False, step=lambda: b""))
@@ -173,7 +171,11 @@ def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) 
     replay(engine, pipeline, [make_flow(1)])
 
     assert outbox.given == [render(json.TEMPLATE, [make_flow(0), make_flow(2)])]
-    assert (stats.events_received_total, stats.events_accepted_total, stats.events_filtered_total) == (4, 2, 2)
+    assert (stats.events_received_total, stats.events_accepted_total, stats.events_filtered_total) == (
+        4,
+        2,
+        2,
+    )
     assert pipeline.table.counts == [2, 2]
 
 
