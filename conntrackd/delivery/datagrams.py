@@ -72,14 +72,13 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
 def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
     """Messages with their numbers and frames, and where each ends then.
 
-    Each NUL is the place of a number, of which `number` is the first, and 1 follows 2147483647.
+    A message's first NUL is the place of its number: `number` is the first one, and 1 follows 2147483647.
     """
     frames = []
     for begin, end in pairwise((0, *array("I", ends))):
-        pieces = text[begin:end].split(PLACE)
-        message = pieces[0]
-        for piece in pieces[1:]:
-            message += b"%d%b" % (number, piece)
+        message, place, rest = text[begin:end].partition(PLACE)
+        if place:
+            message += b"%d%b" % (number, rest)
             number = number % MAX_SEQUENCE + 1
         match framing:
             case Framing.OCTETS:
