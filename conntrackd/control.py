@@ -240,7 +240,7 @@ class DaemonControl:
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         new = await self._compile_texts(rules)
-        return self._daemon.tails.open(new.table, limit)
+        return self._daemon.tails.open(new.tables[0], limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class DaemonControl:
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters |= {each.name: each.value for each in measure_process()}
-        return Statistics(counters, sinks, list(daemon.filter.table.counts))
+        return Statistics(counters, sinks, daemon.filter.list_counts())
 
     # ---- sinks ----------------------------------------------------------------------------------------
 

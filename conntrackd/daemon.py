@@ -85,7 +85,7 @@ class Daemon:
         }
         self.pipeline = Pipeline(
             self.engine,
-            self.filter.table,
+            self.filter.tables,
             self.open_geoip(self.config),
             tuple(self.outboxes.values()),
             self.tails,
@@ -169,8 +169,7 @@ class Daemon:
         path = self.config[options.CONNTRACK_REPLAY]
         try:
             if path is not None:
-                batch = self.engine.open_batch()
-                self.pipeline.replay(read_batches(path, time.time_ns(), batch), batch)
+                self.pipeline.replay(read_batches(path, time.time_ns(), self.pipeline.readers[0].batch))
             else:
                 self.intake.listen()
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
@@ -259,10 +258,10 @@ class Daemon:
     async def _tick(self) -> None:
         """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
         watchdog = find_watchdog(self.sources.environ)
-        turns, alive_until = -1, time.monotonic()
+        alive_until = time.monotonic()
         while True:
-            if self.pipeline.turns != turns:
-                turns, alive_until = self.pipeline.turns, time.monotonic()
+            if self.pipeline.has_moved():
+                alive_until = time.monotonic()
                 self.notifier.watchdog()
                 self.intake.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:

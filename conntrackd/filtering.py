@@ -24,13 +24,18 @@ class Filter:
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    table: Table
+    tables: tuple[Table, ...]
+    """One for each reader."""
     groups: int
     """The kernel's groups that can matter, EventType bits."""
     program: bytes | None
     instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
+
+    def list_counts(self) -> list[int]:
+        """Events that each rule decided; index 0: no rule matched."""
+        return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
 
     def explain(self, config: Config) -> str:
         """What became of the rules, for people."""
@@ -49,7 +54,7 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engin
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        table=engine.compile_table(rules, protocols, events),
+        tables=(engine.compile_table(rules, protocols, events),),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
@@ -80,6 +85,6 @@ def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, n
             events.attach(new.program)
         else:
             events.detach()
-    pipeline.table = new.table
+    pipeline.tables = new.tables
     if events is not None:
         events.leave(old.groups & ~new.groups)

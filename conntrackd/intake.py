@@ -111,17 +111,18 @@ class Intake:
             return
         times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
         logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
-        self._pipeline.tell_lost(gap)
+        self._pipeline.report_lost(gap)
 
     def listen(self) -> None:
         """In the reader's thread, until the pipeline is stopped."""
         assert self.events is not None
-        self._pipeline.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
+        reader = self._pipeline.readers[0]
+        reader.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
 
     def note_drops(self) -> None:
         """For the next process: so many of the socket's drops are told. In the reader's thread."""
         if self._pipeline.keeps_socket:
-            self._handover.note_drops(self._pipeline.drops)
+            self._handover.note_drops(self._pipeline.readers[0].drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
         """For the next process: until now nothing is missing."""
