@@ -448,10 +448,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a tail that nobody reads is dropped",
-        "conntrackd/sinks/tail.py",
+        "conntrackd/tails.py",
         "if len(tail.unread) > MAX_UNREAD:",
         "if False:",
-        "tests/sinks/test_tail.py::"
+        "tests/test_tails.py::"
         "test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
     ),
     Mutation(
@@ -484,7 +484,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a sink that is enabled while it is switched off goes on",
-        "conntrackd/sinks/outbox.py",
+        "conntrackd/delivery/outbox.py",
         "if not reason and not self.is_out():",
         "if False:",
         "tests/delivery/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
