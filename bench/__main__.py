@@ -1,40 +1,48 @@
 """`python -m bench [ROW ...]`: measure, print a table."""
 
 import argparse
+import fnmatch
 import os
 import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from types import FrameType
 from typing import Final
 
 from bench.arena import BenchError, Load, compile_program, enter_namespaces
+from bench.backlog import Backlog, measure_backlog
 from bench.capture import capture
 from bench.flood import measure_floods
-from bench.parts import measure_parts
+from bench.latency import measure_latency
+
+measure_parts = None
 from bench.receivers import start_receivers
-from bench.rows import ROWS, list_rows
-from bench.soak import idle, soak
+from bench.rows import ROWS, list_backlogs, list_rows
+from bench.soak import measure_memory, soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
-from bench.table import Report, render_json, render_tables, summarize
+from bench.table import Report, render_json, render_tables, summarize_all
 
 # The names that stand for tables of their own.
+LATENCY: Final = "latency"
+BACKLOG: Final = "backlog"
+MEMORY: Final = "memory"
 SOAK: Final = "soak"
-IDLE: Final = "idle"
 FLOOD: Final = "flood"
 PARTS: Final = "parts"
-NAMES: Final = [*ROWS, SOAK, IDLE, FLOOD, PARTS]
+NAMES: Final = [*ROWS, LATENCY, BACKLOG, MEMORY, SOAK, FLOOD, PARTS]
+# Whom the tables of their own are about.
+LATENCY_ROWS: Final = ("floor", "file", "conntrack")
+MEMORY_ROWS: Final = ("file", "sinks-udp")
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="What a conntrack event costs.")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure (default: all)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure, as *-60k too (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument("--flows", type=int, default=Load().flows, help="flows a run (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=0, help="events a second (default: full speed)")
@@ -43,12 +51,28 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def choose(patterns: Sequence[str]) -> list[str]:
+    """The names that these select, in the table's order; all by default. BenchError for one of nothing."""
+    for pattern in patterns:
+        if not fnmatch.filter(NAMES, pattern):
+            raise BenchError(f"unknown row {pattern}; one of: {', '.join(NAMES)}")
+    return [name for name in NAMES if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ["*"])]
+
+
 def measure_all(subjects: Mapping[str, Subject], load: Load, repeat: int) -> dict[str, list[Measurement]]:
-    """Round by round, so that what disturbs the machine for a while does not hit one row alone."""
+    """Round by round, so that what disturbs the machine for a while does not hit one row alone.
+
+    A row that cannot be measured is told, and left out of all rounds.
+    """
     runs: dict[str, list[Measurement]] = {name: [] for name in subjects}
     for number in range(repeat):
-        for name, subject in subjects.items():
-            run = measure(subject, load)
+        for name in list(runs):
+            try:
+                run = measure(subjects[name], load)
+            except BenchError as error:
+                print(f"bench: {name} is left out: {error}", file=sys.stderr)
+                del runs[name]
+                continue
             runs[name].append(run)
             print(
                 f"{name} {number + 1}/{repeat}: {run.us_per_event:.2f} us, {run.lost} lost,"
@@ -58,14 +82,21 @@ def measure_all(subjects: Mapping[str, Subject], load: Load, repeat: int) -> dic
     return runs
 
 
+def measure_backlogs(scratch: Path) -> Iterator[Backlog]:
+    """Of one reader, and of two where the daemon can have them."""
+    for subject in list_backlogs(scratch):
+        try:
+            yield measure_backlog(subject)
+        except BenchError as error:
+            print(f"bench: {BACKLOG} is without one row: {error}", file=sys.stderr)
+
+
 def run(arguments: argparse.Namespace) -> Report:
     """Do what was asked for. Needs root; raises BenchError."""
-    wanted = arguments.rows or NAMES
-    if unknown := set(wanted) - set(NAMES):
-        raise BenchError(f"unknown row {', '.join(sorted(unknown))}; one of: {', '.join(NAMES)}")
+    wanted = choose(arguments.rows)
     if os.geteuid() != 0:
         raise BenchError("needs root, for a network namespace and its devices: sudo make bench")
-    for program in ("floor", "generator", "drain"):
+    for program in ("floor", "syscalls", "generator", "drain"):
         compile_program(program)
     os.sched_setaffinity(0, {GENERATOR_CORE})
     enter_namespaces()
@@ -73,15 +104,16 @@ def run(arguments: argparse.Namespace) -> Report:
     with scratch, start_receivers() as receivers:
         rows = list_rows(Path(scratch.name), receivers.ports, receivers.count)
         chosen = {name: row for name, row in rows.items() if name in wanted}
-        runs = measure_all(chosen, Load(arguments.flows, arguments.rate), arguments.repeat)
-        costs = {name: median(each.us_per_event for each in of) for name, of in runs.items()}
-        floods = measure_floods(rows["null"], Path(scratch.name), arguments.repeat) if FLOOD in wanted else ()
+        load, path = Load(arguments.flows, arguments.rate), Path(scratch.name)
+        memory_rows, latency_rows = [[rows[name] for name in of] for of in (MEMORY_ROWS, LATENCY_ROWS)]
         return Report(
-            rows=[summarize(each, costs.get(chosen[name].floor)) for name, each in runs.items()],
+            rows=summarize_all(chosen, measure_all(chosen, load, arguments.repeat)),
+            latency=measure_latency(latency_rows, path) if LATENCY in wanted else (),
+            backlog=list(measure_backlogs(path)) if BACKLOG in wanted else (),
+            memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),
-            idle=[idle(rows["sinks"])] if IDLE in wanted else (),
-            floods=floods,
-            parts=measure_parts(capture(Load(PARTS_FLOWS)), Path(scratch.name)) if PARTS in wanted else (),
+            floods=measure_floods(rows["null"], path, arguments.repeat) if FLOOD in wanted else (),
+            parts=measure_parts(capture(Load(PARTS_FLOWS)), path) if PARTS in wanted else (),
         )
 
 

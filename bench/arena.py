@@ -4,7 +4,9 @@ import ctypes
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWNET: Final = 0x40000000
 FROM_TUN: Final = "bench0"
 TO_TUN: Final = "bench1"
+EVENTS_A_FLOW: Final = 5.5  # the generator's TCP has eight, its UDP three
 
 SYSCTLS: Final = {
     "net/ipv4/ip_forward": 1,
@@ -47,15 +50,35 @@ table inet bench {
 }
 """
 
+# As a gateway translates, but each client to an address of its own, which the generator can know.
+NAT: Final = f"""
+table ip bench_nat {{
+    chain leave {{
+        type nat hook postrouting priority srcnat;
+        oifname "{TO_TUN}" snat ip prefix to ip saddr map {{ 10.1.0.0/16 : 198.18.0.0/16 }}
+    }}
+}}
+table ip6 bench_nat {{
+    chain leave {{
+        type nat hook postrouting priority srcnat;
+        oifname "{TO_TUN}" snat ip6 prefix to ip6 saddr map {{ fd00:1::/64 : 2001:db8:ffff::/64 }}
+    }}
+}}
+"""
+NO_NAT: Final = "delete table ip bench_nat\ndelete table ip6 bench_nat"
+COUNTERS: Final = "nf_conntrack_acct"
+TIMES: Final = "nf_conntrack_timestamp"
+
 
 class BenchError(Exception):
     """The benchmark cannot go on; the text says why."""
 
 
 def compile_program(name: str) -> Path:
-    """Compile bench/NAME.c unless build/NAME is newer."""
+    """Compile bench/NAME.c unless build/NAME is newer than it and the headers."""
     source, program = HERE / f"{name}.c", BUILD / name
-    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
+    if program.exists() and program.stat().st_mtime > newest:
         return program
     BUILD.mkdir(exist_ok=True)
     run_tool("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source))
@@ -95,6 +118,33 @@ def enter_namespaces() -> None:
         Path("/proc/sys", key).write_text(str(value))
 
 
+@contextmanager
+def turn_on(*sysctls: str) -> Iterator[None]:
+    """What conntrack can do and does not do by default, for a while."""
+    paths = [Path("/proc/sys/net/netfilter", name) for name in sysctls]
+    try:
+        for path in paths:
+            path.write_text("1")
+        yield
+    finally:
+        for path in paths:
+            path.write_text("0")
+
+
+@contextmanager
+def be_gateway(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, flows are translated, counted and timed."""
+    if not wanted:
+        yield
+        return
+    run_tool("nft", "-f", "-", text=NAT)
+    try:
+        with turn_on(COUNTERS, TIMES):
+            yield
+    finally:
+        run_tool("nft", "-f", "-", text=NO_NAT)
+
+
 def count_flows() -> int:
     """The entries of this namespace's conntrack table."""
     return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
@@ -102,10 +152,20 @@ def count_flows() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the generator shall send; rate is in events a second, 0 for full speed."""
+    """What the generator shall send; rate is in events a second, 0 for full speed.
+
+    `is_translated`: in be_gateway(), whose events they are.
+    """
 
     flows: int = 200_000
     rate: int = 0
+    is_translated: bool = False
+
+    def at(self, rate: int, seconds: float) -> "Load":
+        """The same at another rate, for not much longer than so many seconds."""
+        if not rate:
+            return self
+        return replace(self, rate=rate, flows=min(self.flows, int(rate * seconds / EVENTS_A_FLOW)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +190,8 @@ class Traffic:
 def start_generator(load: Load, core: int) -> subprocess.Popen[str]:
     """Begin to send on one core."""
     argv = [str(BUILD / "generator"), "-f", str(load.flows), "-r", str(load.rate), FROM_TUN, TO_TUN]
+    if load.is_translated:
+        argv.insert(1, "-n")
     return subprocess.Popen(["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, text=True)
 
 

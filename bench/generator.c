@@ -20,7 +20,8 @@
  * end a packet with a wrong checksum for each slot looks up, and thereby destroys, what is left.
  *
  * Usage: generator [-f FLOWS] [-r EVENTS_PER_SECOND] [-t TCP_SLOTS] [-u UDP_SLOTS] [-U PERCENT_OF_UDP]
- *                  [-6 PERCENT_OF_IPV6] [-d] FROM_TUN TO_TUN
+ *                  [-6 PERCENT_OF_IPV6] [-n] [-d] FROM_TUN TO_TUN
+ * -n answers to the address that arena.py's rules translate a client's to.
  * -d writes the packets to standard output instead, each after its length in two bytes, big endian.
  */
 #define _GNU_SOURCE
@@ -73,7 +74,7 @@ struct settings {
 	unsigned long long flows;
 	double rate; /* events a second, 0 for full speed */
 	unsigned tcp_slots, udp_slots, udp_percent, ipv6_percent;
-	bool dump;
+	bool translated, dump;
 };
 
 /* The flows of one protocol: slot numbers go round, one flow a slot at a time. */
@@ -165,15 +166,16 @@ static void put32(uint8_t *place, uint32_t value)
 struct tuple {
 	bool ipv6;
 	uint8_t address[2][16]; /* client, server */
+	uint8_t answered[16]; /* where the server sees the client */
 	uint16_t port[2];
 };
 
-static struct tuple make_tuple(unsigned slot, unsigned ipv6_percent)
+static struct tuple make_tuple(unsigned slot, const struct settings *settings)
 {
 	static const uint16_t services[] = { 443, 80, 53, 22, 8443, 123, 25, 993 };
 	unsigned client = slot % CLIENTS;
 	unsigned server = slot * 2654435761u >> 20; /* one of 4096, spread by Knuth's multiplication */
-	struct tuple tuple = { .ipv6 = client % 100 < ipv6_percent };
+	struct tuple tuple = { .ipv6 = client % 100 < settings->ipv6_percent };
 
 	if (tuple.ipv6) {
 		put32(tuple.address[0], 0xfd000001);
@@ -185,6 +187,11 @@ static struct tuple make_tuple(unsigned slot, unsigned ipv6_percent)
 		put32(tuple.address[0], 0x0a010000 + client + 1); /* 10.1.0.1 to 10.1.3.232 */
 		put32(tuple.address[1], 0x14000000 + server * 0x28d31u); /* 20.0.0.0 to 60.211.x.x */
 	}
+	memcpy(tuple.answered, tuple.address[0], 16);
+	if (settings->translated) /* 2001:db8:ffff::/64, 198.18.0.0/16 */
+		put32(tuple.answered, tuple.ipv6 ? 0x20010db8 : 0xc6120000 + client + 1);
+	if (settings->translated && tuple.ipv6)
+		put32(tuple.answered + 4, 0xffff0000);
 	tuple.port[0] = 1024 + slot / CLIENTS * SPORTS;
 	tuple.port[1] = services[server % 8];
 	return tuple;
@@ -193,7 +200,7 @@ static struct tuple make_tuple(unsigned slot, unsigned ipv6_percent)
 /* The IP header; returns its length. */
 static size_t put_ip(uint8_t *packet, const struct tuple *tuple, bool reply, int protocol, size_t length)
 {
-	const uint8_t *from = tuple->address[reply], *to = tuple->address[!reply];
+	const uint8_t *from = tuple->address[reply], *to = reply ? tuple->answered : tuple->address[1];
 
 	if (tuple->ipv6) {
 		memset(packet, 0, 8);
@@ -276,12 +283,12 @@ static void wait_for_expiry(const struct ring *ring, unsigned slot)
 		sleep_until(ring->used[slot] + EXPIRY_NS);
 }
 
-static void send_step(struct output *output, const struct work *work, size_t step, unsigned ipv6_percent)
+static void send_step(struct output *output, const struct work *work, size_t step, const struct settings *settings)
 {
 	struct ring *ring = work->ring;
 	bool tcp = ring->protocol == IPPROTO_TCP;
 	const struct packet_plan *plan = tcp ? &tcp_plan[step] : &udp_plan[step];
-	struct tuple tuple = make_tuple(work->slot, ipv6_percent);
+	struct tuple tuple = make_tuple(work->slot, settings);
 	uint8_t packet[256];
 
 	if (!tcp && step == 0 && !output->dump)
@@ -293,12 +300,12 @@ static void send_step(struct output *output, const struct work *work, size_t ste
 	ring->used[work->slot] = now();
 }
 
-static void send_block(struct output *output, const struct work *block, size_t count, unsigned ipv6_percent)
+static void send_block(struct output *output, const struct work *block, size_t count, const struct settings *settings)
 {
 	for (size_t step = 0; step < TCP_STEPS; step++)
 		for (size_t i = 0; i < count; i++)
 			if (step < (block[i].ring->protocol == IPPROTO_TCP ? TCP_STEPS : UDP_STEPS))
-				send_step(output, &block[i], step, ipv6_percent);
+				send_step(output, &block[i], step, settings);
 }
 
 static void send_flows(struct output *output, struct ring *tcp, struct ring *udp, const struct settings *settings)
@@ -312,24 +319,26 @@ static void send_flows(struct output *output, struct ring *tcp, struct ring *udp
 
 		block[filled++] = (struct work){ ring, ring->flows++ % ring->slots };
 		if (filled == BLOCK || flow + 1 == settings->flows) {
-			send_block(output, block, filled, settings->ipv6_percent);
+			send_block(output, block, filled, settings);
 			filled = 0;
 		}
 	}
 }
 
 /* A packet with a wrong checksum: looks its flow up, which destroys an expired one, and makes none. */
-static void sweep(struct output *output, struct ring *ring, unsigned ipv6_percent)
+static void sweep(struct output *output, struct ring *ring, const struct settings *settings)
 {
 	uint8_t packet[256];
 
 	for (unsigned slot = 0; slot < ring->slots; slot++) {
-		struct tuple tuple = make_tuple(slot, ipv6_percent);
+		struct tuple tuple = make_tuple(slot, settings);
+		uint64_t before = now();
 		size_t length;
 
 		if (!ring->used[slot])
 			continue;
 		wait_for_expiry(ring, slot);
+		output->start += now() - before; /* what was waited for is not caught up with */
 		length = make_packet(packet, &tuple, ring->protocol,
 				     ring->protocol == IPPROTO_TCP ? tcp_plan : udp_plan);
 		packet[length - 1] ^= 1;
@@ -362,10 +371,10 @@ static unsigned parse_slots(const char *text)
 
 static struct settings parse_settings(int argc, char **argv)
 {
-	struct settings settings = { 10000, 0, 16384, 65536, 50, 25, false };
+	struct settings settings = { 10000, 0, 16384, 65536, 50, 25, false, false };
 	int option;
 
-	while ((option = getopt(argc, argv, "f:r:t:u:U:6:d")) != -1) {
+	while ((option = getopt(argc, argv, "f:r:t:u:U:6:nd")) != -1) {
 		switch (option) {
 		case 'f': settings.flows = strtoull(optarg, NULL, 10); break;
 		case 'r': settings.rate = atof(optarg); break;
@@ -373,6 +382,7 @@ static struct settings parse_settings(int argc, char **argv)
 		case 'u': settings.udp_slots = parse_slots(optarg); break;
 		case 'U': settings.udp_percent = atoi(optarg); break;
 		case '6': settings.ipv6_percent = atoi(optarg); break;
+		case 'n': settings.translated = true; break;
 		case 'd': settings.dump = true; break;
 		default: exit(1);
 		}
@@ -409,8 +419,8 @@ int main(int argc, char **argv)
 	rate = output.events * (double)SECOND_NS / (now() - output.start);
 	if (settings.dump)
 		return 0;
-	sweep(&output, &udp, settings.ipv6_percent);
-	sweep(&output, &tcp, settings.ipv6_percent);
+	sweep(&output, &udp, &settings);
+	sweep(&output, &tcp, &settings);
 	report(&output, &tcp, &udp, rate);
 	return 0;
 }

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ CPUCLOCK_SCHED: Final = 2  # include/linux/posix-timers.h: what a process has ru
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One line of /proc/net/netlink: which groups, bytes queued, events dropped."""
+    """A process's part in /proc/net/netlink: which groups, bytes queued, events dropped."""
 
     inode: int
     groups: int
@@ -44,10 +45,32 @@ def list_sockets(pid: int) -> set[int]:
 
 
 def find_listener(pid: int) -> Listener | None:
-    """The process's socket among the listeners of this network namespace."""
+    """What the process's sockets have together, in this network namespace; None where it has none."""
     sockets = list_sockets(pid)
     listeners = parse_listeners(Path("/proc/net/netlink").read_text())
-    return next((each for each in listeners if each.inode in sockets), None)
+    return add_listeners([listener for listener in listeners if listener.inode in sockets])
+
+
+def add_listeners(listeners: Sequence[Listener]) -> Listener | None:
+    """Several sockets of one process, which share the events, as one; `inode` is the first's."""
+    if not listeners:
+        return None
+    return Listener(
+        listeners[0].inode,
+        listeners[0].groups,
+        sum(listener.queued for listener in listeners),
+        sum(listener.drops for listener in listeners),
+    )
+
+
+def parse_switches(status: str) -> int:
+    """How often a thread has left its core, waiting or not: the two counts of /proc/PID/task/TID/status."""
+    return sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches:" in line)
+
+
+def count_switches(pid: int) -> int:
+    """The same of all threads of a process: as often they were woken."""
+    return sum(parse_switches(path.read_text()) for path in Path(f"/proc/{pid}/task").glob("*/status"))
 
 
 def read_cpu_ns(pid: int) -> int:

@@ -1,21 +1,37 @@
-"""The rows of the table: each subject once, by the name that selects it."""
+"""The rows of the table: each subject once, by the name that selects it.
+
+A name's end says the load: full speed where it has none, else so many thousand events a second.
+"""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from bench.arena import BUILD
+from bench.backlog import BUFFER as BACKLOG_BUFFER
 from bench.subject import Subject, count_lines, parse_shown
+from conntrackd.render.journal import EVENT_ID
 
 BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.
 ONE_CLIENT: Final = "10.1.1.44"
 NEW: Final = 1
-FITS: Final = 40_000  # events a second for which all four sinks together have the time on one core
-LOADED: Final = 75_000  # the same for a file alone
+RATES: Final = {"": 0, "-1k": 1_000, "-10k": 10_000, "-40k": 40_000, "-60k": 60_000}
+GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
+# At 40,000 events/s one core has the time for all four sinks.
+SINKS_RATES: Final = {"": 0, "-40k": 40_000, "-150k": 150_000}
+LOADED: Final = 75_000  # for a file alone
 PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
+# What the daemon writes for the generator's events, in the mean: bytes of a line, of an entry of the journal
+# and of a syslog message; events and bytes of a push to Loki, compressed.
+LINE, ENTRY, MESSAGE = 264, 355, 288
+PUSH_EVENTS, PUSH_BYTES = 5350, 114_000
+SEGMENT: Final = 64  # what messages are padded to a multiple of, to be sent many a call
+
+Rows = Iterator[tuple[str, Subject]]
+Count = Callable[[Path, str], int]
 
 
 def list_rows(
@@ -32,44 +48,119 @@ def list_rows(
         syslog = counts.pop("syslog") + counts.pop("syslog-tcp")
         return min(count_lines(path, errors), syslog, *counts.values())
 
-    one_client = {"CONNTRACKD_FILTER": f"log source address {ONE_CLIENT}\ndrop any"}
-    in_python = {**one_client, "CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
-    only_new = {"CONNTRACKD_FILTER": "log type NEW\ndrop any"}
+    def count_but_loki(path: Path, errors: str) -> int:
+        """The same for a program whose pushes have no events."""
+        counts = dict(count_received())
+        return min(count_lines(path, errors), counts["syslog"] + counts["syslog-tcp"], counts["journal"])
+
     return {
-        "floor": _floor("floor: recvmmsg in C, thrown away", 7),
-        "discard": _daemon("conntrackd, discarding", {"CONNTRACKD_SINK_STREAM_WRITER": "discard"}),
-        "null": _daemon("conntrackd, JSON to /dev/null"),
-        "file": _daemon("conntrackd, JSON to a file", stdout=scratch / "file"),
-        "conntrack": _conntrack("conntrack -E to /dev/null", Path("/dev/null")),
-        "conntrack-file": _conntrack("conntrack -E to a file", scratch / "conntrack"),
-        "filter": _daemon("conntrackd, filter keeps 1 flow in 1,000", one_client),
-        "filter-python": _daemon("the same filter, not in the kernel", in_python),
-        "floor-new": _floor("floor, NEW only", NEW),
-        "new": _daemon("conntrackd, filter keeps NEW", only_new, groups=NEW),
-        "sinks": replace(
-            _daemon("conntrackd, all four sinks", _four_sinks(ports), scratch / "sinks"),
-            count=count_everywhere,
+        **{name: row for end, rate in RATES.items() for name, row in _list_listeners(scratch, end, rate)},
+        **{
+            name: row
+            for end, rate in GATEWAY_RATES.items()
+            for name, row in _list_gateway(scratch, end, rate)
+        },
+        **dict(_list_variants(scratch)),
+        **dict(_list_sinks(scratch / "sinks", ports, count_everywhere, count_but_loki)),
+        "hung": _loaded(
+            f"conntrackd, JSON to a file{_say_rate(LOADED)}, a Loki that hangs",
+            _hung_loki(ports),
+            scratch / "hung",
         ),
-        "floor-fits": replace(_floor(f"floor, {FITS:,} events/s", 7), rate=FITS),
-        "sinks-fits": replace(
-            _daemon(f"conntrackd, all four sinks, {FITS:,} events/s", _four_sinks(ports), scratch / "sinks"),
-            count=count_everywhere,
-            rate=FITS,
-            floor="floor-fits",
-        ),
-        "sinks-tcp": replace(
-            _daemon("the same, syslog over TCP", _four_sinks_tcp(ports), scratch / "sinks"),
-            count=count_everywhere,
-            rate=FITS,
-            floor="floor-fits",
-        ),
-        "file-fits": _loaded(f"conntrackd, JSON to a file, {LOADED:,} events/s", {}, scratch / "file-fits"),
-        "hung": _loaded("the same, with a Loki that hangs", _hung_loki(ports), scratch / "hung"),
     }
 
 
-def _floor(name: str, groups: int) -> Subject:
-    return Subject(name, (str(BUILD / "floor"), str(groups), str(BUFFER)), groups=groups)
+def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
+    """The floor, the daemon and its rival, all at one rate."""
+    at, floor, rival = _say_rate(rate), f"floor{end}", f"conntrack{end}"
+    yield floor, replace(_floor(f"floor: recvmmsg in C, thrown away{at}"), rate=rate, floor=floor)
+    file = _daemon(f"conntrackd, JSON to a file{at}", stdout=scratch / "file")
+    yield f"file{end}", replace(file, rate=rate, floor=floor, other=rival)
+    shown = _conntrack(f"conntrack -E to a file{at}", scratch / "conntrack")
+    yield rival, replace(shown, rate=rate, floor=floor)
+
+
+def _list_gateway(scratch: Path, end: str, rate: int) -> Rows:
+    """The same for flows that are translated, counted and timed."""
+    for name, row in _list_listeners(scratch, end, rate):
+        # floor-60k becomes floor-gateway-60k, and so do those that it is compared with.
+        gateway = replace(row, name=f"{row.name}, a gateway's events", is_gateway=True)
+        floor, other = _name_gateway(row.floor), _name_gateway(row.other)
+        yield _name_gateway(name), replace(gateway, floor=floor, other=other)
+
+
+def _name_gateway(name: str) -> str:
+    kind, dash, rate = name.partition("-")
+    return kind and f"{kind}-gateway{dash}{rate}"
+
+
+def _list_variants(scratch: Path) -> Rows:
+    """The daemon with one thing that is different."""
+    one_client = {"CONNTRACKD_FILTER": f"log source address {ONE_CLIENT}\ndrop any"}
+    not_in_kernel = {"CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
+    # Asks something of each event, and keeps it: what the filter costs is the only difference.
+    keep_all = {"CONNTRACKD_FILTER": "drop duration > 1h\nlog any", **not_in_kernel}
+    woken = _floor("floor, woken for each event", "-w")
+    yield "floor-woken", woken
+    at = f"{woken.name}, 10,000 events/s"
+    yield "floor-woken-10k", replace(woken, name=at, rate=RATES["-10k"], floor="floor-10k")
+    yield "discard", _daemon("conntrackd, discarding", {"CONNTRACKD_SINK_STREAM_WRITER": "discard"})
+    yield "null", _daemon("conntrackd, JSON to /dev/null")
+    yield "conntrack-null", _conntrack("conntrack -E to /dev/null", Path("/dev/null"))
+    yield "filter", _daemon("conntrackd, filter keeps 1 flow in 1,000", one_client)
+    yield (
+        "filter-core",
+        _daemon("the same filter, not in the kernel", {**one_client, **not_in_kernel}),
+    )
+    for end in ("", "-60k"):
+        rate = RATES[end]
+        asked = _daemon(
+            f"conntrackd, JSON to a file, a filter not for the kernel keeps all{_say_rate(rate)}",
+            keep_all,
+            scratch / "asked",
+        )
+        yield f"file-filter{end}", replace(asked, rate=rate, floor=f"floor{end}", other=f"file{end}")
+    yield "floor-new", replace(_floor("floor, NEW only", groups=NEW), floor="floor-new")
+    only_new = {"CONNTRACKD_FILTER": "log type NEW\ndrop any"}
+    yield "new", replace(_daemon("conntrackd, filter keeps NEW", only_new, groups=NEW), floor="floor-new")
+    yield "file-75k", _loaded(f"conntrackd, JSON to a file{_say_rate(LOADED)}", {}, scratch / "file")
+
+
+def _list_sinks(path: Path, ports: Mapping[str, int], count: Count, count_but_loki: Count) -> Rows:
+    """All four sinks, and the system calls alone, with syslog's three ways of sending."""
+    ways = [("udp", end, rate) for end, rate in SINKS_RATES.items()]
+    ways += [("segments", "-40k", SINKS_RATES["-40k"]), ("tcp", "-40k", SINKS_RATES["-40k"])]
+    yield "floor-150k", replace(_floor("floor, 150,000 events/s"), rate=150_000, floor="floor-150k")
+    for way, end, rate in ways:
+        name, said = f"-{way}{end}", f"syslog over {way.upper()}{_say_rate(rate)}"
+        calls = Subject(
+            f"the system calls of four sinks, {said}", _list_calls(way, ports), path, count_but_loki
+        )
+        yield f"syscalls{name}", replace(calls, rate=rate, floor=f"floor{end}")
+        sinks = Subject(
+            f"conntrackd, four sinks, {said}", DAEMON, path, count, environ=_four_sinks(way, ports)
+        )
+        yield f"sinks{name}", replace(sinks, rate=rate, floor=f"floor{end}", other=f"syscalls{name}")
+
+
+def list_backlogs(scratch: Path) -> list[Subject]:
+    """The daemon with one reader and with two, with both cores for themselves."""
+    path, buffer = scratch / "backlog", {"CONNTRACKD_CONNTRACK_BUFFER": str(BACKLOG_BUFFER)}
+    one = replace(_daemon("conntrackd, JSON to a file, one reader", buffer, path), cores="0,1")
+    environ = {**one.environ, "CONNTRACKD_CONNTRACK_READERS": "2"}
+    return [one, replace(one, name="the same, two readers", environ=environ)]
+
+
+DAEMON: Final = (sys.executable, "-m", "conntrackd", "run")
+STREAM: Final = {"CONNTRACKD_SINK_STREAM_ENABLE": "true", "CONNTRACKD_BUS_ENABLE": "false"}
+
+
+def _say_rate(rate: int) -> str:
+    return f", {rate:,} events/s" if rate else ""
+
+
+def _floor(name: str, *options: str, groups: int = 7) -> Subject:
+    return Subject(name, (str(BUILD / "floor"), *options, str(groups), str(BUFFER)), groups=groups)
 
 
 def _conntrack(name: str, stdout: Path) -> Subject:
@@ -81,11 +172,10 @@ def _daemon(
     name: str, settings: Mapping[str, str] | None = None, stdout: Path | None = None, groups: int = 7
 ) -> Subject:
     """The daemon with a stream sink, run by the interpreter that runs the benchmark."""
-    argv = (sys.executable, "-m", "conntrackd", "run")
-    environ = {"CONNTRACKD_SINK_STREAM_ENABLE": "true", "CONNTRACKD_BUS_ENABLE": "false", **(settings or {})}
+    environ = {**STREAM, **(settings or {})}
     if stdout is None:
-        return Subject(name, argv, groups=groups, environ=environ)
-    return Subject(name, argv, stdout=stdout, count=count_lines, groups=groups, environ=environ)
+        return Subject(name, DAEMON, groups=groups, environ=environ)
+    return Subject(name, DAEMON, stdout=stdout, count=count_lines, groups=groups, environ=environ)
 
 
 def _loaded(name: str, settings: Mapping[str, str], stdout: Path) -> Subject:
@@ -100,18 +190,39 @@ def _hung_loki(ports: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def _four_sinks(ports: Mapping[str, int]) -> dict[str, str]:
+def _four_sinks(way: str, ports: Mapping[str, int]) -> dict[str, str]:
+    syslog = (
+        f"tcp://127.0.0.1:{ports['syslog-tcp']}" if way == "tcp" else f"udp://127.0.0.1:{ports['syslog']}"
+    )
     return {
+        **STREAM,
         "CONNTRACKD_SINK_JOURNAL_ENABLE": "true",
         "CONNTRACKD_SINK_SYSLOG_ENABLE": "true",
-        "CONNTRACKD_SINK_SYSLOG_ADDRESS": f"udp://127.0.0.1:{ports['syslog']}",
+        "CONNTRACKD_SINK_SYSLOG_ADDRESS": syslog,
         "CONNTRACKD_SINK_LOKI_ENABLE": "true",
         "CONNTRACKD_SINK_LOKI_ADDRESS": f"http://127.0.0.1:{ports['loki']}",
+        **({"CONNTRACKD_SINK_SYSLOG_SEGMENTS": "true"} if way == "segments" else {}),
     }
 
 
-def _four_sinks_tcp(ports: Mapping[str, int]) -> dict[str, str]:
-    return {**_four_sinks(ports), "CONNTRACKD_SINK_SYSLOG_ADDRESS": f"tcp://127.0.0.1:{ports['syslog-tcp']}"}
+def _list_calls(way: str, ports: Mapping[str, int]) -> tuple[str, ...]:
+    """The command line of syscalls.c: texts of the right sizes, which the receivers count."""
+    message = "<30>1 ".ljust(MESSAGE, "x")
+    if way == "segments":
+        message = message.ljust(-(-MESSAGE // SEGMENT) * SEGMENT)
+    elif way == "tcp":
+        message = f"{MESSAGE} {message}"
+    return (
+        str(BUILD / "syscalls"),
+        way,
+        str(ports["syslog-tcp" if way == "tcp" else "syslog"]),
+        str(ports["loki"]),
+        "x" * (LINE - 1) + "\n",
+        f"MESSAGE_ID={EVENT_ID}\nMESSAGE=".ljust(ENTRY - 1, "x") + "\n",
+        message,
+        str(PUSH_EVENTS),
+        str(PUSH_BYTES),
+    )
 
 
 ROWS: Final = tuple(list_rows(Path(), PORTS))

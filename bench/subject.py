@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
-from bench.arena import BenchError, Load, Traffic, finish_generator, start_generator
+from bench.arena import BenchError, Load, Traffic, be_gateway, finish_generator, start_generator
 from bench.proc import Listener, find_listener, read_cpu_ns, read_memory_kib
 
 GENERATOR_CORE: Final = 0
-SUBJECT_CORE: Final = 1
+RATED_S: Final = 8.0  # how long a load lasts that has a rate
 READY_S: Final = 20.0
 QUIET_S: Final = 120.0
 STOP_S: Final = 20.0
@@ -31,7 +31,8 @@ class Subject:
 
     `count` takes what it wrote to standard output and to standard error; None says that its output cannot
     tell, then the kernel's drop counter does. `groups` are those whose events it is expected to see.
-    `rate`, in events a second, replaces that of the load; `floor` names the row that it is compared with.
+    `rate`, in events a second, replaces that of the load; `floor` and `other` name the rows that it is
+    compared with. `is_gateway`: the events are of flows with NAT, counters and times. `cores`: where it runs.
     """
 
     name: str
@@ -42,6 +43,9 @@ class Subject:
     environ: Mapping[str, str] = field(default_factory=dict)
     rate: int = 0
     floor: str = "floor"
+    other: str = ""
+    is_gateway: bool = False
+    cores: str = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ class Session:
 @contextmanager
 def run_subject(subject: Subject) -> Iterator[Session]:
     """Start a subject on its core and wait until it listens and is idle; end it in any case."""
-    argv = ["taskset", "-c", str(SUBJECT_CORE), *subject.argv]
+    argv = ["taskset", "-c", subject.cores, *subject.argv]
     environ = {**os.environ, **subject.environ}
     with tempfile.TemporaryFile("w+") as errors:
         with subject.stdout.open("wb") as stdout:
@@ -150,9 +154,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def measure(subject: Subject, load: Load) -> Measurement:
     """Run it once under this load."""
-    with run_subject(subject) as session:
+    load = replace(load, is_translated=subject.is_gateway).at(subject.rate or load.rate, RATED_S)
+    with be_gateway(subject.is_gateway), run_subject(subject) as session:
         before = read_cpu_ns(session.process.pid)
-        traffic = session.send(replace(load, rate=subject.rate or load.rate))
+        traffic = session.send(load)
         after = read_cpu_ns(session.process.pid)
         listener = find_listener(session.process.pid)
         peak = session.read_memory_kib("VmHWM")

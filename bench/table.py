@@ -1,19 +1,25 @@
 """Measurements as a table for people (Markdown) and as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from bench.backlog import Backlog
 from bench.flood import Flood
-from bench.parts import Part
-from bench.soak import Step
-from bench.subject import Measurement
+from bench.latency import Latency
+
+Part = object
+from bench.soak import Memory, Step
+from bench.subject import Measurement, Subject
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The middle of several runs of one subject; lost is the worst of them."""
+    """The middle of several runs of one subject; lost is the worst of them.
+
+    `ratio` is that to the floor, `other_ratio` that to the row `other`; both are made within a round.
+    """
 
     subject: str
     events: int
@@ -22,6 +28,8 @@ class Row:
     lost: int
     peak_mib: float
     events_per_second: int
+    other: str = ""
+    other_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +38,59 @@ class Report:
 
     rows: Sequence[Row] = ()
     soak: Sequence[Step] = ()
-    idle: Sequence[Step] = ()
+    memory: Sequence[Memory] = ()
+    latency: Sequence[Latency] = ()
+    backlog: Sequence[Backlog] = ()
     parts: Sequence[Part] = ()
     floods: Sequence[Flood] = ()
 
 
-def summarize(runs: Sequence[Measurement], floor: float | None) -> Row:
-    """One row; `floor` is the CPU time per event of the cheapest listener, None when it was not measured."""
-    us_per_event = median(run.us_per_event for run in runs)
+def summarize_all(subjects: Mapping[str, Subject], runs: Mapping[str, Sequence[Measurement]]) -> list[Row]:
+    """A row for each that was measured, beside those that it is compared with."""
+    return [
+        summarize(
+            of, runs.get(subjects[name].floor, ()), subjects[name].other, runs.get(subjects[name].other, ())
+        )
+        for name, of in runs.items()
+    ]
+
+
+def summarize(
+    runs: Sequence[Measurement],
+    floor: Sequence[Measurement],
+    name: str = "",
+    other: Sequence[Measurement] = (),
+) -> Row:
+    """One row; `floor` and `other` are empty when they were not measured."""
     return Row(
         subject=runs[0].subject,
         events=int(median(run.sent for run in runs)),
-        us_per_event=round(us_per_event, 3),
-        ratio=round(us_per_event / floor, 2) if floor else None,
+        us_per_event=round(median(run.us_per_event for run in runs), 3),
+        ratio=compare(runs, floor),
         lost=max(run.lost for run in runs),
         peak_mib=round(median(run.peak_kib for run in runs) / 1024, 1),
         events_per_second=int(median(run.rate for run in runs)),
+        other=name if other else "",
+        other_ratio=compare(runs, other),
     )
+
+
+def compare(runs: Sequence[Measurement], others: Sequence[Measurement]) -> float | None:
+    """The middle ratio of the rounds: what disturbs the machine for an hour disturbs both of a round."""
+    if not others:
+        return None
+    pairs = zip(runs, others, strict=True)
+    return round(median(run.us_per_event / other.us_per_event for run, other in pairs), 2)
 
 
 def render_tables(report: Report) -> str:
     """The tables that have rows."""
     tables = [
         render_markdown(report.rows) if report.rows else "",
-        render_soak(report.soak, "events so far") if report.soak else "",
-        render_soak(report.idle, "idle after events") if report.idle else "",
+        render_latency(report.latency) if report.latency else "",
+        render_backlog(report.backlog) if report.backlog else "",
+        render_memory(report.memory) if report.memory else "",
+        render_soak(report.soak) if report.soak else "",
         render_floods(report.floods) if report.floods else "",
         render_parts(report.parts) if report.parts else "",
     ]
@@ -63,7 +99,16 @@ def render_tables(report: Report) -> str:
 
 def render_markdown(rows: Sequence[Row]) -> str:
     """A table whose columns are aligned in the source too; what arrived is that of the worst run."""
-    head = ("subject", "events", "lost", "arrived", "CPU per event", "to the floor", "peak memory")
+    head = (
+        "subject",
+        "events",
+        "lost",
+        "arrived",
+        "CPU per event",
+        "to the floor",
+        "to another",
+        "peak memory",
+    )
     cells = [
         (
             row.subject,
@@ -72,6 +117,7 @@ def render_markdown(rows: Sequence[Row]) -> str:
             f"{100 * (1 - row.lost / row.events):.1f} %",
             f"{row.us_per_event:.2f} us",
             "" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.other_ratio is None else f"{row.other_ratio:.2f} x {row.other}",
             f"{row.peak_mib:.1f} MiB",
         )
         for row in rows
@@ -85,13 +131,60 @@ def render_parts(parts: Sequence[Part]) -> str:
     return render_table([head, *((part.name, f"{part.us:,.2f} us", part.unit) for part in parts)])
 
 
-def render_soak(steps: Sequence[Step], head: str) -> str:
+def render_latency(samples: Sequence[Latency]) -> str:
+    """What a steady load takes, and how late its lines are."""
+    head = ("subject", "events/s", "lost", "of a core", "woken/s", "late by (median)", "late by (99 %)")
+    cells = [
+        (
+            sample.subject,
+            f"{sample.rate:,}",
+            f"{sample.lost:,}",
+            f"{sample.core_percent:.2f} %",
+            f"{sample.wakeups:.1f}",
+            "" if sample.median_ms is None else f"{sample.median_ms:.1f} ms",
+            "" if sample.most_ms is None else f"{sample.most_ms:.1f} ms",
+        )
+        for sample in samples
+    ]
+    return render_table([head, *cells])
+
+
+def render_backlog(backlogs: Sequence[Backlog]) -> str:
+    """How fast what is queued is read."""
+    head = ("subject", "events queued", "lost", "read a second", "to the first")
+    cells = [
+        (
+            backlog.subject,
+            f"{backlog.events:,}",
+            f"{backlog.lost:,}",
+            f"{backlog.rate:,}",
+            f"{backlog.rate / backlogs[0].rate:.2f}",
+        )
+        for backlog in backlogs
+    ]
+    return render_table([head, *cells])
+
+
+def render_memory(memories: Sequence[Memory]) -> str:
+    """What is resident, in the beginning, after some events, and at most."""
+    head = ("subject", "started", "idle after events", "peak")
+    cells = [
+        (
+            memory.subject,
+            *(f"{mib:.1f} MiB" for mib in (memory.started_mib, memory.idle_mib, memory.peak_mib)),
+        )
+        for memory in memories
+    ]
+    return render_table([head, *cells])
+
+
+def render_soak(steps: Sequence[Step]) -> str:
     """Memory and descriptors after so many events."""
     cells = [
         (f"{step.events:,}", f"{step.resident_mib:.1f} MiB", f"{step.descriptors}", f"{step.lost:,}")
         for step in steps
     ]
-    return render_table([(head, "memory", "descriptors", "lost"), *cells])
+    return render_table([("events so far", "memory", "descriptors", "lost"), *cells])
 
 
 def render_floods(floods: Sequence[Flood]) -> str:

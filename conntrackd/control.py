@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from conntrackd import VERSION, logs, options
 from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
 from conntrackd.config import Config, changed, find_unapplied
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Sink, SinkState
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 
 if TYPE_CHECKING:
@@ -95,15 +95,15 @@ class DaemonControl:
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
-        daemon.pipeline.geoip = geoip
+        daemon.pipeline.set_geoip(geoip)
         await self._apply_sinks(sinks)
         return [*lines, *rules.warnings] or ["nothing has changed"]
 
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]
-    ) -> list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]:
+    ) -> list[tuple[SinkKind, Outbox | Sink | None]]:
         """For each sink to change: an outbox to add, a sink to put into its outbox, None to remove."""
-        found: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]] = []
+        found: list[tuple[SinkKind, Outbox | Sink | None]] = []
         try:
             for kind in SINKS:
                 is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
@@ -120,7 +120,7 @@ class DaemonControl:
             raise
         return found
 
-    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox[Any] | Sink[Any] | None]]) -> None:
+    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox | Sink | None]]) -> None:
         daemon = self._daemon
         removed = []
         for outbox in daemon.outboxes.values():
@@ -201,7 +201,7 @@ class DaemonControl:
         have rules checked may not stop the daemon.
         """
         async with self._compiling:
-            return await asyncio.to_thread(compile_filter, rules, origin, config)
+            return await asyncio.to_thread(compile_filter, rules, origin, config, self._daemon.engine)
 
     async def _compile_texts(self, rules: Sequence[str], origin: str = "") -> Filter:
         return await self._compile([RuleText(each) for each in rules], origin, self._daemon.config)
@@ -240,7 +240,7 @@ class DaemonControl:
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         new = await self._compile_texts(rules)
-        return self._daemon.tails.open(new.selector, limit)
+        return self._daemon.tails.open(new.table, limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class DaemonControl:
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters |= {each.name: each.value for each in measure_process()}
-        return Statistics(counters, sinks, list(daemon.filter.selector.counts))
+        return Statistics(counters, sinks, list(daemon.filter.table.counts))
 
     # ---- sinks ----------------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class DaemonControl:
             )
         return await asyncio.to_thread(outbox.flush, timeout_s)
 
-    def _find_sink(self, name: str) -> Outbox[Any]:
+    def _find_sink(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)

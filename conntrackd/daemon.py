@@ -1,7 +1,7 @@
 """Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
 
-Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (sinks/outbox.py), and
-the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
+Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (delivery/outbox.py),
+and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
 """
 
 import asyncio
@@ -21,19 +21,20 @@ from conntrackd import checks, options, resources
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import ETC, Config, check_sinks, read_config
 from conntrackd.control import DaemonControl
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkState
+from conntrackd.engine import find_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.handover import Handover
-from conntrackd.intake import Intake, create_decoder
+from conntrackd.intake import Intake
 from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkState
-from conntrackd.sinks.tail import Tails
 from conntrackd.stats import SinkStats, Stats
+from conntrackd.tails import Tails
 from conntrackd.values import render_size
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class Daemon:
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
-        self.configured_filter = self.filter = read_filter(self.config)
+        self.engine = find_engine(sources.environ)
+        self.configured_filter = self.filter = read_filter(self.config, self.engine)
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }
         self.pipeline = Pipeline(
-            create_decoder(self.stats),
-            self.filter.selector,
+            self.engine,
+            self.filter.table,
             self.open_geoip(self.config),
             tuple(self.outboxes.values()),
             self.tails,
@@ -100,7 +102,7 @@ class Daemon:
 
     # ---- building -------------------------------------------------------------------------------------
 
-    def create_outbox(self, kind: SinkKind, config: Config) -> Outbox[Any]:
+    def create_outbox(self, kind: SinkKind, config: Config) -> Outbox:
         """A sink behind its outbox, not yet started. Raises ConfigError."""
         return Outbox(
             kind.create(config),
@@ -167,7 +169,8 @@ class Daemon:
         path = self.config[options.CONNTRACK_REPLAY]
         try:
             if path is not None:
-                self.pipeline.replay(read_batches(path, time.time_ns()))
+                batch = self.engine.open_batch()
+                self.pipeline.replay(read_batches(path, time.time_ns(), batch), batch)
             else:
                 self.intake.listen()
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
@@ -206,7 +209,7 @@ class Daemon:
         )
 
     @staticmethod
-    async def stop_outboxes(outboxes: Sequence[Outbox[Any]], seconds: float) -> None:
+    async def stop_outboxes(outboxes: Sequence[Outbox], seconds: float) -> None:
         """All at once: a sink that is away takes no time from the others."""
         deadline = time.monotonic() + seconds
         for outbox in outboxes:
@@ -319,7 +322,7 @@ class Daemon:
             listener.filter_changed()
 
 
-def _stop_each(outboxes: Sequence[Outbox[Any]], deadline: float) -> None:
+def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
     """They have begun to stop: the first that hangs takes the time that the others need no more."""
     for outbox in outboxes:
         outbox.stop(deadline)
@@ -336,7 +339,7 @@ def _check_replay(config: Config) -> None:
 def check(sources: Sources) -> Config:
     """All that Daemon() would refuse, without any of it being started. Raises ConntrackdError."""
     config = sources.read()
-    read_filter(config)
+    read_filter(config, find_engine(sources.environ))
     for kind in SINKS:
         if kind.enabled(config):
             kind.create(config)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from conntrackd import bpf, options
 from conntrackd.config import Config, read_rules
+from conntrackd.engine import Engine, Table
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
@@ -24,7 +24,7 @@ class Filter:
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    selector: Selector
+    table: Table
     groups: int
     """The kernel's groups that can matter, EventType bits."""
     program: bytes | None
@@ -38,7 +38,7 @@ class Filter:
         return explain_rules(self.parsed, protocols, events)
 
 
-def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Filter:
+def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engine: Engine) -> Filter:
     """All that the rules become, for these settings. Raises the mistakes; changes nothing."""
     rules = parse_rules(texts)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], int(config[options.CONNTRACK_EVENTS])
@@ -49,7 +49,7 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Fi
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        selector=compile_selector(rules, protocols=protocols, events=events),
+        table=engine.compile_table(rules, protocols, events),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
@@ -58,9 +58,9 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config) -> Fi
     )
 
 
-def read_filter(config: Config) -> Filter:
+def read_filter(config: Config, engine: Engine) -> Filter:
     """The filter of the configuration. Raises the mistakes of its rules."""
-    return compile_filter(*read_texts(config), config)
+    return compile_filter(*read_texts(config), config, engine)
 
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:
@@ -71,8 +71,8 @@ def read_texts(config: Config) -> tuple[list[RuleText], str]:
 def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, new: Filter) -> None:
     """Put `new` in the place of `old` while events flow. `events` is None in a replay.
 
-    No event is lost that both would keep, and none is judged by half of each: what the kernel drops, one
-    program drops alone, which is as its own filter judges; what it passes up, one selector judges alone.
+    No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
+    program drops alone, which is as its own filter decides; what it passes up, one table decides alone.
     """
     if events is not None:
         events.join(new.groups & ~old.groups)
@@ -80,6 +80,6 @@ def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, n
             events.attach(new.program)
         else:
             events.detach()
-    pipeline.selector = new.selector
+    pipeline.table = new.table
     if events is not None:
         events.leave(old.groups & ~new.groups)

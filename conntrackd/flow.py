@@ -103,14 +103,13 @@ class Location:
 
 @dataclass(slots=True)
 class Flow:
-    """One conntrack event, as the kernel sent it.
+    """One conntrack event, as the kernel sent it: what the reference and the tools speak.
 
     Addresses are the 4 or 16 bytes of the packet (they compare as the numbers they are), times are
-    nanoseconds since the epoch, everything else is an integer; a field the event does not carry is ABSENT,
-    a start or stop it does not carry is 0.
+    nanoseconds since the epoch, texts and labels bytes, everything else is an integer; a number that the
+    event does not carry is ABSENT, a start or stop 0, bytes empty.
 
-    Read-only by convention. Not frozen: a frozen dataclass takes four times as long to build, and this is
-    built 200,000 times a second. The order of the fields is the order in which netlink/decode.py fills them.
+    Read-only by convention. The event path has the core's struct event instead (core/event.h).
     """
 
     type: int
@@ -141,6 +140,17 @@ class Flow:
     stop: int = 0
     src_location: Location | None = None
     dst_location: Location | None = None
+    icmp_id: int = ABSENT
+    reply_icmp_id: int = ABSENT
+    reply_zone: int = 0
+    helper: bytes = b""
+    secctx: bytes = b""
+    labels: bytes = b""
+    master_protocol: int = ABSENT
+    master_src: bytes = b""
+    master_dst: bytes = b""
+    master_sport: int = ABSENT
+    master_dport: int = ABSENT
 
 
 def find_nat(flow: Flow) -> int:

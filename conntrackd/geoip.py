@@ -1,11 +1,13 @@
-"""Address -> Location, from MaxMind-format databases; bounded cache; reopened when a file changes."""
+"""Address -> Location, from MaxMind-format databases, reopened when a file changes.
+
+What is found is remembered by the engine.
+"""
 
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
@@ -13,9 +15,8 @@ from typing import Any, Final
 import maxminddb
 
 from conntrackd import geofile
-from conntrackd.cache import Cache
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Flow, Location
+from conntrackd.flow import Location
 from conntrackd.stats import Stats
 from conntrackd.values import quote
 
@@ -29,7 +30,7 @@ Identity = tuple[int, int, int]
 
 
 class GeoIP:
-    """Gives events their Locations. locate() belongs to the reader's thread, refresh() to one other."""
+    """Looks addresses up. look_up() belongs to the reader's thread, refresh() to one other."""
 
     def __init__(
         self, paths: Sequence[Path], locale: str, cache: int, stats: Stats, directory: Path | None = None
@@ -41,18 +42,23 @@ class GeoIP:
         self._paths = tuple(paths)
         self._locale = locale
         self._directory = directory
-        self._size = cache
+        self.cache = cache
+        self.generation = 0
+        """Changes when a database was replaced: what was looked up before is no longer true."""
         self._stats = stats
         self._identities = self._seen = [_identify(path) for path in self._paths]
         self._databases = [_Database(path, locale, directory) for path in self._paths]
-        self._locations = self._make_cache()
 
-    def locate(self, flows: list[Flow]) -> None:
-        """Set both Locations of each event, None for an address that no database knows."""
-        locations = self._locations
-        for flow in flows:
-            flow.src_location = locations[flow.src]
-            flow.dst_location = locations[flow.dst]
+    def look_up(self, address: bytes) -> Location | None:
+        """Where a 4 or 16 bytes address is; None where no database knows it."""
+        text = inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)
+        self._stats.geoip_lookups_total += 1
+        found: Record | None = None
+        for database in self._databases:
+            record = database.find(text)
+            if record is not None:
+                found = record if found is None else {**found, **record}
+        return None if found is None else Location(**found)
 
     def refresh(self) -> bool:
         """Take over files that have changed since they were read; True where there were some.
@@ -76,27 +82,8 @@ class GeoIP:
                 logger.warning("geoip: %s, using the old one", error.message)
         self._identities = self._seen
         if fresh:
-            self._locations = self._make_cache()
+            self.generation += 1
         return fresh
-
-    def _make_cache(self) -> Cache[bytes, Location | None]:
-        # At least one: an address that is looked up twice in one event is found once.
-        size = max(1, self._size)
-        # Addresses of one place share its Location: encoders remember the text of those they have seen.
-        shared = Cache[Location, Location](lambda location: location, size)
-        return Cache(partial(self._look_up, tuple(self._databases), shared), size)
-
-    def _look_up(
-        self, databases: "tuple[_Database, ...]", shared: Cache[Location, Location], address: bytes
-    ) -> Location | None:
-        text = inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)
-        self._stats.geoip_lookups_total += 1
-        found: Record | None = None
-        for database in databases:
-            record = database.find(text)
-            if record is not None:
-                found = record if found is None else {**found, **record}
-        return None if found is None else shared[Location(**found)]
 
 
 class _Database:

@@ -16,7 +16,6 @@ from conntrackd.flow import NANO
 from conntrackd.guard import LIMIT, RELIABLE, Guard
 from conntrackd.handover import Handover
 from conntrackd.netlink import tracking
-from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 # The name of the socket in systemd's store of descriptors (sd_pid_notify_with_fds(3)).
 STORED: Final = "events"
-# The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
-TELLS_REASON: Final = (5, 10)
 
 
 class Intake:
@@ -103,7 +100,7 @@ class Intake:
             return
         table = Table()
         stack.callback(table.close)
-        self._pipeline.resync = Resync(table, create_decoder(self._stats), self._stats, after_loss=after_loss)
+        self._pipeline.resync = Resync(table, self._pipeline.engine, self._stats, after_loss=after_loss)
         if at_start:
             self._pipeline.resync.request(at_start=True)
 
@@ -181,13 +178,3 @@ class Intake:
                 "hint: a larger conntrack.buffer or net.netfilter.nf_conntrack_max, then a restart"
             )
         return problems
-
-
-def create_decoder(stats: Stats) -> Decoder:
-    """For messages of the running kernel."""
-    release = os.uname().release.split(".")
-    try:
-        tells_reason = (int(release[0]), int(release[1])) >= TELLS_REASON
-    except (IndexError, ValueError):
-        tells_reason = False
-    return Decoder(stats, tells_reason=tells_reason)

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from conntrackd.engine import find_engine
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
@@ -13,7 +14,7 @@ from conntrackd.netlink.recording import write_batch
 from conntrackd.netlink.socket import EventSocket
 
 BUFFER: Final = 64 << 20
-PATIENCE_SECONDS: Final = 0.25
+PATIENCE_MS: Final = 250
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
@@ -32,13 +33,12 @@ def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[
         stack.callback(events.close)
         file = stack.enter_context(path.open("wb"))
         asked = stack.enter_context(_notice_signals())
-        events.set_patience(PATIENCE_SECONDS)
+        batch = find_engine().open_batch()
         tell(f"recording to {path}" + ("" if limit else ", until ^C"))
         while not asked and (limit is None or count < limit):
-            batch = events.receive()
-            if batch is not None:
-                left = len(batch.lengths) if limit is None else limit - count
-                count += write_batch(file, batch, left)
+            datagrams, *_ = batch.receive(events.fileno(), PATIENCE_MS, 0)
+            if datagrams:
+                count += write_batch(file, batch, datagrams if limit is None else limit - count)
     return count
 
 

@@ -5,16 +5,16 @@ no event waiting, so that events always come first. Where they never leave time,
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
+from conntrackd.engine import Batch, Engine, Selection
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.decode import Decoder
+from conntrackd.flow import EventType
 from conntrackd.netlink.table import Table
 from conntrackd.stats import Stats
 
-# A flow is in the table a moment before its NEW is queued: what was read is judged so much later.
+# A flow is in the table a moment before its NEW is queued: what was read is decided so much later.
 SETTLE_SECONDS: Final = 0.002
 # Losses that go on are answered by a reading now and then.
 PAUSE_SECONDS: Final = 10.0
@@ -26,34 +26,36 @@ SLACK: Final = 65_536
 class Resync:
     """Remembers the ids of flows that sinks have heard of; finds those in the table that they have not.
 
-    A remembered flow takes some 70 bytes.
+    A remembered flow takes 8 to 16 bytes.
     """
 
     def __init__(
         self,
         table: Table,
-        decoder: Decoder,
+        engine: Engine,
         stats: Stats,
         *,
         after_loss: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.batch: Batch = engine.open_batch()
+        """Flows of the table, where step() has found some."""
         self._table = table
-        self._decoder = decoder
+        self._engine = engine
         self._stats = stats
         self._after_loss = after_loss
         self._clock = clock
-        self._reported: set[int] = set()
+        self._reported = engine.open_ids()
         self._bound = SLACK
         self._is_wanted = False
         self._next_at = 0.0
         # While the table is read:
         self.is_reading = False
-        self._tells = False  # else it is only asked which of the ids are there
-        self._chunk: list[Flow] = []
+        self._reports = False  # else it is only asked which of the ids are there
         self._settled_at = 0.0
-        self._there: set[int] = set()
-        self._gone: set[int] = set()
+        self._is_decided = False  # what is in the batch; else it has to settle first
+        self._there = engine.open_ids()
+        self._gone = engine.open_ids()
 
     @property
     def is_over(self) -> bool:
@@ -64,33 +66,38 @@ class Resync:
         """Events are missing, or the daemon has just begun: read the table soon."""
         self._is_wanted = self._is_wanted or at_start or self._after_loss
 
-    def note(self, flows: Iterable[Flow], kept: Iterable[Flow]) -> None:
-        """A batch of events or of the table's flows, and those of it that the sinks hear of."""
-        reported = [flow.id for flow in kept if flow.type != EventType.DESTROY]
-        ended = [flow.id for flow in flows if flow.type == EventType.DESTROY]
-        self._reported.update(reported)
-        self._reported.difference_update(ended)
+    def note(self, batch: Batch, kept: Selection) -> None:
+        """A batch of events, and those of it that the sinks hear of."""
+        self.note_reported(batch, batch.of_types(kept, ~EventType.DESTROY))
+        ended = batch.of_types(None, EventType.DESTROY)
+        self._reported.discard(batch, ended)
         if self.is_reading:
-            self._there.update(reported)
-            self._gone.update(ended)
+            self._gone.add(batch, ended)
 
-    def take(self) -> list[Flow]:
-        """Go on by one step, when no event waits. Flows that nobody has reported, as NEW for the filter."""
+    def note_reported(self, batch: Batch, flows: Selection) -> None:
+        """Flows that live, and that the sinks hear of."""
+        self._reported.add(batch, flows)
+        if self.is_reading:
+            self._there.add(batch, flows)
+
+    def step(self) -> Selection:
+        """Go on by one step, when no event waits. Flows in `batch` that nobody has reported yet."""
         now = self._clock()
         if not self.is_reading:
             self._begin(now)
-            return []
+            return b""
         if now < self._settled_at:
-            return []
-        found = {flow.id: flow for flow in self._chunk if flow.id not in self._gone}
-        known = found.keys() & self._reported
-        self._there.update(known)
-        self._read(now)
-        if not self._tells:
-            return []
-        fresh = [flow for each, flow in found.items() if each not in known]
-        for flow in fresh:
-            flow.type = EventType.NEW
+            return b""
+        if self._is_decided:
+            self._read(now)
+            return b""
+        self._is_decided = True
+        living = self._gone.select(self.batch, None, False)
+        self._there.add(self.batch, self._reported.select(self.batch, living, True))
+        fresh = self._reported.select(self.batch, living, False) if self._reports else b""
+        fresh = self._engine.open_ids().add(self.batch, fresh)  # the kernel may give one twice
+        if not fresh:
+            self._read(now)
         return fresh
 
     def _begin(self, now: float) -> None:
@@ -98,9 +105,8 @@ class Resync:
         if now < self._next_at or not (self._is_wanted or is_overgrown):
             return
         self._next_at = now + PAUSE_SECONDS
-        self._tells, self._is_wanted = self._is_wanted, False
-        self._there.clear()
-        self._gone.clear()
+        self._reports, self._is_wanted = self._is_wanted, False
+        self._there, self._gone = self._engine.open_ids(), self._engine.open_ids()
         try:
             self._table.begin()
         except UnavailableError:
@@ -111,21 +117,20 @@ class Resync:
 
     def _read(self, now: float) -> None:
         try:
-            chunk = self._table.read(self._decoder)
+            has_more = self._table.read(self.batch)
         except UnavailableError:
             self._give_up()
             return
-        self._chunk = chunk or []
-        self._settled_at = now + SETTLE_SECONDS
-        if chunk is None:
+        self._settled_at, self._is_decided = now + SETTLE_SECONDS, False
+        if not has_more:
             self._stats.table_readings_total += 1
             self.is_reading = False
-            self._reported = self._there - self._gone
+            self._there.remove(self._gone)
+            self._reported = self._there
             self._bound = 2 * len(self._reported) + SLACK
 
     def _give_up(self) -> None:
         """For now: what was wanted is tried again."""
         self._stats.table_errors_total += 1
         self.is_reading = False
-        self._chunk = []
-        self._is_wanted = self._is_wanted or self._tells
+        self._is_wanted = self._is_wanted or self._reports

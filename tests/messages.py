@@ -3,7 +3,7 @@
 import struct
 from socket import AF_INET
 
-from conntrackd.flow import ABSENT, EventType, Flow, Protocol
+from conntrackd.flow import ABSENT, EventType, Flow, Protocol, Reason
 from conntrackd.netlink import constants as nl
 
 
@@ -40,6 +40,16 @@ def build_message(flow: Flow) -> bytes:
     if flow.state != ABSENT:
         state = attribute(nl.CTA_PROTOINFO_TCP_STATE, bytes([flow.state]))
         parts.append(nest(nl.CTA_PROTOINFO, nest(nl.CTA_PROTOINFO_TCP, state)))
+    if flow.reason == Reason.CLOSED:  # what was left of its time
+        parts.append(attribute(nl.CTA_TIMEOUT, struct.pack("!I", 10)))
+    if flow.helper:
+        parts.append(nest(nl.CTA_HELP, attribute(nl.CTA_HELP_NAME, flow.helper + b"\0")))
+    if flow.secctx:
+        parts.append(nest(nl.CTA_SECCTX, attribute(nl.CTA_SECCTX_NAME, flow.secctx + b"\0")))
+    if flow.labels:
+        parts.append(attribute(nl.CTA_LABELS, flow.labels))
+    if flow.master_src:
+        parts.append(build_master(flow))
     if flow.mark:
         parts.append(attribute(nl.CTA_MARK, struct.pack("!I", flow.mark)))
     times = [
@@ -59,23 +69,50 @@ def build_message(flow: Flow) -> bytes:
     return struct.pack("=IHHII", nl.NLMSG_HDRLEN + len(body), kind, flags, 0, 0) + body
 
 
-def build_tuple(kind: int, flow: Flow, src: bytes, dst: bytes, ports: tuple[int, int]) -> bytes:
+def build_master(flow: Flow) -> bytes:
+    return nest(
+        nl.CTA_TUPLE_MASTER,
+        build_addresses(flow, flow.master_src, flow.master_dst),
+        nest(
+            nl.CTA_TUPLE_PROTO,
+            attribute(nl.CTA_PROTO_NUM, bytes([flow.master_protocol])),
+            attribute(nl.CTA_PROTO_SRC_PORT, struct.pack("!H", flow.master_sport)),
+            attribute(nl.CTA_PROTO_DST_PORT, struct.pack("!H", flow.master_dport)),
+        ),
+    )
+
+
+def build_addresses(flow: Flow, src: bytes, dst: bytes) -> bytes:
     ends = (
         (nl.CTA_IP_V4_SRC, nl.CTA_IP_V4_DST)
         if flow.family == AF_INET
         else (nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST)
     )
+    return nest(nl.CTA_TUPLE_IP, attribute(ends[0], src), attribute(ends[1], dst))
+
+
+def build_tuple(kind: int, flow: Flow, src: bytes, dst: bytes, ports: tuple[int, int]) -> bytes:
     proto = [attribute(nl.CTA_PROTO_NUM, bytes([flow.protocol]))]
-    if flow.protocol == Protocol.ICMP and flow.icmp_type != ABSENT:
-        proto.append(attribute(nl.CTA_PROTO_ICMP_TYPE, bytes([flow.icmp_type])))
-        proto.append(attribute(nl.CTA_PROTO_ICMP_CODE, bytes([flow.icmp_code])))
+    is_v6 = flow.protocol == Protocol.ICMPV6
+    icmp_id = flow.icmp_id if kind == nl.CTA_TUPLE_ORIG else flow.reply_icmp_id
+    if icmp_id != ABSENT:
+        proto.append(
+            attribute(nl.CTA_PROTO_ICMPV6_ID if is_v6 else nl.CTA_PROTO_ICMP_ID, struct.pack("!H", icmp_id))
+        )
+    if flow.icmp_type != ABSENT:
+        kinds = (nl.CTA_PROTO_ICMPV6_TYPE, nl.CTA_PROTO_ICMPV6_CODE)
+        kinds = kinds if is_v6 else (nl.CTA_PROTO_ICMP_TYPE, nl.CTA_PROTO_ICMP_CODE)
+        proto.append(attribute(kinds[0], bytes([flow.icmp_type])))
+        proto.append(attribute(kinds[1], bytes([flow.icmp_code])))
     proto += [
         attribute(each, struct.pack("!H", port))
         for each, port in zip((nl.CTA_PROTO_SRC_PORT, nl.CTA_PROTO_DST_PORT), ports, strict=True)
         if port != ABSENT
     ]
+    zone = [attribute(nl.CTA_TUPLE_ZONE, struct.pack("!H", flow.reply_zone))] if flow.reply_zone else []
     return nest(
         kind,
-        nest(nl.CTA_TUPLE_IP, attribute(ends[0], src), attribute(ends[1], dst)),
+        build_addresses(flow, src, dst),
         nest(nl.CTA_TUPLE_PROTO, *proto),
+        *(zone if kind == nl.CTA_TUPLE_REPLY else ()),
     )

@@ -5,24 +5,18 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from conntrackd.flow import Flow, Lost
+from conntrackd.render.plain import render_flows
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Template
-from conntrackd.sinks.compose import Composer
-from conntrackd.sinks.encode import Form
 
 
 def render(template: Template, flows: Sequence[Flow]) -> Rendered:
-    """As the engine does it."""
-    form = Form(template.syntax, template.text, template.event, template.loss, template.by_stream)  # type: ignore[arg-type]
-    lines = Composer()._loops[(form,)](flows)[0]
-    if not isinstance(lines, dict):
-        return make_rendered([line.encode() for line in lines], flows[0].time)
-    streams, moments = [], array("Q")
-    for key, entries in lines.items():
-        streams.append(Stream(key >> 8, key & 0xFF, len(entries)))
-        moments.extend(int(entry[2 : entry.index('"', 2)]) for entry in entries)
-    texts = [entry.encode() for entries in lines.values() for entry in entries]
-    return make_rendered(texts, flows[0].time, tuple(streams), moments.tobytes())
+    """As the reference engine does it."""
+    moments: list[int] = []
+    for number, flow in enumerate(flows):
+        is_same = number > 0 and flows[number - 1].time == flow.time
+        moments.append(moments[-1] + 1 if is_same else flow.time)
+    return render_flows(template, flows, moments, {})
 
 
 def make_rendered(

@@ -1,19 +1,19 @@
 """resync.py: what is remembered, what of the table is told, in what order with the events."""
 
-from dataclasses import replace
-
 import pytest
 
+from conntrackd.engine import SLOTS, Batch, Engine
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.decode import Decoder
 from conntrackd.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
 from conntrackd.stats import Stats
+from tests.engine.feed import ENGINES, RECEIVED_NS
+from tests.messages import build_message
 from tests.sinks.flows import make_flow
 
 
 class Table:
-    """Gives its chunks of flows one after the other, then None; an error where there is one."""
+    """Gives its chunks of flows one after the other, then nothing; an error where there is one."""
 
     def __init__(self) -> None:
         self.chunks: list[list[Flow]] = []
@@ -23,41 +23,55 @@ class Table:
 
     def begin(self) -> None:
         self.begun += 1
-        self._left = [[replace(flow) for flow in chunk] for chunk in self.chunks]
+        self._left = list(self.chunks)
 
-    def read(self, _: Decoder) -> list[Flow] | None:
+    def read(self, batch: Batch) -> bool:
         if self.is_broken:
             raise UnavailableError("broken")
-        return self._left.pop(0) if self._left else None
+        batch.load(join(*self._left.pop(0)) if self._left else b"", 0, RECEIVED_NS)
+        return len(batch) > 0
+
+
+def join(*flows: Flow) -> bytes:
+    return b"".join(map(build_message, flows))
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name, autouse=True)
+def bench_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "engine", request.param)
 
 
 class Bench:
     """A Resync with a clock of the test's own."""
 
+    engine: Engine = ENGINES[0]
+
     def __init__(self, *, after_loss: bool = True) -> None:
         self.table, self.stats, self.now = Table(), Stats(), 100.0
         self.resync = Resync(
             self.table,  # type: ignore[arg-type]  # has what is asked of it
-            Decoder(self.stats),
+            self.engine,
             self.stats,
             after_loss=after_loss,
             clock=lambda: self.now,
         )
+        self._batch = self.engine.open_batch()
 
-    def note(self, *flows: Flow) -> None:
-        self.resync.note(flows, flows)
+    def note(self, *flows: Flow, kept: bool = True) -> None:
+        self._batch.load(join(*flows), 0, RECEIVED_NS)
+        everything = self._batch.of_types(None, -1)
+        self.resync.note(self._batch, everything if kept else b"")
 
     def read(self) -> list[int]:
-        """To the end of a reading, everything kept; the ids that are told."""
-        told = []
+        """To the end of a reading, everything kept; the ids that are reported."""
+        reported = []
         for _ in range(50):
             self.now += SETTLE_SECONDS
-            fresh = self.resync.take()
-            assert all(flow.type == EventType.NEW for flow in fresh)
-            told += [flow.id for flow in fresh]
-            self.resync.note((), fresh)
+            fresh, batch = self.resync.step(), self.resync.batch
+            reported += [batch.describe(index)["id"] for index in memoryview(fresh).cast("H")]
+            self.resync.note_reported(batch, fresh)
         assert not self.resync.is_reading
-        return told
+        return reported
 
 
 def flow(number: int, kind: EventType = EventType.UPDATE) -> Flow:
@@ -66,7 +80,7 @@ def flow(number: int, kind: EventType = EventType.UPDATE) -> Flow:
 
 def test_flows_that_nobody_reported_are_told_once() -> None:
     bench = Bench()
-    bench.table.chunks = [[flow(1), flow(2), flow(3)], [flow(3), flow(4)]]
+    bench.table.chunks = [[flow(1), flow(2), flow(3), flow(1)], [flow(3), flow(4)]]
     bench.note(flow(2, EventType.NEW))
     bench.resync.request()
 
@@ -83,9 +97,9 @@ def test_an_event_that_comes_while_the_table_is_read_goes_before_it() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1), flow(2), flow(3)]]
     bench.resync.request()
-    bench.resync.take()
+    bench.resync.step()
 
-    assert bench.resync.take() == []  # it has not settled yet
+    assert bench.resync.step() == b""  # it has not settled yet
 
     bench.note(flow(1, EventType.NEW))
     bench.note(flow(2, EventType.DESTROY))
@@ -105,7 +119,7 @@ def test_a_flow_that_has_ended_and_one_of_its_id_is_told_again() -> None:
 def test_what_the_rules_left_out_is_not_remembered_as_told() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1)]]
-    bench.resync.note([flow(1, EventType.NEW)], [])
+    bench.note(flow(1, EventType.NEW), kept=False)
     bench.resync.request()
 
     assert bench.read() == [1]
@@ -143,8 +157,8 @@ def test_losses_that_go_on_are_answered_now_and_then() -> None:
 def test_ids_whose_end_was_filtered_out_do_not_stay_for_ever() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1), flow(2)]]
-    for number in range(SLACK + 2):
-        bench.note(flow(number, EventType.NEW))
+    for begin in range(0, SLACK + 2, SLOTS):
+        bench.note(*[flow(number, EventType.NEW) for number in range(begin, begin + SLOTS)])
 
     assert bench.read() == []  # nothing was lost: nothing is to be told
     assert bench.table.begun == 1

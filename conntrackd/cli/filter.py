@@ -17,7 +17,7 @@ from conntrackd.errors import DataError, ManyErrors, UsageError
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config import Config
     from conntrackd.filter.ast import Rule
-    from conntrackd.filter.pycode import Selector
+    from conntrackd.filter.evaluate import Decision
 
 PROGRAM: Final = "conntrackctl"
 # Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
@@ -46,7 +46,7 @@ def add_explain_arguments(parser: ArgumentParser) -> None:
     add_check_arguments(parser)
     add_bus(parser)
     parser.add_argument("--running", action="store_true", help="explain the rules in force in the daemon")
-    parser.add_argument("--python", action="store_true", help="show the Python function that rules become")
+    parser.add_argument("--core", action="store_true", help="show the table of tests that rules become")
     parser.add_argument("--bpf", action="store_true", help="show the program that runs in the kernel")
 
 
@@ -77,7 +77,7 @@ def explain(arguments: Namespace) -> int:
     rules = read_rules(config)
     warn_unreachable(rules)
     protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-    print(explain_rules(rules, protocols, events, python=arguments.python, listing=arguments.bpf))
+    print(explain_rules(rules, protocols, events, core=arguments.core, listing=arguments.bpf))
     return 0
 
 
@@ -85,9 +85,9 @@ def explain_running(arguments: Namespace) -> int:
     """The daemon's own explanation, of the rules that it has in force."""
     if arguments.rules or arguments.filter or arguments.filter_file or arguments.config:
         raise UsageError("--running is about the daemon's rules, and others are given")
-    if arguments.python or arguments.bpf:
+    if arguments.core or arguments.bpf:
         raise UsageError(
-            "--python and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
+            "--core and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
         )
     with connect(arguments) as client:
         print_lines(client.call("ExplainFilter", "as", [])[0].splitlines())
@@ -96,23 +96,20 @@ def explain_running(arguments: Namespace) -> int:
 
 def try_out(arguments: Namespace) -> int:
     """Judge recorded events by the rules alone: what `conntrack.*` leaves out is not in a recording."""
-    from conntrackd.filter.pycode import compile_selector  # noqa: PLC0415
-
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
-    selector = compile_selector(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
         file = _find_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
         for number, line in _read_lines(file):
             try:
-                kept, rule = judge_line(selector, line)
+                decision = evaluate_line(rules, line)
             except DataError as error:
                 error.place = f"{name}:{number}"
                 mistakes.append(error)
                 continue
-            print(_render_judgement(number, kept, rule, as_json=arguments.json))
+            print(_render_decision(number, decision, as_json=arguments.json))
     if len(mistakes) > MAX_TOLD:
         raise ManyErrors(
             [*mistakes[:MAX_TOLD], DataError(f"{len(mistakes) - MAX_TOLD} more lines are no events")]
@@ -162,14 +159,15 @@ def warn_of_status(rules: "Sequence[Rule]") -> None:
             report.warn(PROGRAM, DataError(text, place=rule.place or f"rule {number}", hint=hint))
 
 
-def judge_line(selector: "Selector", line: bytes) -> tuple[bool, int]:
-    """Whether the event of a line is logged, and the rule that decided. No filter reaches a LOST record."""
+def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
+    """What the rules do with the event of a line. No filter reaches a LOST record."""
     from conntrackd.cli.jsonline import decode_json_line  # noqa: PLC0415
+    from conntrackd.filter.evaluate import Decision, evaluate  # noqa: PLC0415
 
     if len(line) > MAX_LINE_BYTES:
         raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: no event")
     flow = decode_json_line(line)
-    return (True, 0) if flow is None else selector.judge(flow)
+    return Decision(True, 0) if flow is None else evaluate(rules, flow)
 
 
 def _find_input() -> BinaryIO:
@@ -190,11 +188,11 @@ def _read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _render_judgement(number: int, kept: bool, rule: int, *, as_json: bool) -> str:
-    decision = "log" if kept else "drop"
+def _render_decision(number: int, decision: "Decision", *, as_json: bool) -> str:
+    action, rule = "log" if decision.keep else "drop", decision.rule_number
     if as_json:
-        return json.dumps({"line": number, "decision": decision, "rule": rule or None})
-    return f"{decision}\t{rule or '-'}"
+        return json.dumps({"line": number, "decision": action, "rule": rule or None})
+    return f"{action}\t{rule or '-'}"
 
 
 VERBS: Final = (

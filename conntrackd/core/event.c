@@ -277,7 +277,15 @@ static void derive_duration(struct event *event)
 /* What follows from the attributes. */
 static void derive(struct event *event, bool tells_reason)
 {
+	static const uint8_t none[LABEL_BYTES];
+
 	event->nat = find_nat(event);
+	if (memcmp(event->labels, none, sizeof(none)) == 0)
+		event->has &= ~HAS_LABELS;
+	if (!event->helper_bytes)
+		event->has &= ~HAS_HELPER;
+	if (!event->secctx_bytes)
+		event->has &= ~HAS_SECCTX;
 	if (event->start && event->stop)
 		derive_duration(event);
 	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout() */

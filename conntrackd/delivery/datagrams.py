@@ -18,7 +18,7 @@ from typing import Final
 
 from conntrackd.render.rendered import END_BYTES
 
-MAX_MESSAGES: Final = 256  # of one call: a pause between two calls is when other threads come to run
+MAX_MESSAGES: Final = 256  # of one call: between two of them it is seen that the socket was closed
 MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
 PLACE: Final = b"\0"
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
@@ -37,23 +37,23 @@ class Framing(IntEnum):
     """As syslog(3) over a local stream: a NUL behind it."""
 
 
-def send_plainly(fd: int, text: bytes, ends: bytes, first: int, patience_ms: int) -> int:
-    """Sends the messages from number `first` on, one datagram each.
+def send_plainly(
+    fd: int, text: bytes, ends: bytes, first: int, patience_ms: int, segments: bool
+) -> tuple[int, int]:
+    """Sends the messages from number `first` on, one datagram each; `segments` are the core's.
 
-    Returns how many were taken, at least one. Raises OSError when the first of them could not be sent,
-    TimeoutError when there was no room for it in time.
+    Returns how many were taken, and what kept the next one from it as an errno, 0 for nothing. ETIMEDOUT:
+    there was no room for it in time.
     """
     found = array("I", ends)
     begin = found[first - 1] if first else 0
     for sent, end in enumerate(found[first:]):
         try:
             _send_one(fd, text[begin:end], patience_ms)
-        except OSError:
-            if not sent:
-                raise
-            return sent
+        except OSError as error:
+            return sent, error.errno or errno.EIO
         begin = end
-    return len(found) - first
+    return len(found) - first, 0
 
 
 def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
@@ -64,7 +64,7 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             if not poll.poll(patience_ms):
-                raise TimeoutError(errno.ETIMEDOUT, "the receiver does not take what it is sent") from None
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
         else:
             return
 
@@ -72,14 +72,13 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
 def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
     """Messages with their numbers and frames, and where each ends then.
 
-    Each NUL is the place of a number, of which `number` is the first, and 1 follows 2147483647.
+    A NUL in a message is the place of its number, of which `number` is the first, and 1 follows 2147483647.
     """
     frames = []
     for begin, end in pairwise((0, *array("I", ends))):
-        pieces = text[begin:end].split(PLACE)
-        message = pieces[0]
-        for piece in pieces[1:]:
-            message += b"%d%b" % (number, piece)
+        message, place, rest = text[begin:end].partition(PLACE)
+        if place:
+            message += b"%d%b" % (number, rest)
             number = number % MAX_SEQUENCE + 1
         match framing:
             case Framing.OCTETS:
@@ -93,7 +92,7 @@ def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[
 
 
 try:
-    from conntrackd.core import frame, send  # type: ignore[attr-defined, unused-ignore]
+    from conntrackd.core._core import frame, send
 except ImportError:
     frame, send = frame_plainly, send_plainly
 
@@ -112,37 +111,32 @@ __all__ = [
 class DatagramSocket:
     """A connected socket of datagrams, whose send() another thread can end by close()."""
 
-    def __init__(self, sock: socket.socket, patience: float) -> None:
-        """`patience`: seconds that the receiver may keep us waiting for room."""
+    def __init__(self, sock: socket.socket, patience: float, *, segments: bool = False) -> None:
+        """`patience`: seconds that the receiver may keep us waiting for room. `segments`: see core/send.h."""
         sock.setblocking(False)
         self._socket = sock
         self._patience_ms = int(patience * 1000)
+        self._segments = segments
         self._lock = threading.Lock()  # held while the descriptor is in use
         self._is_closed = False
 
     def send(self, text: bytes, ends: bytes) -> tuple[int, OSError | None]:
         """How many of the first messages were taken, and why no more were."""
-        sent, total, limit = 0, len(ends) // END_BYTES, MAX_MESSAGES
+        sent, total, code = 0, len(ends) // END_BYTES, 0
         with self._lock:
-            try:
-                while sent < total:
-                    if self._is_closed:
-                        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                    until = min(total, sent + limit)
-                    count = send(
-                        self._socket.fileno(), text, ends[: until * END_BYTES], sent, self._patience_ms
-                    )
-                    # Why it stopped between two, the kernel keeps to itself, and forgets a refusal of UDP
-                    # (net/socket.c). One alone after it brings the reason again, or, where it was sent and
-                    # refused, the next one does.
-                    limit = MAX_MESSAGES if sent + count == until else 1
-                    sent += count
-            except OSError as error:
-                return sent, error
-            finally:
+            while sent < total and not code:
                 if self._is_closed:
-                    self._socket.close()
-        return sent, None
+                    code = errno.EBADF
+                    break
+                some = ends[: min(total, sent + MAX_MESSAGES) * END_BYTES]
+                fd = self._socket.fileno()
+                count, code = send(fd, text, some, sent, self._patience_ms, self._segments)
+                sent += count
+            if self._is_closed:  # close() did not wait for the end of this
+                self._socket.close()
+        if code == errno.ETIMEDOUT:
+            return sent, TimeoutError(code, "the receiver does not take what it is sent")
+        return sent, OSError(code, os.strerror(code)) if code else None
 
     def find_error(self) -> int:
         """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""

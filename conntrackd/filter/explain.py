@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from conntrackd import bpf
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.pycode import compile_selector
+from conntrackd.filter.listing import render_table
 from conntrackd.filter.render import render
+from conntrackd.filter.table import compile_table
 from conntrackd.flow import EventType
 from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
 
@@ -16,10 +17,10 @@ def explain_rules(
     protocols: frozenset[int] | None,
     events: int,
     *,
-    python: bool = False,
+    core: bool = False,
     listing: bool = False,
 ) -> str:
-    """Sections with headings; on demand with the Python function and the kernel's program."""
+    """Sections with headings; on demand with the core's table and the kernel's program."""
     kernel = compile_kernel(rules, protocols=protocols, events=events)
     groups = [each.name or "" for each in EventType if each & kernel.groups]
     program = kernel.program
@@ -36,8 +37,8 @@ def explain_rules(
         ],
         "Left to Python": kernel.notes or ["nothing"],
     }
-    if python:
-        sections["Python"] = compile_selector(rules, protocols=protocols, events=events).source.splitlines()
+    if core:
+        sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()
     if listing:
         sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
     return "\n\n".join(

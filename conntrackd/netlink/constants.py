@@ -32,6 +32,7 @@ NLMSG_NOOP: Final = 1
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 NLMSG_OVERRUN: Final = 4
+NLMSG_MIN_TYPE: Final = 0x10  # below it are control messages of netlink itself
 NLM_F_REQUEST: Final = 0x01
 NLM_F_MULTI: Final = 0x02
 NLM_F_ACK: Final = 0x04
@@ -76,14 +77,22 @@ CTA_TUPLE_ORIG: Final = 1  # nested, ctattr_tuple
 CTA_TUPLE_REPLY: Final = 2  # nested, ctattr_tuple
 CTA_STATUS: Final = 3  # IPS_* bits, u32
 CTA_PROTOINFO: Final = 4  # nested, ctattr_protoinfo
+CTA_HELP: Final = 5  # nested, ctattr_help
 CTA_TIMEOUT: Final = 7  # seconds left, u32
 CTA_MARK: Final = 8  # u32
 CTA_COUNTERS_ORIG: Final = 9  # nested, ctattr_counters
 CTA_COUNTERS_REPLY: Final = 10  # nested, ctattr_counters
 CTA_ID: Final = 12  # u32
+CTA_TUPLE_MASTER: Final = 14  # nested, ctattr_tuple
 CTA_ZONE: Final = 18  # u16
+CTA_SECCTX: Final = 19  # nested, ctattr_secctx
 CTA_TIMESTAMP: Final = 20  # nested, ctattr_tstamp
+CTA_LABELS: Final = 22  # bits, 16 bytes
 CTA_TIMESTAMP_EVENT: Final = 27  # ns since the epoch, u64; Linux 6.14
+
+# enum ctattr_help, ctattr_secctx
+CTA_HELP_NAME: Final = 1
+CTA_SECCTX_NAME: Final = 1
 
 # enum ctattr_tuple
 CTA_TUPLE_IP: Final = 1  # nested, ctattr_ip

@@ -8,78 +8,67 @@ that a replay gives the events the times they had. Other programs skip it.
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from conntrackd.errors import DataError
 from conntrackd.netlink.constants import NLMSG_HDRLEN, NLMSG_NOOP
-from conntrackd.netlink.decode import HEADER
-from conntrackd.netlink.socket import SLOTS, Datagrams
+from conntrackd.netlink.message import HEADER
+
+if TYPE_CHECKING:
+    from conntrackd.engine import Batch
 
 TIME: Final = struct.Struct(f"{HEADER.format}Q")
 # The kernel's longest event is far below it; a longer one means that this is no recording.
 MAX_MESSAGE: Final = 1 << 16
+CHUNK_BYTES: Final = 1 << 20
 
 
-def write_batch(file: BinaryIO, batch: Datagrams, limit: int) -> int:
-    """Append at most `limit` messages; returns how many."""
+def write_batch(file: BinaryIO, batch: "Batch", limit: int) -> int:
+    """Append at most `limit` messages of the last receive; returns how many."""
+    count, messages = batch.datagrams(limit)
     file.write(TIME.pack(TIME.size, NLMSG_NOOP, 0, 0, 0, batch.received_ns))
-    count = 0
-    for position, length in zip(batch.positions, batch.lengths, strict=True):
-        if count == limit:
-            break
-        message = bytes(batch.buffer[position : position + length])
-        if length:  # else the slot was too short for it, and the rest is gone
-            file.write(message + bytes(-length % 4))
-            count += 1
+    file.write(messages)
     return count
 
 
-def read_batches(path: Path, received_ns: int) -> Iterator[Datagrams]:
-    """The messages of a recording, at most SLOTS in a batch; `received_ns` is for one that holds no times.
+def read_batches(path: Path, received_ns: int, batch: "Batch") -> Iterator[tuple[int, int]]:
+    """Load the batch again and again; gives messages and malformed ones of each load.
 
-    Raises DataError where the file is not, or no longer, a recording; OSError.
+    `received_ns` is for a recording that holds no times. Raises DataError where the file is not, or no
+    longer, a recording, after what stands before the damage; OSError.
     """
-    damage = None
     with path.open("rb") as file:
-        positions: list[int] = []
-        lengths: list[int] = []
-        content = bytearray()
-        for message in _read_messages(file, path):
-            if isinstance(message, DataError):
-                damage = message  # what stands before it comes first
+        content, offset, begin = b"", 0, 0
+        while True:
+            more = file.read(CHUNK_BYTES)
+            content, begin, offset = content[offset:] + more, begin + offset, 0
+            while len(content) - offset >= NLMSG_HDRLEN:
+                length, kind, *_ = HEADER.unpack_from(content, offset)
+                if not NLMSG_HDRLEN <= length <= MAX_MESSAGE:
+                    raise _explain(path, begin + offset)
+                if offset + length > len(content):
+                    break
+                if kind == NLMSG_NOOP:
+                    received_ns = (
+                        TIME.unpack_from(content, offset)[-1] if length == TIME.size else received_ns
+                    )
+                    offset += length + 3 & ~3
+                    continue
+                offset, messages, malformed = _load(batch, content, offset, received_ns)
+                yield messages, malformed
+            if not more:
                 break
-            kind = HEADER.unpack_from(message)[1]
-            is_time = kind == NLMSG_NOOP and len(message) == TIME.size
-            if positions and (is_time or len(positions) == SLOTS):
-                yield Datagrams(memoryview(bytes(content)), positions, lengths, 0, received_ns)
-                positions, lengths, content = [], [], bytearray()
-            if is_time:
-                received_ns = TIME.unpack(message)[-1]
-            else:
-                positions.append(len(content))
-                lengths.append(len(message))
-                content += message
-        if positions:
-            yield Datagrams(memoryview(bytes(content)), positions, lengths, 0, received_ns)
-    if damage is not None:
-        raise damage
+        if offset < len(content):
+            raise _explain(path, begin + offset)
 
 
-def _read_messages(file: BinaryIO, path: Path) -> Iterator[bytes | DataError]:
-    """Each message without its padding; last of all what is wrong with the file."""
-    offset = 0
-    while header := file.read(NLMSG_HDRLEN):
-        length = HEADER.unpack(header)[0] if len(header) == NLMSG_HDRLEN else 0
-        if not NLMSG_HDRLEN <= length <= MAX_MESSAGE:
-            yield _explain(path, offset)
-            return
-        aligned = (length + 3) & ~3
-        rest = file.read(aligned - NLMSG_HDRLEN)
-        if len(rest) < length - NLMSG_HDRLEN:
-            yield _explain(path, offset)
-            return
-        yield (header + rest)[:length]
-        offset += aligned
+def _load(batch: "Batch", content: bytes, offset: int, received_ns: int) -> tuple[int, int, int]:
+    end, messages, malformed = batch.load(content, offset, received_ns)
+    if messages:
+        return end, messages, malformed
+    # A control message that does not belong into a recording: it is no event.
+    length = HEADER.unpack_from(content, offset)[0]
+    return min(offset + (length + 3 & ~3), len(content)), 1, 1
 
 
 def _explain(path: Path, offset: int) -> DataError:

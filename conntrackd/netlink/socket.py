@@ -1,6 +1,6 @@
-"""The event socket: open, join groups, size the buffer, attach a BPF program, receive a batch, count losses.
+"""The event socket: open, join groups, size the buffer, attach a BPF program, count losses.
 
-No decisions are made here, and nothing is decoded.
+Nothing is received here: that is the engine's (core/receive.c).
 """
 
 import ctypes
@@ -9,15 +9,11 @@ import os
 import socket
 import struct
 import sys
-import time
 from typing import Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
 from conntrackd.flow import EventType
-from conntrackd.mmsg import Iovec, Mmsghdr
 from conntrackd.netlink.constants import (
-    MSG_TRUNC,
-    MSG_WAITFORONE,
     NETLINK_ADD_MEMBERSHIP,
     NETLINK_BROADCAST_ERROR,
     NETLINK_DROP_MEMBERSHIP,
@@ -39,33 +35,13 @@ from conntrackd.netlink.constants import (
     SOL_NETLINK,
 )
 
-# An event has 150-350 bytes; labels, a helper's name and a security context can make it 700.
-SLOT_BYTES: Final = 2048
-# With four sinks an event takes 15.7 us in batches of up to 256, and 16.5 in those of 128: what is done once
-# for each counts. 256 slots stay in the second-level cache.
-SLOTS: Final = 256
-
 GROUPS: Final = {
     EventType.NEW: NFNLGRP_CONNTRACK_NEW,
     EventType.UPDATE: NFNLGRP_CONNTRACK_UPDATE,
     EventType.DESTROY: NFNLGRP_CONNTRACK_DESTROY,
 }
 
-SOCKADDR_NL: Final = struct.Struct("=HHII")  # family, pad, port id, groups
-TIMEVAL: Final = struct.Struct("@ll")
 MEMINFO: Final = struct.Struct(f"={SK_MEMINFO_VARS}I")
-
-
-class Datagrams(NamedTuple):
-    """One batch as the decoder takes it. The buffer is overwritten by the next receive."""
-
-    buffer: memoryview
-    positions: range | list[int]
-    lengths: tuple[int, ...] | list[int]
-    """0 for one that did not fit into its slot, which the decoder counts as malformed."""
-    forged: int
-    """How many more datagrams came from a process instead of the kernel."""
-    received_ns: int
 
 
 class Fill(NamedTuple):
@@ -80,88 +56,6 @@ class _SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-class _Receiver:
-    """recvmmsg through ctypes into fixed slots: one system call for up to SLOTS datagrams.
-
-    MSG_WAITFORONE waits for the first one only, so that a quiet machine sees its event at once.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
-        self._buffer = ctypes.create_string_buffer(SLOTS * SLOT_BYTES)
-        self._names = ctypes.create_string_buffer(SLOTS * SOCKADDR_NL.size)
-        self._vectors = (Iovec * SLOTS)()
-        self._headers = (Mmsghdr * SLOTS)()
-        for slot in range(SLOTS):
-            self._vectors[slot].base = ctypes.addressof(self._buffer) + slot * SLOT_BYTES
-            self._vectors[slot].len = SLOT_BYTES
-            header = self._headers[slot].hdr
-            header.name = ctypes.addressof(self._names) + slot * SOCKADDR_NL.size
-            header.namelen = SOCKADDR_NL.size
-            header.iov = ctypes.pointer(self._vectors[slot])
-            header.iovlen = 1
-        self._view = memoryview(self._buffer).cast("B")
-        self._name_view = memoryview(self._names).cast("B")
-        self._header_view = memoryview(self._headers).cast("B")
-        # One struct reads the lengths of a whole batch; one comparison checks all its senders.
-        before = Mmsghdr.len.offset
-        after = ctypes.sizeof(Mmsghdr) - before - 4
-        self._lengths = [struct.Struct(f"={f'{before}xI{after}x' * count}") for count in range(SLOTS + 1)]
-
-    def receive(self) -> Datagrams:
-        flags = MSG_WAITFORONE | MSG_TRUNC
-        count = self._recvmmsg(self._descriptor, self._headers, SLOTS, flags, None)
-        if count < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))  # of EAGAIN it makes a BlockingIOError
-        received_ns = time.time_ns()
-        lengths = self._lengths[count].unpack_from(self._header_view)
-        return check_senders(
-            Datagrams(
-                self._view, range(0, count * SLOT_BYTES, SLOT_BYTES), empty_overlong(lengths), 0, received_ns
-            ),
-            bytes(self._name_view[: count * SOCKADDR_NL.size]),
-        )
-
-
-class _PlainReceiver:
-    """One recvfrom_into per datagram, where the C library has no recvmmsg."""
-
-    def __init__(self, netlink: socket.socket) -> None:
-        self._socket = netlink
-        self._view = memoryview(bytearray(SLOT_BYTES))
-
-    def receive(self) -> Datagrams:
-        length, sender = self._socket.recvfrom_into(self._view, 0, MSG_TRUNC)
-        name = SOCKADDR_NL.pack(socket.AF_NETLINK, 0, sender[0], sender[1])
-        lengths = empty_overlong((length,))
-        return check_senders(Datagrams(self._view, range(0, 1, 1), lengths, 0, time.time_ns()), name)
-
-
-def empty_overlong(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """0 for a datagram that was longer than its slot: behind what is left of it stands another one."""
-    if max(lengths) <= SLOT_BYTES:
-        return lengths
-    return tuple(length if length <= SLOT_BYTES else 0 for length in lengths)
-
-
-def check_senders(batch: Datagrams, names: bytes) -> Datagrams:
-    """Leave out what a process sent: events come from port id 0, the kernel. `names`: packed sockaddr_nl."""
-    ports = struct.Struct("=4xI4x")
-    # The groups differ from event to event, so the whole cannot be compared with one constant; but a port
-    # that is not 0 is so rare that the search for it must only be cheap.
-    if not any(names[4::12]) and not any(names[5::12]) and not any(names[6::12]) and not any(names[7::12]):
-        return batch
-    senders = [port for (port,) in ports.iter_unpack(names)]
-    genuine = [slot for slot, port in enumerate(senders) if port == 0]
-    return batch._replace(
-        positions=[batch.positions[slot] for slot in genuine],
-        lengths=[batch.lengths[slot] for slot in genuine],
-        forged=len(senders) - len(genuine),
-    )
-
-
 class EventSocket:
     """A netlink socket that hears of conntrack events."""
 
@@ -169,12 +63,6 @@ class EventSocket:
         self._socket = netlink
         self.has_room = True
         """Whether the kernel has taken the last program that it was given."""
-        self.slots = SLOTS
-        """As many datagrams as one receive() returns at most."""
-        try:
-            self._receiver: _Receiver | _PlainReceiver = _Receiver(netlink.fileno())
-        except AttributeError:
-            self._receiver, self.slots = _PlainReceiver(netlink), 1
 
     @classmethod
     def open(cls, *, groups: int, buffer: int, program: bytes | None = None) -> "EventSocket":
@@ -229,21 +117,6 @@ class EventSocket:
         """Leave all groups. A thread that waits in receive must be woken first: it does not notice."""
         self._socket.close()
 
-    def set_patience(self, seconds: float) -> None:
-        """How long receive() waits: a reader looks up now and then, to see whether it is to stop."""
-        whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(whole, part))
-
-    def receive(self) -> Datagrams | None:
-        """Wait for an event; return with all that are there, at most SLOTS. None: there was none in time.
-
-        Raises OSError when the socket is gone.
-        """
-        try:
-            return self._receiver.receive()
-        except (BlockingIOError, InterruptedError):
-            return None
-
     def join(self, groups: int) -> None:
         """Hear of these events from now on."""
         self._change_groups(NETLINK_ADD_MEMBERSHIP, groups)
@@ -285,9 +158,8 @@ class EventSocket:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR, int(is_reliable))
 
     def measure(self) -> Fill:
-        """How full the buffer is and how many events it had no room for: 0.7 us, asked once a batch."""
-        words = MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
-        return Fill(words[SK_MEMINFO_RMEM_ALLOC], words[SK_MEMINFO_RCVBUF], words[SK_MEMINFO_DROPS])
+        """How full the buffer is and how many events it had no room for."""
+        return measure(self._socket.fileno())
 
     def _change_groups(self, option: int, groups: int) -> None:
         for event_type, group in GROUPS.items():
@@ -296,6 +168,14 @@ class EventSocket:
                     self._socket.setsockopt(SOL_NETLINK, option, group)
                 except PermissionError as error:
                     raise _explain_permission() from error
+
+
+def measure(descriptor: int) -> Fill:
+    """How full the buffer of a netlink socket is, and how many events it had no room for: 0.7 us."""
+    # A socket object of its own would have to ask the kernel for family, type and protocol first.
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, fileno=os.dup(descriptor)) as netlink:
+        words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+    return Fill(words[SK_MEMINFO_RMEM_ALLOC], words[SK_MEMINFO_RCVBUF], words[SK_MEMINFO_DROPS])
 
 
 def attach_program(sock: socket.socket, program: bytes) -> None:

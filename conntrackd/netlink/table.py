@@ -4,10 +4,9 @@ import os
 import socket
 import struct
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import Flow
 from conntrackd.netlink.constants import (
     CTA_STATS_GLOBAL_ENTRIES,
     CTA_STATS_GLOBAL_MAX_ENTRIES,
@@ -18,11 +17,13 @@ from conntrackd.netlink.constants import (
     NFNL_SUBSYS_CTNETLINK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
-    NLMSG_DONE,
     NLMSG_ERROR,
 )
-from conntrackd.netlink.decode import HEADER, Decoder
+from conntrackd.netlink.message import HEADER
 from conntrackd.netlink.socket import open_netlink
+
+if TYPE_CHECKING:
+    from conntrackd.engine import Batch
 
 ANSWER_SECONDS: Final = 2.0
 # The kernel fills at most 32 KiB at a time (net/netlink/af_netlink.c, netlink_dump()).
@@ -75,22 +76,15 @@ class Table:
         """Start to read the table, after an earlier reading has come to its end."""
         self._request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
 
-    def read(self, decoder: Decoder) -> list[Flow] | None:
-        """The next flows, some 200, as updates; None when these were all.
+    def read(self, batch: "Batch") -> bool:
+        """The next flows, some 200, into the batch, as updates; False when there are no more.
 
         The kernel gathers them one call ahead: some may have ended since. A flow may come twice.
         """
         chunk = self._receive()
-        positions, lengths, offset = [], [], 0
-        while len(chunk) - offset >= HEADER.size:
-            length, kind, *_ = HEADER.unpack_from(chunk, offset)
-            _raise_error(chunk, offset)
-            if kind == NLMSG_DONE or length < HEADER.size:
-                break
-            positions.append(offset)
-            lengths.append(length)
-            offset += (length + 3) & ~3
-        return decoder.decode(chunk, positions, lengths, time.time_ns()) if positions else None
+        _raise_error(chunk, 0)
+        batch.load(chunk, 0, time.time_ns())
+        return len(batch) > 0
 
     def _request(self, kind: int, flags: int) -> None:
         body = struct.pack("=BBH", socket.AF_UNSPEC, NFNETLINK_V0, 0)

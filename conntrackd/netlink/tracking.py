@@ -28,7 +28,7 @@ from conntrackd.netlink.constants import (
     NLMSG_DONE,
     NLMSG_ERROR,
 )
-from conntrackd.netlink.decode import HEADER, split
+from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.table import Table
 

@@ -91,7 +91,7 @@ def test_a_rule_in_vain_is_a_warning() -> None:
 
 def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
     rules = ["--filter", "drop destination port 53", "--filter", "log country DE"]
-    done = ctl("explain", *rules, "--python", "--bpf")
+    done = ctl("explain", *rules, "--core", "--bpf")
 
     assert done.returncode == 0
     for words in (
@@ -99,7 +99,8 @@ def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
         "Groups joined",
         "instructions",
         "rule 2: places are looked up there",
-        "def select(batch, counts):",
+        "begin at 0",
+        "destination country is DE: rule 2 (log), else no rule (log)",
         "ret #0",
     ):
         assert words in done.stdout

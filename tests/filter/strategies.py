@@ -56,6 +56,10 @@ MASKS: Final = (0xFFFFFFFF, 0xF0, 0x0F, 0x80000000, 0)
 ZONES: Final = (0, 1, 3, 65535)
 STATUSES: Final = tuple(fields.STATUSES.values())
 COUNTS: Final = (0, 1, 100, 1023, 1024, 10 << 20, (1 << 32) - 1, 1 << 32, (1 << 64) - 1)
+OPTIONAL: Final = (
+    *(fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT, fields.STATE),
+    *fields.COUNTERS.values(),
+)
 SECOND: Final = 10**9
 START: Final = 1_700_000_000 * SECOND
 DURATIONS: Final = (0, 10**6, 999 * 10**6, SECOND, 60 * SECOND, 3600 * SECOND)
@@ -102,7 +106,7 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
         reply_packets=draw(counts),
         reply_bytes=draw(counts),
         start=start,
-        stop=draw(st.just(0) | st.sampled_from(DURATIONS).map(lambda ns: START + ns)),
+        stop=draw(st.just(0) | st.sampled_from((-SECOND, -1, *DURATIONS)).map(lambda ns: START + ns)),
         src_location=draw(st.none() | place),
         dst_location=draw(st.none() | place),
     )

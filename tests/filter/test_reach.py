@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from conntrackd.filter import reach
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.reach import find_unreachable
 from conntrackd.flow import Flow
-from tests.filter import reference, strategies
+from tests.filter import strategies
 
 batches = st.lists(strategies.flows(), min_size=10, max_size=40)
 
@@ -81,7 +82,7 @@ def test_no_event_is_decided_by_a_rule_that_is_said_never_to_match(
 ) -> None:
     silent = {each.number for each in find_unreachable(rules)}
 
-    assert silent.isdisjoint({reference.judge(rules, flow)[1] for flow in batch})
+    assert silent.isdisjoint({evaluate(rules, flow)[1] for flow in batch})
 
 
 def test_the_warning_says_which_rules_take_everything() -> None:

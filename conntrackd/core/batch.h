@@ -1,0 +1,47 @@
+/* A batch, and selections of its events: their indexes, in bytes that Python hands from one call to the next. */
+#ifndef CONNTRACKD_BATCH_H
+#define CONNTRACKD_BATCH_H
+
+#include "binding.h"
+
+#include "event.h"
+#include "receive.h"
+#include "render.h"
+
+struct batch {
+	PyObject_HEAD
+	struct ring ring;
+	uint64_t received_ns;
+	bool tells_reason; /* see walk_message() */
+	uint8_t *loaded; /* a copy of what load() was given */
+	struct event *events;
+	uint16_t *indexes; /* room for a selection of all of them, while it is made */
+	size_t count, capacity;
+	struct output output;
+};
+
+struct selection {
+	const uint16_t *indexes;
+	size_t count;
+};
+
+/* Adds the event of a message, or counts it as malformed. False for want of memory. */
+bool append_message(struct batch *batch, const uint8_t *message, size_t length, size_t *malformed);
+
+/* The kernel sends events one by one, but netlink allows several messages in a datagram. */
+bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, size_t *malformed);
+
+/* None selects all events. False with an exception: it is not a selection, or not one of this batch. */
+bool open_selection(const struct batch *batch, PyObject *object, struct selection *selection);
+
+/* The first `count` of the batch's indexes as bytes. */
+PyObject *make_selection(const struct batch *batch, size_t count);
+
+/* Those of a selection that `is_kept` keeps, as a new object. */
+PyObject *select_events(struct batch *batch, const struct selection *among,
+			bool (*is_kept)(const struct event *event, const void *context), const void *context);
+
+/* The value of a field for people and tests: a number, bytes, or None where the event has none. */
+PyObject *describe_field(const struct event *event, size_t field);
+
+#endif

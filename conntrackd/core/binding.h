@@ -1,0 +1,36 @@
+/* What the files of the binding share: the limited API of Python 3.11, and the types that take each other. */
+#ifndef CONNTRACKD_BINDING_H
+#define CONNTRACKD_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "ids.h"
+#include "locate.h"
+#include "render.h"
+
+struct module_state {
+	PyTypeObject *batch, *table, *template, *locations, *ids;
+};
+
+/* Each makes a type of the module, NULL with an exception. */
+PyTypeObject *create_batch_type(PyObject *module);
+PyTypeObject *create_table_type(PyObject *module);
+PyTypeObject *create_template_type(PyObject *module);
+PyTypeObject *create_locations_type(PyObject *module);
+PyTypeObject *create_ids_type(PyObject *module);
+
+/* The module's state, found from an object of one of its types. */
+struct module_state *find_state(PyObject *object);
+
+/* What is in an object, whose type was checked. */
+struct table *open_object_table(PyObject *object);
+struct template *open_object_template(PyObject *object);
+struct locations *open_object_locations(PyObject *object);
+struct ids *open_object_ids(PyObject *object);
+
+/* Bytes that hold native numbers of this size: how many, or -1 with an exception. */
+Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what);
+
+#endif

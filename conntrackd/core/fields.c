@@ -1,0 +1,52 @@
+/* See fields.h. */
+#include "fields.h"
+
+#define NUMBER(name, bit) { #name, offsetof(struct event, name), sizeof(((struct event *)0)->name), bit }
+#define TEXT(name, bit) { #name, offsetof(struct event, name), 0, bit }
+
+const struct event_field event_fields[] = {
+	NUMBER(type, 0),
+	NUMBER(time, 0),
+	NUMBER(moment, 0),
+	NUMBER(family, 0),
+	NUMBER(protocol, 0),
+	NUMBER(id, 0),
+	NUMBER(src, 0),
+	NUMBER(dst, 0),
+	NUMBER(sport, HAS_SPORT),
+	NUMBER(dport, HAS_DPORT),
+	NUMBER(reply_src, 0),
+	NUMBER(reply_dst, 0),
+	NUMBER(reply_sport, HAS_REPLY_SPORT),
+	NUMBER(reply_dport, HAS_REPLY_DPORT),
+	NUMBER(state, HAS_STATE),
+	NUMBER(status, 0),
+	NUMBER(mark, 0),
+	NUMBER(zone, 0),
+	NUMBER(reply_zone, 0),
+	NUMBER(nat, 0),
+	NUMBER(icmp_type, HAS_ICMP_TYPE),
+	NUMBER(icmp_code, HAS_ICMP_CODE),
+	NUMBER(icmp_id, HAS_ICMP_ID),
+	NUMBER(reply_icmp_id, HAS_REPLY_ICMP_ID),
+	NUMBER(reason, HAS_REASON),
+	NUMBER(orig_packets, HAS_ORIG_PACKETS),
+	NUMBER(orig_bytes, HAS_ORIG_BYTES),
+	NUMBER(reply_packets, HAS_REPLY_PACKETS),
+	NUMBER(reply_bytes, HAS_REPLY_BYTES),
+	NUMBER(start, HAS_START),
+	NUMBER(stop, HAS_STOP),
+	NUMBER(duration, HAS_DURATION),
+	NUMBER(duration_rank, HAS_DURATION),
+	NUMBER(src_location, HAS_SRC_LOCATION),
+	NUMBER(dst_location, HAS_DST_LOCATION),
+	NUMBER(master_src, HAS_MASTER_SRC),
+	NUMBER(master_dst, HAS_MASTER_DST),
+	NUMBER(master_sport, HAS_MASTER_SPORT),
+	NUMBER(master_dport, HAS_MASTER_DPORT),
+	NUMBER(master_protocol, HAS_MASTER_PROTOCOL),
+	TEXT(helper, HAS_HELPER),
+	TEXT(secctx, HAS_SECCTX),
+	NUMBER(labels, HAS_LABELS),
+};
+const size_t event_field_count = sizeof(event_fields) / sizeof(event_fields[0]);

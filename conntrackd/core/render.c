@@ -1,0 +1,383 @@
+/* See render.h. */
+#include "render.h"
+
+#include "fields.h"
+
+#include <stdlib.h>
+
+#define FIRST_EVENTS 512
+#define MAX_STEPS 1024
+#define LABEL_COUNT (8 * LABEL_BYTES)
+#define DURATION_TEXT (NUMBER_TEXT + 11) /* a sign, seconds, a point, nine digits */
+#define NANO 1000000000ULL
+
+static bool is_within(uint64_t offset, uint64_t length, size_t size)
+{
+	return offset <= size && length <= size - offset;
+}
+
+static size_t find_longest_name(const struct template *template, const struct step *step)
+{
+	size_t longest = NUMBER_TEXT;
+
+	for (size_t name = 0; name < step->length; name++)
+		if (template->names[step->offset + name].length > longest)
+			longest = template->names[step->offset + name].length;
+	return longest;
+}
+
+/* The most bytes that a step writes between its constants; -1 where it cannot be right. */
+static int64_t bound_step(const struct template *template, const struct step *step)
+{
+	size_t size;
+
+	if (step->field >= event_field_count)
+		return -1;
+	size = event_fields[step->field].size;
+	switch ((enum step_kind)step->kind) {
+	case STEP_TEXT:
+		return 0;
+	case STEP_NUMBER:
+		return size && size <= 8 ? NUMBER_TEXT : -1;
+	case STEP_NAME:
+		if (!size || size > 8 || !is_within(step->offset, step->length, template->name_count))
+			return -1;
+		return (int64_t)find_longest_name(template, step);
+	case STEP_ADDRESS:
+		return size == ADDRESS_BYTES ? ADDRESS_TEXT : -1;
+	case STEP_ENDPOINT:
+		if (size != ADDRESS_BYTES || step->offset >= event_field_count || event_fields[step->offset].size != 2)
+			return -1;
+		return ADDRESS_TEXT + 3 + NUMBER_TEXT;
+	case STEP_TIME:
+		return size == 8 && step->length <= STYLE_BSD ? TIME_TEXT : -1;
+	case STEP_DURATION:
+		return DURATION_TEXT;
+	case STEP_PLACE:
+		return size == 4 && step->offset < PLACES ? 0 : -1;
+	case STEP_OWN_TEXT:
+		return size == 0 ? 0 : -1;
+	case STEP_LABELS:
+		if (size != LABEL_BYTES || !is_within(step->offset, step->length, template->name_count))
+			return -1;
+		return LABEL_COUNT * (int64_t)(1 + find_longest_name(template, step));
+	}
+	return -1;
+}
+
+static bool check_template(struct template *template)
+{
+	for (size_t name = 0; name < template->name_count; name++)
+		if (!is_within(template->names[name].offset, template->names[name].length, template->pool_bytes))
+			return false;
+	for (size_t position = 0; position < template->step_count; position++) {
+		const struct step *step = &template->steps[position];
+		size_t constants = (size_t)step->before_length + step->after_length;
+		int64_t bound = bound_step(template, step);
+
+		if (bound < 0 || !is_within(step->constants, constants, template->pool_bytes))
+			return false;
+		template->bound += (size_t)bound + constants;
+		template->place_steps += step->kind == STEP_PLACE;
+	}
+	return true;
+}
+
+static void *copy(const void *from, size_t size)
+{
+	void *to = calloc(1, size + SLACK);
+
+	return to ? memcpy(to, from, size) : NULL;
+}
+
+bool open_template(struct template *template, const struct step *steps, size_t step_count,
+		   const struct slice *names, size_t name_count, const char *pool, size_t pool_bytes, bool by_stream)
+{
+	*template = (struct template){ .step_count = step_count,
+				       .name_count = name_count,
+				       .pool_bytes = pool_bytes,
+				       .by_stream = by_stream };
+	if (step_count > MAX_STEPS)
+		return false;
+	template->steps = copy(steps, step_count * sizeof(*steps));
+	template->names = copy(names, name_count * sizeof(*names));
+	template->pool = copy(pool, pool_bytes);
+	return template->steps && template->names && template->pool && check_template(template);
+}
+
+void close_template(struct template *template)
+{
+	for (size_t location = 0; location < template->place_count; location++)
+		free(template->places[location]);
+	free(template->places);
+	free(template->steps);
+	free(template->names);
+	free(template->pool);
+}
+
+bool template_set_places(struct template *template, uint32_t location, const char *const *texts,
+			 const uint32_t *lengths)
+{
+	struct slice slices[PLACES];
+	size_t size = sizeof(slices), count = template->place_count;
+	char *place;
+
+	if (location >= MOST_LOCATIONS)
+		return false;
+	if (location >= count) {
+		size_t more = count ? 2 * count : 64;
+		char **grown;
+
+		while (more <= location)
+			more *= 2;
+		grown = realloc(template->places, more * sizeof(*grown));
+		if (!grown)
+			return false;
+		memset(grown + count, 0, (more - count) * sizeof(*grown));
+		template->places = grown;
+		template->place_count = more;
+	}
+	for (int text = 0; text < PLACES; text++) {
+		slices[text] = (struct slice){ (uint32_t)size, lengths[text] };
+		size += lengths[text];
+	}
+	place = calloc(1, size + SLACK);
+	if (!place)
+		return false;
+	memcpy(place, slices, sizeof(slices));
+	for (int text = 0; text < PLACES; text++)
+		memcpy(place + slices[text].offset, texts[text], lengths[text]);
+	free(template->places[location]);
+	template->places[location] = place;
+	if (size > template->place_bound)
+		template->place_bound = size;
+	return true;
+}
+
+/* ---- one event ---------------------------------------------------------------------------------------- */
+
+static char *write_name(char *at, const struct template *template, const struct step *step, uint64_t number)
+{
+	const struct slice *name = number < step->length ? &template->names[step->offset + number] : NULL;
+
+	return name && name->length ? write_bytes(at, template->pool + name->offset, name->length) :
+				      write_number(at, number);
+}
+
+static char *write_endpoint(char *at, const struct event *event, const struct step *step)
+{
+	const uint8_t *address = (const uint8_t *)event + event_fields[step->field].offset;
+	const struct event_field *port = &event_fields[step->offset];
+	bool is_ipv4 = event->has & IS_IPV4, is_bracketed = !is_ipv4 && event->has & port->has;
+
+	if (is_bracketed)
+		*at++ = '[';
+	at = write_address(at, address, is_ipv4);
+	if (is_bracketed)
+		*at++ = ']';
+	if (!(event->has & port->has))
+		return at;
+	*at++ = ':';
+	return write_number(at, read_field(event, port));
+}
+
+/* Seconds with all nine decimals. */
+static char *write_duration(char *at, const struct event *event)
+{
+	if (event->has & IS_BACKWARD)
+		*at++ = '-';
+	at = write_number(at, event->duration / NANO);
+	*at++ = '.';
+	return write_padded(at, (uint32_t)(event->duration % NANO), 9);
+}
+
+static char *write_place(char *at, const struct template *template, const struct step *step, uint64_t location)
+{
+	struct slice slice;
+
+	if (location >= template->place_count || !template->places[location])
+		return at;
+	memcpy(&slice, template->places[location] + step->offset * sizeof(slice), sizeof(slice));
+	return write_bytes(at, template->places[location] + slice.offset, slice.length);
+}
+
+/* What no format has to escape stays as it is; names of helpers and security contexts have nothing else. */
+static char *write_own_text(char *at, const char *text, size_t length)
+{
+	for (size_t position = 0; position < length; position++) {
+		char character = text[position];
+		bool is_plain = character >= ' ' && character <= '~' && !strchr("\"\\]", character);
+
+		*at++ = is_plain ? character : '?';
+	}
+	return at;
+}
+
+static char *write_labels(char *at, const struct template *template, const struct step *step,
+			  const struct event *event)
+{
+	bool is_first = true;
+
+	for (unsigned label = 0; label < LABEL_COUNT; label++) {
+		if (!(event->labels[label / 8] >> label % 8 & 1))
+			continue;
+		if (!is_first)
+			*at++ = ',';
+		is_first = false;
+		at = write_name(at, template, step, label);
+	}
+	return at;
+}
+
+static char *write_value(char *at, struct template *template, const struct step *step, const struct event *event)
+{
+	const struct event_field *field = &event_fields[step->field];
+
+	switch ((enum step_kind)step->kind) {
+	case STEP_TEXT:
+		return at;
+	case STEP_NUMBER:
+		return write_number(at, read_field(event, field));
+	case STEP_NAME:
+		return write_name(at, template, step, read_field(event, field));
+	case STEP_ADDRESS:
+		return write_address(at, (const uint8_t *)event + field->offset, event->has & IS_IPV4);
+	case STEP_ENDPOINT:
+		return write_endpoint(at, event, step);
+	case STEP_TIME:
+		return write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
+	case STEP_DURATION:
+		return write_duration(at, event);
+	case STEP_PLACE:
+		return write_place(at, template, step, read_field(event, field));
+	case STEP_OWN_TEXT:
+		return field->has == HAS_HELPER ? write_own_text(at, event->helper, event->helper_bytes) :
+						  write_own_text(at, event->secctx, event->secctx_bytes);
+	case STEP_LABELS:
+		return write_labels(at, template, step, event);
+	}
+	return at;
+}
+
+static char *write_event(char *at, struct template *template, const struct event *event)
+{
+	const struct step *end = template->steps + template->step_count;
+
+	for (const struct step *step = template->steps; step < end; step++) {
+		const char *constants = template->pool + step->constants;
+
+		if ((event->has & step->needs) != step->needs)
+			continue;
+		at = write_bytes(at, constants, step->before_length);
+		at = write_value(at, template, step, event);
+		at = write_bytes(at, constants + step->before_length, step->after_length);
+	}
+	return at;
+}
+
+/* ---- a batch ------------------------------------------------------------------------------------------ */
+
+static bool reserve_events(struct output *output, size_t count)
+{
+	size_t capacity = output->event_capacity ? output->event_capacity : FIRST_EVENTS;
+	uint32_t *ends;
+	uint64_t *moments;
+
+	if (count <= output->event_capacity)
+		return true;
+	while (capacity < count)
+		capacity *= 2;
+	ends = realloc(output->ends, capacity * sizeof(*ends));
+	if (!ends)
+		return false;
+	output->ends = ends;
+	moments = realloc(output->moments, capacity * sizeof(*moments));
+	if (!moments)
+		return false;
+	output->moments = moments;
+	output->event_capacity = capacity;
+	return true;
+}
+
+/* One look for each event, so that no step has to look. */
+static bool reserve_text(struct output *output, const struct template *template, const struct event *event)
+{
+	size_t needed = SLACK + template->bound + template->place_steps * template->place_bound +
+			template->step_count * ((size_t)event->helper_bytes + event->secctx_bytes);
+	size_t capacity = output->capacity ? output->capacity : FIRST_EVENTS * 64;
+	char *text;
+
+	if (output->capacity - output->length >= needed)
+		return true;
+	while (capacity - output->length < needed)
+		capacity *= 2;
+	text = realloc(output->text, capacity);
+	if (!text)
+		return false;
+	output->text = text;
+	output->capacity = capacity;
+	return true;
+}
+
+static bool append_event(struct output *output, size_t position, struct template *template,
+			 const struct event *event)
+{
+	if (!reserve_text(output, template, event))
+		return false;
+	output->length = (size_t)(write_event(output->text + output->length, template, event) - output->text);
+	output->ends[position] = (uint32_t)output->length;
+	output->moments[position] = event->moment;
+	return true;
+}
+
+size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams)
+{
+	size_t found = 0, position;
+
+	for (size_t index = 0; index < count; index++) {
+		const struct event *event = &events[kept[index]];
+
+		for (position = 0; position < found; position++)
+			if (streams[position].protocol == event->protocol && streams[position].type == event->type)
+				break;
+		if (position == found)
+			streams[found++] = (struct stream){ event->type, event->protocol, 0 };
+		streams[position].events++;
+	}
+	return found;
+}
+
+bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,
+	    struct output *output, struct stream *streams, size_t *stream_count)
+{
+	size_t position = 0;
+
+	output->length = 0;
+	*stream_count = 0;
+	if (!reserve_events(output, count))
+		return false;
+	if (!template->by_stream) {
+		for (; position < count; position++)
+			if (!append_event(output, position, template, &events[kept[position]]))
+				return false;
+		return true;
+	}
+	*stream_count = list_streams(events, kept, count, streams);
+	for (size_t stream = 0; stream < *stream_count; stream++)
+		for (size_t index = 0; index < count; index++) {
+			const struct event *event = &events[kept[index]];
+
+			if (event->protocol != streams[stream].protocol || event->type != streams[stream].type)
+				continue;
+			if (!append_event(output, position++, template, event))
+				return false;
+		}
+	return true;
+}
+
+void close_output(struct output *output)
+{
+	free(output->text);
+	free(output->ends);
+	free(output->moments);
+}

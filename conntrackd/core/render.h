@@ -1,0 +1,93 @@
+/* Events -> the text of one template, by a list of steps. See render/steps.py, which writes them. */
+#ifndef CONNTRACKD_RENDER_H
+#define CONNTRACKD_RENDER_H
+
+#include "event.h"
+#include "text.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What a step writes between its two constants. */
+enum step_kind {
+	STEP_TEXT, /* nothing more */
+	STEP_NUMBER, /* a field */
+	STEP_NAME, /* a field's name: names[offset + number], of which there are `length`; else the number */
+	STEP_ADDRESS, /* a field */
+	STEP_ENDPOINT, /* an address and, where the event has it, the port at `offset`: 10.0.0.1:80, [fe80::1]:80 */
+	STEP_TIME, /* a field; `length` is its time_style */
+	STEP_DURATION,
+	STEP_PLACE, /* the text number `offset` (0 to 3) of a Location: the field is its number */
+	STEP_OWN_TEXT, /* what the kernel gives as text: a field of helper or secctx */
+	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
+};
+
+/* A step is taken where the event has all bits of `needs`. */
+struct step {
+	uint64_t needs;
+	uint16_t kind;
+	uint16_t field; /* number in event_fields[] */
+	uint16_t before_length, after_length; /* of constants: in the pool at `constants`, one behind the other */
+	uint32_t constants;
+	uint32_t offset, length;
+	uint32_t reserved; /* 0 */
+};
+
+/* A piece of a template's pool of bytes. */
+struct slice {
+	uint32_t offset, length;
+};
+
+#define PLACES 4 /* texts of a Location: place and network, as destination and as source */
+#define MOST_LOCATIONS 65536
+
+struct template {
+	struct step *steps;
+	size_t step_count;
+	struct slice *names;
+	size_t name_count;
+	char *pool;
+	size_t pool_bytes;
+	size_t bound; /* the most bytes that an event can take, its own texts and places not counted */
+	size_t place_steps;
+	bool by_stream;
+	char **places; /* of Location n: at n, PLACES slices and then their bytes; NULL for none */
+	size_t place_count;
+	size_t place_bound;
+	struct clock clock;
+};
+
+/* Where texts go: grows, and is kept for the next batch. */
+struct output {
+	char *text;
+	size_t length, capacity;
+	uint32_t *ends;
+	uint64_t *moments;
+	size_t event_capacity;
+};
+
+struct stream {
+	uint8_t type, protocol;
+	uint32_t events;
+};
+#define MAX_STREAMS 1024 /* of four types and 256 protocols */
+
+/* The kinds among these events, in the order in which they are met. `streams` is of MAX_STREAMS. */
+size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams);
+
+/* Takes over nothing: all is copied. False where a step, a name or a length is out of bounds. */
+bool open_template(struct template *template, const struct step *steps, size_t step_count,
+		   const struct slice *names, size_t name_count, const char *pool, size_t pool_bytes, bool by_stream);
+void close_template(struct template *template);
+bool template_set_places(struct template *template, uint32_t location, const char *const *texts,
+			 const uint32_t *lengths);
+
+/* The events of these indexes, in their order; by stream if the template says so, then `streams` tells them and
+ * is of MAX_STREAMS. False for want of memory.
+ */
+bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,
+	    struct output *output, struct stream *streams, size_t *stream_count);
+void close_output(struct output *output);
+
+#endif

@@ -1,0 +1,126 @@
+/* Table: rules in force, as Python has them. */
+#include "binding.h"
+
+#include "decide.h"
+
+#include <errno.h>
+
+struct table_object {
+	PyObject_HEAD
+	struct table *table;
+};
+
+static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+	static char *names[] = { "program", NULL };
+	const char *program;
+	Py_ssize_t bytes;
+	struct table *table;
+	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	struct table_object *self;
+
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "y#:Table", names, &program, &bytes))
+		return NULL;
+	table = open_table((const uint8_t *)program, (size_t)bytes);
+	if (!table) {
+		if (errno == ENOMEM)
+			return PyErr_NoMemory();
+		PyErr_SetString(PyExc_ValueError, "not a program of rules that this core can run");
+		return NULL;
+	}
+	self = (struct table_object *)allocate(type, 0);
+	if (self)
+		self->table = table;
+	else
+		close_table(table);
+	return (PyObject *)self;
+}
+
+static void free_table(PyObject *object)
+{
+	PyTypeObject *type = Py_TYPE(object);
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+	close_table(((struct table_object *)object)->table);
+	release(object);
+	Py_DECREF(type);
+}
+
+static PyObject *get_counts(PyObject *object, void *closure)
+{
+	const struct table *table = ((struct table_object *)object)->table;
+	const Py_ssize_t length = (Py_ssize_t)table->rules + 1;
+	PyObject *counts = PyList_New(length);
+
+	(void)closure;
+	for (Py_ssize_t i = 0; counts && i < length; i++) {
+		PyObject *count = PyLong_FromUnsignedLongLong(table->counts[i]);
+
+		if (!count || PyList_SetItem(counts, i, count) < 0)
+			Py_CLEAR(counts);
+	}
+	return counts;
+}
+
+static PyObject *get_locations(PyObject *object, void *closure)
+{
+	(void)closure;
+	return PyLong_FromUnsignedLong(((struct table_object *)object)->table->last_location);
+}
+
+static PyObject *set_location(PyObject *object, PyObject *arguments)
+{
+	struct table *table = ((struct table_object *)object)->table;
+	const char *bits;
+	Py_ssize_t bytes;
+	unsigned long number;
+	PyObject *given;
+
+	if (!PyArg_ParseTuple(arguments, "O!y#:set_location", &PyLong_Type, &given, &bits, &bytes))
+		return NULL;
+	number = PyLong_AsUnsignedLong(given);
+	if (number == (unsigned long)-1 && PyErr_Occurred())
+		return NULL;
+	if (!number || number >= MAX_LOCATIONS)
+		return PyErr_Format(PyExc_ValueError, "no number of a location: %lu", number);
+	if ((size_t)bytes != table->location_words * sizeof(uint64_t))
+		return PyErr_Format(PyExc_ValueError, "%zd bytes of a location's bits, not %zu", bytes,
+				    table->location_words * sizeof(uint64_t));
+	if (!table_set_location(table, (uint32_t)number, (const uint8_t *)bits))
+		return PyErr_NoMemory();
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+	{ "set_location", set_location, METH_VARARGS, PyDoc_STR("set_location(number, bits): what the rules ask of it") },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef properties[] = {
+	{ "counts", get_counts, NULL, PyDoc_STR("events that each rule decided; index 0: no rule matched"), NULL },
+	{ "locations", get_locations, NULL, PyDoc_STR("the highest number of a location that was set"), NULL },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot slots[] = {
+	{ Py_tp_doc, PyDoc_STR("Table(program): rules as filter/table.py assembles them") },
+	{ Py_tp_new, make_table },
+	{ Py_tp_dealloc, free_table },
+	{ Py_tp_methods, methods },
+	{ Py_tp_getset, properties },
+	{ 0, NULL },
+};
+
+static PyType_Spec spec = {
+	"conntrackd.core._core.Table", sizeof(struct table_object), 0, Py_TPFLAGS_DEFAULT, slots,
+};
+
+PyTypeObject *create_table_type(PyObject *module)
+{
+	return (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+}
+
+struct table *open_object_table(PyObject *object)
+{
+	return ((struct table_object *)object)->table;
+}

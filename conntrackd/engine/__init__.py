@@ -1,0 +1,187 @@
+"""What happens to every event, behind one interface: the core in C, or the same in plain Python.
+
+A selection is the indexes of events in a batch, as native uint16 in bytes; None selects all of them.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from conntrackd.filter.ast import Rule
+from conntrackd.flow import EventType, Location
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
+
+logger = logging.getLogger(__name__)
+
+# An event has 150-350 bytes; labels, a helper's name and a security context can make it 700.
+SLOT_BYTES: Final = 2048
+# What is done once a batch counts where there are few events in it; more slots than this leave the cache.
+SLOTS: Final = 512
+INDEX_BYTES: Final = 2
+ALL_EVENTS: Final = int(sum(EventType))
+# The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
+TELLS_REASON: Final = (5, 10)
+# Takes the reference where the core could be had, to compare them.
+VARIABLE: Final = "CONNTRACKD_ENGINE"
+
+Selection = bytes
+Opaque = Any
+"""What an engine has made: of no use to the other one, nor to anybody else."""
+Kind = tuple[int, int, int]
+"""An event type, a protocol, and how many events have both."""
+
+
+class Received(NamedTuple):
+    """What one receive brought, and what the kernel says of the socket's queue afterwards."""
+
+    datagrams: int
+    """Forged ones included; 0 for nothing in time."""
+    forged: int
+    """Sent by a process instead of the kernel."""
+    malformed: int
+    used: int
+    """Bytes in the queue."""
+    size: int
+    """Bytes that may be in it."""
+    drops: int
+    """Events that it had no room for, modulo 2^32."""
+
+
+class Batch(Protocol):
+    """Events that were read together. Belongs to one thread; the next receive() or load() replaces them."""
+
+    received_ns: int
+
+    def __len__(self) -> int: ...
+
+    def receive(self, socket: int, patience_ms: int, gather_us: int, /) -> tuple[int, ...]:
+        """Wait for events and read them: see Received. Raises OSError when the socket is gone.
+
+        Where they come one after the other, every `gather_us` and not sooner; 0: as soon as there is one.
+        """
+
+    def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
+        """Whole messages from there on, as far as they are events: where it ended, messages, malformed."""
+
+    def datagrams(self, limit: int, /) -> tuple[int, bytes]:
+        """The first datagrams of the last receive, each padded to a multiple of 4 bytes, and their number."""
+
+    def tally(self, selection: Selection | None, /) -> tuple[Kind, ...]:
+        """How many there are of each type and protocol."""
+
+    def of_types(self, selection: Selection | None, mask: int, /) -> Selection:
+        """Those whose type is in the mask."""
+
+    def set_type(self, selection: Selection | None, event_type: int, /) -> None:
+        """All of them are of this type now."""
+
+    def time(self, selection: Selection | None, position: int, /) -> int:
+        """The time of one of them, nanoseconds since the epoch."""
+
+    def describe(self, index: int, /) -> dict[str, Any]:
+        """All fields of an event by their name in Flow; None for what it does not carry."""
+
+
+class Table(Protocol):
+    """Rules in force, with the counts of events that each of them decided."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+
+    @property
+    def needs_location(self) -> bool:
+        """Whether events have to be located before they are decided."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Index 0: events that no rule matched."""
+
+
+class Ids(Protocol):
+    """A set of flows' ids."""
+
+    def __len__(self) -> int: ...
+    def add(self, batch: Opaque, selection: Selection | None, /) -> Selection:
+        """Gives those whose id was not in the set before."""
+
+    def discard(self, batch: Opaque, selection: Selection | None, /) -> None: ...
+    def select(self, batch: Opaque, selection: Selection | None, is_known: bool, /) -> Selection:
+        """Those whose id is in the set, or is not."""
+
+    def remove(self, other: Opaque, /) -> None:
+        """Forget all that are in the other set, too."""
+
+
+class Locations(Protocol):
+    """What the databases say of addresses, remembered."""
+
+    def locate(self, batch: Opaque, selection: Selection | None, /) -> None:
+        """Set both Locations of these events."""
+
+
+class LookUp(Protocol):
+    """Where locations come from: the GeoIP databases."""
+
+    generation: int
+    """Changes when a database was replaced: what was said before holds no longer."""
+
+    def look_up(self, address: bytes) -> Location | None: ...
+
+
+class Engine(Protocol):
+    """One of the two. What it makes is of no use to the other."""
+
+    name: str
+
+    def open_batch(self) -> Batch: ...
+    def open_ids(self) -> Ids: ...
+    def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
+    def compile_table(
+        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+    ) -> Table: ...
+    def compile_template(self, template: Template) -> Opaque: ...
+
+    def decide(
+        self,
+        batch: Opaque,
+        table: Opaque,
+        among: Selection | None,
+        locations: Opaque | None,
+    ) -> Selection:
+        """Those that the rules keep, in their order."""
+
+    def render(
+        self,
+        batch: Opaque,
+        template: Opaque,
+        selection: Selection,
+        locations: Opaque | None,
+    ) -> Rendered:
+        """The events of a selection, at least one, in the form of a compiled template."""
+
+
+def find_engine(environ: Mapping[str, str] | None = None) -> Engine:
+    """The core, or plain Python where it cannot be loaded: that works too, at ten times the cost."""
+    environ = os.environ if environ is None else environ
+    tells_reason = find_tells_reason(os.uname().release)
+    if environ.get(VARIABLE) != "plain":
+        try:
+            from conntrackd.engine.native import NativeEngine  # noqa: PLC0415  # it may not be there
+
+            return NativeEngine(tells_reason)
+        except ImportError as error:
+            logger.debug("the core cannot be loaded: %s", error)
+    from conntrackd.engine.plain import PlainEngine  # noqa: PLC0415  # memory that the core does not need
+
+    return PlainEngine(tells_reason)
+
+
+def find_tells_reason(release: str) -> bool:
+    """Whether a kernel of this release says why a flow ended."""
+    parts = release.split(".")
+    try:
+        return (int(parts[0]), int(parts[1])) >= TELLS_REASON
+    except (IndexError, ValueError):
+        return False

@@ -1,0 +1,162 @@
+"""The engine in C: what conntrackd.core offers, with what Python knows of it beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from conntrackd.core import _core as core
+from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SLOT_BYTES, SLOTS, LookUp, Selection
+from conntrackd.filter.ast import Rule
+from conntrackd.filter.table import Table, assemble, compile_table
+from conntrackd.flow import Location
+from conntrackd.netlink.labels import read_label_names
+from conntrackd.render.rendered import Rendered, Stream
+from conntrackd.render.steps import compile_template, render_places
+from conntrackd.render.template import Template
+
+# Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
+MAX_LOCATIONS: Final = 16_384
+
+
+@dataclass(slots=True)
+class Numbered:
+    """How far something knows the Locations by number, and of which numbering."""
+
+    numbering: object = None
+    known: int = 0
+
+
+@dataclass(slots=True)
+class NativeTable:
+    """Rules in the core."""
+
+    rules: tuple[Rule, ...]
+    description: Table
+    core: core.Table
+    locations: Numbered = field(default_factory=Numbered)
+
+    @property
+    def needs_location(self) -> bool:
+        return bool(self.description.conditions)
+
+    @property
+    def counts(self) -> list[int]:
+        return self.core.counts
+
+    def learn(self, number: int, location: Location) -> None:
+        """What the rules ask about a Location."""
+        self.core.set_location(number, self.description.find_location_bits(location))
+
+
+@dataclass(slots=True)
+class NativeTemplate:
+    """A template in the core."""
+
+    template: Template
+    core: core.Template
+    locations: Numbered = field(default_factory=Numbered)
+
+    def learn(self, number: int, location: Location) -> None:
+        """A Location's texts."""
+        self.core.set_places(number, *render_places(self.template.syntax, location))
+
+
+class NativeLocations:
+    """Locations by number: the core has those of addresses, tables and templates know what they stand for."""
+
+    def __init__(self, databases: LookUp, limit: int) -> None:
+        self._databases = databases
+        self._generation = databases.generation
+        self._addresses = core.Locations(limit)
+        # Another one each time that numbers get another meaning.
+        self._numbering = object()
+        self._list: list[Location] = [Location()]  # number 0 is none
+        self._numbers: dict[Location, int] = {}
+
+    def locate(self, batch: core.Batch, selection: Selection | None) -> None:
+        """Each address that is not known is looked up once."""
+        if self._generation != self._databases.generation or len(self._list) > MAX_LOCATIONS:
+            self._forget()
+        missing = batch.locate(self._addresses, selection, True)
+        if missing:
+            for address in missing:
+                self._addresses.put(address, self._find_number(address))
+            batch.locate(self._addresses, selection, False)
+
+    def teach(self, pupil: NativeTable | NativeTemplate) -> None:
+        """Let a table or template know the Locations that are new since the last time."""
+        progress = pupil.locations
+        if progress.numbering != self._numbering:
+            progress.numbering, progress.known = self._numbering, 0
+        while progress.known < len(self._list) - 1:
+            progress.known += 1
+            pupil.learn(progress.known, self._list[progress.known])
+
+    def _find_number(self, address: bytes) -> int:
+        location = self._databases.look_up(address)
+        if location is None:
+            return 0
+        number = self._numbers.get(location)
+        if number is None:
+            number = self._numbers[location] = len(self._list)
+            self._list.append(location)
+        return number
+
+    def _forget(self) -> None:
+        self._generation = self._databases.generation
+        self._addresses.clear()
+        self._numbering = object()
+        self._numbers.clear()
+        del self._list[1:]
+
+
+class NativeEngine:
+    """See Engine."""
+
+    name = "core"
+
+    def __init__(self, tells_reason: bool) -> None:
+        self._tells_reason = tells_reason
+        self._label_names = read_label_names()
+
+    def open_batch(self) -> core.Batch:
+        return core.Batch(SLOTS, SLOT_BYTES, self._tells_reason)
+
+    def open_ids(self) -> core.Ids:
+        return core.Ids()
+
+    def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
+        return NativeLocations(databases, limit)
+
+    def compile_table(
+        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+    ) -> NativeTable:
+        table = compile_table(rules, protocols, events)
+        return NativeTable(tuple(rules), table, core.Table(assemble(table)))
+
+    def compile_template(self, template: Template) -> NativeTemplate:
+        return NativeTemplate(template, compile_template(template, self._label_names))
+
+    def decide(
+        self,
+        batch: core.Batch,
+        table: NativeTable,
+        among: Selection | None,
+        locations: NativeLocations | None,
+    ) -> Selection:
+        if locations is not None and table.needs_location:
+            locations.teach(table)
+        return batch.decide(table.core, among)
+
+    def render(
+        self,
+        batch: core.Batch,
+        template: NativeTemplate,
+        selection: Selection,
+        locations: NativeLocations | None,
+    ) -> Rendered:
+        if locations is not None:
+            locations.teach(template)
+        text, ends, streams, moments, time = batch.render(template.core, selection)
+        kinds = tuple(Stream(*stream) for stream in streams)
+        return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -1,0 +1,257 @@
+"""The engine in plain Python: the reference of walk, decide and render, for a daemon that has no core."""
+
+import os
+import select
+import socket
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
+from conntrackd.filter.ast import Rule, uses_location
+from conntrackd.filter.evaluate import evaluate
+from conntrackd.flow import ABSENT, Flow, Location
+from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
+from conntrackd.netlink.labels import read_label_names
+from conntrackd.netlink.message import HEADER, MalformedError, split, walk
+from conntrackd.netlink.socket import measure
+from conntrackd.render.plain import render_flows
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
+
+FIELD_NAMES: Final = tuple(field.name for field in fields(Flow))
+
+
+class PlainBatch:
+    """See engine.Batch."""
+
+    def __init__(self, tells_reason: bool) -> None:
+        self.received_ns = 0
+        self.flows: list[Flow] = []
+        self._tells_reason = tells_reason
+        self._datagrams: list[bytes] = []
+        self._malformed = 0
+        self._read_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self.flows)
+
+    def receive(self, descriptor: int, patience_ms: int, gather_us: int, /) -> tuple[int, ...]:
+        next_at = self._read_at + gather_us / 1e6
+        if not select.select([descriptor], [], [], patience_ms / 1000)[0]:
+            self._begin(0)
+            return (0, 0, 0, *measure(descriptor))
+        time.sleep(max(0.0, next_at - time.monotonic()))
+        self._read_at = time.monotonic()
+        datagrams, senders = _read_queue(descriptor)
+        self._begin(time.time_ns())
+        self._datagrams = [data for data, port in zip(datagrams, senders, strict=True) if port == 0]
+        for datagram in self._datagrams:
+            for message in split(datagram) if len(datagram) <= SLOT_BYTES else [b""]:
+                self._append(message)
+        forged = len(senders) - len(self._datagrams)
+        return (len(senders), forged, self._malformed, *measure(descriptor))
+
+    def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
+        self._begin(received_ns)
+        count = 0
+        while len(messages) - offset >= NLMSG_HDRLEN and count < SLOTS:
+            length, kind, *_ = HEADER.unpack_from(messages, offset)
+            if not NLMSG_HDRLEN <= length <= len(messages) - offset or kind < NLMSG_MIN_TYPE:
+                break
+            self._append(messages[offset : offset + length])
+            offset = min(offset + (length + 3 & ~3), len(messages))
+            count += 1
+        return offset, count, self._malformed
+
+    def datagrams(self, limit: int, /) -> tuple[int, bytes]:
+        chosen = [data for data in self._datagrams if len(data) <= SLOT_BYTES][:limit]
+        return len(chosen), b"".join(data + bytes(-len(data) % 4) for data in chosen)
+
+    def tally(self, selection: Selection | None, /) -> tuple[Kind, ...]:
+        counts = Counter((flow.type, flow.protocol) for flow in self.select(selection))
+        return tuple((*kind, count) for kind, count in counts.items())
+
+    def of_types(self, selection: Selection | None, mask: int, /) -> Selection:
+        return self.make_selection(
+            index for index in self.list_indexes(selection) if self.flows[index].type & mask
+        )
+
+    def set_type(self, selection: Selection | None, event_type: int, /) -> None:
+        for flow in self.select(selection):
+            flow.type = event_type
+
+    def time(self, selection: Selection | None, position: int, /) -> int:
+        return self.select(selection)[position].time
+
+    def describe(self, index: int, /) -> dict[str, Any]:
+        flow = self.flows[index]
+        return {
+            name: None if getattr(flow, name) in (ABSENT, b"") else getattr(flow, name)
+            for name in FIELD_NAMES
+        }
+
+    # ---- for the rest of the reference ----------------------------------------------------------------
+
+    def list_indexes(self, selection: Selection | None) -> Sequence[int]:
+        """The numbers in a selection."""
+        return range(len(self.flows)) if selection is None else array("H", selection)
+
+    def select(self, selection: Selection | None) -> list[Flow]:
+        """The events of a selection."""
+        return [self.flows[index] for index in self.list_indexes(selection)]
+
+    @staticmethod
+    def make_selection(indexes: Iterable[int]) -> Selection:
+        """Numbers of events as a selection."""
+        return array("H", indexes).tobytes()
+
+    def list_moments(self) -> list[int]:
+        """The time of each event; one nanosecond after the last one's where both have the same."""
+        moments: list[int] = []
+        for index, flow in enumerate(self.flows):
+            is_same = index > 0 and self.flows[index - 1].time == flow.time
+            moments.append(moments[-1] + 1 if is_same else flow.time)
+        return moments
+
+    def _begin(self, received_ns: int) -> None:
+        self.received_ns = received_ns
+        self.flows, self._datagrams, self._malformed = [], [], 0
+
+    def _append(self, message: bytes) -> None:
+        try:
+            self.flows.append(walk(message, self.received_ns, tells_reason=self._tells_reason))
+        except MalformedError:
+            self._malformed += 1
+
+
+def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
+    """Datagrams that are there, at most SLOTS, and the port id of each one's sender."""
+    datagrams: list[bytes] = []
+    senders: list[int] = []
+    netlink = socket.socket(fileno=os.dup(descriptor))
+    with netlink:
+        while len(datagrams) < SLOTS:
+            try:
+                data, _, _, sender = netlink.recvmsg(SLOT_BYTES + 1, 0, socket.MSG_DONTWAIT | MSG_TRUNC)
+            except (BlockingIOError, InterruptedError):
+                break
+            datagrams.append(data)
+            senders.append(sender[0] if sender else 0)
+    return datagrams, senders
+
+
+@dataclass(slots=True)
+class PlainTable:
+    """See engine.Table."""
+
+    rules: tuple[Rule, ...]
+    protocols: frozenset[int] | None
+    events: int
+    needs_location: bool
+    counts: list[int]
+
+    def keeps(self, flow: Flow) -> bool:
+        """Decide, and count who did."""
+        decision = evaluate(self.rules, flow, self.protocols, self.events)
+        is_left_out = (self.protocols is not None and flow.protocol not in self.protocols) or not (
+            flow.type & self.events
+        )
+        if not is_left_out:
+            self.counts[decision.rule_number] += 1
+        return decision.keep
+
+
+class PlainLocations:
+    """See engine.Locations."""
+
+    def __init__(self, databases: LookUp, limit: int) -> None:
+        self._databases = databases
+        self._limit = max(1, limit)
+        self._generation = databases.generation
+        self._known: dict[bytes, Location | None] = {}
+
+    def locate(self, batch: PlainBatch, selection: Selection | None) -> None:
+        if self._generation != self._databases.generation or len(self._known) > self._limit:
+            self._generation = self._databases.generation
+            self._known.clear()
+        for flow in batch.select(selection):
+            flow.src_location, flow.dst_location = self._find(flow.src), self._find(flow.dst)
+
+    def _find(self, address: bytes) -> Location | None:
+        if address not in self._known:
+            self._known[address] = self._databases.look_up(address)
+        return self._known[address]
+
+
+class PlainIds:
+    """See engine.Ids."""
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, batch: PlainBatch, selection: Selection | None, /) -> Selection:
+        fresh = []
+        for index in batch.list_indexes(selection):
+            if batch.flows[index].id not in self._ids:
+                self._ids.add(batch.flows[index].id)
+                fresh.append(index)
+        return batch.make_selection(fresh)
+
+    def discard(self, batch: PlainBatch, selection: Selection | None, /) -> None:
+        self._ids.difference_update(flow.id for flow in batch.select(selection))
+
+    def select(self, batch: PlainBatch, selection: Selection | None, is_known: bool, /) -> Selection:
+        indexes = batch.list_indexes(selection)
+        return batch.make_selection(i for i in indexes if (batch.flows[i].id in self._ids) == is_known)
+
+    def remove(self, other: "PlainIds", /) -> None:
+        self._ids -= set(other._ids)
+
+
+class PlainEngine:
+    """See Engine."""
+
+    name = "plain"
+
+    def __init__(self, tells_reason: bool) -> None:
+        self._tells_reason = tells_reason
+        self._label_names = read_label_names()
+
+    def open_batch(self) -> PlainBatch:
+        return PlainBatch(self._tells_reason)
+
+    def open_ids(self) -> PlainIds:
+        return PlainIds()
+
+    def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
+        return PlainLocations(databases, limit)
+
+    def compile_table(
+        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+    ) -> PlainTable:
+        return PlainTable(tuple(rules), protocols, events, uses_location(rules), [0] * (len(rules) + 1))
+
+    def compile_template(self, template: Template) -> Template:
+        return template
+
+    def decide(
+        self, batch: PlainBatch, table: PlainTable, among: Selection | None, _: PlainLocations | None
+    ) -> Selection:
+        return batch.make_selection(i for i in batch.list_indexes(among) if table.keeps(batch.flows[i]))
+
+    def render(
+        self, batch: PlainBatch, template: Template, selection: Selection, _: PlainLocations | None
+    ) -> Rendered:
+        moments = batch.list_moments()
+        chosen = [moments[index] for index in batch.list_indexes(selection)]
+        return render_flows(template, batch.select(selection), chosen, self._label_names)
+
+
+assert array("H").itemsize == INDEX_BYTES

@@ -1,0 +1,148 @@
+"""What rules mean, as plainly as can be: three values, one event, one rule after the other.
+
+The reference: tools use it, and the core's decisions are compared with it. None is the third value, unknown.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import eq, ge, gt, le, lt, ne
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, assert_never
+
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Anything,
+    Compare,
+    Expression,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    NetworkIn,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    StatusHas,
+    TypeIs,
+)
+from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.flow import ABSENT, EventType, Flow, find_nat
+
+ALL: Final = int(sum(EventType))
+OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
+    {"<": lt, "<=": le, "=": eq, "!=": ne, ">=": ge, ">": gt}
+)
+Truth = bool | None
+
+
+class Decision(NamedTuple):
+    """What becomes of an event. Neither kept nor decided by a rule: its type or protocol is left out."""
+
+    keep: bool
+    rule_number: int
+    """From 1; 0 where no rule matched."""
+
+
+def evaluate(
+    rules: Sequence[Rule], flow: Flow, protocols: frozenset[int] | None = None, events: int = ALL
+) -> Decision:
+    """By the first rule that matches, for these protocols (None: all) and event types (bits)."""
+    if (protocols is not None and flow.protocol not in protocols) or not flow.type & events:
+        return Decision(False, 0)
+    for number, rule in enumerate(rules, 1):
+        if evaluate_expression(rule.expression, flow) is True:
+            return Decision(rule.keep, number)
+    return Decision(True, 0)
+
+
+def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: PLR0912  # one for each node
+    """True, False, or None for unknown."""
+    match expression:
+        case Anything():
+            return True
+        case Not(item):
+            truth = evaluate_expression(item, flow)
+            return None if truth is None else not truth
+        case And(items):
+            return all_of(evaluate_expression(item, flow) for item in items)
+        case Or(items):
+            return any_of(evaluate_expression(item, flow) for item in items)
+        case TypeIs(mask):
+            return flow.type & mask != 0
+        case StatusHas(mask):
+            return flow.status & mask != 0
+        case NatHas(mask):
+            return find_nat(flow) & mask != 0
+        case MarkIn(marks):
+            return any(flow.mark & mask == value for value, mask in marks)
+        case NumberIn(fields, ranges):
+            return any_of(_is_in_ranges(_read(field, flow), ranges) for field in fields)
+        case AddressIn(fields, prefixes):
+            return any(_is_in_prefixes(_read(field, flow), prefixes) for field in fields)
+        case NetworkIn(fields, names):
+            return any(name_network(_read(field, flow)) in names for field in fields)
+        case LocationIn(fields, values):
+            return any_of(_is_located_in(field, flow, values) for field in fields)
+        case Compare(subject, operator, number):
+            value = _find_quantity(subject, flow)
+            return None if value is None else OPERATORS[operator](value, number)
+    assert_never(expression)
+
+
+def all_of(truths: Iterable[Truth]) -> Truth:
+    """Kleene's `and`."""
+    found = set(truths)
+    return False if False in found else None if None in found else True
+
+
+def any_of(truths: Iterable[Truth]) -> Truth:
+    """Kleene's `or`."""
+    found = set(truths)
+    return True if True in found else None if None in found else False
+
+
+def name_network(address: bytes) -> str:
+    """The one of fields.NETWORKS that the address belongs to."""
+    return next((name for name, prefixes in NETWORKS.items() if _is_in_prefixes(address, prefixes)), PUBLIC)
+
+
+def is_text_in(attribute: str, text: str, values: Sequence[str]) -> Truth:
+    """Whether a country or city (a Location's attribute) is one of these, as LocationIn has them."""
+    if not text:
+        return None
+    return (text.upper() if attribute == "country" else text.casefold()) in values
+
+
+def _read(field: Field, flow: Flow) -> Any:  # noqa: ANN401  # a number or an address
+    return getattr(flow, field.attribute)
+
+
+def _is_in_ranges(number: int, ranges: Sequence[Range]) -> Truth:
+    return None if number == ABSENT else any(low <= number <= high for low, high in ranges)
+
+
+def _is_in_prefixes(address: bytes, prefixes: Sequence[Prefix]) -> bool:
+    return any(
+        len(network) == len(address) and _cut(network, length) == _cut(address, length)
+        for network, length in prefixes
+    )
+
+
+def _cut(address: bytes, length: int) -> int:
+    """The leading bits."""
+    return int.from_bytes(address, "big") >> len(address) * 8 - length
+
+
+def _is_located_in(field: Field, flow: Flow, values: Sequence[str]) -> Truth:
+    end, _, attribute = field.attribute.partition(".")
+    location = getattr(flow, end)
+    return None if location is None else is_text_in(attribute, getattr(location, attribute), values)
+
+
+def _find_quantity(subject: Field, flow: Flow) -> int | None:
+    """A counter, or the duration, which may be negative: the clock was set back."""
+    if subject is DURATION:
+        return flow.stop - flow.start if flow.start and flow.stop else None
+    count: int = _read(subject, flow)
+    return None if count == ABSENT else count

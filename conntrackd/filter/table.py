@@ -1,0 +1,348 @@
+"""AST -> the table of tests that the core decides by, and that table as bytes (see core/decide.h).
+
+It is written from the last rule to the first: whoever writes a test knows where to go on from it, and all
+jumps lead forward. Rules that stand side by side and differ in one list share one look-up (merge.py).
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, assert_never
+
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Anything,
+    Compare,
+    Expression,
+    Leaf,
+    LocationIn,
+    MarkIn,
+    NatHas,
+    NetworkIn,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    StatusHas,
+    TypeIs,
+    conjoin,
+    expand_network,
+    find_span,
+    merge_ranges,
+    push_not_inward,
+)
+from conntrackd.filter.evaluate import ALL, is_text_in
+from conntrackd.filter.fields import DURATION, Field
+from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
+from conntrackd.flow import Location
+
+FORMAT: Final = 0x63740001
+MAX_NUMBER: Final = (1 << 64) - 1
+# Bytes of an address -> what is added to its attribute; each family is a field of its own.
+FAMILY_SUFFIXES: Final = {4: ".ipv4", 16: ".ipv6"}
+ADDRESS_ATTRIBUTES: Final = ("src", "dst", "reply_src", "reply_dst")
+FOUND: Final = "found"
+# enum field of core/decide.h: attributes of a Flow, where there is no other word behind it.
+CORE_FIELDS: Final = (
+    *("type", "family", "protocol", "state", "status", "mark", "zone", "nat"),
+    *("sport", "dport", "reply_sport", "reply_dport"),
+    *("orig_packets", "orig_bytes", "reply_packets", "reply_bytes", "duration"),
+    FOUND,
+    *("src_location", "dst_location"),
+    *(name + suffix for suffix in FAMILY_SUFFIXES.values() for name in ADDRESS_ATTRIBUTES),
+)
+NUMBERS: Final = {name: number for number, name in enumerate(CORE_FIELDS)}
+WORD_BITS: Final = 64
+
+
+class Test(NamedTuple):
+    """Whether the field's value under the mask lies in one of these intervals, and where to go on.
+
+    The intervals are sorted and apart; the number of each is the rule that it finds, 0 for none. A target is
+    the index of a test, or, from the count of tests on, an end: see Table.
+    """
+
+    field: str
+    intervals: tuple[Interval, ...]
+    yes: int
+    no: int
+    mask: int = MAX_NUMBER
+    word: int = 0
+    """Of a Location's bits: which 64 of them."""
+
+
+class Question(NamedTuple):
+    """What becomes a test when it is known where to go on."""
+
+    field: str
+    ranges: Sequence[Range]
+    mask: int = MAX_NUMBER
+
+
+class Condition(NamedTuple):
+    """What one bit of a Location says: whether its country or city is (`truth`) or is not one of these."""
+
+    attribute: str
+    values: tuple[str, ...]
+    truth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Tests, and the ends behind them: rule 0 (none matched), each rule, the rule found, left out."""
+
+    tests: tuple[Test, ...]
+    keeps: tuple[bool, ...]
+    """Of each rule from 0 whether it keeps events."""
+    start: int
+    conditions: tuple[Condition, ...]
+    """Of each bit of a Location."""
+
+    @property
+    def found_end(self) -> int:
+        """The end that is the lowest rule of which an interval was met."""
+        return len(self.tests) + len(self.keeps)
+
+    @property
+    def location_words(self) -> int:
+        """How many words of 64 bits the core keeps of each Location."""
+        return -(-len(self.conditions) // WORD_BITS)
+
+    def find_location_bits(self, location: Location) -> bytes:
+        """The bits of a Location as the core takes them; where a text is unknown, none that asks about it."""
+        words = [0] * self.location_words
+        for number, condition in enumerate(self.conditions):
+            text = getattr(location, condition.attribute)
+            if is_text_in(condition.attribute, text, condition.values) is condition.truth:
+                words[number // WORD_BITS] |= 1 << number % WORD_BITS
+        return struct.pack(f"={len(words)}Q", *words)
+
+
+def compile_table(rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL) -> Table:
+    """The table of the rules, for these protocols (None: all) and event types (bits)."""
+    plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
+    return _Writer(plain).write(protocols, events)
+
+
+def assemble(table: Table) -> bytes:
+    """The program that core/decide.h describes."""
+    tests, numbers, addresses = [], list[Interval](), list[Interval]()
+    for test in table.tests:
+        intervals = addresses if test.field.endswith(".ipv6") else numbers
+        first, count = len(intervals), len(test.intervals)
+        tests.append(
+            struct.pack(
+                "=QIIIIHHI", test.mask, test.yes, test.no, first, count, NUMBERS[test.field], test.word, 0
+            )
+        )
+        intervals += test.intervals
+    counts = (len(tests), len(table.keeps) - 1, len(numbers), len(addresses))
+    header = struct.pack("=8I", FORMAT, *counts, table.start, table.location_words, 0)
+    found = [interval.number for interval in (*numbers, *addresses)]
+    return b"".join(
+        [
+            header,
+            *tests,
+            struct.pack(f"={len(numbers)}Q", *(interval.low for interval in numbers)),
+            struct.pack(f"={len(numbers)}Q", *(interval.high for interval in numbers)),
+            *(struct.pack("=QQ", *divmod(interval.low, 1 << 64)) for interval in addresses),
+            *(struct.pack("=QQ", *divmod(interval.high, 1 << 64)) for interval in addresses),
+            struct.pack(f"={len(found)}I", *found),
+            bytes(table.keeps),
+        ]
+    )
+
+
+class _Writer:
+    """Tests from the last to the first. Until all are there, a target is a test's place in that order.
+
+    An end is negative until then.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = rules
+        self._tests: list[Test] = []
+        self._conditions: dict[Condition, int] = {}
+
+    def write(self, protocols: frozenset[int] | None, events: int) -> Table:
+        target = self._end(0)
+        runs = {run.first + len(run.leaves) - 1: run for run in find_runs(self._rules)}
+        number = len(self._rules)
+        while number:
+            if number in runs:
+                target = self._write_run(runs[number], target)
+                number = runs[number].first - 1
+            else:
+                target = self._write(self._rules[number - 1].expression, self._end(number), target)
+                number -= 1
+        left_out = self._end(len(self._rules) + 2)
+        if events & ALL != ALL:
+            target = self._write(TypeIs(events & ALL), target, left_out)
+        if protocols is not None:
+            ranges = [(protocol, protocol) for protocol in map(int, protocols)]
+            target = self._write_question(Question("protocol", ranges), target, left_out)
+        return self._finish(target)
+
+    def _end(self, number: int) -> int:
+        return -1 - number
+
+    def _finish(self, start: int) -> Table:
+        """Only the tests that can be reached, from the first to the last, with targets as Table has them."""
+        reached = {start}
+        for place in range(len(self._tests) - 1, -1, -1):
+            if place in reached:
+                reached |= {self._tests[place].yes, self._tests[place].no}
+        places = sorted((place for place in reached if place >= 0), reverse=True)
+        targets = {place: index for index, place in enumerate(places)}
+        targets |= {self._end(number): len(places) + number for number in range(len(self._rules) + 3)}
+        tests = [self._tests[place] for place in places]
+        return Table(
+            tuple(test._replace(yes=targets[test.yes], no=targets[test.no]) for test in tests),
+            (True, *(rule.keep for rule in self._rules)),
+            targets[start],
+            tuple(self._conditions),
+        )
+
+    # Each of these writes tests that lead to `yes` where something is true, else to `no`.
+    # They return where to begin.
+
+    def _write(self, expression: Expression, yes: int, no: int) -> int:
+        match expression:
+            case And(items):
+                for item in reversed(items):
+                    yes = self._write(item, yes, no)
+                return yes
+            case Or(items):
+                for item in reversed(items):
+                    no = self._write(item, yes, no)
+                return no
+            case Not(item):
+                assert not isinstance(item, And | Or | Not), "see push_not_inward()"
+                return self._write_false(item, yes, no)
+            case _:
+                return self._write_true(expression, yes, no)
+
+    def _write_true(self, leaf: Leaf, yes: int, no: int) -> int:
+        match leaf:
+            case Anything():
+                return yes
+            case NetworkIn():
+                return self._write(expand_network(leaf), yes, no)
+            case LocationIn(fields, values):
+                for field in reversed(fields):
+                    no = self._write_location(field, values, True, yes, no)
+            case _:
+                for question in reversed(list(_list_questions(leaf))):
+                    no = self._write_question(question, yes, no)
+        return no
+
+    def _write_false(self, leaf: Leaf, yes: int, no: int) -> int:
+        """Where the leaf is false, which is not where it is unknown; where that cannot be it is the rest."""
+        match leaf:
+            case LocationIn(fields, values):
+                for field in fields:
+                    yes = self._write_location(field, values, False, yes, no)
+            case NumberIn() | Compare():
+                for question in _list_questions(leaf):
+                    yes = self._write_question(question._replace(ranges=_invert(question.ranges)), yes, no)
+            case _:
+                return self._write_true(leaf, no, yes)
+        return yes
+
+    def _write_question(self, question: Question, yes: int, no: int) -> int:
+        intervals = tuple(Interval(low, high, 0) for low, high in merge_ranges(question.ranges))
+        return self._add(Test(question.field, intervals, yes, no, question.mask))
+
+    def _add(self, test: Test) -> int:
+        if not test.intervals:
+            return test.no
+        self._tests.append(test)
+        return len(self._tests) - 1
+
+    def _write_location(self, field: Field, values: tuple[str, ...], truth: bool, yes: int, no: int) -> int:
+        """Both sides share a bit: it is of the Location, not of the event."""
+        location, _, attribute = field.attribute.partition(".")
+        condition = Condition(attribute, values, truth)
+        word, bit = divmod(self._conditions.setdefault(condition, len(self._conditions)), WORD_BITS)
+        mask = 1 << bit
+        return self._add(Test(location, (Interval(mask, mask, 0),), yes, no, mask, word))
+
+    def _write_run(self, run: Run, no: int) -> int:
+        """Look-ups, one for each field and family: the lowest rule that any of them finds decides."""
+        found = self._end(len(self._rules) + 1)
+        sizes = (None,) if isinstance(run.leaves[0], NumberIn) else tuple(FAMILY_SUFFIXES)
+        tables = {size: _list_found(list_intervals(run, size)) for size in sizes}
+        several = len(run.fields) > 1
+        start = self._add(Test(FOUND, (Interval(1, MAX_NUMBER, 0),), found, no)) if several else no
+        for field in reversed(run.fields):
+            for size, intervals in reversed(tables.items()):
+                name = field.attribute + FAMILY_SUFFIXES.get(size or 0, "")
+                start = self._add(Test(name, intervals, start if several else found, start))
+        return self._write(conjoin(run.rest), start, no) if run.rest else start
+
+
+def _list_questions(leaf: Leaf) -> Iterator[Question]:  # noqa: PLR0912  # one for each leaf
+    """What the leaf is the `or` of."""
+    match leaf:
+        case TypeIs(mask):
+            yield _ask_bits("type", mask)
+        case StatusHas(mask):
+            yield _ask_bits("status", mask)
+        case NatHas(mask):
+            yield _ask_bits("nat", mask)
+        case MarkIn(marks):
+            for mask in sorted({mask for _, mask in marks}):
+                yield Question("mark", [(value, value) for value, under in marks if under == mask], mask)
+        case NumberIn(fields, ranges):
+            for field in fields:
+                yield Question(field.attribute, ranges)
+        case AddressIn(fields, prefixes):
+            for field in fields:
+                for size, suffix in FAMILY_SUFFIXES.items():
+                    spans = [find_span(prefix) for prefix in prefixes if len(prefix.network) == size]
+                    yield Question(field.attribute + suffix, spans)
+        case Compare(subject, operator, number):
+            yield Question(subject.attribute, _list_compared(subject, operator, number))
+        case Anything() | NetworkIn() | LocationIn():
+            raise AssertionError(f"{leaf} is no question about a number")
+        case _:
+            assert_never(leaf)
+
+
+def _ask_bits(field: str, mask: int) -> Question:
+    """Whether the field has one of the mask's bits at least."""
+    return Question(field, [(1, mask)] if mask else [], mask)
+
+
+def _list_found(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """Apart from each other, each with the lowest rule that names it."""
+    bounds, numbers = flatten(intervals)
+    ends = zip(bounds, bounds[1:], numbers[1:], strict=False)
+    return tuple(Interval(low, end - 1, number) for low, end, number in ends if number)
+
+
+def _list_compared(subject: Field, operator: str, number: int) -> list[Range]:
+    """What a counter may be. The core has a duration one higher than it is, 0 where it is negative."""
+    number += subject is DURATION
+    ranges = {
+        "<": [(0, number - 1)],
+        "<=": [(0, number)],
+        "=": [(number, number)],
+        "!=": [(0, number - 1), (number + 1, MAX_NUMBER)],
+        ">=": [(number, MAX_NUMBER)],
+        ">": [(number + 1, MAX_NUMBER)],
+    }[operator]
+    return [(low, min(high, MAX_NUMBER)) for low, high in ranges if low <= min(high, MAX_NUMBER)]
+
+
+def _invert(ranges: Iterable[Range]) -> list[Range]:
+    """All other numbers."""
+    others = []
+    first = 0
+    for low, high in merge_ranges(ranges):
+        if first < low:
+            others.append((first, low - 1))
+        first = high + 1
+    return [*others, (first, MAX_NUMBER)] if first <= MAX_NUMBER else others

@@ -1,0 +1,136 @@
+"""The fields of an event as people see them: the one place that knows their names, and their order.
+
+Every format writes the same fields in the same order, and differs only in what stands around a value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+from conntrackd.flow import EventType, Location, Nat, Protocol, Reason, TcpState
+
+
+class Kind(Enum):
+    """How a value is written."""
+
+    NUMBER = auto()
+    NAME = auto()
+    """A number that has names; one without a name is written as the number."""
+    ADDRESS = auto()
+    TIME = auto()
+    """RFC 3339 with nanoseconds and the local offset."""
+    DURATION = auto()
+    """Seconds with all nine decimals."""
+    OWN_TEXT = auto()
+    """What the kernel gives as text."""
+    LABELS = auto()
+    """The names of bits that are set, with commas between them."""
+
+
+IS_TEXT: Final = frozenset((Kind.NAME, Kind.ADDRESS, Kind.TIME, Kind.OWN_TEXT, Kind.LABELS))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputField:
+    """One field: its name, the attribute of Flow (and of the core's event) it shows, and what it says.
+
+    It is written where the event has the attribute and everything in `needs`.
+    """
+
+    name: str
+    kind: Kind
+    attribute: str
+    help: str
+    needs: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+TYPE_NAMES: Final = {event.value: str(event.name) for event in EventType}
+PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
+STATE_NAMES: Final = {state.value: state.name for state in TcpState}
+REASON_NAMES: Final = {reason.value: reason.name.lower() for reason in Reason}
+NAT_NAMES: Final = {number: str(Nat(number).name) for number in range(4)}
+
+FIELDS: Final = (
+    OutputField("type", Kind.NAME, "type", "what happened to the flow", names=TYPE_NAMES),
+    OutputField("flow", Kind.NUMBER, "id", "the kernel's number of the flow"),
+    OutputField("prot", Kind.NAME, "protocol", "transport protocol", names=PROTOCOL_NAMES),
+    OutputField("src", Kind.ADDRESS, "src", "who opened the flow"),
+    OutputField("dst", Kind.ADDRESS, "dst", "whom it was sent to"),
+    OutputField("sport", Kind.NUMBER, "sport", "port of the source"),
+    OutputField("dport", Kind.NUMBER, "dport", "port of the destination"),
+    OutputField("state", Kind.NAME, "state", "state of a TCP flow", names=STATE_NAMES),
+    OutputField("nat", Kind.NAME, "nat", "which end is translated", names=NAT_NAMES),
+    # The addresses on the other side of a translation are those where replies come from and go to.
+    OutputField("nat_src", Kind.ADDRESS, "reply_dst", "the source after the translation", ("nat",)),
+    OutputField("nat_sport", Kind.NUMBER, "reply_dport", "its port", ("nat",)),
+    OutputField("nat_dst", Kind.ADDRESS, "reply_src", "the destination after the translation", ("nat",)),
+    OutputField("nat_dport", Kind.NUMBER, "reply_sport", "its port", ("nat",)),
+    OutputField("mark", Kind.NUMBER, "mark", "mark of the connection"),
+    OutputField("zone", Kind.NUMBER, "zone", "conntrack zone"),
+    OutputField("reply_zone", Kind.NUMBER, "reply_zone", "zone of the reply direction alone"),
+    OutputField("packets", Kind.NUMBER, "orig_packets", "packets sent by the source"),
+    OutputField("bytes", Kind.NUMBER, "orig_bytes", "bytes sent by the source"),
+    OutputField("reply_packets", Kind.NUMBER, "reply_packets", "packets that came back"),
+    OutputField("reply_bytes", Kind.NUMBER, "reply_bytes", "bytes that came back"),
+    OutputField("start", Kind.TIME, "start", "time of the first packet"),
+    OutputField("stop", Kind.TIME, "stop", "time of the end"),
+    OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
+    OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
+    OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),
+    OutputField("icmp_id", Kind.NUMBER, "icmp_id", "identifier of an ICMP flow, its port"),
+    OutputField(
+        "nat_icmp_id", Kind.NUMBER, "reply_icmp_id", "the identifier after the translation", ("nat",)
+    ),
+    OutputField("helper", Kind.OWN_TEXT, "helper", "the connection's helper"),
+    OutputField("secctx", Kind.OWN_TEXT, "secctx", "security context"),
+    OutputField("ct_labels", Kind.LABELS, "labels", "conntrack labels that are set"),
+    OutputField(
+        "master_prot", Kind.NAME, "master_protocol", "protocol of the flow that this one was expected by",
+        names=PROTOCOL_NAMES,
+    ),
+    OutputField("master_src", Kind.ADDRESS, "master_src", "who opened that one"),
+    OutputField("master_dst", Kind.ADDRESS, "master_dst", "whom it was sent to"),
+    OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
+    OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
+    OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceField:
+    """What the databases know of an address; `src_` stands before the name where it is the source's."""
+
+    name: str
+    attribute: str
+    help: str
+
+
+# First where both ends are, then whose network that is.
+PLACE: Final = (
+    PlaceField("city", "city", "city"),
+    PlaceField("country", "country", "country"),
+    PlaceField("lat", "lat", "latitude in degrees"),
+    PlaceField("lon", "lon", "longitude in degrees"),
+)
+NETWORK: Final = (
+    PlaceField("asn", "asn", "number of the autonomous system"),
+    PlaceField("as_org", "as_org", "who runs it"),
+)
+
+
+def list_place_values(
+    fields: tuple[PlaceField, ...], location: Location | None, prefix: str
+) -> list[tuple[str, str | float]]:
+    """Names and values of what is known of a Location. A latitude alone says nothing."""
+    if location is None:
+        return []
+    is_point = location.lat is not None and location.lon is not None
+    unknown = {"lat", "lon"} if not is_point else set()
+    unknown |= {name for name in ("city", "country", "asn", "as_org") if not getattr(location, name)}
+    return [
+        (f"{prefix}{place.name}", getattr(location, place.attribute))
+        for place in fields
+        if place.attribute not in unknown
+    ]

@@ -1,0 +1,154 @@
+"""Flows -> Rendered, in plain Python: the reference that the core is compared with, and its stand-in."""
+
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any, Final
+
+from conntrackd.flow import ABSENT, NANO, Flow, find_nat
+from conntrackd.render.fields import (
+    FIELDS,
+    IS_TEXT,
+    NETWORK,
+    PLACE,
+    PROTOCOL_NAMES,
+    TYPE_NAMES,
+    Kind,
+    OutputField,
+    list_place_values,
+)
+from conntrackd.render.rendered import Rendered, Stream
+from conntrackd.render.template import Syntax, Template, render_bsd_time, render_time
+
+WORD: Final = re.compile(r"\$([a-z]+)")
+# What no format has to escape, and no terminal obeys.
+OWN_CHARACTERS: Final = frozenset(map(chr, range(ord(" "), ord("~") + 1))) - frozenset('"\\]')
+# Fields that every message carries or that are 0 where it does not, and are shown where they are not 0.
+NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "nat"})
+
+
+def render_flows(
+    template: Template, flows: Sequence[Flow], moments: Sequence[int], label_names: Mapping[int, str]
+) -> Rendered:
+    """What the core makes of the same events. `moments`: the time of each that no other one has."""
+    order = list(range(len(flows)))
+    streams: tuple[Stream, ...] = ()
+    if template.by_stream:
+        kinds = list(dict.fromkeys((flow.type, flow.protocol) for flow in flows))
+        order.sort(key=lambda number: kinds.index((flows[number].type, flows[number].protocol)))
+        streams = tuple(
+            Stream(*kind, sum((flow.type, flow.protocol) == kind for flow in flows)) for kind in kinds
+        )
+    texts = [_render_flow(template, flows[number], moments[number], label_names).encode() for number in order]
+    return Rendered(
+        b"".join(texts),
+        array("I", accumulate(map(len, texts))).tobytes(),
+        len(flows),
+        flows[0].time if flows else 0,
+        streams,
+        array("Q", [moments[number] for number in order]).tobytes() if template.by_stream else b"",
+    )
+
+
+def _render_flow(template: Template, flow: Flow, moment: int, label_names: Mapping[int, str]) -> str:
+    words: dict[str, Callable[[], str]] = {
+        "fields": lambda: _render_fields(template.syntax, flow, label_names),
+        "message": lambda: describe_flow(flow),
+        "type": lambda: TYPE_NAMES[flow.type],
+        "time": lambda: render_time(flow.time),
+        "micros": lambda: render_micros(flow.time),
+        "bsd": lambda: render_bsd_time(flow.time),
+        "moment": lambda: str(moment),
+    }
+    return WORD.sub(
+        lambda found: words[found[1]]() if found[1] in words else template.event[found[1]], template.text
+    )
+
+
+def describe_flow(flow: Flow) -> str:
+    """One sentence, without a character that a format would have to escape."""
+    protocol = PROTOCOL_NAMES.get(flow.protocol) or str(flow.protocol)
+    source, destination = _render_end(flow.src, flow.sport), _render_end(flow.dst, flow.dport)
+    return f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
+
+
+def _render_end(address: bytes, port: int) -> str:
+    text = render_address(address)
+    if port == ABSENT:
+        return text
+    return f"{text}:{port}" if len(address) == 4 else f"[{text}]:{port}"
+
+
+def render_address(address: bytes) -> str:
+    """4 or 16 bytes -> text."""
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+
+
+def render_micros(nanoseconds: int) -> str:
+    """RFC 3339 with six digits: what RFC 5424 allows."""
+    text = render_time(nanoseconds)
+    point = text.index(".")
+    return text[: point + 7] + text[point + 10 :]
+
+
+def render_duration(nanoseconds: int) -> str:
+    """Seconds with all nine decimals. Negative when the clock was set back between start and stop."""
+    seconds, rest = divmod(abs(nanoseconds), NANO)
+    return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09d}"
+
+
+def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -> str:
+    texts = []
+    for output in FIELDS:
+        value = find_value(flow, output)
+        if value is None:
+            continue
+        text = _render_value(output, value, label_names)
+        if output.kind in IS_TEXT:
+            texts.append(syntax.text(output.name, text))
+        else:
+            texts.append(f"{syntax.open_number(output.name)}{text}{syntax.close_number}")
+    for fields in (PLACE, NETWORK):
+        for location, prefix in ((flow.dst_location, ""), (flow.src_location, "src_")):
+            for name, value in list_place_values(fields, location, prefix):
+                texts.append(
+                    syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
+                )
+    return "".join(texts)
+
+
+def find_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes
+    """What the field shows; None where the event has none."""
+    if output.needs == ("nat",) and not find_nat(flow):
+        return None
+    match output.attribute:
+        case "nat":
+            value: Any = find_nat(flow)
+        case "duration":
+            return flow.stop - flow.start if flow.start and flow.stop else None
+        case attribute:
+            value = getattr(flow, attribute)
+    is_missing = value in (ABSENT, b"") or (output.attribute in NOT_ZERO and value == 0)
+    return None if is_missing else value
+
+
+def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str]) -> str:  # noqa: ANN401
+    match output.kind:
+        case Kind.NUMBER:
+            return str(value)
+        case Kind.NAME:
+            return output.names.get(value) or str(value)
+        case Kind.ADDRESS:
+            return render_address(value)
+        case Kind.TIME:
+            return render_time(value)
+        case Kind.DURATION:
+            return render_duration(value)
+        case Kind.OWN_TEXT:
+            text = value.partition(b"\0")[0].decode("latin-1")
+            return "".join(char if char in OWN_CHARACTERS else "?" for char in text)
+        case Kind.LABELS:
+            bits = int.from_bytes(value, "little")
+            return ",".join(label_names.get(bit) or str(bit) for bit in range(128) if bits >> bit & 1)

@@ -1,0 +1,192 @@
+"""Template -> the steps that the core's render.c takes for each event: integers, constants and names."""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from conntrackd.core import _core as core
+from conntrackd.flow import Location
+from conntrackd.render.fields import (
+    FIELDS,
+    IS_TEXT,
+    NETWORK,
+    PLACE,
+    PROTOCOL_NAMES,
+    TYPE_NAMES,
+    Kind,
+    OutputField,
+    list_place_values,
+)
+from conntrackd.render.template import Syntax, Template
+
+WORD: Final = re.compile(r"\$([a-z]+)")
+MARK: Final = "VALUE"
+# struct step and struct slice of core/render.h
+STEP: Final = struct.Struct("=QHHHHIIII")
+SLICE: Final = struct.Struct("=II")
+assert STEP.size == core.STEP_BYTES, "core/render.h and this file are of two versions"
+
+
+class StepKind(IntEnum):
+    """enum step_kind of core/render.h."""
+
+    TEXT = 0
+    NUMBER = 1
+    NAME = 2
+    ADDRESS = 3
+    ENDPOINT = 4
+    TIME = 5
+    DURATION = 6
+    PLACE = 7
+    OWN_TEXT = 8
+    LABELS = 9
+
+
+class TimeStyle(IntEnum):
+    """enum time_style of core/text.h."""
+
+    NANOS = 0
+    MICROS = 1
+    BSD = 2
+
+
+STEP_KINDS: Final = {
+    Kind.NUMBER: StepKind.NUMBER,
+    Kind.NAME: StepKind.NAME,
+    Kind.ADDRESS: StepKind.ADDRESS,
+    Kind.TIME: StepKind.TIME,
+    Kind.DURATION: StepKind.DURATION,
+    Kind.OWN_TEXT: StepKind.OWN_TEXT,
+    Kind.LABELS: StepKind.LABELS,
+}
+TIMES: Final = {"time": TimeStyle.NANOS, "micros": TimeStyle.MICROS, "bsd": TimeStyle.BSD}
+FIELD_NUMBERS: Final = {name: number for number, name in enumerate(core.FIELDS)}
+# Texts of a Location, by their number: of what, and for which end.
+PLACES: Final = ((PLACE, "dst"), (PLACE, "src"), (NETWORK, "dst"), (NETWORK, "src"))
+
+
+@dataclass(slots=True)
+class Steps:
+    """A list of steps while it is written, with the names and bytes that they refer to."""
+
+    steps: list[bytes] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    pool: bytearray = field(default_factory=bytearray)
+    _tables: dict[tuple[tuple[int, str], ...], tuple[int, int]] = field(default_factory=dict)
+    _before: bytes = b""
+
+    def add_text(self, text: str) -> None:
+        """A constant for each event: it goes with the next step."""
+        self._before += text.encode()
+
+    def add(
+        self,
+        kind: StepKind,
+        name: str = "type",
+        *,
+        needs: int = 0,
+        around: tuple[str, str] = ("", ""),
+        table: tuple[int, int] = (0, 0),
+    ) -> None:
+        """One step: a field by its name, with constants around, for events that have the bits `needs`."""
+        before, after = around[0].encode(), around[1].encode()
+        if self._before and needs:
+            self.flush()
+        before, self._before = self._before + before, b""
+        self.steps.append(
+            STEP.pack(needs, kind, FIELD_NUMBERS[name], len(before), len(after), len(self.pool), *table, 0)
+        )
+        self.pool += before + after
+
+    def flush(self) -> None:
+        """What has been added as text is a step of its own."""
+        if self._before:
+            self.add(StepKind.TEXT)
+
+    def keep_names(self, names: Mapping[int, str]) -> tuple[int, int]:
+        """Where the names by number are, and how many. The same names are kept once."""
+        key = tuple(names.items())
+        if key not in self._tables:
+            self._tables[key] = (len(self.names), max(names, default=-1) + 1)
+            for number in range(self._tables[key][1]):
+                text = names.get(number, "").encode()
+                self.names.append(SLICE.pack(len(self.pool), len(text)))
+                self.pool += text
+        return self._tables[key]
+
+
+def compile_template(template: Template, label_names: Mapping[int, str]) -> "core.Template":
+    """What the core renders."""
+    steps = Steps()
+    for position, text in enumerate(WORD.split(template.text)):
+        if position % 2 == 0:
+            steps.add_text(text)
+        else:
+            _add_word(steps, template, text, label_names)
+    steps.flush()
+    return core.Template(b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool), template.by_stream)
+
+
+def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:
+    match word:
+        case "fields":
+            for output in FIELDS:
+                _add_field(steps, template.syntax, output, label_names)
+            for number, (_, end) in enumerate(PLACES):
+                name = f"{end}_location"
+                steps.add(StepKind.PLACE, name, needs=core.HAS[name], table=(number, 0))
+        case "message":
+            _add_message(steps)
+        case "type":
+            steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
+        case "time" | "micros" | "bsd":
+            steps.add(StepKind.TIME, "time", table=(0, TIMES[word]))
+        case "moment":
+            steps.add(StepKind.NUMBER, "moment")
+        case _:
+            steps.add_text(template.event[word])
+
+
+def _add_message(steps: Steps) -> None:
+    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`."""
+    steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
+    steps.add_text(" ")
+    steps.add(StepKind.NAME, "protocol", table=steps.keep_names(PROTOCOL_NAMES))
+    for text, address, port in ((" connection from ", "src", "sport"), (" to ", "dst", "dport")):
+        steps.add_text(text)
+        steps.add(StepKind.ENDPOINT, address, table=(FIELD_NUMBERS[port], 0))
+
+
+def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:
+    around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
+    if around == ("", ""):
+        return
+    table = (0, 0)
+    if output.kind in (Kind.NAME, Kind.LABELS):
+        table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
+    needs = core.HAS[output.attribute]
+    for name in output.needs:
+        needs |= core.HAS[name]
+    steps.add(STEP_KINDS[output.kind], output.attribute, needs=needs, around=around, table=table)
+
+
+def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]:
+    """What stands before and behind a field's value; nothing where the syntax leaves the field out."""
+    text = syntax.text(name, MARK) if is_text else f"{syntax.open_number(name)}{MARK}{syntax.close_number}"
+    opening, _, closing = text.partition(MARK)
+    return opening, closing
+
+
+def render_places(syntax: Syntax, location: Location) -> Iterator[bytes]:
+    """A Location's texts in the order of PLACES."""
+    for fields, end in PLACES:
+        values = list_place_values(fields, location, "src_" if end == "src" else "")
+        yield "".join([render_value(syntax, name, value) for name, value in values]).encode()
+
+
+def render_value(syntax: Syntax, name: str, value: str | float) -> str:
+    """One field of a Location."""
+    return syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
