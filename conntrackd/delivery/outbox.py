@@ -220,14 +220,14 @@ class Outbox(Inlet):
             if found is not None:
                 with self._lock:
                     self._in_flight.row = found[0]
-                    self._in_flight.append(found[1])
+                    self._in_flight.extend(found[1])
             return found is not None
         if self._find_ready(now) != 0:
             return False
         with self._lock:  # it is never in neither of the two, or a direct write could overtake it
             batch = self._waiting.take(self._sink.batch_events)
             if batch is not None:
-                self._in_flight.append(batch)
+                self._in_flight.extend((batch,))
             return batch is not None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
@@ -280,7 +280,7 @@ class Outbox(Inlet):
         try:
             action()
         except SinkRevised as revision:
-            if self._in_flight and self._in_flight.first.lost is not None:  # of which there are no parts
+            if self._in_flight and not self._in_flight.first.events:  # a loss, of which there are no parts
                 self._refuse(SinkRefused(revision.reason))
             else:
                 self._revise(revision)

@@ -1,5 +1,6 @@
 """Datagrams and frames: by the core where there is one, and by plain Python, with the same result."""
 
+import errno
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from conntrackd.delivery.datagrams import MAX_SEQUENCE, DatagramSocket, Framing,
 from tests.rendering import make_rendered
 
 Frame = Callable[[bytes, bytes, int, int], tuple[bytes, bytes]]
-Send = Callable[[int, bytes, bytes, int, int], int]
+Send = Callable[[int, bytes, bytes, int, int, bool], tuple[int, int]]
 FRAMES: dict[str, Frame] = {"core": datagrams.frame, "plain": frame_plainly}
 SENDS: dict[str, Send] = {"core": datagrams.send, "plain": send_plainly}
 
@@ -53,11 +54,11 @@ def test_each_message_has_its_frame(frame: Frame, framing: Framing, framed: list
 
 
 def test_numbers_stand_in_their_places_and_begin_again_after_the_largest(frame: Frame) -> None:
-    messages = make_rendered([b"a\0b", b"none", b"\0", b"c\0d\0e"], 0)
+    messages = make_rendered([b"a\0b", b"none", b"\0", b"c\0d"], 0)
 
     found = split(*frame(messages.text, messages.ends, MAX_SEQUENCE - 1, Framing.OCTETS))
 
-    assert found == [b"12 a2147483646b", b"4 none", b"10 2147483647", b"5 c1d2e"]
+    assert found == [b"12 a2147483646b", b"4 none", b"10 2147483647", b"3 c1d"]
 
 
 def test_the_length_before_a_message_counts_its_number(frame: Frame) -> None:
@@ -83,8 +84,9 @@ def test_each_message_is_a_datagram_from_the_first_that_is_asked_for(
 ) -> None:
     messages = make_rendered([b"a", b"bc", b"\0", b"def"], 0)
 
-    sent = send(pair[0].fileno(), messages.text, messages.ends, 1, 1000)
+    sent, error = send(pair[0].fileno(), messages.text, messages.ends, 1, 1000, False)
 
+    assert error == 0
     assert [pair[1].recv(100) for _ in range(sent)] == [b"bc", b"\0", b"def"]
 
 
@@ -93,22 +95,22 @@ def test_no_more_than_are_named_by_their_ends_are_sent(
 ) -> None:
     messages = make_rendered([b"a", b"b", b"c"], 0)
 
-    assert send(pair[0].fileno(), messages.text, messages.ends[:8], 0, 1000) == 2
+    assert send(pair[0].fileno(), messages.text, messages.ends[:8], 0, 1000, False) == (2, 0)
 
 
-def test_the_first_that_is_not_taken_in_time_is_an_error_and_a_later_one_is_left(
+def test_what_is_not_taken_in_time_is_an_error_behind_those_that_were(
     send: Send, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     messages = make_rendered([b"x" * 100] * 5000, 0)
 
-    sent = send(pair[0].fileno(), messages.text, messages.ends, 0, 1)
-    with pytest.raises(TimeoutError, match="does not take"):
-        send(pair[0].fileno(), messages.text, messages.ends, sent, 1)
+    sent, error = send(pair[0].fileno(), messages.text, messages.ends, 0, 1, False)
+    again = send(pair[0].fileno(), messages.text, messages.ends, sent, 1, False)
 
     assert 0 < sent < 5000
+    assert (error, again) == (errno.ETIMEDOUT, (0, errno.ETIMEDOUT))
 
 
-def test_one_that_is_too_long_is_an_error_when_it_is_the_first(send: Send) -> None:
+def test_one_that_is_too_long_is_an_error_behind_those_before_it(send: Send) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
@@ -117,11 +119,9 @@ def test_one_that_is_too_long_is_an_error_when_it_is_the_first(send: Send) -> No
         ours.connect(server.getsockname())
         messages = make_rendered([b"a", b"x" * 70_000, b"b"], 0)
 
-        sent = send(ours.fileno(), messages.text, messages.ends, 0, 1000)
-        with pytest.raises(OSError, match="too long"):
-            send(ours.fileno(), messages.text, messages.ends, 1, 1000)
+        found = [send(ours.fileno(), messages.text, messages.ends, first, 1000, False) for first in range(3)]
 
-    assert sent == 1
+    assert found == [(1, errno.EMSGSIZE), (0, errno.EMSGSIZE), (1, 0)]
 
 
 def test_closing_ends_a_send_that_waits_and_uses_no_descriptor_of_others() -> None:
@@ -143,6 +143,23 @@ def test_closing_ends_a_send_that_waits_and_uses_no_descriptor_of_others() -> No
     assert found[0][1] is not None
     assert again[0] == 0
     assert again[1] is not None
+
+
+def test_a_send_that_nobody_waited_for_closes_its_socket_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datagrams, "LOCK_SECONDS", 0.0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    messages = make_rendered([b"%d" % number for number in range(5000)], 0)
+    sock = DatagramSocket(ours, 600.0)
+    with theirs:
+        thread = threading.Thread(target=lambda: sock.send(messages.text, messages.ends))
+        thread.start()
+        theirs.recv(100)
+        sock.close()
+        thread.join(15)
+
+    assert (thread.is_alive(), ours.fileno()) == (False, -1)
 
 
 def test_what_was_sent_is_counted_from_the_first_to_the_one_that_failed() -> None:

@@ -299,8 +299,8 @@ MUTATIONS: Final = (
     Mutation(
         "what goes into a pipe at once is whole lines",
         "conntrackd/sinks/stream.py",
-        'end = payload.rfind(b"\\n", done, done + PIECE) + 1',
-        "end = 0",
+        'end = text.rfind(b"\\n", done, done + PIECE) + 1\n        try:',
+        "end = 0\n        try:",
         "tests/sinks/test_stream.py::test_what_is_written_to_a_pipe_at_once_is_whole_lines",
     ),
     Mutation(
@@ -347,7 +347,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what Loki gives back holds no control character of a database",
-        "conntrackd/sinks/loki_body.py",
+        "conntrackd/render/loki.py",
         "return escape_json(make_visible(value))",
         "return escape_json(value)",
         "tests/sinks/test_controls.py::test_no_sink_holds_what_a_terminal_would_obey",
@@ -448,11 +448,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a tail that nobody reads is dropped",
-        "conntrackd/sinks/tail.py",
+        "conntrackd/tails.py",
         "if len(tail.unread) > MAX_UNREAD:",
         "if False:",
-        "tests/sinks/test_tail.py::"
-        "test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
+        "tests/test_tails.py::test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
     ),
     Mutation(
         "a reload prepares all before it changes anything",
@@ -484,7 +483,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a sink that is enabled while it is switched off goes on",
-        "conntrackd/sinks/outbox.py",
+        "conntrackd/delivery/outbox.py",
         "if not reason and not self.is_out():",
         "if False:",
         "tests/delivery/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",

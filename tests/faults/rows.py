@@ -12,7 +12,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     4: [(KERNEL, "test_row_04_")],
     5: [(KERNEL, "test_row_05_"), ("tests/test_guard.py", "test_")],
     6: [(KERNEL, "test_row_06_")],
-    7: [(PROCESS, "test_row_07_"), ("tests/sinks/test_spool_kill.py", "test_whatever_the_spool_took")],
+    7: [(PROCESS, "test_row_07_"), ("tests/delivery/test_spool_kill.py", "test_whatever_the_spool_took")],
     8: [
         (PROCESS, "test_row_08_"),
         ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
@@ -46,7 +46,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     15: [("test_state.py", "test_row_15_")],
     16: [
         (SINKS, "test_row_16_"),
-        ("tests/sinks/test_judge_loki.py", "test_"),
+        ("tests/sinks/test_loki_reply.py", "test_"),
         ("tests/sinks/test_loki.py", "test_no_re"),
         ("tests/sinks/test_loki_delivery.py", "test_"),
     ],
@@ -77,7 +77,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     21: [
         (SINKS, "test_row_21_"),
-        ("tests/sinks/test_spool.py", "test_"),
+        ("tests/delivery/test_spool.py", "test_"),
         ("tests/live/test_restart.py", "test_a_state_directory_belongs_to_one_daemon"),
     ],
     22: [(SINKS, "test_row_19_and_22_")],
@@ -112,9 +112,9 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/live/test_bus.py", "test_events_go_on_without_a_bus"),
     ],
     28: [
-        ("tests/sinks/test_tail.py", "test_a_tail_that_is_never_read"),
+        ("tests/test_tails.py", "test_a_tail_that_is_never_read"),
         (CONTROL, "test_row_28_"),
-        ("tests/sinks/test_tail.py", "test_thirty_two_tails"),
+        ("tests/test_tails.py", "test_thirty_two_tails"),
         ("tests/live/test_bus.py", "test_of_thirty_two_tails"),
         ("tests/bus/test_interface.py", "test_signals_carry_numbers"),
         ("tests/live/test_bus.py", "test_an_eavesdropper_hears"),
@@ -138,7 +138,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     32: [
         ("tests/cli/test_views.py", "test_nothing_from_a_network_or_a_database"),
-        ("tests/sinks/test_judge_loki.py", "test_no_control_character_of_a_reply"),
+        ("tests/sinks/test_loki_reply.py", "test_no_control_character_of_a_reply"),
         ("tests/sinks/test_journal.py", "test_no_value_can_begin_a_field"),
         ("tests/sinks/test_encode.py", "test_text_of_a_database_cannot_leave"),
         ("tests/sinks/test_controls.py", "test_no_sink_holds"),

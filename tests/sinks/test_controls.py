@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from conntrackd.flow import Batch, Location
-from conntrackd.sinks.encode_journal import JournalEncoder
-from conntrackd.sinks.encode_json import JsonEncoder
-from conntrackd.sinks.encode_loki import GZIP, LokiEncoder
-from conntrackd.sinks.encode_syslog import SyslogEncoder
+from conntrackd.delivery.compression import GZIP, compress
+from conntrackd.flow import Flow, Location
+from conntrackd.render import journal, loki
+from conntrackd.render import json as json_lines
+from conntrackd.render.syslog import make_template
+from conntrackd.render.template import Template
+from conntrackd.sinks.loki_body import list_body
+from tests.rendering import list_texts, render
 from tests.sinks.flows import make_flow
 
 # C0, DEL and C1, ends of lines, marks and overrides of direction, what has no width, half a surrogate pair.
@@ -22,29 +25,31 @@ HOSTILE = [
 SEQUENCES = ["\x1b]0;owned\x07", "\x1b[31m", "\r\nMESSAGE=a", '"]\n<0>1 - ', '"}\n{"type":"LOST"}', "\\"]
 
 
-def list_stored(batch: Batch) -> Iterator[str]:
+def list_stored(flows: list[Flow]) -> Iterator[str]:
     """What Loki has afterwards and gives back: lines, names and values."""
-    body = zlib.decompress(LokiEncoder({}).encode(batch), GZIP).decode()
+    body = zlib.decompress(compress(list_body([render(loki.TEMPLATE, flows)], {})), GZIP).decode()
     yield body
     for stream in json.loads(body)["streams"]:
         for _, line, metadata in stream["values"]:
             yield from (line, *metadata, *metadata.values())
 
 
-def syslog(form: str) -> Callable[[Batch], list[str]]:
-    return lambda batch: [each.decode() for each in SyslogEncoder(form, "daemon").encode(batch)]
+def list_lines(template: Template) -> Callable[[list[Flow]], list[str]]:
+    return lambda flows: [
+        line
+        for text in list_texts(render(template, flows))
+        for line in text.decode().replace("\0", "").split("\n")
+    ]
 
 
 # Each sink: what somebody may see of it in a file, on the wire or in a query.
-SEEN: dict[str, Callable[[Batch], list[str]]] = {
-    "stream": lambda batch: JsonEncoder().encode(batch).decode().splitlines(),
-    "journal": lambda batch: [
-        line for each in JournalEncoder().encode(batch) for line in each.decode().split("\n")
-    ],
-    "loki": lambda batch: list(list_stored(batch)),
-    "rfc5424": syslog("rfc5424"),
-    "rfc3164": syslog("rfc3164"),
-    "cee": syslog("cee"),
+SEEN: dict[str, Callable[[list[Flow]], list[str]]] = {
+    "stream": list_lines(json_lines.TEMPLATE),
+    "journal": list_lines(journal.TEMPLATE),
+    "loki": lambda flows: list(list_stored(flows)),
+    "rfc5424": list_lines(make_template("rfc5424", "daemon")),
+    "rfc3164": list_lines(make_template("rfc3164", "daemon")),
+    "cee": list_lines(make_template("cee", "daemon")),
 }
 
 
@@ -59,4 +64,4 @@ def test_no_sink_holds_what_a_terminal_would_obey(sink: str) -> None:
         found = SEEN[sink]([event])
 
         assert len(found) == records
-        assert all(each.isprintable() for each in found), (text, found)
+        assert all(line.isprintable() for line in found), (text, found)
