@@ -25,8 +25,9 @@ T = TypeVar("T")
 ETC: Final = Path("/etc/conntrackd")
 SUFFIXES: Final = (".yaml", ".yml", ".json", ".toml")
 PREFIX: Final = "CONNTRACKD_"
-# Not a setting: it tells the package's installation to go on where conntrack-tools' daemon is running.
-FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_REPLACE"})
+# No settings: one tells the package's installation to go on where conntrack-tools' daemon is running, the
+# other one the daemon to take the reference in the place of the core (engine.VARIABLE).
+FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
 MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
 MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one on each line
 

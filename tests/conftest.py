@@ -60,7 +60,18 @@ class Privileged:
         terminalreporter.write_line(text, red=True, bold=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=["core", "plain"],
+        help="what daemons of the tests run on: the core in C, or the reference in plain Python",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    engine = config.getoption("--engine")
+    if engine is not None:  # see find_engine(); children have it from here
+        os.environ["CONNTRACKD_ENGINE"] = engine
     config.pluginmanager.register(Privileged(), "conntrackd-privileged")
 
 

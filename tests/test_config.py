@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd import options
+from conntrackd import engine, options
 from conntrackd.config import (
     Config,
     changed,
@@ -365,8 +365,9 @@ def test_an_alias_that_holds_itself_ends(mistakes: Callable[..., list[str]]) -> 
     assert len(mistakes("sink: &a {stream: *a, loki: *a}")) == 4
 
 
-def test_the_variable_of_the_package_is_none_of_ours(read: Read) -> None:
-    assert read(environ={"CONNTRACKD_REPLACE": "1"})[options.LOG_LEVEL] == "info"
+@pytest.mark.parametrize("name", ["CONNTRACKD_REPLACE", engine.VARIABLE])
+def test_the_variables_of_the_package_and_of_the_engine_are_no_settings(name: str, read: Read) -> None:
+    assert read(environ={name: "plain"})[options.LOG_LEVEL] == "info"
 
 
 @pytest.mark.parametrize("kind", ["stream", "journal", "syslog", "loki"])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.engine import VARIABLE
+
 CONFTEST = Path(__file__).with_name("conftest.py")
 SETTINGS = (
     "[pytest]\nmarkers = privileged: needs root\naddopts = -p no:cacheprovider\nfilterwarnings = error\n"
@@ -34,12 +36,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, text: str, *, ci: bool = False, prefix: list[str] = DEMOTE) -> tuple[int, str]:
+def run(
+    project: Path, text: str, *words: str, ci: bool = False, prefix: list[str] = DEMOTE
+) -> tuple[int, str]:
     """Exit status and output of pytest on a project with that one test file."""
     (project / "test_it.py").write_text(text)
-    environ = {name: value for name, value in os.environ.items() if name != "CI"}
+    environ = {name: value for name, value in os.environ.items() if name not in ("CI", VARIABLE)}
     environ |= {"CI": "true"} if ci else {}
-    argv = [*prefix, sys.executable, "-m", "pytest", "-q", str(project)]
+    argv = [*prefix, sys.executable, "-m", "pytest", "-q", str(project), *words]
     done = subprocess.run(argv, cwd=project, env=environ, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
@@ -102,3 +106,26 @@ def test_a_test_that_cleans_up_passes(project: Path) -> None:
 
     assert status == 0
     assert "1 passed" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [([], "core"), (["--engine", "core"], "core"), (["--engine", "plain"], "plain")]
+)
+def test_the_engine_that_was_chosen_is_that_of_this_process_and_its_children(
+    project: Path, words: list[str], name: str
+) -> None:
+    text = f"""
+import subprocess
+import sys
+
+ASK = "from conntrackd.engine import find_engine; print(find_engine().name)"
+
+def test_it():
+    from conntrackd.engine import find_engine
+
+    asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
+    assert [find_engine().name, asked.stdout.strip()] == [{name!r}] * 2
+"""
+    status, output = run(project, text, *words, prefix=[])
+
+    assert (status, "1 passed" in output) == (0, True), output

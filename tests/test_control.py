@@ -16,20 +16,20 @@ from conntrackd import control
 from conntrackd.config import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
-from conntrackd.filter.pycode import Selector
+from conntrackd.engine import Batch, Selection
 from conntrackd.filtering import Filter, compile_filter
-from conntrackd.flow import Flow
-from conntrackd.netlink.decode import Decoder
+from conntrackd.flow import EventType
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
+from tests.engine.feed import ENGINES
 
 
 def make_control() -> DaemonControl:
     tails = SimpleNamespace(open=lambda selector, limit: 7)
     notifier = SimpleNamespace(reloading=lambda: None, ready=lambda: None)
-    daemon = SimpleNamespace(config=read_config({}, {}), tails=tails, notifier=notifier)
+    daemon = SimpleNamespace(config=read_config({}, {}), engine=ENGINES[0], tails=tails, notifier=notifier)
     return DaemonControl(cast(Daemon, daemon))
 
 
@@ -83,24 +83,24 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def select(flows: list[Flow]) -> list[Flow]:
+    def decide(batch: Batch) -> Selection:
         inside.set()
         assert go_on.wait(10)
-        return flows[:1]
+        return batch.of_types(None, EventType.NEW)
 
-    stats, tails = Stats(), Tails()
-    selector = cast(Selector, mocked := SimpleNamespace(needs_location=False, counts=[]))
-    pipeline = Pipeline(Decoder(stats), selector, None, [], tails, stats)
-    pipeline._select = select  # type: ignore[method-assign]  # stands still in the middle of a batch
+    stats, tails, engine = Stats(), Tails(), ENGINES[0]
+    table, batch = engine.compile_table(()), engine.open_batch()
+    pipeline = Pipeline(engine, table, None, [], tails, stats)
+    pipeline._decide = decide  # type: ignore[method-assign]  # stands still in the middle of a batch
     daemon = SimpleNamespace(
         stats=stats,
         tails=tails,
         pipeline=pipeline,
         outboxes={},
-        filter=SimpleNamespace(selector=mocked),
+        filter=SimpleNamespace(table=table),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
-    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0),))
+    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch), batch))
     reader.start()
     assert inside.wait(10)
     answers: list[Mapping[str, int]] = []

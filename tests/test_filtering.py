@@ -1,23 +1,28 @@
 """filtering.py: what rules become, and the change from one list to another while events flow."""
 
+import json as parser
 import os
 import socket
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
 from conntrackd.config import Config, read_config
+from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, change_filter, compile_filter
-from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.decode import Decoder
+from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.pipeline import Pipeline
+from conntrackd.render import json
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
+from tests.engine.feed import ENGINES
 from tests.live.network import TRACKING, Network, call_inside, network
 
 ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
@@ -28,7 +33,7 @@ def read(**environ: str) -> Config:
 
 
 def make(config: Config, *texts: str) -> Filter:
-    return compile_filter([RuleText(text) for text in texts], "test", config)
+    return compile_filter([RuleText(text) for text in texts], "test", config, ENGINES[0])
 
 
 def test_rules_become_canonical_text_groups_and_a_program() -> None:
@@ -60,16 +65,18 @@ def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
 class Gathering:
     """In the place of an outbox: keeps what it is given."""
 
+    template = json.TEMPLATE
+
     def __init__(self) -> None:
-        self.flows: list[Flow] = []
+        self.lines: list[bytes] = []
 
-    def find_form(self, _: int) -> None:
-        """It takes events as they are."""
+    def find_room(self) -> int:
+        return 1 << 20
 
-    def put(self, flows: list[Flow], _: object) -> None:
-        self.flows += flows
+    def put(self, rendered: Rendered) -> None:
+        self.lines += rendered.text.splitlines()
 
-    def tell_lost(self, _: object) -> None:
+    def report(self, _: object) -> None:
         raise AssertionError("the buffer is large enough for all")
 
 
@@ -101,10 +108,10 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
     with enter(net.router):
         events = EventSocket.open(groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
     pipeline = Pipeline(
-        Decoder(stats),
-        filters[0].selector,
+        ENGINES[0],
+        filters[0].table,
         None,
-        [gathering],
+        [cast(Outbox, gathering)],
         tails,
         stats,
     )
@@ -121,8 +128,9 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
     pipeline.stop()
     reader.join()
     events.close()
-    wanted = [flow for flow in gathering.flows if flow.type == EventType.NEW and flow.dport == 9]
+    flows = [parser.loads(line) for line in gathering.lines]
+    wanted = [flow["sport"] for flow in flows if flow["type"] == "NEW" and flow["dport"] == 9]
 
     assert changes > 100
-    assert [flow.sport for flow in wanted] == list(range(10_000, 15_000))
+    assert wanted == list(range(10_000, 15_000))
     assert stats.events_lost_total == stats.events_malformed_total == 0

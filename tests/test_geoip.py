@@ -16,11 +16,17 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from conntrackd import geofile
+from conntrackd.engine import SLOTS, Engine
+from conntrackd.engine.native import NativeLocations
+from conntrackd.engine.plain import PlainLocations
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Location
+from conntrackd.flow import Flow, Location
 from conntrackd.geoip import GeoIP
-from conntrackd.sinks.encode_json import JsonEncoder
+from conntrackd.render import json
 from conntrackd.stats import Stats
+from tests.engine.feed import ENGINES, RECEIVED_NS
+from tests.messages import build_message
+from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 
 BERLIN = {
@@ -46,10 +52,7 @@ def write_database(path: Path, record: dict[str, Any], kind: str = "GeoLite2-Cit
 
 
 def find(geoip: GeoIP, address: bytes = PUBLIC) -> Location | None:
-    flow = make_flow(1)
-    flow.dst = address
-    geoip.locate([flow])
-    return flow.dst_location
+    return geoip.look_up(address)
 
 
 def settle(geoip: GeoIP) -> bool:
@@ -109,27 +112,47 @@ def test_names_are_in_the_language_asked_for_or_in_english(tmp_path: Path, local
 def test_an_address_that_no_database_knows_has_no_location(tmp_path: Path) -> None:
     geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, Stats())
     flow = make_flow(1)
-    geoip.locate([flow])
 
-    assert (flow.src_location, flow.dst_location) == (None, Location("Nuremberg", "DE", 49.45, 11.08))
+    assert (find(geoip, flow.src), find(geoip, flow.dst)) == (
+        None,
+        Location("Nuremberg", "DE", 49.45, 11.08),
+    )
+
+
+def locate(engine: Engine, locations: NativeLocations | PlainLocations, flows: list[Flow]) -> None:
+    batch = engine.open_batch()
+    batch.load(b"".join(map(build_message, flows)), 0, RECEIVED_NS)
+    locations.locate(batch, None)  # type: ignore[arg-type]  # each is of this engine
 
 
 def test_addresses_of_one_place_share_its_location(tmp_path: Path) -> None:
+    """What the core keeps of a Location, in each table and template, is kept once."""
     geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, Stats())
+    locations: NativeLocations = ENGINES[0].open_locations(geoip, 100)  # type: ignore[assignment]
+    flows = make_flows(5)
+    for number, flow in enumerate(flows):
+        flow.dst = flow.reply_src = bytes([192, 0, 2, number])
+    locate(ENGINES[0], locations, flows)
 
-    assert find(geoip, bytes([192, 0, 2, 1])) is find(geoip, bytes([192, 0, 2, 2]))
+    assert locations._list == [Location(), Location("Nuremberg", "DE", 49.45, 11.08)]
 
 
-def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path, engine: Engine) -> None:
     stats = Stats()
     geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, stats)
+    locations: Any = engine.open_locations(geoip, geoip.cache)
     for _ in range(10):
-        geoip.locate(make_flows(50))
+        locate(engine, locations, make_flows(50))
     looked_up = stats.geoip_lookups_total
-    geoip.locate(make_flows(1000))
+    held = []
+    for first in range(0, 10 * SLOTS, SLOTS):
+        locate(engine, locations, make_flows(SLOTS, first))
+        held.append(len(locations._known if engine.name == "plain" else locations._addresses))
 
     assert looked_up == 51
-    assert len(geoip._locations) <= 100
+    # What a batch brings is kept to its end: the bound is asked for when the next one begins.
+    assert max(held) <= geoip.cache + SLOTS + 1
 
 
 @pytest.mark.parametrize(
@@ -152,8 +175,8 @@ def test_names_are_bounded_and_are_data_whatever_is_in_them(tmp_path: Path) -> N
     name = 'a"\\\n\x1b[31m\u202e' + "x" * 100_000
     geoip = GeoIP([write_database(tmp_path / "a.mmdb", {"city": {"names": {"en": name}}})], "en", 1, Stats())
     flow = make_flow(1)
-    geoip.locate([flow])
-    line = JsonEncoder().encode([flow])
+    flow.dst_location = geoip.look_up(flow.dst)
+    line = render(json.TEMPLATE, [flow]).text
 
     assert flow.dst_location == Location(city=name[:256])
     assert line.count(b"\n") == 1

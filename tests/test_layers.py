@@ -1,6 +1,7 @@
 """A module imports from its own layer or from below, never upward."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,21 +9,23 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
-    # words that everything uses
-    ("", "errors", "flow", "bpf", "stats", "cache", "mmsg", "generated", "core"),
+    # words that everything uses, and the event path in C, which knows none of them
+    ("", "errors", "flow", "bpf", "stats", "lean", "core"),
     # parts, each alone
     ("values", "options", "document", "geoip", "geofile", "notify", "logs", "resources", "netlink", "filter"),
-    # from values to the outside
-    ("config", "render"),
-    ("delivery", "tails"),
-    ("sinks",),
+    # text and its delivery
+    ("config", "render", "delivery"),
+    # what happens to events, and who gets their text
+    ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
+    ("pipeline", "reader", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
     # the one that knows all
     ("control", "daemon"),
     # people
     ("cli", "__main__"),
 )
+# What does the work in C, and what binds it to Python.
+PLAIN_C = ("decide", "event", "fields", "ids", "locate", "receive", "render", "send", "table", "text")
 
 
 def find_layer(module: str) -> int:
@@ -30,17 +33,21 @@ def find_layer(module: str) -> int:
     return next(number for number, names in enumerate(LAYERS) if module.partition(".")[0] in names)
 
 
-def find_imports(path: Path) -> Iterator[str]:
-    """Names below conntrackd that the file imports at run time: what is only for the type checker is none."""
+def find_imports(path: Path, *, at_load: bool = False) -> Iterator[str]:
+    """Names below conntrackd that the file imports at run time: what is only for the type checker is none.
+
+    `at_load`: no more than what is imported when the module itself is.
+    """
     tree = ast.parse(path.read_text())
-    typing_only = {
+    left_out = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        or (at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in left_out:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "conntrackd":
             module = (node.module or "").partition(".")[2]
@@ -65,6 +72,23 @@ def test_every_module_has_a_layer_and_imports_nothing_from_above() -> None:
     ]
 
     assert upward == []
+
+
+def test_no_module_is_imported_by_what_it_imports() -> None:
+    imports = {name: set(find_imports(path, at_load=True)) - {name} for name, path in list_modules()}
+    while free := {name for name, imported in imports.items() if not imported & imports.keys()}:
+        for name in free:
+            del imports[name]
+
+    assert imports == {}
+
+
+def test_what_works_in_c_knows_no_python_and_each_file_is_read_at_once() -> None:
+    texts = {path.stem: path.read_text() for path in (ROOT / "core").glob("*.c")}
+
+    assert set(PLAIN_C) < texts.keys()
+    assert [name for name in PLAIN_C if re.search(r"\bPy|binding\.h|batch\.h", texts[name])] == []
+    assert {name: lines for name, text in texts.items() if (lines := text.count("\n")) > 400} == {}
 
 
 def test_only_one_file_knows_ply_and_only_one_ends_the_process() -> None:

@@ -1,71 +1,201 @@
 """The loop's decisions; what it does with events is in live/."""
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.filter.pycode import compile_selector
-from conntrackd.flow import Flow, Piece
-from conntrackd.netlink.decode import Decoder
-from conntrackd.netlink.socket import Datagrams
-from conntrackd.pipeline import Pipeline, can_gather
-from conntrackd.sinks.compose import Composer
-from conntrackd.sinks.encode import Form
+from conntrackd.delivery.sink import Sink
+from conntrackd.engine import Engine
+from conntrackd.filter.ast import Rule
+from conntrackd.flow import Flow, Location
+from conntrackd.geoip import GeoIP
+from conntrackd.netlink.socket import EventSocket, Fill
+from conntrackd.pipeline import GATHER_BYTES, GATHER_US, LAST_MS, PATIENCE_MS, Pipeline
+from conntrackd.render import journal, json, loki
+from conntrackd.render.rendered import Rendered
+from conntrackd.resync import Resync
 from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from tests.delivery.fakes import FakeSink
+from tests.engine.feed import ENGINES, RECEIVED_NS
+from tests.engine.rendering import Databases
+from tests.filter.rows import parse
 from tests.messages import build_message
-from tests.sinks.flows import BASE, make_flow
+from tests.rendering import render
+from tests.sinks.flows import make_flow, make_flows
 
-ROOMY = 1 << 21
+BERLIN = Location(city="Berlin", country="DE")
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.param
+    return found
+
+
+def make_pipeline(
+    engine: Engine,
+    outboxes: Sequence[object] = (),
+    rules: Sequence[Rule] = (),
+    geoip: object = None,
+    stats: Stats | None = None,
+) -> Pipeline:
+    return Pipeline(
+        engine,
+        engine.compile_table(rules),
+        cast(GeoIP | None, geoip),
+        cast(list[Outbox], outboxes),
+        Tails(),
+        stats or Stats(),
+    )
+
+
+def replay(engine: Engine, pipeline: Pipeline, flows: Sequence[Flow]) -> None:
+    """As one batch."""
+    batch = engine.open_batch()
+    messages = b"".join(map(build_message, flows))
+
+    def load() -> Iterator[tuple[int, int]]:
+        yield batch.load(messages, 0, RECEIVED_NS)[1:]
+
+    pipeline.replay(load(), batch)
+
+
+class Gathering:
+    """In the place of an outbox: keeps what it is given, as far as it has room."""
+
+    def __init__(self, room: int = 1000, template: object = json.TEMPLATE) -> None:
+        self.template = template
+        self.room = room
+        self.given: list[Rendered] = []
+        self.dropped: list[tuple[int, int, int]] = []
+
+    def find_room(self) -> int:
+        return self.room
+
+    def has_room(self, _: int) -> bool:
+        return True
+
+    def put(self, rendered: Rendered) -> None:
+        self.given.append(rendered)
+
+    def drop(self, count: int, since: int, until: int) -> None:
+        self.dropped.append((count, since, until))
+
+    def is_out(self) -> bool:
+        return False
+
+    def flush(self, _: float) -> bool:
+        return True
+
+
+# -- when the reader waits
 
 
 @pytest.mark.parametrize(
-    ("received", "slots", "buffer", "gathers"),
+    ("size", "is_reading", "asked"),
     [
-        pytest.param(1, 128, ROOMY, True, id="one event"),
-        pytest.param(127, 128, ROOMY, True, id="all that had come"),
-        pytest.param(128, 128, ROOMY, False, id="more has come"),
-        pytest.param(0, 128, ROOMY, False, id="nothing came in time"),
-        pytest.param(1, 128, ROOMY - 1, False, id="a buffer that could overflow"),
-        pytest.param(1, 1, ROOMY, False, id="one datagram a call"),
+        pytest.param(GATHER_BYTES, False, (PATIENCE_MS, GATHER_US), id="a buffer for all that may come"),
+        pytest.param(GATHER_BYTES - 1, False, (PATIENCE_MS, 0), id="a buffer that could overflow"),
+        pytest.param(GATHER_BYTES, True, (LAST_MS, 0), id="the table is being read"),
     ],
 )
 def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
-    received: int, slots: int, buffer: int, gathers: bool
+    size: int, is_reading: bool, asked: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert can_gather(received, slots, buffer) == gathers
+    seen: list[tuple[int, int]] = []
+    pipeline = make_pipeline(ENGINES[0])
+
+    def receive(_: int, patience_ms: int, gather_us: int) -> tuple[int, ...]:
+        seen.append((patience_ms, gather_us))
+        pipeline.stop()
+        return (0, 0, 0, 0, size, 0)
+
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    events = SimpleNamespace(fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None)
+    monkeypatch.setattr(pipeline, "_batch", SimpleNamespace(receive=receive))
+    if is_reading:
+        pipeline.resync = cast(Resync, SimpleNamespace(is_reading=True, is_over=False, step=lambda: b""))
+    with one, other:
+        pipeline.listen(cast(EventSocket, events))
+
+    # The last one is after the groups were left: what had come is read, and nothing waited for.
+    assert seen == [asked, (LAST_MS, 0)]
 
 
-class Broken(Composer):
-    """Stumbles over every batch."""
-
-    def compose(self, forms: tuple[Form, ...], flows: Sequence[Flow]) -> list[Piece]:
-        raise ZeroDivisionError
+# -- what becomes of a batch
 
 
-def test_sinks_get_an_event_in_their_forms_and_a_mistake_in_those_ends_no_reader(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stats = Stats()
-    outboxes = [
-        Outbox(sink, queue=10, stats=SinkStats()) for sink in (JournalSink(), StreamSink(None), FakeSink())
-    ]
-    message = build_message(make_flow(7))
-    batch = Datagrams(memoryview(bytearray(message + bytes(8))), [0], [len(message)], 0, BASE)
-    seen: list[list[object]] = []
+def test_sinks_get_an_event_in_their_forms(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sinks: tuple[Sink, ...] = (JournalSink(), StreamSink(None))
+    outboxes: list[Any] = [Outbox(sink, queue=10, stats=SinkStats()) for sink in sinks]
+    outboxes.append(Gathering(template=loki.TEMPLATE))
+    seen: list[Rendered] = []
     for outbox in outboxes:
-        monkeypatch.setattr(
-            outbox, "put", lambda flows, piece: seen.append([flows[0].id, type(piece).__name__])
-        )
+        monkeypatch.setattr(outbox, "put", seen.append)
         monkeypatch.setattr(outbox, "flush", lambda _: True)
-    pipeline = Pipeline(Decoder(stats), compile_selector([]), None, outboxes, Tails(), stats)
-    pipeline.replay([batch])
-    pipeline._composer = Broken()
-    pipeline.replay([batch])
+    flow, stats = make_flow(7), Stats()
+    replay(engine, make_pipeline(engine, outboxes, stats=stats), [flow])
 
-    assert seen == [[7, "Piece"], [7, "Piece"], [7, "NoneType"], *[[7, "NoneType"]] * 3]
-    assert stats.events_accepted_total == 2
+    assert seen == [render(template, [flow]) for template in (journal.TEMPLATE, json.TEMPLATE, loki.TEMPLATE)]
+    assert stats.events_accepted_total == 1
+
+
+def test_what_an_outbox_has_no_room_for_is_dropped_there_and_nowhere_else(engine: Engine) -> None:
+    flows = make_flows(5)
+    outboxes = [Gathering(5), Gathering(2), Gathering(0)]
+    replay(engine, make_pipeline(engine, outboxes), flows)
+
+    assert [outbox.given for outbox in outboxes] == [
+        [render(json.TEMPLATE, flows)],
+        [render(json.TEMPLATE, flows[:2])],
+        [],
+    ]
+    last = flows[-1].time
+    assert [outbox.dropped for outbox in outboxes] == [
+        [],
+        [(3, flows[2].time, last)],
+        [(5, flows[0].time, last)],
+    ]
+
+
+def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) -> None:
+    outbox, stats = Gathering(), Stats()
+    pipeline = make_pipeline(engine, [outbox], parse("drop source address 10.0.0.1"), stats=stats)
+    replay(engine, pipeline, make_flows(3))
+    replay(engine, pipeline, [make_flow(1)])
+
+    assert outbox.given == [render(json.TEMPLATE, [make_flow(0), make_flow(2)])]
+    assert (stats.events_received_total, stats.events_accepted_total, stats.events_filtered_total) == (
+        4,
+        2,
+        2,
+    )
+    assert pipeline.table.counts == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked"),
+    [
+        pytest.param([], {0, 1, 2}, id="all"),
+        pytest.param(["drop source address 10.0.0.1"], {0, 2}, id="only of those that are kept"),
+        pytest.param(["drop source address 10.0.0.1", "drop country FR"], {0, 1, 2}, id="rules ask for it"),
+    ],
+)
+def test_an_address_is_looked_up_once_and_only_when_somebody_wants_it(
+    engine: Engine, rules: list[str], asked: set[int]
+) -> None:
+    flows, outbox = make_flows(3), Gathering()
+    databases = Databases({flows[0].dst: BERLIN})
+    databases.cache = 100  # type: ignore[attr-defined]
+    pipeline = make_pipeline(engine, [outbox], parse(*rules), databases)
+    replay(engine, pipeline, flows)
+    replay(engine, pipeline, flows)
+
+    assert sorted(databases.asked) == sorted({flows[0].dst, *(flows[number].src for number in asked)})
+    assert all(b'"city":"Berlin"' in given.text for given in outbox.given)

@@ -63,7 +63,7 @@ static int send_segments(int socket, const char *text, const uint32_t *ends, siz
 	while (count < most && count < MOST_SEGMENTS && ends[first + count] - begin <= MOST_SEGMENT_BYTES) {
 		size_t next = ends[first + count] - ends[first + count - 1];
 
-		if (next > size)
+		if (!next || next > size) /* the kernel cuts no segment of nothing */
 			break;
 		vector.iov_len += next;
 		count++;
@@ -99,6 +99,12 @@ size_t send_parts(int socket, const char *text, const uint32_t *ends, size_t cou
 
 		if (taken < 0 && errno == EINTR)
 			continue;
+		/* What is longer than a packet of the path may be a datagram, and no segment (EINVAL); a device that
+		 * makes no checksums takes none at all (EIO). */
+		if (taken < 0 && segments && asked > 1 && (errno == EINVAL || errno == EIO || errno == EMSGSIZE)) {
+			segments = false;
+			continue;
+		}
 		if (taken < 0 && errno == EAGAIN) {
 			if (!wait_for_room(socket, patience_ms, error))
 				return sent;

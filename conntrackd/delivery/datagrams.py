@@ -64,7 +64,7 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             if not poll.poll(patience_ms):
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+                raise TimeoutError(errno.ETIMEDOUT, "the receiver does not take what it is sent") from None
         else:
             return
 
@@ -72,7 +72,7 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
 def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
     """Messages with their numbers and frames, and where each ends then.
 
-    A NUL in a message is the place of its number, of which `number` is the first, and 1 follows 2147483647.
+    A message's first NUL is the place of its number: `number` is the first one, and 1 follows 2147483647.
     """
     frames = []
     for begin, end in pairwise((0, *array("I", ends))):
@@ -122,21 +122,24 @@ class DatagramSocket:
 
     def send(self, text: bytes, ends: bytes) -> tuple[int, OSError | None]:
         """How many of the first messages were taken, and why no more were."""
-        sent, total, code = 0, len(ends) // END_BYTES, 0
+        sent, total = 0, len(ends) // END_BYTES
         with self._lock:
-            while sent < total and not code:
-                if self._is_closed:
-                    code = errno.EBADF
-                    break
-                some = ends[: min(total, sent + MAX_MESSAGES) * END_BYTES]
-                fd = self._socket.fileno()
-                count, code = send(fd, text, some, sent, self._patience_ms, self._segments)
+            while sent < total and not self._is_closed:
+                until = min(total, sent + MAX_MESSAGES)
+                count, code = send(
+                    self._socket.fileno(),
+                    text,
+                    ends[: until * END_BYTES],
+                    sent,
+                    self._patience_ms,
+                    self._segments,
+                )
                 sent += count
-            if self._is_closed:  # close() did not wait for the end of this
+                if code:
+                    return sent, OSError(code, os.strerror(code))
+            if self._is_closed:
                 self._socket.close()
-        if code == errno.ETIMEDOUT:
-            return sent, TimeoutError(code, "the receiver does not take what it is sent")
-        return sent, OSError(code, os.strerror(code)) if code else None
+        return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def find_error(self) -> int:
         """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""

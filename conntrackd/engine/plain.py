@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
+from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
 from conntrackd.filter.ast import Rule, uses_location
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.flow import ABSENT, Flow, Location
@@ -252,6 +252,3 @@ class PlainEngine:
         moments = batch.list_moments()
         chosen = [moments[index] for index in batch.list_indexes(selection)]
         return render_flows(template, batch.select(selection), chosen, self._label_names)
-
-
-assert array("H").itemsize == INDEX_BYTES

@@ -27,7 +27,8 @@ MARK: Final = "VALUE"
 # struct step and struct slice of core/render.h
 STEP: Final = struct.Struct("=QHHHHIIII")
 SLICE: Final = struct.Struct("=II")
-assert STEP.size == core.STEP_BYTES, "core/render.h and this file are of two versions"
+if core.STEP_BYTES != STEP.size:  # find_engine() does without the core then
+    raise ImportError("the core was built from another version of core/render.h")
 
 
 class StepKind(IntEnum):

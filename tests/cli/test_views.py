@@ -15,9 +15,10 @@ from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk, render_full, render_short
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Location
-from conntrackd.sinks.encode_json import JsonEncoder
+from conntrackd.render.json import TEMPLATE
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
+from tests.rendering import render
 from tests.sinks.flows import make_flow
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
@@ -130,7 +131,7 @@ def test_the_names_are_those_that_the_sinks_write() -> None:
     flow.orig_packets, flow.orig_bytes, flow.reply_packets, flow.reply_bytes = 1, 100, 1, 20
     flow.src_location = Location(city="Nuremberg", country="DE")
     flow.dst_location = Location(city="Lyon", country="FR")
-    record = json.loads(JsonEncoder().encode([flow]))
+    record = json.loads(render(TEMPLATE, [flow]).text)
     talkers = top.Talkers("country")
     talkers.add(record)
 

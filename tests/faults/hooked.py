@@ -19,7 +19,7 @@ from conntrackd.cli.daemon import main
 from conntrackd.delivery.batch import unpack_batch
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.spool import Parcel, Spool
-from conntrackd.netlink.socket import Datagrams
+from conntrackd.engine import Batch
 from conntrackd.pipeline import Pipeline
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import Connection
@@ -52,14 +52,14 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 def set_trap(trap: Trap, directory: Path) -> None:
     read, spooled = (directory / name for name in ("read", "spooled"))
 
-    def process(original: Callable[..., Any], self: Pipeline, batch: Datagrams) -> None:
+    def process(original: Callable[..., Any], self: Pipeline, batch: Batch, *numbers: int) -> None:
         with read.open("a") as file:
-            file.write(f"{len(batch.lengths)}\n")
+            file.write(f"{numbers[0]}\n")
         trap.pass_by("received")
-        original(self, batch)
+        original(self, batch, *numbers)
 
-    def count(original: Callable[..., Any], self: Pipeline, kept: Any) -> None:
-        original(self, kept)
+    def count(original: Callable[..., Any], self: Pipeline, *selected: Any) -> None:
+        original(self, *selected)
         trap.pass_by("selected")
 
     def append(original: Callable[..., Any], self: Spool, parcels: list[Parcel], **named: Any) -> Any:
@@ -89,10 +89,10 @@ def set_trap(trap: Trap, directory: Path) -> None:
 
 
 def let_stand_still(directory: Path) -> None:
-    def turn(original: Callable[..., Any], self: Pipeline, events: Any) -> Any:
+    def turn(original: Callable[..., Any], self: Pipeline, *arguments: Any) -> Any:
         if (directory / "stand").exists():
             threading.Event().wait()
-        return original(self, events)
+        return original(self, *arguments)
 
     wrap(Pipeline, "_turn", turn)
 

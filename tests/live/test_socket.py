@@ -7,10 +7,12 @@ from contextlib import closing
 
 import pytest
 
+from conntrackd.engine import Engine, Received
 from conntrackd.flow import EventType
 from conntrackd.netlink.constants import NETLINK_NETFILTER
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.socket import SLOT_BYTES, EventSocket
+from conntrackd.netlink.socket import EventSocket
+from tests.engine.feed import ENGINES, PATIENCE_MS
 from tests.live import traffic
 from tests.live.network import TRACKING, Network, call_inside, network
 from tests.messages import build_message
@@ -37,7 +39,8 @@ def forge(port: int, messages: Sequence[bytes]) -> None:
             sock.sendto(each, (port, 0))
 
 
-def test_what_a_process_sends_is_left_out_and_counted(net: Network) -> None:
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_what_a_process_sends_is_left_out_and_counted(net: Network, engine: Engine) -> None:
     with enter(net.router):
         events = EventSocket.open(groups=EventType.NEW, buffer=1 << 20)
     with closing(events):
@@ -47,8 +50,8 @@ def test_what_a_process_sends_is_left_out_and_counted(net: Network) -> None:
         call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 2)
         call_inside(net.router, forge, number, [MESSAGE, bytes(1 << 15), MESSAGE])
         call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 3)
-        batch = events.receive()
+        batch = engine.open_batch()
+        received = Received(*batch.receive(events.fileno(), PATIENCE_MS, 0))
 
-    assert batch is not None
-    assert (len(batch.lengths), batch.forged) == (5, 3)
-    assert [position // SLOT_BYTES for position in batch.positions] == [0, 1, 5, 6, 7]
+    assert (received.datagrams, received.forged, received.malformed) == (8, 3, 0)
+    assert [batch.describe(index)["dport"] for index in range(len(batch))] == [8080] * 5
