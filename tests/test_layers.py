@@ -9,11 +9,23 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses
-    ("", "errors", "flow", "bpf", "stats", "cache", "mmsg", "generated"),
+    ("", "errors", "files", "flow", "bpf", "stats", "cache", "mmsg", "generated"),
     # parts, each alone
-    ("values", "options", "document", "geoip", "geofile", "notify", "logs", "resources", "netlink", "filter"),
+    (
+        "values",
+        "labels",
+        "options",
+        "document",
+        "geoip",
+        "geofile",
+        "notify",
+        "logs",
+        "resources",
+        "netlink",
+        "filter",
+    ),
     # from values to the outside
-    ("config", "sinks"),
+    ("config", "together", "sinks"),
     # moving parts
     ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
     # the one that knows all

@@ -18,6 +18,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from conntrackd.files import KindError, read_file
 from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
 
@@ -204,11 +205,12 @@ def _read(response: Any) -> bytes:  # noqa: ANN401  # two major versions of urll
 def read_secret(path: Path) -> str:
     """The first line of a file. The reasons never contain any of it."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET + 1)
+        content, _ = read_file(path, MAX_SECRET)
+    except KindError as error:
+        raise SinkUnavailable(f"{path} {error}") from error
     except OSError as error:
         raise SinkUnavailable(f"cannot read {path}: {error.strerror}") from error
     text = content.decode(errors="replace").rstrip("\r\n")
-    if not text or len(content) > MAX_SECRET or not text.isascii() or not text.isprintable():
+    if not text or not text.isascii() or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     return text
