@@ -37,6 +37,8 @@ KEYWORDS: Final = {
     **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
 }
+# Beside the space. A rule may have line breaks where it is an item of a list.
+BLANKS: Final = "\t\r\n"
 VALUES: Final = frozenset(("WORD", "NUMBER", "STRING"))
 # What is missing, said by the first of these that the parser could go on with.
 EXPECTED: Final = {
@@ -56,7 +58,7 @@ tokens = (
 
 # -- words
 
-t_ignore = " \t"
+t_ignore = " \t\r\n"
 t_ignore_COMMENT = r"\#.*"
 t_OPERATOR = r"<=|>=|!=|==|<|>|="
 t_NOT = r"!"
@@ -312,7 +314,7 @@ def _build_lexer() -> lex.Lexer:
 def _cut(text: str) -> list[lex.LexToken]:
     """The words of a rule, with commas told apart. Raises Stop."""
     for place, char in enumerate(text):
-        if not char.isprintable() and char != "\t":
+        if not char.isprintable() and char not in BLANKS:
             raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
     lexer = _build_lexer().clone()
     lexer.input(text)
