@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final
 
 from conntrackd import options
@@ -18,7 +17,7 @@ from conntrackd.sinks.spool import Spool, Store
 class SpoolOptions:
     """The settings of a kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
 
-    path: Option[Path | None]
+    path: Option[options.Spool]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
     has_messages: bool = False
@@ -58,7 +57,7 @@ class SinkKind:
         directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
         if directory is None and state is not None:
             directory = state / self.name
-        if directory is None:
+        if not directory:
             return None
         spool = Spool(directory, self.name, config[self.spool.size])
         return MessageSpool(spool) if self.spool.has_messages else spool

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from conntrackd.flow import Batch
@@ -105,5 +106,11 @@ def find_facility(name: str) -> int:
 
 
 def clean_name(host: str) -> str:
-    """RFC 5424, 6: PRINTUSASCII, at most 255; `-` for none."""
-    return "".join(each for each in host if "!" <= each <= "~")[:MAX_HOSTNAME] or "-"
+    """RFC 5424, 6: PRINTUSASCII, at most 255; `-` for none.
+
+    A name in other letters becomes what DNS has for it (`xn--...`): with letters left out it would be the
+    name of another machine.
+    """
+    with suppress(UnicodeError):
+        host = host.encode("idna").decode()
+    return "".join(each if "!" <= each <= "~" else "?" for each in host)[:MAX_HOSTNAME] or "-"
