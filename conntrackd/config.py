@@ -17,7 +17,7 @@ from typing import Final, TypeVar, cast
 
 from conntrackd import options, together
 from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
-from conntrackd.errors import ConfigError, ManyErrors
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.text import RuleText
 from conntrackd.options import OPTIONS, Option
 from conntrackd.values import (
@@ -90,11 +90,11 @@ class Config:
         """Where each item of a list stands."""
         return self.settings[option.key].places
 
-    def explain(self, option: Option[object], message: str, hint: str = "") -> ConfigError:
+    def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
         origin = self.origin(option)
         named = origin in (option.flag, option.variable)
-        return ConfigError(message if named else f"{option.key} {message}", hint=hint, place=origin)
+        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def find_host(config: Config) -> str:
     return "".join(char if char.isprintable() and char not in " \ufffd" else "?" for char in text)
 
 
-def raise_mistakes(mistakes: Sequence[ConfigError]) -> None:
+def raise_mistakes(mistakes: Sequence[ConntrackdError]) -> None:
     """Nothing, the mistake, or all mistakes at once."""
     if len(mistakes) > MAX_MISTAKES:
         raise ManyErrors([*mistakes[:MAX_MISTAKES], ConfigError("more mistakes are not shown")])
@@ -468,9 +468,13 @@ def read_rules(config: Config) -> list[RuleText]:
 
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
-    rules: list[RuleText] = []
     path = config[options.FILTER_FILE]
-    lines = _list_lines(path) if path is not None else ()
+    return list_rules(config, _list_lines(path) if path is not None else ())
+
+
+def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:
+    """The rules of `filter` behind these lines and their places. ConfigError for too many."""
+    rules: list[RuleText] = []
     for text, place in chain(lines, zip(config[options.FILTER], config.places(options.FILTER), strict=True)):
         if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
             rules.append(RuleText(text.strip(), place))

@@ -27,7 +27,7 @@ LAYERS = (
     # from values to the outside
     ("config", "together", "sinks"),
     # moving parts
-    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
+    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "verify", "handover", "intake", "bus"),
     # the one that knows all
     ("control", "daemon"),
     # people

@@ -39,9 +39,8 @@ def enter(name: str | None) -> Iterator[None]:
 def check(name: str) -> None:
     """Raise UnavailableError where there is no such namespace; that takes no privilege."""
     try:
-        is_there = _find(
-            name
-        ).is_file()  # what `ip netns` mounts, and what /proc has, looks like a plain file
+        # What `ip netns` mounts, and what /proc has, looks like a plain file.
+        is_there = find(name).is_file()
     except OSError:
         return  # a folder that only root may look into: entering will show
     if not is_there:
@@ -53,8 +52,9 @@ def check(name: str) -> None:
         )
 
 
-def _find(name: str) -> Path:
-    return NAMED / name  # which is the name itself where that is a path from the root
+def find(name: str) -> Path:
+    """Where the namespace is: a path from the root is its own."""
+    return NAMED / name
 
 
 def _change(name: str) -> None:
@@ -62,7 +62,7 @@ def _change(name: str) -> None:
 
     try:
         # And never O_CREAT, its default: a typing error would make a namespace.
-        netns.setns(os.fspath(_find(name)), flags=0)
+        netns.setns(os.fspath(find(name)), flags=0)
     except PermissionError as error:
         raise NotPermittedError(
             f"not permitted to enter network namespace {name!r}: CAP_SYS_ADMIN is missing",

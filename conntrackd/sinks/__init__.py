@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 from conntrackd import options
@@ -50,14 +51,19 @@ class SinkKind:
         """Whether the change of a setting makes sense of a spool, of which there was none to make."""
         return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
 
-    def open_spool(self, config: Config) -> Store[Any] | None:
-        """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
+    def find_spool(self, config: Config) -> Path | None:
+        """Where its spool is, where it has one: as set, or in the state directory."""
         if self.spool is None or not self.spool.works(config):
             return None
         directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
         if directory is None and state is not None:
             directory = state / self.name
-        if not directory:
+        return directory or None
+
+    def open_spool(self, config: Config) -> Store[Any] | None:
+        """Its spool, where it has one. ConfigError as Spool says."""
+        directory = self.find_spool(config)
+        if self.spool is None or directory is None:
             return None
         spool = Spool(directory, self.name, config[self.spool.size])
         return MessageSpool(spool) if self.spool.has_messages else spool

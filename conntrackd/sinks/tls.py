@@ -60,6 +60,8 @@ def name_cause(error: BaseException) -> str:
         return f"certificate not accepted: {error.verify_message}"
     if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
         return f"certificate not accepted: {error}"
+    if isinstance(error, ssl.SSLError) and not error.reason and "PEM" in str(error):
+        return "no certificate with its private key, in PEM form"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, OSError) and error.strerror:

@@ -4,7 +4,8 @@ import json
 import zlib
 from typing import Any
 
-from conntrackd.flow import ABSENT, EventType, Lost, Protocol
+from conntrackd.flow import ABSENT, EventType, Location, Lost, Protocol
+from conntrackd.labels import FIELDS, OWN_LABELS
 from conntrackd.sinks.encode_loki import GZIP, LokiEncoder, count_events, find_losses, mark_replay, split
 from tests.sinks.flows import BASE, make_flow, make_flows
 
@@ -165,3 +166,28 @@ def test_losses_can_be_read_back() -> None:
 
     assert find_losses(encode(make_flow(1), *losses)) == losses
     assert find_losses(encode(make_flow(1))) == []
+
+
+def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    for name in (
+        "orig_packets",
+        "orig_bytes",
+        "reply_packets",
+        "reply_bytes",
+        "mark",
+        "zone",
+        "start",
+        "stop",
+    ):
+        setattr(flow, name, 5)
+    flow.icmp_type = flow.icmp_code = flow.reason = 1
+    flow.reply_dst, flow.reply_src = flow.dst, flow.dst
+    flow.src_location = flow.dst_location = Location("Paris", "FR", 48.9, 2.3, 64496, "Example")
+
+    streams = read(encode(flow, Lost(5, BASE, BASE + 10, "kernel", "reason")))
+    names = {name for stream in streams for value in stream["values"] for name in value[2]}
+
+    assert {"nat_src", "icmp_type", "src_as_org", "lost", "duration"} <= names
+    assert names <= FIELDS
+    assert {name for stream in streams for name in stream["stream"]} - set(LABELS) <= OWN_LABELS

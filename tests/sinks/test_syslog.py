@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +50,10 @@ def send(sink: SyslogSink, batch: list[Any]) -> int:
 @pytest.mark.parametrize("scheme", ["udp", "tcp", "unix"])
 def test_the_server_reads_every_field_of_rfc5424(tmp_path: Path, scheme: str, framing: str) -> None:
     with rsyslog(tmp_path, scheme) as server:
-        send(make(server.address, framing=framing), [*make_flows(20), Lost(3, BASE, BASE, "kernel")])
+        send(
+            make(server.address, framing=framing, format="rfc5424"),
+            [*make_flows(20), Lost(3, BASE, BASE, "kernel")],
+        )
         found = server.wait_for(21)
 
     first, last = found[0], found[-1]
@@ -439,3 +443,37 @@ def test_a_server_that_asks_for_it_gets_the_certificate_of_this_client(authority
                 sink.open()
                 sink.write(sink.encode([make_flow(1)]))
         assert bool(received) == (given is settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_version"),
+    [
+        ({"address": "unix:///dev/log"}, False),
+        ({"address": "unixgram:///dev/log"}, False),
+        ({"address": "unix:///dev/log", "format": "rfc5424"}, True),
+        ({"address": "udp://127.0.0.1"}, True),
+    ],
+)
+def test_a_local_socket_gets_the_form_that_it_reads_unless_another_is_named(
+    settings: dict[str, str], has_version: bool
+) -> None:
+    (message,) = make(**settings).encode([make_flow(1)])
+
+    assert (b">1 " in message) is has_version
+
+
+def test_the_hosts_name_is_the_one_that_was_set() -> None:
+    sink = create(read_config({"host": ["edge1"]}, {}, etc=Path("/nowhere")))
+
+    assert b" edge1 conntrackd " in sink.encode([make_flow(1)])[0]
+
+
+def test_a_zone_is_no_part_of_the_name_in_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    context = SimpleNamespace(wrap_socket=lambda _, server_hostname: names.append(server_hostname))
+    monkeypatch.setattr("conntrackd.sinks.syslog.make_context", lambda _: context)
+    with socket.socket() as plain:
+        monkeypatch.setattr("socket.create_connection", lambda *_: plain)
+        make("tls://[fe80::1%25eth0]")._connect()
+
+    assert names == ["fe80::1"]
