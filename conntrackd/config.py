@@ -29,7 +29,6 @@ from conntrackd.values import (
     find_one_typo,
     parse_flag,
     quote,
-    suggest,
 )
 
 T = TypeVar("T")
@@ -300,7 +299,9 @@ class _Draft:
             self.unsure.add(BY_VARIABLE[near].key)
             self.mistakes.append(ConfigError(message, hint=f"did you mean {near}?", place=ENVIRONMENT))
         else:
-            hint = suggest(name, BY_VARIABLE) or "'conntrackd run --help' shows all options"
+            rest = {known.removeprefix(PREFIX): known for known in BY_VARIABLE}
+            meant = find_near(name.removeprefix(PREFIX), rest)
+            hint = f"did you mean {rest[meant]}?" if meant else "'conntrackd run --help' shows all options"
             self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, place=ENVIRONMENT))
 
     def take(self, option: Option[object], items: Sequence[str], source: _Source) -> None:

@@ -153,6 +153,7 @@ class Connection:
 def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
     parts = urlsplit(address)
     host = parts.hostname or ""
+    named = f"[{host}]" if ":" in host else host  # or urllib3 takes a zone's `%` for an escape
 
     class Plain(HTTPConnection):
         def connect(self) -> None:
@@ -167,7 +168,7 @@ def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
             self.is_verified = True
 
     if parts.scheme == "http":
-        pool = HTTPConnectionPool(host, parts.port or 80, maxsize=1)
+        pool = HTTPConnectionPool(named, parts.port or 80, maxsize=1)
         pool.ConnectionCls = Plain
         return pool
     context = make_context(tls)
@@ -175,7 +176,7 @@ def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
         # urllib3 1.26 gives OpenSSL no name to check when it is an address; both versions check it themselves
         # after the handshake, and before anything is sent, when the context does not.
         context.check_hostname = False
-    secure = HTTPSConnectionPool(host, parts.port or 443, maxsize=1, ssl_context=context)
+    secure = HTTPSConnectionPool(named, parts.port or 443, maxsize=1, ssl_context=context)
     secure.ConnectionCls = Secure
     return secure
 
