@@ -127,3 +127,18 @@ def test_a_warning_shows_the_words_it_is_about() -> None:
         "                 ^^^^^^^^^^^^^^^^^",
         "hint: did you mean GB?",
     ]
+
+
+def test_a_list_that_has_nothing_in_common_with_another_is_found() -> None:
+    odd, even = (",".join(str(port) for port in range(first, 200, 2)) for first in (1, 2))
+
+    assert find_warnings(parse(f"log source port {odd} and source port {even}"))
+    assert not find_warnings(parse(f"log source port {odd},10 and source port {even}"))
+
+
+def test_what_rules_may_cost_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conntrackd.filter.never.MAX_STEPS", 100)
+    never = "log type NEW and type UPDATE"
+
+    assert len(find_warnings(parse(*[f"log port {number}" for number in range(90)], never))) == 1
+    assert not find_warnings(parse(*[f"log port {number}" for number in range(120)], never))
