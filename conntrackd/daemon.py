@@ -229,6 +229,8 @@ class Daemon:
     def _tell_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
+        if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
+            logger.info("%s is not read, because the command line says what to do", self.sources.etc)
         if path is not None:
             logger.info("replaying %s to %s", path, names)
         elif self.intake.events is not None:

@@ -10,6 +10,7 @@ from typing import Final, Generic, Literal, TypeVar
 from conntrackd.flow import EventType, Protocol
 from conntrackd.labels import LABELS
 from conntrackd.values import (
+    BUS,
     EVENTS,
     FLAG,
     HOSTNAME,
@@ -21,7 +22,6 @@ from conntrackd.values import (
     RULES,
     SPOOL,
     TENANT,
-    TEXT,
     USER,
     WRITER,
     Kind,
@@ -319,7 +319,7 @@ SINK_LOKI_SPOOL_MAX = Option(
 BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
 BUS_ADDRESS = Option[Text](
     "bus.address",
-    TEXT,
+    BUS,
     None,
     "Address of the bus instead of the system bus",
     example="unix:path=/run/dbus/system_bus_socket",

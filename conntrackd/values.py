@@ -152,6 +152,16 @@ def parse_user(text: str) -> str:
     return text
 
 
+def parse_bus(text: str) -> str:
+    """Addresses as D-Bus writes them, one of which is tried after the other."""
+    for part in parse_text(text).split(";"):
+        if not re.fullmatch(r"[a-z-]+:([a-z_]+=[^,;=]+(,|$))+", part):
+            raise BadValueError(
+                text, "is no address of a bus", "such as unix:path=/run/dbus/system_bus_socket"
+            )
+    return text
+
+
 def parse_spool(text: str) -> Path | Literal[False]:
     """A path, or False for none at all."""
     if text.lower() in OFF_WORDS:
@@ -412,6 +422,7 @@ TEXT: Final = Kind("TEXT", "a text", _one(parse_text))
 NAMESPACE: Final = Kind("NAME", "the name or path of a network namespace", _one(parse_namespace))
 HOSTNAME: Final = Kind("NAME", "the name of a host", _one(parse_host))
 TENANT: Final = Kind("TEXT", "a tenant's name", _one(parse_tenant))
+BUS: Final = Kind("ADDRESS", "the address of a bus", _one(parse_bus))
 USER: Final = Kind("TEXT", "a user's name", _one(parse_user))
 LOCALE: Final = Kind("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
 PATH: Final = Kind("PATH", "a path", _one(parse_path), is_path=True)

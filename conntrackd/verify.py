@@ -4,15 +4,18 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 """
 
 import os
+import pwd
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from conntrackd import files, options
-from conntrackd.config import Config, Reading, list_rules, read_rules
+from conntrackd.config import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
@@ -25,6 +28,7 @@ from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.sink import SinkTrouble
 from conntrackd.stats import Stats
 
+SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
 Certificate = Option[Path | None]
 SUDO: Final = "not permitted to look from here; sudo conntrackd check"
@@ -80,6 +84,9 @@ def _verify_rules(report: Report) -> None:
     config = report.config
     try:
         texts = read_rules(config)
+        path = config[options.FILTER_FILE]
+        if path is not None:
+            _verify_file(report, options.FILTER_FILE, path)
     except ConfigError as error:
         if _is_hidden(error.__cause__):
             report.untried.append(f"{error.place}: {SUDO}")
@@ -119,8 +126,26 @@ def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = M
         else:
             report.fail(option, f"{path}: {error.strerror}")
     else:
+        if not _may_service_read(report.config, path):
+            message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
+            hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
+            report.warnings.append(report.config.explain(option, message, hint, ": "))
         return True
     return False
+
+
+def _may_service_read(config: Config, path: Path) -> bool:
+    """Asked of the kernel as that user: it knows of groups and access lists. True where that cannot be."""
+    if os.geteuid() != 0 or not any(each.is_relative_to(ETC) for each in config.paths):
+        return True  # whoever checks another file may run it as somebody else
+    try:
+        user = pwd.getpwnam(SERVICE)
+        groups = os.getgrouplist(SERVICE, user.pw_gid)
+        command = ["test", "-r", os.fspath(path)]
+        identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+        return subprocess.run(command, check=False, cwd="/", **identity).returncode != 1
+    except (KeyError, OSError):  # there is no such user, or this root may not become another
+        return True
 
 
 def _is_hidden(error: BaseException | None) -> bool:
@@ -178,7 +203,7 @@ def _verify_writer(report: Report) -> None:
     writer = report.config[options.SINK_STREAM_WRITER]
     if not writer.startswith("file://"):
         return
-    path = Path(writer.removeprefix("file://"))
+    path = Path(unquote(urlsplit(writer).path))
     target = path if path.exists() else path.parent
     try:
         is_writable = os.access(target, os.W_OK, effective_ids=True)

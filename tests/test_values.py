@@ -156,6 +156,7 @@ KINDS: list[Kind[Any]] = [
     values.HOSTNAME,
     values.TENANT,
     values.USER,
+    values.BUS,
     values.SPOOL,
     values.LOCALE,
     values.PATH,
@@ -252,6 +253,21 @@ def test_a_tenant_that_cannot_be_sent_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["a", "team-1", "a b", "a|b", "x@y"])
 def test_a_tenant_may_be_what_loki_takes(text: str) -> None:
     assert parse(values.TENANT, text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["unix:path=/run/a", "tcp:host=::1,port=5;unix:abstract=b", "unix:path=/x,guid=1"]
+)
+def test_an_address_of_a_bus_is_as_dbus_writes_it(text: str) -> None:
+    assert parse(values.BUS, text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["/run/dbus/socket", "unix:", "unix:path", "unix:path=", "unix://run/a", "a b"]
+)
+def test_what_no_bus_has_for_an_address_is_refused(text: str) -> None:
+    with pytest.raises(BadValueError, match="is no address of a bus"):
+        parse(values.BUS, text)
 
 
 def test_a_user_has_no_colon() -> None:

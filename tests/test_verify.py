@@ -1,5 +1,6 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,23 @@ def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, t
     (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
 
     assert mistake.place == f"{tmp_path}/conntrackd.yaml:1"
+
+
+@pytest.mark.privileged
+def test_a_secret_that_the_service_may_not_read_is_a_warning(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conntrackd.verify.SERVICE", "nobody")
+    monkeypatch.setattr("conntrackd.verify.ETC", tmp_path)
+    (tmp_path / "token").write_text("secret\n")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        token = Path(folder, "token")
+        token.write_text("secret\n")
+        token.chmod(0o644)
+
+        assert check(f"{LOKI}token_file: {token}}}").warnings == []
+        assert "cannot be read by user nobody" in str(check(f"{LOKI}token_file: token}}").warnings)
 
 
 def test_an_authority_that_has_expired_is_a_warning(
