@@ -239,9 +239,11 @@ SINK_SYSLOG_SPOOL_MAX = Option(
     reload=False,
 )
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
+# What Loki's clients are told to write, now and in its first versions.
+LOKI_PATHS: Final = ("/loki/api/v1/push", "/loki/api/v1", "/api/prom/push", "/ready")
 SINK_LOKI_ADDRESS = Option(
     "sink.loki.address",
-    url("http", "https", endpoint="/loki/api/v1/push"),
+    url("http", "https", endpoints=LOKI_PATHS),
     "http://localhost:3100",
     "Base address of Loki",
 )

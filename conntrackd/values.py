@@ -342,10 +342,10 @@ def duration(minimum: float, maximum: float) -> Kind[float]:
     return Kind("TIME", takes, _one(parse), render_duration, scalars=NUMBER)
 
 
-def url(*schemes: str, endpoint: str = "") -> Kind[str]:
+def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
     """An address with one of the schemes, without credentials and query. `unix` ones have a path only.
 
-    `endpoint` is a path that belongs to the base address, and that people copy with it.
+    `endpoints` are paths below the base address that people copy with it.
     """
 
     def parse(text: str) -> str:
@@ -367,7 +367,9 @@ def url(*schemes: str, endpoint: str = "") -> Kind[str]:
             raise BadValueError(text, _find_url_fault(parts) or "has port 0")
         if not parts.scheme.startswith("unix"):
             _check_host(text, parts.hostname or "")
-        return address.rstrip("/").removesuffix(endpoint).rstrip("/")
+        address = address.rstrip("/")
+        end = next((end for end in endpoints if address.endswith(end)), "")
+        return address.removesuffix(end).rstrip("/")
 
     return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
 

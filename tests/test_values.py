@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from conntrackd import values
 from conntrackd.flow import EventType
 from conntrackd.labels import LABELS, find_joined_label
+from conntrackd.options import LOKI_PATHS
 from conntrackd.values import BadValueError, Kind, find_one_typo
 
 SIZE = values.size(0, 1 << 40)
 DURATION = values.duration(0, 86_400)
 URL = values.url("udp", "tcp", "unix")
 HTTP = values.url("http", "https")
-LOKI = values.url("http", "https", endpoint="/loki/api/v1/push")
+LOKI = values.url("http", "https", endpoints=LOKI_PATHS)
 
 
 def parse(kind: Kind[Any], text: str) -> Any:
@@ -203,6 +204,9 @@ def test_a_quoted_text_is_short_and_acts_on_no_terminal(text: str) -> None:
         ("http://loki:3100/loki/api/v1/push/", "http://loki:3100"),
         ("https://gateway/tenant/loki/api/v1/push", "https://gateway/tenant"),
         ("https://gateway/loki", "https://gateway/loki"),
+        ("http://loki:3100/loki/api/v1", "http://loki:3100"),
+        ("http://loki:3100/api/prom/push", "http://loki:3100"),
+        ("http://loki:3100/ready", "http://loki:3100"),
         ("http://loki-loki/api/v1/push.example", "http://loki-loki/api/v1/push.example"),
     ],
 )
