@@ -97,7 +97,8 @@ class DaemonControl:
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
         await self._apply_sinks(sinks)
-        return [*lines, *rules.warnings] or ["nothing has changed"]
+        warnings = [*map(str, new.warnings), *rules.warnings]
+        return [*lines, *warnings] or ["nothing has changed"]
 
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import checks, options, resources
 from conntrackd.bus.control import Finding, Listener, SinkStatus
-from conntrackd.config import ETC, Config, check_sinks, read_config
+from conntrackd.config import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
@@ -59,12 +59,23 @@ class Sources:
     path: Path | None = None
     etc: Path = ETC
 
+    def examine(self) -> Reading:
+        """The settings as far as they can be understood, and all that is wrong with them."""
+        reading = read_all(self.overrides, self.environ, self.path, self.etc)
+        mistakes = list(reading.mistakes)
+        for check_setting, key in ((check_sinks, "sink"), (_check_replay, options.CONNTRACK_REPLAY.key)):
+            try:
+                check_setting(reading.config)
+            except ConfigError as error:
+                if reading.knows(key):  # else it may well follow from those
+                    mistakes.append(error)
+        return replace(reading, mistakes=tuple(mistakes))
+
     def read(self) -> Config:
         """Raises ConfigError or ManyErrors."""
-        config = read_config(self.overrides, self.environ, self.path, self.etc)
-        check_sinks(config)
-        _check_replay(config)
-        return config
+        reading = self.examine()
+        raise_mistakes(reading.mistakes)
+        return reading.config
 
 
 class Daemon:
@@ -220,6 +231,8 @@ class Daemon:
     def _tell_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
+        if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
+            logger.info("%s is not read, because the command line says what to do", self.sources.etc)
         if path is not None:
             logger.info("replaying %s to %s", path, names)
         elif self.intake.events is not None:
@@ -227,7 +240,7 @@ class Daemon:
             # The kernel doubles what it is asked for.
             size = render_size(self.intake.events.measure().size // 2)
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.filter.warnings, *self.find_problems()):
+        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
@@ -331,18 +344,7 @@ def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
     if path is not None and not os.access(path, os.R_OK):
         reason = "not permitted" if path.exists() else "no such file"
-        origin = config.origin(options.CONNTRACK_REPLAY)
-        raise ConfigError(f"conntrack.replay: {path}: {reason}", place=origin)
-
-
-def check(sources: Sources) -> Config:
-    """All that Daemon() would refuse, without any of it being started. Raises ConntrackdError."""
-    config = sources.read()
-    read_filter(config, find_engine(sources.environ))
-    for kind in SINKS:
-        if kind.enabled(config):
-            kind.create(config)
-    return config
+        raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 
 def run(sources: Sources) -> None:

@@ -5,7 +5,6 @@ object, repeated keys are all kept for the caller to refuse, and an alias is the
 """
 
 import json
-import os
 import re
 import stat
 import tomllib
@@ -17,6 +16,7 @@ from typing import Final, Literal, NoReturn
 import yaml
 
 from conntrackd.errors import ConfigError
+from conntrackd.files import KindError, read_file
 
 MAX_FILE: Final = 1 << 20  # bytes; 1,000 long rules and every setting need less than a third of it
 MAX_DEPTH: Final = 32  # settings are nested four deep at most
@@ -104,17 +104,13 @@ def read_text(path: Path, limit: int) -> str:
     therefore refused, for root and for the service's own user alike. A symbolic link is judged by its target.
     """
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
-                raise ConfigError(
-                    "every user may change this file", hint=f"chmod o-w '{path}'", place=str(path)
-                )
-            data = file.read(limit + 1)
+        data, status = read_file(path, limit)
+    except KindError as error:
+        raise ConfigError(str(error), place=str(path)) from error
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    if len(data) > limit:
-        raise ConfigError(f"is larger than {limit >> 20} MiB", place=str(path))
+    if status.st_mode & stat.S_IWOTH:
+        raise ConfigError("every user may change this file", hint=f"chmod o-w '{path}'", place=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

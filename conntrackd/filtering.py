@@ -10,7 +10,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.reach import find_unreachable
+from conntrackd.filter.never import Given, find_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from conntrackd.netlink.socket import EventSocket
@@ -58,8 +58,19 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engin
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(str(each.to_warning()) for each in find_unreachable(rules)),
+        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
         parsed=tuple(rules),
+    )
+
+
+def find_given(config: Config) -> Given:
+    """What the settings let in, beside which a rule may be in vain."""
+    has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
+    return Given(
+        int(config[options.CONNTRACK_EVENTS]),
+        config[options.CONNTRACK_PROTOCOLS],
+        bool(config[options.GEOIP_DATABASE]),
+        has_table,
     )
 
 

@@ -66,12 +66,13 @@ class Handover:
 
 def _lock(directory: Path, place: str) -> int:
     """flock of the directory itself, which takes no right to write there. Returns what holds it."""
+    what = directory if place.lower().endswith("state_directory") else f"state_directory: {directory}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(
-            f"state_directory: {directory}: {error.strerror}",
+            f"{what}: {error.strerror}",
             place=place,
             hint="name a directory in which conntrackd may write",
         ) from error
@@ -80,7 +81,7 @@ def _lock(directory: Path, place: str) -> int:
     except BlockingIOError as error:
         os.close(lock)
         raise ConfigError(
-            f"state_directory: {directory} is in use by {_find_holder(directory)}",
+            f"{what} is in use by {_find_holder(directory)}",
             place=place,
             hint="each conntrackd needs a state directory of its own",
         ) from error

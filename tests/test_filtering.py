@@ -134,3 +134,19 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
     assert changes > 100
     assert wanted == list(range(10_000, 15_000))
     assert stats.events_lost_total == stats.events_malformed_total == 0
+
+
+def test_what_is_in_vain_beside_the_settings_is_a_warning() -> None:
+    default = make(read(), "log protocol ICMP", "log country DE", "log type NEW and bytes > 1")
+    wide = make(
+        read(CONNTRACK_PROTOCOLS="all", CONNTRACK_RESYNC="snapshot"),
+        "log protocol ICMP",
+        "log type NEW and bytes > 1",
+    )
+
+    assert [each.split("hint: ")[1] for each in default.warnings] == [
+        "add icmp to conntrack.protocols",
+        "set geoip.database",
+        "remove it",
+    ]
+    assert wide.warnings == ()

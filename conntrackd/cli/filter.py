@@ -142,10 +142,10 @@ def read_rules(config: "Config") -> "list[Rule]":
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
     """To stderr, for each rule that can never match."""
-    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
+    from conntrackd.filter.never import find_warnings  # noqa: PLC0415
 
-    for each in find_unreachable(rules):
-        report.warn(PROGRAM, each.to_warning())
+    for warning in find_warnings(rules):
+        report.warn(PROGRAM, warning)
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:

@@ -246,12 +246,13 @@ def _covers_lists(wide: Expression, narrow: Expression) -> bool:
 def _covers_numbers(wide: Compare, narrow: Compare) -> bool:
     """Of comparisons: the ranges of whole numbers that they stand for."""
     return all(
-        any(low <= first and last <= high for low, high in _to_ranges(wide))
-        for first, last in _to_ranges(narrow)
+        any(low <= first and last <= high for low, high in to_ranges(wide))
+        for first, last in to_ranges(narrow)
     )
 
 
-def _to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+def to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+    """The whole numbers of which a comparison is true."""
     number, infinite = leaf.number, float("inf")
     return {
         "<": ((-infinite, number - 1),),

@@ -223,7 +223,7 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
 
     assert (second.returncode, second.stdout) == (78, "")
     assert second.stderr == (
-        f"conntrackd: --state_directory: state_directory: {state} is in use by process {first.process.pid}\n"
+        f"conntrackd: --state_directory: {state} is in use by process {first.process.pid}\n"
         "hint: each conntrackd needs a state directory of its own\n"
     )
 
