@@ -7,13 +7,16 @@ what changed, or what is wrong, and then nothing has changed.
 import asyncio
 import gc
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conntrackd import VERSION, logs, options
 from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
 from conntrackd.config import Config, changed, find_unapplied
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
+from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
@@ -43,7 +48,6 @@ class DaemonControl:
         self._again = False
         self._collecting: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
-        self._compiling = asyncio.Lock()
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -73,12 +77,12 @@ class DaemonControl:
 
     async def _reload(self) -> list[str]:
         daemon = self._daemon
-        old, new = daemon.config, daemon.sources.read()
+        old, new = daemon.config, await run_apart(daemon.sources.read)
         rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
-            geoip = await asyncio.to_thread(daemon.open_geoip, new)
+            geoip = await run_apart(daemon.open_geoip, new)
         sinks = self._prepare_sinks(new, changes)
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
@@ -147,7 +151,7 @@ class DaemonControl:
     async def _reload_filter(self) -> list[str]:
         # With the rules of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        texts, origin = read_texts(daemon.sources.read())
+        texts, origin = read_texts(await run_apart(daemon.sources.read))
         rules = await self._compile(texts, origin, daemon.config)
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -195,16 +199,16 @@ class DaemonControl:
         ]
 
     async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
-        """In a thread, one list at a time.
+        """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
-        1,000 rules of 4,096 characters take 10 s, in which signals, the bus and the watchdog go on. Who may
-        have rules checked may not stop the daemon.
+        Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
+        for the other.
         """
-        async with self._compiling:
-            return await asyncio.to_thread(compile_filter, rules, origin, config)
+        return await run_apart(compile_filter, rules, origin, config)
 
-    async def _compile_texts(self, rules: Sequence[str], origin: str = "") -> Filter:
-        return await self._compile([RuleText(each) for each in rules], origin, self._daemon.config)
+    async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
+        texts = [RuleText(rule) for rule in rules]
+        return await run_to_its_end(compile_filter, texts, "", self._daemon.config)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
@@ -212,7 +216,8 @@ class DaemonControl:
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
-        new = await self._compile_texts(rules, f"run time, {lasts}")
+        texts = [RuleText(rule) for rule in rules]
+        new = await self._compile(texts, f"run time, {lasts}", self._daemon.config)
         self._put_in_force(new)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
@@ -232,20 +237,21 @@ class DaemonControl:
         return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
-        return list((await self._compile_texts(rules)).rules)
+        return list((await self._compile_to_look(rules)).rules)
 
     async def explain_filter(self, rules: list[str]) -> str:
-        each = await self._compile_texts(rules) if rules else self._daemon.filter
-        return await asyncio.to_thread(each.explain, self._daemon.config)
+        each = await self._compile_to_look(rules) if rules else self._daemon.filter
+        return await run_to_its_end(each.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
-        new = await self._compile_texts(rules)
+        new = await self._compile_to_look(rules)
+        cost.check_tail(new.parsed)
         return self._daemon.tails.open(new.selector, limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
-        return await asyncio.to_thread(self._daemon.examine)
+        return await run_to_its_end(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
@@ -320,7 +326,7 @@ class DaemonControl:
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
-        return await asyncio.to_thread(outbox.flush, timeout_s)
+        return await run_apart(outbox.flush, timeout_s)
 
     def _find_sink(self, name: str) -> Outbox[Any]:
         outbox = self._daemon.outboxes.get(name)
@@ -333,6 +339,50 @@ class DaemonControl:
 
     def subscribe(self, listener: Listener) -> None:
         self._daemon.listeners.append(listener)
+
+
+async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
+    """Its result, from a thread of its own. The loop's helpers stay free for a stop, which waits for none."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # is raised where it is waited for
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    try:
+        threading.Thread(target=work, daemon=True, name="control").start()
+    except RuntimeError as error:  # how CPython says that the system gave it no thread
+        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
+    return await future
+
+
+async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
+    """As run_apart(), but a caller who goes away waits as well.
+
+    Nobody can stop the thread, and the next one's turn is after this one: or calls that are given up at once
+    would run side by side. Who cancels twice, as the daemon's end does, does not wait.
+    """
+    running = asyncio.ensure_future(run_apart(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.cancelled() or running.exception()  # noted: nobody is left to be told
+        raise
 
 
 def _show(option: Option[object], config: Config) -> str:

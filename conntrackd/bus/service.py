@@ -8,7 +8,7 @@ from typing import Final
 from conntrackd.bus import interface
 from conntrackd.bus.connection import BUS, Connection
 from conntrackd.bus.control import Control
-from conntrackd.bus.limits import Limiter
+from conntrackd.bus.limits import REST, Limiter, Turns
 from conntrackd.bus.objects import Objects
 from conntrackd.bus.session import Session
 from conntrackd.bus.signals import Signals
@@ -41,6 +41,7 @@ class BusService:
         self._signals = Signals(control, self._objects, self._interfaces)
         # Lives longer than a connection, so that nobody gets a new allowance by breaking one.
         self._limiter = Limiter()
+        self._turns = (Turns(), Turns(REST))
         self._delay = FIRST_DELAY
         self._told = ""
         self.ready = asyncio.Event()
@@ -72,7 +73,7 @@ class BusService:
         )
         try:
             await asyncio.wait_for(bus.connect(), CONNECT_SECONDS)
-            session = Session(bus, self._objects, self._interfaces, self._limiter)
+            session = Session(bus, self._objects, self._interfaces, self._limiter, self._turns)
             bus.add_message_handler(session.take)
             bus.take_over()
             reply = await bus.ask(BUS, "RequestName", "su", [interface.NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
