@@ -7,8 +7,9 @@ from typing import Any, Final, NoReturn
 
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
+from conntrackd.cli.daemonlink import explain_silence
 from conntrackd.cli.verb import HelpFormatter, Verb
-from conntrackd.errors import UsageError
+from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
 VERBS: Final[tuple[Verb, ...]] = (
@@ -73,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
     chosen = build_parser().parse_args(arguments)
-    status: int = chosen.run(chosen)
+    try:
+        status: int = chosen.run(chosen)
+    except UnavailableError as error:
+        raise explain_silence(error, chosen) from error
     return status
 
 
