@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
+COUNTED: Final = 2
 RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
 COLLECT_SECONDS: Final = 1.0
@@ -48,6 +50,8 @@ class DaemonControl:
         self._again = False
         self._collecting: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
+        self._started: Config | None = None
+        """What the daemon was started with: what waits for a restart is told by each reload until then."""
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -78,6 +82,7 @@ class DaemonControl:
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
+        self._started = started = self._started or old
         rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -88,12 +93,12 @@ class DaemonControl:
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
-            for option in find_unapplied(changes)
+            for option in find_unapplied(changed(started, new))
         ]
         lines += [
             f"sink.{kind.name} gets its spool at the next start: systemctl restart conntrackd"
             for kind in SINKS
-            if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(old, new)
+            if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(started, new)
         ]
         daemon.config = new
         logs.set_level(new[options.LOG_LEVEL])
@@ -272,11 +277,16 @@ class DaemonControl:
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
-            buffer=daemon.stats.buffer_bytes if events is None else events.measure().size,
+            buffer=(daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED,
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(each.replace("\nhint: ", "; ") for each in daemon.find_problems()),
+            problems=tuple(each.replace("\nhint: ", "; ") for each in self._find_problems()),
         )
+
+    def _find_problems(self) -> Iterator[str]:
+        yield from self._daemon.find_problems()
+        if all(outbox.state is SinkState.DISABLED for outbox in self._daemon.outboxes.values()):
+            yield "no sink is on: events are dropped\nhint: conntrackctl sink enable NAME"
 
     def _list_run_time(self) -> Iterator[str]:
         daemon = self._daemon
@@ -298,6 +308,7 @@ class DaemonControl:
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
+        counters["buffer_bytes"] //= COUNTED
         counters |= {each.name: each.value for each in measure_process()}
         return Statistics(counters, sinks, list(daemon.filter.selector.counts))
 

@@ -127,7 +127,7 @@ def test_a_loop_that_ends_waits_for_no_thread_that_compiles(mocker: MockerFixtur
     go_on.set()
 
 
-@pytest.mark.parametrize("rules", [["log " + " or ".join(["not network public"] * 60)]])
+@pytest.mark.parametrize("rules", [["log " + " or ".join(["not network public"] * 70)]])
 def test_a_tail_that_would_hold_up_the_events_of_all_is_refused(rules: list[str]) -> None:
     asyncio.run(make_control().check_filter(rules))
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
+from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.daemonlink import explain_silence
@@ -12,6 +13,7 @@ from conntrackd.cli.verb import HelpFormatter, Verb
 from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
+VERSION_HELP: Final = "print the version"
 VERBS: Final[tuple[Verb, ...]] = (
     *control.VERBS,
     *stats.VERBS,
@@ -50,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
     parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
     for verb in VERBS:

@@ -20,6 +20,21 @@ def explain_rules(
     listing: bool = False,
 ) -> str:
     """Sections with headings; on demand with the Python function and the kernel's program."""
+    sections = list_sections(rules, protocols, events, python=python, listing=listing)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
+    )
+
+
+def list_sections(
+    rules: Sequence[Rule],
+    protocols: frozenset[int] | None,
+    events: int,
+    *,
+    python: bool = False,
+    listing: bool = False,
+) -> dict[str, list[str]]:
+    """The lines of each section, by its heading."""
     kernel = compile_kernel(rules, protocols=protocols, events=events)
     groups = [each.name or "" for each in EventType if each & kernel.groups]
     program = kernel.program
@@ -40,6 +55,4 @@ def explain_rules(
         sections["Python"] = compile_selector(rules, protocols=protocols, events=events).source.splitlines()
     if listing:
         sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
-    return "\n\n".join(
-        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
-    )
+    return sections

@@ -16,7 +16,8 @@ from conntrackd.flow import EventType, Flow
 from conntrackd.generated import define
 
 Select = Callable[[list[Flow], list[int]], list[Flow]]
-ALL_EVENTS: Final = sum(EventType)
+# What there can be: SNAPSHOT is what events of the other types are called later.
+ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # Counters of this many rules are local variables, added up once a batch; more would make short batches slow.
 LOCAL_COUNTERS: Final = 32
 # An attribute that is read this often is read into a local variable first.
