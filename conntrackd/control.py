@@ -50,6 +50,7 @@ class DaemonControl:
         self._again = False
         self._collecting: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
+        self._spoolless: list[str] = []
         self._started: Config | None = None
         """What the daemon was started with: what waits for a restart is told by each reload until then."""
 
@@ -95,10 +96,10 @@ class DaemonControl:
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
             for option in find_unapplied(changed(started, new))
         ]
+        self._spoolless = self._find_spoolless(old, new)
         lines += [
-            f"sink.{kind.name} gets its spool at the next start: systemctl restart conntrackd"
-            for kind in SINKS
-            if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(started, new)
+            f"sink.{name} gets its spool at the next start: systemctl restart conntrackd"
+            for name in self._spoolless
         ]
         daemon.config = new
         logs.set_level(new[options.LOG_LEVEL])
@@ -107,6 +108,19 @@ class DaemonControl:
         daemon.pipeline.geoip = geoip
         await self._apply_sinks(sinks)
         return [*lines, *rules.warnings] or ["nothing has changed"]
+
+    def _find_spoolless(self, old: Config, new: Config) -> list[str]:
+        """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
+        return [
+            kind.name
+            for kind in SINKS
+            if kind.name in self._daemon.outboxes
+            and kind.enabled(new)
+            and (
+                kind.gains_spool(old, new)
+                or (kind.name in self._spoolless and not kind.gains_spool(new, old))
+            )
+        ]
 
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]
@@ -269,19 +283,22 @@ class DaemonControl:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        events = daemon.intake.events
-        has_room = events is None or events.has_room
+        has_room = daemon.intake.events is None or daemon.intake.events.has_room
         instructions = rules.instructions if has_room else 0
         return Status(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
-            buffer=(daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED,
+            buffer=self._measure_buffer(),
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
             problems=tuple(each.replace("\nhint: ", "; ") for each in self._find_problems()),
         )
+
+    def _measure_buffer(self) -> int:
+        events = self._daemon.intake.events
+        return (self._daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED
 
     def _find_problems(self) -> Iterator[str]:
         yield from self._daemon.find_problems()
@@ -308,7 +325,7 @@ class DaemonControl:
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
-        counters["buffer_bytes"] //= COUNTED
+        counters["buffer_bytes"] = self._measure_buffer()
         counters |= {each.name: each.value for each in measure_process()}
         return Statistics(counters, sinks, list(daemon.filter.selector.counts))
 
