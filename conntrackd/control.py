@@ -13,7 +13,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conntrackd import VERSION, logs, options
-from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
+from conntrackd.bus.control import (
+    FilterStatus,
+    Finding,
+    Listener,
+    SinkStatus,
+    Statistics,
+    Status,
+    asked_by_root,
+)
 from conntrackd.config import Config, changed, find_unapplied
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
@@ -24,6 +32,7 @@ from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import Sink, SinkState
+from conntrackd.sinks.tail import MAX_TAILS
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 
 if TYPE_CHECKING:
@@ -35,6 +44,7 @@ T = TypeVar("T")
 
 # The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
 COUNTED: Final = 2
+TAILS_OF_ROOT: Final = 2
 RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
 COLLECT_SECONDS: Final = 1.0
@@ -89,7 +99,7 @@ class DaemonControl:
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
-        sinks = self._prepare_sinks(new, changes)
+        sinks = await run_apart(self._prepare_sinks, new, changes)  # which opens spools, reads certificates
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
@@ -263,6 +273,11 @@ class DaemonControl:
         return await run_to_its_end(each.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
+        if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
+            raise UnavailableError(
+                f"{len(self._daemon.tails)} tails are open, and the last {TAILS_OF_ROOT} are root's",
+                hint="end one of them, such as with ^C",
+            )
         new = await self._compile_to_look(rules)
         cost.check_tail(new.parsed)
         return self._daemon.tails.open(new.selector, limit)

@@ -13,6 +13,7 @@ from dbus_fast import Message, MessageFlag, MessageType
 from conntrackd.bus import limits, wire
 from conntrackd.bus.callers import Callers
 from conntrackd.bus.connection import Connection, RemoteError, make_error
+from conntrackd.bus.control import asked_by_root
 from conntrackd.bus.interface import CONTROL, INFO, MANAGER_PATH, OBSERVE, Interface, Method
 from conntrackd.bus.objects import (
     INTROSPECTABLE,
@@ -180,6 +181,7 @@ class Session:
         _check_signature(call.message, method.in_signature)
         limits.check_arguments(call.message.body)
         handler = getattr(target, method.handler)
+        asked_by_root.set(call.user == ROOT)
         if method.action != CONTROL:
             async with self._find_turns(call, method):
                 return _to_reply(method, await handler(*call.message.body))

@@ -11,6 +11,9 @@ from typing import Final
 import pytest
 
 from conntrackd.bus.client import Client
+from conntrackd.control import TAILS_OF_ROOT
+from conntrackd.errors import ConntrackdError
+from conntrackd.sinks.tail import MAX_TAILS
 from tests.bus.private import PrivateBus, Raw, as_user, call
 from tests.bus.test_polkit import FakePolkit
 from tests.faults.producer import produce
@@ -101,6 +104,21 @@ def test_row_39_root_waits_for_nobody_who_only_looks_and_no_event_is_lost(
         assert max(took.values()) < SECONDS, took
         assert read_peak(running) - before < 2 * KIBIBYTES
         assert root.call("GetStatistics")[0]["events_lost_total"] == 0
+
+
+def test_row_39_the_last_tails_are_roots(running: Running, observer: Raw, bus: PrivateBus) -> None:
+    pipes: list[int] = []
+    with bus.connect() as root:
+        try:
+            pipes += [observer.open_tail([], 0) for _ in range(MAX_TAILS - TAILS_OF_ROOT)]
+            with pytest.raises(ConntrackdError, match="6 tails are open, and the last 2 are root's"):
+                observer.open_tail([], 0)
+            pipes += [root.open_tail([], 0) for _ in range(TAILS_OF_ROOT)]
+        finally:
+            for pipe in pipes:
+                os.close(pipe)
+
+    assert len(pipes) == MAX_TAILS
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
