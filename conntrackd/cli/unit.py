@@ -35,10 +35,11 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningErr
     how = f"exit status {status}" if result == "exit-code" else result
     again = ", and is started again and again" if found.get("SubState") == "auto-restart" else ""
     message = f"conntrackd is not running: it has failed ({how}){again}"
+    sudo = "" if os.geteuid() == 0 else "sudo "  # what is told can be pasted
     if not lines:
-        return NotRunningError(message, hint=f"sudo {LOG}")
-    check = "conntrackd check, and then: " if status == BAD_CONFIGURATION else ""
-    return NotRunningError(message, excerpt=lines, hint=f"{check}systemctl restart conntrackd")
+        return NotRunningError(message, hint=f"{sudo}{LOG}")
+    check = f"{sudo}conntrackd check && " if status == BAD_CONFIGURATION else ""
+    return NotRunningError(message, excerpt=lines, hint=f"{check}{sudo}systemctl restart conntrackd")
 
 
 def read_last_words(invocation: str, environ: Mapping[str, str], until: float) -> str:

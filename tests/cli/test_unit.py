@@ -1,6 +1,7 @@
 """No daemon: nothing is started, and the reason stands in the answer within a second."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,13 +54,30 @@ def test_after_a_start_that_failed_the_reason_stands_in_the_answer(
         "conntrackd is not running: it has failed (exit status 78)",
         "  conntrackd: /etc/conntrackd/conntrackd.yaml:3: unknown key 'snk'",
         "  hint: did you mean sink?",
-        "hint: conntrackd check, and then: systemctl restart conntrackd",
+        "hint: conntrackd check && systemctl restart conntrackd",
     ]
     assert caught.value.exit_status == 3
     # What its sinks have written to the journal is none of its last words.
     asked = (tmp_path / "journalctl.asked").read_text()
     assert "_SYSTEMD_INVOCATION_ID=0f _TRANSPORT=stdout" in asked
     assert (tmp_path / "systemctl.asked").read_text().split()[0] == "show"
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("journalctl", "hint"),
+    [
+        (say(REASON), "sudo conntrackd check && sudo systemctl restart conntrackd"),
+        ("exit 1", "sudo journalctl -u conntrackd -n 20"),
+    ],
+)
+def test_what_to_do_is_for_who_reads_it(
+    journalctl: str, hint: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(say(FAILED), journalctl)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    assert unit.explain(NotRunningError("not there"), os.environ).hint == hint
 
 
 @pytest.mark.privileged
@@ -71,7 +89,7 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         "ERROR    daemon: conntrackd is not running: it has failed (exit status 78)",
         "         conntrackd: /etc/conntrackd/conntrackd.yaml:3: unknown key 'snk'",
         "         hint: did you mean sink?",
-        "         mend: conntrackd check, and then: systemctl restart conntrackd",
+        "         mend: conntrackd check && systemctl restart conntrackd",
     ]
     assert ctl.run(["doctor", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)[0]["message"].endswith("hint: did you mean sink?")
@@ -81,8 +99,8 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("systemctl", "journalctl", "said"),
     [
-        (say(FAILED), "exit 1", "failed (exit status 78)\nhint: sudo journalctl -u conntrackd -n 20"),
-        (say(FAILED), HANGS, "failed (exit status 78)\nhint: sudo journalctl -u conntrackd -n 20"),
+        (say(FAILED), "exit 1", "failed (exit status 78)\nhint: journalctl -u conntrackd -n 20"),
+        (say(FAILED), HANGS, "failed (exit status 78)\nhint: journalctl -u conntrackd -n 20"),
         (
             HANGS,
             say(REASON),
