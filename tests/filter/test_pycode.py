@@ -15,6 +15,7 @@ from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filter.pyexpr import Expressions
 from conntrackd.flow import Flow, Location
+from conntrackd.options import CONNTRACK_EVENTS
 from tests.filter import reference, strategies
 
 batches = st.lists(strategies.flows(), min_size=1, max_size=12)
@@ -133,6 +134,14 @@ ICMP = replace(FLOW, protocol=1, sport=-1, dport=-1, reply_sport=-1, reply_dport
 )
 def test_a_rule_matches_only_what_an_event_carries(text: str, flow: Flow, matches: bool) -> None:
     assert compile_texts(f"drop {text}").judge(flow) == ((False, 1) if matches else (True, 0))
+
+
+def test_where_every_type_is_wanted_none_is_asked_for() -> None:
+    """Every event would be asked, and each answer is known: the kernel has no other types."""
+    source = compile_selector([], events=int(CONNTRACK_EVENTS.default)).source
+
+    assert ".type" not in source
+    assert ".type & 3" in compile_selector([], events=3).source
 
 
 def test_the_first_rule_that_matches_decides_and_is_counted() -> None:
