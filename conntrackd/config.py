@@ -486,9 +486,10 @@ def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[Ru
 
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with its place, one at a time: a file of empty lines took a gigabyte."""
+    """Lines that hold something, with their places, one at a time: a file of empty ones took a gigabyte."""
     for number, line in enumerate(StringIO(read_text(path, MAX_RULE_FILE)), 1):
-        yield line.strip(), f"{path}:{number}"
+        if line != "\n" and not line.startswith("#") and (text := line.strip()):
+            yield text, f"{path}:{number}"
 
 
 def changed(old: Config, new: Config) -> list[Option[object]]:

@@ -61,8 +61,24 @@ class Kind(Generic[T_co]):
 def find_near(word: str, known: Iterable[str]) -> str | None:
     """The nearest of the known words, if any is near."""
     words = {each.lower(): each for each in known}
-    near = get_close_matches(word[:100].lower(), words, n=1, cutoff=0.6)
-    return words[near[0]] if near else None
+    typed = word[:100].lower()
+    near = get_close_matches(typed, words, n=3, cutoff=0.6)
+    best = min(near, key=lambda each: (count_edits(typed, each), abs(len(each) - len(typed))), default=None)
+    return None if best is None else words[best]
+
+
+def count_edits(word: str, other: str) -> int:
+    """Letters to insert, remove, replace or swap with their neighbour: `stauts` is one from `status`."""
+    before, above = [0], list(range(len(other) + 1))
+    for row, letter in enumerate(word, 1):
+        here = [row]
+        for column, wanted in enumerate(other, 1):
+            edits = min(above[column] + 1, here[-1] + 1, above[column - 1] + (letter != wanted))
+            if row > 1 and column > 1 and word[row - 2 : row] == wanted + other[column - 2]:
+                edits = min(edits, before[column - 2] + 1)
+            here.append(edits)
+        before, above = above, here
+    return above[-1]
 
 
 def find_one_typo(word: str, known: Iterable[str]) -> str | None:

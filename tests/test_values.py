@@ -310,3 +310,27 @@ def test_one_typo_is_one_key_too_much_too_little_wrong_or_too_early(word: str, o
 
     expected = word != other and (other in vary(word) or word in vary(other))
     assert (find_one_typo(word, [other]) == other) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("stauts", "status"),
+        ("stast", "stats"),
+        ("stat", "stats"),
+        ("satus", "status"),
+        ("STATS", "stats"),
+        ("reload-fliter", "reload-filter"),
+        ("zzz", None),
+    ],
+)
+def test_the_nearest_word_is_that_of_the_fewest_slips_of_the_fingers(word: str, meant: str | None) -> None:
+    assert values.find_near(word, ["stats", "status", "reload", "reload-filter", "tail"]) == meant
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "edits"),
+    [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("ca", "abc", 3), ("abc", "abd", 1)],
+)
+def test_edits_are_counted_with_neighbours_that_change_places(word: str, other: str, edits: int) -> None:
+    assert values.count_edits(word, other) == values.count_edits(other, word) == edits

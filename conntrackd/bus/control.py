@@ -4,8 +4,12 @@ daemon.py implements Control; tests implement it with a recorder.
 """
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
+"""Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
 
 
 @dataclass(frozen=True, slots=True)

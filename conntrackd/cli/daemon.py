@@ -39,9 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"{PROGRAM} {VERSION}", help="print the version"
-    )
+    version = f"{PROGRAM} {VERSION}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, usage, text, function in (
         ("run", RUN_USAGE, "listen, and log what the filter keeps", run),

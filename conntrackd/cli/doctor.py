@@ -3,33 +3,40 @@
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.daemonlink import add_json, connect, print_json, print_lines, wrap
+from conntrackd.cli.daemonlink import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import show_controls
 
 MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
 INDENT: Final = 9
+KEYS: Final = ("severity", "check", "message", "remedy")
 Row = tuple[str, str, str, str]
 
 
 def show_findings(arguments: Namespace) -> int:
     """4 where there is a warning or an error."""
-    rows = find_rows(arguments)
+    severities = []
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    rows = []
+    for row in find_rows(arguments):
+        severities.append(row[0])
+        if arguments.json:
+            rows.append(dict(zip(KEYS, row, strict=True)))
+        else:
+            print_findings([row], colour=colour)
     if arguments.json:
-        keys = ("severity", "check", "message", "remedy")
-        print_json([dict(zip(keys, row, strict=True)) for row in rows])
-    else:
-        print_findings(rows, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    return DEGRADED if any(row[0] in {"warning", "error"} for row in rows) else 0
+        print_json(rows)
+    return DEGRADED if {"warning", "error"} & set(severities) else 0
 
 
-def find_rows(arguments: Namespace) -> list[Row]:
-    """The daemon's own findings; where none runs, those from here."""
+def find_rows(arguments: Namespace) -> Iterator[Row]:
+    """The daemon's own findings; where none runs, those from here, of which some take seconds."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
     from conntrackd.checks import HIDDEN  # noqa: PLC0415
 
@@ -37,11 +44,14 @@ def find_rows(arguments: Namespace) -> list[Row]:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
     except NotRunningError as error:
-        return [("error", "daemon", error.message, error.hint), *examine_here()]
-    rows: list[Row] = [("ok", "daemon", "conntrackd runs", ""), *findings]
-    if any(row[1] == HIDDEN for row in rows):
-        rows = [row for row in rows if row[1] != HIDDEN] + examine_kernel_here()
-    return rows
+        told = explain_silence(error, arguments)
+        yield "error", "daemon", "\n".join(filter(None, (told.message, told.excerpt))), told.hint
+        yield from examine_here()
+        return
+    yield "ok", "daemon", "conntrackd runs", ""
+    yield from (row for row in findings if row[1] != HIDDEN)
+    if any(row[1] == HIDDEN for row in findings):
+        yield from examine_kernel_here()
 
 
 def examine_kernel_here() -> list[Row]:
@@ -69,11 +79,14 @@ def print_findings(rows: list[Row], *, colour: bool) -> None:
     """A line each, and below it the line that mends it, which is in one piece to be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)
-        text = wrap(show_controls(f"{mark}  {check}: {message}"), INDENT)
+        first, _, more = message.partition("\n")
+        text = wrap(show_controls(f"{mark}  {check}: {first}"), INDENT)
         if colour:
             text = f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m{text.removeprefix(mark)}"
         print(text)
+        print_lines([f"{' ' * INDENT}{line}" for line in more.splitlines()])
         print_lines([f"{' ' * INDENT}mend: {remedy}"] if remedy else [])
+    sys.stdout.flush()  # what comes next may take its time
 
 
 VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ply import lex, yacc
 
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
-from conntrackd.filter import cel
+from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.text import Mistake, RuleText, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
@@ -254,9 +254,13 @@ class Words:
 
 
 def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
-    """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most."""
+    """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most.
+
+    What they would become is bounded too (cost.py): who has rules may have them compiled.
+    """
     if len(lines) > MAX_RULES:
         raise ManyErrors([RuleError(f"{len(lines):,} rules: at most {MAX_RULES:,} are allowed")])
+    cost.check_texts(lines)
     rules: list[Rule] = []
     errors: list[ConntrackdError] = []
     for number, line in enumerate(lines, 1):
@@ -268,6 +272,7 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
             raise ManyErrors([*errors[:MAX_MISTAKES], RuleError("more mistakes are not shown")])
     if errors:
         raise ManyErrors(errors)
+    cost.check_rules(rules)
     return rules
 
 
@@ -330,9 +335,10 @@ def _build_lexer() -> lex.Lexer:
 
 def _cut(text: str) -> list[lex.LexToken]:
     """The words of a rule, with commas told apart. Raises Stop."""
-    for place, char in enumerate(text):
-        if not char.isprintable() and char not in BLANKS:
-            raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
+    if not text.isprintable():
+        for place, char in enumerate(text):
+            if not char.isprintable() and char not in BLANKS:
+                raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
     lexer = _build_lexer().clone()
     lexer.input(text)
     found = list(_measure(lexer))

@@ -4,6 +4,7 @@ Nothing is tracked until something asks for it: a rule with `ct`, or NAT. Then t
 user sees silence.
 """
 
+import os
 import socket
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from conntrackd.errors import UnavailableError
+from conntrackd.errors import NotPermittedError, UnavailableError
 from conntrackd.netlink.constants import (
     NETLINK_NETFILTER,
     NFNETLINK_V0,
@@ -45,6 +46,7 @@ TRACKING_EXPRESSIONS: Final = (b"ct", b"nat", b"masq", b"redir", b"connlimit", b
 FOREIGN_EXPRESSIONS: Final = (b"match", b"target")
 ANSWER_SECONDS: Final = 2.0
 NFT_SECONDS: Final = 10.0
+SYSTEM_PATH: Final = "/usr/sbin:/sbin"
 
 NOT_TRACKED: Final = (
     "connections are not tracked in this network namespace, so there will be no events\n"
@@ -190,10 +192,22 @@ def _run_nft(*arguments: str, text: str = "") -> None:
         raise UnavailableError("conntrack.activate: nft does not answer") from error
     if done.returncode:
         said = done.stderr.strip().partition("\n")[0]
+        if "ermission denied" in said or "not permitted" in said:
+            raise NotPermittedError(
+                f"conntrack.activate: nft: {said}", hint="run it as root, or as the service"
+            )
         raise UnavailableError(f"conntrack.activate: nft: {said}", hint="it takes root, and nf_tables")
 
 
 def _call_nft(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    # Where it is installed; an ordinary user's PATH leaves that out.
+    path = os.pathsep.join(filter(None, (os.environ.get("PATH"), SYSTEM_PATH)))
     return subprocess.run(
-        ["nft", *arguments], input=text, text=True, capture_output=True, timeout=NFT_SECONDS, check=False
+        ["nft", *arguments],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=NFT_SECONDS,
+        check=False,
+        env={**os.environ, "PATH": path, "LC_ALL": "C"},
     )
