@@ -79,7 +79,12 @@ class DaemonControl:
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await asyncio.to_thread(daemon.open_geoip, new)
-        sinks = self._prepare_sinks(new, changes)
+        daemon.intake.activate(new)
+        try:
+            sinks = self._prepare_sinks(new, changes)
+        except BaseException:
+            daemon.intake.deactivate(old)
+            raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
@@ -92,6 +97,8 @@ class DaemonControl:
             if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(old, new)
         ]
         daemon.config = new
+        daemon.intake.deactivate(new)
+        daemon.intake.look()
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -289,6 +296,7 @@ class DaemonControl:
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
+        counters["problems"] = len(daemon.find_problems())
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total

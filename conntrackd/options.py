@@ -96,8 +96,7 @@ CONNTRACK_ACTIVATE = Option(
     "conntrack.activate",
     FLAG,
     False,
-    "Load an nftables table that makes the kernel track connections",
-    reload=False,
+    "Make an nftables table that has the kernel track connections",
 )
 CONNTRACK_NETNS = Option[Text](
     "conntrack.netns", NAME, None, "Network namespace to listen in", example="office", reload=False

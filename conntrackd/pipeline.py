@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS: Final = 0.25
 # How long the last events are waited for when the groups are left already, and any while the table is read.
 LAST_SECONDS: Final = 0.001
+# How long what has come is read at the end, where a next process could go on.
+KEPT_SECONDS: Final = 1.0
 # When all that had come is read, the reader sleeps for so long: what comes meanwhile is one batch. Woken as
 # soon as there was one, it had 5 to 9 events a batch at 25,000 a second, and not 110. No sink writes sooner
 # than that, and a buffer has to hold what may come: 400,000 events a second, of 1,280 bytes each.
@@ -97,6 +99,11 @@ class Pipeline:
             if can_gather(received, events.slots, self._stats.buffer_bytes):
                 time.sleep(GATHER_SECONDS)
         if self.keeps_socket:
+            # Nobody knows whether there will be a next process: it finds what comes after this.
+            events.set_patience(LAST_SECONDS)
+            end = time.monotonic() + KEPT_SECONDS
+            while self._turn(events) and time.monotonic() < end:
+                pass
             return
         # Hear of no more, so that there is an end; then read what had come before.
         events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)

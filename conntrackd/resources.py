@@ -1,5 +1,6 @@
 """Limits that the system sets: one that is too small is told at the start, with what sets it."""
 
+import errno
 import os
 from typing import Final
 
@@ -12,6 +13,15 @@ DESCRIPTORS: Final = 6
 THREADS: Final = 5
 
 
+def is_kernel(major: int, minor: int) -> bool:
+    """Whether the running one is at least of this version; no where it does not say."""
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= (major, minor)
+    except (IndexError, ValueError):
+        return False
+
+
 def try_descriptors() -> None:
     """Raises ResourceError where not even what is needed without sinks can be opened."""
     opened = []
@@ -19,13 +29,24 @@ def try_descriptors() -> None:
         for _ in range(DESCRIPTORS):
             opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        raise ResourceError(
-            f"this process may not open {DESCRIPTORS} files: {error.strerror}",
-            hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
-        ) from error
+        raise explain_descriptors(error) from error
     finally:
         for each in opened:
             os.close(each)
+
+
+def raise_descriptors(error: OSError) -> None:
+    """ResourceError where it was the limit of open files, whatever it was that could not be opened."""
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        raise explain_descriptors(error) from error
+
+
+def explain_descriptors(error: OSError) -> ResourceError:
+    """What to say when a file or socket could not be opened for want of a number."""
+    return ResourceError(
+        f"this process may not open enough files: {error.strerror}",
+        hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
+    )
 
 
 def explain_threads(sinks: int) -> ResourceError:

@@ -15,7 +15,20 @@ LAYERS = (
     # from values to the outside
     ("config", "sinks"),
     # moving parts
-    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
+    (
+        "pipeline",
+        "resync",
+        "guard",
+        "filtering",
+        "recorder",
+        "checks",
+        "handover",
+        "intake",
+        "bus",
+        "hearing",
+        "advice",
+        "progress",
+    ),
     # the one that knows all
     ("control", "daemon"),
     # people

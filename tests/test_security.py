@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Where what was written at run time is run. What it is made of has tests of its own.
 GENERATORS = {"generated.py"}
-# Where another process is started: nft, Python on geofile.py, a fork that watches the table; by conntrackctl
+# Where another process is started: Python on geofile.py, a fork that watches the table; by conntrackctl
 # polkit's agent.
-STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py", "bus/agent.py"}
+STARTERS = {"geoip.py", "guard.py", "bus/agent.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"

@@ -1,6 +1,7 @@
 """conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,12 +15,17 @@ from conntrackd.errors import show_controls
 MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
 INDENT: Final = 9
+# What the remedies begin with that only root can do.
+ROOT_COMMANDS: Final = frozenset(
+    {"apt", "echo", "geoipupdate", "ip", "modprobe", "nsenter", "sysctl", "systemctl", "timedatectl"}
+)
 Row = tuple[str, str, str, str]
 
 
 def show_findings(arguments: Namespace) -> int:
     """4 where there is a warning or an error."""
-    rows = find_rows(arguments)
+    is_root = os.geteuid() == 0
+    rows = [(*row[:3], address_reader(row[3], is_root=is_root)) for row in find_rows(arguments)]
     if arguments.json:
         keys = ("severity", "check", "message", "remedy")
         print_json([dict(zip(keys, row, strict=True)) for row in rows])
@@ -44,11 +50,29 @@ def find_rows(arguments: Namespace) -> list[Row]:
     return rows
 
 
-def examine_kernel_here() -> list[Row]:
-    """The kernel's settings, where the daemon's sandbox hides them from it."""
-    from conntrackd.checks import check_kernel  # noqa: PLC0415
+def address_reader(remedy: str, *, is_root: bool) -> str:
+    """The line for who reads it: an ordinary user needs sudo, for the whole of it."""
+    if is_root or remedy.partition(" ")[0] not in ROOT_COMMANDS:
+        return remedy
+    line, comment, note = remedy.partition("  # ")
+    return (f"sudo sh -c {shlex.quote(line)}" if ";" in line else f"sudo {line}") + comment + note
 
-    rows = [(each.severity, each.check, each.message, each.remedy) for each in check_kernel(Path("/"), None)]
+
+def examine_kernel_here() -> list[Row]:
+    """The kernel's settings, where the daemon's sandbox hides them from it; in the namespace it watches."""
+    from conntrackd.checks import check_kernel  # noqa: PLC0415
+    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.errors import ConntrackdError  # noqa: PLC0415
+    from conntrackd.netlink.namespace import enter  # noqa: PLC0415
+    from conntrackd.options import CONNTRACK_NETNS  # noqa: PLC0415
+
+    try:
+        config = read_config({}, os.environ, None)
+        with enter(config[CONNTRACK_NETNS]):
+            found = list(check_kernel(Path("/"), None, config))
+    except ConntrackdError as error:
+        return [("note", "settings", f"the kernel's settings cannot be seen from here: {error.message}", "")]
+    rows = [(each.severity, each.check, each.message, each.remedy) for each in found]
     return [row for row in rows if row[1] != "tracking"]
 
 

@@ -32,7 +32,7 @@ MAX_SECONDS: Final = 4096  # flows that end now have begun in as many different 
 
 PROTOCOL_NAMES: Final = {each.value: each.name for each in Protocol}
 STATE_NAMES: Final = {each.value: each.name for each in TcpState}
-PLACES: Final = {"kernel": "the kernel's buffer", "daemon": "the daemon"}
+PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 NAT_NAMES: Final = tuple(each.name for each in map(Nat, range(4)))
 
@@ -276,7 +276,7 @@ def describe_loss(lost: Lost) -> str:
     """One sentence."""
     events = "1 event" if lost.count == 1 else f"{lost.count} events"
     if lost.count < 0:  # nobody knows how many
-        events = "all events" if lost.where == "daemon" else "events"
+        events = "all events" if lost.where in {"daemon", "tracking"} else "events"
     where = PLACES.get(lost.where) or f"sink {lost.where}"
     because = f" ({lost.reason})" if lost.reason else ""
     return f"LOST {events} in {where}{because}"

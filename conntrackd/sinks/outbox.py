@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from conntrackd.flow import Flow, Lost, Piece
 from conntrackd.sinks.backoff import Backoff, Repeats
@@ -34,6 +34,7 @@ from conntrackd.stats import SinkStats
 logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
+HURRY_SECONDS: Final = 0.1  # how soon a stop sees that it has less time than it had
 
 
 class Outbox(Generic[P]):
@@ -207,20 +208,21 @@ class Outbox(Generic[P]):
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
         with self._lock:
-            self._deadline, self._retry_at = deadline, 0.0
+            self._deadline = min(deadline, self._deadline or deadline)  # who is in a hurry may say so later
+            self._retry_at = 0.0
             self._wake()
 
     def stop(self, deadline: float) -> None:
         """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
         self.begin_stop(deadline)
-        if self._thread.is_alive():
-            self._thread.join(max(0.0, deadline - self._clock()))
+        while self._thread.is_alive() and (left := (self._deadline or 0.0) - self._clock()) > 0:
+            self._thread.join(min(left, HURRY_SECONDS))
         with self._lock:
             self._abandoned = True
             self._wake()
         if self._thread.is_alive():
             self._close_sink()
-            self._thread.join(0.1)
+            self._thread.join(HURRY_SECONDS)
         self._finish()
 
     def _finish(self) -> None:
@@ -324,8 +326,10 @@ class Outbox(Generic[P]):
         try:
             return Parcel(self._sink.encode(taken.batch), taken.events, taken.oldest)
         except Exception as error:  # one record that nobody thought of must not end the thread
-            self._complain(f"cannot encode a batch: {describe(error)}", taken.events)
+            self._error = f"cannot encode a batch: {describe(error)}"
+            self._complain(self._error, taken.events)
             with self._lock:
+                self._state = self._state if self.is_out() else SinkState.REFUSED
                 self._stats.sink_events_queued -= taken.events
                 self._stats.sink_events_dropped_refused_total += taken.events
                 losses = [record for record in taken.batch if isinstance(record, Lost)]
@@ -395,13 +399,14 @@ class Outbox(Generic[P]):
     def _open(self) -> None:
         self._sink.open()
         self._opened = True
-        if not self._parcels and not self._waiting:
-            self._recover()
+        # Where nothing waits it works as far as anybody knows, unless it refused what came before.
+        if not (self._parcels or self._waiting or self._stats.sink_events_spooled):
+            self._recover(SinkState.REFUSED if self._state is SinkState.REFUSED else SinkState.OK)
 
     def _write(self) -> None:
         if self._parcels:
             self._settle(refused=0, written=self._sink.write(self._parcels.first.payload))
-            self._recover()
+            self._recover(delivered=True)
 
     def _settle(self, *, refused: int, written: int, losses: Sequence[Lost] = ()) -> None:
         """The first parcel is done with: all of it was delivered, but for what was refused."""
@@ -425,13 +430,14 @@ class Outbox(Generic[P]):
         for lost in self._waiting.take_held() if accepted else ():
             self._append_lost(lost)
 
-    def _recover(self) -> None:
+    def _recover(self, state: SinkState = SinkState.OK, *, delivered: bool = False) -> None:
+        """The receiver answers. Whether it works again shows in a delivery alone."""
         self._backoff.reset()
         self._tell_spool_lost()
         with self._lock:
-            if self._state in (SinkState.STARTING, SinkState.RETRYING):
-                self._state = SinkState.OK
-        if self._told_absence:
+            if not self.is_out():
+                self._state = state
+        if delivered and self._told_absence:
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
 
@@ -446,6 +452,8 @@ class Outbox(Generic[P]):
                 return
             whole, missing = self._parcels.revise(revision)
             self._tell_refused(whole.oldest, missing, (), accepted=revision.delivered > 0)
+        if revision.delivered:
+            self._recover(delivered=True)
         if missing:
             self._complain(revision.reason, missing)
 
@@ -458,7 +466,7 @@ class Outbox(Generic[P]):
         self._error = refusal.reason
         self._complain(refusal.reason, refused)
         self._settle(refused=refused, written=0, losses=refusal.losses)
-        self._recover()
+        self._recover(SinkState.REFUSED if refused == events else SinkState.OK, delivered=refused < events)
 
     def _retry(self, absence: SinkUnavailable) -> None:
         self._close_sink()
