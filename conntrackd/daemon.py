@@ -106,6 +106,8 @@ class Daemon:
         self._states: dict[str, tuple[str, str]] = {}
         self._progress = Progress(time.monotonic)
         self._problems: list[str] = []
+        self._hurry = False
+        self._stopping: tuple[Outbox[Any], ...] = ()
         self._stands_still = False
 
     # ---- building -------------------------------------------------------------------------------------
@@ -139,7 +141,10 @@ class Daemon:
         """From the first event to the last. Raises what keeps it from starting, or made it stop."""
         self._loop = asyncio.get_running_loop()
         control = DaemonControl(self)
+        # Before anything else is open: its modules are files, too.
+        bus = self._serve_bus(control)
         with ExitStack() as stack:
+            stack.callback(_close_all, bus)
             if self.config[options.CONNTRACK_REPLAY] is None:
                 self.intake.open(stack, self.filter, self.sources.environ)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,7 +153,7 @@ class Daemon:
             reader = await self._start_threads(stack)
             self._hear_news(stack)
             self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus(control))]
+            tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(reader)
             for task in tasks:
@@ -212,10 +217,13 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._end.set)
 
     def _stop_by_signal(self) -> None:
-        assert self._loop is not None
-        # Whoever asks twice does not want to wait.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
+        if self._end.is_set():
+            # Whoever asks twice does not want to wait: what is in memory goes to the spools, or is counted.
+            logger.info("stopping at once")
+            self._hurry = True
+            for outbox in self._stopping:
+                outbox.begin_stop(time.monotonic())
+            return
         logger.info("stopping")
         self._end.set()
 
@@ -225,9 +233,10 @@ class Daemon:
         self.pipeline.stop()
         await asyncio.to_thread(reader.join, READER_SECONDS)
         self.intake.end()
-        seconds = self.config[options.SHUTDOWN_TIMEOUT]
+        seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
-        await self.stop_outboxes(list(self.outboxes.values()), seconds)
+        self._stopping = tuple(self.outboxes.values())
+        await self.stop_outboxes(self._stopping, seconds)
         self.tails.close()
         stats = self.stats
         logger.info(
@@ -384,6 +393,12 @@ class Daemon:
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
+
+
+def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Those that have not begun; to the others it does nothing any more."""
+    for coroutine in coroutines:
+        coroutine.close()
 
 
 def _stop_each(outboxes: Sequence[Outbox[Any]], deadline: float) -> None:

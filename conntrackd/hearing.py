@@ -9,10 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from conntrackd.errors import ConntrackdError
+from conntrackd.errors import ConntrackdError, ResourceError, UnavailableError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.socket import find_namespace, open_netlink
 from conntrackd.netlink.table import Table
 
 LOOK_SECONDS: Final = 4.0
@@ -69,7 +68,9 @@ class Hearing:
     def look(self, now_ns: int, *, is_timed: bool = True) -> None:
         """See how things are. `is_timed`: not because of news, so that some time is over since the last."""
         self.look_at = time.monotonic() + LOOK_SECONDS
-        self.note(self._see(), now_ns, is_timed=is_timed)
+        seen = self._see()
+        if seen is not None:
+            self.note(seen, now_ns, is_timed=is_timed)
 
     def note(self, seen: Look, now_ns: int, *, is_timed: bool = True) -> None:
         """What was seen."""
@@ -101,17 +102,24 @@ class Hearing:
             self._low = seen.entries
         return None if self._is_tracked_otherwise else False
 
-    def _see(self) -> Look:
+    def _see(self) -> Look | None:
+        """None where it cannot be looked now, because no file can be opened."""
         try:
             with enter(self._namespace):
-                with open_netlink() as fresh:
-                    is_here = find_namespace(fresh) == self._cookie
-                asked, events = tracking.is_asked_for(), tracking.read_setting("nf_conntrack_events")
-                with closing(Table()) as table:
-                    fill = table.measure()
-        except ConntrackdError:
-            # A namespace that cannot be entered any more is not the one there was.
-            return Look(is_here=self._namespace is None)
+                return self._see_here()
+        except (ResourceError, OSError):
+            return None
+        except ConntrackdError:  # a namespace that cannot be entered any more is not the one there was
+            return Look(is_here=False)
+
+    def _see_here(self) -> Look:
+        asked, events = tracking.is_asked_for(), tracking.read_setting("nf_conntrack_events")
+        with closing(Table()) as table:  # no two sockets at a time: descriptors may be few
+            is_here = table.find_namespace() == self._cookie
+            try:
+                fill = table.measure()
+            except UnavailableError:
+                return Look(asked, events, is_here=is_here)
         share = fill.entries / fill.limit if fill.limit else 0.0
         return Look(asked, events, fill.entries, share, is_here)
 

@@ -25,7 +25,7 @@ from conntrackd.netlink.table import Table
 from conntrackd.netlink.tracking import News
 from conntrackd.notify import Notifier, take_descriptors
 from conntrackd.pipeline import Pipeline
-from conntrackd.resources import is_kernel
+from conntrackd.resources import has_descriptors, is_kernel, try_descriptors
 from conntrackd.resync import Resync
 from conntrackd.stats import Stats
 from conntrackd.values import render_size
@@ -39,6 +39,7 @@ STORED: Final = "events"
 STORED_TABLE: Final = "table"
 # A loss is a problem for so long: it is over, but for who asks every few minutes.
 LOSS_SECONDS: Final = 300.0
+ENTER_DESCRIPTORS: Final = 3
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 TELLS_REASON: Final = (5, 10)
 
@@ -53,7 +54,7 @@ class Intake:
         """None before open(), and in a replay."""
         self.hearing: Hearing | None = None
         self.news: News | None = None
-        """Readable when the rules have changed; then call hear_news()."""
+        """Readable when the rules have changed, for hear_news(). None: they are looked at now and then."""
         self._table: TrackingTable | None = None
         self._config = config
         self._handover = handover
@@ -73,6 +74,8 @@ class Intake:
         """
         config = self._config
         stored = take_descriptors(dict(environ))
+        # What looks for the C library, to enter a namespace, has other words for this.
+        try_descriptors(ENTER_DESCRIPTORS)
         with enter(config[options.CONNTRACK_NETNS]):
             self._activate(stored.pop(STORED_TABLE, []))
             stack.callback(self._close_table)
@@ -85,8 +88,9 @@ class Intake:
                     groups=rules.groups, buffer=config[options.CONNTRACK_BUFFER], program=rules.program
                 )
             stack.callback(self.events.close)
-            self.news = News()
-            stack.callback(self.news.close)
+            if has_descriptors():
+                self.news = News()
+                stack.callback(self.news.close)
             if config[options.CONNTRACK_RELIABLE]:
                 self._guard = self._pipeline.guard = Guard(self.events, Table())
         self._begin_hearing(self.events)

@@ -2,12 +2,16 @@
 
 import errno
 import os
+import resource
 from typing import Final
 
 from conntrackd.errors import ResourceError
 
-# Of the event loop three, the event socket, the state directory, one to spare. Sinks and the bus try again.
-DESCRIPTORS: Final = 6
+# Of the event loop three, the event socket, the state directory, one for a look at the kernel, one to spare.
+# Sinks and the bus try again.
+DESCRIPTORS: Final = 7
+# Four sinks, two spools and the bus, all at once, take twenty. What can be done without waits for so many.
+ENOUGH_DESCRIPTORS: Final = 24
 # The main one, its helper, the reader, the one that looks at the databases, and the one that ends a request
 # to Loki in time.
 THREADS: Final = 5
@@ -22,17 +26,23 @@ def is_kernel(major: int, minor: int) -> bool:
         return False
 
 
-def try_descriptors() -> None:
+def try_descriptors(number: int = DESCRIPTORS) -> None:
     """Raises ResourceError where not even what is needed without sinks can be opened."""
     opened = []
     try:
-        for _ in range(DESCRIPTORS):
+        for _ in range(number):
             opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise explain_descriptors(error) from error
     finally:
         for each in opened:
             os.close(each)
+
+
+def has_descriptors() -> bool:
+    """Whether there may be files that make something better and that nothing needs."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft == resource.RLIM_INFINITY or soft >= ENOUGH_DESCRIPTORS
 
 
 def raise_descriptors(error: OSError) -> None:

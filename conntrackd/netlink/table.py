@@ -22,7 +22,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.decode import HEADER, Decoder
-from conntrackd.netlink.socket import open_netlink
+from conntrackd.netlink.socket import find_namespace, open_netlink
 
 ANSWER_SECONDS: Final = 2.0
 # The kernel fills at most 32 KiB at a time (net/netlink/af_netlink.c, netlink_dump()).
@@ -53,6 +53,10 @@ class Table:
     def fileno(self) -> int:
         """The descriptor, for who inherits it."""
         return self._socket.fileno()
+
+    def find_namespace(self) -> bytes:
+        """What tells its network namespace from others; nothing for all before Linux 5.14."""
+        return find_namespace(self._socket)
 
     def close(self) -> None:
         """Ends a reading, too."""

@@ -1,5 +1,6 @@
 """Healthy only if events that happen now are heard: rules, settings and namespaces that change."""
 
+import json
 import os
 import subprocess
 import threading
@@ -151,6 +152,31 @@ def test_a_reload_begins_and_ends_tracking(
     assert during == []
     assert "not tracked" in find_problems(capsys)[0]
     assert list_tables(net) == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_daemon_whose_standard_streams_are_closed_writes_to_its_sinks_alone(
+    net: Network, tmp_path: Path, closed: str
+) -> None:
+    path = tmp_path / "events.json"
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new", "--sink.stream.enable"]
+    arguments += ["--sink.stream.writer", f"file://{path}"]
+    prefix = ["bash", "-c", f'exec "$@" {closed}', "bash"]
+    inside(net.router, "conntrack", "-F")
+    with daemon(*arguments, prefix=prefix) as running:
+        wait_until(lambda: path.exists() and is_joined(net))
+        talk(net, 2)
+        wait_until(lambda: path.read_text().count("\n") == 2)
+        status = running.stop()
+
+    assert status == 0
+    assert [json.loads(line)["type"] for line in path.read_text().splitlines()] == ["NEW", "NEW"]
+
+
+def is_joined(net: Network) -> bool:
+    """Whether somebody listens to conntrack's NEW in the router, by /proc/net/netlink."""
+    rows = [line.split() for line in inside(net.router, "cat", "/proc/net/netlink").splitlines()[1:]]
+    return any(row[1] == "12" and int(row[3], 16) & 1 for row in rows)
 
 
 # ---- without it ---------------------------------------------------------------------------------------
