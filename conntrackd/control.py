@@ -252,6 +252,7 @@ class DaemonControl:
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
+        self._daemon.intake.look(is_timed=False)
         return await asyncio.to_thread(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
