@@ -49,6 +49,9 @@ UNIT_PATHS: Final = (
     "run/systemd/system",
     "etc/systemd/system",
 )
+# Where Debian and Fedora have the rules that are loaded at boot; as `nft list ruleset` writes them.
+SAVED_RULES: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
+OWNED_TABLE: Final = re.compile(r"(?m)^\s*table inet conntrackd\S* \{[^\n]*\n\s*flags [^\n]*owner")
 JOURNAL_SOCKET: Final = "run/systemd/journal/socket"
 CONNECT_SECONDS: Final = 2.0
 # 2020-01-01: no machine that runs this code has an earlier date
@@ -95,6 +98,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
             found += check_kernel(root, situation, config)
     except ConntrackdError as error:
         found.append(Finding(ERROR, "namespace", error.message, error.hint))
+    found += check_saved_rules(root)
     found.append(check_buffer(config, situation, root))
     if situation is not None:
         found += [check_program(situation, config), check_loss(situation)]
@@ -152,6 +156,16 @@ def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool)
     if is_tracking is None:
         return Finding(NOTE, "tracking", "nobody can tell whether connections are tracked here")
     return Finding(OK, "tracking", "connections are tracked in this network namespace")
+
+
+def check_saved_rules(root: Path) -> Iterator[Finding]:
+    """Whether the firewall's file holds a table that belongs to the daemon: then it cannot be loaded beside it."""
+    for path in SAVED_RULES:
+        if OWNED_TABLE.search(_read(root / path)):
+            text = f"/{path} holds a table of the daemon's: it cannot be loaded while that runs"
+            yield Finding(
+                WARNING, "firewall", text, f"remove the whole of 'table inet conntrackd' from /{path}"
+            )
 
 
 def check_settings(root: Path, config: Config) -> Iterator[Finding]:

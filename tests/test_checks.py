@@ -2,14 +2,16 @@
 
 import ctypes
 import os
+import shlex
 import socket
 from pathlib import Path
 
 import pytest
 
-from conntrackd import checks
+from conntrackd import advice, checks
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.checks import Situation, examine
+from conntrackd.cli.doctor import address_reader
 from conntrackd.config import Config, read_config
 
 NOWHERE = Path("/nonexistent")
@@ -83,6 +85,40 @@ def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
     write(root, f"proc/sys/net/netfilter/nf_conntrack_{name}", value)
 
     assert list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root)) == [trouble]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("table inet conntrackd { # progname python3\n\tflags owner\n}\n", ["firewall"]),
+        ("table inet filter {\n}\ntable inet conntrackd-4294963219 {\n\tflags owner\n}\n", ["firewall"]),
+        ("table inet conntrackd {\n\tchain own {\n\t}\n}\n", []),
+        ("table inet other {\n\tflags owner\n}\n", []),
+    ],
+)
+def test_a_saved_ruleset_that_cannot_be_loaded_beside_the_daemon_is_found(
+    text: str, found: list[str], root: Path
+) -> None:
+    write(root, "etc/nftables.conf", text)
+
+    assert [
+        check
+        for _, check, _ in list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root))
+    ] == found
+
+
+def test_advice_is_for_the_namespace_that_is_watched_and_for_who_reads_it() -> None:
+    here, there = configure(), configure(conntrack__netns="of fice")
+    line = advice.advise_conntrack("nf_conntrack_acct", 1, here)
+    other = advice.advise_conntrack("nf_conntrack_acct", 1, there)
+
+    assert line == keep("nf_conntrack_acct", 1)
+    assert other.startswith("ip netns exec 'of fice' sysctl -w net.netfilter.nf_conntrack_acct=1  #")
+    assert advice.advise_conntrack("nf_conntrack_max", 9, there) == keep("nf_conntrack_max", 9)
+    assert address_reader(line, is_root=True) == line
+    assert shlex.split(address_reader(line, is_root=False)) == ["sudo", "sh", "-c", line]
+    assert address_reader(other, is_root=False) == f"sudo {other}"
+    assert address_reader("look after the receiver", is_root=False) == "look after the receiver"
 
 
 def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tests prove which fault: the one index of all 35 rows; test_rows.py checks that they exist."""
+"""Which tests prove which fault: the one index of all rows; test_rows.py checks that they exist."""
 
 from typing import Final
 
@@ -152,6 +152,31 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     34: [("tests/system/test_service.py", "test_")],
     35: [("test_soak.py", "test_row_35_")],
+    36: [
+        ("tests/live/test_hearing.py", "test_the_table_of_activate_stays"),
+        ("tests/live/test_hearing.py", "test_a_second_process_has_a_table_of_its_own"),
+        ("tests/live/test_hearing.py", "test_a_reload_begins_and_ends_tracking"),
+        ("tests/live/test_hearing.py", "test_tracking_that_ends_is_a_problem"),
+        ("tests/live/test_hearing.py", "test_a_gap_that_lasts_until_the_end"),
+        ("tests/live/test_hearing.py", "test_events_that_are_switched_off"),
+        ("tests/live/test_hearing.py", "test_a_namespace_that_is_made_anew"),
+    ],
+    37: [
+        ("tests/live/test_restart.py", "test_row_37_"),
+        ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
+        (PROCESS, "test_row_08_"),
+        (PROCESS, "test_row_11_"),
+    ],
+    43: [
+        ("tests/cli/test_report.py", "test_a_closed_standard_stream"),
+        ("tests/live/test_hearing.py", "test_a_daemon_whose_standard_streams_are_closed"),
+        ("tests/live/test_restart.py", "test_another_descriptor_is_refused"),
+        ("tests/live/test_restart.py", "test_a_stored_socket_that_does_not_wait"),
+        ("tests/live/test_restart.py", "test_what_no_table_belongs_to"),
+        ("tests/test_notify.py", "test_a_manager_that_does_not_read"),
+        ("test_limits.py", "test_row_13_a_limit_that_is_too_small_for_what_is_switched_on"),
+        (PROCESS, "test_row_43_"),
+    ],
 }
 
 NOT_COVERED: Final[dict[int, str]] = {}
