@@ -159,13 +159,11 @@ def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool)
 
 
 def check_saved_rules(root: Path) -> Iterator[Finding]:
-    """Whether the firewall's file holds a table that belongs to the daemon: then it cannot be loaded beside it."""
+    """Whether the firewall's file holds a table of the daemon's: then it cannot be loaded beside it."""
     for path in SAVED_RULES:
         if OWNED_TABLE.search(_read(root / path)):
             text = f"/{path} holds a table of the daemon's: it cannot be loaded while that runs"
-            yield Finding(
-                WARNING, "firewall", text, f"remove the whole of 'table inet conntrackd' from /{path}"
-            )
+            yield Finding(WARNING, "firewall", text, f"remove 'table inet conntrackd' from /{path}")
 
 
 def check_settings(root: Path, config: Config) -> Iterator[Finding]:
