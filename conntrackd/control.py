@@ -99,7 +99,12 @@ class DaemonControl:
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
-        sinks = await run_apart(self._prepare_sinks, new, changes)  # which opens spools, reads certificates
+        daemon.intake.activate(new)
+        try:
+            sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
+        except BaseException:
+            daemon.intake.deactivate(old)
+            raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
@@ -112,6 +117,8 @@ class DaemonControl:
             for name in self._spoolless
         ]
         daemon.config = new
+        daemon.intake.deactivate(new)
+        daemon.intake.look()
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -286,6 +293,7 @@ class DaemonControl:
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
+        self._daemon.intake.look(is_timed=False)
         return await run_to_its_end(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
@@ -338,6 +346,7 @@ class DaemonControl:
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
+        counters["problems"] = len(daemon.find_problems())
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total

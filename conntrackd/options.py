@@ -106,8 +106,7 @@ CONNTRACK_ACTIVATE = Option(
     "conntrack.activate",
     FLAG,
     False,
-    "Load an nftables table that makes the kernel track connections",
-    reload=False,
+    "Make an nftables table that has the kernel track connections",
 )
 CONNTRACK_NETNS = Option[Text](
     "conntrack.netns",

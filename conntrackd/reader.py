@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PATIENCE_MS: Final = 500
 # How long the last events are waited for when the groups are left already, and any while the table is read.
 LAST_MS: Final = 1
+# How long what has come is read at the end, where a next process could go on.
+KEPT_SECONDS: Final = 1.0
 # Where events come one after the other, they are read so often. A buffer has to hold what may come meanwhile:
 # 400,000 events a second, of 1,280 bytes each.
 GATHER_US: Final = 4000
@@ -66,6 +68,10 @@ class Reader:
             is_reading = pipeline.resync is not None and pipeline.resync.is_reading
             self._turn(events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else gather_us)
         if pipeline.keeps_socket:
+            # Nobody knows whether there will be a next process: it finds what comes after this.
+            end = time.monotonic() + KEPT_SECONDS
+            while self._turn(events, LAST_MS, 0) and time.monotonic() < end:
+                pass
             return
         # Hear of no more, so that there is an end; then read what had come before.
         events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)

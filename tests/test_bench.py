@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conntrackd.sinks.encode_journal import EVENT_ID
 
 from bench import __main__ as program
 from bench.__main__ import NAMES, choose, measure_all
@@ -32,7 +33,6 @@ from bench.table import (
     summarize,
     summarize_all,
 )
-from conntrackd.sinks.encode_journal import EVENT_ID
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode

@@ -42,6 +42,9 @@ LAYERS = (
         "handover",
         "intake",
         "bus",
+        "hearing",
+        "advice",
+        "progress",
     ),
     # the one that knows all
     ("control", "daemon"),

@@ -85,6 +85,9 @@ class Listener(Protocol):
     def log_level_changed(self) -> None:
         """To be read again from status()."""
 
+    def problems_changed(self) -> None:
+        """To be read again from status()."""
+
 
 class Control(Protocol):
     """The daemon. Called in the thread of the event loop; what takes time is a coroutine.

@@ -50,6 +50,9 @@ class Signals:
     def log_level_changed(self) -> None:
         self._tell(self._note)
 
+    def problems_changed(self) -> None:
+        self._tell(self._note)
+
     def _tell(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
         loop = self._loop
         if loop is None:

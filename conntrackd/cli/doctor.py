@@ -1,6 +1,7 @@
 """conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
 INDENT: Final = 9
 KEYS: Final = ("severity", "check", "message", "remedy")
+# What the remedies begin with that only root can do.
+ROOT_COMMANDS: Final = frozenset(
+    {"apt", "echo", "geoipupdate", "ip", "modprobe", "nsenter", "sysctl", "systemctl", "timedatectl"}
+)
 Row = tuple[str, str, str, str]
 
 
@@ -23,9 +28,11 @@ def show_findings(arguments: Namespace) -> int:
     """4 where there is a warning or an error."""
     severities = []
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    is_root = os.geteuid() == 0
     rows = []
-    for row in find_rows(arguments):
-        severities.append(row[0])
+    for severity, check, message, remedy in find_rows(arguments):
+        row = (severity, check, message, address_reader(remedy, is_root=is_root))
+        severities.append(severity)
         if arguments.json:
             rows.append(dict(zip(KEYS, row, strict=True)))
         else:
@@ -54,11 +61,29 @@ def find_rows(arguments: Namespace) -> Iterator[Row]:
         yield from examine_kernel_here()
 
 
-def examine_kernel_here() -> list[Row]:
-    """The kernel's settings, where the daemon's sandbox hides them from it."""
-    from conntrackd.checks import check_kernel  # noqa: PLC0415
+def address_reader(remedy: str, *, is_root: bool) -> str:
+    """The line for who reads it: an ordinary user needs sudo, for the whole of it."""
+    if is_root or remedy.partition(" ")[0] not in ROOT_COMMANDS:
+        return remedy
+    line, comment, note = remedy.partition("  # ")
+    return (f"sudo sh -c {shlex.quote(line)}" if ";" in line else f"sudo {line}") + comment + note
 
-    rows = [(each.severity, each.check, each.message, each.remedy) for each in check_kernel(Path("/"), None)]
+
+def examine_kernel_here() -> list[Row]:
+    """The kernel's settings, where the daemon's sandbox hides them from it; in the namespace it watches."""
+    from conntrackd.checks import check_kernel  # noqa: PLC0415
+    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.errors import ConntrackdError  # noqa: PLC0415
+    from conntrackd.netlink.namespace import enter  # noqa: PLC0415
+    from conntrackd.options import CONNTRACK_NETNS  # noqa: PLC0415
+
+    try:
+        config = read_config({}, os.environ, None)
+        with enter(config[CONNTRACK_NETNS]):
+            found = list(check_kernel(Path("/"), None, config))
+    except ConntrackdError as error:
+        return [("note", "settings", f"the kernel's settings cannot be seen from here: {error.message}", "")]
+    rows = [(each.severity, each.check, each.message, each.remedy) for each in found]
     return [row for row in rows if row[1] != "tracking"]
 
 

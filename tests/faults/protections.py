@@ -552,4 +552,48 @@ MUTATIONS: Final = (
         "return rule ? rule : found;",
         "tests/filter/test_table.py::test_1000_rules_that_share_a_look_up_decide_as_the_reference_does",
     ),
+    Mutation(
+        "the table that tracks belongs to a socket",
+        "conntrackd/netlink/activation.py",
+        "_number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)",
+        "_number(NFTA_TABLE_FLAGS, 0)",
+        "tests/live/test_hearing.py::test_the_table_of_activate_stays_when_the_ruleset_is_flushed",
+    ),
+    Mutation(
+        "the table of the last process is taken over",
+        "conntrackd/intake.py",
+        "self._table = TrackingTable.adopt(stored[0])",
+        "os.close(stored[0])",
+        "tests/live/test_restart.py::"
+        "test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on[activate-15]",
+    ),
+    Mutation(
+        "tracking that ends is noticed",
+        "conntrackd/hearing.py",
+        "tracking.NOT_TRACKED if self.is_tracking is False else",
+        "tracking.NOT_TRACKED if False else",
+        "tests/live/test_hearing.py::"
+        "test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_told",
+    ),
+    Mutation(
+        "a sink that refuses everything is not well",
+        "conntrackd/delivery/outbox.py",
+        "SinkState.REFUSED if is_whole else SinkState.OK",
+        "SinkState.OK",
+        "tests/delivery/test_outbox.py::test_a_sink_is_well_while_its_last_write_was_not_refused_as_a_whole",
+    ),
+    Mutation(
+        "a manager that does not read is not waited for",
+        "conntrackd/notify.py",
+        "flags = 0 if waits else socket.MSG_DONTWAIT",
+        "flags = 0",
+        "tests/test_notify.py::test_a_manager_that_does_not_read_costs_neither_time_nor_cpu",
+    ),
+    Mutation(
+        "a socket whose filter is locked is not taken over",
+        "conntrackd/netlink/socket.py",
+        "if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):",
+        "if False:",
+        "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened[locked]",
+    ),
 )

@@ -7,10 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conntrackd.netlink.decode import Decoder
 
 from conntrackd.checks import check_kernel
+from conntrackd.config import read_config
 from conntrackd.flow import EventType
-from conntrackd.netlink.decode import Decoder
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
@@ -195,7 +196,10 @@ def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel
     with rig.daemon() as running:
         running.wait_for_start()
         with enter(rig.producer.network.router):
-            findings = {each.check: each.message for each in check_kernel(Path("/"), None)}
+            findings = {
+                each.check: each.message
+                for each in check_kernel(Path("/"), None, read_config({}, {}, None, rig.directory))
+            }
         rig.producer.forget()
         rig.producer.send(1)
         rig.producer.forget()

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import pytest
+from conntrackd.filter.pycode import compile_selector
+from conntrackd.netlink.decode import KEY, Decoder, dissect
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
-from conntrackd.filter.pycode import compile_selector
 from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.decode import KEY, Decoder, dissect
 from conntrackd.netlink.socket import SLOTS, Datagrams
 from conntrackd.pipeline import Pipeline
 from conntrackd.sinks.stream import StreamSink

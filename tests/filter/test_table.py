@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from conntrackd.filter.pycode import compile_selector
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from conntrackd.filter import merge, table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
 from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
-from conntrackd.filter.pycode import compile_selector
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
 from tests.core.build import CORE

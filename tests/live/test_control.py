@@ -98,7 +98,8 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
     assert "no room for the filter's program" in status["Problems"][0]
     assert status["KernelInstructions"] == 0
     assert [each["remedy"] for each in findings if each["check"] == "filter"] == [
-        "sysctl -w net.core.optmem_max=131072, and conntrackctl reload-filter"
+        f"ip netns exec {net.router} sysctl -w net.core.optmem_max=131072; conntrackctl reload-filter"
+        "  # and where the namespace is made"
     ]
     ask(capsys, "filter", "set", *rules, "drop protocol UDP")
     assert ask(capsys, "status")["KernelInstructions"] > 1000
