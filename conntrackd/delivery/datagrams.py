@@ -138,7 +138,7 @@ class DatagramSocket:
             return sent, TimeoutError(code, "the receiver does not take what it is sent")
         return sent, OSError(code, os.strerror(code)) if code else None
 
-    def find_error(self) -> int:
+    def read_error(self) -> int:
         """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
