@@ -127,7 +127,7 @@ class SyslogSink:
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         vain = 0 if self._target.path else 2
         sent, error = sock.send(text, ends)
-        if error is None and vain and (code := sock.find_error()):
+        if error is None and vain and (code := sock.read_error()):
             error = OSError(code, os.strerror(code))
         if error is None:
             return
