@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
+from conntrackd.core import _core as core
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
-from tests.core.build import build_driver, build_extension
+from tests.core.build import build_driver
+from tests.core.deciding import load
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
 from tests.messages import build_message
 
@@ -103,12 +105,11 @@ def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
 
 def test_every_part_of_a_program_is_refused() -> None:
     program = assemble(compile_table(parse(*RULES["every kind"])))
-    open_table = build_extension().Table
-    open_table(program)
+    core.Table(program)
 
     for part in [*(program[:end] for end in range(len(program))), program + b"\0", b""]:
         with pytest.raises(ValueError, match="not a program"):
-            open_table(part)
+            core.Table(part)
 
 
 def change(program: bytes, place: int, form: str, value: int) -> bytes:
@@ -155,27 +156,26 @@ FOUND: Final = HIGHS + 16
     ],
 )
 def test_a_program_with_one_thing_wrong_is_refused(name: str, place: int, form: str, value: int) -> None:
-    open_table = build_extension().Table
-    open_table(SMALL)
+    core.Table(SMALL)
 
     with pytest.raises(ValueError, match="not a program of rules that this core can run"):
-        open_table(change(SMALL, place, form, value))
+        core.Table(change(SMALL, place, form, value))
 
 
 def test_what_is_no_table_decides_nothing() -> None:
-    extension = build_extension()
-    for wrong in (None, SMALL, extension):
-        with pytest.raises(TypeError, match="not a Table"):
-            extension.decide(wrong, b"", b"")
-    with pytest.raises(TypeError):
-        extension.Table("text")
-    with pytest.raises(TypeError):
-        extension.Table()
+    batch = load([FLOW])
+    wrongs: list[Any] = [None, SMALL, core]
+    for wrong in wrongs:
+        with pytest.raises(TypeError, match=r"must be conntrackd\.core\._core\.Table"):
+            batch.decide(wrong, None)
+    make: Any = core.Table
+    for words in ([], ["text"]):
+        with pytest.raises(TypeError):
+            make(*words)
 
 
 def test_a_table_is_given_back_with_its_type() -> None:
-    extension = build_extension()
-    made = [extension.Table(SMALL) for _ in range(100)]
+    made = [core.Table(SMALL) for _ in range(100)]
 
     assert made[0].counts == [0, 0]
     with pytest.raises(AttributeError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.netlink.socket import SLOTS
+from conntrackd.engine import SLOTS
 from tests.faults.hooked import POINTS
 from tests.faults.producer import find_number
 from tests.faults.receivers import read_entry

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import pytest
-from conntrackd.filter.pycode import compile_selector
-from conntrackd.netlink.decode import KEY, Decoder, dissect
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
+from conntrackd.engine import SLOTS, Batch, Engine
 from conntrackd.flow import EventType, Flow
-from conntrackd.netlink.socket import SLOTS, Datagrams
 from conntrackd.pipeline import Pipeline
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.delivery.fakes import FakeSink
+from tests.engine.feed import ENGINES
 from tests.faults.test_sinks import MIB, read_memory
 from tests.messages import build_message
 from tests.sinks.flows import make_flow
@@ -30,30 +29,30 @@ ORDER = (DESTROY, UPDATE, NEW)
 FLOWS = 1_000_000
 
 
-def make_batches(messages: Iterator[bytes]) -> Iterator[Datagrams]:
-    """As the socket gives them."""
-    while batch := list(islice(messages, SLOTS)):
-        lengths = [len(each) for each in batch]
-        positions = [sum(lengths[:index]) for index in range(len(batch))]
-        yield Datagrams(memoryview(b"".join(batch) + bytes(KEY.size)), positions, lengths, 0, RECEIVED)
+def load(messages: Iterator[bytes], batch: Batch) -> Iterator[tuple[int, int]]:
+    """As a recording comes."""
+    while some := b"".join(islice(messages, SLOTS)):
+        yield batch.load(some, 0, RECEIVED)[1:]
 
 
-def replay(messages: Iterator[bytes], sink: Sink, stats: Stats) -> SinkStats:
+def replay(engine: Engine, messages: Iterator[bytes], sink: Sink, stats: Stats) -> SinkStats:
     """Through everything that stands between the socket and a sink."""
     outbox = Outbox(sink, queue=4096, stats=SinkStats())
-    pipeline = Pipeline(Decoder(stats), compile_selector([]), None, (outbox,), Tails(), stats)
+    pipeline = Pipeline(engine, engine.compile_table(()), None, (outbox,), Tails(), stats)
+    batch = engine.open_batch()
     outbox.start()
-    pipeline.replay(make_batches(messages))
+    pipeline.replay(load(messages, batch), batch)
     outbox.stop(time.monotonic() + 30)
     return outbox.snapshot()
 
 
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 @pytest.mark.parametrize("kinds", [(DESTROY,), (UPDATE,), (NEW, NEW), ORDER])
-def test_row_15_events_pass_in_any_order_with_any_id(kinds: Sequence[EventType]) -> None:
+def test_row_15_events_pass_in_any_order_with_any_id(kinds: Sequence[EventType], engine: Engine) -> None:
     flows = [make_flow(number % 3, kind) for number in range(9) for kind in kinds]
     sink, stats = FakeSink(), Stats()
 
-    replay(iter([build_message(flow) for flow in flows]), sink, stats)
+    replay(engine, iter([build_message(flow) for flow in flows]), sink, stats)
 
     assert sink.numbers == [flow.id for flow in flows]
     assert stats.events_malformed_total == 0
@@ -62,27 +61,32 @@ def test_row_15_events_pass_in_any_order_with_any_id(kinds: Sequence[EventType])
 def patch(flow: Flow) -> Iterator[bytes]:
     """A million of its kind: each has an address of its own, and the id of the 65,536th before it."""
     message = bytearray(build_message(flow))
-    places = dissect(bytes(message)).values
+    id_at = message.index(struct.pack("!I", flow.id))
+    # The source and, turned round, where replies go.
+    first = message.index(flow.src)
+    second = message.index(flow.src, first + 4)
     for number in range(FLOWS):
-        struct.pack_into("!I", message, places["id"][0], number & 0xFFFF)
-        for name in ("src", "reply_dst"):
-            struct.pack_into("!I", message, places[name][0], number)
+        struct.pack_into("!I", message, id_at, number & 0xFFFF)
+        for place in (first, second):
+            struct.pack_into("!I", message, place, number)
         yield bytes(message)
 
 
 @pytest.mark.slow
 def test_row_15_nothing_is_kept_of_a_million_flows() -> None:
-    """The beginning fills what is bounded: the decoder's layouts, the addresses that an encoder knows."""
+    """The beginning fills what is bounded: the buffers of a batch and of its text."""
     held: list[int] = []
 
     def list_messages() -> Iterator[bytes]:
-        for number, messages in enumerate(zip(*(patch(make_flow(0, kind)) for kind in ORDER), strict=True)):
+        for number, messages in enumerate(
+            zip(*(patch(make_flow(0x10203, kind)) for kind in ORDER), strict=True)
+        ):
             if number % (FLOWS // 10) == 0:
                 held.append(read_memory(os.getpid()))
             yield from messages
 
     stats = Stats()
-    sink = replay(list_messages(), StreamSink(None), stats)
+    sink = replay(ENGINES[0], list_messages(), StreamSink(None), stats)
 
     assert sink.sink_events_delivered_total == FLOWS * len(ORDER)
     assert stats.events_malformed_total == 0

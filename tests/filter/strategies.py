@@ -74,7 +74,7 @@ locations = st.builds(Location, city=st.sampled_from(CITIES), country=st.sampled
 
 @st.composite
 def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
-    """An event as netlink/decode.py builds it; with a Location at its ends, or none, where `located`."""
+    """An event as netlink/message.py reads it; with a Location at its ends, or none, where `located`."""
     version = draw(st.sampled_from((4, 6)))
     protocol = draw(st.sampled_from(PROTOCOLS) | st.integers(0, 255))
     address = st.sampled_from(ADDRESSES[version])
@@ -83,6 +83,7 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
     turned_round = draw(st.booleans())  # most flows are not translated
     start = draw(st.sampled_from((0, START)))
     place = locations if located else st.nothing()
+    src_location = draw(st.none() | place)
     return Flow(
         type=draw(st.sampled_from((EventType.NEW, EventType.UPDATE, EventType.DESTROY))).value,
         time=START,
@@ -107,8 +108,8 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
         reply_bytes=draw(counts),
         start=start,
         stop=draw(st.just(0) | st.sampled_from((-SECOND, -1, *DURATIONS)).map(lambda ns: START + ns)),
-        src_location=draw(st.none() | place),
-        dst_location=draw(st.none() | place),
+        src_location=src_location,
+        dst_location=src_location if src == dst else draw(st.none() | place),  # an address is in one place
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conntrackd.filter.pycode import compile_selector
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from conntrackd.core._core import Locations
 from conntrackd.filter import merge, table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
 from conntrackd.filter.evaluate import ALL, evaluate
@@ -17,10 +17,9 @@ from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
 from tests.core.build import CORE
-from tests.core.deciding import Core
+from tests.core.deciding import Core, load, select
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
-from tests.messages import build_message
 
 batches = st.lists(strategies.flows(), min_size=1, max_size=12)
 
@@ -63,16 +62,6 @@ def test_rules_that_share_a_look_up_decide_as_if_they_stood_alone(
     rules: list[Rule], batch: list[Flow]
 ) -> None:
     check(rules, batch)
-
-
-@settings(max_examples=200, deadline=None)
-@given(strategies.rules | long_lists(), batches)
-def test_the_core_decides_as_the_python_that_was_generated_before(
-    rules: list[Rule], batch: list[Flow]
-) -> None:
-    selector, core = compile_selector(rules), Core(compile_table(rules))
-
-    assert [core.decide(flow) for flow in batch] == [selector.judge(flow) for flow in batch]
 
 
 @settings(max_examples=200, deadline=None)
@@ -151,11 +140,13 @@ def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     flow = replace(FLOW, dst_location=Location(country="DE"))
     core, other = Core(compiled), Core(compiled)
     other.keep([flow])  # which numbers the location, and sets it there
-    message, extra = build_message(flow), struct.pack("=3I", 0, 0, 1)
+    batch, locations = load([flow]), Locations(2)
+    locations.put(flow.src, 0)
+    locations.put(flow.dst, 1)
+    batch.locate(locations, None, True)
 
-    decide = core._extension.decide
-    assert decide(core.table, message, extra) == b"\0\0"
-    assert decide(other.table, message, extra) == b""
+    assert batch.decide(core.table, None) == select(0)
+    assert batch.decide(other.table, None) == b""
     assert (core.table.counts, other.table.counts) == ([1, 0, 0], [0, 2, 0])
 
 
@@ -194,7 +185,7 @@ def test_locations_are_numbered_from_1_and_there_is_a_last_one() -> None:
         with pytest.raises(OverflowError):
             made.set_location(wrong, bytes(8))
     with pytest.raises(TypeError):
-        made.set_location("1", bytes(8))
+        made.set_location("1", bytes(8))  # type: ignore[arg-type]
 
 
 # -- many rules
