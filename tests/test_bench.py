@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conntrackd.sinks.encode_journal import EVENT_ID
 
 from bench import __main__ as program
 from bench.__main__ import NAMES, choose, measure_all
@@ -33,6 +32,7 @@ from bench.table import (
     summarize,
     summarize_all,
 )
+from conntrackd.render.journal import EVENT_ID
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,11 +16,10 @@ from conntrackd import control
 from conntrackd.config import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
-from conntrackd.engine import Batch, Selection
+from conntrackd.engine import Kind
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter
-from conntrackd.flow import EventType
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats
@@ -139,25 +138,27 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def decide(batch: Batch) -> Selection:
+    def count(kinds: Iterable[Kind]) -> None:
         inside.set()
         assert go_on.wait(10)
-        return batch.of_types(None, EventType.NEW)
+        Pipeline.count(pipeline, kinds)
 
     stats, tails, engine = Stats(), Tails(), ENGINES[0]
-    table, batch = engine.compile_table(()), engine.open_batch()
-    pipeline = Pipeline(engine, table, None, [], tails, stats)
-    pipeline._decide = decide  # type: ignore[method-assign]  # stands still in the middle of a batch
+    table = engine.compile_table(())
+    pipeline = Pipeline(engine, [table], None, [], tails, stats)
+    pipeline.count = count  # type: ignore[method-assign]  # stands still in the middle of a batch
+    batch = pipeline.readers[0].batch
     daemon = SimpleNamespace(
         stats=stats,
         tails=tails,
         pipeline=pipeline,
         outboxes={},
+        find_problems=list,
         intake=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=lambda: table.counts),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
-    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch), batch))
+    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch),))
     reader.start()
     assert inside.wait(10)
     answers: list[Mapping[str, int]] = []

@@ -109,13 +109,13 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         events = EventSocket.open(groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
     pipeline = Pipeline(
         ENGINES[0],
-        filters[0].table,
+        filters[0].tables,
         None,
         [cast(Outbox, gathering)],
         tails,
         stats,
     )
-    reader = threading.Thread(target=pipeline.listen, args=(events,))
+    reader = threading.Thread(target=pipeline.readers[0].listen, args=(events,))
     reader.start()
     sender = threading.Thread(target=call_inside, args=(net.client, send, 5000))
     sender.start()

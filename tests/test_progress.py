@@ -1,15 +1,14 @@
 """progress.py: what the state of a sink does not show."""
 
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkRefused
-from tests.sinks.fakes import Clock, FakeSink, run_until_idle
-
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkRefused
 from conntrackd.progress import RECENT_SECONDS, Progress
 from conntrackd.stats import SinkStats
+from tests.delivery.fakes import Clock, FakeSink, put, run_until_idle
 from tests.sinks.flows import make_flows
 
 
-def make(sink: FakeSink, clock: Clock) -> tuple[Outbox[bytes], Progress]:
+def make(sink: FakeSink, clock: Clock) -> tuple[Outbox, Progress]:
     outbox = Outbox(sink, queue=4, stats=SinkStats(), clock=clock)
     progress = Progress(clock)
     progress.look("fake", outbox)
@@ -19,7 +18,7 @@ def make(sink: FakeSink, clock: Clock) -> tuple[Outbox[bytes], Progress]:
 def test_a_full_queue_is_a_trouble_until_nothing_is_dropped_any_more() -> None:
     clock = Clock()
     outbox, progress = make(FakeSink(), clock)
-    outbox.put(make_flows(9))
+    put(outbox, make_flows(9))
     progress.look("fake", outbox)
     during = progress.find_trouble("fake", outbox)
     run_until_idle(outbox, clock)
@@ -34,7 +33,7 @@ def test_a_part_that_is_refused_is_a_trouble_too() -> None:
     clock, sink = Clock(), FakeSink()
     outbox, progress = make(sink, clock)
     sink.faults.append(SinkRefused("one is too old", 1))
-    outbox.put(make_flows(3))
+    put(outbox, make_flows(3))
     run_until_idle(outbox, clock)
     progress.look("fake", outbox)
 
@@ -46,7 +45,7 @@ def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
     """As before a pipe that nobody reads: the thread hangs in its write, and the state is the last one."""
     clock = Clock()
     outbox, progress = make(FakeSink(), clock)
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     told = []
     for _ in range(3):
         progress.look("fake", outbox)
@@ -63,7 +62,7 @@ def test_what_a_person_has_switched_off_is_no_trouble() -> None:
     clock = Clock()
     outbox, progress = make(FakeSink(), clock)
     outbox.disable()
-    outbox.put(make_flows(2))
+    put(outbox, make_flows(2))
     outbox.step()
     progress.look("fake", outbox)
 

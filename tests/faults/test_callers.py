@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from conntrackd.sinks.tail import MAX_TAILS
 
 from conntrackd.bus.client import Client
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.errors import ConntrackdError
+from conntrackd.tails import MAX_TAILS
 from tests.bus.private import PrivateBus, Raw, as_user, call
 from tests.bus.test_polkit import FakePolkit
 from tests.faults.producer import produce

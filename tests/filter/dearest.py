@@ -11,6 +11,7 @@ from random import Random
 from typing import Final
 
 from conntrackd.config import read_config
+from conntrackd.engine import find_engine
 from conntrackd.errors import ConntrackdError
 from conntrackd.filter import cost
 from conntrackd.filter.grammar import MAX_LENGTH, MAX_RULES, parse_rule
@@ -84,7 +85,7 @@ def collect(kind: str) -> list[RuleText]:
 
 def compile_all(rules: list[RuleText]) -> Filter:
     """All that a filter becomes."""
-    return compile_filter(rules, "", read_config({}, {}))
+    return compile_filter(rules, "", read_config({}, {}), find_engine())
 
 
 def measure(kind: str) -> tuple[int, int]:
