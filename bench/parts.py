@@ -8,22 +8,22 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from conntrackd.filter.pycode import Selector, compile_selector
+from conntrackd.netlink.decode import Decoder, walk
+from conntrackd.sinks.compose import Composer
+from conntrackd.sinks.encode_json import LINE, JsonEncoder
+from conntrackd.sinks.encode_loki import ENTRY, LokiEncoder
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from bench.capture import Capture
 from conntrackd.config import read_config
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filter.pycode import Selector, compile_selector
 from conntrackd.filtering import compile_filter
 from conntrackd.flow import NANO, Batch, Flow
 from conntrackd.geoip import GeoIP
-from conntrackd.netlink.decode import Decoder, walk
-from conntrackd.sinks.compose import Composer
-from conntrackd.sinks.encode_journal import FORM as JOURNAL
-from conntrackd.sinks.encode_json import LINE, JsonEncoder
-from conntrackd.sinks.encode_loki import ENTRY, LokiEncoder
-from conntrackd.sinks.encode_syslog import SyslogEncoder
+from conntrackd.render.journal import FORM as JOURNAL
+from conntrackd.render.syslog import SyslogEncoder
 from conntrackd.stats import Stats
 
 BATCH: Final = 128  # as many as one recvmmsg brings

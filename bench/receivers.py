@@ -20,8 +20,9 @@ from typing import IO, ClassVar, Final
 
 from bench.arena import BUILD
 from bench.capture import SO_RCVBUFFORCE
-from conntrackd.sinks.encode_journal import EVENT_ID
-from conntrackd.sinks.encode_loki import count_events
+from conntrackd.delivery.compression import decompress
+from conntrackd.render.journal import EVENT_ID
+from conntrackd.render.loki import LOST
 
 SYSLOG_EVENT: Final = "<30>1 "  # a loss is a warning, with 28
 PUSH: Final = "/loki/api/v1/push"
@@ -74,6 +75,12 @@ class Drain:
         assert self._process.stdout
         self._process.stdin.write("\n")
         return int(self._process.stdout.readline())
+
+
+def count_events(body: bytes) -> int:
+    """Entries of a push, losses not among them."""
+    streams = json.loads(decompress(body))["streams"]
+    return sum(len(stream["values"]) for stream in streams if stream["stream"]["type"] != LOST)
 
 
 def hang(listener: socket.socket) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from bench.arena import BUILD
 from bench.backlog import BUFFER as BACKLOG_BUFFER
 from bench.subject import Subject, count_lines, parse_shown
-from conntrackd.sinks.encode_journal import EVENT_ID
+from conntrackd.render.journal import EVENT_ID
 
 BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.

@@ -46,6 +46,7 @@ INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
 
 LD_IMM: Final = BPF_LD | BPF_IMM
 LD_WORD: Final = BPF_LD | BPF_W | BPF_ABS
+LD_HALF: Final = BPF_LD | BPF_H | BPF_ABS
 LD_BYTE: Final = BPF_LD | BPF_B | BPF_ABS
 LD_MEM: Final = BPF_LD | BPF_MEM
 LDX_IMM: Final = BPF_LDX | BPF_IMM

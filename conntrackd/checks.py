@@ -8,13 +8,13 @@ import ctypes
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from conntrackd import options
+from conntrackd import advice, hearing, options
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.config import Config
 from conntrackd.errors import ConntrackdError
@@ -49,6 +49,9 @@ UNIT_PATHS: Final = (
     "run/systemd/system",
     "etc/systemd/system",
 )
+# Where Debian and Fedora have the rules that are loaded at boot; as `nft list ruleset` writes them.
+SAVED_RULES: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
+OWNED_TABLE: Final = re.compile(r"(?m)^\s*table inet conntrackd\S* \{[^\n]*\n\s*flags [^\n]*owner")
 JOURNAL_SOCKET: Final = "run/systemd/journal/socket"
 CONNECT_SECONDS: Final = 2.0
 # 2020-01-01: no machine that runs this code has an earlier date
@@ -57,9 +60,7 @@ OLDEST_TIME: Final = 1_577_836_800
 TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
-# The default of newer kernels. That of Linux 6.1, 20,480, is enough for some 2,000 instructions.
 NO_ROOM: Final = "the kernel has no room for the filter's program: all is decided by the daemon"
-MORE_ROOM: Final = "sysctl -w net.core.optmem_max=131072"
 # The check that says that others could not be made, and belong to whoever asks.
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
@@ -77,6 +78,12 @@ class Situation:
     sinks: Mapping[str, SinkStatus] = field(default_factory=dict)
     has_room: bool = True
     """Whether the kernel has taken the filter's program."""
+    faults: Sequence[str] = ()
+    """Of hearing.py."""
+    is_active: bool = False
+    """Whether conntrack.activate is in force."""
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
@@ -88,12 +95,13 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     found = [check_capability(root)] if situation is None else []
     try:
         with enter(config[options.CONNTRACK_NETNS]):
-            found += check_kernel(root, situation)
+            found += check_kernel(root, situation, config)
     except ConntrackdError as error:
         found.append(Finding(ERROR, "namespace", error.message, error.hint))
+    found += check_saved_rules(root)
     found.append(check_buffer(config, situation, root))
     if situation is not None:
-        found += [check_program(situation), check_loss(situation)]
+        found += [check_program(situation, config), check_loss(situation)]
     found += check_geoip(config)
     if config[options.SINK_JOURNAL_ENABLE]:
         found.append(check_journal_rate(root))
@@ -118,11 +126,14 @@ def check_capability(root: Path) -> Finding:
     )
 
 
-def check_kernel(root: Path, situation: Situation | None) -> Iterator[Finding]:
+def check_kernel(root: Path, situation: Situation | None, config: Config) -> Iterator[Finding]:
     """Module, tracking, and the settings of conntrack in this thread's network namespace."""
+    if situation is not None and hearing.OTHER_NAMESPACE in situation.faults:
+        remedy = advice.find_remedy(hearing.OTHER_NAMESPACE, config)
+        yield Finding(ERROR, "namespace", hearing.OTHER_NAMESPACE, remedy)
     if situation is not None and not (root / "proc/sys/net").exists():
         # The unit's sandbox hides the kernel's settings; conntrackctl looks at them from where it runs.
-        yield check_tracking(situation.is_tracking)
+        yield check_tracking(situation.is_tracking, config, is_active=situation.is_active)
         yield Finding(NOTE, HIDDEN, "the service's sandbox hides the kernel's settings")
         return
     if not (root / SYSCTL / "nf_conntrack_count").exists():
@@ -132,39 +143,47 @@ def check_kernel(root: Path, situation: Situation | None) -> Iterator[Finding]:
         return
     yield Finding(OK, "module", "nf_conntrack is loaded")
     is_tracking = tracking.is_tracking() if situation is None else situation.is_tracking
-    yield check_tracking(is_tracking)
-    yield from check_settings(root)
-    yield check_table(root)
+    yield check_tracking(is_tracking, config, is_active=situation is not None and situation.is_active)
+    yield from check_settings(root, config)
+    yield check_table(root, config)
 
 
-def check_tracking(is_tracking: bool | None) -> Finding:
+def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool) -> Finding:
     """What netlink/tracking.py found out."""
     if is_tracking is False:
-        message, _, _ = tracking.NOT_TRACKED.partition("\n")
-        return Finding(ERROR, "tracking", message, "in conntrackd.yaml: conntrack: {activate: true}")
+        remedy = advice.advise_tracking(config, is_active=is_active)
+        return Finding(ERROR, "tracking", tracking.NOT_TRACKED, remedy)
     if is_tracking is None:
         return Finding(NOTE, "tracking", "nobody can tell whether connections are tracked here")
     return Finding(OK, "tracking", "connections are tracked in this network namespace")
 
 
-def check_settings(root: Path) -> Iterator[Finding]:
+def check_saved_rules(root: Path) -> Iterator[Finding]:
+    """Whether the firewall's file holds a table of the daemon's: then it cannot be loaded beside it."""
+    for path in SAVED_RULES:
+        if OWNED_TABLE.search(_read(root / path)):
+            text = f"/{path} holds a table of the daemon's: it cannot be loaded while that runs"
+            yield Finding(WARNING, "firewall", text, f"remove 'table inet conntrackd' from /{path}")
+
+
+def check_settings(root: Path, config: Config) -> Iterator[Finding]:
     """nf_conntrack_events, _acct and _timestamp."""
     events = read_number(root / SYSCTL / "nf_conntrack_events")
     if events == 0:
-        yield _advise(ERROR, "events", "the kernel is told to send no events", "nf_conntrack_events", 1)
+        yield _advise(ERROR, "events", hearing.EVENTS_OFF, "nf_conntrack_events", 1, config)
     elif events == 2:
         text = "flows that are older than the daemon end without an event"
-        yield _advise(NOTE, "events", text, "nf_conntrack_events", 1)
+        yield _advise(NOTE, "events", text, "nf_conntrack_events", 1, config)
     else:
         yield Finding(OK, "events", "the kernel sends events")
     for name, lack in (("acct", "packets and bytes"), ("timestamp", "start, stop and duration")):
         if read_number(root / SYSCTL / f"nf_conntrack_{name}") == 0:
-            yield _advise(NOTE, name, f"events come without {lack}", f"nf_conntrack_{name}", 1)
+            yield _advise(NOTE, name, f"events come without {lack}", f"nf_conntrack_{name}", 1, config)
         else:
             yield Finding(OK, name, f"nf_conntrack_{name} is on")
 
 
-def check_table(root: Path) -> Finding:
+def check_table(root: Path, config: Config) -> Finding:
     """How full the table of connections is: where it is full, the kernel refuses new ones."""
     count = read_number(root / SYSCTL / "nf_conntrack_count") or 0
     limit = read_number(root / SYSCTL / "nf_conntrack_max") or read_number(
@@ -176,12 +195,12 @@ def check_table(root: Path) -> Finding:
     if count >= limit * FILL_WARNING:
         severity = ERROR if count >= limit * FILL_ERROR else WARNING
         text = f"the table is nearly full: {text}; above the limit the kernel drops packets"
-        return _advise(severity, "table", text, "nf_conntrack_max", limit * 2)
+        return _advise(severity, "table", text, "nf_conntrack_max", limit * 2, config)
     return Finding(OK, "table", text)
 
 
-def _advise(severity: str, check: str, message: str, name: str, value: int) -> Finding:
-    return Finding(severity, check, message, f"sysctl -w net.netfilter.{name}={value}")
+def _advise(severity: str, check: str, message: str, name: str, value: int, config: Config) -> Finding:
+    return Finding(severity, check, message, advice.advise_conntrack(name, value, config))
 
 
 # ---- the daemon ---------------------------------------------------------------------------------------
@@ -198,15 +217,20 @@ def check_buffer(config: Config, situation: Situation | None, root: Path) -> Fin
         return Finding(OK, "buffer", text)
     if situation.buffer < asked:
         text = f"the receive buffer has {render_size(situation.buffer)} instead of {render_size(asked)}"
-        return Finding(WARNING, "buffer", text, f"sysctl -w net.core.rmem_max={asked}")
+        return Finding(WARNING, "buffer", text, advice.advise_core("rmem_max", asked))
     return Finding(OK, "buffer", f"{render_size(situation.buffer)}, as asked for")
 
 
-def check_program(situation: Situation) -> Finding:
+def check_program(situation: Situation, config: Config) -> Finding:
     """Whether the kernel decides what it could of the filter."""
     if not situation.has_room:
-        return Finding(WARNING, "filter", NO_ROOM, f"{MORE_ROOM}, and conntrackctl reload-filter")
+        return Finding(WARNING, "filter", NO_ROOM, _refilter(config))
     return Finding(OK, "filter", "the kernel has taken the filter's program")
+
+
+def _refilter(config: Config) -> str:
+    line, _, note = advice.advise_room(config).partition("  #")
+    return f"{line}; conntrackctl reload-filter" + (f"  #{note}" if note else "")
 
 
 def check_loss(situation: Situation) -> Finding:
@@ -247,18 +271,23 @@ def check_sinks(config: Config, situation: Situation | None, root: Path) -> Iter
         if situation is None:
             yield check_receiver(name, config, root)
         else:
-            yield check_sink_state(name, situation.sinks[name])
+            yield check_sink_state(name, situation.sinks[name], situation.troubles.get(name, ""))
 
 
-def check_sink_state(name: str, status: SinkStatus) -> Finding:
-    """What the outbox says."""
+def check_sink_state(name: str, status: SinkStatus, trouble: str = "") -> Finding:
+    """What the outbox says, and what comes out of it."""
     text = f"{name} is {status.state}{f': {status.error}' if status.error else ''}"
     match status.state:
+        case "refused":
+            return Finding(ERROR, "sink", text, f"look at what the receiver says, and at sink.{name} here")
         case "failed" | "disabled":
             severity = ERROR if status.state == "failed" else NOTE
             return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
         case "retrying":
             return Finding(WARNING, "sink", text, f"look after the receiver: sink.{name}.address")
+    if trouble:
+        remedy = f"a faster receiver, a larger sink.{name}.queue, or a filter that keeps less"
+        return Finding(WARNING, "sink", f"{name} {trouble}", remedy)
     return Finding(OK, "sink", text)
 
 

@@ -4,31 +4,49 @@ All mistakes are found in one go, each with its place, and with any of them ther
 """
 
 import os
+import re
+import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
-from conntrackd import options
+from conntrackd import options, together
 from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
-from conntrackd.errors import ConfigError, ManyErrors
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.text import RuleText
-from conntrackd.flow import EventType
 from conntrackd.options import OPTIONS, Option
-from conntrackd.values import MAX_ITEMS, BadValueError, Kind, find_near, quote, suggest
+from conntrackd.values import (
+    MAX_ITEMS,
+    OFF_WORDS,
+    BadValueError,
+    Kind,
+    find_near,
+    find_one_typo,
+    parse_flag,
+    quote,
+)
 
 T = TypeVar("T")
 
 ETC: Final = Path("/etc/conntrackd")
 SUFFIXES: Final = (".yaml", ".yml", ".json", ".toml")
+FOLDER: Final = "conntrackd.d"
 PREFIX: Final = "CONNTRACKD_"
+ENVIRONMENT: Final = "environment"
+DEFAULT: Final = "default"
 # No settings: one tells the package's installation to go on where conntrack-tools' daemon is running, the
 # other one the daemon to take the reference in the place of the core (engine.VARIABLE).
 FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
 MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
+# Endings that packages, editors and people give to files that are not to be read.
+LEFT_OVER: Final = re.compile(
+    r"~$|\.(bak|old|orig|save|sw[a-z]|tmp|disabled|off|sample|example|dist|md|txt|(rpm|dpkg-|ucf-)[a-z]+)$|README"
+)
 MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one on each line
 
 BY_KEY: Final = {option.key: option for option in OPTIONS}
@@ -54,6 +72,7 @@ class Config:
 
     settings: Mapping[str, Setting]
     paths: tuple[Path, ...] = ()
+    warnings: tuple[ConfigError, ...] = ()
 
     def __getitem__(self, option: Option[T]) -> T:
         """The value of an option, in the option's type."""
@@ -63,9 +82,33 @@ class Config:
         """`file:line`, the variable, the flag, or `default`."""
         return self.settings[option.key].origin
 
+    def is_set(self, option: Option[object]) -> bool:
+        """Whether anybody has set it, to whatever."""
+        return self.settings[option.key].origin != DEFAULT
+
     def places(self, option: Option[object]) -> tuple[str, ...]:
         """Where each item of a list stands."""
         return self.settings[option.key].places
+
+    def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
+        """What is wrong with a setting, where it was made. A flag or variable names it already."""
+        origin = self.origin(option)
+        named = origin in (option.flag, option.variable)
+        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The settings as far as they can be understood, and all that is wrong with them."""
+
+    config: Config
+    mistakes: tuple[ConfigError, ...]
+    unsure: frozenset[str]
+    """Keys and sections with mistakes in them; the empty one where it could be any."""
+
+    def knows(self, *keys: str) -> bool:
+        """Whether nothing that is wrong can have to do with these."""
+        return not any(key.startswith(part) or part.startswith(key) for key in keys for part in self.unsure)
 
 
 def read_config(
@@ -74,15 +117,32 @@ def read_config(
     path: str | Path | None = None,
     etc: Path = ETC,
 ) -> Config:
-    """The settings of flags (`overrides`, by key), environment and files. Raises ConfigError or ManyErrors.
+    """The settings of flags (`overrides`, by key), environment and files.
 
-    Without a path it is the first of conntrackd.yaml, .yml, .json and .toml in `etc`, and over it the
-    conntrackd.d/*.yaml there in the order of their names; a path takes the place of all of them. A later file
+    Raises ConfigError or ManyErrors.
+    """
+    reading = read_all(overrides, environ, path, etc)
+    raise_mistakes(reading.mistakes)
+    return reading.config
+
+
+def read_all(
+    overrides: Mapping[str, Sequence[str]],
+    environ: Mapping[str, str],
+    path: str | Path | None = None,
+    etc: Path = ETC,
+) -> Reading:
+    """As read_config(), whatever is wrong.
+
+    Without a path it is the first of conntrackd.yaml, .yml, .json and .toml in `etc`, and over it those
+    of conntrackd.d there in the order of their names; a path takes the place of all of them. A later file
     replaces the values of an earlier one key by key, lists as a whole.
     """
     draft = _Draft()
-    paths = (Path(path),) if path is not None else tuple(_find_files(etc))
     draft.take_service_manager(environ)
+    paths = [Path(path)] if path is not None else []
+    if path is None and not stands_alone(overrides, environ):
+        paths = _find_files(etc, draft)
     for each in paths:
         draft.take_file(each)
     draft.take_environment(environ)
@@ -93,13 +153,44 @@ def read_config(
         draft.take(
             option, items if option.kind.separator else items[-1:], _Source(option.flag, names_key=True)
         )
-    config = Config(MappingProxyType(draft.settings), paths)
-    raise_mistakes(draft.mistakes)
-    raise_mistakes(list(_check_together(config)))
-    return config
+    return draft.finish(tuple(paths))
 
 
-def raise_mistakes(mistakes: Sequence[ConfigError]) -> None:
+def read_fragment(path: Path, etc: Path = ETC) -> Reading:
+    """One file of conntrackd.d, wherever it is now; what it needs of others is not asked."""
+    draft = _Draft()
+    draft.take_file(path, etc / FOLDER)
+    return draft.finish((path,), alone=True)
+
+
+def stands_alone(overrides: Mapping[str, Sequence[str]], environ: Mapping[str, str]) -> bool:
+    """Whether the command line says what is to be done, so that the machine's own files are not meant.
+
+    A replay would write old events into the sinks of the service, and a second process new ones twice.
+    """
+    if options.CONNTRACK_REPLAY.key in overrides or environ.get(options.CONNTRACK_REPLAY.variable):
+        return True
+    return any(
+        key.startswith("sink.") and key.endswith(".enable") and texts and _is_true(texts[-1])
+        for key, texts in overrides.items()
+    )
+
+
+def _is_true(text: str) -> bool:
+    try:
+        return parse_flag(text)
+    except BadValueError:
+        return False
+
+
+def find_host(config: Config) -> str:
+    """What records call this host: text on one line, whatever bytes the kernel has for its name."""
+    name = config[options.HOST] or socket.gethostname()
+    text = name.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(char if char.isprintable() and char not in " \ufffd" else "?" for char in text)
+
+
+def raise_mistakes(mistakes: Sequence[ConntrackdError]) -> None:
     """Nothing, the mistake, or all mistakes at once."""
     if len(mistakes) > MAX_MISTAKES:
         raise ManyErrors([*mistakes[:MAX_MISTAKES], ConfigError("more mistakes are not shown")])
@@ -109,19 +200,27 @@ def raise_mistakes(mistakes: Sequence[ConfigError]) -> None:
         raise mistakes[0]
 
 
-def _find_files(etc: Path) -> Iterator[Path]:
+def _find_files(etc: Path, draft: "_Draft") -> list[Path]:
+    """The files to read, in their order. What stands beside them and is not read is a warning."""
     # lexists: a link whose target is missing is a mistake to be told, and no reason to take the next file
-    yield from [path for path in (etc / f"conntrackd{each}" for each in SUFFIXES) if os.path.lexists(path)][
-        :1
-    ]
-    folder = etc / "conntrackd.d"
+    main = [path for path in (etc / f"conntrackd{suffix}" for suffix in SUFFIXES) if os.path.lexists(path)]
+    for path in main[1:]:
+        draft.warnings.append(ConfigError(f"is not read, because {main[0]} is", place=str(path)))
+    folder = etc / FOLDER
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".yaml") and name[0] != ".")
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        for place in (etc, folder):
+            draft.check_folder(place)
     except FileNotFoundError:
-        return
+        names = []
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", place=str(folder)) from error
-    yield from (folder / name for name in names)
+        draft.fail_file(ConfigError(f"cannot be read: {error.strerror}", place=str(folder)))
+        names = []
+    for name in names:
+        if not name.endswith(SUFFIXES) and not LEFT_OVER.search(name):
+            hint = f"only files that end in {', '.join(SUFFIXES)} are"
+            draft.warnings.append(ConfigError("is not read", hint=hint, place=str(folder / name)))
+    return main[:1] + [folder / name for name in names if name.endswith(SUFFIXES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +237,46 @@ class _Draft:
     """Settings while they are gathered, and all that is wrong with them."""
 
     def __init__(self) -> None:
-        self.settings = {option.key: Setting(option.default, "default") for option in OPTIONS}
+        self.settings = {option.key: Setting(option.default, DEFAULT) for option in OPTIONS}
         self.mistakes: list[ConfigError] = []
+        self.warnings: list[ConfigError] = []
+        self.unsure: set[str] = set()
+        self._folder = Path()
 
-    def take_file(self, path: Path) -> None:
+    def finish(self, paths: tuple[Path, ...], *, alone: bool = False) -> Reading:
+        """What has come of it. `alone`: where the rest of the settings is not known."""
+        unsure = frozenset(self.unsure)
+        reading = Reading(Config(MappingProxyType(self.settings), paths), tuple(self.mistakes), unsure)
+        if alone:
+            return reading
+        mistakes, warnings = (
+            [each.to_error(reading.config) for each in found if reading.knows(each.option.key, *_keys(each))]
+            for found in (together.find_mistakes(reading.config), together.find_warnings(reading.config))
+        )
+        config = replace(reading.config, warnings=(*self.warnings, *warnings))
+        return Reading(config, (*self.mistakes, *mistakes), unsure)
+
+    def fail_file(self, error: ConfigError) -> None:
+        """Nobody knows what it would have set."""
+        self.mistakes.append(error)
+        self.unsure.add("")
+
+    def check_folder(self, folder: Path) -> None:
+        """Who may add files to it decides what is logged, and where to. Raises OSError."""
+        if folder.stat().st_mode & stat.S_IWOTH:
+            hint = f"chmod o-w '{folder}'"
+            self.fail_file(ConfigError("every user may change this folder", hint=hint, place=str(folder)))
+
+    def take_file(self, path: Path, folder: Path | None = None) -> None:
+        """`folder`: where its paths are looked for, if that is not beside it."""
+        self._folder = path.parent if folder is None else folder
         try:
+            os.fspath(path).encode()
             self._take_table(read_document(path), "", path, {})
+        except UnicodeEncodeError:
+            self.fail_file(ConfigError(f"the name of {quote(os.fspath(path))} is no UTF-8 text"))
         except ConfigError as error:
-            self.mistakes.append(error)
+            self.fail_file(error)
 
     def take_service_manager(self, environ: Mapping[str, str]) -> None:
         """The directory that systemd made for the service (systemd.exec(5), StateDirectory=)."""
@@ -154,15 +285,25 @@ class _Draft:
             self.take(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
+        """Ours, and those that an orchestrator or another program gives the same beginning."""
         for name in sorted(name for name in environ if name.startswith(PREFIX)):
             option = BY_VARIABLE.get(name)
-            if option is not None:
+            if option is not None and environ[name]:
                 self.take(option, option.kind.split(environ[name]), _Source(name, names_key=True))
-            elif name not in FOREIGN_VARIABLES:
-                hint = suggest(name, BY_VARIABLE) or "'conntrackd run --help' shows all options"
-                self.mistakes.append(
-                    ConfigError(f"unknown variable {quote(name)}", hint=hint, place="environment")
-                )
+            elif option is None and environ[name] and name not in FOREIGN_VARIABLES:
+                self._note_unknown(name)
+
+    def _note_unknown(self, name: str) -> None:
+        near = name.upper() if name.upper() in BY_VARIABLE else find_one_typo(name, BY_VARIABLE)
+        message = f"unknown variable {quote(name)}"
+        if near:
+            self.unsure.add(BY_VARIABLE[near].key)
+            self.mistakes.append(ConfigError(message, hint=f"did you mean {near}?", place=ENVIRONMENT))
+        else:
+            rest = {known.removeprefix(PREFIX): known for known in BY_VARIABLE}
+            meant = find_near(name.removeprefix(PREFIX), rest)
+            hint = f"did you mean {rest[meant]}?" if meant else "'conntrackd run --help' shows all options"
+            self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, place=ENVIRONMENT))
 
     def take(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
         """Parse the value and set it over what was there."""
@@ -171,6 +312,9 @@ class _Draft:
                 raise BadValueError("", f"has {len(items)} items, {MAX_ITEMS} are possible")
             for item in items:
                 _check_characters(item)
+            if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
+                self.settings[option.key] = Setting(option.kind.off, source.place)
+                return
             if option.kind.is_path and source.folder is not None:
                 items = [str(source.folder / item) if item else item for item in items]
             value = option.kind.parse(items)
@@ -191,6 +335,7 @@ class _Draft:
 
     def _fail(self, key: str, message: str, hint: str, place: str, names_key: bool = False) -> None:
         text = message if names_key else f"{key}: {message}"
+        self.unsure.add(key)
         self.mistakes.append(ConfigError(text, hint=hint, place=place))
 
     def _take_table(self, table: Table, prefix: str, path: Path, seen: dict[str, str]) -> None:
@@ -207,6 +352,7 @@ class _Draft:
                 self._take_section(key, entry, path, seen)
             else:
                 hint = _suggest_key(key)
+                self.unsure.add(_find_section(key))
                 self.mistakes.append(ConfigError(f"unknown key {quote(key)}", hint=hint, place=place))
             seen.setdefault(key, place)
 
@@ -226,7 +372,7 @@ class _Draft:
         except BadValueError as error:
             self._refuse(option, error, _Source(place), ())
             return
-        source = _Source(place, folder=path.parent, places=tuple(_place(path, line) for _, line in lines))
+        source = _Source(place, folder=self._folder, places=tuple(_place(path, line) for _, line in lines))
         self.take(option, [text for text, _ in lines], source)
 
 
@@ -248,11 +394,20 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
                     raise BadValueError("", f"takes {kind.takes}, not a list or section in a list")
                 _check_type(kind, item)
                 yield item.text, item.line
+        case Scalar() if option.is_optional and _means_off(node):
+            yield "", node.line
         case Scalar():
             _check_type(kind, node)
             lines = node.text.split("\n") if kind.separator == "\n" else [node.text]
             for number, text in enumerate(lines):
                 yield from ((item, node.line and node.line + number) for item in kind.split(text))
+
+
+def _means_off(scalar: Scalar) -> bool:
+    """`off` is a word for false in YAML, and JSON and TOML have no other one."""
+    return scalar.type == "null" or scalar.text.lower() in (
+        OFF_WORDS if scalar.type == "text" else {"off", "false"} if scalar.type == "flag" else ()
+    )
 
 
 def _check_type(kind: Kind[object], scalar: Scalar) -> None:
@@ -276,12 +431,16 @@ def _list_keys(section: str) -> str:
     return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
 
+def _find_section(key: str) -> str:
+    """The innermost section that the key stands in, empty for none."""
+    parts = key.split(".")
+    inner = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return next((name for name in inner if name in SECTIONS), "")
+
+
 def _suggest_key(key: str) -> str:
     """The nearest key of the section that it stands in; of no section, one whose last words it is."""
-    parts = key.split(".")
-    section = next(
-        (name for n in range(len(parts) - 1, 0, -1) if (name := ".".join(parts[:n])) in SECTIONS), ""
-    )
+    section = _find_section(key)
     prefix = f"{section}." if section else ""
     same_end = [known for known in BY_KEY if known.endswith(f".{key}")]
     if len(same_end) == 1:
@@ -292,61 +451,8 @@ def _suggest_key(key: str) -> str:
     return f"did you mean {by_rest[near]}?" if near else f"known here: {_list_keys(section)}"
 
 
-def _check_together(config: Config) -> Iterator[ConfigError]:
-    """What is right alone and wrong together."""
-    # Not the other way round: the password may be a credential of systemd's.
-    yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
-    yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
-    yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
-    if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
-        yield _refuse_use(
-            config, options.SINK_LOKI_TOKEN_FILE, "and sink.loki.username exclude each other", ""
-        )
-    yield from _check_events(config)
-    loki = config[options.SINK_LOKI_ADDRESS]
-    syslog = config[options.SINK_SYSLOG_ADDRESS]
-    tls = {
-        options.SINK_LOKI_TLS_CA: (loki, "https"),
-        options.SINK_LOKI_TLS_CERT: (loki, "https"),
-        options.SINK_SYSLOG_TLS_CA: (syslog, "tls"),
-        options.SINK_SYSLOG_TLS_CERT: (syslog, "tls"),
-    }
-    for option, (address, scheme) in tls.items():
-        if config[option] and not address.startswith(f"{scheme}://"):
-            yield _refuse_use(
-                config, option, f"has no effect on {address}", f"an address with {scheme}:// is needed"
-            )
-    if config[options.SINK_SYSLOG_SPOOL] and not syslog.startswith(("tcp://", "tls://")):
-        hint = "only TCP and TLS tell whether the server is there"
-        yield _refuse_use(config, options.SINK_SYSLOG_SPOOL, f"has no effect on {syslog}", hint)
-
-
-def _check_events(config: Config) -> Iterator[ConfigError]:
-    """What is about events of one type takes these."""
-    needs = {
-        options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
-        options.CONNTRACK_RESYNC: (config[options.CONNTRACK_RESYNC] != "off", EventType.NEW),
-        options.CONNTRACK_SNAPSHOT: (config[options.CONNTRACK_SNAPSHOT], EventType.NEW),
-    }
-    for option, (is_set, needed) in needs.items():
-        if is_set and not config[options.CONNTRACK_EVENTS] & needed:
-            name = str(needed.name).lower()
-            hint = f"add {name} to conntrack.events"
-            yield _refuse_use(config, option, f"has no effect without {name} events", hint)
-
-
-def _check_pair(config: Config, first: Option[object], second: Option[object]) -> Iterator[ConfigError]:
-    yield from _check_need(config, first, second)
-    yield from _check_need(config, second, first)
-
-
-def _check_need(config: Config, option: Option[object], needed: Option[object]) -> Iterator[ConfigError]:
-    if config[option] and not config[needed]:
-        yield _refuse_use(config, option, "is of no use alone", f"set {needed.key} too")
-
-
-def _refuse_use(config: Config, option: Option[object], message: str, hint: str) -> ConfigError:
-    return ConfigError(f"{option.key} {message}", hint=hint, place=config.origin(option))
+def _keys(finding: together.Finding) -> Iterator[str]:
+    return (option.key for option in finding.others)
 
 
 def check_sinks(config: Config) -> None:
@@ -364,21 +470,26 @@ def read_rules(config: Config) -> list[RuleText]:
 
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
-    rules: list[RuleText] = []
     path = config[options.FILTER_FILE]
-    lines = _list_lines(path) if path is not None else ()
+    return list_rules(config, _list_lines(path) if path is not None else ())
+
+
+def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:
+    """The rules of `filter` behind these lines and their places. ConfigError for too many."""
+    rules: list[RuleText] = []
     for text, place in chain(lines, zip(config[options.FILTER], config.places(options.FILTER), strict=True)):
-        if text and not text.startswith("#"):
-            rules.append(RuleText(text, place))
+        if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
+            rules.append(RuleText(text.strip(), place))
         if len(rules) > MAX_ITEMS:
             raise ConfigError(f"more than {MAX_ITEMS:,} rules", place=place)
     return rules
 
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with its place, one at a time: a file of empty lines took a gigabyte."""
+    """Lines that hold something, with their places, one at a time: a file of empty ones took a gigabyte."""
     for number, line in enumerate(StringIO(read_text(path, MAX_RULE_FILE)), 1):
-        yield line.strip(), f"{path}:{number}"
+        if line != "\n" and not line.startswith("#") and (text := line.strip()):
+            yield text, f"{path}:{number}"
 
 
 def changed(old: Config, new: Config) -> list[Option[object]]:

@@ -7,27 +7,44 @@ what changed, or what is wrong, and then nothing has changed.
 import asyncio
 import gc
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from conntrackd import VERSION, logs, options
-from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
+from conntrackd.bus.control import (
+    FilterStatus,
+    Finding,
+    Listener,
+    SinkStatus,
+    Statistics,
+    Status,
+    asked_by_root,
+)
 from conntrackd.config import Config, changed, find_unapplied
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
+from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
 from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
+from conntrackd.tails import MAX_TAILS
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+# The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
+COUNTED: Final = 2
+TAILS_OF_ROOT: Final = 2
 RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
 COLLECT_SECONDS: Final = 1.0
@@ -43,7 +60,9 @@ class DaemonControl:
         self._again = False
         self._collecting: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
-        self._compiling = asyncio.Lock()
+        self._spoolless: list[str] = []
+        self._started: Config | None = None
+        """What the daemon was started with: what waits for a restart is told by each reload until then."""
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -73,31 +92,53 @@ class DaemonControl:
 
     async def _reload(self) -> list[str]:
         daemon = self._daemon
-        old, new = daemon.config, daemon.sources.read()
+        old, new = daemon.config, await run_apart(daemon.sources.read)
+        self._started = started = self._started or old
         rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
-            geoip = await asyncio.to_thread(daemon.open_geoip, new)
-        sinks = self._prepare_sinks(new, changes)
+            geoip = await run_apart(daemon.open_geoip, new)
+        daemon.intake.activate(new)
+        try:
+            sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
+        except BaseException:
+            daemon.intake.deactivate(old)
+            raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
-            for option in find_unapplied(changes)
+            for option in find_unapplied(changed(started, new))
         ]
+        self._spoolless = self._find_spoolless(old, new)
         lines += [
-            f"sink.{kind.name} gets its spool at the next start: systemctl restart conntrackd"
-            for kind in SINKS
-            if kind.name in daemon.outboxes and kind.enabled(new) and kind.gains_spool(old, new)
+            f"sink.{name} gets its spool at the next start: systemctl restart conntrackd"
+            for name in self._spoolless
         ]
         daemon.config = new
+        daemon.intake.deactivate(new)
+        daemon.intake.look()
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
         await self._apply_sinks(sinks)
-        return [*lines, *rules.warnings] or ["nothing has changed"]
+        warnings = [*map(str, new.warnings), *rules.warnings]
+        return [*lines, *warnings] or ["nothing has changed"]
+
+    def _find_spoolless(self, old: Config, new: Config) -> list[str]:
+        """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
+        return [
+            kind.name
+            for kind in SINKS
+            if kind.name in self._daemon.outboxes
+            and kind.enabled(new)
+            and (
+                kind.gains_spool(old, new)
+                or (kind.name in self._spoolless and not kind.gains_spool(new, old))
+            )
+        ]
 
     def _prepare_sinks(
         self, new: Config, changes: Sequence[Option[object]]
@@ -147,7 +188,7 @@ class DaemonControl:
     async def _reload_filter(self) -> list[str]:
         # With the rules of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        texts, origin = read_texts(daemon.sources.read())
+        texts, origin = read_texts(await run_apart(daemon.sources.read))
         rules = await self._compile(texts, origin, daemon.config)
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -195,16 +236,16 @@ class DaemonControl:
         ]
 
     async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
-        """In a thread, one list at a time.
+        """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
-        1,000 rules of 4,096 characters take 10 s, in which signals, the bus and the watchdog go on. Who may
-        have rules checked may not stop the daemon.
+        Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
+        for the other.
         """
-        async with self._compiling:
-            return await asyncio.to_thread(compile_filter, rules, origin, config, self._daemon.engine)
+        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine)
 
-    async def _compile_texts(self, rules: Sequence[str], origin: str = "") -> Filter:
-        return await self._compile([RuleText(each) for each in rules], origin, self._daemon.config)
+    async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
+        texts = [RuleText(rule) for rule in rules]
+        return await run_to_its_end(compile_filter, texts, "", self._daemon.config, self._daemon.engine)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
@@ -212,7 +253,8 @@ class DaemonControl:
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
-        new = await self._compile_texts(rules, f"run time, {lasts}")
+        texts = [RuleText(rule) for rule in rules]
+        new = await self._compile(texts, f"run time, {lasts}", self._daemon.config)
         self._put_in_force(new)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
@@ -232,20 +274,27 @@ class DaemonControl:
         return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
-        return list((await self._compile_texts(rules)).rules)
+        return list((await self._compile_to_look(rules)).rules)
 
     async def explain_filter(self, rules: list[str]) -> str:
-        each = await self._compile_texts(rules) if rules else self._daemon.filter
-        return await asyncio.to_thread(each.explain, self._daemon.config)
+        each = await self._compile_to_look(rules) if rules else self._daemon.filter
+        return await run_to_its_end(each.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
-        new = await self._compile_texts(rules)
-        return self._daemon.tails.open(new.table, limit)
+        if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
+            raise UnavailableError(
+                f"{len(self._daemon.tails)} tails are open, and the last {TAILS_OF_ROOT} are root's",
+                hint="end one of them, such as with ^C",
+            )
+        new = await self._compile_to_look(rules)
+        cost.check_tail(new.parsed)
+        return self._daemon.tails.open(new.tables[0], limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
-        return await asyncio.to_thread(self._daemon.examine)
+        self._daemon.intake.look(is_timed=False)
+        return await run_to_its_end(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
@@ -258,19 +307,27 @@ class DaemonControl:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        events = daemon.intake.events
-        has_room = events is None or events.has_room
+        has_room = daemon.intake.events is None or daemon.intake.events.has_room
         instructions = rules.instructions if has_room else 0
         return Status(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
-            buffer=daemon.stats.buffer_bytes if events is None else events.measure().size,
+            buffer=self._measure_buffer(),
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(each.replace("\nhint: ", "; ") for each in daemon.find_problems()),
+            problems=tuple(each.replace("\nhint: ", "; ") for each in self._find_problems()),
         )
+
+    def _measure_buffer(self) -> int:
+        events = self._daemon.intake.events
+        return (self._daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED
+
+    def _find_problems(self) -> Iterator[str]:
+        yield from self._daemon.find_problems()
+        if all(outbox.state is SinkState.DISABLED for outbox in self._daemon.outboxes.values()):
+            yield "no sink is on: events are dropped\nhint: conntrackctl sink enable NAME"
 
     def _list_run_time(self) -> Iterator[str]:
         daemon = self._daemon
@@ -289,11 +346,13 @@ class DaemonControl:
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
+        counters["problems"] = len(daemon.find_problems())
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
+        counters["buffer_bytes"] = self._measure_buffer()
         counters |= {each.name: each.value for each in measure_process()}
-        return Statistics(counters, sinks, list(daemon.filter.table.counts))
+        return Statistics(counters, sinks, daemon.filter.list_counts())
 
     # ---- sinks ----------------------------------------------------------------------------------------
 
@@ -320,7 +379,7 @@ class DaemonControl:
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
-        return await asyncio.to_thread(outbox.flush, timeout_s)
+        return await run_apart(outbox.flush, timeout_s)
 
     def _find_sink(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)
@@ -333,6 +392,50 @@ class DaemonControl:
 
     def subscribe(self, listener: Listener) -> None:
         self._daemon.listeners.append(listener)
+
+
+async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
+    """Its result, from a thread of its own. The loop's helpers stay free for a stop, which waits for none."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as error:  # is raised where it is waited for
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    try:
+        threading.Thread(target=work, daemon=True, name="control").start()
+    except RuntimeError as error:  # how CPython says that the system gave it no thread
+        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
+    return await future
+
+
+async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
+    """As run_apart(), but a caller who goes away waits as well.
+
+    Nobody can stop the thread, and the next one's turn is after this one: or calls that are given up at once
+    would run side by side. Who cancels twice, as the daemon's end does, does not wait.
+    """
+    running = asyncio.ensure_future(run_apart(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.cancelled() or running.exception()  # noted: nobody is left to be told
+        raise
 
 
 def _show(option: Option[object], config: Config) -> str:

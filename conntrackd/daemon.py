@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import checks, options, resources
 from conntrackd.bus.control import Finding, Listener, SinkStatus
-from conntrackd.config import ETC, Config, check_sinks, read_config
+from conntrackd.config import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
@@ -32,6 +32,7 @@ from conntrackd.intake import Intake
 from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
+from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
@@ -48,6 +49,12 @@ TICK_SECONDS: Final = 1.0
 GARBAGE_OBJECTS: Final = 100_000
 # What the reader may take at the end for what the kernel has queued.
 READER_SECONDS: Final = 3.0
+# A reader that gives no sign of life for so long stands still; it gives four a second.
+STILL_SECONDS: Final = 5.0
+# A firewall that changes its rules all the time is looked at so often.
+NEWS_SECONDS: Final = 0.1
+
+BAD_STATES: Final = frozenset({SinkState.RETRYING, SinkState.REFUSED, SinkState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,23 @@ class Sources:
     path: Path | None = None
     etc: Path = ETC
 
+    def examine(self) -> Reading:
+        """The settings as far as they can be understood, and all that is wrong with them."""
+        reading = read_all(self.overrides, self.environ, self.path, self.etc)
+        mistakes = list(reading.mistakes)
+        for check_setting, key in ((check_sinks, "sink"), (_check_replay, options.CONNTRACK_REPLAY.key)):
+            try:
+                check_setting(reading.config)
+            except ConfigError as error:
+                if reading.knows(key):  # else it may well follow from those
+                    mistakes.append(error)
+        return replace(reading, mistakes=tuple(mistakes))
+
     def read(self) -> Config:
         """Raises ConfigError or ManyErrors."""
-        config = read_config(self.overrides, self.environ, self.path, self.etc)
-        check_sinks(config)
-        _check_replay(config)
-        return config
+        reading = self.examine()
+        raise_mistakes(reading.mistakes)
+        return reading.config
 
 
 class Daemon:
@@ -85,7 +103,7 @@ class Daemon:
         }
         self.pipeline = Pipeline(
             self.engine,
-            self.filter.table,
+            self.filter.tables,
             self.open_geoip(self.config),
             tuple(self.outboxes.values()),
             self.tails,
@@ -99,6 +117,11 @@ class Daemon:
         self._end = asyncio.Event()
         self._error: Exception | None = None
         self._states: dict[str, tuple[str, str]] = {}
+        self._progress = Progress(time.monotonic)
+        self._problems: list[str] = []
+        self._hurry = False
+        self._stopping: tuple[Outbox, ...] = ()
+        self._stands_still = False
 
     # ---- building -------------------------------------------------------------------------------------
 
@@ -131,15 +154,19 @@ class Daemon:
         """From the first event to the last. Raises what keeps it from starting, or made it stop."""
         self._loop = asyncio.get_running_loop()
         control = DaemonControl(self)
+        # Before anything else is open: its modules are files, too.
+        bus = self._serve_bus(control)
         with ExitStack() as stack:
+            stack.callback(_close_all, bus)
             if self.config[options.CONNTRACK_REPLAY] is None:
                 self.intake.open(stack, self.filter, self.sources.environ)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
             reader = await self._start_threads(stack)
+            self._hear_news(stack)
             self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *self._serve_bus(control))]
+            tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(reader)
             for task in tasks:
@@ -164,13 +191,33 @@ class Daemon:
             raise resources.explain_threads(len(self.outboxes)) from error
         return reader
 
+    def _hear_news(self, stack: ExitStack) -> None:
+        """Look at the kernel when the firewall's rules have changed: at once, and then not for a moment."""
+        loop, news = asyncio.get_running_loop(), self.intake.news
+        if news is None:
+            return
+        over = threading.Event()
+
+        def hear() -> None:
+            loop.remove_reader(news.fileno())
+            self.intake.hear_news()
+            self._watch_problems()
+            loop.call_later(NEWS_SECONDS, wait)
+
+        def wait() -> None:
+            if not over.is_set():
+                loop.add_reader(news.fileno(), hear)
+
+        wait()
+        stack.callback(loop.remove_reader, news.fileno())
+        stack.callback(over.set)
+
     def _read(self) -> None:
         """The reader's thread."""
         path = self.config[options.CONNTRACK_REPLAY]
         try:
             if path is not None:
-                batch = self.engine.open_batch()
-                self.pipeline.replay(read_batches(path, time.time_ns(), batch), batch)
+                self.pipeline.replay(read_batches(path, time.time_ns(), self.pipeline.readers[0].batch))
             else:
                 self.intake.listen()
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
@@ -183,10 +230,13 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._end.set)
 
     def _stop_by_signal(self) -> None:
-        assert self._loop is not None
-        # Whoever asks twice does not want to wait.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
+        if self._end.is_set():
+            # Whoever asks twice does not want to wait: what is in memory goes to the spools, or is counted.
+            logger.info("stopping at once")
+            self._hurry = True
+            for outbox in self._stopping:
+                outbox.begin_stop(time.monotonic())
+            return
         logger.info("stopping")
         self._end.set()
 
@@ -196,9 +246,10 @@ class Daemon:
         self.pipeline.stop()
         await asyncio.to_thread(reader.join, READER_SECONDS)
         self.intake.end()
-        seconds = self.config[options.SHUTDOWN_TIMEOUT]
+        seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
-        await self.stop_outboxes(list(self.outboxes.values()), seconds)
+        self._stopping = tuple(self.outboxes.values())
+        await self.stop_outboxes(self._stopping, seconds)
         self.tails.close()
         stats = self.stats
         logger.info(
@@ -221,6 +272,8 @@ class Daemon:
     def _tell_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
+        if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
+            logger.info("%s is not read, because the command line says what to do", self.sources.etc)
         if path is not None:
             logger.info("replaying %s to %s", path, names)
         elif self.intake.events is not None:
@@ -228,17 +281,37 @@ class Daemon:
             # The kernel doubles what it is asked for.
             size = render_size(self.intake.events.measure().size // 2)
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.filter.warnings, *self.find_problems()):
+        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.intake.find_problems()
+        if self._stands_still:
+            problems.append("the reader of events stands still")
         for name, outbox in self.outboxes.items():
-            if outbox.state.value in ("retrying", "failed"):
+            trouble = self.find_trouble(name, outbox)
+            if outbox.state in BAD_STATES:
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
+            elif trouble:
+                problems.append(f"sink {name} {trouble}")
+        if all(outbox.is_out() for outbox in self.outboxes.values()):
+            problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
         return problems
+
+    def find_trouble(self, name: str, outbox: Outbox) -> str:
+        """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
+        wait = self.config[options.SINK_LOKI_BATCH_WAIT] if name == "loki" else 0.0
+        return self._progress.find_trouble(name, outbox, wait)
+
+    def _watch_problems(self) -> None:
+        """Whoever listens is told when there are others."""
+        problems = self.find_problems()
+        if problems != self._problems:
+            self._problems = problems
+            for listener in self.listeners:
+                listener.problems_changed()
 
     def _note_lost(self, count: int) -> None:
         self.intake.note_drops()
@@ -259,16 +332,19 @@ class Daemon:
     async def _tick(self) -> None:
         """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
         watchdog = find_watchdog(self.sources.environ)
-        turns, alive_until = -1, time.monotonic()
+        alive_until = time.monotonic()
         while True:
-            if self.pipeline.turns != turns:
-                turns, alive_until = self.pipeline.turns, time.monotonic()
+            if self.pipeline.has_moved():
+                alive_until = time.monotonic()
                 self.notifier.watchdog()
                 self.intake.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("the reader of events stands still")
+            self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._tell_states()
             self.intake.tell_release()
+            self.intake.look_now_and_then()
+            self._watch_problems()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
     def _watch_geoip(self, over: threading.Event) -> None:
@@ -284,6 +360,7 @@ class Daemon:
 
     def _tell_states(self) -> None:
         for name, outbox in self.outboxes.items():
+            self._progress.look(name, outbox)
             state = (outbox.state.value, outbox.error)
             if self._states.get(name) != state:
                 self._states[name] = state
@@ -307,12 +384,23 @@ class Daemon:
         sinks = {
             name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
         }
-        self.intake.look_again()
-        events, stats = self.intake.events, self.stats
-        buffer = (stats.buffer_bytes if events is None else events.measure().size) // 2
-        has_room = events is None or events.has_room
-        lost, is_tracking = stats.events_lost_total, self.intake.is_tracking
-        return checks.examine(self.config, checks.Situation(is_tracking, buffer, lost, sinks, has_room))
+        events, stats, hearing = self.intake.events, self.stats, self.intake.hearing
+        troubles = {
+            name: trouble
+            for name, outbox in self.outboxes.items()
+            if (trouble := self.find_trouble(name, outbox))
+        }
+        situation = checks.Situation(
+            is_tracking=None if hearing is None else hearing.is_tracking,
+            buffer=(stats.buffer_bytes if events is None else events.measure().size) // 2,
+            lost=stats.events_lost_total,
+            sinks=sinks,
+            has_room=events is None or events.has_room,
+            faults=() if hearing is None else hearing.faults,
+            is_active=self.intake.is_active,
+            troubles=troubles,
+        )
+        return checks.examine(self.config, situation)
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""
@@ -320,6 +408,12 @@ class Daemon:
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
+
+
+def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Those that have not begun; to the others it does nothing any more."""
+    for coroutine in coroutines:
+        coroutine.close()
 
 
 def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
@@ -332,18 +426,7 @@ def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
     if path is not None and not os.access(path, os.R_OK):
         reason = "not permitted" if path.exists() else "no such file"
-        origin = config.origin(options.CONNTRACK_REPLAY)
-        raise ConfigError(f"conntrack.replay: {path}: {reason}", place=origin)
-
-
-def check(sources: Sources) -> Config:
-    """All that Daemon() would refuse, without any of it being started. Raises ConntrackdError."""
-    config = sources.read()
-    read_filter(config, find_engine(sources.environ))
-    for kind in SINKS:
-        if kind.enabled(config):
-            kind.create(config)
-    return config
+        raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 
 def run(sources: Sources) -> None:

@@ -10,7 +10,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.reach import find_unreachable
+from conntrackd.filter.never import Given, find_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from conntrackd.netlink.socket import EventSocket
@@ -24,13 +24,18 @@ class Filter:
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    table: Table
+    tables: tuple[Table, ...]
+    """One for each reader."""
     groups: int
     """The kernel's groups that can matter, EventType bits."""
     program: bytes | None
     instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
+
+    def list_counts(self) -> list[int]:
+        """Events that each rule decided; index 0: no rule matched."""
+        return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
 
     def explain(self, config: Config) -> str:
         """What became of the rules, for people."""
@@ -49,12 +54,23 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engin
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        table=engine.compile_table(rules, protocols, events),
+        tables=(engine.compile_table(rules, protocols, events),),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(str(each.to_warning()) for each in find_unreachable(rules)),
+        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
         parsed=tuple(rules),
+    )
+
+
+def find_given(config: Config) -> Given:
+    """What the settings let in, beside which a rule may be in vain."""
+    has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
+    return Given(
+        int(config[options.CONNTRACK_EVENTS]),
+        config[options.CONNTRACK_PROTOCOLS],
+        bool(config[options.GEOIP_DATABASE]),
+        has_table,
     )
 
 
@@ -80,6 +96,6 @@ def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, n
             events.attach(new.program)
         else:
             events.detach()
-    pipeline.table = new.table
+    pipeline.tables = new.tables
     if events is not None:
         events.leave(old.groups & ~new.groups)

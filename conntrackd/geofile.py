@@ -291,7 +291,9 @@ def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> t
             place = known[identity] = nodes + SEPARATOR + len(written)
             written += encode(found, {"asn": UINT32})
         places[value] = place
-    return places, bytes(written) or bytes(SEPARATOR)
+    if not written:
+        raise DamagedError("no record has a city, country, place or network in MaxMind's layout")
+    return places, bytes(written)
 
 
 def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:
@@ -332,7 +334,7 @@ def read(path: Path) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise DamagedError("it is no file")
+            raise DamagedError("it is no file")  # as files.py, which this process does not have
         if status.st_size > MAX_BYTES:
             raise DamagedError(f"it has more than {MAX_BYTES >> 30} GiB")
         return file.read(MAX_BYTES)

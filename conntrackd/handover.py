@@ -1,4 +1,4 @@
-"""What a process leaves in the state directory for the next: how much it has told, until when it listened.
+"""What a process leaves in the state directory for the next: what it has told, until when it heard.
 
 Without a state directory nothing is kept, and nothing is told. What cannot be written is told again by the
 next process, which is better than not at all. A directory belongs to one process at a time.
@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, NANO, Lost
 
@@ -18,7 +19,7 @@ NOTE_SECONDS: Final = 10
 
 
 class Handover:
-    """The files `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
+    """The files `deaf`, `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
 
     def __init__(self, directory: Path | None, place: str = "") -> None:
         """`place`: where the directory is set.
@@ -38,6 +39,14 @@ class Handover:
     def note_drops(self, drops: int) -> None:
         """So many of them are told."""
         self._write("drops", drops)
+
+    def read_deaf(self) -> int:
+        """Since when the last process listened and nothing could be heard, 0 where that was not so."""
+        return self._read("deaf")
+
+    def note_deaf(self, since_ns: int) -> None:
+        """Nothing can be heard since then; 0 for that being over and told."""
+        self._write("deaf", since_ns)
 
     def find_gap(self, now_ns: int) -> Lost | None:
         """The time in which nobody listened, as a loss without a number. None at a first start."""
@@ -66,12 +75,14 @@ class Handover:
 
 def _lock(directory: Path, place: str) -> int:
     """flock of the directory itself, which takes no right to write there. Returns what holds it."""
+    what = directory if place.lower().endswith("state_directory") else f"state_directory: {directory}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        resources.raise_descriptors(error)
         raise ConfigError(
-            f"state_directory: {directory}: {error.strerror}",
+            f"{what}: {error.strerror}",
             place=place,
             hint="name a directory in which conntrackd may write",
         ) from error
@@ -80,7 +91,7 @@ def _lock(directory: Path, place: str) -> int:
     except BlockingIOError as error:
         os.close(lock)
         raise ConfigError(
-            f"state_directory: {directory} is in use by {_find_holder(directory)}",
+            f"{what} is in use by {_find_holder(directory)}",
             place=place,
             hint="each conntrackd needs a state directory of its own",
         ) from error

@@ -1,6 +1,7 @@
 """How events come in: a new socket or the last process's, the table beside it, what is lost in between."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -8,27 +9,36 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from conntrackd import checks, options
+from conntrackd import advice, checks, options
 from conntrackd.config import Config
 from conntrackd.errors import ConntrackdError
 from conntrackd.filtering import Filter, change_filter
-from conntrackd.flow import NANO
+from conntrackd.flow import ABSENT, NANO, Lost
 from conntrackd.guard import LIMIT, RELIABLE, Guard
 from conntrackd.handover import Handover
-from conntrackd.netlink import tracking
+from conntrackd.hearing import Hearing
+from conntrackd.netlink.activation import TrackingTable
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
+from conntrackd.netlink.tracking import News
 from conntrackd.notify import Notifier, take_descriptors
 from conntrackd.pipeline import Pipeline
+from conntrackd.resources import has_descriptors, try_descriptors
 from conntrackd.resync import Resync
 from conntrackd.stats import Stats
 from conntrackd.values import render_size
 
 logger = logging.getLogger(__name__)
 
-# The name of the socket in systemd's store of descriptors (sd_pid_notify_with_fds(3)).
+# The names in systemd's store of descriptors (sd_pid_notify_with_fds(3)): of the socket that hears of events,
+# and of the one that the table belongs to which has connections tracked. What is kept there lasts through a
+# restart, and goes at a real stop.
 STORED: Final = "events"
+STORED_TABLE: Final = "table"
+# A loss is a problem for so long: it is over, but for who asks every few minutes.
+LOSS_SECONDS: Final = 300.0
+ENTER_DESCRIPTORS: Final = 3
 
 
 class Intake:
@@ -39,7 +49,10 @@ class Intake:
     ) -> None:
         self.events: EventSocket | None = None
         """None before open(), and in a replay."""
-        self.is_tracking: bool | None = None
+        self.hearing: Hearing | None = None
+        self.news: News | None = None
+        """Readable when the rules have changed, for hear_news(). None: they are looked at now and then."""
+        self._table: TrackingTable | None = None
         self._config = config
         self._handover = handover
         self._notifier = notifier
@@ -47,6 +60,8 @@ class Intake:
         self._stats = stats
         self._guard: Guard | None = None
         self._is_adopted = False
+        self._is_started = False
+        self._lost, self._lost_at = 0, -math.inf
         self._told_release = False
 
     def open(self, stack: ExitStack, rules: Filter, environ: Mapping[str, str]) -> None:
@@ -55,29 +70,92 @@ class Intake:
         Before any thread is started. Raises ConntrackdError.
         """
         config = self._config
-        if config[options.CONNTRACK_ACTIVATE]:
-            stack.enter_context(tracking.activate(config[options.CONNTRACK_NETNS]))
+        stored = take_descriptors(dict(environ))
+        # What looks for the C library, to enter a namespace, has other words for this.
+        try_descriptors(ENTER_DESCRIPTORS)
         with enter(config[options.CONNTRACK_NETNS]):
-            self.events = self._adopt(rules, environ)
-            self.is_tracking = tracking.is_tracking()
+            self._activate(stored.pop(STORED_TABLE, []))
+            stack.callback(self._close_table)
+            self.events = self._adopt(rules, stored.pop(STORED, []))
+            for number in (number for others in stored.values() for number in others):
+                os.close(number)
             self._open_resync(stack)
             if self.events is None:
                 self.events = EventSocket.open(
                     groups=rules.groups, buffer=config[options.CONNTRACK_BUFFER], program=rules.program
                 )
+            stack.callback(self.events.close)
+            if has_descriptors():
+                self.news = News()
+                stack.callback(self.news.close)
             if config[options.CONNTRACK_RELIABLE]:
                 self._guard = self._pipeline.guard = Guard(self.events, Table())
-        stack.callback(self.events.close)
+        self._begin_hearing(self.events)
         if not self._is_adopted:
             self._tell_gap()
         # A second time under the same name there would be two of them.
         self._pipeline.keeps_socket = self._is_adopted or self._notifier.store(STORED, self.events.fileno())
 
-    def _adopt(self, rules: Filter, environ: Mapping[str, str]) -> EventSocket | None:
+    def _activate(self, stored: list[int]) -> None:
+        """In the events' network namespace. The table of the last process goes where none is wanted now."""
+        wanted = self._config[options.CONNTRACK_ACTIVATE]
+        for number in stored[1:] if wanted else stored:
+            os.close(number)
+        if stored and not wanted:
+            self._notifier.remove(STORED_TABLE)
+        if not wanted:
+            return
+        if stored:
+            try:
+                self._table = TrackingTable.adopt(stored[0])
+                return
+            except ConntrackdError as error:
+                logger.warning("%s, making a new table", error)
+                self._notifier.remove(STORED_TABLE)
+        self._table = TrackingTable.open()
+        self._notifier.store(STORED_TABLE, self._table.fileno())
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the daemon has connections tracked."""
+        return self._table is not None
+
+    def _close_table(self) -> None:
+        if self._table is not None:
+            self._table.close()
+
+    def activate(self, config: Config) -> None:
+        """Have connections tracked where the configuration says so now. Raises ConntrackdError.
+
+        In the thread of open(). A table that should be there and is not is made again.
+        """
+        if self.events is None or not config[options.CONNTRACK_ACTIVATE]:
+            return
+        if self._table is not None:
+            self._table.ensure()
+        else:
+            with enter(self._config[options.CONNTRACK_NETNS]):
+                self._table = TrackingTable.open()
+            self._notifier.store(STORED_TABLE, self._table.fileno())
+
+    def deactivate(self, config: Config) -> None:
+        """Have nothing tracked any more where the configuration does not say so now."""
+        if self._table is not None and not config[options.CONNTRACK_ACTIVATE]:
+            self._notifier.remove(STORED_TABLE)
+            self._table.close()
+            self._table = None
+
+    def _begin_hearing(self, events: EventSocket) -> None:
+        self.hearing = Hearing(self._config[options.CONNTRACK_NETNS], events.find_namespace())
+        since = self._handover.read_deaf()
+        if since:
+            self.hearing.resume(since)
+        self.look()
+        self._is_started = True
+
+    def _adopt(self, rules: Filter, mine: list[int]) -> EventSocket | None:
         """The socket that the last process left in systemd's store, with the events since then."""
-        passed = take_descriptors(dict(environ))
-        mine = passed.pop(STORED, [])
-        for descriptor in [*mine[1:], *(each for others in passed.values() for each in others)]:
+        for descriptor in mine[1:]:
             os.close(descriptor)
         if not mine:
             return None
@@ -111,17 +189,18 @@ class Intake:
             return
         times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
         logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
-        self._pipeline.tell_lost(gap)
+        self._pipeline.report_lost(gap)
 
     def listen(self) -> None:
         """In the reader's thread, until the pipeline is stopped."""
         assert self.events is not None
-        self._pipeline.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
+        reader = self._pipeline.readers[0]
+        reader.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
 
     def note_drops(self) -> None:
         """For the next process: so many of the socket's drops are told. In the reader's thread."""
         if self._pipeline.keeps_socket:
-            self._handover.note_drops(self._pipeline.drops)
+            self._handover.note_drops(self._pipeline.readers[0].drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
         """For the next process: until now nothing is missing."""
@@ -136,14 +215,49 @@ class Intake:
             if self._pipeline.keeps_socket and self._pipeline.guard is not None:
                 self._handover.note_drops(drops)
         self.note_listening(at_once=True)
+        self._tell_deaf(at_end=True)
 
-    def look_again(self) -> None:
-        """Whether connections are tracked by now: rules may have come since the start. From any thread."""
-        try:
-            with enter(self._config[options.CONNTRACK_NETNS]):
-                self.is_tracking = tracking.is_tracking()
-        except ConntrackdError as error:
-            logger.debug("tracking: %s", error)
+    def look_now_and_then(self) -> None:
+        """To be called every second, in the thread of open()."""
+        if self._stats.events_lost_total != self._lost:
+            self._lost, self._lost_at = self._stats.events_lost_total, time.monotonic()
+        if self.hearing is not None and time.monotonic() >= self.hearing.look_at:
+            self.look()
+
+    def hear_news(self) -> None:
+        """The rules of the firewall have changed."""
+        if self.news is not None:
+            self.news.drain()
+            self.look(is_timed=False)
+
+    def look(self, *, is_timed: bool = True) -> None:
+        """Whether events can be heard. A time in which they could not is told when it is over."""
+        if self.hearing is None:
+            return
+        deaf, faults = self.hearing.deaf_ns, self.hearing.faults
+        self.hearing.look(time.time_ns(), is_timed=is_timed)
+        if self.hearing.deaf_ns != deaf:
+            self._handover.note_deaf(self.hearing.deaf_ns)
+        if self._is_started:  # what there is at the start is told with all other problems
+            for fault in self.hearing.faults:
+                if fault not in faults:
+                    logger.warning("%s", self._explain(fault))
+        self._tell_deaf()
+
+    def _explain(self, fault: str) -> str:
+        """A fault of hearing.py with what to do."""
+        return f"{fault}\nhint: {advice.find_remedy(fault, self._config, is_active=self.is_active)}"
+
+    def _tell_deaf(self, *, at_end: bool = False) -> None:
+        gap = None if self.hearing is None else self.hearing.take_gap(time.time_ns(), at_end=at_end)
+        if gap is None:
+            return
+        since, until, reason = gap
+        times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
+        logger.warning("nothing was heard from %s to %s: %s", *times, reason)
+        self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
+        # The next process goes on from here, where it is not over.
+        self._handover.note_deaf(until if at_end else 0)
 
     def tell_release(self) -> None:
         """That the mode in which no DESTROY is lost is over, once."""
@@ -156,18 +270,18 @@ class Intake:
     def find_problems(self) -> list[str]:
         """What keeps events from coming, a line each with what to do."""
         problems = []
+        if self.hearing is not None:
+            problems += [self._explain(fault) for fault in self.hearing.faults]
         if self.events is not None:
-            if self.is_tracking is False and not self._stats.events_received_total:
-                problems.append(tracking.NOT_TRACKED)
             size, asked = self.events.measure().size // 2, self._config[options.CONNTRACK_BUFFER]
             if size < asked:
                 problems.append(
                     f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"
-                    f"hint: run as root, or sysctl -w net.core.rmem_max={asked}"
+                    f"hint: run as root, or {advice.advise_core('rmem_max', asked)}"
                 )
             if not self.events.has_room:
-                problems.append(f"{checks.NO_ROOM}\nhint: {checks.MORE_ROOM}")
-        if self._stats.events_lost_total:
+                problems.append(f"{checks.NO_ROOM}\nhint: {advice.advise_room(self._config)}")
+        if time.monotonic() - self._lost_at < LOSS_SECONDS:
             problems.append(
                 f"{self._stats.events_lost_total} events were lost in the kernel\n"
                 "hint: a larger conntrack.buffer, or a filter that keeps less"

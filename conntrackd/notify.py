@@ -4,6 +4,7 @@ import array
 import os
 import re
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -12,7 +13,9 @@ from typing import Final
 FIRST_DESCRIPTOR: Final = 3
 # sd_pid_notify_with_fds(3): names of descriptors are at most this long, without colons and control characters
 MAX_NAME: Final = 255
-SEND_SECONDS: Final = 1.0
+SEND_TIMEOUT: Final = struct.pack("@ll", 1, 0)  # struct timeval: a second
+# More than any manager keeps for a service; a number that is none may be as large as it likes.
+MAX_DESCRIPTORS: Final = 4096
 Address = str | bytes | tuple[int, int]
 
 
@@ -28,7 +31,9 @@ def find_address(environ: Mapping[str, str]) -> Address | None:
 
 
 class Notifier:
-    """Messages to the service manager. Never raises and never waits long: the service goes on without it.
+    """Messages to the service manager. Never raises, never waits long: the service goes on without it.
+
+    What comes again soon does not wait at all, for a manager that does not read or for a queue that is full.
 
     May be used by several threads: one message is one datagram.
     """
@@ -54,11 +59,11 @@ class Notifier:
 
     def status(self, text: str) -> bool:
         """One line for `systemctl status`."""
-        return self.send(f"STATUS={' '.join(text.splitlines())}")
+        return self.send(f"STATUS={' '.join(text.splitlines())}", waits=False)
 
     def watchdog(self) -> bool:
         """Alive. To be sent by, or for, the thread whose standstill should restart the service."""
-        return self.send("WATCHDOG=1")
+        return self.send("WATCHDOG=1", waits=False)
 
     def extend_timeout(self, seconds: float) -> bool:
         """More time for the start or the stop that is under way."""
@@ -75,7 +80,7 @@ class Notifier:
         """Forget what was stored under this name."""
         return self.send(f"FDSTOREREMOVE=1\nFDNAME={check_name(name)}")
 
-    def send(self, text: str, *descriptors: int) -> bool:
+    def send(self, text: str, *descriptors: int, waits: bool = True) -> bool:
         """One datagram. False when nobody listens or it could not be sent."""
         if self._address is None:
             return False
@@ -83,8 +88,11 @@ class Notifier:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors).tobytes())]
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(SEND_SECONDS)
-                sock.sendmsg([text.encode()], ancillary if descriptors else [], 0, self._address)
+                # In the kernel, which wakes the sender when there is room. Of a socket that is not connected
+                # poll() says at once that there is, and Python, with a timeout, would ask again and again.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)
+                flags = 0 if waits else socket.MSG_DONTWAIT
+                sock.sendmsg([text.encode()], ancillary if descriptors else [], flags, self._address)
         except OSError:
             return False
         return True
@@ -123,7 +131,7 @@ def take_descriptors(environ: dict[str, str], pid: int | None = None) -> dict[st
         return {}
     names = texts[2].split(":") if texts[2] else []
     found: dict[str, list[int]] = {}
-    for index in range(number):
+    for index in range(min(number, MAX_DESCRIPTORS)):
         descriptor = FIRST_DESCRIPTOR + index
         try:
             os.set_inheritable(descriptor, False)

@@ -5,20 +5,24 @@ A setting is a typed constant, so that `config[CONNTRACK_BUFFER]` is an int to t
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from conntrackd.flow import EventType, Protocol
+from conntrackd.labels import LABELS
 from conntrackd.values import (
+    BUS,
     EVENTS,
     FLAG,
-    LABELS,
+    HOSTNAME,
     LOCALE,
-    NAME,
+    NAMESPACE,
     PATH,
     PATHS,
     PROTOCOLS,
     RULES,
-    TEXT,
+    SPOOL,
+    TENANT,
+    USER,
     WRITER,
     Kind,
     count,
@@ -30,6 +34,7 @@ from conntrackd.values import (
 
 File = Path | None
 Text = str | None
+Spool = Path | Literal[False] | None  # off, or that of the state directory
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -55,6 +60,11 @@ class Option(Generic[T_co]):
     def variable(self) -> str:
         """Its name in the environment."""
         return "CONNTRACKD_" + self.key.upper().replace(".", "_")
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it can be set to nothing."""
+        return self.default is None or self.default == ()
 
     @property
     def default_text(self) -> str:
@@ -96,11 +106,15 @@ CONNTRACK_ACTIVATE = Option(
     "conntrack.activate",
     FLAG,
     False,
-    "Load an nftables table that makes the kernel track connections",
-    reload=False,
+    "Make an nftables table that has the kernel track connections",
 )
 CONNTRACK_NETNS = Option[Text](
-    "conntrack.netns", NAME, None, "Network namespace to listen in", example="office", reload=False
+    "conntrack.netns",
+    NAMESPACE,
+    None,
+    "Network namespace to listen in, by name or path",
+    example="office",
+    reload=False,
 )
 CONNTRACK_REPLAY = Option[File](
     "conntrack.replay",
@@ -175,7 +189,7 @@ SINK_SYSLOG_FORMAT = Option(
     "sink.syslog.format",
     one_of("rfc5424", "rfc3164", "cee"),
     "rfc5424",
-    "Form of a message; for /dev/log mostly rfc3164",
+    "Form of a message; rfc3164 for a local socket where none is named",
 )
 SINK_SYSLOG_FRAMING = Option(
     "sink.syslog.framing",
@@ -208,11 +222,11 @@ SINK_SYSLOG_TLS_KEY = Option[File](
 SINK_SYSLOG_TLS_VERIFY = Option(
     "sink.syslog.tls.verify", FLAG, True, "Verify the server's certificate and name"
 )
-SINK_SYSLOG_SPOOL = Option[File](
+SINK_SYSLOG_SPOOL = Option[Spool](
     "sink.syslog.spool",
-    PATH,
+    SPOOL,
     None,
-    "Directory for events that the server cannot take now",
+    "Directory for events that the server cannot take now, or off",
     example="/var/lib/conntrackd/syslog",
     reload=False,
 )
@@ -224,11 +238,20 @@ SINK_SYSLOG_SPOOL_MAX = Option(
     reload=False,
 )
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
+# What Loki's clients are told to write, now and in its first versions.
+LOKI_PATHS: Final = ("/loki/api/v1/push", "/loki/api/v1", "/api/prom/push", "/ready")
 SINK_LOKI_ADDRESS = Option(
-    "sink.loki.address", url("http", "https"), "http://localhost:3100", "Base address of Loki"
+    "sink.loki.address",
+    url("http", "https", endpoints=LOKI_PATHS),
+    "http://localhost:3100",
+    "Base address of Loki",
 )
 SINK_LOKI_LABELS = Option(
-    "sink.loki.labels", LABELS, (), "Labels of your own on the streams", example="env=prod,team=platform"
+    "sink.loki.labels",
+    LABELS,
+    (),
+    "Labels on the streams; host and service_name replace the daemon's",
+    example="env=prod,team=platform",
 )
 SINK_LOKI_QUEUE = Option("sink.loki.queue", QUEUE, QUEUE_DEFAULT, WAITING)
 SINK_LOKI_BATCH_SIZE = Option(
@@ -239,10 +262,10 @@ SINK_LOKI_BATCH_WAIT = Option(
 )
 SINK_LOKI_TIMEOUT = Option("sink.loki.timeout", duration(0.1, 3600), 10.0, "Time for a request and its reply")
 SINK_LOKI_TENANT = Option[Text](
-    "sink.loki.tenant", TEXT, None, "Tenant, sent as X-Scope-OrgID", example="network"
+    "sink.loki.tenant", TENANT, None, "Tenant, sent as X-Scope-OrgID", example="network"
 )
 SINK_LOKI_USERNAME = Option[Text](
-    "sink.loki.username", TEXT, None, "User name of basic authentication", example="conntrackd"
+    "sink.loki.username", USER, None, "User name of basic authentication", example="conntrackd"
 )
 SINK_LOKI_PASSWORD_FILE = Option[File](
     "sink.loki.password_file",
@@ -279,11 +302,11 @@ SINK_LOKI_TLS_KEY = Option[File](
     secret=True,
 )
 SINK_LOKI_TLS_VERIFY = Option("sink.loki.tls.verify", FLAG, True, "Verify the server's certificate and name")
-SINK_LOKI_SPOOL = Option[File](
+SINK_LOKI_SPOOL = Option[Spool](
     "sink.loki.spool",
-    PATH,
+    SPOOL,
     None,
-    "Directory for events that the server cannot take now",
+    "Directory for events that the server cannot take now, or off",
     example="/var/lib/conntrackd/loki",
     reload=False,
 )
@@ -297,7 +320,7 @@ SINK_LOKI_SPOOL_MAX = Option(
 BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
 BUS_ADDRESS = Option[Text](
     "bus.address",
-    TEXT,
+    BUS,
     None,
     "Address of the bus instead of the system bus",
     example="unix:path=/run/dbus/system_bus_socket",
@@ -313,6 +336,13 @@ STATE_DIRECTORY = Option[File](
     "Directory for spools and state; systemd's where it gives one",
     example="/var/lib/conntrackd",
     reload=False,
+)
+HOST = Option[Text](
+    "host",
+    HOSTNAME,
+    None,
+    "Name of this host for syslog and Loki; the system's where none is given",
+    example="edge1",
 )
 
 OPTIONS: tuple[Option[object], ...] = tuple(

@@ -28,7 +28,10 @@ def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[
     with ExitStack() as stack:
         with enter(namespace):
             if tracking.is_tracking() is False:
-                tell(f"warning: {tracking.NOT_TRACKED}")
+                tell(
+                    f"warning: {tracking.NOT_TRACKED}\n"
+                    "hint: 'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'"
+                )
             events = EventSocket.open(groups=ALL, buffer=BUFFER)
         stack.callback(events.close)
         file = stack.enter_context(path.open("wb"))

@@ -1,31 +1,62 @@
 """Limits that the system sets: one that is too small is told at the start, with what sets it."""
 
+import errno
 import os
+import resource
 from typing import Final
 
 from conntrackd.errors import ResourceError
 
-# Of the event loop three, the event socket, the state directory, one to spare. Sinks and the bus try again.
-DESCRIPTORS: Final = 6
+# Of the event loop three, the event socket, the state directory, one for a look at the kernel, one to spare.
+# Sinks and the bus try again.
+DESCRIPTORS: Final = 7
+# Four sinks, two spools and the bus, all at once, take twenty. What can be done without waits for so many.
+ENOUGH_DESCRIPTORS: Final = 24
 # The main one, its helper, the reader, the one that looks at the databases, and the one that ends a request
 # to Loki in time.
 THREADS: Final = 5
 
 
-def try_descriptors() -> None:
+def is_kernel(major: int, minor: int) -> bool:
+    """Whether the running one is at least of this version; no where it does not say."""
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= (major, minor)
+    except (IndexError, ValueError):
+        return False
+
+
+def try_descriptors(number: int = DESCRIPTORS) -> None:
     """Raises ResourceError where not even what is needed without sinks can be opened."""
     opened = []
     try:
-        for _ in range(DESCRIPTORS):
+        for _ in range(number):
             opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        raise ResourceError(
-            f"this process may not open {DESCRIPTORS} files: {error.strerror}",
-            hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
-        ) from error
+        raise explain_descriptors(error) from error
     finally:
         for each in opened:
             os.close(each)
+
+
+def has_descriptors() -> bool:
+    """Whether there may be files that make something better and that nothing needs."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft == resource.RLIM_INFINITY or soft >= ENOUGH_DESCRIPTORS
+
+
+def raise_descriptors(error: OSError) -> None:
+    """ResourceError where it was the limit of open files, whatever it was that could not be opened."""
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        raise explain_descriptors(error) from error
+
+
+def explain_descriptors(error: OSError) -> ResourceError:
+    """What to say when a file or socket could not be opened for want of a number."""
+    return ResourceError(
+        f"this process may not open enough files: {error.strerror}",
+        hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
+    )
 
 
 def explain_threads(sinks: int) -> ResourceError:

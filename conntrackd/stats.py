@@ -37,7 +37,7 @@ class Stats:
     table_readings_total: int = _counter("readings", "Times that the whole connection table was read")
     table_errors_total: int = _counter("readings", "Times that the connection table could not be read")
     batches_received_total: int = _counter("batches", "Calls of recvmmsg that brought something")
-    buffer_bytes: int = _counter("bytes", "Size of the socket's receive buffer, as the kernel counts it")
+    buffer_bytes: int = _counter("bytes", "Size of the socket's receive buffer")
     buffer_used_bytes: int = _counter("bytes", "Fill of the receive buffer when it was last looked at")
     buffer_peak_bytes: int = _counter("bytes", "Highest fill of the receive buffer that was seen")
     geoip_lookups_total: int = _counter("addresses", "Addresses looked up in the GeoIP databases")
@@ -113,11 +113,13 @@ def list_counters(stats: Stats | SinkStats) -> list[Counter]:
 
 def measure_process() -> list[Counter]:
     """What the process takes of the machine."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    used = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     usage = resource.getrusage(resource.RUSAGE_SELF)
+    peak = max(used, usage.ru_maxrss << 10)
     cpu_us = round((usage.ru_utime + usage.ru_stime) * 1e6)
     return [
-        Counter("process_memory_bytes", "bytes", "Memory in use", pages * resource.getpagesize()),
-        Counter("process_memory_peak_bytes", "bytes", "Most memory that was in use", usage.ru_maxrss << 10),
+        Counter("process_memory_bytes", "bytes", "Memory in use", used),
+        # The kernel notes the peak now and then: it may be below what is in use.
+        Counter("process_memory_peak_bytes", "bytes", "Most memory that was in use", peak),
         Counter("process_cpu_us_total", "us", "CPU time used", cpu_us),
     ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from conntrackd.flow import EventType, Protocol
@@ -16,43 +16,10 @@ MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else c
 MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
 MAX_METAVAR: Final = 4  # words that help can list in place of a name
 MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
-# Loki refuses a stream with more than 15 labels; five are the daemon's own.
-OWN_LABELS: Final = ("service_name", "host", "type", "prot", "replay")
-MAX_LABELS: Final = 15 - len(OWN_LABELS)
-# What has a new value with every connection: as a label each would open a stream of its own.
-UNBOUNDED_LABELS: Final = frozenset(
-    [
-        "time",
-        "msg",
-        "flow",
-        "src",
-        "dst",
-        "sport",
-        "dport",
-        "nat_src",
-        "nat_sport",
-        "nat_dst",
-        "nat_dport",
-        "packets",
-        "bytes",
-        "reply_packets",
-        "reply_bytes",
-        "start",
-        "stop",
-        "duration",
-        "mark",
-        "city",
-        "lat",
-        "lon",
-        "src_city",
-        "src_lat",
-        "src_lon",
-        "as_org",
-        "src_as_org",
-        "asn",
-        "src_asn",
-    ]
-)
+# Words for "not set", in every format: a drop-in can take back what a file before it says.
+OFF_WORDS: Final = frozenset({"", "off", "none", "null"})
+MAX_HOST: Final = 255  # RFC 5424, 6
+MAX_ZONE: Final = 15  # an interface's name has IFNAMSIZ - 1 bytes at most
 
 
 class BadValueError(ValueError):
@@ -81,6 +48,8 @@ class Kind(Generic[T_co]):
     separator: str = ""
     words: tuple[str, ...] = ()
     is_path: bool = False
+    off: object = None
+    """What stands for "not set", where the setting is optional."""
 
     def split(self, text: str) -> list[str]:
         """The items of a list that came as one text; the text itself where the kind is no list."""
@@ -92,8 +61,40 @@ class Kind(Generic[T_co]):
 def find_near(word: str, known: Iterable[str]) -> str | None:
     """The nearest of the known words, if any is near."""
     words = {each.lower(): each for each in known}
-    near = get_close_matches(word[:100].lower(), words, n=1, cutoff=0.6)
-    return words[near[0]] if near else None
+    typed = word[:100].lower()
+    near = get_close_matches(typed, words, n=3, cutoff=0.6)
+    best = min(near, key=lambda each: (count_edits(typed, each), abs(len(each) - len(typed))), default=None)
+    return None if best is None else words[best]
+
+
+def count_edits(word: str, other: str) -> int:
+    """Letters to insert, remove, replace or swap with their neighbour: `stauts` is one from `status`."""
+    before, above = [0], list(range(len(other) + 1))
+    for row, letter in enumerate(word, 1):
+        here = [row]
+        for column, wanted in enumerate(other, 1):
+            edits = min(above[column] + 1, here[-1] + 1, above[column - 1] + (letter != wanted))
+            if row > 1 and column > 1 and word[row - 2 : row] == wanted + other[column - 2]:
+                edits = min(edits, before[column - 2] + 1)
+            here.append(edits)
+        before, above = above, here
+    return above[-1]
+
+
+def find_one_typo(word: str, known: Iterable[str]) -> str | None:
+    """The known word that this one is but for one letter: too much, too little, wrong, or too early."""
+    return next((each for each in known if _is_one_typo(word, each)), None)
+
+
+def _is_one_typo(word: str, other: str) -> bool:
+    if abs(len(word) - len(other)) > 1 or word == other:
+        return False
+    at = next((n for n, (one, two) in enumerate(zip(word, other, strict=False)) if one != two), -1)
+    if at < 0:
+        return True  # the longer one has one more at its end
+    rest, wanted = word[at:], other[at:]
+    swapped = rest[1:2] + rest[:1] + rest[2:]
+    return wanted in (rest[1:], swapped) or wanted[1:] in (rest, rest[1:])
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -135,11 +136,53 @@ def parse_path(text: str) -> Path:
     return Path(parse_text(text))
 
 
-def parse_name(text: str) -> str:
-    """The name of a network namespace: one part of a path."""
-    if "/" in parse_text(text) or text in {".", ".."} or len(text) > 255:
+def parse_namespace(text: str) -> str:
+    """The name of a network namespace, or the path of one such as Docker's."""
+    if parse_text(text).startswith("/") and len(text) > 1:
+        return text
+    if "/" in text or text in {".", ".."} or len(text) > 255:
         raise BadValueError(text, "is no name of a network namespace", "'ip netns list' shows them")
     return text
+
+
+def parse_host(text: str) -> str:
+    """A host's name, as records carry it."""
+    if " " in parse_text(text) or len(text) > MAX_HOST:
+        raise BadValueError(text, "is no name of a host", f"up to {MAX_HOST} characters without a space")
+    return text
+
+
+def parse_tenant(text: str) -> str:
+    """What a header can carry, and Loki takes for a directory's name."""
+    if not parse_text(text).isascii() or text != text.strip():
+        raise BadValueError(text, "cannot be sent in a header", "letters, digits and signs of ASCII")
+    if text in {".", ".."} or set(text) & {"/", "\\"}:
+        raise BadValueError(text, "is refused by Loki: a tenant is the name of a directory")
+    return text
+
+
+def parse_user(text: str) -> str:
+    """RFC 7617: what stands before the first colon."""
+    if ":" in parse_text(text):
+        raise BadValueError(text, "has a colon, behind which a server looks for the password")
+    return text
+
+
+def parse_bus(text: str) -> str:
+    """Addresses as D-Bus writes them, one of which is tried after the other."""
+    for part in parse_text(text).split(";"):
+        if not re.fullmatch(r"[a-z-]+:([a-z_]+=[^,;=]+(,|$))+", part):
+            raise BadValueError(
+                text, "is no address of a bus", "such as unix:path=/run/dbus/system_bus_socket"
+            )
+    return text
+
+
+def parse_spool(text: str) -> Path | Literal[False]:
+    """A path, or False for none at all."""
+    if text.lower() in OFF_WORDS:
+        return False
+    return parse_path(text)
 
 
 def parse_locale(text: str) -> str:
@@ -250,41 +293,6 @@ def render_events(value: EventType) -> str:
     return ", ".join(name for name, bit in EVENT_NAMES.items() if value & bit)
 
 
-def parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Names and values of NAME=VALUE items, names once each and bounded."""
-    labels: dict[str, str] = {}
-    for item in items:
-        name, equals, value = (part.strip() for part in item.partition("="))
-        _check_label(item, name, equals, value)
-        if name in labels:
-            raise BadValueError(name, "is given twice")
-        labels[name] = value
-    if len(labels) > MAX_LABELS:
-        own = ", ".join(OWN_LABELS)
-        raise BadValueError(
-            "",
-            f"has {len(labels)} labels, {MAX_LABELS} are possible",
-            f"Loki takes 15, these included: {own}",
-        )
-    return tuple(labels.items())
-
-
-def _check_label(item: str, name: str, equals: str, value: str) -> None:
-    if not equals or not value:
-        raise BadValueError(item, "is no label", "write NAME=VALUE, such as env=prod")
-    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or len(name) > 1024:
-        raise BadValueError(
-            name, "is no name of a label", "letters, digits and _, no digit and no __ in front"
-        )
-    if name in OWN_LABELS:
-        raise BadValueError(name, "is a label that conntrackd sets itself")
-    if name in UNBOUNDED_LABELS:
-        hint = "it is sent as structured metadata already: query it with | " + name + '="..."'
-        raise BadValueError(name, "would make one stream of each connection", hint)
-    if len(value) > 2048 or not value.isprintable():
-        raise BadValueError(item, "has a value that is too long or has control characters")
-
-
 def parse_rules(items: Sequence[str]) -> tuple[str, ...]:
     """Rules as text: filter/grammar.py says what they mean, and what is wrong with them."""
     for item in items:
@@ -350,14 +358,18 @@ def duration(minimum: float, maximum: float) -> Kind[float]:
     return Kind("TIME", takes, _one(parse), render_duration, scalars=NUMBER)
 
 
-def url(*schemes: str) -> Kind[str]:
-    """An address with one of the schemes, without credentials and query. `unix` ones have a path only."""
+def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
+    """An address with one of the schemes, without credentials and query. `unix` ones have a path only.
+
+    `endpoints` are paths below the base address that people copy with it.
+    """
 
     def parse(text: str) -> str:
         if "@" in text:  # what stands before it may be a password, so the text is not shown
             raise BadValueError("", "must not hold a user name or password", "secrets come from files")
         try:
-            parts = urlsplit(parse_text(text))
+            address = _decode_zone(parse_text(text))
+            parts = urlsplit(address)
             port = parts.port
         except BadValueError:
             raise
@@ -369,9 +381,28 @@ def url(*schemes: str) -> Kind[str]:
             )
         if port == 0 or _find_url_fault(parts):
             raise BadValueError(text, _find_url_fault(parts) or "has port 0")
-        return text.rstrip("/")
+        if not parts.scheme.startswith("unix"):
+            _check_host(text, parts.hostname or "")
+        address = address.rstrip("/")
+        end = next((end for end in endpoints if address.endswith(end)), "")
+        return address.removesuffix(end).rstrip("/")
 
     return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
+
+
+def _decode_zone(text: str) -> str:
+    """`[fe80::1%25eth0]` (RFC 6874) as the system's own functions write it: `[fe80::1%eth0]`."""
+    return re.sub(r"^([a-z]+://\[[0-9a-fA-F:.]+%)25(?=[^\]])", r"\1", text)
+
+
+def _check_host(text: str, host: str) -> None:
+    address, percent, zone = host.partition("%")
+    if percent and (":" not in address or not re.fullmatch(rf"[\w.:~-]{{1,{MAX_ZONE}}}", zone, re.ASCII)):
+        raise BadValueError(text, "has no name of an interface behind the %", "such as [fe80::1%25eth0]")
+    try:
+        host.encode() if ":" in address else host.encode("idna")  # what is looked up (getaddrinfo(3))
+    except UnicodeError as error:
+        raise BadValueError(text, "has a host that cannot be looked up") from error
 
 
 def _list_schemes(schemes: tuple[str, ...]) -> str:
@@ -406,7 +437,11 @@ FLAG: Final = Kind(
     words=("true", "false"),
 )
 TEXT: Final = Kind("TEXT", "a text", _one(parse_text))
-NAME: Final = Kind("NAME", "the name of a network namespace", _one(parse_name))
+NAMESPACE: Final = Kind("NAME", "the name or path of a network namespace", _one(parse_namespace))
+HOSTNAME: Final = Kind("NAME", "the name of a host", _one(parse_host))
+TENANT: Final = Kind("TEXT", "a tenant's name", _one(parse_tenant))
+BUS: Final = Kind("ADDRESS", "the address of a bus", _one(parse_bus))
+USER: Final = Kind("TEXT", "a user's name", _one(parse_user))
 LOCALE: Final = Kind("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
 PATH: Final = Kind("PATH", "a path", _one(parse_path), is_path=True)
 PATHS: Final = Kind(
@@ -416,6 +451,15 @@ PATHS: Final = Kind(
     _render_paths,
     separator=",",
     is_path=True,
+    off=(),
+)
+SPOOL: Final = Kind(
+    "PATH",
+    "a path, or off",
+    _one(parse_spool),
+    lambda value: str(value) if value else "off",
+    is_path=True,
+    off=False,
 )
 WRITER: Final = Kind(
     "WRITER",
@@ -440,11 +484,4 @@ EVENTS: Final = Kind(
     separator=",",
     words=(*EVENT_NAMES, "all"),
 )
-LABELS: Final = Kind(
-    "NAME=VALUE,...",
-    "labels such as env=prod,team=platform",
-    parse_labels,
-    lambda value: ",".join("=".join(pair) for pair in value),
-    separator=",",
-)
-RULES: Final = Kind("RULE", "filter rules", parse_rules, "\n".join, separator="\n")
+RULES: Final = Kind("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())

@@ -32,7 +32,7 @@ from bench.table import (
     summarize,
     summarize_all,
 )
-from conntrackd.sinks.encode_journal import EVENT_ID
+from conntrackd.render.journal import EVENT_ID
 
 PROC_NET_NETLINK = """\
 sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode

@@ -2,14 +2,16 @@
 
 import ctypes
 import os
+import shlex
 import socket
 from pathlib import Path
 
 import pytest
 
-from conntrackd import checks
+from conntrackd import advice, checks
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.checks import Situation, examine
+from conntrackd.cli.doctor import address_reader
 from conntrackd.config import Config, read_config
 
 NOWHERE = Path("/nonexistent")
@@ -39,6 +41,14 @@ def root(tmp_path: Path) -> Path:
 GOOD = Situation(is_tracking=True, buffer=64 << 20, lost=0, sinks={"stream": SinkStatus("ok", "", {})})
 
 
+def keep(name: str, value: int, table: str = "netfilter") -> str:
+    """The line that sets it now and after each boot."""
+    short = name.removeprefix("nf_conntrack_")
+    path = f"/etc/sysctl.d/60-conntrackd-{short}.conf"
+    line = f"echo net.{table}.{name}={value} > {path}; sysctl -p {path}"
+    return line if table == "core" else f"echo nf_conntrack > /etc/modules-load.d/conntrackd.conf; {line}"
+
+
 def list_trouble(found: list[Finding]) -> list[tuple[str, str, str]]:
     """Severity, check and remedy of what is not well; the clock is that of the machine the test runs on."""
     return [
@@ -61,12 +71,12 @@ def test_where_all_is_well_nothing_is_found(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "trouble"),
     [
-        ("events", 0, ("error", "events", "sysctl -w net.netfilter.nf_conntrack_events=1")),
-        ("events", 2, ("note", "events", "sysctl -w net.netfilter.nf_conntrack_events=1")),
-        ("acct", 0, ("note", "acct", "sysctl -w net.netfilter.nf_conntrack_acct=1")),
-        ("timestamp", 0, ("note", "timestamp", "sysctl -w net.netfilter.nf_conntrack_timestamp=1")),
-        ("count", 800, ("warning", "table", "sysctl -w net.netfilter.nf_conntrack_max=2000")),
-        ("count", 999, ("error", "table", "sysctl -w net.netfilter.nf_conntrack_max=2000")),
+        ("events", 0, ("error", "events", keep("nf_conntrack_events", 1))),
+        ("events", 2, ("note", "events", keep("nf_conntrack_events", 1))),
+        ("acct", 0, ("note", "acct", keep("nf_conntrack_acct", 1))),
+        ("timestamp", 0, ("note", "timestamp", keep("nf_conntrack_timestamp", 1))),
+        ("count", 800, ("warning", "table", keep("nf_conntrack_max", 2000))),
+        ("count", 999, ("error", "table", keep("nf_conntrack_max", 2000))),
     ],
 )
 def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
@@ -77,9 +87,43 @@ def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
     assert list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root)) == [trouble]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("table inet conntrackd { # progname python3\n\tflags owner\n}\n", ["firewall"]),
+        ("table inet filter {\n}\ntable inet conntrackd-4294963219 {\n\tflags owner\n}\n", ["firewall"]),
+        ("table inet conntrackd {\n\tchain own {\n\t}\n}\n", []),
+        ("table inet other {\n\tflags owner\n}\n", []),
+    ],
+)
+def test_a_saved_ruleset_that_cannot_be_loaded_beside_the_daemon_is_found(
+    text: str, found: list[str], root: Path
+) -> None:
+    write(root, "etc/nftables.conf", text)
+
+    assert [
+        check
+        for _, check, _ in list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root))
+    ] == found
+
+
+def test_advice_is_for_the_namespace_that_is_watched_and_for_who_reads_it() -> None:
+    here, there = configure(), configure(conntrack__netns="of fice")
+    line = advice.advise_conntrack("nf_conntrack_acct", 1, here)
+    other = advice.advise_conntrack("nf_conntrack_acct", 1, there)
+
+    assert line == keep("nf_conntrack_acct", 1)
+    assert other.startswith("ip netns exec 'of fice' sysctl -w net.netfilter.nf_conntrack_acct=1  #")
+    assert advice.advise_conntrack("nf_conntrack_max", 9, there) == keep("nf_conntrack_max", 9)
+    assert address_reader(line, is_root=True) == line
+    assert shlex.split(address_reader(line, is_root=False)) == ["sudo", "sh", "-c", line]
+    assert address_reader(other, is_root=False) == f"sudo {other}"
+    assert address_reader("look after the receiver", is_root=False) == "look after the receiver"
+
+
 def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net").mkdir(parents=True)
-    found = list(checks.check_kernel(tmp_path, GOOD))
+    found = list(checks.check_kernel(tmp_path, GOOD, configure()))
 
     assert [(each.severity, each.check, each.remedy) for each in found] == [
         ("error", "module", "modprobe nf_conntrack")
@@ -87,7 +131,7 @@ def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path)
 
 
 def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) -> None:
-    found = list(checks.check_kernel(tmp_path, GOOD))
+    found = list(checks.check_kernel(tmp_path, GOOD, configure()))
 
     assert [(each.severity, each.check) for each in found] == [("ok", "tracking"), ("note", checks.HIDDEN)]
 
@@ -97,16 +141,35 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
     [
         (
             Situation(False, 64 << 20, 0, GOOD.sinks),
-            ("error", "tracking", "in conntrackd.yaml: conntrack: {activate: true}"),
+            (
+                "error",
+                "tracking",
+                "'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'",
+            ),
+        ),
+        (
+            Situation(False, 64 << 20, 0, GOOD.sinks, is_active=True),
+            ("error", "tracking", "conntrackctl reload"),
         ),
         (Situation(None, 64 << 20, 0, GOOD.sinks), ("note", "tracking", "")),
         (
+            Situation(True, 64 << 20, 0, {"loki": SinkStatus("refused", "the server replied 401", {})}),
+            ("error", "sink", "look at what the receiver says, and at sink.loki here"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, GOOD.sinks, troubles={"stream": "drops events: its queue is full"}),
+            (
+                *("warning", "sink"),
+                "a faster receiver, a larger sink.stream.queue, or a filter that keeps less",
+            ),
+        ),
+        (
             Situation(True, 212992, 0, GOOD.sinks),
-            ("warning", "buffer", f"sysctl -w net.core.rmem_max={64 << 20}"),
+            ("warning", "buffer", keep("rmem_max", 64 << 20, "core")),
         ),
         (
             Situation(True, 64 << 20, 0, GOOD.sinks, has_room=False),
-            ("warning", "filter", f"{checks.MORE_ROOM}, and conntrackctl reload-filter"),
+            ("warning", "filter", f"{keep('optmem_max', 131072, 'core')}; conntrackctl reload-filter"),
         ),
         (
             Situation(True, 64 << 20, 7, GOOD.sinks),

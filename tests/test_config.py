@@ -1,6 +1,7 @@
 """Settings come from four places in a fixed order; every mistake is told with its place, all at once."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from conntrackd.config import (
     Config,
     changed,
     check_sinks,
+    find_host,
     find_unapplied,
     read_config,
     read_rules,
 )
 from conntrackd.document import MAX_FILE
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.grammar import parse_rules
+from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from conntrackd.options import OPTIONS, Option
+from conntrackd.sinks import SINKS
+from tests.odd_files import make_odd_file
 
 Read = Callable[..., Config]
 
@@ -268,7 +274,7 @@ conntrack:
         ("filter: [null]", ":1: filter: has no value\nhint: give it filter rules, or leave the key out"),
         (
             "sink.loki.tenant: 5",
-            ":1: sink.loki.tenant: '5' is a number, and it takes a text\nhint: put it into quotes",
+            ":1: sink.loki.tenant: '5' is a number, and it takes a tenant's name\nhint: put it into quotes",
         ),
         (
             "conntrack.buffer: true",
@@ -287,7 +293,7 @@ conntrack:
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
             "hint: known here: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
-            "state_directory",
+            "state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
         (
@@ -485,7 +491,7 @@ def test_a_random_value_in_yaml_is_taken_or_told(
 
     result = attempt(path=path)
 
-    assert result[option] is not None if isinstance(result, Config) else result.exit_status == 78
+    assert isinstance(result, Config) or result.exit_status == 78
 
 
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.text("-:/=,.|&a1\udc80"))
@@ -495,3 +501,300 @@ def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any],
 
         if not isinstance(result, Config):
             assert (result.exit_status, str(result).replace("\n", "").isprintable()) == (78, True)
+
+
+# ---- what other programs put into the environment ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["CONNTRACKD_SERVICE_HOST", "CONNTRACKD_PORT_9100_TCP_ADDR", "CONNTRACKD_PORT", "CONNTRACKD_"]
+)
+def test_a_variable_that_is_none_of_ours_is_a_warning(name: str, read: Read) -> None:
+    config = read(environ={name: "10.0.0.1"})
+
+    assert [each.message for each in config.warnings] == [f"unknown variable '{name}', ignoring"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["CONNTRACKD_LOG_LEVL", "CONNTRACKD_LOG_LEVEEL", "CONNTRACKD_LOG_LVEEL", "CONNTRACKD_LOG_LEVER"],
+        "CONNTRACKD_log_level",
+    ],
+)
+def test_a_variable_that_is_one_typo_away_from_ours_is_a_mistake(
+    name: str, mistakes: Callable[..., list[str]]
+) -> None:
+    assert mistakes(environ={name: "x"}) == [
+        f"environment: unknown variable '{name}'\nhint: did you mean CONNTRACKD_LOG_LEVEL?"
+    ]
+
+
+def test_an_empty_variable_is_none(read: Read) -> None:
+    config = read("sink.loki.tenant: a", environ=dict.fromkeys([each.variable for each in OPTIONS], ""))
+
+    assert config[options.SINK_LOKI_TENANT] == "a"
+    assert {config.origin(each) for each in OPTIONS if each is not options.SINK_LOKI_TENANT} == {"default"}
+    assert not read(environ={"CONNTRACKD_NONSENSE": ""}).warnings
+
+
+# ---- set to nothing ---------------------------------------------------------------------------------------
+
+OPTIONAL = [option for option in OPTIONS if option.is_optional]
+
+
+@pytest.mark.parametrize("option", OPTIONAL, ids=lambda option: option.key)
+@pytest.mark.parametrize("text", ["off", "none", "null", "''", "'off'", "~", "", "OFF", "'None'"])
+def test_a_drop_in_takes_back_what_a_file_says(option: Option[Any], text: str, read: Read, etc: Path) -> None:
+    (etc / "conntrackd.d").mkdir()
+    (etc / "conntrackd.d/a.yaml").write_text(f"{option.key}: {text}")
+
+    config = read(f"{option.key}: [{option.example}]" if option.kind.separator else "")
+
+    assert not config[option]
+    assert config.origin(option) == f"{etc}/conntrackd.d/a.yaml:1"
+
+
+@pytest.mark.parametrize("option", OPTIONAL, ids=lambda option: option.key)
+@pytest.mark.parametrize("text", ["off", "none", "null", "OFF"])
+def test_flags_and_variables_have_the_same_words_for_nothing(
+    option: Option[Any], text: str, read: Read
+) -> None:
+    assert not read(flags={option.key: [text]})[option]
+    assert not read(environ={option.variable: text})[option]
+    assert not read(flags={option.key: [""]})[option]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"sink": {"loki": {"spool": null}}}'),
+        ("a.json", '{"sink": {"loki": {"spool": false}}}'),
+        ("a.json", '{"sink": {"loki": {"spool": ""}}}'),
+        ("a.toml", "sink.loki.spool = false"),
+        ("a.toml", 'sink.loki.spool = "none"'),
+    ],
+)
+def test_json_and_toml_have_words_for_nothing(name: str, text: str, etc: Path) -> None:
+    (etc / name).write_text(text)
+
+    assert read_config({}, {}, etc / name)[options.SINK_LOKI_SPOOL] is False
+
+
+def test_a_setting_that_always_has_a_value_cannot_be_set_to_nothing(
+    mistakes: Callable[..., list[str]],
+) -> None:
+    assert len(mistakes("log.level: null\nconntrack.buffer: off\nsink.loki.address: none")) == 3
+
+
+def test_a_spool_that_is_off_is_told_from_one_that_nobody_set(read: Read, tmp_path: Path) -> None:
+    state = f"state_directory: {tmp_path}/state\nsink.loki.enable: true\n"
+
+    without, off = read(state), read(f"{state}sink.loki.spool: off")
+
+    assert changed(without, off) == [options.SINK_LOKI_SPOOL]
+    assert next(each for each in SINKS if each.name == "loki").open_spool(off) is None
+    assert not (tmp_path / "state").exists()
+
+
+# ---- which files are read ---------------------------------------------------------------------------------
+
+
+def test_drop_ins_may_have_the_endings_of_the_main_file(etc: Path) -> None:
+    folder = etc / "conntrackd.d"
+    folder.mkdir()
+    (folder / "1.toml").write_text('log.level = "error"\ngeoip.locale = "de"')
+    (folder / "2.yml").write_text("geoip.locale: fr\nfilter: [drop any]")
+    (folder / "3.json").write_text('{"filter": ["log any"]}')
+
+    config = read_config({}, {}, etc=etc)
+
+    assert [path.name for path in config.paths] == ["1.toml", "2.yml", "3.json"]
+    assert (config[options.LOG_LEVEL], config[options.GEOIP_LOCALE]) == ("error", "fr")
+    assert config[options.FILTER] == ("log any",)
+
+
+def test_a_file_that_is_not_read_is_named(read: Read, etc: Path) -> None:
+    folder = etc / "conntrackd.d"
+    folder.mkdir()
+    for name in ("loki.conf", "LOKI.YAML", "a.yaml.dpkg-old", "a.yaml~", "README", ".a", "x.yaml.rpmsave"):
+        (folder / name).write_text("")
+    (etc / "conntrackd.toml").write_text("")
+
+    assert [str(each).splitlines()[0].replace(f"{etc}/", "") for each in read().warnings] == [
+        "conntrackd.toml: is not read, because " + f"{etc}/conntrackd.yaml is".replace(f"{etc}/", ""),
+        "conntrackd.d/LOKI.YAML: is not read",
+        "conntrackd.d/loki.conf: is not read",
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o757])
+@pytest.mark.parametrize("name", [".", "conntrackd.d"])
+def test_a_folder_into_which_every_user_may_put_files_is_refused(
+    name: str, mode: int, read: Read, etc: Path
+) -> None:
+    (etc / "conntrackd.d").mkdir()
+    (etc / name).chmod(mode)
+
+    with pytest.raises(ConfigError) as caught:
+        read("log.level: debug")
+
+    assert caught.value.message == "every user may change this folder"
+    assert (caught.value.place, caught.value.exit_status) == (str(etc / name), 78)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "large"])
+@pytest.mark.parametrize("name", ["conntrackd.yaml", "conntrackd.d/a.yaml", "rules"])
+def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, kind: str, etc: Path) -> None:
+    (etc / "conntrackd.d").mkdir()
+    make_odd_file(etc / name, kind)
+    if name == "rules":
+        (etc / "conntrackd.yaml").write_text("filter_file: rules")
+
+    with pytest.raises(ConfigError) as caught:
+        read_rules(read_config({}, {}, etc=etc))
+
+    assert (caught.value.place, caught.value.message) == (
+        str(etc / name),
+        {
+            "pipe": "is a named pipe, and no file",
+            "device": "is a device, and no file",
+            "socket": "is a socket, and no file",
+            "folder": "is a directory, and no file",
+            "large": f"is larger than {8 if name == 'rules' else 1} MiB",
+        }[kind],
+    )
+
+
+def test_a_file_whose_name_is_no_text_is_refused(etc: Path) -> None:
+    (etc / "conntrackd.d").mkdir()
+    Path(os.fsdecode(os.fsencode(etc / "conntrackd.d") + b"/\xff.yaml")).write_text("")
+
+    with pytest.raises(ConfigError, match="is no UTF-8 text"):
+        read_config({}, {}, etc=etc)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "is_alone"),
+    [
+        ({"conntrack.replay": ["a"]}, {}, True),
+        ({}, {"CONNTRACKD_CONNTRACK_REPLAY": "a"}, True),
+        ({"sink.stream.enable": ["true"]}, {}, True),
+        ({"sink.loki.enable": ["false", "yes"]}, {}, True),
+        ({"sink.loki.enable": ["false"]}, {}, False),
+        ({"sink.loki.address": ["http://a"], "log.level": ["debug"]}, {}, False),
+        ({}, {"CONNTRACKD_SINK_STREAM_ENABLE": "1"}, False),
+    ],
+)
+def test_a_replay_and_a_sink_on_the_command_line_leave_the_files_alone(
+    flags: dict[str, list[str]], environ: dict[str, str], is_alone: bool, read: Read, etc: Path
+) -> None:
+    config = read("sink.journal.enable: true", flags=flags, environ=environ)
+
+    assert config[options.SINK_JOURNAL_ENABLE] is not is_alone
+    assert config.paths == (() if is_alone else (etc / "conntrackd.yaml",))
+    assert read_config(flags, environ, etc / "conntrackd.yaml")[options.SINK_JOURNAL_ENABLE]
+
+
+# ---- what is wrong together -------------------------------------------------------------------------------
+
+
+def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[str]]) -> None:
+    text = "log.level: loud\nsink.syslog.tls.key: a\nsink.loki.tls.ca: b\ngeoip.local: c"
+
+    assert [each.splitlines()[0] for each in mistakes(text)] == [
+        "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:4: unknown key 'geoip.local'",
+        "conntrackd.yaml:2: sink.syslog.tls.key is of no use alone",
+        "conntrackd.yaml:3: sink.loki.tls.ca has no effect on http://localhost:3100",
+    ]
+
+
+def test_a_mistake_is_not_told_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
+    assert len(mistakes("sink.loki: {address: 'htps://a', tls.ca: a}")) == 1
+    assert len(mistakes("sink.loki: {adress: 'https://a', tls.ca: a}")) == 1
+    assert len(mistakes("sink.loki.tls.ca: a", flags={"sink.loki.address": ["x"]})) == 1
+
+
+def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes(flags={"sink.loki.password_file": ["a"]}) == [
+        "--sink.loki.password_file: is of no use alone\nhint: set sink.loki.username too"
+    ]
+    assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "a"}) == [
+        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: is of no use alone\nhint: set sink.loki.username too"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
+        ("sink.loki.address: http://a", "sink.loki.address has no effect: sink.loki.enable is not set"),
+        ("sink.loki: {enable: false, address: http://a}", ""),
+        (
+            "sink.syslog: {enable: true, framing: lf}",
+            "sink.syslog.framing has no effect on udp://localhost:514",
+        ),
+        ("sink.syslog: {enable: true, framing: lf, address: tcp://a}", ""),
+        (
+            "sink.loki: {enable: on, labels: a=1 b=2}",
+            "sink.loki.labels the value of a seems to hold another label",
+        ),
+    ],
+)
+def test_what_does_nothing_is_a_warning(text: str, warning: str, read: Read, etc: Path) -> None:
+    expected = [f"{etc}/conntrackd.yaml:1: {warning}"] if warning else []
+    assert [str(each).splitlines()[0] for each in read(text).warnings] == expected
+
+
+# ---- the document's own samples ---------------------------------------------------------------------------
+
+
+def test_the_labels_of_the_document_are_taken(read: Read) -> None:
+    config = read("sink.loki.labels: [env=prod, host=edge1]")
+
+    assert config[options.SINK_LOKI_LABELS] == (("env", "prod"), ("host", "edge1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("conntrackd.yaml", "filter:\n  - |\n    # why\n    log port 22\n      or port 80\n"),
+        ("conntrackd.toml", 'filter = ["""\n# why\nlog port 22\r\n\tor port 80"""]'),
+        ("conntrackd.json", json.dumps({"filter": ["# why\nlog port 22\nor port 80"]})),
+    ],
+)
+def test_a_rule_has_line_breaks_where_its_item_has(name: str, text: str, etc: Path) -> None:
+    (etc / name).write_bytes(text.encode())
+
+    (rule,) = parse_rules(read_rules(read_config({}, {}, etc=etc)))
+
+    assert render(rule) == "log port 22 or port 80"
+
+
+def test_a_rule_of_comments_alone_is_none(read: Read) -> None:
+    rules = read_rules(read("filter:\n- '# a'\n- |\n  # b\n\n  # c\n- log any"))
+
+    assert [rule.text for rule in rules] == ["log any"]
+
+
+# ---- the name of this host --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"gw-1.example", "gw-1.example"),
+        ("gw-büro".encode(), "gw-büro"),
+        (b"gw-\xfc", "gw-?"),
+        (b"gw\x1b[31m\n", "gw?[31m?"),
+        ("gw\u202e".encode(), "gw?"),
+    ],
+)
+def test_any_bytes_of_the_hosts_name_are_text_in_the_records(
+    name: bytes, shown: str, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: os.fsdecode(name))
+
+    assert find_host(read()) == shown
+    assert find_host(read("host: edge1")) == "edge1"

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,9 +16,10 @@ from conntrackd import control
 from conntrackd.config import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
-from conntrackd.engine import Batch, Selection
+from conntrackd.engine import Kind
+from conntrackd.errors import ManyErrors
+from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, compile_filter
-from conntrackd.flow import EventType
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats
@@ -56,51 +57,108 @@ def test_the_loop_turns_while_rules_are_compiled(ask: Any, answer: object, mocke
     assert asyncio.run(run()) == answer
 
 
-def test_lists_of_rules_are_compiled_one_after_the_other(mocker: MockerFixture) -> None:
-    inside = most = 0
+def test_a_change_waits_for_nobody_who_looks(mocker: MockerFixture) -> None:
+    inside, go_on = threading.Event(), threading.Event()
 
-    def count(*arguments: Any) -> Filter:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        try:
-            return compile_filter(*arguments)
-        finally:
-            inside -= 1
+    def compile_slowly(rules: Sequence[RuleText], *rest: Any) -> Filter:
+        if rules[0].text == "log port 1":
+            inside.set()
+            assert go_on.wait(10)
+        return compile_filter(rules, *rest)
 
-    mocker.patch.object(control, "compile_filter", count)
+    mocker.patch.object(control, "compile_filter", compile_slowly)
+
+    async def run() -> bool:
+        asked = make_control()
+        looks = [asyncio.create_task(asked.check_filter(["log port 1"])) for _ in range(3)]
+        await asyncio.to_thread(inside.wait, 10)
+        rules = await asyncio.wait_for(asked._compile([RuleText("drop any")], "", read_config({}, {})), 10)
+        is_open = not any(look.done() for look in looks)
+        go_on.set()
+        await asyncio.gather(*looks)
+        return is_open and rules.rules == ("drop any",)
+
+    assert asyncio.run(run())
+
+
+def test_who_goes_away_keeps_his_turn_until_the_thread_has_ended(mocker: MockerFixture) -> None:
+    """Or calls that are given up at once would be compiled side by side, as many as there are."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compile_slowly(*arguments: Any) -> Filter:
+        inside.set()
+        assert go_on.wait(10)
+        return compile_filter(*arguments)
+
+    mocker.patch.object(control, "compile_filter", compile_slowly)
+
+    async def run() -> tuple[bool, bool]:
+        look = asyncio.create_task(make_control().check_filter(["log any"]))
+        await asyncio.to_thread(inside.wait, 10)
+        look.cancel()
+        done, _ = await asyncio.wait([look], timeout=0.05)
+        go_on.set()
+        await asyncio.wait([look], timeout=10)
+        return bool(done), look.cancelled()
+
+    assert asyncio.run(run()) == (False, True)
+
+
+def test_a_loop_that_ends_waits_for_no_thread_that_compiles(mocker: MockerFixture) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compile_slowly(*arguments: Any) -> Filter:
+        inside.set()
+        assert go_on.wait(10), "the end has waited"
+        return compile_filter(*arguments)
+
+    mocker.patch.object(control, "compile_filter", compile_slowly)
 
     async def run() -> None:
-        each = make_control()
-        await asyncio.gather(*(each.check_filter([f"drop port {port}"] * 20) for port in range(20)))
+        config = read_config({}, {})
+        change = asyncio.create_task(make_control()._compile([RuleText("log any")], "", config))
+        look = asyncio.create_task(make_control().check_filter(["log any"]))
+        await asyncio.to_thread(inside.wait, 10)
+        look.cancel()  # by the session's end; the loop's own cancels once more
+        change.cancel()
 
     asyncio.run(run())
+    go_on.set()
 
-    assert most == 1
+
+@pytest.mark.parametrize("rules", [["log " + " or ".join(["not network public"] * 70)]])
+def test_a_tail_that_would_hold_up_the_events_of_all_is_refused(rules: list[str]) -> None:
+    asyncio.run(make_control().check_filter(rules))
+
+    with pytest.raises(ManyErrors, match="comparisons: at most 1,024 are allowed"):
+        asyncio.run(make_control().open_tail(rules, 0))
 
 
 def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def decide(batch: Batch) -> Selection:
+    def count(kinds: Iterable[Kind]) -> None:
         inside.set()
         assert go_on.wait(10)
-        return batch.of_types(None, EventType.NEW)
+        Pipeline.count(pipeline, kinds)
 
     stats, tails, engine = Stats(), Tails(), ENGINES[0]
-    table, batch = engine.compile_table(()), engine.open_batch()
-    pipeline = Pipeline(engine, table, None, [], tails, stats)
-    pipeline._decide = decide  # type: ignore[method-assign]  # stands still in the middle of a batch
+    table = engine.compile_table(())
+    pipeline = Pipeline(engine, [table], None, [], tails, stats)
+    pipeline.count = count  # type: ignore[method-assign]  # stands still in the middle of a batch
+    batch = pipeline.readers[0].batch
     daemon = SimpleNamespace(
         stats=stats,
         tails=tails,
         pipeline=pipeline,
         outboxes={},
-        filter=SimpleNamespace(table=table),
+        find_problems=list,
+        intake=SimpleNamespace(events=None),
+        filter=SimpleNamespace(list_counts=lambda: table.counts),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
-    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch), batch))
+    reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch),))
     reader.start()
     assert inside.wait(10)
     answers: list[Mapping[str, int]] = []

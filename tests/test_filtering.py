@@ -109,13 +109,13 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         events = EventSocket.open(groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
     pipeline = Pipeline(
         ENGINES[0],
-        filters[0].table,
+        filters[0].tables,
         None,
         [cast(Outbox, gathering)],
         tails,
         stats,
     )
-    reader = threading.Thread(target=pipeline.listen, args=(events,))
+    reader = threading.Thread(target=pipeline.readers[0].listen, args=(events,))
     reader.start()
     sender = threading.Thread(target=call_inside, args=(net.client, send, 5000))
     sender.start()
@@ -134,3 +134,19 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
     assert changes > 100
     assert wanted == list(range(10_000, 15_000))
     assert stats.events_lost_total == stats.events_malformed_total == 0
+
+
+def test_what_is_in_vain_beside_the_settings_is_a_warning() -> None:
+    default = make(read(), "log protocol ICMP", "log country DE", "log type NEW and bytes > 1")
+    wide = make(
+        read(CONNTRACK_PROTOCOLS="all", CONNTRACK_RESYNC="snapshot"),
+        "log protocol ICMP",
+        "log type NEW and bytes > 1",
+    )
+
+    assert [each.split("hint: ")[1] for each in default.warnings] == [
+        "add icmp to conntrack.protocols",
+        "set geoip.database",
+        "remove it",
+    ]
+    assert wide.warnings == ()

@@ -10,15 +10,42 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses, and the event path in C, which knows none of them
-    ("", "errors", "flow", "bpf", "stats", "core"),
+    ("", "errors", "files", "flow", "bpf", "stats", "lean", "core"),
     # parts, each alone
-    ("values", "options", "document", "geoip", "geofile", "notify", "logs", "resources", "netlink", "filter"),
+    (
+        "values",
+        "labels",
+        "options",
+        "document",
+        "geoip",
+        "geofile",
+        "notify",
+        "logs",
+        "resources",
+        "netlink",
+        "filter",
+    ),
     # text and its delivery
-    ("config", "render", "delivery"),
+    ("config", "together", "render", "delivery"),
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "resync", "guard", "filtering", "recorder", "checks", "handover", "intake", "bus"),
+    (
+        "pipeline",
+        "reader",
+        "resync",
+        "guard",
+        "filtering",
+        "recorder",
+        "checks",
+        "verify",
+        "handover",
+        "intake",
+        "bus",
+        "hearing",
+        "advice",
+        "progress",
+    ),
     # the one that knows all
     ("control", "daemon"),
     # people

@@ -3,12 +3,13 @@
 import array
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conntrackd.notify import Notifier, find_address, find_watchdog, take_descriptors
+from conntrackd.notify import MAX_DESCRIPTORS, Notifier, find_address, find_watchdog, take_descriptors
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -93,6 +94,31 @@ def test_without_a_manager_nothing_happens(text: str) -> None:
 
 def test_a_manager_that_is_gone_is_no_error(tmp_path: Path) -> None:
     assert not Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
+
+
+def test_a_manager_that_does_not_read_costs_neither_time_nor_cpu(
+    manager: tuple[socket.socket, dict[str, str]],
+) -> None:
+    notifier = Notifier(manager[1])
+    while notifier.watchdog():
+        pass
+    began, worked = time.monotonic(), time.process_time()
+    told = [notifier.watchdog() or notifier.status("a word") for _ in range(100)]
+    quick, late = time.monotonic() - began, notifier.ready()
+
+    assert not any(told)
+    assert not late  # which is waited for, a second, and asleep
+    assert quick < 0.5
+    assert time.process_time() - worked < 0.5
+
+
+def test_a_number_of_descriptors_that_cannot_be_is_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(os, "set_inheritable", lambda descriptor, inheritable: tried.append(descriptor))
+
+    take_descriptors({"LISTEN_PID": "7", "LISTEN_FDS": str(1 << 62)}, pid=7)
+
+    assert len(tried) == MAX_DESCRIPTORS
 
 
 def test_a_virtual_machine_has_its_manager_outside() -> None:

@@ -26,7 +26,7 @@ KEYS = [
         ("sink.loki.", "tenant username password_file token_file"),
         ("sink.loki.", "tls.ca tls.cert tls.key tls.verify spool spool_max"),
         ("bus.", "enable address"),
-        ("", "shutdown_timeout state_directory"),
+        ("", "shutdown_timeout state_directory host"),
     )
     for name in names.split()
 ]
@@ -134,7 +134,7 @@ def test_what_is_opened_once_waits_for_a_restart_and_says_so() -> None:
     waiting = {option.key for option in OPTIONS if not option.reload}
 
     assert waiting == {
-        *("conntrack.buffer", "conntrack.activate", "conntrack.netns", "conntrack.replay"),
+        *("conntrack.buffer", "conntrack.netns", "conntrack.replay"),
         *("conntrack.snapshot", "conntrack.resync", "conntrack.reliable"),
         *("sink.syslog.spool", "sink.syslog.spool_max", "sink.loki.spool", "sink.loki.spool_max"),
         *("bus.enable", "bus.address", "state_directory"),

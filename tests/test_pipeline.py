@@ -14,7 +14,8 @@ from conntrackd.filter.ast import Rule
 from conntrackd.flow import Flow, Location
 from conntrackd.geoip import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
-from conntrackd.pipeline import GATHER_BYTES, GATHER_US, LAST_MS, PATIENCE_MS, Pipeline
+from conntrackd.pipeline import Pipeline
+from conntrackd.reader import GATHER_BYTES, GATHER_US, LAST_MS, PATIENCE_MS
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import Rendered
 from conntrackd.resync import Resync
@@ -47,7 +48,7 @@ def make_pipeline(
 ) -> Pipeline:
     return Pipeline(
         engine,
-        engine.compile_table(rules),
+        [engine.compile_table(rules)],
         cast(GeoIP | None, geoip),
         cast(list[Outbox], outboxes),
         Tails(),
@@ -55,15 +56,15 @@ def make_pipeline(
     )
 
 
-def replay(engine: Engine, pipeline: Pipeline, flows: Sequence[Flow]) -> None:
+def replay(pipeline: Pipeline, flows: Sequence[Flow]) -> None:
     """As one batch."""
-    batch = engine.open_batch()
+    batch = pipeline.readers[0].batch
     messages = b"".join(map(build_message, flows))
 
     def load() -> Iterator[tuple[int, int]]:
         yield batch.load(messages, 0, RECEIVED_NS)[1:]
 
-    pipeline.replay(load(), batch)
+    pipeline.replay(load())
 
 
 class Gathering:
@@ -118,11 +119,11 @@ def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
 
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     events = SimpleNamespace(fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None)
-    monkeypatch.setattr(pipeline, "_batch", SimpleNamespace(receive=receive))
+    monkeypatch.setattr(pipeline.readers[0], "batch", SimpleNamespace(receive=receive))
     if is_reading:
         pipeline.resync = cast(Resync, SimpleNamespace(is_reading=True, is_over=False, step=lambda: b""))
     with one, other:
-        pipeline.listen(cast(EventSocket, events))
+        pipeline.readers[0].listen(cast(EventSocket, events))
 
     # The last one is after the groups were left: what had come is read, and nothing waited for.
     assert seen == [asked, (LAST_MS, 0)]
@@ -140,7 +141,7 @@ def test_sinks_get_an_event_in_their_forms(engine: Engine, monkeypatch: pytest.M
         monkeypatch.setattr(outbox, "put", seen.append)
         monkeypatch.setattr(outbox, "flush", lambda _: True)
     flow, stats = make_flow(7), Stats()
-    replay(engine, make_pipeline(engine, outboxes, stats=stats), [flow])
+    replay(make_pipeline(engine, outboxes, stats=stats), [flow])
 
     assert seen == [render(template, [flow]) for template in (journal.TEMPLATE, json.TEMPLATE, loki.TEMPLATE)]
     assert stats.events_accepted_total == 1
@@ -149,7 +150,7 @@ def test_sinks_get_an_event_in_their_forms(engine: Engine, monkeypatch: pytest.M
 def test_what_an_outbox_has_no_room_for_is_dropped_there_and_nowhere_else(engine: Engine) -> None:
     flows = make_flows(5)
     outboxes = [Gathering(5), Gathering(2), Gathering(0)]
-    replay(engine, make_pipeline(engine, outboxes), flows)
+    replay(make_pipeline(engine, outboxes), flows)
 
     assert [outbox.given for outbox in outboxes] == [
         [render(json.TEMPLATE, flows)],
@@ -167,8 +168,8 @@ def test_what_an_outbox_has_no_room_for_is_dropped_there_and_nowhere_else(engine
 def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) -> None:
     outbox, stats = Gathering(), Stats()
     pipeline = make_pipeline(engine, [outbox], parse("drop source address 10.0.0.1"), stats=stats)
-    replay(engine, pipeline, make_flows(3))
-    replay(engine, pipeline, [make_flow(1)])
+    replay(pipeline, make_flows(3))
+    replay(pipeline, [make_flow(1)])
 
     assert outbox.given == [render(json.TEMPLATE, [make_flow(0), make_flow(2)])]
     assert (stats.events_received_total, stats.events_accepted_total, stats.events_filtered_total) == (
@@ -176,7 +177,7 @@ def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) 
         2,
         2,
     )
-    assert pipeline.table.counts == [2, 2]
+    assert pipeline.tables[0].counts == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,8 @@ def test_an_address_is_looked_up_once_and_only_when_somebody_wants_it(
     databases = Databases({flows[0].dst: BERLIN})
     databases.cache = 100  # type: ignore[attr-defined]
     pipeline = make_pipeline(engine, [outbox], parse(*rules), databases)
-    replay(engine, pipeline, flows)
-    replay(engine, pipeline, flows)
+    replay(pipeline, flows)
+    replay(pipeline, flows)
 
     assert sorted(databases.asked) == sorted({flows[0].dst, *(flows[number].src for number in asked)})
     assert all(b'"city":"Berlin"' in given.text for given in outbox.given)

@@ -8,10 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd import document, values
+from conntrackd.bus import limits
+from conntrackd.bus.handlers import FLUSH_SECONDS
+from conntrackd.bus.interface import load
+from conntrackd.checks import CONNECT_SECONDS
+from conntrackd.config import MAX_RULE_FILE
+from conntrackd.control import TAILS_OF_ROOT
+from conntrackd.filter import cost, grammar
+from conntrackd.sinks.http import MAX_REPLY, MAX_SECRET
+from conntrackd.sinks.stream import FILE_MODE
+from conntrackd.tails import MAX_TAILS, MAX_UNREAD
+
 ROOT = Path(__file__).parent.parent
-# Where another process is started: nft, Python on geofile.py, a fork that watches the table; by conntrackctl
-# polkit's agent.
-STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py", "bus/agent.py"}
+# Where another process is started: Python on geofile.py, a fork that watches the table; by conntrackctl
+# polkit's agent, and systemctl and journalctl, which tell why there is no daemon.
+STARTERS = {"geoip.py", "guard.py", "bus/agent.py", "cli/unit.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"
@@ -131,6 +143,50 @@ def test_no_shell_is_started_where_programs_are(source: str) -> None:
 )
 def test_none_of_these_is(source: str) -> None:
     assert list(find_faults(source, "daemon.py")) == []
+
+
+def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:
+    table = (
+        (ROOT / "SECURITY.md").read_text().partition("**What a caller may cost.**")[2].partition("\n\n**")[0]
+    )
+    bounds = {
+        f"{grammar.MAX_RULES:,} rules of {grammar.MAX_LENGTH:,} characters",
+        f"{cost.MAX_CHARACTERS:,} characters, {cost.MAX_WORDS:,} words",
+        f"{cost.MAX_COMPARISONS:,} comparisons together",
+        f"{cost.MAX_TAIL_COMPARISONS:,} comparisons; {MAX_TAILS} tails, {MAX_UNREAD >> 20} MiB unread each",
+        f"{CONNECT_SECONDS:g} s for each receiver",
+        f"{limits.RATE:g} calls a second of a user, {limits.MAX_RUNNING} at a time",
+        f"{limits.MAX_BODY:,} bytes",
+        f"{FLUSH_SECONDS:g} s, in a thread of its own",
+        f"{document.MAX_FILE >> 20} MiB, {document.MAX_NODES:,} keys and values, {document.MAX_DEPTH} levels",
+        f"as TOML {document.MAX_TOML >> 10} KiB",
+        f"{MAX_RULE_FILE >> 20} MiB, of which the rules",
+        f"{MAX_SECRET >> 10} KiB",
+        f"{values.MAX_ITEMS:,} items of {values.MAX_TEXT:,} characters",
+        f"a rest of {['', '', '', 'three'][int(limits.REST)]} times what it took",
+        f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are root's",
+    }
+
+    assert [bound for bound in sorted(bounds) if bound not in table] == []
+    assert (limits.MAX_RULES, limits.MAX_TEXT) == (grammar.MAX_RULES, grammar.MAX_LENGTH)
+    assert limits.MAX_RULES_TEXT == cost.MAX_CHARACTERS
+    assert MAX_SECRET == MAX_REPLY
+
+
+def test_every_method_of_the_interface_is_in_the_table_of_costs() -> None:
+    table = (ROOT / "SECURITY.md").read_text().partition("**What a caller may cost.**")[2]
+    methods = {name for interface in load().values() for name in interface.methods}
+
+    assert {name for name in methods if f"`{name}`" not in table} <= {"ReloadFilter", "ResetFilter"}
+
+
+def test_files_of_events_are_for_the_group_and_spools_for_nobody_else() -> None:
+    unit = (ROOT / "systemd/conntrackd.service").read_text()
+    (mask,) = re.findall(r"(?m)^UMask=(\d+)$", unit)
+
+    assert FILE_MODE & ~int(mask, 8) == FILE_MODE == 0o640
+    assert "(mode 0640, " in (ROOT / "SECURITY.md").read_text()
+    assert "`sink.stream.writer` has mode 0640" in (ROOT / "README.md").read_text()
 
 
 def test_every_tool_of_the_development_environment_has_one_version() -> None:

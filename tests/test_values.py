@@ -1,7 +1,9 @@
 """Texts become values, and values texts; what does not fit is told, never raised as anything else."""
 
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -9,12 +11,15 @@ from hypothesis import strategies as st
 
 from conntrackd import values
 from conntrackd.flow import EventType
-from conntrackd.values import BadValueError, Kind
+from conntrackd.labels import LABELS, find_joined_label
+from conntrackd.options import LOKI_PATHS
+from conntrackd.values import BadValueError, Kind, find_one_typo
 
 SIZE = values.size(0, 1 << 40)
 DURATION = values.duration(0, 86_400)
 URL = values.url("udp", "tcp", "unix")
 HTTP = values.url("http", "https")
+LOKI = values.url("http", "https", endpoints=LOKI_PATHS)
 
 
 def parse(kind: Kind[Any], text: str) -> Any:
@@ -47,7 +52,7 @@ def parse(kind: Kind[Any], text: str) -> Any:
         (values.PROTOCOLS, "all", frozenset(range(256))),
         (values.PATHS, "/a, /b", (Path("/a"), Path("/b"))),
         (values.PATHS, "", ()),
-        (values.LABELS, "env=prod, team=a=b", (("env", "prod"), ("team", "a=b"))),
+        (LABELS, "env=prod, team=a=b", (("env", "prod"), ("team", "a=b"))),
         (values.RULES, "log any\n\n  drop any  ", ("log any", "drop any")),
         (values.WRITER, "stdout", "stdout"),
         (values.WRITER, "file:///var/log/x y", "file:///var/log/x y"),
@@ -84,19 +89,19 @@ def test_a_text_becomes_a_value(kind: Kind[Any], text: str, value: Any) -> None:
         (values.PATH, "", "", "is empty"),
         (values.PATH, "a\0b", "a\0b", "has control characters"),
         (values.PATH, "a" * 4097, "a" * 4097, "has more than 4096 characters"),
-        (values.NAME, "../x", "../x", "is no name of a network namespace"),
-        (values.NAME, "..", "..", "is no name of a network namespace"),
+        (values.NAMESPACE, "../x", "../x", "is no name of a network namespace"),
+        (values.NAMESPACE, "..", "..", "is no name of a network namespace"),
         (values.LOCALE, "english", "english", "is no language"),
         (values.WRITER, "stdot", "stdot", "is none of stdout, stderr, discard, file:///PATH"),
         (values.WRITER, "file:///", "file:///", "is none of stdout, stderr, discard, file:///PATH"),
-        (values.LABELS, "env", "env", "is no label"),
-        (values.LABELS, "1a=b", "1a", "is no name of a label"),
-        (values.LABELS, "__a=b", "__a", "is no name of a label"),
-        (values.LABELS, "src=b", "src", "would make one stream of each connection"),
-        (values.LABELS, "host=b", "host", "is a label that conntrackd sets itself"),
-        (values.LABELS, "a=b,a=c", "a", "is given twice"),
-        (values.LABELS, "a=x\x1b", "a=x\x1b", "has a value that is too long or has control characters"),
-        (values.LABELS, ",".join(f"a{n}=b" for n in range(12)), "", "has 12 labels, 10 are possible"),
+        (LABELS, "env", "env", "is no label"),
+        (LABELS, "1a=b", "1a", "is no name of a label"),
+        (LABELS, "__a=b", "__a", "is no name of a label"),
+        (LABELS, "src=b", "src", "would hide the field of that name"),
+        (LABELS, "prot=b", "prot", "is a label that conntrackd sets itself"),
+        (LABELS, "a=b,a=c", "a", "is given twice"),
+        (LABELS, "a=x\x1b", "a=x\x1b", "has a value that is too long or has control characters"),
+        (LABELS, ",".join(f"a{n}=b" for n in range(12)), "", "has 12 labels, 10 are possible"),
         (values.count(1, 10), "11", "11", "is not from 1 to 10"),
         (values.count(1, 10), "1.0", "1.0", "is no whole number"),
         (values.RULES, "x" * 4097, "x" * 4097, "has more than 4096 characters"),
@@ -146,15 +151,21 @@ KINDS: list[Kind[Any]] = [
     URL,
     HTTP,
     values.FLAG,
+    LOKI,
     values.TEXT,
-    values.NAME,
+    values.NAMESPACE,
+    values.HOSTNAME,
+    values.TENANT,
+    values.USER,
+    values.BUS,
+    values.SPOOL,
     values.LOCALE,
     values.PATH,
     values.PATHS,
     values.WRITER,
     values.PROTOCOLS,
     values.EVENTS,
-    values.LABELS,
+    LABELS,
     values.RULES,
     values.count(0, 9),
     values.one_of("a", "b"),
@@ -184,3 +195,142 @@ def test_a_quoted_text_is_short_and_acts_on_no_terminal(text: str) -> None:
 
     assert quoted.isprintable()
     assert values.quote("x" * 1000) == f"'{'x' * 60}...'"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("http://loki:3100/loki/api/v1/push", "http://loki:3100"),
+        ("http://loki:3100/loki/api/v1/push/", "http://loki:3100"),
+        ("https://gateway/tenant/loki/api/v1/push", "https://gateway/tenant"),
+        ("https://gateway/loki", "https://gateway/loki"),
+        ("http://loki:3100/loki/api/v1", "http://loki:3100"),
+        ("http://loki:3100/api/prom/push", "http://loki:3100"),
+        ("http://loki:3100/ready", "http://loki:3100"),
+        ("http://loki-loki/api/v1/push.example", "http://loki-loki/api/v1/push.example"),
+    ],
+)
+def test_the_path_of_an_endpoint_belongs_to_the_base_address(text: str, value: str) -> None:
+    assert parse(LOKI, text) == value
+
+
+@pytest.mark.parametrize("text", ["http://[fe80::1%25eth0]:3100", "http://[fe80::1%eth0]:3100"])
+def test_a_zone_is_written_with_or_without_its_escape(text: str) -> None:
+    value = parse(HTTP, text)
+
+    assert (urlsplit(value).hostname, urlsplit(value).port) == ("fe80::1%eth0", 3100)
+    assert parse(HTTP, value) == value
+
+
+@pytest.mark.parametrize("scheme", ["udp", "tcp"])
+def test_an_address_with_a_zone_is_one_for_the_system(scheme: str) -> None:
+    host = urlsplit(parse(URL, f"{scheme}://[fe80::1%25lo]:514")).hostname
+
+    assert socket.getaddrinfo(host, 514)[0][4] == ("fe80::1", 514, 0, socket.if_nametoindex("lo"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("http://[fe80::1%]", "is no address"),
+        ("http://[fe80::1%25a/b]", "is no address"),
+        ("http://[fe80::1%25a b]", "has a space, query or fragment"),
+        ("http://[fe80::1%25averyveryverylongname]", "has no name of an interface behind the %"),
+        ("http://host%eth0", "has no name of an interface behind the %"),
+        ("http://a..b", "has a host that cannot be looked up"),
+        (f"http://{'a' * 64}", "has a host that cannot be looked up"),
+    ],
+)
+def test_a_host_that_nobody_can_reach_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadValueError) as caught:
+        parse(HTTP, text)
+
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("text", ["東京", "münchen", " a", "..", "a/b", "a\\b"])
+def test_a_tenant_that_cannot_be_sent_is_refused(text: str) -> None:
+    with pytest.raises(BadValueError):
+        parse(values.TENANT, text)
+
+
+@pytest.mark.parametrize("text", ["a", "team-1", "a b", "a|b", "x@y"])
+def test_a_tenant_may_be_what_loki_takes(text: str) -> None:
+    assert parse(values.TENANT, text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["unix:path=/run/a", "tcp:host=::1,port=5;unix:abstract=b", "unix:path=/x,guid=1"]
+)
+def test_an_address_of_a_bus_is_as_dbus_writes_it(text: str) -> None:
+    assert parse(values.BUS, text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["/run/dbus/socket", "unix:", "unix:path", "unix:path=", "unix://run/a", "a b"]
+)
+def test_what_no_bus_has_for_an_address_is_refused(text: str) -> None:
+    with pytest.raises(BadValueError, match="is no address of a bus"):
+        parse(values.BUS, text)
+
+
+def test_a_user_has_no_colon() -> None:
+    with pytest.raises(BadValueError):
+        parse(values.USER, "a:b")
+
+
+@pytest.mark.parametrize("text", ["/proc/1/ns/net", "/run/docker/netns/default", "office"])
+def test_a_namespace_has_a_name_or_a_path(text: str) -> None:
+    assert parse(values.NAMESPACE, text) == text
+
+
+def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -> None:
+    own = "host=edge1,service_name=fw"
+    many = ",".join(f"a{n}=b" for n in range(10))
+
+    assert parse(LABELS, f"{own},{many}")[:2] == (("host", "edge1"), ("service_name", "fw"))
+    with pytest.raises(BadValueError, match="has 11 labels, 10 are possible"):
+        parse(LABELS, f"{many},b=c")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a=1 b=2", "a"), ("x=y,site=Hall 3", ""), ("x=y,a=1 b2=3", "a"), ("a=b=c", "")]
+)
+def test_a_label_that_holds_another_is_noticed(text: str, name: str) -> None:
+    assert find_joined_label(parse(LABELS, text)) == name
+
+
+@given(st.text("ABC_", max_size=6), st.text("ABC_", max_size=6))
+def test_one_typo_is_one_key_too_much_too_little_wrong_or_too_early(word: str, other: str) -> None:
+    def vary(text: str) -> set[str]:
+        less = {text[:n] + text[n + 1 :] for n in range(len(text))}
+        wrong = {text[:n] + char + text[n + 1 :] for n in range(len(text)) for char in "ABC_"}
+        early = {text[:n] + text[n : n + 2][::-1] + text[n + 2 :] for n in range(len(text) - 1)}
+        return less | wrong | early
+
+    expected = word != other and (other in vary(word) or word in vary(other))
+    assert (find_one_typo(word, [other]) == other) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("stauts", "status"),
+        ("stast", "stats"),
+        ("stat", "stats"),
+        ("satus", "status"),
+        ("STATS", "stats"),
+        ("reload-fliter", "reload-filter"),
+        ("zzz", None),
+    ],
+)
+def test_the_nearest_word_is_that_of_the_fewest_slips_of_the_fingers(word: str, meant: str | None) -> None:
+    assert values.find_near(word, ["stats", "status", "reload", "reload-filter", "tail"]) == meant
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "edits"),
+    [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("ca", "abc", 3), ("abc", "abd", 1)],
+)
+def test_edits_are_counted_with_neighbours_that_change_places(word: str, other: str, edits: int) -> None:
+    assert values.count_edits(word, other) == values.count_edits(other, word) == edits

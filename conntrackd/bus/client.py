@@ -162,7 +162,8 @@ class Client:
         self._serial += 1
         header = wire.Header(
             wire.METHOD_CALL,
-            wire.ALLOW_INTERACTIVE_AUTHORIZATION,
+            # Who looks starts nothing: the bus may know how to.
+            wire.ALLOW_INTERACTIVE_AUTHORIZATION | wire.NO_AUTO_START,
             self._serial,
             path=path,
             interface=interface,
@@ -234,7 +235,7 @@ class Client:
             raise NotRunningError(
                 f"there is no D-Bus to reach conntrackd over: {text}",
                 place=self._address,
-                hint="the daemon works without it, and is seen by: pgrep -a conntrackd",
+                hint="the daemon works without it, and is seen by: pgrep -af 'conntrackd run'",
             ) from error
         self._socket.settimeout(PASSWORD_SECONDS if os.isatty(0) else ANSWER_SECONDS)
         self._exchange(BUS, BUS_PATH, BUS, "Hello", "", [])

@@ -4,8 +4,12 @@ daemon.py implements Control; tests implement it with a recorder.
 """
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
+"""Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,9 @@ class Listener(Protocol):
         """Its state or last error; or it came, or went."""
 
     def log_level_changed(self) -> None:
+        """To be read again from status()."""
+
+    def problems_changed(self) -> None:
         """To be read again from status()."""
 
 

@@ -1,18 +1,20 @@
 """How much a caller may ask for: sizes and numbers of everything that he chooses, and calls in a time."""
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from conntrackd.errors import ConntrackdError
 
-# What the filter language takes (issue: 1,000 rules of 4,096 characters) is what the bus carries.
+# What the filter language takes (filter/cost.py) is what the bus carries.
 MAX_RULES: Final = 1000
 MAX_TEXT: Final = 4096
+MAX_RULES_TEXT: Final = 256 << 10
 # A list of rules as long as it may be; each string has a length, an end and up to 3 bytes of padding.
-MAX_RULES_BODY: Final = MAX_RULES * (MAX_TEXT + 8) + 64
+MAX_RULES_BODY: Final = MAX_RULES_TEXT + MAX_RULES * 8 + 64
 # Any other call: two names and a word.
 MAX_BODY: Final = 2 * MAX_TEXT
 MAX_ERROR_TEXT: Final = 65536
@@ -26,6 +28,10 @@ MAX_CALLERS: Final = 1024  # bus names whose user is remembered
 # Seconds in which nothing is read from the bus for each call that was refused for its rate.
 PAUSE: Final = 0.001
 MAX_PAUSE: Final = 0.02
+# After a call that took its time, nobody of the same kind has a turn for so many times as long: whoever may
+# only look gets a quarter of one core, however often he asks.
+REST: Final = 3.0
+MAX_REST: Final = 3.0
 
 
 class LimitError(ConntrackdError):
@@ -94,3 +100,22 @@ class Running:
             self._counts[user] -= 1
             if not self._counts[user]:
                 del self._counts[user]
+
+
+class Turns:
+    """Calls that take time and memory, one after the other, with a rest after each."""
+
+    def __init__(self, rest: float = 0.0) -> None:
+        self._lock = asyncio.Lock()
+        self._rest = rest
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Inside it is the caller's turn. The rest begins when he is done: it is the next one who waits."""
+        await self._lock.acquire()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            yield
+        finally:
+            loop.call_later(min((loop.time() - began) * self._rest, MAX_REST), self._lock.release)

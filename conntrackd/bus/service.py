@@ -8,7 +8,7 @@ from typing import Final
 from conntrackd.bus import interface
 from conntrackd.bus.connection import BUS, Connection
 from conntrackd.bus.control import Control
-from conntrackd.bus.limits import Limiter
+from conntrackd.bus.limits import REST, Limiter, Turns
 from conntrackd.bus.objects import Objects
 from conntrackd.bus.session import Session
 from conntrackd.bus.signals import Signals
@@ -41,8 +41,10 @@ class BusService:
         self._signals = Signals(control, self._objects, self._interfaces)
         # Lives longer than a connection, so that nobody gets a new allowance by breaking one.
         self._limiter = Limiter()
+        self._turns = (Turns(), Turns(REST))
         self._delay = FIRST_DELAY
-        self._told = ""
+        self._told: set[object] = set()
+        self._is_asked_for = self._address != SYSTEM_BUS
         self.ready = asyncio.Event()
         """Set while the name is owned and calls are answered."""
         control.subscribe(self._signals)
@@ -58,10 +60,18 @@ class BusService:
             self._delay = min(self._delay * 2, LONGEST_DELAY)
 
     def _complain(self, error: Exception) -> None:
-        """Once for each reason: the attempts go on for as long as the daemon runs."""
+        """Once for each kind of reason: the attempts go on for as long as the daemon runs.
+
+        Of a kind, and not of a text, which may name a connection that is another one each time.
+        """
         text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        if text != self._told:
-            self._told = text
+        kind = getattr(error, "errno", None) or getattr(error, "name", None) or type(error)
+        if kind in self._told:
+            return
+        self._told.add(kind)
+        if isinstance(error, FileNotFoundError) and not self._is_asked_for:
+            logger.info("bus: there is none here, so that conntrackctl cannot be used; waiting for one")
+        else:
             logger.warning("bus: %s: %s, retrying", self._address, text)
 
     async def _serve(self) -> None:
@@ -72,14 +82,15 @@ class BusService:
         )
         try:
             await asyncio.wait_for(bus.connect(), CONNECT_SECONDS)
-            session = Session(bus, self._objects, self._interfaces, self._limiter)
+            session = Session(bus, self._objects, self._interfaces, self._limiter, self._turns)
             bus.add_message_handler(session.take)
             bus.take_over()
             reply = await bus.ask(BUS, "RequestName", "su", [interface.NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
             if reply[0] != PRIMARY_OWNER:
                 raise UnavailableError(f"{interface.NAME} is owned by another process")
             self._signals.attach(bus)
-            self._delay, self._told = FIRST_DELAY, ""
+            self._delay = FIRST_DELAY
+            self._told.clear()
             self.ready.set()
             logger.info("bus: %s is on %s", interface.NAME, self._address)
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from dbus_fast import Message, MessageFlag, MessageType
 from conntrackd.bus import limits, wire
 from conntrackd.bus.callers import Callers
 from conntrackd.bus.connection import Connection, RemoteError, make_error
+from conntrackd.bus.control import asked_by_root
 from conntrackd.bus.interface import CONTROL, INFO, MANAGER_PATH, OBSERVE, Interface, Method
 from conntrackd.bus.objects import (
     INTROSPECTABLE,
@@ -24,7 +26,7 @@ from conntrackd.bus.objects import (
     UnknownMethodError,
     to_body,
 )
-from conntrackd.bus.polkit import Polkit
+from conntrackd.bus.polkit import ROOT, Polkit
 from conntrackd.errors import ConntrackdError, NotPermittedError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ Reply = tuple[str, list[Any]]
 Answer = Callable[["Call"], Awaitable[Reply]]
 
 MACHINE_ID: Final = Path("/etc/machine-id")
+# Of what takes no rules, what takes time all the same.
+SLOW: Final = ("Doctor", "ExplainFilter")
 
 
 class ArgumentsError(ConntrackdError):
@@ -55,7 +59,12 @@ class Session:
     """Answers what comes over one connection, for as long as it lasts."""
 
     def __init__(
-        self, bus: Connection, objects: Objects, interfaces: dict[str, Interface], limiter: limits.Limiter
+        self,
+        bus: Connection,
+        objects: Objects,
+        interfaces: dict[str, Interface],
+        limiter: limits.Limiter,
+        turns: tuple[limits.Turns, limits.Turns],
     ) -> None:
         self._bus = bus
         self._objects = objects
@@ -65,6 +74,8 @@ class Session:
         self._running = limits.Running()
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._changing = asyncio.Lock()
+        # What anybody asks never stands before what root asks, and neither before a change.
+        self._turns_of_root, self._turns_of_others = turns
         self._committed: set[asyncio.Task[None]] = set()
         self._descriptors: set[int] = set()  # on their way to a caller
         self._long = {
@@ -170,14 +181,23 @@ class Session:
         _check_signature(call.message, method.in_signature)
         limits.check_arguments(call.message.body)
         handler = getattr(target, method.handler)
+        asked_by_root.set(call.user == ROOT)
         if method.action != CONTROL:
-            return _to_reply(method, await handler(*call.message.body))
+            async with self._find_turns(call, method):
+                return _to_reply(method, await handler(*call.message.body))
         async with self._changing:
             task = asyncio.current_task()
             assert task is not None
             self._committed.add(task)
             logger.info("bus: user %d: %s", call.user, method.name)
             return _to_reply(method, await handler(*call.message.body))
+
+    def _find_turns(self, call: Call, method: Method) -> AbstractAsyncContextManager[None]:
+        """What a call that takes time has to wait for: others of its kind, and root for root's alone."""
+        if method.name not in self._long and method.name not in SLOW:
+            return nullcontext()
+        turns = self._turns_of_root if call.user == ROOT else self._turns_of_others
+        return turns.take()
 
     async def _authorize(self, call: Call, action: str) -> None:
         await self._polkit.check(call.message.sender or "", call.user, action, interactive=call.interactive)

@@ -12,6 +12,8 @@ from conntrackd.bus.objects import OBJECT_MANAGER, PROPERTIES, Objects, to_body
 
 # Changes of this time are told together.
 GATHER_SECONDS: Final = 0.1
+# Some changes nobody tells, such as a problem that is over: they are looked for this often.
+LOOK_SECONDS: Final = 2.0
 MAX_COUNT: Final = (1 << 64) - 1
 
 
@@ -29,6 +31,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bus: Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._filter = False
         self._lost = 0
         self._known: dict[str, dict[str, Any]] = {}  # properties that were told last, by path
@@ -45,6 +48,9 @@ class Signals:
         self._tell(self._note)
 
     def log_level_changed(self) -> None:
+        self._tell(self._note)
+
+    def problems_changed(self) -> None:
         self._tell(self._note)
 
     def _tell(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
@@ -64,13 +70,20 @@ class Signals:
         self._bus = bus
         self._filter, self._lost = False, 0
         self._known = self._read()
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def detach(self) -> None:
         """There is no connection."""
         self._loop = self._bus = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._looking):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._looking = None
+
+    def _look(self) -> None:
+        self._note()
+        if self._loop is not None:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _note_filter(self) -> None:
         self._filter = True

@@ -48,7 +48,7 @@ def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
 def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
     if action.choices is not None:
         return tuple(map(str, action.choices))
-    if action.metavar == "NAME":
+    if action.metavar == "NAME" and not action.option_strings:
         return tuple(kind.name for kind in SINKS)
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
     is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}

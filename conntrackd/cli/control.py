@@ -94,8 +94,11 @@ def render_status(
         f"log level: {properties['LogLevel']}",
     ]
     lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]
-    if properties["RunTimeChanges"]:
-        lines.append(f"run time:  {', '.join(properties['RunTimeChanges'])}: until a reload or restart")
+    changes = [each for each in properties["RunTimeChanges"] if not (ends and each == "filter")]
+    if ends:
+        lines.append(f"run time:  filter: for {render_age(ends)} more")
+    if changes:
+        lines.append(f"run time:  {', '.join(changes)}: until a reload or restart")
     return lines + [f"problem:   {each}" for each in problems]
 
 

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
+from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
+from conntrackd.cli.daemonlink import explain_silence
 from conntrackd.cli.verb import HelpFormatter, Verb
-from conntrackd.errors import UsageError
+from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
+VERSION_HELP: Final = "print the version"
 VERBS: Final[tuple[Verb, ...]] = (
     *control.VERBS,
     *stats.VERBS,
@@ -49,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
     parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
     for verb in VERBS:
@@ -73,7 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
     chosen = build_parser().parse_args(arguments)
-    status: int = chosen.run(chosen)
+    try:
+        status: int = chosen.run(chosen)
+    except UnavailableError as error:
+        raise explain_silence(error, chosen) from error
     return status
 
 

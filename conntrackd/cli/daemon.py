@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from conntrackd.daemon import Sources
 
 PROGRAM: Final = "conntrackd"
+FLAGS: Final = frozenset(option.flag for option in OPTIONS)
 RUN_USAGE: Final = "conntrackd run [--config PATH] [--OPTION VALUE]..."
-CHECK_USAGE: Final = "conntrackd check [--config PATH] [--OPTION VALUE]..."
+CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTION VALUE]..."
+FRAGMENT: Final = "a file of conntrackd.d, alone: what it needs of others is not asked"
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    version = f"{PROGRAM} {VERSION}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, usage, text, function in (
         ("run", RUN_USAGE, "listen, and log what the filter keeps", run),
@@ -52,7 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
         )
         each.add_argument("--config", metavar="PATH", help="read this file and no other")
         add_flags(each)
-        each.set_defaults(run=function, known=["--config", *(option.flag for option in OPTIONS)])
+        known = ["--config", *(option.flag for option in OPTIONS)]
+        if function is check:
+            each.add_argument("--fragment", metavar="PATH", type=Path, help=FRAGMENT)
+            known.append("--fragment")
+        each.set_defaults(run=function, known=known)
     each = commands.add_parser(
         "record",
         help="write raw netlink messages to a file",
@@ -61,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     each.add_argument("file", metavar="FILE", type=Path, help="where to; a file that exists is replaced")
     each.add_argument("--count", metavar="N", type=int, help="stop after N messages")
-    each.add_argument("--netns", metavar="NAME", help="network namespace to listen in")
+    each.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
     each.set_defaults(run=record, known=["--count", "--netns"])
     each = commands.add_parser("version", help="print the version", formatter_class=HelpFormatter)
     each.set_defaults(run=show_version, known=[])
@@ -80,10 +88,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Say what `run` would refuse."""
-    from conntrackd import daemon  # noqa: PLC0415
+    from conntrackd.config import raise_mistakes, read_fragment  # noqa: PLC0415
+    from conntrackd.verify import verify  # noqa: PLC0415
 
-    config = daemon.check(_read_sources(arguments))
-    print("\n".join(f"{path}: good" for path in config.paths) or "no configuration file; the rest is good")
+    if arguments.fragment is None:
+        result = verify(_read_sources(arguments).examine())
+    elif arguments.config is not None or collect_flags(arguments):
+        raise UsageError("--fragment is about one file alone, and other settings are given")
+    else:
+        result = verify(read_fragment(arguments.fragment))
+    for warning in result.warnings:
+        report.warn(PROGRAM, warning)
+    for text in result.untried:
+        report.say(PROGRAM, f"not tried: {text}")
+    raise_mistakes(result.mistakes)
+    paths = result.config.paths
+    print("\n".join(f"{path}: good" for path in paths) or "no configuration file; the rest is good")
     return 0
 
 
@@ -118,9 +138,16 @@ def _read_sources(arguments: argparse.Namespace) -> "Sources":
     return Sources(collect_flags(arguments), dict(os.environ), path)
 
 
+def _spell(text: str) -> str:
+    """`--filter-file` is `--filter_file`: other programs write their options so."""
+    name, equals, value = text.partition("=")
+    flag = "--" + name.removeprefix("--").replace("-", "_")
+    return flag + equals + value if flag in FLAGS and name.startswith("--") else text
+
+
 def parse_and_run(texts: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
-    arguments, unknown = build_parser().parse_known_args(texts)
+    arguments, unknown = build_parser().parse_known_args([_spell(text) for text in texts])
     if unknown:
         raise explain_unknown(unknown, arguments.known)
     status: int = arguments.run(arguments)

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.errors import show_controls
+from conntrackd.errors import UnavailableError, show_controls
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.bus.client import Client
@@ -38,6 +38,17 @@ def connect(arguments: Namespace) -> "Client":
     from conntrackd.bus.client import Client  # noqa: PLC0415
 
     return Client(arguments.bus_address, os.environ)
+
+
+def explain_silence(error: UnavailableError, arguments: Namespace) -> UnavailableError:
+    """An error as it is, or, where there is no daemon, with the reason why."""
+    from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
+
+    if not isinstance(error, NotRunningError) or arguments.bus_address:
+        return error
+    from conntrackd.cli import unit  # noqa: PLC0415
+
+    return unit.explain(error, os.environ)
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401  # whatever JSON can hold

@@ -1,35 +1,49 @@
 """conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
 
 import os
+import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.daemonlink import add_json, connect, print_json, print_lines, wrap
+from conntrackd.cli.daemonlink import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import show_controls
 
 MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
 INDENT: Final = 9
+KEYS: Final = ("severity", "check", "message", "remedy")
+# What the remedies begin with that only root can do.
+ROOT_COMMANDS: Final = frozenset(
+    {"apt", "echo", "geoipupdate", "ip", "modprobe", "nsenter", "sysctl", "systemctl", "timedatectl"}
+)
 Row = tuple[str, str, str, str]
 
 
 def show_findings(arguments: Namespace) -> int:
     """4 where there is a warning or an error."""
-    rows = find_rows(arguments)
+    severities = []
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    is_root = os.geteuid() == 0
+    rows = []
+    for severity, check, message, remedy in find_rows(arguments):
+        row = (severity, check, message, address_reader(remedy, is_root=is_root))
+        severities.append(severity)
+        if arguments.json:
+            rows.append(dict(zip(KEYS, row, strict=True)))
+        else:
+            print_findings([row], colour=colour)
     if arguments.json:
-        keys = ("severity", "check", "message", "remedy")
-        print_json([dict(zip(keys, row, strict=True)) for row in rows])
-    else:
-        print_findings(rows, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    return DEGRADED if any(row[0] in {"warning", "error"} for row in rows) else 0
+        print_json(rows)
+    return DEGRADED if {"warning", "error"} & set(severities) else 0
 
 
-def find_rows(arguments: Namespace) -> list[Row]:
-    """The daemon's own findings; where none runs, those from here."""
+def find_rows(arguments: Namespace) -> Iterator[Row]:
+    """The daemon's own findings; where none runs, those from here, of which some take seconds."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
     from conntrackd.checks import HIDDEN  # noqa: PLC0415
 
@@ -37,18 +51,39 @@ def find_rows(arguments: Namespace) -> list[Row]:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
     except NotRunningError as error:
-        return [("error", "daemon", error.message, error.hint), *examine_here()]
-    rows: list[Row] = [("ok", "daemon", "conntrackd runs", ""), *findings]
-    if any(row[1] == HIDDEN for row in rows):
-        rows = [row for row in rows if row[1] != HIDDEN] + examine_kernel_here()
-    return rows
+        told = explain_silence(error, arguments)
+        yield "error", "daemon", "\n".join(filter(None, (told.message, told.excerpt))), told.hint
+        yield from examine_here()
+        return
+    yield "ok", "daemon", "conntrackd runs", ""
+    yield from (row for row in findings if row[1] != HIDDEN)
+    if any(row[1] == HIDDEN for row in findings):
+        yield from examine_kernel_here()
+
+
+def address_reader(remedy: str, *, is_root: bool) -> str:
+    """The line for who reads it: an ordinary user needs sudo, for the whole of it."""
+    if is_root or remedy.partition(" ")[0] not in ROOT_COMMANDS:
+        return remedy
+    line, comment, note = remedy.partition("  # ")
+    return (f"sudo sh -c {shlex.quote(line)}" if ";" in line else f"sudo {line}") + comment + note
 
 
 def examine_kernel_here() -> list[Row]:
-    """The kernel's settings, where the daemon's sandbox hides them from it."""
+    """The kernel's settings, where the daemon's sandbox hides them from it; in the namespace it watches."""
     from conntrackd.checks import check_kernel  # noqa: PLC0415
+    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.errors import ConntrackdError  # noqa: PLC0415
+    from conntrackd.netlink.namespace import enter  # noqa: PLC0415
+    from conntrackd.options import CONNTRACK_NETNS  # noqa: PLC0415
 
-    rows = [(each.severity, each.check, each.message, each.remedy) for each in check_kernel(Path("/"), None)]
+    try:
+        config = read_config({}, os.environ, None)
+        with enter(config[CONNTRACK_NETNS]):
+            found = list(check_kernel(Path("/"), None, config))
+    except ConntrackdError as error:
+        return [("note", "settings", f"the kernel's settings cannot be seen from here: {error.message}", "")]
+    rows = [(each.severity, each.check, each.message, each.remedy) for each in found]
     return [row for row in rows if row[1] != "tracking"]
 
 
@@ -69,11 +104,14 @@ def print_findings(rows: list[Row], *, colour: bool) -> None:
     """A line each, and below it the line that mends it, which is in one piece to be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)
-        text = wrap(show_controls(f"{mark}  {check}: {message}"), INDENT)
+        first, _, more = message.partition("\n")
+        text = wrap(show_controls(f"{mark}  {check}: {first}"), INDENT)
         if colour:
             text = f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m{text.removeprefix(mark)}"
         print(text)
+        print_lines([f"{' ' * INDENT}{line}" for line in more.splitlines()])
         print_lines([f"{' ' * INDENT}mend: {remedy}"] if remedy else [])
+    sys.stdout.flush()  # what comes next may take its time
 
 
 VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)

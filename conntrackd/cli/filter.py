@@ -2,17 +2,18 @@
 
 import json
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.daemonlink import add_bus, connect, print_lines
+from conntrackd.cli.daemonlink import add_bus, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
-from conntrackd.errors import DataError, ManyErrors, UsageError
+from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config import Config
@@ -39,6 +40,7 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
 
 def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
 
 
@@ -60,24 +62,56 @@ def add_test_arguments(parser: ArgumentParser) -> None:
 
 def check(arguments: Namespace) -> int:
     """Tell all mistakes of the rules, and warn of those that can never match."""
+    if arguments.json:
+        return check_as_json(arguments)
     rules = read_rules(read_settings(arguments))
     warn_unreachable(rules)
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
 
 
+def check_as_json(arguments: Namespace) -> int:
+    """The same as one object on stdout; the exit status is that of the mistakes."""
+    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
+    from conntrackd.filter.render import render  # noqa: PLC0415
+
+    try:
+        rules = read_rules(read_settings(arguments))
+    except ConntrackdError as error:
+        mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
+        print_json({"rules": [], "mistakes": [to_json(each) for each in mistakes], "warnings": []})
+        return error.exit_status
+    warnings = [to_json(each.to_warning()) for each in find_unreachable(rules)]
+    print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
+    return 0
+
+
+def to_json(error: ConntrackdError) -> dict[str, str]:
+    """What is wrong, where, and what to do."""
+    return {
+        "message": error.message,
+        "place": error.place,
+        "excerpt": error.excerpt,
+        "hint": error.hint,
+    }
+
+
 def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to Python."""
     if arguments.running:
         return explain_running(arguments)
-    from conntrackd.filter.explain import explain_rules  # noqa: PLC0415
+    from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415
     from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
 
     config = read_settings(arguments)
     rules = read_rules(config)
     warn_unreachable(rules)
     protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-    print(explain_rules(rules, protocols, events, core=arguments.core, listing=arguments.bpf))
+    wanted = {"core": arguments.core, "listing": arguments.bpf}
+    if arguments.json:
+        print_json(to_object(list_sections(rules, protocols, events, **wanted)))
+    else:
+        print(explain_rules(rules, protocols, events, **wanted))
     return 0
 
 
@@ -90,8 +124,33 @@ def explain_running(arguments: Namespace) -> int:
             "--core and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
         )
     with connect(arguments) as client:
-        print_lines(client.call("ExplainFilter", "as", [])[0].splitlines())
+        lines = client.call("ExplainFilter", "as", [])[0].splitlines()
+    if arguments.json:
+        print_json(to_object(parse_sections(lines)))
+    else:
+        print_lines(lines)
     return 0
+
+
+def parse_sections(lines: Sequence[str]) -> dict[str, list[str]]:
+    """The daemon's explanation by its headings, as list_sections() of filter/explain.py has it."""
+    found: dict[str, list[str]] = {}
+    here: list[str] = []
+    for line in lines:
+        if line and not line.startswith(" "):
+            here = found[line] = []
+        elif line:
+            here.append(line.removeprefix("  "))
+    return found
+
+
+def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
+    """The stable form: the rules alone, and what else there is by a name of its own."""
+    words = {title.lower().replace(" ", "_"): lines for title, lines in sections.items()}
+    rules = [match[1] for line in words.pop("rules", []) if (match := re.fullmatch(r" *\d+  (.*)", line))]
+    settings = dict(line.split(": ", 1) for line in words.pop("settings", []))
+    groups = [line for line in words.pop("groups_joined", []) if not line.startswith("none")]
+    return {"rules": rules, "settings": settings, "groups": ", ".join(groups).lower().split(", "), **words}
 
 
 def try_out(arguments: Namespace) -> int:
@@ -142,10 +201,10 @@ def read_rules(config: "Config") -> "list[Rule]":
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
     """To stderr, for each rule that can never match."""
-    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
+    from conntrackd.filter.never import find_warnings  # noqa: PLC0415
 
-    for each in find_unreachable(rules):
-        report.warn(PROGRAM, each.to_warning())
+    for warning in find_warnings(rules):
+        report.warn(PROGRAM, warning)
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:

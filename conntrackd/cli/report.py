@@ -1,5 +1,6 @@
 """An error -> stderr and exit status. The only sys.exit."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from conntrackd.errors import (
     find_place,
     show_controls,
 )
+from conntrackd.resources import explain_descriptors
 
 # sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR), or one that may
 # be over at the next start (EX_TEMPFAIL)
@@ -27,6 +29,7 @@ def run(program: str, function: Callable[[], int | None]) -> NoReturn:
 
     A reader that goes away (`| head`) has had enough: that is no failure, and nothing is said.
     """
+    fill_standard()
     try:
         status = function() or 0
         sys.stdout.flush()
@@ -38,6 +41,21 @@ def run(program: str, function: Callable[[], int | None]) -> NoReturn:
     except Exception as error:  # the edge: no traceback ever reaches a user
         status = report(program, error)
     sys.exit(status)
+
+
+def fill_standard() -> None:
+    """Lead standard streams that are closed nowhere.
+
+    Else the next file or socket gets such a number, and whatever is printed goes into it. `sys.__stdout__`
+    stays None, so that who was to write events there can say that it is closed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number there is
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def report(program: str, error: Exception) -> int:
@@ -62,6 +80,8 @@ def report(program: str, error: Exception) -> int:
                 f"{error}\nhint: a library is not installed for this Python, or has no memory to load",
             )
             return UnavailableError.exit_status
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return report(program, explain_descriptors(error))
         case OSError():
             where = f"{error.filename}: " if error.filename is not None else ""
             say(program, f"{where}{error.strerror or error}")

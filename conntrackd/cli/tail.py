@@ -85,7 +85,7 @@ def render_json(record: Mapping[str, Any], colour: bool) -> str:
 
 def render_short(record: Mapping[str, Any], colour: bool) -> str:
     """One line: time, event, protocol, ends, and what else there is to say."""
-    time, kind = str(record.get("time", ""))[11:23], str(record.get("type", ""))
+    time, kind = render_time(str(record.get("time", ""))), str(record.get("type", ""))
     if kind == "LOST":
         return paint(f"{time} {show_line(record.get('msg', ''))}", kind, colour)
     ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
@@ -96,6 +96,16 @@ def render_short(record: Mapping[str, Any], colour: bool) -> str:
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
     rest = f"  {', '.join(extra)}" if extra else ""
     return f"{time} {paint(text, kind, colour)}{show_line(rest)}"
+
+
+def render_time(text: str) -> str:
+    """The time of day here, as `status` has it; JSON and the full form have UTC."""
+    from datetime import datetime  # noqa: PLC0415  # for people alone
+
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    except (ValueError, OverflowError):
+        return text[11:23]
 
 
 def render_full(record: Mapping[str, Any], colour: bool) -> str:

@@ -46,11 +46,16 @@ class Talkers:
         self._rows: dict[str, tuple[int, int]] = {}
         self.events = 0
         self.lost = 0
+        self.gaps = 0
+        """Losses of which the number is not known."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One record of a tail."""
         if record.get("type") == "LOST":
-            self.lost += int(record["lost"])
+            # Of some losses nobody knows the number: a stop, what the kernel merged into later events.
+            lost = record.get("lost")
+            self.lost += lost or 0
+            self.gaps += lost is None
             return
         self.events += 1
         key = find_key(record, self._by)
@@ -144,7 +149,7 @@ def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  
 def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
     """The stable form of one view."""
     rows = [{"key": key, "events": events, "bytes": size} for key, events, size in talkers.list(SHOWN)]
-    return {"by": by, "events": talkers.events, "lost": talkers.lost, "top": rows}
+    return {"by": by, "events": talkers.events, "lost": talkers.lost, "gaps": talkers.gaps, "top": rows}
 
 
 def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
@@ -153,6 +158,7 @@ def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
     from rich.text import Text  # noqa: PLC0415
 
     lost = f", {talkers.lost} lost" if talkers.lost else ""
+    lost += f", {talkers.gaps} gap{'' if talkers.gaps == 1 else 's'} of unknown size" if talkers.gaps else ""
     table = Table(title=f"{talkers.events} events{lost}", expand=True)
     table.add_column(by.upper(), overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("EVENTS", justify="right")

@@ -9,7 +9,7 @@ from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered, join, pack, unpack
 from conntrackd.render.template import Template
 
-# The first byte on disk. No batch of a version before 2.1 begins with one of them.
+# The first byte on disk. Nothing that a version before 2.1 stored begins with one of them.
 EVENTS, LOSS = b"E", b"L"
 
 
@@ -56,6 +56,11 @@ def pack_batch(batch: Batch) -> bytes:
         return EVENTS + compress([pack(join(batch.parts))])
     lost = batch.lost
     return LOSS + json.dumps([lost.count, lost.since, lost.until, lost.where, lost.reason]).encode()
+
+
+def is_packed(data: bytes) -> bool:
+    """Whether pack_batch() made it, and not a version before 2.1."""
+    return data[:1] in (EVENTS, LOSS)
 
 
 def unpack_batch(data: bytes) -> Batch:

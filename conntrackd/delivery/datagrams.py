@@ -141,7 +141,7 @@ class DatagramSocket:
                 self._socket.close()
         return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def find_error(self) -> int:
+    def read_error(self) -> int:
         """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 

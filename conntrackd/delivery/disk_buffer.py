@@ -7,7 +7,8 @@ from threading import Condition
 from typing import Final
 
 from conntrackd.delivery.backoff import Repeats
-from conntrackd.delivery.batch import Batch, pack_batch, unpack_batch
+from conntrackd.delivery.batch import Batch, is_packed, pack_batch, unpack_batch
+from conntrackd.delivery.old_spool import read_old_payload
 from conntrackd.delivery.spool import Parcel, Row, SpoolDamagedError, SpoolError, Store
 from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
@@ -104,15 +105,15 @@ class DiskBuffer:
         lost, self._lost = self._lost, None
         return lost
 
-    def find_first(self) -> tuple[Row, Batch] | None:
+    def find_first(self) -> tuple[Row, tuple[Batch, ...]] | None:
         """The oldest row. None when there is none, none can be read now, or none can be read any more."""
         if self.pause:
             return None
         try:
             while (row := self._store.first()) is not None:
                 self._failures = 0
-                if row.intact and (batch := self._unpack(row)) is not None:
-                    return row, batch
+                if row.intact and (batches := _unpack(row.parcel)):
+                    return row, batches
                 self._drop_damaged(row)
         except SpoolDamagedError as error:
             self._set_aside(error, 0)
@@ -124,14 +125,6 @@ class DiskBuffer:
             else:
                 self._set_aside(error, 0)
         return None
-
-    @staticmethod
-    def _unpack(row: Row) -> Batch | None:
-        try:
-            batch = unpack_batch(row.parcel.payload)
-        except (ValueError, TypeError):
-            return None
-        return batch if batch.events == row.parcel.events else None
 
     def _drop_damaged(self, row: Row) -> None:
         with self._lock:
@@ -181,3 +174,14 @@ class DiskBuffer:
             self.error = str(error)
             self._stats.sink_spool_errors_total += 1
         self._complaints.warn(logger, "sink %s: %s, trying again in %d s", self._name, error, PAUSE)
+
+
+def _unpack(parcel: Parcel) -> tuple[Batch, ...]:
+    """What was put, or what a version before this one did; nothing where it is neither."""
+    payload = parcel.payload
+    try:
+        is_ours = is_packed(payload)
+        batches = (unpack_batch(payload),) if is_ours else read_old_payload(payload, parcel.oldest)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return ()
+    return batches if sum(batch.events for batch in batches) == parcel.events else ()

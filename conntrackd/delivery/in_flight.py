@@ -1,7 +1,7 @@
 """What an outbox is writing: one batch, or the parts it became, and the counters that follow. No lock."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from conntrackd.delivery.batch import Batch
 from conntrackd.delivery.spool import Row
@@ -33,8 +33,8 @@ class InFlight:
     def events(self) -> int:
         return sum(batch.events for batch in self._batches)
 
-    def append(self, batch: Batch) -> None:
-        self._batches.append(batch)
+    def extend(self, batches: Iterable[Batch]) -> None:
+        self._batches.extend(batches)
 
     def clear(self) -> None:
         """Forgets them; the counters stay."""
@@ -52,7 +52,7 @@ class InFlight:
         written = min(written, batch.events)
         refused = min(refused, batch.events - written)
         self._count(written, refused)
-        if batch.lost is None and written + refused == batch.events:
+        if batch.events and written + refused == batch.events:
             self._batches.popleft()
             return self._finish()
         self._batches[0] = batch.skip(written + refused)

@@ -70,13 +70,13 @@ class Inlet:
             fitting, rest = rendered.split(room)  # there is less than when it was rendered
             if room:
                 self._append(fitting)
-            self._drop(rest.events, rest.time, time.time_ns(), self._find_reason())
+            self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
 
     def drop(self, events: int, since: int, until: int) -> None:
         """Counts events that there was no room for, and reports them where they would have been."""
         with self._lock:
             self._stats.sink_events_taken_total += events
-            self._drop(events, since, until, self._find_reason())
+            self._drop(events, since, until, self._drop_reason())
 
     def report(self, lost: Lost) -> None:
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
@@ -96,7 +96,7 @@ class Inlet:
         self._stats.count_dropped(reason, events)
         self._append_lost(Lost(events, since, until, self.name, reason))
 
-    def _find_reason(self) -> str:
+    def _drop_reason(self) -> str:
         return self._state.value if self.is_out() else "queue"
 
     def _can_write_directly(self) -> bool:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from conntrackd.delivery.backoff import Backoff, Repeats
 from conntrackd.delivery.batch import Batch
@@ -29,6 +30,8 @@ from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
+
+HURRY_SECONDS: Final = 0.1  # how soon a stop sees that it has less time than it had
 
 
 class Outbox(Inlet):
@@ -124,20 +127,21 @@ class Outbox(Inlet):
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
         with self._lock:
-            self._deadline, self._retry_at = deadline, 0.0
+            self._deadline = min(deadline, self._deadline or deadline)  # who is in a hurry may say so later
+            self._retry_at = 0.0
             self._wake()
 
     def stop(self, deadline: float) -> None:
         """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
         self.begin_stop(deadline)
-        if self._thread.is_alive():
-            self._thread.join(max(0.0, deadline - self._clock()))
+        while self._thread.is_alive() and (left := (self._deadline or 0.0) - self._clock()) > 0:
+            self._thread.join(min(left, HURRY_SECONDS))
         with self._lock:
             self._abandoned = True
             self._wake()
         if self._thread.is_alive():
             self._close_sink()
-            self._thread.join(0.1)
+            self._thread.join(HURRY_SECONDS)
         self._finish()
 
     def _finish(self) -> None:
@@ -220,14 +224,14 @@ class Outbox(Inlet):
             if found is not None:
                 with self._lock:
                     self._in_flight.row = found[0]
-                    self._in_flight.append(found[1])
+                    self._in_flight.extend(found[1])
             return found is not None
         if self._find_ready(now) != 0:
             return False
         with self._lock:  # it is never in neither of the two, or a direct write could overtake it
             batch = self._waiting.take(self._sink.batch_events)
             if batch is not None:
-                self._in_flight.append(batch)
+                self._in_flight.extend((batch,))
             return batch is not None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
@@ -280,7 +284,7 @@ class Outbox(Inlet):
         try:
             action()
         except SinkRevised as revision:
-            if self._in_flight and self._in_flight.first.lost is not None:  # of which there are no parts
+            if self._in_flight and not self._in_flight.first.events:  # a loss, of which there are no parts
                 self._refuse(SinkRefused(revision.reason))
             else:
                 self._revise(revision)
@@ -299,13 +303,14 @@ class Outbox(Inlet):
     def _open(self) -> None:
         self._sink.open()
         self._opened = True
-        if not self._in_flight and not self._waiting:
-            self._recover()
+        # Where nothing waits it works as far as anybody knows, unless it refused what came before.
+        if not (self._in_flight or self._waiting or self._stats.sink_events_spooled):
+            self._recover(SinkState.REFUSED if self._state is SinkState.REFUSED else SinkState.OK)
 
     def _write(self) -> None:
         for batch in self._in_flight.all[:1]:
             self._settle(refused=0, written=self._sink.write(batch.render(self._sink.template)))
-            self._recover()
+            self._recover(delivered=True)
 
     def _settle(self, *, refused: int, written: int = 0) -> None:
         """The first batch is done with: all of it was delivered, but for what was refused."""
@@ -330,13 +335,14 @@ class Outbox(Inlet):
         for lost in self._waiting.take_held() if accepted else ():
             self._append_lost(lost)
 
-    def _recover(self) -> None:
+    def _recover(self, state: SinkState = SinkState.OK, *, delivered: bool = False) -> None:
+        """The receiver answers. Whether it works again shows in a delivery alone."""
         self._backoff.reset()
         self._report_spool_lost()
         with self._lock:
-            if self._state in (SinkState.STARTING, SinkState.RETRYING):
-                self._state = SinkState.OK
-        if self._told_absence:
+            if not self.is_out():
+                self._state = state
+        if delivered and self._told_absence:
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
 
@@ -356,6 +362,8 @@ class Outbox(Inlet):
                 refused = self._in_flight.revise(revision.parts, revision.written)
             self._report_refused(batch, refused, accepted=revision.written > 0)
         self._remove(done)
+        if revision.written:
+            self._recover(delivered=True)
         if refused:
             self._complain(revision.reason, refused)
 
@@ -371,7 +379,8 @@ class Outbox(Inlet):
             with self._lock:
                 self._waiting.hold_lost(replace(batch.lost, until=time.time_ns()))
         self._settle(refused=refused)
-        self._recover()
+        is_whole = refused == batch.events
+        self._recover(SinkState.REFUSED if is_whole else SinkState.OK, delivered=not is_whole)
 
     def _retry(self, absence: SinkUnavailable) -> None:
         self._close_sink()

@@ -15,6 +15,8 @@ class SinkState(Enum):
     STARTING = "starting"
     OK = "ok"
     RETRYING = "retrying"
+    REFUSED = "refused"
+    """The receiver answers, and has taken nothing of what it was sent last."""
     FAILED = "failed"
     DISABLED = "disabled"
 

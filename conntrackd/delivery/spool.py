@@ -22,7 +22,8 @@ from conntrackd.errors import ConfigError
 
 T = TypeVar("T")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+OLD_FORMATS: Final = (0, 1)  # a new file; that of 2.0, of which disk_buffer.py can read the rows
 MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must not fill itself
 # An empty spool whose file has grown beyond this is made anew, so that an outage does not cost disk for ever.
 SHRINK_ABOVE: Final = 1 << 20
@@ -192,9 +193,9 @@ class Spool:
         for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "cache_size=-1024"):
             database.execute(f"PRAGMA {pragma}").fetchall()
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, FORMAT):
+        if version not in (*OLD_FORMATS, FORMAT):
             raise SpoolDamagedError(f"the spool {self._path} has the unknown format {version}")
-        if version == 0:
+        if version != FORMAT:
             database.execute(SCHEMA)
             database.execute(f"PRAGMA user_version={FORMAT}")
         totals = f"SELECT count(*), sum({EVENTS}), max(number) FROM parcels WHERE number > ?"  # noqa: S608

@@ -20,7 +20,7 @@ SLOT_BYTES: Final = 2048
 # What is done once a batch counts where there are few events in it; more slots than this leave the cache.
 SLOTS: Final = 512
 INDEX_BYTES: Final = 2
-ALL_EVENTS: Final = int(sum(EventType))
+ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 TELLS_REASON: Final = (5, 10)
 # Takes the reference where the core could be had, to compare them.

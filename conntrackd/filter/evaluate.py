@@ -29,7 +29,8 @@ from conntrackd.filter.ast import (
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.flow import ABSENT, EventType, Flow, find_nat
 
-ALL: Final = int(sum(EventType))
+# What there can be: SNAPSHOT is what events of the other types are called later.
+ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
     {"<": lt, "<=": le, "=": eq, "!=": ne, ">=": ge, ">": gt}
 )

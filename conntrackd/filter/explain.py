@@ -21,6 +21,21 @@ def explain_rules(
     listing: bool = False,
 ) -> str:
     """Sections with headings; on demand with the core's table and the kernel's program."""
+    sections = list_sections(rules, protocols, events, core=core, listing=listing)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
+    )
+
+
+def list_sections(
+    rules: Sequence[Rule],
+    protocols: frozenset[int] | None,
+    events: int,
+    *,
+    core: bool = False,
+    listing: bool = False,
+) -> dict[str, list[str]]:
+    """The lines of each section, by its heading."""
     kernel = compile_kernel(rules, protocols=protocols, events=events)
     groups = [each.name or "" for each in EventType if each & kernel.groups]
     program = kernel.program
@@ -41,6 +56,4 @@ def explain_rules(
         sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()
     if listing:
         sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
-    return "\n\n".join(
-        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
-    )
+    return sections

@@ -14,7 +14,8 @@ from typing import Any, Final
 from ply import lex, yacc
 
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
-from conntrackd.filter.ast import Anything, Rule, conjoin, disjoin, negate
+from conntrackd.filter import cel, cost
+from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.text import Mistake, RuleText, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
 from conntrackd.values import quote
@@ -37,6 +38,8 @@ KEYWORDS: Final = {
     **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
 }
+# Beside the space. A rule may have line breaks where it is an item of a list.
+BLANKS: Final = "\t\r\n"
 VALUES: Final = frozenset(("WORD", "NUMBER", "STRING"))
 # What is missing, said by the first of these that the parser could go on with.
 EXPECTED: Final = {
@@ -56,7 +59,7 @@ tokens = (
 
 # -- words
 
-t_ignore = " \t"
+t_ignore = " \t\r\n"
 t_ignore_COMMENT = r"\#.*"
 t_OPERATOR = r"<=|>=|!=|==|<|>|="
 t_NOT = r"!"
@@ -251,9 +254,13 @@ class Words:
 
 
 def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
-    """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most."""
+    """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most.
+
+    What they would become is bounded too (cost.py): who has rules may have them compiled.
+    """
     if len(lines) > MAX_RULES:
         raise ManyErrors([RuleError(f"{len(lines):,} rules: at most {MAX_RULES:,} are allowed")])
+    cost.check_texts(lines)
     rules: list[Rule] = []
     errors: list[ConntrackdError] = []
     for number, line in enumerate(lines, 1):
@@ -265,6 +272,7 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
             raise ManyErrors([*errors[:MAX_MISTAKES], RuleError("more mistakes are not shown")])
     if errors:
         raise ManyErrors(errors)
+    cost.check_rules(rules)
     return rules
 
 
@@ -274,22 +282,38 @@ def parse_rule(line: RuleText, number: int = 1) -> Rule:
     if len(line.text) > MAX_LENGTH:
         message = f"a rule of {len(line.text):,} characters: at most {MAX_LENGTH:,} are allowed"
         raise ManyErrors([RuleError(message, place=place)])
+    parsed, mistakes = _parse(line.text)
+    if parsed is None:
+        mistakes = _explain_cel(line.text) or mistakes
+        raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
+    return Rule(*parsed, line.text, place)
+
+
+def _parse(text: str) -> tuple[tuple[bool, Expression] | None, list[Mistake]]:
+    """The action and expression, or what is wrong with them."""
     parser = copy.copy(_build_parser())
     parser.builder = Builder()
-    mistakes = parser.builder.mistakes
-    rule = None
+    mistakes: list[Mistake] = parser.builder.mistakes
+    parsed = None
     try:
-        found = _cut(line.text.rstrip())
-        keep, expression = parser.parse(lexer=Words(found), tracking=True)
-        rule = Rule(keep, expression, line.text, place)
+        found = _cut(text.rstrip())
+        parsed = parser.parse(lexer=Words(found), tracking=True)
     except Stop as stop:
         mistakes.append(stop.mistake)
     except Unexpected as unexpected:
         if not mistakes:  # else it may well follow from those
-            mistakes.append(_explain(unexpected.token, line.text, parser))
-    if mistakes or rule is None:
-        raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
-    return rule
+            mistakes.append(_explain(unexpected.token, text, parser))
+    return (None if mistakes else parsed), mistakes
+
+
+def _explain_cel(text: str) -> list[Mistake]:
+    """One mistake with one hint for a rule of the later conntrackd, nothing for any other."""
+    span = cel.find(text)
+    if span is None:
+        return []
+    ours = cel.translate(text)
+    hint = f"in the words of this one: {ours if _parse(ours)[0] else cel.EXAMPLE}"
+    return [Mistake("this rule is CEL, the language of another conntrackd", *span, hint)]
 
 
 @cache
@@ -311,9 +335,10 @@ def _build_lexer() -> lex.Lexer:
 
 def _cut(text: str) -> list[lex.LexToken]:
     """The words of a rule, with commas told apart. Raises Stop."""
-    for place, char in enumerate(text):
-        if not char.isprintable() and char != "\t":
-            raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
+    if not text.isprintable():
+        for place, char in enumerate(text):
+            if not char.isprintable() and char not in BLANKS:
+                raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
     lexer = _build_lexer().clone()
     lexer.input(text)
     found = list(_measure(lexer))

@@ -33,8 +33,11 @@ from conntrackd.filter.fields import Field
 from conntrackd.filter.render import render
 from conntrackd.filter.text import clean
 
-# Pairs of rules that are compared, 1-3 us each; all pairs of 1,000 rules would take a second.
-MAX_COMPARISONS: Final = 100_000
+# Pairs of conditions that are compared, 1-4 us each, a long list being as many; all pairs of 1,000 rules
+# would take seconds.
+MAX_COMPARISONS: Final = 50_000
+# Values of a list that take as long to compare as one condition.
+VALUES: Final = 4
 
 # A list's field, and how many bytes an address of it has (0 for a number).
 Kind = tuple[Field, int]
@@ -87,7 +90,7 @@ class _Earlier:
         self._same.setdefault(expression, number)
         if isinstance(expression, AddressIn | NumberIn):
             for kind, ranges in _list_ranges(expression):
-                self._lists.setdefault(kind, _Taken()).add(number, ranges)
+                self._lists.setdefault(kind, _Taken(self._budget)).add(number, ranges)
         else:
             self._others.append((number, expression))
 
@@ -103,6 +106,8 @@ class _Earlier:
             if takers:
                 return takers
         for number, other in self._others:
+            if self._budget.is_spent:
+                break
             if implies(expression, other, self._budget):
                 return {number}
         return set()
@@ -119,14 +124,20 @@ class _Earlier:
 
 
 class _Taken:
-    """Which numbers or addresses are taken, each range by the first rule that took all of it or a part."""
+    """Which numbers or addresses are taken, each range by the first rule that took all of it or a part.
 
-    def __init__(self) -> None:
+    Where the budget is spent, what is asked for is not found, and what is added is not noted.
+    """
+
+    def __init__(self, budget: "Budget") -> None:
+        self._budget = budget
         self._starts: list[int] = []
         self._ranges: list[tuple[int, int, int]] = []  # disjoint: low, high, the rule's number
 
     def add(self, number: int, ranges: Iterable[Range]) -> None:
         for low, high in ranges:
+            if not self._spend(low, high):
+                return
             for gap_low, gap_high in self._find_gaps(low, high):
                 place = bisect_left(self._starts, gap_low)
                 self._starts.insert(place, gap_low)
@@ -136,10 +147,14 @@ class _Taken:
         """The rules that took these ranges between them; none when something is left of them."""
         numbers: set[int] = set()
         for low, high in ranges:
-            if self._find_gaps(low, high):
+            if not self._spend(low, high) or self._find_gaps(low, high):
                 return set()
             numbers |= {number for _, _, number in self._overlap(low, high)}
         return numbers
+
+    def _spend(self, low: int, high: int) -> bool:
+        count = bisect_left(self._starts, high + 1) - bisect_left(self._starts, low)
+        return self._budget.spend(count // VALUES)
 
     def _overlap(self, low: int, high: int) -> list[tuple[int, int, int]]:
         first = max(0, bisect_left(self._starts, low) - 1)
@@ -174,9 +189,13 @@ class Budget:
     def __init__(self, left: int) -> None:
         self._left = left
 
-    def spend(self) -> bool:
-        """Whether one more may be made."""
-        self._left -= 1
+    @property
+    def is_spent(self) -> bool:
+        return self._left <= 0
+
+    def spend(self, count: int = 1) -> bool:
+        """Whether so many more may be made."""
+        self._left -= count
         return self._left >= 0
 
 
@@ -186,7 +205,7 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
     False also when the budget is spent. The order of the cases matters: what is split first must hold for
     each of its parts.
     """
-    if not budget.spend():
+    if not budget.spend(1 + _count_values(first, second) // VALUES):
         return False
     match first, second:
         case Or(items), _:
@@ -207,6 +226,15 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
         case _:
             known = _covers(second, first)
     return known
+
+
+def _count_values(*expressions: Expression) -> int:
+    """How long the lists are that are compared."""
+    return sum(
+        len(each.ranges if isinstance(each, NumberIn) else each.prefixes) * len(each.fields)
+        for each in expressions
+        if isinstance(each, NumberIn | AddressIn)
+    )
 
 
 def _covers(wide: Expression, narrow: Expression) -> bool:  # one for each kind of leaf
@@ -246,12 +274,13 @@ def _covers_lists(wide: Expression, narrow: Expression) -> bool:
 def _covers_numbers(wide: Compare, narrow: Compare) -> bool:
     """Of comparisons: the ranges of whole numbers that they stand for."""
     return all(
-        any(low <= first and last <= high for low, high in _to_ranges(wide))
-        for first, last in _to_ranges(narrow)
+        any(low <= first and last <= high for low, high in to_ranges(wide))
+        for first, last in to_ranges(narrow)
     )
 
 
-def _to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+def to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+    """The whole numbers of which a comparison is true."""
     number, infinite = leaf.number, float("inf")
     return {
         "<": ((-infinite, number - 1),),

@@ -35,10 +35,13 @@ class Mistake:
 
 
 def show(text: str, start: int, end: int) -> str:
-    """The rule, or the part of it around a mistake, and below it carets under the mistake.
+    """The line of the rule, or the part of it around a mistake, and below it carets under the mistake.
 
     What a terminal would obey is replaced one for one, so that the carets stay where they belong.
     """
+    begin = text.rfind("\n", 0, start) + 1
+    text = text[begin:].split("\n", 1)[0].rstrip("\r")
+    start, end = start - begin, end - begin
     first = max(0, start - EXCERPT_WIDTH // 2) if len(text) > EXCERPT_WIDTH else 0
     last = min(len(text), first + EXCERPT_WIDTH)
     before, after = "..." if first else "", "..." if last < len(text) else ""
@@ -47,8 +50,8 @@ def show(text: str, start: int, end: int) -> str:
 
 
 def clean(text: str) -> str:
-    """The text without tabs and characters that a terminal would obey."""
-    return "".join(char if char.isprintable() else " " if char == "\t" else STAND_IN for char in text)
+    """The text without tabs, line breaks and characters that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " if char in "\t\r\n" else STAND_IN for char in text)
 
 
 def suggest(word: str, words: Iterable[str]) -> str:

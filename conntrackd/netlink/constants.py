@@ -8,6 +8,7 @@ SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27
+SO_LOCK_FILTER: Final = 44
 SO_NETNS_COOKIE: Final = 71  # u64, Linux 5.14
 
 # include/uapi/linux/sock_diag.h: the words that SO_MEMINFO returns, each a u32
@@ -39,6 +40,7 @@ NLM_F_ACK: Final = 0x04
 NLM_F_DUMP: Final = 0x300
 NLM_F_EXCL: Final = 0x200  # in a NEW request
 NLM_F_CREATE: Final = 0x400
+NLM_F_APPEND: Final = 0x800
 NLMSG_HDRLEN: Final = 16
 NLA_F_NESTED: Final = 0x8000
 NLA_F_NET_BYTEORDER: Final = 0x4000
@@ -50,11 +52,52 @@ NFNETLINK_V0: Final = 0
 NFNL_SUBSYS_CTNETLINK: Final = 1
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFNL_SUBSYS_HOOK: Final = 12
+NFNL_MSG_BATCH_BEGIN: Final = 16
+NFNL_MSG_BATCH_END: Final = 17
 NFGENMSG_LEN: Final = 4
 
 # include/uapi/linux/netfilter/nf_tables.h
+NFT_MSG_NEWTABLE: Final = 0
+NFT_MSG_GETTABLE: Final = 1
+NFT_MSG_DELTABLE: Final = 2
+NFT_MSG_NEWCHAIN: Final = 3
+NFT_MSG_NEWRULE: Final = 6
 NFT_MSG_GETRULE: Final = 7
+NFT_MSG_NEWGEN: Final = 15
+NFT_TABLE_F_OWNER: Final = 0x2  # Linux 5.12
+NFTA_TABLE_NAME: Final = 1  # string
+NFTA_TABLE_FLAGS: Final = 2  # u32
+NFTA_TABLE_USERDATA: Final = 6
+NFTA_TABLE_OWNER: Final = 7  # port id, u32
+NFTA_CHAIN_TABLE: Final = 1  # string
+NFTA_CHAIN_NAME: Final = 3  # string
+NFTA_RULE_TABLE: Final = 1  # string
+NFTA_RULE_CHAIN: Final = 2  # string
+NFTA_RULE_EXPRESSIONS: Final = 4  # nested, NFTA_LIST_ELEM
+NFTA_LIST_ELEM: Final = 1  # nested
 NFTA_EXPR_NAME: Final = 1  # string
+NFTA_EXPR_DATA: Final = 2  # nested
+NFTA_DATA_VALUE: Final = 1
+NFTA_DATA_VERDICT: Final = 2  # nested
+NFTA_VERDICT_CODE: Final = 1  # s32
+NFTA_CT_DREG: Final = 1  # u32
+NFTA_CT_KEY: Final = 2  # u32, enum nft_ct_keys
+NFTA_BITWISE_SREG: Final = 1  # u32
+NFTA_BITWISE_DREG: Final = 2  # u32
+NFTA_BITWISE_LEN: Final = 3  # u32
+NFTA_BITWISE_MASK: Final = 4  # nested, nft_data_attributes
+NFTA_BITWISE_XOR: Final = 5  # nested, nft_data_attributes
+NFTA_CMP_SREG: Final = 1  # u32
+NFTA_CMP_OP: Final = 2  # u32, enum nft_cmp_ops
+NFTA_CMP_DATA: Final = 3  # nested, nft_data_attributes
+NFTA_IMMEDIATE_DREG: Final = 1  # u32
+NFTA_IMMEDIATE_DATA: Final = 2  # nested, nft_data_attributes
+NFT_REG_VERDICT: Final = 0
+NFT_REG_1: Final = 1
+NFT_CT_STATE: Final = 0
+NFT_CT_STATE_NEW_BIT: Final = 8  # NF_CT_STATE_BIT(IP_CT_NEW)
+NFT_CMP_NEQ: Final = 1
+NFT_CONTINUE: Final = 0xFFFFFFFF  # enum nft_verdicts, -1
 
 # include/uapi/linux/netfilter/nfnetlink_hook.h
 NFNL_MSG_HOOK_GET: Final = 0
@@ -64,6 +107,7 @@ NFNLA_HOOK_HOOKNUM: Final = 1  # u32
 NFNLGRP_CONNTRACK_NEW: Final = 1
 NFNLGRP_CONNTRACK_UPDATE: Final = 2
 NFNLGRP_CONNTRACK_DESTROY: Final = 3
+NFNLGRP_NFTABLES: Final = 7
 
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h, enum cntl_msg_types
 IPCTNL_MSG_CT_NEW: Final = 0

@@ -3,15 +3,20 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
 from conntrackd.errors import NotPermittedError, UnavailableError
+
+NAMED: Final = Path("/run/netns")
 
 
 @contextmanager
 def enter(name: str | None) -> Iterator[None]:
     """What is opened inside belongs to the namespace and stays there afterwards. None: stay where we are.
 
-    Raises UnavailableError for a name that is none, NotPermittedError without CAP_SYS_ADMIN.
+    A name is one of /run/netns, a path that of any namespace. Raises UnavailableError for one that is none,
+    NotPermittedError without CAP_SYS_ADMIN.
     """
     if name is None:
         yield
@@ -19,11 +24,7 @@ def enter(name: str | None) -> Iterator[None]:
     # Late: pyroute2 takes 7 MB and 60 ms, which only those pay who asked for a namespace.
     from pyroute2 import netns  # noqa: PLC0415
 
-    if name not in netns.listnetns():
-        known = ", ".join(netns.listnetns()) or "there are none"
-        raise UnavailableError(
-            f"there is no network namespace {name!r}", place="conntrack.netns", hint=f"known: {known}"
-        )
+    check(name)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _change(name)
@@ -35,14 +36,40 @@ def enter(name: str | None) -> Iterator[None]:
         os.close(home)
 
 
+def check(name: str) -> None:
+    """Raise UnavailableError where there is no such namespace; that takes no privilege."""
+    try:
+        # What `ip netns` mounts, and what /proc has, looks like a plain file.
+        is_there = find(name).is_file()
+    except OSError:
+        return  # a folder that only root may look into: entering will show
+    if not is_there:
+        names = sorted(path.name for path in NAMED.iterdir()) if NAMED.is_dir() else []
+        raise UnavailableError(
+            f"there is no network namespace {name!r}",
+            place="conntrack.netns",
+            hint=f"known: {', '.join(names) or 'there are none'}",
+        )
+
+
+def find(name: str) -> Path:
+    """Where the namespace is: a path from the root is its own."""
+    return NAMED / name
+
+
 def _change(name: str) -> None:
     from pyroute2 import netns  # noqa: PLC0415
 
     try:
-        netns.setns(name, flags=0)  # and never O_CREAT, its default: a typing error would make a namespace
+        # And never O_CREAT, its default: a typing error would make a namespace.
+        netns.setns(os.fspath(find(name)), flags=0)
     except PermissionError as error:
         raise NotPermittedError(
             f"not permitted to enter network namespace {name!r}: CAP_SYS_ADMIN is missing",
             place="conntrack.netns",
             hint="run it as root",
+        ) from error
+    except OSError as error:
+        raise UnavailableError(
+            f"{name!r} is no network namespace: {os.strerror(error.errno or 0)}", place="conntrack.netns"
         ) from error

@@ -11,6 +11,7 @@ import struct
 import sys
 from typing import Final, NamedTuple
 
+from conntrackd import resources
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
 from conntrackd.flow import EventType
 from conntrackd.netlink.constants import (
@@ -29,6 +30,7 @@ from conntrackd.netlink.constants import (
     SK_MEMINFO_VARS,
     SO_ATTACH_FILTER,
     SO_DETACH_FILTER,
+    SO_LOCK_FILTER,
     SO_MEMINFO,
     SO_NETNS_COOKIE,
     SO_RCVBUFFORCE,
@@ -99,6 +101,8 @@ class EventSocket:
         if fault:
             netlink.close()
             raise UnavailableError(f"what was stored is {fault}")
+        netlink.setblocking(True)  # the flag is the socket's, and whoever had it may have set it
+        netlink.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of the past, and gone with this
         _set_buffer(netlink, buffer)
         adopted = cls(netlink)
         adopted.set_reliable(False)
@@ -108,6 +112,10 @@ class EventSocket:
         """The groups that are joined, EventType bits."""
         mask = _list_memberships(self._socket)
         return sum(each for each, group in GROUPS.items() if mask >> group - 1 & 1)
+
+    def find_namespace(self) -> bytes:
+        """What tells the network namespace that is listened to from others; see find_namespace()."""
+        return find_namespace(self._socket)
 
     def fileno(self) -> int:
         """The descriptor, for poll and for systemd's store."""
@@ -187,19 +195,29 @@ def attach_program(sock: socket.socket, program: bytes) -> None:
 
 def _find_fault(netlink: socket.socket) -> str:
     """In what a socket is not like one of open(); empty for nothing."""
-    if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
-        return "no socket of netfilter's netlink"
+    fault = find_foreign(netlink)
+    if fault:
+        return fault
     if not netlink.getsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS):
         return "a socket that stops at an overrun"
+    if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):
+        return "a socket whose filter is locked"
     ours = sum(1 << group - 1 for group in GROUPS.values())
-    if _list_memberships(netlink) & ~ours:
-        return "a socket of other groups"
+    return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
+
+
+def find_foreign(netlink: socket.socket) -> str:
+    """In what a socket is not like one of open_netlink() here; empty for nothing."""
+    if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
+        return "no socket of netfilter's netlink"
+    if not netlink.getsockname()[0]:
+        return "a socket that is not bound, and hears nothing"
     with open_netlink() as fresh:
-        is_here = _find_namespace(netlink) == _find_namespace(fresh)
+        is_here = find_namespace(netlink) == find_namespace(fresh)
     return "" if is_here else "a socket of another network namespace"
 
 
-def _find_namespace(netlink: socket.socket) -> bytes:
+def find_namespace(netlink: socket.socket) -> bytes:
     """What tells network namespaces apart; nothing for all before Linux 5.14."""
     try:
         return netlink.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
@@ -219,6 +237,7 @@ def open_netlink() -> socket.socket:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         netlink.bind((0, 0))
     except OSError as error:
+        resources.raise_descriptors(error)
         raise UnavailableError(
             f"this kernel offers no netfilter netlink socket: {error.strerror}",
             hint="modprobe nf_conntrack_netlink, or use a kernel with CONFIG_NF_CT_NETLINK",

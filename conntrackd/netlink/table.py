@@ -20,7 +20,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER
-from conntrackd.netlink.socket import open_netlink
+from conntrackd.netlink.socket import find_namespace, open_netlink
 
 if TYPE_CHECKING:
     from conntrackd.engine import Batch
@@ -54,6 +54,10 @@ class Table:
     def fileno(self) -> int:
         """The descriptor, for who inherits it."""
         return self._socket.fileno()
+
+    def find_namespace(self) -> bytes:
+        """What tells its network namespace from others; nothing for all before Linux 5.14."""
+        return find_namespace(self._socket)
 
     def close(self) -> None:
         """Ends a reading, too."""

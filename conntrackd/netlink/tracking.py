@@ -6,30 +6,34 @@ user sees silence.
 
 import socket
 import struct
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from conntrackd.bpf import ALL_BYTES, INSTRUCTION, JEQ, LD_HALF, RET
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink.constants import (
+    NETLINK_ADD_MEMBERSHIP,
     NETLINK_NETFILTER,
+    NETLINK_NO_ENOBUFS,
     NFNETLINK_V0,
     NFNL_MSG_HOOK_GET,
     NFNL_SUBSYS_HOOK,
     NFNL_SUBSYS_NFTABLES,
     NFNLA_HOOK_HOOKNUM,
+    NFNLGRP_NFTABLES,
     NFT_MSG_GETRULE,
+    NFT_MSG_NEWGEN,
     NFTA_EXPR_NAME,
     NLA_HDRLEN,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    SOL_NETLINK,
 )
 from conntrackd.netlink.message import HEADER, split
-from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.socket import attach_program, open_netlink
 from conntrackd.netlink.table import Table
 
 IPTABLES: Final = (
@@ -44,25 +48,21 @@ HOOK_FUNCTIONS: Final = (b"ipv4_conntrack_", b"ipv6_conntrack_")
 TRACKING_EXPRESSIONS: Final = (b"ct", b"nat", b"masq", b"redir", b"connlimit", b"synproxy", b"flow_offload")
 FOREIGN_EXPRESSIONS: Final = (b"match", b"target")
 ANSWER_SECONDS: Final = 2.0
-NFT_SECONDS: Final = 10.0
-
-NOT_TRACKED: Final = (
-    "connections are not tracked in this network namespace, so there will be no events\n"
-    "hint: 'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'"
+NEWS_BYTES: Final = 4096
+# A transaction of nftables ends with a message of this type, alone in its datagram; those before it, one for
+# each rule and element, wake nobody. The load is big-endian, while the header has the host's order.
+NEW_GENERATION: Final = int.from_bytes(struct.pack("=H", NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN))
+GENERATIONS_ONLY: Final = b"".join(
+    INSTRUCTION.pack(*instruction)
+    for instruction in (
+        (LD_HALF, 0, 0, 4),  # nlmsg_type
+        (JEQ, 0, 1, NEW_GENERATION),
+        (RET, 0, 0, ALL_BYTES),
+        (RET, 0, 0, 0),
+    )
 )
 
-TABLE: Final = "conntrackd"
-# A chain without a hook: no packet ever passes it, so that it decides about none and costs none. A rule
-# with `ct` in it is all that the kernel needs.
-RULESET: Final = f"""\
-table inet {TABLE}
-flush table inet {TABLE}
-table inet {TABLE} {{
-    chain track {{
-        ct state new continue
-    }}
-}}
-"""
+NOT_TRACKED: Final = "connections are not tracked in this network namespace, so there will be no events"
 
 
 def read_setting(name: str) -> int | None:
@@ -74,15 +74,20 @@ def read_setting(name: str) -> int | None:
 
 
 def is_tracking() -> bool | None:
-    """Whether connections are tracked in this thread's network namespace; None where nobody can tell.
+    """Whether connections are tracked in this thread's network namespace; None where nobody can tell."""
+    asked = is_asked_for()
+    # What is tracked without a rule, by Open vSwitch or tc, is in the table.
+    return None if asked is False and count_entries() else asked
+
+
+def is_asked_for() -> bool | None:
+    """Whether rules have connections tracked in this thread's network namespace; None where nobody can tell.
 
     The kernel lists the functions that see a packet (CONFIG_NETFILTER_NETLINK_HOOK); where it does not, there
-    are entries in the table, or rules that ask for tracking, or none.
+    are rules that ask for tracking, or none. What was tracked before may be in the table for days.
     """
     listed = _look_at_hooks()
-    if listed is not None:
-        return listed
-    return True if _count_entries() else _look_at_rules()
+    return listed if listed is not None else _look_at_rules()
 
 
 def _look_at_hooks() -> bool | None:
@@ -107,7 +112,7 @@ def _look_at_hooks() -> bool | None:
     return any(name in answer for answer in known for name in HOOK_FUNCTIONS) if known else None
 
 
-def _count_entries() -> int | None:
+def count_entries() -> int | None:
     """Entries of the table, None where the kernel does not say."""
     try:
         with closing(Table()) as table:
@@ -163,37 +168,33 @@ def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"
             answer += message
 
 
-@contextmanager
-def activate(namespace: str | None) -> Iterator[None]:
-    """Have connections tracked in the network namespace by an nftables table of our own, until the end.
+class News:
+    """Hears of each change of nftables' rules, in the network namespace that it is made in."""
 
-    Raises UnavailableError where there is no nft, or it is refused. A table that a killed daemon left behind
-    is taken over.
-    """
-    with enter(namespace):
-        _run_nft("-f", "-", text=RULESET)
-    try:
-        yield
-    finally:
-        # Whoever removed it already has done what we want.
-        with enter(namespace):
-            _call_nft("delete", "table", "inet", TABLE)
+    def __init__(self) -> None:
+        self._socket = open_netlink()
+        try:
+            self._socket.setblocking(False)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
+            attach_program(self._socket, GENERATIONS_ONLY)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        except OSError:
+            pass  # without CAP_NET_ADMIN, or nf_tables: who looks now and then sees it later
+        except BaseException:
+            self._socket.close()
+            raise
 
+    def fileno(self) -> int:
+        """Readable when there is news."""
+        return self._socket.fileno()
 
-def _run_nft(*arguments: str, text: str = "") -> None:
-    hint = "apt install nftables, or leave out conntrack.activate and have a rule with 'ct state' of your own"
-    try:
-        done = _call_nft(*arguments, text=text)
-    except FileNotFoundError as error:
-        raise UnavailableError("conntrack.activate: there is no nft here", hint=hint) from error
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError("conntrack.activate: nft does not answer") from error
-    if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise UnavailableError(f"conntrack.activate: nft: {said}", hint="it takes root, and nf_tables")
+    def drain(self) -> None:
+        """The rules are to be looked at: what has been announced up to now is in them."""
+        try:
+            while self._socket.recv(NEWS_BYTES):
+                pass
+        except OSError:
+            return
 
-
-def _call_nft(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["nft", *arguments], input=text, text=True, capture_output=True, timeout=NFT_SECONDS, check=False
-    )
+    def close(self) -> None:
+        self._socket.close()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from typing import Final
 
 from conntrackd.options import FACILITIES
@@ -61,5 +62,11 @@ def number_facility(name: str) -> int:
 
 
 def clean_name(host: str) -> str:
-    """RFC 5424, 6: PRINTUSASCII, at most 255; `-` for none."""
-    return "".join(char for char in host if "!" <= char <= "~")[:MAX_HOSTNAME] or "-"
+    """RFC 5424, 6: PRINTUSASCII, at most 255; `-` for none.
+
+    A name in other letters becomes what DNS has for it (`xn--...`): with letters left out it would be the
+    name of another machine.
+    """
+    with suppress(UnicodeError):
+        host = host.encode("idna").decode()
+    return "".join(char if "!" <= char <= "~" else "?" for char in host)[:MAX_HOSTNAME] or "-"

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from conntrackd.flow import NANO, Lost
 from conntrackd.render.rendered import Rendered
 
-PLACES: Final = {"kernel": "the kernel's buffer", "daemon": "the daemon"}
+PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -109,7 +109,7 @@ def describe_loss(lost: Lost) -> str:
     """One sentence."""
     events = "1 event" if lost.count == 1 else f"{lost.count} events"
     if lost.count < 0:  # nobody knows how many
-        events = "all events" if lost.where == "daemon" else "events"
+        events = "all events" if lost.where in {"daemon", "tracking"} else "events"
     where = PLACES.get(lost.where) or f"sink {lost.where}"
     because = f" ({lost.reason})" if lost.reason else ""
     return f"LOST {events} in {where}{because}"

@@ -17,7 +17,7 @@ from conntrackd.options import Option
 class SpoolOptions:
     """The settings of a kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
 
-    path: Option[Path | None]
+    path: Option[options.Spool]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
 
@@ -48,14 +48,19 @@ class SinkKind:
         """Whether the change of a setting makes sense of a spool, of which there was none to make."""
         return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
 
-    def open_spool(self, config: Config) -> Store | None:
-        """Its spool, where it has one: as set, or in the state directory. ConfigError as Spool says."""
+    def find_spool(self, config: Config) -> Path | None:
+        """Where its spool is, where it has one: as set, or in the state directory."""
         if self.spool is None or not self.spool.works(config):
             return None
         directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
         if directory is None and state is not None:
             directory = state / self.name
-        if directory is None:
+        return directory or None
+
+    def open_spool(self, config: Config) -> Store | None:
+        """Its spool, where it has one. ConfigError as Spool says."""
+        directory = self.find_spool(config)
+        if self.spool is None or directory is None:
             return None
         return Spool(directory, self.name, config[self.spool.size])
 

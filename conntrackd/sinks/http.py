@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.files import KindError, read_file
 from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
 
 MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us
@@ -152,6 +153,7 @@ class Connection:
 def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
     parts = urlsplit(address)
     host = parts.hostname or ""
+    named = f"[{host}]" if ":" in host else host  # or urllib3 takes a zone's `%` for an escape
 
     class Plain(HTTPConnection):
         def connect(self) -> None:
@@ -166,7 +168,7 @@ def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
             self.is_verified = True
 
     if parts.scheme == "http":
-        pool = HTTPConnectionPool(host, parts.port or 80, maxsize=1)
+        pool = HTTPConnectionPool(named, parts.port or 80, maxsize=1)
         pool.ConnectionCls = Plain
         return pool
     context = make_context(tls)
@@ -174,7 +176,7 @@ def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
         # urllib3 1.26 gives OpenSSL no name to check when it is an address; both versions check it themselves
         # after the handshake, and before anything is sent, when the context does not.
         context.check_hostname = False
-    secure = HTTPSConnectionPool(host, parts.port or 443, maxsize=1, ssl_context=context)
+    secure = HTTPSConnectionPool(named, parts.port or 443, maxsize=1, ssl_context=context)
     secure.ConnectionCls = Secure
     return secure
 
@@ -204,11 +206,12 @@ def _read(response: Any) -> bytes:  # noqa: ANN401  # two major versions of urll
 def read_secret(path: Path) -> str:
     """The first line of a file. The reasons never contain any of it."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET + 1)
+        content, _ = read_file(path, MAX_SECRET)
+    except KindError as error:
+        raise SinkUnavailable(f"{path} {error}") from error
     except OSError as error:
         raise SinkUnavailable(f"cannot read {path}: {error.strerror}") from error
     text = content.decode(errors="replace").rstrip("\r\n")
-    if not text or len(content) > MAX_SECRET or not text.isascii() or not text.isprintable():
+    if not text or not text.isascii() or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     return text

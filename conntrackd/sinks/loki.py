@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd import VERSION, options
-from conntrackd.config import Config
+from conntrackd.config import Config, find_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render import loki
@@ -36,6 +36,7 @@ class Settings:
 
     address: str
     labels: tuple[tuple[str, str], ...] = ()
+    host: str = field(default_factory=socket.gethostname)
     batch_size: int = 1 << 20
     batch_wait: float = 1.0
     timeout: float = 10.0
@@ -52,6 +53,7 @@ def create(config: Config) -> "Loki":
         Settings(
             address=config[options.SINK_LOKI_ADDRESS],
             labels=config[options.SINK_LOKI_LABELS],
+            host=find_host(config),
             batch_size=config[options.SINK_LOKI_BATCH_SIZE],
             batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
             timeout=config[options.SINK_LOKI_TIMEOUT],
@@ -86,7 +88,7 @@ class Loki:
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock
-        self._labels = {"service_name": "conntrackd", "host": socket.gethostname(), **dict(settings.labels)}
+        self._labels = {"service_name": "conntrackd", "host": settings.host, **dict(settings.labels)}
         self._event_size = 300.0  # bytes of an event in a body; corrected by what is written
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}

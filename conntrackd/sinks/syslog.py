@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
-from conntrackd.config import Config
+from conntrackd.config import Config, find_host
 from conntrackd.delivery.datagrams import MAX_SEQUENCE, PLACE, DatagramSocket, Framing, frame
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
@@ -88,7 +88,9 @@ class SyslogSink:
         if self._tls is None:
             return plain
         try:
-            return make_context(self._tls).wrap_socket(plain, server_hostname=self._target.host)
+            return make_context(self._tls).wrap_socket(
+                plain, server_hostname=self._target.host.partition("%")[0]
+            )
         except (OSError, SinkUnavailable):
             plain.close()
             raise
@@ -125,7 +127,7 @@ class SyslogSink:
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         vain = 0 if self._target.path else 2
         sent, error = sock.send(text, ends)
-        if error is None and vain and (code := sock.find_error()):
+        if error is None and vain and (code := sock.read_error()):
             error = OSError(code, os.strerror(code))
         if error is None:
             return
@@ -241,9 +243,12 @@ def create(config: Config) -> SyslogSink:
         target = Target(parts.scheme, path=unquote(parts.path))
     else:
         target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
+    # journald, rsyslog and syslog-ng read what comes over /dev/log as syslog(3) writes it.
+    is_own = bool(target.path) and not config.is_set(options.SINK_SYSLOG_FORMAT)
     template = make_template(
-        config[options.SINK_SYSLOG_FORMAT],
+        "rfc3164" if is_own else config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],
+        find_host(config),
         is_local=bool(target.path),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS

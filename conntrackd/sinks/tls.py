@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.delivery.sink import SinkUnavailable, describe
+from conntrackd.files import KindError, open_file
 
+MAX_CERTIFICATES: Final = 16 << 20  # the bundle of all public authorities has 0.2 MB
 MAX_REASON: Final = 300  # characters of somebody else's text that are repeated to people
 
 
@@ -23,12 +25,19 @@ class Tls:
 def make_context(tls: Tls) -> ssl.SSLContext:
     """A client's context, files read now. SinkUnavailable when one cannot be used."""
     try:
+        for path in (tls.ca, tls.cert, tls.key):
+            if path is not None:
+                open_file(path, MAX_CERTIFICATES).close()  # OpenSSL would wait for a named pipe
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # As curl and openssl, and the same in all versions of Python: 3.13 would verify strictly, and refuse
+        # a CA as `openssl req -x509` makes it ("CA cert does not include key usage extension").
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if tls.cert is not None:
             # An empty password fails; without one OpenSSL would ask for it at the terminal.
             context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError, KindError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
         raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
     if not tls.verify:
@@ -51,8 +60,12 @@ def name_cause(error: BaseException) -> str:
         return f"certificate not accepted: {error.verify_message}"
     if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
         return f"certificate not accepted: {error}"
+    if isinstance(error, ssl.SSLError) and not error.reason and "PEM" in str(error):
+        return "no certificate with its private key, in PEM form"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, OSError) and error.strerror:
         return describe(error)
+    if isinstance(error, KindError):
+        return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]

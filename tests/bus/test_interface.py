@@ -1,6 +1,5 @@
 """The XML, the handlers and the packages' files agree, and a method without an action does not load."""
 
-import re
 import xml.etree.ElementTree as ET
 from typing import Final
 
@@ -128,14 +127,13 @@ def test_the_polkit_policy_has_the_actions_and_control_needs_a_password() -> Non
     assert set(found) == set(ACTIONS)
 
 
-def test_the_activation_file_starts_nothing_by_itself() -> None:
-    text = (ROOT / "dbus/org.conntrackd1.service").read_text()
-
-    assert re.findall(r"(?m)^(Name|Exec|SystemdService)=(.*)$", text) == [
-        ("Name", "org.conntrackd1"),
-        ("Exec", "/bin/false"),
-        ("SystemdService", "dbus-org.conntrackd1.service"),
+def test_no_call_starts_the_daemon_for_the_bus_does_not_know_how() -> None:
+    """A member of the group, who may only look, could start what an administrator has stopped."""
+    assert sorted(path.name for path in (ROOT / "dbus").iterdir()) == [
+        "org.conntrackd1.conf",
+        "org.conntrackd1.policy",
     ]
+    assert not [path for path in (ROOT / "systemd").iterdir() if "dbus-org" in path.read_text()]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import pytest
 
 from conntrackd.bus.client import Client, NotRunningError
+from conntrackd.bus.connection import RemoteError
+from conntrackd.bus.service import BusService
 from tests.bus.private import PrivateBus, Raw, Served, call, wait_until
+from tests.bus.recorder import Recorder
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
 pytestmark = pytest.mark.privileged
@@ -49,6 +52,45 @@ def test_the_service_comes_back_when_the_bus_does(bus: PrivateBus, served: Serve
 
     with bus.connect() as client:
         assert client.read_properties()["Version"] == "2.0.0"
+
+
+def test_a_reason_whose_text_changes_is_told_once_and_again_when_it_was_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = BusService(Recorder(), "unix:path=/nowhere")
+    name = "org.freedesktop.DBus.Error.AccessDenied"
+    for number in range(7):
+        service._complain(RemoteError(name, f'Connection ":1.{number}" is not allowed to own the service'))
+        service._complain(ConnectionRefusedError(111, "Connection refused"))
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("address", "environ", "level"),
+    [
+        (None, {}, "INFO"),
+        ("unix:path=/elsewhere", {}, "WARNING"),
+        (None, {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/elsewhere"}, "WARNING"),
+    ],
+)
+def test_no_bus_is_worth_a_warning_where_one_was_asked_for(
+    address: str | None,
+    environ: dict[str, str],
+    level: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    service = BusService(Recorder(), address)
+
+    for _ in range(3):
+        service._complain(FileNotFoundError(2, "No such file or directory"))
+
+    assert [record.levelname for record in caplog.records] == [level]
 
 
 def test_a_bus_that_comes_after_the_service_is_found(caplog: pytest.LogCaptureFixture) -> None:

@@ -107,8 +107,9 @@ def test_a_filter_for_ever_and_a_month_is_refused(client: Client, served: Served
         ["x" * 10_000_000],
         ["x" * 1_000_000] * 30,
         ["("] * 1_000_000,
+        ["x" * limits.MAX_TEXT] * (limits.MAX_RULES_TEXT // limits.MAX_TEXT + 3),
     ],
-    ids=["one too many", "one too long", "10 MB", "30 MB", "a million"],
+    ids=["one too many", "one too long", "10 MB", "30 MB", "a million", "too long together"],
 )
 def test_more_than_anyone_may_ask_is_refused_and_the_next_call_is_answered(
     rules: list[str], client: Client, served: Served
@@ -122,7 +123,7 @@ def test_more_than_anyone_may_ask_is_refused_and_the_next_call_is_answered(
 
 
 def test_as_many_rules_as_there_may_be_as_long_as_they_may_be_pass(client: Client) -> None:
-    rules = ["x" * limits.MAX_TEXT] * limits.MAX_RULES
+    rules = ["x" * (limits.MAX_RULES_TEXT // limits.MAX_RULES)] * limits.MAX_RULES
 
     assert client.call("CheckFilter", "as", rules) == [rules]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -10,7 +11,7 @@ from conntrackd.bus import wire
 from conntrackd.bus.client import MANAGER, PATH, PROPERTIES, SINK, Client
 from conntrackd.bus.connection import clean_text
 from conntrackd.bus.interface import load, parse_interfaces
-from tests.bus.private import JOURNAL, PrivateBus, Raw, Served, call, count_descriptors, wait_until
+from tests.bus.private import JOURNAL, ROOT, PrivateBus, Raw, Served, call, count_descriptors, wait_until
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
 pytestmark = pytest.mark.privileged
@@ -233,12 +234,38 @@ def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
     }
 
 
+def test_a_problem_that_nobody_tells_is_told_when_it_comes_and_when_it_goes(
+    listener: Raw, served: Served
+) -> None:
+    control = served.control
+    for problems in (("connections are not tracked",), ()):
+        control.present = replace(control.present, problems=problems, buffer=len(problems) << 20)
+
+        _, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
+
+        assert body == [MANAGER, {"Problems": list(problems), "Buffer": len(problems) << 20}, []]
+
+
+def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() -> None:
+    silent = {
+        f"{interface.name.rpartition('.')[2]}.{each.name}"
+        for interface in load().values()
+        for each in interface.properties.values()
+        if each.emits == "false"
+    }
+    page = (ROOT / "man/org.conntrackd1.5").read_text()
+    said = page.partition("tell their changes")[2].partition("change all the time")[0]
+
+    assert silent == {"Manager.Counters", "Manager.FilterExpires", "Sink.Counters"}
+    assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {each.partition(".")[2] for each in silent}
+
+
 def test_another_log_level_is_told(listener: Raw, client: Client) -> None:
     client.call("SetLogLevel", "s", "debug")
 
     _, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
 
-    assert body == [MANAGER, {"LogLevel": "debug"}, []]
+    assert body == [MANAGER, {"LogLevel": "debug", "RunTimeChanges": ["log level"]}, []]
 
 
 def test_sinks_that_come_and_go_are_told(listener: Raw, served: Served) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.cli import daemon
 from conntrackd.cli.completion import list_places, render_completion
 from conntrackd.cli.render import add_flags
 from conntrackd.errors import UsageError
@@ -156,3 +157,10 @@ def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> 
 def test_another_shell_is_told(parser: argparse.ArgumentParser) -> None:
     with pytest.raises(UsageError, match="no completion for 'csh'"):
         render_completion(parser, "csh")
+
+
+@pytest.mark.parametrize(("command", "flag"), [("run", "--conntrack.netns"), ("record", "--netns")])
+def test_a_namespace_is_no_sink(command: str, flag: str) -> None:
+    places = {place.path: place for place in list_places(daemon.build_parser())}
+
+    assert places[f"conntrackd {command}"].values[flag] == ()

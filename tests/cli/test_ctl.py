@@ -1,16 +1,19 @@
 """conntrackctl's verbs against the service on a private bus, and every way in which there is no answer."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from conntrackd import VERSION
 from conntrackd.bus.client import MANAGER, NotRunningError
 from conntrackd.bus.control import FilterStatus, SinkStatus
-from conntrackd.cli import ctl
+from conntrackd.cli import ctl, daemon
 from conntrackd.cli.control import render_age
 from conntrackd.cli.daemonlink import print_table
 from conntrackd.cli.doctor import print_findings
@@ -117,7 +120,45 @@ def test_what_lasts_until_a_reload_is_named(
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("filter:    1 rule, from run time, for")
     assert lines[at + 1] == "           600 s, reverts in 2 min 5 s"
-    assert lines[-2:] == ["run time:  filter, sink loki: until a", "           reload or restart"]
+    assert lines[-3:] == [
+        "run time:  filter: for 2 min 5 s more",
+        "run time:  sink loki: until a reload or",
+        "           restart",
+    ]
+
+
+def test_what_has_a_time_is_not_said_to_last_until_a_reload(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_well(served)
+    rules = FilterStatus(("log any",), "run time, for 600 s", expires_s=300)
+    served.control.present = replace(served.control.present, filter=rules, run_time=("filter",))
+
+    ctl.run(["status"])
+
+    said = capsys.readouterr().out
+    assert "run time:  filter: for 5 min more\n" in said
+    assert "until a reload" not in said
+
+
+@pytest.mark.parametrize(("run", "name"), [(ctl.run, "conntrackctl"), (daemon.parse_and_run, "conntrackd")])
+def test_both_programs_tell_their_version(
+    run: Callable[[list[str]], int], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["--version"])
+
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"{name} {VERSION}\n")
+
+
+@pytest.mark.parametrize("verb", [(), *(verb.words for verb in ctl.VERBS)])
+def test_every_help_ends_with_one_line_break(
+    verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ctl.run([*verb, "--help"])
+
+    assert re.search(r"\S\n\Z", capsys.readouterr().out)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------
@@ -126,7 +167,10 @@ def test_what_lasts_until_a_reload_is_named(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stauts"], "there is no command 'stauts'\nhint: did you mean stats?"),
+        (["stauts"], "there is no command 'stauts'\nhint: did you mean status?"),
+        (["stat"], "there is no command 'stat'\nhint: did you mean stats?"),
+        (["relaod"], "there is no command 'relaod'\nhint: did you mean reload?"),
+        (["fitler"], "there is no command 'fitler'\nhint: did you mean filter?"),
         (["sink", "flsh", "x"], "there is no command 'flsh'\nhint: did you mean flush?"),
         (["log-level", "7"], "there is no level '7'\nhint: one of: debug, info, warn, error"),
         (["top", "--by", "\x1b"], "there is no --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),

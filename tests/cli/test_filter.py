@@ -53,6 +53,29 @@ def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     assert "did you mean NEW?" in bad.stderr
 
 
+def test_rules_are_checked_for_a_program_too() -> None:
+    good = ctl("check", "--json", "log type NEW", "drop any", "drop any")
+    bad = ctl("check", "--json", "log type NWE", "drop port x")
+
+    found, mistakes = json.loads(good.stdout), json.loads(bad.stdout)["mistakes"]
+    assert (good.returncode, good.stderr, found["rules"]) == (0, "", ["log type NEW", "drop any", "drop any"])
+    assert [each["hint"] for each in found["warnings"]] == ["remove it, or move it up"]
+    assert (bad.returncode, bad.stderr, len(mistakes)) == (78, "", 2)
+    assert mistakes[0]["excerpt"] == "log type NWE\n         ^^^"
+
+
+def test_what_becomes_of_rules_is_said_for_a_program_too() -> None:
+    found = json.loads(ctl("explain", "--json", "--bpf", "DROP any").stdout)
+
+    assert (found["rules"], found["settings"]["conntrack.events"]) == (["drop any"], "new, update, destroy")
+    assert {"groups", "program_in_the_kernel", "left_to_python", "bpf"} <= found.keys()
+    assert json.loads(ctl("explain", "--json", "log type new").stdout)["groups"] == [
+        "new",
+        "update",
+        "destroy",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,9 +1,12 @@
 """cli/report.py: every error is a sentence and a status, and no traceback."""
 
+import subprocess
+
 import pytest
 
 from conntrackd.cli import report
 from conntrackd.errors import ConfigError, ManyErrors, ResourceError
+from tests.live.daemon import command, environment
 
 
 @pytest.mark.parametrize(
@@ -13,6 +16,12 @@ from conntrackd.errors import ConfigError, ManyErrors, ResourceError
         (ManyErrors([ConfigError("one"), ConfigError("two")]), 78, "x: one\nx: two\n"),
         (ResourceError("too few", hint="more"), 71, "x: too few\nhint: more\n"),
         (FileNotFoundError(2, "No such file", "a\x1b[31m"), 74, "x: a\\x1b[31m: No such file\n"),
+        (
+            OSError(24, "Too many open files", "/etc/hosts"),
+            71,
+            "x: this process may not open enough files: Too many open files\n"
+            "hint: LimitNOFILE= in the unit, or ulimit -n, is too small\n",
+        ),
         (
             MemoryError(),
             75,
@@ -32,3 +41,33 @@ def test_an_error_is_a_sentence_and_a_status(
 ) -> None:
     assert report.report("x", error) == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["version"], 0),
+        (["check", "--sink.syslog.enable"], 0),
+        (["record"], 64),
+        (["record", "/nonexistent/file", "--netns", "nowhere-at-all"], 69),
+    ],
+    ids=["output", "a good configuration", "a usage error", "an error"],
+)
+def test_a_closed_standard_stream_changes_no_status_and_gets_nothing_else_into_its_place(
+    words: list[str], status: int, closed: str
+) -> None:
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, env=environment())
+
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    if "2>&-" not in closed and status:
+        assert done.stderr.startswith("conntrackd: ")
+
+
+def test_events_for_a_closed_standard_output_are_refused_at_the_start() -> None:
+    line = ["sh", "-c", 'exec "$@" >&-', "sh", *command("check", "--sink.stream.enable")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, env=environment())
+
+    assert (done.returncode, "stdout is closed" in done.stderr) == (78, True)

@@ -6,13 +6,15 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from conntrackd.cli import ctl, top
 from conntrackd.cli.stats import cut_rows, render_rows
-from conntrackd.cli.tail import print_chunk, render_full, render_short
+from conntrackd.cli.tail import print_chunk, render_full, render_json, render_short
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Location
 from conntrackd.render.json import TEMPLATE
@@ -118,7 +120,38 @@ def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
         ctl.run(["tail"])
 
 
-def test_the_short_form_has_what_a_person_looks_for() -> None:
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the time zone of this process, and back."""
+
+    def set_zone(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield set_zone
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("UTC", "10:34:43.000"), ("Asia/Kolkata", "16:04:43.000"), ("XYZ+5", "05:34:43.000")]
+)
+def test_the_time_of_day_is_that_of_status_and_json_has_utc(
+    name: str, shown: str, zone: Callable[[str], None]
+) -> None:
+    zone(name)
+
+    assert render_short(EVENT, False).startswith(f"{shown} NEW")
+    assert json.loads(render_json(EVENT, False))["time"] == EVENT["time"]
+
+
+@pytest.mark.parametrize("text", ["", "never", "2025-11-22T10:34:43.000000000", "9999-12-31T23:59:59+00:00"])
+def test_a_time_of_any_form_is_shown_somehow(text: str) -> None:
+    assert "NEW" in render_short(EVENT | {"time": text}, False)
+
+
+def test_the_short_form_has_what_a_person_looks_for(zone: Callable[[str], None]) -> None:
+    zone("UTC")
     assert render_short(EVENT, False) == (
         "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443  SYN_SENT"
     )
@@ -218,7 +251,21 @@ def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert talkers.list(5)[0] == ("10.0.0.3", 2, 120)
     assert len(talkers.list(10)) < 5
-    assert (talkers.events, talkers.lost) == (6, 5)
+    assert (talkers.events, talkers.lost, talkers.gaps) == (6, 5, 0)
+
+
+def test_top_takes_a_loss_of_which_nobody_knows_the_number(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop of the daemon, and what the kernel merged into later events."""
+    gap = {name: value for name, value in LOST.items() if name != "lost"}
+    talkers = top.Talkers("src")
+    for record in (EVENT, LOST, gap, gap | {"lost": None}):
+        talkers.add(record)
+
+    assert (talkers.events, talkers.lost, talkers.gaps) == (1, 5, 2)
+    assert top.to_json(talkers, "src")["gaps"] == 2
+    assert str(top.render_table(talkers, "src", 5).title) == "1 events, 5 lost, 2 gaps of unknown size"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -442,6 +442,72 @@ def test_an_error_of_the_system_is_an_outage(clock: Clock) -> None:
     assert sink.numbers == [0]
 
 
+REFUSED = SinkRefused("the server replied 401")
+
+
+def test_a_sink_is_well_while_its_last_write_was_not_refused_as_a_whole(clock: Clock) -> None:
+    sink = FakeSink()
+    outbox = make_outbox(sink, clock)
+    states = []
+    for fault in (None, REFUSED, REFUSED, None, SinkRefused("one is too old", 1), REFUSED):
+        sink.faults.append(fault)
+        put(outbox, make_flows(2))
+        run_until_idle(outbox, clock)
+        states.append(outbox.state.value)
+
+    assert states == ["ok", "refused", "refused", "ok", "ok", "refused"]
+    assert outbox.error == "the server replied 401"
+
+
+def test_a_sink_that_refused_is_not_well_because_it_was_opened_again(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.faults.append(REFUSED)
+    outbox = make_outbox(sink, clock)
+    put(outbox, make_flows(2))
+    run_until_idle(outbox, clock)
+    outbox.reopen()
+    run_until_idle(outbox, clock)
+    reopened = outbox.state
+    put(outbox, make_flows(2, 2))
+    run_until_idle(outbox, clock)
+
+    assert (sink.opened, reopened, outbox.state) == (2, SinkState.REFUSED, SinkState.OK)
+
+
+def test_a_mistake_in_a_sink_is_a_refusal(clock: Clock) -> None:
+    class Mistaken(FakeSink):
+        def write(self, parts: Sequence[Rendered]) -> int:
+            raise TypeError("no such field")
+
+    outbox = make_outbox(Mistaken(), clock)
+    put(outbox, make_flows(2))
+    run_until_idle(outbox, clock)
+
+    assert (outbox.state, outbox.error) == (SinkState.REFUSED, "unexpected TypeError: no such field")
+
+
+@pytest.mark.parametrize("fault", [AWAY, REFUSED], ids=["away", "refused"])
+def test_that_a_sink_works_again_is_said_after_a_delivery_alone(
+    clock: Clock, spool: Spool, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Opening it is none, and neither is a refusal; what waits on disk has to be delivered first."""
+    caplog.set_level("INFO")
+    sink = FakeSink()
+    sink.faults.extend([AWAY, fault])
+    outbox = make_outbox(sink, clock, spool=spool)
+    put(outbox, make_flows(2))
+    while sink.faults:
+        clock.now += outbox.step() or 0.0
+        assert "works again" not in caplog.text
+        assert outbox.state is not SinkState.OK
+    put(outbox, make_flows(2, 2))
+    run_until_idle(outbox, clock, seconds=60)
+
+    assert sink.numbers[-2:] == [2, 3]
+    assert caplog.text.count("works again") == 1
+    assert outbox.state is SinkState.OK
+
+
 def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:
     reasons: list[str] = []
     sink = FakeSink()
@@ -576,16 +642,18 @@ def test_no_write_overtakes_another_or_comes_between(clock: Clock, spool: Spool,
     if case == "a loss waits":
         outbox.report(make_lost(7))
     elif case == "in flight":
-        sink.faults.append(AWAY)
+        sink.faults.append(lambda _: outbox.put(make_events(1, 5)))  # while it writes
         outbox.report(make_lost(7))
         run_until_idle(outbox, clock)
+        sink.room = 0
+        assert sink.received == [[7, "kernel", ""], 5]
     elif case == "disabled":
         outbox.disable()
     elif case == "another sink":
         outbox.replace(FakeSink(), 10)
     outbox.put(make_events(2))
 
-    assert sink.direct == []
+    assert sink.direct == ([0] if case == "in flight" else [])  # the last one, when all is done
     assert find_imbalance(outbox.snapshot()) == 0
 
 

@@ -299,8 +299,8 @@ MUTATIONS: Final = (
     Mutation(
         "what goes into a pipe at once is whole lines",
         "conntrackd/sinks/stream.py",
-        'end = payload.rfind(b"\\n", done, done + PIECE) + 1',
-        "end = 0",
+        'end = text.rfind(b"\\n", done, done + PIECE) + 1\n        try:',
+        "end = 0\n        try:",
         "tests/sinks/test_stream.py::test_what_is_written_to_a_pipe_at_once_is_whole_lines",
     ),
     Mutation(
@@ -347,7 +347,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what Loki gives back holds no control character of a database",
-        "conntrackd/sinks/loki_body.py",
+        "conntrackd/render/loki.py",
         "return escape_json(make_visible(value))",
         "return escape_json(value)",
         "tests/sinks/test_controls.py::test_no_sink_holds_what_a_terminal_would_obey",
@@ -448,11 +448,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a tail that nobody reads is dropped",
-        "conntrackd/sinks/tail.py",
+        "conntrackd/tails.py",
         "if len(tail.unread) > MAX_UNREAD:",
         "if False:",
-        "tests/sinks/test_tail.py::"
-        "test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
+        "tests/test_tails.py::test_a_tail_that_is_never_read_is_dropped_and_counted_and_the_other_gets_all",
     ),
     Mutation(
         "a reload prepares all before it changes anything",
@@ -484,7 +483,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a sink that is enabled while it is switched off goes on",
-        "conntrackd/sinks/outbox.py",
+        "conntrackd/delivery/outbox.py",
         "if not reason and not self.is_out():",
         "if False:",
         "tests/delivery/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
@@ -552,5 +551,49 @@ MUTATIONS: Final = (
         "return rule - 1 < found - 1 ? rule : found;",
         "return rule ? rule : found;",
         "tests/filter/test_table.py::test_1000_rules_that_share_a_look_up_decide_as_the_reference_does",
+    ),
+    Mutation(
+        "the table that tracks belongs to a socket",
+        "conntrackd/netlink/activation.py",
+        "_number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)",
+        "_number(NFTA_TABLE_FLAGS, 0)",
+        "tests/live/test_hearing.py::test_the_table_of_activate_stays_when_the_ruleset_is_flushed",
+    ),
+    Mutation(
+        "the table of the last process is taken over",
+        "conntrackd/intake.py",
+        "self._table = TrackingTable.adopt(stored[0])",
+        "os.close(stored[0])",
+        "tests/live/test_restart.py::"
+        "test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on[activate-15]",
+    ),
+    Mutation(
+        "tracking that ends is noticed",
+        "conntrackd/hearing.py",
+        "tracking.NOT_TRACKED if self.is_tracking is False else",
+        "tracking.NOT_TRACKED if False else",
+        "tests/live/test_hearing.py::"
+        "test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_told",
+    ),
+    Mutation(
+        "a sink that refuses everything is not well",
+        "conntrackd/delivery/outbox.py",
+        "SinkState.REFUSED if is_whole else SinkState.OK",
+        "SinkState.OK",
+        "tests/delivery/test_outbox.py::test_a_sink_is_well_while_its_last_write_was_not_refused_as_a_whole",
+    ),
+    Mutation(
+        "a manager that does not read is not waited for",
+        "conntrackd/notify.py",
+        "flags = 0 if waits else socket.MSG_DONTWAIT",
+        "flags = 0",
+        "tests/test_notify.py::test_a_manager_that_does_not_read_costs_neither_time_nor_cpu",
+    ),
+    Mutation(
+        "a socket whose filter is locked is not taken over",
+        "conntrackd/netlink/socket.py",
+        "if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):",
+        "if False:",
+        "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened[locked]",
     ),
 )

@@ -1,4 +1,4 @@
-"""Which tests prove which fault: the one index of all 35 rows; test_rows.py checks that they exist."""
+"""Which tests prove which fault: the one index of all rows; test_rows.py checks that they exist."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     4: [(KERNEL, "test_row_04_")],
     5: [(KERNEL, "test_row_05_"), ("tests/test_guard.py", "test_")],
     6: [(KERNEL, "test_row_06_")],
-    7: [(PROCESS, "test_row_07_"), ("tests/sinks/test_spool_kill.py", "test_whatever_the_spool_took")],
+    7: [(PROCESS, "test_row_07_"), ("tests/delivery/test_spool_kill.py", "test_whatever_the_spool_took")],
     8: [
         (PROCESS, "test_row_08_"),
         ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
@@ -46,7 +46,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     15: [("test_state.py", "test_row_15_")],
     16: [
         (SINKS, "test_row_16_"),
-        ("tests/sinks/test_judge_loki.py", "test_"),
+        ("tests/sinks/test_loki_reply.py", "test_"),
         ("tests/sinks/test_loki.py", "test_no_re"),
         ("tests/sinks/test_loki_delivery.py", "test_"),
     ],
@@ -77,7 +77,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     21: [
         (SINKS, "test_row_21_"),
-        ("tests/sinks/test_spool.py", "test_"),
+        ("tests/delivery/test_spool.py", "test_"),
         ("tests/live/test_restart.py", "test_a_state_directory_belongs_to_one_daemon"),
     ],
     22: [(SINKS, "test_row_19_and_22_")],
@@ -112,9 +112,9 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/live/test_bus.py", "test_events_go_on_without_a_bus"),
     ],
     28: [
-        ("tests/sinks/test_tail.py", "test_a_tail_that_is_never_read"),
+        ("tests/test_tails.py", "test_a_tail_that_is_never_read"),
         (CONTROL, "test_row_28_"),
-        ("tests/sinks/test_tail.py", "test_thirty_two_tails"),
+        ("tests/test_tails.py", "test_thirty_two_tails"),
         ("tests/live/test_bus.py", "test_of_thirty_two_tails"),
         ("tests/bus/test_interface.py", "test_signals_carry_numbers"),
         ("tests/live/test_bus.py", "test_an_eavesdropper_hears"),
@@ -138,7 +138,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     32: [
         ("tests/cli/test_views.py", "test_nothing_from_a_network_or_a_database"),
-        ("tests/sinks/test_judge_loki.py", "test_no_control_character_of_a_reply"),
+        ("tests/sinks/test_loki_reply.py", "test_no_control_character_of_a_reply"),
         ("tests/sinks/test_journal.py", "test_no_value_can_begin_a_field"),
         ("tests/sinks/test_encode.py", "test_text_of_a_database_cannot_leave"),
         ("tests/sinks/test_controls.py", "test_no_sink_holds"),
@@ -152,6 +152,45 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     34: [("tests/system/test_service.py", "test_")],
     35: [("test_soak.py", "test_row_35_")],
+    36: [
+        ("tests/live/test_hearing.py", "test_the_table_of_activate_stays"),
+        ("tests/live/test_hearing.py", "test_a_second_process_has_a_table_of_its_own"),
+        ("tests/live/test_hearing.py", "test_a_reload_begins_and_ends_tracking"),
+        ("tests/live/test_hearing.py", "test_tracking_that_ends_is_a_problem"),
+        ("tests/live/test_hearing.py", "test_a_gap_that_lasts_until_the_end"),
+        ("tests/live/test_hearing.py", "test_events_that_are_switched_off"),
+        ("tests/live/test_hearing.py", "test_a_namespace_that_is_made_anew"),
+    ],
+    37: [
+        ("tests/live/test_restart.py", "test_row_37_"),
+        ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
+        (PROCESS, "test_row_08_"),
+        (PROCESS, "test_row_11_"),
+    ],
+    43: [
+        ("tests/cli/test_report.py", "test_a_closed_standard_stream"),
+        ("tests/live/test_hearing.py", "test_a_daemon_whose_standard_streams_are_closed"),
+        ("tests/live/test_restart.py", "test_another_descriptor_is_refused"),
+        ("tests/live/test_restart.py", "test_a_stored_socket_that_does_not_wait"),
+        ("tests/live/test_restart.py", "test_what_no_table_belongs_to"),
+        ("tests/test_notify.py", "test_a_manager_that_does_not_read"),
+        ("test_limits.py", "test_row_13_a_limit_that_is_too_small_for_what_is_switched_on"),
+        (PROCESS, "test_row_43_"),
+    ],
+    39: [
+        ("test_callers.py", "test_row_39_"),
+        ("test_costs.py", "test_row_39_"),
+        ("tests/filter/test_cost.py", "test_the_dearest_rules_that_pass"),
+        ("tests/filter/test_cost.py", "test_what_would_take_more_is_refused"),
+        ("tests/bus/test_turns.py", "test_what_an_observer_asks_stands_before_nothing"),
+        ("tests/test_control.py", "test_a_loop_that_ends_waits_for_no_thread"),
+        ("tests/test_security.py", "test_the_table_of_costs_has_the_bounds"),
+    ],
+    44: [
+        ("tests/cli/test_looking.py", "test_row_44_"),
+        ("tests/cli/test_unit.py", "test_no_call_of_the_client_starts_a_service"),
+        ("tests/bus/test_interface.py", "test_no_call_starts_the_daemon"),
+    ],
 }
 
 NOT_COVERED: Final[dict[int, str]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.checks import check_kernel
+from conntrackd.config import read_config
 from conntrackd.engine import Batch, Engine
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
@@ -198,7 +199,10 @@ def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel
     with rig.daemon() as running:
         running.wait_for_start()
         with enter(rig.producer.network.router):
-            findings = {each.check: each.message for each in check_kernel(Path("/"), None)}
+            findings = {
+                each.check: each.message
+                for each in check_kernel(Path("/"), None, read_config({}, {}, None, rig.directory))
+            }
         rig.producer.forget()
         rig.producer.send(1)
         rig.producer.forget()

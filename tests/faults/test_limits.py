@@ -74,13 +74,28 @@ def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
     assert any("LimitNOFILE=" in line for line in running.said)
 
 
-@pytest.mark.parametrize("descriptors", range(6, 9))
+@pytest.mark.parametrize("descriptors", range(6, 10))
 def test_row_13_fewer_than_the_daemon_itself_needs_are_told_and_nothing_starts(descriptors: int) -> None:
     done = start("prlimit", f"--nofile={descriptors}")
 
-    assert done.returncode in {71, 78}
-    assert "Too many open files\nhint: " in done.stderr
+    assert done.returncode == 71
+    assert "Too many open files\nhint: LimitNOFILE= in the unit" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("descriptors", range(10, 18))
+def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its_name_or_enough(
+    descriptors: int, rig: Rig
+) -> None:
+    """Whatever it is that cannot be opened: no other file, directory or kernel is to blame."""
+    more = ["--conntrack.activate", "--conntrack.reliable", "--conntrack.resync=snapshot"]
+    more += ["--conntrack.events=new,destroy", f"--state_directory={rig.directory / 'state'}"]
+    with rig.daemon(*more, prefix=["prlimit", f"--nofile={descriptors}"]) as running:
+        running.wait(lambda: running.said, "a word")
+        if "listening" not in running.said[0]:
+            assert running.process.wait(20) == 71
+            assert "may not open enough files" in running.said[0]
+            assert "LimitNOFILE= in the unit" in running.said[1]
 
 
 @pytest.mark.parametrize("threads", range(1, 8))

@@ -175,6 +175,36 @@ def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_l
     assert verdict.delivered == 20_001
 
 
+def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_memory(
+    rig: Rig,
+) -> None:
+    rig.choose("loki", "stream")
+    settings = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--shutdown_timeout", "60s"]
+    settings += ["--sink.loki.queue", "20000", "--sink.loki.timeout", "60s", "--conntrack.activate"]
+    rig.receivers.loki.faults.extend([hang] * 1000)
+    with rig.daemon(*settings) as first:
+        first.wait_for_start()
+        rig.producer.send(20_000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream")
+        first.process.send_signal(signal.SIGTERM)
+        first.wait(lambda: any("stopping" in line for line in first.said), "the stop")
+        begin = time.monotonic()
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(15) == 0
+        took = time.monotonic() - begin
+    rig.receivers.loki.faults.clear()
+    rig.receivers.loki.let_go.set()
+    with rig.daemon(*settings[:-1]) as second:
+        second.wait_for_start()
+        rig.send_fresh()
+        rig.wait_for_law()
+        assert second.stop() == 0
+
+    verdict = rig.judge(43, "SIGTERM twice, 20,000 queued, Loki hangs")
+    assert verdict.delivered == 20_001
+    assert took < 10
+
+
 # ---- row 12 -----------------------------------------------------------------------------------------------
 
 HOUR, TEN_YEARS = 3600, 3653 * 86_400

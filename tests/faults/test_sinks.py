@@ -13,6 +13,8 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
+from conntrackd.bus.client import PATH
+from tests.bus.private import PrivateBus, Raw
 from tests.faults.producer import find_number
 from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until
@@ -357,3 +359,39 @@ def test_memory_is_bounded_by_the_queues_when_every_sink_is_away(rig: Rig) -> No
     assert idle < 64 * MIB
     assert used[-1] - idle < 32 * MIB
     assert used[-1] - used[1] < 4 * MIB
+
+
+# ---- row 42 -----------------------------------------------------------------------------------------------
+
+
+def test_row_42_a_sink_that_refuses_all_is_a_problem_until_it_takes_something_and_costs_no_other(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.receivers.loki.faults.extend([say(400, "nothing of that")] * 1000)
+    with (
+        PrivateBus() as bus,
+        rig.daemon("--bus.address", bus.address, extra={"CONNTRACKD_BUS_ENABLE": "true"}) as running,
+    ):
+        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        with bus.connect() as client, Raw(bus.address, {}) as raw:
+            raw.ask_bus("AddMatch", "s", "type='signal',member='PropertiesChanged'")
+
+            def find_problems() -> list[str]:
+                return list(client.read_properties()["Problems"])
+
+            before = find_problems()
+            rig.producer.send(100)
+            rig.wait_for_numbers({rig.producer.sent - 1}, *OTHERS, seconds=5)
+            wait_until(lambda: find_problems() != [], 10, rig.describe)
+            during = find_problems()
+            raw.read_until(lambda header: header.path == PATH and header.member == "PropertiesChanged")
+            rig.receivers.loki.faults.clear()
+            rig.send_fresh()
+            wait_until(lambda: find_problems() == [], 15, lambda: str(find_problems()))
+        assert running.stop() == 0
+
+    verdict = rig.judge(42, "Loki refuses everything")
+    assert before == []
+    assert during[0].startswith("sink loki is refused: ")
+    assert verdict.lost == 0
+    assert rig.tallies["loki"].dropped == {"refused": 100}

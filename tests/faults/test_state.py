@@ -41,10 +41,9 @@ def load(messages: Iterator[bytes], batch: Batch) -> Iterator[tuple[int, int]]:
 def replay(engine: Engine, messages: Iterator[bytes], sink: Sink, stats: Stats) -> SinkStats:
     """Through everything that stands between the socket and a sink."""
     outbox = Outbox(sink, queue=4096, stats=SinkStats())
-    pipeline = Pipeline(engine, engine.compile_table(()), None, (outbox,), Tails(), stats)
-    batch = engine.open_batch()
+    pipeline = Pipeline(engine, (engine.compile_table(()),), None, (outbox,), Tails(), stats)
     outbox.start()
-    pipeline.replay(load(messages, batch), batch)
+    pipeline.replay(load(messages, pipeline.readers[0].batch))
     outbox.stop(time.monotonic() + 30)
     return outbox.snapshot()
 

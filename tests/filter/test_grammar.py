@@ -9,7 +9,7 @@ from pytest_mock import MockerFixture
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter import grammar
 from conntrackd.filter.ast import Rule
-from conntrackd.filter.grammar import parse_rules
+from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from tests.filter import strategies
@@ -126,7 +126,7 @@ def test_limits_are_named(texts: list[str], limit: str) -> None:
 def test_a_list_with_many_mistakes_is_read_no_further_than_they_are_shown(mocker: MockerFixture) -> None:
     cut = mocker.spy(grammar, "_cut")
     with pytest.raises(ManyErrors) as caught:
-        parse_rules([RuleText(f"log protocol {'x,' * 20}x")] * 1000)
+        parse_rules([RuleText(f"log protocol {'x,' * 20}x")] * 900)
 
     assert cut.call_count == 5
     assert len(caught.value.errors) == grammar.MAX_MISTAKES + 1
@@ -167,3 +167,48 @@ def test_every_example_of_the_manual_is_a_rule() -> None:
     rules = [RuleText(line) for line in lines if not line.startswith("#")]
 
     assert len(parse_rules(rules)) == len(rules) > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ('drop destination.address == "8.8.8.8"', "drop destination address 8.8.8.8"),
+        (
+            'log protocol == "TCP" && is_network(destination.address, "PUBLIC")',
+            "log protocol TCP and destination network PUBLIC",
+        ),
+        ('log event.type == "NEW" || event.type != \'UPDATE\'', "log type NEW or not type UPDATE"),
+        ("drop !(source.port == 22 && in_range(destination.port, 8000, 8999))",
+         "drop not (source port 22 and destination port 8000-8999)"),
+        ('log !in_cidr(source.address, "2001:db8::/32")', "log not source address 2001:db8::/32"),
+        ('log protocol in ["TCP", "UDP"]', "log protocol TCP,UDP"),
+        ("log destination.port >= 1024 && source.port < 1024",
+         "log destination port 1024-65535 and source port 0-1023"),
+        ("log true", "log any"),
+        ("drop true ", "drop any"),
+        ('log event.type.startsWith("N")', "log protocol TCP and destination port 443"),
+    ],
+)  # fmt: skip
+def test_a_rule_in_cel_gets_one_hint_with_ours(text: str, ours: str) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse_rule(RuleText(text))
+
+    (error,) = caught.value.errors
+    assert error.hint == f"in the words of this one: {ours}"
+    assert parse_rule(RuleText(ours))
+
+
+@pytest.mark.parametrize("text", ["log protocol TPC", 'log source city "a && b" foo', "log prot == TCP"])
+def test_a_mistake_in_our_language_is_not_taken_for_cel(text: str) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse_rule(RuleText(text))
+
+    assert "CEL" not in str(caught.value)
+
+
+def test_a_mistake_in_a_rule_of_several_lines_is_shown_with_its_line() -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse_rule(RuleText("log port 22 # one\r\n  or protocol TPC\r\nor port 80"))
+
+    (error,) = caught.value.errors
+    assert error.excerpt == "  or protocol TPC\n              ^^^"

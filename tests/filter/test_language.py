@@ -4,9 +4,12 @@ import pytest
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields
+from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
+from conntrackd.flow import ABSENT, Protocol
+from tests.sinks.flows import make_flow
 
 
 def parse(text: str) -> str:
@@ -178,3 +181,31 @@ def test_all_mistakes_of_one_rule_are_told() -> None:
         "'99999' is no port",
         "a city has no reply side",
     ]
+
+
+HERE, THERE = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "matches"),
+    [
+        (HERE, 80, False),
+        (HERE, 81, True),
+        (THERE, 80, True),
+        (THERE, 81, True),
+        (HERE, ABSENT, False),  # of an ICMP echo from there nobody can say that its port is another one
+        (THERE, ABSENT, True),
+    ],
+)
+def test_not_an_address_on_a_port_is_not_both(address: bytes, port: int, matches: bool) -> None:
+    flow = make_flow(1)
+    flow.src, flow.sport = address, port
+    flow.protocol = Protocol.ICMP if port == ABSENT else Protocol.UDP
+
+    for text in (
+        "not source address 10.0.0.1 on port 80",
+        "not (source address 10.0.0.1 and source port 80)",
+        "not source address 10.0.0.1 or not source port 80",
+    ):
+        rules = [parse_rule(RuleText(f"log {text}")), parse_rule(RuleText("drop any"))]
+        assert evaluate(rules, flow) == (matches, 1 if matches else 2)

@@ -309,7 +309,9 @@ BREAKS: dict[str, Break] = {
         lambda question: question._replace(field=question.field.replace(".ipv6", ".ipv4"))
     ),
     "a side is mixed up": break_question(
-        lambda question: question._replace(field=question.field.replace("reply_src", "src"))
+        lambda question: question._replace(
+            field=question.field.replace("reply_s", "s").replace("reply_d", "d")
+        )
     ),
     "a mask is forgotten": break_question(lambda question: question._replace(mask=table.MAX_NUMBER)),
     "a duration is compared as it is": lambda patch: patch.setattr(table, "DURATION", None),

@@ -98,7 +98,8 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
     assert "no room for the filter's program" in status["Problems"][0]
     assert status["KernelInstructions"] == 0
     assert [each["remedy"] for each in findings if each["check"] == "filter"] == [
-        "sysctl -w net.core.optmem_max=131072, and conntrackctl reload-filter"
+        f"ip netns exec {net.router} sysctl -w net.core.optmem_max=131072; conntrackctl reload-filter"
+        "  # and where the namespace is made"
     ]
     ask(capsys, "filter", "set", *rules, "drop protocol UDP")
     assert ask(capsys, "status")["KernelInstructions"] > 1000
@@ -119,6 +120,49 @@ def test_what_was_changed_at_run_time_is_named_until_a_reload(
     assert changed == ["filter", "log level", "sink stream"]
     assert ask(capsys, "status")["RunTimeChanges"] == []
     assert ask(capsys, "log-level", "info")["changes"] == ["log level is info, as configured"]
+
+
+def test_what_waits_for_a_restart_is_told_by_each_reload_until_it_is_taken_back(
+    running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = configuration.read_text()
+    configuration.write_text(f"{before}\nshutdown_timeout: 7s\nconntrack: {{buffer: 1M}}\n")
+    waits = "conntrack.buffer has changed, and waits for a restart: systemctl restart conntrackd"
+
+    first, second = (ask(capsys, "reload")["changes"] for _ in range(2))
+    configuration.write_text(before)
+    third = ask(capsys, "reload")["changes"]
+
+    assert waits in first
+    assert second == [waits]
+    assert third == ["shutdown_timeout is 10s"]
+    assert ask(capsys, "reload")["changes"] == ["nothing has changed"]
+
+
+def test_a_daemon_whose_sinks_are_all_off_is_not_healthy(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(capsys, "sink", "disable", "stream")
+    off = ask(capsys, "status")
+    ask(capsys, "sink", "enable", "stream")
+    on = ask(capsys, "status")
+
+    assert (off["healthy"], off["Problems"]) == (
+        False,
+        ["no sink is on: events are dropped; conntrackctl sink enable NAME"],
+    )
+    assert (on["healthy"], on["Problems"]) == (True, [])
+
+
+def test_buffer_and_memory_are_the_same_in_every_view(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counters = ask(capsys, "stats")["counters"]
+    findings = {each["check"]: each["message"] for each in ask(capsys, "doctor")}
+
+    assert ask(capsys, "status")["Buffer"] == counters["buffer_bytes"] == 64 << 20
+    assert findings["buffer"].startswith("64M")
+    assert counters["process_memory_bytes"] <= counters["process_memory_peak_bytes"]
 
 
 def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
@@ -256,7 +300,7 @@ def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
         assert ctl.run(["reload"]) == 0
         told.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
 
-    assert told == [False, False, True, False, False]
+    assert told == [False, False, True, True, False]
 
 
 def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(

@@ -1,11 +1,13 @@
 """A new process takes over the socket of the old one: what systemd's store of descriptors is for."""
 
 import array
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +18,21 @@ import pytest
 
 from conntrackd.errors import ConfigError
 from conntrackd.handover import Handover
+from conntrackd.netlink.namespace import enter
+from tests.bus.private import wait_until
 from tests.live import traffic
+from tests.live.control import flood as flood_from
 from tests.live.daemon import Running, command, daemon, environment, run, settle
-from tests.live.network import TRACKING, Network, call_inside, network
+from tests.live.network import TRACKING, Network, call_inside, inside, network
 from tests.live.test_daemon import flood
 
 pytestmark = pytest.mark.privileged
-PASS_ON = 'exec 3<&"$1"; shift; export LISTEN_PID=$$; exec "$@"'
+# Descriptors to be passed on as the ones from 3, as many as the first word says.
+PASS_ON = """
+count=$1; shift
+for ((number = 3; number < 3 + count; number++)); do eval "exec $number<&$1 $1<&-"; shift; done
+export LISTEN_PID=$$; exec "$@"
+"""
 
 
 class Store:
@@ -33,17 +43,29 @@ class Store:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(os.fspath(path))
         self._socket.settimeout(15)
-        self.kept = -1
+        self.all: dict[str, int] = {}
+
+    @property
+    def kept(self) -> int:
+        """The socket that hears of events."""
+        return self.all.get("events", -1)
 
     def wait(self, word: str) -> None:
-        """For a message with this word; keeps a descriptor that comes before it."""
+        """For a message with this word; keeps descriptors that come before it, and forgets as it is told."""
         while True:
             data, ancillary, _, _ = self._socket.recvmsg(4096, 1024)
+            lines = dict(line.partition("=")[::2] for line in data.decode().split("\n"))
             for _, _, content in ancillary:
-                self.close_kept()
-                self.kept = array.array("i", content[:4])[0]
+                self.forget(lines["FDNAME"])
+                self.all[lines["FDNAME"]] = array.array("i", content[:4])[0]
+            if "FDSTOREREMOVE" in lines:
+                self.forget(lines["FDNAME"])
             if word in data.decode():
                 return
+
+    def forget(self, name: str) -> None:
+        if name in self.all:
+            os.close(self.all.pop(name))
 
     def drain(self) -> list[str]:
         """What came since, without waiting."""
@@ -58,9 +80,8 @@ class Store:
             self._socket.settimeout(15)
 
     def close_kept(self) -> None:
-        if self.kept >= 0:
-            os.close(self.kept)
-            self.kept = -1
+        for name in list(self.all):
+            self.forget(name)
 
     def close(self) -> None:
         self.close_kept()
@@ -83,21 +104,34 @@ def net() -> Iterator[Network]:
 
 
 @contextmanager
-def service(net: Network, store: Store, descriptor: int | None = None, **extra: str) -> Iterator[Running]:
-    """The daemon as systemd starts it, with a descriptor from the store."""
-    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new", "--sink.stream.enable"]
+def service(
+    net: Network,
+    store: Store,
+    descriptor: int | None = None,
+    *more: str,
+    passed: dict[str, int] | None = None,
+    events: str = "new",
+    **extra: str,
+) -> Iterator[Running]:
+    """The daemon as systemd starts it, with a descriptor from the store, or several."""
+    passed = passed or ({} if descriptor is None else {"events": descriptor})
+    # Numbers that are none of those from 3 on, which are overwritten one after another.
+    numbers = [fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in passed.values()]
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", events, "--sink.stream.enable", *more]
     line = command("run", *arguments)
     env = environment(NOTIFY_SOCKET=os.fspath(store.path), **extra)
-    if descriptor is not None:
-        line = ["bash", "-c", PASS_ON, "bash", str(descriptor), *line]
-        env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "events"}
+    if passed:
+        line = ["bash", "-c", PASS_ON, "bash", str(len(passed)), *map(str, numbers), *line]
+        env |= {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": ":".join(passed)}
     with subprocess.Popen(
         line,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=env,
-        pass_fds=[] if descriptor is None else [descriptor],
+        pass_fds=numbers,
     ) as process:
+        for number in numbers:
+            os.close(number)
         running = Running(process)
         try:
             store.wait("READY=1")
@@ -150,7 +184,102 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
     subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "groups", "namespace"])
+@pytest.fixture
+def untracked(net: Network) -> Iterator[Network]:
+    """The network without a rule that has connections tracked, and without a flow."""
+    inside(net.router, "nft", "flush", "ruleset")
+    inside(net.router, "conntrack", "-F")
+    yield net
+    inside(net.router, "nft", "flush", "ruleset")
+    net.load(TRACKING)
+
+
+# README: a restart under systemd has the events of its gap. Whatever is switched on.
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activate": "true"},
+        {"activate": "true", "reliable": "true"},
+        {"activate": "true", "resync": "snapshot", "reliable": "true"},
+        {"resync": "snapshot"},
+        {"reliable": "true"},
+    ],
+    ids="+".join,
+)
+def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
+    untracked: Network, store: Store, tmp_path: Path, settings: dict[str, str], number: int
+) -> None:
+    if "activate" not in settings:
+        untracked.load(TRACKING)
+    more = [word for name, value in settings.items() for word in (f"--conntrack.{name}", value)]
+    extra: dict[str, Any] = {"STATE_DIRECTORY": os.fspath(tmp_path)}
+    counts = []
+    with service(untracked, store, None, *more, events="new,destroy", **extra) as first:
+        call_inside(untracked.client, flood_from, 10_000, 3)
+        first.wait_for_events(3)
+        first.stop(number)
+        settle(first)
+        counts.append(len(find_new(first)))
+    call_inside(untracked.client, flood_from, 20_000, 5)
+    kept = dict(store.all)
+    with service(untracked, store, None, *more, passed=kept, events="new,destroy", **extra) as second:
+        second.wait_for_events(5)
+        counts.append(len(find_new(second)))
+        call_inside(untracked.client, flood_from, 30_000, 2)
+        second.wait_for_events(7)
+        settle(second)
+        assert second.stop() == 0
+        counts.append(len(find_new(second)) - 5)
+
+    assert counts == [3, 5, 2]
+    assert not any(event["type"] == "LOST" for event in first.events + second.events)
+    store.close_kept()  # as systemd does at a real stop
+    wait_until(lambda: "conntrackd" not in inside(untracked.router, "nft", "list", "tables"))
+
+
+def find_new(running: Running) -> list[Any]:
+    return [event for event in running.events if event["type"] == "NEW"]
+
+
+def test_a_table_that_is_not_wanted_any_more_goes_at_the_next_start(untracked: Network, store: Store) -> None:
+    with service(untracked, store, None, "--conntrack.activate") as first:
+        first.stop()
+    before = inside(untracked.router, "nft", "list", "tables")
+    with service(untracked, store, None, passed=dict(store.all)) as second:
+        after = inside(untracked.router, "nft", "list", "tables")
+        second.stop()
+
+    assert (before, after) == ("table inet conntrackd\n", "")
+    assert set(store.all) == {"events"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "unbound"])
+def test_what_no_table_belongs_to_is_refused_and_a_new_one_made(
+    untracked: Network, store: Store, kind: str
+) -> None:
+    ends = os.pipe()
+    wrong = {
+        "udp": (socket.AF_INET, socket.SOCK_DGRAM, 0),
+        "route": (socket.AF_NETLINK, socket.SOCK_RAW, 0),
+        "unbound": (socket.AF_NETLINK, socket.SOCK_RAW, 12),
+    }.get(kind)
+    made = None if wrong is None else socket.socket(*wrong)
+    try:
+        number = ends[0] if made is None else made.fileno()
+        with service(untracked, store, None, "--conntrack.activate", passed={"table": number}) as running:
+            call_inside(untracked.client, flood, 1)
+            running.wait_for_events(1)
+            assert any("making a new table" in line for line in running.said)
+            assert running.stop() == 0
+    finally:
+        for end in ends:
+            os.close(end)
+        if made is not None:
+            made.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "udp", "route", "groups", "namespace", "locked", "unbound"])
 def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, store: Store, kind: str) -> None:
     reading, writing = os.pipe()
     wrong: list[socket.socket] = []
@@ -166,7 +295,15 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         case "namespace":
             # Ours in every way, but of this test's network and not of the router's.
             wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+            wrong[0].bind((0, 0))
             wrong[0].setsockopt(270, 5, 1)
+        case "locked" | "unbound":
+            with enter(net.router):
+                wrong.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+            wrong[0].setsockopt(270, 5, 1)
+            if kind == "locked":
+                wrong[0].bind((0, 0))
+                wrong[0].setsockopt(socket.SOL_SOCKET, 44, 1)  # SO_LOCK_FILTER
     try:
         with service(net, store, wrong[0].fileno() if wrong else reading) as running:
             call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
@@ -178,6 +315,28 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         os.close(writing)
         for each in wrong:
             each.close()
+
+
+def test_a_stored_socket_that_does_not_wait_is_made_to(net: Network, store: Store) -> None:
+    with service(net, store) as first:
+        first.stop()
+    os.set_blocking(store.kept, False)
+    inside(net.router, "conntrack", "-F")
+    with service(net, store, store.kept) as second:
+        began = read_cpu(second)
+        threading.Event().wait(1.0)  # what it takes in a second in which nothing happens
+        used = read_cpu(second) - began
+        call_inside(net.client, flood, 1)
+        second.wait_for_events(1)
+        second.stop()
+
+    assert used < 0.3
+
+
+def read_cpu(running: Running) -> float:
+    """Seconds of CPU time that the process has used."""
+    words = Path(f"/proc/{running.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -223,7 +382,7 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
 
     assert (second.returncode, second.stdout) == (78, "")
     assert second.stderr == (
-        f"conntrackd: --state_directory: state_directory: {state} is in use by process {first.process.pid}\n"
+        f"conntrackd: --state_directory: {state} is in use by process {first.process.pid}\n"
         "hint: each conntrackd needs a state directory of its own\n"
     )
 

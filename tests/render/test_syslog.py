@@ -126,7 +126,14 @@ def test_frames(framer: Any, framing: Framing, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "clean"), [("gw 1\n", "gw1"), ("", "-"), ("ü", "-"), ("a" * 300, "a" * 255)]
+    ("host", "clean"),
+    [
+        ("gw 1\n", "gw?1?"),
+        ("", "-"),
+        ("gw-büro", "xn--gw-bro-6ya"),
+        ("a" * 300, "a" * 255),
+        (chr(0xDCFF), "?"),
+    ],
 )
 def test_a_host_name_is_what_the_header_may_hold(host: str, clean: str) -> None:
     assert clean_name(host) == clean

@@ -249,10 +249,11 @@ def test_a_journald_that_has_gone_ends_a_write_that_waits(tmp_path: Path) -> Non
         receiver.bind(os.fspath(path))
         sink = JournalSink(path)
         sink.open()
-        closer = threading.Timer(0.2, receiver.close)
+        events = render_journal(make_flows(5000))
+        closer = threading.Thread(target=lambda: receiver.close() if receiver.recv(1 << 16) else None)
         closer.start()
         with pytest.raises(SinkUnavailable) as caught:
-            sink.write([render_journal(make_flows(5000))])
+            sink.write([events])
         closer.join()
         sink.close()
 

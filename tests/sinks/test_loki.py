@@ -267,3 +267,35 @@ def test_the_process_does_not_inherit_a_proxy_from_its_environment(
     push(make_settings(server.port), [make_flow(1)])
 
     assert len(store.query()) == 1
+
+
+def test_labels_and_the_hosts_name_are_those_that_were_set() -> None:
+    def find(**settings: list[str]) -> dict[str, str]:
+        overrides = {key.replace("__", "."): value for key, value in settings.items()}
+        return create(read_config(overrides, {}, etc=Path("/nowhere")))._encoder._labels
+
+    assert find(host=["edge1"]) == {"service_name": "conntrackd", "host": "edge1"}
+    assert find(host=["edge1"], sink__loki__labels=["host=a,service_name=b"]) == {
+        "service_name": "b",
+        "host": "a",
+    }
+
+
+@pytest.mark.parametrize("zone", ["%25d0", "%d0"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_name_of_an_interface_is_no_escape(
+    scheme: str, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts: list[object] = []
+
+    def note(host: object, *_: object, **__: object) -> list[object]:
+        hosts.append(host)
+        raise OSError("nowhere")
+
+    monkeypatch.setattr("socket.getaddrinfo", note)
+    overrides = {"sink.loki.address": [f"{scheme}://[fe80::1{zone}]:3100"]}
+    sink = create(read_config(overrides, {}, etc=Path("/nowhere")))
+    sink.open()
+    sink.close()
+
+    assert hosts == ["fe80::1%d0"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from conntrackd.delivery.compression import GZIP, compress
-from conntrackd.flow import EventType, Flow, Lost, Protocol
+from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
+from conntrackd.labels import FIELDS, OWN_LABELS
 from conntrackd.render.loki import TEMPLATE
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.loki_body import halve, list_body, mark_replay
@@ -179,3 +180,28 @@ def test_their_number_tells_what_is_too_old_within_the_second_of_the_limit() -> 
 
 def test_a_loss_is_reported_again_and_never_replayed() -> None:
     assert mark_replay(TEMPLATE.render_loss(Lost(5, BASE, BASE, "kernel"))) is None
+
+
+def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    for name in (
+        "orig_packets",
+        "orig_bytes",
+        "reply_packets",
+        "reply_bytes",
+        "mark",
+        "zone",
+        "start",
+        "stop",
+    ):
+        setattr(flow, name, 5)
+    flow.icmp_type = flow.icmp_code = flow.reason = 1
+    flow.reply_dst, flow.reply_src = flow.dst, flow.dst
+    flow.src_location = flow.dst_location = Location("Paris", "FR", 48.9, 2.3, 64496, "Example")
+
+    streams = read(make(flow), make(Lost(5, BASE, BASE + 10, "kernel", "reason")))
+    names = {name for stream in streams for value in stream["values"] for name in value[2]}
+
+    assert {"nat_src", "icmp_type", "src_as_org", "lost", "duration"} <= names
+    assert names <= FIELDS
+    assert {name for stream in streams for name in stream["stream"]} - set(LABELS) <= OWN_LABELS

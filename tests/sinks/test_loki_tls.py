@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.sinks.http import read_secret
 from conntrackd.sinks.loki import Loki, Settings
-from conntrackd.sinks.tls import Tls
+from conntrackd.sinks.tls import Tls, make_context
+from tests.odd_files import make_odd_file
+from tests.sinks.authority import Authority
 from tests.sinks.flows import make_flow
 from tests.sinks.loki_client import push
 from tests.sinks.loki_server import Server, Store, run_server
@@ -181,3 +184,40 @@ def test_a_certificate_that_cannot_be_read_is_an_outage(tmp_path: Path, broken: 
 
     with pytest.raises(SinkUnavailable, match=f"cannot use {path}"):
         Loki(settings).open()
+
+
+def test_a_plain_private_authority_is_believed_by_every_python(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `openssl req -x509` makes one: no key usage, which Python 3.13 asks for by default."""
+    authority = Authority(tmp_path)
+    both = authority.issue("server", "IP:127.0.0.1")
+    create = ssl.create_default_context
+
+    def create_as_3_13(**arguments: Any) -> ssl.SSLContext:
+        context = create(**arguments)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+
+    monkeypatch.setattr("ssl.create_default_context", create_as_3_13)
+    with run_server(store, wrap=make_wrapper((both, both))) as server:
+        push(make_tls_settings(server.port, Tls(authority.ca)), [make_flow(1)])
+
+    assert len(store.query()) == 1
+
+
+def test_what_is_verified_is_the_same_with_every_python(tmp_path: Path) -> None:
+    flags = make_context(Tls()).verify_flags
+
+    assert not flags & ssl.VERIFY_X509_STRICT
+    assert flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "large"])
+@pytest.mark.parametrize("name", ["ca", "cert", "token"])
+def test_a_file_is_refused_by_its_kind_and_nothing_waits(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd"
+    make_odd_file(path, kind)
+
+    with pytest.raises(SinkUnavailable, match="odd"):
+        read_secret(path) if name == "token" else make_context(Tls(path) if name == "ca" else Tls(cert=path))

@@ -282,7 +282,7 @@ def test_a_reader_that_is_slow_gets_each_line_once(pipe: tuple[int, int]) -> Non
 def test_a_line_longer_than_what_a_pipe_takes_at_once_passes(pipe: tuple[int, int]) -> None:
     flow = make_flow(1)
     flow.dst_location = Location(city="x" * 200_000)
-    sink = StreamSink(None, pipe[1], slow=0.01, stall=LONG)
+    sink = StreamSink(None, pipe[1], slow=0.0, stall=LONG)  # each piece is one write
     sink.open()
     events = render_json([make_flow(0), flow, make_flow(2)])
     thread = threading.Thread(target=lambda: write_persistently(sink, events))
@@ -417,7 +417,9 @@ def test_a_write_at_once_takes_whole_lines_as_far_as_there_is_room(pipe: tuple[i
 
 
 def test_a_write_at_once_to_a_socket_that_is_full_is_gone_on_with_in_mid_line() -> None:
-    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs = server.accept()[0]
     with ours, theirs:
         sink = StreamSink(None, ours.fileno())
         sink.open()
@@ -425,6 +427,7 @@ def test_a_write_at_once_to_a_socket_that_is_full_is_gone_on_with_in_mid_line() 
         sent = b""
         while (count := sink.try_write(events)) == events.events:
             sent += events.text
+        begun = sink._begun
         rest = events.split(count)[1]
         writer = threading.Thread(target=lambda: left.append(write_persistently(sink, rest)))
         writer.start()
@@ -436,6 +439,8 @@ def test_a_write_at_once_to_a_socket_that_is_full_is_gone_on_with_in_mid_line() 
         sink.close()
 
     assert received == sent
+    assert rest.text.startswith(begun)
+    assert begun
 
 
 def test_what_was_begun_and_then_dropped_ends_before_the_next_line() -> None:

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,10 @@ def hand_on(outbox: Outbox, flows: Sequence[Flow]) -> None:
 @pytest.mark.parametrize("scheme", ["udp", "tcp", "unix"])
 def test_the_server_reads_every_field_of_rfc5424(tmp_path: Path, scheme: str, framing: str) -> None:
     with rsyslog(tmp_path, scheme) as server:
-        send(make(server.address, framing=framing), [*make_flows(20), Lost(3, BASE, BASE, "kernel")])
+        send(
+            make(server.address, framing=framing, format="rfc5424"),
+            [*make_flows(20), Lost(3, BASE, BASE, "kernel")],
+        )
         found = server.wait_for(21)
 
     first, last = found[0], found[-1]
@@ -510,3 +514,37 @@ def test_a_loss_that_no_datagram_holds_is_refused_and_not_tried_for_ever() -> No
         outbox.stop(time.monotonic() + 5)
 
     assert re.findall(rb'flow="(\d+)"', received) == [b"0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_version"),
+    [
+        ({"address": "unix:///dev/log"}, False),
+        ({"address": "unixgram:///dev/log"}, False),
+        ({"address": "unix:///dev/log", "format": "rfc5424"}, True),
+        ({"address": "udp://127.0.0.1"}, True),
+    ],
+)
+def test_a_local_socket_gets_the_form_that_it_reads_unless_another_is_named(
+    settings: dict[str, str], has_version: bool
+) -> None:
+    message = render(make(**settings).template, [make_flow(1)]).text
+
+    assert (b">1 " in message) is has_version
+
+
+def test_the_hosts_name_is_the_one_that_was_set() -> None:
+    sink = create(read_config({"host": ["edge1"]}, {}, etc=Path("/nowhere")))
+
+    assert b" edge1 conntrackd " in render(sink.template, [make_flow(1)]).text
+
+
+def test_a_zone_is_no_part_of_the_name_in_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    context = SimpleNamespace(wrap_socket=lambda _, server_hostname: names.append(server_hostname))
+    monkeypatch.setattr("conntrackd.sinks.syslog.make_context", lambda _: context)
+    with socket.socket() as plain:
+        monkeypatch.setattr("socket.create_connection", lambda *_: plain)
+        make("tls://[fe80::1%25eth0]")._connect()
+
+    assert names == ["fe80::1"]

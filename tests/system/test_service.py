@@ -1,7 +1,9 @@
 """The service on a booted machine: started, logging, controlled, killed, and never without a restart."""
 
+import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,9 +222,56 @@ def test_a_limit_too_small_to_start_is_explained_once_and_not_tried_again(servic
     service.run("systemctl", "reset-failed", SERVICE)
     service.run("systemctl", "restart", SERVICE)
 
-    assert "may not open 6 files" in said
+    assert "may not open enough files" in said
     assert "hint: " in said
     assert "Traceback" not in said
+
+
+def test_nothing_but_systemd_starts_it(service: Machine) -> None:
+    service.run("useradd", "-G", "conntrackd", "eve")
+    service.run("systemctl", "stop", SERVICE)
+    try:
+        for command in (("conntrackctl", "status"), ("conntrackctl", "doctor"), (*BUS, "GetStatistics")):
+            service.refuse(*as_user("eve", *command))
+            service.refuse(*command)
+        said = service.refuse("conntrackctl", "status")
+
+        assert (service.show("ActiveState"), service.show("NRestarts")) == ("inactive", "0")
+        assert said.endswith("hint: systemctl start conntrackd")
+    finally:
+        service.run("systemctl", "start", SERVICE)
+
+
+def test_after_a_start_that_failed_status_and_doctor_say_why_within_a_second(service: Machine) -> None:
+    service.configure("filter: [drop protocol TPC]\n")
+    try:
+        service.sh("systemctl restart conntrackd || true")
+        service.wait(lambda: service.show("ActiveState") == "failed", "the end")
+        began = time.monotonic()
+        said = service.refuse("conntrackctl", "status")
+        took = time.monotonic() - began
+        found = service.refuse("conntrackctl", "doctor")
+        stranger = service.refuse(*as_user("nobody", "conntrackctl", "status"))
+
+        assert "it has failed (exit status 78)" in said
+        assert "did you mean TCP?" in said
+        assert took < 1.5, "nsenter and a loaded machine have their part in it"
+        assert "did you mean TCP?" in "".join(found.splitlines()[:4])
+        assert "conntrackd" in stranger
+        assert service.show("ActiveState") == "failed"
+    finally:
+        service.unconfigure()
+        service.run("systemctl", "reset-failed", SERVICE)
+        service.run("systemctl", "start", SERVICE)
+
+
+def test_its_own_lines_have_its_name_and_its_files_are_for_the_group(service: Machine) -> None:
+    own = service.run("journalctl", "-u", "conntrackd", "_TRANSPORT=stdout", "-o", "json", "-n", "20")
+    names = {json.loads(line)["SYSLOG_IDENTIFIER"] for line in own.splitlines()}
+
+    assert names == {"conntrackd"}
+    assert "psched" not in own
+    assert service.show("UMask") == "0027"
 
 
 def test_the_table_is_read_and_guarded_in_the_sandbox(service: Machine) -> None:

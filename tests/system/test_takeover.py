@@ -52,6 +52,7 @@ def test_who_says_so_replaces_it_and_its_configuration_stays(
         machine.install("conntrackd", CONNTRACKD_REPLACE="1")
 
     assert machine.version.startswith("ii 2:")
+    assert not (machine.root / "etc/conntrackd/replace").exists(), "it counts once"
     assert machine.show("ActiveState") == "inactive"
     assert machine.refuse("systemctl", "is-enabled", "conntrackd") == "disabled"
     assert [each for each in OF_THE_OTHER if (machine.root / each).exists()] == []

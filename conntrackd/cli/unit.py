@@ -1,0 +1,73 @@
+"""A daemon that does not answer: what systemd and the journal know of it, within a second. Starts nothing."""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from conntrackd.bus.client import NotRunningError
+
+UNIT: Final = "conntrackd.service"
+ASKED: Final = ("ActiveState", "SubState", "Result", "ExecMainStatus", "InvocationID")
+# Of both commands together; the rest of the second is for the start of this program.
+SECONDS: Final = 0.7
+LINES: Final = 20
+LOG: Final = f"journalctl -u {UNIT.removesuffix('.service')} -n {LINES}"
+# systemctl(1) needs no bus for root, journalctl(1) for nobody.
+PATH: Final = "/usr/bin:/bin"
+BAD_CONFIGURATION: Final = "78"  # EX_CONFIG
+
+
+def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningError:
+    """The error with the reason, where the service has failed. As it is where another bus is asked."""
+    if environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
+        return error
+    until = time.monotonic() + SECONDS
+    output = ask(["systemctl", "show", UNIT, *(f"--property={name}" for name in ASKED)], environ, until)
+    found = dict(line.partition("=")[::2] for line in output.splitlines())
+    state, result, status = (found.get(name, "") for name in ("ActiveState", "Result", "ExecMainStatus"))
+    if state == "active":
+        hint = f"bus.enable and bus.address in conntrackd.yaml; {LOG}"
+        return NotRunningError("conntrackd runs, and is not on this bus", hint=hint)
+    if result in {"", "success"}:
+        return error
+    lines = read_last_words(found.get("InvocationID", ""), environ, until)
+    how = f"exit status {status}" if result == "exit-code" else result
+    again = ", and is started again and again" if found.get("SubState") == "auto-restart" else ""
+    message = f"conntrackd is not running: it has failed ({how}){again}"
+    sudo = "" if os.geteuid() == 0 else "sudo "  # what is told can be pasted
+    if not lines:
+        return NotRunningError(message, hint=f"{sudo}{LOG}")
+    check = f"{sudo}conntrackd check && " if status == BAD_CONFIGURATION else ""
+    return NotRunningError(message, excerpt=lines, hint=f"{check}{sudo}systemctl restart conntrackd")
+
+
+def read_last_words(invocation: str, environ: Mapping[str, str], until: float) -> str:
+    """The last lines of the service's own log; nothing where there are none, or none to be read.
+
+    Its stderr alone: events in the journal come from the same service.
+    """
+    if not invocation:
+        return ""
+    matches = [f"_SYSTEMD_INVOCATION_ID={invocation}", "_TRANSPORT=stdout"]
+    command = ["journalctl", "--quiet", "--no-pager", "--output=cat", f"--lines={LINES}", *matches]
+    return ask(command, environ, until).strip()
+
+
+def ask(command: list[str], environ: Mapping[str, str], until: float) -> str:
+    """What a command prints; nothing where it fails, is not there, or takes too long."""
+    import subprocess  # noqa: PLC0415  # only where the daemon does not run
+
+    path = os.pathsep.join(filter(None, (environ.get("PATH"), PATH)))
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            env={**environ, "PATH": path, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
+            stdin=subprocess.DEVNULL,
+            timeout=max(0.05, until - time.monotonic()),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")

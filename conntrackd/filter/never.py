@@ -1,0 +1,283 @@
+"""Rules and values that no event of the kernel's can match, with the likely meaning. Never claims so wrongly.
+
+reach.py looks at what earlier rules leave; here a rule is looked at alone, beside what the kernel can say and
+what the settings let in.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+from typing import Final, NamedTuple
+
+from conntrackd.errors import RuleError
+from conntrackd.filter import fields
+from conntrackd.filter.ast import (
+    AddressIn,
+    And,
+    Compare,
+    Expression,
+    Leaf,
+    LocationIn,
+    Not,
+    NumberIn,
+    Or,
+    Range,
+    Rule,
+    Span,
+    TypeIs,
+    find_leaves,
+    find_span,
+    merge_ranges,
+    push_not_inward,
+)
+from conntrackd.filter.countries import CODES, MEANT
+from conntrackd.filter.reach import find_unreachable, to_ranges
+from conntrackd.filter.render import render
+from conntrackd.filter.text import show
+from conntrackd.flow import EventType, Protocol
+
+ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+ALL_PROTOCOLS: Final = frozenset(range(256))
+# nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
+WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})
+PORTS: Final = frozenset({fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT})
+COUNTRIES: Final = frozenset({fields.SRC_COUNTRY, fields.DST_COUNTRY})
+NAMES: Final = {int(each): each.name for each in Protocol}
+MAPPED: Final = ip_network("::ffff:0:0/96")
+MAPPED_RANGE: Final = find_span(fields.to_prefix(MAPPED))
+# Conditions of all rules that are looked at, 26 us each: what comes after them is not claimed to be in vain.
+MAX_STEPS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the settings let in."""
+
+    events: int = ALL_EVENTS
+    protocols: frozenset[int] = ALL_PROTOCOLS
+    has_places: bool = True
+    """Whether a database says where addresses are."""
+    has_table: bool = True
+    """Whether flows of the table are logged too, which have counters whatever their type."""
+
+
+class Reason(NamedTuple):
+    """Why something never matches, the words that say it, and what was meant."""
+
+    message: str
+    span: Span
+    hint: str = "remove it"
+
+    def to_warning(self, rule: Rule, number: int) -> RuleError:
+        """As it is shown to people."""
+        excerpt = show(rule.text, *self.span) if rule.text else render(rule)
+        return RuleError(self.message, place=rule.place or f"rule {number}", excerpt=excerpt, hint=self.hint)
+
+
+Ranges = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The events that are left by the conditions so far."""
+
+    types: int
+    protocols: frozenset[int]
+    families: frozenset[int] = frozenset(fields.FAMILIES.values())
+    numbers: dict[tuple[fields.Field, int], Ranges] = field(default_factory=dict)
+    """Of a field, and for an address of each length in bytes."""
+
+
+def find_warnings(rules: Sequence[Rule], given: Given | None = None) -> list[RuleError]:
+    """All that is in the rules and does nothing, in the order of the rules."""
+    search = _Search(given or Given())
+    unreachable = {each.number: each.to_warning() for each in find_unreachable(rules)}
+    found: list[RuleError] = []
+    for number, rule in enumerate(rules, 1):
+        reasons = list(find_empty_values(rule.expression))
+        if not reasons and (reason := search.find(rule.expression)) is not None:
+            reasons = [reason]
+        found += [reason.to_warning(rule, number) for reason in reasons]
+        if number in unreachable and not reasons:
+            found.append(unreachable[number])
+    return found
+
+
+# ---- values -------------------------------------------------------------------------------------------
+
+
+def find_empty_values(expression: Expression) -> Iterator[Reason]:
+    """Values that no event has, wherever they stand."""
+    for leaf in find_leaves(expression):
+        match leaf:
+            case AddressIn(_, prefixes, span):
+                for prefix in prefixes:
+                    yield from _check_mapped(prefix, span)
+            case LocationIn(places, values, span) if set(places) <= COUNTRIES:
+                for code in values:
+                    yield from _check_country(code, span)
+
+
+def _check_mapped(prefix: fields.Prefix, span: Span) -> Iterator[Reason]:
+    """To conntrack an IPv4 flow is one of IPv4, whatever the socket of the program calls its addresses."""
+    low, high = find_span(prefix)
+    if len(prefix.network) == 16 and MAPPED_RANGE[0] <= low and high <= MAPPED_RANGE[1]:
+        network = ip_network((prefix.network[12:], prefix.length - MAPPED.prefixlen))
+        meant = network.network_address if network.prefixlen == 32 else network
+        yield Reason("an IPv4-mapped address never matches", span, f"did you mean {meant}?")
+
+
+def _check_country(code: str, span: Span) -> Iterator[Reason]:
+    if code not in CODES:
+        meant = f"did you mean {MEANT[code]}?" if code in MEANT else "two letters of ISO 3166, such as DE"
+        yield Reason(f"{code} is the code of no country, and never matches", span, meant)
+
+
+# ---- contradictions -----------------------------------------------------------------------------------
+
+
+def find_contradiction(expression: Expression, given: Given) -> Reason | None:
+    """Why no event can match, None where one may."""
+    return _Search(given).find(expression)
+
+
+class _Search:
+    """Walks through rules, which take so many steps and no more."""
+
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self._steps = 0
+
+    def find(self, expression: Expression) -> Reason | None:
+        """Why no event can match."""
+        if self._steps > MAX_STEPS:
+            return None
+        world = World(self._given.events, self._given.protocols)
+        found = self._narrow(push_not_inward(expression), world)
+        return found if isinstance(found, Reason) else None
+
+    def _narrow(self, expression: Expression, world: World) -> World | Reason:
+        """What the condition leaves of the events, or why that is nothing."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            return world
+        match expression:
+            case And(items):
+                # What is one condition first: then each alternative is looked at beside all of them.
+                for item in sorted(items, key=lambda item: isinstance(item, Or)):
+                    found = self._narrow(item, world)
+                    if isinstance(found, Reason):
+                        return found
+                    world = found
+                return world
+            case Or(items):
+                each = [self._narrow(item, world) for item in items]
+                reasons = [found for found in each if isinstance(found, Reason)]
+                return reasons[0] if len(reasons) == len(each) else world
+            case Not(item):
+                return self._narrow_leaf(item, world, holds=False)  # type: ignore[arg-type]  # Nots are inward
+            case _:
+                return self._narrow_leaf(expression, world, holds=True)
+
+    def _narrow_leaf(self, leaf: Leaf, world: World, *, holds: bool) -> World | Reason:
+        match leaf:
+            case TypeIs(mask, span):
+                return self._narrow_types(world, mask if holds else ~mask, span)
+            case LocationIn(span=span) if not self._given.has_places:
+                return Reason("this rule can never match: no place is known", span, "set geoip.database")
+            case Compare(subject, span=span):
+                left = world if self._given.has_table else self._narrow_types(world, EventType.DESTROY, span)
+                ranges = to_ranges(leaf) if holds else ()
+                return (
+                    left if isinstance(left, Reason) or not holds else _cut(left, (subject, 0), ranges, span)
+                )
+            case NumberIn(some, ranges, span) if some == (fields.PROTOCOL,):
+                wanted = frozenset(number for low, high in ranges for number in range(low, high + 1))
+                return self._narrow_protocols(world, wanted if holds else ALL_PROTOCOLS - wanted, span)
+            case NumberIn(some, ranges, span):
+                return self._narrow_numbers(world, some, ranges, span, holds=holds)
+            case AddressIn():
+                return _narrow_addresses(world, leaf, holds=holds)
+        return world
+
+    def _narrow_types(self, world: World, mask: int, span: Span) -> World | Reason:
+        if world.types & mask:
+            return replace(world, types=world.types & mask)
+        if not self._given.events & mask:
+            names = [str(each.name).lower() for each in EventType if each & mask & ALL_EVENTS]
+            hint = f"add {', '.join(names)} to conntrack.events"
+            return Reason("this rule can never match: events of this type are not processed", span, hint)
+        return Reason("this rule can never match: no event of its type has this", span)
+
+    def _narrow_protocols(self, world: World, wanted: frozenset[int], span: Span) -> World | Reason:
+        if world.protocols & wanted:
+            return replace(world, protocols=world.protocols & wanted)
+        if not self._given.protocols & wanted:
+            names = ", ".join(NAMES.get(number, str(number)).lower() for number in sorted(wanted)[:8])
+            hint = f"add {names} to conntrack.protocols"
+            return Reason("this rule can never match: this protocol is not processed", span, hint)
+        return Reason("this rule can never match: no event of its protocol has this", span)
+
+    def _narrow_numbers(
+        self,
+        world: World,
+        some: tuple[fields.Field, ...],
+        ranges: tuple[Range, ...],
+        span: Span,
+        *,
+        holds: bool,
+    ) -> World | Reason:
+        """A port or state that is asked about is there, whatever the answer."""
+        left: World | Reason = world
+        if some == (fields.STATE,):
+            left = self._narrow_protocols(world, frozenset({int(Protocol.TCP)}), span)
+        elif set(some) <= PORTS:
+            left = self._narrow_protocols(world, WITH_PORTS, span)
+        if isinstance(left, Reason) or not holds:
+            return left
+        if some == (fields.FAMILY,):
+            families = frozenset(number for number, _ in ranges)
+            return _narrow_families(left, families, span)
+        return left if len(some) > 1 else _cut(left, (some[0], 0), merge_ranges(ranges), span)
+
+
+def _narrow_families(world: World, families: frozenset[int], span: Span) -> World | Reason:
+    if world.families & families:
+        return replace(world, families=world.families & families)
+    return Reason("this rule can never match: no event is of both IPv4 and IPv6", span)
+
+
+def _narrow_addresses(world: World, leaf: AddressIn, *, holds: bool) -> World | Reason:
+    if not holds:
+        return world
+    sizes = {len(prefix.network) for prefix in leaf.prefixes}
+    by_size = {4: fields.FAMILIES["IPV4"], 16: fields.FAMILIES["IPV6"]}
+    left = _narrow_families(world, frozenset(by_size[size] for size in sizes), leaf.span)
+    if isinstance(left, Reason) or len(leaf.fields) > 1 or len(sizes) > 1:
+        return left
+    (size,) = sizes
+    ranges = merge_ranges(find_span(prefix) for prefix in leaf.prefixes)
+    return _cut(left, (leaf.fields[0], size), ranges, leaf.span)
+
+
+def _cut(world: World, key: tuple[fields.Field, int], ranges: Ranges, span: Span) -> World | Reason:
+    """What two conditions on one field have in common."""
+    common = _intersect(world.numbers.get(key, ((0, float("inf")),)), ranges)
+    if not common:
+        return Reason("this rule can never match: nothing is all of this", span)
+    return replace(world, numbers={**world.numbers, key: common})
+
+
+def _intersect(first: Ranges, second: Ranges) -> Ranges:
+    """What is in both; each is in order, and its ranges do not overlap."""
+    common: list[tuple[float, float]] = []
+    one, two = 0, 0
+    while one < len(first) and two < len(second):
+        low, high = max(first[one][0], second[two][0]), min(first[one][1], second[two][1])
+        if low <= high:
+            common.append((low, high))
+        if first[one][1] < second[two][1]:
+            one += 1
+        else:
+            two += 1
+    return tuple(common)

@@ -1,0 +1,76 @@
+"""Labels of one's own on Loki's streams: how many there may be, and which names hide nothing."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from conntrackd.values import BadValueError, Kind
+
+# Loki refuses a stream with more than 15 labels, those of the daemon included.
+MAX_LABELS: Final = 15
+OWN_LABELS: Final = frozenset({"type", "prot", "replay"})
+# What the daemon says unless somebody else does.
+DEFAULT_LABELS: Final = frozenset({"service_name", "host"})
+# Structured metadata of an event: Loki shows a label of such a name in its place. Most would open a stream of
+# their own for each connection, too.
+FIELDS: Final = frozenset(
+    [
+        *["time", "level", "msg", "flow", "src", "dst", "sport", "dport", "state", "reason"],
+        *["nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "icmp_type", "icmp_code"],
+        *["packets", "bytes", "reply_packets", "reply_bytes", "start", "stop", "duration"],
+        *["mark", "zone", "city", "country", "lat", "lon", "asn", "as_org"],
+        *["src_city", "src_country", "src_lat", "src_lon", "src_asn", "src_as_org"],
+        *["lost", "since", "until", "where"],
+        # of the next version: a name that is free today and refused by an upgrade helps nobody
+        *["country_code", "src_country_code", "icmp_id", "nat_icmp_id", "reply_zone", "ct_labels"],
+        *["helper", "secctx", "master"],
+    ]
+)
+
+
+def _parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Names and values of NAME=VALUE items, names once each and bounded."""
+    labels: dict[str, str] = {}
+    for item in items:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        _check_label(item, name, equals, value)
+        if name in labels:
+            raise BadValueError(name, "is given twice")
+        labels[name] = value
+    possible = MAX_LABELS - len((OWN_LABELS | DEFAULT_LABELS) - labels.keys())
+    if len(labels) > possible:
+        own = ", ".join(sorted((OWN_LABELS | DEFAULT_LABELS) - labels.keys()))
+        message = f"has {len(labels)} labels, {possible} are possible"
+        raise BadValueError("", message, f"Loki takes {MAX_LABELS}, these included: {own}")
+    return tuple(labels.items())
+
+
+def _check_label(item: str, name: str, equals: str, value: str) -> None:
+    if not equals or not value:
+        raise BadValueError(item, "is no label", "write NAME=VALUE, such as env=prod")
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or len(name) > 1024:
+        raise BadValueError(
+            name, "is no name of a label", "letters, digits and _, no digit and no __ in front"
+        )
+    if name in OWN_LABELS:
+        raise BadValueError(name, "is a label that conntrackd sets itself")
+    if name in FIELDS:
+        hint = f'events have it as structured metadata: query it with | {name}="..."'
+        raise BadValueError(name, "would hide the field of that name", hint)
+    if len(value) > 2048 or not value.isprintable():
+        raise BadValueError(item, "has a value that is too long or has control characters")
+
+
+def find_joined_label(labels: Sequence[tuple[str, str]]) -> str:
+    """The name of a label whose value seems to hold another one (`a=1 b=2`), empty for none."""
+    return next((name for name, value in labels if re.search(r"\s[a-zA-Z_][a-zA-Z0-9_]*=", value)), "")
+
+
+LABELS: Final = Kind(
+    "NAME=VALUE,...",
+    "labels such as env=prod,team=platform",
+    _parse_labels,
+    lambda value: ",".join("=".join(pair) for pair in value),
+    separator=",",
+    off=(),
+)

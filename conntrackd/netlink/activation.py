@@ -1,0 +1,286 @@
+"""An nftables table that has connections tracked as long as its owner's socket is open, and no longer.
+
+The kernel removes a table with the flag `owner` (Linux 5.12) when the last descriptor of the socket that made
+it is closed, in whatever way that happens, and lets nobody else remove it: `nft flush ruleset` leaves it.
+So it needs no count of its users and no cleaning up; kept in systemd's store, it lasts through a restart.
+"""
+
+import errno
+import os
+import socket
+import struct
+from typing import Final, NamedTuple
+
+from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
+from conntrackd.netlink.constants import (
+    NFGENMSG_LEN,
+    NFNETLINK_V0,
+    NFNL_MSG_BATCH_BEGIN,
+    NFNL_MSG_BATCH_END,
+    NFNL_SUBSYS_NFTABLES,
+    NFT_CMP_NEQ,
+    NFT_CONTINUE,
+    NFT_CT_STATE,
+    NFT_CT_STATE_NEW_BIT,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_GETTABLE,
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE,
+    NFT_REG_1,
+    NFT_REG_VERDICT,
+    NFT_TABLE_F_OWNER,
+    NFTA_BITWISE_DREG,
+    NFTA_BITWISE_LEN,
+    NFTA_BITWISE_MASK,
+    NFTA_BITWISE_SREG,
+    NFTA_BITWISE_XOR,
+    NFTA_CHAIN_NAME,
+    NFTA_CHAIN_TABLE,
+    NFTA_CMP_DATA,
+    NFTA_CMP_OP,
+    NFTA_CMP_SREG,
+    NFTA_CT_DREG,
+    NFTA_CT_KEY,
+    NFTA_DATA_VALUE,
+    NFTA_DATA_VERDICT,
+    NFTA_EXPR_DATA,
+    NFTA_EXPR_NAME,
+    NFTA_IMMEDIATE_DATA,
+    NFTA_IMMEDIATE_DREG,
+    NFTA_LIST_ELEM,
+    NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS,
+    NFTA_RULE_TABLE,
+    NFTA_TABLE_FLAGS,
+    NFTA_TABLE_NAME,
+    NFTA_TABLE_OWNER,
+    NFTA_TABLE_USERDATA,
+    NFTA_VERDICT_CODE,
+    NLA_F_NESTED,
+    NLA_HDRLEN,
+    NLA_TYPE_MASK,
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+)
+from conntrackd.netlink.message import HEADER, split
+from conntrackd.netlink.socket import find_foreign, open_netlink
+
+TABLE: Final = "conntrackd"
+"""Of the first process in a network namespace; a second one's has the number of its socket behind."""
+CHAIN: Final = "track"
+COMMENT: Final = b"connections are tracked while conntrackd runs"
+NFPROTO_INET: Final = 1  # include/uapi/linux/netfilter.h
+# libnftnl's udata.h, which nft shows as the table's comment
+NFTNL_UDATA_TABLE_COMMENT: Final = 0
+ANSWER_SECONDS: Final = 5.0
+ANSWER_BYTES: Final = 1 << 16
+CREATE: Final = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK
+ZERO: Final = bytes(4)
+
+
+class _Owned(NamedTuple):
+    """A table of the family inet. The owner is the port id of its socket, 0 for none."""
+
+    name: str
+    owner: int
+
+
+class TrackingTable:
+    """Has connections tracked in one network namespace until it is closed everywhere."""
+
+    def __init__(self, netlink: socket.socket) -> None:
+        """Takes the socket over. Raises ConntrackdError where the kernel refuses; it is closed then."""
+        self._socket = netlink
+        try:
+            netlink.setblocking(True)
+            netlink.settimeout(ANSWER_SECONDS)
+            self.ensure()
+        except BaseException:
+            netlink.close()
+            raise
+
+    @classmethod
+    def open(cls) -> "TrackingTable":
+        """Make it in this thread's network namespace."""
+        return cls(open_netlink())
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> "TrackingTable":
+        """Take over an earlier process's. Raises UnavailableError for anything else, which is closed."""
+        try:
+            netlink = socket.socket(fileno=descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise UnavailableError("what was stored is no socket") from error
+        fault = find_foreign(netlink)
+        if fault:
+            netlink.close()
+            raise UnavailableError(f"what was stored is {fault}")
+        return cls(netlink)
+
+    def fileno(self) -> int:
+        """The descriptor, for systemd's store."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """The table goes, unless systemd keeps the socket."""
+        self._socket.close()
+
+    def ensure(self) -> None:
+        """Make it, where it is not there. Raises ConntrackdError."""
+        try:
+            tables = self._list_tables()
+            port = self._socket.getsockname()[0]
+            if any(table.owner == port for table in tables):
+                return
+            fault = self._make(TABLE, replaces=_Owned(TABLE, 0) in tables)
+            if fault in {errno.EEXIST, errno.EPERM} and any(table.name == TABLE for table in tables):
+                fault = self._make(f"{TABLE}-{port}", replaces=False)
+            if fault:
+                raise _explain(fault)
+        except OSError as error:
+            raise _explain(error.errno or errno.ETIMEDOUT) from error
+
+    def _make(self, name: str, *, replaces: bool) -> int:
+        """In one transaction. `replaces`: one of this name that is nobody's. An errno, 0 for none."""
+        comment = bytes([NFTNL_UDATA_TABLE_COMMENT, len(COMMENT) + 1]) + COMMENT + b"\0"
+        table = _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)
+        chain = _text(NFTA_CHAIN_TABLE, name) + _text(NFTA_CHAIN_NAME, CHAIN)
+        rule = _text(NFTA_RULE_TABLE, name) + _text(NFTA_RULE_CHAIN, CHAIN)
+        messages = [
+            _pack(NFT_MSG_DELTABLE, NLM_F_REQUEST | NLM_F_ACK, _text(NFTA_TABLE_NAME, name)),
+            _pack(NFT_MSG_NEWTABLE, CREATE | NLM_F_EXCL, table + _attribute(NFTA_TABLE_USERDATA, comment)),
+            _pack(NFT_MSG_NEWCHAIN, CREATE, chain),
+            _pack(NFT_MSG_NEWRULE, CREATE | NLM_F_APPEND, rule + _render_rule()),
+        ][0 if replaces else 1 :]
+        self._socket.send(_wrap(messages))
+        return self._find_error(len(messages))
+
+    def _find_error(self, expected: int) -> int:
+        """The first errno of so many answers; where the whole is refused there is one."""
+        answers = 0
+        while answers < expected:
+            for message in split(self._socket.recv(ANSWER_BYTES)):
+                if HEADER.unpack_from(message)[1] == NLMSG_ERROR:
+                    answers += 1
+                    (code,) = struct.unpack_from("=i", message, HEADER.size)
+                    if code:
+                        self._drain()
+                        return -int(code)
+        return 0
+
+    def _drain(self) -> None:
+        """The answers behind an error, which are of the same transaction and are there already."""
+        self._socket.setblocking(False)
+        try:
+            while self._socket.recv(ANSWER_BYTES):
+                pass
+        except BlockingIOError:
+            pass
+        finally:
+            self._socket.settimeout(ANSWER_SECONDS)
+
+    def _list_tables(self) -> list[_Owned]:
+        kind, flags = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP
+        body = struct.pack("=BBH", NFPROTO_INET, NFNETLINK_V0, 0)
+        self._drain()
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, 1, 0) + body)
+        found: list[_Owned] = []
+        while True:
+            for message in split(self._socket.recv(ANSWER_BYTES)):
+                answered = HEADER.unpack_from(message)[1]
+                if answered == NLMSG_ERROR:
+                    raise _explain(-struct.unpack_from("=i", message, HEADER.size)[0])
+                if answered == NLMSG_DONE:
+                    return found
+                found.append(_read_table(message))
+
+
+def _read_table(message: bytes) -> _Owned:
+    name, owner, offset = "", 0, HEADER.size + NFGENMSG_LEN
+    while len(message) - offset >= NLA_HDRLEN:
+        length, kind = struct.unpack_from("=HH", message, offset)
+        if length < NLA_HDRLEN:
+            break
+        value = message[offset + NLA_HDRLEN : offset + length]
+        if kind & NLA_TYPE_MASK == NFTA_TABLE_NAME:
+            name = value.rstrip(b"\0").decode(errors="replace")
+        elif kind & NLA_TYPE_MASK == NFTA_TABLE_OWNER:
+            owner = int.from_bytes(value)
+        offset += (length + 3) & ~3
+    return _Owned(name, owner)
+
+
+def _render_rule() -> bytes:
+    """`ct state new continue`: no packet comes to the chain, but the kernel tracks for whoever could ask."""
+    register = _number(NFTA_CT_DREG, NFT_REG_1) + _number(NFTA_CT_KEY, NFT_CT_STATE)
+    bit = _number(NFTA_BITWISE_SREG, NFT_REG_1) + _number(NFTA_BITWISE_DREG, NFT_REG_1)
+    bit += _number(NFTA_BITWISE_LEN, 4)
+    bit += _nest(NFTA_BITWISE_MASK, _attribute(NFTA_DATA_VALUE, struct.pack("=I", NFT_CT_STATE_NEW_BIT)))
+    bit += _nest(NFTA_BITWISE_XOR, _attribute(NFTA_DATA_VALUE, ZERO))
+    compare = _number(NFTA_CMP_SREG, NFT_REG_1) + _number(NFTA_CMP_OP, NFT_CMP_NEQ)
+    compare += _nest(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, ZERO))
+    verdict = _nest(NFTA_DATA_VERDICT, _number(NFTA_VERDICT_CODE, NFT_CONTINUE))
+    go_on = _number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT) + _nest(NFTA_IMMEDIATE_DATA, verdict)
+    parts = (("ct", register), ("bitwise", bit), ("cmp", compare), ("immediate", go_on))
+    expressions = [
+        _nest(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name) + _nest(NFTA_EXPR_DATA, data))
+        for name, data in parts
+    ]
+    return _nest(NFTA_RULE_EXPRESSIONS, b"".join(expressions))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", NLA_HDRLEN + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _nest(kind: int, value: bytes) -> bytes:
+    return _attribute(kind | NLA_F_NESTED, value)
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("!I", value))
+
+
+def _pack(kind: int, flags: int, body: bytes) -> tuple[int, int, bytes]:
+    return NFNL_SUBSYS_NFTABLES << 8 | kind, flags, struct.pack("=BBH", NFPROTO_INET, NFNETLINK_V0, 0) + body
+
+
+def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
+    """A transaction: all of it, or nothing."""
+    border = struct.pack("!BBH", socket.AF_UNSPEC, NFNETLINK_V0, NFNL_SUBSYS_NFTABLES)
+    whole = [
+        (NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, border),
+        *messages,
+        (NFNL_MSG_BATCH_END, NLM_F_REQUEST, border),
+    ]
+    return b"".join(
+        HEADER.pack(HEADER.size + len(body), kind, flags, number, 0) + body
+        for number, (kind, flags, body) in enumerate(whole, 1)
+    )
+
+
+def _explain(code: int) -> ConntrackdError:
+    own = "have a firewall rule with 'ct state' of your own instead of conntrack.activate"
+    if code == errno.EPERM:
+        return NotPermittedError(
+            "conntrack.activate: not permitted to make an nftables table: CAP_NET_ADMIN is missing",
+            hint="run it as root, or as a service: systemctl start conntrackd",
+        )
+    if code in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:
+        return UnavailableError(
+            "conntrack.activate: this kernel has no nftables tables with an owner (Linux 5.12, nf_tables)",
+            hint=own,
+        )
+    return UnavailableError(f"conntrack.activate: nf_tables: {os.strerror(code)}", hint=own)

@@ -1,0 +1,64 @@
+"""Whether what is put into an outbox comes out of it: what its state alone does not show.
+
+A sink that writes may drop at the same time, because its queue is full, and one that hangs in a write is in
+no bad state at all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.stats import SinkStats
+
+RECENT_SECONDS: Final = 8.0
+"""So long after the last drop a sink is said to drop, and so long after the last delivery to stand still."""
+PREFIX, SUFFIX = "sink_events_dropped_", "_total"
+# What a person has asked for.
+WANTED: Final = frozenset({"disabled", "shutdown"})
+REASONS: Final = {
+    each.name.removeprefix(PREFIX).removesuffix(SUFFIX): each.name
+    for each in fields(SinkStats)
+    if each.name.startswith(PREFIX)
+}
+TEXTS: Final = {"queue": "its queue is full"}
+
+
+@dataclass(slots=True)
+class _Seen:
+    dropped: dict[str, int]
+    settled: int
+    moved_at: float
+    reason: str = ""
+    dropped_at: float = 0.0
+
+
+class Progress:
+    """Looks at outboxes every second or so. Belongs to one thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[str, _Seen] = {}
+
+    def look(self, name: str, outbox: Outbox) -> None:
+        stats, now = outbox.snapshot(), self._clock()
+        dropped = {reason: getattr(stats, field) for reason, field in REASONS.items() if reason not in WANTED}
+        settled = stats.count_settled()
+        seen = self._seen.setdefault(name, _Seen(dropped, settled, now))
+        for reason, count in dropped.items():
+            if count > seen.dropped[reason]:
+                seen.reason, seen.dropped_at = reason, now
+        if settled != seen.settled or not stats.sink_events_queued or outbox.is_out():
+            seen.moved_at = now
+        seen.dropped, seen.settled = dropped, settled
+
+    def find_trouble(self, name: str, outbox: Outbox, batch_wait: float = 0.0) -> str:
+        """In a few words, behind the sink's name; empty for none. Until then events may wait for others."""
+        seen, now = self._seen.get(name), self._clock()
+        if seen is None or outbox.is_out():
+            return ""
+        if seen.reason and now - seen.dropped_at < RECENT_SECONDS:
+            return f"drops events: {TEXTS.get(seen.reason, seen.reason)}"
+        if now - seen.moved_at >= RECENT_SECONDS + batch_wait:
+            return "stands still: events wait, and none leaves"
+        return ""

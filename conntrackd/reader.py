@@ -1,0 +1,220 @@
+"""The loop of one socket: receive -> decide -> locate -> render. What happens to each event is the engine's.
+
+Runs in a thread of its own. What other threads change (filter, outboxes) they replace as a whole; the loop
+reads it once a batch, so that no batch is decided by half of each. What readers share is the pipeline's.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkState
+from conntrackd.engine import INDEX_BYTES, SLOTS, Batch, Received, Selection
+from conntrackd.flow import ABSENT, EventType, Lost
+from conntrackd.guard import RELEASED, RELEASING, Guard
+from conntrackd.netlink.socket import EventSocket
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
+from conntrackd.resync import Resync
+
+if TYPE_CHECKING:
+    from conntrackd.pipeline import Pipeline
+
+# How often a reader without events looks whether it is to stop. It costs 2 wake-ups a second.
+PATIENCE_MS: Final = 500
+# How long the last events are waited for when the groups are left already, and any while the table is read.
+LAST_MS: Final = 1
+# How long what has come is read at the end, where a next process could go on.
+KEPT_SECONDS: Final = 1.0
+# Where events come one after the other, they are read so often. A buffer has to hold what may come meanwhile:
+# 400,000 events a second, of 1,280 bytes each.
+GATHER_US: Final = 4000
+GATHER_BYTES: Final = 1 << 21
+# Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
+TABLE_ROOM: Final = 256
+DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
+# Templates that are compiled at a time; every reload makes new ones.
+MAX_TEMPLATES: Final = 32
+
+
+class Reader:
+    """One of listen() and replay of the pipeline is called, once."""
+
+    def __init__(self, pipeline: "Pipeline", number: int) -> None:
+        self.turns = 0
+        """Grows while the loop goes round, events or not: what the watchdog looks at."""
+        self.drops = 0
+        """The kernel's counter of drops, as far as it is reported."""
+        self.fill = (0, 0)
+        """Bytes in the socket's queue and bytes that may be in it, when they were last looked at."""
+        self.batch = pipeline.engine.open_batch()
+        self._pipeline = pipeline
+        self._number = number
+        self._templates: dict[Template, Any] = {}
+        self._locations = pipeline.open_locations()
+        self._generation = pipeline.generation
+        self._looked_ns = time.time_ns()
+
+    def listen(self, events: EventSocket, drops: int = 0) -> None:
+        """Process what the kernel sends until the pipeline stops. Raises OSError when the socket is gone.
+
+        `drops` of the kernel's counter are reported already. A socket that is kept for a next process goes on
+        to gather its events; of any other what has come is read to the end.
+        """
+        pipeline = self._pipeline
+        self.drops = drops
+        gather_us = GATHER_US if events.measure().size >= GATHER_BYTES else 0
+        while not pipeline.stopping:
+            is_reading = pipeline.resync is not None and pipeline.resync.is_reading
+            self._turn(events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else gather_us)
+        if pipeline.keeps_socket:
+            # Nobody knows whether there will be a next process: it finds what comes after this.
+            end = time.monotonic() + KEPT_SECONDS
+            while self._turn(events, LAST_MS, 0) and time.monotonic() < end:
+                pass
+            return
+        # Hear of no more, so that there is an end; then read what had come before.
+        events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+        while self._turn(events, LAST_MS, 0):
+            pass
+
+    def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
+        """One batch; how many datagrams were in it."""
+        self.turns += 1
+        received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
+        if received.datagrams:
+            self.process(self.batch, received.datagrams, received.forged, received.malformed)
+        self._account(events, received)
+        # A batch that is not full has left nothing in the queue.
+        resync = self._pipeline.resync
+        if resync is not None and self._number == 0 and received.datagrams < SLOTS:
+            self._read_table(resync)
+        return received.datagrams
+
+    def process(self, batch: Batch, datagrams: int, forged: int, malformed: int) -> None:
+        """A batch of events, from decision to outboxes."""
+        pipeline = self._pipeline
+        if self._generation != pipeline.generation:
+            self._generation, self._locations = pipeline.generation, pipeline.open_locations()
+        kept = self._decide(batch)
+        rendered = self._render_all(batch, kept)
+        stats, count = pipeline.stats, len(kept) // INDEX_BYTES
+        with pipeline.lock:
+            stats.batches_received_total += 1
+            stats.events_received_total += datagrams - forged
+            stats.events_forged_total += forged
+            stats.events_malformed_total += malformed
+            stats.events_filtered_total += len(batch) - count
+            if pipeline.resync is not None:
+                pipeline.resync.note(batch, kept)
+            if count:
+                pipeline.count(batch.tally(kept))
+                self._hand_on(batch, kept, rendered)
+
+    def _decide(self, batch: Batch) -> Selection:
+        """What the rules keep, with its locations."""
+        pipeline, locations = self._pipeline, self._locations
+        engine, table = pipeline.engine, pipeline.tables[self._number]
+        if locations is None:
+            return engine.decide(batch, table, None, None)
+        if table.needs_location:
+            locations.locate(batch, None)
+            return engine.decide(batch, table, None, locations)
+        kept = engine.decide(batch, table, None, None)
+        locations.locate(batch, kept)
+        return kept
+
+    def _render_all(self, batch: Batch, kept: Selection) -> list[tuple[Outbox, Rendered | None, int]]:
+        """For each outbox what it has room for, in the form of its sink, and how many events that are."""
+        count = len(kept) // INDEX_BYTES
+        found: list[tuple[Outbox, Rendered | None, int]] = []
+        for outbox in self._pipeline.outboxes if count else ():
+            room = min(outbox.find_room(), count)
+            rendered = self._render(batch, outbox.template, kept[: room * INDEX_BYTES]) if room else None
+            found.append((outbox, rendered, room))
+        return found
+
+    def _render(self, batch: Batch, template: Template, selection: Selection) -> Rendered:
+        engine = self._pipeline.engine
+        compiled = self._templates.get(template)
+        if compiled is None:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            compiled = self._templates[template] = engine.compile_template(template)
+        return engine.render(batch, compiled, selection, self._locations)
+
+    def _hand_on(
+        self, batch: Batch, kept: Selection, rendered: list[tuple[Outbox, Rendered | None, int]]
+    ) -> None:
+        """Under the pipeline's lock."""
+        count = len(kept) // INDEX_BYTES
+        for outbox, part, room in rendered:
+            if part is not None:
+                outbox.put(part)
+            if room < count:
+                outbox.drop(count - room, batch.time(kept, room), batch.time(kept, -1))
+        tails = self._pipeline.tails
+        for tail in tails.wanting:
+            wanted = self._pipeline.engine.decide(batch, tail.rules, kept, self._locations)
+            if wanted:
+                tails.put(tail, self._render(batch, tails.template, wanted))
+
+    # ---- losses ---------------------------------------------------------------------------------------
+
+    def _account(self, events: EventSocket, received: Received) -> None:
+        """Look at the kernel's counter of events that it had no room for, and report more to every sink."""
+        pipeline, now, drops = self._pipeline, time.time_ns(), received.drops
+        self.fill = (received.used, received.size)
+        pipeline.note_fill()
+        if drops != self.drops and pipeline.guard is not None:
+            self._account_retried(events, pipeline.guard, drops, now)
+        elif drops != self.drops:
+            lost = (drops - self.drops) % DROPS_MODULUS
+            self.drops = drops
+            pipeline.report_lost(Lost(lost, self._looked_ns, now, "kernel"))
+        self._looked_ns = now
+
+    def _account_retried(self, events: EventSocket, guard: Guard, drops: int, now: int) -> None:
+        """What had no room is no loss as long as the kernel tries again."""
+        state, released_at = guard.find_release()
+        if state == RELEASING:
+            return
+        if state == RELEASED:
+            self._pipeline.guard, drops = None, released_at  # what came after them is accounted for next
+        retried = (drops - self.drops) % DROPS_MODULUS
+        self.drops = drops
+        self._pipeline.stats.events_retried_total += retried
+        if retried and events.find_groups() & ~EventType.DESTROY:
+            # A NEW or UPDATE is not sent again: what it would have said comes with the flow's next event.
+            lost = Lost(ABSENT, self._looked_ns, now, "kernel", "merged into later events")
+            self._pipeline.report_lost(lost)
+        self._pipeline.on_lost(0)
+
+    # ---- the table ------------------------------------------------------------------------------------
+
+    def _read_table(self, resync: Resync) -> None:
+        """One step, unless a sink that works would have no room for its flows."""
+        outboxes = self._pipeline.outboxes
+        if any(outbox.state is SinkState.OK and not outbox.has_room(TABLE_ROOM) for outbox in outboxes):
+            return
+        fresh = resync.step()
+        if fresh:
+            self._report_flows(resync, fresh)
+        if resync.is_over:
+            self._pipeline.resync = None
+
+    def _report_flows(self, resync: Resync, fresh: Selection) -> None:
+        """Flows of the table that the sinks have not heard of: decided as the NEW that was lost."""
+        pipeline, batch, locations = self._pipeline, resync.batch, self._locations
+        if locations is not None:
+            locations.locate(batch, fresh)
+        batch.set_type(fresh, EventType.NEW)
+        kept = pipeline.engine.decide(batch, pipeline.tables[self._number], fresh, locations)
+        count = len(kept) // INDEX_BYTES
+        if count:
+            batch.set_type(kept, EventType.SNAPSHOT)
+            rendered = self._render_all(batch, kept)
+            with pipeline.lock:
+                resync.note_reported(batch, kept)
+                pipeline.stats.events_snapshot_total += count
+                self._hand_on(batch, kept, rendered)

@@ -1,0 +1,275 @@
+"""What `conntrackd check` tries: all that the daemon needs from this machine, without privilege and network.
+
+Nothing is made or changed: a directory that the daemon would make is looked at from the one above it.
+"""
+
+import os
+import pwd
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from conntrackd import files, options
+from conntrackd.config import ETC, Config, Reading, list_rules, read_rules
+from conntrackd.delivery.sink import SinkTrouble
+from conntrackd.engine import find_engine
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.ast import Rule
+from conntrackd.filter.grammar import parse_rule
+from conntrackd.filter.never import find_warnings
+from conntrackd.filtering import compile_filter, find_given
+from conntrackd.geofile import MAX_BYTES
+from conntrackd.netlink import namespace
+from conntrackd.options import Option
+from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.stats import Stats
+
+SERVICE: Final = "conntrackd"
+MAX_SECRET: Final = 16 << 20
+Certificate = Option[Path | None]
+SUDO: Final = "not permitted to look from here; sudo conntrackd check"
+
+
+@dataclass(slots=True)
+class Report:
+    """What is wrong, what is doubtful, and what could not be tried."""
+
+    config: Config
+    mistakes: list[ConntrackdError] = field(default_factory=list)
+    warnings: list[ConntrackdError] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
+
+    def attempt(self, function: Callable[[], object]) -> bool:
+        """Do it, and keep what is wrong with it. True where nothing is."""
+        try:
+            function()
+        except ManyErrors as error:
+            self.mistakes += error.errors
+        except ConntrackdError as error:
+            self.mistakes.append(error)
+        else:
+            return True
+        return False
+
+    def fail(self, option: Option[Any], message: str, hint: str = "") -> None:
+        """A setting with which nothing would work."""
+        self.mistakes.append(self.config.explain(option, message, hint, ": "))
+
+
+def verify(reading: Reading) -> Report:
+    """All that can be tried."""
+    config = reading.config
+    report = Report(config, list(reading.mistakes), list(config.warnings))
+    _verify_rules(report)
+    _verify_databases(report)
+    _verify_namespace(report)
+    state = config[options.STATE_DIRECTORY]
+    if state is not None:
+        _verify_folder(report, options.STATE_DIRECTORY, state)
+    for kind in SINKS:
+        if kind.enabled(config):
+            _verify_sink(report, kind)
+    return report
+
+
+# ---- rules --------------------------------------------------------------------------------------------
+
+
+def _verify_rules(report: Report) -> None:
+    """Those that can be read, whatever is wrong with the others and with the file."""
+    config = report.config
+    try:
+        texts = read_rules(config)
+        path = config[options.FILTER_FILE]
+        if path is not None:
+            _verify_file(report, options.FILTER_FILE, path)
+    except ConfigError as error:
+        if _is_hidden(error.__cause__):
+            report.untried.append(f"{error.place}: {SUDO}")
+        else:
+            report.mistakes.append(error)
+        texts = list_rules(config)
+    rules: list[Rule] = []
+    for number, text in enumerate(texts, 1):
+        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
+    report.warnings += find_warnings(rules, find_given(config))
+    if len(rules) == len(texts):
+        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+
+
+# ---- what is read -------------------------------------------------------------------------------------
+
+
+def _verify_databases(report: Report) -> None:
+    locale = report.config[options.GEOIP_LOCALE]
+    for path in report.config[options.GEOIP_DATABASE]:
+        if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES):
+            # Late, as in daemon.py. Without a directory nothing is kept.
+            from conntrackd.geoip import GeoIP  # noqa: PLC0415
+
+            report.attempt(lambda path=path: GeoIP([path], locale, 0, Stats()))  # type: ignore[misc]
+
+
+def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = MAX_SECRET) -> bool:
+    """Whether it is there to be read. The owner of one that is not for us may be who the daemon runs as."""
+    try:
+        files.open_file(path, limit).close()
+    except files.KindError as error:
+        report.fail(option, f"{path} {error}")
+    except OSError as error:
+        if _is_hidden(error):
+            report.untried.append(f"{option.key}: {path}: {SUDO}")
+        else:
+            report.fail(option, f"{path}: {error.strerror}")
+    else:
+        if not _may_service_read(report.config, path):
+            message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
+            hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
+            report.warnings.append(report.config.explain(option, message, hint, ": "))
+        return True
+    return False
+
+
+def _may_service_read(config: Config, path: Path) -> bool:
+    """Asked of the kernel as that user: it knows of groups and access lists. True where that cannot be."""
+    if os.geteuid() != 0 or not any(each.is_relative_to(ETC) for each in config.paths):
+        return True  # whoever checks another file may run it as somebody else
+    try:
+        user = pwd.getpwnam(SERVICE)
+        groups = os.getgrouplist(SERVICE, user.pw_gid)
+        command = ["test", "-r", os.fspath(path)]
+        identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+        return subprocess.run(command, check=False, cwd="/", **identity).returncode != 1
+    except (KeyError, OSError):  # there is no such user, or this root may not become another
+        return True
+
+
+def _is_hidden(error: BaseException | None) -> bool:
+    """Whether it is only this user who may not look."""
+    return isinstance(error, PermissionError) and os.geteuid() != 0
+
+
+def _verify_namespace(report: Report) -> None:
+    name = report.config[options.CONNTRACK_NETNS]
+    if name is None or not report.attempt(lambda: namespace.check(name)):
+        return
+    origin = report.config.origin(options.CONNTRACK_NETNS)
+    if origin == options.CONNTRACK_NETNS.flag:
+        report.untried.append(f"whether {name} can be entered, which takes CAP_SYS_ADMIN")
+        return
+    message = "cannot be entered by the service, whose unit has no CAP_SYS_ADMIN"
+    hint = (
+        f"leave it out, and systemctl edit conntrackd: [Service] NetworkNamespacePath={namespace.find(name)}"
+    )
+    report.warnings.append(report.config.explain(options.CONNTRACK_NETNS, message, hint))
+
+
+# ---- sinks --------------------------------------------------------------------------------------------
+
+
+def _verify_sink(report: Report, kind: SinkKind) -> None:
+    """That it could work, if its receiver did."""
+    config = report.config
+    if not report.attempt(lambda: kind.create(config)):
+        return
+    if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
+        is_own = bool(config[kind.spool.path])
+        if is_own or folder.parent.is_dir():  # else that is told of the state directory
+            _verify_folder(report, kind.spool.path if is_own else options.STATE_DIRECTORY, folder)
+    match kind.name:
+        case "stream":
+            _verify_writer(report)
+        case "syslog":
+            address = config[options.SINK_SYSLOG_ADDRESS]
+            report.untried.append(f"sink.syslog: whether {address} can be reached; conntrackctl doctor")
+            if address.startswith("tls://"):
+                ours = (options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
+                _verify_tls(report, options.SINK_SYSLOG_TLS_CA, *ours)
+        case "loki":
+            address = config[options.SINK_LOKI_ADDRESS]
+            report.untried.append(f"sink.loki: whether {address} can be reached; conntrackctl doctor")
+            if address.startswith("https://"):
+                _verify_tls(
+                    report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
+                )
+            _verify_secrets(report)
+
+
+def _verify_writer(report: Report) -> None:
+    writer = report.config[options.SINK_STREAM_WRITER]
+    if not writer.startswith("file://"):
+        return
+    path = Path(unquote(urlsplit(writer).path))
+    target = path if path.exists() else path.parent
+    try:
+        is_writable = os.access(target, os.W_OK, effective_ids=True)
+    except OSError:
+        is_writable = False
+    if is_writable:
+        return
+    if os.geteuid():
+        report.untried.append(f"sink.stream.writer: whether the service may write {path}; {SUDO}")
+    else:
+        report.fail(options.SINK_STREAM_WRITER, f"{path} cannot be written: the file system is read-only")
+
+
+def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certificate) -> None:
+    """The files alone, and then together as the sink uses them."""
+    config = report.config
+    named = [option for option in (ca, cert, key) if config[option] is not None]
+    readable = [
+        _verify_file(report, option, path) for option in named if (path := config[option]) is not None
+    ]
+    if not all(readable):
+        return
+    from conntrackd.sinks.tls import Tls, make_context  # noqa: PLC0415
+
+    try:
+        context = make_context(Tls(config[ca], config[cert], config[key]))
+    except SinkTrouble as error:
+        report.fail(named[0] if named else ca, error.reason)
+        return
+    if config[ca] is not None:
+        for name in _find_expired(context):
+            report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
+
+
+def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
+    """The names of authorities whose time is over."""
+    for certificate in context.get_ca_certs():
+        if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
+            subject: Any = certificate.get("subject", ())
+            yield ", ".join(value for pairs in subject for _, value in pairs) or "without a name"
+
+
+def _verify_secrets(report: Report) -> None:
+    from conntrackd.sinks.http import read_secret  # noqa: PLC0415
+
+    for option in (options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE):
+        path = report.config[option]
+        if path is not None and _verify_file(report, option, path):
+            try:
+                read_secret(path)
+            except SinkTrouble as error:
+                report.fail(option, error.reason)
+
+
+def _verify_folder(report: Report, option: Option[Any], folder: Path) -> None:
+    """Whether it is a directory, or can be made."""
+    above = folder
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        report.fail(
+            option, f"{folder}: {above} is no directory", "name a directory in which conntrackd may write"
+        )
+    elif not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        if os.geteuid():
+            report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
+        else:
+            report.fail(option, f"{folder}: {above} is on a read-only file system")

@@ -1,0 +1,91 @@
+"""The dearest file or option of each kind: `python -m tests.faults.dearest_files KIND FOLDER` reads it.
+
+It prints the CPU time in milliseconds and the memory in KiB that it took, in a process of its own.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from conntrackd import config, document
+from conntrackd.errors import ConntrackdError
+from conntrackd.options import OPTIONS
+
+ROOM: Final = document.MAX_FILE - 256
+TOML_ROOM: Final = document.MAX_TOML - 256
+NODES: Final = document.MAX_NODES
+DEPTH: Final = document.MAX_DEPTH
+RULES: Final = "rules"
+
+
+def repeat(text: str, room: int = ROOM) -> str:
+    return text * (room // len(text))
+
+
+FILES: Final[dict[str, Callable[[], tuple[str, str]]]] = {
+    "YAML keys": lambda: ("c.yaml", "".join(f"k{n}: 1\n" for n in range(ROOM // 10))),
+    "YAML items": lambda: ("c.yaml", "filter:\n" + repeat("- a\n")),
+    "YAML comments": lambda: ("c.yaml", repeat("# x\n")),
+    "YAML depth": lambda: ("c.yaml", "a: " + "[" * (DEPTH + 9) + repeat("1,") + "]" * (DEPTH + 9)),
+    "YAML one text": lambda: ("c.yaml", f"filter: ['log any # {'x' * ROOM}']"),
+    "YAML aliases": lambda: ("c.yaml", "a: &a [1,2,3,4,5,6,7,8]\n" + repeat("b: [*a,*a,*a,*a]\n")),
+    "YAML long lines": lambda: ("c.yaml", "filter: [" + repeat("'log any', ") + "]"),
+    "JSON keys": lambda: ("c.json", json.dumps({f"k{n}": 1 for n in range(ROOM // 14)})),
+    "JSON items": lambda: ("c.json", '{"filter": [' + repeat('"a", ') + '"a"]}'),
+    "JSON depth": lambda: ("c.json", '{"filter": ' + "[" * (ROOM // 2) + "]" * (ROOM // 2) + "}"),
+    "TOML keys": lambda: ("c.toml", "".join(f"k{n} = 1\n" for n in range(TOML_ROOM // 12))),
+    "TOML items": lambda: ("c.toml", "filter = [" + repeat('"a", ', TOML_ROOM) + "]"),
+    "TOML tables": lambda: ("c.toml", "".join(f"[t{n}]\n" for n in range(TOML_ROOM // 10))),
+    "TOML dotted keys": lambda: ("c.toml", ".".join("a" * (TOML_ROOM // 2)) + " = 1"),
+    "TOML inline tables": lambda: ("c.toml", "filter = [" + repeat("{},", TOML_ROOM) + "]"),
+    "TOML small keys": lambda: ("c.toml", "filter = [" + repeat("{a=1},", TOML_ROOM) + "]"),
+    "JSON objects": lambda: ("c.json", '{"filter": [' + repeat("{},") + "{}]}"),
+    "JSON small keys": lambda: ("c.json", '{"filter": [' + repeat('{"a":1},') + "{}]}"),
+    "JSON numbers": lambda: ("c.json", '{"filter": [' + repeat("1,") + "1]}"),
+    "TOML numbers": lambda: ("c.toml", "filter = [" + repeat("1,", TOML_ROOM) + "]"),
+    "rules in comments": lambda: (RULES, repeat("# x\n", config.MAX_RULE_FILE - 256) + "log any\n"),
+    "rules in empty lines": lambda: (RULES, repeat("\n", config.MAX_RULE_FILE - 256) + "log any\n"),
+    "one long rule": lambda: (RULES, "log any " * ((config.MAX_RULE_FILE - 256) // 8)),
+}
+LISTS: Final = tuple(option.key for option in OPTIONS if option.kind.separator)
+
+
+def measure(work: Callable[[], object]) -> tuple[int, int]:
+    """CPU time in ms, and KiB. A mistake is an answer too."""
+    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with suppress(ConntrackdError):
+        work()
+    took = time.process_time() - began
+    return round(took * 1000), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+
+
+def read_file(kind: str, folder: Path) -> tuple[int, int]:
+    """What the daemon does with such a file."""
+    name, text = FILES[kind]()
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o644)
+    del text
+    main = path
+    if name == RULES:
+        main = folder / "main.yaml"
+        main.write_text(f"filter_file: {path}\n")
+        main.chmod(0o644)
+    return measure(lambda: config.read_rules(config.read_config({}, {}, main)))
+
+
+def read_list(key: str) -> tuple[int, int]:
+    """An option with as many items, as long as they may be."""
+    items = [f"{n:04}={'x' * 4000}" for n in range(1000)]
+    return measure(lambda: config.read_config({key: items}, {}))
+
+
+if __name__ == "__main__":
+    wanted, directory = sys.argv[1], Path(sys.argv[2])
+    config.read_config({}, {})
+    print(*(read_file(wanted, directory) if wanted in FILES else read_list(wanted)))

@@ -1,0 +1,31 @@
+"""A replay has nothing to do with the service of the machine it runs on."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from conntrackd import daemon
+from conntrackd.daemon import Sources
+
+RECORDING = Path(__file__).parent / "netlink/corpus/tcp.nl"
+
+
+@pytest.mark.parametrize("names_a_file", [False, True])
+def test_old_events_go_into_the_sinks_of_the_service_only_where_it_is_asked_for(
+    names_a_file: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service, ours = tmp_path / "service.json", tmp_path / "ours.json"
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text(f"sink.stream: {{enable: true, writer: 'file://{service}'}}\n")
+    overrides = {"conntrack.replay": [str(RECORDING)], "sink.stream.enable": ["true"]}
+    if not names_a_file:
+        overrides["sink.stream.writer"] = [f"file://{ours}"]
+
+    daemon.run(Sources(overrides, {}, path if names_a_file else None, etc=tmp_path))
+
+    assert (service.exists(), ours.exists()) == (names_a_file, not names_a_file)
+    assert json.loads((service if names_a_file else ours).read_text().splitlines()[0])["prot"] == "TCP"
+    assert any("is not read" in line for line in caplog.messages) is not names_a_file

@@ -1,0 +1,194 @@
+"""`check` finds all that would keep `run` from working, in one go, and changes nothing."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conntrackd.config import read_fragment
+from conntrackd.daemon import Sources
+from conntrackd.verify import Report, verify
+from tests.odd_files import make_odd_file
+from tests.sinks.authority import Authority
+from tests.test_geoip import BERLIN, write_database
+
+Check = Callable[..., Report]
+STREAM = "sink.stream: {enable: true, writer: discard}\n"
+LOKI = "sink.loki: {enable: true, address: 'https://loki', "
+SYSLOG = "sink.syslog: {enable: true, address: 'tls://log', "
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Check:
+    """Verify a text that stands in conntrackd.yaml."""
+
+    def verify_text(text: str, **flags: str) -> Report:
+        (tmp_path / "conntrackd.yaml").write_text(text)
+        overrides = {key.replace("__", "."): [value] for key, value in flags.items()}
+        return verify(Sources(overrides, {}, etc=tmp_path).examine())
+
+    return verify_text
+
+
+def tell(report: Report, folder: Path) -> list[str]:
+    return [str(each).splitlines()[0].replace(f"{folder}/", "") for each in report.mistakes]
+
+
+def list_all(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_mistakes_of_every_stage_are_told_in_one_go(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text("log any\nlog protocol TPC\n")
+    text = """\
+log.level: loud
+filter_file: rules
+filter: ['log prot', 'log any', 'log port 22']
+geoip.database: [a.mmdb, rules]
+conntrack.netns: nowhere-at-all
+state_directory: rules/state
+sink:
+  stream: {enable: true, writer: 'file:///nowhere/x'}
+  loki: {enable: true, address: 'https://a', tls: {ca: ca.pem}, username: u, password_file: pw, tenent: x}
+  syslog: {enable: true, address: 'tls://a', spool: rules/spool, tls: {cert: rules, key: rules}}
+"""
+
+    report = check(text)
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:9: unknown key 'sink.loki.tenent'",
+        "rules:2: unknown protocol 'TPC', did you mean TCP?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
+        "geoip.database: rules is no usable database: it lacks the mark of one",
+        "conntrack.netns: there is no network namespace 'nowhere-at-all'",
+        "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
+        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
+        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is no directory",
+        "conntrackd.yaml:10: sink.syslog.tls.cert: cannot use rules, rules: "
+        "no certificate with its private key, in PEM form",
+        "conntrackd.yaml:9: sink.loki.tls.ca: ca.pem: No such file or directory",
+        "conntrackd.yaml:9: sink.loki.password_file: pw: No such file or directory",
+    ]
+    assert "conntrackd.yaml:3: this rule can never match" in str(report.warnings[-1])
+
+
+def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    client = authority.issue("client", "DNS:client")
+    write_database(tmp_path / "city.mmdb", BERLIN)
+    (tmp_path / "pw").write_text("secret\n")
+    (tmp_path / "conntrackd.yaml").write_text("")
+    before = list_all(tmp_path)
+
+    report = check(
+        f"{STREAM}state_directory: state\ngeoip.database: city.mmdb\nfilter: [drop country DE]\n"
+        f"{LOKI}tls: {{ca: ca.pem, cert: {client}, key: {client}}}, username: u, password_file: pw}}\n"
+        f"{SYSLOG}tls.ca: ca.pem, spool: a/b/c}}"
+    )
+
+    assert (report.mistakes, report.warnings) == ([], [])
+    assert report.untried == [
+        "sink.syslog: whether tls://log can be reached; conntrackctl doctor",
+        "sink.loki: whether https://loki can be reached; conntrackctl doctor",
+    ]
+    assert list_all(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "large"])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f"{STREAM}geoip.database: odd", "geoip.database"),
+        (f"{LOKI}tls.ca: odd}}", "sink.loki.tls.ca"),
+        (f"{SYSLOG}tls: {{cert: odd, key: odd}}}}", "sink.syslog.tls.cert"),
+        (f"{LOKI}token_file: odd}}", "sink.loki.token_file"),
+        (f"{LOKI}username: u, password_file: odd}}", "sink.loki.password_file"),
+    ],
+)
+def test_what_is_no_file_is_refused_by_its_kind(
+    text: str, key: str, kind: str, check: Check, tmp_path: Path
+) -> None:
+    make_odd_file(tmp_path / "odd", kind)
+
+    (first, *_) = check(text).mistakes
+
+    assert (key in str(first), "odd is " in str(first)) == (True, True)
+
+
+def test_a_database_that_knows_nothing_of_ours_is_refused(check: Check, tmp_path: Path) -> None:
+    write_database(tmp_path / "odd.mmdb", {"country": "Germany", "asn": "AS24940"})
+
+    (mistake,) = check(f"{STREAM}geoip.database: odd.mmdb").mistakes
+
+    assert "no record has a city, country, place or network in MaxMind's layout" in str(mistake)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a\nb", b"x" * (17 << 20), b"a\x00"])
+def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(content)
+
+    (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
+
+    assert mistake.place == f"{tmp_path}/conntrackd.yaml:1"
+
+
+@pytest.mark.privileged
+def test_a_secret_that_the_service_may_not_read_is_a_warning(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conntrackd.verify.SERVICE", "nobody")
+    monkeypatch.setattr("conntrackd.verify.ETC", tmp_path)
+    (tmp_path / "token").write_text("secret\n")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        token = Path(folder, "token")
+        token.write_text("secret\n")
+        token.chmod(0o644)
+
+        assert check(f"{LOKI}token_file: {token}}}").warnings == []
+        assert "cannot be read by user nobody" in str(check(f"{LOKI}token_file: token}}").warnings)
+
+
+def test_an_authority_that_has_expired_is_a_warning(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Authority(tmp_path)
+    assert check(f"{LOKI}tls.ca: ca.pem}}").warnings == []
+
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    (warning,) = check(f"{LOKI}tls.ca: ca.pem}}").warnings
+
+    assert warning.message == "sink.loki.tls.ca has a certificate that has expired: test"
+
+
+def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
+    assert check(f"{STREAM}sink.loki: {{enable: false, token_file: nowhere}}").mistakes == []
+
+
+def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
+    assert [str(each).split("\n")[0] for each in check("log.level: loud").mistakes][1:] == [
+        "no sink is enabled, so that events would go nowhere"
+    ]
+    assert len(check("sink.stream.enabel: true").mistakes) == 1
+
+
+def test_a_namespace_that_the_unit_cannot_enter_is_a_warning(check: Check) -> None:
+    (warning,) = check(f"{STREAM}conntrack.netns: /proc/1/ns/net").warnings
+
+    assert "NetworkNamespacePath=/proc/1/ns/net" in str(warning)
+    assert check(STREAM, conntrack__netns="/proc/1/ns/net").warnings == []
+
+
+def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
+    (tmp_path / "conntrackd.d").mkdir()
+    (tmp_path / "conntrackd.d/rules").write_text("log any\n")
+    path = tmp_path / "ansible-tmp.source"
+    path.write_text("filter_file: rules\nsink.loki.password_file: x\nlog.level: loud\nfilter: [log prot]")
+
+    assert tell(verify(read_fragment(path, tmp_path)), tmp_path) == [
+        "ansible-tmp.source:3: log.level: 'loud' is none of debug, info, warn, error",
+        "ansible-tmp.source:4: unexpected 'prot', did you mean port?",
+    ]
