@@ -14,9 +14,10 @@ from netaddr import IPSet
 
 from bench.capture import Capture
 from conntrackd.config import read_config
+from conntrackd.core._core import Batch
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.datagrams import Framing, frame
-from conntrackd.engine import SLOTS, Batch, Engine
+from conntrackd.engine import SLOTS, Engine
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.filter.grammar import RuleText, parse_rules
@@ -53,9 +54,9 @@ class Part:
 
 
 def measure_parts(events: Capture, gateway: Capture, scratch: Path) -> list[Part]:
-    """All parts on both captures, `gateway` of events with NAT, counters and times; files go into `scratch`."""
+    """All parts on both captures; the `gateway` has NAT, counters and times. Files go into `scratch`."""
     database = write_places(scratch / "places.mmdb")
-    batches, translated = load_all(CORE, events), load_all(CORE, gateway)
+    batches, translated = load_all(events), load_all(gateway)
     return [
         Part("walk: the core", time_walk(CORE, events)),
         Part("walk: the core, a gateway's events", time_walk(CORE, gateway)),
@@ -85,11 +86,11 @@ def cut(events: Capture) -> Iterator[bytes]:
         yield bytes(events.buffer[events.positions[first] : events.positions[end] + events.lengths[end]])
 
 
-def load_all(engine: Engine, events: Capture) -> list[Batch]:
+def load_all(events: Capture) -> list[Batch]:
     """The events in batches, to be asked again and again."""
     batches = []
     for messages in cut(events):
-        batch = engine.open_batch()
+        batch = CORE.open_batch()
         batch.load(messages, 0, 0)
         batches.append(batch)
     return batches
