@@ -53,6 +53,7 @@ struct packet_plan {
 	uint32_t seq, ack;
 };
 
+/* clang-format off: a packet a line */
 static const struct packet_plan tcp_plan[] = {
 	{ false, SYN, 0, 1000, 0 },
 	{ true, SYN | ACK, 0, 5000, 1001 },
@@ -62,6 +63,7 @@ static const struct packet_plan tcp_plan[] = {
 	{ true, FIN | ACK, 0, 5001, 1002 },
 	{ false, ACK, 0, 1002, 5002 },
 };
+/* clang-format on */
 static const struct packet_plan udp_plan[] = { { .payload = 32 }, { .reply = true, .payload = 100 } };
 
 #define TCP_STEPS (sizeof(tcp_plan) / sizeof(*tcp_plan))
