@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,9 @@ class Privileged:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The background of a script (nohup) ignores these, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.pluginmanager.register(Privileged(), "conntrackd-privileged")
 
 

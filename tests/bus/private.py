@@ -20,7 +20,7 @@ from tests.bus.recorder import Recorder
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 10.0
-# A group that every machine has and nobody is in: the policy's `conntrackd-observers` is not there before installation.
+# A group that every machine has and nobody is in: the policy's own is not there before installation.
 STAND_IN: Final = ("games", 60)
 JOURNAL: Final = "/org/conntrackd1/sink/journal"
 
