@@ -145,6 +145,7 @@ class Distribution:
             "--keep-unit",
             "--private-network",
             "--as-pid2",
+            "--pipe",
         )
         return run(*nspawn, "-D", root, f"--bind-ro={self.pool}:/srv/debian", "sh", "-c", script)
 
