@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say to the setuptools of Debian 12: the core, and files outside of the package."""
+"""What pyproject.toml cannot say to setuptools 66 of Debian 12: the core and files outside of the package."""
 
 from glob import glob
 

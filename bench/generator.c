@@ -53,7 +53,7 @@ struct packet_plan {
 	uint32_t seq, ack;
 };
 
-/* clang-format off: a packet a line */
+/* clang-format off */
 static const struct packet_plan tcp_plan[] = {
 	{ false, SYN, 0, 1000, 0 },
 	{ true, SYN | ACK, 0, 5000, 1001 },
