@@ -12,7 +12,7 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks to build the core and to run it, and nothing else: this is a new user's machine.
 RUN_PACKAGES := gcc libc6-dev libpython3-dev nftables python3-venv
 # And what the tests, the linters and the benchmark need.
-TEST_PACKAGES := $(RUN_PACKAGES) conntrack cppcheck dbus debugedit dpkg-dev fish \
+TEST_PACKAGES := $(RUN_PACKAGES) conntrack cppcheck dbus debugedit dpkg-dev elfutils fish \
 	iproute2 mandoc openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
 # Builds the core, in the virtual environment too: pip would fetch another one for each build.
 SETUPTOOLS := setuptools==80.9.0
@@ -76,7 +76,7 @@ lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz setup.py
 	$(PYTHON) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
-	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))
+	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))
 	cppcheck --quiet --error-exitcode=1 --std=c11 --library=python --inline-suppr --enable=warning,performance,portability $(filter %.c,$(C_FILES))
 
 # The source distribution, of which both packages can be built, and the wheel.

@@ -9,7 +9,7 @@ CORE = setuptools.Extension(
     sorted(glob("conntrackd/core/*.c")),
     depends=sorted(glob("conntrackd/core/*.h")),
     # One file for all Python 3 from 3.11 on.
-    define_macros=[("Py_LIMITED_API", "0x030B0000")],
+    define_macros=[("Py_LIMITED_API", "0x030B0000"), ("_GNU_SOURCE", "1")],
     py_limited_api=True,
     extra_compile_args=["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"],
 )

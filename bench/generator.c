@@ -285,12 +285,14 @@ static void send_step(struct output *output, const struct work *work, size_t ste
 	const struct packet_plan *plan = tcp ? &tcp_plan[step] : &udp_plan[step];
 	struct tuple tuple = make_tuple(work->slot, ipv6_percent);
 	uint8_t packet[256];
+	size_t length;
 
 	if (!tcp && step == 0 && !output->dump)
 		wait_for_expiry(ring, work->slot);
 	if (step == 0 && ring->used[work->slot])
 		output->events++; /* DESTROY of the slot's last flow, here or before by the kernel's own sweep */
-	send_packet(output, packet, make_packet(packet, &tuple, ring->protocol, plan));
+	length = make_packet(packet, &tuple, ring->protocol, plan);
+	send_packet(output, packet, length);
 	output->events++;
 	ring->used[work->slot] = now();
 }
