@@ -138,16 +138,8 @@ class Distribution:
 
     def call(self, root: Path, script: str) -> str:
         """A script in the folder, without a network, not booted."""
-        nspawn = (
-            "systemd-nspawn",
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--private-network",
-            "--as-pid2",
-            "--pipe",
-        )
-        return run(*nspawn, "-D", root, f"--bind-ro={self.pool}:/srv/debian", "sh", "-c", script)
+        command = nspawn(root, "--private-network", f"--bind-ro={self.pool}:/srv/debian")
+        return run(*command, "sh", "-c", script)
 
     def build(self, folder: Path) -> tuple[Path, Path]:
         """Repositories of a previous build and of the tree's; the tests run in the building of the latter.
@@ -210,6 +202,20 @@ def make_source(folder: Path) -> None:
         folder,
         ROOT,
     )
+
+
+def nspawn(root: Path, *options: str) -> list[str]:
+    """The beginning of a command line that runs something in the folder, not booted."""
+    return [
+        *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2", "--pipe"),
+        *("-D", str(root), *options),
+    ]
+
+
+def pip_settings() -> list[str]:
+    """This machine's certificates, for an index that is reached through a proxy with one of its own."""
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    return [f"--bind-ro={bundle}:/srv/ca.crt", "--setenv=PIP_CERT=/srv/ca.crt"] if bundle.exists() else []
 
 
 def index(folder: Path) -> None:
