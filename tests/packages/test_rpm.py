@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MACROS = Path(__file__).parent / "macros.debian"
+# As redhat-rpm-config did it before rpm 4.20 did it itself: the debug package begins where the installation does.
+BEFORE_4_20 = "%install %{?debug_package}\\\n%%install\\\n%{nil}\n"
 
 
 def run(*command: str) -> str:
@@ -26,8 +28,10 @@ def packages(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("rpmbuild")
     # What Fedora has in its folder of macros.
     (top / "home").mkdir()
+    major, minor = run("rpm", "--version").split()[-1].split(".")[:2]
+    older = BEFORE_4_20 if (int(major), int(minor)) < (4, 20) else ""
     (top / "home/.rpmmacros").write_text(
-        MACROS.read_text() + f"%_topdir {top}\n%interpreter {sys.executable}\n%_sourcedir {built}\n"
+        f"{MACROS.read_text()}{older}%_topdir {top}\n%interpreter {sys.executable}\n%_sourcedir {built}\n"
     )
     run(
         *("env", f"HOME={top}/home", "rpmbuild", "-bb", "--nodeps"),
