@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MACROS = Path(__file__).parent / "macros.debian"
-# As redhat-rpm-config did it before rpm 4.20 did it itself: the debug package begins where the installation does.
+# As redhat-rpm-config did it, before rpm 4.20 did it itself: the debug package begins with the installation.
 BEFORE_4_20 = "%install %{?debug_package}\\\n%%install\\\n%{nil}\n"
 
 
