@@ -69,7 +69,7 @@ test-system: $(VENV)/ready $(CORE)
 	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		debootstrap systemd-container >&2; }
-	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" tests/system
+	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff check conntrackd tests bench fuzz setup.py
