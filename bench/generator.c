@@ -370,6 +370,7 @@ static struct settings parse_settings(int argc, char **argv)
 	int option;
 
 	while ((option = getopt(argc, argv, "f:r:t:u:U:6:d")) != -1) {
+		/* clang-format off */
 		switch (option) {
 		case 'f': settings.flows = strtoull(optarg, NULL, 10); break;
 		case 'r': settings.rate = atof(optarg); break;
@@ -380,6 +381,7 @@ static struct settings parse_settings(int argc, char **argv)
 		case 'd': settings.dump = true; break;
 		default: exit(1);
 		}
+		/* clang-format on */
 	}
 	if (!settings.dump && argc - optind != 2) {
 		fprintf(stderr, "generator: two tun devices are needed\n");
