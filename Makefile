@@ -63,8 +63,9 @@ $(VENV)/syslog-ng: | $(VENV)/ready
 		for each in *.deb; do dpkg -x $$each . || exit; rm $$each; done && mv ../$(@F).new ../$(@F) || \
 		{ echo "make: syslog-ng cannot be fetched: its tests are left out" >&2 && test -z "$(CI)"; }
 
-# Booted Debians 12 and 13: builds the package, installs, uses, upgrades and purges it. Needs root, and the network
-# the first time; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
+# Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
+# runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it
+# the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
 test-system: $(VENV)/ready $(CORE)
 	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \

@@ -68,20 +68,20 @@ def test_make_run_installs_what_running_needs_and_nothing_else(fresh: Fresh) -> 
     only_for_tests = read_list("TEST_PACKAGES") - before.keys() - {"openssl"}  # certificates need that
     assert only_for_tests & after.keys() == set()
     assert "conntrackd: listening to NEW" in fresh.sh(
-        "timeout --signal=INT --preserve-status 5 make run 2>&1", network=False
+        "{ timeout --signal=INT 5 make run 2>&1 || [ $? = 124 ]; }", network=False
     )
     assert fresh.list_packages() == after
 
 
 def test_a_change_of_the_core_is_compiled_by_the_next_make(fresh: Fresh) -> None:
     built = "conntrackd/core/_core.abi3.so"
-    assert fresh.sh(f"make -q {built} && echo nothing to do").endswith("nothing to do\n")
+    assert "build_ext" not in fresh.sh(f"make -n {built}")
     for name in ("*.c", "*.h"):
         sources = sorted((fresh.root / "src/conntrackd/core").glob(name))
         for path in sources[:1]:
             path.touch()
             assert "build_ext" in fresh.sh(f"make {built}", network=False)
-            assert fresh.sh(f"make -q {built} && echo nothing to do").endswith("nothing to do\n")
+            assert "build_ext" not in fresh.sh(f"make -n {built}")
 
 
 def test_the_quick_part_of_the_tests_passes(fresh: Fresh) -> None:
