@@ -9,24 +9,32 @@ FUZZ := .venv-fuzz
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
-# What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
-PACKAGES := conntrack dbus dpkg-dev fish gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
-	procps python3-dbusmock python3-dev python3-venv rpm rsyslog systemd util-linux zsh
+# What a minimal Debian lacks to build the core and to run it, and nothing else: this is a new user's machine.
+RUN_PACKAGES := gcc libc6-dev libpython3-dev python3-venv
+# And what the tests, the linters and the benchmark need.
+TEST_PACKAGES := $(RUN_PACKAGES) conntrack cppcheck dbus debugedit dpkg-dev elfutils fish \
+	iproute2 mandoc nftables openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
+# Builds the core, in the virtual environment too: pip would fetch another one for each build.
+SETUPTOOLS := setuptools==80.9.0
+CORE_SOURCES := setup.py $(wildcard conntrackd/core/*.[ch])
+CORE := conntrackd/core/_core.abi3.so
+C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c tests/faults/*.c)
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0
 
-.PHONY: run test test-dbus-fast test-faults report mutations test-system lint bench fuzz audit system clean
+.PHONY: run test test-dbus-fast test-faults report mutations test-system lint dist bench fuzz audit clean \
+	run-packages test-packages
 
-run: $(VENV)/ready
+run: $(VENV)/run $(CORE)
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
 	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
 
-test: $(VENV)/ready $(VENV)/syslog-ng lint
+test: $(VENV)/ready $(CORE) $(VENV)/syslog-ng lint
 	$(PYTHON) -m pytest
 
 # The D-Bus interface with the versions of dbus-fast that Debian has.
-test-dbus-fast: $(VENV)/ready
+test-dbus-fast: $(VENV)/ready $(CORE)
 	@for version in $(DBUS_FAST); do \
 		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target build/dbus-fast-$$version dbus-fast==$$version && echo "dbus-fast $$version" && \
@@ -36,7 +44,7 @@ test-dbus-fast: $(VENV)/ready
 
 # The faults that take minutes, which `make test` leaves out; both write their figures into build/faults.json.
 # SOAK_SECONDS=600 for a longer soak, SOAK_SEED=N for the faults of an earlier one.
-test-faults: $(VENV)/ready
+test-faults: $(VENV)/ready $(CORE)
 	$(PYTHON) -m pytest -m slow -o faulthandler_timeout=1200 tests/faults
 
 # The figures of the last `make test` and `make test-faults` as the README's table.
@@ -44,7 +52,7 @@ report: $(VENV)/ready
 	$(PYTHON) -m tests.faults.figures
 
 # Takes protections out, one at a time, in a copy of the tree: the test that is about each must fail.
-mutations: $(VENV)/ready
+mutations: $(VENV)/ready $(CORE)
 	$(PYTHON) -m tests.faults.mutations
 
 # Debian lets one syslog server be installed: the tests' second one is unpacked beside it, with the libraries that
@@ -55,20 +63,28 @@ $(VENV)/syslog-ng: | $(VENV)/ready
 		for each in *.deb; do dpkg -x $$each . || exit; rm $$each; done && mv ../$(@F).new ../$(@F) || \
 		{ echo "make: syslog-ng cannot be fetched: its tests are left out" >&2 && test -z "$(CI)"; }
 
-# Booted Debians 12 and 13: builds the package, installs, uses, upgrades and purges it. Needs root, and the network
-# the first time; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
-test-system: $(VENV)/ready
+# Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
+# runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it
+# the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
+test-system: $(VENV)/ready $(CORE)
 	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 		debootstrap systemd-container >&2; }
-	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" tests/system
+	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
-lint: $(VENV)/ready
-	$(PYTHON) -m ruff check conntrackd tests bench fuzz
-	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz
+lint: $(VENV)/ready $(CORE)
+	$(PYTHON) -m ruff check conntrackd tests bench fuzz setup.py
+	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz setup.py
 	$(PYTHON) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))
+	cppcheck --quiet --error-exitcode=1 --std=c11 --library=python --inline-suppr --enable=warning,performance,portability $(filter %.c,$(C_FILES))
 
-bench: $(VENV)/ready
+# The source distribution, of which both packages can be built, and the wheel.
+dist: $(VENV)/ready
+	$(PYTHON) -m build
+
+bench: $(VENV)/ready $(CORE)
 	$(PYTHON) -m bench
 
 # Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder
@@ -80,23 +96,43 @@ audit: $(VENV)/ready $(FUZZ)/ready
 	$(PYTHON) -m pip freeze --exclude-editable >$(FUZZ)/audited
 	$(FUZZ)/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement $(FUZZ)/audited
 
-system:
-	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev} $${Package}\n' $(PACKAGES) 2>/dev/null | grep -c '^ii'); \
-	if [ "$$missing" = "$(words $(PACKAGES))" ]; then exit 0; fi; \
-	if [ -z "$(ROOT)$(SUDO)" ]; then echo "make: as an ordinary user without sudo: using what is installed" >&2; exit 0; fi; \
-	echo "make: installing: $(PACKAGES)" >&2; \
-	$(SUDO) apt-get update -qq && \
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >&2
+# Installs what is missing of a list. What is there is not upgraded: that is its owner's business.
+define install
+@missing=$$(for package in $(1); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	|| echo $$package; done); \
+if [ -z "$$missing" ]; then exit 0; fi; \
+if [ -z "$(ROOT)$(SUDO)" ]; then echo "make: as an ordinary user without sudo: using what is installed" >&2; exit 0; fi; \
+echo "make: installing:" $$missing >&2; \
+$(SUDO) apt-get update -qq && \
+$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >&2
+endef
 
-$(FUZZ)/ready: pyproject.toml | system
+run-packages:
+	$(call install,$(RUN_PACKAGES))
+
+test-packages:
+	$(call install,$(TEST_PACKAGES))
+
+$(FUZZ)/ready: pyproject.toml | test-packages
 	python3 -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	touch $@
 
-$(VENV)/ready: pyproject.toml | system
+PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+$(VENV)/run: pyproject.toml | run-packages
 	$(BASE_PYTHON) -m venv --clear $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) '$(SETUPTOOLS)'
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/ready: $(VENV)/run | test-packages
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# What an editable installation runs with: built anew when a file of it has changed.
+$(CORE): $(CORE_SOURCES) | $(VENV)/run
+	$(PYTHON) setup.py --quiet build_ext --inplace
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(FUZZ) build dist bench/build fuzz/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FUZZ) $(CORE) build dist bench/build fuzz/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

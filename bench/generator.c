@@ -54,6 +54,7 @@ struct packet_plan {
 	uint32_t seq, ack;
 };
 
+/* clang-format off */
 static const struct packet_plan tcp_plan[] = {
 	{ false, SYN, 0, 1000, 0 },
 	{ true, SYN | ACK, 0, 5000, 1001 },
@@ -63,6 +64,7 @@ static const struct packet_plan tcp_plan[] = {
 	{ true, FIN | ACK, 0, 5001, 1002 },
 	{ false, ACK, 0, 1002, 5002 },
 };
+/* clang-format on */
 static const struct packet_plan udp_plan[] = { { .payload = 32 }, { .reply = true, .payload = 100 } };
 
 #define TCP_STEPS (sizeof(tcp_plan) / sizeof(*tcp_plan))
@@ -290,12 +292,14 @@ static void send_step(struct output *output, const struct work *work, size_t ste
 	const struct packet_plan *plan = tcp ? &tcp_plan[step] : &udp_plan[step];
 	struct tuple tuple = make_tuple(work->slot, settings);
 	uint8_t packet[256];
+	size_t length;
 
 	if (!tcp && step == 0 && !output->dump)
 		wait_for_expiry(ring, work->slot);
 	if (step == 0 && ring->used[work->slot])
 		output->events++; /* DESTROY of the slot's last flow, here or before by the kernel's own sweep */
-	send_packet(output, packet, make_packet(packet, &tuple, ring->protocol, plan));
+	length = make_packet(packet, &tuple, ring->protocol, plan);
+	send_packet(output, packet, length);
 	output->events++;
 	ring->used[work->slot] = now();
 }
@@ -375,6 +379,7 @@ static struct settings parse_settings(int argc, char **argv)
 	int option;
 
 	while ((option = getopt(argc, argv, "f:r:t:u:U:6:nd")) != -1) {
+		/* clang-format off */
 		switch (option) {
 		case 'f': settings.flows = strtoull(optarg, NULL, 10); break;
 		case 'r': settings.rate = atof(optarg); break;
@@ -386,6 +391,7 @@ static struct settings parse_settings(int argc, char **argv)
 		case 'd': settings.dump = true; break;
 		default: exit(1);
 		}
+		/* clang-format on */
 	}
 	if (!settings.dump && argc - optind != 2) {
 		fprintf(stderr, "generator: two tun devices are needed\n");

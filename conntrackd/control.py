@@ -123,6 +123,7 @@ class DaemonControl:
         self._put_in_force(rules)
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
+        daemon.watch_geoip()
         await self._apply_sinks(sinks)
         warnings = [*map(str, new.warnings), *rules.warnings]
         return [*lines, *warnings] or ["nothing has changed"]

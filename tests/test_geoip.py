@@ -276,7 +276,9 @@ for position in range(len(whole) * 8):
     content[position // 8] ^= 1 << position % 8
     Path(sys.argv[1]).write_bytes(content)
     memory = os.memfd_create("test")
-    if geofile.main(sys.argv[1], "en", str(os.dup(memory))):
+    given = os.dup(memory)
+    if geofile.main(sys.argv[1], "en", str(given)):
+        os.close(given)  # the end of the process does this, where it is one
         outcomes["refused"] += 1
     else:
         with maxminddb.open_database(f"/proc/self/fd/{memory}") as reader:

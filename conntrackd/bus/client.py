@@ -293,7 +293,7 @@ def explain(name: str, text: str) -> ConntrackdError:
                 hint="run it as root, such as with sudo",
             )
         case "AccessDenied":
-            hint = "as root, or as a member of the group conntrackd: sudo adduser $USER conntrackd"
+            hint = "as root, or as a member of a group: sudo adduser $USER conntrackd-observers"
             return NotPermittedError("you may not talk to conntrackd", hint=hint)
         case "UnknownMethod" | "UnknownInterface" | "UnknownObject" | "UnknownProperty" | "InvalidArgs":
             hint = "after an upgrade: systemctl restart conntrackd"

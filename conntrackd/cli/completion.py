@@ -1,16 +1,18 @@
-"""Parsers -> completion for bash, zsh and fish: `python -m conntrackd.cli.completion PROGRAM SHELL`.
+"""Parsers -> completion for bash, zsh and fish, in the files that `conntrackd.cli.render` keeps up to date.
 
 Not `shtab`: it does not know which flags of ours take paths, words or nothing, and is one more dependency.
 """
 
 import argparse
 from pathlib import Path
+from typing import Final
 
-from conntrackd.cli import report
 from conntrackd.errors import UsageError
 from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
 from conntrackd.values import quote
+
+FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
 
 class Place:
@@ -150,19 +152,13 @@ def _quote_fish(text: str) -> str:
     return f"'{escaped}'".replace("%%", "%")
 
 
-def main() -> int:
-    """Print the completion of a program for a shell; the packages are built with it."""
+def render_completions() -> dict[str, str]:
+    """Paths below a folder -> what both programs are completed by, named as the shells look for them."""
     # What knows the parsers must not be needed by those who only render one.
     from conntrackd.cli import ctl, daemon  # noqa: PLC0415
 
-    parsers = {"conntrackctl": ctl.build_parser, "conntrackd": daemon.build_parser}
-    arguments = argparse.ArgumentParser(prog="completion", description=main.__doc__)
-    arguments.add_argument("program", choices=sorted(parsers))
-    arguments.add_argument("shell", choices=["bash", "zsh", "fish"])
-    chosen = arguments.parse_args()
-    print(render_completion(parsers[chosen.program](), chosen.shell), end="")
-    return 0
-
-
-if __name__ == "__main__":
-    report.run("completion", main)
+    return {
+        f"{shell}/{file.format(parser.prog)}": render_completion(parser, shell)
+        for parser in (ctl.build_parser(), daemon.build_parser())
+        for shell, file in FILES.items()
+    }

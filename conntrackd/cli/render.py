@@ -12,7 +12,7 @@ from typing import Final
 
 from conntrackd.cli import report
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
-from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE, Option
+from conntrackd.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE, Option
 from conntrackd.values import FLAG, quote, suggest
 
 BEGIN: Final = '.\\" generated: begin'
@@ -76,7 +76,7 @@ SAMPLE_HEAD: Final = """\
 
 
 def render_sample() -> str:
-    """Every setting with its reason; commented out, except for the journal, which the package turns on."""
+    """Every setting with its reason; commented out, but for what the first event needs."""
     lines = [SAMPLE_HEAD.rstrip()]
     above: list[str] = []
     for option in OPTIONS:
@@ -98,7 +98,7 @@ def _render_headers(above: list[str], section: list[str]) -> Iterator[str]:
 
 
 def _render_setting(option: Option[object], name: str) -> list[str]:
-    if option is SINK_JOURNAL_ENABLE:
+    if option in {CONNTRACK_ACTIVATE, SINK_JOURNAL_ENABLE}:
         return [f"{name}: true"]
     text = option.default_text or option.example
     if option.kind.separator != "\n":
@@ -158,12 +158,16 @@ def escape_mdoc(text: str) -> str:
 
 def render_files(root: Path) -> dict[Path, str]:
     """The generated files and those with generated parts, as they should be."""
+    # Late: it knows the parsers, and these know add_flags().
+    from conntrackd.cli.completion import render_completions  # noqa: PLC0415
+
     man = {
         root / "man/conntrackd.8": render_man_flags(),
         root / "man/conntrackd.yaml.5": render_man_settings(),
     }
     return {
         root / "contrib/conntrackd.yaml": render_sample(),
+        **{root / "contrib/completions" / name: text for name, text in render_completions().items()},
         **{path: replace_between(path.read_text(), part, path) for path, part in man.items()},
     }
 
@@ -194,6 +198,7 @@ def main() -> int:
     stale = find_stale(arguments.root)
     for path in stale:
         if arguments.write:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(texts[path])
         print(f"{path}: {'written' if arguments.write else 'stale'}")
     return 1 if stale and not arguments.write else 0

@@ -20,7 +20,7 @@ from tests.bus.recorder import Recorder
 T = TypeVar("T")
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 10.0
-# A group that every machine has and nobody is in: the policy's `conntrackd` is not there before installation.
+# A group that every machine has and nobody is in: the policy's own is not there before installation.
 STAND_IN: Final = ("games", 60)
 JOURNAL: Final = "/org/conntrackd1/sink/journal"
 
@@ -107,7 +107,7 @@ class PrivateBus:
 def _read_policy() -> str:
     text = (ROOT / "dbus/org.conntrackd1.conf").read_text()
     inner = text[text.index("<busconfig>") + len("<busconfig>") : text.index("</busconfig>")]
-    return STRICT + inner.replace('group="conntrackd"', f'group="{STAND_IN[0]}"').replace(
+    return STRICT + inner.replace('group="conntrackd-observers"', f'group="{STAND_IN[0]}"').replace(
         '<policy user="conntrackd">', '<policy user="nobody">'
     )
 

@@ -23,7 +23,7 @@ from conntrackd.cli.render import (
 from conntrackd.cli.verb import HelpFormatter
 from conntrackd.config import check_sinks, read_config
 from conntrackd.errors import DataError
-from conntrackd.options import OPTIONS, SINK_JOURNAL_ENABLE
+from conntrackd.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,14 +103,17 @@ def test_an_unknown_argument_is_told_with_a_near_miss(arguments: list[str], text
     assert str(explain_unknown(arguments, [option.flag for option in OPTIONS])) == text
 
 
-def test_the_sample_as_it_is_turns_on_the_journal_and_nothing_else(tmp_path: Path) -> None:
+def test_the_sample_as_it_is_turns_on_what_the_first_event_needs_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "sample.yaml"
     path.write_text(render_sample())
 
     config = read_config({}, {}, path)
 
     check_sinks(config)
-    assert [option for option in OPTIONS if config.origin(option) != "default"] == [SINK_JOURNAL_ENABLE]
+    assert [option for option in OPTIONS if config.origin(option) != "default"] == [
+        CONNTRACK_ACTIVATE,
+        SINK_JOURNAL_ENABLE,
+    ]
     assert config[SINK_JOURNAL_ENABLE] is True
 
 
@@ -129,6 +132,7 @@ def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path
     given = {option.key: config[option] for option in OPTIONS if option.default_text}
     defaults = {option.key: option.default for option in OPTIONS if option.default_text}
     assert given == defaults | {
+        "conntrack.activate": True,
         "sink.journal.enable": True,
         "sink.syslog.address": "tls://localhost",
         "sink.loki.address": "https://localhost:3100",

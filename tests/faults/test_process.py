@@ -23,6 +23,8 @@ from tests.faults.rig import Rig, wait_until
 from tests.live.test_restart import Store
 from tests.sinks.loki_server import Entry, Fault, Request, hang, say
 
+pytestmark = pytest.mark.privileged
+
 SEEDS = 20
 
 

@@ -24,11 +24,17 @@ class Suite:
 
 
 @pytest.fixture(scope="session", params=SUITES)
-def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+def distribution(request: pytest.FixtureRequest) -> Distribution:
+    """Prepared."""
+    prepared = Distribution(request.param)
+    prepared.prepare()
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def suite(distribution: Distribution, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """Prepared and built."""
-    distribution = Distribution(request.param)
-    distribution.prepare()
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(distribution.suite)
     yield Suite(distribution, *distribution.build(folder))
     shutil.rmtree(folder)
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,15 @@ BASE: Final = ("dbus", "iproute2", "libpam-systemd", "nftables", "polkitd", "sys
 # What the package may ask for, and the synchroniser of the same name.
 OFFERED: Final = (
     *("conntrackd", "python3-dbus-fast", "python3-maxminddb", "python3-ply", "python3-pyroute2"),
-    *("python3-rich", "python3-urllib3", "python3-yaml"),
+    *("python3-rich", "python3-urllib3", "python3-yaml", "logrotate", "nfct"),
 )
 BUILD: Final = (
-    *("build-essential", "debhelper", "dh-python", "pybuild-plugin-pyproject", "python3-all"),
+    *("build-essential", "debhelper", "dh-python", "pybuild-plugin-pyproject", "python3-all", "python3-dev"),
     *("python3-hypothesis", "python3-pytest", "python3-pytest-mock", "python3-setuptools"),
+    # What looks at the result, and what the first stage of the Containerfile installs.
+    *("blhc", "devscripts", "lintian", "python3-pip", "python3-wheel"),
 )
+OF_THE_OTHER: Final = ("conntrackd", "nfct")
 # The interpreter and tools of the distribution, whatever else is in front of them.
 ENVIRONMENT: Final = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -30,7 +34,12 @@ ENVIRONMENT: Final = {
     "HOME": "/root",
     **{name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ},
 }
-PREVIOUS: Final = "2:2.0.0~previous"
+PREVIOUS: Final = "2:2.0.0~previous-1"
+CHECKS: Final = {
+    "lintian": "lintian --allow-root --fail-on error,warning --tag-display-limit 0 conntrackd_*.changes",
+    "blhc": "blhc --all build.log",
+    "hardening-check": "dpkg-deb -x conntrackd_*.deb all && find all -name '*.so' | xargs hardening-check",
+}
 
 
 def run(*command: str | Path, seconds: int = 600, **settings: str) -> str:
@@ -123,52 +132,90 @@ class Distribution:
             return
         shutil.rmtree(self.builder, ignore_errors=True)
         copy(self.base, self.builder)
-        needed = " ".join(each for each in (*OFFERED, *BUILD) if each != "conntrackd")
+        needed = " ".join(each for each in (*OFFERED, *BUILD) if each not in OF_THE_OTHER)
         self.call(self.builder, f"apt-get -q update && apt-get -q --yes install {needed}")
         keep(self.builder, contents)
 
     def call(self, root: Path, script: str) -> str:
         """A script in the folder, without a network, not booted."""
-        nspawn = (
-            "systemd-nspawn",
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--private-network",
-            "--as-pid2",
-        )
-        return run(*nspawn, "-D", root, f"--bind-ro={self.pool}:/srv/debian", "sh", "-c", script)
+        command = nspawn(root, "--private-network", f"--bind-ro={self.pool}:/srv/debian")
+        return run(*command, "sh", "-c", script)
 
     def build(self, folder: Path) -> tuple[Path, Path]:
-        """Repositories of a previous build and of the tree's; the tests run in the building of the latter."""
+        """Repositories of a previous build and of the tree's; the tests run in the building of the latter.
+
+        Beside the packages there stands what the build said, and what the checkers of the suite say of it.
+        """
+        make_source(folder)
         with ThreadPoolExecutor(2) as both:
             previous = both.submit(self._build, folder, "previous", PREVIOUS)
             current = both.submit(self._build, folder, "current", "")
             return previous.result(), current.result()
 
     def _build(self, folder: Path, name: str, version: str) -> Path:
+        """From the source distribution, without git."""
         root = folder / f"{name}-builder"
         copy(self.builder, root)
-        source = root / "build/conntrackd"
-        source.mkdir(parents=True)
-        listed = run("git", "-c", "safe.directory=*", "-C", ROOT, "ls-files", "-z").split("\0")
-        for each in filter(None, listed):
-            if (ROOT / each).is_file() and not each.startswith("fuzz/corpus/"):
-                (source / each).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / each, source / each)
+        (source,) = folder.glob("conntrackd-*.tar.gz")
+        upstream = (
+            version.partition("-")[0].partition(":")[2] or source.name[len("conntrackd-") : -len(".tar.gz")]
+        )
+        tree = root / "build/conntrackd"
+        tree.mkdir(parents=True)
+        shutil.copy2(source, root / f"build/conntrackd_{upstream}.orig.tar.gz")
+        run("tar", "-xzf", source, "--strip-components=1", "--no-same-owner", "-C", tree)
         if version:
-            changelog = source / "debian/changelog"
+            changelog = tree / "debian/changelog"
             head, _, rest = changelog.read_text().partition("\n")
             changelog.write_text(f"conntrackd ({version}) {head.partition(') ')[2]}\n{rest}")
         options = "DEB_BUILD_OPTIONS=nocheck" if version else ""
-        self.call(root, f"cd /build/conntrackd && {options} dpkg-buildpackage -us -uc -b")
+        said = self.call(root, f"cd /build/conntrackd && {options} dpkg-buildpackage -us -uc 2>&1")
         repository = folder / name
         repository.mkdir()
-        (package,) = (root / "build").glob("conntrackd_*_all.deb")
-        shutil.copy2(package, repository)
+        (repository / "build.log").write_text(said)
+        if not version:
+            self._check(root, repository)
+        for package in (root / "build").glob("conntrackd*.deb"):
+            shutil.copy2(package, repository)
         index(repository)
         shutil.rmtree(root)
         return repository
+
+    def _check(self, root: Path, repository: Path) -> None:
+        """What lintian, blhc and hardening-check say: the tests read it."""
+        shutil.copy2(repository / "build.log", root / "build/build.log")
+        for name, script in CHECKS.items():
+            said = self.call(root, f"cd /build && {script} 2>&1; echo status $?")
+            (repository / f"{name}.log").write_text(said)
+
+
+def make_source(folder: Path) -> None:
+    """The source distribution of this tree."""
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--skip-dependency-check",
+        "-o",
+        folder,
+        ROOT,
+    )
+
+
+def nspawn(root: Path, *options: str) -> list[str]:
+    """The beginning of a command line that runs something in the folder, not booted."""
+    return [
+        *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2", "--pipe"),
+        *("-D", str(root), *options),
+    ]
+
+
+def pip_settings() -> list[str]:
+    """This machine's certificates, for an index that is reached through a proxy with one of its own."""
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    return [f"--bind-ro={bundle}:/srv/ca.crt", "--setenv=PIP_CERT=/srv/ca.crt"] if bundle.exists() else []
 
 
 def index(folder: Path) -> None:

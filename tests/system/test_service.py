@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.debian import run
+from tests.system.debian import ROOT, run
 from tests.system.machine import SERVICE, Machine
 from tests.system.traffic import find_address
 
@@ -86,7 +86,7 @@ def test_a_bad_configuration_is_explained_and_not_loaded(service: Machine) -> No
 
 def test_who_may_do_what_on_the_real_bus_with_the_real_polkit(service: Machine) -> None:
     service.run("useradd", "joe")
-    service.run("useradd", "-G", "conntrackd", "ann")
+    service.run("useradd", "-G", "conntrackd-observers", "ann")
     info, control = (*BUS, "GetStatistics"), (*BUS, "SetFilter", "asu", "1", "log any", "60")
 
     assert service.run(*info).startswith(STATISTICS)
@@ -105,6 +105,73 @@ def test_who_may_do_what_on_the_real_bus_with_the_real_polkit(service: Machine) 
     )
     service.wait(lambda: _may(service, as_user("ann", *control)), "polkit reads its rules")
     service.run("conntrackctl", "filter", "reset")
+
+
+def test_who_may_look_reads_no_secret(service: Machine) -> None:
+    service.sh("id eve >/dev/null 2>&1 || useradd -G conntrackd-observers eve")
+    service.sh("install -m 0640 -o root -g conntrackd /dev/null /etc/conntrackd/loki.token")
+    try:
+        service.run(*as_user("conntrackd", "cat", "/etc/conntrackd/loki.token"))
+        assert "denied" in service.refuse(*as_user("eve", "cat", "/etc/conntrackd/loki.token"))
+        assert "denied" in service.refuse(*as_user("eve", "ls", "/var/lib/conntrackd"))
+        assert "healthy" in service.run(*as_user("eve", "conntrackctl", "status"))
+    finally:
+        service.run("rm", "/etc/conntrackd/loki.token")
+
+
+def test_a_file_of_events_is_rotated_and_no_event_is_lost(service: Machine) -> None:
+    """In the one folder where the unit lets the daemon write one."""
+    service.install("logrotate")
+    folder, pattern = "/var/log/conntrackd", r"127\.\d+\.\d+\.\d+"
+    service.configure(f"sink.stream: {{enable: true, writer: 'file://{folder}/events.json'}}\n")
+    service.run("systemctl", "restart", SERVICE)
+
+    def read(name: str, first: int) -> list[str]:
+        path = service.root / folder[1:] / name
+        text = path.read_text() if path.exists() else ""
+        sent = set(map(find_address, range(first, first + 100)))
+        return [each for each in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if each in sent]
+
+    try:
+        service.send(150_000, 100)
+        service.wait(lambda: len(read("events.json", 150_000)) == 100, "100 lines")
+        service.run("logrotate", "--force", "/etc/logrotate.d/conntrackd-events")
+        service.wait((service.root / folder[1:] / "events.json").exists, "a new file")
+        service.send(151_000, 100)
+        service.wait(lambda: len(read("events.json", 151_000)) == 100, "100 lines in the new file")
+        assert len(read("events.json.1", 150_000)) == 100
+        assert read("events.json", 150_000) == []
+    finally:
+        service.unconfigure()
+        service.run("systemctl", "restart", SERVICE)
+
+
+def test_the_daemons_own_lines_have_its_name(service: Machine) -> None:
+    (said,) = {
+        line
+        for line in service.run(
+            *("journalctl", "-q", "-o", "cat", "--output-fields=SYSLOG_IDENTIFIER", "-u", "conntrackd"),
+            "_TRANSPORT=stdout",
+        ).splitlines()
+        if line != "conntrackctl"
+    }
+    assert said == "conntrackd"
+
+
+def test_it_listens_in_another_namespace_as_the_manual_says(service: Machine) -> None:
+    manual = (ROOT / "man/conntrackd.8").read_text().replace("\\-", "-")
+    (settings,) = re.findall(r"\[Service\]\n(NetworkNamespacePath=.*)\n", manual)
+    name = settings.rpartition("/")[2]
+    service.sh(f"ip netns add {name} && ip -n {name} link set lo up")
+    talk = 'import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.9.9.9", 9))'
+    try:
+        with _changed_unit(service, settings):
+            service.run("systemctl", "restart", SERVICE)
+            service.run("ip", "netns", "exec", name, "python3", "-c", talk)
+            service.wait(lambda: service.count("EVENT_TYPE=NEW", "EVENT_DST=127.9.9.9") == 1, "its event")
+    finally:
+        service.run("systemctl", "restart", SERVICE)
+        service.run("ip", "netns", "del", name)
 
 
 def _may(machine: Machine, command: tuple[str, ...]) -> bool:

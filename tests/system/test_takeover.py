@@ -44,6 +44,7 @@ def test_who_says_so_replaces_it_and_its_configuration_stays(
     how: str, machine: Machine, suite: Suite
 ) -> None:
     configuration = install_synchroniser(machine)
+    machine.install("nfct")  # loads helpers of the synchroniser's package, and goes with it
     machine.offer(suite.current)
     if how == "marker":
         (machine.root / "etc/conntrackd/replace").touch()
@@ -55,6 +56,9 @@ def test_who_says_so_replaces_it_and_its_configuration_stays(
     assert not (machine.root / "etc/conntrackd/replace").exists(), "it counts once"
     assert machine.show("ActiveState") == "inactive"
     assert machine.refuse("systemctl", "is-enabled", "conntrackd") == "disabled"
+    assert not (machine.root / "etc/conntrackd/replace").exists()  # it counts once
+    assert not (machine.root / "usr/sbin/nfct").exists()
+    assert "nfct" in machine.refuse("apt-get", "-q", "--yes", "install", "nfct")
     assert [each for each in OF_THE_OTHER if (machine.root / each).exists()] == []
     machine.start()
     assert machine.show("ActiveState") == "active"
