@@ -97,6 +97,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         tails=tails,
         pipeline=pipeline,
         outboxes={},
+        problems=[],
         filter=SimpleNamespace(selector=mocked),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
