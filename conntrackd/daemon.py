@@ -120,7 +120,7 @@ class Daemon:
         self._error: Exception | None = None
         self._states: dict[str, tuple[str, str]] = {}
         self._progress = Progress(time.monotonic)
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._hurry = False
         self._stopping: tuple[Outbox, ...] = ()
         self._stands_still = False
@@ -316,8 +316,8 @@ class Daemon:
     def _watch_problems(self) -> None:
         """Whoever listens is told when there are others."""
         problems = self.find_problems()
-        if problems != self._problems:
-            self._problems = problems
+        if problems != self.problems:
+            self.problems = problems
             for listener in self.listeners:
                 listener.problems_changed()
 

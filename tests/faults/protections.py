@@ -560,10 +560,10 @@ MUTATIONS: Final = (
         "tests/live/test_hearing.py::test_the_table_of_activate_stays_when_the_ruleset_is_flushed",
     ),
     Mutation(
-        "the table of the last process is taken over",
+        "the table that tracks lasts through a restart",
         "conntrackd/intake.py",
-        "self._table = TrackingTable.adopt(stored[0])",
-        "os.close(stored[0])",
+        "        self._table = TrackingTable.open()\n        self._notifier.store(",
+        "        self._table = TrackingTable.open()\n        ''.format(",
         "tests/live/test_restart.py::"
         "test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on[activate-15]",
     ),
