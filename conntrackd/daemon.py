@@ -296,6 +296,9 @@ class Daemon:
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.intake.find_problems()
+        if self.engine.fault:
+            hint = checks.NO_CORE_REMEDY
+            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
             problems.append("the reader of events stands still")
         for name, outbox in self.outboxes.items():
@@ -411,6 +414,7 @@ class Daemon:
             has_room=events is None or events.has_room,
             faults=() if hearing is None else hearing.faults,
             is_active=self.intake.is_active,
+            engine_fault=self.engine.fault,
             troubles=troubles,
         )
         return checks.examine(self.config, situation)

@@ -220,7 +220,8 @@ class PlainEngine:
 
     name = "plain"
 
-    def __init__(self, tells_reason: bool) -> None:
+    def __init__(self, tells_reason: bool, fault: str = "") -> None:
+        self.fault = fault
         self._tells_reason = tells_reason
         self._label_names = read_label_names()
 
