@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 # Where what was written at run time is run. What it is made of has tests of its own.
 GENERATORS = {"generated.py"}
 # Where another process is started: nft, Python on geofile.py, a fork that watches the table; by conntrackctl
-# polkit's agent.
-STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py", "bus/agent.py"}
+# polkit's agent, by `conntrackd check` of root test(1) as the service's user.
+STARTERS = {"netlink/tracking.py", "geoip.py", "guard.py", "bus/agent.py", "verify.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"
