@@ -10,10 +10,11 @@ from typing import Final
 
 import pytest
 
+from conntrackd.core import _core as core
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
-from tests.core.build import build_driver, build_extension
+from tests.core.build import build_driver, make_environment
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
 from tests.messages import build_message
 
@@ -43,12 +44,12 @@ def run_driver(
     messages = b"".join(build_message(flow) for flow in flows)
     path.write_bytes(struct.pack("=II", len(program), len(flows)) + program + messages)
     done = subprocess.run(
-        [build_driver(), mode, path, *words],
+        [build_driver("table_driver"), mode, path, *words],
         text=True,
         capture_output=True,
         check=False,
         timeout=120,
-        env={"ASAN_OPTIONS": "detect_leaks=1"},
+        env=make_environment(leaks=True),
     )
     assert (done.returncode, done.stderr) == (status, "")
     return done.stdout
@@ -103,7 +104,7 @@ def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
 
 def test_every_part_of_a_program_is_refused() -> None:
     program = assemble(compile_table(parse(*RULES["every kind"])))
-    open_table = build_extension().Table
+    open_table = core.Table
     open_table(program)
 
     for part in [*(program[:end] for end in range(len(program))), program + b"\0", b""]:
@@ -155,27 +156,15 @@ FOUND: Final = HIGHS + 16
     ],
 )
 def test_a_program_with_one_thing_wrong_is_refused(name: str, place: int, form: str, value: int) -> None:
-    open_table = build_extension().Table
+    open_table = core.Table
     open_table(SMALL)
 
     with pytest.raises(ValueError, match="not a program of rules that this core can run"):
         open_table(change(SMALL, place, form, value))
 
 
-def test_what_is_no_table_decides_nothing() -> None:
-    extension = build_extension()
-    for wrong in (None, SMALL, extension):
-        with pytest.raises(TypeError, match="not a Table"):
-            extension.decide(wrong, b"", b"")
-    with pytest.raises(TypeError):
-        extension.Table("text")
-    with pytest.raises(TypeError):
-        extension.Table()
-
-
 def test_a_table_is_given_back_with_its_type() -> None:
-    extension = build_extension()
-    made = [extension.Table(SMALL) for _ in range(100)]
+    made = [core.Table(SMALL) for _ in range(100)]
 
     assert made[0].counts == [0, 0]
     with pytest.raises(AttributeError):

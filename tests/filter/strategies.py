@@ -82,7 +82,8 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
     src, dst, sport, dport = draw(address), draw(address), draw(port), draw(port)
     turned_round = draw(st.booleans())  # most flows are not translated
     start = draw(st.sampled_from((0, START)))
-    place = locations if located else st.nothing()
+    place = st.none() | (locations if located else st.nothing())
+    src_location = draw(place)
     return Flow(
         type=draw(st.sampled_from((EventType.NEW, EventType.UPDATE, EventType.DESTROY))).value,
         time=START,
@@ -107,8 +108,8 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
         reply_bytes=draw(counts),
         start=start,
         stop=draw(st.just(0) | st.sampled_from((-SECOND, -1, *DURATIONS)).map(lambda ns: START + ns)),
-        src_location=draw(st.none() | place),
-        dst_location=draw(st.none() | place),
+        src_location=src_location,
+        dst_location=src_location if src == dst else draw(place),
     )
 
 

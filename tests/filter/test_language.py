@@ -1,11 +1,11 @@
 """The filter language, row by row: each production, word and unit, and what is said of each mistake."""
 
 import pytest
+from conntrackd.filter.pycode import compile_selector
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.pycode import compile_selector
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Protocol

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from conntrackd.netlink.decode import walk
 from hypothesis import given, settings
 
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.never import Given, find_contradiction, find_warnings
 from conntrackd.flow import Flow
-from conntrackd.netlink.decode import walk
 from conntrackd.netlink.recording import read_batches
 from tests.filter import reference, strategies
 

@@ -13,14 +13,12 @@ from conntrackd.filter import merge, table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
 from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
-from conntrackd.filter.pycode import compile_selector
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
 from tests.core.build import CORE
 from tests.core.deciding import Core
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
-from tests.messages import build_message
 
 batches = st.lists(strategies.flows(), min_size=1, max_size=12)
 
@@ -63,16 +61,6 @@ def test_rules_that_share_a_look_up_decide_as_if_they_stood_alone(
     rules: list[Rule], batch: list[Flow]
 ) -> None:
     check(rules, batch)
-
-
-@settings(max_examples=200, deadline=None)
-@given(strategies.rules | long_lists(), batches)
-def test_the_core_decides_as_the_python_that_was_generated_before(
-    rules: list[Rule], batch: list[Flow]
-) -> None:
-    selector, core = compile_selector(rules), Core(compile_table(rules))
-
-    assert [core.decide(flow) for flow in batch] == [selector.judge(flow) for flow in batch]
 
 
 @settings(max_examples=200, deadline=None)
@@ -149,14 +137,13 @@ def test_what_a_user_typed_is_no_part_of_the_program() -> None:
 def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     compiled = compile_table(parse("drop destination country DE", "drop not destination country DE"))
     flow = replace(FLOW, dst_location=Location(country="DE"))
-    core, other = Core(compiled), Core(compiled)
+    fresh, other = Core(compiled), Core(compiled)
     other.keep([flow])  # which numbers the location, and sets it there
-    message, extra = build_message(flow), struct.pack("=3I", 0, 0, 1)
+    fresh.numbers.update(other.numbers)
 
-    decide = core._extension.decide
-    assert decide(core.table, message, extra) == b"\0\0"
-    assert decide(other.table, message, extra) == b""
-    assert (core.table.counts, other.table.counts) == ([1, 0, 0], [0, 2, 0])
+    assert fresh.keep([flow]) == [0]
+    assert other.keep([flow]) == []
+    assert (fresh.table.counts, other.table.counts) == ([1, 0, 0], [0, 2, 0])
 
 
 def test_many_conditions_on_places_have_a_bit_for_each() -> None:
