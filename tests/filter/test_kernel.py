@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from conntrackd.netlink.decode import walk
 from hypothesis import given, settings
 from pytest_mock import MockerFixture
 
@@ -16,7 +17,10 @@ from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import EventType, Flow, Protocol
+<<<<<<< HEAD
 from conntrackd.netlink.message import walk
+=======
+>>>>>>> csafe
 from conntrackd.netlink.socket import attach_program
 from tests.filter.strategies import flows, kernel_rules, rules
 from tests.messages import build_message
