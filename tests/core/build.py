@@ -1,13 +1,7 @@
-<<<<<<< HEAD
-"""The core's C, compiled for tests: a driver under sanitizers."""
-
-import atexit
-=======
 """The core's C, compiled for tests with AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import atexit
 import os
->>>>>>> csafe
 import shutil
 import subprocess
 import tempfile
@@ -41,17 +35,10 @@ def list_plain() -> list[Path]:
 
 
 @cache
-<<<<<<< HEAD
-def build_driver() -> Path:
-    """tests/core/table_driver.c with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    target = _make_folder() / "table_driver"
-    compile_c((HERE / "table_driver.c", *PLAIN), target, *SANITIZED)
-=======
 def build_driver(name: str) -> Path:
     """A driver in this folder, by its name without `.c`."""
     target = _make_folder() / name
     compile_c((HERE / f"{name}.c", *list_plain()), target, *SANITIZED)
->>>>>>> csafe
     return target
 
 

@@ -4,17 +4,11 @@ from array import array
 from collections.abc import Sequence
 
 from conntrackd.core import _core as core
-<<<<<<< HEAD
 from conntrackd.engine import SLOT_BYTES
 from conntrackd.filter.evaluate import Decision
 from conntrackd.filter.table import Table, assemble
 from conntrackd.flow import EventType, Flow, Location
 from tests.engine.feed import RECEIVED_NS
-=======
-from conntrackd.filter.evaluate import Decision
-from conntrackd.filter.table import Table, assemble
-from conntrackd.flow import EventType, Flow, Location
->>>>>>> csafe
 from tests.messages import build_message
 
 SLOTS = 4096
@@ -25,19 +19,12 @@ class Core:
     """Rules in force in the core, which is asked about Flows."""
 
     def __init__(self, table: Table) -> None:
-<<<<<<< HEAD
         self._description = table
         self._numbers: dict[Location | None, int] = {None: 0}
-=======
-        self._table = table
-        self.numbers: dict[Location | None, int] = {None: 0}
-        self._batch = core.Batch(SLOTS, SLOT_BYTES, False)
->>>>>>> csafe
         self.table = core.Table(assemble(table))
 
     def keep(self, flows: Sequence[Flow], among: Sequence[int] | None = None) -> list[int]:
         """The indexes of those that are kept."""
-<<<<<<< HEAD
         batch = load(flows)
         for index, flow in enumerate(flows):
             locations = core.Locations(2)
@@ -45,19 +32,6 @@ class Core:
             locations.put(flow.dst, self._number(flow.dst_location))
             batch.locate(locations, select(index), True)
         return list(array("H", batch.decide(self.table, None if among is None else select(*among))))
-=======
-        messages = b"".join(build_message(flow) for flow in flows)
-        assert self._batch.load(messages, 0, 0) == (len(messages), len(flows), 0)
-        locations = core.Locations(SLOTS)
-        for index, flow in enumerate(flows):  # an address may have another Location in another flow
-            locations.put(flow.src, self._number(flow.src_location))
-            locations.put(flow.dst, self._number(flow.dst_location))
-            assert self._batch.locate(locations, array("H", [index]).tobytes(), True) == []
-        snapshots = array("H", (n for n, flow in enumerate(flows) if flow.type == EventType.SNAPSHOT))
-        self._batch.set_type(snapshots.tobytes(), EventType.SNAPSHOT)
-        indexes = None if among is None else array("H", among).tobytes()
-        return list(array("H", self._batch.decide(self.table, indexes)))
->>>>>>> csafe
 
     def decide(self, flow: Flow) -> Decision:
         """What becomes of one event; counted as others."""
@@ -67,7 +41,6 @@ class Core:
         return Decision(bool(kept), changed[0] if changed else 0)
 
     def _number(self, location: Location | None) -> int:
-<<<<<<< HEAD
         if location is not None and location not in self._numbers:
             self._numbers[location] = len(self._numbers)
             bits = self._description.find_location_bits(location)
@@ -89,9 +62,3 @@ def load(flows: Sequence[Flow]) -> core.Batch:
 def select(*indexes: int) -> bytes:
     """A selection of these events."""
     return array("H", indexes).tobytes()
-=======
-        if location is not None and location not in self.numbers:
-            self.numbers[location] = len(self.numbers)
-            self.table.set_location(self.numbers[location], self._table.find_location_bits(location))
-        return self.numbers[location]
->>>>>>> csafe

@@ -14,12 +14,8 @@ from conntrackd.core import _core as core
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
-<<<<<<< HEAD
-from tests.core.build import build_driver
-from tests.core.deciding import load
-=======
 from tests.core.build import build_driver, make_environment
->>>>>>> csafe
+from tests.core.deciding import load
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
 from tests.messages import build_message
 
@@ -109,12 +105,7 @@ def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
 
 def test_every_part_of_a_program_is_refused() -> None:
     program = assemble(compile_table(parse(*RULES["every kind"])))
-<<<<<<< HEAD
     core.Table(program)
-=======
-    open_table = core.Table
-    open_table(program)
->>>>>>> csafe
 
     for part in [*(program[:end] for end in range(len(program))), program + b"\0", b""]:
         with pytest.raises(ValueError, match="not a program"):
@@ -165,18 +156,12 @@ FOUND: Final = HIGHS + 16
     ],
 )
 def test_a_program_with_one_thing_wrong_is_refused(name: str, place: int, form: str, value: int) -> None:
-<<<<<<< HEAD
     core.Table(SMALL)
-=======
-    open_table = core.Table
-    open_table(SMALL)
->>>>>>> csafe
 
     with pytest.raises(ValueError, match="not a program of rules that this core can run"):
         core.Table(change(SMALL, place, form, value))
 
 
-<<<<<<< HEAD
 def test_what_is_no_table_decides_nothing() -> None:
     batch = load([FLOW])
     wrongs: list[Any] = [None, SMALL, core]
@@ -189,8 +174,6 @@ def test_what_is_no_table_decides_nothing() -> None:
             make(*words)
 
 
-=======
->>>>>>> csafe
 def test_a_table_is_given_back_with_its_type() -> None:
     made = [core.Table(SMALL) for _ in range(100)]
 

@@ -88,13 +88,8 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
     src, dst, sport, dport = draw(address), draw(address), draw(port), draw(port)
     turned_round = draw(st.booleans())  # most flows are not translated
     start = draw(st.sampled_from((0, START)))
-<<<<<<< HEAD
     place = locations if located else st.nothing()
     src_location = draw(st.none() | place)
-=======
-    place = st.none() | (locations if located else st.nothing())
-    src_location = draw(place)
->>>>>>> csafe
     return Flow(
         type=draw(st.sampled_from((EventType.NEW, EventType.UPDATE, EventType.DESTROY))).value,
         time=START,
@@ -120,11 +115,7 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
         start=start,
         stop=draw(st.just(0) | st.sampled_from((-SECOND, -1, *DURATIONS)).map(lambda ns: START + ns)),
         src_location=src_location,
-<<<<<<< HEAD
         dst_location=src_location if src == dst else draw(st.none() | place),  # an address is in one place
-=======
-        dst_location=src_location if src == dst else draw(place),
->>>>>>> csafe
     )
 
 

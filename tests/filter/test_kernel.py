@@ -17,10 +17,7 @@ from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import EventType, Flow, Protocol
-<<<<<<< HEAD
 from conntrackd.netlink.message import walk
-=======
->>>>>>> csafe
 from conntrackd.netlink.socket import attach_program
 from tests.filter.strategies import flows, kernel_rules, rules
 from tests.messages import build_message

@@ -8,15 +8,9 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate_expression
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.never import Given, find_contradiction, find_warnings
-<<<<<<< HEAD
 from conntrackd.netlink.message import walk
 from tests.engine.feed import MESSAGES
 from tests.filter import strategies
-=======
-from conntrackd.flow import Flow
-from conntrackd.netlink.recording import read_batches
-from tests.filter import reference, strategies
->>>>>>> csafe
 
 SETTINGS = Given(events=5, protocols=frozenset({6, 17}), has_places=False, has_table=False)
 

@@ -137,7 +137,6 @@ def test_what_a_user_typed_is_no_part_of_the_program() -> None:
 
 def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     compiled = compile_table(parse("drop destination country DE", "drop not destination country DE"))
-<<<<<<< HEAD
     flow = replace(FLOW, dst_location=Location(country_code="DE"))
     core, other = Core(compiled), Core(compiled)
     other.keep([flow])  # which numbers the location, and sets it there
@@ -149,16 +148,6 @@ def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     assert batch.decide(core.table, None) == select(0)
     assert batch.decide(other.table, None) == b""
     assert (core.table.counts, other.table.counts) == ([1, 0, 0], [0, 2, 0])
-=======
-    flow = replace(FLOW, dst_location=Location(country="DE"))
-    fresh, other = Core(compiled), Core(compiled)
-    other.keep([flow])  # which numbers the location, and sets it there
-    fresh.numbers.update(other.numbers)
-
-    assert fresh.keep([flow]) == [0]
-    assert other.keep([flow]) == []
-    assert (fresh.table.counts, other.table.counts) == ([1, 0, 0], [0, 2, 0])
->>>>>>> csafe
 
 
 def test_many_conditions_on_places_have_a_bit_for_each() -> None:
