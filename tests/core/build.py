@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from functools import cache
