@@ -10,7 +10,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # Root needs no sudo; an ordinary user has what is installed already, or uses sudo where there is one.
 SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks: to build the benchmark, to run the privileged tests.
-PACKAGES := conntrack dbus dpkg-dev fish gcc iproute2 libc6-dev mandoc nftables openssl polkitd \
+PACKAGES := clang conntrack dbus dpkg-dev fish gcc iproute2 libc6-dev libclang-rt-dev mandoc nftables openssl polkitd \
 	procps python3-dbusmock python3-dev python3-venv rpm rsyslog systemd util-linux zsh
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
@@ -71,9 +71,10 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(PYTHON) -m bench
 
-# Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder
+# Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder. Without TARGETS the core too.
 fuzz: $(FUZZ)/ready
 	$(FUZZ)/bin/python -m fuzz $(TARGETS)
+	$(if $(TARGETS),,$(FUZZ)/bin/python -m fuzz.native)
 
 # Asks the network for known weaknesses of what the tests ran with; fails where it cannot ask about all of it.
 audit: $(VENV)/ready $(FUZZ)/ready

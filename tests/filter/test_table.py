@@ -15,7 +15,7 @@ from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
-from tests.core.build import CORE
+from fuzz.native import CORE
 from tests.core.deciding import Core
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
@@ -181,7 +181,7 @@ def test_locations_are_numbered_from_1_and_there_is_a_last_one() -> None:
         with pytest.raises(OverflowError):
             made.set_location(wrong, bytes(8))
     with pytest.raises(TypeError):
-        made.set_location("1", bytes(8))
+        made.set_location("1", bytes(8))  # type: ignore[arg-type]
 
 
 # -- many rules
