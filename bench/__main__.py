@@ -12,13 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from bench.arena import BenchError, Load, compile_program, enter_namespaces
+from bench.arena import BenchError, Load, be_gateway, compile_program, enter_namespaces
 from bench.backlog import Backlog, measure_backlog
 from bench.capture import capture
 from bench.flood import measure_floods
 from bench.latency import measure_latency
-
-measure_parts = None
+from bench.parts import Part, measure_parts
 from bench.receivers import start_receivers
 from bench.rows import ROWS, list_backlogs, list_rows
 from bench.soak import measure_memory, soak
@@ -113,8 +112,16 @@ def run(arguments: argparse.Namespace) -> Report:
             memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),
             floods=measure_floods(rows["null"], path, arguments.repeat) if FLOOD in wanted else (),
-            parts=measure_parts(capture(Load(PARTS_FLOWS)), path) if PARTS in wanted else (),
+            parts=measure_all_parts(path) if PARTS in wanted else (),
         )
+
+
+def measure_all_parts(scratch: Path) -> list[Part]:
+    """On plain events, and on a gateway's."""
+    plain = capture(Load(PARTS_FLOWS))
+    with be_gateway(True):
+        gateway = capture(Load(PARTS_FLOWS, is_translated=True))
+    return measure_parts(plain, gateway, scratch)
 
 
 def end(_signal: int, _frame: FrameType | None) -> None:

@@ -1,32 +1,42 @@
 """What single parts of the event path cost, each alone, on messages that the kernel has sent."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from conntrackd.filter.pycode import Selector, compile_selector
-from conntrackd.netlink.decode import Decoder, walk
-from conntrackd.sinks.compose import Composer
-from conntrackd.sinks.encode_json import LINE, JsonEncoder
-from conntrackd.sinks.encode_loki import ENTRY, LokiEncoder
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from bench.capture import Capture
 from conntrackd.config import read_config
+from conntrackd.core._core import Batch
+from conntrackd.delivery.compression import compress
+from conntrackd.delivery.datagrams import Framing, frame
+from conntrackd.engine import SLOTS, Engine
+from conntrackd.engine.native import NativeEngine
+from conntrackd.engine.plain import PlainEngine
 from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filtering import compile_filter
-from conntrackd.flow import NANO, Batch, Flow
 from conntrackd.geoip import GeoIP
-from conntrackd.render.journal import FORM as JOURNAL
-from conntrackd.render.syslog import SyslogEncoder
+from conntrackd.render import journal, json, loki, syslog
+from conntrackd.render.template import Template
+from conntrackd.sinks.loki_body import list_body
 from conntrackd.stats import Stats
 
-BATCH: Final = 128  # as many as one recvmmsg brings
+CORE: Final = NativeEngine(True)
+TEMPLATES: Final = {
+    "JSON lines": json.TEMPLATE,
+    "journal": journal.TEMPLATE,
+    "syslog": syslog.make_template("rfc5424", "daemon", "gw1", 42),
+    "Loki": loki.TEMPLATE,
+}
+# Where an event has its addresses: behind nlmsghdr, nfgenmsg, two nests' headers and each one's own.
+SRC_AT, DST_AT, ADDRESS_BYTES = 32, 40, 4
 ROUNDS: Final = 9
 PLACES: Final = 10_000
 FIRST_BYTE: Final = 81
@@ -43,65 +53,125 @@ class Part:
     unit: str = "event"
 
 
-def measure_parts(events: Capture, scratch: Path) -> list[Part]:
-    """All parts on the same events; files go into `scratch`."""
+def measure_parts(events: Capture, gateway: Capture, scratch: Path) -> list[Part]:
+    """All parts on both captures; the `gateway` has NAT, counters and times. Files go into `scratch`."""
     database = write_places(scratch / "places.mmdb")
-    total = len(events.positions)
-    batches = decode_all(events, Decoder(Stats()))
+    batches, translated = load_all(events), load_all(gateway)
     return [
-        Part("decode: attribute by attribute", time_part(lambda: walk_all(events), total)),
-        Part("decode: by learned layouts", time_decode(events)),
-        Part("encode: JSON lines", time_encode(batches, JsonEncoder())),
-        Part("encode: Loki, compressed", time_encode(batches, LokiEncoder({}))),
-        Part("compose: the texts of four sinks", time_compose(batches)),
-        Part("compose: the same with NAT, counters and times", time_compose(translate(batches))),
-        # A cache of one address has none of an event's two, nor of the event's before.
-        Part("geoip: an address seen for the first time", time_geoip(batches, database, 1), "address"),
-        Part("geoip: a cached address", time_geoip(batches, database, 1 << 18), "address"),
-        Part("filter: one address rule", time_selector(batches, compile_addresses(1))),
-        Part("filter: 1,000 address rules", time_selector(batches, compile_addresses(1000))),
+        Part("walk: the core", time_walk(CORE, events)),
+        Part("walk: the core, a gateway's events", time_walk(CORE, gateway)),
+        Part("walk: the reference", time_walk(PlainEngine(True), events)),
+        Part("decide: one address rule", time_decide(batches, list_addresses(1))),
+        Part("decide: 1,000 address rules", time_decide(batches, list_addresses(1000))),
+        Part("decide: 1,000 rules of five conditions", time_decide(batches, list_mixed(1000))),
+        # Memory for one address has none of an event's two, nor of the event's before.
+        Part("locate: an address seen for the first time", time_locate(events, database, 1), "address"),
+        Part("locate: a remembered address", time_locate(events, database, 1 << 18), "address"),
+        *(Part(f"render: {name}", time_render(batches, form)) for name, form in TEMPLATES.items()),
+        *(
+            Part(f"render: {name}, a gateway's events", time_render(translated, form))
+            for name, form in TEMPLATES.items()
+        ),
+        Part("frame: syslog, octets before each message", time_frame(batches)),
+        Part("body: Loki, compressed", time_body(batches)),
         Part("filter: load 1,000 address rules", time_load(list_addresses(1000)), "list"),
         Part("filter: load 1,000 rules of five conditions", time_load(list_mixed(1000)), "list"),
     ]
 
 
-def time_decode(events: Capture) -> float:
-    """The decoder, its layouts learned."""
-    decoder = Decoder(Stats())
-    return time_part(lambda: skim(events, decoder), len(events.positions))
+def cut(events: Capture) -> Iterator[bytes]:
+    """The messages of a batch at a time, one behind the other."""
+    for first in range(0, len(events.positions), SLOTS):
+        end = min(first + SLOTS, len(events.positions)) - 1
+        yield bytes(events.buffer[events.positions[first] : events.positions[end] + events.lengths[end]])
 
 
-def time_encode(batches: list[list[Flow]], encoder: JsonEncoder | LokiEncoder) -> float:
-    """A sink's encoder, its addresses cached."""
-    mixed: list[Batch] = [[*batch] for batch in batches]
+def load_all(events: Capture) -> list[Batch]:
+    """The events in batches, to be asked again and again."""
+    batches = []
+    for messages in cut(events):
+        batch = CORE.open_batch()
+        batch.load(messages, 0, 0)
+        batches.append(batch)
+    return batches
 
-    def encode() -> None:
-        for batch in mixed:
-            encoder.encode(batch)
 
-    return time_part(encode, sum(len(batch) for batch in batches))
+def time_walk(engine: Engine, events: Capture) -> float:
+    """From messages to events; each batch takes the memory of the one before it, as in the daemon."""
+    batch, pieces = engine.open_batch(), list(cut(events))
+
+    def walk() -> None:
+        for messages in pieces:
+            batch.load(messages, 0, 0)
+
+    return time_part(walk, len(events.positions))
 
 
-def time_compose(batches: list[list[Flow]]) -> float:
-    """All sinks in one pass, as in the daemon."""
-    forms = (LINE, JOURNAL, SyslogEncoder("rfc5424", "daemon").form, ENTRY)
-    composer = Composer()
+def time_decide(batches: Sequence[Batch], lines: Sequence[str]) -> float:
+    """A table of rules over all batches."""
+    rules = parse_rules([RuleText(line) for line in lines])
+    table = CORE.compile_table(rules, protocols=frozenset((6, 17)))
+    return time_part(
+        lambda: [CORE.decide(batch, table, None, None) for batch in batches], sum(map(len, batches))
+    )
 
-    def compose() -> None:
+
+def time_render(batches: Sequence[Batch], template: Template) -> float:
+    """The text of one sink."""
+    compiled = CORE.compile_template(template)
+    wanted = [(batch, batch.of_types(None, -1)) for batch in batches]
+    return time_part(
+        lambda: [CORE.render(batch, compiled, kept, None) for batch, kept in wanted], sum(map(len, batches))
+    )
+
+
+def time_frame(batches: Sequence[Batch]) -> float:
+    """What the syslog sink does with its text over TCP."""
+    compiled = CORE.compile_template(TEMPLATES["syslog"])
+    texts = [CORE.render(batch, compiled, batch.of_types(None, -1), None) for batch in batches]
+    return time_part(
+        lambda: [frame(text.text, text.ends, 1, Framing.OCTETS) for text in texts], sum(map(len, batches))
+    )
+
+
+def time_body(batches: Sequence[Batch]) -> float:
+    """What the Loki sink does with its text."""
+    compiled = CORE.compile_template(TEMPLATES["Loki"])
+    texts = [CORE.render(batch, compiled, batch.of_types(None, -1), None) for batch in batches]
+    return time_part(lambda: [compress(list_body([text], {})) for text in texts], sum(map(len, batches)))
+
+
+def time_locate(events: Capture, database: Path, cache: int) -> float:
+    """Both addresses of each event, which are all different until there are no more places."""
+    geoip = GeoIP([database], "en", cache, Stats())
+    locations, numbers = CORE.open_locations(geoip, cache), count()
+    batches = []
+    for messages in cut(events):
+        patched, batch = bytearray(messages), CORE.open_batch()
+        for at in _list_offsets(messages):
+            for place in (at + SRC_AT, at + DST_AT):
+                patched[place : place + ADDRESS_BYTES] = _pick_address(next(numbers))
+        batch.load(bytes(patched), 0, 0)
+        batches.append(batch)
+
+    def locate() -> None:
         for batch in batches:
-            composer.compose(forms, batch)
+            locations.locate(batch, None)
 
-    return time_part(compose, sum(len(batch) for batch in batches))
+    return time_part(locate, 2 * sum(map(len, batches)))
 
 
-def translate(batches: list[list[Flow]]) -> list[list[Flow]]:
-    """As a gateway with nf_conntrack_acct and nf_conntrack_timestamp ends its flows."""
+def _list_offsets(messages: bytes) -> Iterator[int]:
+    offset = 0
+    while offset < len(messages):
+        yield offset
+        offset += array("I", messages[offset : offset + 4])[0]
 
-    def add(flow: Flow) -> Flow:
-        counted = replace(flow, orig_packets=12, orig_bytes=3456, reply_packets=10, reply_bytes=34567)
-        return replace(counted, reply_dst=flow.dst, reply_dport=7, start=NANO, stop=2 * NANO)
 
-    return [[add(flow) for flow in batch] for batch in batches]
+def _pick_address(number: int) -> bytes:
+    """One in each of the networks in turn, far from the last, then the next one in each."""
+    place = number * 617 % PLACES  # has no factor in common with the number of places
+    return bytes((FIRST_BYTE, place >> 8, place & 255, number // PLACES))
 
 
 def write_places(path: Path) -> Path:
@@ -121,49 +191,11 @@ def write_places(path: Path) -> Path:
     return path
 
 
-def time_geoip(batches: list[list[Flow]], database: Path, cache: int) -> float:
-    """Both addresses of each event, which are all different until there are no more places."""
-    geoip = GeoIP([database], "en", cache, Stats())
-    numbers = count()
-    located = [
-        [replace(flow, src=_pick_address(next(numbers)), dst=_pick_address(next(numbers))) for flow in batch]
-        for batch in batches
-    ]
-
-    def locate() -> None:
-        for batch in located:
-            geoip.locate(batch)
-
-    return time_part(locate, 2 * sum(map(len, located)))
-
-
-def _pick_address(number: int) -> bytes:
-    """One in each of the networks in turn, far from the last, then the next one in each."""
-    place = number * 617 % PLACES  # has no factor in common with the number of places
-    return bytes((FIRST_BYTE, place >> 8, place & 255, number // PLACES))
-
-
-def time_selector(batches: list[list[Flow]], selector: Selector) -> float:
-    """A selector over all batches."""
-
-    def select() -> None:
-        for batch in batches:
-            selector(batch)
-
-    return time_part(select, sum(len(batch) for batch in batches))
-
-
 def time_load(lines: list[str]) -> float:
-    """From text to all that a daemon needs: selector, program for the kernel, warnings."""
+    """From text to all that a daemon needs: table, program for the kernel, warnings."""
     config = read_config({}, {}, None, NOWHERE)
     texts = [RuleText(line) for line in lines]
-    return time_part(lambda: compile_filter(texts, "", config), 1)
-
-
-def compile_addresses(count: int) -> Selector:
-    """A selector of so many rules, one for each of the first of the generator's clients."""
-    rules = parse_rules([RuleText(line) for line in list_addresses(count)])
-    return compile_selector(rules, protocols=frozenset((6, 17)))
+    return time_part(lambda: compile_filter(texts, "", config, CORE), 1)
 
 
 def list_addresses(count: int) -> list[str]:
@@ -178,29 +210,6 @@ def list_mixed(count: int) -> list[str]:
         f" and (destination port {n} or type DESTROY) and not destination network LOCAL"
         for n in range(1, count + 1)
     ]
-
-
-def decode_all(events: Capture, decoder: Decoder) -> list[list[Flow]]:
-    """The events in batches."""
-    return [
-        decoder.decode(
-            events.buffer, events.positions[start : start + BATCH], events.lengths[start : start + BATCH], 0
-        )
-        for start in range(0, len(events.positions), BATCH)
-    ]
-
-
-def skim(events: Capture, decoder: Decoder) -> None:
-    """Decode all and let go of each batch before the next: memory is used again, as in the daemon."""
-    for start in range(0, len(events.positions), BATCH):
-        end = start + BATCH
-        decoder.decode(events.buffer, events.positions[start:end], events.lengths[start:end], 0)
-
-
-def walk_all(events: Capture) -> None:
-    """The reference decoder."""
-    for position, length in zip(events.positions, events.lengths, strict=True):
-        walk(bytes(events.buffer[position : position + length]), 0)
 
 
 def time_part(run: Callable[[], object], count: int) -> float:

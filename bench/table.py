@@ -8,8 +8,7 @@ from statistics import median
 from bench.backlog import Backlog
 from bench.flood import Flood
 from bench.latency import Latency
-
-Part = object
+from bench.parts import Part
 from bench.soak import Memory, Step
 from bench.subject import Measurement, Subject
 

@@ -25,6 +25,7 @@ BPF_ABS: Final = 0x20
 BPF_IND: Final = 0x40
 BPF_MEM: Final = 0x60
 BPF_AND: Final = 0x50
+BPF_MOD: Final = 0x90
 BPF_JA: Final = 0x00
 BPF_JEQ: Final = 0x10
 BPF_JGT: Final = 0x20
@@ -34,6 +35,9 @@ BPF_K: Final = 0x00
 BPF_X: Final = 0x08
 BPF_TAX: Final = 0x00
 BPF_MAXINSNS: Final = 4096
+# What stands before a filter where there are several readers: netlink/shares.py.
+SHARE_INSTRUCTIONS: Final = 9
+ROOM: Final = BPF_MAXINSNS - SHARE_INSTRUCTIONS
 BPF_MEMWORDS: Final = 16
 # Ancillary loads: A = offset to begin at, X = type of the attribute -> A = its offset, 0 where there is none
 SKF_AD_OFF: Final = -0x1000
@@ -53,6 +57,7 @@ LDX_IMM: Final = BPF_LDX | BPF_IMM
 LDX_MEM: Final = BPF_LDX | BPF_MEM
 ST: Final = BPF_ST
 AND: Final = BPF_ALU | BPF_AND | BPF_K
+MOD: Final = BPF_ALU | BPF_MOD | BPF_K
 JA: Final = BPF_JMP | BPF_JA
 JEQ: Final = BPF_JMP | BPF_JEQ | BPF_K
 JEQ_X: Final = BPF_JMP | BPF_JEQ | BPF_X
@@ -72,6 +77,7 @@ TEXTS: Final = {
     LDX_MEM: "ldx M[{k}]",
     ST: "st M[{k}]",
     AND: "and #{k:#x}",
+    MOD: "mod #{k}",
     JA: "ja {target}",
     JEQ: "jeq #{k:#x}, {yes}, {no}",
     JEQ_X: "jeq x, {yes}, {no}",

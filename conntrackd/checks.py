@@ -61,6 +61,10 @@ TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
 NO_ROOM: Final = "the kernel has no room for the filter's program: all is decided by the daemon"
+NO_CORE: Final = "the core in C cannot be loaded, and an event takes ten times the CPU in Python"
+NO_CORE_REMEDY: Final = (
+    "apt install --reinstall conntrackd  # in a checkout: make conntrackd/core/_core.abi3.so"
+)
 # The check that says that others could not be made, and belong to whoever asks.
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
@@ -82,6 +86,8 @@ class Situation:
     """Of hearing.py."""
     is_active: bool = False
     """Whether conntrack.activate is in force."""
+    engine_fault: str = ""
+    """Why the core is not in use."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
 
@@ -101,7 +107,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     found += check_saved_rules(root)
     found.append(check_buffer(config, situation, root))
     if situation is not None:
-        found += [check_program(situation, config), check_loss(situation)]
+        found += [check_engine(situation), check_program(situation, config), check_loss(situation)]
     found += check_geoip(config)
     if config[options.SINK_JOURNAL_ENABLE]:
         found.append(check_journal_rate(root))
@@ -231,6 +237,13 @@ def check_program(situation: Situation, config: Config) -> Finding:
 def _refilter(config: Config) -> str:
     line, _, note = advice.advise_room(config).partition("  #")
     return f"{line}; conntrackctl reload-filter" + (f"  #{note}" if note else "")
+
+
+def check_engine(situation: Situation) -> Finding:
+    """Whether events are the core's business, or Python's."""
+    if situation.engine_fault:
+        return Finding(WARNING, "core", f"{NO_CORE} ({situation.engine_fault})", NO_CORE_REMEDY)
+    return Finding(OK, "core", "the core in C is loaded")
 
 
 def check_loss(situation: Situation) -> Finding:

@@ -39,8 +39,7 @@ FOLDER: Final = "conntrackd.d"
 PREFIX: Final = "CONNTRACKD_"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
-# No settings: one tells the package's installation to go on where conntrack-tools' daemon is running, the
-# other one the daemon to take the reference in the place of the core (engine.VARIABLE).
+# No settings: engine.VARIABLE, and what lets the package be installed beside conntrack-tools' daemon.
 FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
 MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
 # Endings that packages, editors and people give to files that are not to be read.
@@ -286,11 +285,11 @@ class _Draft:
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Ours, and those that an orchestrator or another program gives the same beginning."""
-        for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        for name in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
             option = BY_VARIABLE.get(name)
-            if option is not None and environ[name]:
+            if option is not None:
                 self.take(option, option.kind.split(environ[name]), _Source(name, names_key=True))
-            elif option is None and environ[name] and name not in FOREIGN_VARIABLES:
+            elif name not in FOREIGN_VARIABLES:
                 self._note_unknown(name)
 
     def _note_unknown(self, name: str) -> None:
@@ -457,11 +456,10 @@ def _keys(finding: together.Finding) -> Iterator[str]:
 
 def check_sinks(config: Config) -> None:
     """Raise where no sink is enabled: nobody starts a logger that logs nowhere."""
-    switches = [each for each in OPTIONS if each.key.startswith("sink.") and each.key.endswith(".enable")]
+    switches = [each for each in OPTIONS if re.fullmatch(r"sink\..*\.enable", each.key)]
     if not any(config[each] for each in switches):
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
-        flags = ", ".join(each.flag for each in switches)
-        hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"
+        hint = f"one of {', '.join(each.flag for each in switches)} on the command line, or 'sink.journal.enable: true' in {file}"
         raise ConfigError("no sink is enabled, so that events would go nowhere", hint=hint)
 
 

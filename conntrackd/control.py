@@ -123,6 +123,7 @@ class DaemonControl:
         self._put_in_force(rules)
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
+        daemon.watch_geoip()
         await self._apply_sinks(sinks)
         warnings = [*map(str, new.warnings), *rules.warnings]
         return [*lines, *warnings] or ["nothing has changed"]
@@ -346,7 +347,7 @@ class DaemonControl:
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
-        counters["problems"] = len(daemon.find_problems())
+        counters["problems"] = len(daemon.problems)
         counters["tails_open"] = len(daemon.tails)
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total

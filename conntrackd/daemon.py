@@ -115,10 +115,12 @@ class Daemon:
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
+        self._over = threading.Event()
+        self._watches_geoip = False
         self._error: Exception | None = None
         self._states: dict[str, tuple[str, str]] = {}
         self._progress = Progress(time.monotonic)
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._hurry = False
         self._stopping: tuple[Outbox, ...] = ()
         self._stands_still = False
@@ -163,33 +165,36 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
-            reader = await self._start_threads(stack)
+            readers = await self._start_threads(stack)
             self._hear_news(stack)
             self._tell_start()
             tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
             await self._end.wait()
-            await self._stop(reader)
+            await self._stop(readers)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
 
-    async def _start_threads(self, stack: ExitStack) -> threading.Thread:
-        """All of them, the reader last, which is returned. Raises ResourceError."""
-        reader = threading.Thread(target=self._read, name="reader", daemon=True)
-        over = threading.Event()
-        stack.callback(over.set)
+    async def _start_threads(self, stack: ExitStack) -> list[threading.Thread]:
+        """All of them, the readers last, which are returned. Raises ResourceError."""
+        readers = [
+            threading.Thread(target=self._read, args=(number,), name=f"reader-{number}", daemon=True)
+            for number in range(len(self.pipeline.readers))
+        ]
+        stack.callback(self._over.set)
         try:
             # The event loop's helper, without which there is no orderly stop: it may not fail to start then.
             await asyncio.to_thread(int)
             for outbox in self.outboxes.values():
                 outbox.start()
-            threading.Thread(target=self._watch_geoip, args=(over,), name="geoip", daemon=True).start()
-            reader.start()
+            self.watch_geoip()
+            for reader in readers:
+                reader.start()
         except RuntimeError as error:  # how CPython says that the system gave it no thread
             raise resources.explain_threads(len(self.outboxes)) from error
-        return reader
+        return readers
 
     def _hear_news(self, stack: ExitStack) -> None:
         """Look at the kernel when the firewall's rules have changed: at once, and then not for a moment."""
@@ -212,16 +217,17 @@ class Daemon:
         stack.callback(loop.remove_reader, news.fileno())
         stack.callback(over.set)
 
-    def _read(self) -> None:
-        """The reader's thread."""
+    def _read(self, number: int) -> None:
+        """The thread of one reader."""
         path = self.config[options.CONNTRACK_REPLAY]
         try:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns(), self.pipeline.readers[0].batch))
             else:
-                self.intake.listen()
+                self.intake.listen(number)
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
+        self.pipeline.stop()  # without one of them the others have but a part of the events
         self.request_stop()
 
     def request_stop(self) -> None:
@@ -240,11 +246,13 @@ class Daemon:
         logger.info("stopping")
         self._end.set()
 
-    async def _stop(self, reader: threading.Thread) -> None:
+    async def _stop(self, readers: Sequence[threading.Thread]) -> None:
         """Read what the kernel has queued, give the sinks their time, count the rest."""
         self.notifier.stopping()
         self.pipeline.stop()
-        await asyncio.to_thread(reader.join, READER_SECONDS)
+        deadline = time.monotonic() + READER_SECONDS
+        for reader in readers:
+            await asyncio.to_thread(reader.join, max(0.0, deadline - time.monotonic()))
         self.intake.end()
         seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
@@ -288,6 +296,9 @@ class Daemon:
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.intake.find_problems()
+        if self.engine.fault:
+            hint = checks.NO_CORE_REMEDY
+            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
             problems.append("the reader of events stands still")
         for name, outbox in self.outboxes.items():
@@ -308,8 +319,8 @@ class Daemon:
     def _watch_problems(self) -> None:
         """Whoever listens is told when there are others."""
         problems = self.find_problems()
-        if problems != self._problems:
-            self._problems = problems
+        if problems != self.problems:
+            self.problems = problems
             for listener in self.listeners:
                 listener.problems_changed()
 
@@ -347,9 +358,14 @@ class Daemon:
             self._watch_problems()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
-    def _watch_geoip(self, over: threading.Event) -> None:
-        """A thread of its own, that nothing waits for: a large database takes seconds."""
-        while not over.wait(TICK_SECONDS):
+    def watch_geoip(self) -> None:
+        """In a thread of its own, that nothing waits for: a large database takes seconds."""
+        if self.pipeline.geoip is not None and not self._watches_geoip:
+            self._watches_geoip = True
+            threading.Thread(target=self._refresh_geoip, name="geoip", daemon=True).start()
+
+    def _refresh_geoip(self) -> None:
+        while not self._over.wait(TICK_SECONDS):
             if self.pipeline.geoip is not None:
                 self.pipeline.geoip.refresh()
 
@@ -398,6 +414,7 @@ class Daemon:
             has_room=events is None or events.has_room,
             faults=() if hearing is None else hearing.faults,
             is_active=self.intake.is_active,
+            engine_fault=self.engine.fault,
             troubles=troubles,
         )
         return checks.examine(self.config, situation)

@@ -13,7 +13,7 @@ from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import Given, find_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
-from conntrackd.netlink.socket import EventSocket
+from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 
 
@@ -54,7 +54,9 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engin
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        tables=(engine.compile_table(rules, protocols, events),),
+        tables=tuple(
+            engine.compile_table(rules, protocols, events) for _ in range(config[options.CONNTRACK_READERS])
+        ),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
@@ -84,7 +86,7 @@ def read_texts(config: Config) -> tuple[list[RuleText], str]:
     return read_rules(config), ", ".join(map(str, config.paths)) or "command line and environment"
 
 
-def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, new: Filter) -> None:
+def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, new: Filter) -> None:
     """Put `new` in the place of `old` while events flow. `events` is None in a replay.
 
     No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
@@ -92,10 +94,7 @@ def change_filter(pipeline: Pipeline, events: EventSocket | None, old: Filter, n
     """
     if events is not None:
         events.join(new.groups & ~old.groups)
-        if new.program is not None:
-            events.attach(new.program)
-        else:
-            events.detach()
+        events.attach(new.program)
     pipeline.tables = new.tables
     if events is not None:
         events.leave(old.groups & ~new.groups)

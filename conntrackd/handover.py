@@ -13,6 +13,7 @@ from typing import Final
 from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, NANO, Lost
+from conntrackd.netlink.shares import NAME
 
 # Each is a write of twenty bytes; after a crash the gap seems to begin by so much too early.
 NOTE_SECONDS: Final = 10
@@ -32,13 +33,13 @@ class Handover:
         self._lock = None if directory is None else _lock(directory, place)
         self._write("pid", os.getpid())
 
-    def read_drops(self) -> int:
-        """How many drops of the socket the last process has told."""
-        return self._read("drops")
+    def read_drops(self, name: str) -> int:
+        """How many drops of the socket of this name the last process has reported."""
+        return self._read(_name_drops(name))
 
-    def note_drops(self, drops: int) -> None:
-        """So many of them are told."""
-        self._write("drops", drops)
+    def note_drops(self, name: str, drops: int) -> None:
+        """So many of them are reported."""
+        self._write(_name_drops(name), drops)
 
     def read_deaf(self) -> int:
         """Since when the last process listened and nothing could be heard, 0 where that was not so."""
@@ -71,6 +72,10 @@ class Handover:
                 fresh = self._directory / f"{name}.new"
                 fresh.write_text(str(value))
                 fresh.replace(self._directory / name)  # there is no moment at which it is empty
+
+
+def _name_drops(socket: str) -> str:
+    return "drops" if socket == NAME else f"drops-{socket}"
 
 
 def _lock(directory: Path, place: str) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from conntrackd import advice, checks, options
+from conntrackd.changeover import Changeover
 from conntrackd.config import Config
 from conntrackd.errors import ConntrackdError
 from conntrackd.filtering import Filter, change_filter
@@ -19,6 +20,7 @@ from conntrackd.handover import Handover
 from conntrackd.hearing import Hearing
 from conntrackd.netlink.activation import TrackingTable
 from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.shares import NAME, EventSockets, Share, is_name, list_shares, open_share
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
 from conntrackd.netlink.tracking import News
@@ -31,10 +33,9 @@ from conntrackd.values import render_size
 
 logger = logging.getLogger(__name__)
 
-# The names in systemd's store of descriptors (sd_pid_notify_with_fds(3)): of the socket that hears of events,
-# and of the one that the table belongs to which has connections tracked. What is kept there lasts through a
-# restart, and goes at a real stop.
-STORED: Final = "events"
+# The name in systemd's store of descriptors (sd_pid_notify_with_fds(3)) of the socket that the table belongs
+# to which has connections tracked; those of events are in netlink/shares.py. What is kept there lasts through
+# a restart, and goes at a real stop.
 STORED_TABLE: Final = "table"
 # A loss is a problem for so long: it is over, but for who asks every few minutes.
 LOSS_SECONDS: Final = 300.0
@@ -47,7 +48,7 @@ class Intake:
     def __init__(
         self, config: Config, handover: Handover, notifier: Notifier, pipeline: Pipeline, stats: Stats
     ) -> None:
-        self.events: EventSocket | None = None
+        self.events: EventSockets | None = None
         """None before open(), and in a replay."""
         self.hearing: Hearing | None = None
         self.news: News | None = None
@@ -59,6 +60,11 @@ class Intake:
         self._pipeline = pipeline
         self._stats = stats
         self._guard: Guard | None = None
+        self._changeover: Changeover | None = None
+        self._names: frozenset[str] = frozenset()
+        """Of the sockets that were stored."""
+        self._adopted: frozenset[Share] = frozenset()
+        """Those of them that go on."""
         self._is_adopted = False
         self._is_started = False
         self._lost, self._lost_at = 0, -math.inf
@@ -76,25 +82,22 @@ class Intake:
         with enter(config[options.CONNTRACK_NETNS]):
             self._activate(stored.pop(STORED_TABLE, []))
             stack.callback(self._close_table)
-            self.events = self._adopt(rules, stored.pop(STORED, []))
-            for number in (number for others in stored.values() for number in others):
-                os.close(number)
-            self._open_resync(stack)
-            if self.events is None:
-                self.events = EventSocket.open(
-                    groups=rules.groups, buffer=config[options.CONNTRACK_BUFFER], program=rules.program
-                )
+            self.events = self._open_sockets(rules, stored)
             stack.callback(self.events.close)
+            self._open_resync(stack)
             if has_descriptors():
                 self.news = News()
                 stack.callback(self.news.close)
             if config[options.CONNTRACK_RELIABLE]:
-                self._guard = self._pipeline.guard = Guard(self.events, Table())
-        self._begin_hearing(self.events)
+                self._guard = self._pipeline.guard = Guard(self._list_sockets()[0], Table())
+        self._begin_hearing(self._list_sockets()[0])
         if not self._is_adopted:
             self._tell_gap()
-        # A second time under the same name there would be two of them.
-        self._pipeline.keeps_socket = self._is_adopted or self._notifier.store(STORED, self.events.fileno())
+        stored_again = [
+            share in self._adopted or self._notifier.store(share.name, events.fileno())
+            for share, events in self.events.sockets.items()
+        ]  # a second time under the same name there would be two of them
+        self._pipeline.keeps_socket = all(stored_again)
 
     def _activate(self, stored: list[int]) -> None:
         """In the events' network namespace. The table of the last process goes where none is wanted now."""
@@ -153,22 +156,60 @@ class Intake:
         self.look()
         self._is_started = True
 
-    def _adopt(self, rules: Filter, mine: list[int]) -> EventSocket | None:
-        """The socket that the last process left in systemd's store, with the events since then."""
-        for descriptor in mine[1:]:
-            os.close(descriptor)
-        if not mine:
-            return None
-        try:
-            events = EventSocket.adopt(mine[0], buffer=self._config[options.CONNTRACK_BUFFER])
-        except ConntrackdError as error:
-            logger.warning("%s, opening a new socket: events since the last stop are lost", error)
-            self._notifier.remove(STORED)
-            return None
-        change_filter(self._pipeline, events, replace(rules, groups=events.find_groups()), rules)
-        self._is_adopted = True
-        logger.info("took over the socket of the last process, %d bytes are queued", events.measure().used)
+    def _open_sockets(self, rules: Filter, stored: dict[str, list[int]]) -> EventSockets:
+        """Those that the last process left in systemd's store, with the events since then, and new ones.
+
+        Of another number of readers what is there is still to be read: see Changeover.
+        """
+        found = self._adopt(stored)
+        buffer = self._config[options.CONNTRACK_BUFFER]
+        sockets: dict[Share, EventSocket] = {}
+        for share in list_shares(self._config[options.CONNTRACK_READERS]):
+            if share.name in found:
+                sockets[share] = found.pop(share.name)
+            else:
+                sockets[share] = open_share(share, groups=rules.groups, buffer=buffer, program=rules.program)
+            self._pipeline.readers[share.number].drops = self._handover.read_drops(share.name)
+        events = EventSockets(sockets)
+        self._adopted = frozenset(share for share in sockets if share.name in self._names)
+        self._is_adopted = bool(self._names)
+        if self._adopted:
+            groups = 0
+            for share in self._adopted:
+                groups |= sockets[share].find_groups()
+            change_filter(self._pipeline, events, replace(rules, groups=groups), rules)
+        if self._is_adopted:
+            logger.info(
+                "took over %s of the last process, %d bytes are queued",
+                "the socket" if len(self._names) == 1 else f"{len(self._names)} sockets",
+                sum(
+                    one.measure().used
+                    for one in (*(sockets[share] for share in self._adopted), *found.values())
+                ),
+            )
+        if found:
+            old = {name: (one, self._handover.read_drops(name)) for name, one in found.items()}
+            self._changeover = Changeover(old, events, self._pipeline.engine.open_batch())
         return events
+
+    def _adopt(self, stored: dict[str, list[int]]) -> dict[str, EventSocket]:
+        """The sockets of events among what is stored, by their names; the rest is closed."""
+        found: dict[str, EventSocket] = {}
+        for name, descriptors in stored.items():
+            for descriptor in descriptors[1:] if is_name(name) else descriptors:
+                os.close(descriptor)
+            if not is_name(name) or not descriptors:
+                continue
+            try:
+                found[name] = EventSocket.adopt(descriptors[0], buffer=self._config[options.CONNTRACK_BUFFER])
+            except ConntrackdError as error:
+                logger.warning("%s, opening a new socket: events since the last stop are lost", error)
+                self._notifier.remove(name)
+        self._names = frozenset(found)
+        return found
+
+    def _list_sockets(self) -> list[EventSocket]:
+        return [] if self.events is None else list(self.events.sockets.values())
 
     def _open_resync(self, stack: ExitStack) -> None:
         """In the events' network namespace."""
@@ -191,16 +232,24 @@ class Intake:
         logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
         self._pipeline.report_lost(gap)
 
-    def listen(self) -> None:
-        """In the reader's thread, until the pipeline is stopped."""
-        assert self.events is not None
-        reader = self._pipeline.readers[0]
-        reader.listen(self.events, self._handover.read_drops() if self._is_adopted else 0)
+    def listen(self, number: int) -> None:
+        """In the thread of the reader of this number, until the pipeline is stopped."""
+        reader = self._pipeline.readers[number]
+        if self._changeover is not None and number == 0:
+            drops = reader.drops
+            self._changeover.run(reader)
+            for name in self._changeover.names:
+                self._notifier.remove(name)
+            reader.drops = drops
+        elif self._changeover is not None:
+            self._changeover.wait(reader)
+        reader.listen(self._list_sockets()[number], reader.drops)
 
     def note_drops(self) -> None:
-        """For the next process: so many of the socket's drops are told. In the reader's thread."""
-        if self._pipeline.keeps_socket:
-            self._handover.note_drops(self._pipeline.readers[0].drops)
+        """For the next process: so many of each socket's drops are reported. In a reader's thread."""
+        if self._pipeline.keeps_socket and self.events is not None:
+            for share, reader in zip(self.events.sockets, self._pipeline.readers, strict=True):
+                self._handover.note_drops(share.name, reader.drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
         """For the next process: until now nothing is missing."""
@@ -213,7 +262,7 @@ class Intake:
             self._guard.close()
             _, drops = self._guard.find_release()
             if self._pipeline.keeps_socket and self._pipeline.guard is not None:
-                self._handover.note_drops(drops)
+                self._handover.note_drops(NAME, drops)
         self.note_listening(at_once=True)
         self._tell_deaf(at_end=True)
 

@@ -131,6 +131,13 @@ CONNTRACK_SNAPSHOT = Option(
     "Write the flows that are in the connection table at the start",
     reload=False,
 )
+CONNTRACK_READERS = Option(
+    "conntrack.readers",
+    count(1, 16),
+    1,
+    "Sockets and threads that share the events, each with some of the flows",
+    reload=False,
+)
 CONNTRACK_RESYNC = Option(
     "conntrack.resync",
     one_of("off", "snapshot"),

@@ -47,6 +47,10 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
             "",
         )
     yield from _find_event_mistakes(config)
+    if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
+        hint = "it watches over one socket: leave out conntrack.readers"
+        others = (options.CONNTRACK_READERS,)
+        yield Finding(options.CONNTRACK_RELIABLE, others, "does not go with several readers", hint)
     loki, syslog = options.SINK_LOKI_ADDRESS, options.SINK_SYSLOG_ADDRESS
     tls = {
         options.SINK_LOKI_TLS_CA: (loki, "https"),

@@ -142,7 +142,7 @@ def _may_service_read(config: Config, path: Path) -> bool:
     try:
         user = pwd.getpwnam(SERVICE)
         groups = os.getgrouplist(SERVICE, user.pw_gid)
-        command = ["test", "-r", os.fspath(path)]
+        command = ["/usr/bin/test", "-r", os.path.abspath(path)]
         identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
         return subprocess.run(command, check=False, cwd="/", **identity).returncode != 1
     except (KeyError, OSError):  # there is no such user, or this root may not become another

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.bus import wire
-from conntrackd.filter.grammar import KEYWORDS
-from conntrackd.netlink.recording import read_batches
+from conntrackd.filter.grammar import KEYWORDS, parse_rules
+from conntrackd.filter.table import assemble, compile_table
+from conntrackd.filter.text import RuleText
+from conntrackd.netlink.constants import NLMSG_NOOP
+from conntrackd.netlink.message import HEADER
 from conntrackd.options import OPTIONS
 from fuzz.targets import join_datagrams
 
@@ -33,6 +36,13 @@ EVENTS: Final = (
     '{"type":"LOST"}',
     '{"type":"NEW","prot":17,"src":"::1","dst":"::1","sport":null}',
 )
+TABLE: Final = (
+    "drop source address 10.0.0.0/24,2001:db8::/48",
+    "log source address 10.0.1.0/24,2001:db8:1::/48",
+    "drop not country DE,FR",
+    'log city "Ulm" or mark 1/3',
+    "drop bytes > 10M and duration < 1m",
+)
 CALLS: Final = (
     ("as", [["drop port 53", "log any"]]),
     ("s", ["loki"]),
@@ -47,11 +57,13 @@ CALLS: Final = (
 def read_datagrams() -> Iterator[list[bytes]]:
     """Of each recording the messages that differ in length, type or flags."""
     for path in sorted((ROOT / "tests/netlink/corpus").glob("*.nl")):
-        kinds: dict[bytes, bytes] = {}
-        for batch in read_batches(path, 0):
-            for position, length in zip(batch.positions, batch.lengths, strict=True):
-                message = bytes(batch.buffer[position : position + length])
+        content, offset, kinds = path.read_bytes(), 0, dict[bytes, bytes]()
+        while offset < len(content):
+            length, kind, *_ = HEADER.unpack_from(content, offset)
+            message = content[offset : offset + length]
+            if kind != NLMSG_NOOP:  # the time
                 kinds.setdefault(message[:8], message)
+            offset += length + 3 & ~3
         yield list(kinds.values())
 
 
@@ -67,11 +79,19 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
     for messages in read_datagrams():
         yield "decoder", join_datagrams(*messages[:4])
         yield "decoder", join_datagrams(b"".join(messages[:2]), messages[0][:40])
+        yield "render", b"".join(messages[:2])
     for path in sorted((ROOT / "tests/netlink/corpus").glob("*.nl")):
         yield "recording", path.read_bytes()[:1500]
     yield from (("events", line.encode()) for line in EVENTS)
     yield "events", "\n".join(EVENTS).encode()
     rules = list(read_manual())
+    for rule in rules:
+        if rule.startswith(("log ", "drop ")):  # and is no comment
+            yield "table", assemble(compile_table(parse_rules([RuleText(rule)])))
+    yield (
+        "table",
+        assemble(compile_table(parse_rules([RuleText(text) for text in TABLE]), frozenset((6, 17)), 5)),
+    )
     yield from (("rules", rule.encode()) for rule in rules)
     yield "rules", "\n".join(rules).encode()
     yield "rules", b'drop ((any) or not source city "a\\"b", port 1-2,3) and nat SNAT,ANY'

@@ -5,29 +5,48 @@ kept corpus in `make test` (tests/fuzz/).
 """
 
 import os
+import socket
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from conntrackd.bus import limits, wire
 from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config import read_config, read_rules
+from conntrackd.core import _core as core
+from conntrackd.engine import Batch, Engine, Received
+from conntrackd.engine.native import NativeEngine
+from conntrackd.engine.plain import PlainEngine
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
 from conntrackd.filter import grammar
+from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.pycode import compile_selector
 from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
+from conntrackd.filter.table import assemble, compile_table
 from conntrackd.filter.text import RuleText
-from conntrackd.flow import ABSENT, Flow
-from conntrackd.netlink.decode import KEY, Decoder, MalformedError, split, walk
+from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.options import OPTIONS
-from conntrackd.sinks.encode_json import JsonEncoder
-from conntrackd.stats import Stats
+from conntrackd.render import journal, json, loki
+from conntrackd.render.rendered import Rendered
+from conntrackd.render.syslog import make_template
 
+ENGINES: Final[tuple[Engine, ...]] = (NativeEngine(True), PlainEngine(True))
+NATIVE, PLAIN = ENGINES
+TEMPLATES: Final = (
+    json.TEMPLATE,
+    journal.TEMPLATE,
+    loki.TEMPLATE,
+    *(make_template(form, "daemon", "gw1", 42) for form in ("rfc5424", "rfc3164", "cee")),
+)
+# More Locations than there are would be memory, and no finding.
+MAX_WORDS: Final = 64
+NAMES: Final = tuple(field.name for field in fields(Flow) if not field.name.endswith("_location"))
+HEADER_WORDS: Final = struct.Struct("=8I")
 RECEIVED: Final = 1_763_807_683_181_432_081
 PREFIX: Final = struct.Struct("<H")
 # In memory where there is such a place: a file is written for each input.
@@ -52,34 +71,87 @@ def cut_datagrams(data: bytes) -> list[bytes]:
     return found
 
 
-def decode_plainly(datagrams: list[bytes]) -> tuple[list[Flow], int]:
-    """What the reference makes of datagrams, and how many messages in them are malformed."""
-    flows, malformed = [], 0
-    for datagram in datagrams:
-        for message in split(datagram):
-            try:
-                flows.append(walk(message, RECEIVED))
-            except MalformedError:
-                malformed += 1
-    return flows, malformed
+def describe(batch: Batch) -> list[dict[str, object]]:
+    """All events in the words of Flow; a time that is the batch's own, of receipt, as 0."""
+    found = []
+    for index in range(len(batch)):
+        known = batch.describe(index)
+        # Where Flow has 0 for what is not there the core has None.
+        event = {name: known[name] or 0 for name in NAMES}
+        event["time"] = 0 if known["time"] == batch.received_ns else known["time"]
+        found.append(event)
+    return found
 
 
 def check_decoder(data: bytes) -> None:
-    """The decoder gives what the walk gives and counts the rest, before and after it has learned layouts."""
-    datagrams = cut_datagrams(data)
-    buffer, positions = bytearray(), []
-    for each in datagrams:
-        positions.append(len(buffer))
-        buffer += each
-    buffer += bytes(KEY.size)  # as in a slot, where something always follows
-    lengths = [len(each) for each in datagrams]
-    expected, malformed = decode_plainly(datagrams)
-    stats = Stats()
-    decoder = Decoder(stats)
-    for turn in (1, 2):
-        found = decoder.decode(memoryview(buffer), positions, lengths, RECEIVED)
-        assert found == expected, f"turn {turn}: {found} is not {expected}"
-        assert stats.events_malformed_total == malformed * turn
+    """Both engines read the same events of each datagram, and count the same as malformed."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        for datagram in cut_datagrams(data):
+            found = []
+            for engine in ENGINES:
+                batch = engine.open_batch()
+                other.send(datagram)
+                received = Received(*batch.receive(one.fileno(), 1000, 0))
+                found.append((received[:3], describe(batch)))
+            assert found[0] == found[1], f"{found[0]} is not {found[1]}"
+
+
+class Places:
+    """In the place of databases: the address says where it is."""
+
+    generation = 0
+
+    def look_up(self, address: bytes) -> Location | None:
+        """None, an empty one, one with all that there is, or one with what has to be escaped."""
+        locations = (
+            None,
+            Location(),
+            Location("Köln", "DE", 50.9, -6.9, 3320, "DTAG"),
+            Location('"]\n\x1b\u202e\\', "", 1.5, None, 0, "=" * 300),
+        )
+        return locations[address[-1] % len(locations)]
+
+
+def render_all(engine: Engine, data: bytes) -> tuple[tuple[int, int, int], list[Rendered]]:
+    """Messages, as far as they are some, in the form of each sink."""
+    batch = engine.open_batch()
+    loaded = batch.load(data, 0, RECEIVED)
+    locations = engine.open_locations(Places(), 100)
+    locations.locate(batch, None)
+    kept = batch.of_types(None, -1)
+    if not kept:
+        return loaded, []
+    return loaded, [
+        engine.render(batch, engine.compile_template(template), kept, locations) for template in TEMPLATES
+    ]
+
+
+def check_render(data: bytes) -> None:
+    """Both engines write the same of any events, byte by byte, for each sink."""
+    found, expected = render_all(NATIVE, data), render_all(PLAIN, data)
+    assert found == expected, f"{found} is not {expected}"
+    for rendered in found[1]:
+        rendered.text.decode()
+
+
+def check_table(data: bytes) -> None:
+    """A program that is not one is refused; one that is decides about each event."""
+    try:
+        table = core.Table(data)
+    except ValueError:
+        return
+    rules, words = HEADER_WORDS.unpack_from(data)[2], HEADER_WORDS.unpack_from(data)[6]
+    if words > MAX_WORDS:
+        return
+    for number in (1, 2):
+        table.set_location(number, bytes([170 * number & 255]) * 8 * words)
+    batch = core.Batch(len(FEW), 2048, True)
+    batch.load(b"".join(FEW), 0, RECEIVED)
+    kept = batch.decide(table, None)
+    assert len(kept) <= 2 * len(batch)
+    assert len(table.counts) == rules + 1
+    assert sum(table.counts) <= len(batch)
 
 
 def check_rules(data: bytes) -> None:
@@ -96,7 +168,7 @@ def check_rules(data: bytes) -> None:
             again = grammar.parse_rule(RuleText(canonical))
             assert again == rule, f"{canonical!r} is not {rule.text!r}"
             assert render(again) == canonical
-    compile_selector(rules, protocols=None)
+    core.Table(assemble(compile_table(rules)))  # which refuses a program that is not right
     compile_kernel(rules, protocols=None, events=7)
     for each in find_unreachable(rules):
         check_report(each.to_warning(), RuleError)
@@ -144,16 +216,16 @@ def check_recording(data: bytes) -> None:
     """A replay: a recording or DataError; the line of each event is read again as that event."""
     path = SCRATCH / f"conntrackd-fuzz-{os.getpid()}.nl"
     path.write_bytes(data)
-    decoder, encoder = Decoder(Stats()), JsonEncoder()
+    batch, template = NATIVE.open_batch(), NATIVE.compile_template(json.TEMPLATE)
     try:
-        for batch in read_batches(path, RECEIVED):
-            flows = decoder.decode(batch.buffer, batch.positions, batch.lengths, batch.received_ns)
-            lines = encoder.encode([*flows]).splitlines()
-            assert len(lines) == len(flows)
-            for flow, line in zip(flows, lines, strict=True):
-                again = decode_json_line(line)
+        for _ in read_batches(path, RECEIVED, batch):
+            kept = batch.of_types(None, -1)
+            lines = NATIVE.render(batch, template, kept, None).text.splitlines() if kept else []
+            assert len(lines) == len(batch)
+            for index, line in enumerate(lines):
+                again, known = decode_json_line(line), batch.describe(index)
                 assert again is not None
-                assert find_key(again) == find_key(flow), f"{again} is not {flow}"
+                assert find_key(again) == find_written(known), f"{again} is not {known}"
     except DataError as error:
         check_report(error, DataError)
     finally:
@@ -161,9 +233,28 @@ def check_recording(data: bytes) -> None:
 
 
 def find_key(flow: Flow) -> tuple[int | bytes, ...]:
-    """What stands in the line; of ports both or none, as the kernel sends them."""
-    ports = (flow.sport, flow.dport) if ABSENT not in (flow.sport, flow.dport) else (ABSENT, ABSENT)
-    return (flow.type, flow.protocol, flow.id, flow.src, flow.dst, *ports, flow.mark, flow.zone)
+    """What stands in the line."""
+    return (
+        flow.type,
+        flow.protocol,
+        flow.id,
+        flow.src,
+        flow.dst,
+        flow.sport,
+        flow.dport,
+        flow.mark,
+        flow.zone,
+    )
+
+
+def find_written(known: Mapping[str, Any]) -> tuple[int | bytes, ...]:
+    """The same of an event of the core's."""
+    names = ("type", "protocol", "id", "src", "dst", "sport", "dport")
+    return (
+        *(ABSENT if known[name] is None else known[name] for name in names),
+        known["mark"] or 0,
+        known["zone"] or 0,
+    )
 
 
 def check_events(data: bytes) -> None:
@@ -175,7 +266,7 @@ def check_events(data: bytes) -> None:
             check_report(error, DataError)
             continue
         if flow is not None:
-            EVERYTHING.judge(flow)
+            evaluate(EVERYTHING, flow)
 
 
 def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
@@ -188,22 +279,38 @@ def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
 
 
 # One rule for each thing that an event can carry.
-EVERYTHING: Final = compile_selector(
-    grammar.parse_rules(
-        [
-            RuleText(f"drop {text}")
-            for text in (
-                "duration > 1s and reply bytes < 5 and packets = 3",
-                "not city x and country DE",
-                "reply source address ::/0 and nat DNAT and mark 1/3 and zone 4",
-                "port 1-5 and state CLOSE and status DYING and network PUBLIC",
-            )
-        ]
-    )
+EVERYTHING: Final = grammar.parse_rules(
+    [
+        RuleText(f"drop {text}")
+        for text in (
+            "duration > 1s and reply bytes < 5 and packets = 3",
+            "not city x and country DE",
+            "reply source address ::/0 and nat DNAT and mark 1/3 and zone 4",
+            "port 1-5 and state CLOSE and status DYING and network PUBLIC",
+        )
+    ]
 )
+
+
+def read_few() -> list[bytes]:
+    """A message of each of the decoder's recordings."""
+    folder = Path(__file__).parent.parent / "tests" / "netlink" / "corpus"
+    batch, messages = NATIVE.open_batch(), []
+    for path in sorted(folder.glob("*.nl")):
+        next(read_batches(path, RECEIVED, batch))
+        # The time stands before the first message.
+        content = path.read_bytes()[24:]
+        messages.append(content[: struct.unpack_from("=I", content)[0]])
+    return messages
+
+
+# What programs of rules decide about.
+FEW: Final = read_few()
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "decoder": check_decoder,
+    "render": check_render,
+    "table": check_table,
     "rules": check_rules,
     "config": check_config,
     "wire": check_wire,

@@ -16,7 +16,7 @@ from conntrackd.filter.text import RuleText
 from conntrackd.filtering import Filter, change_filter, compile_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.socket import EventSocket
+from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
@@ -106,7 +106,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         make(config),
     ]
     with enter(net.router):
-        events = EventSocket.open(groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
+        events = EventSockets.open(1, groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
     pipeline = Pipeline(
         ENGINES[0],
         filters[0].tables,
@@ -115,7 +115,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         tails,
         stats,
     )
-    reader = threading.Thread(target=pipeline.readers[0].listen, args=(events,))
+    reader = threading.Thread(target=pipeline.readers[0].listen, args=(*events.sockets.values(),))
     reader.start()
     sender = threading.Thread(target=call_inside, args=(net.client, send, 5000))
     sender.start()

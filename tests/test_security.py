@@ -21,9 +21,10 @@ from conntrackd.sinks.stream import FILE_MODE
 from conntrackd.tails import MAX_TAILS, MAX_UNREAD
 
 ROOT = Path(__file__).parent.parent
-# Where another process is started: Python on geofile.py, a fork that watches the table; by conntrackctl
-# polkit's agent, and systemctl and journalctl, which tell why there is no daemon.
-STARTERS = {"geoip.py", "guard.py", "bus/agent.py", "cli/unit.py"}
+# Where another process is started: Python on geofile.py, a fork that watches the table; by `conntrackd check`
+# test(1), as the service's user; by conntrackctl polkit's agent, and systemctl and journalctl, which tell why
+# there is no daemon.
+STARTERS = {"geoip.py", "guard.py", "verify.py", "bus/agent.py", "cli/unit.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"

@@ -104,13 +104,13 @@ class Program:
         for rule in self._rules:
             self._write_rule(rule)
             self.written += 1
-            if self._count_steps() > bpf.BPF_MAXINSNS:
+            if self._count_steps() > bpf.ROOM:
                 return None
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
         if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
         program = bpf.link(self._steps)
-        return program if len(program) <= bpf.BPF_MAXINSNS else None
+        return program if len(program) <= bpf.ROOM else None
 
     def _count_steps(self) -> int:
         """The instructions so far, at least: long jumps take more."""

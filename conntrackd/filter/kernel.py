@@ -43,9 +43,7 @@ def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, e
     length, program = _fit(plain, protocols, events)
     notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
     if length < len(rules):
-        notes.append(
-            f"rules {length + 1} to {len(rules)}: the program has room for {bpf.BPF_MAXINSNS} instructions"
-        )
+        notes.append(f"rules {length + 1} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
     if not any(each.code == bpf.RET and each.k == 0 for each in program):
         return KernelFilter(groups, None, notes)
     return KernelFilter(groups, program, notes)

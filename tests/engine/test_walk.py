@@ -71,6 +71,14 @@ def test_every_truncation_is_malformed_to_both(path: object) -> None:
             assert compare(some) == len(some)
 
 
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_both_read_the_same_of_a_message_that_ends_early_and_says_so(path: object) -> None:
+    """Its header has the length that is left: it ends within an attribute, between two, or in its headers."""
+    for message in read_messages(path):  # type: ignore[arg-type]
+        cut = [struct.pack("=I", length) + message[4:length] for length in range(4, len(message))]
+        assert sum(compare(some) for some in group(cut)) > len(cut) // 2
+
+
 def test_both_read_the_same_of_mutated_messages() -> None:
     numbers = random.Random(20251122)
     native, plain = NATIVE.open_batch(), PLAIN.open_batch()
@@ -165,6 +173,13 @@ def with_parts(*parts: bytes) -> bytes:
             )
         ),
         with_parts(attribute(200, bytes(8)), attribute(0, b"")),
+        with_parts(attribute(200, bytes(8))[:-1] + b"\xff"),
+        with_parts(struct.pack("=HH", 16, 200) + bytes(4)),
+        with_parts(struct.pack("=HH", 3, 200) + bytes(4)),
+        with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V6_SRC, bytes(16))))),
+        with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V4_SRC, bytes(3))))),
+        with_parts(attribute(c.CTA_MARK, bytes(8))),
+        with_parts(attribute(c.CTA_MARK, b"")),
         with_parts(nest(c.CTA_TIMESTAMP, attribute(1, b"\xff" * 8), attribute(2, b"\0" * 7 + b"\1"))),
     ],
 )

@@ -1,6 +1,7 @@
 """The filter language, row by row: each production, word and unit, and what is said of each mistake."""
 
 import pytest
+from conntrackd.filter.pycode import compile_selector
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields
@@ -68,6 +69,8 @@ def parse(text: str) -> str:
         ("drop duration >= 60m", "drop duration >= 1h"),
         ("drop duration = 10", "drop duration = 10s"),
         ("drop country de", "drop country DE"),
+        ("drop country fr,Germany", 'drop country FR,"germany"'),
+        ('drop country "Côte d\'Ivoire"', 'drop country "côte d\'ivoire"'),
         ('drop city "Nuremberg", "A\\"b"', 'drop city "a\\"b","nuremberg"'),
         ("drop source city Nuremberg", 'drop source city "nuremberg"'),
         ('drop city "# no comment" # a comment', 'drop city "# no comment"'),

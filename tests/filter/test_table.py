@@ -137,7 +137,7 @@ def test_what_a_user_typed_is_no_part_of_the_program() -> None:
 
 def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     compiled = compile_table(parse("drop destination country DE", "drop not destination country DE"))
-    flow = replace(FLOW, dst_location=Location(country="DE"))
+    flow = replace(FLOW, dst_location=Location(country_code="DE"))
     core, other = Core(compiled), Core(compiled)
     other.keep([flow])  # which numbers the location, and sets it there
     batch, locations = load([flow]), Locations(2)
@@ -316,7 +316,7 @@ BREAKS: dict[str, Break] = {
     "a mask is forgotten": break_question(lambda question: question._replace(mask=table.MAX_NUMBER)),
     "a duration is compared as it is": lambda patch: patch.setattr(table, "DURATION", None),
     "an unknown place is another place": lambda patch: patch.setattr(
-        table, "is_text_in", lambda _, text, values: text.casefold() in {each.casefold() for each in values}
+        table, "is_located_in", lambda name, location, values: getattr(location, name).casefold() in values
     ),
     "the last rule wins": ignore_order,
 }

@@ -16,6 +16,7 @@ from netaddr import IPSet
 from tests.live import traffic
 from tests.live.daemon import command, daemon, environment, run, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.odd_files import make_odd_file
 from tests.sinks.syslog_servers import wait_until
 
 STREAM = "--sink.stream.enable"
@@ -319,6 +320,26 @@ def test_hangup_reloads_the_filter_and_refuses_a_bad_one(net: Network, tmp_path:
 
     assert [each["prot"] for each in running.events] == ["TCP", "UDP"]
     assert f"{path}:7" in "".join(running.said)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+@pytest.mark.parametrize("name", ["conntrackd.yaml", "rules"])
+def test_a_reload_of_what_is_no_file_waits_for_nothing(
+    name: str, kind: str, net: Network, tmp_path: Path
+) -> None:
+    path, odd = tmp_path / "conntrackd.yaml", tmp_path / name
+    (tmp_path / "rules").write_text("log any\n")
+    path.write_text("sink.stream.enable: true\nfilter_file: rules\nconntrack.events: [new]\n")
+    with daemon("--config", str(path), "--conntrack.netns", net.router) as running:
+        running.wait_for_start()
+        odd.unlink()
+        make_odd_file(odd, kind)
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any(f"reload: {odd}: is " in line for line in running.said), "the refusal")
+        talk(net, 1)
+        running.wait_for_events(1)
+        assert running.stop() == 0
 
 
 @pytest.mark.privileged
