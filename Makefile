@@ -18,7 +18,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cppcheck dbus debugedit dpkg-de
 SETUPTOOLS := setuptools==80.9.0
 CORE_SOURCES := setup.py $(wildcard conntrackd/core/*.[ch])
 CORE := conntrackd/core/_core.abi3.so
-C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c fuzz/*.[ch] tests/core/*.c tests/faults/*.c)
+C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c tests/core/*.c tests/faults/*.c)
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0
