@@ -41,7 +41,7 @@ class SinkKind:
     def create(self, config: Config) -> Sink[Any]:
         """A sink, not yet open. ConfigError when a setting cannot be used.
 
-        The module is imported here and not above: urllib3 and ssl cost memory that only those pay who
+        The module is imported here and not above: ssl costs memory that only those pay who
         enabled the sink.
         """
         sink: Sink[Any] = import_module(f"conntrackd.sinks.{self.name}").create(config)

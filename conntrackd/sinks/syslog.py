@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
+from conntrackd.sinks.addresses import Addresses
 from conntrackd.sinks.datagrams import SLOTS, DatagramSender
 from conntrackd.sinks.encode_json import LOST_MARK
 from conntrackd.sinks.encode_syslog import (
@@ -24,7 +25,7 @@ from conntrackd.sinks.encode_syslog import (
     frame_by_octets,
 )
 from conntrackd.sinks.sink import Parcel, SinkRefused, SinkRevised, SinkUnavailable
-from conntrackd.sinks.tls import Tls, make_context, name_cause
+from conntrackd.sinks.tls import Credentials, Tls, name_cause
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1
@@ -66,6 +67,9 @@ class SyslogSink:
         self.form = encoder.form
         self._frame = frame
         self._tls = tls
+        self._credentials: Credentials | None = None
+        kind = socket.SOCK_DGRAM if target.scheme == "udp" else socket.SOCK_STREAM
+        self._addresses = Addresses(target.host, target.port, kind)
         self._socket: socket.socket | None = None
         self._sender: DatagramSender | None = None
         self._refusals = 0
@@ -82,18 +86,28 @@ class SyslogSink:
     def _connect(self) -> socket.socket:
         match self._target.scheme:
             case "udp":
-                return _connect_udp(self._target, self._refusals)
+                return _connect_udp(self._addresses, self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
-        plain = socket.create_connection((self._target.host, self._target.port), CONNECT_SECONDS)
+        if self._tls is not None and self._credentials is None:
+            self._credentials = Credentials(self._tls)
+        plain = self._addresses.connect(CONNECT_SECONDS, lambda _: None)
+        plain.settimeout(CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is None:
+        if self._credentials is None:
             return plain
         try:
-            return make_context(self._tls).wrap_socket(plain, server_hostname=self._target.host)
+            # RFC 6874: the zone of a link-local address is our affair, and no part of the server's name.
+            secure = self._credentials.wrap(plain, self._target.host.partition("%")[0])
         except (OSError, SinkUnavailable):
             plain.close()
             raise
+        try:
+            secure.do_handshake()
+        except OSError:
+            secure.close()
+            raise
+        return secure
 
     def encode(self, batch: Batch) -> list[bytes]:
         return self._encoder.encode(batch)
@@ -101,10 +115,20 @@ class SyslogSink:
     def write(self, payload: list[bytes]) -> int:
         """All of it, or what is left is raised as `rest`, from the first message that is not there whole."""
         assert self._socket is not None
+        if self._leads_elsewhere(self._socket):
+            self.close()
+            self.open()
         if self._socket.type == socket.SOCK_STREAM:
             return self._write_stream(self._socket, payload)
         self._write_datagrams(self._socket, payload)
         return sum(map(len, payload))
+
+    def _leads_elsewhere(self, sock: socket.socket) -> bool:
+        """Whether a new connection would be another: the name's address has changed, or our certificate."""
+        if self._target.path:
+            return False
+        has_others = self._credentials is not None and self._credentials.have_changed()
+        return has_others or self._addresses.have_moved(sock)
 
     def _write_datagrams(self, sock: socket.socket, payload: list[bytes]) -> None:
         assert self._sender is not None
@@ -179,9 +203,9 @@ def _count_whole(frames: list[bytes], there: int) -> int:
     return len(frames)
 
 
-def _connect_udp(target: Target, refusals: int) -> socket.socket:
+def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
     """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+    found = addresses.find()
     first = refusals % len(found)
     last: OSError | None = None
     for family, kind, protocol, _, address in found[first:] + found[:first]:
@@ -254,7 +278,7 @@ def create(config: Config) -> SyslogSink:
     if parts.scheme in ("unix", "unixgram"):
         target = Target(parts.scheme, path=unquote(parts.path))
     else:
-        target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
+        target = Target(parts.scheme, unquote(parts.hostname or ""), parts.port or PORTS[parts.scheme])
     encoder = SyslogEncoder(
         config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],

@@ -1,10 +1,12 @@
 """TLS as every sink uses it: whom to trust, who we are, and why it failed in words for people."""
 
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from conntrackd.sinks.files import Stamp, check_kind, find_stamp
 from conntrackd.sinks.sink import SinkUnavailable, describe
 
 MAX_REASON: Final = 300  # characters of somebody else's text that are repeated to people
@@ -22,6 +24,9 @@ class Tls:
 
 def make_context(tls: Tls) -> ssl.SSLContext:
     """A client's context, files read now. SinkUnavailable when one cannot be used."""
+    for path in (tls.ca, tls.cert, tls.key):
+        if path is not None:
+            check_kind(path)
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -37,6 +42,39 @@ def make_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
+class Credentials:
+    """The context for connections, made anew when its files are others than they were. For one thread."""
+
+    def __init__(self, tls: Tls) -> None:
+        """SinkUnavailable when a file cannot be used."""
+        self._tls = tls
+        self._stamp = self._find_stamp()
+        self._context = make_context(tls)
+
+    def have_changed(self) -> bool:
+        """Whether other files are there, and can be used. Half a file changes nothing for what works."""
+        stamp = self._find_stamp()
+        if stamp == self._stamp:
+            return False
+        try:
+            self._context = make_context(self._tls)
+        except SinkUnavailable:
+            return False
+        self._stamp = stamp
+        return True
+
+    def wrap(self, plain: socket.socket, name: str) -> ssl.SSLSocket:
+        """Before its handshake, with the files of now. SinkUnavailable when they cannot be used."""
+        stamp = self._find_stamp()
+        if stamp != self._stamp:
+            self._context = make_context(self._tls)
+            self._stamp = stamp
+        return self._context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+
+    def _find_stamp(self) -> Stamp:
+        return find_stamp((self._tls.ca, self._tls.cert, self._tls.key))
+
+
 def name_cause(error: BaseException) -> str:
     """The innermost reason, in the words of the system or of OpenSSL."""
     seen = set()
@@ -49,8 +87,6 @@ def name_cause(error: BaseException) -> str:
         error = inner
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
-    if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
-        return f"certificate not accepted: {error}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     if isinstance(error, OSError) and error.strerror:
