@@ -113,6 +113,23 @@ def split(body: bytes) -> list[Parcel[bytes]]:
     return [_pack(half) for half in (entries[:middle], entries[middle:]) if half]
 
 
+def split_streams(body: bytes, last: str = "") -> list[Parcel[bytes]]:
+    """Each stream in a body of its own; the one with these labels, as Loki writes them, behind the others."""
+    streams = sorted(_read(body), key=lambda stream: render_labels(stream["stream"]) == last)
+    return [_pack([(stream["stream"], entry) for entry in stream["values"]]) for stream in streams]
+
+
+def render_labels(labels: Mapping[str, str]) -> str:
+    """As Loki names a stream in what it says."""
+    shown = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sorted(labels.items()))
+    return "{" + ", ".join(shown) + "}"
+
+
+def list_streams(body: bytes) -> list[str]:
+    """The labels of the streams in a body."""
+    return [render_labels(stream["stream"]) for stream in _read(body)]
+
+
 def mark_replay(body: bytes, before: int | None = None, count: int | None = None) -> Parcel[bytes] | None:
     """The `count` oldest entries from before that time (all for None) in streams of their own: `replay="1"`.
 

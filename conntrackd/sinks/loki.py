@@ -5,6 +5,8 @@ import contextlib
 import os
 import socket
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Final
 from conntrackd import VERSION, options
 from conntrackd.config import Config
 from conntrackd.flow import Batch
-from conntrackd.sinks.encode_loki import LokiEncoder, split
-from conntrackd.sinks.http import Connection, read_secret
-from conntrackd.sinks.judge_loki import judge
-from conntrackd.sinks.sink import SinkRevised, SinkUnavailable
+from conntrackd.sinks.encode_loki import LokiEncoder, find_losses, list_streams, split
+from conntrackd.sinks.files import encode_basic, find_stamp, read_secret
+from conntrackd.sinks.http import Connection, Reply
+from conntrackd.sinks.judge_loki import FINAL, STORED, is_stream_refused, judge
+from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -26,6 +29,14 @@ READY_TIMEOUT: Final = 2.0
 # A push that is larger than ingestion_burst_size is refused with the status of one that comes too early, and
 # would be for ever: after as many refusals in a row it is halved.
 MAX_THROTTLED: Final = 5
+# A stream that Loki does not open is tried as often, which is about a minute, while all behind it waits; from
+# then on once a batch, until Loki takes it.
+MAX_STREAM_REFUSALS: Final = 8
+MAX_STREAMS: Final = 1000  # that are remembered for that
+# A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
+# it: a push of nothing shows which.
+MAX_DENIED: Final = 5
+NOTHING: Final = b'{"streams":[]}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,12 @@ class Loki:
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}
         self._secrets: tuple[str, ...] = ()
+        self._secret_files = (settings.token_file, settings.password_file)
+        self._secret_stamp = find_stamp(self._secret_files)
         self._hint = ""
         self._throttled = 0
+        self._denied = 0
+        self._streams: Counter[str] = Counter()  # how often in a row Loki did not open this one
 
     @property
     def batch_events(self) -> int:
@@ -118,21 +133,58 @@ class Loki:
 
     def write(self, payload: bytes) -> int:
         """One push. Returns the number of bytes of the body."""
-        connection = self._connection
-        if connection is None:
-            raise SinkUnavailable("closed")
-        headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
-        reply = connection.request("POST", PUSH, headers, self._settings.timeout, payload)
+        if find_stamp(self._secret_files) != self._secret_stamp:
+            with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
+                self._headers = self._make_headers()
+        reply = self._push(payload)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
             judge(reply.hide(self._secrets), payload, self._clock())
         except SinkUnavailable as absence:
-            if self._throttled >= MAX_THROTTLED and len(parts := split(payload)) > 1:
-                self._throttled = 0
-                raise SinkRevised(absence.reason, parts) from absence
+            self._count_refusal(reply, payload, absence.reason)
             absence.reason += self._hint
             raise
+        self._denied = 0
+        if self._streams:
+            for stream in list_streams(payload):
+                self._streams.pop(stream, None)
         return len(payload)
+
+    def _push(self, body: bytes) -> Reply:
+        connection = self._connection
+        if connection is None:
+            raise SinkUnavailable("closed")
+        headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
+        return connection.request("POST", PUSH, headers, self._settings.timeout, body)
+
+    def _count_refusal(self, reply: Reply, payload: bytes, reason: str) -> None:
+        """Raises what is to become of a payload that is refused again and again while others would not be."""
+        if is_stream_refused(reply):
+            self._give_up_stream(payload, reason)
+        elif self._throttled >= MAX_THROTTLED and len(parts := split(payload)) > 1:
+            self._throttled = 0
+            raise SinkRevised(reason, parts)
+        self._denied = self._denied + 1 if reply.status in range(400, 429) else 0
+        if self._denied >= MAX_DENIED and self._takes_others():
+            self._denied = 0
+            if len(parts := split(payload)) > 1:
+                raise SinkRevised(reason, parts)
+            raise SinkRefused(reason, losses=find_losses(payload))
+
+    def _give_up_stream(self, payload: bytes, reason: str) -> None:
+        (stream,) = list_streams(payload)
+        if len(self._streams) >= MAX_STREAMS:
+            self._streams.clear()
+        self._streams[stream] += 1
+        if self._streams[stream] >= MAX_STREAM_REFUSALS:
+            raise SinkRefused(reason, losses=find_losses(payload))
+
+    def _takes_others(self) -> bool:
+        """Whether a push of nothing gets Loki's own answer: then the token and the address are right."""
+        compressor = zlib.compressobj(wbits=31)
+        with contextlib.suppress(SinkUnavailable):
+            return self._push(compressor.compress(NOTHING) + compressor.flush()).status in {STORED, *FINAL}
+        return False
 
     def close(self) -> None:
         """Cuts off what runs, from whichever thread."""
@@ -145,13 +197,15 @@ class Loki:
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if settings.tenant is not None:
             headers["X-Scope-OrgID"] = settings.tenant
+        stamp = find_stamp(self._secret_files)
         if settings.token_file is not None:
             token = read_secret(settings.token_file)
             self._secrets = (token,)
             headers["Authorization"] = f"Bearer {token}"
         elif settings.username is not None and settings.password_file is not None:
-            password = read_secret(settings.password_file)
-            encoded = base64.b64encode(f"{settings.username}:{password}".encode()).decode()
+            password = read_secret(settings.password_file, ascii_only=False)
+            encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
             self._secrets = (encoded, password)
             headers["Authorization"] = f"Basic {encoded}"
+        self._secret_stamp = stamp
         return headers
