@@ -180,12 +180,14 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._end.set)
 
     def _stop_by_signal(self) -> None:
-        assert self._loop is not None
-        # Whoever asks twice does not want to wait.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
-        logger.info("stopping")
-        self._end.set()
+        if not self._end.is_set():
+            logger.info("stopping")
+            self._end.set()
+            return
+        # Whoever asks twice does not want to wait. Nothing is thrown away for that: see Outbox.hurry().
+        logger.info("stopping at once")
+        for outbox in self.outboxes.values():
+            outbox.hurry()
 
     async def _stop(self, reader: threading.Thread) -> None:
         """Read what the kernel has queued, give the sinks their time, count the rest."""

@@ -8,7 +8,7 @@ https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
 import json
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from conntrackd.cache import Cache
@@ -172,7 +172,8 @@ def _pack(entries: list[tuple[dict[str, str], list[Any]]]) -> Parcel[bytes]:
         stream["values"].append(entry)
     text = json.dumps({"streams": list(streams.values())}, ensure_ascii=False, separators=(",", ":"))
     events = sum(labels["type"] != LOST for labels, _ in entries)
-    return Parcel(_compress([text]), events, min(int(entry[0]) for _, entry in entries))
+    losses = _make_losses(entry for labels, entry in entries if labels["type"] == LOST)
+    return Parcel(_compress([text]), events, min(int(entry[0]) for _, entry in entries), tuple(losses))
 
 
 def count_events(body: bytes) -> int:
@@ -182,12 +183,12 @@ def count_events(body: bytes) -> int:
 
 def find_losses(body: bytes) -> list[Lost]:
     """The LOST records in a body, as they were before they were encoded."""
-    records = [
-        dict(entry[2])
-        for stream in _read(body)
-        if stream["stream"]["type"] == LOST
-        for entry in stream["values"]
-    ]
+    return _make_losses(
+        entry for stream in _read(body) if stream["stream"]["type"] == LOST for entry in stream["values"]
+    )
+
+
+def _make_losses(entries: Iterable[list[Any]]) -> list[Lost]:
     return [
         Lost(
             int(each.get("lost", ABSENT)),
@@ -196,5 +197,5 @@ def find_losses(body: bytes) -> list[Lost]:
             each["where"],
             each.get("reason", ""),
         )
-        for each in records
+        for each in (entry[2] for entry in entries)
     ]

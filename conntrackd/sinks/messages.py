@@ -4,6 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
+from conntrackd.flow import Lost
 from conntrackd.sinks.sink import Parcel
 from conntrackd.sinks.spool import Row, Spool
 
@@ -32,7 +33,8 @@ class MessageSpool:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self.damage = spool.damage
-        self.holds = spool.holds
+        self.missing = spool.missing
+        self.note = spool.note
         self.set_aside = spool.set_aside
         self.close = spool.close
 
@@ -51,11 +53,15 @@ class MessageSpool:
     def oldest(self) -> int:
         return self._spool.oldest
 
+    @property
+    def losses(self) -> tuple[Lost, ...]:
+        return self._spool.losses
+
     def append(
-        self, parcels: Sequence[Parcel[list[bytes]]], *, keep: int | None = None
+        self, parcels: Sequence[Parcel[list[bytes]]], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row[list[bytes]]]:
-        packed = [Parcel(pack(each.payload), each.events, each.oldest) for each in parcels]
-        return [_unpack_row(row) for row in self._spool.append(packed, keep=keep)]
+        packed = [Parcel(pack(each.payload), each.events, each.oldest, each.losses) for each in parcels]
+        return [_unpack_row(row) for row in self._spool.append(packed, keep=keep, is_report=is_report)]
 
     def first(self) -> Row[list[bytes]] | None:
         row = self._spool.first()
@@ -65,4 +71,4 @@ class MessageSpool:
 def _unpack_row(row: Row[bytes]) -> Row[list[bytes]]:
     parcel = row.parcel
     messages = unpack(parcel.payload) if row.intact else []
-    return Row(row.number, Parcel(messages, parcel.events, parcel.oldest), row.intact)
+    return Row(row.number, Parcel(messages, parcel.events, parcel.oldest, parcel.losses), row.intact)

@@ -207,8 +207,14 @@ class Outbox(Generic[P]):
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
         with self._lock:
-            self._deadline, self._retry_at = deadline, 0.0
+            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+            self._retry_at = 0.0
             self._wake()
+
+    def hurry(self) -> None:
+        """The time to stop is over now: a write that hangs ends, what waits goes to disk or is counted."""
+        self.begin_stop(self._clock())
+        self._close_sink()
 
     def stop(self, deadline: float) -> None:
         """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
@@ -229,6 +235,7 @@ class Outbox(Generic[P]):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
         if self._shelf is not None:
+            self._shelf.note(self._waiting.take_losses())
             self._shelf.close()
 
     # ---- the thread -----------------------------------------------------------------------------------
@@ -302,6 +309,8 @@ class Outbox(Generic[P]):
 
     def _load(self, now: float) -> bool:
         """Gets the next thing to write: from disk while there is anything, else from the queue."""
+        if self._shelf is not None:
+            self._shelf.report_losses(lambda losses: self._sink.encode([*losses]))
         if self._shelf is not None and self._shelf.rows:
             self._move_to_disk(now)  # what is newer goes behind what is on disk, never before it
             row = self._shelf.find_first()
@@ -322,7 +331,8 @@ class Outbox(Generic[P]):
     def _encode(self, taken: Waiting) -> Parcel[P] | None:
         """None when it cannot be encoded, which is a mistake of ours: counted as refused."""
         try:
-            return Parcel(self._sink.encode(taken.batch), taken.events, taken.oldest)
+            reports = tuple(record for record in taken.batch if isinstance(record, Lost))
+            return Parcel(self._sink.encode(taken.batch), taken.events, taken.oldest, reports)
         except Exception as error:  # one record that nobody thought of must not end the thread
             self._complain(f"cannot encode a batch: {describe(error)}", taken.events)
             with self._lock:
@@ -350,17 +360,14 @@ class Outbox(Generic[P]):
         parcel = self._encode(taken)
         if parcel is None:
             return True
-        stored = shelf.put((parcel,), parcels.row, sum(part.events for part in parcels.all))
+        stored = shelf.put((parcel,), parcels.row)
         with self._lock:
             if not stored:
                 self._waiting.put_back(taken)
-            if parcels.row is not None and not shelf.holds(parcels.row):
-                parcels.row = None
         return stored
 
     def _clear_memory(self, reason: str = "") -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
-        self._tell_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
@@ -370,7 +377,10 @@ class Outbox(Generic[P]):
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
             if self._parcels.row is None:
+                reports = [lost for part in self._parcels.all for lost in part.losses]
                 self._parcels.clear()
+                for lost in reports:
+                    self._append_lost(lost)
             if dropped:
                 self._drop(dropped, oldest, time.time_ns(), reason or self._state.value)
             return dropped
@@ -427,17 +437,12 @@ class Outbox(Generic[P]):
 
     def _recover(self) -> None:
         self._backoff.reset()
-        self._tell_spool_lost()
         with self._lock:
             if self._state in (SinkState.STARTING, SinkState.RETRYING):
                 self._state = SinkState.OK
         if self._told_absence:
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
-
-    def _tell_spool_lost(self) -> None:
-        if self._shelf is not None and (lost := self._shelf.take_lost()) is not None:
-            self.tell_lost(lost)
 
     def _revise(self, revision: SinkRevised) -> None:
         """Writes the parts instead; events that are in none of them have been refused."""

@@ -50,13 +50,16 @@ class Parcels(Generic[P]):
     def shorten(self, rest: Parcel[P]) -> None:
         """The beginning of the first was delivered, this is left."""
         whole = self._parcels[0]
-        self._parcels[0] = _date(rest, whole)
+        self._parcels[0] = replace(_date(rest, whole), losses=rest.losses or whole.losses)
         self._count(whole.events - rest.events, 0)
 
     def revise(self, revision: SinkRevised) -> tuple[Parcel[P], int]:
         """Others in place of the first. Returns it, and how many of its events are in none: those refused."""
         whole = self._parcels.popleft()
-        self._parcels.extendleft(_date(part, whole) for part in reversed(revision.parcels))
+        parts = [_date(part, whole) for part in revision.parcels]
+        if parts and not any(part.losses for part in parts):
+            parts[-1] = replace(parts[-1], losses=whole.losses)
+        self._parcels.extendleft(reversed(parts))
         missing = whole.events - revision.delivered - sum(part.events for part in revision.parcels)
         self._count(revision.delivered, missing)
         return whole, missing

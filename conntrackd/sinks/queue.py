@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conntrackd.flow import Batch, Flow, Lost, Piece
+from conntrackd.sinks.losses import join_losses
 
 
 @dataclass(slots=True)
@@ -60,6 +61,13 @@ class Queue:
         held, self._held = self._held, []
         return held
 
+    def take_losses(self) -> list[Lost]:
+        """All that are in it or held, where there is no time left to report them."""
+        waiting = [record for batch in self._batches for record in batch.batch if isinstance(record, Lost)]
+        self._batches.clear()
+        self.events = 0
+        return [*waiting, *self.take_held()]
+
     def take(self, events: int) -> Waiting | None:
         """The first batch, with the following ones as long as all of them have no more than `events`."""
         if not self._batches:
@@ -90,12 +98,7 @@ class Queue:
 
 def _merge(records: Batch | list[Lost], lost: Lost) -> None:
     for position, other in enumerate(records):
-        if isinstance(other, Lost) and (other.where, other.reason) == (lost.where, lost.reason):
-            records[position] = _join(other, lost)
+        if isinstance(other, Lost) and len(joined := join_losses((other, lost))) == 1:
+            records[position] = joined[0]
             return
     records.append(lost)
-
-
-def _join(one: Lost, other: Lost) -> Lost:
-    since, until = min(one.since, other.since), max(one.until, other.until)
-    return Lost(one.count + other.count, since, until, one.where, one.reason)

@@ -1,15 +1,14 @@
 """The disk side of an outbox: what becomes of the spool's troubles, and of the counters with them."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from threading import Condition
 from typing import Final, Generic, TypeVar
 
 from conntrackd.flow import Lost
 from conntrackd.sinks.backoff import Repeats
 from conntrackd.sinks.sink import Parcel
-from conntrackd.sinks.spool import Row, SpoolDamagedError, SpoolError, Store
+from conntrackd.sinks.spool import Row, SpoolError, Store
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
@@ -42,12 +41,12 @@ class Shelf(Generic[P]):
         self._stats = stats
         self._lock = lock
         self._clock = clock
-        self._lost: Lost | None = None
         self._write_at = 0.0
         self._read_at = 0.0
         self._failures = 0
-        stats.sink_events_restored_total += store.events
+        stats.sink_events_restored_total += store.events + store.missing
         stats.sink_events_spooled += store.events
+        stats.sink_events_dropped_damaged_total += store.missing
         if store.damage:
             stats.sink_spool_damaged_total += 1
             self.error = store.damage
@@ -67,18 +66,17 @@ class Shelf(Generic[P]):
         """Seconds until the disk is asked again for the oldest row, which it would not give."""
         return max(0.0, self._read_at - self._clock())
 
-    def put(self, parcels: tuple[Parcel[P], ...], held: Row[P] | None = None, rest: int = 0) -> bool:
+    def put(
+        self, parcels: tuple[Parcel[P], ...], held: Row[P] | None = None, *, is_report: bool = False
+    ) -> bool:
         """Parcels that were queued, to disk: all of them or none.
 
-        `held` is the row that is being written, `rest` the events of it that still are: it never has to go
-        for newer ones. When the spool proves to be damaged, they are counted as queued from then on.
+        `held` is the row that is being written: it never has to go for newer ones.
         """
         try:
-            gone = self._store.append(parcels, keep=None if held is None else held.number)
-        except SpoolDamagedError as error:
-            # Not tried again at once: the caller first has to see that what it holds is on disk no more.
-            self._set_aside(error, rest)
-            return False
+            gone = self._store.append(
+                parcels, keep=None if held is None else held.number, is_report=is_report
+            )
         except SpoolError as error:
             self._write_at = self._clock() + PAUSE
             self._note(error)
@@ -90,20 +88,21 @@ class Shelf(Generic[P]):
             self._stats.sink_events_spooled += events - dropped
             self._stats.sink_events_dropped_spool_total += dropped
             self.oldest = self._store.oldest
-        if dropped:
-            self._note_lost(Lost(dropped, gone[0].parcel.oldest, self.oldest, self._name, "spool"))
         return True
 
-    def _note_lost(self, lost: Lost) -> None:
-        before = self._lost
-        if before is not None:
-            lost = replace(lost, count=lost.count + before.count, since=min(lost.since, before.since))
-        self._lost = lost
+    def report_losses(self, encode: Callable[[list[Lost]], P]) -> None:
+        """What is gone, as a row behind all others: the number on disk is one or the other at any time."""
+        losses = self._store.losses
+        if losses and not self.is_full():
+            oldest = min(lost.since for lost in losses)
+            self.put((Parcel(encode(list(losses)), 0, oldest, losses),), is_report=True)
 
-    def take_lost(self) -> Lost | None:
-        """What had to go since the last call. To be told when the sink works: on disk it would go as well."""
-        lost, self._lost = self._lost, None
-        return lost
+    def note(self, losses: Sequence[Lost]) -> None:
+        """To be reported by the next process: a disk that has no room for a row has it for a number."""
+        try:
+            self._store.note(losses)
+        except SpoolError as error:
+            self._note(error)
 
     def find_first(self) -> Row[P] | None:
         """The oldest row. None when there is none, none can be read now, or none can be read any more."""
@@ -116,15 +115,13 @@ class Shelf(Generic[P]):
                     self._failures = 0
                     return row
                 self._drop_damaged(row)
-        except SpoolDamagedError as error:
-            self._set_aside(error, 0)
         except SpoolError as error:
             self._failures += 1
             if self._failures < MAX_FAILURES:
                 self._read_at = self._clock() + PAUSE
                 self._note(error)
             else:
-                self._set_aside(error, 0)
+                self._set_aside(error)
         return None
 
     def _drop_damaged(self, row: Row[P]) -> None:
@@ -141,26 +138,19 @@ class Shelf(Generic[P]):
         """The row has been delivered or refused; its events are not counted as spooled any more."""
         try:
             self._store.remove(row)
-        except SpoolDamagedError as error:
-            self._set_aside(error, 0)
         except SpoolError as error:
             self._note(error)
         with self._lock:
             self.oldest = self._store.oldest
 
-    def holds(self, row: Row[P]) -> bool:
-        """Whether the row is still on disk."""
-        return self._store.holds(row.number)
-
     def close(self) -> None:
         """Lets another process have it."""
         self._store.close()
 
-    def _set_aside(self, error: SpoolError, rest: int) -> None:
+    def _set_aside(self, error: SpoolError) -> None:
         with self._lock:
-            lost = self._stats.sink_events_spooled - rest
+            lost = self._stats.sink_events_spooled
             self._stats.sink_events_spooled = 0
-            self._stats.sink_events_queued += rest
             self._stats.sink_events_dropped_damaged_total += lost
             self._stats.sink_spool_damaged_total += 1
             self.error = str(error)

@@ -23,6 +23,8 @@ class Parcel(Generic[P]):
     events: int
     oldest: int = 0
     """Time of the first record, as in Flow."""
+    losses: tuple[Lost, ...] = ()
+    """The LOST records in it: reported again when the parcel itself is lost."""
 
 
 class SinkState(Enum):

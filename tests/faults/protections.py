@@ -89,17 +89,32 @@ MUTATIONS: Final = (
     Mutation(
         "a spooled row goes after its delivery only",
         "conntrackd/sinks/spool.py",
-        "WHERE number <= ?",
-        "WHERE number <= ? + 1",
+        "done=max(self._state.done, row.number), ",
+        "done=max(self._state.done, row.number) + 1, ",
         "tests/sinks/test_spool_kill.py::"
         "test_whatever_the_spool_took_is_delivered_though_the_process_is_killed",
     ),
     Mutation(
         "a spooled row is checked",
+        "conntrackd/sinks/segment.py",
+        " or zlib.crc32(body) != head.checksum:",
+        ":",
+        "tests/sinks/test_spool_damage.py::test_any_byte_of_the_rows_may_flip_and_costs_one_row",
+    ),
+    Mutation(
+        "what goes for the bound is a number before it is gone",
         "conntrackd/sinks/spool.py",
-        "return Row(number, parcel, checksum == _sum(number, parcel))",
-        "return Row(number, parcel)",
-        "tests/sinks/test_spool.py::test_a_flipped_bit_in_a_payload_is_noticed",
+        'told.append(self._make_loss(events, "spool", since))',
+        "pass",
+        "tests/sinks/test_spool_damage.py::"
+        "test_what_falls_over_the_bound_is_a_number_on_disk_before_it_is_gone",
+    ),
+    Mutation(
+        "what the state knows and no row holds is told",
+        "conntrackd/sinks/spool.py",
+        "missing = max(0, state.events - found)",
+        "missing = 0",
+        "tests/sinks/test_spool_damage.py::test_what_is_lost_without_a_trace_is_known_by_its_number",
     ),
     Mutation(
         "no redirect is a success",
@@ -219,7 +234,7 @@ MUTATIONS: Final = (
     Mutation(
         "a spool is bounded",
         "conntrackd/sinks/spool.py",
-        "while _measure(database) > self._limit:",
+        "while sum(segment.size for segment in self._segments) > self._limit:",
         "while False:",
         "tests/sinks/test_spool.py::test_over_its_bound_the_oldest_go_and_are_named",
     ),
@@ -231,12 +246,11 @@ MUTATIONS: Final = (
         "tests/sinks/test_spool.py::test_a_second_process_is_refused_with_a_reason",
     ),
     Mutation(
-        "a batch is spooled whole or not at all",
-        "conntrackd/sinks/spool.py",
-        'database.execute("BEGIN IMMEDIATE")',
-        "pass",
-        "tests/sinks/test_spool_kill.py::"
-        "test_whatever_the_spool_took_is_delivered_though_the_process_is_killed",
+        "a row that is not whole is none",
+        "conntrackd/sinks/segment.py",
+        "if head is not None and head.end <= size:",
+        "if head is not None:",
+        "tests/sinks/test_spool_damage.py::test_the_rows_may_end_anywhere",
     ),
     Mutation(
         "no value begins a field of the journal",

@@ -19,7 +19,7 @@ def list_tests(file: str) -> list[str]:
 
 
 def test_every_row_has_a_test_or_a_reason() -> None:
-    assert sorted([*ROWS, *NOT_COVERED]) == list(range(1, 36))
+    assert sorted([*ROWS, *NOT_COVERED]) == [*range(1, 36), 38, 40, 41, 42, 45]
     missing = [
         (row, file, name)
         for row, proofs in ROWS.items()

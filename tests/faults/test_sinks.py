@@ -52,7 +52,8 @@ LOKI: dict[str, tuple[list[Fault], bool]] = {
     "400": ([say(400, "no")], True),
     "400 with one bad entry": ([refuse_one], True),
     "260, ingestion is blocked": ([say(260, BLOCKED)] * 2, True),
-    "401, 403, 404": ([say(401), say(403), say(404)], True),
+    "401, 403, 404": ([say(401), say(403), say(404)], False),
+    "422": ([say(422, "no")], True),
 }
 
 

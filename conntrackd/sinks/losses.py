@@ -1,0 +1,36 @@
+"""LOST records as numbers: joined by kind, and written down so that they survive the process."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from conntrackd.flow import ABSENT, Lost
+
+Losses = tuple[Lost, ...]
+
+
+def join_losses(losses: Iterable[Lost]) -> Losses:
+    """Those of one place and reason as one. What has a number is not joined with what has none."""
+    joined: dict[tuple[str, str, bool], Lost] = {}
+    for lost in losses:
+        key = (lost.where, lost.reason, lost.count == ABSENT)
+        other = joined.get(key)
+        joined[key] = lost if other is None else _join(other, lost)
+    return tuple(joined.values())
+
+
+def _join(one: Lost, other: Lost) -> Lost:
+    count = ABSENT if one.count == ABSENT else one.count + other.count
+    return Lost(count, min(one.since, other.since), max(one.until, other.until), one.where, one.reason)
+
+
+def dump_losses(losses: Iterable[Lost]) -> list[list[Any]]:
+    """For json.dumps()."""
+    return [[lost.count, lost.since, lost.until, lost.where, lost.reason] for lost in losses]
+
+
+def load_losses(rows: list[list[Any]]) -> Losses:
+    """What dump_losses() made. ValueError or TypeError for anything else."""
+    return tuple(
+        Lost(int(count), int(since), int(until), str(where), str(reason))
+        for count, since, until, where, reason in rows
+    )
