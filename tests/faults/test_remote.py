@@ -76,15 +76,15 @@ def test_row_38_a_token_is_renewed_in_place_after_it_was_refused(rig: Rig) -> No
 def test_row_38_a_file_is_rotated_while_the_configuration_is_broken(rig: Rig) -> None:
     rig.choose("stream")
     configuration = rig.directory / "conntrackd.yaml"
-    configuration.write_text("log_level: info\n")
+    configuration.write_text("log: {level: info}\n")
     with rig.daemon("--config", os.fspath(configuration)) as running:
         running.wait_for_start()
         rig.producer.send(1000, 4000)
         rig.wait_for_law()
-        configuration.write_text("log_levle: info\n")
+        configuration.write_text("log: {levle: info}\n")
         rig.receivers.stream.rotate()
         os.kill(running.process.pid, signal.SIGHUP)
-        running.wait(lambda: any("log_levle" in line for line in running.said), "the refusal")
+        running.wait(lambda: any("levle" in line for line in running.said), "the refusal")
         rig.producer.send(1000, 4000)
         rig.wait_for_law()
         wait_until(rig.receivers.stream.path.exists, 5, rig.describe)
@@ -202,8 +202,8 @@ def test_row_40_whatever_is_damaged_it_starts_and_reports_what_it_cannot_read(ri
 def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: Rig) -> None:
     rig.choose("loki", "stream")
     spool = rig.directory / "spool"
-    settings = ["--sink.loki.spool", os.fspath(spool), "--shutdown_timeout", "10min"]
-    settings += ["--sink.loki.timeout", "10min"]
+    settings = ["--sink.loki.spool", os.fspath(spool), "--shutdown_timeout", "10m"]
+    settings += ["--sink.loki.timeout", "10m"]
     keep(rig, hang_until_let_go)
     with rig.daemon(*settings) as running:
         running.wait_for_start()
