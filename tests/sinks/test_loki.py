@@ -311,7 +311,21 @@ def test_the_process_does_not_inherit_a_proxy_from_its_environment(
     assert len(store.query()) == 1
 
 
-# ---- secrets that are renewed
+# ---- what changes while it runs
+
+
+def test_the_name_of_the_host_is_the_one_of_the_start(
+    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another label would be another stream."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "before")
+    loki = Loki(make_settings(server.port))
+    loki.open()
+    monkeypatch.setattr(socket, "gethostname", lambda: "after")
+    loki.write(loki.encode([make_flow(1)]))
+    loki.close()
+
+    assert (len(store.query(host="before")), len(store.query(host="after"))) == (1, 0)
 
 
 def test_a_secret_that_is_renewed_is_used_from_the_next_push_on(
