@@ -19,6 +19,8 @@ STORED: Final = 204
 # About the events themselves: to send them again as they are would be in vain. Every other refusal is about
 # who asks, where, or when: a token, an address or a proxy can be set right while events wait.
 FINAL: Final = frozenset({BLOCKED, 400, 422})
+# "Not now", and nothing about who asks or what.
+LATER: Final = frozenset({408, 421, 425, 429})
 # What Loki says of a stream that it does not open (validation.StreamLimitErrorMsg): "maximum active stream
 # limit exceeded when trying to create stream {...}". A stream that is only too fast has a rate limit.
 STREAM_LIMIT: Final = re.compile(

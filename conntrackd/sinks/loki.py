@@ -18,7 +18,7 @@ from conntrackd.flow import Batch
 from conntrackd.sinks.encode_loki import LokiEncoder, find_losses, list_streams, split
 from conntrackd.sinks.files import encode_basic, find_stamp, read_secret
 from conntrackd.sinks.http import Connection, Reply
-from conntrackd.sinks.judge_loki import FINAL, STORED, is_stream_refused, judge
+from conntrackd.sinks.judge_loki import FINAL, LATER, STORED, is_stream_refused, judge
 from conntrackd.sinks.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.sinks.tls import Tls
 
@@ -164,7 +164,7 @@ class Loki:
         elif self._throttled >= MAX_THROTTLED and len(parts := split(payload)) > 1:
             self._throttled = 0
             raise SinkRevised(reason, parts)
-        self._denied = self._denied + 1 if reply.status in range(400, 429) else 0
+        self._denied = self._denied + 1 if 400 <= reply.status < 500 and reply.status not in LATER else 0
         if self._denied >= MAX_DENIED and self._takes_others():
             self._denied = 0
             if len(parts := split(payload)) > 1:

@@ -32,14 +32,24 @@ class MessageSpool:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self.damage = spool.damage
-        self.missing = spool.missing
         self.note = spool.note
         self.set_aside = spool.set_aside
         self.close = spool.close
 
     def remove(self, row: Row[Any]) -> None:
         self._spool.remove(row)
+
+    @property
+    def damage(self) -> str:
+        return self._spool.damage
+
+    @property
+    def missing(self) -> int:
+        return self._spool.missing
+
+    @property
+    def restored(self) -> int | None:
+        return self._spool.restored
 
     @property
     def rows(self) -> int:

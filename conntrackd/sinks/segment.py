@@ -15,6 +15,7 @@ from typing import Final
 
 from conntrackd.sinks.losses import Losses, dump_losses, load_losses
 from conntrackd.sinks.sink import Parcel
+from conntrackd.sinks.spool_state import State
 
 MARK: Final = b"\xffctrow\x01\n"
 # Mark, number, events, time of the first, whether it is a report, lengths of losses and payload, and the
@@ -128,3 +129,24 @@ def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
     while (head := find_head(file, at, size)) is not None:
         yield head
         at = head.end
+
+
+def scan_segment(path: Path, state: State) -> Segment:
+    """What is left in a file. `is_kept` says for now that there are bytes in it that are no rows."""
+    segment = Segment(path)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        segment.size = os.fstat(file).st_size
+        at = 0
+        for head in list_heads(file, segment.size):
+            segment.is_kept |= head.at != at
+            at = head.end
+            if state.is_gone(head.number) or head.number <= segment.last:
+                continue
+            segment.rows += 1
+            segment.events += head.events
+            segment.last = head.number
+        segment.is_kept |= at != segment.size
+    finally:
+        os.close(file)
+    return segment

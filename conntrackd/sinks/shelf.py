@@ -44,13 +44,23 @@ class Shelf(Generic[P]):
         self._write_at = 0.0
         self._read_at = 0.0
         self._failures = 0
-        stats.sink_events_restored_total += store.events + store.missing
-        stats.sink_events_spooled += store.events
-        stats.sink_events_dropped_damaged_total += store.missing
-        if store.damage:
-            stats.sink_spool_damaged_total += 1
+        self._is_counted = False
+        self._count_restored()
+
+    def _count_restored(self) -> None:
+        """What an earlier process left, as soon as the disk lets it be seen."""
+        store, stats = self._store, self._stats
+        if self._is_counted or store.restored is None:
+            return
+        with self._lock:
+            self._is_counted = True
+            stats.sink_events_restored_total += store.restored + store.missing
+            stats.sink_events_spooled += store.restored
+            stats.sink_events_dropped_damaged_total += store.missing
+            stats.sink_spool_damaged_total += bool(store.damage)
             self.error = store.damage
-            logger.error("sink %s: %s", name, store.damage)
+        if store.damage:
+            logger.error("sink %s: %s", self._name, store.damage)
 
     @property
     def rows(self) -> int:
@@ -81,6 +91,7 @@ class Shelf(Generic[P]):
             self._write_at = self._clock() + PAUSE
             self._note(error)
             return False
+        self._count_restored()
         events = sum(parcel.events for parcel in parcels)
         dropped = sum(row.parcel.events for row in gone)
         with self._lock:
@@ -92,10 +103,23 @@ class Shelf(Generic[P]):
 
     def report_losses(self, encode: Callable[[list[Lost]], P]) -> None:
         """What is gone, as a row behind all others: the number on disk is one or the other at any time."""
+        if self.is_full():
+            return
+        if not self._is_counted:
+            self._open()
         losses = self._store.losses
-        if losses and not self.is_full():
+        if losses:
             oldest = min(lost.since for lost in losses)
             self.put((Parcel(encode(list(losses)), 0, oldest, losses),), is_report=True)
+
+    def _open(self) -> None:
+        """Again: the disk did not let it at the start."""
+        try:
+            self._store.first()
+            self._count_restored()
+        except SpoolError as error:
+            self._write_at = self._clock() + PAUSE
+            self._note(error)
 
     def note(self, losses: Sequence[Lost]) -> None:
         """To be reported by the next process: a disk that has no room for a row has it for a number."""

@@ -11,16 +11,14 @@ got, is a number in the state before it is gone, and stays one until its report 
 """
 
 import errno
-import fcntl
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, Lost
@@ -32,85 +30,21 @@ from conntrackd.sinks.segment import (
     find_head,
     list_heads,
     read_parcel,
+    scan_segment,
 )
 from conntrackd.sinks.sink import Parcel
-from conntrackd.sinks.spool_state import State, encode_state, read_state
+from conntrackd.sinks.spool_directory import SAFE, SpoolDirectory, write_all
+from conntrackd.sinks.spool_state import State
+from conntrackd.sinks.store import Row, SpoolError, Store
 
-P = TypeVar("P")
+__all__ = ["Row", "Spool", "SpoolError", "Store"]
 
-MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must not fill itself
 MIN_SEGMENT, MAX_SEGMENT = 64 << 10, 8 << 20
 SEGMENTS: Final = 16  # at the bound: so much of it goes at once
 # The last file of an empty spool goes when it has grown beyond this: an outage does not cost disk for ever.
 SHRINK_ABOVE: Final = 64 << 10
 # A disk in this condition may mend while the daemon runs; everything else is a mistake in the configuration.
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
-SAFE: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
-
-
-class SpoolError(Exception):
-    """The disk does not take it or give it back: full, read-only, broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row(Generic[P]):
-    """A parcel on disk."""
-
-    number: int
-    parcel: Parcel[P]
-    intact: bool = True
-    """Whether it is what was stored. If not, only the number of its events is known."""
-
-
-class Store(Protocol[P]):
-    """Parcels on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
-
-    @property
-    def rows(self) -> int:
-        """Parcels in it."""
-
-    @property
-    def events(self) -> int:
-        """Events in it."""
-
-    @property
-    def oldest(self) -> int:
-        """Time of its oldest record, 0 for none."""
-
-    @property
-    def damage(self) -> str:
-        """What could not be read when it was opened, empty for nothing."""
-
-    @property
-    def missing(self) -> int:
-        """Events that were in it and could not be read when it was opened."""
-
-    @property
-    def losses(self) -> Losses:
-        """What is gone and has not been reported yet. On disk, too."""
-
-    def append(
-        self, parcels: Sequence[Parcel[P]], *, keep: int | None = None, is_report: bool = False
-    ) -> list[Row[P]]:
-        """Stores all or none of them behind the others. A report stands for all `losses` of now.
-
-        Returns the oldest rows, which had to go for them; never the one numbered `keep`.
-        """
-
-    def first(self) -> Row[P] | None:
-        """The oldest row."""
-
-    def remove(self, row: Row[P]) -> None:
-        """The oldest row is done with: first() never gives it again. One that is not intact is a loss."""
-
-    def note(self, losses: Sequence[Lost]) -> None:
-        """Adds to the losses what was lost elsewhere."""
-
-    def set_aside(self) -> str:
-        """Keeps the files under another name, which is returned, and starts anew and empty."""
-
-    def close(self) -> None:
-        """Lets another process open it."""
 
 
 class Spool:
@@ -125,12 +59,11 @@ class Spool:
         self.events = 0
         self.damage = ""
         self.missing = 0
-        self._directory = directory
+        self.restored: int | None = None
+        self._directory = SpoolDirectory(directory, name)
         self._name = name
         self._limit = limit
         self._segment_size = min(MAX_SEGMENT, max(MIN_SEGMENT, limit // SEGMENTS))
-        self._lock: int | None = None
-        self._state_file: int | None = None
         self._state = State()
         self._known = False  # whether _state is what this process has made it, and not to be read
         self._segments: deque[Segment] = deque()
@@ -149,67 +82,38 @@ class Spool:
     def _open(self) -> None:
         """Takes the lock, reads what is there, and says what should be and is not."""
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_lock()
-            state = self._read_state()
+            self._directory.open()
+            state = self._state if self._known else self._read_state()
             self._segments = deque(self._read_segments(state))
         except OSError as error:
             self._disconnect()
             if error.errno in PASSING:
                 raise self._explain(error) from error
             raise ConfigError(
-                f"cannot use the spool {self._directory}: {error.strerror}",
+                f"cannot use the spool {self._directory.path}: {error.strerror}",
                 hint="name a directory in which conntrackd may write",
             ) from error
         with self._translated():
             self._settle(state)
 
-    def _take_lock(self) -> None:
-        """flock: it goes with the process, however that ends."""
-        if self._lock is not None:
-            return
-        path = self._directory / f"{self._name}.lock"
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            self._keep(path)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | SAFE, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise ConfigError(
-                f"the spool {self._directory / self._name} is in use by another process",
-                hint="each conntrackd needs a spool directory of its own",
-            ) from error
-        self._lock = lock
-
     def _read_state(self) -> State | None:
         """None where there is none, or none that can be read: that one is kept aside."""
-        if self._known:
-            return self._state
-        path = self._directory / f"{self._name}.state"
-        if not path.is_symlink() and not path.exists():
-            return None
-        state = None
-        with suppress(OSError):
-            state = read_state(path)
-        if state is None:
-            self._note_damage("its state cannot be read", self._keep(path))
+        state, kept = self._directory.read_state()
+        if kept:
+            self._note_damage("its state cannot be read", kept)
         return state
 
     def _read_segments(self, state: State | None) -> Iterator[Segment]:
         """In the order of their numbers, each with what is left of it."""
-        pattern = re.compile(re.escape(self._name) + r"-([0-9]{20})\.spool")
-        for path in sorted(self._directory.iterdir()):
-            if not pattern.fullmatch(path.name):
-                continue
+        for path in self._directory.list_segments():
             try:
                 if path.is_symlink() or not path.is_file():
                     raise OSError(errno.EINVAL, "not a plain file")
-                yield _scan(path, state or State())
+                yield scan_segment(path, state or State())
             except OSError as error:
                 if error.errno in PASSING - {errno.EIO}:
                     raise
-                self._note_damage(f"{path.name} cannot be read", self._keep(path))
+                self._note_damage(f"{path.name} cannot be read", self._directory.keep(path))
 
     def _settle(self, state: State | None) -> None:
         """Compares what is there with what should be, and writes down what is not."""
@@ -228,27 +132,28 @@ class Spool:
             # Else it is what a process wrote last that was killed, and nobody was told that it is there.
             segment.is_kept &= missing > 0 or state is None
             if segment.is_kept:
-                self._note_damage("", self._keep(segment.path, copy=True))
+                self._note_damage("", self._directory.keep(segment.path, copy=True))
         if missing and self._known:
             self._remember_missing(missing)
         elif missing:
             self.missing = missing
             losses = join_losses((*losses, self._make_loss(missing, "damaged")))
             self._note_damage(f"{missing} events of it cannot be read")
-        self._known = True
         self.rows = sum(segment.rows for segment in self._segments)
         self.events = sum(segment.events for segment in self._segments)
+        if not self._known:
+            self._known, self.restored = True, self.events
         highest = max((segment.last for segment in self._segments), default=0)
         self._state = replace(before, losses=losses)
         self._change(next=max(before.next, highest + 1), events=self.events)
-        self._write_state(sync=True)
+        self._directory.write_state(self._state, sync=True)
         for segment in list(self._segments):
             if not segment.rows:
                 self._drop_segment(segment)
 
     def _remember_missing(self, events: int) -> None:
         """Found by a process that has counted them already: a row of which nothing is left."""
-        path = self._directory / f"{self._name}-missing"
+        path = self._path.with_name(f"{self._name}-missing")
         self._segments.appendleft(Segment(path, rows=1, events=events, last=self._state.done))
 
     def _look_behind(self, state: State) -> tuple[int, bool]:
@@ -278,7 +183,7 @@ class Spool:
 
     @property
     def _path(self) -> Path:
-        return self._directory / self._name
+        return self._directory.path / self._name
 
     @property
     def losses(self) -> Losses:
@@ -319,7 +224,7 @@ class Spool:
         # The rows are there. What is too much, and the state, go with the next ones where the disk fails now.
         with suppress(SpoolError), self._translated():
             self._make_room(keep, gone)
-            self._write_state()
+            self._directory.write_state(self._state)
         return gone
 
     def _write(self, data: bytes) -> Segment:
@@ -329,14 +234,13 @@ class Spool:
         # A file that somebody has removed would take rows, and give none back.
         if writer is None or is_over or os.fstat(writer).st_nlink == 0:
             self._close_writer()
-            path = self._directory / f"{self._name}-{self._state.next:020}.spool"
-            writer = self._writer = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | SAFE, 0o600)
-            segment = Segment(path)
-            self._segments.append(segment)
-            self._sync_directory()
+            path, writer = self._directory.create_segment(self._state.next)
+            self._writer, segment = writer, Segment(path)
+            # Of the same name is one into which nothing was ever written.
+            self._segments = deque([*(old for old in self._segments if old.path != path), segment])
         assert segment is not None
         try:
-            _write_all(writer, data, segment.size)
+            write_all(writer, data, segment.size)
             os.fdatasync(writer)
         except OSError:
             with suppress(OSError):
@@ -386,7 +290,7 @@ class Spool:
             losses=join_losses((*before.losses, *told)),
         )
         try:
-            self._write_state(sync=True)
+            self._directory.write_state(self._state, sync=True)
         except BaseException:
             self._state = replace(before, turn=self._state.turn)
             raise
@@ -451,8 +355,8 @@ class Spool:
             if not row.intact and not segment.is_kept:
                 segment.is_kept = True
                 with suppress(OSError):
-                    self._keep(segment.path, copy=True)
-            self._write_state(sync=not row.intact)
+                    self._directory.keep(segment.path, copy=True)
+            self._directory.write_state(self._state, sync=not row.intact)
             self._give_back()
 
     def _forget(self, row: Row[bytes]) -> None:
@@ -469,7 +373,7 @@ class Spool:
             is_last = len(self._segments) == 1
             if is_last and self._writer is not None and segment.size <= SHRINK_ABOVE:
                 return
-            self._write_state(sync=True)
+            self._directory.write_state(self._state, sync=True)
             self._drop_segment(segment)
 
     def note(self, losses: Sequence[Lost]) -> None:
@@ -478,12 +382,12 @@ class Spool:
             self._use()
             self._change(losses=join_losses((*self._state.losses, *losses)))
             with self._translated():
-                self._write_state(sync=True)
+                self._directory.write_state(self._state, sync=True)
 
     # ---- files ----------------------------------------------------------------------------------------
 
     def _use(self) -> None:
-        if self._state_file is None:
+        if not self._directory.is_open:
             try:
                 self._open()
             except ConfigError as error:  # it was right when the daemon started
@@ -503,33 +407,6 @@ class Spool:
 
     def _change(self, **changes: object) -> None:
         self._state = replace(self._state, turn=self._state.turn + 1, **changes)  # type: ignore[arg-type]
-
-    def _write_state(self, *, sync: bool = False) -> None:
-        """In place, so that a full disk has room for it."""
-        path = self._directory / f"{self._name}.state"
-        file = self._state_file
-        if file is not None and os.fstat(file).st_nlink == 0:
-            os.close(file)
-            file = self._state_file = None
-        if file is None:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | SAFE, 0o600)
-            try:
-                _write_all(file, encode_state(self._state), 0)
-            except OSError:
-                os.close(file)
-                raise
-            self._state_file = file
-            self._sync_directory()
-        _write_all(file, encode_state(self._state), 0)
-        if sync:
-            os.fdatasync(file)
-
-    def _sync_directory(self) -> None:
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
@@ -564,29 +441,15 @@ class Spool:
             self._disconnect()
             for segment in list(self._segments):
                 with suppress(FileNotFoundError):
-                    kept = self._keep(segment.path)
+                    kept = self._directory.keep(segment.path)
             self._segments.clear()
             self.rows = self.events = 0
             loss = [self._make_loss(lost, "damaged")] if lost else []
             self._change(
                 done=self._state.next - 1, events=0, losses=join_losses((*self._state.losses, *loss))
             )
-            self._write_state(sync=True)
+            self._directory.write_state(self._state, sync=True)
         return kept
-
-    def _keep(self, path: Path, *, copy: bool = False) -> str:
-        """Under another name; with `copy`, under its own as well. Returns the new one."""
-        names = [self._directory / f"{self._name}.damaged-{number}" for number in range(1, MAX_SET_ASIDE + 1)]
-        if path.is_dir() and not path.is_symlink():  # which cannot take the place of a file
-            names = [name.with_suffix(f"{name.suffix}-{time.time_ns()}") for name in names]
-        target = next((name for name in names if not name.exists() and not name.is_symlink()), names[-1])
-        if not copy:
-            path.replace(target)
-            return str(target)
-        with suppress(FileNotFoundError):
-            target.unlink()
-        os.link(path, target, follow_symlinks=False)
-        return str(target)
 
     def _close_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -602,41 +465,9 @@ class Spool:
         self._close_reader()
         self._close_writer()
         self._first = None
-        file, self._state_file = self._state_file, None
-        if file is not None:
-            os.close(file)
+        self._directory.close()
 
     def close(self) -> None:
         """Lets another process have it."""
         self._disconnect()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-
-def _scan(path: Path, state: State) -> Segment:
-    """What is left in a file. `is_kept` says for now that there are bytes in it that are no rows."""
-    segment = Segment(path)
-    file = os.open(path, os.O_RDONLY | SAFE)
-    try:
-        segment.size = os.fstat(file).st_size
-        at = 0
-        for head in list_heads(file, segment.size):
-            segment.is_kept |= head.at != at
-            at = head.end
-            if state.is_gone(head.number) or head.number <= segment.last:
-                continue
-            segment.rows += 1
-            segment.events += head.events
-            segment.last = head.number
-        segment.is_kept |= at != segment.size
-    finally:
-        os.close(file)
-    return segment
-
-
-def _write_all(file: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(file, view, at)
-        view, at = view[done:], at + done
+        self._directory.unlock()

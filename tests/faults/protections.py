@@ -240,7 +240,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a spool belongs to one process",
-        "conntrackd/sinks/spool.py",
+        "conntrackd/sinks/spool_directory.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/sinks/test_spool.py::test_a_second_process_is_refused_with_a_reason",

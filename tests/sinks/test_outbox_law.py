@@ -41,6 +41,7 @@ class MemoryStore:
         self.content: deque[Row[bytes]] = deque()
         self.damage = ""
         self.missing = 0
+        self.restored = 0
         self.losses: Losses = ()
         self.troubles: deque[SpoolError] = deque()
         self._next = 1

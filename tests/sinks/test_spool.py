@@ -252,6 +252,31 @@ def test_a_disk_that_becomes_read_only_repeats_at_most_and_loses_nothing(small_d
 
 
 @pytest.mark.privileged
+def test_what_is_on_a_disk_that_is_read_only_at_the_start_is_counted_and_delivered_later(
+    small_disk: Path,
+) -> None:
+    before = Spool(small_disk, "fake", MEBIBYTE)
+    before.append([Parcel(b"[0, 1]", 2, 1)])
+    before.close()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    sink, clock = FakeSink(), Clock()
+    outbox = Outbox(sink, queue=20, stats=SinkStats(), spool=Spool(small_disk, "fake", MEBIBYTE), clock=clock)
+    outbox.put(make_flows(1, 2))
+    run_until_idle(outbox, clock, seconds=1.0)
+    away = outbox.snapshot()
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    clock.now += 60.0
+    outbox.put(make_flows(1, 3))
+    run_until_idle(outbox, clock, seconds=60.0)
+    stats = outbox.snapshot()
+    outbox.stop(clock.now)
+
+    assert away.sink_spool_errors_total == 1
+    assert sorted(sink.numbers) == [0, 1, 2, 3]
+    assert (stats.sink_events_restored_total, stats.sink_events_spooled, find_imbalance(stats)) == (2, 0, 0)
+
+
+@pytest.mark.privileged
 def test_a_read_only_disk_at_the_start_is_survived(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     spool = Spool(small_disk / "new", "fake", MEBIBYTE)
