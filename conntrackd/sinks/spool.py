@@ -95,6 +95,27 @@ class Spool:
             ) from error
         with self._translated():
             self._settle(state)
+            self._import()
+
+    def _import(self) -> None:
+        """What an older daemon has left in a database. Killed in between, it comes twice."""
+        path = self._path.with_name(f"{self._name}.sqlite")
+        if not path.is_file():
+            return
+        from conntrackd.sinks.spool_import import read_database  # noqa: PLC0415  # sqlite3 takes memory
+
+        is_whole = True
+        for parcel, is_good in read_database(path):
+            if is_good:
+                self.append([parcel])
+            else:
+                is_whole = False
+                self.note([self._make_loss(parcel.events, "damaged", parcel.oldest)])
+        if not is_whole:
+            self._note_damage("not all of it can be read", self._directory.keep(path))
+        for suffix in ("-wal", "-shm", ""):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        self.restored = self.events
 
     def _read_state(self) -> State | None:
         """None where there is none, or none that can be read: that one is kept aside."""

@@ -258,7 +258,7 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
         running.wait_for_start()
         rig.producer.send(80_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
-        full = any("disk is full" in line for line in running.said)
+        full = any("No space left on device" in line for line in running.said)
         (disk / "ballast").unlink()
         loki.faults.clear()
         rig.wait_for_law(60)

@@ -1,15 +1,17 @@
 """The spool: what goes in comes out, in order, after everything that can happen to a file."""
 
 import random
+import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
+from conntrackd.flow import ABSENT, Batch
 from conntrackd.sinks.outbox import Outbox
 from conntrackd.sinks.sink import Parcel, SinkUnavailable
 from conntrackd.sinks.spool import Spool, SpoolError
@@ -88,7 +90,7 @@ def test_a_second_process_is_refused_with_a_reason(open_spool: OpenSpool, tmp_pa
     code = f"""
 from pathlib import Path
 from conntrackd.errors import ConfigError
-from conntrackd.flow import Batch
+from conntrackd.flow import ABSENT, Batch
 from conntrackd.sinks.spool import Spool
 try:
     Spool(Path({str(tmp_path / "spool")!r}), "fake", 1 << 20)
@@ -287,3 +289,58 @@ def test_a_read_only_disk_at_the_start_is_survived(small_disk: Path) -> None:
 
     assert drain(spool) == [make_parcel(1)]
     spool.close()
+
+
+# ---- what was there before
+
+
+def write_database(path: Path, rows: list[Parcel[bytes]]) -> None:
+    """As 2.0 did."""
+    database = sqlite3.connect(path)
+    database.execute(
+        "CREATE TABLE parcels (number INTEGER PRIMARY KEY, events INTEGER NOT NULL, oldest INTEGER NOT NULL,"
+        " checksum INTEGER NOT NULL, payload BLOB NOT NULL)"
+    )
+    for number, parcel in enumerate(rows, 1):
+        checksum = zlib.crc32(
+            parcel.payload, zlib.crc32(b"%d %d %d" % (number, parcel.events, parcel.oldest))
+        )
+        row = (number, parcel.events, parcel.oldest, checksum, parcel.payload)
+        database.execute("INSERT INTO parcels VALUES (?, ?, ?, ?, ?)", row)
+    database.commit()
+    database.close()
+
+
+def test_a_spool_of_an_older_daemon_is_read_once(open_spool: OpenSpool, tmp_path: Path) -> None:
+    parcels = [make_parcel(number) for number in range(5)]
+    (tmp_path / "spool").mkdir()
+    write_database(tmp_path / "spool" / "fake.sqlite", parcels)
+    spool = open_spool()
+    found = (spool.restored, spool.rows, spool.damage)
+    spool.append([make_parcel(5)])
+
+    assert found == (15, 5, "")
+    assert drain(spool) == [*parcels, make_parcel(5)]
+    assert not list((tmp_path / "spool").glob("*.sqlite*"))
+
+
+@pytest.mark.parametrize("damage", ["row", "file"])
+def test_of_a_damaged_one_what_can_be_read_is_delivered_and_the_rest_is_told(
+    open_spool: OpenSpool, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "spool" / "fake.sqlite"
+    path.parent.mkdir()
+    write_database(path, [make_parcel(number) for number in range(5)])
+    content = bytearray(path.read_bytes())
+    if damage == "row":
+        content[content.index(make_parcel(2).payload) + 50] ^= 1
+    else:
+        content[:100] = b"this was my shopping list".ljust(100)
+    path.write_bytes(content)
+    spool = open_spool()
+    losses = [(lost.count, lost.where, lost.reason) for lost in spool.losses]
+    wanted = [make_parcel(number) for number in (0, 1, 3, 4)] if damage == "row" else []
+
+    assert drain(spool) == wanted
+    assert losses == [(3 if damage == "row" else ABSENT, "fake", "damaged")]
+    assert (tmp_path / "spool" / "fake.damaged-1").read_bytes() == content
