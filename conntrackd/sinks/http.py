@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from conntrackd.sinks.addresses import Addresses
 from conntrackd.sinks.http_reply import MAX_REPLY, Reply, ReplyError, ReplyReader
@@ -32,8 +32,8 @@ class Connection:
         """SinkUnavailable when a certificate cannot be read. Nothing is sent yet."""
         parts = urlsplit(address)
         port = parts.port or PORTS[parts.scheme]
-        host = unquote(parts.hostname or "")
-        self._path = parts.path.rstrip("/")
+        host = _encode_host(unquote(parts.hostname or ""))
+        self._path = quote(parts.path, safe="/%!$&'()*+,;=:@~").rstrip("/")
         # RFC 6874: the zone of a link-local address is our affair, and no part of the server's name.
         self._name = host.partition("%")[0]
         self._host = f"[{self._name}]" if ":" in self._name else self._name
@@ -163,6 +163,14 @@ class Connection:
                     raise
                 return reader.feed(data)
         return None
+
+
+def _encode_host(host: str) -> str:
+    """A name with other letters than DNS has, as it stands there and in a certificate."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError as error:
+        raise SinkUnavailable(f"{host} is no name of a host: {name_cause(error)}") from error
 
 
 def _receive_now(sock: socket.socket) -> bytes | None:

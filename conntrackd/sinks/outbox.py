@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from conntrackd.flow import Flow, Lost, Piece
 from conntrackd.sinks.backoff import Backoff, Repeats
 from conntrackd.sinks.encode import Form
+from conntrackd.sinks.losses import describe_losses
 from conntrackd.sinks.parcels import Parcels
 from conntrackd.sinks.queue import Queue, Waiting
 from conntrackd.sinks.shelf import Shelf
@@ -234,9 +235,12 @@ class Outbox(Generic[P]):
         if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
+        losses = self._waiting.take_losses()
         if self._shelf is not None:
-            self._shelf.note(self._waiting.take_losses())
+            self._shelf.note(losses)
             self._shelf.close()
+        elif untold := describe_losses(losses, "shutdown"):
+            logger.warning("sink %s: ended before it could be told what was lost (%s)", self.name, untold)
 
     # ---- the thread -----------------------------------------------------------------------------------
 
@@ -377,9 +381,7 @@ class Outbox(Generic[P]):
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
             if self._parcels.row is None:
-                reports = [lost for part in self._parcels.all for lost in part.losses]
-                self._parcels.clear()
-                for lost in reports:
+                for lost in self._parcels.clear():
                     self._append_lost(lost)
             if dropped:
                 self._drop(dropped, oldest, time.time_ns(), reason or self._state.value)

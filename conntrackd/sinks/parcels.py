@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from conntrackd.flow import Lost
 from conntrackd.sinks.sink import Parcel, SinkRevised
 from conntrackd.sinks.spool import Row
 from conntrackd.stats import SinkStats
@@ -34,9 +35,11 @@ class Parcels(Generic[P]):
     def append(self, parcel: Parcel[P]) -> None:
         self._parcels.append(parcel)
 
-    def clear(self) -> None:
-        """Forgets them; the counters stay."""
+    def clear(self) -> list[Lost]:
+        """Forgets them; the counters stay. Returns the LOST records in them."""
+        losses = [lost for parcel in self._parcels for lost in parcel.losses]
         self._parcels.clear()
+        return losses
 
     def settle(self, refused: int) -> tuple[Parcel[P], Row[P] | None]:
         """The first is done with: delivered, but for what was refused. After the last one, its row too."""

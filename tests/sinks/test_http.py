@@ -143,6 +143,22 @@ def test_the_head_names_the_server_and_holds_nothing_that_could_end_it() -> None
         ]
 
 
+@pytest.mark.parametrize(
+    ("address", "host", "path"),
+    [
+        ("http://b\u00fccher.example:3100/x", "xn--bcher-kva.example:3100", "/x"),
+        ("http://127.0.0.1/b\u00fccher/a%20b/", "127.0.0.1", "/b%C3%BCcher/a%20b"),
+        ("http://[::1]", "[::1]", ""),
+    ],
+)
+def test_what_is_not_ascii_in_an_address_is_written_as_http_has_it(
+    address: str, host: str, path: str
+) -> None:
+    used = Connection(address, Tls())
+
+    assert (used._host, used._path) == (host, path)
+
+
 def test_the_zone_of_an_address_is_not_part_of_the_name() -> None:
     """RFC 6874. Loopback has no link-local address: only the names are looked at."""
     used = Connection("http://[fe80::1%25eth0]:3100", Tls())

@@ -208,6 +208,19 @@ def test_a_loss_that_was_not_yet_reported_is_reported_by_the_next_process(
     assert (sink.received, second.received) == ([], [[3, "fake", "refused"]])
 
 
+def test_without_a_spool_the_log_has_what_the_sink_was_not_told(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = FakeSink()
+    sink.faults.append(SinkRefused("no"))
+    outbox = make_outbox(sink, clock)
+    outbox.put(make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+
+    assert "sink fake: ended before it could be told what was lost (refused: 3)" in caplog.text
+
+
 def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
