@@ -45,8 +45,8 @@ def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) 
     logging.basicConfig(handlers=[handler], level=LEVELS[level], force=True)
     # A library's own chatter is no message of ours, unless it is asked for.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    for name in ("urllib3", "pyroute2"):  # the latter warns of a file of /proc that the sandbox hides
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # It warns of a file of /proc that the sandbox hides.
+    logging.getLogger("pyroute2").setLevel(logging.ERROR)
     logging.raiseExceptions = False  # a closed stderr is no reason to write more to it
 
 

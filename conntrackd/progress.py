@@ -6,7 +6,7 @@ no bad state at all.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Final
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.stats import SinkStats

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import socket
-import ssl
 import struct
 import termios
 import time
@@ -19,7 +18,8 @@ from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
-from conntrackd.sinks.tls import Tls, make_context, name_cause
+from conntrackd.sinks.addresses import Addresses
+from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1  # over the network; what is here has gathered already
@@ -63,6 +63,9 @@ class SyslogSink:
         self._target = target
         self._framing = framing
         self._tls = tls
+        self._credentials: Credentials | None = None
+        kind = socket.SOCK_DGRAM if target.scheme == "udp" else socket.SOCK_STREAM
+        self._addresses = Addresses(target.host, target.port, kind)
         self._socket: socket.socket | None = None
         self._datagrams: DatagramSocket | None = None
         self._refusals = 0
@@ -80,23 +83,35 @@ class SyslogSink:
     def _connect(self) -> socket.socket:
         match self._target.scheme:
             case "udp":
-                return _connect_udp(self._target, self._refusals)
+                return _connect_udp(self._addresses, self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
-        plain = socket.create_connection((self._target.host, self._target.port), CONNECT_SECONDS)
+        if self._tls is not None and self._credentials is None:
+            self._credentials = Credentials(self._tls)
+        plain = self._addresses.connect(CONNECT_SECONDS, lambda _: None)
+        plain.settimeout(CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is None:
-            return plain
+        return plain if self._credentials is None else self._secure(plain, self._credentials)
+
+    def _secure(self, plain: socket.socket, credentials: Credentials) -> socket.socket:
         try:
-            return make_context(self._tls).wrap_socket(
-                plain, server_hostname=self._target.host.partition("%")[0]
-            )
+            # RFC 6874: the zone of a link-local address is our affair, and no part of the server's name.
+            secure = credentials.wrap(plain, self._target.host.partition("%")[0])
         except (OSError, SinkUnavailable):
             plain.close()
             raise
+        try:
+            secure.do_handshake()
+        except OSError:
+            secure.close()
+            raise
+        return secure
 
     def write(self, parts: Sequence[Rendered]) -> int:
         """All of it, or `written` on what is raised: those before the first that is not there whole."""
+        if self._socket is not None and self._leads_elsewhere(self._socket):
+            self.close()
+            self.open()
         sock = self._socket
         if sock is None:
             raise SinkUnavailable("closed")
@@ -118,6 +133,13 @@ class SyslogSink:
             raise
         self._count_numbers(messages.text)
         return len(text)
+
+    def _leads_elsewhere(self, sock: socket.socket) -> bool:
+        """Whether a new connection would be another: the name's address has changed, or our certificate."""
+        if self._target.path:
+            return False
+        has_others = self._credentials is not None and self._credentials.have_changed()
+        return has_others or self._addresses.have_moved(sock)
 
     def _count_numbers(self, text: bytes) -> None:
         self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
@@ -167,9 +189,9 @@ class SyslogSink:
             sock.close()
 
 
-def _connect_udp(target: Target, refusals: int) -> socket.socket:
+def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
     """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+    found = addresses.find()
     first = refusals % len(found)
     last: OSError | None = None
     for family, kind, protocol, _, address in found[first:] + found[:first]:
@@ -204,7 +226,9 @@ def _check_peer(sock: socket.socket) -> None:
     sock.settimeout(0)
     try:
         closed = sock.recv(1) == b""
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except OSError as error:
+        if not is_waiting(error):
+            raise
         closed = False
     finally:
         sock.settimeout(SEND_SECONDS)

@@ -32,13 +32,12 @@ POINTS = (
 PROGRAM = r"""
 import json, os, signal, socket, struct, sys
 from pathlib import Path
-from conntrackd.delivery import spool as module
-from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.batch import unpack_batch
-from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.sinks import spool as module
+from conntrackd.sinks.backoff import Backoff
+from conntrackd.sinks.outbox import Outbox
+from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import FAKE, Clock, put, show
+from tests.sinks.fakes import Clock, encode
 from tests.sinks.flows import make_flows
 
 directory, port, point, countdown, first, count = sys.argv[1:]
@@ -54,29 +53,29 @@ def pass_by(name):
 
 
 class Watched(module.Spool):
-    def append(self, parcels, *, keep=None):
+    def append(self, parcels, **options):
         pass_by("before append")
-        gone = super().append(parcels, keep=keep)
-        sys.stdout.write(json.dumps([n for p in parcels for n in show(unpack_batch(p.payload).parts)]) + "\n")
+        gone = super().append(parcels, **options)
+        sys.stdout.write(json.dumps([n for p in parcels for n in json.loads(p.payload)]) + "\n")
         sys.stdout.flush()
         pass_by("after append")
         return gone
 
-    def _make_room(self, database, keep):
-        pass_by("in append")  # between BEGIN and COMMIT
-        return super()._make_room(database, keep)
+    def _make_room(self, keep, gone):
+        pass_by("in append")  # the row is there, the state does not know it
+        super()._make_room(keep, gone)
 
     def remove(self, row):
         super().remove(row)
         pass_by("after remove")
 
-    def _delete_done(self, database):
+    def _give_back(self):
         pass_by("in remove")
-        super()._delete_done(database)
+        super()._give_back()
 
 
 class Remote:
-    name, template, batch_events, batch_wait = "fake", FAKE, 5, 0.0
+    name, batch_events, batch_wait = "fake", 5, 0.0
 
     def __init__(self):
         self.connection = None
@@ -86,8 +85,10 @@ class Remote:
             raise SinkUnavailable("away")
         self.connection = socket.create_connection(("127.0.0.1", int(port)))
 
-    def write(self, parts):
-        payload = json.dumps(show(parts)).encode()
+    def encode(self, batch):
+        return encode(batch)
+
+    def write(self, payload):
         pass_by("before write")
         self.connection.sendall(struct.pack(">I", len(payload)) + payload)
         if self.connection.recv(1) != b"+":
@@ -104,7 +105,7 @@ spool = Watched(Path(directory), "fake", 1 << 20)
 outbox = Outbox(Remote(), queue=1000, stats=SinkStats(), spool=spool, backoff=Backoff(0.1, 1.0), clock=clock)
 for number in range(int(first), int(first) + int(count), 5):
     away = number < int(first) + int(count) // 2
-    put(outbox, make_flows(5, number))
+    outbox.put(make_flows(5, number))
     for _ in range(20):
         wait = outbox.step()
         clock.now += wait or 0.0

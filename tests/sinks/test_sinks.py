@@ -40,11 +40,11 @@ def find_spool(store: Store) -> Spool:
     ("settings", "with_spool"),
     [
         ({}, {}),
-        ({"sink__loki__spool": "/tmp/here"}, {"loki": "/tmp/here/loki.sqlite"}),
-        ({"state_directory": "/var"}, {"loki": "/var/loki/loki.sqlite"}),
+        ({"sink__loki__spool": "/tmp/here"}, {"loki": "/tmp/here/loki"}),
+        ({"state_directory": "/var"}, {"loki": "/var/loki/loki"}),
         (
             {"state_directory": "/var", "sink__syslog__address": "tcp://localhost"},
-            {"syslog": "/var/syslog/syslog.sqlite", "loki": "/var/loki/loki.sqlite"},
+            {"syslog": "/var/syslog/syslog", "loki": "/var/loki/loki"},
         ),
     ],
 )
