@@ -37,7 +37,7 @@ TESTS: Final[dict[str, list[tuple[str, str]]]] = {
         ("tests/sinks/test_syslog.py", "test_a_socket_that_is_removed_and_made_again"),
         ("tests/sinks/test_journal.py", "test_a_journald_that_is_"),
     ],
-    "Spools": [("tests/sinks/test_spool_damage.py", "test_damage_under_a_running_process")],
+    "Spools": [("tests/delivery/test_spool_damage.py", "test_damage_under_a_running_process")],
     "Databases": [
         ("tests/test_geoip.py", "test_a_replaced_file_is_taken_over"),
         ("tests/test_geoip.py", "test_a_damaged_replacement_is_told_once"),

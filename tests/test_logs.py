@@ -11,7 +11,6 @@ from conntrackd import logs
 # What they say under the unit: a file of /proc is hidden there, a server is away.
 CHATTER = [
     ("pyroute2.netlink.rtnl.tcmsg.common", "tcmsg: [Errno 2] '/proc/net/psched': functionality is limited"),
-    ("urllib3.connectionpool", "Retrying (Retry(total=0)) after connection broken"),
 ]
 
 

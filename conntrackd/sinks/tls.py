@@ -30,10 +30,10 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
     """A client's context, files read now. SinkUnavailable when one cannot be used."""
     import ssl  # noqa: PLC0415  # see above
 
+    for path in (tls.ca, tls.cert, tls.key):
+        if path is not None:
+            _check_file(path)
     try:
-        for path in (tls.ca, tls.cert, tls.key):
-            if path is not None:
-                open_file(path, MAX_CERTIFICATES).close()  # OpenSSL would wait for a named pipe
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # As curl and openssl, and the same in all versions of Python: 3.13 would verify strictly, and refuse
@@ -43,13 +43,23 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
         if tls.cert is not None:
             # An empty password fails; without one OpenSSL would ask for it at the terminal.
             context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
-    except (OSError, ValueError, KindError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
         raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _check_file(path: Path) -> None:
+    """Before OpenSSL opens it, which would wait for a named pipe."""
+    try:
+        open_file(path, MAX_CERTIFICATES).close()
+    except KindError as error:
+        raise SinkUnavailable(f"{path} {error}") from error
+    except OSError as error:
+        raise SinkUnavailable(f"cannot use {path}: {error.strerror}") from error
 
 
 class Credentials:

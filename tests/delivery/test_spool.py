@@ -10,13 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.batch import Batch, pack_batch
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Parcel, SpoolError
 from conntrackd.errors import ConfigError
-from conntrackd.flow import ABSENT, Batch
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkUnavailable
-from conntrackd.sinks.spool import Spool, SpoolError
+from conntrackd.flow import ABSENT
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, find_imbalance, run_until_idle, sum_dropped
+from tests.delivery.fakes import (
+    Clock,
+    FakeSink,
+    find_imbalance,
+    make_events,
+    put,
+    render_fat,
+    run_until_idle,
+    sum_dropped,
+)
 from tests.sinks.flows import make_flows
 
 MEBIBYTE = 1 << 20
@@ -37,11 +48,11 @@ def open_spool(tmp_path: Path) -> Iterator[OpenSpool]:
         spool.close()
 
 
-def make_parcel(number: int, size: int = 100, events: int = 3) -> Parcel[bytes]:
+def make_parcel(number: int, size: int = 100, events: int = 3) -> Parcel:
     return Parcel(random.Random(number).randbytes(size), events, number + 1)
 
 
-def drain(spool: Spool) -> list[Parcel[bytes]]:
+def drain(spool: Spool) -> list[Parcel]:
     """Everything in it, by the way that the outbox goes."""
     found = []
     while (row := spool.first()) is not None:
@@ -90,8 +101,7 @@ def test_a_second_process_is_refused_with_a_reason(open_spool: OpenSpool, tmp_pa
     code = f"""
 from pathlib import Path
 from conntrackd.errors import ConfigError
-from conntrackd.flow import ABSENT, Batch
-from conntrackd.sinks.spool import Spool
+from conntrackd.delivery.spool import Spool
 try:
     Spool(Path({str(tmp_path / "spool")!r}), "fake", 1 << 20)
 except ConfigError as error:
@@ -196,34 +206,30 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.privileged
 def test_a_full_disk_is_counted_and_the_queue_goes_on_in_memory(small_disk: Path) -> None:
-    class Fat(FakeSink):
-        def encode(self, batch: Batch) -> bytes:
-            return super().encode(batch) + b" " * 100_000
-
-    sink, clock = Fat(batch_events=1), Clock()
+    sink, clock = FakeSink(batch_events=1), Clock()
     sink.away = SinkUnavailable("away")
     spool = Spool(small_disk, "fake", 256 * MEBIBYTE)
     outbox = Outbox(sink, queue=20, stats=SinkStats(), spool=spool, clock=clock)
-    for number in range(120):
-        outbox.put(make_flows(1, number))
+    for number in range(240):
+        put(outbox, make_flows(1, number), render_fat)
         run_until_idle(outbox, clock, seconds=1.0)
     away = outbox.snapshot()
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
-    outbox.put(make_flows(1, 120))
+    put(outbox, make_flows(1, 240))
     run_until_idle(outbox, clock, seconds=100.0)
     back = outbox.snapshot()
     sink.away = SinkUnavailable("away")
-    outbox.put(make_flows(1, 121))
+    put(outbox, make_flows(1, 241))
     run_until_idle(outbox, clock, seconds=100.0)
     later = outbox.snapshot()
     outbox.stop(clock.now)
 
     assert away.sink_spool_errors_total > 0
     assert away.sink_events_queued == 20
-    assert 20 < away.sink_events_spooled < 85
-    assert sink.numbers == [*range(len(sink.numbers) - 1), 120]
-    assert len(sink.numbers) == 121 - back.sink_events_dropped_queue_total
+    assert 20 < away.sink_events_spooled < 200
+    assert sink.numbers == [*range(len(sink.numbers) - 1), 240]
+    assert len(sink.numbers) == 241 - back.sink_events_dropped_queue_total
     assert (later.sink_events_spooled, find_imbalance(later)) == (1, 0)
 
 
@@ -234,11 +240,11 @@ def test_a_disk_that_becomes_read_only_repeats_at_most_and_loses_nothing(small_d
     spool = Spool(small_disk, "fake", MEBIBYTE)
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=spool, clock=clock)
     for number in range(5):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number))
     run_until_idle(outbox, clock)
     spool.close()  # nothing is remounted while a file is open for writing; it is opened again when needed
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    outbox.put(make_flows(5, 5))
+    put(outbox, make_flows(5, 5))
     run_until_idle(outbox, clock, seconds=100.0)
     away = outbox.snapshot()
     sink.away = None
@@ -258,17 +264,17 @@ def test_what_is_on_a_disk_that_is_read_only_at_the_start_is_counted_and_deliver
     small_disk: Path,
 ) -> None:
     before = Spool(small_disk, "fake", MEBIBYTE)
-    before.append([Parcel(b"[0, 1]", 2, 1)])
+    before.append([Parcel(pack_batch(Batch.of([make_events(2)])), 2, 1)])
     before.close()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     sink, clock = FakeSink(), Clock()
     outbox = Outbox(sink, queue=20, stats=SinkStats(), spool=Spool(small_disk, "fake", MEBIBYTE), clock=clock)
-    outbox.put(make_flows(1, 2))
+    put(outbox, make_flows(1, 2))
     run_until_idle(outbox, clock, seconds=1.0)
     away = outbox.snapshot()
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     clock.now += 60.0
-    outbox.put(make_flows(1, 3))
+    put(outbox, make_flows(1, 3))
     run_until_idle(outbox, clock, seconds=60.0)
     stats = outbox.snapshot()
     outbox.stop(clock.now)
@@ -294,7 +300,7 @@ def test_a_read_only_disk_at_the_start_is_survived(small_disk: Path) -> None:
 # ---- what was there before
 
 
-def write_database(path: Path, rows: list[Parcel[bytes]]) -> None:
+def write_database(path: Path, rows: list[Parcel]) -> None:
     """As 2.0 did."""
     database = sqlite3.connect(path)
     database.execute(

@@ -32,12 +32,13 @@ POINTS = (
 PROGRAM = r"""
 import json, os, signal, socket, struct, sys
 from pathlib import Path
-from conntrackd.sinks import spool as module
-from conntrackd.sinks.backoff import Backoff
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import SinkUnavailable
+from conntrackd.delivery import spool as module
+from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, encode
+from conntrackd.delivery.batch import unpack_batch
+from tests.delivery.fakes import FAKE, Clock, put, show
 from tests.sinks.flows import make_flows
 
 directory, port, point, countdown, first, count = sys.argv[1:]
@@ -56,7 +57,7 @@ class Watched(module.Spool):
     def append(self, parcels, **options):
         pass_by("before append")
         gone = super().append(parcels, **options)
-        sys.stdout.write(json.dumps([n for p in parcels for n in json.loads(p.payload)]) + "\n")
+        sys.stdout.write(json.dumps([n for p in parcels for n in show(unpack_batch(p.payload).parts)]) + "\n")
         sys.stdout.flush()
         pass_by("after append")
         return gone
@@ -75,7 +76,7 @@ class Watched(module.Spool):
 
 
 class Remote:
-    name, batch_events, batch_wait = "fake", 5, 0.0
+    name, template, batch_events, batch_wait = "fake", FAKE, 5, 0.0
 
     def __init__(self):
         self.connection = None
@@ -85,10 +86,8 @@ class Remote:
             raise SinkUnavailable("away")
         self.connection = socket.create_connection(("127.0.0.1", int(port)))
 
-    def encode(self, batch):
-        return encode(batch)
-
-    def write(self, payload):
+    def write(self, parts):
+        payload = json.dumps(show(parts)).encode()
         pass_by("before write")
         self.connection.sendall(struct.pack(">I", len(payload)) + payload)
         if self.connection.recv(1) != b"+":
@@ -105,7 +104,7 @@ spool = Watched(Path(directory), "fake", 1 << 20)
 outbox = Outbox(Remote(), queue=1000, stats=SinkStats(), spool=spool, backoff=Backoff(0.1, 1.0), clock=clock)
 for number in range(int(first), int(first) + int(count), 5):
     away = number < int(first) + int(count) // 2
-    outbox.put(make_flows(5, number))
+    put(outbox, make_flows(5, number))
     for _ in range(20):
         wait = outbox.step()
         clock.now += wait or 0.0

@@ -143,7 +143,7 @@ def test_row_40_over_its_bound_and_then_killed_every_event_is_delivered_or_repor
 
 def count_known(spool: Path) -> int:
     """Events that the files know of now: what a process that is killed leaves."""
-    from conntrackd.sinks.spool_state import read_state  # noqa: PLC0415
+    from conntrackd.delivery.spool_state import read_state  # noqa: PLC0415
 
     try:
         state = read_state(spool / "loki.state")

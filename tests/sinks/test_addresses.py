@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from conntrackd.render.syslog import make_template
 from conntrackd.sinks.addresses import ASK_SECONDS, Addresses
-from conntrackd.sinks.encode_syslog import SyslogEncoder
 from conntrackd.sinks.http import Connection
 from conntrackd.sinks.syslog import SyslogSink, Target
 from conntrackd.sinks.tls import Tls
-from tests.sinks.fakes import Clock
+from tests.delivery.fakes import Clock
+from tests.rendering import render
 from tests.sinks.flows import make_flow
 from tests.sinks.raw_server import run_raw_server
 
@@ -60,7 +61,7 @@ def wait_for_answer(addresses: Addresses) -> None:
 
 
 def make_syslog(port: int, clock: Clock) -> SyslogSink:
-    sink = SyslogSink(Target("udp", NAME, port), SyslogEncoder("rfc5424", "daemon"))
+    sink = SyslogSink(Target("udp", NAME, port), make_template("rfc5424", "daemon"))
     sink._addresses = Addresses(NAME, port, socket.SOCK_DGRAM, clock)
     return sink
 
@@ -71,23 +72,23 @@ def test_a_syslog_server_that_moves_gets_its_datagrams_at_its_new_address(resolv
         sink = make_syslog(old.getsockname()[1], clock)
         resolver.addresses = ["127.0.0.1"]
         sink.open()
-        sink.write(sink.encode([make_flow(1)]))
+        sink.write([render(sink.template, [make_flow(1)])])
         first = old.recv(1 << 16)
         resolver.addresses = ["127.0.0.2"]
-        sink.write(sink.encode([make_flow(2)]))
+        sink.write([render(sink.template, [make_flow(2)])])
         second = old.recv(1 << 16)  # not asked more than once a minute
         clock.now += ASK_SECONDS
         resolver.may_answer.clear()
-        sink.write(sink.encode([make_flow(3)]))
+        sink.write([render(sink.template, [make_flow(3)])])
         third = old.recv(1 << 16)  # and nobody waits for the answer
         resolver.may_answer.set()
         wait_for_answer(sink._addresses)
-        sink.write(sink.encode([make_flow(4)]))
+        sink.write([render(sink.template, [make_flow(4)])])
         fourth = new.recv(1 << 16)
         sink.close()
 
     assert [
-        b'flow="%d"' % number in each for number, each in enumerate((first, second, third, fourth), 1)
+        b'flow="%d"' % number in data for number, data in enumerate((first, second, third, fourth), 1)
     ] == [True] * 4
 
 
@@ -101,15 +102,15 @@ def test_a_resolver_that_is_away_stops_nothing(resolver: Resolver) -> None:
         resolver.may_answer.clear()
         for number in range(3):
             clock.now += ASK_SECONDS
-            sink.write(sink.encode([make_flow(number)]))
+            sink.write([render(sink.template, [make_flow(number)])])
             assert server.recv(1 << 16)
         asked = resolver.times
         resolver.may_answer.set()
         wait_for_answer(sink._addresses)
         clock.now += ASK_SECONDS
-        sink.write(sink.encode([make_flow(4)]))
+        sink.write([render(sink.template, [make_flow(4)])])
         wait_for_answer(sink._addresses)
-        sink.write(sink.encode([make_flow(5)]))
+        sink.write([render(sink.template, [make_flow(5)])])
         assert server.recv(1 << 16)
         sink.close()
 
@@ -125,9 +126,9 @@ def test_another_answer_with_the_address_in_use_changes_nothing(resolver: Resolv
         before = sink._socket
         resolver.addresses = ["127.0.0.3", "127.0.0.1"]
         clock.now += ASK_SECONDS
-        sink.write(sink.encode([make_flow(1)]))
+        sink.write([render(sink.template, [make_flow(1)])])
         wait_for_answer(sink._addresses)
-        sink.write(sink.encode([make_flow(2)]))
+        sink.write([render(sink.template, [make_flow(2)])])
 
         assert sink._socket is before
         sink.close()

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks.http import Connection
 from conntrackd.sinks.http_reply import Reply
-from conntrackd.sinks.sink import SinkUnavailable
 from conntrackd.sinks.tls import Tls
 from tests.sinks.raw_server import RawServer, run_raw_server
 
@@ -161,7 +161,7 @@ def test_what_is_not_ascii_in_an_address_is_written_as_http_has_it(
 
 def test_the_zone_of_an_address_is_not_part_of_the_name() -> None:
     """RFC 6874. Loopback has no link-local address: only the names are looked at."""
-    used = Connection("http://[fe80::1%25eth0]:3100", Tls())
+    used = Connection("http://[fe80::1%eth0]:3100", Tls())
 
     assert (used._host, used._addresses._host) == ("[fe80::1]:3100", "fe80::1%eth0")
 

@@ -199,7 +199,7 @@ def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
     flow.reply_dst, flow.reply_src = flow.dst, flow.dst
     flow.src_location = flow.dst_location = Location("Paris", "FR", 48.9, 2.3, 64496, "Example")
 
-    streams = read(make(flow), make(Lost(5, BASE, BASE + 10, "kernel", "reason")))
+    streams = read(make(flow), TEMPLATE.render_loss(Lost(5, BASE, BASE + 10, "kernel", "reason")))
     names = {name for stream in streams for value in stream["values"] for name in value[2]}
 
     assert {"nat_src", "icmp_type", "src_as_org", "lost", "duration"} <= names

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from conntrackd.config import Config, read_config
-from conntrackd.delivery.spool import Spool, Store
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Store
 from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
 

@@ -24,7 +24,8 @@ from conntrackd.delivery.batch import Batch, pack_batch
 from conntrackd.delivery.datagrams import Framing, frame
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRevised, SinkState, SinkUnavailable
-from conntrackd.delivery.spool import Parcel, Spool
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Parcel
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render.syslog import make_template
 from conntrackd.sinks.syslog import SyslogSink, Target, _count_unacknowledged, create
@@ -548,3 +549,41 @@ def test_a_zone_is_no_part_of_the_name_in_a_certificate(monkeypatch: pytest.Monk
         make("tls://[fe80::1%25eth0]")._connect()
 
     assert names == ["fe80::1"]
+
+
+def test_a_certificate_that_is_renewed_is_used_without_a_restart(authority: Authority) -> None:
+    """With a connection of its own, from the first write after both files are there."""
+    certificate, mine = authority.issue("server", "IP:127.0.0.1"), authority.folder / "mine.pem"
+    mine.write_bytes(authority.issue("first", "DNS:first").read_bytes())
+    second = authority.issue("second", "DNS:second").read_bytes()
+    names: list[str] = []
+    received: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def serve() -> None:
+            for _ in range(2):
+                with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                    names.append(connection.getpeercert()["subjectAltName"][0][1])  # type: ignore[index,arg-type]
+                    while data := connection.recv(4096):
+                        received.append(data)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        files = {"tls.ca": str(authority.ca), "tls.cert": str(mine), "tls.key": str(mine)}
+        sink = make(f"tls://127.0.0.1:{port}", **files)
+        with closing(sink):
+            sink.open()
+            for number, content in enumerate((b"", second[:100], second)):
+                if content:
+                    mine.write_bytes(content)
+                sink.write([render(sink.template, [make_flow(number)])])
+        thread.join(15)
+
+    assert names == ["first", "second"]
+    assert re.findall(rb'flow="(\d+)"', b"".join(received)) == [b"0", b"1", b"2"]

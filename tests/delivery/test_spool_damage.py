@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.batch import Batch, pack_batch
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.segment import HEAD, list_heads
+from conntrackd.delivery.sink import SinkState, SinkUnavailable
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.spool_state import SLOT
+from conntrackd.delivery.store import Parcel
 from conntrackd.flow import ABSENT, Lost
-from conntrackd.sinks.outbox import Outbox
-from conntrackd.sinks.sink import Parcel, SinkState, SinkUnavailable
-from conntrackd.sinks.spool import Spool
-from conntrackd.sinks.spool_state import SLOT
 from conntrackd.stats import SinkStats
-from tests.sinks.fakes import Clock, FakeSink, find_imbalance, run_until_idle
+from tests.delivery.fakes import Clock, FakeSink, find_imbalance, put, run_until_idle
+from tests.rendering import make_rendered
 from tests.sinks.flows import make_flows
 
 LIMIT = 1 << 20
@@ -234,7 +238,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
     origin = tmp_path / "origin"
     spool = Spool(origin, "fake", LIMIT)
     for number in range(40):
-        spool.append([Parcel(b"[%s]" % b",".join([b"%d" % number] * 200), 200, 1)])
+        spool.append([Parcel(pack_batch(Batch.of([make_rendered([b"%d" % number] * 200, 1)])), 200, 1)])
     spool.close()
     chooser = random.Random(4)
     outcomes = set()
@@ -251,7 +255,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
             sink, queue=1000, stats=SinkStats(), spool=Spool(directory, "fake", LIMIT), clock=clock
         )
         for first in (1000, 2000):
-            outbox.put(make_flows(5, first))
+            put(outbox, make_flows(5, first))
             run_until_idle(outbox, clock, seconds=60.0)
         stats = outbox.snapshot()
         outbox.stop(clock.now)
@@ -273,20 +277,33 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
 # ---- damage while it runs
 
 
-def make_away(directory: Path, clock: Clock, count: int = 5) -> tuple[FakeSink, Outbox[bytes]]:
+def make_away(directory: Path, clock: Clock, count: int = 5) -> tuple[FakeSink, Outbox]:
     sink = FakeSink(batch_events=1)
     sink.away = SinkUnavailable("away")
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=Spool(directory, "fake", LIMIT), clock=clock)
     for number in range(count):
-        outbox.put(make_flows(1, number))
+        put(outbox, make_flows(1, number))
         run_until_idle(outbox, clock, seconds=100.0)
     return sink, outbox
 
 
-def forget_what_is_open(outbox: Outbox[bytes]) -> None:
+def find_row(directory: Path, index: int) -> int:
+    with (directory / SEGMENT).open("rb") as file:
+        return list(list_heads(file.fileno(), (directory / SEGMENT).stat().st_size))[index].at
+
+
+def flip_in_row(index: int, at: int, directory: Path) -> None:
+    flip(SEGMENT, find_row(directory, index) + at, 0xFF)(directory)
+
+
+def cut_in_row(index: int, at: int, directory: Path) -> None:
+    os.truncate(directory / SEGMENT, find_row(directory, index) + at)
+
+
+def forget_what_is_open(outbox: Outbox) -> None:
     """Or it would read what it has open, or has read before."""
-    assert outbox._shelf is not None
-    store = outbox._shelf._store
+    assert outbox._disk is not None
+    store = outbox._disk._store
     assert isinstance(store, Spool)
     store._close_reader()
     store._first = None
@@ -295,9 +312,9 @@ def forget_what_is_open(outbox: Outbox[bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "delivered"),
     [
-        (flip(SEGMENT, 94, 0xFF), [0, 2, 3, 4]),  # a body; the first row is in flight
-        (flip(SEGMENT, 106, 0xFF), [0, 1, 3, 4]),  # a head
-        (lambda directory: os.truncate(directory / SEGMENT, 120), [0, 1]),
+        (partial(flip_in_row, 1, HEAD.size + 1), [0, 2, 3, 4]),  # a body; the first row is in flight
+        (partial(flip_in_row, 2, 10), [0, 1, 3, 4]),  # a head
+        (partial(cut_in_row, 2, 24), [0, 1]),
         (lambda directory: (directory / SEGMENT).unlink(), [0]),
         (lambda directory: (directory / "fake.state").unlink(), [0, 1, 2, 3, 4]),
         (lambda directory: (directory / "fake.state").write_bytes(b"rotten"), [0, 1, 2, 3, 4]),
@@ -313,11 +330,11 @@ def test_damage_under_a_running_process_is_counted_and_reported_too(
     change(directory)
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
-    outbox.put(make_flows(1, 9))
+    put(outbox, make_flows(1, 9))
     run_until_idle(outbox, clock, seconds=100.0)
     stats = outbox.snapshot()
     sink.away = SinkUnavailable("away")
-    outbox.put(make_flows(1, 10))
+    put(outbox, make_flows(1, 10))
     run_until_idle(outbox, clock, seconds=100.0)
     later = outbox.snapshot()
     outbox.stop(clock.now)
@@ -347,7 +364,7 @@ def test_a_disk_that_never_gives_back_what_it_has_is_left_after_a_time(
     sink.away = None
     run_until_idle(outbox, clock, seconds=400.0)
     monkeypatch.undo()
-    outbox.put(make_flows(1, 9))
+    put(outbox, make_flows(1, 9))
     run_until_idle(outbox, clock, seconds=100.0)
     stats = outbox.snapshot()
     outbox.stop(clock.now)
@@ -387,8 +404,8 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
     """Killed after any step: reported once, or twice where the report was in flight; never not at all."""
     clock = Clock()
     sink, outbox = make_away(tmp_path / "spool", clock, 1)
-    assert outbox._shelf is not None
-    outbox._shelf.note([Lost(5, 1, 2, "fake", "spool")])
+    assert outbox._disk is not None
+    outbox._disk.note([Lost(5, 1, 2, "fake", "spool")])
     sink.away = None
     told = []
     for step in range(30):
