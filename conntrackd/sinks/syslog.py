@@ -13,7 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config, find_host
-from conntrackd.delivery.datagrams import MAX_SEQUENCE, PLACE, DatagramSocket, Framing, frame
+from conntrackd.delivery.datagrams import (
+    MAX_SEGMENTS,
+    MAX_SEQUENCE,
+    PLACE,
+    DatagramSocket,
+    Framing,
+    frame,
+)
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
@@ -56,13 +63,19 @@ class SyslogSink:
         template: Template,
         framing: Framing = Framing.OCTETS,
         tls: Tls | None = None,
+        *,
+        segments: bool = False,
     ) -> None:
-        """`framing`: over TCP and TLS; a datagram is one, and a local stream has its own."""
+        """`framing`: over TCP and TLS; a datagram is one, and a local stream has its own.
+
+        `segments`: over UDP, many padded messages in one call, which the kernel or the device cuts (udp(7)).
+        """
         self.template = template
         self.batch_wait = 0.0 if target.path else BATCH_WAIT
         self._target = target
         self._framing = framing
         self._tls = tls
+        self._segments = segments and target.scheme == "udp"
         self._credentials: Credentials | None = None
         kind = socket.SOCK_DGRAM if target.scheme == "udp" else socket.SOCK_STREAM
         self._addresses = Addresses(target.host, target.port, kind)
@@ -76,7 +89,7 @@ class SyslogSink:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
             if self._socket.type == socket.SOCK_DGRAM:
-                self._datagrams = DatagramSocket(self._socket, SEND_SECONDS)
+                self._datagrams = DatagramSocket(self._socket, SEND_SECONDS, segments=self._segments)
         except OSError as error:
             raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
 
@@ -116,7 +129,7 @@ class SyslogSink:
         if sock is None:
             raise SinkUnavailable("closed")
         messages = join(parts)
-        framing = Framing.NONE
+        framing = Framing.PADDED if self._segments else Framing.NONE
         if sock.type == socket.SOCK_STREAM:
             # Whether a local socket is a stream, connecting shows.
             framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
@@ -147,7 +160,8 @@ class SyslogSink:
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
         # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
-        vain = 0 if self._target.path else 2
+        # What goes as one call is refused as one.
+        vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2
         sent, error = sock.send(text, ends)
         if error is None and vain and (code := sock.read_error()):
             error = OSError(code, os.strerror(code))
@@ -282,4 +296,10 @@ def create(config: Config) -> SyslogSink:
         key=config[options.SINK_SYSLOG_TLS_KEY],
         verify=config[options.SINK_SYSLOG_TLS_VERIFY],
     )
-    return SyslogSink(target, template, framing, tls if parts.scheme == "tls" else None)
+    return SyslogSink(
+        target,
+        template,
+        framing,
+        tls if parts.scheme == "tls" else None,
+        segments=config[options.SINK_SYSLOG_SEGMENTS],
+    )

@@ -191,6 +191,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/cli/test_looking.py", "test_row_44_"),
         ("tests/cli/test_unit.py", "test_no_call_of_the_client_starts_a_service"),
         ("tests/bus/test_interface.py", "test_no_call_starts_the_daemon"),
+    ],
     38: [
         (REMOTE, "test_row_38_"),
         ("tests/live/test_daemon.py", "test_hangup_makes_the_file_anew_whatever_is_wrong"),
