@@ -11,7 +11,7 @@ from conntrackd.render.loki import LOST, name_stream
 from conntrackd.render.rendered import Rendered, Stream
 
 REPLAY: Final = {"replay": "1"}
-LABEL: Final = re.compile(r'[{ ]([a-z]+)="([^"\\\\]*)"')
+LABEL: Final = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 Kind = tuple[int, int, bool]
 """What tells a stream from the others of this host: type, protocol, whether it is a replay."""
 LOSS: Final[Kind] = (0, 0, False)
@@ -79,10 +79,9 @@ def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
 
 def is_named(kind: Kind, labels: str) -> bool:
     """Whether labels as Loki writes them, `{host="gw", prot="TCP", type="NEW"}`, are those of this stream."""
-    own = _make_labels(kind)
-    # A quote in a value is escaped, so that no value looks like a label.
+    # Only these tell streams of this host apart, and no label of the user's may have their names.
     found = {name: value for name, value in LABEL.findall(labels) if name in ("type", "prot", *REPLAY)}
-    return found == own
+    return found == _make_labels(kind)
 
 
 def mark_replay(events: Rendered, before: int | None = None, count: int | None = None) -> Rendered | None:

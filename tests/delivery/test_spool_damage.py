@@ -421,3 +421,31 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
 
     assert sink.losses == [[5, "fake", "spool"]]
     assert set(told) == {1}
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_of_several_reports_each_that_is_on_disk_stands_for_its_own_loss(
+    tmp_path: Path, written: int
+) -> None:
+    """Killed while they are written: the state is that of before, which had a smaller number of the first."""
+    losses = (Lost(5, 1, 2, "fake", "spool"), Lost(7, 1, 2, "kernel"))
+    spool = Spool(tmp_path, "fake", LIMIT)
+    spool.append([Parcel(b"row", 1, 1)])
+    spool.note(losses)
+    state = (tmp_path / "fake.state").read_bytes()
+    reports = [
+        Parcel(b"report", 0, 1, (Lost(6, 1, 2, "fake", "spool"),)),
+        Parcel(b"report", 0, 1, losses[1:]),
+    ]
+    spool.append(reports, is_report=True)
+    whole = spool.losses
+    spool.close()
+    (tmp_path / "fake.state").write_bytes(state)
+    if written < 2:
+        cut_in_row(1 + written, 30, tmp_path)
+    again = Spool(tmp_path, "fake", LIMIT)
+    left = (again.losses, again.rows)
+    again.close()
+
+    assert whole == ()
+    assert left == (losses[written:], 1 + written)
