@@ -4,14 +4,13 @@ The daemon answers Doctor() with examine(config, situation); `conntrackctl docto
 examine(config) itself where no daemon runs. Nothing here changes anything.
 """
 
-import ctypes
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from conntrackd import advice, hearing, options
@@ -22,6 +21,9 @@ from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import SINKS
 from conntrackd.values import render_size
+
+if TYPE_CHECKING:
+    import ctypes
 
 OK: Final = "ok"
 NOTE: Final = "note"
@@ -61,6 +63,10 @@ TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
 NO_ROOM: Final = "the kernel has no room for the filter's program: all is decided by the daemon"
+NO_CORE: Final = "the core in C cannot be loaded, and an event takes ten times the CPU in Python"
+NO_CORE_REMEDY: Final = (
+    "apt install --reinstall conntrackd  # in a checkout: make conntrackd/core/_core.abi3.so"
+)
 # The check that says that others could not be made, and belong to whoever asks.
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
@@ -82,6 +88,8 @@ class Situation:
     """Of hearing.py."""
     is_active: bool = False
     """Whether conntrack.activate is in force."""
+    engine_fault: str = ""
+    """Why the core is not in use."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
 
@@ -101,7 +109,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     found += check_saved_rules(root)
     found.append(check_buffer(config, situation, root))
     if situation is not None:
-        found += [check_program(situation, config), check_loss(situation)]
+        found += [check_engine(situation), check_program(situation, config), check_loss(situation)]
     found += check_geoip(config)
     if config[options.SINK_JOURNAL_ENABLE]:
         found.append(check_journal_rate(root))
@@ -231,6 +239,13 @@ def check_program(situation: Situation, config: Config) -> Finding:
 def _refilter(config: Config) -> str:
     line, _, note = advice.advise_room(config).partition("  #")
     return f"{line}; conntrackctl reload-filter" + (f"  #{note}" if note else "")
+
+
+def check_engine(situation: Situation) -> Finding:
+    """Whether events are the core's business, or Python's."""
+    if situation.engine_fault:
+        return Finding(WARNING, "core", f"{NO_CORE} ({situation.engine_fault})", NO_CORE_REMEDY)
+    return Finding(OK, "core", "the core in C is loaded")
 
 
 def check_loss(situation: Situation) -> Finding:
@@ -371,8 +386,10 @@ def check_clock(now: float, synchronized: bool | None) -> Finding:
     return Finding(OK, "clock", "the clock is set")
 
 
-def is_synchronized(call: Callable[[ctypes.Array[ctypes.c_char]], int] | None = None) -> bool | None:
+def is_synchronized(call: "Callable[[ctypes.Array[ctypes.c_char]], int] | None" = None) -> bool | None:
     """Whether the kernel says that something keeps its clock right; None where it does not say."""
+    import ctypes  # noqa: PLC0415  # a daemon whose doctor nobody asks does without it
+
     timex = ctypes.create_string_buffer(TIMEX_BYTES)  # modes is 0: nothing is set
     try:
         state = call(timex) if call is not None else ctypes.CDLL(None).adjtimex(timex)

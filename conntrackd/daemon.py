@@ -120,7 +120,7 @@ class Daemon:
         self._error: Exception | None = None
         self._states: dict[str, tuple[str, str]] = {}
         self._progress = Progress(time.monotonic)
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._hurry = False
         self._stopping: tuple[Outbox, ...] = ()
         self._stands_still = False
@@ -296,6 +296,9 @@ class Daemon:
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.intake.find_problems()
+        if self.engine.fault:
+            hint = checks.NO_CORE_REMEDY
+            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
             problems.append("the reader of events stands still")
         for name, outbox in self.outboxes.items():
@@ -316,8 +319,8 @@ class Daemon:
     def _watch_problems(self) -> None:
         """Whoever listens is told when there are others."""
         problems = self.find_problems()
-        if problems != self._problems:
-            self._problems = problems
+        if problems != self.problems:
+            self.problems = problems
             for listener in self.listeners:
                 listener.problems_changed()
 
@@ -411,6 +414,7 @@ class Daemon:
             has_room=events is None or events.has_room,
             faults=() if hearing is None else hearing.faults,
             is_active=self.intake.is_active,
+            engine_fault=self.engine.fault,
             troubles=troubles,
         )
         return checks.examine(self.config, situation)

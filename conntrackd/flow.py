@@ -99,6 +99,8 @@ class Location:
     lon: float | None = None
     asn: int = 0
     as_org: str = ""
+    country_code: str = ""
+    """ISO 3166; `country` is its name."""
 
 
 @dataclass(slots=True)

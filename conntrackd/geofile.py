@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 # Of what is written; another one makes what was kept by an older version unknown.
-FORMAT: Final = 1
+FORMAT: Final = 2
 # A combined database of the whole Internet has some 200 MB.
 MAX_BYTES: Final = 2 << 30
 # Names are shown and sent with each event: the longest true one of a place has 168 characters.
@@ -178,7 +178,7 @@ def list_wanted(locale: str) -> Wanted:
     """What is read of a record."""
     return {
         "city": {"names": {locale: None, "en": None}},
-        "country": {"iso_code": None},
+        "country": {"iso_code": None, "names": {locale: None, "en": None}},
         "location": {"latitude": None, "longitude": None},
         "traits": NETWORK,  # a combined database has the network there
         **NETWORK,
@@ -190,7 +190,11 @@ def find_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if city := _find_name(record.get("city"), locale):
         found["city"] = city[:MAX_NAME]
-    if country := _take(_take(record, "country", dict) or {}, "iso_code", str):
+    land = _take(record, "country", dict) or {}
+    code = _take(land, "iso_code", str)
+    if code:
+        found["country_code"] = code[:MAX_NAME]
+    if country := _find_name(land, locale) or code:
         found["country"] = country[:MAX_NAME]
     place = _take(record, "location", dict) or {}
     lat, lon = _find_degrees(place, "latitude", 90), _find_degrees(place, "longitude", 180)
@@ -216,11 +220,11 @@ def _find_degrees(place: dict[str, Any], key: str, limit: int) -> float | None:
     return float(value) if isinstance(value, (int, float)) and -limit <= value <= limit else None
 
 
-def _find_name(city: object, locale: str) -> str:
+def _find_name(place: object, locale: str) -> str:
     """In the language, else in English; some databases have one name and no languages."""
-    if isinstance(city, str):
-        return city
-    names = city.get("names") if isinstance(city, dict) else None
+    if isinstance(place, str):
+        return place
+    names = place.get("names") if isinstance(place, dict) else None
     if not isinstance(names, dict):
         return ""
     return _take(names, locale, str) or _take(names, "en", str) or ""

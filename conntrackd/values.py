@@ -383,16 +383,22 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
             raise BadValueError(text, _find_url_fault(parts) or "has port 0")
         if not parts.scheme.startswith("unix"):
             _check_host(text, parts.hostname or "")
-        address = address.rstrip("/")
-        end = next((end for end in endpoints if address.endswith(end)), "")
-        return address.removesuffix(end).rstrip("/")
+        base = address.removesuffix(parts.path).removeprefix(text[: len(parts.scheme)])
+        return f"{parts.scheme}{base}{_remove_endpoints(parts.path, endpoints)}"
 
     return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
 
 
+def _remove_endpoints(path: str, endpoints: tuple[str, ...]) -> str:
+    path = path.rstrip("/")
+    while end := next((end for end in endpoints if path.endswith(end)), ""):
+        path = path.removesuffix(end).rstrip("/")
+    return path
+
+
 def _decode_zone(text: str) -> str:
     """`[fe80::1%25eth0]` (RFC 6874) as the system's own functions write it: `[fe80::1%eth0]`."""
-    return re.sub(r"^([a-z]+://\[[0-9a-fA-F:.]+%)25(?=[^\]])", r"\1", text)
+    return re.sub(r"^([a-zA-Z]+://\[[0-9a-fA-F:.]+%)25(?=[^\]])", r"\1", text)
 
 
 def _check_host(text: str, host: str) -> None:

@@ -142,7 +142,7 @@ def _may_service_read(config: Config, path: Path) -> bool:
     try:
         user = pwd.getpwnam(SERVICE)
         groups = os.getgrouplist(SERVICE, user.pw_gid)
-        command = ["test", "-r", os.fspath(path)]
+        command = ["/usr/bin/test", "-r", os.path.abspath(path)]
         identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
         return subprocess.run(command, check=False, cwd="/", **identity).returncode != 1
     except (KeyError, OSError):  # there is no such user, or this root may not become another
@@ -248,13 +248,13 @@ def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
 
 
 def _verify_secrets(report: Report) -> None:
-    from conntrackd.sinks.http import read_secret  # noqa: PLC0415
+    from conntrackd.sinks.secrets import read_secret  # noqa: PLC0415
 
     for option in (options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE):
         path = report.config[option]
         if path is not None and _verify_file(report, option, path):
             try:
-                read_secret(path)
+                read_secret(path, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
             except SinkTrouble as error:
                 report.fail(option, error.reason)
 

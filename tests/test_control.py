@@ -153,7 +153,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         tails=tails,
         pipeline=pipeline,
         outboxes={},
-        find_problems=list,
+        problems=[],
         intake=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=lambda: table.counts),
     )

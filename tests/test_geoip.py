@@ -63,15 +63,15 @@ def settle(geoip: GeoIP) -> bool:
 @pytest.mark.parametrize(
     ("kind", "version", "record", "location"),
     [
-        ("GeoLite2-City", 6, BERLIN, Location("Nuremberg", "DE", 49.45, 11.08)),
-        ("GeoLite2-City", 4, BERLIN, Location("Nuremberg", "DE", 49.45, 11.08)),
-        ("GeoIP2-Country", 6, {"country": BERLIN["country"]}, Location(country="DE")),
+        ("GeoLite2-City", 6, BERLIN, Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")),
+        ("GeoLite2-City", 4, BERLIN, Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")),
+        ("GeoIP2-Country", 6, {"country": BERLIN["country"]}, Location(country="Germany", country_code="DE")),
         ("GeoLite2-ASN", 6, NETWORK, Location(asn=24940, as_org="Example Online")),
         (
             "GeoIP2-Enterprise",
             6,
             {**BERLIN, "traits": NETWORK},
-            Location("Nuremberg", "DE", 49.45, 11.08, 24940, "Example Online"),
+            Location("Nuremberg", "Germany", 49.45, 11.08, 24940, "Example Online", "DE"),
         ),
         (
             "DBIP-City-Lite",
@@ -97,7 +97,7 @@ def test_several_databases_complete_each_other(tmp_path: Path) -> None:
     ]
 
     assert find(GeoIP(paths, "en", 100, Stats())) == Location(
-        "Nuremberg", "DE", 49.45, 11.08, 24940, "Example Online"
+        "Nuremberg", "Germany", 49.45, 11.08, 24940, "Example Online", "DE"
     )
 
 
@@ -115,7 +115,7 @@ def test_an_address_that_no_database_knows_has_no_location(tmp_path: Path) -> No
 
     assert (find(geoip, flow.src), find(geoip, flow.dst)) == (
         None,
-        Location("Nuremberg", "DE", 49.45, 11.08),
+        Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE"),
     )
 
 
@@ -134,7 +134,7 @@ def test_addresses_of_one_place_share_its_location(tmp_path: Path) -> None:
         flow.dst = flow.reply_src = bytes([192, 0, 2, number])
     locate(ENGINES[0], locations, flows)
 
-    assert locations._list == [Location(), Location("Nuremberg", "DE", 49.45, 11.08)]
+    assert locations._list == [Location(), Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -235,7 +235,10 @@ def test_a_replaced_file_is_taken_over(
 
     assert [geoip.refresh(), geoip.refresh(), geoip.refresh()] == [False, True, False]
     assert unchanged is False
-    assert (before, find(geoip)) == (Location("Nuremberg", "DE", 49.45, 11.08), Location(country="FR"))
+    assert (before, find(geoip)) == (
+        Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE"),
+        Location(country="FR", country_code="FR"),
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, random.Random(2).randbytes(10_000), None])
@@ -256,10 +259,10 @@ def test_a_damaged_replacement_is_told_once_and_the_old_one_stays(
     assert taken == [False, False]
     assert stats.geoip_errors_total == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert find(geoip) == Location("Nuremberg", "DE", 49.45, 11.08)
+    assert find(geoip) == Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")
     rewritten = write_database(path, {"country": {"iso_code": "FR"}})
     assert settle(geoip)
-    assert find(geoip) == Location(country="FR"), rewritten
+    assert find(geoip) == Location(country="FR", country_code="FR"), rewritten
 
 
 # In a process of its own, because a crash would end the tests.
@@ -371,15 +374,15 @@ def test_what_was_made_of_a_file_is_kept_and_used_only_for_that_file_and_locale(
         (kept,) = state.iterdir()
         return found, kept.read_bytes()
 
-    german = Location("Nürnberg", "DE", 49.45, 11.08)
-    english = Location("Nuremberg", "DE", 49.45, 11.08)
+    german = Location("Nürnberg", "Germany", 49.45, 11.08, country_code="DE")
+    english = Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")
     first = read()
     (kept,) = state.iterdir()
     inode = kept.stat().st_ino
     assert (first[0], read(), kept.stat().st_ino) == (english, first, inode)  # not written again
     assert read("de")[0] == german
     write_database(path, {"country": {"iso_code": "FR"}})
-    assert read()[0] == Location(country="FR")
+    assert read()[0] == Location(country="FR", country_code="FR")
     path.write_bytes(original)
     assert read() == first
 
@@ -392,7 +395,9 @@ def test_a_kept_file_that_is_damaged_or_cannot_be_written_is_made_anew(tmp_path:
     whole = kept.read_bytes()
     for damaged in (b"", whole[:-1], whole[:40], whole[:-20] + b"x" + whole[-19:]):
         kept.write_bytes(damaged)
-        assert find(GeoIP([path], "en", 100, Stats(), state)) == Location("Nuremberg", "DE", 49.45, 11.08)
+        assert find(GeoIP([path], "en", 100, Stats(), state)) == Location(
+            "Nuremberg", "Germany", 49.45, 11.08, country_code="DE"
+        )
         assert kept.read_bytes() == whole
 
     assert find(GeoIP([path], "en", 100, Stats(), tmp_path / "nowhere")) is not None

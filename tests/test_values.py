@@ -207,6 +207,9 @@ def test_a_quoted_text_is_short_and_acts_on_no_terminal(text: str) -> None:
         ("http://loki:3100/loki/api/v1", "http://loki:3100"),
         ("http://loki:3100/api/prom/push", "http://loki:3100"),
         ("http://loki:3100/ready", "http://loki:3100"),
+        ("http://loki:3100/ready/loki/api/v1/push//", "http://loki:3100"),
+        ("http://ready", "http://ready"),
+        ("HTTPS://[fe80::1%25eth0]/ready", "https://[fe80::1%eth0]"),
         ("http://loki-loki/api/v1/push.example", "http://loki-loki/api/v1/push.example"),
     ],
 )

@@ -90,6 +90,7 @@ class Client:
         self._descriptors: list[int] = []
         self._serial = 0
         self._agent = Agent()
+        self._seconds = ANSWER_SECONDS  # who only looks waits for no password
 
     def __enter__(self) -> "Client":
         return self
@@ -114,11 +115,14 @@ class Client:
         """A method of the manager, or of a sink's object. At a terminal it may ask for a password."""
         path, interface = (PATH, MANAGER) if sink is None else (self._find_sink(sink), SINK)
         try:
+            self._seconds = PASSWORD_SECONDS if os.isatty(0) else ANSWER_SECONDS
             return self._call(NAME, path, interface, member, signature, list(values))
         except PasswordNeededError:
             if not self._agent.start():
                 raise
             return self._call(NAME, path, interface, member, signature, list(values))
+        finally:
+            self._seconds = ANSWER_SECONDS
 
     def read_properties(self) -> dict[str, Any]:
         """The manager's, all that the caller may see."""
@@ -171,6 +175,8 @@ class Client:
             destination=service,
             signature=signature,
         )
+        assert self._socket is not None
+        self._socket.settimeout(self._seconds)
         try:
             self._send(wire.encode_call(header, values))
             return self._wait(self._serial)
@@ -237,7 +243,7 @@ class Client:
                 place=self._address,
                 hint="the daemon works without it, and is seen by: pgrep -af 'conntrackd run'",
             ) from error
-        self._socket.settimeout(PASSWORD_SECONDS if os.isatty(0) else ANSWER_SECONDS)
+        self._socket.settimeout(ANSWER_SECONDS)
         self._exchange(BUS, BUS_PATH, BUS, "Hello", "", [])
 
     def _authenticate(self) -> None:

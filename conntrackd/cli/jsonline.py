@@ -156,4 +156,5 @@ class _Fields:
     def location(self, prefix: str) -> Location | None:
         """Of the source (`src_`) or the destination; only what rules can ask for."""
         city, country = self.text(f"{prefix}city", ""), self.text(f"{prefix}country", "")
-        return Location(city=city, country=country) if city or country else None
+        code = self.text(f"{prefix}country_code", "")
+        return Location(city, country, country_code=code) if city or country or code else None

@@ -63,19 +63,13 @@ bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length
 	return true;
 }
 
-Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what)
-{
-	if (bytes % (Py_ssize_t)size == 0)
-		return bytes / (Py_ssize_t)size;
-	PyErr_Format(PyExc_ValueError, "%s of %zd bytes", what, bytes);
-	return -1;
-}
-
-bool open_selection(const struct batch *batch, PyObject *object, struct selection *selection)
+bool open_selection(struct batch *batch, PyObject *object, struct selection *selection)
 {
 	Py_ssize_t length, count;
 	char *bytes;
 
+	if (!is_idle((PyObject *)batch))
+		return false;
 	if (object == Py_None) {
 		for (size_t index = 0; index < batch->count; index++)
 			batch->indexes[index] = (uint16_t)index;
@@ -89,7 +83,7 @@ bool open_selection(const struct batch *batch, PyObject *object, struct selectio
 		return false;
 	*selection = (struct selection){ (const uint16_t *)(const void *)bytes, (size_t)count };
 	for (size_t index = 0; index < selection->count; index++)
-		if (selection->indexes[index] >= batch->count) {
+		if (index >= batch->count || selection->indexes[index] >= batch->count) {
 			PyErr_SetString(PyExc_ValueError, "a selection of another batch");
 			return false;
 		}

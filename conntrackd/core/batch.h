@@ -9,11 +9,11 @@
 #include "render.h"
 
 struct batch {
-	PyObject_HEAD
+	struct object object;
 	struct ring ring;
 	uint64_t received_ns;
 	bool tells_reason; /* see walk_message() */
-	uint8_t *loaded; /* a copy of what load() was given */
+	PyObject *loaded; /* the bytes that load() was given: events point into them */
 	struct event *events;
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
 	size_t count, capacity;
@@ -31,8 +31,10 @@ bool append_message(struct batch *batch, const uint8_t *message, size_t length, 
 /* The kernel sends events one by one, but netlink allows several messages in a datagram. */
 bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, size_t *malformed);
 
-/* None selects all events. False with an exception: it is not a selection, or not one of this batch. */
-bool open_selection(const struct batch *batch, PyObject *object, struct selection *selection);
+/* None selects all events. False with an exception: it is not a selection, not one of this batch, or the batch is busy.
+ * It has no more indexes than there are events, so that a selection of it has room in the batch's.
+ */
+bool open_selection(struct batch *batch, PyObject *object, struct selection *selection);
 
 /* The first `count` of the batch's indexes as bytes. */
 PyObject *make_selection(const struct batch *batch, size_t count);
@@ -43,5 +45,10 @@ PyObject *select_events(struct batch *batch, const struct selection *among,
 
 /* The value of a field for people and tests: a number, bytes, or None where the event has none. */
 PyObject *describe_field(const struct event *event, size_t field);
+
+/* Methods of the type that read: see there. */
+PyObject *batch_receive(PyObject *self, PyObject *arguments);
+PyObject *batch_load(PyObject *self, PyObject *arguments);
+PyObject *batch_datagrams(PyObject *self, PyObject *arguments);
 
 #endif

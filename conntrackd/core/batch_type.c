@@ -4,119 +4,12 @@
 #include "decide.h"
 #include "fields.h"
 
-#include <errno.h>
-#include <linux/netlink.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
+
+#define MAX_SLOTS 4096
+#define MAX_SLOT_BYTES (1 << 20)
 
 /* ---- methods ------------------------------------------------------------------------------------------ */
-
-static PyObject *batch_receive(PyObject *self, PyObject *arguments)
-{
-	struct batch *batch = (struct batch *)self;
-	int socket, patience_ms, gather_us, received, code = 0;
-	size_t malformed = 0, forged = 0;
-	struct fill fill = { 0 };
-	bool has_memory = true;
-
-	if (!PyArg_ParseTuple(arguments, "iii:receive", &socket, &patience_ms, &gather_us))
-		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	batch->count = 0;
-	received = ring_receive(&batch->ring, socket, patience_ms, gather_us);
-	batch->received_ns = read_clock(CLOCK_REALTIME);
-	for (int slot = 0; slot < received && has_memory; slot++) {
-		size_t length;
-		const uint8_t *datagram = ring_datagram(&batch->ring, (size_t)slot, &length);
-
-		if (ring_is_forged(&batch->ring, (size_t)slot))
-			forged++;
-		else if (!datagram)
-			malformed++;
-		else
-			has_memory = append_datagram(batch, datagram, length, &malformed);
-	}
-	if (received < 0 || !measure_fill(socket, &fill))
-		code = errno;
-	Py_END_ALLOW_THREADS
-	if (!has_memory)
-		return PyErr_NoMemory();
-	if (code) {
-		errno = code;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
-	return Py_BuildValue("nnnIII", (Py_ssize_t)received, (Py_ssize_t)forged, (Py_ssize_t)malformed, fill.used,
-			     fill.size, fill.drops);
-}
-
-/* Whole messages of this buffer from `offset` on, until one that is no event of conntrack's but netlink's own. */
-static PyObject *batch_load(PyObject *self, PyObject *arguments)
-{
-	struct batch *batch = (struct batch *)self;
-	const char *messages;
-	Py_ssize_t length, offset;
-	unsigned long long received_ns;
-	size_t malformed = 0, seen = 0, at;
-	bool has_memory;
-
-	if (!PyArg_ParseTuple(arguments, "y#nK:load", &messages, &length, &offset, &received_ns))
-		return NULL;
-	if (offset < 0 || offset > length) {
-		PyErr_SetString(PyExc_ValueError, "an offset outside the messages");
-		return NULL;
-	}
-	free(batch->loaded);
-	batch->loaded = malloc((size_t)(length - offset) + 1);
-	has_memory = batch->loaded != NULL;
-	batch->count = 0;
-	batch->received_ns = received_ns;
-	length -= offset;
-	if (has_memory)
-		memcpy(batch->loaded, messages + offset, (size_t)length);
-	for (at = 0; has_memory && (size_t)length - at >= NLMSG_HDRLEN && seen < batch->ring.slots; seen++) {
-		struct nlmsghdr header;
-
-		memcpy(&header, batch->loaded + at, sizeof(header));
-		if (header.nlmsg_len < NLMSG_HDRLEN || header.nlmsg_len > (size_t)length - at ||
-		    header.nlmsg_type < NLMSG_MIN_TYPE)
-			break;
-		has_memory = append_message(batch, batch->loaded + at, header.nlmsg_len, &malformed);
-		at += NLMSG_ALIGN(header.nlmsg_len);
-		at = at < (size_t)length ? at : (size_t)length;
-	}
-	if (!has_memory)
-		return PyErr_NoMemory();
-	return Py_BuildValue("nnn", offset + (Py_ssize_t)at, (Py_ssize_t)seen, (Py_ssize_t)malformed);
-}
-
-/* The datagrams of the last receive as a recording has them: at most `limit`, each padded. */
-static PyObject *batch_datagrams(PyObject *self, PyObject *arguments)
-{
-	struct batch *batch = (struct batch *)self;
-	size_t size = 0, length, slot, count = 0;
-	Py_ssize_t limit;
-	PyObject *bytes;
-	char *copy;
-
-	if (!PyArg_ParseTuple(arguments, "n:datagrams", &limit))
-		return NULL;
-	copy = calloc(batch->ring.received + 1, NLMSG_ALIGN(batch->ring.slot_bytes));
-	if (!copy)
-		return PyErr_NoMemory();
-	for (slot = 0; slot < batch->ring.received && count < (size_t)limit; slot++) {
-		const uint8_t *datagram = ring_datagram(&batch->ring, slot, &length);
-
-		if (!datagram || !length || ring_is_forged(&batch->ring, slot))
-			continue;
-		memcpy(copy + size, datagram, length);
-		size += NLMSG_ALIGN(length);
-		count++;
-	}
-	bytes = PyBytes_FromStringAndSize(copy, (Py_ssize_t)size);
-	free(copy);
-	return bytes ? Py_BuildValue("nN", (Py_ssize_t)count, bytes) : NULL;
-}
 
 static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 {
@@ -126,12 +19,15 @@ static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 	size_t count;
 
 	if (!PyArg_ParseTuple(arguments, "O!O:decide", find_state(self)->table, &table, &among) ||
-	    !open_selection(batch, among, &selection))
+	    !open_selection(batch, among, &selection) || !claim_object(table))
 		return NULL;
+	claim_object(self);
 	Py_BEGIN_ALLOW_THREADS
 	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count,
 		       batch->indexes);
 	Py_END_ALLOW_THREADS
+	leave_object(table);
+	leave_object(self);
 	return make_selection(batch, count);
 }
 
@@ -177,6 +73,12 @@ static PyObject *list_found_streams(const struct stream *streams, size_t count)
 	return found;
 }
 
+/* No bytes may be at NULL. */
+static PyObject *make_bytes(const void *bytes, size_t size)
+{
+	return PyBytes_FromStringAndSize(size ? bytes : "", (Py_ssize_t)size);
+}
+
 static PyObject *batch_render(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
@@ -185,23 +87,28 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	struct selection selection;
 	PyObject *object, *kept;
 	struct template *template;
+	PyObject *result = NULL;
 	bool has_memory;
 
 	if (!PyArg_ParseTuple(arguments, "O!O:render", find_state(self)->template, &object, &kept) ||
-	    !open_selection(batch, kept, &selection))
+	    !open_selection(batch, kept, &selection) || !claim_object(object))
 		return NULL;
+	claim_object(self);
 	template = open_object_template(object);
 	Py_BEGIN_ALLOW_THREADS
 	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
 			    &stream_count);
 	Py_END_ALLOW_THREADS
-	if (!has_memory)
-		return PyErr_NoMemory();
 	moments = template->by_stream ? selection.count : 0;
-	return Py_BuildValue("y#y#Ny#K", batch->output.text, (Py_ssize_t)batch->output.length, batch->output.ends,
-			     (Py_ssize_t)(selection.count * sizeof(uint32_t)), list_found_streams(streams, stream_count),
-			     batch->output.moments, (Py_ssize_t)(moments * sizeof(uint64_t)),
-			     selection.count ? batch->events[selection.indexes[0]].time : 0);
+	if (has_memory)
+		result = Py_BuildValue("NNNNK", make_bytes(batch->output.text, batch->output.length),
+				       make_bytes(batch->output.ends, selection.count * sizeof(uint32_t)),
+				       list_found_streams(streams, stream_count),
+				       make_bytes(batch->output.moments, moments * sizeof(uint64_t)),
+				       selection.count ? batch->events[selection.indexes[0]].time : 0);
+	leave_object(object);
+	leave_object(self);
+	return has_memory ? result : PyErr_NoMemory();
 }
 
 /* How many of each type and protocol there are. */
@@ -243,6 +150,10 @@ static PyObject *batch_set_type(PyObject *self, PyObject *arguments)
 
 	if (!PyArg_ParseTuple(arguments, "Oi:set_type", &among, &type) || !open_selection(batch, among, &selection))
 		return NULL;
+	if (type != TYPE_NEW && type != TYPE_UPDATE && type != TYPE_DESTROY && type != TYPE_SNAPSHOT) {
+		PyErr_SetString(PyExc_ValueError, "there is no such type of events");
+		return NULL;
+	}
 	for (size_t index = 0; index < selection.count; index++)
 		batch->events[selection.indexes[index]].type = (uint8_t)type;
 	Py_RETURN_NONE;
@@ -251,15 +162,16 @@ static PyObject *batch_set_type(PyObject *self, PyObject *arguments)
 static PyObject *batch_describe(PyObject *self, PyObject *arguments)
 {
 	const struct batch *batch = (struct batch *)self;
-	PyObject *found = NULL;
+	PyObject *found;
 	Py_ssize_t index;
 
-	if (!PyArg_ParseTuple(arguments, "n:describe", &index))
+	if (!PyArg_ParseTuple(arguments, "n:describe", &index) || !is_idle(self))
 		return NULL;
 	if (index < 0 || (size_t)index >= batch->count) {
 		PyErr_SetString(PyExc_IndexError, "there is no such event");
 		return NULL;
 	}
+	claim_object(self);
 	found = PyDict_New();
 	for (size_t field = 0; found && field < event_field_count; field++) {
 		PyObject *value = describe_field(&batch->events[index], field);
@@ -268,12 +180,13 @@ static PyObject *batch_describe(PyObject *self, PyObject *arguments)
 			Py_CLEAR(found);
 		Py_XDECREF(value);
 	}
+	leave_object(self);
 	return found;
 }
 
 static PyObject *batch_get_time(PyObject *self, PyObject *arguments)
 {
-	const struct batch *batch = (struct batch *)self;
+	struct batch *batch = (struct batch *)self;
 	struct selection selection;
 	PyObject *selected;
 	Py_ssize_t position;
@@ -301,39 +214,40 @@ static Py_ssize_t batch_length(PyObject *self)
 	return (Py_ssize_t)((struct batch *)self)->count;
 }
 
-static int batch_init(PyObject *self, PyObject *arguments, PyObject *names)
+static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
 	static char *keywords[] = { "slots", "slot_bytes", "tells_reason", NULL };
-	struct batch *batch = (struct batch *)self;
 	Py_ssize_t slots, slot_bytes;
+	struct batch *batch;
 	int tells_reason;
 
 	if (!PyArg_ParseTupleAndKeywords(arguments, names, "nnp:Batch", keywords, &slots, &slot_bytes, &tells_reason))
-		return -1;
-	batch->tells_reason = tells_reason;
-	if (slots < 1 || slots > 4096 || slot_bytes < 1 || slot_bytes > 1 << 20 || batch->ring.slots) {
+		return NULL;
+	if (slots < 1 || slots > MAX_SLOTS || slot_bytes < 1 || slot_bytes > MAX_SLOT_BYTES) {
 		PyErr_SetString(PyExc_ValueError, "too many slots, or none");
-		return -1;
+		return NULL;
 	}
+	batch = make_object(type);
+	if (!batch)
+		return NULL;
+	batch->tells_reason = tells_reason;
 	if (!open_ring(&batch->ring, (size_t)slots, (size_t)slot_bytes)) {
-		PyErr_NoMemory();
-		return -1;
+		Py_DECREF(batch);
+		return PyErr_NoMemory();
 	}
-	return 0;
+	return (PyObject *)batch;
 }
 
 static void batch_dealloc(PyObject *self)
 {
 	struct batch *batch = (struct batch *)self;
-	PyTypeObject *type = Py_TYPE(self);
 
 	close_ring(&batch->ring);
 	close_output(&batch->output);
-	free(batch->loaded);
+	Py_XDECREF(batch->loaded);
 	free(batch->events);
 	free(batch->indexes);
-	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-	Py_DECREF(type);
+	free_object(self);
 }
 
 static PyMethodDef methods[] = {
@@ -364,7 +278,7 @@ static PyGetSetDef properties[] = {
 	{ 0 },
 };
 static PyType_Slot slots[] = {
-	{ Py_tp_init, batch_init },
+	{ Py_tp_new, batch_new },
 	{ Py_tp_dealloc, batch_dealloc },
 	{ Py_tp_methods, methods },
 	{ Py_tp_getset, properties },

@@ -10,6 +10,12 @@
 #include "locate.h"
 #include "render.h"
 
+/* How each of our objects begins. Busy: a call on it works without Python's lock, or makes objects from it. */
+struct object {
+	PyObject_HEAD
+	bool is_busy;
+};
+
 struct module_state {
 	PyTypeObject *batch, *table, *template, *locations, *ids;
 };
@@ -23,6 +29,17 @@ PyTypeObject *create_ids_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);
+
+/* An object of this type with all bytes 0, whose deallocator has to be able to take it as it is; and its end. There is no
+ * tp_init: Python could call it twice, or never.
+ */
+void *make_object(PyTypeObject *type);
+void free_object(PyObject *self);
+
+/* False with an exception: another thread, or an object that was collected meanwhile, comes in while a call is busy. */
+bool is_idle(PyObject *object);
+bool claim_object(PyObject *object); /* idle before, busy now */
+void leave_object(PyObject *object);
 
 /* What is in an object, whose type was checked. */
 struct table *open_object_table(PyObject *object);

@@ -12,13 +12,58 @@ struct module_state *find_state(PyObject *object)
 	return PyType_GetModuleState(Py_TYPE(object));
 }
 
-/* The parts of a text: their number, or -1 with an exception where they do not lie in it one behind the other. */
-static Py_ssize_t check_parts(Py_ssize_t text_bytes, const uint32_t *ends, Py_ssize_t ends_bytes)
+void *make_object(PyTypeObject *type)
 {
-	Py_ssize_t count = count_items(ends_bytes, sizeof(*ends), "ends");
+	return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
 
+void free_object(PyObject *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+
+	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+	Py_DECREF(type);
+}
+
+bool is_idle(PyObject *object)
+{
+	if (((struct object *)object)->is_busy)
+		PyErr_SetString(PyExc_RuntimeError, "in use by another thread");
+	return !((struct object *)object)->is_busy;
+}
+
+bool claim_object(PyObject *object)
+{
+	bool idle = is_idle(object);
+
+	((struct object *)object)->is_busy = true;
+	return idle;
+}
+
+void leave_object(PyObject *object)
+{
+	((struct object *)object)->is_busy = false;
+}
+
+Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what)
+{
+	if (bytes % (Py_ssize_t)size == 0)
+		return bytes / (Py_ssize_t)size;
+	PyErr_Format(PyExc_ValueError, "%s of %zd bytes", what, bytes);
+	return -1;
+}
+
+/* The parts of a text: their number, or -1 with an exception where they do not lie in it one behind the other. Both are
+ * bytes, which are aligned, and which nobody can change while the lock is released.
+ */
+static Py_ssize_t open_parts(PyObject *text, PyObject *bytes, const uint32_t **ends)
+{
+	Py_ssize_t count = count_items(PyBytes_Size(bytes), sizeof(**ends), "ends");
+	size_t text_bytes = (size_t)PyBytes_Size(text);
+
+	*ends = (const uint32_t *)(const void *)PyBytes_AsString(bytes);
 	for (Py_ssize_t part = 0; part < count; part++)
-		if (ends[part] > (size_t)text_bytes || (part && ends[part] < ends[part - 1])) {
+		if ((*ends)[part] > text_bytes || (part && (*ends)[part] < (*ends)[part - 1])) {
 			PyErr_SetString(PyExc_ValueError, "ends that are not within the text");
 			return -1;
 		}
@@ -27,50 +72,54 @@ static Py_ssize_t check_parts(Py_ssize_t text_bytes, const uint32_t *ends, Py_ss
 
 static PyObject *core_send(PyObject *Py_UNUSED(self), PyObject *arguments)
 {
-	const char *text, *bytes;
-	Py_ssize_t text_bytes, ends_bytes, first, count;
 	int socket, patience_ms, segments, error;
+	PyObject *text, *end_bytes;
+	Py_ssize_t first, count;
+	const uint32_t *ends;
 	size_t sent;
 
-	if (!PyArg_ParseTuple(arguments, "iy#y#nip:send", &socket, &text, &text_bytes, &bytes, &ends_bytes, &first,
-			      &patience_ms, &segments))
+	if (!PyArg_ParseTuple(arguments, "iSSnip:send", &socket, &text, &end_bytes, &first, &patience_ms, &segments))
 		return NULL;
-	count = check_parts(text_bytes, (const uint32_t *)(const void *)bytes, ends_bytes);
-	if (count < 0 || first < 0)
+	count = open_parts(text, end_bytes, &ends);
+	if (count < 0)
 		return NULL;
+	if (first < 0 || patience_ms < 0) {
+		PyErr_SetString(PyExc_ValueError, "a part or a time that is negative");
+		return NULL;
+	}
 	Py_BEGIN_ALLOW_THREADS
-	sent = send_parts(socket, text, (const uint32_t *)(const void *)bytes, (size_t)count, (size_t)first,
-			  patience_ms, segments, &error);
+	sent = send_parts(socket, PyBytes_AsString(text), ends, (size_t)count, (size_t)first, patience_ms, segments,
+			  &error);
 	Py_END_ALLOW_THREADS
 	return Py_BuildValue("ni", (Py_ssize_t)sent, error);
 }
 
 static PyObject *core_frame(PyObject *Py_UNUSED(self), PyObject *arguments)
 {
-	const char *text, *bytes;
-	Py_ssize_t text_bytes, ends_bytes, count;
-	PyObject *result = NULL;
+	PyObject *text, *end_bytes, *result = NULL;
 	uint32_t *framed_ends;
+	const uint32_t *ends;
+	Py_ssize_t count, number;
+	size_t bound, size;
 	char *framed;
-	unsigned number;
-	size_t size;
 	int framing;
 
-	if (!PyArg_ParseTuple(arguments, "y#y#Ii:frame", &text, &text_bytes, &bytes, &ends_bytes, &number, &framing))
+	if (!PyArg_ParseTuple(arguments, "SSni:frame", &text, &end_bytes, &number, &framing))
 		return NULL;
-	count = check_parts(text_bytes, (const uint32_t *)(const void *)bytes, ends_bytes);
+	count = open_parts(text, end_bytes, &ends);
 	if (count < 0)
 		return NULL;
-	if (framing < FRAME_NONE || framing > FRAME_PADDED) {
-		PyErr_SetString(PyExc_ValueError, "there is no such framing");
+	bound = bound_frames(count ? ends[count - 1] : 0, (size_t)count);
+	if (framing < FRAME_NONE || framing > FRAME_PADDED || number < 1 || number > MAX_SEQUENCE || !bound) {
+		PyErr_SetString(PyExc_ValueError, "no framing, no number of a message, or too much text");
 		return NULL;
 	}
-	framed = malloc(bound_frames((size_t)text_bytes, (size_t)count));
-	framed_ends = malloc((size_t)ends_bytes + 1);
+	framed = malloc(bound);
+	framed_ends = malloc((size_t)PyBytes_Size(end_bytes) + 1);
 	if (framed && framed_ends) {
-		size = frame_parts(text, (const uint32_t *)(const void *)bytes, (size_t)count, number,
-				   (enum framing)framing, framed, framed_ends);
-		result = Py_BuildValue("y#y#", framed, (Py_ssize_t)size, framed_ends, ends_bytes);
+		size = frame_parts(PyBytes_AsString(text), ends, (size_t)count, (uint32_t)number, (enum framing)framing,
+				   framed, framed_ends);
+		result = Py_BuildValue("y#y#", framed, (Py_ssize_t)size, framed_ends, PyBytes_Size(end_bytes));
 	} else {
 		PyErr_NoMemory();
 	}
@@ -94,10 +143,12 @@ static int add_names(PyObject *module)
 
 	for (size_t field = 0; !failed && field < event_field_count; field++) {
 		PyObject *bit = PyLong_FromUnsignedLongLong(event_fields[field].has);
+		PyObject *name = PyUnicode_FromString(event_fields[field].name);
 
-		failed = !bit || PyDict_SetItemString(has, event_fields[field].name, bit) < 0 ||
-			 PyTuple_SetItem(names, (Py_ssize_t)field, PyUnicode_FromString(event_fields[field].name)) < 0;
+		failed = !bit || !name || PyDict_SetItem(has, name, bit) < 0 ||
+			 PyTuple_SetItem(names, (Py_ssize_t)field, Py_NewRef(name)) < 0;
 		Py_XDECREF(bit);
+		Py_XDECREF(name);
 	}
 	for (size_t entry = 0; !failed && entry < sizeof(bits) / sizeof(bits[0]); entry++) {
 		PyObject *bit = PyLong_FromUnsignedLongLong(bits[entry].bits);
@@ -131,6 +182,36 @@ static int execute(PyObject *module)
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
 }
 
+/* The state's references to the types, which refer to the module. */
+static int traverse(PyObject *module, visitproc visit, void *arg)
+{
+	const struct module_state *state = PyModule_GetState(module);
+
+	Py_VISIT(state->batch);
+	Py_VISIT(state->table);
+	Py_VISIT(state->template);
+	Py_VISIT(state->locations);
+	Py_VISIT(state->ids);
+	return 0;
+}
+
+static int clear(PyObject *module)
+{
+	struct module_state *state = PyModule_GetState(module);
+
+	Py_CLEAR(state->batch);
+	Py_CLEAR(state->table);
+	Py_CLEAR(state->template);
+	Py_CLEAR(state->locations);
+	Py_CLEAR(state->ids);
+	return 0;
+}
+
+static void release(void *module)
+{
+	clear(module);
+}
+
 static PyMethodDef functions[] = {
 	{ "send", core_send, METH_VARARGS,
 	  "(socket, text, ends, first, patience_ms, segments) -> how many parts were taken, and the errno of the\n"
@@ -150,6 +231,9 @@ static struct PyModuleDef definition = {
 	.m_size = sizeof(struct module_state),
 	.m_methods = functions,
 	.m_slots = module_slots,
+	.m_traverse = traverse,
+	.m_clear = clear,
+	.m_free = release,
 };
 
 PyMODINIT_FUNC PyInit__core(void)

@@ -21,7 +21,7 @@ uint64_t read_clock(int clock)
 bool open_ring(struct ring *ring, size_t slots, size_t slot_bytes)
 {
 	*ring = (struct ring){ .slots = slots, .slot_bytes = slot_bytes };
-	ring->bytes = malloc(slots * slot_bytes);
+	ring->bytes = calloc(slots, slot_bytes); /* which sees whether the product fits */
 	ring->messages = calloc(slots, sizeof(*ring->messages));
 	ring->vectors = calloc(slots, sizeof(*ring->vectors));
 	ring->senders = calloc(slots, sizeof(*ring->senders));

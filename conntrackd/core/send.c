@@ -54,7 +54,7 @@ static int send_apart(int socket, const char *text, const uint32_t *ends, size_t
 /* Parts of one length that follow each other, the last one may be shorter: the kernel cuts them (udp(7)). */
 static int send_segments(int socket, const char *text, const uint32_t *ends, size_t first, size_t most)
 {
-	char control[CMSG_SPACE(sizeof(uint16_t))] = { 0 };
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))] = { 0 };
 	size_t begin = part_begin(ends, first), size = ends[first] - begin, count = 1;
 	struct iovec vector = { (char *)text + begin, size };
 	struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1 };
@@ -76,7 +76,9 @@ static int send_segments(int socket, const char *text, const uint32_t *ends, siz
 		message.msg_control = control;
 		message.msg_controllen = sizeof(control);
 		header = CMSG_FIRSTHDR(&message);
-		*header = (struct cmsghdr){ CMSG_LEN(sizeof(segment)), IPPROTO_UDP, UDP_SEGMENT };
+		*header = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(segment)),
+					    .cmsg_level = IPPROTO_UDP,
+					    .cmsg_type = UDP_SEGMENT };
 		memcpy(CMSG_DATA(header), &segment, sizeof(segment));
 	}
 	return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -1 : (int)count;
@@ -123,7 +125,9 @@ size_t send_parts(int socket, const char *text, const uint32_t *ends, size_t cou
 
 size_t bound_frames(size_t bytes, size_t count)
 {
-	return bytes + count * (2 * NUMBER_TEXT + 1 + PADDED_TO) + SLACK;
+	const uint64_t bound = bytes + count * (uint64_t)(2 * NUMBER_TEXT + 1 + PADDED_TO) + SLACK;
+
+	return bound <= UINT32_MAX ? (size_t)bound : 0;
 }
 
 static char *write_body(char *at, const char *part, size_t length, uint32_t number)

@@ -24,7 +24,7 @@ enum framing {
 #define PADDED_TO 64
 #define MAX_SEQUENCE 2147483647 /* RFC 5424, 7.3.1: then it begins at 1 again */
 
-/* The most that frame_parts() makes of so many parts with so many bytes. */
+/* The most that frame_parts() makes of so many parts with so many bytes; 0 where an end could be above 32 bits. */
 size_t bound_frames(size_t bytes, size_t count);
 
 /* Puts the message's number, `number` for the first, in the place of its NUL, where it has one, and frames it.

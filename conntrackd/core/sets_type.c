@@ -1,18 +1,20 @@
 /* Locations and Ids: what is remembered of addresses and of flows. */
 #include "batch.h"
 
+#include "decide.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 
 struct locations_object {
-	PyObject_HEAD
+	struct object object;
 	struct locations locations;
 };
 
 struct ids_object {
-	PyObject_HEAD
+	struct object object;
 	struct ids ids;
 };
 
@@ -26,56 +28,51 @@ struct ids *open_object_ids(PyObject *object)
 	return &((struct ids_object *)object)->ids;
 }
 
-static void release(PyObject *self)
-{
-	PyTypeObject *type = Py_TYPE(self);
-
-	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-	Py_DECREF(type);
-}
-
 /* ---- Locations ---------------------------------------------------------------------------------------- */
 
-static int locations_init(PyObject *self, PyObject *arguments, PyObject *Py_UNUSED(names))
+static PyObject *locations_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
 	Py_ssize_t limit;
+	PyObject *self;
 	uint64_t seed;
 
 	if (!PyArg_ParseTuple(arguments, "n:Locations", &limit))
-		return -1;
-	if (limit < 0 || open_object_locations(self)->entries) {
+		return NULL;
+	if (limit < 0) {
 		PyErr_SetString(PyExc_ValueError, "a limit below 0");
-		return -1;
+		return NULL;
 	}
-	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed) ||
-	    !open_locations(open_object_locations(self), (size_t)limit, seed)) {
-		PyErr_NoMemory();
-		return -1;
+	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		return PyErr_SetFromErrno(PyExc_OSError);
+	self = make_object(type);
+	if (self && !open_locations(open_object_locations(self), (size_t)limit, seed)) {
+		Py_DECREF(self);
+		return PyErr_NoMemory();
 	}
-	return 0;
+	return self;
 }
 
 static void locations_dealloc(PyObject *self)
 {
 	close_locations(open_object_locations(self));
-	release(self);
+	free_object(self);
 }
 
 static PyObject *locations_put(PyObject *self, PyObject *arguments)
 {
 	uint8_t padded[ADDRESS_BYTES] = { 0 };
 	const char *address;
-	Py_ssize_t length;
-	unsigned number;
+	Py_ssize_t length, number;
 
-	if (!PyArg_ParseTuple(arguments, "y#I:put", &address, &length, &number))
+	if (!PyArg_ParseTuple(arguments, "y#n:put", &address, &length, &number))
 		return NULL;
-	if ((length != 4 && length != ADDRESS_BYTES) || number == NOT_KNOWN) {
+	if ((length != 4 && length != ADDRESS_BYTES) || number < 0 || number >= (Py_ssize_t)MAX_LOCATIONS) {
 		PyErr_SetString(PyExc_ValueError, "no address, or no number of a location");
 		return NULL;
 	}
 	memcpy(padded, address, (size_t)length);
-	if (!put_location(open_object_locations(self), padded, length == 4 ? AF_INET : AF_INET6, number))
+	if (!put_location(open_object_locations(self), padded, length == 4 ? AF_INET : AF_INET6,
+			  (uint32_t)number))
 		return PyErr_NoMemory();
 	Py_RETURN_NONE;
 }
@@ -97,7 +94,7 @@ static PyMethodDef locations_methods[] = {
 	{ 0 },
 };
 static PyType_Slot locations_slots[] = {
-	{ Py_tp_init, locations_init },
+	{ Py_tp_new, locations_new },
 	{ Py_tp_dealloc, locations_dealloc },
 	{ Py_tp_methods, locations_methods },
 	{ Py_sq_length, locations_length },
@@ -114,21 +111,24 @@ PyTypeObject *create_locations_type(PyObject *module)
 
 /* ---- Ids ---------------------------------------------------------------------------------------------- */
 
-static int ids_init(PyObject *self, PyObject *arguments, PyObject *Py_UNUSED(names))
+static PyObject *ids_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
+	PyObject *self;
+
 	if (!PyArg_ParseTuple(arguments, ":Ids"))
-		return -1;
-	if (open_object_ids(self)->slots || !open_ids(open_object_ids(self))) {
-		PyErr_NoMemory();
-		return -1;
+		return NULL;
+	self = make_object(type);
+	if (self && !open_ids(open_object_ids(self))) {
+		Py_DECREF(self);
+		return PyErr_NoMemory();
 	}
-	return 0;
+	return self;
 }
 
 static void ids_dealloc(PyObject *self)
 {
 	close_ids(open_object_ids(self));
-	release(self);
+	free_object(self);
 }
 
 /* A batch and a selection of it. */
@@ -224,7 +224,7 @@ static PyMethodDef ids_methods[] = {
 	{ 0 },
 };
 static PyType_Slot ids_slots[] = {
-	{ Py_tp_init, ids_init },
+	{ Py_tp_new, ids_new },
 	{ Py_tp_dealloc, ids_dealloc },
 	{ Py_tp_methods, ids_methods },
 	{ Py_sq_length, ids_length },

@@ -6,7 +6,7 @@
 #include <errno.h>
 
 struct table_object {
-	PyObject_HEAD
+	struct object object;
 	struct table *table;
 };
 
@@ -16,7 +16,6 @@ static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *k
 	const char *program;
 	Py_ssize_t bytes;
 	struct table *table;
-	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	struct table_object *self;
 
 	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "y#:Table", names, &program, &bytes))
@@ -28,7 +27,7 @@ static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *k
 		PyErr_SetString(PyExc_ValueError, "not a program of rules that this core can run");
 		return NULL;
 	}
-	self = (struct table_object *)allocate(type, 0);
+	self = make_object(type);
 	if (self)
 		self->table = table;
 	else
@@ -38,12 +37,8 @@ static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *k
 
 static void free_table(PyObject *object)
 {
-	PyTypeObject *type = Py_TYPE(object);
-	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-
 	close_table(((struct table_object *)object)->table);
-	release(object);
-	Py_DECREF(type);
+	free_object(object);
 }
 
 static PyObject *get_counts(PyObject *object, void *closure)
@@ -76,7 +71,8 @@ static PyObject *set_location(PyObject *object, PyObject *arguments)
 	unsigned long number;
 	PyObject *given;
 
-	if (!PyArg_ParseTuple(arguments, "O!y#:set_location", &PyLong_Type, &given, &bits, &bytes))
+	if (!PyArg_ParseTuple(arguments, "O!y#:set_location", &PyLong_Type, &given, &bits, &bytes) ||
+	    !is_idle(object))
 		return NULL;
 	number = PyLong_AsUnsignedLong(given);
 	if (number == (unsigned long)-1 && PyErr_Occurred())

@@ -5,68 +5,66 @@
 
 #include <stdlib.h>
 
-struct object {
-	PyObject_HEAD
+struct template_object {
+	struct object object;
 	struct template template;
 };
 
 struct template *open_object_template(PyObject *object)
 {
-	return &((struct object *)object)->template;
+	return &((struct template_object *)object)->template;
 }
 
-static int template_init(PyObject *self, PyObject *arguments, PyObject *Py_UNUSED(names))
+static PyObject *template_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
-	struct template *template = open_object_template(self);
 	const char *steps, *names, *pool;
 	Py_ssize_t steps_bytes, names_bytes, pool_bytes, step_count, name_count;
+	PyObject *self;
 	int by_stream;
 
-	if (template->steps) {
-		PyErr_SetString(PyExc_ValueError, "a template that has its steps already");
-		return -1;
-	}
 	if (!PyArg_ParseTuple(arguments, "y#y#y#p:Template", &steps, &steps_bytes, &names, &names_bytes, &pool,
 			      &pool_bytes, &by_stream))
-		return -1;
+		return NULL;
 	step_count = count_items(steps_bytes, sizeof(struct step), "steps");
 	name_count = count_items(names_bytes, sizeof(struct slice), "names");
 	if (step_count < 0 || name_count < 0)
-		return -1;
-	if (!open_template(template, (const struct step *)(const void *)steps, (size_t)step_count,
+		return NULL;
+	self = make_object(type);
+	if (self &&
+	    !open_template(open_object_template(self), (const struct step *)(const void *)steps, (size_t)step_count,
 			   (const struct slice *)(const void *)names, (size_t)name_count, pool, (size_t)pool_bytes,
 			   by_stream)) {
 		PyErr_SetString(PyExc_ValueError, "steps that cannot be right");
-		return -1;
+		Py_CLEAR(self);
 	}
-	return 0;
+	return self;
 }
 
 static void template_dealloc(PyObject *self)
 {
-	PyTypeObject *type = Py_TYPE(self);
-
 	close_template(open_object_template(self));
-	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-	Py_DECREF(type);
+	free_object(self);
 }
 
 static PyObject *set_places(PyObject *self, PyObject *arguments)
 {
 	const char *texts[PLACES];
 	Py_ssize_t sizes[PLACES];
-	uint32_t lengths[PLACES];
-	unsigned location;
+	Py_ssize_t location;
+	size_t lengths[PLACES];
 
-	if (!PyArg_ParseTuple(arguments, "Iy#y#y#y#:set_places", &location, &texts[0], &sizes[0], &texts[1], &sizes[1],
-			      &texts[2], &sizes[2], &texts[3], &sizes[3]))
+	if (!PyArg_ParseTuple(arguments, "ny#y#y#y#:set_places", &location, &texts[0], &sizes[0], &texts[1], &sizes[1],
+			      &texts[2], &sizes[2], &texts[3], &sizes[3]) ||
+	    !is_idle(self))
 		return NULL;
 	for (int text = 0; text < PLACES; text++)
-		lengths[text] = (uint32_t)sizes[text];
-	if (!template_set_places(open_object_template(self), location, texts, lengths)) {
+		lengths[text] = (size_t)sizes[text];
+	if (location < 0 || location >= MOST_LOCATIONS) {
 		PyErr_SetString(PyExc_ValueError, "a location with too high a number");
 		return NULL;
 	}
+	if (!template_set_places(open_object_template(self), (uint32_t)location, texts, lengths))
+		return PyErr_NoMemory();
 	Py_RETURN_NONE;
 }
 
@@ -76,13 +74,14 @@ static PyMethodDef methods[] = {
 	{ 0 },
 };
 static PyType_Slot slots[] = {
-	{ Py_tp_init, template_init },
+	{ Py_tp_new, template_new },
 	{ Py_tp_dealloc, template_dealloc },
 	{ Py_tp_methods, methods },
 	{ Py_tp_doc, "(steps, names, pool, by_stream): what a sink writes of an event. See render/steps.py." },
 	{ 0, NULL },
 };
-static PyType_Spec spec = { "conntrackd.core._core.Template", sizeof(struct object), 0, Py_TPFLAGS_DEFAULT, slots };
+static PyType_Spec spec = { "conntrackd.core._core.Template", sizeof(struct template_object), 0, Py_TPFLAGS_DEFAULT,
+			   slots };
 
 PyTypeObject *create_template_type(PyObject *module)
 {

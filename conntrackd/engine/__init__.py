@@ -3,7 +3,6 @@
 A selection is the indexes of events in a batch, as native uint16 in bytes; None selects all of them.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -12,8 +11,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.flow import EventType, Location
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
-
-logger = logging.getLogger(__name__)
+from conntrackd.resources import is_kernel
 
 # An event has 150-350 bytes; labels, a helper's name and a security context can make it 700.
 SLOT_BYTES: Final = 2048
@@ -134,6 +132,8 @@ class Engine(Protocol):
     """One of the two. What it makes is of no use to the other."""
 
     name: str
+    fault: str
+    """Why it is not the core, though that was asked for; empty where it is, or was not."""
 
     def open_batch(self) -> Batch: ...
     def open_ids(self) -> Ids: ...
@@ -165,23 +165,14 @@ class Engine(Protocol):
 def find_engine(environ: Mapping[str, str] | None = None) -> Engine:
     """The core, or plain Python where it cannot be loaded: that works too, at ten times the cost."""
     environ = os.environ if environ is None else environ
-    tells_reason = find_tells_reason(os.uname().release)
+    tells_reason, fault = is_kernel(*TELLS_REASON), ""
     if environ.get(VARIABLE) != "plain":
         try:
             from conntrackd.engine.native import NativeEngine  # noqa: PLC0415  # it may not be there
 
             return NativeEngine(tells_reason)
         except ImportError as error:
-            logger.debug("the core cannot be loaded: %s", error)
+            fault = str(error)
     from conntrackd.engine.plain import PlainEngine  # noqa: PLC0415  # memory that the core does not need
 
-    return PlainEngine(tells_reason)
-
-
-def find_tells_reason(release: str) -> bool:
-    """Whether a kernel of this release says why a flow ended."""
-    parts = release.split(".")
-    try:
-        return (int(parts[0]), int(parts[1])) >= TELLS_REASON
-    except (IndexError, ValueError):
-        return False
+    return PlainEngine(tells_reason, fault)

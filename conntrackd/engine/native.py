@@ -114,6 +114,7 @@ class NativeEngine:
     """See Engine."""
 
     name = "core"
+    fault = ""
 
     def __init__(self, tells_reason: bool) -> None:
         self._tells_reason = tells_reason

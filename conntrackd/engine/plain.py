@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
 from conntrackd.filter.ast import Rule, uses_location
-from conntrackd.filter.evaluate import evaluate
+from conntrackd.filter.evaluate import evaluate, is_left_out
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
@@ -157,10 +157,7 @@ class PlainTable:
     def keeps(self, flow: Flow) -> bool:
         """Decide, and count who did."""
         decision = evaluate(self.rules, flow, self.protocols, self.events)
-        is_left_out = (self.protocols is not None and flow.protocol not in self.protocols) or not (
-            flow.type & self.events
-        )
-        if not is_left_out:
+        if not is_left_out(flow, self.protocols, self.events):
             self.counts[decision.rule_number] += 1
         return decision.keep
 
@@ -220,7 +217,8 @@ class PlainEngine:
 
     name = "plain"
 
-    def __init__(self, tells_reason: bool) -> None:
+    def __init__(self, tells_reason: bool, fault: str = "") -> None:
+        self.fault = fault
         self._tells_reason = tells_reason
         self._label_names = read_label_names()
 

@@ -96,7 +96,7 @@ class NetworkIn:
 
 @dataclass(frozen=True, slots=True)
 class LocationIn:
-    """A country is one of these upper-case codes, or a city one of these case-folded names; sorted.
+    """A country is one of these codes (upper case) or names (case-folded), or a city one of these names.
 
     Unknown where there is no location, or one whose text is empty.
     """

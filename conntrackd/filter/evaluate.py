@@ -27,7 +27,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
-from conntrackd.flow import ABSENT, EventType, Flow, find_nat
+from conntrackd.flow import ABSENT, EventType, Flow, Location, find_nat
 
 # What there can be: SNAPSHOT is what events of the other types are called later.
 ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
@@ -49,12 +49,18 @@ def evaluate(
     rules: Sequence[Rule], flow: Flow, protocols: frozenset[int] | None = None, events: int = ALL
 ) -> Decision:
     """By the first rule that matches, for these protocols (None: all) and event types (bits)."""
-    if (protocols is not None and flow.protocol not in protocols) or not flow.type & events:
+    if is_left_out(flow, protocols, events):
         return Decision(False, 0)
     for number, rule in enumerate(rules, 1):
         if evaluate_expression(rule.expression, flow) is True:
             return Decision(rule.keep, number)
     return Decision(True, 0)
+
+
+def is_left_out(flow: Flow, protocols: frozenset[int] | None, events: int) -> bool:
+    """Whether it is of a protocol or type that is not wanted, whatever the rules say."""
+    is_other_type = events & ALL != ALL and not flow.type & events
+    return is_other_type or (protocols is not None and flow.protocol not in protocols)
 
 
 def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: PLR0912  # one for each node
@@ -108,11 +114,14 @@ def name_network(address: bytes) -> str:
     return next((name for name, prefixes in NETWORKS.items() if _is_in_prefixes(address, prefixes)), PUBLIC)
 
 
-def is_text_in(attribute: str, text: str, values: Sequence[str]) -> Truth:
-    """Whether a country or city (a Location's attribute) is one of these, as LocationIn has them."""
-    if not text:
-        return None
-    return (text.upper() if attribute == "country" else text.casefold()) in values
+def is_located_in(attribute: str, location: Location, values: Sequence[str]) -> Truth:
+    """Whether a country, by code or name, or a city is one of these, as LocationIn has them."""
+    if attribute == "country":
+        known = {location.country_code.upper(), location.country.casefold()}
+    else:
+        known = {location.city.casefold()}
+    known.discard("")
+    return bool(known & set(values)) if known else None
 
 
 def _read(field: Field, flow: Flow) -> Any:  # noqa: ANN401  # a number or an address
@@ -138,7 +147,7 @@ def _cut(address: bytes, length: int) -> int:
 def _is_located_in(field: Field, flow: Flow, values: Sequence[str]) -> Truth:
     end, _, attribute = field.attribute.partition(".")
     location = getattr(flow, end)
-    return None if location is None else is_text_in(attribute, getattr(location, attribute), values)
+    return None if location is None else is_located_in(attribute, location, values)
 
 
 def _find_quantity(subject: Field, flow: Flow) -> int | None:

@@ -128,7 +128,7 @@ def _check_mapped(prefix: fields.Prefix, span: Span) -> Iterator[Reason]:
 
 
 def _check_country(code: str, span: Span) -> Iterator[Reason]:
-    if code not in CODES:
+    if len(code) == 2 and code not in CODES:  # what is longer is a name
         meant = f"did you mean {MEANT[code]}?" if code in MEANT else "two letters of ISO 3166, such as DE"
         yield Reason(f"{code} is the code of no country, and never matches", span, meant)
 

@@ -27,6 +27,7 @@ from conntrackd.filter.ast import (
 from conntrackd.flow import Status
 
 FULL_MARK: Final = (1 << 32) - 1
+CODE_LETTERS: Final = 2  # of a country; what is longer is its name
 VOCABULARIES: Final[Mapping[fields.Field, Mapping[str, int]]] = {
     fields.PROTOCOL: fields.PROTOCOLS,
     fields.STATE: fields.STATES,
@@ -91,7 +92,8 @@ def _render_leaf(leaf: Leaf) -> str:
 
 def _render_place(leaf: LocationIn) -> str:
     if leaf.fields[0] in fields.SIDES["country", False]:
-        return f"{_render_side('country', leaf.fields)} {','.join(leaf.values)}"
+        texts = [value if len(value) == CODE_LETTERS else _quote(value) for value in leaf.values]
+        return f"{_render_side('country', leaf.fields)} {','.join(texts)}"
     return f"{_render_side('city', leaf.fields)} {','.join(_quote(value) for value in leaf.values)}"
 
 

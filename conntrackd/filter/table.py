@@ -33,7 +33,7 @@ from conntrackd.filter.ast import (
     merge_ranges,
     push_not_inward,
 )
-from conntrackd.filter.evaluate import ALL, is_text_in
+from conntrackd.filter.evaluate import ALL, is_located_in
 from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
 from conntrackd.flow import Location
@@ -114,8 +114,7 @@ class Table:
         """The bits of a Location as the core takes them; where a text is unknown, none that asks about it."""
         words = [0] * self.location_words
         for number, condition in enumerate(self.conditions):
-            text = getattr(location, condition.attribute)
-            if is_text_in(condition.attribute, text, condition.values) is condition.truth:
+            if is_located_in(condition.attribute, location, condition.values) is condition.truth:
                 words[number // WORD_BITS] |= 1 << number % WORD_BITS
         return struct.pack(f"={len(words)}Q", *words)
 

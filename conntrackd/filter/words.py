@@ -275,9 +275,13 @@ def _parse_prefix(word: str) -> fields.Prefix:
 
 
 def _parse_country(word: str) -> str:
+    """A code in capitals; the name of a country, which is longer, as that of a city."""
     if len(word) == 2 and word.isascii() and word.isalpha():
         return word.upper()
-    raise Invalid(f"{quote(word)} is no country", "two letters of ISO 3166, such as DE")
+    is_name = len(word) > 3 or not word.isascii()  # three letters are a code of another table
+    if is_name and word.strip() and not any(char.isdigit() for char in word):
+        return word.casefold()
+    raise Invalid(f"{quote(word)} is no country", 'two letters of ISO 3166, such as DE, or a name: "Germany"')
 
 
 def _parse_city(word: str) -> str:

@@ -110,7 +110,8 @@ class PlaceField:
 # First where both ends are, then whose network that is.
 PLACE: Final = (
     PlaceField("city", "city", "city"),
-    PlaceField("country", "country", "country"),
+    PlaceField("country", "country", "name of the country"),
+    PlaceField("country_code", "country_code", "its code, of ISO 3166"),
     PlaceField("lat", "lat", "latitude in degrees"),
     PlaceField("lon", "lon", "longitude in degrees"),
 )
@@ -128,7 +129,9 @@ def list_place_values(
         return []
     is_point = location.lat is not None and location.lon is not None
     unknown = {"lat", "lon"} if not is_point else set()
-    unknown |= {name for name in ("city", "country", "asn", "as_org") if not getattr(location, name)}
+    unknown |= {
+        name for name in ("city", "country", "country_code", "asn", "as_org") if not getattr(location, name)
+    }
     return [
         (f"{prefix}{place.name}", getattr(location, place.attribute))
         for place in fields

@@ -1,7 +1,9 @@
 """conntrackctl's verbs against the service on a private bus, and every way in which there is no answer."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from conntrackd import VERSION
-from conntrackd.bus.client import MANAGER, NotRunningError
+from conntrackd.bus.client import ANSWER_SECONDS, MANAGER, PASSWORD_SECONDS, NotRunningError
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.cli import ctl, daemon
 from conntrackd.cli.control import render_age
@@ -97,6 +99,24 @@ def test_a_daemon_that_does_not_answer_is_told(served: Served, monkeypatch: pyte
     with pytest.raises(UnavailableError, match="did not answer in time"):
         ctl.run(["reload"])
     release()
+
+
+def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal a change may take as long as it takes to type one; of a hang one is told sooner."""
+    waits: list[float] = []
+    settimeout = socket.socket.settimeout
+
+    def note(self: socket.socket, seconds: float | None) -> None:
+        waits.append(seconds or 0)
+        settimeout(self, seconds)
+
+    monkeypatch.setattr(socket.socket, "settimeout", note)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    ctl.run(["status"])
+    looked = max(waits)
+    ctl.run(["reload"])
+
+    assert (looked, max(waits)) == (ANSWER_SECONDS, PASSWORD_SECONDS)
 
 
 def test_an_older_daemon_is_told(bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,28 +1,58 @@
-"""The core's C, compiled for tests: a driver under sanitizers."""
+"""The core's C, compiled for tests with AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import atexit
+import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
-CORE: Final = ROOT / "conntrackd" / "core"
+from fuzz.native import CORE, FUZZ, SANITIZED, STRICT, list_sources
+
 HERE: Final = Path(__file__).parent
-STRICT: Final = ("-std=c11", "-D_DEFAULT_SOURCE", "-Wall", "-Wextra", "-Werror", "-g")
-SANITIZED: Final = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-PLAIN: Final = (CORE / "event.c", CORE / "decide.c", CORE / "table.c")
+SANITIZERS: Final = "-fsanitize=address,undefined"
+# Fills what is allocated and what was freed, so that what reads it reads nonsense.
+OPTIONS: Final = "max_free_fill_size=4096:max_malloc_fill_size=4096:strict_string_checks=1"
 
 
 @cache
-def build_driver() -> Path:
-    """tests/core/table_driver.c with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    target = _make_folder() / "table_driver"
-    compile_c((HERE / "table_driver.c", *PLAIN), target, *SANITIZED)
+def build_driver(name: str) -> Path:
+    """A driver in this folder, by its name without `.c`."""
+    target = _make_folder() / name
+    sources = (HERE / f"{name}.c", FUZZ / "kit.c", *list_sources())
+    compile_c(sources, target, *SANITIZED, SANITIZERS, f"-I{FUZZ}")
     return target
+
+
+@cache
+def build_module() -> Path:
+    """A folder with the module `_core` under sanitizers."""
+    folder = _make_folder()
+    include = f"-I{sysconfig.get_paths()['include']}"
+    target = folder / "_core.abi3.so"
+    compile_c(sorted(CORE.glob("*.c")), target, *SANITIZED, SANITIZERS, "-fPIC", "-shared", include)
+    return folder
+
+
+def make_environment(*, leaks: bool) -> dict[str, str]:
+    """What a sanitized program needs: nothing is inherited but the path."""
+    options = f"{OPTIONS}:detect_leaks={leaks:d}"
+    return {"ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1", "PATH": os.environ["PATH"]}
+
+
+def find_runtimes() -> str:
+    """The sanitizers' libraries, for a program that was not linked with them."""
+    names = [
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return " ".join(names)
 
 
 def compile_c(sources: Sequence[Path], target: Path, *flags: str) -> None:

@@ -14,7 +14,7 @@ from conntrackd.core import _core as core
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.table import FORMAT, assemble, compile_table
 from conntrackd.flow import Flow
-from tests.core.build import build_driver
+from tests.core.build import build_driver, make_environment
 from tests.core.deciding import load
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
 from tests.messages import build_message
@@ -45,12 +45,12 @@ def run_driver(
     messages = b"".join(build_message(flow) for flow in flows)
     path.write_bytes(struct.pack("=II", len(program), len(flows)) + program + messages)
     done = subprocess.run(
-        [build_driver(), mode, path, *words],
+        [build_driver("table_driver"), mode, path, *words],
         text=True,
         capture_output=True,
         check=False,
         timeout=120,
-        env={"ASAN_OPTIONS": "detect_leaks=1"},
+        env=make_environment(leaks=True),
     )
     assert (done.returncode, done.stderr) == (status, "")
     return done.stdout

@@ -63,13 +63,19 @@ OPTIONAL: Final = (
 SECOND: Final = 10**9
 START: Final = 1_700_000_000 * SECOND
 DURATIONS: Final = (0, 10**6, 999 * 10**6, SECOND, 60 * SECOND, 3600 * SECOND)
-COUNTRIES: Final = ("", "DE", "FR", "US")
+COUNTRIES: Final = {"": "", "DE": "Germany", "FR": "France", "US": "United States", "CI": "Côte d'Ivoire"}
+COUNTRY_WORDS: Final = sorted([*COUNTRIES, *(name.casefold() for name in COUNTRIES.values())])[2:]
 CITIES: Final = ("", "Nuremberg", "Zürich", 'The "Hague"', "Straße\\")
 
 
 # -- events
 
-locations = st.builds(Location, city=st.sampled_from(CITIES), country=st.sampled_from(COUNTRIES))
+locations = st.builds(
+    Location,
+    city=st.sampled_from(CITIES),
+    country=st.sampled_from(sorted(COUNTRIES.values())),
+    country_code=st.sampled_from(sorted(COUNTRIES)),
+)
 
 
 @st.composite
@@ -197,7 +203,7 @@ set_leaves: list[st.SearchStrategy[Expression]] = [
 ]
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
-    st.builds(LocationIn, one_or_both(find_pairs("country")), lists_of(COUNTRIES[1:])),
+    st.builds(LocationIn, one_or_both(find_pairs("country")), lists_of(COUNTRY_WORDS)),
     st.builds(
         LocationIn, one_or_both(find_pairs("city")), lists_of(sorted(city.casefold() for city in CITIES[1:]))
     ),

@@ -120,6 +120,9 @@ def test_a_network_is_its_prefixes(names: tuple[str, ...], flow: Flow) -> None:
 def test_a_location_without_a_text_is_unknown() -> None:
     rules = parse('drop not source city "Nuremberg"', "drop not source country DE")
 
-    assert evaluate(rules, replace(FLOW, src_location=Location(country="FR"))) == (False, 2)
+    assert evaluate(rules, replace(FLOW, src_location=Location(country="France", country_code="FR"))) == (
+        False,
+        2,
+    )
     assert evaluate(rules, replace(FLOW, src_location=Location(city="Paris"))) == (False, 1)
     assert evaluate(rules, replace(FLOW, src_location=Location())) == (True, 0)

@@ -68,6 +68,8 @@ def parse(text: str) -> str:
         ("drop duration >= 60m", "drop duration >= 1h"),
         ("drop duration = 10", "drop duration = 10s"),
         ("drop country de", "drop country DE"),
+        ("drop country fr,Germany", 'drop country FR,"germany"'),
+        ('drop country "Côte d\'Ivoire"', 'drop country "côte d\'ivoire"'),
         ('drop city "Nuremberg", "A\\"b"', 'drop city "a\\"b","nuremberg"'),
         ("drop source city Nuremberg", 'drop source city "nuremberg"'),
         ('drop city "# no comment" # a comment', 'drop city "# no comment"'),

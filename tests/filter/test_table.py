@@ -16,7 +16,7 @@ from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
-from tests.core.build import CORE
+from fuzz.native import CORE
 from tests.core.deciding import Core, load, select
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
@@ -137,7 +137,7 @@ def test_what_a_user_typed_is_no_part_of_the_program() -> None:
 
 def test_a_location_that_the_core_does_not_know_yet_is_unknown() -> None:
     compiled = compile_table(parse("drop destination country DE", "drop not destination country DE"))
-    flow = replace(FLOW, dst_location=Location(country="DE"))
+    flow = replace(FLOW, dst_location=Location(country_code="DE"))
     core, other = Core(compiled), Core(compiled)
     other.keep([flow])  # which numbers the location, and sets it there
     batch, locations = load([flow]), Locations(2)
@@ -316,7 +316,7 @@ BREAKS: dict[str, Break] = {
     "a mask is forgotten": break_question(lambda question: question._replace(mask=table.MAX_NUMBER)),
     "a duration is compared as it is": lambda patch: patch.setattr(table, "DURATION", None),
     "an unknown place is another place": lambda patch: patch.setattr(
-        table, "is_text_in", lambda _, text, values: text.casefold() in {each.casefold() for each in values}
+        table, "is_located_in", lambda name, location, values: getattr(location, name).casefold() in values
     ),
     "the last rule wins": ignore_order,
 }

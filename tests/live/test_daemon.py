@@ -16,6 +16,7 @@ from netaddr import IPSet
 from tests.live import traffic
 from tests.live.daemon import command, daemon, environment, run, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.odd_files import make_odd_file
 from tests.sinks.syslog_servers import wait_until
 
 STREAM = "--sink.stream.enable"
@@ -322,6 +323,26 @@ def test_hangup_reloads_the_filter_and_refuses_a_bad_one(net: Network, tmp_path:
 
 
 @pytest.mark.privileged
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+@pytest.mark.parametrize("name", ["conntrackd.yaml", "rules"])
+def test_a_reload_of_what_is_no_file_waits_for_nothing(
+    name: str, kind: str, net: Network, tmp_path: Path
+) -> None:
+    path, odd = tmp_path / "conntrackd.yaml", tmp_path / name
+    (tmp_path / "rules").write_text("log any\n")
+    path.write_text("sink.stream.enable: true\nfilter_file: rules\nconntrack.events: [new]\n")
+    with daemon("--config", str(path), "--conntrack.netns", net.router) as running:
+        running.wait_for_start()
+        odd.unlink()
+        make_odd_file(odd, kind)
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any(f"reload: {odd}: is " in line for line in running.said), "the refusal")
+        talk(net, 1)
+        running.wait_for_events(1)
+        assert running.stop() == 0
+
+
+@pytest.mark.privileged
 def test_hangup_makes_the_file_anew_that_logrotate_has_moved_away(net: Network, tmp_path: Path) -> None:
     path, old = tmp_path / "events.json", tmp_path / "events.json.1"
     arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new"]
@@ -339,6 +360,28 @@ def test_hangup_makes_the_file_anew_that_logrotate_has_moved_away(net: Network, 
         assert running.stop() == 0
 
     assert count_lines(old) == 2
+
+
+@pytest.mark.privileged
+def test_hangup_makes_the_file_anew_whatever_is_wrong_with_the_configuration(
+    net: Network, tmp_path: Path
+) -> None:
+    configuration, path, old = (tmp_path / name for name in ("conntrackd.yaml", "events", "events.1"))
+    configuration.write_text(f"sink:\n  stream:\n    enable: true\n    writer: file://{path}\n")
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new"]
+    with daemon("--config", str(configuration), *arguments) as running:
+        running.wait_for_start()
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the first event")
+        path.rename(old)
+        configuration.write_text("sink: {stream: {enabel: true}}")
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any("enabel" in line for line in running.said), "the refusal")
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the second event")
+        assert running.stop() == 0
+
+    assert count_lines(old) == 1
 
 
 def count_lines(path: Path) -> int:

@@ -1,7 +1,9 @@
 """Healthy only if events that happen now are heard: rules, settings and namespaces that change."""
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import threading
 import time
@@ -13,6 +15,8 @@ import pytest
 
 from conntrackd.cli import ctl
 from conntrackd.hearing import TABLE_FULL, Hearing, Look
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.tracking import News
 from tests.bus.private import PrivateBus
 from tests.live import traffic
 from tests.live.control import ask, talk
@@ -208,6 +212,33 @@ def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_to
     assert lost["msg"] == "LOST all events in the kernel (connections were not tracked)"
     assert lost["since"] < lost["until"]
     assert running.stop() == 0
+
+
+def test_each_transaction_of_nftables_is_heard_of_once(net: Network) -> None:
+    rules = "\n".join(f"        tcp dport {port} accept" for port in range(1, 101))
+    with enter(net.router):
+        news = News()
+    heard: list[int] = []
+    try:
+        for ruleset in (
+            f"table inet many {{\n    chain one {{\n{rules}\n    }}\n}}\n",
+            "delete table inet many\n",
+        ):
+            net.load(ruleset)
+            heard.append(bool(select.select([news], [], [], 5)[0]))
+            heard.append(len(read_all(news)))
+    finally:
+        news.close()
+
+    assert heard == [True, 1, True, 1]
+
+
+def read_all(news: News) -> list[bytes]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(news._socket.recv(1 << 16))
+    return found
 
 
 def test_a_gap_that_lasts_until_the_end_is_told_at_the_end(net: Network, start: Any) -> None:

@@ -86,7 +86,6 @@ def test_the_configuration_is_kept_by_an_upgrade(package: Path) -> None:
 
 def test_what_it_needs_and_what_it_excludes(package: Path) -> None:
     assert "conntrack-tools" in query(package, "--conflicts")
-    assert "nftables" in query(package, "--requires")
     assert query(package, "--qf", "%{EPOCH}:%{VERSION}") == ["(none):2.0.0"]
 
 

@@ -63,7 +63,6 @@ def test_the_wheel_has_what_a_service_needs(wheel: dict[str, bytes]) -> None:
     assert {
         "lib/systemd/system/conntrackd.service",
         "lib/sysusers.d/conntrackd.conf",
-        "share/dbus-1/system-services/org.conntrackd1.service",
         "share/dbus-1/system.d/org.conntrackd1.conf",
         "share/polkit-1/actions/org.conntrackd1.policy",
         "share/bash-completion/completions/conntrackctl",

@@ -1,0 +1,33 @@
+"""Which engine is found, and what is said where it is not the core."""
+
+import sys
+
+import pytest
+
+from conntrackd import checks
+from conntrackd.checks import Situation, check_engine
+from conntrackd.engine import VARIABLE, find_engine
+
+
+def test_the_core_is_found_where_it_is_and_plain_python_where_that_is_asked_for() -> None:
+    assert (find_engine({}).name, find_engine({}).fault) == ("core", "")
+    assert (find_engine({VARIABLE: "plain"}).name, find_engine({VARIABLE: "plain"}).fault) == ("plain", "")
+
+
+def test_a_core_that_cannot_be_loaded_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("conntrackd.engine.native", "conntrackd.render.steps"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "conntrackd.core._core", None)
+    monkeypatch.delattr("conntrackd.core._core", raising=False)
+
+    engine = find_engine({})
+    finding = check_engine(Situation(is_tracking=True, buffer=0, engine_fault=engine.fault))
+
+    assert engine.name == "plain"
+    assert engine.fault
+    assert (finding.severity, finding.check) == (checks.WARNING, "core")
+    assert engine.fault in finding.message
+
+
+def test_nothing_is_wrong_where_the_core_is_in_use() -> None:
+    assert check_engine(Situation(is_tracking=True, buffer=0)).severity == checks.OK
