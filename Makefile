@@ -12,13 +12,13 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks to build the core and to run it, and nothing else: this is a new user's machine.
 RUN_PACKAGES := gcc libc6-dev libpython3-dev python3-venv
 # And what the tests, the linters and the benchmark need.
-TEST_PACKAGES := $(RUN_PACKAGES) conntrack cpio cppcheck dbus debugedit dpkg-dev elfutils fish \
-	iproute2 mandoc nftables openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
+TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cpio cppcheck dbus debugedit dpkg-dev elfutils fish \
+	iproute2 libclang-rt-dev mandoc nftables openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
 # Builds the core, in the virtual environment too: pip would fetch another one for each build.
 SETUPTOOLS := setuptools==80.9.0
 CORE_SOURCES := setup.py $(wildcard conntrackd/core/*.[ch])
 CORE := conntrackd/core/_core.abi3.so
-C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c tests/faults/*.c)
+C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c tests/core/*.c tests/faults/*.c)
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0
@@ -87,9 +87,10 @@ dist: $(VENV)/ready
 bench: $(VENV)/ready $(CORE)
 	$(PYTHON) -m bench
 
-# Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder
+# Each target for FUZZ_SECONDS (60): FUZZ_SECONDS=600 make fuzz TARGETS=decoder. Without TARGETS the core too.
 fuzz: $(FUZZ)/ready
 	$(FUZZ)/bin/python -m fuzz $(TARGETS)
+	$(if $(TARGETS),,$(FUZZ)/bin/python -m fuzz.native)
 
 # Asks the network for known weaknesses of what the tests ran with; fails where it cannot ask about all of it.
 audit: $(VENV)/ready $(FUZZ)/ready

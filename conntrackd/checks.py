@@ -4,14 +4,13 @@ The daemon answers Doctor() with examine(config, situation); `conntrackctl docto
 examine(config) itself where no daemon runs. Nothing here changes anything.
 """
 
-import ctypes
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from conntrackd import advice, hearing, options
@@ -22,6 +21,9 @@ from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import SINKS
 from conntrackd.values import render_size
+
+if TYPE_CHECKING:
+    import ctypes
 
 OK: Final = "ok"
 NOTE: Final = "note"
@@ -384,8 +386,10 @@ def check_clock(now: float, synchronized: bool | None) -> Finding:
     return Finding(OK, "clock", "the clock is set")
 
 
-def is_synchronized(call: Callable[[ctypes.Array[ctypes.c_char]], int] | None = None) -> bool | None:
+def is_synchronized(call: "Callable[[ctypes.Array[ctypes.c_char]], int] | None" = None) -> bool | None:
     """Whether the kernel says that something keeps its clock right; None where it does not say."""
+    import ctypes  # noqa: PLC0415  # a daemon whose doctor nobody asks does without it
+
     timex = ctypes.create_string_buffer(TIMEX_BYTES)  # modes is 0: nothing is set
     try:
         state = call(timex) if call is not None else ctypes.CDLL(None).adjtimex(timex)

@@ -459,7 +459,8 @@ def check_sinks(config: Config) -> None:
     switches = [each for each in OPTIONS if re.fullmatch(r"sink\..*\.enable", each.key)]
     if not any(config[each] for each in switches):
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
-        hint = f"one of {', '.join(each.flag for each in switches)} on the command line, or 'sink.journal.enable: true' in {file}"
+        flags = ", ".join(switch.flag for switch in switches)
+        hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"
         raise ConfigError("no sink is enabled, so that events would go nowhere", hint=hint)
 
 

@@ -82,13 +82,21 @@ class DaemonControl:
                 for line in await self.reload():
                     logger.info("reload: %s", line)
             except ConntrackdError as error:
-                logger.error("reload: %s\nhint: nothing has changed", error)
+                logger.error(
+                    "reload: %s\nhint: nothing has changed, but files and connections are opened anew", error
+                )
             finally:
                 self._daemon.notifier.ready()
 
     async def reload(self) -> list[str]:
         async with self._turn:
-            return await self._count(self._reload())
+            try:
+                return await self._count(self._reload())
+            except ConntrackdError:
+                # Whatever is wrong with the configuration: a file that was moved away has to be made anew.
+                for outbox in self._daemon.outboxes.values():
+                    outbox.reopen()
+                raise
 
     async def _reload(self) -> list[str]:
         daemon = self._daemon

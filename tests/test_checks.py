@@ -64,7 +64,7 @@ def test_where_all_is_well_nothing_is_found(root: Path) -> None:
     assert list_trouble(found) == []
     assert {each.check for each in found} == {
         *("module", "tracking", "events", "acct", "timestamp", "table"),
-        *("buffer", "filter", "loss", "sink", "clock", "packages"),
+        *("buffer", "filter", "loss", "sink", "clock", "packages", "core"),
     }
 
 

@@ -8,7 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from conntrackd.bus.handlers import Descriptor, Manager, Sink
@@ -120,7 +120,7 @@ def to_snake(name: str) -> str:
 
 def read_xml() -> str:
     """The text of the contract."""
-    return (resources.files("conntrackd.bus") / "org.conntrackd1.xml").read_text(encoding="utf-8")
+    return Path(__file__).with_name("org.conntrackd1.xml").read_text(encoding="utf-8")
 
 
 def parse_interfaces(text: str) -> dict[str, Interface]:

@@ -3,12 +3,12 @@
 Nothing is received here: that is the engine's (core/receive.c).
 """
 
-import ctypes
 import errno
 import os
 import socket
 import struct
 import sys
+from array import array
 from typing import Final, NamedTuple
 
 from conntrackd import resources
@@ -44,6 +44,7 @@ GROUPS: Final = {
 }
 
 MEMINFO: Final = struct.Struct(f"={SK_MEMINFO_VARS}I")
+SOCK_FPROG: Final = struct.Struct("@HP")  # how many instructions, and where they are
 
 
 class Fill(NamedTuple):
@@ -52,10 +53,6 @@ class Fill(NamedTuple):
     used: int
     size: int
     drops: int
-
-
-class _SockFprog(ctypes.Structure):
-    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 class EventSocket:
@@ -188,9 +185,9 @@ def measure(descriptor: int) -> Fill:
 
 def attach_program(sock: socket.socket, program: bytes) -> None:
     """Let this BPF program, an array of struct sock_filter, decide what is queued for the socket."""
-    instructions = ctypes.create_string_buffer(program, len(program))
-    fprog = _SockFprog(len(program) // 8, ctypes.addressof(instructions))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(fprog))
+    instructions = array("B", program)  # holds them where they are for as long as the kernel reads
+    address, size = instructions.buffer_info()
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SOCK_FPROG.pack(size // 8, address))
 
 
 def _find_fault(netlink: socket.socket) -> str:

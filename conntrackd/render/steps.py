@@ -121,6 +121,11 @@ class Steps:
 
 def compile_template(template: Template, label_names: Mapping[int, str]) -> "core.Template":
     """What the core renders."""
+    return core.Template(*write_steps(template, label_names), template.by_stream)
+
+
+def write_steps(template: Template, label_names: Mapping[int, str]) -> tuple[bytes, bytes, bytes]:
+    """Steps, names, and the pool of both, as the core has them."""
     steps = Steps()
     for position, text in enumerate(WORD.split(template.text)):
         if position % 2 == 0:
@@ -128,7 +133,7 @@ def compile_template(template: Template, label_names: Mapping[int, str]) -> "cor
         else:
             _add_word(steps, template, text, label_names)
     steps.flush()
-    return core.Template(b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool), template.by_stream)
+    return b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool)
 
 
 def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:

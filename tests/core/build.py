@@ -4,41 +4,27 @@ import atexit
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
-CORE: Final = ROOT / "conntrackd" / "core"
+from fuzz.native import CORE, FUZZ, SANITIZED, STRICT, list_sources
+
 HERE: Final = Path(__file__).parent
-STRICT: Final = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g")
-SANITIZED: Final = (
-    "-O1",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-    "-fno-omit-frame-pointer",
-)
+SANITIZERS: Final = "-fsanitize=address,undefined"
 # Fills what is allocated and what was freed, so that what reads it reads nonsense.
 OPTIONS: Final = "max_free_fill_size=4096:max_malloc_fill_size=4096:strict_string_checks=1"
-
-
-def list_plain() -> list[Path]:
-    """The part of the core that knows nothing of Python: what does not include binding.h."""
-    headers = {path.name for path in CORE.glob("*.h") if '"binding.h"' in path.read_text()} | {"binding.h"}
-    return [
-        path
-        for path in sorted(CORE.glob("*.c"))
-        if not any(f'#include "{name}"' in path.read_text() for name in headers)
-    ]
 
 
 @cache
 def build_driver(name: str) -> Path:
     """A driver in this folder, by its name without `.c`."""
     target = _make_folder() / name
-    compile_c((HERE / f"{name}.c", *list_plain()), target, *SANITIZED)
+    sources = (HERE / f"{name}.c", FUZZ / "kit.c", *list_sources())
+    compile_c(sources, target, *SANITIZED, SANITIZERS, f"-I{FUZZ}")
     return target
 
 
@@ -48,7 +34,7 @@ def build_module() -> Path:
     folder = _make_folder()
     include = f"-I{sysconfig.get_paths()['include']}"
     target = folder / "_core.abi3.so"
-    compile_c(sorted(CORE.glob("*.c")), target, *SANITIZED, "-fPIC", "-shared", include)
+    compile_c(sorted(CORE.glob("*.c")), target, *SANITIZED, SANITIZERS, "-fPIC", "-shared", include)
     return folder
 
 

@@ -11,9 +11,6 @@ from conntrackd.flow import EventType, Flow, Location
 from tests.engine.feed import RECEIVED_NS
 from tests.messages import build_message
 
-SLOTS = 4096
-SLOT_BYTES = 4096
-
 
 class Core:
     """Rules in force in the core, which is asked about Flows."""

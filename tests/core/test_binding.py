@@ -53,7 +53,7 @@ def test_no_object_is_there_before_it_is_made(made: Any) -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused(make: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match="slots|limit|not a program|steps|names"):
+    with pytest.raises(ValueError, match=r"slots|limit|not a program|steps|names"):
         make()
 
 
@@ -177,7 +177,7 @@ def test_no_datagrams_are_none(limit: int) -> None:
 def test_parts_are_sent_only_from_within_their_text(
     text: bytes, ends: tuple[int, ...], first: int, patience_ms: int
 ) -> None:
-    with pair() as (one, _), pytest.raises(ValueError, match="negative|within the text"):
+    with pair() as (one, _), pytest.raises(ValueError, match=r"negative|within the text"):
         core.send(one.fileno(), text, array("I", ends).tobytes(), first, patience_ms, False)
 
 

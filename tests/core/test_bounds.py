@@ -25,6 +25,7 @@ SRC, SPORT, TYPE, TIME, SRC_LOCATION, HELPER, LABELS = map(
     core.FIELDS.index, ("src", "sport", "type", "time", "src_location", "helper", "labels")
 )
 POOL = b"0123456789"
+EMPTY = struct.pack("=8I", 0x63740001, 0, 0, 0, 0, 0, 0, 0) + b"\1"
 
 
 def step(
@@ -127,7 +128,6 @@ def test_a_selection_of_another_batch_selects_nothing(use: Callable[[Any, bytes]
 
 
 # No test, no rule: all is kept.
-EMPTY = struct.pack("=8I", 0x63740001, 0, 0, 0, 0, 0, 0, 0) + b"\1"
 
 
 @pytest.mark.parametrize("index", [-1, 1, 1 << 40])

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from conntrackd.netlink.decode import walk
 from hypothesis import given, settings
 from pytest_mock import MockerFixture
 

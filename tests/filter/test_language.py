@@ -1,7 +1,6 @@
 """The filter language, row by row: each production, word and unit, and what is said of each mistake."""
 
 import pytest
-from conntrackd.filter.pycode import compile_selector
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields

@@ -1,7 +1,6 @@
 """What no event of the kernel's can match is named with what was meant, and nothing else is."""
 
 import pytest
-from conntrackd.netlink.decode import walk
 from hypothesis import given, settings
 
 from conntrackd.filter.ast import Rule

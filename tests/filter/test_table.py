@@ -16,7 +16,7 @@ from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
-from tests.core.build import CORE
+from fuzz.native import CORE
 from tests.core.deciding import Core, load, select
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse

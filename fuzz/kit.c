@@ -1,0 +1,173 @@
+/* See kit.h. */
+#include "kit.h"
+
+#include "send.h"
+
+#include <linux/netlink.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void require(bool holds)
+{
+	if (!holds)
+		abort();
+}
+
+static uint32_t read_word(const uint8_t **at)
+{
+	uint32_t word;
+
+	memcpy(&word, *at, sizeof(word));
+	*at += sizeof(word);
+	return word;
+}
+
+static void open_one(struct template *template, const uint8_t **at)
+{
+	static const char *const texts[PLACES] = { "Ulm (DE)", "from Ulm", "AS3320", "DTAG" };
+	static const size_t lengths[PLACES] = { 8, 8, 6, 4 };
+	uint32_t sizes[3], by_stream;
+	const uint8_t *parts[3];
+
+	for (int part = 0; part < 3; part++)
+		sizes[part] = read_word(at);
+	by_stream = read_word(at);
+	for (int part = 0; part < 3; part++) {
+		parts[part] = *at;
+		*at += sizes[part];
+	}
+	require(open_template(template, (const void *)parts[0], sizes[0] / sizeof(struct step), (const void *)parts[1],
+			      sizes[1] / sizeof(struct slice), (const void *)parts[2], sizes[2], by_stream));
+	for (uint32_t location = 1; location < 4; location += 2)
+		require(template_set_places(template, location, texts, lengths));
+}
+
+static size_t read_file(const char *path, uint8_t **bytes)
+{
+	FILE *file = path ? fopen(path, "rb") : NULL;
+	long size;
+
+	require(file && fseek(file, 0, SEEK_END) == 0);
+	size = ftell(file);
+	require(size > 0 && fseek(file, 0, SEEK_SET) == 0);
+	*bytes = malloc((size_t)size);
+	require(*bytes && fread(*bytes, (size_t)size, 1, file) == 1);
+	fclose(file);
+	return (size_t)size;
+}
+
+void open_kit(struct kit *kit, const char *path)
+{
+	const uint8_t *at, bits[8] = { 0x55 };
+	uint32_t program_bytes;
+
+	memset(kit, 0, sizeof(*kit));
+	read_file(path, &kit->bytes);
+	at = kit->bytes;
+	program_bytes = read_word(&at);
+	kit->template_count = read_word(&at);
+	kit->message_bytes = read_word(&at);
+	require(kit->template_count <= KIT_TEMPLATES);
+	kit->table = open_table(at, program_bytes);
+	require(kit->table && kit->table->location_words == 1 && table_set_location(kit->table, 3, bits));
+	kit->messages = at + program_bytes;
+	at = kit->messages + kit->message_bytes;
+	for (size_t template = 0; template < kit->template_count; template++)
+		open_one(&kit->templates[template], &at);
+	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids));
+}
+
+void close_kit(struct kit *kit)
+{
+	for (size_t template = 0; template < kit->template_count; template++)
+		close_template(&kit->templates[template]);
+	close_table(kit->table);
+	close_locations(&kit->locations);
+	close_ids(&kit->ids);
+	close_output(&kit->output);
+	free(kit->bytes);
+}
+
+size_t read_events(const uint8_t *datagram, size_t length, bool tells_reason, struct event *events)
+{
+	size_t offset = 0, count = 0;
+
+	do {
+		size_t size = find_message_length(datagram + offset, length - offset);
+
+		count += walk_message(datagram + offset, size, 1700000000000000001, tells_reason, &events[count]);
+		offset += NLMSG_ALIGN(size);
+	} while (offset < length && count < KIT_EVENTS);
+	return count;
+}
+
+/* Python's part of locate(): every fourth address is in no database. */
+static bool answer(void *context, const uint8_t *address, size_t bytes)
+{
+	uint8_t padded[ADDRESS_BYTES] = { 0 };
+
+	memcpy(padded, address, bytes);
+	return put_location(context, padded, bytes == 4 ? 2 : 10, padded[3] % 4);
+}
+
+/* Each framing of a text into memory of exactly its bound. */
+static void frame_checked(const struct output *output, size_t count)
+{
+	size_t bound = bound_frames(output->length, count);
+	char *framed = malloc(bound);
+	uint32_t *ends = malloc((count + 1) * sizeof(*ends));
+
+	require(bound && framed && ends);
+	for (int framing = FRAME_NONE; framing <= FRAME_PADDED; framing++) {
+		size_t size = frame_parts(output->text, output->ends, count, MAX_SEQUENCE, (enum framing)framing, framed,
+					  ends);
+
+		require(size <= bound && (!count || ends[count - 1] == size));
+	}
+	free(framed);
+	free(ends);
+}
+
+void render_checked(struct template *template, const struct event *events, size_t count, struct output *output)
+{
+	static struct stream streams[MAX_STREAMS];
+	uint16_t kept[KIT_EVENTS] = { 0 };
+	size_t stream_count;
+
+	for (size_t index = 0; index < count; index++)
+		kept[index] = (uint16_t)index;
+	require(render(template, events, kept, count, output, streams, &stream_count));
+	for (size_t index = 1; index < count; index++)
+		require(output->ends[index] >= output->ends[index - 1]);
+	if (!count)
+		return;
+	require(output->ends[count - 1] == output->length && output->length <= output->capacity);
+	frame_checked(output, count);
+}
+
+size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
+{
+	struct event events[KIT_EVENTS];
+	uint16_t kept[KIT_EVENTS];
+	size_t count = read_events(datagram, length, length & 1, events), kept_count;
+	bool is_new;
+
+	for (size_t index = 0; index < count; index++)
+		kept[index] = (uint16_t)index;
+	for (int round = 0; round < 2; round++)
+		require(locate(&kit->locations, events, kept, count, round == 0, answer, &kit->locations));
+	kept_count = decide(kit->table, events, NULL, count, kept);
+	require(kept_count <= count);
+	if (count_ids(&kit->ids) > 5000)
+		clear_ids(&kit->ids);
+	for (size_t index = 0; index < count; index++) {
+		require(add_id(&kit->ids, events[index].id, &is_new) && has_id(&kit->ids, events[index].id));
+		if (events[index].id % 3 == 0)
+			remove_id(&kit->ids, events[index].id);
+		require(has_id(&kit->ids, events[index].id) == (events[index].id % 3 != 0));
+	}
+	for (size_t template = 0; template < kit->template_count; template++)
+		render_checked(&kit->templates[template], events, count, &kit->output);
+	return count;
+}
