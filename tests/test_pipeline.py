@@ -121,7 +121,10 @@ def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
     events = SimpleNamespace(fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None)
     monkeypatch.setattr(pipeline.readers[0], "batch", SimpleNamespace(receive=receive))
     if is_reading:
-        pipeline.resync = cast(Resync, SimpleNamespace(is_reading=True, is_over=False, step=lambda: b""))
+        pipeline.resync = cast(
+            Resync,
+            SimpleNamespace(is_reading=True, is_over=False, is_settled=lambda _: True, step=lambda: b""),
+        )
     with one, other:
         pipeline.readers[0].listen(cast(EventSocket, events))
 
