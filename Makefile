@@ -32,6 +32,7 @@ run: $(VENV)/run $(CORE)
 
 test: $(VENV)/ready $(CORE) $(VENV)/syslog-ng lint
 	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --engine plain tests/live/test_daemon.py tests/live/test_resync.py
 
 # The D-Bus interface with the versions of dbus-fast that Debian has.
 test-dbus-fast: $(VENV)/ready $(CORE)

@@ -718,7 +718,7 @@ MUTATIONS: Final = (
         "conntrackd/core/event.c",
         "if (length < NLMSG_HDRLEN + sizeof(struct nfgenmsg))",
         "if (!length)",
-        "tests/engine/test_walk.py::test_both_read_the_same_of_a_message_that_ends_early_and_says_so",
+        "tests/core/test_sanitizers.py::test_truncated_and_mutated_messages_are_read_decided_and_rendered",
     ),
     Mutation(
         "a message says its own length",
@@ -763,13 +763,6 @@ MUTATIONS: Final = (
         "tests/core/test_bounds.py::test_a_selection_of_another_batch_selects_nothing",
     ),
     Mutation(
-        "a step's field is there",
-        "conntrackd/core/render.c",
-        "if (step->field >= event_field_count)",
-        "if (step->field > 9999)",
-        "tests/core/test_bounds.py::test_a_step_out_of_bounds_is_refused",
-    ),
-    Mutation(
         "a step's names are there",
         "conntrackd/core/render.c",
         "if (!size || size > 8 || !is_within(step->offset, step->length, template->name_count))",
@@ -803,19 +796,5 @@ MUTATIONS: Final = (
         "if (!is_within(template->names[name].offset, template->names[name].length, template->pool_bytes))",
         "if (name > template->name_count)",
         "tests/core/test_bounds.py::test_a_name_out_of_the_pool_is_refused",
-    ),
-    Mutation(
-        "there is room for the texts of places",
-        "conntrackd/core/render.c",
-        "template->bound + template->place_steps * template->place_bound +",
-        "template->bound +",
-        "tests/core/test_bounds.py::test_there_is_room_for_the_texts_of_every_event",
-    ),
-    Mutation(
-        "there is room for the texts of the kernel",
-        "conntrackd/core/render.c",
-        "template->step_count * ((size_t)event->helper_bytes + event->secctx_bytes);",
-        "0;",
-        "tests/core/test_bounds.py::test_there_is_room_for_the_texts_of_every_event",
     ),
 )
