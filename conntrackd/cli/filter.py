@@ -230,7 +230,7 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
 
 
 def _find_input() -> BinaryIO:
-    if sys.stdin is None:  # it was closed before we were started
+    if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
     return sys.stdin.buffer
 

@@ -198,7 +198,6 @@ def main() -> int:
     stale = find_stale(arguments.root)
     for path in stale:
         if arguments.write:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(texts[path])
         print(f"{path}: {'written' if arguments.write else 'stale'}")
     return 1 if stale and not arguments.write else 0

@@ -185,8 +185,8 @@ def test_no_filter_reaches_what_was_lost_and_an_empty_line_is_nothing() -> None:
 
 
 def test_no_standard_input_is_told() -> None:
-    program = "import os; os.close(0); from conntrackd.cli.ctl import main; main()"
-    words = [sys.executable, "-c", f"import sys; sys.stdin = None; {program}", "filter", "test"]
+    program = "from conntrackd.cli.ctl import main; main()"
+    words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]
     done = subprocess.run(words, text=True, capture_output=True, timeout=30, check=False, env=environment())
 
     assert (done.returncode, done.stderr.splitlines()[0]) == (64, "conntrackctl: standard input is closed")

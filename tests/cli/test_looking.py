@@ -97,7 +97,7 @@ def configuration(tmp_path: Path) -> Path:
         (CTL, ("top",)),
         (CTL, ("doctor",)),
         (CTL, ("filter", "check", "--config", "{configuration}")),
-        (CTL, ("filter", "explain", "--config", "{configuration}", "--bpf", "--python")),
+        (CTL, ("filter", "explain", "--config", "{configuration}", "--bpf", "--core")),
         (CTL, ("filter", "test", "--filter", "log any")),
         (DAEMON, ("--help",)),
         (DAEMON, ("--version",)),
