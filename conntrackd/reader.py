@@ -29,10 +29,15 @@ PATIENCE_MS: Final = 500
 LAST_MS: Final = 1
 # How long what has come is read at the end, where a next process could go on.
 KEPT_SECONDS: Final = 1.0
-# Where events come one after the other, they are read so often. A buffer has to hold what may come meanwhile:
-# 400,000 events a second, of 1,280 bytes each.
+# Where events come one after the other, they are read so often. Where each sink waits much longer for others to
+# write with them, as a file does, five times less often: most of what 10,000 events a second cost is what is
+# done once a batch.
 GATHER_US: Final = 4000
+LONG_GATHER_US: Final = 20_000
+LONG_WAIT: Final = 5 * LONG_GATHER_US / 1e6  # seconds
+# A buffer has to hold what may come meanwhile: 400,000 events a second, of 1,280 bytes each.
 GATHER_BYTES: Final = 1 << 21
+LONG_GATHER_BYTES: Final = 5 * GATHER_BYTES
 # Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
 TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
@@ -75,12 +80,12 @@ class Reader:
         """
         pipeline = self._pipeline
         self.told = told or self.told
-        gather_us = GATHER_US if events.measure().size >= GATHER_BYTES else 0
+        size = events.measure().size
         while not pipeline.stopping:
             resync = pipeline.resync  # another thread may end it
             is_reading = resync is not None and resync.is_reading
             datagrams = self._turn(
-                events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else gather_us
+                events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else self._find_gather(size)
             )
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
@@ -100,6 +105,16 @@ class Reader:
         self.told = told
         while self._turn(events, 0, 0):
             yield self.batch.datagrams(SLOTS)[1]
+
+    def _find_gather(self, size: int) -> int:
+        """Microseconds for which events may gather in a buffer of so many bytes."""
+        pipeline = self._pipeline
+        if size < GATHER_BYTES:
+            return 0
+        is_patient = all(outbox.batch_wait >= LONG_WAIT for outbox in pipeline.outboxes)
+        if size < LONG_GATHER_BYTES or pipeline.tails.wanting or not is_patient:
+            return GATHER_US
+        return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
         """One batch; how many datagrams were in it."""

@@ -15,7 +15,14 @@ from conntrackd.flow import Flow, Location
 from conntrackd.geoip import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
-from conntrackd.reader import GATHER_BYTES, GATHER_US, LAST_MS, PATIENCE_MS
+from conntrackd.reader import (
+    GATHER_BYTES,
+    GATHER_US,
+    LAST_MS,
+    LONG_GATHER_BYTES,
+    LONG_GATHER_US,
+    PATIENCE_MS,
+)
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import Rendered
 from conntrackd.resync import Resync
@@ -99,18 +106,27 @@ class Gathering:
 
 
 @pytest.mark.parametrize(
-    ("size", "is_reading", "asked"),
+    ("size", "waits", "is_reading", "asked"),
     [
-        pytest.param(GATHER_BYTES, False, (PATIENCE_MS, GATHER_US), id="a buffer for all that may come"),
-        pytest.param(GATHER_BYTES - 1, False, (PATIENCE_MS, 0), id="a buffer that could overflow"),
-        pytest.param(GATHER_BYTES, True, (LAST_MS, 0), id="the table is being read"),
+        pytest.param(
+            GATHER_BYTES, [0.0], False, (PATIENCE_MS, GATHER_US), id="a buffer for all that may come"
+        ),
+        pytest.param(GATHER_BYTES - 1, [0.0], False, (PATIENCE_MS, 0), id="a buffer that could overflow"),
+        pytest.param(GATHER_BYTES, [0.0], True, (LAST_MS, 0), id="the table is being read"),
+        pytest.param(LONG_GATHER_BYTES, [1.0], True, (LAST_MS, 0), id="it is being read, for a patient sink"),
+        pytest.param(LONG_GATHER_BYTES, [1.0, 0.1], False, (PATIENCE_MS, LONG_GATHER_US), id="patient sinks"),
+        pytest.param(LONG_GATHER_BYTES, [1.0, 0.0], False, (PATIENCE_MS, GATHER_US), id="one that is not"),
+        pytest.param(LONG_GATHER_BYTES - 1, [1.0], False, (PATIENCE_MS, GATHER_US), id="too little room"),
     ],
 )
-def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
-    size: int, is_reading: bool, asked: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it_and_nobody_waits(
+    size: int, waits: list[float], is_reading: bool, asked: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
     pipeline = make_pipeline(ENGINES[0])
+    pipeline.outboxes = tuple(
+        cast(Outbox, SimpleNamespace(batch_wait=wait, state=None, has_room=lambda _: True)) for wait in waits
+    )
 
     def receive(_: int, patience_ms: int, gather_us: int) -> tuple[int, ...]:
         seen.append((patience_ms, gather_us))

@@ -50,6 +50,11 @@ class Inlet:
         """How events are to be rendered: as the sink in force writes them, or the one to come."""
         return (self._next_sink or self._sink).template
 
+    @property
+    def batch_wait(self) -> float:
+        """Seconds that an event may wait for others, before it is written."""
+        return self._sink.batch_wait
+
     def find_room(self) -> int:
         """How many events would be taken now; 0 also when the sink is out."""
         return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
