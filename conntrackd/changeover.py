@@ -3,59 +3,61 @@
 The new ones listen before the old ones cease to. What comes in between, some microseconds, is in both: in an
 old one last, in a new one first. So the old ones are read to their ends, and what they ended with is left out
 of what the new ones begin with. Only then do the readers begin, so that a flow's events keep their order.
+
+Until then all of them are in systemd's store: whoever is killed on the way leaves the same to the next.
 """
 
 import threading
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from conntrackd.engine import Batch
+from conntrackd.engine import SLOTS, Received
 from conntrackd.flow import EventType
-from conntrackd.netlink.message import split
+from conntrackd.netlink.constants import CTA_ID, NFGENMSG_LEN, NLMSG_HDRLEN
+from conntrackd.netlink.message import MalformedError, split, walk_attributes
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.reader import Reader
+from conntrackd.reader import Reader, Told
 
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
-# What the new sockets may have of what is in both; it is none or a few.
-MAX_BATCHES: Final = 4
+# An event takes more of a buffer: struct sk_buff and skb_shared_info alone have 576.
+EVENT_BYTES: Final = 512
 WAIT_SECONDS: Final = 0.25
 
 
 class Changeover:
-    """What is still to be read of old sockets, each with how many of its drops are reported."""
+    """What is still to be read of old sockets."""
 
-    def __init__(self, old: Mapping[str, tuple[EventSocket, int]], new: EventSockets, batch: Batch) -> None:
+    def __init__(self, old: Sequence[tuple[EventSocket, Told]], new: EventSockets) -> None:
         """The new ones hear of events already; from now on the old ones do not."""
-        self._old = dict(old)
-        for events, _ in self._old.values():
+        # Those first that an earlier changeover was about to leave, when its process was killed.
+        self._old = sorted(old, key=lambda pair: pair[0].find_groups() != 0)
+        for events, _ in self._old:
             events.leave(ALL)
-        self._first: list[bytes] = []
-        for events in new.sockets.values() if self._old else ():
-            for _ in range(MAX_BATCHES):
-                datagrams, *_ = batch.receive(events.fileno(), 0, 0)
-                if not datagrams:
-                    break
-                self._first += split(batch.datagrams(datagrams)[1])
-        self._received_ns = batch.received_ns
+        # How many of the first events of each may be doubled: in most cases none.
+        counts = {events: events.measure().used // EVENT_BYTES for events in new.sockets.values()}
+        self._doubtful = {events: count for events, count in counts.items() if count}
         self._is_over = threading.Event()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the old sockets in the store."""
-        return tuple(self._old)
+        return tuple(told.name for _, told in self._old if told.name)
 
     def run(self, reader: Reader) -> None:
         """In the thread of the first reader, before it listens."""
+        tail: list[bytes] = []
         try:
-            tail = b""
-            for events, drops in self._old.values():
-                tail += reader.drain(events, drops)
+            for events, told in self._old:
+                last: deque[bytes] = deque(maxlen=sum(self._doubtful.values()))
+                for datagrams in reader.drain(events, told):
+                    if last.maxlen:
+                        last.extend(split(datagrams))
+                tail += last
                 events.close()
-            fresh = [message for message in self._first if message not in tail]
-            if fresh:
-                _, messages, malformed = reader.batch.load(b"".join(map(_pad, fresh)), 0, self._received_ns)
-                reader.process(reader.batch, messages, 0, malformed)
+            for events, count in self._doubtful.items():
+                self._begin(reader, events, count, tail)
         finally:
             self._is_over.set()
 
@@ -64,6 +66,55 @@ class Changeover:
         while not self._is_over.wait(WAIT_SECONDS):
             reader.turns += 1
 
+    @staticmethod
+    def _begin(reader: Reader, events: EventSocket, count: int, tail: Sequence[bytes]) -> None:
+        """Process the first events of a new socket, so many at least, without those of the tail."""
+        batch, head, others, forged = reader.batch, list[bytes](), 0, 0
+        while len(head) < count:
+            received = Received(*batch.receive(events.fileno(), 0, 0))
+            messages = split(batch.datagrams(SLOTS)[1]) if received.datagrams else []
+            head += messages
+            others, forged = others + received.datagrams - len(messages), forged + received.forged
+            if received.datagrams < SLOTS:
+                break
+        fresh, now = leave_out(head, tail), batch.received_ns
+        for first in range(0, len(fresh), SLOTS):
+            chunk = b"".join(message + bytes(-len(message) % 4) for message in fresh[first : first + SLOTS])
+            _, count, malformed = batch.load(chunk, 0, now)
+            reader.process(batch, count, 0, malformed)
+        batch.load(b"", 0, now)
+        if others:  # forged ones, and those that were too long for a slot
+            reader.process(batch, others, forged, others - forged)
 
-def _pad(message: bytes) -> bytes:
-    return message + bytes(-len(message) % 4)
+
+def leave_out(head: Sequence[bytes], tail: Iterable[bytes]) -> list[bytes]:
+    """The head, but for those events of each flow with which it goes on as the tail ends."""
+    ended: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    begun: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for messages, flows in ((tail, ended), (head, begun)):
+        for message in messages:
+            flows[_find_flow(message)].append(message)
+    doubled = {flow: _count_common(ended.get(flow, []), messages) for flow, messages in begun.items()}
+    fresh = []
+    for message in head:
+        flow = _find_flow(message)
+        if doubled[flow]:
+            doubled[flow] -= 1
+        else:
+            fresh.append(message)
+    return fresh
+
+
+def _count_common(before: list[bytes], after: list[bytes]) -> int:
+    """With how many messages the one ends and the other begins."""
+    most = min(len(before), len(after))
+    return next((count for count in range(most, 0, -1) if before[-count:] == after[:count]), 0)
+
+
+def _find_flow(message: bytes) -> bytes:
+    """The id of an event's flow; nothing for what is no event."""
+    try:
+        attributes = walk_attributes(message[NLMSG_HDRLEN + NFGENMSG_LEN :])
+        return next((value for path, value in attributes if path == (CTA_ID,)), b"")
+    except MalformedError:
+        return b""

@@ -82,13 +82,21 @@ class DaemonControl:
                 for line in await self.reload():
                     logger.info("reload: %s", line)
             except ConntrackdError as error:
-                logger.error("reload: %s\nhint: nothing has changed", error)
+                logger.error(
+                    "reload: %s\nhint: nothing has changed, but files and connections are opened anew", error
+                )
             finally:
                 self._daemon.notifier.ready()
 
     async def reload(self) -> list[str]:
         async with self._turn:
-            return await self._count(self._reload())
+            try:
+                return await self._count(self._reload())
+            except ConntrackdError:
+                # Whatever is wrong with the configuration: a file that was moved away has to be made anew.
+                for outbox in self._daemon.outboxes.values():
+                    outbox.reopen()
+                raise
 
     async def _reload(self) -> list[str]:
         daemon = self._daemon
@@ -242,11 +250,12 @@ class DaemonControl:
         Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
         for the other.
         """
-        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine)
+        readers = len(self._daemon.pipeline.readers)
+        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers)
 
-    async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
-        texts = [RuleText(rule) for rule in rules]
-        return await run_to_its_end(compile_filter, texts, "", self._daemon.config, self._daemon.engine)
+    async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
+        texts, daemon = [RuleText(rule) for rule in rules], self._daemon
+        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
@@ -287,9 +296,9 @@ class DaemonControl:
                 f"{len(self._daemon.tails)} tails are open, and the last {TAILS_OF_ROOT} are root's",
                 hint="end one of them, such as with ^C",
             )
-        new = await self._compile_to_look(rules)
+        new = await self._compile_to_look(rules, len(self._daemon.pipeline.readers))
         cost.check_tail(new.parsed)
-        return self._daemon.tails.open(new.tables[0], limit)
+        return self._daemon.tails.open(new.tables, limit)
 
     # ---- what there is to know ------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
 
-Three kinds of threads: the reader (socket to outboxes, pipeline.py), one for each sink (delivery/outbox.py),
+Three kinds of threads: the readers (socket to outboxes, reader.py), one for each sink (delivery/outbox.py),
 and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
 """
 
@@ -193,7 +193,7 @@ class Daemon:
             for reader in readers:
                 reader.start()
         except RuntimeError as error:  # how CPython says that the system gave it no thread
-            raise resources.explain_threads(len(self.outboxes)) from error
+            raise resources.explain_threads(len(self.outboxes) + len(readers) - 1) from error
         return readers
 
     def _hear_news(self, stack: ExitStack) -> None:
@@ -286,8 +286,8 @@ class Daemon:
             logger.info("replaying %s to %s", path, names)
         elif self.intake.events is not None:
             groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
-            # The kernel doubles what it is asked for.
-            size = render_size(self.intake.events.measure().size // 2)
+            size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
+            size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
         for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
             logger.warning("%s", warning)
@@ -300,7 +300,7 @@ class Daemon:
             hint = checks.NO_CORE_REMEDY
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
-            problems.append("the reader of events stands still")
+            problems.append("a reader of events stands still")
         for name, outbox in self.outboxes.items():
             trouble = self.find_trouble(name, outbox)
             if outbox.state in BAD_STATES:
@@ -350,7 +350,7 @@ class Daemon:
                 self.notifier.watchdog()
                 self.intake.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
-                logger.error("the reader of events stands still")
+                logger.error("a reader of events stands still")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._tell_states()
             self.intake.tell_release()
@@ -408,7 +408,7 @@ class Daemon:
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
-            buffer=(stats.buffer_bytes if events is None else events.measure().size) // 2,
+            buffer=stats.buffer_bytes // 2 if events is None else events.find_buffer(),
             lost=stats.events_lost_total,
             sinks=sinks,
             has_room=events is None or events.has_room,

@@ -43,8 +43,13 @@ class Filter:
         return explain_rules(self.parsed, protocols, events)
 
 
-def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engine: Engine) -> Filter:
-    """All that the rules become, for these settings. Raises the mistakes; changes nothing."""
+def compile_filter(
+    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+) -> Filter:
+    """All that the rules become, for these settings. Raises the mistakes; changes nothing.
+
+    `readers` is the number of those that run: another one in the settings waits for a restart.
+    """
     rules = parse_rules(texts)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], int(config[options.CONNTRACK_EVENTS])
     groups, program = events, None
@@ -54,9 +59,7 @@ def compile_filter(texts: Sequence[RuleText], origin: str, config: Config, engin
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        tables=tuple(
-            engine.compile_table(rules, protocols, events) for _ in range(config[options.CONNTRACK_READERS])
-        ),
+        tables=tuple(engine.compile_table(rules, protocols, events) for _ in range(readers)),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
@@ -77,8 +80,11 @@ def find_given(config: Config) -> Given:
 
 
 def read_filter(config: Config, engine: Engine) -> Filter:
-    """The filter of the configuration. Raises the mistakes of its rules."""
-    return compile_filter(*read_texts(config), config, engine)
+    """The filter of the configuration for a start. Raises the mistakes of its rules."""
+    is_replay = config[options.CONNTRACK_REPLAY] is not None  # which is one sequence
+    return compile_filter(
+        *read_texts(config), config, engine, 1 if is_replay else config[options.CONNTRACK_READERS]
+    )
 
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -30,7 +31,7 @@ Identity = tuple[int, int, int]
 
 
 class GeoIP:
-    """Looks addresses up. look_up() belongs to the reader's thread, refresh() to one other."""
+    """Looks addresses up, for all readers of events. refresh() belongs to one other thread."""
 
     def __init__(
         self, paths: Sequence[Path], locale: str, cache: int, stats: Stats, directory: Path | None = None
@@ -46,13 +47,15 @@ class GeoIP:
         self.generation = 0
         """Changes when a database was replaced: what was looked up before is no longer true."""
         self._stats = stats
+        self._lock = threading.Lock()
         self._identities = self._seen = [_identify(path) for path in self._paths]
         self._databases = [_Database(path, locale, directory) for path in self._paths]
 
     def look_up(self, address: bytes) -> Location | None:
         """Where a 4 or 16 bytes address is; None where no database knows it."""
         text = inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)
-        self._stats.geoip_lookups_total += 1
+        with self._lock:
+            self._stats.geoip_lookups_total += 1
         found: Record | None = None
         for database in self._databases:
             record = database.find(text)

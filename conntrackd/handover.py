@@ -29,6 +29,7 @@ class Handover:
         """
         self._directory = directory
         self._noted_ns = 0
+        self._drops: dict[str, int] = {}
         # Never closed: it goes with the process, however that ends. No child has it (close on exec).
         self._lock = None if directory is None else _lock(directory, place)
         self._write("pid", os.getpid())
@@ -38,8 +39,10 @@ class Handover:
         return self._read(_name_drops(name))
 
     def note_drops(self, name: str, drops: int) -> None:
-        """So many of them are reported."""
-        self._write(_name_drops(name), drops)
+        """So many of them are reported. It is written when it is another number than before."""
+        if self._drops.get(name) != drops:
+            self._drops[name] = drops
+            self._write(_name_drops(name), drops)
 
     def read_deaf(self) -> int:
         """Since when the last process listened and nothing could be heard, 0 where that was not so."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,12 +21,21 @@ from conntrackd.handover import Handover
 from conntrackd.hearing import Hearing
 from conntrackd.netlink.activation import TrackingTable
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.shares import NAME, EventSockets, Share, is_name, list_shares, open_share
+from conntrackd.netlink.shares import (
+    NAME,
+    EventSockets,
+    Share,
+    is_name,
+    is_whole,
+    list_shares,
+    open_share,
+)
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
 from conntrackd.netlink.tracking import News
 from conntrackd.notify import Notifier, take_descriptors
 from conntrackd.pipeline import Pipeline
+from conntrackd.reader import Told
 from conntrackd.resources import has_descriptors, try_descriptors
 from conntrackd.resync import Resync
 from conntrackd.stats import Stats
@@ -61,10 +71,11 @@ class Intake:
         self._stats = stats
         self._guard: Guard | None = None
         self._changeover: Changeover | None = None
-        self._names: frozenset[str] = frozenset()
-        """Of the sockets that were stored."""
-        self._adopted: frozenset[Share] = frozenset()
-        """Those of them that go on."""
+        self._stored: set[Share] = set()
+        """Sockets that systemd keeps."""
+        self._told: list[Told] = []
+        """Of each reader's socket, at the start."""
+        self._noting = threading.Lock()
         self._is_adopted = False
         self._is_started = False
         self._lost, self._lost_at = 0, -math.inf
@@ -93,11 +104,7 @@ class Intake:
         self._begin_hearing(self._list_sockets()[0])
         if not self._is_adopted:
             self._tell_gap()
-        stored_again = [
-            share in self._adopted or self._notifier.store(share.name, events.fileno())
-            for share, events in self.events.sockets.items()
-        ]  # a second time under the same name there would be two of them
-        self._pipeline.keeps_socket = all(stored_again)
+        self._pipeline.keeps_socket = self._store(self.events)
 
     def _activate(self, stored: list[int]) -> None:
         """In the events' network namespace. The table of the last process goes where none is wanted now."""
@@ -162,35 +169,55 @@ class Intake:
         Of another number of readers what is there is still to be read: see Changeover.
         """
         found = self._adopt(stored)
-        buffer = self._config[options.CONNTRACK_BUFFER]
-        sockets: dict[Share, EventSocket] = {}
-        for share in list_shares(self._config[options.CONNTRACK_READERS]):
-            if share.name in found:
-                sockets[share] = found.pop(share.name)
-            else:
-                sockets[share] = open_share(share, groups=rules.groups, buffer=buffer, program=rules.program)
-            self._pipeline.readers[share.number].drops = self._handover.read_drops(share.name)
-        events = EventSockets(sockets)
-        self._adopted = frozenset(share for share in sockets if share.name in self._names)
-        self._is_adopted = bool(self._names)
-        if self._adopted:
-            groups = 0
-            for share in self._adopted:
-                groups |= sockets[share].find_groups()
-            change_filter(self._pipeline, events, replace(rules, groups=groups), rules)
-        if self._is_adopted:
-            logger.info(
-                "took over %s of the last process, %d bytes are queued",
-                "the socket" if len(self._names) == 1 else f"{len(self._names)} sockets",
-                sum(
-                    one.measure().used
-                    for one in (*(sockets[share] for share in self._adopted), *found.values())
-                ),
-            )
+        self._is_adopted = is_whole(found)
         if found:
-            old = {name: (one, self._handover.read_drops(name)) for name, one in found.items()}
-            self._changeover = Changeover(old, events, self._pipeline.engine.open_batch())
-        return events
+            what = "the socket" if len(found) == 1 else f"{len(found)} sockets"
+            queued = sum(one.measure().used for one in found.values())
+            logger.info("took over %s of the last process, %d bytes are queued", what, queued)
+        sockets: dict[Share, EventSocket] = {}
+        old: list[tuple[EventSocket, Told]] = []
+        for share in list_shares(self._config[options.CONNTRACK_READERS]):
+            events = found.pop(share.name, None)
+            drops = self._handover.read_drops(share.name)
+            if events is not None and not events.find_groups():
+                # It heard of nothing: of a changeover from it that was not completed, or no event was wanted.
+                old.append((events, Told(drops=drops)))
+                self._notifier.remove(share.name)
+                events = None
+            sockets[share] = self._open_share(share, rules) if events is None else events
+            self._stored |= {share} if events is not None else set()
+            self._told.append(Told(share.name, 0 if events is None else drops))
+        opened = EventSockets(sockets)
+        self._put_in_force(rules, opened)
+        old += [(events, Told(name, self._handover.read_drops(name))) for name, events in found.items()]
+        if old:
+            # Stored before the old ones cease to hear: an event is always in one that lasts.
+            self._store(opened)
+            self._changeover = Changeover(old, opened)
+        return opened
+
+    def _open_share(self, share: Share, rules: Filter) -> EventSocket:
+        """A new socket, of which no drop is reported: what is noted was another one's of this name."""
+        if self._handover.read_drops(share.name):
+            self._handover.note_drops(share.name, 0)
+        buffer = self._config[options.CONNTRACK_BUFFER]
+        return open_share(share, groups=rules.groups, buffer=buffer, program=rules.program)
+
+    def _put_in_force(self, rules: Filter, events: EventSockets) -> None:
+        """In sockets of the last process, which may have had another filter."""
+        groups = 0
+        for share in self._stored:
+            groups |= events.sockets[share].find_groups()
+        if self._stored:
+            events.join(rules.groups)
+            change_filter(self._pipeline, events, replace(rules, groups=groups), rules)
+
+    def _store(self, events: EventSockets) -> bool:
+        """Have systemd keep all of them. A second time under the same name there would be two."""
+        for share, one in events.sockets.items():
+            if share not in self._stored and self._notifier.store(share.name, one.fileno()):
+                self._stored.add(share)
+        return len(self._stored) == len(events.sockets)
 
     def _adopt(self, stored: dict[str, list[int]]) -> dict[str, EventSocket]:
         """The sockets of events among what is stored, by their names; the rest is closed."""
@@ -205,7 +232,6 @@ class Intake:
             except ConntrackdError as error:
                 logger.warning("%s, opening a new socket: events since the last stop are lost", error)
                 self._notifier.remove(name)
-        self._names = frozenset(found)
         return found
 
     def _list_sockets(self) -> list[EventSocket]:
@@ -236,20 +262,21 @@ class Intake:
         """In the thread of the reader of this number, until the pipeline is stopped."""
         reader = self._pipeline.readers[number]
         if self._changeover is not None and number == 0:
-            drops = reader.drops
             self._changeover.run(reader)
             for name in self._changeover.names:
                 self._notifier.remove(name)
-            reader.drops = drops
         elif self._changeover is not None:
             self._changeover.wait(reader)
-        reader.listen(self._list_sockets()[number], reader.drops)
+        reader.listen(self._list_sockets()[number], self._told[number])
 
     def note_drops(self) -> None:
-        """For the next process: so many of each socket's drops are reported. In a reader's thread."""
-        if self._pipeline.keeps_socket and self.events is not None:
-            for share, reader in zip(self.events.sockets, self._pipeline.readers, strict=True):
-                self._handover.note_drops(share.name, reader.drops)
+        """For the next process: so many of each socket's drops are reported. From any thread."""
+        if not self._pipeline.keeps_socket:
+            return
+        with self._noting:
+            for name, drops in [reader.told for reader in self._pipeline.readers]:
+                if name:
+                    self._handover.note_drops(name, drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
         """For the next process: until now nothing is missing."""
@@ -322,7 +349,7 @@ class Intake:
         if self.hearing is not None:
             problems += [self._explain(fault) for fault in self.hearing.faults]
         if self.events is not None:
-            size, asked = self.events.measure().size // 2, self._config[options.CONNTRACK_BUFFER]
+            size, asked = self.events.find_buffer(), self._config[options.CONNTRACK_BUFFER]
             if size < asked:
                 problems.append(
                     f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"

@@ -45,7 +45,6 @@ def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) 
     logging.basicConfig(handlers=[handler], level=LEVELS[level], force=True)
     # A library's own chatter is no message of ours, unless it is asked for.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
     # It warns of a file that the unit's sandbox hides, and that only traffic control would need.
     logging.getLogger("pyroute2").setLevel(logging.ERROR)
     logging.raiseExceptions = False  # a closed stderr is no reason to write more to it

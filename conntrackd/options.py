@@ -204,6 +204,12 @@ SINK_SYSLOG_FRAMING = Option(
     "octet-counting",
     "How messages are told apart over TCP and TLS",
 )
+SINK_SYSLOG_SEGMENTS = Option(
+    "sink.syslog.segments",
+    FLAG,
+    False,
+    "Over UDP, fill messages up with spaces and send many in one call",
+)
 SINK_SYSLOG_FACILITY = Option(
     "sink.syslog.facility", one_of(*FACILITIES), "daemon", "Facility of the messages"
 )

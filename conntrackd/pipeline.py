@@ -56,7 +56,7 @@ class Pipeline:
         self.generation = 0
         """Changes with the databases."""
         self.readers = tuple(Reader(self, number) for number in range(len(self.tables)))
-        self._turns: tuple[int, ...] = ()
+        self._turns = (0,) * len(self.readers)
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -79,10 +79,12 @@ class Pipeline:
         self.stopping = True
 
     def has_moved(self) -> bool:
-        """Whether each reader has gone round since the last call."""
+        """Whether each reader has gone round since the last time that this was so."""
         turns = tuple(reader.turns for reader in self.readers)
-        before, self._turns = self._turns or turns, turns
-        return all(now != then for now, then in zip(turns, before, strict=True))
+        if any(now == then for now, then in zip(turns, self._turns, strict=True)):
+            return False
+        self._turns = turns
+        return True
 
     def replay(self, batches: Iterable[tuple[int, int]]) -> None:
         """Process a recording, loaded into the first reader's batch; waits for sinks slower than the file."""
@@ -113,9 +115,10 @@ class Pipeline:
     def note_fill(self) -> None:
         """A reader has looked at its socket's queue."""
         stats = self.stats
-        stats.buffer_used_bytes = used = sum([reader.fill[0] for reader in self.readers])
-        stats.buffer_bytes = sum([reader.fill[1] for reader in self.readers])
-        stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
+        with self.lock:
+            stats.buffer_used_bytes = used = sum([reader.fill[0] for reader in self.readers])
+            stats.buffer_bytes = sum([reader.fill[1] for reader in self.readers])
+            stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
     def report_lost(self, lost: Lost) -> None:
         """Past every filter, to every sink."""

@@ -4,8 +4,10 @@ Runs in a thread of its own. What other threads change (filter, outboxes) they r
 reads it once a batch, so that no batch is decided by half of each. What readers share is the pipeline's.
 """
 
+import math
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
@@ -16,6 +18,7 @@ from conntrackd.netlink.socket import EventSocket
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.resync import Resync
+from conntrackd.tails import Tail
 
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline
@@ -37,14 +40,23 @@ DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
 MAX_TEMPLATES: Final = 32
 
 
+class Told(NamedTuple):
+    """Of the socket with this name in the store, if any, so many of the kernel's drops are reported."""
+
+    name: str = ""
+    drops: int = 0
+
+
 class Reader:
     """One of listen() and replay of the pipeline is called, once."""
 
     def __init__(self, pipeline: "Pipeline", number: int) -> None:
         self.turns = 0
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
-        self.drops = 0
-        """The kernel's counter of drops, as far as it is reported."""
+        self.told = Told()
+        """Which socket is read, and how far its losses are reported."""
+        self.emptied_at = -math.inf
+        """What had been queued by then, a time of time.monotonic(), is processed."""
         self.fill = (0, 0)
         """Bytes in the socket's queue and bytes that may be in it, when they were last looked at."""
         self.batch = pipeline.engine.open_batch()
@@ -55,18 +67,23 @@ class Reader:
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
 
-    def listen(self, events: EventSocket, drops: int = 0) -> None:
+    def listen(self, events: EventSocket, told: Told | None = None) -> None:
         """Process what the kernel sends until the pipeline stops. Raises OSError when the socket is gone.
 
-        `drops` of the kernel's counter are reported already. A socket that is kept for a next process goes on
-        to gather its events; of any other what has come is read to the end.
+        A socket that is kept for a next process goes on to gather its events; of any other what has come is
+        read to the end.
         """
         pipeline = self._pipeline
-        self.drops = drops
+        self.told = told or self.told
         gather_us = GATHER_US if events.measure().size >= GATHER_BYTES else 0
         while not pipeline.stopping:
-            is_reading = pipeline.resync is not None and pipeline.resync.is_reading
-            self._turn(events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else gather_us)
+            resync = pipeline.resync  # another thread may end it
+            is_reading = resync is not None and resync.is_reading
+            datagrams = self._turn(
+                events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else gather_us
+            )
+            if resync is not None and self._number == 0 and datagrams < SLOTS:
+                self._read_table(resync)
         if pipeline.keeps_socket:
             # Nobody knows whether there will be a next process: it finds what comes after this.
             end = time.monotonic() + KEPT_SECONDS
@@ -78,26 +95,22 @@ class Reader:
         while self._turn(events, LAST_MS, 0):
             pass
 
-    def drain(self, events: EventSocket, drops: int) -> bytes:
-        """Process all that is in a socket that hears of nothing more; its last datagrams."""
-        self.drops = drops
-        before = tail = b""
+    def drain(self, events: EventSocket, told: Told) -> Iterator[bytes]:
+        """Process what is in a socket that hears of nothing more; gives its datagrams, a batch at a time."""
+        self.told = told
         while self._turn(events, 0, 0):
-            before, tail = tail, self.batch.datagrams(SLOTS)[1]
-        self.drops = 0
-        return before + tail
+            yield self.batch.datagrams(SLOTS)[1]
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
         """One batch; how many datagrams were in it."""
         self.turns += 1
+        began = time.monotonic()
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
         self._account(events, received)
-        # A batch that is not full has left nothing in the queue.
-        resync = self._pipeline.resync
-        if resync is not None and self._number == 0 and received.datagrams < SLOTS:
-            self._read_table(resync)
+        if received.datagrams < SLOTS:  # nothing was left in the queue
+            self.emptied_at = began
         return received.datagrams
 
     def process(self, batch: Batch, datagrams: int, forged: int, malformed: int) -> None:
@@ -106,7 +119,7 @@ class Reader:
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
         kept = self._decide(batch)
-        rendered = self._render_all(batch, kept)
+        rendered, wanted = self._render_all(batch, kept), self._render_tails(batch, kept)
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -118,7 +131,7 @@ class Reader:
                 pipeline.resync.note(batch, kept)
             if count:
                 pipeline.count(batch.tally(kept))
-                self._hand_on(batch, kept, rendered)
+                self._hand_on(batch, kept, rendered, wanted)
 
     def _decide(self, batch: Batch) -> Selection:
         """What the rules keep, with its locations."""
@@ -143,6 +156,16 @@ class Reader:
             found.append((outbox, rendered, room))
         return found
 
+    def _render_tails(self, batch: Batch, kept: Selection) -> list[tuple[Tail, Rendered]]:
+        """For each tail what it wants of the events that the sinks get."""
+        tails, engine = self._pipeline.tails, self._pipeline.engine
+        found: list[tuple[Tail, Rendered]] = []
+        for tail in tails.wanting if kept else ():
+            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations)
+            if wanted:
+                found.append((tail, self._render(batch, tails.template, wanted)))
+        return found
+
     def _render(self, batch: Batch, template: Template, selection: Selection) -> Rendered:
         engine = self._pipeline.engine
         compiled = self._templates.get(template)
@@ -153,7 +176,11 @@ class Reader:
         return engine.render(batch, compiled, selection, self._locations)
 
     def _hand_on(
-        self, batch: Batch, kept: Selection, rendered: list[tuple[Outbox, Rendered | None, int]]
+        self,
+        batch: Batch,
+        kept: Selection,
+        rendered: list[tuple[Outbox, Rendered | None, int]],
+        wanted: list[tuple[Tail, Rendered]],
     ) -> None:
         """Under the pipeline's lock."""
         count = len(kept) // INDEX_BYTES
@@ -162,11 +189,8 @@ class Reader:
                 outbox.put(part)
             if room < count:
                 outbox.drop(count - room, batch.time(kept, room), batch.time(kept, -1))
-        tails = self._pipeline.tails
-        for tail in tails.wanting:
-            wanted = self._pipeline.engine.decide(batch, tail.rules, kept, self._locations)
-            if wanted:
-                tails.put(tail, self._render(batch, tails.template, wanted))
+        for tail, part in wanted:
+            self._pipeline.tails.put(tail, part)
 
     # ---- losses ---------------------------------------------------------------------------------------
 
@@ -175,11 +199,12 @@ class Reader:
         pipeline, now, drops = self._pipeline, time.time_ns(), received.drops
         self.fill = (received.used, received.size)
         pipeline.note_fill()
-        if drops != self.drops and pipeline.guard is not None:
+        told = self.told
+        if drops != told.drops and pipeline.guard is not None:
             self._account_retried(events, pipeline.guard, drops, now)
-        elif drops != self.drops:
-            lost = (drops - self.drops) % DROPS_MODULUS
-            self.drops = drops
+        elif drops != told.drops:
+            lost = (drops - told.drops) % DROPS_MODULUS
+            self.told = told._replace(drops=drops)
             pipeline.report_lost(Lost(lost, self._looked_ns, now, "kernel"))
         self._looked_ns = now
 
@@ -190,8 +215,8 @@ class Reader:
             return
         if state == RELEASED:
             self._pipeline.guard, drops = None, released_at  # what came after them is accounted for next
-        retried = (drops - self.drops) % DROPS_MODULUS
-        self.drops = drops
+        retried = (drops - self.told.drops) % DROPS_MODULUS
+        self.told = self.told._replace(drops=drops)
         self._pipeline.stats.events_retried_total += retried
         if retried and events.find_groups() & ~EventType.DESTROY:
             # A NEW or UPDATE is not sent again: what it would have said comes with the flow's next event.
@@ -202,15 +227,23 @@ class Reader:
     # ---- the table ------------------------------------------------------------------------------------
 
     def _read_table(self, resync: Resync) -> None:
-        """One step, unless a sink that works would have no room for its flows."""
-        outboxes = self._pipeline.outboxes
+        """One step, unless a sink that works would have no room for its flows.
+
+        Not before each reader has read all that may tell of the flows that are to be decided. And under the
+        lock: what another reader hands on may not come between the decision about a flow and its report.
+        """
+        pipeline = self._pipeline
+        outboxes = pipeline.outboxes
+        if not all(resync.is_settled(reader.emptied_at) for reader in pipeline.readers):
+            return
         if any(outbox.state is SinkState.OK and not outbox.has_room(TABLE_ROOM) for outbox in outboxes):
             return
-        fresh = resync.step()
-        if fresh:
-            self._report_flows(resync, fresh)
-        if resync.is_over:
-            self._pipeline.resync = None
+        with pipeline.lock:
+            fresh = resync.step()
+            if fresh:
+                self._report_flows(resync, fresh)
+            if resync.is_over:
+                pipeline.resync = None
 
     def _report_flows(self, resync: Resync, fresh: Selection) -> None:
         """Flows of the table that the sinks have not heard of: decided as the NEW that was lost."""
@@ -222,8 +255,6 @@ class Reader:
         count = len(kept) // INDEX_BYTES
         if count:
             batch.set_type(kept, EventType.SNAPSHOT)
-            rendered = self._render_all(batch, kept)
-            with pipeline.lock:
-                resync.note_reported(batch, kept)
-                pipeline.stats.events_snapshot_total += count
-                self._hand_on(batch, kept, rendered)
+            resync.note_reported(batch, kept)
+            pipeline.stats.events_snapshot_total += count
+            self._hand_on(batch, kept, self._render_all(batch, kept), self._render_tails(batch, kept))

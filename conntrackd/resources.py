@@ -59,11 +59,11 @@ def explain_descriptors(error: OSError) -> ResourceError:
     )
 
 
-def explain_threads(sinks: int) -> ResourceError:
-    """What to say when a thread could not be started."""
+def explain_threads(more: int) -> ResourceError:
+    """What to say when a thread could not be started. `more`: of sinks, and of readers but the first."""
     return ResourceError(
         "this process may start no more threads",
-        hint=f"it needs {THREADS + sinks}, and memory for them: TasksMax= in the unit, or ulimit -u, "
+        hint=f"it needs {THREADS + more}, and memory for them: TasksMax= in the unit, or ulimit -u, "
         "is too small",
     )
 

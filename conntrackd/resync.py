@@ -1,7 +1,7 @@
 """Which flows are reported, and the connection table for those that are not: at the start, after a loss.
 
-Everything here happens in the reader's thread, a little in each of its turns and only when the turn has left
-no event waiting, so that events always come first. Where they never leave time, the table is not read.
+The table is read in the first reader's thread, a little in each of its turns and only when no reader has left
+an event waiting, so that events always come first. Where they never leave time, the table is not read.
 """
 
 import time
@@ -26,7 +26,7 @@ SLACK: Final = 65_536
 class Resync:
     """Remembers the ids of flows that sinks have heard of; finds those in the table that they have not.
 
-    A remembered flow takes 8 to 16 bytes.
+    A remembered flow takes 8 to 16 bytes. Not more than one thread at a time may be in here.
     """
 
     def __init__(
@@ -61,6 +61,10 @@ class Resync:
     def is_over(self) -> bool:
         """Whether there is nothing to be done any more: the table of the start was all that was asked for."""
         return not (self._after_loss or self._is_wanted or self.is_reading)
+
+    def is_settled(self, emptied_at: float) -> bool:
+        """Whether a reader that had read all events of that time knows enough for the next step."""
+        return not self.is_reading or self._is_decided or emptied_at >= self._settled_at
 
     def request(self, *, at_start: bool = False) -> None:
         """Events are missing, or the daemon has just begun: read the table soon."""

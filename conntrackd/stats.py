@@ -1,6 +1,6 @@
 """The counters: name, unit, one line of help, one integer.
 
-Each is written by one thread only, so that none needs a lock; reading one from another thread is safe.
+What several readers write, they write under the pipeline's lock; reading one from another thread is safe.
 """
 
 import resource
@@ -15,7 +15,7 @@ def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field 
 
 @dataclass(slots=True)
 class Stats:
-    """What happened between the kernel and the outboxes. Written by the reader thread."""
+    """What happened between the kernel and the outboxes. Written by the readers."""
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
     events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")

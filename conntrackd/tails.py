@@ -10,6 +10,7 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,8 +34,8 @@ PIPE_BYTES: Final = 1 << 20  # the largest that an unprivileged process may ask 
 class Tail:
     """One reader, and what it asked for."""
 
-    rules: object
-    """What says which events it gets: nothing to this module."""
+    rules: Sequence[object]
+    """What says which events it gets, one for each reader of events: nothing to this module."""
     pipe: int
     left: int | None
     """Counts down to the limit that was asked for; None is none."""
@@ -115,7 +116,7 @@ class Tails:
 
     # ---- for the daemon -------------------------------------------------------------------------------
 
-    def open(self, rules: object, limit: int) -> int:
+    def open(self, rules: Sequence[object], limit: int) -> int:
         """A new tail of the events that the rules keep, closed after `limit` of them, 0 for never.
 
         Returns the reading end of its pipe, which is the caller's. Raises UnavailableError beyond MAX_TAILS.

@@ -248,13 +248,13 @@ def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
 
 
 def _verify_secrets(report: Report) -> None:
-    from conntrackd.sinks.http import read_secret  # noqa: PLC0415
+    from conntrackd.sinks.secrets import read_secret  # noqa: PLC0415
 
     for option in (options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE):
         path = report.config[option]
         if path is not None and _verify_file(report, option, path):
             try:
-                read_secret(path)
+                read_secret(path, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
             except SinkTrouble as error:
                 report.fail(option, error.reason)
 

@@ -30,7 +30,13 @@ from tests.engine.feed import ENGINES
 def make_control() -> DaemonControl:
     tails = SimpleNamespace(open=lambda selector, limit: 7)
     notifier = SimpleNamespace(reloading=lambda: None, ready=lambda: None)
-    daemon = SimpleNamespace(config=read_config({}, {}), engine=ENGINES[0], tails=tails, notifier=notifier)
+    daemon = SimpleNamespace(
+        config=read_config({}, {}),
+        engine=ENGINES[0],
+        tails=tails,
+        notifier=notifier,
+        pipeline=SimpleNamespace(readers=(None,)),
+    )
     return DaemonControl(cast(Daemon, daemon))
 
 

@@ -23,7 +23,7 @@ from conntrackd.render.rendered import Rendered
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
 from tests.engine.feed import ENGINES
-from tests.live.network import TRACKING, Network, call_inside, network
+from tests.live.network import TRACKING, Network, call_inside, inside, network
 
 ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
@@ -32,8 +32,8 @@ def read(**environ: str) -> Config:
     return read_config({}, {f"CONNTRACKD_{name}": value for name, value in environ.items()})
 
 
-def make(config: Config, *texts: str) -> Filter:
-    return compile_filter([RuleText(text) for text in texts], "test", config, ENGINES[0])
+def make(config: Config, *texts: str, readers: int = 1) -> Filter:
+    return compile_filter([RuleText(text) for text in texts], "test", config, ENGINES[0], readers)
 
 
 def test_rules_become_canonical_text_groups_and_a_program() -> None:
@@ -98,15 +98,22 @@ def send(count: int) -> int:
 
 
 @pytest.mark.privileged
-def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Network) -> None:
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Network, readers: int) -> None:
+    inside(net.router, "conntrack", "-F")
     config, stats, gathering, tails = read(), Stats(), Gathering(), Tails()
     filters = [
-        make(config, "log type NEW and destination port 9", "drop any"),
-        make(config, "drop destination port 10 and type NEW", "log destination port 9", "drop type UPDATE"),
-        make(config),
+        make(config, *texts, readers=readers)
+        for texts in (
+            ("log type NEW and destination port 9", "drop any"),
+            ("drop destination port 10 and type NEW", "log destination port 9", "drop type UPDATE"),
+            (),
+        )
     ]
     with enter(net.router):
-        events = EventSockets.open(1, groups=filters[0].groups, buffer=64 << 20, program=filters[0].program)
+        events = EventSockets.open(
+            readers, groups=filters[0].groups, buffer=64 << 20, program=filters[0].program
+        )
     pipeline = Pipeline(
         ENGINES[0],
         filters[0].tables,
@@ -115,8 +122,12 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         tails,
         stats,
     )
-    reader = threading.Thread(target=pipeline.readers[0].listen, args=(*events.sockets.values(),))
-    reader.start()
+    threads = [
+        threading.Thread(target=reader.listen, args=(one,))
+        for reader, one in zip(pipeline.readers, events.sockets.values(), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
     sender = threading.Thread(target=call_inside, args=(net.client, send, 5000))
     sender.start()
     changes, old = 0, filters[0]
@@ -126,13 +137,15 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         changes, old = changes + 1, new
     sender.join()
     pipeline.stop()
-    reader.join()
+    for thread in threads:
+        thread.join()
     events.close()
     flows = [parser.loads(line) for line in gathering.lines]
     wanted = [flow["sport"] for flow in flows if flow["type"] == "NEW" and flow["dport"] == 9]
 
     assert changes > 100
-    assert wanted == list(range(10_000, 15_000))
+    assert sorted(wanted) == list(range(10_000, 15_000))
+    assert readers > 1 or wanted == sorted(wanted)
     assert stats.events_lost_total == stats.events_malformed_total == 0
 
 

@@ -5,11 +5,7 @@ import sys
 
 import pytest
 
-LIBRARIES = {
-    "asyncio": "info",
-    "pyroute2.netlink.rtnl.tcmsg.common": "warning",
-    "urllib3.connectionpool": "warning",
-}
+LIBRARIES = {"asyncio": "info", "pyroute2.netlink.rtnl.tcmsg.common": "warning"}
 CODE = """
 import logging, sys
 from conntrackd import logs

@@ -121,7 +121,10 @@ def test_the_reader_sleeps_only_when_nothing_can_be_lost_by_it(
     events = SimpleNamespace(fileno=one.fileno, measure=lambda: Fill(0, size, 0), leave=lambda _: None)
     monkeypatch.setattr(pipeline.readers[0], "batch", SimpleNamespace(receive=receive))
     if is_reading:
-        pipeline.resync = cast(Resync, SimpleNamespace(is_reading=True, is_over=False, step=lambda: b""))
+        pipeline.resync = cast(
+            Resync,
+            SimpleNamespace(is_reading=True, is_over=False, is_settled=lambda _: True, step=lambda: b""),
+        )
     with one, other:
         pipeline.readers[0].listen(cast(EventSocket, events))
 
@@ -200,3 +203,39 @@ def test_an_address_is_looked_up_once_and_only_when_somebody_wants_it(
 
     assert sorted(databases.asked) == sorted({flows[0].dst, *(flows[number].src for number in asked)})
     assert all(b'"city":"Berlin"' in given.text for given in outbox.given)
+
+
+# -- several readers
+
+
+def test_one_reader_that_stands_still_is_noticed_and_the_others_do_not_hide_it(engine: Engine) -> None:
+    pipeline = Pipeline(engine, [engine.compile_table(()) for _ in range(3)], None, [], Tails(), Stats())
+    seen = []
+    for moving in ((0, 1, 2), (0, 2), (0, 2), (1,), (), (0, 1), (2,)):
+        for number in moving:
+            pipeline.readers[number].turns += 1
+        seen.append(pipeline.has_moved())
+
+    # Those that turn at different times are all alive: each has since the last sign of life.
+    assert seen == [True, False, False, True, False, False, True]
+
+
+def test_a_table_is_not_decided_before_each_reader_has_read_what_may_tell_of_its_flows(
+    engine: Engine,
+) -> None:
+    pipeline = Pipeline(engine, [engine.compile_table(())] * 2, None, [], Tails(), Stats())
+    steps: list[bool] = []
+
+    def step() -> bytes:
+        steps.append(pipeline.lock.locked())
+        return b""
+
+    resync = SimpleNamespace(
+        is_reading=True, is_over=False, is_settled=lambda emptied_at: emptied_at >= 10.0, step=step
+    )
+    for emptied in ((9.0, 9.0), (11.0, 9.0), (9.0, 11.0), (10.0, 10.0)):
+        for reader, moment in zip(pipeline.readers, emptied, strict=True):
+            reader.emptied_at = moment
+        pipeline.readers[0]._read_table(cast(Resync, resync))
+
+    assert steps == [True]  # the last one, and nobody hands anything on meanwhile

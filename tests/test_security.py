@@ -16,7 +16,8 @@ from conntrackd.checks import CONNECT_SECONDS
 from conntrackd.config import MAX_RULE_FILE
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.filter import cost, grammar
-from conntrackd.sinks.http import MAX_REPLY, MAX_SECRET
+from conntrackd.sinks.http_reply import MAX_REPLY
+from conntrackd.sinks.secrets import MAX_SECRET
 from conntrackd.sinks.stream import FILE_MODE
 from conntrackd.tails import MAX_TAILS, MAX_UNREAD
 

@@ -22,7 +22,7 @@ SECONDS = 10.0
 def put(tails: Tails, flows: list[Flow]) -> None:
     """As the reader does it: decides and renders for each."""
     for tail in tails.wanting:
-        if kept := tail.rules(flows):  # type: ignore[operator]  # nothing to the module
+        if kept := tail.rules[0](flows):  # type: ignore[operator]  # nothing to the module
             tails.put(tail, render(tails.template, kept))
 
 
@@ -39,7 +39,7 @@ def opened(tails: Tails) -> Iterator[Callable[..., int]]:
     pipes: list[int] = []
 
     def open_one(rules: Callable[[list[Flow]], list[Flow]] = list, limit: int = 0) -> int:
-        pipes.append(tails.open(rules, limit))
+        pipes.append(tails.open([rules], limit))
         return pipes[-1]
 
     yield open_one
@@ -91,7 +91,7 @@ def test_losses_are_told_to_every_tail_whatever_its_rules(tails: Tails, opened: 
 
 
 def test_a_tail_whose_reader_goes_away_ends_and_with_the_last_the_thread(tails: Tails) -> None:
-    os.close(tails.open(list, 0))
+    os.close(tails.open([list], 0))
 
     wait_until(lambda: not any(each.name == "tails" for each in threading.enumerate()))
 
@@ -163,12 +163,12 @@ def test_no_more_tails_than_there_may_be(tails: Tails, opened: Callable[..., int
         opened()
 
     with pytest.raises(UnavailableError, match="8 tails are open already"):
-        tails.open(list, 0)
+        tails.open([list], 0)
 
 
 def test_thirty_two_tails_one_after_the_other_leave_nothing(tails: Tails) -> None:
     for _ in range(32):
-        pipe = tails.open(list, 1)
+        pipe = tails.open([list], 1)
         put(tails, make_flows(1))
         assert len(read_all(pipe)) == 1
         os.close(pipe)

@@ -21,6 +21,8 @@ from conntrackd.render.rendered import END_BYTES
 MAX_MESSAGES: Final = 256  # of one call: between two of them it is seen that the socket was closed
 MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
 PLACE: Final = b"\0"
+PADDED_TO: Final = 64
+MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
@@ -35,6 +37,8 @@ class Framing(IntEnum):
     """RFC 6587, 3.4.2: a line feed behind it; no message of ours holds one."""
     NUL = 3
     """As syslog(3) over a local stream: a NUL behind it."""
+    PADDED = 4
+    """A datagram each, with spaces up to a multiple of PADDED_TO bytes: many are of one length then."""
 
 
 def send_plainly(
@@ -87,6 +91,8 @@ def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[
                 message += b"\n"
             case Framing.NUL:
                 message += b"\0"
+            case Framing.PADDED:
+                message += b" " * (-len(message) % PADDED_TO)
         frames.append(message)
     return b"".join(frames), array("I", accumulate(map(len, frames))).tobytes()
 
@@ -97,7 +103,9 @@ except ImportError:
     frame, send = frame_plainly, send_plainly
 
 __all__ = [
+    "MAX_SEGMENTS",
     "MAX_SEQUENCE",
+    "PADDED_TO",
     "PLACE",
     "DatagramSocket",
     "Framing",

@@ -1,7 +1,7 @@
 """The disk side of an outbox: what becomes of the spool's troubles, and of the counters with them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Condition
 from typing import Final
@@ -9,7 +9,7 @@ from typing import Final
 from conntrackd.delivery.backoff import Repeats
 from conntrackd.delivery.batch import Batch, is_packed, pack_batch, unpack_batch
 from conntrackd.delivery.old_spool import read_old_payload
-from conntrackd.delivery.spool import Parcel, Row, SpoolDamagedError, SpoolError, Store
+from conntrackd.delivery.store import Parcel, Row, SpoolError, Store
 from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
 
@@ -41,16 +41,26 @@ class DiskBuffer:
         self._stats = stats
         self._lock = lock
         self._clock = clock
-        self._lost: Lost | None = None
         self._write_at = 0.0
         self._read_at = 0.0
         self._failures = 0
-        stats.sink_events_restored_total += store.events
-        stats.sink_events_spooled += store.events
-        if store.damage:
-            stats.sink_spool_damaged_total += 1
+        self._is_counted = False
+        self._count_restored()
+
+    def _count_restored(self) -> None:
+        """What an earlier process left, as soon as the disk lets it be seen."""
+        store, stats = self._store, self._stats
+        if self._is_counted or store.restored is None:
+            return
+        with self._lock:
+            self._is_counted = True
+            stats.sink_events_restored_total += store.restored + store.missing
+            stats.sink_events_spooled += store.restored
+            stats.sink_events_dropped_damaged_total += store.missing
+            stats.sink_spool_damaged_total += bool(store.damage)
             self.error = store.damage
-            logger.error("sink %s: %s", name, store.damage)
+        if store.damage:
+            logger.error("sink %s: %s", self._name, store.damage)
 
     @property
     def rows(self) -> int:
@@ -66,23 +76,20 @@ class DiskBuffer:
         """Seconds until the disk is asked again for the oldest row, which it would not give."""
         return max(0.0, self._read_at - self._clock())
 
-    def put(self, batches: tuple[Batch, ...], held: Row | None = None, rest: int = 0) -> bool:
+    def put(self, batches: tuple[Batch, ...], held: Row | None = None, *, is_report: bool = False) -> bool:
         """Batches that were queued, to disk: all of them or none.
 
-        `held` is the row that is being written, `rest` the events of it that still are: it never has to go
-        for newer ones. When the spool proves to be damaged, they are counted as queued from then on.
+        `held` is the row that is being written: it never has to go for newer ones.
         """
-        parcels = [Parcel(pack_batch(batch), batch.events, batch.oldest) for batch in batches]
+        parcels = [_pack(batch) for batch in batches]
+        keep = None if held is None else held.number
         try:
-            gone = self._store.append(parcels, keep=None if held is None else held.number)
-        except SpoolDamagedError as error:
-            # Not tried again at once: the caller first has to see that what it holds is on disk no more.
-            self._set_aside(error, rest)
-            return False
+            gone = self._store.append(parcels, keep=keep, is_report=is_report)
         except SpoolError as error:
             self._write_at = self._clock() + PAUSE
             self._note(error)
             return False
+        self._count_restored()
         events = sum(parcel.events for parcel in parcels)
         dropped = sum(row.parcel.events for row in gone)
         with self._lock:
@@ -90,20 +97,33 @@ class DiskBuffer:
             self._stats.sink_events_spooled += events - dropped
             self._stats.sink_events_dropped_spool_total += dropped
             self.oldest = self._store.oldest
-        if dropped:
-            self._note_lost(Lost(dropped, gone[0].parcel.oldest, self.oldest, self._name, "spool"))
         return True
 
-    def _note_lost(self, lost: Lost) -> None:
-        before = self._lost
-        if before is not None:
-            lost = replace(lost, count=lost.count + before.count, since=min(lost.since, before.since))
-        self._lost = lost
+    def report_losses(self) -> None:
+        """What is gone, as rows behind all others: the number on disk is one or the other at any time."""
+        if self.is_full():
+            return
+        if not self._is_counted:
+            self._open()
+        losses = self._store.losses
+        if losses:
+            self.put(tuple(map(Batch.of_loss, losses)), is_report=True)
 
-    def take_lost(self) -> Lost | None:
-        """What had to go since the last call. To be told when the sink works: on disk it would go as well."""
-        lost, self._lost = self._lost, None
-        return lost
+    def _open(self) -> None:
+        """Again: the disk did not let it at the start."""
+        try:
+            self._store.first()
+            self._count_restored()
+        except SpoolError as error:
+            self._write_at = self._clock() + PAUSE
+            self._note(error)
+
+    def note(self, losses: Sequence[Lost]) -> None:
+        """To be reported by the next process: a disk that has no room for a row has it for a number."""
+        try:
+            self._store.note(losses)
+        except SpoolError as error:
+            self._note(error)
 
     def find_first(self) -> tuple[Row, tuple[Batch, ...]] | None:
         """The oldest row. None when there is none, none can be read now, or none can be read any more."""
@@ -115,15 +135,13 @@ class DiskBuffer:
                 if row.intact and (batches := _unpack(row.parcel)):
                     return row, batches
                 self._drop_damaged(row)
-        except SpoolDamagedError as error:
-            self._set_aside(error, 0)
         except SpoolError as error:
             self._failures += 1
             if self._failures < MAX_FAILURES:
                 self._read_at = self._clock() + PAUSE
                 self._note(error)
             else:
-                self._set_aside(error, 0)
+                self._set_aside(error)
         return None
 
     def _drop_damaged(self, row: Row) -> None:
@@ -134,32 +152,25 @@ class DiskBuffer:
         logger.error(
             "sink %s: the spool gives back other bytes than it got, dropping %d events", self._name, lost
         )
-        self._store.remove(row)
+        self._store.remove(replace(row, intact=False))  # also one that is what was stored, and no batch
 
     def remove(self, row: Row) -> None:
         """The row has been delivered or refused; its events are not counted as spooled any more."""
         try:
             self._store.remove(row)
-        except SpoolDamagedError as error:
-            self._set_aside(error, 0)
         except SpoolError as error:
             self._note(error)
         with self._lock:
             self.oldest = self._store.oldest
 
-    def holds(self, row: Row) -> bool:
-        """Whether the row is still on disk."""
-        return self._store.holds(row.number)
-
     def close(self) -> None:
         """Lets another process have it."""
         self._store.close()
 
-    def _set_aside(self, error: SpoolError, rest: int) -> None:
+    def _set_aside(self, error: SpoolError) -> None:
         with self._lock:
-            lost = self._stats.sink_events_spooled - rest
+            lost = self._stats.sink_events_spooled
             self._stats.sink_events_spooled = 0
-            self._stats.sink_events_queued += rest
             self._stats.sink_events_dropped_damaged_total += lost
             self._stats.sink_spool_damaged_total += 1
             self.error = str(error)
@@ -174,6 +185,11 @@ class DiskBuffer:
             self.error = str(error)
             self._stats.sink_spool_errors_total += 1
         self._complaints.warn(logger, "sink %s: %s, trying again in %d s", self._name, error, PAUSE)
+
+
+def _pack(batch: Batch) -> Parcel:
+    losses = () if batch.lost is None else (batch.lost,)
+    return Parcel(pack_batch(batch), batch.events, batch.oldest, losses)
 
 
 def _unpack(parcel: Parcel) -> tuple[Batch, ...]:

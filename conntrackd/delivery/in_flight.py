@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from conntrackd.delivery.batch import Batch
-from conntrackd.delivery.spool import Row
+from conntrackd.delivery.store import Row
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 

@@ -9,7 +9,7 @@ from conntrackd.delivery.disk_buffer import DiskBuffer
 from conntrackd.delivery.in_flight import InFlight
 from conntrackd.delivery.queue import Queue
 from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
-from conntrackd.delivery.spool import Store
+from conntrackd.delivery.store import Store
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template

@@ -15,6 +15,7 @@ from typing import Final
 from conntrackd.delivery.backoff import Backoff, Repeats
 from conntrackd.delivery.batch import Batch
 from conntrackd.delivery.inlet import Inlet
+from conntrackd.delivery.losses import describe_losses
 from conntrackd.delivery.sink import (
     DirectSink,
     Sink,
@@ -25,7 +26,7 @@ from conntrackd.delivery.sink import (
     SinkUnavailable,
     describe,
 )
-from conntrackd.delivery.spool import Row, Store
+from conntrackd.delivery.store import Row, Store
 from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
 
@@ -127,7 +128,8 @@ class Outbox(Inlet):
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
         with self._lock:
-            self._deadline = min(deadline, self._deadline or deadline)  # who is in a hurry may say so later
+            # Who is in a hurry may say so later.
+            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
             self._retry_at = 0.0
             self._wake()
 
@@ -149,8 +151,12 @@ class Outbox(Inlet):
         if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
+        losses = self._waiting.take_losses()
         if self._disk is not None:
+            self._disk.note(losses)
             self._disk.close()
+        elif missed := describe_losses(losses, "shutdown"):
+            logger.warning("sink %s: ended before it could be told what was lost (%s)", self.name, missed)
 
     # ---- the thread -----------------------------------------------------------------------------------
 
@@ -218,6 +224,8 @@ class Outbox(Inlet):
 
     def _load(self, now: float) -> bool:
         """Gets the next thing to write: from disk while there is anything, else from the queue."""
+        if self._disk is not None:
+            self._disk.report_losses()
         if self._disk is not None and self._disk.rows:
             self._move_to_disk(now)  # what is newer goes behind what is on disk, never before it
             found = self._disk.find_first()
@@ -252,17 +260,14 @@ class Outbox(Inlet):
             batch = self._waiting.take(self._sink.batch_events)
         if batch is None:
             return False
-        stored = disk.put((batch,), in_flight.row, in_flight.events)
+        stored = disk.put((batch,), in_flight.row)
         with self._lock:
             if not stored:
                 self._waiting.put_back(batch, came)
-            if in_flight.row is not None and not disk.holds(in_flight.row):
-                in_flight.row = None
         return stored
 
     def _clear_memory(self, reason: str = "") -> int:
         """To disk with all that can go there; the rest is dropped and counted. Returns their number."""
-        self._report_spool_lost()
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
@@ -338,17 +343,12 @@ class Outbox(Inlet):
     def _recover(self, state: SinkState = SinkState.OK, *, delivered: bool = False) -> None:
         """The receiver answers. Whether it works again shows in a delivery alone."""
         self._backoff.reset()
-        self._report_spool_lost()
         with self._lock:
             if not self.is_out():
                 self._state = state
         if delivered and self._told_absence:
             self._told_absence = False
             logger.info("sink %s: works again", self.name)
-
-    def _report_spool_lost(self) -> None:
-        if self._disk is not None and (lost := self._disk.take_lost()) is not None:
-            self.report(lost)
 
     def _revise(self, revision: SinkRevised) -> None:
         """Writes the parts or the rest instead; events that are in none of them have been refused."""

@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.losses import is_alike, join_two
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
 
@@ -48,7 +49,7 @@ class Queue:
             if not isinstance(waiting.item, Lost):
                 break
             if is_alike(waiting.item, lost):
-                waiting.item = join_losses(waiting.item, lost)
+                waiting.item = join_two(waiting.item, lost)
                 return
         self._waiting.append(Waiting(lost, now))
 
@@ -56,7 +57,7 @@ class Queue:
         """Not to be reported yet: what is refused now would be refused with it."""
         for number, held in enumerate(self._held):
             if is_alike(held, lost):
-                self._held[number] = join_losses(held, lost)
+                self._held[number] = join_two(held, lost)
                 return
         self._held.append(lost)
 
@@ -64,6 +65,13 @@ class Queue:
         """All that was held since the last call, those of a kind as one."""
         held, self._held = self._held, []
         return held
+
+    def take_losses(self) -> list[Lost]:
+        """All that wait or are held, where there is no time left to report them."""
+        waiting = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
+        self._waiting.clear()
+        self.events = 0
+        return [*waiting, *self.take_held()]
 
     def take(self, events: int) -> Batch | None:
         """A loss alone, or the first events with those that follow, as far as no more than `events`."""
@@ -97,14 +105,3 @@ class Queue:
         self.events = 0
         for lost in losses:
             self.append_lost(lost, now)
-
-
-def is_alike(one: Lost, other: Lost) -> bool:
-    """Whether one record can stand for both."""
-    return (one.where, one.reason) == (other.where, other.reason)
-
-
-def join_losses(one: Lost, other: Lost) -> Lost:
-    """One record for two that are alike."""
-    since, until = min(one.since, other.since), max(one.until, other.until)
-    return Lost(one.count + other.count, since, until, one.where, one.reason)

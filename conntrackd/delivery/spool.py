@@ -1,389 +1,496 @@
-"""Batches on disk for a sink that can be away: at least once, in order, bounded, past kill -9.
+"""Batches on disk for a sink that can be away: at least once, in order, bounded, past kill -9 and damage.
 
-SQLite in WAL mode. What the bytes of a row mean knows batch.py.
-Rows are written with synchronous=FULL: each batch is on the disk itself before append() returns, which costs
-an fsync a batch (and a batch is some thousand events), but lets a power failure take no more than the one
-batch that was being written. Rows are deleted with synchronous=NORMAL: an acknowledgement that a power
-failure undoes only means that a batch is sent twice. SIGKILL undoes neither.
+What the bytes of a row mean knows batch.py. Rows stand in files of some MiB (segment.py) that are only
+appended to and go as a whole; what is delivered of them stands in a file of its own (spool_state.py). A row
+is on the disk itself before append() returns: a power failure takes no more than the one batch that was
+being written. An acknowledgement that a power failure undoes only means that a batch is sent twice; SIGKILL
+undoes neither.
+
+What cannot be delivered any more, because the bound was reached or the disk gives back other bytes than it
+got, is a number in the state before it is gone, and stays one until its report is itself a row.
 """
 
 import errno
-import fcntl
 import os
-import sqlite3
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
+from conntrackd.delivery.losses import Losses, is_alike, join_losses
+from conntrackd.delivery.segment import (
+    Head,
+    Segment,
+    encode_row,
+    find_head,
+    list_heads,
+    read_parcel,
+    scan_segment,
+)
+from conntrackd.delivery.spool_directory import SAFE, SpoolDirectory, write_all
+from conntrackd.delivery.spool_state import State
+from conntrackd.delivery.store import Parcel, Row, SpoolError
 from conntrackd.errors import ConfigError
+from conntrackd.flow import ABSENT, Lost
 
-T = TypeVar("T")
-
-FORMAT: Final = 2
-OLD_FORMATS: Final = (0, 1)  # a new file; that of 2.0, of which disk_buffer.py can read the rows
-MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must not fill itself
-# An empty spool whose file has grown beyond this is made anew, so that an outage does not cost disk for ever.
-SHRINK_ABOVE: Final = 1 << 20
+MIN_SEGMENT, MAX_SEGMENT = 64 << 10, 8 << 20
+SEGMENTS: Final = 16  # at the bound: so much of it goes at once
+# The last file of an empty spool goes when it has grown beyond this: an outage does not cost disk for ever.
+SHRINK_ABOVE: Final = 64 << 10
 # A disk in this condition may mend while the daemon runs; everything else is a mistake in the configuration.
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
-# What SQLite says of a disk; all else it can say of statements that never change is about what is on it.
-DISK: Final = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
-)
-
-# A damaged number must not turn the sums upside down: no batch has more events than the largest queue.
-# Text of ours, so that no statement below is built from anything else (S608).
-EVENTS: Final = "max(0, min(events, 10000000))"
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS parcels (
-    number INTEGER PRIMARY KEY,
-    events INTEGER NOT NULL,
-    oldest INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL
-)"""
-
-
-class SpoolError(Exception):
-    """The disk does not take it: full, read-only, broken."""
-
-
-class SpoolDamagedError(SpoolError):
-    """What is on the disk cannot be read any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """A batch as bytes, how many events are in it, and the time of its first record."""
-
-    payload: bytes
-    events: int
-    oldest: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A parcel on disk."""
-
-    number: int
-    parcel: Parcel
-    intact: bool = True
-    """Whether it is what was stored. If not, nothing in it can be trusted."""
-
-
-class Store(Protocol):
-    """Parcels on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
-
-    @property
-    def rows(self) -> int:
-        """Parcels in it."""
-
-    @property
-    def events(self) -> int:
-        """Events in it."""
-
-    @property
-    def oldest(self) -> int:
-        """Time of its oldest record, 0 for none."""
-
-    @property
-    def damage(self) -> str:
-        """What had to be put aside when it was opened, empty for nothing."""
-
-    def append(self, parcels: Sequence[Parcel], *, keep: int | None = None) -> list[Row]:
-        """Stores all or none of them behind the others.
-
-        Returns the oldest rows, which had to go for them; never the one numbered `keep`.
-        """
-
-    def first(self) -> Row | None:
-        """The oldest row."""
-
-    def remove(self, row: Row) -> None:
-        """The row has been delivered or refused: first() never gives it again."""
-
-    def holds(self, number: int) -> bool:
-        """Whether the row is in it."""
-
-    def set_aside(self) -> str:
-        """Keeps the damaged file, returns its new name, and starts anew and empty."""
-
-    def close(self) -> None:
-        """Lets another process open it."""
 
 
 class Spool:
     """A Store of bytes in `directory`, which belongs to one process at a time.
 
-    The database has no more than `limit` bytes, but always room for one parcel; the write-ahead log beside it
-    has some 4 MiB more.
+    Its files have no more than `limit` bytes together, but always room for one parcel.
     """
 
     def __init__(self, directory: Path, name: str, limit: int) -> None:
-        """ConfigError when the directory cannot be used, or another process uses it."""
+        """ConfigError when the directory cannot be used, or another process uses it. Damage is no error."""
         self.rows = 0
         self.events = 0
         self.damage = ""
-        self._path = directory / f"{name}.sqlite"
+        self.missing = 0
+        self.restored: int | None = None
+        self._directory = SpoolDirectory(directory, name)
+        self._name = name
         self._limit = limit
-        self._lock: int | None = None
-        self._database: sqlite3.Connection | None = None
-        self._next = 1
-        self._done = 0  # rows up to this one are delivered; a full disk may keep them from being deleted
+        self._segment_size = min(MAX_SEGMENT, max(MIN_SEGMENT, limit // SEGMENTS))
+        self._state = State()
+        self._known = False  # whether _state is what this process has made it, and not to be read
+        self._segments: deque[Segment] = deque()
+        self._reader: tuple[Path, int] | None = None
+        self._writer: int | None = None  # for the last segment
+        self._first: tuple[Head | None, Row] | None = None
         with suppress(SpoolError):  # every append tries again, and says what is wrong
             try:
                 self._open()
-            except SpoolDamagedError as error:
-                self.damage = str(error)
-                self.damage = f"{error}, keeping it as {self.set_aside()}"
             except ConfigError:
                 self.close()  # or a reload with a better directory would find it in use
                 raise
 
     # ---- opening --------------------------------------------------------------------------------------
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> None:
+        """Takes the lock, reads what is there, and says what should be and is not."""
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_lock()
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._directory.open()
+            state = self._state if self._known else self._read_state()
+            self._segments = deque(self._read_segments(state))
         except OSError as error:
+            self._disconnect()
             if error.errno in PASSING:
-                raise SpoolError(f"cannot open the spool {self._path}: {error.strerror}") from error
+                raise self._explain(error) from error
             raise ConfigError(
-                f"cannot use the spool {self._path}: {error.strerror}",
+                f"cannot use the spool {self._directory.path}: {error.strerror}",
                 hint="name a directory in which conntrackd may write",
             ) from error
         with self._translated():
-            self._database = sqlite3.connect(
-                self._path, timeout=1.0, isolation_level=None, check_same_thread=False
-            )
-            self._prepare(self._database)
-        return self._database
+            self._settle(state)
+            self._import()
 
-    def _take_lock(self) -> None:
-        """flock: it goes with the process, however that ends."""
-        if self._lock is not None:
+    def _import(self) -> None:
+        """What an older daemon has left in a database. Killed in between, it comes twice."""
+        path = self._path.with_name(f"{self._name}.sqlite")
+        if not path.is_file():
             return
-        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise ConfigError(
-                f"the spool {self._path} is in use by another process",
-                hint="each conntrackd needs a spool directory of its own",
-            ) from error
-        self._lock = lock
+        from conntrackd.delivery.spool_import import read_database  # noqa: PLC0415  # sqlite3 takes memory
 
-    def _prepare(self, database: sqlite3.Connection) -> None:
-        # EXCLUSIVE: nobody else has it, so the index of the log needs no shared memory file.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "cache_size=-1024"):
-            database.execute(f"PRAGMA {pragma}").fetchall()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (*OLD_FORMATS, FORMAT):
-            raise SpoolDamagedError(f"the spool {self._path} has the unknown format {version}")
-        if version != FORMAT:
-            database.execute(SCHEMA)
-            database.execute(f"PRAGMA user_version={FORMAT}")
-        totals = f"SELECT count(*), sum({EVENTS}), max(number) FROM parcels WHERE number > ?"  # noqa: S608
-        rows, events, last = database.execute(totals, (self._done,)).fetchone()
-        self.rows, self.events = rows, int(events or 0)
-        self._next = max(self._next, (last or 0) + 1)
+        is_whole = True
+        for parcel, is_good in read_database(path):
+            if is_good:
+                self.append([parcel])
+            else:
+                is_whole = False
+                self.note([self._make_loss(parcel.events, "damaged", parcel.oldest)])
+        if not is_whole:
+            self._note_damage("not all of it can be read", self._directory.keep(path))
+        for suffix in ("-wal", "-shm", ""):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        self.restored = self.events
+
+    def _read_state(self) -> State | None:
+        """None where there is none, or none that can be read: that one is kept aside."""
+        state, kept = self._directory.read_state()
+        if kept:
+            self._note_damage("its state cannot be read", kept)
+        return state
+
+    def _read_segments(self, state: State | None) -> Iterator[Segment]:
+        """In the order of their numbers, each with what is left of it."""
+        for path in self._directory.list_segments():
+            try:
+                if path.is_symlink() or not path.is_file():
+                    raise OSError(errno.EINVAL, "not a plain file")
+                yield scan_segment(path, state or State())
+            except OSError as error:
+                if error.errno in PASSING - {errno.EIO}:
+                    raise
+                self._note_damage(f"{path.name} cannot be read", self._directory.keep(path))
+
+    def _settle(self, state: State | None) -> None:
+        """Compares what is there with what should be, and writes down what is not."""
+        before = state or State()
+        losses, missing = before.losses, 0
+        if state is None:
+            if self.damage or self._segments:
+                # What is missing cannot be counted: the state would have known it.
+                losses = (self._make_loss(ABSENT, "damaged"),)
+                self._note_damage("nobody knows how much was in it")
+        else:
+            found, reported = self._look_behind(state)
+            losses = _drop_reported(losses, reported)
+            missing = max(0, state.events - found)
+        for segment in self._segments:
+            # Else it is what a process wrote last that was killed, and nobody was told that it is there.
+            segment.is_kept &= missing > 0 or state is None
+            if segment.is_kept:
+                self._note_damage("", self._directory.keep(segment.path, copy=True))
+        if missing and self._known:
+            self._remember_missing(missing)
+        elif missing:
+            self.missing = missing
+            losses = join_losses((*losses, self._make_loss(missing, "damaged")))
+            self._note_damage(f"{missing} events of it cannot be read")
+        self.rows = sum(segment.rows for segment in self._segments)
+        self.events = sum(segment.events for segment in self._segments)
+        if not self._known:
+            self._known, self.restored = True, self.events
+        highest = max((segment.last for segment in self._segments), default=0)
+        self._state = replace(before, losses=losses)
+        self._change(next=max(before.next, highest + 1), events=self.events)
+        self._directory.write_state(self._state, sync=True)
+        for segment in list(self._segments):
+            if not segment.rows:
+                self._drop_segment(segment)
+
+    def _remember_missing(self, events: int) -> None:
+        """Found by a process that has counted them already: a row of which nothing is left."""
+        path = self._path.with_name(f"{self._name}-missing")
+        self._segments.appendleft(Segment(path, rows=1, events=events, last=self._state.done))
+
+    def _look_behind(self, state: State) -> tuple[int, list[Lost]]:
+        """Events in rows that the state knows of, and the losses that newer rows report."""
+        events = 0
+        reported: list[Lost] = []
+        for segment in self._segments:
+            if segment.last < state.next:
+                events += segment.events
+                continue
+            with self._opened(segment.path) as file:
+                for head in list_heads(file, segment.size):
+                    if head.number >= state.next:
+                        parcel = read_parcel(file, head) if head.is_report else None
+                        reported += () if parcel is None else parcel.losses
+                    elif not state.is_gone(head.number):
+                        events += head.events
+        return events, reported
+
+    def _make_loss(self, events: int, reason: str, since: int = 0) -> Lost:
+        now = time.time_ns()
+        return Lost(events, since or now, now, self._name, reason)
+
+    def _note_damage(self, what: str, kept: str = "") -> None:
+        text = "; ".join(part for part in (what, f"keeping it as {kept}" if kept else "") if part)
+        self.damage = f"{self.damage}; {text}" if self.damage else f"the spool {self._path}: {text}"
+
+    # ---- rows -----------------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> Path:
+        return self._directory.path / self._name
+
+    @property
+    def losses(self) -> Losses:
+        """See Store."""
+        return self._state.losses
+
+    @property
+    def oldest(self) -> int:
+        """Time of the oldest record, 0 for none."""
+        with suppress(SpoolError):
+            row = self._find_first()
+            return 0 if row is None else row.parcel.oldest
+        return 0
+
+    def append(
+        self, parcels: Sequence[Parcel], *, keep: int | None = None, is_report: bool = False
+    ) -> list[Row]:
+        """See Store."""
+        self._use()
+        number = self._state.next
+        data = b"".join(
+            encode_row(number + index, parcel, is_report=is_report) for index, parcel in enumerate(parcels)
+        )
+        with self._translated():
+            segment = self._write(data)
+        events = sum(parcel.events for parcel in parcels)
+        segment.rows += len(parcels)
+        segment.events += events
+        segment.last = number + len(parcels) - 1
+        self.rows += len(parcels)
+        self.events += events
+        reported = [lost for parcel in parcels for lost in parcel.losses] if is_report else []
+        losses = _drop_reported(self._state.losses, reported)
+        self._change(next=segment.last + 1, events=self.events, losses=losses)
+        gone: list[Row] = []
+        # The rows are there. What is too much, and the state, go with the next ones where the disk fails now.
+        with suppress(SpoolError), self._translated():
+            self._make_room(keep, gone)
+            self._directory.write_state(self._state)
+        return gone
+
+    def _write(self, data: bytes) -> Segment:
+        """Behind the last row, and to the disk itself."""
+        writer, segment = self._writer, self._segments[-1] if self._segments else None
+        is_over = segment is None or (segment.size and segment.size + len(data) > self._segment_size)
+        # A file that somebody has removed would take rows, and give none back.
+        if writer is None or is_over or os.fstat(writer).st_nlink == 0:
+            self._close_writer()
+            path, writer = self._directory.create_segment(self._state.next)
+            self._writer, segment = writer, Segment(path)
+            # Of the same name is one into which nothing was ever written.
+            self._segments = deque([*(old for old in self._segments if old.path != path), segment])
+        assert segment is not None
+        try:
+            write_all(writer, data, segment.size)
+            os.fdatasync(writer)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(writer, segment.size)
+            raise
+        segment.size += len(data)
+        return segment
+
+    def _make_room(self, keep: int | None, gone: list[Row]) -> None:
+        """Lets the oldest segments go until the bound holds, but never the last, nor the row in flight."""
+        while sum(segment.size for segment in self._segments) > self._limit:
+            for segment in list(self._segments)[:-1]:
+                rows = self._list_rows(segment)
+                if not any(row.number == keep for row in rows):
+                    break
+            else:
+                return
+            self._cut(segment, rows)
+            gone += rows
+
+    def _list_rows(self, segment: Segment) -> list[Row]:
+        """What is left in it; what cannot be read is one row, with all that is missing."""
+        rows, state = [], self._state
+        with suppress(FileNotFoundError), self._opened(segment.path) as file:
+            for head in list_heads(file, segment.size, segment.at):
+                if not state.is_gone(head.number):
+                    parcel = read_parcel(file, head)
+                    losses = parcel.losses if parcel is not None else ()
+                    rows.append(Row(head.number, Parcel(b"", head.events, head.oldest, losses)))
+        missing = segment.events - sum(row.parcel.events for row in rows)
+        if missing > 0:
+            rows.append(Row(segment.last, Parcel(b"", missing), intact=False))
+        return rows
+
+    def _cut(self, segment: Segment, rows: list[Row]) -> None:
+        """The number first, then the rows."""
+        events = sum(row.parcel.events for row in rows)
+        since = min((row.parcel.oldest for row in rows if row.parcel.oldest), default=0)
+        gone = [lost for row in rows for lost in row.parcel.losses]
+        if events:
+            gone.append(self._make_loss(events, "spool", since))
+        first = min((row.number for row in rows), default=segment.last)
+        before = self._state
+        self._change(
+            cut=(first, segment.last),
+            events=self.events - events,
+            losses=join_losses((*before.losses, *gone)),
+        )
+        try:
+            self._directory.write_state(self._state, sync=True)
+        except BaseException:
+            self._state = replace(before, turn=self._state.turn)
+            raise
+        self.events -= events
+        self.rows -= segment.rows
+        self._drop_segment(segment)
+
+    def first(self) -> Row | None:
+        """See Store."""
+        self._use()
+        return self._find_first()
+
+    def _find_first(self) -> Row | None:
+        if self._first is None and self.rows:
+            with self._translated():
+                self._first = self._read_first()
+        return None if self._first is None else self._first[1]
+
+    def _read_first(self) -> tuple[Head | None, Row] | None:
+        while self._segments:
+            segment = self._segments[0]
+            head, parcel = None, None
+            with suppress(FileNotFoundError):
+                file = self._open_reader(segment)
+                head = find_head(file, segment.at, segment.size)
+                while head is not None and self._state.is_gone(head.number):
+                    head = find_head(file, head.end, segment.size)
+                if head is not None:
+                    parcel = read_parcel(file, head)
+            if head is not None:
+                blank = Parcel(b"", head.events, head.oldest)
+                return head, Row(head.number, parcel or blank, parcel is not None)
+            if segment.rows > 0 or segment.events > 0:
+                # All that can be read of it has been: what is missing stood in what cannot.
+                return None, Row(segment.last, Parcel(b"", segment.events), intact=False)
+            if len(self._segments) == 1 and self._writer is not None:
+                return None
+            self._drop_segment(segment)
+        return None
+
+    def remove(self, row: Row) -> None:
+        """See Store."""
+        with suppress(SpoolError):
+            self._find_first()
+        first, self._first = self._first, None
+        if first is None or first[1].number != row.number:
+            self._forget(row)
+            return
+        head, segment = first[0], self._segments[0]
+        done = 1 if head is not None else segment.rows
+        segment.rows -= done
+        segment.events -= row.parcel.events
+        segment.at = segment.size if head is None else head.end
+        self.rows -= done
+        self.events -= row.parcel.events
+        losses = self._state.losses
+        if not row.intact:
+            lost = self._make_loss(row.parcel.events, "damaged", row.parcel.oldest)
+            losses = join_losses((*losses, *row.parcel.losses, *([lost] if row.parcel.events else ())))
+        self._change(done=max(self._state.done, row.number), events=self.events, losses=losses)
+        with self._translated():
+            if not row.intact and not segment.is_kept:
+                segment.is_kept = True
+                with suppress(OSError):
+                    self._directory.keep(segment.path, copy=True)
+            self._directory.write_state(self._state, sync=not row.intact)
+            self._give_back()
+
+    def _forget(self, row: Row) -> None:
+        """It was delivered from memory, and cannot be read any more: it is none of those that are missing."""
+        if self._segments and row.number > self._state.done:
+            self._segments[0].events -= row.parcel.events
+            self.events -= row.parcel.events
+            self._change(done=row.number, events=self.events)
+
+    def _give_back(self) -> None:
+        """The disk of what is done with."""
+        while self._segments and not self._segments[0].rows:
+            segment = self._segments[0]
+            is_last = len(self._segments) == 1
+            if is_last and self._writer is not None and segment.size <= SHRINK_ABOVE:
+                return
+            self._directory.write_state(self._state, sync=True)
+            self._drop_segment(segment)
+
+    def note(self, losses: Sequence[Lost]) -> None:
+        """See Store."""
+        if losses:
+            self._use()
+            self._change(losses=join_losses((*self._state.losses, *losses)))
+            with self._translated():
+                self._directory.write_state(self._state, sync=True)
+
+    # ---- files ----------------------------------------------------------------------------------------
+
+    def _use(self) -> None:
+        if not self._directory.is_open:
+            try:
+                self._open()
+            except ConfigError as error:  # it was right when the daemon started
+                raise SpoolError(error.message) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the extended codes have more above
-            kind = SpoolError if code in DISK else SpoolDamagedError
-            text = " ".join("".join(char if char.isprintable() else " " for char in str(error)).split())
-            raise kind(f"the spool {self._path}: {text}") from error
-        except (ArithmeticError, ValueError) as error:  # UnicodeDecodeError: SQLite repeats bytes of the file
-            raise SpoolDamagedError(f"the spool {self._path}: {type(error).__name__}") from error
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                self._disconnect()  # the directory is gone: the next use makes it anew
+            raise self._explain(error) from error
 
-    def _use(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        database = self._database or self._reopen()
-        with self._translated():
-            return action(database)
+    def _explain(self, error: OSError) -> SpoolError:
+        return SpoolError(f"the spool {self._path}: {error.strerror}")
 
-    def _reopen(self) -> sqlite3.Connection:
+    def _change(self, **changes: object) -> None:
+        self._state = replace(self._state, turn=self._state.turn + 1, **changes)  # type: ignore[arg-type]
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        file = os.open(path, os.O_RDONLY | SAFE)
         try:
-            return self._open()
-        except ConfigError as error:  # it was right when the daemon started
-            raise SpoolError(error.message) from error
+            yield file
+        finally:
+            os.close(file)
 
-    # ---- rows -----------------------------------------------------------------------------------------
+    def _open_reader(self, segment: Segment) -> int:
+        if self._reader is not None and self._reader[0] == segment.path:
+            return self._reader[1]
+        self._close_reader()
+        file = os.open(segment.path, os.O_RDONLY | SAFE)
+        self._reader = (segment.path, file)
+        return file
 
-    @property
-    def oldest(self) -> int:
-        """Time of the oldest record, 0 for none."""
-        if not self.rows or self._database is None:
-            return 0
-        query = "SELECT oldest FROM parcels WHERE number > ? ORDER BY number LIMIT 1"
-        with suppress(sqlite3.Error):
-            found = self._database.execute(query, (self._done,)).fetchone()
-            return int(found[0]) if found else 0
-        return 0
-
-    def append(self, parcels: Sequence[Parcel], *, keep: int | None = None) -> list[Row]:
-        """See Store. In one transaction: also when the process is killed, it is all of it or nothing."""
-        return self._use(lambda database: self._append(database, parcels, keep))
-
-    def _append(self, database: sqlite3.Connection, parcels: Sequence[Parcel], keep: int | None) -> list[Row]:
-        rows = [
-            (number, parcel.events, parcel.oldest, _sum(number, parcel), parcel.payload)
-            for number, parcel in enumerate(parcels, self._next)
-        ]
-        with _transaction(database, "FULL"):
-            database.executemany("INSERT INTO parcels VALUES (?, ?, ?, ?, ?)", rows)
-            gone = self._make_room(database, keep)
-        self._next += len(rows)
-        self.rows += len(rows) - len(gone)
-        self.events += sum(row[1] for row in rows) - sum(row.parcel.events for row in gone)
-        return gone
-
-    def _make_room(self, database: sqlite3.Connection, keep: int | None) -> list[Row]:
-        """Deletes the oldest rows until the limit holds, but never the newest."""
-        gone: list[Row] = []
-        oldest = (
-            f"SELECT number, {EVENTS}, oldest FROM parcels"  # noqa: S608
-            " WHERE number < ? AND number IS NOT ? ORDER BY number LIMIT 1"
-        )
-        while _measure(database) > self._limit:
-            found = database.execute(oldest, (self._next, keep)).fetchone()
-            if found is None:
-                break
-            number, events, time = found
-            database.execute("DELETE FROM parcels WHERE number = ?", (number,))
-            if number > self._done:
-                gone.append(Row(number, Parcel(b"", events, time)))
-        return gone
-
-    def first(self) -> Row | None:
-        """See Store."""
-        if not self.rows:
-            return None
-        return self._use(self._first)
-
-    def _first(self, database: sqlite3.Connection) -> Row | None:
-        query = (
-            f"SELECT number, {EVENTS}, oldest, checksum, payload FROM parcels"  # noqa: S608
-            " WHERE number > ? ORDER BY number LIMIT 1"
-        )
-        found = database.execute(query, (self._done,)).fetchone()
-        if found is None:
-            raise SpoolDamagedError(f"the spool {self._path}: {self.rows} rows have disappeared")
-        number, events, oldest, checksum, payload = found
-        if not (isinstance(events, int) and isinstance(oldest, int) and isinstance(payload, bytes)):
-            raise SpoolDamagedError(
-                f"the spool {self._path}: row {number} holds other types than were stored"
-            )
-        parcel = Parcel(payload, events, oldest)
-        return Row(number, parcel, checksum == _sum(number, parcel))
-
-    def remove(self, row: Row) -> None:
-        """See Store. It was the oldest; what a full disk kept from being deleted before goes with it."""
-        self._done = max(self._done, row.number)
-        self.rows -= 1
-        self.events -= row.parcel.events
-        try:
-            self._use(self._delete_done)
-        except SpoolDamagedError:
-            raise
-        except SpoolError:
-            if not self.rows:
-                self._start_anew()
-
-    def _delete_done(self, database: sqlite3.Connection) -> None:
-        with _transaction(database, "NORMAL"):
-            database.execute("DELETE FROM parcels WHERE number <= ?", (self._done,))
-        (pages,) = database.execute("PRAGMA page_count").fetchone()
-        if not self.rows and pages * 4096 > SHRINK_ABOVE:
-            self._start_anew()
-
-    def holds(self, number: int) -> bool:
-        """See Store. Numbers only grow, also over set_aside()."""
-        return number > self._done
-
-    # ---- files ----------------------------------------------------------------------------------------
-
-    def _start_anew(self) -> None:
-        """Everything has been delivered: gives the disk back."""
-        self._disconnect()
-        for path in self._list_files():
-            path.unlink(missing_ok=True)
+    def _drop_segment(self, segment: Segment) -> None:
+        if segment is self._segments[0]:
+            self._close_reader()
+            self._first = None
+        if segment is self._segments[-1]:
+            self._close_writer()
+        self._segments.remove(segment)
+        segment.path.unlink(missing_ok=True)
 
     def set_aside(self) -> str:
-        """See Store. The log goes with the database: `sqlite3 FILE .recover` can use both."""
-        self._disconnect()
-        names = [self._path.with_suffix(f".damaged-{number}") for number in range(1, MAX_SET_ASIDE + 1)]
-        target = next((name for name in names if not name.exists()), names[-1])
-        try:
-            for path in self._list_files():
-                if path.exists():
-                    path.replace(str(path).replace(str(self._path), str(target)))
-        except OSError as error:
-            raise SpoolError(f"the spool {self._path} cannot be put aside: {error.strerror}") from error
-        finally:
+        """See Store. All of its events are losses from then on."""
+        lost = self.events
+        kept = ""
+        with self._translated():
+            self._disconnect()
+            for segment in list(self._segments):
+                with suppress(FileNotFoundError):
+                    kept = self._directory.keep(segment.path)
+            self._segments.clear()
             self.rows = self.events = 0
-            self._done = self._next - 1
-        self._reopen()
-        return str(target)
+            loss = [self._make_loss(lost, "damaged")] if lost else []
+            self._change(
+                done=self._state.next - 1, events=0, losses=join_losses((*self._state.losses, *loss))
+            )
+            self._directory.write_state(self._state, sync=True)
+        return kept
 
-    def _list_files(self) -> list[Path]:
-        """The log first: without it the database is older, but whole; the other way round it is not."""
-        return [self._path.with_name(self._path.name + suffix) for suffix in ("-wal", "-shm", "")]
+    def _close_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            os.close(reader[1])
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            os.close(writer)
 
     def _disconnect(self) -> None:
-        if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._database.close()
-            self._database = None
+        self._close_reader()
+        self._close_writer()
+        self._first = None
+        self._directory.close()
 
     def close(self) -> None:
         """Lets another process have it."""
         self._disconnect()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._directory.unlock()
 
 
-@contextmanager
-def _transaction(database: sqlite3.Connection, synchronous: str) -> Iterator[None]:
-    database.execute(f"PRAGMA synchronous={synchronous}")
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # a full disk has rolled back by itself
-            database.execute("ROLLBACK")
-        raise
-
-
-def _measure(database: sqlite3.Connection) -> int:
-    """Bytes of the database that are in use."""
-    (pages,), (free,), (size,) = (
-        database.execute(f"PRAGMA {name}").fetchone()
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
-
-
-def _sum(number: int, parcel: Parcel) -> int:
-    """SQLite checks its log, but not its pages: a flipped bit in a payload would go unnoticed."""
-    return zlib.crc32(parcel.payload, zlib.crc32(b"%d %d %d" % (number, parcel.events, parcel.oldest)))
+def _drop_reported(losses: Losses, reported: Sequence[Lost]) -> Losses:
+    """By their kind: a state that is older than the report may hold a smaller number than that."""
+    return tuple(lost for lost in losses if not any(is_alike(lost, other) for other in reported))

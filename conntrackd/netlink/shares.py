@@ -4,7 +4,7 @@ All events of a flow come to one socket, and so in their order: each of them has
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from conntrackd import bpf
@@ -36,6 +36,12 @@ def list_shares(total: int) -> list[Share]:
 def is_name(name: str) -> bool:
     """Whether a socket of events is stored under it."""
     return NAME_FORM.fullmatch(name) is not None
+
+
+def is_whole(names: Collection[str]) -> bool:
+    """Whether the sockets of these names have all shares of some number of readers."""
+    totals = {int(match[2] or 1) for name in names if (match := NAME_FORM.fullmatch(name))}
+    return any(all(share.name in names for share in list_shares(total)) for total in totals)
 
 
 def compile_share(share: Share, program: bytes | None) -> bytes | None:
@@ -102,6 +108,10 @@ class EventSockets:
 
     def close(self) -> None:
         self._do(EventSocket.close)
+
+    def find_buffer(self) -> int:
+        """The size of the smallest buffer, in the bytes that were asked for: the kernel doubles them."""
+        return min(events.measure().size for events in self.sockets.values()) // 2
 
     def measure(self) -> Fill:
         """The sums of all."""

@@ -9,7 +9,8 @@ from typing import Final
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.delivery.sink import Sink
-from conntrackd.delivery.spool import Spool, Store
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Store
 from conntrackd.options import Option
 
 
@@ -38,7 +39,7 @@ class SinkKind:
     def create(self, config: Config) -> Sink:
         """A sink, not yet open. ConfigError when a setting cannot be used.
 
-        The module is imported here and not above: urllib3 and ssl cost memory that only those pay who
+        The module is imported here and not above: ssl costs memory that only those pay who
         enabled the sink.
         """
         sink: Sink = import_module(f"conntrackd.sinks.{self.name}").create(config)

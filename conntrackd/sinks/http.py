@@ -1,104 +1,25 @@
 """One HTTP connection to one server, which cannot hold us: deadlines that hold, replies that are bounded.
 
-urllib3 follows nothing, repeats nothing and decodes nothing here: a redirect could carry a token to another
-host, and repeating is the outbox's.
+Nothing is followed, repeated or decoded here: a redirect could carry a token to another host, and repeating
+is the outbox's. A reply belongs to the request before it, or the connection is closed: see http_reply.py.
 """
 
 import contextlib
-import ipaddress
+import errno
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
-
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+import time
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import quote, urlsplit
 
 from conntrackd.delivery.sink import SinkUnavailable
-from conntrackd.files import KindError, read_file
-from conntrackd.sinks.tls import MAX_REASON, Tls, make_context, name_cause
+from conntrackd.sinks.addresses import Addresses
+from conntrackd.sinks.http_reply import Reply, ReplyError, ReplyReader
+from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
 
-MAX_REPLY: Final = 64 << 10  # bytes of a reply that are read; whatever is longer was not written for us
-MAX_SECRET: Final = 64 << 10
-HIDDEN: Final = b"(hidden)"
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server said: at most MAX_REPLY bytes of it."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-    @property
-    def text(self) -> str:
-        """The body in one harmless line."""
-        text = self.body.decode(errors="replace")[:MAX_REASON]
-        return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-    def hide(self, secrets: Sequence[str]) -> "Reply":
-        """The same without what it was sent in confidence, and may repeat."""
-        body = self.body
-        for each in secrets:
-            body = body.replace(each.encode(), HIDDEN)
-        return replace(self, body=body)
-
-    @property
-    def reason(self) -> str:
-        """What it says, for people."""
-        return f"the server replied {self.status}" + (f": {self.text}" if self.text else "")
-
-
-class _Guard:
-    """Ends a request at its deadline, whatever comes: timeouts of a socket begin anew with each byte."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._late = False
-
-    def watch(self, connected: socket.socket) -> None:
-        """The socket of the request that runs now."""
-        with self._lock:
-            self._socket = connected
-            if self._late:
-                _cut(connected)
-
-    def abort(self) -> None:
-        """From another thread: the request fails now."""
-        with self._lock:
-            self._late = True
-            if self._socket is not None:
-                _cut(self._socket)
-
-    @contextlib.contextmanager
-    def limit(self, seconds: float) -> Iterator[None]:
-        """What is done within has no more time than that."""
-        self._late = False
-        timer = threading.Timer(seconds, self.abort)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-
-    @property
-    def late(self) -> bool:
-        """Whether the last request was cut off."""
-        return self._late
-
-
-def _cut(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        # Not SSLSocket's own: that one throws the TLS state away under the feet of the thread that reads.
-        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+PORTS: Final = {"http": 80, "https": 443}
+PIECE: Final = 64 << 10  # bytes that are sent or received at once
 
 
 class Connection:
@@ -106,112 +27,159 @@ class Connection:
 
     def __init__(self, address: str, tls: Tls) -> None:
         """SinkUnavailable when a certificate cannot be read. Nothing is sent yet."""
-        self._guard = _Guard()
-        self._path = urlsplit(address).path.rstrip("/")
-        self._pool: HTTPConnectionPool | None = _make_pool(address, tls, self._guard)
+        parts = urlsplit(address)
+        port = parts.port or PORTS[parts.scheme]
+        host = _encode_host(parts.hostname or "")
+        self._path = quote(parts.path, safe="/%!$&'()*+,;=:@~").rstrip("/")
+        # RFC 6874: the zone of a link-local address is our affair, and no part of the server's name.
+        self._name = host.partition("%")[0]
+        self._host = f"[{self._name}]" if ":" in self._name else self._name
+        if port != PORTS[parts.scheme]:
+            self._host += f":{port}"
+        self._addresses = Addresses(host, port)
+        self._credentials = Credentials(tls) if parts.scheme == "https" else None
+        self._socket: socket.socket | None = None
+        self._turn = threading.Lock()  # held by the request that runs: only who has it lets go of the socket
+        self._is_closed = False
+        self._deadline = 0.0
 
     def close(self) -> None:
         """Cuts off what runs."""
-        self._guard.abort()
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+        self._is_closed = True
+        sock = self._socket
+        if sock is not None:
+            _cut(sock)
+        if self._turn.acquire(blocking=False):
+            try:
+                self._drop()
+            finally:
+                self._turn.release()
 
     def request(
-        self, method: str, path: str, headers: Mapping[str, str], seconds: float, body: bytes | None = None
+        self, method: str, path: str, headers: Mapping[str, str], seconds: float, body: bytes = b""
     ) -> Reply:
         """One request and its reply within that time, else SinkUnavailable with the cause."""
-        pool = self._pool
-        if pool is None:
-            raise SinkUnavailable("closed")
-        # A host with several addresses gets half of the time for each: the guard knows no socket before that.
-        timeout = urllib3.Timeout(connect=seconds / 2, read=seconds)
-        try:
-            with self._guard.limit(seconds):
-                response: Any = pool.urlopen(
-                    method,
-                    self._path + path,
-                    body=body,
-                    headers=headers,
-                    retries=False,
-                    redirect=False,
-                    assert_same_host=False,
-                    timeout=timeout,
-                    preload_content=False,
-                    decode_content=False,
-                )
-                if self._guard.late:  # the standard library takes a header that was cut off for a whole one
-                    response.close()
-                    raise SinkUnavailable(f"no reply within {seconds:g} s")
-                return Reply(response.status, response.headers, _read(response))
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if self._guard.late:
+        stays = False
+        with self._turn:
+            self._deadline = time.monotonic() + seconds
+            try:
+                reply, stays = self._exchange(self._make_head(method, path, headers, body) + body)
+            except TimeoutError as error:
                 raise SinkUnavailable(f"no reply within {seconds:g} s") from error
-            raise SinkUnavailable(name_cause(error)) from error
+            except ReplyError as error:
+                raise SinkUnavailable(str(error)) from error
+            except (OSError, ValueError) as error:
+                raise SinkUnavailable("closed" if self._is_closed else name_cause(error)) from error
+            finally:
+                if self._is_closed or not stays:
+                    self._drop()
+        return reply
+
+    # ---- to connect -----------------------------------------------------------------------------------
+
+    def _connect(self) -> socket.socket:
+        """The connection that is there, or a new one where that is in any doubt, or leads elsewhere now."""
+        credentials, sock = self._credentials, self._socket
+        if sock is not None:
+            is_other = credentials is not None and credentials.have_changed()
+            if not is_other and not self._addresses.have_moved(sock) and _receive_now(sock) is None:
+                return sock
+            self._drop()
+        sock = self._addresses.connect(self._find_time(), self._watch)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if credentials is not None:
+            secure = credentials.wrap(sock, self._name)
+            self._watch(secure)
+            secure.settimeout(self._find_time())
+            secure.do_handshake()
+            return secure
+        return sock
+
+    def _watch(self, sock: socket.socket) -> None:
+        """What close() has to cut off, from now on."""
+        self._socket = sock
+        if self._is_closed:
+            raise OSError(errno.ECANCELED, "closed")
+
+    def _drop(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+
+    def _find_time(self) -> float:
+        """Seconds that are left; never 0, which would tell a socket not to wait."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    # ---- to ask ---------------------------------------------------------------------------------------
+
+    def _make_head(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if method == "POST":
+            lines.append(f"Content-Length: {len(body)}")
+        if not all(line.isascii() and line.isprintable() for line in lines):
+            raise ValueError("a header has a character for which HTTP has no place")
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def _exchange(self, request: bytes) -> tuple[Reply, bool]:
+        """The reply, and whether the connection can be used again."""
+        if self._is_closed:
+            raise OSError(errno.ECANCELED, "closed")
+        sock, reader = self._connect(), ReplyReader()
+        reply = self._send(sock, reader, request)
+        is_early = reader.has_begun
+        while reply is None:
+            sock.settimeout(self._find_time())
+            data = sock.recv(PIECE)
+            reply = reader.feed(data) if data else reader.eof()
+        more = _receive_now(sock) if reader.can_stay else None
+        if reply.status < 300:
+            # Nothing counts as done by a reply that may be the one to another request.
+            if is_early:
+                raise ReplyError("the server replied before it had the whole request")
+            if reader.has_rest or more:
+                raise ReplyError("the server replied more than once to one request")
+        return reply, reader.can_stay and not is_early and more is None
+
+    def _send(self, sock: socket.socket, reader: ReplyReader, request: bytes) -> Reply | None:
+        """Until all of it is sent, or a reply begins: one that does not wait for the body refuses it."""
+        view, data = memoryview(request), None
+        for start in range(0, len(request), PIECE):
+            if (data := _receive_now(sock)) is not None:
+                reply = reader.feed(data) if data else reader.eof()
+                if reader.has_begun:  # and not a 100 or 103 alone
+                    return reply
+            sock.settimeout(self._find_time())
+            try:
+                sock.sendall(view[start : start + PIECE])
+            except (BrokenPipeError, ConnectionResetError):
+                if not (data := _receive_now(sock)):
+                    raise
+                return reader.feed(data)
+        return None
 
 
-def _make_pool(address: str, tls: Tls, guard: _Guard) -> HTTPConnectionPool:
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    named = f"[{host}]" if ":" in host else host  # or urllib3 takes a zone's `%` for an escape
-
-    class Plain(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            guard.watch(self.sock)
-
-    class Secure(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            guard.watch(self.sock)
-            # Only silences a warning on stderr: who sets `verify: false` knows.
-            self.is_verified = True
-
-    if parts.scheme == "http":
-        pool = HTTPConnectionPool(named, parts.port or 80, maxsize=1)
-        pool.ConnectionCls = Plain
-        return pool
-    context = make_context(tls)
-    if _is_address(host):
-        # urllib3 1.26 gives OpenSSL no name to check when it is an address; both versions check it themselves
-        # after the handshake, and before anything is sent, when the context does not.
-        context.check_hostname = False
-    secure = HTTPSConnectionPool(named, parts.port or 443, maxsize=1, ssl_context=context)
-    secure.ConnectionCls = Secure
-    return secure
-
-
-def _is_address(host: str) -> bool:
+def _encode_host(host: str) -> str:
+    """A name with other letters than DNS has, as it stands there and in a certificate."""
     try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError as error:
+        raise SinkUnavailable(f"{host} is no name of a host: {name_cause(error)}") from error
 
 
-def _read(response: Any) -> bytes:  # noqa: ANN401  # two major versions of urllib3 call its class differently
-    """As much of the body as is of interest. That it breaks off changes nothing about the status."""
+def _receive_now(sock: socket.socket) -> bytes | None:
+    """What has come by now: empty at the end of the connection, None for nothing."""
+    sock.settimeout(0)
     try:
-        body: bytes = response.read(MAX_REPLY + 1)
-    except (urllib3.exceptions.HTTPError, OSError, ValueError):
-        response.close()
-        return b""
-    if len(body) > MAX_REPLY:
-        response.close()
-    else:
-        response.release_conn()
-    return body[:MAX_REPLY]
-
-
-def read_secret(path: Path) -> str:
-    """The first line of a file. The reasons never contain any of it."""
-    try:
-        content, _ = read_file(path, MAX_SECRET)
-    except KindError as error:
-        raise SinkUnavailable(f"{path} {error}") from error
+        return sock.recv(PIECE)
     except OSError as error:
-        raise SinkUnavailable(f"cannot read {path}: {error.strerror}") from error
-    text = content.decode(errors="replace").rstrip("\r\n")
-    if not text or not text.isascii() or not text.isprintable():
-        raise SinkUnavailable(f"{path} does not hold one line of text")
-    return text
+        return None if is_waiting(error) else b""
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not SSLSocket's own: that one throws the TLS state away under the feet of the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Final
 from conntrackd import VERSION, options
 from conntrackd.config import Config, find_host
 from conntrackd.delivery.compression import compress
-from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.rendered import Rendered, join
-from conntrackd.sinks.http import Connection, read_secret
-from conntrackd.sinks.loki_body import halve, list_body
-from conntrackd.sinks.loki_reply import judge
+from conntrackd.sinks.http import Connection
+from conntrackd.sinks.http_reply import Reply
+from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
+from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
+from conntrackd.sinks.secrets import encode_basic, find_stamp, read_secret
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -28,6 +31,13 @@ READY_TIMEOUT: Final = 2.0
 # A push that is larger than ingestion_burst_size is refused with the status of one that comes too early, and
 # would be for ever: after as many refusals in a row it is halved.
 MAX_THROTTLED: Final = 5
+# A stream that Loki does not open is tried as often, which is about a minute, while all behind it waits; from
+# then on once a batch, until Loki takes it.
+MAX_STREAM_REFUSALS: Final = 8
+# A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
+# it: a push of nothing shows which.
+MAX_DENIED: Final = 5
+NOTHING: Final = b'{"streams":[]}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +103,12 @@ class Loki:
         self._connection: Connection | None = None
         self._headers: dict[str, str] = {}
         self._secrets: tuple[str, ...] = ()
+        self._secret_files = (settings.token_file, settings.password_file)
+        self._secret_stamp = find_stamp(self._secret_files)
         self._hint = ""
         self._throttled = 0
+        self._denied = 0
+        self._streams: Counter[Kind] = Counter()  # how often in a row Loki did not open this one
 
     @property
     def batch_events(self) -> int:
@@ -114,25 +128,58 @@ class Loki:
 
     def write(self, parts: Sequence[Rendered]) -> int:
         """One push. Returns the number of bytes of the body."""
-        connection = self._connection
-        if connection is None:
-            raise SinkUnavailable("closed")
+        if find_stamp(self._secret_files) != self._secret_stamp:
+            with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
+                self._headers = self._make_headers()
         events = join(parts)
         if events.events:
             self._event_size += (len(events.text) / events.events - self._event_size) / 8
         body = compress(list_body([events], self._labels))
-        headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
-        reply = connection.request("POST", PUSH, headers, self._settings.timeout, body)
+        reply = self._push(body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
-            judge(reply.hide(self._secrets), events, self._clock())
+            interpret(reply.hide(self._secrets), events, self._clock())
         except SinkUnavailable as absence:
-            if self._throttled >= MAX_THROTTLED and len(halves := halve(events)) > 1:
-                self._throttled = 0
-                raise SinkRevised(absence.reason, halves) from absence
+            self._count_refusal(reply, events, absence.reason)
             absence.reason += self._hint
             raise
+        self._denied = 0
+        for kind in list_kinds(events) if self._streams else ():
+            self._streams.pop(kind, None)
         return len(body)
+
+    def _push(self, body: bytes) -> Reply:
+        connection = self._connection
+        if connection is None:
+            raise SinkUnavailable("closed")
+        headers = {**self._headers, "Content-Encoding": "gzip", "Content-Type": "application/json"}
+        return connection.request("POST", PUSH, headers, self._settings.timeout, body)
+
+    def _count_refusal(self, reply: Reply, events: Rendered, reason: str) -> None:
+        """Raises what is to become of events that are refused again and again while others would not be."""
+        if is_stream_refused(reply):
+            self._give_up_stream(events, reason)
+        elif self._throttled >= MAX_THROTTLED and len(halves := halve(events)) > 1:
+            self._throttled = 0
+            raise SinkRevised(reason, halves)
+        self._denied = self._denied + 1 if 400 <= reply.status < 500 and reply.status not in LATER else 0
+        if self._denied >= MAX_DENIED and self._takes_others():
+            self._denied = 0
+            if len(halves := halve(events)) > 1:
+                raise SinkRevised(reason, halves)
+            raise SinkRefused(reason)
+
+    def _give_up_stream(self, events: Rendered, reason: str) -> None:
+        (kind,) = list_kinds(events)
+        self._streams[kind] += 1
+        if self._streams[kind] >= MAX_STREAM_REFUSALS:
+            raise SinkRefused(reason)
+
+    def _takes_others(self) -> bool:
+        """Whether a push of nothing gets Loki's own answer: then the token and the address are right."""
+        with contextlib.suppress(SinkUnavailable):
+            return self._push(compress([NOTHING])).status in {STORED, *FINAL}
+        return False
 
     def close(self) -> None:
         """Cuts off what runs, from whichever thread."""
@@ -145,13 +192,15 @@ class Loki:
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if settings.tenant is not None:
             headers["X-Scope-OrgID"] = settings.tenant
+        stamp = find_stamp(self._secret_files)
         if settings.token_file is not None:
             token = read_secret(settings.token_file)
             self._secrets = (token,)
             headers["Authorization"] = f"Bearer {token}"
         elif settings.username is not None and settings.password_file is not None:
-            password = read_secret(settings.password_file)
-            encoded = base64.b64encode(f"{settings.username}:{password}".encode()).decode()
+            password = read_secret(settings.password_file, ascii_only=False)
+            encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
             self._secrets = (encoded, password)
             headers["Authorization"] = f"Basic {encoded}"
+        self._secret_stamp = stamp
         return headers

@@ -1,31 +1,37 @@
 """Rendered entries -> the body of Loki's push request, and what else can be done to them. Pure functions."""
 
 import json
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from conntrackd.render.loki import LOST, name_stream
 from conntrackd.render.rendered import Rendered, Stream
 
-REPLAY: dict[str, str] = {"replay": "1"}
+REPLAY: Final = {"replay": "1"}
+LABEL: Final = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+Kind = tuple[int, int, bool]
+"""What tells a stream from the others of this host: type, protocol, whether it is a replay."""
+LOSS: Final[Kind] = (0, 0, False)
 
 
 def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The body in pieces. `labels` stand on every stream, beside its own."""
-    streams: dict[tuple[int, int, bool], list[memoryview]] = {}
-    counts: dict[tuple[int, int, bool], int] = {}
+    streams: dict[Kind, list[memoryview]] = {}
+    counts: dict[Kind, int] = {}
     for part in parts:
         for stream, entries in part.list_streams() if part.events else _list_loss(part):
-            key = (stream.type, stream.protocol, stream.is_replay)
-            streams.setdefault(key, []).append(entries)
-            counts[key] = counts.get(key, 0) + stream.events
+            kind = find_kind(stream)
+            streams.setdefault(kind, []).append(entries)
+            counts[kind] = counts.get(kind, 0) + stream.events
     before = b'{"streams":['
     # An ingester answers for the last stream of a push alone (3.7.6, pkg/ingester/instance.go): of late
     # events the largest one tells best whether they were too late.
-    for key in sorted(streams, key=counts.__getitem__):
-        yield before + _open_stream(labels, *key)
-        *others, last = streams[key]
+    for kind in sorted(streams, key=counts.__getitem__):
+        yield before + _open_stream(labels, kind)
+        *others, last = streams[kind]
         yield from others
         yield last[:-1]  # the comma behind the last entry
         before = b"]},"
@@ -36,15 +42,46 @@ def _list_loss(part: Rendered) -> Iterator[tuple[Stream, memoryview]]:
     yield Stream(0, 0, 1), memoryview(part.text)
 
 
-def _open_stream(labels: Mapping[str, str], event: int, protocol: int, is_replay: bool) -> bytes:
+def find_kind(stream: Stream) -> Kind:
+    """Entries of one kind go to one stream."""
+    return stream.type, stream.protocol, stream.is_replay
+
+
+def _make_labels(kind: Kind) -> dict[str, str]:
+    event, protocol, is_replay = kind
     own = name_stream(event, protocol) if event else {"type": LOST}
-    shown = {**labels, **own, **(REPLAY if is_replay else {})}
+    return {**own, **(REPLAY if is_replay else {})}
+
+
+def _open_stream(labels: Mapping[str, str], kind: Kind) -> bytes:
+    shown = {**labels, **_make_labels(kind)}
     return f'{{"stream":{json.dumps(shown, ensure_ascii=False, separators=(",", ":"))},"values":['.encode()
 
 
 def halve(events: Rendered) -> tuple[Rendered, ...]:
     """The same entries in two, each stream's in their order; one when there is one entry."""
     return events.split((events.events + 1) // 2) if events.events > 1 else (events,)
+
+
+def list_kinds(events: Rendered) -> tuple[Kind, ...]:
+    """Of the streams in a push."""
+    return tuple(dict.fromkeys(map(find_kind, events.streams))) if events.events else (LOSS,)
+
+
+def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
+    """The entries of each stream by themselves; those that Loki calls `last` behind the others."""
+    kinds = sorted(list_kinds(events), key=lambda kind: is_named(kind, last))
+    if len(kinds) == 1:
+        return (events,)
+    found = [find_kind(stream) for stream in events.streams for _ in range(stream.events)]
+    return tuple(events.select([other == kind for other in found]) for kind in kinds)
+
+
+def is_named(kind: Kind, labels: str) -> bool:
+    """Whether labels as Loki writes them, `{host="gw", prot="TCP", type="NEW"}`, are those of this stream."""
+    # Only these tell streams of this host apart, and no label of the user's may have their names.
+    found = {name: value for name, value in LABEL.findall(labels) if name in ("type", "prot", *REPLAY)}
+    return found == _make_labels(kind)
 
 
 def mark_replay(events: Rendered, before: int | None = None, count: int | None = None) -> Rendered | None:

@@ -8,12 +8,26 @@ from typing import Final, NamedTuple
 
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.http import MAX_REPLY, Reply
-from conntrackd.sinks.loki_body import halve, mark_replay
+from conntrackd.sinks.http_reply import MAX_REPLY, Reply
+from conntrackd.sinks.loki_body import halve, mark_replay, split_streams
 
 # limits_config.block_ingestion_status_code (3.3 and later): nothing is stored. It is no error, so that an
 # agent that knows no better throws its batch away in silence.
 BLOCKED: Final = 260
+# What Loki says to a push that it has stored (pkg/distributor/http.go). A 200 with a page, a 202 of a proxy
+# that means to send it later, or the answer of a hotel's login page store nothing.
+STORED: Final = 204
+# About the events themselves: to send them again as they are would be in vain. Every other refusal is about
+# who asks, where, or when: a token, an address or a proxy can be set right while events wait.
+FINAL: Final = frozenset({BLOCKED, 400, 422})
+# "Not now", and nothing about who asks or what.
+LATER: Final = frozenset({408, 421, 425, 429})
+# What Loki says of a stream that it does not open (validation.StreamLimitErrorMsg): "maximum active stream
+# limit exceeded when trying to create stream {...}". A stream that is only too fast has a rate limit.
+STREAM_LIMIT: Final = re.compile(
+    r"stream limit|limit of (?:active )?streams|too many (?:active )?streams", re.I
+)
+NAMED_STREAM: Final = re.compile(r"stream '?(?P<labels>\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})")
 # What Loki calls entries that are older than the newest of their stream, or than it takes at all.
 TOO_OLD: Final = re.compile(r"too old|too far behind|out of order", re.IGNORECASE)
 # Behind the distributor a message has gRPC's limit of 4 MiB; that is told as an internal error.
@@ -42,29 +56,54 @@ class Refusals(NamedTuple):
     losses: int = 0
 
 
-def judge(reply: Reply, payload: Rendered, now: float) -> None:
+def interpret(reply: Reply, payload: Rendered, now: float) -> None:
     """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
 
     `now` in seconds since the epoch, for a Retry-After that is a date.
     """
     status, said = reply.status, reply.body.decode(errors="replace")
-    if 200 <= status < 300 and status != BLOCKED:  # 204; 200 from proxies
+    if status == STORED:
         return
     if status == 413 or (status >= 500 and TOO_LARGE.search(said)):
         parts = halve(payload)
         if len(parts) < 2:
             raise SinkRefused(f"{reply.reason} to a single event")
         raise SinkRevised(reply.reason, parts)
-    if status == 429 or status >= 500:
-        raise SinkUnavailable(reply.reason, parse_retry_after(reply.headers.get("Retry-After"), now))
-    if 300 <= status < 400:
-        raise SinkUnavailable(f"Loki redirects ({status}), which is not followed: check the address")
+    if is_stream_refused(reply) and len(parts := _split_named(payload, said)) > 1:
+        raise SinkRevised(reply.reason, parts)
     if status == 400:
-        raise _judge_entries(reply, said, payload)
-    raise SinkRefused(reply.reason)
+        raise _interpret_entries(reply, said, payload)
+    if status in FINAL:
+        raise SinkRefused(reply.reason)
+    raise SinkUnavailable(_explain(reply), parse_retry_after(reply.headers.get("retry-after"), now))
 
 
-def _judge_entries(reply: Reply, said: str, payload: Rendered) -> SinkTrouble:
+def is_stream_refused(reply: Reply) -> bool:
+    """Whether it is one stream that Loki does not take, whatever becomes of the others."""
+    return reply.status >= 400 and STREAM_LIMIT.search(reply.body.decode(errors="replace")) is not None
+
+
+def _split_named(payload: Rendered, said: str) -> tuple[Rendered, ...]:
+    """Each stream alone, so that all others are delivered; the one that is named comes last."""
+    named = NAMED_STREAM.search(said)
+    return split_streams(payload, last=named["labels"] if named else "")
+
+
+def _explain(reply: Reply) -> str:
+    """Why it is tried again, and what a person could do."""
+    status = reply.status
+    if 300 <= status < 400:
+        return f"Loki redirects ({status}), which is not followed: check the address"
+    if status < 300:
+        return f"{reply.reason}, where Loki says {STORED}: check that the address is Loki's"
+    if status in (401, 403, 407):
+        return f"{reply.reason}; the secret is read again before each attempt"
+    if status in (404, 405, 410, 501):
+        return f"{reply.reason}; check the address"
+    return reply.reason
+
+
+def _interpret_entries(reply: Reply, said: str, payload: Rendered) -> SinkTrouble:
     """What was refused of the push; what is too old goes to streams of its own, if it was in none before."""
     refused = count_refusals(said) if len(reply.body) < MAX_REPLY else None
     if TOO_OLD.search(said):
@@ -74,6 +113,9 @@ def _judge_entries(reply: Reply, said: str, payload: Rendered) -> SinkTrouble:
             others = 0 if refused is None else refused.other_events
             stored = 0 if before is None else payload.events - replay.events - others
             return SinkRevised(reply.reason, [replay], written=max(0, stored))
+    if refused is None and NAMED_STREAM.search(said) and len(parts := _split_named(payload, said)) > 1:
+        # A stream as a whole (its labels, say). Loki stores the others of the push, and twice is once there.
+        return SinkRevised(reply.reason, parts)
     events = None if refused is None else refused.old_events + refused.other_events
     return SinkRefused(reply.reason, events)
 

@@ -21,6 +21,10 @@ from conntrackd.render.rendered import Rendered
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
+# A file is written ten times a second: waking a thread for each batch costs more than the events in it.
+FILE_EVENTS: Final = 2048
+FILE_WAIT: Final = 0.1
+IOV_MAX: Final = 1024  # include/uapi/linux/uio.h, UIO_MAXIOV
 FILE_MODE: Final = 0o640  # connections are nobody's business but the administrators'
 # pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all; poll() promises room for it.
 PIECE: Final = select.PIPE_BUF
@@ -45,8 +49,6 @@ class StreamSink:
 
     name = "stream"
     template = json.TEMPLATE
-    batch_events = BATCH_EVENTS
-    batch_wait = 0.0  # the reader has gathered already
 
     def __init__(
         self,
@@ -57,6 +59,8 @@ class StreamSink:
         stall: float = STALL_SECONDS,
     ) -> None:
         """A path, the number of a standard descriptor, or neither: then events are rendered and discarded."""
+        self.batch_events = BATCH_EVENTS
+        self.batch_wait = 0.0  # the reader has gathered already
         self._path = path
         self._standard = standard
         self._discards = path is None and standard is None
@@ -87,26 +91,29 @@ class StreamSink:
         except OSError as error:
             raise self._explain(error) from error
         self._is_slow = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(self._descriptor)
-        self._is_direct = not stat.S_ISREG(mode)
+        is_file = stat.S_ISREG(mode)
+        self._is_direct = not is_file
+        self.batch_events = FILE_EVENTS if is_file else BATCH_EVENTS
+        self.batch_wait = FILE_WAIT if is_file else 0.0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def write(self, parts: Sequence[Rendered]) -> int:
         """All of it; how many events are there whole stands on what is raised: none is torn or doubled."""
-        text = b"".join([part.text for part in parts])
+        texts = [part.text for part in parts]
         with self._lock:
             if self._descriptor < 0:
                 if self._discards:
-                    return len(text)
+                    return sum(map(len, texts))
                 raise SinkUnavailable("closed")
             try:
                 if self._is_slow:
-                    self._write_pieces(text)
+                    self._write_pieces(b"".join(texts))
                 else:
-                    self._write_file(text)
+                    self._write_file(texts)
             except (SinkRevised, SinkUnavailable) as trouble:
                 trouble.written = _count_whole(parts, self._done)
                 raise
-        return len(text)
+        return sum(map(len, texts))
 
     def try_write(self, rendered: Rendered) -> int:
         """See DirectSink: only what a descriptor takes that says by itself when it would have to wait."""
@@ -199,17 +206,19 @@ class StreamSink:
 
     # ---- what takes all or fails ----------------------------------------------------------------------
 
-    def _write_file(self, payload: bytes) -> None:
-        text, done = memoryview(payload), 0
+    def _write_file(self, texts: Sequence[bytes]) -> None:
+        left, done = [memoryview(text) for text in texts], 0
         try:
-            if self._is_torn and payload:
+            if self._is_torn and any(texts):
                 os.write(self._descriptor, b"\n")
                 self._is_torn = False
             begin = _find_end(self._descriptor)
-            while done < len(text):
-                done += os.write(self._descriptor, text[done:])
+            while left:
+                written = os.writev(self._descriptor, left[:IOV_MAX])
+                done += written
+                left = _skip(left, written)
         except OSError as error:
-            whole = payload.rfind(b"\n", 0, done) + 1
+            whole = b"".join(texts).rfind(b"\n", 0, done) + 1
             if whole < done:
                 self._is_torn = not _take_back(self._descriptor, begin, done, whole)
             self._done = whole
@@ -252,6 +261,15 @@ def _find_end(descriptor: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         return -1
     return max(status.st_size, os.lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def _skip(texts: list[memoryview], size: int) -> list[memoryview]:
+    """What is left of them behind the first `size` bytes."""
+    for number, text in enumerate(texts):
+        if size < len(text):
+            return [text[size:], *texts[number + 1 :]]
+        size -= len(text)
+    return []
 
 
 def _take_back(descriptor: int, begin: int, done: int, whole: int) -> bool:

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import socket
-import ssl
 import struct
 import termios
 import time
@@ -14,12 +13,20 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd import options
 from conntrackd.config import Config, find_host
-from conntrackd.delivery.datagrams import MAX_SEQUENCE, PLACE, DatagramSocket, Framing, frame
+from conntrackd.delivery.datagrams import (
+    MAX_SEGMENTS,
+    MAX_SEQUENCE,
+    PLACE,
+    DatagramSocket,
+    Framing,
+    frame,
+)
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
-from conntrackd.sinks.tls import Tls, make_context, name_cause
+from conntrackd.sinks.addresses import Addresses
+from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1  # over the network; what is here has gathered already
@@ -56,13 +63,22 @@ class SyslogSink:
         template: Template,
         framing: Framing = Framing.OCTETS,
         tls: Tls | None = None,
+        *,
+        segments: bool = False,
     ) -> None:
-        """`framing`: over TCP and TLS; a datagram is one, and a local stream has its own."""
+        """`framing`: over TCP and TLS; a datagram is one, and a local stream has its own.
+
+        `segments`: over UDP, many padded messages in one call, which the kernel or the device cuts (udp(7)).
+        """
         self.template = template
         self.batch_wait = 0.0 if target.path else BATCH_WAIT
         self._target = target
         self._framing = framing
         self._tls = tls
+        self._segments = segments and target.scheme == "udp"
+        self._credentials: Credentials | None = None
+        kind = socket.SOCK_DGRAM if target.scheme == "udp" else socket.SOCK_STREAM
+        self._addresses = Addresses(target.host, target.port, kind)
         self._socket: socket.socket | None = None
         self._datagrams: DatagramSocket | None = None
         self._refusals = 0
@@ -73,35 +89,47 @@ class SyslogSink:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
             if self._socket.type == socket.SOCK_DGRAM:
-                self._datagrams = DatagramSocket(self._socket, SEND_SECONDS)
+                self._datagrams = DatagramSocket(self._socket, SEND_SECONDS, segments=self._segments)
         except OSError as error:
             raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
 
     def _connect(self) -> socket.socket:
         match self._target.scheme:
             case "udp":
-                return _connect_udp(self._target, self._refusals)
+                return _connect_udp(self._addresses, self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
-        plain = socket.create_connection((self._target.host, self._target.port), CONNECT_SECONDS)
+        if self._tls is not None and self._credentials is None:
+            self._credentials = Credentials(self._tls)
+        plain = self._addresses.connect(CONNECT_SECONDS, lambda _: None)
+        plain.settimeout(CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is None:
-            return plain
+        return plain if self._credentials is None else self._secure(plain, self._credentials)
+
+    def _secure(self, plain: socket.socket, credentials: Credentials) -> socket.socket:
         try:
-            return make_context(self._tls).wrap_socket(
-                plain, server_hostname=self._target.host.partition("%")[0]
-            )
+            # RFC 6874: the zone of a link-local address is our affair, and no part of the server's name.
+            secure = credentials.wrap(plain, self._target.host.partition("%")[0])
         except (OSError, SinkUnavailable):
             plain.close()
             raise
+        try:
+            secure.do_handshake()
+        except OSError:
+            secure.close()
+            raise
+        return secure
 
     def write(self, parts: Sequence[Rendered]) -> int:
         """All of it, or `written` on what is raised: those before the first that is not there whole."""
+        if self._socket is not None and self._leads_elsewhere(self._socket):
+            self.close()
+            self.open()
         sock = self._socket
         if sock is None:
             raise SinkUnavailable("closed")
         messages = join(parts)
-        framing = Framing.NONE
+        framing = Framing.PADDED if self._segments else Framing.NONE
         if sock.type == socket.SOCK_STREAM:
             # Whether a local socket is a stream, connecting shows.
             framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
@@ -119,13 +147,21 @@ class SyslogSink:
         self._count_numbers(messages.text)
         return len(text)
 
+    def _leads_elsewhere(self, sock: socket.socket) -> bool:
+        """Whether a new connection would be another: the name's address has changed, or our certificate."""
+        if self._target.path:
+            return False
+        has_others = self._credentials is not None and self._credentials.have_changed()
+        return has_others or self._addresses.have_moved(sock)
+
     def _count_numbers(self, text: bytes) -> None:
         self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
         # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
-        vain = 0 if self._target.path else 2
+        # What goes as one call is refused as one.
+        vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2
         sent, error = sock.send(text, ends)
         if error is None and vain and (code := sock.read_error()):
             error = OSError(code, os.strerror(code))
@@ -167,9 +203,9 @@ class SyslogSink:
             sock.close()
 
 
-def _connect_udp(target: Target, refusals: int) -> socket.socket:
+def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
     """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+    found = addresses.find()
     first = refusals % len(found)
     last: OSError | None = None
     for family, kind, protocol, _, address in found[first:] + found[:first]:
@@ -204,7 +240,9 @@ def _check_peer(sock: socket.socket) -> None:
     sock.settimeout(0)
     try:
         closed = sock.recv(1) == b""
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except OSError as error:
+        if not is_waiting(error):
+            raise
         closed = False
     finally:
         sock.settimeout(SEND_SECONDS)
@@ -258,4 +296,10 @@ def create(config: Config) -> SyslogSink:
         key=config[options.SINK_SYSLOG_TLS_KEY],
         verify=config[options.SINK_SYSLOG_TLS_VERIFY],
     )
-    return SyslogSink(target, template, framing, tls if parts.scheme == "tls" else None)
+    return SyslogSink(
+        target,
+        template,
+        framing,
+        tls if parts.scheme == "tls" else None,
+        segments=config[options.SINK_SYSLOG_SEGMENTS],
+    )

@@ -1,12 +1,16 @@
 """TLS as every sink uses it: whom to trust, who we are, and why it failed in words for people."""
 
-import ssl
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.files import KindError, open_file
+from conntrackd.sinks.secrets import Stamp, find_stamp
+
+if TYPE_CHECKING:  # it costs memory that only those pay who use TLS
+    import ssl
 
 MAX_CERTIFICATES: Final = 16 << 20  # the bundle of all public authorities has 0.2 MB
 MAX_REASON: Final = 300  # characters of somebody else's text that are repeated to people
@@ -22,12 +26,14 @@ class Tls:
     verify: bool = True
 
 
-def make_context(tls: Tls) -> ssl.SSLContext:
+def make_context(tls: Tls) -> "ssl.SSLContext":
     """A client's context, files read now. SinkUnavailable when one cannot be used."""
+    import ssl  # noqa: PLC0415  # see above
+
+    for path in (tls.ca, tls.cert, tls.key):
+        if path is not None:
+            _check_file(path)
     try:
-        for path in (tls.ca, tls.cert, tls.key):
-            if path is not None:
-                open_file(path, MAX_CERTIFICATES).close()  # OpenSSL would wait for a named pipe
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # As curl and openssl, and the same in all versions of Python: 3.13 would verify strictly, and refuse
@@ -37,13 +43,64 @@ def make_context(tls: Tls) -> ssl.SSLContext:
         if tls.cert is not None:
             # An empty password fails; without one OpenSSL would ask for it at the terminal.
             context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
-    except (OSError, ValueError, KindError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
         raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _check_file(path: Path) -> None:
+    """Before OpenSSL opens it, which would wait for a named pipe."""
+    try:
+        open_file(path, MAX_CERTIFICATES).close()
+    except KindError as error:
+        raise SinkUnavailable(f"{path} {error}") from error
+    except OSError as error:
+        raise SinkUnavailable(f"cannot use {path}: {error.strerror}") from error
+
+
+class Credentials:
+    """The context for connections, made anew when its files are others than they were. For one thread."""
+
+    def __init__(self, tls: Tls) -> None:
+        """SinkUnavailable when a file cannot be used."""
+        self._tls = tls
+        self._stamp = self._find_stamp()
+        self._context = make_context(tls)
+
+    def have_changed(self) -> bool:
+        """Whether other files are there, and can be used. Half a file changes nothing for what works."""
+        stamp = self._find_stamp()
+        if stamp == self._stamp:
+            return False
+        try:
+            self._context = make_context(self._tls)
+        except SinkUnavailable:
+            return False
+        self._stamp = stamp
+        return True
+
+    def wrap(self, plain: socket.socket, name: str) -> "ssl.SSLSocket":
+        """Before its handshake, with the files of now. SinkUnavailable when they cannot be used."""
+        stamp = self._find_stamp()
+        if stamp != self._stamp:
+            self._context = make_context(self._tls)
+            self._stamp = stamp
+        return self._context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+
+    def _find_stamp(self) -> Stamp:
+        return find_stamp((self._tls.ca, self._tls.cert, self._tls.key))
+
+
+def is_waiting(error: OSError) -> bool:
+    """Whether a socket that does not wait says that it would have to. Of TLS by name: see above."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )
 
 
 def name_cause(error: BaseException) -> str:
@@ -56,16 +113,21 @@ def name_cause(error: BaseException) -> str:
         if inner is None:
             break
         error = inner
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {error.verify_message}"
-    if type(error).__name__ == "CertificateError":  # urllib3's, whose module changed between its versions
-        return f"certificate not accepted: {error}"
-    if isinstance(error, ssl.SSLError) and not error.reason and "PEM" in str(error):
-        return "no certificate with its private key, in PEM form"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    if type(error).__module__ == "ssl":
+        return _name_tls_cause(error)
     if isinstance(error, OSError) and error.strerror:
         return describe(error)
     if isinstance(error, KindError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON]
+
+
+def _name_tls_cause(error: BaseException) -> str:
+    import ssl  # noqa: PLC0415  # loaded already, or there would be no such error
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and not error.reason and "PEM" in str(error):
+        return "no certificate with its private key, in PEM form"
+    reason = getattr(error, "reason", None) or str(error)
+    return f"TLS: {reason.replace('_', ' ').lower()}"

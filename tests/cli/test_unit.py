@@ -114,7 +114,7 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         ),
         (
             say("ActiveState=activating\nSubState=auto-restart\nResult=watchdog\nInvocationID=0f\n"),
-            say("conntrackd: the reader of events stands still\n"),
+            say("conntrackd: a reader of events stands still\n"),
             "it has failed (watchdog), and is started again and again\n  conntrackd: the reader",
         ),
         (

@@ -14,7 +14,14 @@ from contextlib import closing
 import pytest
 
 from conntrackd.delivery import datagrams
-from conntrackd.delivery.datagrams import MAX_SEQUENCE, DatagramSocket, Framing, frame_plainly, send_plainly
+from conntrackd.delivery.datagrams import (
+    MAX_SEQUENCE,
+    PADDED_TO,
+    DatagramSocket,
+    Framing,
+    frame_plainly,
+    send_plainly,
+)
 from tests.rendering import make_rendered
 
 Frame = Callable[[bytes, bytes, int, int], tuple[bytes, bytes]]
@@ -47,12 +54,25 @@ def send(request: pytest.FixtureRequest) -> Send:
         (Framing.OCTETS, [b"3 abc", b"0 ", b"2 de"]),
         (Framing.LINE, [b"abc\n", b"\n", b"de\n"]),
         (Framing.NUL, [b"abc\0", b"\0", b"de\0"]),
+        (Framing.PADDED, [b"abc".ljust(64), b"", b"de".ljust(64)]),
     ],
 )
 def test_each_message_has_its_frame(frame: Frame, framing: Framing, framed: list[bytes]) -> None:
     messages = make_rendered([b"abc", b"", b"de"], 0)
 
     assert split(*frame(messages.text, messages.ends, 1, framing)) == framed
+
+
+@pytest.mark.parametrize("size", [1, 62, 63, 64, 65, 127, 128, 1000, 65_000])
+def test_a_padded_message_is_as_long_as_the_next_multiple_and_its_number_counts(
+    frame: Frame, size: int
+) -> None:
+    messages = make_rendered([b"x" * (size - 1) + b"\0"] * 3, 0)
+
+    found = split(*frame(messages.text, messages.ends, 8, Framing.PADDED))
+
+    texts = [b"x" * (size - 1) + number for number in (b"8", b"9", b"10")]
+    assert found == [text.ljust(-(-len(text) // PADDED_TO) * PADDED_TO) for text in texts]
 
 
 def test_numbers_stand_in_their_places_and_begin_again_after_the_largest(frame: Frame) -> None:

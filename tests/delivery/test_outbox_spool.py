@@ -1,16 +1,19 @@
 """The outbox with a spool behind it: what goes to disk in an outage, and how it comes back."""
 
-from collections.abc import Iterator
+import errno
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import (
-    SinkUnavailable,
-)
+from conntrackd.delivery.sink import SinkRefused, SinkUnavailable
 from conntrackd.delivery.spool import Spool
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, FakeSink, make_lost, put, render_fat, run_until_idle
 from tests.sinks.flows import BASE, make_flows
@@ -178,3 +181,120 @@ def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock,
 
     assert second.numbers == [0, 1, 2, 3, 4]
     assert (stats.sink_events_restored_total, stats.sink_events_taken_total) == (3, 2)
+
+
+# ---- the end
+
+
+def test_a_loss_that_was_not_yet_reported_is_reported_by_the_next_process(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """What was refused is told when something is accepted, and nothing was any more."""
+    sink = FakeSink()
+    sink.faults.append(SinkRefused("no"))
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    put(outbox, make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+    second = FakeSink()
+    outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+
+    assert (sink.received, second.received) == ([], [[3, "fake", "refused"]])
+
+
+def test_without_a_spool_the_log_has_what_the_sink_was_not_told(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = FakeSink()
+    sink.faults.append(SinkRefused("no"))
+    outbox = make_outbox(sink, clock)
+    put(outbox, make_flows(3))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+
+    assert "sink fake: ended before it could be told what was lost (refused: 3)" in caplog.text
+
+
+def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk has room for that."""
+    sink = FakeSink()
+    sink.away = AWAY
+    spool = Spool(tmp_path, "fake", 1 << 20)
+    outbox = make_outbox(sink, clock, spool=spool)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool, "_write", refuse)
+    put(outbox, make_flows(3))
+    outbox.report(make_lost(9))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+    monkeypatch.undo()
+    second = FakeSink()
+    outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+
+    assert stats.sink_events_dropped_shutdown_total == 3
+    assert sorted(second.received, key=str) == [[3, "fake", "shutdown"], [9, "kernel", ""]]
+
+
+def test_a_loss_in_what_falls_over_the_bound_is_reported_all_the_same(clock: Clock, tmp_path: Path) -> None:
+    sink = FakeSink(batch_events=1)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    sent, lost = 0, 0
+    for number in range(100):
+        put(outbox, make_flows(1, number), render_fat)
+        outbox.report(make_lost(number))
+        sent, lost = sent + 1, lost + number
+        run_until_idle(outbox, clock)
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+
+    told: dict[object, int] = {}
+    for loss in sink.losses:
+        count, where, reason = cast(tuple[int, str, str], loss)
+        told[where, reason] = told.get((where, reason), 0) + count
+    assert told["kernel", ""] == lost
+    assert len(sink.numbers) + told["fake", "spool"] == sent
+
+
+def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, tmp_path: Path) -> None:
+    writing, closed = threading.Event(), threading.Event()
+
+    class Hung(FakeSink):
+        def write(self, parts: Sequence[Rendered]) -> int:
+            writing.set()
+            assert closed.wait(20.0)
+            raise SinkUnavailable("closed")
+
+        def close(self) -> None:
+            if writing.is_set():
+                closed.set()
+
+    outbox = Outbox(
+        Hung(), queue=1000, stats=SinkStats(), spool=Spool(tmp_path, "fake", 1 << 20), clock=time.monotonic
+    )
+    outbox.start()
+    put(outbox, make_flows(3))
+    assert writing.wait(20.0)
+    put(outbox, make_flows(2, 3))
+    stopping = threading.Thread(target=outbox.stop, args=(time.monotonic() + 600.0,))
+    stopping.start()
+    outbox.begin_stop(time.monotonic())
+    stopping.join(20.0)
+    assert not stopping.is_alive()
+    second = FakeSink()
+    outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
+    run_until_idle(outbox, clock)
+    outbox.stop(clock.now)
+
+    assert second.received == [0, 1, 2, 3, 4]

@@ -2,7 +2,7 @@
 
 from conntrackd.delivery.batch import Batch
 from conntrackd.delivery.queue import Queue
-from conntrackd.flow import Lost
+from conntrackd.flow import ABSENT, Lost
 from tests.delivery.fakes import make_events
 
 
@@ -55,6 +55,18 @@ def test_losses_alone_do_not_make_the_queue_grow() -> None:
         Batch.of_loss(Lost(1000, 0, 1000, "fake", "queue")),
         None,
     ]
+
+
+def test_a_loss_without_a_number_is_not_joined_with_one_that_has_one() -> None:
+    queue = Queue()
+    for count in (3, ABSENT, 4, ABSENT):
+        queue.append_lost(Lost(count, 1, 2, "tracking"), now=0.0)
+        queue.hold_lost(Lost(count, 1, 2, "tracking"))
+
+    held, waiting = queue.take_held(), queue.take_losses()
+
+    assert held == waiting == [Lost(7, 1, 2, "tracking"), Lost(ABSENT, 1, 2, "tracking")]
+    assert queue.take(1) is None
 
 
 def test_what_is_put_back_is_the_next_to_be_taken() -> None:

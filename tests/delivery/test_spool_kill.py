@@ -34,10 +34,10 @@ import json, os, signal, socket, struct, sys
 from pathlib import Path
 from conntrackd.delivery import spool as module
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.batch import unpack_batch
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.stats import SinkStats
+from conntrackd.delivery.batch import unpack_batch
 from tests.delivery.fakes import FAKE, Clock, put, show
 from tests.sinks.flows import make_flows
 
@@ -54,25 +54,25 @@ def pass_by(name):
 
 
 class Watched(module.Spool):
-    def append(self, parcels, *, keep=None):
+    def append(self, parcels, **options):
         pass_by("before append")
-        gone = super().append(parcels, keep=keep)
+        gone = super().append(parcels, **options)
         sys.stdout.write(json.dumps([n for p in parcels for n in show(unpack_batch(p.payload).parts)]) + "\n")
         sys.stdout.flush()
         pass_by("after append")
         return gone
 
-    def _make_room(self, database, keep):
-        pass_by("in append")  # between BEGIN and COMMIT
-        return super()._make_room(database, keep)
+    def _make_room(self, keep, gone):
+        pass_by("in append")  # the row is there, the state does not know it
+        super()._make_room(keep, gone)
 
     def remove(self, row):
         super().remove(row)
         pass_by("after remove")
 
-    def _delete_done(self, database):
+    def _give_back(self):
         pass_by("in remove")
-        super()._delete_done(database)
+        super()._give_back()
 
 
 class Remote:

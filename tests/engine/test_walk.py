@@ -175,6 +175,8 @@ def with_parts(*parts: bytes) -> bytes:
         with_parts(attribute(200, bytes(8)), attribute(0, b"")),
         with_parts(attribute(200, bytes(8))[:-1] + b"\xff"),
         with_parts(struct.pack("=HH", 16, 200) + bytes(4)),
+        with_parts(attribute(200, b"abc")[:-1]),
+        with_parts(nest(c.CTA_HELP, attribute(c.CTA_HELP_NAME, b"ftp")[:-1])),
         with_parts(struct.pack("=HH", 3, 200) + bytes(4)),
         with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V6_SRC, bytes(16))))),
         with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V4_SRC, bytes(3))))),

@@ -18,7 +18,8 @@ from typing import Any
 from conntrackd.cli.daemon import main
 from conntrackd.delivery.batch import unpack_batch
 from conntrackd.delivery.compression import compress
-from conntrackd.delivery.spool import Parcel, Spool
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Parcel
 from conntrackd.engine import Batch
 from conntrackd.pipeline import Pipeline
 from conntrackd.render.rendered import Rendered

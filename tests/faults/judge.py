@@ -47,7 +47,8 @@ class Tally:
                 self._add_event(record)
 
     def _add_lost(self, record: Record) -> None:
-        count, where = int(record["lost"]), record["where"]
+        # Where nobody knows the number there is a record without one, which accounts for nothing.
+        count, where = int(record.get("lost", 0)), record["where"]
         if where == KERNEL:
             self.lost += count
         elif where == self.name and record.get("reason"):

@@ -3,6 +3,7 @@
 from typing import Final
 
 KERNEL, PROCESS, SINKS, CONTROL = "test_kernel.py", "test_process.py", "test_sinks.py", "test_control.py"
+REMOTE = "test_remote.py"
 
 # Row -> (file, beginning of the names of its tests). Files of this directory stand without it.
 ROWS: Final[dict[int, list[tuple[str, str]]]] = {
@@ -190,6 +191,41 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/cli/test_looking.py", "test_row_44_"),
         ("tests/cli/test_unit.py", "test_no_call_of_the_client_starts_a_service"),
         ("tests/bus/test_interface.py", "test_no_call_starts_the_daemon"),
+    ],
+    38: [
+        (REMOTE, "test_row_38_"),
+        ("tests/live/test_daemon.py", "test_hangup_makes_the_file_anew_whatever_is_wrong"),
+        ("tests/sinks/test_addresses.py", "test_"),
+        ("tests/sinks/test_loki.py", "test_a_secret_that_is_renewed"),
+        ("tests/sinks/test_loki.py", "test_a_secret_that_is_no_plain_file"),
+        ("tests/sinks/test_loki_delivery.py", "test_a_token_that_is_renewed"),
+        ("tests/sinks/test_tls.py", "test_"),
+        ("tests/test_geoip.py", "test_a_replaced_file_is_taken_over"),
+    ],
+    40: [
+        (REMOTE, "test_row_40_"),
+        ("tests/delivery/test_spool_damage.py", "test_"),
+        ("tests/delivery/test_outbox_spool.py", "test_what_the_disk_does_not_take_at_the_end"),
+        ("tests/delivery/test_outbox_spool.py", "test_whoever_stops_twice"),
+    ],
+    41: [
+        (REMOTE, "test_row_41_"),
+        ("tests/sinks/test_http.py", "test_"),
+        ("tests/sinks/test_http_reply.py", "test_"),
+        ("tests/sinks/test_loki_reply.py", "test_no_other_success"),
+        ("tests/sinks/test_loki_delivery.py", "test_what_was_not_stored"),
+    ],
+    42: [
+        (REMOTE, "test_row_42_"),
+        ("tests/sinks/test_loki_delivery.py", "test_a_stream_that_loki_does_not_open"),
+        ("tests/sinks/test_loki_delivery.py", "test_of_a_push_with_a_stream_that_is_wrong"),
+        ("tests/sinks/test_loki_delivery.py", "test_an_event_that_is_denied_for_what_is_in_it"),
+    ],
+    45: [
+        (REMOTE, "test_row_45_"),
+        ("tests/sinks/test_loki.py", "test_a_password_is_sent_in_utf_8"),
+        ("tests/sinks/test_loki.py", "test_a_token_that_no_header_can_hold"),
+        ("tests/sinks/test_http.py", "test_the_head_names_the_server"),
     ],
 }
 

@@ -54,7 +54,8 @@ LOKI: dict[str, tuple[list[Fault], bool]] = {
     "400": ([say(400, "no")], True),
     "400 with one bad entry": ([refuse_one], True),
     "260, ingestion is blocked": ([say(260, BLOCKED)] * 2, True),
-    "401, 403, 404": ([say(401), say(403), say(404)], True),
+    "401, 403, 404": ([say(401), say(403), say(404)], False),
+    "422": ([say(422, "no")], True),
 }
 
 
@@ -259,7 +260,7 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
         running.wait_for_start()
         rig.producer.send(80_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
-        full = any("disk is full" in line for line in running.said)
+        full = any("No space left on device" in line for line in running.said)
         (disk / "ballast").unlink()
         loki.faults.clear()
         rig.wait_for_law(60)

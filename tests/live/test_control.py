@@ -239,7 +239,7 @@ def test_a_reload_that_fails_half_way_leaves_no_spool_open(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = configuration.with_name("spool"), configuration.with_name("bad")
-    (bad / "loki.sqlite").mkdir(parents=True)
+    bad.write_text("no directory")
     ask(capsys, "status")
     before, after = count_descriptors(running), -1
     for spool in (bad, configuration.with_name("other")):

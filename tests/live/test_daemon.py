@@ -362,5 +362,27 @@ def test_hangup_makes_the_file_anew_that_logrotate_has_moved_away(net: Network, 
     assert count_lines(old) == 2
 
 
+@pytest.mark.privileged
+def test_hangup_makes_the_file_anew_whatever_is_wrong_with_the_configuration(
+    net: Network, tmp_path: Path
+) -> None:
+    configuration, path, old = (tmp_path / name for name in ("conntrackd.yaml", "events", "events.1"))
+    configuration.write_text(f"sink:\n  stream:\n    enable: true\n    writer: file://{path}\n")
+    arguments = ["--conntrack.netns", net.router, "--conntrack.events", "new"]
+    with daemon("--config", str(configuration), *arguments) as running:
+        running.wait_for_start()
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the first event")
+        path.rename(old)
+        configuration.write_text("sink: {stream: {enabel: true}}")
+        os.kill(running.process.pid, signal.SIGHUP)
+        running.wait(lambda: any("enabel" in line for line in running.said), "the refusal")
+        talk(net, 1)
+        wait_until(lambda: count_lines(path) == 1, "the second event")
+        assert running.stop() == 0
+
+    assert count_lines(old) == 1
+
+
 def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0

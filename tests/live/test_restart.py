@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +53,30 @@ class Store:
         return self.all.get("events", -1)
 
     def wait(self, word: str) -> None:
-        """For a message with this word; keeps descriptors that come before it, and forgets as it is told."""
-        while True:
-            data, ancillary, _, _ = self._socket.recvmsg(4096, 1024)
-            lines = dict(line.partition("=")[::2] for line in data.decode().split("\n"))
-            for _, _, content in ancillary:
-                self.forget(lines["FDNAME"])
-                self.all[lines["FDNAME"]] = array.array("i", content[:4])[0]
-            if "FDSTOREREMOVE" in lines:
-                self.forget(lines["FDNAME"])
-            if word in data.decode():
-                return
+        """For a message with this word; keeps and forgets descriptors as it is told until then."""
+        while word not in self._take():
+            pass
+
+    def catch_up(self) -> None:
+        """With all that was sent until now."""
+        self._socket.setblocking(False)
+        try:
+            while True:
+                self._take()
+        except BlockingIOError:
+            return
+        finally:
+            self._socket.settimeout(15)
+
+    def _take(self) -> str:
+        data, ancillary, _, _ = self._socket.recvmsg(4096, 1024)
+        lines = dict(line.partition("=")[::2] for line in data.decode().split("\n"))
+        for _, _, content in ancillary:
+            assert lines["FDNAME"] not in self.all, "two under one name"
+            self.all[lines["FDNAME"]] = array.array("i", content[:4])[0]
+        if "FDSTOREREMOVE" in lines:
+            self.forget(lines["FDNAME"])
+        return data.decode()
 
     def forget(self, name: str) -> None:
         if name in self.all:
@@ -115,10 +130,25 @@ def service(
 ) -> Iterator[Running]:
     """The daemon as systemd starts it, with a descriptor from the store, or several."""
     passed = passed or ({} if descriptor is None else {"events": descriptor})
+    with start_service(net, store, command("run"), *more, passed=passed, events=events, **extra) as running:
+        store.wait("READY=1")
+        yield running
+
+
+@contextmanager
+def start_service(
+    net: Network,
+    store: Store,
+    line: Sequence[str],
+    *more: str,
+    passed: dict[str, int],
+    events: str = "new",
+    **extra: str,
+) -> Iterator[Running]:
     # Numbers that are none of those from 3 on, which are overwritten one after another.
     numbers = [fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in passed.values()]
     arguments = ["--conntrack.netns", net.router, "--conntrack.events", events, "--sink.stream.enable", *more]
-    line = command("run", *arguments)
+    line = [*line, *arguments]
     env = environment(NOTIFY_SOCKET=os.fspath(store.path), **extra)
     if passed:
         line = ["bash", "-c", PASS_ON, "bash", str(len(passed)), *map(str, numbers), *line]
@@ -134,7 +164,6 @@ def service(
             os.close(number)
         running = Running(process)
         try:
-            store.wait("READY=1")
             yield running
         finally:
             if process.poll() is None:
@@ -192,6 +221,192 @@ def untracked(net: Network) -> Iterator[Network]:
     yield net
     inside(net.router, "nft", "flush", "ruleset")
     net.load(TRACKING)
+
+
+def pick_readers(number: int) -> tuple[str, str]:
+    return ("--conntrack.readers", str(number))
+
+
+CHANGES = pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 1), (2, 2)])
+STORED = {
+    number: {"events"} if number == 1 else {f"events-{share}-of-{number}" for share in range(number)}
+    for number in (1, 2, 3)
+}
+
+
+@CHANGES
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_with_any_number_of_readers_keeps_every_event(
+    net: Network, store: Store, before: int, after: int, number: int
+) -> None:
+    inside(net.router, "conntrack", "-F")
+    with service(net, store, None, *pick_readers(before)) as first:
+        first.stop(number)
+    assert set(store.all) == STORED[before]
+    call_inside(net.client, flood, 3000)
+    with service(net, store, None, *pick_readers(after), passed=dict(store.all)) as second:
+        second.wait_for_events(3000)
+        call_inside(net.client, flood_from, 20_000, 10)
+        second.wait_for_events(3010)
+        settle(second)
+        second.stop()
+    store.catch_up()
+
+    assert sorted(event["sport"] for event in second.events) == [
+        *range(10_000, 13_000),
+        *range(20_000, 20_010),
+    ]
+    assert set(store.all) == STORED[after]
+
+
+RESTARTS = 5
+
+
+def talk_until(enough: Any) -> None:
+    """TCP connections one after the other, some hundred a second."""
+    while not enough.wait(0.005):
+        traffic.talk_stream(socket.AF_INET, "10.2.0.2", socket.IPPROTO_TCP)
+
+
+@CHANGES
+def test_a_changed_number_of_readers_loses_and_doubles_nothing_and_keeps_the_order_of_each_flow(
+    net: Network, store: Store, before: int, after: int
+) -> None:
+    """Restarted again and again while flows come and go, and compared with one that only listens."""
+    inside(net.router, "conntrack", "-F")
+    enough = get_context("fork").Event()
+    load = threading.Thread(target=call_inside, args=(net.client, talk_until, enough))
+    seen: list[Any] = []
+    words = ("--conntrack.netns", net.router, "--conntrack.protocols", "tcp", "--sink.stream.enable")
+    with daemon(*words) as witness:
+        witness.wait_for_start()
+        for count in range(RESTARTS):
+            with restart(net, store, (before, after)[count % 2]) as running:
+                if count == 0:
+                    load.start()
+                running.wait(lambda: running.lines, "an event")
+                if count == RESTARTS - 1:
+                    enough.set()
+                    load.join()
+                    inside(net.router, "conntrack", "-F")
+                    settle(running)
+                assert running.stop() == 0
+            seen += running.events
+        settle(witness)
+        assert witness.stop() == 0
+
+    steps = list_steps(seen)
+    assert steps == list_steps(witness.events)
+    assert len(steps) > 100
+
+
+def restart(net: Network, store: Store, readers: int) -> Any:
+    """The service with what the one before has left."""
+    store.catch_up()
+    words = ("--conntrack.protocols", "tcp", *pick_readers(readers))
+    return service(net, store, None, *words, passed=dict(store.all), events="new,update,destroy")
+
+
+def list_steps(events: list[Any]) -> dict[str, list[Any]]:
+    """What happened to each flow, in the order in which it was written."""
+    steps: dict[str, list[Any]] = defaultdict(list)
+    for event in events:
+        steps[event["flow"]].append((event["type"], event.get("state")))
+    return steps
+
+
+@CHANGES
+def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_readers(
+    net: Network, store: Store, tmp_path: Path, before: int, after: int
+) -> None:
+    """Forth and back twice, so that a socket has the name of one whose losses are told."""
+    small: dict[str, Any] = {"CONNTRACKD_CONNTRACK_BUFFER": "16K", "STATE_DIRECTORY": os.fspath(tmp_path)}
+    counts = []
+    for readers in (before, after, before, after):
+        inside(net.router, "conntrack", "-F")
+        if store.all:
+            call_inside(net.client, flood, 1000)
+        passed = dict(store.all)
+        with service(net, store, None, *pick_readers(readers), passed=passed, **small) as running:
+            if passed:
+                running.wait(lambda: any(b'"LOST"' in line for line in running.lines), "a LOST record")
+            settle(running)
+            counts.append(count_all(running))
+            inside(net.router, "conntrack", "-F")
+            running.process.send_signal(signal.SIGSTOP)
+            call_inside(net.client, flood, 1000)
+            running.process.send_signal(signal.SIGCONT)
+            settle(running)
+            counts.append(count_all(running))
+            running.stop(signal.SIGKILL)
+        store.catch_up()
+
+    assert counts == [0, 1000, 1000, 2000, 1000, 2000, 1000, 2000]
+
+
+def count_all(running: Running) -> int:
+    """Flows that are told or known to be lost."""
+    return len(find_new(running)) + sum(int(event.get("lost", 0)) for event in running.events)
+
+
+# The daemon, which is killed when it comes to a function of the changeover.
+KILL_AT = """
+import os, signal, sys
+from conntrackd import changeover
+from conntrackd.cli.daemon import main
+owner = getattr(changeover, sys.argv[1])
+setattr(owner, sys.argv[2], lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+sys.argv[1:] = sys.argv[3:]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(("Changeover", "__init__"), id="both hear"),
+        pytest.param(("Changeover", "run"), id="the old ones hear no more"),
+        pytest.param(("Reader", "drain"), id="before an old one is read"),
+        pytest.param(("Changeover", "_begin"), id="before a new one is read"),
+        pytest.param(("Reader", "listen"), id="all are read"),
+    ],
+)
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_who_is_killed_in_a_changeover_leaves_every_event_to_the_next(
+    net: Network, store: Store, before: int, after: int, point: tuple[str, str]
+) -> None:
+    inside(net.router, "conntrack", "-F")
+    with service(net, store, None, *pick_readers(before)) as first:
+        first.stop()
+    call_inside(net.client, flood_from, 20_000, 500)
+    with kill_at(net, store, point, *pick_readers(after), passed=dict(store.all)) as second:
+        second.process.wait(20)
+        second.stop()
+    store.catch_up()
+    call_inside(net.client, flood_from, 30_000, 500)
+    with service(net, store, None, *pick_readers(after), passed=dict(store.all)) as third:
+        settle(third)
+        call_inside(net.client, flood_from, 40_000, 5)
+        third.wait_for_events(5)
+        settle(third)
+        third.stop()
+    store.catch_up()
+
+    expected = [*range(20_000, 20_500), *range(30_000, 30_500), *range(40_000, 40_005)]
+    told = [event["sport"] for event in find_new(second) + find_new(third)]
+    assert sorted(told) == expected
+    assert not any(event["type"] == "LOST" for event in third.events)
+    assert set(store.all) == STORED[after]
+
+
+@contextmanager
+def kill_at(
+    net: Network, store: Store, point: tuple[str, str], *more: str, passed: dict[str, int]
+) -> Iterator[Running]:
+    """The service, which kills itself there."""
+    code = (sys.executable, "-c", KILL_AT, *point, "run")
+    with start_service(net, store, code, *more, passed=passed) as running:
+        yield running
 
 
 # README: a restart under systemd has the events of its gap. Whatever is switched on.

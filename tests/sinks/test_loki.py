@@ -85,7 +85,49 @@ def test_basic_authentication_takes_name_and_password(server: Server, store: Sto
     assert base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) == b"gw1:geheim:"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff\xfe", b"x" * 70_000])
+def test_a_password_is_sent_in_utf_8_with_its_accents_as_one_character(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    """RFC 7617; a file from a Mac has two characters for each."""
+    wanted = "gw-b\u00fcro:\u20ac sch\u00f6n \u6771\u4eac".encode()
+    for text in ("\u20ac sch\u00f6n \u6771\u4eac", "\u20ac scho\u0308n \u6771\u4eac"):
+        (tmp_path / "password").write_text(text + "\n", encoding="utf-8")
+        settings = make_settings(server.port, username="gw-b\u00fcro", password_file=tmp_path / "password")
+        push(settings, [make_flow(1)])
+
+    sent = [
+        base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")) for request in store.pushes
+    ]
+    assert sent == [wanted] * 2
+
+
+def test_a_token_that_no_header_can_hold_is_an_outage_that_does_not_tell_it(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("b\u00fcro", encoding="utf-8")
+
+    with pytest.raises(SinkUnavailable, match="holds a token with other characters") as caught:
+        push(make_settings(server.port, token_file=tmp_path / "token"), [make_flow(1)])
+
+    assert "b\u00fcro" not in caught.value.reason
+    assert store.requests == []
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
+def test_a_secret_that_is_no_plain_file_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "token"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+
+    with pytest.raises(SinkUnavailable, match=f"{path} is a .*, and no file"):
+        Loki(make_settings(1, token_file=path)).open()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff\xfe", b"\x00", b"\xc3", b"x" * 70_000])
 def test_a_secret_that_cannot_be_used_is_an_outage_that_does_not_tell_it(
     server: Server, store: Store, tmp_path: Path, content: bytes | None
 ) -> None:
@@ -219,10 +261,12 @@ def test_a_deadline_holds_for_a_reply_that_comes_a_byte_at_a_time(server: Server
     assert caught.value.reason == "no reply within 0.3 s"
 
 
-def test_an_endless_reply_to_an_accepted_push_changes_nothing_about_it(server: Server, store: Store) -> None:
-    store.faults.append(loki_server.send_endless(200))
+@pytest.mark.parametrize("status", [200, 204])
+def test_an_endless_reply_is_not_the_one_of_loki(server: Server, store: Store, status: int) -> None:
+    store.faults.append(loki_server.send_endless(status))
 
-    assert push(make_settings(server.port, timeout=5.0), [make_flow(1)]) > 0
+    with pytest.raises(SinkUnavailable):
+        push(make_settings(server.port, timeout=5.0), [make_flow(1)])
 
 
 def test_closing_from_another_thread_ends_a_write_that_hangs(server: Server, store: Store) -> None:
@@ -299,3 +343,44 @@ def test_the_name_of_an_interface_is_no_escape(
     sink.close()
 
     assert hosts == ["fe80::1%d0"]
+
+
+# ---- what changes while it runs
+
+
+def test_the_name_of_the_host_is_the_one_of_the_start(
+    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another label would be another stream."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "before")
+    address = {"sink.loki.address": [f"http://127.0.0.1:{server.port}"]}
+    loki = create(read_config(address, {}, etc=Path("/nowhere")))
+    loki.open()
+    monkeypatch.setattr(socket, "gethostname", lambda: "after")
+    loki.write([render_entries([make_flow(1)])])
+    loki.close()
+
+    assert (len(store.query(host="before")), len(store.query(host="after"))) == (1, 0)
+
+
+def test_a_secret_that_is_renewed_is_used_from_the_next_push_on(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    """In place, and by a rename; half a file changes nothing."""
+    secret = tmp_path / "token"
+    secret.write_text("first")
+    loki = Loki(make_settings(server.port, token_file=secret))
+    loki.open()
+    for number, text in enumerate(("first", "second", "", "third")):
+        secret.write_text(text)
+        loki.write([render_entries([make_flow(number)])])
+    (tmp_path / "new").write_text("fourth")
+    (tmp_path / "new").replace(secret)
+    loki.write([render_entries([make_flow(4)])])
+    secret.unlink()
+    loki.write([render_entries([make_flow(5)])])
+    loki.close()
+
+    sent = [request.headers["Authorization"].removeprefix("Bearer ") for request in store.pushes]
+    assert sent == ["first", "second", "second", "third", "fourth", "fourth"]
+    assert len(server.connections) == 1

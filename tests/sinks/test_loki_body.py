@@ -10,8 +10,8 @@ from conntrackd.delivery.compression import GZIP, compress
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
 from conntrackd.labels import FIELDS, OWN_LABELS
 from conntrackd.render.loki import TEMPLATE
-from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.loki_body import halve, list_body, mark_replay
+from conntrackd.render.rendered import Rendered, join
+from conntrackd.sinks.loki_body import halve, is_named, list_body, list_kinds, mark_replay, split_streams
 from tests.rendering import render, render_all
 from tests.sinks.flows import BASE, make_flow, make_flows
 
@@ -205,3 +205,62 @@ def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
     assert {"nat_src", "icmp_type", "src_as_org", "lost", "duration"} <= names
     assert names <= FIELDS
     assert {name for stream in streams for name in stream["stream"]} - set(LABELS) <= OWN_LABELS
+
+
+def make_mixed() -> Rendered:
+    """Streams NEW, DESTROY and NEW of UDP, their events in turns."""
+    flows = []
+    for number in range(9):
+        flow = make_flow(number, EventType.DESTROY if number % 3 == 1 else EventType.NEW)
+        flow.protocol = Protocol.UDP if number % 3 == 2 else Protocol.TCP
+        flows.append(flow)
+    return make(*flows)
+
+
+@pytest.mark.parametrize("last", [("NEW", "TCP"), ("DESTROY", "TCP"), ("NEW", "UDP")])
+def test_each_stream_can_be_pushed_alone_and_the_one_that_is_named_last(last: tuple[str, str]) -> None:
+    events = make_mixed()
+    named = f'{{env="pr\\"od", host="gw1", prot="{last[1]}", service_name="conntrackd", type="{last[0]}"}}'
+
+    parts = split_streams(events, named)
+    streams = [stream for part in parts for stream in read(part)]
+
+    assert [part.events for part in parts] == [3, 3, 3]
+    assert sorted(json.dumps(stream) for stream in streams) == sorted(map(json.dumps, read(events)))
+    assert (streams[-1]["stream"]["type"], streams[-1]["stream"]["prot"]) == last
+    assert split_streams(parts[0]) == (parts[0],)
+
+
+def test_streams_of_two_batches_are_one_stream_where_they_are_alike() -> None:
+    both = join([make_mixed(), make_mixed()])
+
+    assert len(list_kinds(both)) == 3
+    assert [part.events for part in split_streams(both)] == [6, 6, 6]
+
+
+def test_a_loss_is_one_stream() -> None:
+    loss = TEMPLATE.render_loss(Lost(5, BASE, BASE, "kernel"))
+
+    assert split_streams(loss) == (loss,)
+    assert list_kinds(loss) == ((0, 0, False),)
+    assert is_named((0, 0, False), '{host="gw1", type="LOST"}')
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_it"),
+    [
+        ('{prot="TCP", type="NEW"}', True),
+        ('{host="gw1", my_type="X", prot="TCP", type="NEW"}', True),
+        (r'{note="a type=", prot="TCP", say="\"type=\"", type="NEW"}', True),
+        ('{prot="TCP", replay="1", type="NEW"}', False),
+        ('{prot="UDP", type="NEW"}', False),
+        ('{my_type="NEW", prot="TCP"}', False),
+        (r'{note=" type=\"NEW\"", prot="TCP"}', False),
+        ("{}", False),
+        ("", False),
+    ],
+)
+def test_a_stream_is_known_by_its_own_labels_alone(labels: str, is_it: bool) -> None:
+    kind = (EventType.NEW.value, Protocol.TCP.value, False)
+
+    assert is_named(kind, labels) is is_it

@@ -10,8 +10,8 @@ from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.flow import Lost
 from conntrackd.render.loki import TEMPLATE
 from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.http import MAX_REPLY, Reply
-from conntrackd.sinks.loki_reply import Refusals, count_refusals, judge, parse_retry_after
+from conntrackd.sinks.http_reply import MAX_REPLY, Reply
+from conntrackd.sinks.loki_reply import Refusals, count_refusals, interpret, parse_retry_after
 from tests.rendering import render
 from tests.sinks.flows import BASE, make_flow, make_flows
 
@@ -28,26 +28,43 @@ def make_events(count: int = 3) -> Rendered:
 
 def find_verdict(reply: Reply, payload: Rendered) -> SinkRefused | SinkRevised | SinkUnavailable | None:
     try:
-        judge(reply, payload, NOW)
+        interpret(reply, payload, NOW)
     except (SinkRefused, SinkRevised, SinkUnavailable) as verdict:
         return verdict
     return None
 
 
-@pytest.mark.parametrize("status", [200, 204])
-def test_these_replies_mean_that_it_is_stored(status: int) -> None:
-    assert find_verdict(Reply(status, {}), make_events()) is None
+def test_one_reply_means_that_it_is_stored() -> None:
+    assert find_verdict(Reply(204, {}), make_events()) is None
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None:
-    verdict = find_verdict(Reply(status, {"Retry-After": "7"}, b"busy"), make_events())
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 205, 206, 207, 226, 299])
+@pytest.mark.parametrize("body", [b"", b"<html>Welcome to the hotel's network</html>"])
+def test_no_other_success_is_one_of_loki(status: int, body: bytes) -> None:
+    verdict = find_verdict(Reply(status, {}, body), make_events())
 
     assert isinstance(verdict, SinkUnavailable)
-    assert (verdict.reason, verdict.retry_after) == (f"the server replied {status}: busy", 7.0)
+    assert "check that the address is Loki's" in verdict.reason
 
 
-@pytest.mark.parametrize("status", [260, 400, 401, 403, 404, 405, 422])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 406, 407, 410, 415, 431, 451])
+def test_a_refusal_that_is_not_about_the_events_costs_none(status: int) -> None:
+    verdict = find_verdict(Reply(status, {}, b"no"), make_events())
+
+    assert isinstance(verdict, SinkUnavailable)
+    assert verdict.reason.startswith(f"the server replied {status}: no")
+
+
+@pytest.mark.parametrize("status", [408, 421, 425, 429, 500, 501, 502, 503, 504, 511, 520, 599])
+def test_these_replies_are_tried_again_when_the_server_says(status: int) -> None:
+    verdict = find_verdict(Reply(status, {"retry-after": "7"}, b"busy"), make_events())
+
+    assert isinstance(verdict, SinkUnavailable)
+    assert verdict.retry_after == 7.0
+    assert verdict.reason.startswith(f"the server replied {status}: busy")
+
+
+@pytest.mark.parametrize("status", [260, 400, 422])
 def test_these_replies_cost_the_batch(status: int) -> None:
     verdict = find_verdict(Reply(status, {}, b"no org id\n"), make_events())
 

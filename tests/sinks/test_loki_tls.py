@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from conntrackd.delivery.sink import SinkUnavailable
-from conntrackd.sinks.http import read_secret
 from conntrackd.sinks.loki import Loki, Settings
+from conntrackd.sinks.secrets import read_secret
 from conntrackd.sinks.tls import Tls, make_context
 from tests.odd_files import make_odd_file
 from tests.sinks.authority import Authority

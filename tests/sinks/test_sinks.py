@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from conntrackd.config import Config, read_config
-from conntrackd.delivery.spool import Spool, Store
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Store
 from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
 
@@ -40,11 +41,11 @@ def find_spool(store: Store) -> Spool:
     ("settings", "with_spool"),
     [
         ({}, {}),
-        ({"sink__loki__spool": "/tmp/here"}, {"loki": "/tmp/here/loki.sqlite"}),
-        ({"state_directory": "/var"}, {"loki": "/var/loki/loki.sqlite"}),
+        ({"sink__loki__spool": "/tmp/here"}, {"loki": "/tmp/here/loki"}),
+        ({"state_directory": "/var"}, {"loki": "/var/loki/loki"}),
         (
             {"state_directory": "/var", "sink__syslog__address": "tcp://localhost"},
-            {"syslog": "/var/syslog/syslog.sqlite", "loki": "/var/loki/loki.sqlite"},
+            {"syslog": "/var/syslog/syslog", "loki": "/var/loki/loki"},
         ),
     ],
 )

@@ -22,9 +22,9 @@ from conntrackd.errors import ConfigError
 from conntrackd.flow import Flow, Location
 from conntrackd.render.json import TEMPLATE
 from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.stream import StreamSink, create
+from conntrackd.sinks.stream import FILE_WAIT, IOV_MAX, StreamSink, create
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import find_imbalance, make_lost, put
+from tests.delivery.fakes import Clock, find_imbalance, make_lost, put, run_until_idle
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 from tests.sinks.syslog_servers import wait_until
@@ -92,6 +92,81 @@ def test_a_file_gets_one_object_a_line_and_is_kept_from_others(tmp_path: Path) -
     assert written == path.stat().st_size
     assert [json.loads(line).get("flow") for line in lines] == [0, 1, 2, None]
     assert stat.S_IMODE(path.stat().st_mode) & 0o037 == 0
+
+
+def test_a_file_is_written_ten_times_a_second_and_a_pipe_at_once(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    clock = Clock()
+    path = tmp_path / "events.json"
+    outboxes = [
+        Outbox(sink, queue=5000, stats=SinkStats(), clock=clock)
+        for sink in (StreamSink(path), StreamSink(None, pipe[1]))
+    ]
+    waits = []
+    for outbox in outboxes:
+        outbox._direct = None  # what the thread does is what is looked at
+        run_until_idle(outbox, clock)
+        for first in range(0, 30, 10):
+            put(outbox, make_flows(10, first), render_json)
+            waits.append(outbox.step())
+    before = path.read_bytes()
+    clock.now += FILE_WAIT
+    run_until_idle(outboxes[0], clock)
+    batches = [outbox.snapshot().sink_batches_delivered_total for outbox in outboxes]
+    for outbox in outboxes:
+        outbox.stop(clock.now)
+
+    assert waits == [pytest.approx(FILE_WAIT)] * 3 + [0] * 3
+    assert before == b""
+    assert (path.read_bytes(), os.read(pipe[0], 1 << 16)) == (make_events(30).text, make_events(30).text)
+    assert batches == [1, 3]
+
+
+def test_a_file_that_stdout_is_sent_to_is_one_too(tmp_path: Path) -> None:
+    standard = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    sink = StreamSink(None, standard)
+    sink.open()
+    waits = [sink.batch_wait]
+    sink.close()
+    os.close(standard)
+    device = StreamSink(Path("/dev/null"))
+    device.open()
+    waits.append(device.batch_wait)
+    device.close()
+
+    assert waits == [FILE_WAIT, 0.0]
+
+
+@pytest.mark.parametrize("count", [IOV_MAX - 1, IOV_MAX, IOV_MAX + 1, 2 * IOV_MAX + 5])
+def test_any_number_of_parts_is_written_in_their_order(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "events.json"
+    sink = StreamSink(path)
+    sink.open()
+    parts = [make_events(1, number) for number in range(count)]
+    written = sink.write(parts)
+    sink.close()
+
+    assert path.read_bytes() == b"".join(part.text for part in parts)
+    assert written == path.stat().st_size
+
+
+def test_a_write_that_takes_less_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any byte, also at the border of two parts."""
+    parts = [make_events(1, number) for number in range(3)]
+    whole = b"".join(part.text for part in parts)
+    for size in range(1, len(whole) + 1, 3):
+        path = tmp_path / str(size)
+        monkeypatch.setattr(
+            os, "writev", lambda file, texts, size=size: os.write(file, b"".join(texts)[:size])
+        )
+        sink = StreamSink(path)
+        sink.open()
+        sink.write(parts)
+        sink.close()
+        assert path.read_bytes() == whole
 
 
 def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:

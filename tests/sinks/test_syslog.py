@@ -21,12 +21,14 @@ import pytest
 from conntrackd.config import read_config
 from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.batch import Batch, pack_batch
-from conntrackd.delivery.datagrams import Framing, frame
+from conntrackd.delivery.datagrams import PADDED_TO, Framing, frame
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRevised, SinkState, SinkUnavailable
-from conntrackd.delivery.spool import Parcel, Spool
+from conntrackd.delivery.spool import Spool
+from conntrackd.delivery.store import Parcel
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render.syslog import make_template
+from conntrackd.sinks.addresses import Addresses
 from conntrackd.sinks.syslog import SyslogSink, Target, _count_unacknowledged, create
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import put
@@ -121,6 +123,60 @@ def test_a_local_rsyslog_reads_the_program_where_it_looks_for_it(tmp_path: Path)
         found = server.wait_for(2)
 
     assert [(each["host"], each["app"]) for each in found] == [(socket.gethostname(), "conntrackd")] * 2
+
+
+@pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
+def test_the_server_reads_padded_messages_and_keeps_the_spaces(tmp_path: Path, form: str) -> None:
+    with rsyslog(tmp_path, "udp") as server:
+        send(make(server.address, format=form, segments="true"), make_flows(100))
+        found = server.wait_for(100)  # a socket's default buffer has room for 160
+
+    texts = [record["msg"] if form != "rfc5424" else record["data"] for record in found]
+    numbers = [int(number) for text in texts for number in re.findall(r'"?flow"?[=:]"?(\d+)', text)]
+    assert sorted(numbers) == list(range(100))
+    assert {(record["facility"], record["app"]) for record in found} == {("daemon", "conntrackd")}
+    assert any(record["msg"].endswith("  ") for record in found)
+
+
+def test_only_over_udp_messages_are_padded(tmp_path: Path) -> None:
+    with rsyslog(tmp_path, "tcp") as server:
+        send(make(server.address, segments="true"), make_flows(20))
+        found = server.wait_for(20)
+
+    assert not any(record["msg"].endswith(" ") for record in found)
+
+
+def test_padded_messages_are_of_few_lengths_and_each_is_a_datagram() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        sink = make(f"udp://127.0.0.1:{server.getsockname()[1]}", segments="true")
+        with closing(sink):
+            sink.open()
+            events = render(sink.template, make_flows(100))
+            sink.write([events])
+            received = [server.recv(1 << 16) for _ in range(100)]
+
+    assert {len(message) % PADDED_TO for message in received} == {0}
+    assert len({len(message) for message in received}) < 4
+    for field, numbers in ((b"flow", range(100)), (b"sequenceId", range(1, 101))):
+        found = [re.findall(field + rb'="(\d+)"', message) for message in received]
+        assert found == [[b"%d" % number] for number in numbers]
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 65, 150])
+def test_segments_that_nobody_takes_are_not_said_to_be_there(count: int) -> None:
+    """One call is refused as one: none of its messages was taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sink = make(f"udp://127.0.0.1:{port}", segments="true")
+    with closing(sink):
+        sink.open()
+        with pytest.raises(SinkUnavailable) as caught:
+            sink.write([render(sink.template, make_flows(count))])
+
+    assert caught.value.written == 0
 
 
 # ---- faults -----------------------------------------------------------------------------------------------
@@ -455,7 +511,7 @@ def test_messages_are_numbered_in_the_order_in_which_they_are_taken(tmp_path: Pa
     path = tmp_path / "log"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(os.fspath(path))
-        sink = make(f"unixgram://{path}")
+        sink = make(f"unixgram://{path}", format="rfc5424")
         with closing(sink):
             sink.open()
             sink.write([render(sink.template, make_flows(2)), render(sink.template, make_flows(1, 2))])
@@ -541,10 +597,52 @@ def test_the_hosts_name_is_the_one_that_was_set() -> None:
 
 def test_a_zone_is_no_part_of_the_name_in_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     names = []
-    context = SimpleNamespace(wrap_socket=lambda _, server_hostname: names.append(server_hostname))
-    monkeypatch.setattr("conntrackd.sinks.syslog.make_context", lambda _: context)
+
+    def wrap(_: socket.socket, *, server_hostname: str, **__: bool) -> SimpleNamespace:
+        names.append(server_hostname)
+        return SimpleNamespace(do_handshake=lambda: None)
+
+    monkeypatch.setattr("conntrackd.sinks.tls.make_context", lambda _: SimpleNamespace(wrap_socket=wrap))
     with socket.socket() as plain:
-        monkeypatch.setattr("socket.create_connection", lambda *_: plain)
+        monkeypatch.setattr(Addresses, "connect", lambda *_: plain)
         make("tls://[fe80::1%25eth0]")._connect()
 
     assert names == ["fe80::1"]
+
+
+def test_a_certificate_that_is_renewed_is_used_without_a_restart(authority: Authority) -> None:
+    """With a connection of its own, from the first write after both files are there."""
+    certificate, mine = authority.issue("server", "IP:127.0.0.1"), authority.folder / "mine.pem"
+    mine.write_bytes(authority.issue("first", "DNS:first").read_bytes())
+    second = authority.issue("second", "DNS:second").read_bytes()
+    names: list[str] = []
+    received: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def serve() -> None:
+            for _ in range(2):
+                with context.wrap_socket(server.accept()[0], server_side=True) as connection:
+                    names.append(connection.getpeercert()["subjectAltName"][0][1])  # type: ignore[index,arg-type]
+                    while data := connection.recv(4096):
+                        received.append(data)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        files = {"tls.ca": str(authority.ca), "tls.cert": str(mine), "tls.key": str(mine)}
+        sink = make(f"tls://127.0.0.1:{port}", **files)
+        with closing(sink):
+            sink.open()
+            for number, content in enumerate((b"", second[:100], second)):
+                if content:
+                    mine.write_bytes(content)
+                sink.write([render(sink.template, [make_flow(number)])])
+        thread.join(15)
+
+    assert names == ["first", "second"]
+    assert re.findall(rb'flow="(\d+)"', b"".join(received)) == [b"0", b"1", b"2"]

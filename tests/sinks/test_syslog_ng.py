@@ -32,9 +32,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-def make(server: Server, transport: str, form: str, authority: Authority) -> SyslogSink:
+def make(server: Server, transport: str, form: str, authority: Authority, **more: str) -> SyslogSink:
     """The sink as a configuration makes it."""
-    settings = {"format": form, "framing": "lf" if transport.endswith("line") else "octet-counting"}
+    settings = {"format": form, "framing": "lf" if transport.endswith("line") else "octet-counting", **more}
     if transport.startswith("tls"):
         settings["tls.ca"] = str(authority.ca)
     overrides = {f"sink.syslog.{key}": [value] for key, value in settings.items()}
@@ -88,6 +88,19 @@ def find_flow(record: dict[str, Any], form: str) -> int:
     found = re.search(r'flow="(\d+)"', record["data"] if form == "rfc5424" else record["msg"])
     assert found is not None, record
     return int(found[1])
+
+
+@pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
+def test_the_server_reads_padded_messages_and_keeps_the_spaces(
+    tmp_path: Path, authority: Authority, form: str
+) -> None:
+    with syslog_ng(tmp_path, "udp", form) as server:
+        send(make(server, "udp", form, authority, segments="true"), make_flows(100))
+        found = server.wait_for(100)
+
+    assert sorted(find_flow(record, form) for record in found) == list(range(100))
+    assert {(record["facility"], record["app"]) for record in found} == {("daemon", "conntrackd")}
+    assert any(record["msg"].endswith("  ") for record in found)
 
 
 @pytest.mark.parametrize("transport", ["tcp-octet", "tls-octet", "unix"])

@@ -19,7 +19,6 @@ import errno
 import mmap
 import os
 import socket
-import sqlite3
 import sys
 import threading
 import time
@@ -190,14 +189,17 @@ def connect_unix(path: str, kind: int) -> None:
 
 
 def keep_state() -> None:
-    """A spool: a database with a write-ahead log, which is mapped."""
-    path = state_directory() / "probe.db"
-    database = sqlite3.connect(path)
-    database.execute("pragma journal_mode = wal")
-    database.execute("create table probe (value)")
-    database.commit()
-    database.close()
+    """A spool: a file that is written through, cut, and kept under another name."""
+    path = state_directory() / "probe.spool"
+    other = path.with_suffix(".damaged-1")
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.pwrite(file, b"row", 0)
+    os.fdatasync(file)
+    os.ftruncate(file, 0)
+    os.close(file)
+    os.link(path, other)
     path.unlink()
+    other.unlink()
 
 
 def start_thread() -> None:
@@ -265,8 +267,6 @@ def try_row(attempt: Callable[[], object], wanted: bool) -> tuple[bool, str]:
     except OSError as error:
         told = f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
         return not wanted and error.errno in REFUSALS, told
-    except sqlite3.Error as error:
-        return False, repr(error)
     return wanted, "works"
 
 

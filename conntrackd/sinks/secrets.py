@@ -1,0 +1,51 @@
+"""Secrets in small files that others write while the daemon runs, and how to see that they were renewed."""
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.files import KindError, read_file
+
+MAX_SECRET: Final = 64 << 10
+
+Stamp = tuple[tuple[int, ...], ...]
+"""What tells a file from the one that was there before, for each of some files."""
+
+
+def find_stamp(paths: Iterable[Path | None]) -> Stamp:
+    """As they are now; what is not there has a stamp too."""
+    return tuple(_find_stamp(path) for path in paths if path is not None)
+
+
+def _find_stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def read_secret(path: Path, *, ascii_only: bool = True) -> str:
+    """The first line of a file, in UTF-8. The reasons never contain any of it."""
+    try:
+        content, _ = read_file(path, MAX_SECRET)
+    except KindError as error:
+        raise SinkUnavailable(f"{path} {error}") from error
+    except OSError as error:
+        raise SinkUnavailable(f"cannot read {path}: {error.strerror}") from error
+    try:
+        text = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise SinkUnavailable(f"{path} does not hold one line of text in UTF-8") from None
+    if not text or not text.isprintable():
+        raise SinkUnavailable(f"{path} does not hold one line of text")
+    if ascii_only and not text.isascii():
+        raise SinkUnavailable(f"{path} holds a token with other characters than HTTP's headers may have")
+    return text
+
+
+def encode_basic(username: str, password: str) -> bytes:
+    """RFC 7617: UTF-8, letters with their accents as one character (NFC), as servers keep them."""
+    return unicodedata.normalize("NFC", f"{username}:{password}").encode()
