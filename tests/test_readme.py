@@ -1,4 +1,4 @@
-"""README.md: what it shows is what the commands print."""
+"""README.md: what it shows is what the commands print. What it and others name is there."""
 
 import re
 import shlex
@@ -60,3 +60,17 @@ def test_every_file_that_it_names_is_there() -> None:
 
     assert named
     assert all((Path(ROOT) / each).exists() for each in named)
+
+
+@pytest.mark.parametrize("paper", ["CONTRIBUTING.md", "docs/DECISIONS.md"])
+def test_every_module_that_a_paper_for_developers_names_is_there(paper: str) -> None:
+    text = (ROOT / paper).read_text()
+    named = set(re.findall(r"`([\w./*]+\.(?:py|c|h|xml))`", text))
+
+    assert len(named) > 20
+    assert [path for path in sorted(named) if not is_there(path)] == []
+
+
+def is_there(path: str) -> bool:
+    """From the top of the tree, or from that of the package; a * stands for at least one name."""
+    return any(any(folder.glob(path)) for folder in (ROOT, ROOT / "conntrackd"))
