@@ -50,9 +50,7 @@ MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one o
 
 BY_KEY: Final = {option.key: option for option in OPTIONS}
 BY_VARIABLE: Final = {option.variable: option for option in OPTIONS}
-SECTIONS: Final = frozenset(
-    key[:index] for key in BY_KEY for index, character in enumerate(key) if character == "."
-)
+SECTIONS: Final = frozenset(key[: dot.start()] for key in BY_KEY for dot in re.finditer(r"\.", key))
 NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}
 
 
