@@ -29,9 +29,9 @@ PATIENCE_MS: Final = 500
 LAST_MS: Final = 1
 # How long what has come is read at the end, where a next process could go on.
 KEPT_SECONDS: Final = 1.0
-# Where events come one after the other, they are read so often. Where each sink waits much longer for others to
-# write with them, as a file does, five times less often: most of what 10,000 events a second cost is what is
-# done once a batch.
+# Where events come one after the other, they are read so often. Where each sink waits much longer for others
+# to write with them, as a file does, five times less often: most of what 10,000 events a second cost is what
+# is done once a batch.
 GATHER_US: Final = 4000
 LONG_GATHER_US: Final = 20_000
 LONG_WAIT: Final = 5 * LONG_GATHER_US / 1e6  # seconds

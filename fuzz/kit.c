@@ -53,7 +53,7 @@ static size_t read_file(const char *path, uint8_t **bytes)
 	require(size > 0 && fseek(file, 0, SEEK_SET) == 0);
 	*bytes = malloc((size_t)size);
 	require(*bytes && fread(*bytes, (size_t)size, 1, file) == 1);
-	fclose(file);
+	(void)fclose(file);
 	return (size_t)size;
 }
 

@@ -4,8 +4,8 @@
     python -m fuzz.native --merge [TARGET]...     add to the corpus what reached new code
     python -m fuzz.native --seeds                 add to the corpus what the project holds now
 
-A finding is written to fuzz/build/TARGET-crash-*; its input belongs into fuzz/corpus/TARGET, named after
-what it is about. Inputs that reach new code stay in fuzz/build/TARGET between runs.
+A finding is written to fuzz/build/TARGET-crash-*; its input belongs into fuzz/corpus/TARGET, with a name that
+says what it is. Inputs that reach new code are kept in fuzz/build/TARGET between runs.
 Needs clang and libclang-rt-dev.
 """
 

@@ -126,29 +126,6 @@ static const struct target top[] = {
 	[CTA_TIMESTAMP_EVENT_NUMBER] = NUMBER_TO(time, 64, 0),
 };
 
-struct attribute {
-	uint16_t type;
-	const uint8_t *value;
-	size_t size;
-};
-
-/* Reads the attribute at `*at` and moves on to the next. 0: there is none; -1: what is there is none. */
-static int next_attribute(const uint8_t **at, const uint8_t *end, struct attribute *found)
-{
-	size_t left = (size_t)(end - *at), step;
-	struct nlattr header;
-
-	if (left < NLA_HDRLEN)
-		return left ? -1 : 0;
-	memcpy(&header, *at, sizeof(header));
-	if (header.nla_len < NLA_HDRLEN || header.nla_len > left)
-		return -1;
-	*found = (struct attribute){ header.nla_type & NLA_TYPE_MASK, *at + NLA_HDRLEN, header.nla_len - NLA_HDRLEN };
-	step = NLA_ALIGN(header.nla_len);
-	*at += step < left ? step : left;
-	return 1;
-}
-
 static void store_number(struct event *event, const struct target *target, const uint8_t *value)
 {
 	uint8_t *field = (uint8_t *)event + target->offset;
@@ -178,58 +155,74 @@ static void store_number(struct event *event, const struct target *target, const
 }
 
 /* A text ends at its NUL, where it has one. */
-static void store_text(struct event *event, const struct target *target, const struct attribute *found)
+static void store_text(struct event *event, const struct target *target, const uint8_t *value, size_t size)
 {
-	size_t limit = target->has == HAS_HELPER ? UINT8_MAX : UINT16_MAX;
-	size_t size = strnlen((const char *)found->value, found->size < limit ? found->size : limit);
-	const char *text = (const char *)found->value;
+	const char *text = (const char *)value;
 
 	memcpy((uint8_t *)event + target->offset, &text, sizeof(text));
 	if (target->has == HAS_HELPER)
-		event->helper_bytes = (uint8_t)size;
+		event->helper_bytes = (uint8_t)strnlen(text, size < UINT8_MAX ? size : UINT8_MAX);
 	else
-		event->secctx_bytes = (uint16_t)size;
+		event->secctx_bytes = (uint16_t)strnlen(text, size < UINT16_MAX ? size : UINT16_MAX);
 }
 
+static bool walk_attributes(const uint8_t *at, const uint8_t *end, const struct nest *nest, struct event *event);
+
+/* False: the attribute is not what its type says. */
+static bool store(struct event *event, const struct target *target, const uint8_t *value, size_t size)
+{
+	switch ((enum kind)target->kind) {
+	case SKIPPED:
+		return true;
+	case NEST:
+		return walk_attributes(value, value + size, target->nest, event);
+	case NUMBER:
+		if (size != target->size)
+			return false;
+		store_number(event, target, value);
+		break;
+	case ADDRESS:
+		if (size != target->size || size != (event->family == AF_INET ? 4 : 16))
+			return false;
+		if (size == 4)
+			memcpy((uint8_t *)event + target->offset, value, 4);
+		else
+			memcpy((uint8_t *)event + target->offset, value, 16);
+		break;
+	case TEXT:
+		store_text(event, target, value, size);
+		break;
+	case BITS:
+		if (size > target->size)
+			return false;
+		memcpy((uint8_t *)event + target->offset, value, size);
+		break;
+	}
+	event->has |= target->has;
+	return true;
+}
+
+/* What stands behind the last attribute, less than a header, is none: the message is not whole then. */
 static bool walk_attributes(const uint8_t *at, const uint8_t *end, const struct nest *nest, struct event *event)
 {
-	struct attribute found;
-	int more;
+	const struct target *targets = nest->targets;
+	const size_t count = nest->count;
 
-	while ((more = next_attribute(&at, end, &found)) > 0) {
-		const struct target *target = found.type < nest->count ? &nest->targets[found.type] : NULL;
+	while ((size_t)(end - at) >= NLA_HDRLEN) {
+		size_t left = (size_t)(end - at), step;
+		struct nlattr header;
+		unsigned type;
 
-		if (!target)
-			continue;
-		switch ((enum kind)target->kind) {
-		case SKIPPED:
-			continue;
-		case NEST:
-			if (!walk_attributes(found.value, found.value + found.size, target->nest, event))
-				return false;
-			break;
-		case NUMBER:
-			if (found.size != target->size)
-				return false;
-			store_number(event, target, found.value);
-			break;
-		case ADDRESS:
-			if (found.size != target->size || found.size != (event->family == AF_INET ? 4 : 16))
-				return false;
-			memcpy((uint8_t *)event + target->offset, found.value, found.size);
-			break;
-		case TEXT:
-			store_text(event, target, &found);
-			break;
-		case BITS:
-			if (found.size > target->size)
-				return false;
-			memcpy((uint8_t *)event + target->offset, found.value, found.size);
-			break;
-		}
-		event->has |= target->has;
+		memcpy(&header, at, sizeof(header));
+		if (header.nla_len < NLA_HDRLEN || header.nla_len > left)
+			return false;
+		type = header.nla_type & NLA_TYPE_MASK;
+		if (type < count && !store(event, &targets[type], at + NLA_HDRLEN, header.nla_len - (size_t)NLA_HDRLEN))
+			return false;
+		step = NLA_ALIGN((size_t)header.nla_len);
+		at += step < left ? step : left;
 	}
-	return more == 0;
+	return at == end;
 }
 
 static uint8_t find_type(uint16_t message_type, uint16_t flags)
@@ -240,7 +233,7 @@ static uint8_t find_type(uint16_t message_type, uint16_t flags)
 		return 0;
 	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_conntrack_event(): a new flow has these flags, an update
 	 * has none. */
-	return flags & (NLM_F_CREATE | NLM_F_EXCL) ? TYPE_NEW : TYPE_UPDATE;
+	return (flags & (NLM_F_CREATE | NLM_F_EXCL)) ? TYPE_NEW : TYPE_UPDATE;
 }
 
 static bool is_same_port(const struct event *event, uint16_t one, uint64_t has_one, uint16_t other, uint64_t has_other)
@@ -290,7 +283,7 @@ static void derive(struct event *event, bool tells_reason)
 		derive_duration(event);
 	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout() */
 	if (tells_reason && event->type == TYPE_DESTROY) {
-		event->reason = event->has & HAS_TIMEOUT ? REASON_CLOSED : REASON_TIMEOUT;
+		event->reason = (event->has & HAS_TIMEOUT) ? REASON_CLOSED : REASON_TIMEOUT;
 		event->has |= HAS_REASON;
 	}
 	event->has |= (event->nat ? HAS_NAT : 0) | (event->mark ? HAS_MARK : 0) | (event->zone ? HAS_ZONE : 0) |

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define FIRST_EVENTS 512
+#define FIRST_TEXT 32768
 #define NANO 1000000000ULL
 
 /* ---- one event ---------------------------------------------------------------------------------------- */
@@ -158,7 +159,7 @@ static bool reserve_text(struct output *output, const struct template *template,
 {
 	uint64_t needed = SLACK + template->bound + template->place_steps * (uint64_t)template->place_bound +
 			  template->step_count * ((uint64_t)event->helper_bytes + event->secctx_bytes);
-	size_t capacity = output->capacity ? output->capacity : FIRST_EVENTS * 64;
+	size_t capacity = output->capacity ? output->capacity : FIRST_TEXT;
 	char *text;
 
 	if (output->capacity - output->length >= needed)

@@ -41,7 +41,7 @@ struct slice {
 
 #define PLACES 4 /* texts of a Location: place and network, as destination and as source */
 #define MOST_LOCATIONS 65536
-#define LABEL_COUNT (8 * LABEL_BYTES)
+enum { LABEL_COUNT = 8 * LABEL_BYTES };
 #define MAX_TEXT INT32_MAX /* bytes of a batch: ends have 32 bits, and a capacity must be able to double */
 
 struct template {

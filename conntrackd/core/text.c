@@ -51,7 +51,7 @@ char *write_padded(char *at, uint32_t number, int count)
 	for (int position = count; position > 0; number /= 100) {
 		position -= 2;
 		if (position >= 0)
-			memcpy(at + position, &digits[number % 100 * 2], 2);
+			memcpy(at + position, &digits[2UL * (number % 100)], 2);
 		else
 			*at = (char)('0' + number % 10);
 	}
@@ -70,30 +70,24 @@ static char *write_ipv4(char *at, const uint8_t *address)
 
 static char *write_hex(char *at, uint16_t word)
 {
-	bool is_begun = false;
+	int digit_count = 1 + (word > 0xf) + (word > 0xff) + (word > 0xfff);
 
-	for (int shift = 12; shift >= 0; shift -= 4) {
-		unsigned digit = word >> shift & 0xf;
-
-		is_begun = is_begun || digit || shift == 0;
-		if (is_begun)
-			*at++ = "0123456789abcdef"[digit];
-	}
+	for (int shift = 4 * (digit_count - 1); shift >= 0; shift -= 4)
+		*at++ = "0123456789abcdef"[word >> shift & 0xf];
 	return at;
 }
 
 /* The first of the longest runs of words that are 0; shorter ones than two are none. Returns its length. */
 static int find_zeros(const uint16_t *words, int *first)
 {
-	int longest = 1;
+	int longest = 1, length = 0;
 
 	*first = WORDS;
-	for (int begin = 0, length; begin < WORDS; begin += length + 1) {
-		for (length = 0; begin + length < WORDS && words[begin + length] == 0; length++)
-			;
+	for (int word = 0; word < WORDS; word++) {
+		length = words[word] ? 0 : length + 1;
 		if (length > longest) {
 			longest = length;
-			*first = begin;
+			*first = word + 1 - length;
 		}
 	}
 	return longest;
@@ -105,7 +99,7 @@ static char *write_ipv6(char *at, const uint8_t *address)
 	uint16_t words[WORDS];
 	int zeros, first;
 
-	for (int word = 0; word < WORDS; word++)
+	for (size_t word = 0; word < WORDS; word++)
 		words[word] = (uint16_t)(address[2 * word] << 8 | address[2 * word + 1]);
 	zeros = find_zeros(words, &first);
 	for (int word = 0; word < WORDS; word++) {
@@ -145,7 +139,7 @@ static void render_second(struct second *second, uint64_t number)
 						(unsigned)(minutes % 60));
 	/* RFC 3164, 4.1.2: local time without a year, the day in two places. */
 	second->bsd_bytes = (uint8_t)snprintf(second->bsd, sizeof(second->bsd), "%.3s %2u %02u:%02u:%02u",
-					      &months[local.tm_mon * 3], (unsigned)local.tm_mday % 100,
+					      &months[3L * local.tm_mon], (unsigned)local.tm_mday % 100,
 					      (unsigned)local.tm_hour % 100, (unsigned)local.tm_min % 100,
 					      (unsigned)local.tm_sec % 100);
 }

@@ -134,7 +134,7 @@ static size_t try_file(struct kit *kit, const char *path)
 	if (!file)
 		exit(2);
 	length = fread(bytes, 1, sizeof(bytes), file);
-	fclose(file);
+	(void)fclose(file);
 	return process_exactly(kit, bytes, length);
 }
 
@@ -149,6 +149,8 @@ int main(int count, char **words)
 		return 2;
 	open_kit(&kit, words[1]);
 	found = list_originals(&kit, originals);
+	if (!found)
+		return 2;
 	mutations = strtoull(words[2], NULL, 10);
 	for (uint64_t number = 1; number <= mutations; number++)
 		events += try_mutation(&kit, originals, found, number * 0x9e3779b97f4a7c15u);

@@ -32,7 +32,7 @@ static void read_file(const char *name)
 	file_bytes = malloc((size_t)bytes);
 	if (!file_bytes || fread(file_bytes, (size_t)bytes, 1, file) != 1)
 		exit(2);
-	fclose(file);
+	(void)fclose(file);
 	memcpy(&program_bytes, file_bytes, 4);
 	memcpy(&event_count, file_bytes + 4, 4);
 	program = file_bytes + 8;
@@ -68,8 +68,9 @@ static int print_decisions(void)
 
 	if (!table)
 		return 2;
-	for (uint16_t i = 0; i < event_count; i++) {
-		size_t found = decide(table, events, &i, 1, kept);
+	for (uint32_t i = 0; i < event_count; i++) {
+		const uint16_t index = (uint16_t)i;
+		size_t found = decide(table, events, &index, 1, kept);
 		uint32_t rule = 0;
 
 		while (rule <= table->rules && !table->counts[rule])
@@ -182,7 +183,7 @@ int main(int count, char **words)
 	else if (strcmp(words[1], "mutate") == 0 && count > 3)
 		status = mutate(strtoull(words[3], NULL, 10));
 	else
-		status = measure(count > 3 ? atoi(words[3]) : 100);
+		status = measure(count > 3 ? (int)strtol(words[3], NULL, 10) : 100);
 	free(file_bytes);
 	free(events);
 	free(kept);
