@@ -212,7 +212,7 @@ MUTATIONS: Final = (
     Mutation(
         "a datagram to nobody is not delivered",
         "conntrackd/sinks/syslog.py",
-        "vain = 0 if self._target.path else 2",
+        "vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2",
         "vain = 0",
         "tests/sinks/test_syslog.py::test_no_datagram_to_nobody_is_said_to_be_delivered",
     ),
