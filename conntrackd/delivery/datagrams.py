@@ -23,6 +23,7 @@ MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
 PLACE: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
+STALLED: Final = "the receiver does not take what it is sent"
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
@@ -68,7 +69,7 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             if not poll.poll(patience_ms):
-                raise TimeoutError(errno.ETIMEDOUT, "the receiver does not take what it is sent") from None
+                raise TimeoutError(errno.ETIMEDOUT, STALLED) from None
         else:
             return
 
@@ -144,7 +145,7 @@ class DatagramSocket:
                 )
                 sent += count
                 if code:
-                    return sent, OSError(code, os.strerror(code))
+                    return sent, OSError(code, STALLED if code == errno.ETIMEDOUT else os.strerror(code))
             if self._is_closed:
                 self._socket.close()
         return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -144,6 +144,15 @@ def test_the_rows_may_end_anywhere(origin: Path) -> None:
     assert set(lost) == {sum(EVENTS[count:]) for count in range(len(EVENTS))}
 
 
+def test_a_row_that_is_cut_short_is_missing_from_the_start(origin: Path) -> None:
+    cut(SEGMENT, (origin / SEGMENT).stat().st_size - 1, origin)
+    spool = Spool(origin, "fake", LIMIT)
+    found = (spool.restored, spool.missing, spool.rows)
+    spool.close()
+
+    assert found == (sum(EVENTS[:-1]), EVENTS[-1], len(EVENTS) - 1)
+
+
 def test_the_state_may_end_anywhere_and_what_nobody_knows_is_said_to_be_so(origin: Path) -> None:
     """Both copies: then only the rows tell what there is, and a delivered one may come again."""
     copy = origin.with_name("copy")
