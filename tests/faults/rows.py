@@ -136,7 +136,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/cli/test_views.py", "test_nothing_from_a_network_or_a_database"),
         ("tests/sinks/test_loki_reply.py", "test_no_control_character_of_a_reply"),
         ("tests/sinks/test_journal.py", "test_no_value_can_begin_a_field"),
-        ("tests/sinks/test_encode.py", "test_text_of_a_database_cannot_leave"),
+        ("tests/engine/test_render_json.py", "test_text_of_a_database_cannot_leave"),
         ("tests/sinks/test_controls.py", "test_no_sink_holds"),
         ("tests/test_geoip.py", "test_any_flipped_bit_is_refused"),
     ],
