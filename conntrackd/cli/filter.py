@@ -97,7 +97,7 @@ def to_json(error: ConntrackdError) -> dict[str, str]:
 
 
 def explain(arguments: Namespace) -> int:
-    """Show what becomes of the rules: canonical text, groups, kernel program, what is left to Python."""
+    """Show what becomes of the rules: canonical text, groups, kernel program, what is left to the core."""
     if arguments.running:
         return explain_running(arguments)
     from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""The rule language: vocabulary, syntax, and its two compilers (Python and the kernel's BPF)."""
+"""The rule language: vocabulary, syntax, and its two compilers (the core's table and the kernel's BPF)."""

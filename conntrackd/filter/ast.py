@@ -12,7 +12,7 @@ message leaves out is 0). An address of the other family is known, and is not in
 
 A leaf asks about one or more `fields`, and is the `or` of what it asks about each (`port 80`: either side).
 Leaves hold integers, bytes, and names that fields.py declares. The only texts are the countries and cities of
-LocationIn; those never become part of generated code.
+LocationIn, which the core never sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

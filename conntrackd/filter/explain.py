@@ -50,7 +50,7 @@ def list_sections(
         "Program in the kernel": [
             "none: every event is passed up" if program is None else f"{len(program)} instructions"
         ],
-        "Left to Python": kernel.notes or ["nothing"],
+        "Left to the core": kernel.notes or ["nothing"],
     }
     if core:
         sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()

@@ -1,6 +1,6 @@
 """Rules -> multicast groups and a classic BPF program for the socket.
 
-The program never drops an event that the Python selector keeps; it may let through more. What it cannot
+The program never drops an event that the core keeps; it may let through more. What it cannot
 decide (a country, a duration) it takes for true where the rule keeps events and for false where it drops
 them: then at most something is passed up that need not be.
 """
@@ -33,7 +33,7 @@ class KernelFilter(NamedTuple):
     groups: int
     program: list[Instruction] | None
     notes: list[str]
-    """What is left to Python and why, a line each."""
+    """What is left to the core and why, a line each."""
 
 
 def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
@@ -106,7 +106,7 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
             return None
 
 
-# ---- what is left to Python -------------------------------------------------------------------------------
+# ---- what is left to the core ------------------------------------------------------------------------------
 
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_what_becomes_of_rules_is_said_for_a_program_too() -> None:
     found = json.loads(ctl("explain", "--json", "--bpf", "DROP any").stdout)
 
     assert (found["rules"], found["settings"]["conntrack.events"]) == (["drop any"], "new, update, destroy")
-    assert {"groups", "program_in_the_kernel", "left_to_python", "bpf"} <= found.keys()
+    assert {"groups", "program_in_the_kernel", "left_to_the_core", "bpf"} <= found.keys()
     assert json.loads(ctl("explain", "--json", "log type new").stdout)["groups"] == [
         "new",
         "update",

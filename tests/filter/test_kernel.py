@@ -154,7 +154,7 @@ def test_a_program_that_is_too_long_lets_later_rules_pass() -> None:
     assert len(big.notes) == 1
 
 
-def test_a_kernel_filter_says_what_is_left_to_python() -> None:
+def test_a_kernel_filter_says_what_is_left_to_the_core() -> None:
     some = compile_kernel(
         parse("log country DE and port 80", "drop duration > 1s"), protocols=None, events=ALL
     )

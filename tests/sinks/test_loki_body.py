@@ -9,6 +9,7 @@ import pytest
 from conntrackd.delivery.compression import GZIP, compress
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
 from conntrackd.labels import FIELDS, OWN_LABELS
+from conntrackd.render import fields
 from conntrackd.render.loki import TEMPLATE
 from conntrackd.render.rendered import Rendered, join
 from conntrackd.sinks.loki_body import halve, is_named, list_body, list_kinds, mark_replay, split_streams
@@ -205,6 +206,12 @@ def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
     assert {"nat_src", "icmp_type", "src_as_org", "lost", "duration"} <= names
     assert names <= FIELDS
     assert {name for stream in streams for name in stream["stream"]} - set(LABELS) <= OWN_LABELS
+
+
+def test_no_label_can_hide_a_field() -> None:
+    places = {f"{side}{place.name}" for side in ("", "src_") for place in (*fields.PLACE, *fields.NETWORK)}
+
+    assert {field.name for field in fields.FIELDS} | places <= FIELDS | OWN_LABELS
 
 
 def make_mixed() -> Rendered:
