@@ -33,6 +33,7 @@ LAYERS = (
     (
         "pipeline",
         "reader",
+        "changeover",
         "resync",
         "guard",
         "filtering",

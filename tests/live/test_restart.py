@@ -346,7 +346,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
 
 def count_all(running: Running) -> int:
     """Flows that are told or known to be lost."""
-    return len(find_new(running)) + sum(event.get("lost", 0) for event in running.events)
+    return len(find_new(running)) + sum(int(event.get("lost", 0)) for event in running.events)
 
 
 # The daemon, which is killed when it comes to a function of the changeover.
