@@ -14,7 +14,7 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events protocols buffer activate netns replay snapshot resync reliable kernel_filter",
+            "events protocols buffer activate netns replay snapshot readers resync reliable kernel_filter",
         ),
         ("", "filter filter_file"),
         ("geoip.", "database locale cache"),
@@ -87,6 +87,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "conntrack.buffer": "64M",
         "conntrack.activate": "false",
         "conntrack.snapshot": "false",
+        "conntrack.readers": "1",
         "conntrack.resync": "off",
         "conntrack.reliable": "false",
         "conntrack.kernel_filter": "true",
@@ -135,7 +136,7 @@ def test_what_is_opened_once_waits_for_a_restart_and_says_so() -> None:
 
     assert waiting == {
         *("conntrack.buffer", "conntrack.netns", "conntrack.replay"),
-        *("conntrack.snapshot", "conntrack.resync", "conntrack.reliable"),
+        *("conntrack.snapshot", "conntrack.readers", "conntrack.resync", "conntrack.reliable"),
         *("sink.syslog.spool", "sink.syslog.spool_max", "sink.loki.spool", "sink.loki.spool_max"),
         *("bus.enable", "bus.address", "state_directory"),
     }

@@ -185,3 +185,25 @@ def test_a_table_that_cannot_be_read_is_counted_and_tried_again(chunks: list[lis
 
     assert bench.read() == [each.id for chunk in chunks for each in chunk]
     assert bench.stats.table_readings_total == 1
+
+
+def test_a_chunk_is_settled_for_a_reader_that_has_read_what_came_until_then() -> None:
+    bench = Bench()
+    bench.table.chunks = [[flow(1)], [flow(2)]]
+    before = bench.resync.is_settled(0.0)
+    bench.resync.request()
+    bench.resync.step()
+    moment = bench.now + SETTLE_SECONDS
+
+    assert before  # nothing is read, and nothing has to be waited for
+    assert [bench.resync.is_settled(moment + offset) for offset in (-0.001, 0.0, 0.001)] == [
+        False,
+        True,
+        True,
+    ]
+
+    bench.now = moment
+    bench.resync.step()
+    assert bench.resync.is_settled(0.0)  # decided: the next chunk may be read
+    bench.resync.step()
+    assert not bench.resync.is_settled(moment)

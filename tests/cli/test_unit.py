@@ -115,7 +115,7 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         (
             say("ActiveState=activating\nSubState=auto-restart\nResult=watchdog\nInvocationID=0f\n"),
             say("conntrackd: a reader of events stands still\n"),
-            "it has failed (watchdog), and is started again and again\n  conntrackd: the reader",
+            "it has failed (watchdog), and is started again and again\n  conntrackd: a reader",
         ),
         (
             say("ActiveState=active\nSubState=running\nResult=success\nInvocationID=0f\n"),

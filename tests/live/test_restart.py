@@ -367,8 +367,6 @@ main()
         pytest.param(("Changeover", "__init__"), id="both hear"),
         pytest.param(("Changeover", "run"), id="the old ones hear no more"),
         pytest.param(("Reader", "drain"), id="before an old one is read"),
-        pytest.param(("Changeover", "_begin"), id="before a new one is read"),
-        pytest.param(("Reader", "listen"), id="all are read"),
     ],
 )
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])

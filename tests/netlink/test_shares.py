@@ -117,3 +117,10 @@ def test_a_set_of_sockets_is_whole_when_no_share_is_missing(names: list[str], wh
 def test_names_of_shares_are_told_from_others() -> None:
     assert all(is_name(share.name) for total in TOTALS for share in list_shares(total))
     assert not any(map(is_name, ("table", "events-", "events-1", "events-x-of-2", "eventss", "unknown")))
+
+
+def test_a_share_takes_the_instructions_that_are_left_for_it() -> None:
+    end = bpf.assemble([bpf.Instruction(bpf.RET, 0, 0, bpf.ALL_BYTES)])
+    lengths = {len(compile_share(share, end) or b"") for share in list_shares(3)}
+
+    assert lengths == {(bpf.SHARE_INSTRUCTIONS + 1) * bpf.INSTRUCTION.size}
