@@ -18,7 +18,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cpio cppcheck dbus debugedit dp
 SETUPTOOLS := setuptools==80.9.0
 CORE_SOURCES := setup.py $(wildcard conntrackd/core/*.[ch])
 CORE := conntrackd/core/_core.abi3.so
-C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c tests/core/*.c tests/faults/*.c)
+C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c fuzz/*.[ch] tests/core/*.c tests/faults/*.c)
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0
@@ -78,8 +78,8 @@ lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz setup.py
 	$(PYTHON) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
-	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))
-	cppcheck --quiet --error-exitcode=1 --std=c11 --library=python --inline-suppr --enable=warning,performance,portability $(filter %.c,$(C_FILES))
+	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -Iconntrackd/core -Ifuzz -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))
+	cppcheck --quiet --error-exitcode=1 --std=c11 --library=python --inline-suppr --enable=warning,performance,portability $(filter-out fuzz/% tests/%,$(filter %.c,$(C_FILES)))
 
 # The source distribution, of which both packages can be built, and the wheel.
 dist: $(VENV)/ready

@@ -147,9 +147,14 @@ int main(int argc, char **argv)
 		write_all(1, line.text, received * line.size);
 		send_datagrams(journal, &entry, received);
 		switch (argv[1][0]) {
-		case 'u': send_datagrams(syslog, &message, received); break;
-		case 's': send_segments(syslog, &message, received); break;
-		default: write_all(syslog, message.text, received * message.size);
+		case 'u':
+			send_datagrams(syslog, &message, received);
+			break;
+		case 's':
+			send_segments(syslog, &message, received);
+			break;
+		default:
+			write_all(syslog, message.text, received * message.size);
 		}
 		for (waiting += received; waiting >= atoi(argv[7]); waiting -= atoi(argv[7]))
 			push(loki, request, request_size);

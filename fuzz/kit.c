@@ -73,15 +73,15 @@ void open_kit(struct kit *kit, const char *path)
 	require(kit->table && kit->table->location_words == 1 && table_set_location(kit->table, 3, bits));
 	kit->messages = at + program_bytes;
 	at = kit->messages + kit->message_bytes;
-	for (size_t template = 0; template < kit->template_count; template++)
-		open_one(&kit->templates[template], &at);
+	for (size_t index = 0; index < kit->template_count; index++)
+		open_one(&kit->templates[index], &at);
 	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids));
 }
 
 void close_kit(struct kit *kit)
 {
-	for (size_t template = 0; template < kit->template_count; template++)
-		close_template(&kit->templates[template]);
+	for (size_t index = 0; index < kit->template_count; index++)
+		close_template(&kit->templates[index]);
 	close_table(kit->table);
 	close_locations(&kit->locations);
 	close_ids(&kit->ids);
@@ -120,8 +120,8 @@ static void frame_checked(const struct output *output, size_t count)
 
 	require(bound && framed && ends);
 	for (int framing = FRAME_NONE; framing <= FRAME_PADDED; framing++) {
-		size_t size = frame_parts(output->text, output->ends, count, MAX_SEQUENCE, (enum framing)framing, framed,
-					  ends);
+		size_t size = frame_parts(output->text, output->ends, count, MAX_SEQUENCE, (enum framing)framing,
+					  framed, ends);
 
 		require(size <= bound && (!count || ends[count - 1] == size));
 	}
@@ -167,7 +167,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 			remove_id(&kit->ids, events[index].id);
 		require(has_id(&kit->ids, events[index].id) == (events[index].id % 3 != 0));
 	}
-	for (size_t template = 0; template < kit->template_count; template++)
-		render_checked(&kit->templates[template], events, count, &kit->output);
+	for (size_t index = 0; index < kit->template_count; index++)
+		render_checked(&kit->templates[index], events, count, &kit->output);
 	return count;
 }

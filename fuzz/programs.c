@@ -56,8 +56,8 @@ static void try_template(const uint8_t *data, size_t size)
 	size -= sizeof(numbers);
 	steps = numbers[1] % (size / sizeof(struct step) + 1);
 	names = numbers[2] % ((size - steps * sizeof(struct step)) / sizeof(struct slice) + 1);
-	if (open_template(&template, (const void *)data, steps, (const void *)(data + steps * sizeof(struct step)), names,
-			  (const char *)data + steps * sizeof(struct step) + names * sizeof(struct slice),
+	if (open_template(&template, (const void *)data, steps, (const void *)(data + steps * sizeof(struct step)),
+			  names, (const char *)data + steps * sizeof(struct step) + names * sizeof(struct slice),
 			  size - steps * sizeof(struct step) - names * sizeof(struct slice), numbers[0] & 1)) {
 		if (!template_set_places(&template, 1, texts, lengths))
 			abort();

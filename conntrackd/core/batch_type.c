@@ -23,8 +23,7 @@ static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 		return NULL;
 	claim_object(self);
 	Py_BEGIN_ALLOW_THREADS
-	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count,
-		       batch->indexes);
+	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes);
 	Py_END_ALLOW_THREADS
 	leave_object(table);
 	leave_object(self);
@@ -64,8 +63,8 @@ static PyObject *list_found_streams(const struct stream *streams, size_t count)
 	PyObject *found = PyTuple_New((Py_ssize_t)count);
 
 	for (size_t stream = 0; found && stream < count; stream++) {
-		PyObject *item = Py_BuildValue("iiI", streams[stream].type, streams[stream].protocol,
-					       streams[stream].events);
+		PyObject *item =
+			Py_BuildValue("iiI", streams[stream].type, streams[stream].protocol, streams[stream].events);
 
 		if (!item || PyTuple_SetItem(found, (Py_ssize_t)stream, item) < 0)
 			Py_CLEAR(found);
@@ -120,8 +119,7 @@ static PyObject *batch_tally(PyObject *self, PyObject *kept)
 
 	if (!open_selection(batch, kept, &selection))
 		return NULL;
-	return list_found_streams(streams,
-				  list_streams(batch->events, selection.indexes, selection.count, streams));
+	return list_found_streams(streams, list_streams(batch->events, selection.indexes, selection.count, streams));
 }
 
 static bool is_of_type(const struct event *event, const void *mask)
@@ -259,7 +257,8 @@ static PyMethodDef methods[] = {
 	  "Ends at what is no whole message, at a control message of netlink's, and when the slots are full." },
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
-	{ "decide", batch_decide, METH_VARARGS, "(table, selection) -> the selection that the rules keep: indexes as native uint16, in\n"
+	{ "decide", batch_decide, METH_VARARGS,
+	  "(table, selection) -> the selection that the rules keep: indexes as native uint16, in\n"
 	  "bytes. Here and below None is the selection of all events." },
 	{ "locate", batch_locate, METH_VARARGS,
 	  "(locations, selection, is_first) -> addresses that are not known yet, 4 or 16 bytes each." },

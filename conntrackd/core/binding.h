@@ -30,8 +30,8 @@ PyTypeObject *create_ids_type(PyObject *module);
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);
 
-/* An object of this type with all bytes 0, whose deallocator has to be able to take it as it is; and its end. There is no
- * tp_init: Python could call it twice, or never.
+/* An object of this type with all bytes 0, whose deallocator has to be able to take it as it is; and its end. There is
+ * no tp_init: Python could call it twice, or never.
  */
 void *make_object(PyTypeObject *type);
 void free_object(PyObject *self);

@@ -291,8 +291,7 @@ static void derive(struct event *event, bool tells_reason)
 		      (event->stop ? HAS_STOP : 0) | (event->family == AF_INET ? IS_IPV4 : IS_IPV6);
 }
 
-bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason,
-		  struct event *event)
+bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason, struct event *event)
 {
 	const uint64_t required = HAS_PROTOCOL | HAS_ID | HAS_SRC | HAS_DST | HAS_REPLY_SRC | HAS_REPLY_DST;
 	const struct nest all = { top, sizeof(top) / sizeof(top[0]) };

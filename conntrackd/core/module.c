@@ -135,8 +135,8 @@ static int add_names(PyObject *module)
 		const char *name;
 		uint64_t bits;
 	} bits[] = {
-		{ "nat", HAS_NAT },	  { "mark", HAS_MARK },		{ "zone", HAS_ZONE },	{ "reply_zone", HAS_REPLY_ZONE },
-		{ "start", HAS_START },	  { "stop", HAS_STOP },		{ "ipv4", IS_IPV4 },	{ "ipv6", IS_IPV6 },
+		{ "nat", HAS_NAT },     { "mark", HAS_MARK }, { "zone", HAS_ZONE }, { "reply_zone", HAS_REPLY_ZONE },
+		{ "start", HAS_START }, { "stop", HAS_STOP }, { "ipv4", IS_IPV4 },  { "ipv6", IS_IPV6 },
 	};
 	PyObject *names = PyTuple_New((Py_ssize_t)event_field_count), *has = PyDict_New();
 	int failed = !names || !has;

@@ -68,8 +68,7 @@ static char *write_own_text(char *at, const char *text, size_t length)
 	return at;
 }
 
-static char *write_labels(char *at, const struct template *template, const struct step *step,
-			  const struct event *event)
+static char *write_labels(char *at, const struct template *template, const struct step *step, const struct event *event)
 {
 	bool is_first = true;
 
@@ -176,8 +175,7 @@ static bool reserve_text(struct output *output, const struct template *template,
 	return true;
 }
 
-static bool append_event(struct output *output, size_t position, struct template *template,
-			 const struct event *event)
+static bool append_event(struct output *output, size_t position, struct template *template, const struct event *event)
 {
 	if (!reserve_text(output, template, event))
 		return false;

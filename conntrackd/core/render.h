@@ -44,7 +44,8 @@ struct slice {
 enum { LABEL_COUNT = 8 * LABEL_BYTES };
 #define MAX_TEXT INT32_MAX /* bytes of a batch: ends have 32 bits, and a capacity must be able to double */
 
-struct template {
+struct template
+{
 	struct step *steps;
 	size_t step_count;
 	struct slice *names;
@@ -79,12 +80,11 @@ struct stream {
 size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams);
 
 /* Takes over nothing: all is copied. False where a step, a name or a length is out of bounds. */
-bool open_template(struct template *template, const struct step *steps, size_t step_count,
-		   const struct slice *names, size_t name_count, const char *pool, size_t pool_bytes, bool by_stream);
+bool open_template(struct template *template, const struct step *steps, size_t step_count, const struct slice *names,
+		   size_t name_count, const char *pool, size_t pool_bytes, bool by_stream);
 void close_template(struct template *template);
 /* Texts of a Location below MOST_LOCATIONS, in place of those that it has. False for want of memory. */
-bool template_set_places(struct template *template, uint32_t location, const char *const *texts,
-			 const size_t *lengths);
+bool template_set_places(struct template *template, uint32_t location, const char *const *texts, const size_t *lengths);
 
 /* The events of these indexes, in their order; by stream if the template says so, then `streams` tells them and
  * is of MAX_STREAMS. False for want of memory.

@@ -71,8 +71,7 @@ static PyObject *locations_put(PyObject *self, PyObject *arguments)
 		return NULL;
 	}
 	memcpy(padded, address, (size_t)length);
-	if (!put_location(open_object_locations(self), padded, length == 4 ? AF_INET : AF_INET6,
-			  (uint32_t)number))
+	if (!put_location(open_object_locations(self), padded, length == 4 ? AF_INET : AF_INET6, (uint32_t)number))
 		return PyErr_NoMemory();
 	Py_RETURN_NONE;
 }
@@ -133,7 +132,7 @@ static void ids_dealloc(PyObject *self)
 
 /* A batch and a selection of it. */
 static struct batch *parse_selection(PyObject *self, PyObject *arguments, const char *format,
-					   struct selection *selection, int *flag)
+				     struct selection *selection, int *flag)
 {
 	PyObject *batch, *selected;
 
@@ -185,8 +184,7 @@ static PyObject *ids_select(PyObject *self, PyObject *arguments)
 {
 	struct membership membership = { open_object_ids(self), 1 };
 	struct selection selection;
-	struct batch *batch =
-		parse_selection(self, arguments, "O!Op:select", &selection, &membership.is_known);
+	struct batch *batch = parse_selection(self, arguments, "O!Op:select", &selection, &membership.is_known);
 
 	return batch ? select_events(batch, &selection, is_member, &membership) : NULL;
 }

@@ -15,10 +15,14 @@ static bool find_parts(struct table *table, const struct program_header *header,
 {
 	const uint64_t numbers = header->numbers, addresses = header->addresses;
 	const uint64_t sizes[] = {
-		sizeof(*header), header->tests * (uint64_t)sizeof(struct test),
-		numbers * sizeof(uint64_t), numbers * sizeof(uint64_t),
-		addresses * sizeof(struct address), addresses * sizeof(struct address),
-		numbers * sizeof(uint32_t), addresses * sizeof(uint32_t),
+		sizeof(*header),
+		header->tests * (uint64_t)sizeof(struct test),
+		numbers * sizeof(uint64_t),
+		numbers * sizeof(uint64_t),
+		addresses * sizeof(struct address),
+		addresses * sizeof(struct address),
+		numbers * sizeof(uint32_t),
+		addresses * sizeof(uint32_t),
 		header->rules + (uint64_t)1,
 	};
 	const uint8_t *parts[sizeof(sizes) / sizeof(sizes[0])];

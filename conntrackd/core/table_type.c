@@ -71,8 +71,7 @@ static PyObject *set_location(PyObject *object, PyObject *arguments)
 	unsigned long number;
 	PyObject *given;
 
-	if (!PyArg_ParseTuple(arguments, "O!y#:set_location", &PyLong_Type, &given, &bits, &bytes) ||
-	    !is_idle(object))
+	if (!PyArg_ParseTuple(arguments, "O!y#:set_location", &PyLong_Type, &given, &bits, &bytes) || !is_idle(object))
 		return NULL;
 	number = PyLong_AsUnsignedLong(given);
 	if (number == (unsigned long)-1 && PyErr_Occurred())
@@ -88,7 +87,8 @@ static PyObject *set_location(PyObject *object, PyObject *arguments)
 }
 
 static PyMethodDef methods[] = {
-	{ "set_location", set_location, METH_VARARGS, PyDoc_STR("set_location(number, bits): what the rules ask of it") },
+	{ "set_location", set_location, METH_VARARGS,
+	  PyDoc_STR("set_location(number, bits): what the rules ask of it") },
 	{ NULL, NULL, 0, NULL },
 };
 

@@ -46,7 +46,8 @@ static int64_t bound_step(const struct template *template, const struct step *st
 	case STEP_ADDRESS:
 		return size == ADDRESS_BYTES && !is_labels ? ADDRESS_TEXT : -1;
 	case STEP_ENDPOINT:
-		if (size != ADDRESS_BYTES || is_labels || step->offset >= event_field_count || event_fields[step->offset].size != 2)
+		if (size != ADDRESS_BYTES || is_labels || step->offset >= event_field_count ||
+		    event_fields[step->offset].size != 2)
 			return -1;
 		return ADDRESS_TEXT + 3 + NUMBER_TEXT;
 	case STEP_TIME:
@@ -92,13 +93,12 @@ static void *copy(const void *from, size_t size)
 	return to ? memcpy(to, from, size) : NULL;
 }
 
-bool open_template(struct template *template, const struct step *steps, size_t step_count,
-		   const struct slice *names, size_t name_count, const char *pool, size_t pool_bytes, bool by_stream)
+bool open_template(struct template *template, const struct step *steps, size_t step_count, const struct slice *names,
+		   size_t name_count, const char *pool, size_t pool_bytes, bool by_stream)
 {
-	*template = (struct template){ .step_count = step_count,
-				       .name_count = name_count,
-				       .pool_bytes = pool_bytes,
-				       .by_stream = by_stream };
+	*template = (struct template){
+		.step_count = step_count, .name_count = name_count, .pool_bytes = pool_bytes, .by_stream = by_stream
+	};
 	if (step_count > MAX_STEPS)
 		return false;
 	template->steps = copy(steps, step_count * sizeof(*steps));
@@ -117,8 +117,7 @@ void close_template(struct template *template)
 	free(template->pool);
 }
 
-bool template_set_places(struct template *template, uint32_t location, const char *const *texts,
-			 const size_t *lengths)
+bool template_set_places(struct template *template, uint32_t location, const char *const *texts, const size_t *lengths)
 {
 	struct slice slices[PLACES];
 	size_t size = sizeof(slices), count = template->place_count;

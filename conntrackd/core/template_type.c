@@ -30,10 +30,9 @@ static PyObject *template_new(PyTypeObject *type, PyObject *arguments, PyObject 
 	if (step_count < 0 || name_count < 0)
 		return NULL;
 	self = make_object(type);
-	if (self &&
-	    !open_template(open_object_template(self), (const struct step *)(const void *)steps, (size_t)step_count,
-			   (const struct slice *)(const void *)names, (size_t)name_count, pool, (size_t)pool_bytes,
-			   by_stream)) {
+	if (self && !open_template(open_object_template(self), (const struct step *)(const void *)steps,
+				   (size_t)step_count, (const struct slice *)(const void *)names, (size_t)name_count,
+				   pool, (size_t)pool_bytes, by_stream)) {
 		PyErr_SetString(PyExc_ValueError, "steps that cannot be right");
 		Py_CLEAR(self);
 	}
@@ -81,7 +80,7 @@ static PyType_Slot slots[] = {
 	{ 0, NULL },
 };
 static PyType_Spec spec = { "conntrackd.core._core.Template", sizeof(struct template_object), 0, Py_TPFLAGS_DEFAULT,
-			   slots };
+			    slots };
 
 PyTypeObject *create_template_type(PyObject *module)
 {

@@ -134,9 +134,9 @@ static void render_second(struct second *second, uint64_t number)
 	minutes = labs(local.tm_gmtoff) / 60;
 	second->number = number + 1;
 	second->before_bytes = (uint8_t)strftime(second->before, sizeof(second->before), "%Y-%m-%dT%H:%M:%S.", &local);
-	second->after_bytes = (uint8_t)snprintf(second->after, sizeof(second->after), "%c%02u:%02u",
-						local.tm_gmtoff < 0 ? '-' : '+', (unsigned)(minutes / 60) % 100,
-						(unsigned)(minutes % 60));
+	second->after_bytes =
+		(uint8_t)snprintf(second->after, sizeof(second->after), "%c%02u:%02u", local.tm_gmtoff < 0 ? '-' : '+',
+				  (unsigned)(minutes / 60) % 100, (unsigned)(minutes % 60));
 	/* RFC 3164, 4.1.2: local time without a year, the day in two places. */
 	second->bsd_bytes = (uint8_t)snprintf(second->bsd, sizeof(second->bsd), "%.3s %2u %02u:%02u:%02u",
 					      &months[3L * local.tm_mon], (unsigned)local.tm_mday % 100,
