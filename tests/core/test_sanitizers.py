@@ -20,8 +20,7 @@ SUITE = (
     "tests/netlink",
     "tests/render",
 )
-# What is mostly plain Python's: compiling 1000 rules, and reading a hundred thousand mutated messages. The driver
-# reads ten times as many.
+# What is mostly plain Python's: compiling 1000 rules; reading many mutated messages (the driver reads more).
 LEFT_OUT = "not 1000 and not mutated"
 # The same in every run.
 RUNS = {"messages": 30_000, "programs": 200_000}
