@@ -9,13 +9,30 @@
 
 #define MAX_GATHER_US 1000000 /* no signal of Python's is heard so long */
 
+/* The events of the last receive. False for want of memory. */
+static bool append_received(struct batch *batch, size_t *forged, size_t *malformed)
+{
+	for (size_t slot = 0; slot < batch->ring.received; slot++) {
+		size_t length;
+		const uint8_t *datagram = ring_datagram(&batch->ring, slot, &length);
+
+		if (ring_is_forged(&batch->ring, slot))
+			++*forged;
+		else if (!datagram)
+			++*malformed;
+		else if (!append_datagram(batch, datagram, length, malformed))
+			return false;
+	}
+	return true;
+}
+
 PyObject *batch_receive(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
 	int socket, patience_ms, gather_us, received, code = 0;
 	size_t malformed = 0, forged = 0;
 	struct fill fill = { 0 };
-	bool has_memory = true;
+	bool has_memory;
 
 	if (!PyArg_ParseTuple(arguments, "iii:receive", &socket, &patience_ms, &gather_us))
 		return NULL;
@@ -29,17 +46,7 @@ PyObject *batch_receive(PyObject *self, PyObject *arguments)
 	batch->count = 0;
 	received = ring_receive(&batch->ring, socket, patience_ms, gather_us);
 	batch->received_ns = read_clock(CLOCK_REALTIME);
-	for (int slot = 0; slot < received && has_memory; slot++) {
-		size_t length;
-		const uint8_t *datagram = ring_datagram(&batch->ring, (size_t)slot, &length);
-
-		if (ring_is_forged(&batch->ring, (size_t)slot))
-			forged++;
-		else if (!datagram)
-			malformed++;
-		else
-			has_memory = append_datagram(batch, datagram, length, &malformed);
-	}
+	has_memory = append_received(batch, &forged, &malformed);
 	if (received < 0 || !measure_fill(socket, &fill))
 		code = errno;
 	Py_END_ALLOW_THREADS
