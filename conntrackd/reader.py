@@ -29,15 +29,14 @@ PATIENCE_MS: Final = 500
 LAST_MS: Final = 1
 # How long what has come is read at the end, where a next process could go on.
 KEPT_SECONDS: Final = 1.0
-# Where events come one after the other, they are read so often. Where each sink waits much longer for others
-# to write with them, as a file does, five times less often: most of what 10,000 events a second cost is what
-# is done once a batch.
+# Where events come one after the other, they are read so often; where each sink waits longer for others to
+# write with them, as a file does, less often: most of what 10,000 events a second cost is done once a batch.
 GATHER_US: Final = 4000
-LONG_GATHER_US: Final = 20_000
-LONG_WAIT: Final = 5 * LONG_GATHER_US / 1e6  # seconds
+LONG_GATHER_US: Final = 50_000
+LONG_WAIT: Final = 0.1  # seconds
 # A buffer has to hold what may come meanwhile: 400,000 events a second, of 1,280 bytes each.
 GATHER_BYTES: Final = 1 << 21
-LONG_GATHER_BYTES: Final = 5 * GATHER_BYTES
+LONG_GATHER_BYTES: Final = 26 << 20
 # Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
 TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
