@@ -327,17 +327,12 @@ class DaemonControl:
             buffer=self._measure_buffer(),
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(each.replace("\nhint: ", "; ") for each in self._find_problems()),
+            problems=tuple(each.replace("\nhint: ", "; ") for each in self._daemon.find_problems()),
         )
 
     def _measure_buffer(self) -> int:
         events = self._daemon.intake.events
         return (self._daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED
-
-    def _find_problems(self) -> Iterator[str]:
-        yield from self._daemon.find_problems()
-        if all(outbox.state is SinkState.DISABLED for outbox in self._daemon.outboxes.values()):
-            yield "no sink is on: events are dropped\nhint: conntrackctl sink enable NAME"
 
     def _list_run_time(self) -> Iterator[str]:
         daemon = self._daemon

@@ -20,7 +20,7 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
     path = tmp_path / "conntrackd.yaml"
-    path.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol ICMP]\n")
+    path.write_text("sink: {stream: {enable: true}}\nfilter: [drop protocol TCP]\n")
     return path
 
 

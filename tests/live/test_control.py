@@ -57,7 +57,7 @@ def test_a_filter_of_run_time_decides_at_once_and_goes_with_reset(
     ask(capsys, "filter", "reset")
     talk(net, 3)
     running.wait(lambda: count_new(running) == 3, "three events")
-    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"]
+    assert ask(capsys, "filter", "show")["rules"] == ["drop protocol TCP"]
 
 
 def test_each_rule_counts_what_it_decided_here_and_nothing_that_the_kernel_dropped(
@@ -74,7 +74,7 @@ def test_a_filter_with_a_time_reverts_by_itself(running: Running, capsys: pytest
     ask(capsys, "filter", "set", "drop any", "--for", "1s")
     assert ask(capsys, "filter", "show")["expires_s"] == 1
 
-    wait_until(lambda: ask(capsys, "filter", "show")["rules"] == ["drop protocol ICMP"])
+    wait_until(lambda: ask(capsys, "filter", "show")["rules"] == ["drop protocol TCP"])
 
 
 def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_kept(
@@ -149,7 +149,7 @@ def test_a_daemon_whose_sinks_are_all_off_is_not_healthy(
 
     assert (off["healthy"], off["Problems"]) == (
         False,
-        ["no sink is on: events are dropped; conntrackctl sink enable NAME"],
+        ["no sink is in use: events go nowhere; conntrackctl sink enable NAME"],
     )
     assert (on["healthy"], on["Problems"]) == (True, [])
 
@@ -181,7 +181,7 @@ def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
     assert excerpt.splitlines()[:2] == ["  drop destination prot 500", "                   ^^^^"]
     status = ask(capsys, "status")
     assert (status["Rules"], status["LogLevel"], len(status["KernelGroups"])) == (
-        ["drop protocol ICMP"],
+        ["drop protocol TCP"],
         "info",
         3,
     )
@@ -228,7 +228,7 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
     after = ask(capsys, "status"), count_descriptors(running)
 
     assert f"{configuration}:{said}" in message
-    assert (after[0]["Rules"], after[0]["Sinks"]["stream"]["State"]) == (["drop protocol ICMP"], "disabled")
+    assert (after[0]["Rules"], after[0]["Sinks"]["stream"]["State"]) == (["drop protocol TCP"], "disabled")
     assert after[0]["Counters"]["reloads_failed_total"] == 1
     for each in (before[0], after[0]):
         del each["Counters"], each["Sinks"]

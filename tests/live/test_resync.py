@@ -149,5 +149,5 @@ def test_what_has_no_effect_is_refused(option: str, value: str, events: str, mis
     )
 
     assert done.returncode == 78
-    assert f"{option} has no effect without {missing} events" in done.stderr
+    assert f"{variable}: has no effect without {missing} events" in done.stderr
     assert f"hint: add {missing} to conntrack.events" in done.stderr
