@@ -128,7 +128,7 @@ FOUND: Final = HIGHS + 16
 @pytest.mark.parametrize(
     ("name", "place", "form", "value"),
     [
-        ("another format", 0, "I", 0x63740002),
+        ("another format", 0, "I", FORMAT + 1),
         ("a test more", 4, "I", 2),
         ("a test less", 4, "I", 0),
         ("more rules than there is room for", 8, "I", 0xFFFFFFFF),

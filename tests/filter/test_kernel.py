@@ -99,6 +99,7 @@ def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule
         (["drop destination country DE"], True),
         (["drop mark 0"], False),
         (["drop family IPV6", "drop zone 0"], False),
+        (["drop icmp id 0-65535", "drop not icmp id 1"], True),  # it has none
     ],
 )
 def test_one_event_under_rules_that_people_write(texts: list[str], kept: bool) -> None:
