@@ -9,11 +9,12 @@ from typing import Final
 
 import pytest
 
+from conntrackd import labels
 from conntrackd.netlink.message import VALUES
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
 from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "man" / "conntrackd-events.7").read_text()
 EVENT, LOST, KERNEL = re.split(r"^\.Sh .*\n", PAGE, flags=re.MULTILINE)[3:6]
 WALK: Final = (ROOT / "conntrackd" / "core" / "event.c").read_text()
@@ -52,6 +53,12 @@ def test_every_field_of_a_loss_is_in_the_table_and_no_other() -> None:
     assert list_fields(LOST) == [(name, f"EVENT_{name.upper()}") for name in names]
     assert f".Ql {EVENT_ID}\n" in PAGE
     assert f".Ql {LOST_ID} ." in PAGE or f".Ql {LOST_ID}\n" in PAGE
+
+
+def test_no_label_of_ones_own_can_hide_a_field_of_the_table() -> None:
+    names = {name for name, _ in (*list_fields(EVENT), *list_fields(LOST))}
+
+    assert names - labels.OWN_LABELS - labels.FIELDS == set()
 
 
 def test_every_attribute_that_the_walk_reads_is_in_the_table() -> None:
