@@ -82,6 +82,9 @@ ROWS: Final = [
     ("reply icmp id 17", PING_6, True),
     ("nat ANY and reply icmp id 17", PING, False),  # the field nat_icmp_id
     ("nat ANY and reply icmp id 4711", MASKED, True),
+    ("nat SNAT", replace(PING, reply_icmp_id=18), True),  # the identifier alone is translated
+    ("nat DNAT", replace(PING, reply_icmp_id=18), False),
+    ("nat ANY", PING_6, False),
     ("icmp id 0", replace(PING, icmp_id=0), True),
     ("icmp id 0-65535", FLOW, False),
     ("not icmp id 17", FLOW, False),

@@ -139,6 +139,8 @@ def test_only_groups_are_joined_of_which_an_event_can_be_kept(texts: list[str], 
         ("drop reply icmp id 4711", True),
         ("drop reply icmp id 17", False),
         ("drop port 0-65535", False),
+        ("drop nat SNAT", True),
+        ("drop nat DNAT", False),
     ],
 )
 def test_the_kernel_decides_about_identifiers_of_both_protocols(text: str, dropped: bool) -> None:
@@ -146,6 +148,14 @@ def test_the_kernel_decides_about_identifiers_of_both_protocols(text: str, dropp
     pings = [replace(MASKED, protocol=number) for number in (Protocol.ICMP, Protocol.ICMPV6)]
 
     assert passes(program, [build_message(ping) for ping in pings]) == [not dropped] * 2
+
+
+def test_an_identifier_that_alone_is_translated_is_seen_by_the_kernel_too() -> None:
+    program = compile_kernel(parse("drop nat SNAT"), protocols=None, events=ALL).program
+    alone = replace(MASKED, reply_dst=MASKED.src)
+
+    plain = replace(alone, reply_icmp_id=alone.icmp_id)
+    assert passes(program, [build_message(alone), build_message(plain)]) == [False, True]
 
 
 def test_a_type_that_is_not_wanted_is_neither_joined_nor_passed_up() -> None:
