@@ -21,10 +21,10 @@ def test_a_table_of_every_kind_reads_like_this() -> None:
         "drop icmp id 17 and not reply icmp id 1-99",
     )
 
-    assert render_table(compile_table(rules, frozenset({6, 47, 99}), 3)).splitlines() == [
+    assert render_table(compile_table(rules, frozenset({6, 47, 99}), 5)).splitlines() == [
         "begin at 0",
         "   0  protocol TCP, GRE, 99: 1, else left out",
-        "   1  type NEW,UPDATE: 2, else left out",
+        "   1  type NEW,DESTROY: 2, else left out",
         "   2  type NEW: 3, else 5",
         "   3  destination country is not DE,FR: 4, else 5",
         "   4  source country is not DE,FR: rule 1 (log), else 5",
