@@ -156,9 +156,14 @@ class Flow:
 
 
 def find_nat(flow: Flow) -> int:
-    """Nat bits: where the reply tuple is not the original one turned round, an end was translated."""
+    """Nat bits: where the reply tuple is not the original one turned round, an end was translated.
+
+    The identifier of ICMP belongs to the source, and may be all that is translated: where a host behind the
+    gateway uses the same as the gateway itself, one of them gets another.
+    """
     nat = 0
-    if flow.reply_dst != flow.src or flow.reply_dport != flow.sport:
+    source = (flow.src, flow.sport, flow.icmp_id)
+    if (flow.reply_dst, flow.reply_dport, flow.reply_icmp_id) != source:
         nat = 1
     if flow.reply_src != flow.dst or flow.reply_sport != flow.dport:
         nat |= 2

@@ -176,7 +176,7 @@ GEOIP_DATABASE = Option(
     "MaxMind-format databases: City, Country or ASN",
     example="/var/lib/GeoIP/GeoLite2-City.mmdb",
 )
-GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of the names of cities")
+GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of the names of cities and countries")
 GEOIP_CACHE = Option("geoip.cache", count(0, 10_000_000), 65_536, "Addresses whose location is remembered")
 SINK_STREAM_ENABLE = Option("sink.stream.enable", FLAG, False, "Write events as JSON lines")
 SINK_STREAM_WRITER = Option(

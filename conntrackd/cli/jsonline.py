@@ -13,6 +13,7 @@ from conntrackd.flow import ABSENT, EventType, Flow, Location, Protocol, TcpStat
 
 SECOND: Final = 10**9
 MAX_PORT: Final = (1 << 16) - 1
+MAX_ICMP_ID: Final = (1 << 16) - 1
 MAX_U32: Final = (1 << 32) - 1
 MAX_U64: Final = (1 << 64) - 1
 # RFC 3339: date and time, the fraction of the second, the offset.
@@ -38,6 +39,7 @@ def decode_json_line(line: bytes) -> Flow | None:
 def _build_flow(fields: "_Fields") -> Flow:
     src, dst = fields.address("src"), fields.address("dst")
     sport, dport = fields.number("sport", MAX_PORT), fields.number("dport", MAX_PORT)
+    icmp_id = fields.number("icmp_id", MAX_ICMP_ID)
     if len(src) != len(dst):
         raise DataError("src and dst are not of one family")
     start, stop = _read_times(fields)
@@ -65,6 +67,8 @@ def _build_flow(fields: "_Fields") -> Flow:
         reply_bytes=fields.number("reply_bytes", MAX_U64),
         start=start,
         stop=stop,
+        icmp_id=icmp_id,
+        reply_icmp_id=fields.number("nat_icmp_id", MAX_ICMP_ID, icmp_id),
         src_location=fields.location("src_"),
         dst_location=fields.location(""),
     )

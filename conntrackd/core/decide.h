@@ -9,7 +9,7 @@
 
 #include "event.h"
 
-#define PROGRAM_FORMAT 0x63740001u /* changes with anything below that programs are made of */
+#define PROGRAM_FORMAT 0x63740002u /* changes with anything below that programs are made of */
 #define MAX_LOCATIONS (1u << 24) /* more than geoip.cache can hold, so that what grows has an end */
 
 /* What a test asks about, in the order of CORE_FIELDS in filter/table.py. Addresses of another family, and what the
@@ -27,6 +27,8 @@ enum field {
 	FIELD_DPORT,
 	FIELD_REPLY_SPORT,
 	FIELD_REPLY_DPORT,
+	FIELD_ICMP_ID,
+	FIELD_REPLY_ICMP_ID,
 	FIELD_ORIG_PACKETS,
 	FIELD_ORIG_BYTES,
 	FIELD_REPLY_PACKETS,

@@ -236,21 +236,23 @@ static uint8_t find_type(uint16_t message_type, uint16_t flags)
 	return (flags & (NLM_F_CREATE | NLM_F_EXCL)) ? TYPE_NEW : TYPE_UPDATE;
 }
 
-static bool is_same_port(const struct event *event, uint16_t one, uint64_t has_one, uint16_t other, uint64_t has_other)
+static bool is_same(const struct event *event, uint16_t one, uint64_t has_one, uint16_t other, uint64_t has_other)
 {
 	return one == other && !(event->has & has_one) == !(event->has & has_other);
 }
 
-/* Where the reply tuple is not the original one turned round, an end was translated. */
+/* Where the reply tuple is not the original one turned round, an end was translated. The identifier of ICMP belongs to
+ * the source: net/netfilter/nf_conntrack_proto_icmp.c. */
 static uint8_t find_nat(const struct event *event)
 {
 	uint8_t nat = 0;
 
 	if (memcmp(event->reply_dst, event->src, ADDRESS_BYTES) != 0 ||
-	    !is_same_port(event, event->reply_dport, HAS_REPLY_DPORT, event->sport, HAS_SPORT))
+	    !is_same(event, event->reply_dport, HAS_REPLY_DPORT, event->sport, HAS_SPORT) ||
+	    !is_same(event, event->reply_icmp_id, HAS_REPLY_ICMP_ID, event->icmp_id, HAS_ICMP_ID))
 		nat |= NAT_SNAT;
 	if (memcmp(event->reply_src, event->dst, ADDRESS_BYTES) != 0 ||
-	    !is_same_port(event, event->reply_sport, HAS_REPLY_SPORT, event->dport, HAS_DPORT))
+	    !is_same(event, event->reply_sport, HAS_REPLY_SPORT, event->dport, HAS_DPORT))
 		nat |= NAT_DNAT;
 	return nat;
 }

@@ -42,7 +42,7 @@ class TypeIs:
 
 @dataclass(frozen=True, slots=True)
 class NumberIn:
-    """A number (protocol, port, state, zone, family) lies in one of these inclusive ranges.
+    """A number (protocol, port, ICMP identifier, state, zone, family) lies in one of these inclusive ranges.
 
     All fields are of one kind; the ranges are sorted and without duplicates, but may overlap or touch.
     """

@@ -375,13 +375,14 @@ class Program:
         pairs = []
         if mask & Nat.SNAT:
             pairs += [(fields.SRC, fields.REPLY_DST), (fields.SPORT, fields.REPLY_DPORT)]
+            pairs += [(fields.ICMP_ID, fields.REPLY_ICMP_ID)]
         if mask & Nat.DNAT:
             pairs += [(fields.DST, fields.REPLY_SRC), (fields.DPORT, fields.REPLY_SPORT)]
         for original, reply in pairs:
             if _is_address(original):
                 self._write_same_address(original, reply, true)
             else:
-                self._write_same_port(original, reply, true)
+                self._write_same_number(original, reply, true)
         self._add(bpf.JA, yes=false)
 
     def _write_same_address(self, original: Field, reply: Field, differs: str) -> None:
@@ -397,7 +398,7 @@ class Program:
                 self._mark(ipv6)
         self._mark(end)
 
-    def _write_same_port(self, original: Field, reply: Field, differs: str) -> None:
+    def _write_same_number(self, original: Field, reply: Field, differs: str) -> None:
         both, none, end = self._new_label(), self._new_label(), self._new_label()
         one = self._new_label()
         self._add(bpf.LD_MEM, self._slots[original])
@@ -464,6 +465,7 @@ def _list_fields(expression: Expression) -> Iterator[Field]:
             case NatHas(mask):
                 if mask & Nat.SNAT:
                     yield from (fields.SRC, fields.REPLY_DST, fields.SPORT, fields.REPLY_DPORT)
+                    yield from fields.ICMP_IDS.values()
                 if mask & Nat.DNAT:
                     yield from (fields.DST, fields.REPLY_SRC, fields.DPORT, fields.REPLY_SPORT)
             case Compare(subject) if subject.paths:

@@ -21,6 +21,8 @@ from conntrackd.netlink.constants import (
     CTA_IP_V6_SRC,
     CTA_MARK,
     CTA_PROTO_DST_PORT,
+    CTA_PROTO_ICMP_ID,
+    CTA_PROTO_ICMPV6_ID,
     CTA_PROTO_NUM,
     CTA_PROTO_SRC_PORT,
     CTA_PROTOINFO,
@@ -71,6 +73,13 @@ def _port(phrase: str, attribute: str, tuple_type: int, port: int, text: str) ->
     return Field(phrase, attribute, 2, ((tuple_type, CTA_TUPLE_PROTO, port),), True, text)
 
 
+def _icmp_id(phrase: str, attribute: str, tuple_type: int, text: str) -> Field:
+    paths = tuple(
+        (tuple_type, CTA_TUPLE_PROTO, number) for number in (CTA_PROTO_ICMP_ID, CTA_PROTO_ICMPV6_ID)
+    )
+    return Field(phrase, attribute, 2, paths, True, text)
+
+
 def _counter(phrase: str, attribute: str, nest: int, counter: int, text: str) -> Field:
     return Field(phrase, attribute, 8, ((nest, counter),), True, text)
 
@@ -92,6 +101,13 @@ REPLY_SPORT: Final = _port(
 )
 REPLY_DPORT: Final = _port(
     "reply destination", "reply_dport", CTA_TUPLE_REPLY, CTA_PROTO_DST_PORT, "port it answers to, after SNAT"
+)
+
+# It stands where the source's port does, so that each tuple has one. That of the reply is there without a
+# translation too, and then the same.
+ICMP_ID: Final = _icmp_id("icmp id", "icmp_id", CTA_TUPLE_ORIG, "identifier of an ICMP flow")
+REPLY_ICMP_ID: Final = _icmp_id(
+    "reply icmp id", "reply_icmp_id", CTA_TUPLE_REPLY, "identifier of its replies, after SNAT"
 )
 
 # In the headers: nlmsg_type and nlmsg_flags, nfgen_family.
@@ -155,6 +171,9 @@ SIDES: Final = MappingProxyType(
     }
 )
 """What is asked about, and whether in the reply tuple -> the source's field and the destination's."""
+
+ICMP_IDS: Final = MappingProxyType({False: ICMP_ID, True: REPLY_ICMP_ID})
+"""Whether in the reply tuple -> the field."""
 
 COUNTERS: Final = MappingProxyType(
     {

@@ -36,6 +36,7 @@ KEYWORDS: Final = {
     **dict.fromkeys(("TYPE", "PROTOCOL", "STATE", "STATUS", "NAT", "MARK", "ZONE", "FAMILY"), "LIST"),
     **dict.fromkeys(("COUNTRY", "CITY"), "PLACE"),
     **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
+    "ICMP ID": "IDENTIFIER",  # one word with a blank in it: ICMP is a protocol, and ID a country
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
 }
 # Beside the space. A rule may have line breaks where it is an item of a list.
@@ -76,6 +77,11 @@ def t_STRING(t: lex.LexToken) -> lex.LexToken:
 
 def t_NUMBER(t: lex.LexToken) -> lex.LexToken:
     r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?![\w.:/])"
+    return t
+
+
+def t_IDENTIFIER(t: lex.LexToken) -> lex.LexToken:
+    r"""[iI][cC][mM][pP][ \t\r\n]+[iI][dD](?![^\s(),!<>="#])"""
     return t
 
 
@@ -141,6 +147,12 @@ def p_predicate_comparison(p: yacc.YaccProduction) -> None:
     )
 
 
+def p_predicate_identifier(p: yacc.YaccProduction) -> None:
+    """predicate : IDENTIFIER ranges
+    | REPLY IDENTIFIER ranges"""
+    p[0] = p.parser.builder.build_icmp_id(len(p) == 4, p[len(p) - 1], _span(p))
+
+
 def p_predicate_side(p: yacc.YaccProduction) -> None:
     """predicate : target
     | side target"""
@@ -149,8 +161,9 @@ def p_predicate_side(p: yacc.YaccProduction) -> None:
 
 def p_target_address(p: yacc.YaccProduction) -> None:
     """target : ADDRESS values
-    | ADDRESS values ON PORT ports"""
-    builder, words, ports = p.parser.builder, p[2], p[5] if len(p) > 3 else None
+    | ADDRESS values ON PORT ranges"""
+    builder, words = p.parser.builder, p[2]
+    ports = builder.parse_ranges("port", p[5]) if len(p) > 3 else None
     p[0] = lambda side, span: builder.build_address(side, words, ports, span)
 
 
@@ -161,9 +174,10 @@ def p_target_network(p: yacc.YaccProduction) -> None:
 
 
 def p_target_port(p: yacc.YaccProduction) -> None:
-    """target : PORT ports
-    | ON PORT ports"""
-    builder, ports = p.parser.builder, p[len(p) - 1]
+    """target : PORT ranges
+    | ON PORT ranges"""
+    builder = p.parser.builder
+    ports = builder.parse_ranges("port", p[len(p) - 1])
     p[0] = lambda side, span: builder.build_ports(side, ports, span)
 
 
@@ -193,16 +207,16 @@ def p_values(p: yacc.YaccProduction) -> None:
     p[0] = [p[1]] if len(p) == 2 else [*p[1], p[3]]
 
 
-def p_ports(p: yacc.YaccProduction) -> None:
-    """ports : port
-    | ports COMMA port"""
+def p_ranges(p: yacc.YaccProduction) -> None:
+    """ranges : range
+    | ranges COMMA range"""
     p[0] = [p[1]] if len(p) == 2 else [*p[1], p[3]]
 
 
-def p_port(p: yacc.YaccProduction) -> None:
-    """port : value
+def p_range(p: yacc.YaccProduction) -> None:
+    """range : value
     | value DASH value"""
-    p[0] = p.parser.builder.parse_ports(p[1], p[len(p) - 1])
+    p[0] = (p[1], p[len(p) - 1])
 
 
 def p_value(p: yacc.YaccProduction) -> None:

@@ -21,7 +21,7 @@ NAMES: Final[Mapping[str, Mapping[int, str]]] = {
     "family": {number: name for name, number in fields.FAMILIES.items()},
 }
 PHRASES: Final[Mapping[str, str]] = {
-    **{field.attribute: field.phrase for field in fields.COUNTERS.values()},
+    **{field.attribute: field.phrase for field in (*fields.COUNTERS.values(), *fields.ICMP_IDS.values())},
     **{
         field.attribute: f"{field.phrase} {kind}"
         for (kind, _), pair in fields.SIDES.items()

@@ -40,6 +40,8 @@ ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
 WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})
+WITH_ICMP_IDS: Final = frozenset({int(Protocol.ICMP), int(Protocol.ICMPV6)})
+ICMP_IDS: Final = frozenset(fields.ICMP_IDS.values())
 PORTS: Final = frozenset({fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT})
 COUNTRIES: Final = frozenset({fields.SRC_COUNTRY, fields.DST_COUNTRY})
 NAMES: Final = {int(each): each.name for each in Protocol}
@@ -227,12 +229,14 @@ class _Search:
         *,
         holds: bool,
     ) -> World | Reason:
-        """A port or state that is asked about is there, whatever the answer."""
+        """A port, identifier or state that is asked about is there, whatever the answer."""
         left: World | Reason = world
         if some == (fields.STATE,):
             left = self._narrow_protocols(world, frozenset({int(Protocol.TCP)}), span)
         elif set(some) <= PORTS:
             left = self._narrow_protocols(world, WITH_PORTS, span)
+        elif set(some) <= ICMP_IDS:
+            left = self._narrow_protocols(world, WITH_ICMP_IDS, span)
         if isinstance(left, Reason) or not holds:
             return left
         if some == (fields.FAMILY,):

@@ -106,6 +106,8 @@ def _render_mark(value: int, mask: int) -> str:
 
 
 def _render_numbers(leaf: NumberIn) -> str:
+    if leaf.fields[0] in fields.ICMP_IDS.values():
+        return f"{leaf.fields[0].phrase} {','.join(_render_range(each) for each in leaf.ranges)}"
     vocabulary = VOCABULARIES.get(leaf.fields[0])
     if vocabulary is None:
         return f"{_render_side('port', leaf.fields)} {','.join(_render_range(each) for each in leaf.ranges)}"

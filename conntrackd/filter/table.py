@@ -38,7 +38,7 @@ from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
 from conntrackd.flow import Location
 
-FORMAT: Final = 0x63740001
+FORMAT: Final = 0x63740002
 MAX_NUMBER: Final = (1 << 64) - 1
 # Bytes of an address -> what is added to its attribute; each family is a field of its own.
 FAMILY_SUFFIXES: Final = {4: ".ipv4", 16: ".ipv6"}
@@ -47,7 +47,7 @@ FOUND: Final = "found"
 # enum field of core/decide.h: attributes of a Flow, where there is no other word behind it.
 CORE_FIELDS: Final = (
     *("type", "family", "protocol", "state", "status", "mark", "zone", "nat"),
-    *("sport", "dport", "reply_sport", "reply_dport"),
+    *("sport", "dport", "reply_sport", "reply_dport", "icmp_id", "reply_icmp_id"),
     *("orig_packets", "orig_bytes", "reply_packets", "reply_bytes", "duration"),
     FOUND,
     *("src_location", "dst_location"),

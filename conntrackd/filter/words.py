@@ -30,6 +30,9 @@ from conntrackd.values import quote
 NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
 QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)
 MAX_PORT: Final = (1 << 16) - 1
+MAX_ICMP_ID: Final = (1 << 16) - 1
+# What may be asked for as a range, with its last number.
+RANGED: Final = {"port": MAX_PORT, "ICMP identifier": MAX_ICMP_ID}
 MAX_ZONE: Final = (1 << 16) - 1
 MAX_PROTOCOL: Final = (1 << 8) - 1
 MAX_MARK: Final = (1 << 32) - 1
@@ -128,10 +131,21 @@ class Builder:
             field = fields.COUNTERS[kind, False]
         return Compare(field, "=" if operator == "==" else operator, self._take(word, parse, 0), span)
 
-    def parse_ports(self, first: Word, last: Word) -> Range:
+    def build_icmp_id(self, reply: bool, pairs: list[tuple[Word, Word]], span: Range) -> Expression:
+        ranges = self.parse_ranges("ICMP identifier", pairs)
+        return NumberIn((fields.ICMP_IDS[reply],), tuple(sorted(set(ranges))), span)
+
+    def parse_ranges(self, kind: str, pairs: list[tuple[Word, Word]]) -> list[Range]:
+        """Numbers and ranges of ports or identifiers."""
+        return [self._parse_range(kind, first, last) for first, last in pairs]
+
+    def _parse_range(self, kind: str, first: Word, last: Word) -> Range:
         """`80` (first is last) or `80-90`."""
-        low = self._take(first, _parse_port, 0)
-        high = low if last is first else self._take(last, _parse_port, MAX_PORT)
+        maximum = RANGED[kind]
+        low = self._take(first, lambda word: _parse_number(word, kind, maximum), 0)
+        high = low
+        if last is not first:
+            high = self._take(last, lambda word: _parse_number(word, kind, maximum), maximum)
         if low > high:
             message = f"the range {low}-{high} is empty: it ends before it begins"
             self.mistakes.append(Mistake(message, first.start, last.end, f"did you mean {high}-{low}?"))
@@ -219,10 +233,6 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         if number <= maximum:
             return number
     raise Invalid(f"{quote(word)} is no {kind}", f"a number from 0 to {maximum}")
-
-
-def _parse_port(word: str) -> int:
-    return _parse_number(word, "port", MAX_PORT)
 
 
 def _parse_zone(word: str) -> int:

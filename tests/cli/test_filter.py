@@ -184,6 +184,14 @@ def test_no_filter_reaches_what_was_lost_and_an_empty_line_is_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "log\t-\nlog\t-\n")
 
 
+def test_identifiers_are_those_of_both_tuples_and_the_same_without_a_translation() -> None:
+    ping = '{"type":"NEW","src":"10.0.0.1","dst":"10.0.0.2","prot":"ICMP","icmp_id":17'
+    lines = [ping + "}", ping + ',"nat":"SNAT","nat_src":"192.0.2.1","nat_icmp_id":4711}']
+    rules = ["--filter", "drop reply icmp id 17", "--filter", "drop icmp id 17 and reply icmp id 4711"]
+
+    assert ctl("test", *rules, text="\n".join(lines)).stdout == "drop\t1\ndrop\t2\n"
+
+
 def test_no_standard_input_is_told() -> None:
     program = "from conntrackd.cli.ctl import main; main()"
     words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]
@@ -201,6 +209,7 @@ def test_no_standard_input_is_told() -> None:
         '{"type":"NEW","src":"1.2.3.4","dst":"1.2.3.4","prot":"TCP","sport":true}',
         '{"type":"NEW","src":"1.2.3.4","dst":"1.2.3.4","prot":"TCP","duration":NaN}',
         '{"type":"NEW","src":"1.2.3.4","dst":"1.2.3.4","prot":"TCP","bytes":1e99}',
+        '{"type":"NEW","src":"1.2.3.4","dst":"1.2.3.4","prot":"ICMP","icmp_id":65536}',
         '{"type":"NEW","src":"1.2.3.4","dst":"1.2.3.4","prot":"\\ud800"}',
         "[" * 10_000,
         "x" * 70_000,

@@ -10,6 +10,7 @@ import pytest
 
 from conntrackd.core import _core as core
 from conntrackd.engine import SLOTS
+from conntrackd.filter.table import FORMAT
 from conntrackd.flow import Location
 from conntrackd.render import json, loki
 from conntrackd.render.steps import SLICE, STEP, StepKind
@@ -25,7 +26,7 @@ SRC, SPORT, TYPE, TIME, SRC_LOCATION, HELPER, LABELS = map(
     core.FIELDS.index, ("src", "sport", "type", "time", "src_location", "helper", "labels")
 )
 POOL = b"0123456789"
-EMPTY = struct.pack("=8I", 0x63740001, 0, 0, 0, 0, 0, 0, 0) + b"\1"
+EMPTY = struct.pack("=8I", FORMAT, 0, 0, 0, 0, 0, 0, 0) + b"\1"
 
 
 def step(

@@ -12,7 +12,7 @@ import pytest
 
 from conntrackd.core import _core as core
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.table import FORMAT, assemble, compile_table
+from conntrackd.filter.table import FORMAT, NUMBERS, assemble, compile_table
 from conntrackd.flow import Flow
 from tests.core.build import build_driver, make_environment
 from tests.core.deciding import load
@@ -128,7 +128,7 @@ FOUND: Final = HIGHS + 16
 @pytest.mark.parametrize(
     ("name", "place", "form", "value"),
     [
-        ("another format", 0, "I", 0x63740002),
+        ("another format", 0, "I", FORMAT + 1),
         ("a test more", 4, "I", 2),
         ("a test less", 4, "I", 0),
         ("more rules than there is room for", 8, "I", 0xFFFFFFFF),
@@ -144,10 +144,10 @@ FOUND: Final = HIGHS + 16
         ("more intervals than there are", HEADER + 20, "I", 3),
         ("intervals that nothing uses", HEADER + 20, "I", 1),
         ("no intervals", HEADER + 20, "I", 0),
-        ("an unknown field", HEADER + 24, "H", 28),
-        ("a field of another size", HEADER + 24, "H", 24),
+        ("an unknown field", HEADER + 24, "H", len(NUMBERS)),
+        ("a field of another size", HEADER + 24, "H", NUMBERS["src.ipv6"]),
         ("a word of what has none", HEADER + 26, "H", 1),
-        ("a place without places' bits", HEADER + 24, "H", 18),
+        ("a place without places' bits", HEADER + 24, "H", NUMBERS["src_location"]),
         ("something reserved in a test", HEADER + 28, "I", 1),
         ("an interval that ends before it begins", LOWS, "Q", 23),
         ("intervals out of order", HIGHS, "Q", 80),

@@ -132,7 +132,8 @@ def describe(flow: Flow) -> dict[str, Any]:
         fields |= {"sport": flow.sport, "dport": flow.dport}
     if flow.state != ABSENT:
         fields["state"] = states.get(flow.state, str(flow.state))
-    is_source = (flow.reply_dst, flow.reply_dport) != (flow.src, flow.sport)
+    source = (flow.src, flow.sport, flow.icmp_id)
+    is_source = (flow.reply_dst, flow.reply_dport, flow.reply_icmp_id) != source
     is_target = (flow.reply_src, flow.reply_sport) != (flow.dst, flow.dport)
     if is_source or is_target:
         nat = (Nat.SNAT if is_source else Nat.NONE) | (Nat.DNAT if is_target else Nat.NONE)

@@ -12,6 +12,11 @@ FLOW: Final = Flow(
     1, 1, 2, 6, 1, b"\x0a\0\0\1", b"\x0a\0\0\2", 1024, 80, b"\x0a\0\0\2", b"\x0a\0\0\1", 80, 1024, state=3
 )
 ICMP: Final = replace(FLOW, protocol=1, sport=-1, dport=-1, reply_sport=-1, reply_dport=-1, state=-1)
+PING: Final = replace(ICMP, icmp_type=8, icmp_code=0, icmp_id=17, reply_icmp_id=17)
+MASKED: Final = replace(PING, reply_dst=b"\xc0\0\x02\1", reply_icmp_id=4711)
+PING_6: Final = replace(
+    PING, family=10, protocol=58, src=bytes(16), dst=bytes(16), reply_src=bytes(16), reply_dst=bytes(16)
+)
 IPV6: Final = replace(
     FLOW,
     family=10,
@@ -65,6 +70,26 @@ ROWS: Final = [
     ("address 10.0.0.2 on port 80", FLOW, True),
     ("address 10.0.0.1 on port 80", FLOW, False),
     ("reply source port 80", FLOW, True),
+    ("icmp id 17", PING, True),
+    ("icmp id 1-16,18", PING, False),
+    ("not icmp id 18", PING, True),
+    ("icmp id 17", PING_6, True),
+    ("icmp id 17", MASKED, True),
+    ("icmp id 4711", MASKED, False),
+    ("reply icmp id 4711", MASKED, True),
+    ("reply icmp id 17", MASKED, False),
+    ("reply icmp id 17", PING, True),  # there without a translation, too
+    ("reply icmp id 17", PING_6, True),
+    ("nat ANY and reply icmp id 17", PING, False),  # the field nat_icmp_id
+    ("nat ANY and reply icmp id 4711", MASKED, True),
+    ("nat SNAT", replace(PING, reply_icmp_id=18), True),  # the identifier alone is translated
+    ("nat DNAT", replace(PING, reply_icmp_id=18), False),
+    ("nat ANY", PING_6, False),
+    ("icmp id 0", replace(PING, icmp_id=0), True),
+    ("icmp id 0-65535", FLOW, False),
+    ("not icmp id 17", FLOW, False),
+    ("not reply icmp id 17", ICMP, False),
+    ("protocol TCP, icmp id 17", PING, True),
     ("any", FLOW, True),
     ("not any", FLOW, False),
     ("duration < 1ms", replace(FLOW, start=5, stop=4), True),  # the clock was set back by as little as can be

@@ -51,6 +51,7 @@ PREFIXES: Final = [fields.to_prefix(ip_network(text)) for text in NETWORKS.split
 PORTS: Final = (0, 1, 22, 53, 79, 80, 81, 90, 443, 8080, 32768, 65535)
 PROTOCOLS: Final = (1, 6, 17, 33, 47, 58, 132, 136, 0, 2, 255)
 PORTLESS: Final = (Protocol.ICMP, Protocol.ICMPV6, 0, 2, 255)
+WITH_ICMP_IDS: Final = (Protocol.ICMP, Protocol.ICMPV6)
 MARKS: Final = (0, 1, 0x10, 0x1F, 0xF0, 0x80000000, 0xFFFFFFFF)
 MASKS: Final = (0xFFFFFFFF, 0xF0, 0x0F, 0x80000000, 0)
 ZONES: Final = (0, 1, 3, 65535)
@@ -58,6 +59,7 @@ STATUSES: Final = tuple(fields.STATUSES.values())
 COUNTS: Final = (0, 1, 100, 1023, 1024, 10 << 20, (1 << 32) - 1, 1 << 32, (1 << 64) - 1)
 OPTIONAL: Final = (
     *(fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT, fields.STATE),
+    *fields.ICMP_IDS.values(),
     *fields.COUNTERS.values(),
 )
 SECOND: Final = 10**9
@@ -85,7 +87,9 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
     protocol = draw(st.sampled_from(PROTOCOLS) | st.integers(0, 255))
     address = st.sampled_from(ADDRESSES[version])
     port = st.sampled_from(PORTS) if protocol not in PORTLESS else st.just(ABSENT)
+    identifier = st.sampled_from(PORTS) if protocol in WITH_ICMP_IDS else st.just(ABSENT)
     src, dst, sport, dport = draw(address), draw(address), draw(port), draw(port)
+    icmp_id = draw(identifier)
     turned_round = draw(st.booleans())  # most flows are not translated
     start = draw(st.sampled_from((0, START)))
     place = locations if located else st.nothing()
@@ -116,6 +120,8 @@ def flows(draw: st.DrawFn, *, located: bool = True) -> Flow:
         stop=draw(st.just(0) | st.sampled_from((-SECOND, -1, *DURATIONS)).map(lambda ns: START + ns)),
         src_location=src_location,
         dst_location=src_location if src == dst else draw(st.none() | place),  # an address is in one place
+        icmp_id=icmp_id,
+        reply_icmp_id=icmp_id if turned_round else draw(identifier),
     )
 
 
@@ -166,6 +172,10 @@ marks = st.tuples(st.sampled_from(MARKS), st.sampled_from(MASKS)).map(
 )
 prefixes = st.sets(st.sampled_from(PREFIXES), min_size=1, max_size=5).map(sort_prefixes)
 
+icmp_ids: st.SearchStrategy[Expression] = st.builds(
+    NumberIn, st.sampled_from([(field,) for field in fields.ICMP_IDS.values()]), port_ranges
+)
+
 # What the kernel can decide from one message, wherever the field is carried.
 kernel_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.just(Anything()),
@@ -175,6 +185,7 @@ kernel_leaves: st.SearchStrategy[Expression] = st.one_of(
     one_of_these(fields.ZONE, ZONES),
     one_of_these(fields.FAMILY, list(fields.FAMILIES.values())),
     st.builds(NumberIn, one_or_both(find_pairs("port")), port_ranges),
+    icmp_ids,
     st.builds(StatusHas, any_bits(STATUSES)),
     st.builds(NatHas, st.sampled_from((1, 2, 3))),
     st.builds(MarkIn, st.sets(marks, min_size=1, max_size=3).map(lambda chosen: tuple(sorted(chosen)))),
@@ -200,6 +211,7 @@ set_leaves: list[st.SearchStrategy[Expression]] = [
     ),
     one_of_these(fields.PROTOCOL, PROTOCOLS),
     one_of_these(fields.STATE, list(fields.STATES.values())),
+    *(st.builds(NumberIn, st.just((field,)), port_ranges) for field in fields.ICMP_IDS.values()),
 ]
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(

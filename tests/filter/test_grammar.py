@@ -41,6 +41,13 @@ def parse(text: str) -> str:
             "drop destination address 10.0.0.1 on port 80",
             "drop destination address 10.0.0.1 and destination port 80",
         ),
+        ("drop icmp id 17", "drop icmp id 17"),
+        ("drop ICMP  ID 0x10,80-90", "drop icmp id 16,80-90"),
+        ("drop reply icmp\n id 17", "drop reply icmp id 17"),
+        ("drop protocol ICMP, icmp id 17", "drop protocol ICMP or icmp id 17"),
+        ("drop icmp id 17, 18, port 80", "drop icmp id 17,18 or port 80"),
+        ("drop country ID and protocol icmp", "drop country ID and protocol ICMP"),
+        ("drop protocol icmp or icmp id 1", "drop protocol ICMP or icmp id 1"),
         ("drop not port 80", "drop not port 80"),
         ("drop ! port 80", "drop not port 80"),
         ("drop not not port 80", "drop port 80"),
@@ -71,6 +78,12 @@ def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
         ("log type NWE", "unknown type 'NWE', did you mean NEW?", "NWE"),
         ("log source address 10.0.0.1/8", "10.0.0.0/8", "10.0.0.1/8"),
         ("log port 70000", "'70000' is no port", "70000"),
+        ("log icmp id 70000", "'70000' is no ICMP identifier", "70000"),
+        ("log icmp id 1-x", "a number from 0 to 65535", "x"),
+        ("log icmp id 9-8", "did you mean 8-9?", "9-8"),
+        ("log icmp 5", "did you mean icmp id?", "icmp"),
+        ("log icmpid 5", "did you mean icmp id?", "icmpid"),
+        ("log source icmp id 5", "'address', 'network', 'port'", "icmp id"),
         ("log port 90-80", "ends before it begins", "90-80"),
         ("log mark 0x1f/0xf0", "can never match", "0x1f/0xf0"),
         ("log duration > 5y", "5y", "5y"),
@@ -91,7 +104,9 @@ def test_a_mistake_is_told_with_a_caret_under_the_word(text: str, words: str, ma
     assert text[start : start + carets.count("^")] == marked
 
 
-@pytest.mark.parametrize("text", ["", "log", "log type", "log port 80 and", "log (any", "log any)", "any"])
+@pytest.mark.parametrize(
+    "text", ["", "log", "log type", "log port 80 and", "log icmp id", "log (any", "log any)", "any"]
+)
 def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(ManyErrors) as caught:
         parse(text)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from pytest_mock import MockerFixture
 
 from conntrackd import bpf
-from conntrackd.filter import bpfcode
-from conntrackd.filter.ast import Rule
+from conntrackd.filter import bpfcode, fields
+from conntrackd.filter.ast import Rule, push_not_inward
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
@@ -18,6 +18,7 @@ from conntrackd.filter.text import RuleText
 from conntrackd.flow import EventType, Flow, Protocol
 from conntrackd.netlink.message import walk
 from conntrackd.netlink.socket import attach_program
+from tests.filter.rows import MASKED
 from tests.filter.strategies import flows, kernel_rules, rules
 from tests.messages import build_message
 
@@ -70,9 +71,16 @@ def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow
     assert keeps(compile_kernel(some, protocols=None, events=ALL), flow) or not kept
 
 
+def count_fields(some: Sequence[Rule]) -> int:
+    """How many attributes the program has to remember the places of."""
+    plain = [push_not_inward(rule.expression) for rule in some]
+    return len({fields.PROTOCOL, *(field for each in plain for field in bpfcode._list_fields(each))})
+
+
 @given(kernel_rules, flows(located=False))
 @settings(max_examples=400, deadline=None)
 def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule], flow: Flow) -> None:
+    assume(count_fields(some) <= bpfcode.SPARE_SLOT)
     kept = evaluate(some, flow, TCP_UDP).keep
 
     assert keeps(compile_kernel(some, protocols=TCP_UDP, events=ALL), flow) is kept
@@ -99,6 +107,7 @@ def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule
         (["drop destination country DE"], True),
         (["drop mark 0"], False),
         (["drop family IPV6", "drop zone 0"], False),
+        (["drop icmp id 0-65535", "drop not icmp id 1"], True),  # it has none
     ],
 )
 def test_one_event_under_rules_that_people_write(texts: list[str], kept: bool) -> None:
@@ -119,6 +128,34 @@ def test_one_event_under_rules_that_people_write(texts: list[str], kept: bool) -
 )
 def test_only_groups_are_joined_of_which_an_event_can_be_kept(texts: list[str], groups: int) -> None:
     assert compile_kernel(parse(*texts), protocols=None, events=ALL).groups == groups
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped"),
+    [
+        ("drop icmp id 17", True),
+        ("drop icmp id 18-65535", False),
+        ("drop not icmp id 18", True),
+        ("drop reply icmp id 4711", True),
+        ("drop reply icmp id 17", False),
+        ("drop port 0-65535", False),
+        ("drop nat SNAT", True),
+        ("drop nat DNAT", False),
+    ],
+)
+def test_the_kernel_decides_about_identifiers_of_both_protocols(text: str, dropped: bool) -> None:
+    program = compile_kernel(parse(text), protocols=None, events=ALL).program
+    pings = [replace(MASKED, protocol=number) for number in (Protocol.ICMP, Protocol.ICMPV6)]
+
+    assert passes(program, [build_message(ping) for ping in pings]) == [not dropped] * 2
+
+
+def test_an_identifier_that_alone_is_translated_is_seen_by_the_kernel_too() -> None:
+    program = compile_kernel(parse("drop nat SNAT"), protocols=None, events=ALL).program
+    alone = replace(MASKED, reply_dst=MASKED.src)
+
+    plain = replace(alone, reply_icmp_id=alone.icmp_id)
+    assert passes(program, [build_message(alone), build_message(plain)]) == [False, True]
 
 
 def test_a_type_that_is_not_wanted_is_neither_joined_nor_passed_up() -> None:

@@ -18,6 +18,7 @@ def test_a_table_of_every_kind_reads_like_this() -> None:
         'drop not address 10.0.0.0/8,2001:db8::/64 and (bytes > 10M or source city "Z\u00fcrich")',
         "log nat ANY and duration < 1m and status UNREPLIED",
         "drop not destination port 22,80-90",
+        "drop icmp id 17 and not reply icmp id 1-99",
     )
 
     assert render_table(compile_table(rules, frozenset({6, 47, 99}), 5)).splitlines() == [
@@ -40,7 +41,9 @@ def test_a_table_of_every_kind_reads_like_this() -> None:
         "  15  nat SNAT,DNAT: 16, else 18",
         "  16  duration up to 59999999999ns: 17, else 18",
         "  17  status SEEN_REPLY: 18, else rule 4 (log)",
-        "  18  destination port up to 21, 23-79, from 91: rule 5 (drop), else no rule (log)",
+        "  18  destination port up to 21, 23-79, from 91: rule 5 (drop), else 19",
+        "  19  icmp id 17: 20, else no rule (log)",
+        "  20  reply icmp id 0, from 100: rule 6 (drop), else no rule (log)",
     ]
 
 

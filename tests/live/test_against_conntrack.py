@@ -77,13 +77,16 @@ def parse(line: str) -> dict[str, Any]:
     if number == Protocol.TCP and states:
         parsed["state"] = states[0]
     sports, dports = found.get("sport", ["0", "0"]), found.get("dport", ["0", "0"])
-    snat = (found["dst"][1], dports[1]) != (found["src"][0], sports[0])
+    ids = [int(each) for each in found["id"][:2]] if "type" in found else [0, 0]
+    snat = (found["dst"][1], dports[1], ids[1]) != (found["src"][0], sports[0], ids[0])
     dnat = (found["src"][1], sports[1]) != (found["dst"][0], dports[0])
     if snat or dnat:
         parsed["nat"] = "BOTH" if snat and dnat else "SNAT" if snat else "DNAT"
         parsed |= {"nat_src": found["dst"][1], "nat_dst": found["src"][1]}
         if has_ports:
             parsed |= {"nat_sport": int(dports[1]), "nat_dport": int(sports[1])}
+        if "type" in found:
+            parsed["nat_icmp_id"] = ids[1]
     if found.get("mark", ["0"])[0] != "0":
         parsed["mark"] = int(found["mark"][0])
     if "packets" in found:
@@ -91,6 +94,7 @@ def parse(line: str) -> dict[str, Any]:
         parsed |= {"reply_packets": int(found["packets"][1]), "reply_bytes": int(found["bytes"][1])}
     if "type" in found:
         parsed |= {"icmp_type": int(found["type"][0]), "icmp_code": int(found["code"][0])}
+        parsed["icmp_id"] = ids[0]
     return parsed
 
 
@@ -102,6 +106,7 @@ def reduce(event: dict[str, Any], names: set[str]) -> dict[str, Any]:
 COMPARED = {
     *("type", "flow", "prot", "src", "dst", "sport", "dport", "nat", "nat_src", "nat_dst", "nat_sport"),
     *("nat_dport", "mark", "packets", "bytes", "reply_packets", "reply_bytes", "icmp_type", "icmp_code"),
+    *("icmp_id", "nat_icmp_id"),
 }
 
 
@@ -155,3 +160,19 @@ def test_the_events_are_those_of_conntrack_in_their_order(rules: str, accounting
     assert nats == {
         ("BOTH" if rules == SNAT + DNAT else "SNAT" if rules == SNAT else "DNAT") if rules else None
     }
+
+
+def test_an_identifier_that_alone_is_translated_is_told_and_asked_for() -> None:
+    with network() as net:
+        net.load(TRACKING + SNAT)
+        rules = ["--filter", "log nat SNAT and icmp id 77 and not reply icmp id 77", "--filter", "drop any"]
+        arguments = ["--conntrack.netns", net.router, "--conntrack.protocols", "icmp", *rules]
+        with daemon(*arguments, "--sink.stream.enable") as running:
+            running.wait_for_start()
+            for namespace in (net.client, net.router):  # one after the other, to one host from one address
+                call_inside(namespace, traffic.ping, socket.AF_INET, "10.2.0.2", 77)
+            settle(running)
+            assert running.stop() == 0
+
+    found = [(each["src"], each["nat_src"], each["nat_icmp_id"] != 77) for each in running.events]
+    assert set(found) == {("10.2.0.1", "10.2.0.1", True)}

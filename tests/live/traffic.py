@@ -82,13 +82,13 @@ def talk_udp(family: int, address: str, times: int = 1) -> None:
             assert sock.recv(100) == b"hello"
 
 
-def ping(family: int, address: str) -> None:
+def ping(family: int, address: str, identifier: int = 0) -> None:
     """One echo request and its reply."""
     number = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
     kind = 8 if family == socket.AF_INET else 128
     with socket.socket(family, socket.SOCK_RAW, number) as sock:
         sock.settimeout(10)
-        message = struct.pack("!BBHHH", kind, 0, 0, os.getpid() & 0xFFFF, 1)
+        message = struct.pack("!BBHHH", kind, 0, 0, identifier or os.getpid() & 0xFFFF, 1)
         if family == socket.AF_INET:  # of ICMPv6 the kernel computes it
             words = sum(struct.unpack("!4H", message))
             checksum = ~((words & 0xFFFF) + (words >> 16)) & 0xFFFF
