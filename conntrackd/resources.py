@@ -12,9 +12,8 @@ from conntrackd.errors import ResourceError
 DESCRIPTORS: Final = 7
 # Four sinks, two spools and the bus, all at once, take twenty. What can be done without waits for so many.
 ENOUGH_DESCRIPTORS: Final = 24
-# The main one, its helper, the reader, the one that looks at the databases, and the one that ends a request
-# to Loki in time.
-THREADS: Final = 5
+# The main one, its helper, the reader, and the one that looks at the databases.
+THREADS: Final = 4
 
 
 def is_kernel(major: int, minor: int) -> bool:

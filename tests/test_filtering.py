@@ -66,6 +66,7 @@ class Gathering:
     """In the place of an outbox: keeps what it is given."""
 
     template = json.TEMPLATE
+    batch_wait = 0.0
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []

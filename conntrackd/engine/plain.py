@@ -1,6 +1,5 @@
 """The engine in plain Python: the reference of walk, decide and render, for a daemon that has no core."""
 
-import os
 import select
 import socket
 import time
@@ -132,8 +131,8 @@ def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
     """Datagrams that are there, at most SLOTS, and the port id of each one's sender."""
     datagrams: list[bytes] = []
     senders: list[int] = []
-    netlink = socket.socket(fileno=os.dup(descriptor))
-    with netlink:
+    netlink = socket.socket(fileno=descriptor)
+    try:
         while len(datagrams) < SLOTS:
             try:
                 data, _, _, sender = netlink.recvmsg(SLOT_BYTES + 1, 0, socket.MSG_DONTWAIT | MSG_TRUNC)
@@ -141,6 +140,8 @@ def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
                 break
             datagrams.append(data)
             senders.append(sender[0] if sender else 0)
+    finally:
+        netlink.detach()
     return datagrams, senders
 
 

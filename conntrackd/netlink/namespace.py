@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.errors import NotPermittedError, UnavailableError
+from conntrackd.resources import raise_descriptors
 
 NAMED: Final = Path("/run/netns")
 
@@ -16,7 +17,7 @@ def enter(name: str | None) -> Iterator[None]:
     """What is opened inside belongs to the namespace and stays there afterwards. None: stay where we are.
 
     A name is one of /run/netns, a path that of any namespace. Raises UnavailableError for one that is none,
-    NotPermittedError without CAP_SYS_ADMIN.
+    NotPermittedError without CAP_SYS_ADMIN, ResourceError where no more files may be opened.
     """
     if name is None:
         yield
@@ -70,6 +71,7 @@ def _change(name: str) -> None:
             hint="run it as root",
         ) from error
     except OSError as error:
+        raise_descriptors(error)
         raise UnavailableError(
             f"{name!r} is no network namespace: {os.strerror(error.errno or 0)}", place="conntrack.netns"
         ) from error

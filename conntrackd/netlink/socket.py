@@ -177,9 +177,13 @@ class EventSocket:
 
 def measure(descriptor: int) -> Fill:
     """How full the buffer of a netlink socket is, and how many events it had no room for: 0.7 us."""
-    # A socket object of its own would have to ask the kernel for family, type and protocol first.
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, fileno=os.dup(descriptor)) as netlink:
+    # A socket object that is told no family, type and protocol would ask the kernel for them. It borrows the
+    # descriptor: for a duplicate there may be no number left.
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER, fileno=descriptor)
+    try:
         words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+    finally:
+        netlink.detach()
     return Fill(words[SK_MEMINFO_RMEM_ALLOC], words[SK_MEMINFO_RCVBUF], words[SK_MEMINFO_DROPS])
 
 

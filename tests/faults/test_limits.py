@@ -98,12 +98,12 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its
             assert "LimitNOFILE= in the unit" in running.said[1]
 
 
-@pytest.mark.parametrize("threads", range(1, 8))
+@pytest.mark.parametrize("threads", range(1, 7))
 def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> None:
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
 
     assert done.returncode == 71
-    assert "conntrackd: this process may start no more threads\nhint: it needs 9, " in done.stderr
+    assert "conntrackd: this process may start no more threads\nhint: it needs 8, " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -116,7 +116,7 @@ def test_row_13_a_guard_that_cannot_be_started_is_told() -> None:
 
 
 def test_row_13_as_many_threads_as_it_says_are_enough_to_start_and_to_stop() -> None:
-    with daemon(*SINKS, prefix=[*STRANGER, "prlimit", "--nproc=9"]) as running:
+    with daemon(*SINKS, prefix=[*STRANGER, "prlimit", "--nproc=8"]) as running:
         running.wait_for_start()
         assert running.stop() == 0
 

@@ -3,12 +3,14 @@
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from conntrackd import core
 from conntrackd.core._core import Locations
 from conntrackd.filter import merge, table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
@@ -16,7 +18,6 @@ from conntrackd.filter.evaluate import ALL, evaluate
 from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
 from conntrackd.flow import EventType, Flow, Location
-from fuzz.native import CORE
 from tests.core.deciding import Core, load, select
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
@@ -249,7 +250,7 @@ def test_jumps_lead_forward(rules: list[Rule]) -> None:
 
 
 def test_fields_stand_in_the_order_of_the_core() -> None:
-    header = (CORE / "decide.h").read_text()
+    header = (Path(core.__file__).parent / "decide.h").read_text()
     names = header.partition("enum field {")[2].partition("FIELDS,")[0].split("FIELD_")[1:]
 
     found = [name.partition(",")[0].lower().replace("_ipv", ".ipv") for name in names]
