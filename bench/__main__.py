@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> Report:
         memory_rows, latency_rows = [[rows[name] for name in of] for of in (MEMORY_ROWS, LATENCY_ROWS)]
         return Report(
             rows=summarize_all(chosen, measure_all(chosen, load, arguments.repeat)),
-            latency=measure_latency(latency_rows, path) if LATENCY in wanted else (),
+            latency=measure_latency(latency_rows) if LATENCY in wanted else (),
             backlog=list(measure_backlogs(path)) if BACKLOG in wanted else (),
             memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),

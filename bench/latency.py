@@ -7,10 +7,8 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -56,34 +54,24 @@ class Chunk:
     data: bytes
 
 
-def measure_latency(subjects: Sequence[Subject], scratch: Path) -> list[Latency]:
+def measure_latency(subjects: Sequence[Subject]) -> list[Latency]:
     """All subjects under all loads, each once; what they write goes through a pipe."""
-    path = scratch / "pipe"
-    os.mkfifo(path)
     with turn_on(TIMES):
         if EVENT_TIME not in capture(Load(flows=1)).buffer:
             raise BenchError("this kernel does not give the times of events (Linux 6.14 does)")
-        with _open_pipe(path) as pipe:
-            return [
-                sample
-                for subject in subjects
-                for sample in _measure_subject(replace(subject, stdout=path), pipe)
-            ]
+        return [sample for subject in subjects for sample in _measure_subject(subject)]
 
 
-@contextmanager
-def _open_pipe(path: Path) -> Iterator[int]:
-    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # for writing too, so that it never is at its end
+def _measure_subject(subject: Subject) -> list[Latency]:
+    reading, writing = os.pipe()
     try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
-        yield pipe
+        os.set_blocking(reading, False)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, CHUNK)
+        with run_subject(subject, writing) as session:
+            return [_measure_rate(session, reading, rate) for rate in RATES]
     finally:
-        os.close(pipe)
-
-
-def _measure_subject(subject: Subject, pipe: int) -> list[Latency]:
-    with run_subject(subject) as session:
-        return [_measure_rate(session, pipe, rate) for rate in RATES]
+        os.close(reading)
+        os.close(writing)
 
 
 def _measure_rate(session: Session, pipe: int, rate: int) -> Latency:

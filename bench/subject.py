@@ -126,13 +126,16 @@ class Session:
 
 
 @contextmanager
-def run_subject(subject: Subject) -> Iterator[Session]:
-    """Start a subject on its core and wait until it listens and is idle; end it in any case."""
+def run_subject(subject: Subject, pipe: int | None = None) -> Iterator[Session]:
+    """Start a subject on its core and wait until it listens and is idle; end it in any case.
+
+    `pipe` is what it writes to in place of its file.
+    """
     argv = ["taskset", "-c", subject.cores, *subject.argv]
     environ = {**os.environ, **subject.environ}
     with tempfile.TemporaryFile("w+") as errors:
         with subject.stdout.open("wb") as stdout:
-            process = subprocess.Popen(argv, stdout=stdout, stderr=errors, env=environ)
+            process = subprocess.Popen(argv, stdout=pipe or stdout, stderr=errors, env=environ)
         try:
             session = Session(subject, process, errors)
             session.wait_until_it_listens()

@@ -92,24 +92,22 @@ def is_asked_for() -> bool | None:
 
 def _look_at_hooks() -> bool | None:
     """Whether one of the functions that the kernel calls for each packet is conntrack's. None: not told."""
+    is_told = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
             netlink.settimeout(ANSWER_SECONDS)
             netlink.bind((0, 0))
-            answers = [
-                _dump(
-                    netlink,
-                    NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET,
-                    family,
-                    struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook),
-                )
-                for family in (socket.AF_INET, socket.AF_INET6)
-                for hook in HOOKS
-            ]
+            # Where connections are tracked the first answer says so.
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for hook in HOOKS:
+                    attributes = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
+                    answer = _dump(netlink, NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, family, attributes)
+                    if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
+                        return True
+                    is_told |= answer is not None
     except OSError:
         return None
-    known = [answer for answer in answers if answer is not None]
-    return any(name in answer for answer in known for name in HOOK_FUNCTIONS) if known else None
+    return False if is_told else None
 
 
 def count_entries() -> int | None:

@@ -134,7 +134,7 @@ class StreamSink:
             if not end:  # a line that is longer than a pipe would keep together
                 break
             try:
-                done += os.pwritev(self._descriptor, [text[done:end]], -1, RWF_NOWAIT)
+                done += self._write_now(text[done:end])
             except BlockingIOError:
                 break
             except OSError as error:  # what is wrong, write() will find and explain
@@ -144,6 +144,12 @@ class StreamSink:
                 self._begun = text[text.rfind(b"\n", 0, done) + 1 : done]
                 break
         return done
+
+    def _write_now(self, piece: bytes) -> int:
+        """How many bytes went out. Raises BlockingIOError where it would have to wait."""
+        if self._path is not None:  # opened here, and so that it does not wait
+            return os.write(self._descriptor, piece)
+        return os.pwritev(self._descriptor, [piece], -1, RWF_NOWAIT)
 
     def close(self) -> None:
         """Ends a write that waits. A file that is opened again is a new one where logrotate has moved it."""
