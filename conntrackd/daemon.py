@@ -29,6 +29,7 @@ from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
 from conntrackd.handover import Handover
 from conntrackd.intake import Intake
+from conntrackd.lean import without
 from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
@@ -391,7 +392,8 @@ class Daemon:
         if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
             return []
         # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
-        from conntrackd.bus.service import BusService  # noqa: PLC0415
+        with without("_hashlib"):  # 3 MiB of OpenSSL: dbus-fast's hashes, which nobody asks for, go without
+            from conntrackd.bus.service import BusService  # noqa: PLC0415
 
         return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
 
