@@ -12,14 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from bench.arena import BenchError, Load, be_gateway, compile_program, enter_namespaces
+from bench.arena import CORE, BenchError, Load, be_gateway, compile_program, enter_namespaces
 from bench.backlog import Backlog, measure_backlog
 from bench.capture import capture
 from bench.flood import measure_floods
 from bench.latency import measure_latency
 from bench.parts import Part, measure_parts
 from bench.receivers import start_receivers
-from bench.rows import ROWS, list_backlogs, list_rows
+from bench.rows import ROWS, list_backlogs, list_rows, write_template
 from bench.soak import measure_memory, soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
 from bench.table import Report, render_json, render_tables, summarize_all
@@ -35,6 +35,8 @@ NAMES: Final = [*ROWS, LATENCY, BACKLOG, MEMORY, SOAK, FLOOD, PARTS]
 # Whom the tables of their own are about.
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
 MEMORY_ROWS: Final = ("file", "sinks-udp")
+# Of the core's own, what walks over an event and writes it.
+CORE_FILES: Final = ("event", "fields", "render", "template", "text")
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 
@@ -97,10 +99,12 @@ def run(arguments: argparse.Namespace) -> Report:
         raise BenchError("needs root, for a network namespace and its devices: sudo make bench")
     for program in ("floor", "syscalls", "generator", "drain"):
         compile_program(program)
+    compile_program("core", *(CORE / f"{name}.c" for name in CORE_FILES))
     os.sched_setaffinity(0, {GENERATOR_CORE})
     enter_namespaces()
     scratch = tempfile.TemporaryDirectory(dir=TMPFS, prefix="conntrackd-bench-")
     with scratch, start_receivers() as receivers:
+        write_template(Path(scratch.name))
         rows = list_rows(Path(scratch.name), receivers.ports, receivers.count)
         chosen = {name: row for name, row in rows.items() if name in wanted}
         load, path = Load(arguments.flows, arguments.rate), Path(scratch.name)

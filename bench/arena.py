@@ -12,6 +12,7 @@ from typing import Final
 
 HERE: Final = Path(__file__).parent
 BUILD: Final = HERE / "build"
+CORE: Final = HERE.parent / "conntrackd" / "core"
 # include/uapi/linux/sched.h; os.unshare comes with Python 3.12
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWNET: Final = 0x40000000
@@ -74,14 +75,15 @@ class BenchError(Exception):
     """The benchmark cannot go on; the text says why."""
 
 
-def compile_program(name: str) -> Path:
-    """Compile bench/NAME.c unless build/NAME is newer than it and the headers."""
+def compile_program(name: str, *more: Path) -> Path:
+    """Compile bench/NAME.c and more sources unless build/NAME is newer than they and the headers."""
     source, program = HERE / f"{name}.c", BUILD / name
-    newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
+    newest = max(path.stat().st_mtime for path in (source, *more, *HERE.glob("*.h"), *CORE.glob("*.h")))
     if program.exists() and program.stat().st_mtime > newest:
         return program
     BUILD.mkdir(exist_ok=True)
-    run_tool("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source))
+    flags = ("-O2", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
+    run_tool("gcc", *flags, "-o", str(program), str(source), *map(str, more))
     return program
 
 

@@ -3,6 +3,7 @@
 A name's end says the load: full speed where it has none, else so many thousand events a second.
 """
 
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,9 @@ from typing import Final
 from bench.arena import BUILD
 from bench.backlog import BUFFER as BACKLOG_BUFFER
 from bench.subject import Subject, count_lines, parse_shown
+from conntrackd.render import json
 from conntrackd.render.journal import EVENT_ID
+from conntrackd.render.steps import write_steps
 
 BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.
@@ -22,6 +25,7 @@ RATES: Final = {"": 0, "-1k": 1_000, "-10k": 10_000, "-40k": 40_000, "-60k": 60_
 GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
 # At 40,000 events/s one core has the time for all four sinks.
 SINKS_RATES: Final = {"": 0, "-40k": 40_000, "-150k": 150_000}
+TEMPLATE: Final = "template"  # a file in the scratch directory
 LOADED: Final = 75_000  # for a file alone
 PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
 # What the daemon writes for the generator's events, in the mean: bytes of a line, of an entry of the journal
@@ -70,10 +74,22 @@ def list_rows(
     }
 
 
+def write_template(scratch: Path) -> None:
+    """The form of JSON lines, for the C program that has the core alone."""
+    parts = write_steps(json.TEMPLATE, {})
+    content = struct.pack("=4I", *map(len, parts), json.TEMPLATE.by_stream) + b"".join(parts)
+    (scratch / TEMPLATE).write_bytes(content)
+
+
 def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
-    """The floor, the daemon and its rival, all at one rate."""
+    """The floor, the core alone, the daemon and its rival, all at one rate."""
     at, floor, rival = _say_rate(rate), f"floor{end}", f"conntrack{end}"
     yield floor, replace(_floor(f"floor: recvmmsg in C, thrown away{at}"), rate=rate, floor=floor)
+    alone = (str(BUILD / "core"), str(scratch / TEMPLATE), "7", str(BUFFER))
+    core = Subject(
+        f"the daemon's core in a C program, JSON to a file{at}", alone, scratch / "core", count_lines
+    )
+    yield f"core{end}", replace(core, rate=rate, floor=floor)
     file = _daemon(f"conntrackd, JSON to a file{at}", stdout=scratch / "file")
     yield f"file{end}", replace(file, rate=rate, floor=floor, other=rival)
     shown = _conntrack(f"conntrack -E to a file{at}", scratch / "conntrack")

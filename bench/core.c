@@ -1,0 +1,71 @@
+/*
+ * The daemon's core and nothing of Python: events as JSON lines on standard output, one write for all that one call
+ * has received. What the daemon costs more is its loop, its threads, and what it does once a second.
+ *
+ * Usage: core TEMPLATE GROUPS BUFFER. TEMPLATE is a file of what a template is compiled to, see rows.py.
+ */
+#include "listener.h"
+
+#include "event.h"
+#include "render.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#define TEMPLATE_BYTES (1 << 20)
+#define NANO 1000000000ULL
+
+struct parts {
+	uint32_t lengths[3]; /* of steps, names and pool */
+	uint32_t by_stream;
+	uint8_t bytes[TEMPLATE_BYTES];
+};
+
+static void read_template(const char *path, struct template *template)
+{
+	static struct parts parts;
+	FILE *file = fopen(path, "rb");
+	const uint8_t *names = parts.bytes, *pool = parts.bytes;
+
+	if (!file || !fread(&parts, 1, sizeof(parts), file))
+		fail(path);
+	names += parts.lengths[0];
+	pool = names + parts.lengths[1];
+	if (!open_template(template, (const void *)parts.bytes, parts.lengths[0] / sizeof(struct step),
+			   (const void *)names, parts.lengths[1] / sizeof(struct slice), (const char *)pool,
+			   parts.lengths[2], parts.by_stream))
+		fail("template");
+	fclose(file);
+}
+
+int main(int argc, char **argv)
+{
+	static struct listener listener = { .gathers = true };
+	static struct template template;
+	static struct output output;
+	static struct stream streams[MAX_STREAMS];
+	static struct event events[SLOTS];
+	static uint16_t kept[SLOTS];
+
+	if (argc != 4)
+		return 2;
+	read_template(argv[1], &template);
+	listen_to(&listener, atoi(argv[2]), atoi(argv[3]));
+	for (;;) {
+		int received = receive(&listener);
+		struct timespec now;
+		size_t count = 0, stream_count;
+
+		clock_gettime(CLOCK_REALTIME, &now);
+		for (int slot = 0; slot < received; slot++)
+			if (walk_message((const uint8_t *)listener.slots[slot], listener.messages[slot].msg_len,
+					 (uint64_t)now.tv_sec * NANO + (uint64_t)now.tv_nsec, true, &events[count])) {
+				kept[count] = (uint16_t)count;
+				count++;
+			}
+		if (!render(&template, events, kept, count, &output, streams, &stream_count))
+			fail("render");
+		if (write(STDOUT_FILENO, output.text, output.length) < 0)
+			fail("write");
+	}
+}
