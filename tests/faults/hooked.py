@@ -22,6 +22,7 @@ from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Parcel
 from conntrackd.engine import Batch
 from conntrackd.pipeline import Pipeline
+from conntrackd.reader import Reader
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import Connection
 from conntrackd.sinks.loki import PUSH, Loki
@@ -53,7 +54,7 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 def set_trap(trap: Trap, directory: Path) -> None:
     read, spooled = (directory / name for name in ("read", "spooled"))
 
-    def process(original: Callable[..., Any], self: Pipeline, batch: Batch, *numbers: int) -> None:
+    def process(original: Callable[..., Any], self: Reader, batch: Batch, *numbers: int) -> None:
         with read.open("a") as file:
             file.write(f"{numbers[0]}\n")
         trap.pass_by("received")
@@ -82,20 +83,20 @@ def set_trap(trap: Trap, directory: Path) -> None:
         trap.pass_by("acknowledged")
         return written
 
-    wrap(Pipeline, "_process", process)
-    wrap(Pipeline, "_count", count)
+    wrap(Reader, "process", process)
+    wrap(Pipeline, "count", count)
     wrap(Spool, "append", append)
     wrap(Connection, "request", request)
     wrap(Loki, "write", write)
 
 
 def let_stand_still(directory: Path) -> None:
-    def turn(original: Callable[..., Any], self: Pipeline, *arguments: Any) -> Any:
+    def turn(original: Callable[..., Any], self: Reader, *arguments: Any) -> Any:
         if (directory / "stand").exists():
             threading.Event().wait()
         return original(self, *arguments)
 
-    wrap(Pipeline, "_turn", turn)
+    wrap(Reader, "_turn", turn)
 
 
 if __name__ == "__main__":

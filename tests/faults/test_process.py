@@ -63,6 +63,7 @@ def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
     notify = {"NOTIFY_SOCKET": os.fspath(store.path)}
     spool = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--sink.loki.batch_wait", "10ms"]
     begin = rig.producer.sent
+    store.forget("events")
     (rig.directory / "read").unlink(missing_ok=True)
     rig.receivers.loki.faults.extend([say(503)] * 2)
     with rig.daemon(*spool, program=hooked(point, countdown, rig.directory), extra=notify) as first:
