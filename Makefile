@@ -48,7 +48,7 @@ test-dbus-fast: $(VENV)/ready $(CORE)
 test-faults: $(VENV)/ready $(CORE)
 	$(PYTHON) -m pytest -m slow -o faulthandler_timeout=1200 tests/faults
 
-# The figures of the last `make test` and `make test-faults` as the README's table.
+# The figures of the last `make test` and `make test-faults` as the table of docs/FAULTS.md.
 report: $(VENV)/ready
 	$(PYTHON) -m tests.faults.figures
 

@@ -56,7 +56,8 @@ def test_every_rule_in_the_readme_is_good() -> None:
 
 
 def test_every_file_that_it_names_is_there() -> None:
-    named = set(re.findall(r"`((?:conntrackd|contrib|man|debian|rpm)/[\w./]*\w)`", README))
+    named = set(re.findall(r"`((?:conntrackd|contrib|docs|man|debian|rpm)/[\w./]*\w)`", README))
+    named |= set(re.findall(r"\]\(([\w./]+)\)", README))
 
     assert named
     assert all((Path(ROOT) / each).exists() for each in named)

@@ -65,7 +65,7 @@ PyObject *batch_receive(PyObject *self, PyObject *arguments)
 PyObject *batch_load(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
-	PyObject *loaded, *before = batch->loaded;
+	PyObject *loaded, *before;
 	unsigned long long received_ns;
 	size_t malformed = 0, seen = 0, at, length;
 	const uint8_t *messages;
@@ -77,9 +77,12 @@ PyObject *batch_load(PyObject *self, PyObject *arguments)
 		PyErr_SetString(PyExc_ValueError, "an offset outside the messages");
 		return NULL;
 	}
+	before = batch->loaded;
 	batch->loaded = Py_NewRef(loaded);
 	batch->count = 0;
+	claim_object(self); /* bytes of a class of somebody's own may run Python at their end */
 	Py_XDECREF(before);
+	leave_object(self);
 	batch->received_ns = received_ns;
 	messages = (const uint8_t *)PyBytes_AsString(loaded);
 	length = (size_t)PyBytes_Size(loaded);

@@ -1,4 +1,4 @@
-/* Batch: the slots of a socket and the events in them. Every call that waits or works releases the lock. */
+/* Batch: the slots of a socket and the events in them. receive(), decide() and render() release the lock. */
 #include "batch.h"
 
 #include "decide.h"
@@ -46,10 +46,13 @@ static PyObject *batch_locate(PyObject *self, PyObject *arguments)
 	struct selection selection;
 	int is_first;
 
-	if (!PyArg_ParseTuple(arguments, "O!Op:locate", find_state(self)->locations, &locations, &kept, &is_first) ||
-	    !open_selection(batch, kept, &selection))
+	if (!PyArg_ParseTuple(arguments, "O!Op:locate", find_state(self)->locations, &locations, &kept, &is_first))
 		return NULL;
-	missing = PyList_New(0);
+	missing = PyList_New(0); /* before the events are looked at: the collector may run, and what it ends */
+	if (missing && !open_selection(batch, kept, &selection)) {
+		Py_DECREF(missing);
+		return NULL;
+	}
 	if (missing && !locate(open_object_locations(locations), batch->events, selection.indexes, selection.count,
 			       is_first, append_missing, missing)) {
 		Py_DECREF(missing);

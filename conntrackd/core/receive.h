@@ -27,8 +27,8 @@ struct fill {
 bool open_ring(struct ring *ring, size_t slots, size_t slot_bytes);
 void close_ring(struct ring *ring);
 
-/* Waits at most `patience_ms` for the first datagram and returns with all that have come, as many as there are
- * slots; 0 for none, -1 with errno. Where events come one after the other it reads every `gather_us` and not
+/* Waits at most `patience_ms`, and `gather_us`, for the first datagram and returns with all that have come, as many as
+ * there are slots; 0 for none, -1 with errno. Where events come one after the other it reads every `gather_us` and not
  * sooner: being woken for each event is three quarters of what an event costs.
  */
 int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_us);

@@ -79,7 +79,9 @@ struct stream {
 /* The kinds among these events, in the order in which they are met. `streams` is of MAX_STREAMS. */
 size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams);
 
-/* Takes over nothing: all is copied. False where a step, a name or a length is out of bounds. */
+/* Takes over nothing: all is copied. False where a step, a name or a length is out of bounds (errno is EINVAL
+ * then), or for want of memory (ENOMEM).
+ */
 bool open_template(struct template *template, const struct step *steps, size_t step_count, const struct slice *names,
 		   size_t name_count, const char *pool, size_t pool_bytes, bool by_stream);
 void close_template(struct template *template);
@@ -87,7 +89,7 @@ void close_template(struct template *template);
 bool template_set_places(struct template *template, uint32_t location, const char *const *texts, const size_t *lengths);
 
 /* The events of these indexes, in their order; by stream if the template says so, then `streams` tells them and
- * is of MAX_STREAMS. False for want of memory.
+ * is of MAX_STREAMS. False for want of memory, and above MAX_TEXT.
  */
 bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,
 	    struct output *output, struct stream *streams, size_t *stream_count);

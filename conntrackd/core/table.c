@@ -7,7 +7,7 @@
 
 #define LONG_LIST 16 /* intervals; fewer are found as quickly without an index */
 #define MAX_KEY_BITS 14 /* of one index: 64 KiB, so that it stays within the processor's cache */
-#define MAX_INDEX_ENTRIES (1u << 18) /* of all: tests that come after 1 MiB of them are searched from end to end */
+#define MAX_INDEX_ENTRIES (1u << 18) /* of all: tests that come after 1 MiB of them are bisected without an index */
 
 /* Where each part of the program begins; false when they do not add up to its length. No sum can overflow: it is of
  * seven products of 32 bits and a small number. */

@@ -49,7 +49,7 @@ static PyObject *get_counts(PyObject *object, void *closure)
 
 	(void)closure;
 	for (Py_ssize_t i = 0; counts && i < length; i++) {
-		PyObject *count = PyLong_FromUnsignedLongLong(table->counts[i]);
+		PyObject *count = PyLong_FromUnsignedLongLong(__atomic_load_n(&table->counts[i], __ATOMIC_RELAXED));
 
 		if (!count || PyList_SetItem(counts, i, count) < 0)
 			Py_CLEAR(counts);

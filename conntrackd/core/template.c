@@ -3,6 +3,7 @@
 
 #include "fields.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #define MAX_STEPS 1024
@@ -99,6 +100,7 @@ bool open_template(struct template *template, const struct step *steps, size_t s
 	*template = (struct template){
 		.step_count = step_count, .name_count = name_count, .pool_bytes = pool_bytes, .by_stream = by_stream
 	};
+	errno = EINVAL; /* calloc() makes it ENOMEM */
 	if (step_count > MAX_STEPS)
 		return false;
 	template->steps = copy(steps, step_count * sizeof(*steps));

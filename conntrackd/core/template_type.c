@@ -3,6 +3,7 @@
 
 #include "render.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 struct template_object {
@@ -33,7 +34,10 @@ static PyObject *template_new(PyTypeObject *type, PyObject *arguments, PyObject 
 	if (self && !open_template(open_object_template(self), (const struct step *)(const void *)steps,
 				   (size_t)step_count, (const struct slice *)(const void *)names, (size_t)name_count,
 				   pool, (size_t)pool_bytes, by_stream)) {
-		PyErr_SetString(PyExc_ValueError, "steps that cannot be right");
+		if (errno == ENOMEM)
+			PyErr_NoMemory();
+		else
+			PyErr_SetString(PyExc_ValueError, "steps that cannot be right");
 		Py_CLEAR(self);
 	}
 	return self;

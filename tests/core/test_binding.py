@@ -141,6 +141,25 @@ def test_events_keep_the_bytes_that_they_were_read_from() -> None:
     assert sys.getrefcount(message) == references
 
 
+def test_bytes_that_load_others_at_their_end_find_the_batch_in_use() -> None:
+    refused: list[str] = []
+
+    class Lasting(bytes):
+        def __del__(self) -> None:
+            try:
+                batch.load(b"", 0, 1)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    batch = core.Batch(512, 2048, True)
+    batch.load(Lasting(MESSAGES[0]), 0, 1)
+    batch.load(MESSAGES[0], 0, 1)
+
+    assert len(refused) == 1
+    assert "in use" in refused[0]
+    assert len(batch) == 1
+
+
 @pytest.mark.parametrize("offset", [-1, 1, 1 << 62])
 def test_messages_are_loaded_from_a_place_within_them(offset: int) -> None:
     with pytest.raises(ValueError, match="an offset outside the messages"):

@@ -1,6 +1,6 @@
-"""The figures of a run as one JSON, and as the table in the README.
+"""The figures of a run as one JSON, and as the table in docs/FAULTS.md.
 
-python -m tests.faults.figures      renders build/faults.json into README.md
+python -m tests.faults.figures      renders build/faults.json into docs/FAULTS.md
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.faults.judge import Verdict
 
 ROOT: Final = Path(__file__).parents[2]
 FIGURES: Final = ROOT / "build" / "faults.json"
-README: Final = ROOT / "README.md"
+PAPER: Final = ROOT / "docs" / "FAULTS.md"
 BEGIN: Final = "<!-- make report -->"
 END: Final = "<!-- end of make report -->"
 COLUMNS: Final = (
@@ -117,7 +117,7 @@ def main() -> None:
     rows = read()
     if not rows:
         raise SystemExit(f"{FIGURES} is not there: make test-faults writes it")
-    README.write_text(replace_table(README.read_text(), render(rows)))
+    PAPER.write_text(replace_table(PAPER.read_text(), render(rows)))
     print(render(rows), end="")
 
 
