@@ -91,7 +91,8 @@ class Config:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
         origin = self.origin(option)
         named = origin in (option.flag, option.variable)
-        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=origin)
+        place = "" if origin == DEFAULT else origin
+        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,11 +261,13 @@ class Daemon:
         await self.stop_outboxes(self._stopping, seconds)
         self.tails.close()
         stats = self.stats
+        dropped = {name: outbox.snapshot().sum_dropped() for name, outbox in self.outboxes.items()}
         logger.info(
-            "received %d events, lost %d, logged %d",
+            "received %d events, lost %d, logged %d%s",
             stats.events_received_total,
             stats.events_lost_total,
             stats.events_accepted_total,
+            "".join(f"; sink {name} dropped {count}" for name, count in dropped.items() if count),
         )
 
     @staticmethod

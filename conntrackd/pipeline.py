@@ -96,7 +96,7 @@ class Pipeline:
             self._wait_for_room(messages)
             reader.process(reader.batch, messages, 0, malformed)
         for outbox in self.outboxes:
-            while not (outbox.is_out() or outbox.flush(ROOM_SECONDS) or self.stopping):
+            while not (outbox.is_out() or outbox.flush(ROOM_SECONDS, at_once=False) or self.stopping):
                 reader.turns += 1
 
     def count(self, kinds: Iterable[Kind]) -> None:
@@ -135,4 +135,4 @@ class Pipeline:
         for outbox in self.outboxes:
             while not (outbox.has_room(events) or self.stopping):
                 self.readers[0].turns += 1
-                outbox.flush(ROOM_SECONDS)
+                outbox.flush(ROOM_SECONDS, at_once=False)

@@ -83,6 +83,11 @@ class SinkStats:
         name = f"sink_events_dropped_{reason}_total"
         setattr(self, name, getattr(self, name) + events)
 
+    def sum_dropped(self) -> int:
+        """Events that were dropped, for whatever reason."""
+        names = (each.name for each in fields(self) if each.name.startswith("sink_events_dropped_"))
+        return sum(getattr(self, name) for name in names)
+
     def count_settled(self) -> int:
         """Events that left the queue or the spool, whatever became of them."""
         return (

@@ -18,7 +18,7 @@ from conntrackd import files, options
 from conntrackd.config import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import find_engine
-from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import find_warnings
@@ -156,7 +156,12 @@ def _is_hidden(error: BaseException | None) -> bool:
 
 def _verify_namespace(report: Report) -> None:
     name = report.config[options.CONNTRACK_NETNS]
-    if name is None or not report.attempt(lambda: namespace.check(name)):
+    if name is None:
+        return
+    try:
+        namespace.check(name)
+    except UnavailableError as error:
+        report.fail(options.CONNTRACK_NETNS, error.message, error.hint)
         return
     origin = report.config.origin(options.CONNTRACK_NETNS)
     if origin == options.CONNTRACK_NETNS.flag:

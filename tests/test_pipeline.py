@@ -98,7 +98,7 @@ class Gathering:
     def is_out(self) -> bool:
         return False
 
-    def flush(self, _: float) -> bool:
+    def flush(self, _: float, *, at_once: bool = True) -> bool:
         return True
 
 
@@ -158,7 +158,7 @@ def test_sinks_get_an_event_in_their_forms(engine: Engine, monkeypatch: pytest.M
     seen: list[Rendered] = []
     for outbox in outboxes:
         monkeypatch.setattr(outbox, "put", seen.append)
-        monkeypatch.setattr(outbox, "flush", lambda _: True)
+        monkeypatch.setattr(outbox, "flush", lambda _, **__: True)
     flow, stats = make_flow(7), Stats()
     replay(make_pipeline(engine, outboxes, stats=stats), [flow])
 

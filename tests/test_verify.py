@@ -63,7 +63,7 @@ sink:
         "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
         "geoip.database: rules is no usable database: it lacks the mark of one",
-        "conntrack.netns: there is no network namespace 'nowhere-at-all'",
+        "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
         "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
         "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
         "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is no directory",

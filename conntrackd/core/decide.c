@@ -197,7 +197,7 @@ size_t decide(struct table *table, const struct event *events, const uint16_t *a
 			continue;
 		if (rule > table->rules)
 			rule = found;
-		/* Python reads them meanwhile, and nobody else writes. */
+		/* Others may read them meanwhile, and nobody else writes. */
 		__atomic_store_n(&table->counts[rule], table->counts[rule] + 1, __ATOMIC_RELAXED);
 		kept[kept_count] = index;
 		kept_count += table->keeps[rule];

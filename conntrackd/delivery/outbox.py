@@ -115,13 +115,17 @@ class Outbox(Inlet):
         """Closes and opens the sink before the next write: a file that was moved away, a new secret."""
         self.replace(self._next_sink or self._sink, self.queue)
 
-    def flush(self, timeout: float) -> bool:
-        """Tries now, without waiting for more to join. True when all that waits now has left in time."""
+    def flush(self, timeout: float, *, at_once: bool = True) -> bool:
+        """Writes without waiting for more to join. True when all that waits now has left in time.
+
+        `at_once`: also where the sink is to be tried again later.
+        """
         with self._lock:
             waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
             target = self._stats.count_settled() + waiting
             self._flush_until = max(self._flush_until, target)
-            self._retry_at = 0.0
+            if at_once:
+                self._retry_at = 0.0
             self._wake()
             return self._lock.wait_for(lambda: self._stats.count_settled() >= target, timeout)
 

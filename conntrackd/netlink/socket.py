@@ -259,6 +259,5 @@ def _set_buffer(netlink: socket.socket, size: int) -> None:
 def _explain_permission() -> ConntrackdError:
     return NotPermittedError(
         "not permitted to listen to conntrack events: CAP_NET_ADMIN is missing",
-        hint=f"run it as root (sudo {os.path.basename(sys.argv[0]) or 'conntrackd'} run), or as a service: "
-        "systemctl start conntrackd",
+        hint="run it as root (sudo), or as a service: systemctl start conntrackd",
     )

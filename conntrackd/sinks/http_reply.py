@@ -36,7 +36,9 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The body in one harmless line."""
+        """The body in one harmless line; nothing for a page, which people are to see in a browser."""
+        if self.body.lstrip().startswith(b"<"):
+            return ""
         text = self.body.decode(errors="replace")[:MAX_TEXT]
         return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 

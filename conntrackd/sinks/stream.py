@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 from conntrackd import options
 from conntrackd.config import Config
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
-from conntrackd.errors import ConfigError
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 
@@ -214,6 +213,9 @@ class StreamSink:
 
     def _write_file(self, texts: Sequence[bytes]) -> None:
         left, done = [memoryview(text) for text in texts], 0
+        self._done = 0
+        if self._path is not None and not os.fstat(self._descriptor).st_nlink:
+            raise SinkUnavailable(f"{self._path} was deleted")  # and is made anew
         try:
             if self._is_torn and any(texts):
                 os.write(self._descriptor, b"\n")
@@ -310,20 +312,14 @@ def create(config: Config) -> StreamSink:
     if writer in STANDARD:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:
-            raise ConfigError(
-                f"sink.stream.writer: {writer} is closed",
-                place=config.origin(options.SINK_STREAM_WRITER),
-                hint="file:///PATH writes to a file",
-            )
+            hint = "file:///PATH writes to a file"
+            raise config.explain(options.SINK_STREAM_WRITER, f"{writer} is closed", hint, ": ")
         return StreamSink(None, STANDARD[writer])
     if writer == "discard":
         return StreamSink(None)
     path = Path(unquote(urlsplit(writer).path))
     if path.is_dir() or not path.parent.is_dir():
         what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-        raise ConfigError(
-            f"sink.stream.writer: {writer}: {what}",
-            place=config.origin(options.SINK_STREAM_WRITER),
-            hint="file:///PATH names a file in a directory that exists",
-        )
+        hint = "file:///PATH names a file in a directory that exists"
+        raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
     return StreamSink(path)

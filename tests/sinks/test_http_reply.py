@@ -132,3 +132,10 @@ def test_whatever_comes_is_a_reply_or_an_error_and_the_pieces_change_nothing(dat
     assert whole == outcome(piece)
     if isinstance(whole, tuple) and whole[0] == 204:
         assert b"204" in data
+
+
+def test_a_page_is_not_shown_in_a_line() -> None:
+    page = b"\n<!DOCTYPE HTML><html><h1>Not found</h1></html>"
+
+    assert Reply(404, body=page).reason == "the server replied 404"
+    assert Reply(404, body=b"no such tenant").reason == "the server replied 404: no such tenant"

@@ -169,6 +169,21 @@ def test_a_write_that_takes_less_goes_on_where_it_stopped(
         assert path.read_bytes() == whole
 
 
+def test_a_file_that_was_deleted_takes_nothing_and_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "events.json"
+    sink, events = StreamSink(path), make_events(2)
+    sink.open()
+    sink.write([events])
+    path.unlink()
+    with pytest.raises(SinkUnavailable, match=r"events\.json was deleted") as caught:
+        sink.write([events])
+    sink.close()
+    write(sink, events)
+
+    assert caught.value.written == 0
+    assert path.read_bytes() == events.text
+
+
 def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     """As logrotate does it: rename, then SIGHUP."""
     path, old = tmp_path / "events.json", tmp_path / "events.json.1"
