@@ -16,7 +16,7 @@ from conntrackd.resources import is_kernel
 # An event has 150-350 bytes; labels, a helper's name and a security context can make it 700.
 SLOT_BYTES: Final = 2048
 # What is done once a batch counts where there are few events in it; more slots than this leave the cache.
-SLOTS: Final = 512
+SLOTS: Final = 256
 INDEX_BYTES: Final = 2
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).

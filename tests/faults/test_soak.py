@@ -51,7 +51,8 @@ def test_row_35_the_law_holds_whatever_happens_and_nothing_grows(soak: Soak, rig
 
     first, *lived = [each for each in soak.held if each.process == soak.held[0].process]
     assert len(lived) >= len(LIVED)
-    assert max(each.descriptors for each in lived) <= first.descriptors
+    # Each of two spools has a file that it writes and one that it reads, as long as there is something in it.
+    assert max(each.descriptors for each in lived) <= first.descriptors + 4
     # The first time through the faults takes what queues need, which the allocator keeps: no later one does.
     once = lived[: len(LIVED)]
     assert max(each.memory for each in once) - first.memory < 32 * MIB
