@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conntrackd.engine import Engine
+from conntrackd.engine import SLOTS, Engine
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol, Reason
 from conntrackd.render.json import TEMPLATE
 from tests.engine.feed import ENGINES
@@ -160,6 +160,6 @@ def test_text_of_a_database_cannot_leave_its_value(engine: Engine) -> None:
 
 
 def test_batches_keep_their_order(engine: Engine) -> None:
-    lines = read(engine, *(replace(EVENT, id=number) for number in range(300)))
+    lines = read(engine, *(replace(EVENT, id=number) for number in range(SLOTS)))
 
-    assert [line["flow"] for line in lines] == list(range(300))
+    assert [line["flow"] for line in lines] == list(range(SLOTS))
