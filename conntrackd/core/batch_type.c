@@ -119,10 +119,12 @@ static PyObject *batch_tally(PyObject *self, PyObject *kept)
 	struct batch *batch = (struct batch *)self;
 	struct stream streams[MAX_STREAMS];
 	struct selection selection;
+	size_t count;
 
 	if (!open_selection(batch, kept, &selection))
 		return NULL;
-	return list_found_streams(streams, list_streams(batch->events, selection.indexes, selection.count, streams));
+	count = list_streams(batch->events, selection.indexes, selection.count, streams);
+	return list_found_streams(streams, count);
 }
 
 static bool is_of_type(const struct event *event, const void *mask)
