@@ -12,7 +12,7 @@ SUDO := $(if $(ROOT),,$(shell command -v sudo))
 # What a minimal Debian lacks to build the core and to run it, and nothing else: this is a new user's machine.
 RUN_PACKAGES := gcc libc6-dev libpython3-dev python3-venv
 # And what the tests, the linters and the benchmark need.
-TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cpio cppcheck dbus debugedit dpkg-dev elfutils fish \
+TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cpio cppcheck dbus debugedit dpkg-dev elfutils file fish \
 	iproute2 libclang-rt-dev mandoc nftables openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
 # Builds the core, in the virtual environment too: pip would fetch another one for each build.
 SETUPTOOLS := setuptools==80.9.0
