@@ -5,7 +5,8 @@ import socket
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -42,17 +43,20 @@ class PlainBatch:
         next_at = self._read_at + gather_us / 1e6
         if not select.select([descriptor], [], [], patience_ms / 1000)[0]:
             self._begin(0)
-            return (0, 0, 0, *measure(descriptor))
+            with _borrow(descriptor) as netlink:
+                return (0, 0, 0, *measure(netlink))
         time.sleep(max(0.0, next_at - time.monotonic()))
         self._read_at = time.monotonic()
-        datagrams, senders = _read_queue(descriptor)
+        with _borrow(descriptor) as netlink:
+            datagrams, senders = _read_queue(netlink)
+            fill = measure(netlink)
         self._begin(time.time_ns())
         self._datagrams = [data for data, port in zip(datagrams, senders, strict=True) if port == 0]
         for datagram in self._datagrams:
             for message in split(datagram) if len(datagram) <= SLOT_BYTES else [b""]:
                 self._append(message)
         forged = len(senders) - len(self._datagrams)
-        return (len(senders), forged, self._malformed, *measure(descriptor))
+        return (len(senders), forged, self._malformed, *fill)
 
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
         self._begin(received_ns)
@@ -127,21 +131,27 @@ class PlainBatch:
             self._malformed += 1
 
 
-def _read_queue(descriptor: int) -> tuple[list[bytes], list[int]]:
+@contextmanager
+def _borrow(descriptor: int) -> Iterator[socket.socket]:
+    """A socket object of its descriptor, which stays open: for a duplicate there may be no number left."""
+    netlink = socket.socket(fileno=descriptor)
+    try:
+        yield netlink
+    finally:
+        netlink.detach()
+
+
+def _read_queue(netlink: socket.socket) -> tuple[list[bytes], list[int]]:
     """Datagrams that are there, at most SLOTS, and the port id of each one's sender."""
     datagrams: list[bytes] = []
     senders: list[int] = []
-    netlink = socket.socket(fileno=descriptor)
-    try:
-        while len(datagrams) < SLOTS:
-            try:
-                data, _, _, sender = netlink.recvmsg(SLOT_BYTES + 1, 0, socket.MSG_DONTWAIT | MSG_TRUNC)
-            except (BlockingIOError, InterruptedError):
-                break
-            datagrams.append(data)
-            senders.append(sender[0] if sender else 0)
-    finally:
-        netlink.detach()
+    while len(datagrams) < SLOTS:
+        try:
+            data, _, _, sender = netlink.recvmsg(SLOT_BYTES + 1, 0, socket.MSG_DONTWAIT | MSG_TRUNC)
+        except (BlockingIOError, InterruptedError):
+            break
+        datagrams.append(data)
+        senders.append(sender[0] if sender else 0)
     return datagrams, senders
 
 

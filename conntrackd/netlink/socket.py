@@ -164,7 +164,7 @@ class EventSocket:
 
     def measure(self) -> Fill:
         """How full the buffer is and how many events it had no room for."""
-        return measure(self._socket.fileno())
+        return measure(self._socket)
 
     def _change_groups(self, option: int, groups: int) -> None:
         for event_type, group in GROUPS.items():
@@ -175,15 +175,9 @@ class EventSocket:
                     raise _explain_permission() from error
 
 
-def measure(descriptor: int) -> Fill:
+def measure(netlink: socket.socket) -> Fill:
     """How full the buffer of a netlink socket is, and how many events it had no room for: 0.7 us."""
-    # A socket object that is told no family, type and protocol would ask the kernel for them. It borrows the
-    # descriptor: for a duplicate there may be no number left.
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER, fileno=descriptor)
-    try:
-        words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
-    finally:
-        netlink.detach()
+    words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
     return Fill(words[SK_MEMINFO_RMEM_ALLOC], words[SK_MEMINFO_RCVBUF], words[SK_MEMINFO_DROPS])
 
 
