@@ -5,22 +5,16 @@ no bad state at all.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.stats import SinkStats
+from conntrackd.stats import DROPPED
 
 RECENT_SECONDS: Final = 8.0
 """So long after the last drop a sink is said to drop, and so long after the last delivery to stand still."""
-PREFIX, SUFFIX = "sink_events_dropped_", "_total"
 # What a person has asked for.
 WANTED: Final = frozenset({"disabled", "shutdown"})
-REASONS: Final = {
-    each.name.removeprefix(PREFIX).removesuffix(SUFFIX): each.name
-    for each in fields(SinkStats)
-    if each.name.startswith(PREFIX)
-}
 TEXTS: Final = {"queue": "its queue is full"}
 
 
@@ -42,7 +36,7 @@ class Progress:
 
     def look(self, name: str, outbox: Outbox) -> None:
         stats, now = outbox.snapshot(), self._clock()
-        dropped = {reason: getattr(stats, field) for reason, field in REASONS.items() if reason not in WANTED}
+        dropped = {reason: getattr(stats, field) for reason, field in DROPPED.items() if reason not in WANTED}
         settled = stats.count_settled()
         seen = self._seen.setdefault(name, _Seen(dropped, settled, now))
         for reason, count in dropped.items():

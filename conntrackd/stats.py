@@ -6,7 +6,7 @@ What several readers write, they write under the pipeline's lock; reading one fr
 import resource
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 
 def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field stands in for its value
@@ -80,13 +80,12 @@ class SinkStats:
 
     def count_dropped(self, reason: str, events: int) -> None:
         """For one of the reasons that have a counter."""
-        name = f"sink_events_dropped_{reason}_total"
+        name = DROPPED[reason]
         setattr(self, name, getattr(self, name) + events)
 
     def sum_dropped(self) -> int:
         """Events that were dropped, for whatever reason."""
-        names = (each.name for each in fields(self) if each.name.startswith("sink_events_dropped_"))
-        return sum(getattr(self, name) for name in names)
+        return sum(getattr(self, name) for name in DROPPED.values())
 
     def count_settled(self) -> int:
         """Events that left the queue or the spool, whatever became of them."""
@@ -96,6 +95,15 @@ class SinkStats:
             + self.sink_events_dropped_spool_total
             + self.sink_events_dropped_damaged_total
         )
+
+
+_PREFIX, _SUFFIX = "sink_events_dropped_", "_total"
+DROPPED: Final = {
+    each.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): each.name
+    for each in fields(SinkStats)
+    if each.name.startswith(_PREFIX)
+}
+"""Reason -> the counter of events that were dropped for it."""
 
 
 @dataclass(frozen=True, slots=True)
