@@ -7,6 +7,7 @@ user sees silence.
 import socket
 import struct
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -98,13 +99,12 @@ def _look_at_hooks() -> bool | None:
             netlink.settimeout(ANSWER_SECONDS)
             netlink.bind((0, 0))
             # Where connections are tracked the first answer says so.
-            for family in (socket.AF_INET, socket.AF_INET6):
-                for hook in HOOKS:
-                    attributes = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
-                    answer = _dump(netlink, NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, family, attributes)
-                    if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
-                        return True
-                    is_told |= answer is not None
+            for family, hook in product((socket.AF_INET, socket.AF_INET6), HOOKS):
+                attributes = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
+                answer = _dump(netlink, NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, family, attributes)
+                if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
+                    return True
+                is_told |= answer is not None
     except OSError:
         return None
     return False if is_told else None
