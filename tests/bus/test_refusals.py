@@ -224,9 +224,8 @@ def test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_ser
 
 def test_so_many_calls_of_one_user_may_wait_and_no_more(raw: Raw, served: Served) -> None:
     known = raw.post(call("Ping", "", PATH, "org.freedesktop.DBus.Peer"), [])
-    raw.read_until(
-        lambda each: each.reply_serial == known
-    )  # until then calls count for the name, not for the user
+    # Until its user is known, calls count for the name.
+    raw.read_until(lambda each: each.reply_serial == known)
     release = served.hold()
     first = [raw.post(call("CheckFilter", "as"), [["x"]]) for _ in range(limits.MAX_RUNNING)]
     last = raw.post(call("CheckFilter", "as"), [["x"]])
