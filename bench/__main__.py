@@ -35,8 +35,8 @@ NAMES: Final = [*ROWS, LATENCY, BACKLOG, MEMORY, SOAK, FLOOD, PARTS]
 # Whom the tables of their own are about.
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
 MEMORY_ROWS: Final = ("file", "sinks-udp")
-# Of the core's own, what walks over an event and writes it.
-CORE_FILES: Final = ("event", "fields", "render", "template", "text")
+# Of the core's own, what walks over an event and writes it, and a clock.
+CORE_FILES: Final = ("event", "fields", "receive", "render", "template", "text")
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 

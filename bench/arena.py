@@ -82,7 +82,7 @@ def compile_program(name: str, *more: Path) -> Path:
     if program.exists() and program.stat().st_mtime > newest:
         return program
     BUILD.mkdir(exist_ok=True)
-    flags = ("-O2", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
+    flags = ("-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE=", f"-I{CORE}")
     run_tool("gcc", *flags, "-o", str(program), str(source), *map(str, more))
     return program
 

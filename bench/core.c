@@ -7,13 +7,13 @@
 #include "listener.h"
 
 #include "event.h"
+#include "receive.h"
 #include "render.h"
 
 #include <string.h>
 #include <unistd.h>
 
 #define TEMPLATE_BYTES (1 << 20)
-#define NANO 1000000000ULL
 
 struct parts {
 	uint32_t lengths[3]; /* of steps, names and pool */
@@ -53,13 +53,12 @@ int main(int argc, char **argv)
 	listen_to(&listener, atoi(argv[2]), atoi(argv[3]));
 	for (;;) {
 		int received = receive(&listener);
-		struct timespec now;
+		uint64_t received_ns = read_clock(CLOCK_REALTIME);
 		size_t count = 0, stream_count;
 
-		clock_gettime(CLOCK_REALTIME, &now);
 		for (int slot = 0; slot < received; slot++)
 			if (walk_message((const uint8_t *)listener.slots[slot], listener.messages[slot].msg_len,
-					 (uint64_t)now.tv_sec * NANO + (uint64_t)now.tv_nsec, true, &events[count])) {
+					 received_ns, true, &events[count])) {
 				kept[count] = (uint16_t)count;
 				count++;
 			}
