@@ -13,7 +13,8 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from bench.capture import Capture
-from conntrackd.config import read_config
+from conntrackd.active_filter import compile_filter
+from conntrackd.config.read import read_config
 from conntrackd.core._core import Batch
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.datagrams import Framing, frame
@@ -21,8 +22,7 @@ from conntrackd.engine import SLOTS, Engine
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filtering import compile_filter
-from conntrackd.geoip import GeoIP
+from conntrackd.geoip.databases import GeoIP
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.template import Template
 from conntrackd.sinks.loki_body import list_body

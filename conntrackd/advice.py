@@ -6,10 +6,11 @@ Each is what root can paste; conntrackctl puts sudo before it for others.
 import shlex
 from typing import Final
 
-from conntrackd import hearing, options
-from conntrackd.config import Config
+from conntrackd.config import options
+from conntrackd.config.read import Config
 from conntrackd.netlink import tracking
 from conntrackd.resources import is_kernel
+from conntrackd.source import hearing
 
 ROOM: Final = 131_072
 OWN_RULE: Final = "a firewall rule with 'ct state'"

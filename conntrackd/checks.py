@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from conntrackd import advice, hearing, options
+from conntrackd import advice
 from conntrackd.bus.control import Finding, SinkStatus
-from conntrackd.config import Config
+from conntrackd.config import options
+from conntrackd.config.read import Config
+from conntrackd.config.values import render_size
 from conntrackd.errors import ConntrackdError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import SINKS
-from conntrackd.values import render_size
+from conntrackd.source import hearing
 
 if TYPE_CHECKING:
     import ctypes

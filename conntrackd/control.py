@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from conntrackd import VERSION, logs, options
+from conntrackd import VERSION, logs
+from conntrackd.active_filter import Filter, compile_filter, read_texts
 from conntrackd.bus.control import (
     FilterStatus,
     Finding,
@@ -22,15 +23,15 @@ from conntrackd.bus.control import (
     Status,
     asked_by_root,
 )
-from conntrackd.config import Config, changed, find_unapplied
+from conntrackd.config import options
+from conntrackd.config.options import Option
+from conntrackd.config.read import Config, changed, find_unapplied
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
-from conntrackd.filtering import Filter, compile_filter, read_texts
 from conntrackd.flow import Protocol
-from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS

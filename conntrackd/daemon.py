@@ -17,30 +17,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import checks, options, resources
+from conntrackd import checks, resources
+from conntrackd.active_filter import Filter, change_filter, read_filter
 from conntrackd.bus.control import Finding, Listener, SinkStatus
-from conntrackd.config import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
+from conntrackd.config import options
+from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
+from conntrackd.config.values import render_size
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.engine import find_engine
 from conntrackd.errors import ConfigError, ResourceError
-from conntrackd.filtering import Filter, change_filter, read_filter
 from conntrackd.flow import EventType
-from conntrackd.handover import Handover
-from conntrackd.intake import Intake
 from conntrackd.lean import without
 from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.source.kernel import Intake
+from conntrackd.source.state_directory import Handover
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from conntrackd.values import render_size
 
 if TYPE_CHECKING:
-    from conntrackd.geoip import GeoIP
+    from conntrackd.geoip.databases import GeoIP
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Daemon:
     def open_geoip(self, config: Config) -> "GeoIP | None":
         if not config[options.GEOIP_DATABASE]:
             return None
-        from conntrackd.geoip import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
+        from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
 
         return GeoIP(
             config[options.GEOIP_DATABASE],

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Kind, Locations, Table
 from conntrackd.flow import EventType, Lost
-from conntrackd.guard import Guard
 from conntrackd.reader import Reader
-from conntrackd.resync import Resync
+from conntrackd.source.resync import Resync
+from conntrackd.source.table_guard import Guard
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
 
 if TYPE_CHECKING:
-    from conntrackd.geoip import GeoIP  # maxminddb is for those who have a database
+    from conntrackd.geoip.databases import GeoIP  # maxminddb is for those who have a database
 
 logger = logging.getLogger(__name__)
 

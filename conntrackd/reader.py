@@ -13,11 +13,11 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.engine import INDEX_BYTES, SLOTS, Batch, Received, Selection
 from conntrackd.flow import ABSENT, EventType, Lost
-from conntrackd.guard import RELEASED, RELEASING, Guard
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
-from conntrackd.resync import Resync
+from conntrackd.source.resync import Resync
+from conntrackd.source.table_guard import RELEASED, RELEASING, Guard
 from conntrackd.tails import Tail
 
 if TYPE_CHECKING:

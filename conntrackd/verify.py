@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from conntrackd import files, options
-from conntrackd.config import ETC, Config, Reading, list_rules, read_rules
+from conntrackd import files
+from conntrackd.active_filter import compile_filter, find_given
+from conntrackd.config import options
+from conntrackd.config.options import Option
+from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import find_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import find_warnings
-from conntrackd.filtering import compile_filter, find_given
-from conntrackd.geofile import MAX_BYTES
+from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
-from conntrackd.options import Option
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats
 
@@ -110,7 +111,7 @@ def _verify_databases(report: Report) -> None:
     for path in report.config[options.GEOIP_DATABASE]:
         if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES):
             # Late, as in daemon.py. Without a directory nothing is kept.
-            from conntrackd.geoip import GeoIP  # noqa: PLC0415
+            from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
             report.attempt(lambda path=path: GeoIP([path], locale, 0, Stats()))  # type: ignore[misc]
 

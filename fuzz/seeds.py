@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.bus import wire
+from conntrackd.config.options import OPTIONS
 from conntrackd.filter.grammar import KEYWORDS, parse_rules
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.filter.text import RuleText
 from conntrackd.netlink.constants import NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
-from conntrackd.options import OPTIONS
 from fuzz.targets import join_datagrams
 
 ROOT: Final = Path(__file__).parent.parent

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from conntrackd.bus import limits, wire
 from conntrackd.cli.jsonline import decode_json_line
-from conntrackd.config import read_config, read_rules
+from conntrackd.config.options import OPTIONS
+from conntrackd.config.read import read_config, read_rules
 from conntrackd.core import _core as core
 from conntrackd.engine import Batch, Engine, Received
 from conntrackd.engine.native import NativeEngine
@@ -30,7 +31,6 @@ from conntrackd.filter.table import assemble, compile_table
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
-from conntrackd.options import OPTIONS
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template

@@ -12,7 +12,7 @@ from conntrackd import advice, checks
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.checks import Situation, examine
 from conntrackd.cli.doctor import address_reader
-from conntrackd.config import Config, read_config
+from conntrackd.config.read import Config, read_config
 
 NOWHERE = Path("/nonexistent")
 

@@ -13,13 +13,13 @@ import pytest
 from pytest_mock import MockerFixture
 
 from conntrackd import control
-from conntrackd.config import read_config
+from conntrackd.active_filter import Filter, compile_filter
+from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
 from conntrackd.engine import Kind
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.text import RuleText
-from conntrackd.filtering import Filter, compile_filter
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats

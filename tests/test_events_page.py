@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from conntrackd import labels
+from conntrackd.config import labels
 from conntrackd.netlink.message import VALUES
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
 from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE

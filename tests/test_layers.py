@@ -10,15 +10,14 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses, and the event path in C, which knows none of them
-    ("", "errors", "files", "flow", "bpf", "stats", "lean", "core"),
+    ("", "errors", "files", "flow", "bpf", "stats", "lean", "text", "core"),
     # parts, each alone
     (
-        "values",
-        "labels",
-        "options",
-        "document",
+        "config.values",
+        "config.labels",
+        "config.options",
+        "config.document",
         "geoip",
-        "geofile",
         "notify",
         "logs",
         "resources",
@@ -26,27 +25,11 @@ LAYERS = (
         "filter",
     ),
     # text and its delivery
-    ("config", "together", "render", "delivery"),
+    ("config", "render", "delivery"),
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    (
-        "pipeline",
-        "reader",
-        "changeover",
-        "resync",
-        "guard",
-        "filtering",
-        "recorder",
-        "checks",
-        "verify",
-        "handover",
-        "intake",
-        "bus",
-        "hearing",
-        "advice",
-        "progress",
-    ),
+    ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
     # the one that knows all
     ("control", "daemon"),
     # people
@@ -58,7 +41,11 @@ PLAIN_C = ("decide", "event", "fields", "ids", "locate", "receive", "render", "s
 
 def find_layer(module: str) -> int:
     """Of a dotted name below conntrackd."""
-    return next(number for number, names in enumerate(LAYERS) if module.partition(".")[0] in names)
+    for name in (module, module.partition(".")[0]):
+        for number, names in enumerate(LAYERS):
+            if name in names:
+                return number
+    raise LookupError(module)
 
 
 def find_imports(path: Path, *, at_load: bool = False) -> Iterator[str]:

@@ -12,7 +12,7 @@ from conntrackd.delivery.sink import Sink
 from conntrackd.engine import Engine
 from conntrackd.filter.ast import Rule
 from conntrackd.flow import Flow, Location
-from conntrackd.geoip import GeoIP
+from conntrackd.geoip.databases import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import (
@@ -25,9 +25,9 @@ from conntrackd.reader import (
 )
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import Rendered
-from conntrackd.resync import Resync
 from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
+from conntrackd.source.resync import Resync
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.engine.feed import ENGINES, RECEIVED_NS

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd import document, values
 from conntrackd.bus import limits
 from conntrackd.bus.handlers import FLUSH_SECONDS
 from conntrackd.bus.interface import load
 from conntrackd.checks import CONNECT_SECONDS
-from conntrackd.config import MAX_RULE_FILE
+from conntrackd.config import document, values
+from conntrackd.config.read import MAX_RULE_FILE
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.filter import cost, grammar
 from conntrackd.sinks.http_reply import MAX_REPLY
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 # Where another process is started: Python on geofile.py, a fork that watches the table; by `conntrackd check`
 # test(1), as the service's user; by conntrackctl polkit's agent, and systemctl and journalctl, which tell why
 # there is no daemon.
-STARTERS = {"geoip.py", "guard.py", "verify.py", "bus/agent.py", "cli/unit.py"}
+STARTERS = {"geoip/databases.py", "source/table_guard.py", "verify.py", "bus/agent.py", "cli/unit.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"

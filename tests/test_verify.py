@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.config import read_fragment
+from conntrackd.config.read import read_fragment
 from conntrackd.daemon import Sources
 from conntrackd.verify import Report, verify
+from tests.geoip.test_databases import BERLIN, write_database
 from tests.odd_files import make_odd_file
 from tests.sinks.authority import Authority
-from tests.test_geoip import BERLIN, write_database
 
 Check = Callable[..., Report]
 STREAM = "sink.stream: {enable: true, writer: discard}\n"

@@ -7,9 +7,9 @@ those of the XML in Python's spelling, the annotations are its signatures.
 from typing import Final, NewType
 
 from conntrackd.bus.control import Control
+from conntrackd.config.options import LOG_LEVEL
 from conntrackd.errors import UsageError
 from conntrackd.flow import EventType
-from conntrackd.options import LOG_LEVEL
 
 Descriptor = NewType("Descriptor", int)
 """A file descriptor that is the caller's when it has been sent, and closed here."""

@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
-from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
-from conntrackd.values import quote
+from conntrackd.text import quote
 
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 

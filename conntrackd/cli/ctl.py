@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
         if action.choices is None or value in action.choices:
             return
-        from conntrackd.values import quote, suggest  # noqa: PLC0415  # for a mistake alone
+        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
 
         words = [str(each) for each in action.choices]
         name = str(action.metavar or "/".join(action.option_strings)).lower()

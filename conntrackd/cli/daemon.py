@@ -11,9 +11,9 @@ from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
 from conntrackd.cli.verb import HelpFormatter
+from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.lean import without
-from conntrackd.options import LOG_LEVEL, OPTIONS
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Sources
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Say what `run` would refuse."""
-    from conntrackd.config import raise_mistakes, read_fragment  # noqa: PLC0415
+    from conntrackd.config.read import raise_mistakes, read_fragment  # noqa: PLC0415
     from conntrackd.verify import verify  # noqa: PLC0415
 
     if arguments.fragment is None:
@@ -112,7 +112,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def record(arguments: argparse.Namespace) -> int:
     """Write what the kernel sends to a file, whatever the configuration says."""
-    from conntrackd import recorder  # noqa: PLC0415
+    from conntrackd.source import record as recorder  # noqa: PLC0415
 
     if arguments.count is not None and arguments.count < 1:
         raise UsageError("--count takes a number from 1")

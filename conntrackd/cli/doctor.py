@@ -72,10 +72,10 @@ def address_reader(remedy: str, *, is_root: bool) -> str:
 def examine_kernel_here() -> list[Row]:
     """The kernel's settings, where the daemon's sandbox hides them from it; in the namespace it watches."""
     from conntrackd.checks import check_kernel  # noqa: PLC0415
-    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.config.options import CONNTRACK_NETNS  # noqa: PLC0415
+    from conntrackd.config.read import read_config  # noqa: PLC0415
     from conntrackd.errors import ConntrackdError  # noqa: PLC0415
     from conntrackd.netlink.namespace import enter  # noqa: PLC0415
-    from conntrackd.options import CONNTRACK_NETNS  # noqa: PLC0415
 
     try:
         config = read_config({}, os.environ, None)
@@ -90,7 +90,7 @@ def examine_kernel_here() -> list[Row]:
 def examine_here() -> list[Row]:
     """With the configuration that the daemon would read."""
     from conntrackd.checks import examine  # noqa: PLC0415
-    from conntrackd.config import read_config  # noqa: PLC0415
+    from conntrackd.config.read import read_config  # noqa: PLC0415
     from conntrackd.errors import ConntrackdError  # noqa: PLC0415
 
     try:

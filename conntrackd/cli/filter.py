@@ -16,7 +16,7 @@ from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
-    from conntrackd.config import Config
+    from conntrackd.config.read import Config
     from conntrackd.filter.ast import Rule
     from conntrackd.filter.evaluate import Decision
 
@@ -100,8 +100,8 @@ def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to the core."""
     if arguments.running:
         return explain_running(arguments)
+    from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
     from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415
-    from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
 
     config = read_settings(arguments)
     rules = read_rules(config)
@@ -180,7 +180,7 @@ def try_out(arguments: Namespace) -> int:
 
 def read_settings(arguments: Namespace) -> "Config":
     """The settings that the arguments name; of this machine's daemon only where they name no rules."""
-    from conntrackd.config import ETC, read_config  # noqa: PLC0415
+    from conntrackd.config.read import ETC, read_config  # noqa: PLC0415
 
     rules = [*arguments.filter, *getattr(arguments, "rules", [])]
     overrides = {"filter": rules} if rules else {}
@@ -193,7 +193,7 @@ def read_settings(arguments: Namespace) -> "Config":
 
 def read_rules(config: "Config") -> "list[Rule]":
     """The rules of the settings. Raises what is wrong with them, all of it."""
-    from conntrackd import config as settings  # noqa: PLC0415
+    from conntrackd.config import read as settings  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
     return parse_rules(settings.read_rules(config))

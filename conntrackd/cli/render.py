@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.cli import report
+from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE, Option
+from conntrackd.config.values import FLAG
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
-from conntrackd.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE, Option
-from conntrackd.values import FLAG, quote, suggest
+from conntrackd.text import quote, suggest
 
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'

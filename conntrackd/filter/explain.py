@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from conntrackd import bpf
+from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.listing import render_table
 from conntrackd.filter.render import render
 from conntrackd.filter.table import compile_table
 from conntrackd.flow import EventType
-from conntrackd.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
 
 
 def explain_rules(

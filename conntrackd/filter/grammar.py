@@ -18,7 +18,7 @@ from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.text import Mistake, RuleText, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
-from conntrackd.values import quote
+from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from conntrackd.errors import RuleError
-from conntrackd.values import find_near
+from conntrackd.text import find_near
 
 # A mistake in a long rule is shown with this much of the rule around it.
 EXCERPT_WIDTH: Final = 100

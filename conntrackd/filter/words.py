@@ -25,7 +25,7 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.text import Mistake, suggest
 from conntrackd.flow import Nat, Status
-from conntrackd.values import quote
+from conntrackd.text import quote
 
 NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
 QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)

@@ -5,7 +5,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from conntrackd.options import FACILITIES
+from conntrackd.config.options import FACILITIES
 from conntrackd.render.template import JSON_SYNTAX, Syntax, Template, make_visible
 
 APP_NAME: Final = "conntrackd"

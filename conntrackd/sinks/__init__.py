@@ -6,12 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from conntrackd import options
-from conntrackd.config import Config
+from conntrackd.config import options
+from conntrackd.config.options import Option
+from conntrackd.config.read import Config
 from conntrackd.delivery.sink import Sink
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Store
-from conntrackd.options import Option
 
 
 @dataclass(frozen=True, slots=True)

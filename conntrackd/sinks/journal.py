@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config import Config
+from conntrackd.config.read import Config
 from conntrackd.delivery.datagrams import DatagramSocket
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.netlink.constants import SO_SNDBUFFORCE

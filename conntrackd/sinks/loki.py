@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from conntrackd import VERSION, options
-from conntrackd.config import Config, find_host
+from conntrackd import VERSION
+from conntrackd.config import options
+from conntrackd.config.read import Config, find_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.render import loki

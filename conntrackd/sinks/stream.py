@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from conntrackd import options
-from conntrackd.config import Config
+from conntrackd.config import options
+from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from conntrackd import options
-from conntrackd.config import Config, find_host
+from conntrackd.config import options
+from conntrackd.config.read import Config, find_host
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,

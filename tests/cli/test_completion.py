@@ -12,8 +12,8 @@ import pytest
 from conntrackd.cli import daemon
 from conntrackd.cli.completion import list_places, render_completion
 from conntrackd.cli.render import add_flags
+from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
-from conntrackd.options import OPTIONS
 
 
 @pytest.fixture

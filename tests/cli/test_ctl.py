@@ -343,7 +343,7 @@ def test_status_imports_little() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     heavy = {"asyncio", "dbus_fast", "rich", "ply", "yaml", "pyroute2", "logging", "subprocess"}
-    heavy |= {"conntrackd.options", "conntrackd.config", "conntrackd.flow"}
+    heavy |= {"conntrackd.config.options", "conntrackd.config.read", "conntrackd.flow"}
     assert heavy & set(done.stdout.split()) == set()
 
 

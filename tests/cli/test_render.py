@@ -21,9 +21,9 @@ from conntrackd.cli.render import (
     replace_between,
 )
 from conntrackd.cli.verb import HelpFormatter
-from conntrackd.config import check_sinks, read_config
+from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
+from conntrackd.config.read import check_sinks, read_config
 from conntrackd.errors import DataError
-from conntrackd.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkUnavailable

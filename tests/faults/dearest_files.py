@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from conntrackd import config, document
+from conntrackd.config import document
+from conntrackd.config import read as config
+from conntrackd.config.options import OPTIONS
 from conntrackd.errors import ConntrackdError
-from conntrackd.options import OPTIONS
 
 ROOM: Final = document.MAX_FILE - 256
 TOML_ROOM: Final = document.MAX_TOML - 256

@@ -37,14 +37,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a state directory belongs to one process",
-        "conntrackd/handover.py",
+        "conntrackd/source/state_directory.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
     ),
     Mutation(
         "a guard gives a full table back",
-        "conntrackd/guard.py",
+        "conntrackd/source/table_guard.py",
         "if share > LIMIT:",
         "if share > 2:",
         "tests/faults/test_kernel.py::test_row_05_the_guard_gives_the_table_back_before_a_connection_is_refused",
@@ -59,10 +59,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a table is judged when its events have come",
-        "conntrackd/resync.py",
+        "conntrackd/source/resync.py",
         "if now < self._settled_at:",
         "if False:",
-        "tests/test_resync.py::test_an_event_that_comes_while_the_table_is_read_goes_before_it",
+        "tests/source/test_resync.py::test_an_event_that_comes_while_the_table_is_read_goes_before_it",
     ),
     Mutation(
         "the watchdog follows the reader",
@@ -331,24 +331,24 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no label opens a stream for each connection",
-        "conntrackd/labels.py",
+        "conntrackd/config/labels.py",
         "if name in FIELDS:",
         "if False:",
-        "tests/test_values.py::test_what_does_not_fit_is_told",
+        "tests/config/test_values.py::test_what_does_not_fit_is_told",
     ),
     Mutation(
         "a database that is being written is left alone",
-        "conntrackd/geoip.py",
+        "conntrackd/geoip/databases.py",
         "if self._seen != seen or self._seen == self._identities:",
         "if self._seen == self._identities:",
-        "tests/test_geoip.py::test_a_replaced_file_is_taken_over",
+        "tests/geoip/test_databases.py::test_a_replaced_file_is_taken_over",
     ),
     Mutation(
         "no number in a database's tree leads out of its data",
-        "conntrackd/geofile.py",
+        "conntrackd/geoip/geofile.py",
         "if value < nodes + SEPARATOR:",
         "if False:",
-        "tests/test_geoip.py::test_a_number_that_leads_nowhere_is_refused",
+        "tests/geoip/test_databases.py::test_a_number_that_leads_nowhere_is_refused",
     ),
     Mutation(
         "strangers do not reach the daemon",
@@ -409,31 +409,31 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a file that everybody may change is refused",
-        "conntrackd/document.py",
+        "conntrackd/config/document.py",
         "if status.st_mode & stat.S_IWOTH:",
         "if False:",
-        "tests/test_document.py::test_a_file_that_every_user_may_change_is_refused",
+        "tests/config/test_document.py::test_a_file_that_every_user_may_change_is_refused",
     ),
     Mutation(
         "a folder into which everybody may put files is refused",
-        "conntrackd/config.py",
+        "conntrackd/config/read.py",
         "if folder.stat().st_mode & stat.S_IWOTH:",
         "if False:",
-        "tests/test_config.py::test_a_folder_into_which_every_user_may_put_files_is_refused",
+        "tests/config/test_read.py::test_a_folder_into_which_every_user_may_put_files_is_refused",
     ),
     Mutation(
         "a replay leaves the sinks of the service alone",
-        "conntrackd/config.py",
+        "conntrackd/config/read.py",
         "if path is None and not stands_alone(overrides, environ):",
         "if path is None:",
-        "tests/test_replay.py::test_old_events_go_into_the_sinks_of_the_service_only_where_it_is_asked_for",
+        "tests/source/test_replay.py::test_old_events_go_into_the_sinks_of_the_service_only_where_it_is_asked_for",
     ),
     Mutation(
         "a variable of an orchestrator does not keep it from starting",
-        "conntrackd/config.py",
+        "conntrackd/config/read.py",
         "find_one_typo(name, BY_VARIABLE)",
         "find_near(name, BY_VARIABLE)",
-        "tests/test_config.py::test_a_variable_that_is_none_of_ours_is_a_warning",
+        "tests/config/test_read.py::test_a_variable_that_is_none_of_ours_is_a_warning",
     ),
     Mutation(
         "a private authority is believed by every Python",
@@ -454,7 +454,7 @@ MUTATIONS: Final = (
         "conntrackd/sinks/__init__.py",
         "if directory is None and state is not None:",
         "if not directory and state is not None:",
-        "tests/test_config.py::test_a_spool_that_is_off_is_told_from_one_that_nobody_set",
+        "tests/config/test_read.py::test_a_spool_that_is_off_is_told_from_one_that_nobody_set",
     ),
     Mutation(
         "a method that names no action does not load",
@@ -622,7 +622,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the table that tracks lasts through a restart",
-        "conntrackd/intake.py",
+        "conntrackd/source/kernel.py",
         "        self._table = TrackingTable.open()\n        self._notifier.store(",
         "        self._table = TrackingTable.open()\n        ''.format(",
         "tests/live/test_restart.py::"
@@ -630,7 +630,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "tracking that ends is noticed",
-        "conntrackd/hearing.py",
+        "conntrackd/source/hearing.py",
         "tracking.NOT_TRACKED if self.is_tracking is False else",
         "tracking.NOT_TRACKED if False else",
         "tests/live/test_hearing.py::"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from conntrackd.checks import check_kernel
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
+from conntrackd.config.values import render_size
 from conntrackd.engine import Batch, Engine
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
-from conntrackd.values import render_size
 from tests.bus.private import PrivateBus
 from tests.engine.feed import ENGINES
 from tests.faults.producer import find_number

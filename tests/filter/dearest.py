@@ -10,13 +10,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from conntrackd.config import read_config
+from conntrackd.active_filter import Filter, compile_filter
+from conntrackd.config.read import read_config
 from conntrackd.engine import find_engine
 from conntrackd.errors import ConntrackdError
 from conntrackd.filter import cost
 from conntrackd.filter.grammar import MAX_LENGTH, MAX_RULES, parse_rule
 from conntrackd.filter.text import RuleText
-from conntrackd.filtering import Filter, compile_filter
 
 RANDOM: Final = Random(17)
 ROOM: Final = MAX_LENGTH - 40

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from conntrackd.cli import ctl
-from conntrackd.hearing import TABLE_FULL, Hearing, Look
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.tracking import News
+from conntrackd.source.hearing import TABLE_FULL, Hearing, Look
 from tests.bus.private import PrivateBus
 from tests.live import traffic
 from tests.live.control import ask, talk

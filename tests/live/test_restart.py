@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from conntrackd.errors import ConfigError
-from conntrackd.handover import Handover
 from conntrackd.netlink.namespace import enter
+from conntrackd.source.state_directory import Handover
 from tests.bus.private import wait_until
 from tests.live import traffic
 from tests.live.control import flood as flood_from
@@ -352,7 +352,7 @@ def count_all(running: Running) -> int:
 # The daemon, which is killed when it comes to a function of the changeover.
 KILL_AT = """
 import os, signal, sys
-from conntrackd import changeover
+from conntrackd.source import changeover
 from conntrackd.cli.daemon import main
 owner = getattr(changeover, sys.argv[1])
 setattr(owner, sys.argv[2], lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
@@ -604,7 +604,7 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
 LEAVE_CHILD = """
 import subprocess, sys
 from pathlib import Path
-from conntrackd.handover import Handover
+from conntrackd.source.state_directory import Handover
 held = Handover(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False, stderr=subprocess.DEVNULL)
 """

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import sys
 from pathlib import Path
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks import SINKS
 

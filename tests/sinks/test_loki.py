@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd import VERSION
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.sinks.loki import Loki, create

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from conntrackd.config.labels import FIELDS, OWN_LABELS
 from conntrackd.delivery.compression import GZIP, compress
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
-from conntrackd.labels import FIELDS, OWN_LABELS
 from conntrackd.render import fields
 from conntrackd.render.loki import TEMPLATE
 from conntrackd.render.rendered import Rendered, join

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.config import Config, read_config
+from conntrackd.config.options import OPTIONS
+from conntrackd.config.read import Config, read_config
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Store
-from conntrackd.options import OPTIONS
 from conntrackd.sinks import SINKS
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.errors import ConfigError

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.batch import Batch, pack_batch
 from conntrackd.delivery.datagrams import PADDED_TO, Framing, frame

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conntrackd.config import read_config
+from conntrackd.config.read import read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.sinks.syslog import SyslogSink, create

@@ -9,7 +9,7 @@ import pytest
 from conntrackd import daemon
 from conntrackd.daemon import Sources
 
-RECORDING = Path(__file__).parent / "netlink/corpus/tcp.nl"
+RECORDING = Path(__file__).parent.parent / "netlink/corpus/tcp.nl"
 
 
 @pytest.mark.parametrize("names_a_file", [False, True])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd.changeover import leave_out
 from conntrackd.flow import EventType
+from conntrackd.source.changeover import leave_out
 from tests.messages import build_message
 from tests.sinks.flows import make_flow
 

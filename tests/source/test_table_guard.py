@@ -12,11 +12,11 @@ from pytest_mock import MockerFixture
 
 from conntrackd.errors import ResourceError
 from conntrackd.flow import EventType
-from conntrackd.guard import RELEASED, RELIABLE, Guard
 from conntrackd.netlink.constants import NETLINK_BROADCAST_ERROR, SOL_NETLINK
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import Table
+from conntrackd.source.table_guard import RELEASED, RELIABLE, Guard
 from tests.bus.private import wait_until
 from tests.conftest import list_children, list_descriptors
 from tests.faults.producer import Producer, prepare, produce

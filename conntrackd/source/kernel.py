@@ -10,15 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from conntrackd import advice, checks, options
-from conntrackd.changeover import Changeover
-from conntrackd.config import Config
+from conntrackd import advice, checks
+from conntrackd.active_filter import Filter, change_filter
+from conntrackd.config import options
+from conntrackd.config.read import Config
+from conntrackd.config.values import render_size
 from conntrackd.errors import ConntrackdError
-from conntrackd.filtering import Filter, change_filter
 from conntrackd.flow import ABSENT, NANO, Lost
-from conntrackd.guard import LIMIT, RELIABLE, Guard
-from conntrackd.handover import Handover
-from conntrackd.hearing import Hearing
 from conntrackd.netlink.activation import TrackingTable
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import (
@@ -37,9 +35,12 @@ from conntrackd.notify import Notifier, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import Told
 from conntrackd.resources import has_descriptors, try_descriptors
-from conntrackd.resync import Resync
+from conntrackd.source.changeover import Changeover
+from conntrackd.source.hearing import Hearing
+from conntrackd.source.resync import Resync
+from conntrackd.source.state_directory import Handover
+from conntrackd.source.table_guard import LIMIT, RELIABLE, Guard
 from conntrackd.stats import Stats
-from conntrackd.values import render_size
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import maxminddb
 
-from conntrackd import geofile
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Location
+from conntrackd.geoip import geofile
 from conntrackd.stats import Stats
-from conntrackd.values import quote
+from conntrackd.text import quote
 
 logger = logging.getLogger(__name__)
 

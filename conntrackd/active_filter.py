@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conntrackd import bpf, options
-from conntrackd.config import Config, read_rules
+from conntrackd import bpf
+from conntrackd.config import options
+from conntrackd.config.read import Config, read_rules
 from conntrackd.engine import Engine, Table
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules

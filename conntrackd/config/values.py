@@ -1,21 +1,20 @@
 """The types that settings can have: text -> value and back, each with its limits and its mistakes."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from conntrackd.flow import EventType, Protocol
+from conntrackd.text import suggest
 
 T_co = TypeVar("T_co", covariant=True)
 
 MAX_ITEMS: Final = 1000  # as many as a filter has rules at most; nothing else comes near it
 MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
 MAX_METAVAR: Final = 4  # words that help can list in place of a name
-MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
 # Words for "not set", in every format: a drop-in can take back what a file before it says.
 OFF_WORDS: Final = frozenset({"", "off", "none", "null"})
 MAX_HOST: Final = 255  # RFC 5424, 6
@@ -56,58 +55,6 @@ class Kind(Generic[T_co]):
         if not self.separator:
             return [text]
         return [item.strip() for item in text.split(self.separator) if item.strip()]
-
-
-def find_near(word: str, known: Iterable[str]) -> str | None:
-    """The nearest of the known words, if any is near."""
-    words = {each.lower(): each for each in known}
-    typed = word[:100].lower()
-    near = get_close_matches(typed, words, n=3, cutoff=0.6)
-    best = min(near, key=lambda each: (count_edits(typed, each), abs(len(each) - len(typed))), default=None)
-    return None if best is None else words[best]
-
-
-def count_edits(word: str, other: str) -> int:
-    """Letters to insert, remove, replace or swap with their neighbour: `stauts` is one from `status`."""
-    before, above = [0], list(range(len(other) + 1))
-    for row, letter in enumerate(word, 1):
-        here = [row]
-        for column, wanted in enumerate(other, 1):
-            edits = min(above[column] + 1, here[-1] + 1, above[column - 1] + (letter != wanted))
-            if row > 1 and column > 1 and word[row - 2 : row] == wanted + other[column - 2]:
-                edits = min(edits, before[column - 2] + 1)
-            here.append(edits)
-        before, above = above, here
-    return above[-1]
-
-
-def find_one_typo(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one is but for one letter: too much, too little, wrong, or too early."""
-    return next((each for each in known if _is_one_typo(word, each)), None)
-
-
-def _is_one_typo(word: str, other: str) -> bool:
-    if abs(len(word) - len(other)) > 1 or word == other:
-        return False
-    at = next((n for n, (one, two) in enumerate(zip(word, other, strict=False)) if one != two), -1)
-    if at < 0:
-        return True  # the longer one has one more at its end
-    rest, wanted = word[at:], other[at:]
-    swapped = rest[1:2] + rest[:1] + rest[2:]
-    return wanted in (rest[1:], swapped) or wanted[1:] in (rest, rest[1:])
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """A hint with the nearest of the known words, empty when none is near."""
-    near = find_near(word, known)
-    return f"did you mean {near}?" if near else ""
-
-
-def quote(text: str) -> str:
-    """Somebody's text in a message: cut short, and without characters that act on a terminal."""
-    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-    inner = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
-    return f"'{inner}'"
 
 
 def parse_flag(text: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd.document import (
+from conntrackd.config.document import (
     MAX_FILE,
     MAX_TOML,
     Entry,

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from conntrackd import options
+from conntrackd.config import options
+from conntrackd.config.labels import find_joined_label
+from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
-from conntrackd.labels import find_joined_label
-from conntrackd.options import OPTIONS, Option
 
 if TYPE_CHECKING:
-    from conntrackd.config import Config
+    from conntrackd.config.read import Config
 
 # What each is for: of no use where the other is not set.
 SERVES: Final[dict[Option[object], Option[object]]] = {

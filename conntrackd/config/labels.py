@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from conntrackd.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, Kind
 
 # Loki refuses a stream with more than 15 labels, those of the daemon included.
 MAX_LABELS: Final = 15

@@ -15,21 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
-from conntrackd import options, together
-from conntrackd.document import Entry, Items, Node, Scalar, Table, read_document, read_text
+from conntrackd.config import options, together
+from conntrackd.config.document import Entry, Items, Node, Scalar, Table, read_document, read_text
+from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.text import RuleText
-from conntrackd.options import OPTIONS, Option
-from conntrackd.values import (
-    MAX_ITEMS,
-    OFF_WORDS,
-    BadValueError,
-    Kind,
-    find_near,
-    find_one_typo,
-    parse_flag,
-    quote,
-)
+from conntrackd.text import find_near, find_one_typo, quote
 
 T = TypeVar("T")
 

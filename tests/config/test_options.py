@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from conntrackd import options
-from conntrackd.options import OPTIONS, Option
+from conntrackd.config import options
+from conntrackd.config.options import OPTIONS, Option
 
 KEYS = [
     f"{section}{name}"

@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
-from conntrackd.config import Config, read_config
+from conntrackd.active_filter import Filter, change_filter, compile_filter
+from conntrackd.config.read import Config, read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.text import RuleText
-from conntrackd.filtering import Filter, change_filter, compile_filter
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets

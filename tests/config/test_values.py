@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd import values
+from conntrackd.config import values
+from conntrackd.config.labels import LABELS, find_joined_label
+from conntrackd.config.options import LOKI_PATHS
+from conntrackd.config.values import BadValueError, Kind
 from conntrackd.flow import EventType
-from conntrackd.labels import LABELS, find_joined_label
-from conntrackd.options import LOKI_PATHS
-from conntrackd.values import BadValueError, Kind, find_one_typo
 
 SIZE = values.size(0, 1 << 40)
 DURATION = values.duration(0, 86_400)
@@ -189,14 +189,6 @@ def test_a_rendered_size_is_the_same_size(number: int) -> None:
     assert parse(SIZE, values.render_size(number)) == number
 
 
-@given(st.text())
-def test_a_quoted_text_is_short_and_acts_on_no_terminal(text: str) -> None:
-    quoted = values.quote(text)
-
-    assert quoted.isprintable()
-    assert values.quote("x" * 1000) == f"'{'x' * 60}...'"
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -301,39 +293,3 @@ def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -
 )
 def test_a_label_that_holds_another_is_noticed(text: str, name: str) -> None:
     assert find_joined_label(parse(LABELS, text)) == name
-
-
-@given(st.text("ABC_", max_size=6), st.text("ABC_", max_size=6))
-def test_one_typo_is_one_key_too_much_too_little_wrong_or_too_early(word: str, other: str) -> None:
-    def vary(text: str) -> set[str]:
-        less = {text[:n] + text[n + 1 :] for n in range(len(text))}
-        wrong = {text[:n] + char + text[n + 1 :] for n in range(len(text)) for char in "ABC_"}
-        early = {text[:n] + text[n : n + 2][::-1] + text[n + 2 :] for n in range(len(text) - 1)}
-        return less | wrong | early
-
-    expected = word != other and (other in vary(word) or word in vary(other))
-    assert (find_one_typo(word, [other]) == other) == expected
-
-
-@pytest.mark.parametrize(
-    ("word", "meant"),
-    [
-        ("stauts", "status"),
-        ("stast", "stats"),
-        ("stat", "stats"),
-        ("satus", "status"),
-        ("STATS", "stats"),
-        ("reload-fliter", "reload-filter"),
-        ("zzz", None),
-    ],
-)
-def test_the_nearest_word_is_that_of_the_fewest_slips_of_the_fingers(word: str, meant: str | None) -> None:
-    assert values.find_near(word, ["stats", "status", "reload", "reload-filter", "tail"]) == meant
-
-
-@pytest.mark.parametrize(
-    ("word", "other", "edits"),
-    [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("ca", "abc", 3), ("abc", "abd", 1)],
-)
-def test_edits_are_counted_with_neighbours_that_change_places(word: str, other: str, edits: int) -> None:
-    assert values.count_edits(word, other) == values.count_edits(other, word) == edits

@@ -15,13 +15,13 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from conntrackd import geofile
 from conntrackd.engine import SLOTS, Engine
 from conntrackd.engine.native import NativeLocations
 from conntrackd.engine.plain import PlainLocations
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Flow, Location
-from conntrackd.geoip import GeoIP
+from conntrackd.geoip import geofile
+from conntrackd.geoip.databases import GeoIP
 from conntrackd.render import json
 from conntrackd.stats import Stats
 from tests.engine.feed import ENGINES, RECEIVED_NS
@@ -270,7 +270,7 @@ FLIP = """
 import os, sys
 from pathlib import Path
 import maxminddb
-from conntrackd import geofile
+from conntrackd.geoip import geofile
 
 whole = Path(sys.argv[1]).read_bytes()
 outcomes = {"refused": 0, "read": 0}
@@ -358,7 +358,7 @@ def test_a_number_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_database(tmp_path / "a.mmdb", BERLIN)
-    monkeypatch.setattr("conntrackd.geoip.REWRITE_SECONDS", 0.0)
+    monkeypatch.setattr("conntrackd.geoip.databases.REWRITE_SECONDS", 0.0)
 
     with pytest.raises(ConfigError, match="not read in 0 s"):
         GeoIP([path], "en", 100, Stats())

@@ -5,7 +5,7 @@ import pytest
 from conntrackd.engine import SLOTS, Batch, Engine
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
-from conntrackd.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
+from conntrackd.source.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
 from conntrackd.stats import Stats
 from tests.engine.feed import ENGINES, RECEIVED_NS
 from tests.messages import build_message

@@ -11,8 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd import engine, options
-from conntrackd.config import (
+from conntrackd import engine
+from conntrackd.config import options
+from conntrackd.config.document import MAX_FILE
+from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.read import (
     Config,
     changed,
     check_sinks,
@@ -21,12 +24,10 @@ from conntrackd.config import (
     read_config,
     read_rules,
 )
-from conntrackd.document import MAX_FILE
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
-from conntrackd.options import OPTIONS, Option
 from conntrackd.sinks import SINKS
 from tests.odd_files import make_odd_file
 

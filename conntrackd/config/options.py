@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
-from conntrackd.flow import EventType, Protocol
-from conntrackd.labels import LABELS
-from conntrackd.values import (
+from conntrackd.config.labels import LABELS
+from conntrackd.config.values import (
     BUS,
     EVENTS,
     FLAG,
@@ -31,6 +30,7 @@ from conntrackd.values import (
     size,
     url,
 )
+from conntrackd.flow import EventType, Protocol
 
 File = Path | None
 Text = str | None

@@ -1,0 +1,1 @@
+"""How a setting comes from file, variable and command line into `Config`, with where it was said."""

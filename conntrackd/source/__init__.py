@@ -1,0 +1,1 @@
+"""Where events come from, and what is kept, checked and repaired around it."""

@@ -1,0 +1,59 @@
+"""Text for people: somebody's words quoted, and the known word that was meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
+
+
+def find_near(word: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known words, if any is near."""
+    words = {each.lower(): each for each in known}
+    typed = word[:100].lower()
+    near = get_close_matches(typed, words, n=3, cutoff=0.6)
+    best = min(near, key=lambda each: (count_edits(typed, each), abs(len(each) - len(typed))), default=None)
+    return None if best is None else words[best]
+
+
+def count_edits(word: str, other: str) -> int:
+    """Letters to insert, remove, replace or swap with their neighbour: `stauts` is one from `status`."""
+    before, above = [0], list(range(len(other) + 1))
+    for row, letter in enumerate(word, 1):
+        here = [row]
+        for column, wanted in enumerate(other, 1):
+            edits = min(above[column] + 1, here[-1] + 1, above[column - 1] + (letter != wanted))
+            if row > 1 and column > 1 and word[row - 2 : row] == wanted + other[column - 2]:
+                edits = min(edits, before[column - 2] + 1)
+            here.append(edits)
+        before, above = above, here
+    return above[-1]
+
+
+def find_one_typo(word: str, known: Iterable[str]) -> str | None:
+    """The known word that this one is but for one letter: too much, too little, wrong, or too early."""
+    return next((each for each in known if _is_one_typo(word, each)), None)
+
+
+def _is_one_typo(word: str, other: str) -> bool:
+    if abs(len(word) - len(other)) > 1 or word == other:
+        return False
+    at = next((n for n, (one, two) in enumerate(zip(word, other, strict=False)) if one != two), -1)
+    if at < 0:
+        return True  # the longer one has one more at its end
+    rest, wanted = word[at:], other[at:]
+    swapped = rest[1:2] + rest[:1] + rest[2:]
+    return wanted in (rest[1:], swapped) or wanted[1:] in (rest, rest[1:])
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A hint with the nearest of the known words, empty when none is near."""
+    near = find_near(word, known)
+    return f"did you mean {near}?" if near else ""
+
+
+def quote(text: str) -> str:
+    """Somebody's text in a message: cut short, and without characters that act on a terminal."""
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    inner = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
+    return f"'{inner}'"
