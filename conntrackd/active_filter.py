@@ -1,12 +1,13 @@
 """Rules in force: from text to what decides, in the kernel and here, and the change from one to another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conntrackd import bpf
 from conntrackd.config import options
-from conntrackd.config.read import Config, read_rules
+from conntrackd.config.read import Config, list_rules, read_rules
 from conntrackd.engine import Engine, Table
+from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
@@ -16,27 +17,37 @@ from conntrackd.filter.render import render
 from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
+from conntrackd.sinks import SINKS
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """A list of rules and what became of it. `origin` says where it comes from, as people are told it."""
+class CoreFilter:
+    """A list of rules and what became of it. `origin` says where it comes from, as people are told it.
+
+    Of a sink's own filter this is all; none of it is in the kernel, which serves all sinks.
+    """
 
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
     tables: tuple[Table, ...]
     """One for each reader."""
-    groups: int
-    """The kernel's groups that can matter, EventType bits."""
-    program: bytes | None
-    instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
 
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
         return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter(CoreFilter):
+    """The global filter, of which the kernel gets a part."""
+
+    groups: int
+    """The kernel's groups that can matter, EventType bits."""
+    program: bytes | None
+    instructions: int
 
     def explain(self, config: Config) -> str:
         """What became of the rules, for people."""
@@ -69,6 +80,37 @@ def compile_filter(
     )
 
 
+def compile_sink_filter(
+    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+) -> CoreFilter:
+    """The same for the rules of one sink, which decide about what the global filter keeps."""
+    rules = parse_rules(texts)
+    return CoreFilter(
+        rules=tuple(render(rule) for rule in rules),
+        origin=origin,
+        tables=tuple(engine.compile_table(rules) for _ in range(readers)),
+        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
+        parsed=tuple(rules),
+    )
+
+
+def compile_sink_filters(
+    rules: Config, config: Config, engine: Engine, readers: int
+) -> dict[str, CoreFilter]:
+    """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes."""
+    origin, found = find_origin(rules), {}
+    mistakes: list[ConntrackdError] = []
+    for kind in filter(lambda kind: kind.enabled(config), SINKS):
+        try:
+            texts = list_rules(rules, option=kind.filter)
+            found[kind.name] = compile_sink_filter(texts, origin, config, engine, readers)
+        except ManyErrors as error:
+            mistakes += error.errors
+    if mistakes:
+        raise ManyErrors(mistakes)
+    return found
+
+
 def find_given(config: Config) -> Given:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
@@ -82,26 +124,46 @@ def find_given(config: Config) -> Given:
 
 def read_filter(config: Config, engine: Engine) -> Filter:
     """The filter of the configuration for a start. Raises the mistakes of its rules."""
+    return compile_filter(*read_texts(config), config, engine, count_readers(config))
+
+
+def count_readers(config: Config) -> int:
+    """How many there are at a start."""
     is_replay = config[options.CONNTRACK_REPLAY] is not None  # which is one sequence
-    return compile_filter(
-        *read_texts(config), config, engine, 1 if is_replay else config[options.CONNTRACK_READERS]
-    )
+    return 1 if is_replay else config[options.CONNTRACK_READERS]
 
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:
     """The rules as they were written, and where."""
-    return read_rules(config), ", ".join(map(str, config.paths)) or "command line and environment"
+    return read_rules(config), find_origin(config)
 
 
-def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, new: Filter) -> None:
-    """Put `new` in the place of `old` while events flow. `events` is None in a replay.
+def find_origin(config: Config) -> str:
+    """Where the rules of a configuration come from, for people."""
+    return ", ".join(map(str, config.paths)) or "command line and environment"
 
-    No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
-    program drops alone, which is as its own filter decides; what it passes up, one table decides alone.
+
+def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[Table]]:
+    """What decides for those sinks that have rules of their own: others cost nothing."""
+    return {name: each.tables for name, each in sinks.items() if each.rules}
+
+
+def change_filter(
+    pipeline: Pipeline,
+    events: EventSockets | None,
+    old: Filter,
+    new: Filter,
+    sinks: Mapping[str, CoreFilter],
+) -> None:
+    """Put `new` in the place of `old` while events flow, and `sinks` in that of all the sinks' own.
+
+    `events` is None in a replay. No event is lost that both would keep, and none is decided by half of each:
+    what the kernel drops, one program drops alone, which is as its own filter decides; what it passes up, the
+    tables of one change decide alone.
     """
     if events is not None:
         events.join(new.groups & ~old.groups)
         events.attach(new.program)
-    pipeline.tables = new.tables
+    pipeline.set_tables(new.tables, list_sink_tables(sinks))
     if events is not None:
         events.leave(old.groups & ~new.groups)

@@ -7,13 +7,18 @@ what changed, or what is wrong, and then nothing has changed.
 import asyncio
 import gc
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import VERSION, logs
-from conntrackd.active_filter import Filter, compile_filter, read_texts
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    compile_filter,
+    compile_sink_filters,
+    read_texts,
+)
+from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import (
     FilterStatus,
     Finding,
@@ -32,6 +37,7 @@ from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import Protocol
+from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -41,12 +47,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
 COUNTED: Final = 2
 TAILS_OF_ROOT: Final = 2
-RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
 COLLECT_SECONDS: Final = 1.0
 
@@ -103,7 +106,7 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         self._started = started = self._started or old
-        rules = await self._compile(*read_texts(new), new)
+        rules, own = await self._compile(*read_texts(new), new), await self._compile_sinks(new, new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
@@ -129,12 +132,14 @@ class DaemonControl:
         daemon.intake.deactivate(new)
         daemon.intake.look()
         logs.set_level(new[options.LOG_LEVEL])
-        self._put_in_force(rules)
+        going = {kind.name: daemon.sink_filters.in_force[kind.name] for kind, made in sinks if made is None}
+        daemon.sink_filters.configure(own)
+        self._put_in_force(rules, {**going, **own})  # no sink gets what its filter drops before it is gone
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
         daemon.watch_geoip()
         await self._apply_sinks(sinks)
-        warnings = [*map(str, new.warnings), *rules.warnings]
+        warnings = [*map(str, new.warnings), *rules.warnings, *list_warnings(own)]
         return [*lines, *warnings] or ["nothing has changed"]
 
     def _find_spoolless(self, old: Config, new: Config) -> list[str]:
@@ -162,7 +167,10 @@ class DaemonControl:
                     found.append((kind, self._daemon.create_outbox(kind, new)))
                 elif is_there and not wanted:
                     found.append((kind, None))
-                elif wanted and any(option.key.startswith(f"sink.{kind.name}.") for option in changes):
+                elif wanted and any(
+                    option.key.startswith(f"sink.{kind.name}.") and option is not kind.filter
+                    for option in changes
+                ):
                     found.append((kind, kind.create(new)))
         except BaseException:
             for _, made in found:
@@ -198,11 +206,14 @@ class DaemonControl:
     async def _reload_filter(self) -> list[str]:
         # With the rules of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        texts, origin = read_texts(await run_apart(daemon.sources.read))
-        rules = await self._compile(texts, origin, daemon.config)
-        self._put_in_force(rules)
+        new = await run_apart(daemon.sources.read)
+        rules = await self._compile(*read_texts(new), daemon.config)
+        own = await self._compile_sinks(new, daemon.config)
+        daemon.sink_filters.configure(own)
+        self._put_in_force(rules, own)
         daemon.configured_filter = rules
-        return self._describe(rules)
+        lines = [line for name, filter_ in own.items() if filter_.rules for line in describe(name, filter_)]
+        return [*self._describe(rules), *lines]
 
     async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
         stats = self._daemon.stats
@@ -231,11 +242,11 @@ class DaemonControl:
 
     # ---- the filter -----------------------------------------------------------------------------------
 
-    def _put_in_force(self, rules: Filter) -> None:
+    def _put_in_force(self, rules: Filter, sinks: Mapping[str, CoreFilter]) -> None:
         if self._revert is not None:
             self._revert.cancel()
             self._revert = None
-        self._daemon.set_filter(rules)
+        self._daemon.set_filter(rules, sinks)
 
     def _describe(self, rules: Filter) -> list[str]:
         count = len(rules.rules)
@@ -254,6 +265,10 @@ class DaemonControl:
         readers = len(self._daemon.pipeline.readers)
         return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers)
 
+    async def _compile_sinks(self, rules: Config, config: Config) -> dict[str, CoreFilter]:
+        readers = len(self._daemon.pipeline.readers)
+        return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers)
+
     async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
         return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers)
@@ -263,17 +278,16 @@ class DaemonControl:
             return await self._count(self._set_filter(rules, timeout_s))
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
         texts = [RuleText(rule) for rule in rules]
-        new = await self._compile(texts, f"run time, {lasts}", self._daemon.config)
-        self._put_in_force(new)
+        new = await self._compile(texts, name_run_time(timeout_s), self._daemon.config)
+        self._put_in_force(new, self._daemon.sink_filters.in_force)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
         return self._describe(new)
 
     def _end_run_time(self) -> None:
         self._revert = None
-        self._daemon.set_filter(self._daemon.configured_filter)
+        self._daemon.set_filter(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
         logger.info("the run-time filter has ended, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
@@ -281,7 +295,7 @@ class DaemonControl:
             return await self._count(self._reset_filter())
 
     async def _reset_filter(self) -> list[str]:
-        self._put_in_force(self._daemon.configured_filter)
+        self._put_in_force(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
         return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
@@ -341,6 +355,8 @@ class DaemonControl:
             yield "filter"
         if logs.find_level() != daemon.config[options.LOG_LEVEL]:
             yield "log level"
+        for name in daemon.sink_filters.list_changed():
+            yield f"filter of sink {name}"
         for name, outbox in daemon.outboxes.items():
             if outbox.state is SinkState.DISABLED:
                 yield f"sink {name}"
@@ -360,6 +376,22 @@ class DaemonControl:
         counters |= {each.name: each.value for each in measure_process()}
         return Statistics(counters, sinks, daemon.filter.list_counts())
 
+    # ---- the filters of sinks -------------------------------------------------------------------------
+
+    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
+        async with self._turn:
+            self._find_sink(name)
+            return await self._count(self._daemon.sink_filters.set(name, rules, timeout_s))
+
+    async def reset_sink_filter(self, name: str) -> list[str]:
+        async with self._turn:
+            self._find_sink(name)
+            return await self._count(self._daemon.sink_filters.reset(name))
+
+    async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
+        self._find_sink(name)
+        return await self._daemon.sink_filters.explain(name, rules)
+
     # ---- sinks ----------------------------------------------------------------------------------------
 
     def list_sinks(self) -> list[str]:
@@ -367,7 +399,11 @@ class DaemonControl:
 
     def sink_status(self, name: str) -> SinkStatus:
         outbox = self._find_sink(name)
-        return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
+        filters = self._daemon.sink_filters
+        counters = _to_counters(outbox.snapshot())
+        return SinkStatus(
+            outbox.state.value, outbox.error, counters, filters.find_status(name), filters.list_counts(name)
+        )
 
     async def enable_sink(self, name: str) -> list[str]:
         self._find_sink(name).enable()
@@ -398,50 +434,6 @@ class DaemonControl:
 
     def subscribe(self, listener: Listener) -> None:
         self._daemon.listeners.append(listener)
-
-
-async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
-    """Its result, from a thread of its own. The loop's helpers stay free for a stop, which waits for none."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
-
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = function(*arguments)
-        except BaseException as error:  # is raised where it is waited for
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    try:
-        threading.Thread(target=work, daemon=True, name="control").start()
-    except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
-    return await future
-
-
-async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
-    """As run_apart(), but a caller who goes away waits as well.
-
-    Nobody can stop the thread, and the next one's turn is after this one: or calls that are given up at once
-    would run side by side. Who cancels twice, as the daemon's end does, does not wait.
-    """
-    running = asyncio.ensure_future(run_apart(function, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        running.cancelled() or running.exception()  # noted: nobody is left to be told
-        raise
 
 
 def _show(option: Option[object], config: Config) -> str:

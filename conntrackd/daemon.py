@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import checks, resources
-from conntrackd.active_filter import Filter, change_filter, read_filter
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    change_filter,
+    compile_sink_filters,
+    count_readers,
+    list_sink_tables,
+    read_filter,
+)
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
@@ -34,6 +42,7 @@ from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
+from conntrackd.sink_filters import SinkFilters
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.source.kernel import Intake
 from conntrackd.source.state_directory import Handover
@@ -100,6 +109,8 @@ class Daemon:
         self.start_us = time.time_ns() // 1000
         self.engine = find_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
+        own = compile_sink_filters(self.config, self.config, self.engine, count_readers(self.config))
+        self.sink_filters = SinkFilters(self, own)
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }
@@ -110,6 +121,7 @@ class Daemon:
             tuple(self.outboxes.values()),
             self.tails,
             self.stats,
+            list_sink_tables(own),
         )
         self.pipeline.on_lost = self._note_lost
         self.notifier = Notifier(sources.environ)
@@ -293,7 +305,8 @@ class Daemon:
             size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
+        own = [warning for each in self.sink_filters.in_force.values() for warning in each.warnings]
+        for warning in (*self.config.warnings, *self.filter.warnings, *own, *self.find_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
@@ -424,9 +437,9 @@ class Daemon:
         )
         return checks.examine(self.config, situation)
 
-    def set_filter(self, new: Filter) -> None:
-        """Put it in the place of the one in force, while events flow."""
-        change_filter(self.pipeline, self.intake.events, self.filter, new)
+    def set_filter(self, new: Filter, sinks: Mapping[str, CoreFilter]) -> None:
+        """Put it in the place of the one in force, while events flow, together with those of the sinks."""
+        change_filter(self.pipeline, self.intake.events, self.filter, new, sinks)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, Batch, Received, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, Batch, Received, Selection, Table
 from conntrackd.flow import ABSENT, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.render.rendered import Rendered
@@ -21,7 +21,7 @@ from conntrackd.source.table_guard import RELEASED, RELEASING, Guard
 from conntrackd.tails import Tail
 
 if TYPE_CHECKING:
-    from conntrackd.pipeline import Pipeline
+    from conntrackd.pipeline import Pipeline, Tables
 
 # How often a reader without events looks whether it is to stop. It costs 2 wake-ups a second.
 PATIENCE_MS: Final = 500
@@ -49,6 +49,18 @@ class Told(NamedTuple):
 
     name: str = ""
     drops: int = 0
+
+
+class Share(NamedTuple):
+    """What of a batch is for one sink."""
+
+    outbox: Outbox
+    events: Selection
+    """Those that the global filter keeps, and the sink's own, where it has one."""
+    room: int = 0
+    """How many of the first ones its outbox takes."""
+    rendered: Rendered | None = None
+    """These, in the form of the sink; None for none."""
 
 
 class Reader:
@@ -132,8 +144,10 @@ class Reader:
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
-        kept = self._decide(batch)
-        rendered, wanted = self._render_all(batch, kept), self._render_tails(batch, kept)
+        tables = pipeline.tables[self._number]
+        kept = self._decide(batch, tables.filter)
+        shares = self._render_all(batch, self._divide(batch, tables, kept))
+        wanted = self._render_tails(batch, kept)
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -145,12 +159,11 @@ class Reader:
                 pipeline.resync.note(batch, kept)
             if count:
                 pipeline.count(batch.tally(kept))
-                self._hand_on(batch, kept, rendered, wanted)
+                self._hand_on(batch, kept, shares, wanted)
 
-    def _decide(self, batch: Batch) -> Selection:
+    def _decide(self, batch: Batch, table: Table) -> Selection:
         """What the rules keep, with its locations."""
-        pipeline, locations = self._pipeline, self._locations
-        engine, table = pipeline.engine, pipeline.tables[self._number]
+        locations, engine = self._locations, self._pipeline.engine
         if locations is None:
             return engine.decide(batch, table, None, None)
         if table.needs_location:
@@ -160,14 +173,22 @@ class Reader:
         locations.locate(batch, kept)
         return kept
 
-    def _render_all(self, batch: Batch, kept: Selection) -> list[tuple[Outbox, Rendered | None, int]]:
-        """For each outbox what it has room for, in the form of its sink, and how many events that are."""
-        count = len(kept) // INDEX_BYTES
-        found: list[tuple[Outbox, Rendered | None, int]] = []
-        for outbox in self._pipeline.outboxes if count else ():
-            room = min(outbox.find_room(), count)
-            rendered = self._render(batch, outbox.template, kept[: room * INDEX_BYTES]) if room else None
-            found.append((outbox, rendered, room))
+    def _divide(self, batch: Batch, tables: "Tables", kept: Selection) -> list[Share]:
+        """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
+        engine, found = self._pipeline.engine, []
+        for outbox in self._pipeline.outboxes if kept else ():
+            own = tables.sinks.get(outbox.name) if tables.sinks else None
+            events = kept if own is None else engine.decide(batch, own, kept, self._locations)
+            found.append(Share(outbox, events))
+        return found
+
+    def _render_all(self, batch: Batch, shares: list[Share]) -> list[Share]:
+        """The same with as much as there is room for, in the form of each sink."""
+        found = []
+        for outbox, events, *_ in shares:
+            room = min(outbox.find_room(), len(events) // INDEX_BYTES) if events else 0
+            rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES]) if room else None
+            found.append(Share(outbox, events, room, rendered))
         return found
 
     def _render_tails(self, batch: Batch, kept: Selection) -> list[tuple[Tail, Rendered]]:
@@ -193,16 +214,18 @@ class Reader:
         self,
         batch: Batch,
         kept: Selection,
-        rendered: list[tuple[Outbox, Rendered | None, int]],
+        shares: list[Share],
         wanted: list[tuple[Tail, Rendered]],
     ) -> None:
         """Under the pipeline's lock."""
-        count = len(kept) // INDEX_BYTES
-        for outbox, part, room in rendered:
-            if part is not None:
-                outbox.put(part)
+        for outbox, events, room, rendered in shares:
+            count = len(events) // INDEX_BYTES
+            if rendered is not None:
+                outbox.put(rendered)
             if room < count:
-                outbox.drop(count - room, batch.time(kept, room), batch.time(kept, -1))
+                outbox.drop(count - room, batch.time(events, room), batch.time(events, -1))
+            if len(events) < len(kept):
+                outbox.leave_out((len(kept) - len(events)) // INDEX_BYTES)
         for tail, part in wanted:
             self._pipeline.tails.put(tail, part)
 
@@ -262,13 +285,15 @@ class Reader:
     def _report_flows(self, resync: Resync, fresh: Selection) -> None:
         """Flows of the table that the sinks have not heard of: decided as the NEW that was lost."""
         pipeline, batch, locations = self._pipeline, resync.batch, self._locations
+        tables = pipeline.tables[self._number]
         if locations is not None:
             locations.locate(batch, fresh)
         batch.set_type(fresh, EventType.NEW)
-        kept = pipeline.engine.decide(batch, pipeline.tables[self._number], fresh, locations)
+        kept = pipeline.engine.decide(batch, tables.filter, fresh, locations)
         count = len(kept) // INDEX_BYTES
         if count:
+            shares = self._divide(batch, tables, kept)
             batch.set_type(kept, EventType.SNAPSHOT)
             resync.note_reported(batch, kept)
             pipeline.stats.events_snapshot_total += count
-            self._hand_on(batch, kept, self._render_all(batch, kept), self._render_tails(batch, kept))
+            self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, kept))

@@ -24,7 +24,9 @@ class Stats:
     events_filtered_total: int = _counter(
         "events", "Events that a rule, a protocol or an event type left out"
     )
-    events_accepted_total: int = _counter("events", "Events handed to the sinks")
+    events_accepted_total: int = _counter(
+        "events", "Events that the global filter keeps: each sink gets them, but for what its own leaves out"
+    )
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
     events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
@@ -50,10 +52,14 @@ class Stats:
 class SinkStats:
     """What became of the events of one sink.
 
-    At every moment: restored + taken = delivered + queued + spooled + all the dropped ones.
+    At every moment: restored + taken = delivered + queued + spooled + all the dropped ones; and what the
+    global filter has kept since there is this sink, flows of the table included, = taken + filtered.
     """
 
     sink_events_taken_total: int = _counter("events", "Events handed to this sink's outbox")
+    sink_events_filtered_total: int = _counter(
+        "events", "Events that the global filter keeps, and this sink's own does not"
+    )
     sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start")
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
     sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")

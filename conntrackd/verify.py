@@ -8,14 +8,14 @@ import pwd
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
-from conntrackd.active_filter import compile_filter, find_given
+from conntrackd.active_filter import compile_filter, compile_sink_filter, find_given
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
@@ -25,6 +25,7 @@ from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, Unavaila
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import find_warnings
+from conntrackd.filter.text import RuleText
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
@@ -73,6 +74,8 @@ def verify(reading: Reading) -> Report:
     if state is not None:
         _verify_folder(report, options.STATE_DIRECTORY, state)
     for kind in SINKS:
+        if kind.enabled(config) or not config.is_set(kind.enable):  # of a fragment alone: maybe elsewhere
+            _verify_sink_rules(report, kind)
         if kind.enabled(config):
             _verify_sink(report, kind)
     return report
@@ -95,12 +98,23 @@ def _verify_rules(report: Report) -> None:
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
+    if _verify_texts(report, texts):
+        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+
+
+def _verify_sink_rules(report: Report, kind: SinkKind) -> None:
+    texts = list_rules(report.config, option=kind.filter)
+    if _verify_texts(report, texts):
+        report.attempt(lambda: compile_sink_filter(texts, "", report.config, find_engine()))
+
+
+def _verify_texts(report: Report, texts: Sequence[RuleText]) -> bool:
+    """Whether all of these rules can be read."""
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += find_warnings(rules, find_given(config))
-    if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+    report.warnings += find_warnings(rules, find_given(report.config))
+    return len(rules) == len(texts)
 
 
 # ---- what is read -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses, and the event path in C, which knows none of them
-    ("", "errors", "files", "flow", "bpf", "stats", "lean", "text", "core"),
+    ("", "apart", "errors", "files", "flow", "bpf", "stats", "lean", "text", "core"),
     # parts, each alone
     (
         "config.values",
@@ -31,7 +31,7 @@ LAYERS = (
     # moving parts
     ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
     # the one that knows all
-    ("control", "daemon"),
+    ("control", "daemon", "sink_filters"),
     # people
     ("cli", "__main__"),
 )

@@ -196,7 +196,7 @@ def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) 
         2,
         2,
     )
-    assert pipeline.tables[0].counts == [2, 2]
+    assert pipeline.tables[0].filter.counts == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,19 @@ def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
         "ansible-tmp.source:3: log.level: 'loud' is none of debug, info, warn, error",
         "ansible-tmp.source:4: unexpected 'prot', did you mean port?",
     ]
+
+
+def test_the_rules_of_each_sink_are_checked_with_their_places(check: Check, tmp_path: Path) -> None:
+    report = check(f"{STREAM}sink.stream.filter: [log prot, log any, log port 22]\nsink.loki.filter: [log prot]\n")
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:2: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+    ]
+    assert any("log port 22" in str(warning) for warning in report.warnings)
+
+
+def test_rules_of_a_sink_that_is_switched_off_are_kept_for_later(check: Check, tmp_path: Path) -> None:
+    report = check(f"{STREAM}sink.loki: {{enable: false, filter: [x]}}\n")
+
+    assert tell(report, tmp_path) == []

@@ -7,7 +7,7 @@ of `conntrackctl status` has 150.
 import array
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import unquote
@@ -134,6 +134,13 @@ class Client:
         found = [interfaces[SINK] for interfaces in objects.values()]
         return {each["Name"]: each for each in sorted(found, key=lambda each: str(each["Name"]))}
 
+    def read_sink(self, name: str) -> dict[str, Any]:
+        """Properties of one sink. Raises UnavailableError where there is none of this name."""
+        sinks = self.read_sinks()
+        if name not in sinks:
+            raise _explain_sink(name, sinks)
+        return Properties(sinks[name])
+
     def open_tail(self, rules: list[str], limit: int) -> int:
         """The reading end of a pipe with JSON lines, for the caller to close."""
         (index,) = self.call("Tail", "asu", rules, limit)
@@ -145,11 +152,7 @@ class Client:
         objects = self._call(NAME, PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
         names = {str(interfaces[SINK]["Name"]): str(path) for path, interfaces in objects.items()}
         if name not in names:
-            there = ", ".join(sorted(names)) or "none"
-            raise UnavailableError(
-                f"there is no sink {name[:64]} in the daemon",
-                hint=f"there are: {there}; another one by sink.NAME.enable in conntrackd.yaml, and a reload",
-            )
+            raise _explain_sink(name, names)
         return names[name]
 
     # ---- one call -------------------------------------------------------------------------------------
@@ -263,6 +266,14 @@ class Client:
         line, _, rest = bytes(self._received).partition(b"\r\n")
         self._received = bytearray(rest)
         return line
+
+
+def _explain_sink(name: str, sinks: Iterable[str]) -> UnavailableError:
+    there = ", ".join(sorted(sinks)) or "none"
+    return UnavailableError(
+        f"there is no sink {name[:64]} in the daemon",
+        hint=f"there are: {there}; another one by sink.NAME.enable in conntrackd.yaml, and a reload",
+    )
 
 
 def connect(address: str) -> socket.socket:

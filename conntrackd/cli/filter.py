@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.daemonlink import add_bus, connect, print_json, print_lines
+from conntrackd.cli.daemonlink import add_bus, add_sink, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
+    from conntrackd.config.options import Option
     from conntrackd.config.read import Config
     from conntrackd.filter.ast import Rule
     from conntrackd.filter.evaluate import Decision
@@ -40,6 +41,7 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
 
 def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
+    add_sink(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
 
@@ -64,7 +66,7 @@ def check(arguments: Namespace) -> int:
     """Tell all mistakes of the rules, and warn of those that can never match."""
     if arguments.json:
         return check_as_json(arguments)
-    rules = read_rules(read_settings(arguments))
+    rules = read_rules(read_settings(arguments), arguments.sink)
     warn_unreachable(rules)
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
@@ -76,7 +78,7 @@ def check_as_json(arguments: Namespace) -> int:
     from conntrackd.filter.render import render  # noqa: PLC0415
 
     try:
-        rules = read_rules(read_settings(arguments))
+        rules = read_rules(read_settings(arguments), arguments.sink)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
         print_json({"rules": [], "mistakes": [to_json(each) for each in mistakes], "warnings": []})
@@ -101,17 +103,23 @@ def explain(arguments: Namespace) -> int:
     if arguments.running:
         return explain_running(arguments)
     from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
-    from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415
+    from conntrackd.filter.explain import list_sections, list_sink_sections, render_sections  # noqa: PLC0415
 
+    if arguments.sink is not None and arguments.bpf:
+        hint = "conntrackctl filter explain --bpf shows it"
+        raise UsageError("the program in the kernel is of the global filter, and of no sink's", hint=hint)
     config = read_settings(arguments)
-    rules = read_rules(config)
+    rules = read_rules(config, arguments.sink)
     warn_unreachable(rules)
-    protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-    wanted = {"core": arguments.core, "listing": arguments.bpf}
-    if arguments.json:
-        print_json(to_object(list_sections(rules, protocols, events, **wanted)))
+    if arguments.sink is not None:
+        sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
     else:
-        print(explain_rules(rules, protocols, events, **wanted))
+        protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
+        sections = list_sections(rules, protocols, events, core=arguments.core, listing=arguments.bpf)
+    if arguments.json:
+        print_json(to_object(sections))
+    else:
+        print(render_sections(sections))
     return 0
 
 
@@ -124,7 +132,7 @@ def explain_running(arguments: Namespace) -> int:
             "--core and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
         )
     with connect(arguments) as client:
-        lines = client.call("ExplainFilter", "as", [])[0].splitlines()
+        lines = client.call("ExplainFilter", "as", [], sink=arguments.sink)[0].splitlines()
     if arguments.json:
         print_json(to_object(parse_sections(lines)))
     else:
@@ -148,6 +156,8 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
     """The stable form: the rules alone, and what else there is by a name of its own."""
     words = {title.lower().replace(" ", "_"): lines for title, lines in sections.items()}
     rules = [match[1] for line in words.pop("rules", []) if (match := re.fullmatch(r" *\d+  (.*)", line))]
+    if "settings" not in words:  # of a sink
+        return {"rules": rules, **words}
     settings = dict(line.split(": ", 1) for line in words.pop("settings", []))
     groups = [line for line in words.pop("groups_joined", []) if not line.startswith("none")]
     return {"rules": rules, "settings": settings, "groups": ", ".join(groups).lower().split(", "), **words}
@@ -182,20 +192,36 @@ def read_settings(arguments: Namespace) -> "Config":
     """The settings that the arguments name; of this machine's daemon only where they name no rules."""
     from conntrackd.config.read import ETC, read_config  # noqa: PLC0415
 
-    rules = [*arguments.filter, *getattr(arguments, "rules", [])]
-    overrides = {"filter": rules} if rules else {}
+    rules, sink = [*arguments.filter, *getattr(arguments, "rules", [])], getattr(arguments, "sink", None)
+    overrides = {"filter" if sink is None else find_sink_option(sink).key: rules} if rules else {}
     if arguments.filter_file is not None:
+        if sink is not None:
+            raise UsageError("the rules of a sink stand in no file of rules", hint="without --filter-file")
         overrides["filter_file"] = [arguments.filter_file]
     if overrides and arguments.config is None:
         return read_config(overrides, {}, None, NOWHERE)
     return read_config(overrides, os.environ, arguments.config, ETC)
 
 
-def read_rules(config: "Config") -> "list[Rule]":
-    """The rules of the settings. Raises what is wrong with them, all of it."""
+def find_sink_option(name: str) -> "Option[tuple[str, ...]]":
+    """The setting with the rules of a sink of this name. Raises UsageError."""
+    from conntrackd.sinks import SINKS  # noqa: PLC0415
+    from conntrackd.text import quote, suggest  # noqa: PLC0415
+
+    found = {kind.name: kind.filter for kind in SINKS}
+    if name not in found:
+        hint = suggest(name, found) or f"one of: {', '.join(found)}"
+        raise UsageError(f"there is no sink {quote(name)}", hint=hint)
+    return found[name]
+
+
+def read_rules(config: "Config", sink: str | None = None) -> "list[Rule]":
+    """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it."""
     from conntrackd.config import read as settings  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
+    if sink is not None:
+        return parse_rules(settings.list_rules(config, option=find_sink_option(sink)))
     return parse_rules(settings.read_rules(config))
 
 

@@ -83,6 +83,7 @@ FACILITIES: Final = (
     *(f"local{number}" for number in range(8)),
 )
 WAITING: Final = "Events that may wait in memory before new ones are dropped"
+OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
 ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 LOG_LEVEL = Option(
@@ -183,8 +184,14 @@ SINK_STREAM_WRITER = Option(
     "sink.stream.writer", WRITER, "stdout", "Where JSON lines go: stdout, stderr, discard or file:///PATH"
 )
 SINK_STREAM_QUEUE = Option("sink.stream.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_STREAM_FILTER = Option(
+    "sink.stream.filter", RULES, (), OWN_RULES, example="drop protocol UDP and destination port 53"
+)
 SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
 SINK_JOURNAL_QUEUE = Option("sink.journal.queue", QUEUE, QUEUE_DEFAULT_JOURNAL, WAITING)
+SINK_JOURNAL_FILTER = Option(
+    "sink.journal.filter", RULES, (), OWN_RULES, example="log type DESTROY\ndrop any"
+)
 SINK_SYSLOG_ENABLE = Option("sink.syslog.enable", FLAG, False, "Send events to a syslog server")
 SINK_SYSLOG_ADDRESS = Option(
     "sink.syslog.address",
@@ -214,6 +221,9 @@ SINK_SYSLOG_FACILITY = Option(
     "sink.syslog.facility", one_of(*FACILITIES), "daemon", "Facility of the messages"
 )
 SINK_SYSLOG_QUEUE = Option("sink.syslog.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_SYSLOG_FILTER = Option(
+    "sink.syslog.filter", RULES, (), OWN_RULES, example="drop destination network LOCAL,PRIVATE"
+)
 SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",
     PATH,
@@ -267,6 +277,7 @@ SINK_LOKI_LABELS = Option(
     example="env=prod,team=platform",
 )
 SINK_LOKI_QUEUE = Option("sink.loki.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_LOKI_FILTER = Option("sink.loki.filter", RULES, (), OWN_RULES, example="log type NEW\ndrop any")
 SINK_LOKI_BATCH_SIZE = Option(
     "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch when its text has this size"
 )

@@ -464,10 +464,14 @@ def read_rules(config: Config) -> list[RuleText]:
     return list_rules(config, _list_lines(path) if path is not None else ())
 
 
-def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:
-    """The rules of `filter` behind these lines and their places. ConfigError for too many."""
+def list_rules(
+    config: Config,
+    lines: Iterable[tuple[str, str]] = (),
+    option: Option[tuple[str, ...]] = options.FILTER,
+) -> list[RuleText]:
+    """The rules of an option behind these lines and their places. ConfigError for too many."""
     rules: list[RuleText] = []
-    for text, place in chain(lines, zip(config[options.FILTER], config.places(options.FILTER), strict=True)):
+    for text, place in chain(lines, zip(config[option], config.places(option), strict=True)):
         if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
             rules.append(RuleText(text.strip(), place))
         if len(rules) > MAX_ITEMS:

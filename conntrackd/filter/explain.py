@@ -21,7 +21,11 @@ def explain_rules(
     listing: bool = False,
 ) -> str:
     """Sections with headings; on demand with the core's table and the kernel's program."""
-    sections = list_sections(rules, protocols, events, core=core, listing=listing)
+    return render_sections(list_sections(rules, protocols, events, core=core, listing=listing))
+
+
+def render_sections(sections: dict[str, list[str]]) -> str:
+    """As text with headings."""
     return "\n\n".join(
         "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
     )
@@ -40,8 +44,7 @@ def list_sections(
     groups = [each.name or "" for each in EventType if each & kernel.groups]
     program = kernel.program
     sections = {
-        "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
-        or ["none: every event is logged"],
+        "Rules": _list_rules(rules),
         "Settings": [
             f"{CONNTRACK_EVENTS.key}: {CONNTRACK_EVENTS.kind.render(EventType(events))}",
             f"{CONNTRACK_PROTOCOLS.key}: {CONNTRACK_PROTOCOLS.kind.render(protocols)}",
@@ -57,3 +60,25 @@ def list_sections(
     if listing:
         sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
     return sections
+
+
+def explain_sink_rules(sink: str, rules: Sequence[Rule], *, core: bool = False) -> str:
+    """The same for the rules of one sink."""
+    return render_sections(list_sink_sections(sink, rules, core=core))
+
+
+def list_sink_sections(sink: str, rules: Sequence[Rule], *, core: bool = False) -> dict[str, list[str]]:
+    """The lines of each section, by its heading."""
+    sections = {
+        "Rules": _list_rules(rules),
+        "Evaluated": [f"in the core, for sink {sink} alone, on events that the global filter keeps"],
+    }
+    if core:
+        sections["Table in the core"] = render_table(compile_table(rules)).splitlines()
+    return sections
+
+
+def _list_rules(rules: Sequence[Rule]) -> list[str]:
+    return [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)] or [
+        "none: every event is logged"
+    ]

@@ -52,7 +52,28 @@ def test_stats_has_counters_sinks_and_rules(served: Served, capsys: pytest.Captu
         "sinks": {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
         "rates": {},
         "rule_matches": [3, 1, 1],
+        "sink_rule_matches": {},
     }
+
+
+def test_rules_of_a_sink_are_counted_beside_those_of_all(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ctl.run(["filter", "set", "--sink", "loki", "log type NEW", "drop any"])
+    capsys.readouterr()
+
+    ctl.run(["stats", "--json"])
+    assert json.loads(capsys.readouterr().out)["sink_rule_matches"] == {"loki": [0, 0, 0]}
+    ctl.run(["stats"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "decided by" in line]
+    assert [" ".join(line) for line in lines] == [
+        "decided by no rule 3",
+        "decided by rule 1 1",
+        "decided by rule 2 1",
+        "decided by no rule{loki} 0",
+        "decided by rule 1{loki} 0",
+        "decided by rule 2{loki} 0",
+    ]
 
 
 def test_a_view_that_was_reset_counts_from_now_on_with_rates(
@@ -75,7 +96,7 @@ def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
     }
     rates = {"events_lost_total": 0.0, "process_cpu_us_total": 12_000.0, "sink_bytes_total{loki}": 512.0}
 
-    assert render_rows(view, rates, [], 66 * 10**9)[1:] == [
+    assert render_rows(view, rates, {}, 66 * 10**9)[1:] == [
         ["events_lost_total", "0", "0.0"],
         ["buffer_bytes", "2.0 KiB", ""],
         ["process_cpu_us_total", "1.5 s", "1.2 %"],

@@ -299,7 +299,7 @@ conntrack:
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue",
+            ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue, filter",
         ),
         (
             "sink.loki.password_file: a",

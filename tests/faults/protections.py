@@ -22,6 +22,20 @@ MUTATIONS: Final = (
         "tests/live/test_daemon.py::test_an_overrun_is_counted_exactly_and_told",
     ),
     Mutation(
+        "what a sink's own filter leaves out is counted",
+        "conntrackd/reader.py",
+        "if len(events) < len(kept):",
+        "if not events and kept:",
+        "tests/test_sink_filters.py::test_each_sink_gets_what_the_global_rules_and_its_own_keep",
+    ),
+    Mutation(
+        "a sink that a reload removes keeps its filter to its end",
+        "conntrackd/control.py",
+        "self._put_in_force(rules, {**going, **own})",
+        "self._put_in_force(rules, own)",
+        "tests/test_sink_filters.py::test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end",
+    ),
+    Mutation(
         "an overrun does not stop the queue",
         "conntrackd/netlink/socket.py",
         "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
