@@ -14,6 +14,7 @@ LAYERS = (
     # parts, each alone
     (
         "config.values",
+        "config.field_list",
         "config.labels",
         "config.options",
         "config.document",
@@ -23,6 +24,7 @@ LAYERS = (
         "resources",
         "netlink",
         "filter",
+        "render.fields",
     ),
     # text and its delivery
     ("config", "render", "delivery"),

@@ -195,7 +195,9 @@ def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
 
 
 def test_the_rules_of_each_sink_are_checked_with_their_places(check: Check, tmp_path: Path) -> None:
-    report = check(f"{STREAM}sink.stream.filter: [log prot, log any, log port 22]\nsink.loki.filter: [log prot]\n")
+    report = check(
+        f"{STREAM}sink.stream.filter: [log prot, log any, log port 22]\nsink.loki.filter: [log prot]\n"
+    )
 
     assert tell(report, tmp_path) == [
         "conntrackd.yaml:2: unexpected 'prot', did you mean port?",

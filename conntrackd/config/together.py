@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import find_joined_label
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
+from conntrackd.render.forms import find_fault
 
 if TYPE_CHECKING:
     from conntrackd.config.read import Config
@@ -47,6 +49,7 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
             "",
         )
     yield from _find_event_mistakes(config)
+    yield from _find_field_mistakes(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
         hint = "it watches over one socket: leave out conntrack.readers"
         others = (options.CONNTRACK_READERS,)
@@ -65,6 +68,32 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
     if config[options.SINK_SYSLOG_SPOOL] and not config[syslog].startswith(STREAMS):
         hint = "only TCP and TLS tell whether the server is there"
         yield Finding(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
+
+
+def _find_field_mistakes(config: "Config") -> Iterator[Finding]:
+    """Fields that a sink's records cannot be without."""
+    forms = {
+        options.SINK_STREAM_FIELDS: "stream",
+        options.SINK_JOURNAL_FIELDS: "journal",
+        options.SINK_SYSLOG_FIELDS: find_syslog_form(config),
+        options.SINK_LOKI_FIELDS: "loki",
+    }
+    for option, form in forms.items():
+        names = choose_names(config[option])
+        fault, hint = ("", "") if names is None else find_fault(form, names)
+        if fault:
+            others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
+            yield Finding(option, others if option is options.SINK_SYSLOG_FIELDS else (), fault, hint)
+
+
+def find_syslog_form(config: "Config") -> str:
+    """journald, rsyslog and syslog-ng read what comes over /dev/log as syslog(3) writes it."""
+    is_local = config[options.SINK_SYSLOG_ADDRESS].startswith("unix")
+    return (
+        "rfc3164"
+        if is_local and not config.is_set(options.SINK_SYSLOG_FORMAT)
+        else config[options.SINK_SYSLOG_FORMAT]
+    )
 
 
 def _find_event_mistakes(config: "Config") -> Iterator[Finding]:

@@ -58,7 +58,7 @@ class NativeTemplate:
 
     def learn(self, number: int, location: Location) -> None:
         """A Location's texts."""
-        self.core.set_places(number, *render_places(self.template.syntax, location))
+        self.core.set_places(number, *render_places(self.template, location))
 
 
 class NativeLocations:

@@ -20,7 +20,7 @@ from conntrackd.render.fields import (
     list_place_values,
 )
 from conntrackd.render.rendered import Rendered, Stream
-from conntrackd.render.template import Syntax, Template, render_bsd_time, render_time
+from conntrackd.render.template import Template, render_bsd_time, render_time
 
 WORD: Final = re.compile(r"\$([a-z]+)")
 # What no format has to escape, and no terminal obeys.
@@ -54,7 +54,7 @@ def render_flows(
 
 def _render_flow(template: Template, flow: Flow, moment: int, label_names: Mapping[int, str]) -> str:
     words: dict[str, Callable[[], str]] = {
-        "fields": lambda: _render_fields(template.syntax, flow, label_names),
+        "fields": lambda: _render_fields(template, flow, label_names),
         "message": lambda: describe_flow(flow),
         "type": lambda: TYPE_NAMES[flow.type],
         "time": lambda: render_time(flow.time),
@@ -99,9 +99,11 @@ def render_duration(nanoseconds: int) -> str:
     return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09d}"
 
 
-def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -> str:
-    texts = []
+def _render_fields(template: Template, flow: Flow, label_names: Mapping[int, str]) -> str:
+    texts, syntax, names = [], template.syntax, template.fields
     for output in FIELDS:
+        if names is not None and output.name not in names:
+            continue
         value = find_value(flow, output)
         if value is None:
             continue
@@ -113,10 +115,12 @@ def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -
     for fields in (PLACE, NETWORK):
         for location, prefix in ((flow.dst_location, ""), (flow.src_location, "src_")):
             for name, value in list_place_values(fields, location, prefix):
-                texts.append(
-                    syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
-                )
-    return "".join(texts)
+                if names is None or name in names:
+                    texts.append(
+                        syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
+                    )
+    text = "".join(texts)
+    return text[1:] if template.is_bare else text
 
 
 def find_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes

@@ -139,8 +139,11 @@ def write_steps(template: Template, label_names: Mapping[int, str]) -> tuple[byt
 def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:
     match word:
         case "fields":
+            is_first = template.is_bare
             for output in FIELDS:
-                _add_field(steps, template.syntax, output, label_names)
+                if template.fields is None or output.name in template.fields:
+                    was_written = _add_field(steps, template.syntax, output, label_names, is_first=is_first)
+                    is_first = is_first and not was_written
             for number, (_, end) in enumerate(PLACES):
                 name = f"{end}_location"
                 steps.add(StepKind.PLACE, name, needs=core.HAS[name], table=(number, 0))
@@ -166,10 +169,15 @@ def _add_message(steps: Steps) -> None:
         steps.add(StepKind.ENDPOINT, address, table=(FIELD_NUMBERS[port], 0))
 
 
-def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:
-    around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
+def _add_field(
+    steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str], *, is_first: bool
+) -> bool:
+    """Whether the form has it at all. The first one may stand without what separates it from others."""
+    opening, closing = around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
     if around == ("", ""):
-        return
+        return False
+    if is_first:
+        around = (opening[1:], closing)
     table = (0, 0)
     if output.kind in (Kind.NAME, Kind.LABELS):
         table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
@@ -177,6 +185,7 @@ def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: M
     for name in output.needs:
         needs |= core.HAS[name]
     steps.add(STEP_KINDS[output.kind], output.attribute, needs=needs, around=around, table=table)
+    return True
 
 
 def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]:
@@ -186,11 +195,16 @@ def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]
     return opening, closing
 
 
-def render_places(syntax: Syntax, location: Location) -> Iterator[bytes]:
+def render_places(template: Template, location: Location) -> Iterator[bytes]:
     """A Location's texts in the order of PLACES."""
+    names = template.fields
     for fields, end in PLACES:
         values = list_place_values(fields, location, "src_" if end == "src" else "")
-        yield "".join([render_value(syntax, name, value) for name, value in values]).encode()
+        yield "".join(
+            render_value(template.syntax, name, value)
+            for name, value in values
+            if names is None or name in names
+        ).encode()
 
 
 def render_value(syntax: Syntax, name: str, value: str | float) -> str:

@@ -31,6 +31,7 @@ class SinkKind:
     enable: Option[bool]
     queue: Option[int]
     filter: Option[tuple[str, ...]]
+    fields: Option[tuple[str, ...]]
     spool: SpoolOptions | None = None
 
     def enabled(self, config: Config) -> bool:
@@ -72,13 +73,26 @@ def _is_acknowledged(config: Config) -> bool:
 
 
 SINKS: Final = (
-    SinkKind("stream", options.SINK_STREAM_ENABLE, options.SINK_STREAM_QUEUE, options.SINK_STREAM_FILTER),
-    SinkKind("journal", options.SINK_JOURNAL_ENABLE, options.SINK_JOURNAL_QUEUE, options.SINK_JOURNAL_FILTER),
+    SinkKind(
+        "stream",
+        options.SINK_STREAM_ENABLE,
+        options.SINK_STREAM_QUEUE,
+        options.SINK_STREAM_FILTER,
+        options.SINK_STREAM_FIELDS,
+    ),
+    SinkKind(
+        "journal",
+        options.SINK_JOURNAL_ENABLE,
+        options.SINK_JOURNAL_QUEUE,
+        options.SINK_JOURNAL_FILTER,
+        options.SINK_JOURNAL_FIELDS,
+    ),
     SinkKind(
         "syslog",
         options.SINK_SYSLOG_ENABLE,
         options.SINK_SYSLOG_QUEUE,
         options.SINK_SYSLOG_FILTER,
+        options.SINK_SYSLOG_FIELDS,
         SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
     ),
     SinkKind(
@@ -86,6 +100,7 @@ SINKS: Final = (
         options.SINK_LOKI_ENABLE,
         options.SINK_LOKI_QUEUE,
         options.SINK_LOKI_FILTER,
+        options.SINK_LOKI_FIELDS,
         SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
     ),
 )

@@ -13,6 +13,7 @@ from typing import Final
 
 from conntrackd import VERSION
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, find_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
@@ -47,6 +48,8 @@ class Settings:
 
     address: str
     labels: tuple[tuple[str, str], ...] = ()
+    fields: frozenset[str] | None = None
+    """Names of those that are written; None for all."""
     host: str = field(default_factory=socket.gethostname)
     batch_size: int = 1 << 20
     batch_wait: float = 1.0
@@ -64,6 +67,7 @@ def create(config: Config) -> "Loki":
         Settings(
             address=config[options.SINK_LOKI_ADDRESS],
             labels=config[options.SINK_LOKI_LABELS],
+            fields=choose_names(config[options.SINK_LOKI_FIELDS]),
             host=find_host(config),
             batch_size=config[options.SINK_LOKI_BATCH_SIZE],
             batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
@@ -93,9 +97,9 @@ class Loki:
     """A Sink. See sink.py for the contract."""
 
     name = "loki"
-    template = loki.TEMPLATE
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.template = loki.make_template(settings.fields)
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock

@@ -201,6 +201,25 @@ def test_the_global_filter_leaves_those_of_sinks_alone_and_a_reload_takes_all_ba
     assert ask(capsys, "status")["RunTimeChanges"] == []
 
 
+def test_other_fields_are_written_from_a_reload_on(
+    running: Running, net: Network, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(net, 2)
+    running.wait(lambda: count_new(running) == 2, "two events")
+    settle(running)
+    before = len(running.lines)
+    configuration.write_text(
+        "sink: {stream: {enable: true, fields: '-msg,-flow,-mark'}}\nfilter: [drop protocol TCP]\n"
+    )
+    assert ask(capsys, "reload")["changes"] == ["sink.stream.fields is -msg,-flow,-mark"]
+    talk(net, 2)
+    running.wait(lambda: count_new(running) == 4, "two more")
+
+    names = [set(event) for event in running.events]
+    assert all({"msg", "flow"} <= each for each in names[:before])
+    assert not any({"msg", "flow"} & each for each in names[before:])
+
+
 def test_what_becomes_of_the_rules_of_a_sink_is_explained(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
