@@ -145,7 +145,7 @@ def find_origin(config: Config) -> str:
 
 def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[Table]]:
     """What decides for those sinks that have rules of their own: others cost nothing."""
-    return {name: each.tables for name, each in sinks.items() if each.rules}
+    return {name: own.tables for name, own in sinks.items() if own.rules}
 
 
 def change_filter(

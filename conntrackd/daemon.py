@@ -42,7 +42,7 @@ from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
-from conntrackd.sink_filters import SinkFilters
+from conntrackd.sink_filters import SinkFilters, list_warnings
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.source.kernel import Intake
 from conntrackd.source.state_directory import Handover
@@ -305,7 +305,7 @@ class Daemon:
             size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        own = [warning for each in self.sink_filters.in_force.values() for warning in each.warnings]
+        own = list_warnings(self.sink_filters.in_force)
         for warning in (*self.config.warnings, *self.filter.warnings, *own, *self.find_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()

@@ -158,6 +158,6 @@ class Pipeline:
 def _arrange(tables: Sequence[Table], sink_tables: Mapping[str, Sequence[Table]]) -> tuple[Tables, ...]:
     """By reader what is by filter."""
     return tuple(
-        Tables(table, {name: each[number] for name, each in sink_tables.items()})
+        Tables(table, {name: own[number] for name, own in sink_tables.items()})
         for number, table in enumerate(tables)
     )

@@ -112,9 +112,9 @@ def describe(name: str, rules: CoreFilter) -> list[str]:
     """The filter of one sink, for people."""
     count = len(rules.rules)
     first = f"{count} rule{'' if count == 1 else 's'} in force for sink {name}, from {rules.origin}"
-    return [first, *list_warnings({name: rules})]
+    return [first, *(f"warning: {warning}" for warning in rules.warnings)]
 
 
 def list_warnings(own: Mapping[str, CoreFilter]) -> list[str]:
     """What is doubtful in the filters of sinks."""
-    return [f"warning: {warning}" for rules in own.values() for warning in rules.warnings]
+    return [warning for rules in own.values() for warning in rules.warnings]

@@ -91,7 +91,7 @@ def make_pipeline(
         cast(list[Outbox], outboxes),
         Tails(),
         Stats(),
-        {name: [engine.compile_table(each)] for name, each in (own or {}).items() if each},
+        {name: [engine.compile_table(some)] for name, some in (own or {}).items() if some},
     )
 
 
@@ -261,7 +261,7 @@ def test_the_rules_of_each_enabled_sink_are_compiled_for_each_reader() -> None:
 
     found = compile_sink_filters(config, config, ENGINES[0], 3)
 
-    assert {name: each.rules for name, each in found.items()} == {
+    assert {name: own.rules for name, own in found.items()} == {
         "journal": (),
         "loki": ("log type NEW", "drop any"),
     }

@@ -92,7 +92,7 @@ def test_three_sinks_get_each_their_own_through_reloads_under_traffic(
             stats = ask(capsys, "stats")
             assert running.stop() == 0
 
-    syslog = sorted(int(found) for each in messages for found in re.findall(rb'sport="(\d+)"', each))
+    syslog = sorted(int(found) for message in messages for found in re.findall(rb'sport="(\d+)"', message))
     loki = sorted(int(dict(entry.metadata)["sport"]) for entry in store.query())
     # What a reload does not change is exact, and so is what both filters say.
     assert changes > 3
@@ -103,7 +103,7 @@ def test_three_sinks_get_each_their_own_through_reloads_under_traffic(
     assert set(syslog) <= set(range(10_000, 13_000))
     assert set(loki) <= set(range(10_000, 12_000))
     assert find_imbalance(stats["counters"], stats["sinks"]) == {}
-    filtered = {name: each["sink_events_filtered_total"] for name, each in stats["sinks"].items()}
+    filtered = {name: sink["sink_events_filtered_total"] for name, sink in stats["sinks"].items()}
     assert filtered == {"stream": 1000, "syslog": 4000 - len(syslog), "loki": 4000 - len(loki)}
 
 
@@ -215,9 +215,9 @@ def test_other_fields_are_written_from_a_reload_on(
     talk(net, 2)
     running.wait(lambda: count_new(running) == 4, "two more")
 
-    names = [set(event) for event in running.events]
-    assert all({"msg", "flow"} <= each for each in names[:before])
-    assert not any({"msg", "flow"} & each for each in names[before:])
+    events = running.events
+    assert all({"msg", "flow"} <= event.keys() for event in events[:before])
+    assert not any({"msg", "flow"} & event.keys() for event in events[before:])
 
 
 def test_what_becomes_of_the_rules_of_a_sink_is_explained(

@@ -106,5 +106,5 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
     assert sinks["syslog"]["sink_events_delivered_total"] == 0
     assert sinks["syslog"]["sink_events_dropped_queue_total"] == SENT - 2000 - 3000
     assert sinks["loki"]["sink_events_delivered_total"] > 0
-    filtered = {name: each["sink_events_filtered_total"] for name, each in sinks.items()}
+    filtered = {name: sink["sink_events_filtered_total"] for name, sink in sinks.items()}
     assert filtered == {"stream": 500, "syslog": 0, "loki": 1000}
