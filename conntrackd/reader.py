@@ -146,8 +146,8 @@ class Reader:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
         tables = pipeline.tables[self._number]
         kept = self._decide(batch, tables.filter)
-        shares = self._render_all(batch, self._divide(batch, tables, kept))
-        wanted = self._render_tails(batch, kept)
+        shares = self._divide(batch, tables, kept)
+        rendered, wanted = self._render_all(batch, shares), self._render_tails(batch, kept)
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -159,7 +159,7 @@ class Reader:
                 pipeline.resync.note(batch, kept)
             if count:
                 pipeline.count(batch.tally(kept))
-                self._hand_on(batch, kept, shares, wanted)
+                self._hand_on(batch, kept, rendered, wanted)
 
     def _decide(self, batch: Batch, table: Table) -> Selection:
         """What the rules keep, with its locations."""

@@ -110,7 +110,7 @@ rooms = st.sampled_from((0, 1, 3, 1000))
 
 
 @engines
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     strategies.rules,
     st.fixed_dictionaries(dict.fromkeys(SINKS, strategies.rules)),
