@@ -106,7 +106,8 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         self._started = started = self._started or old
-        rules, own = await self._compile(*read_texts(new), new), await self._compile_sinks(new, new)
+        rules = await self._compile(*read_texts(new), new)
+        own = await self._compile_sinks(new, new)
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
