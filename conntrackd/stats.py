@@ -99,9 +99,9 @@ class SinkStats:
 
 _PREFIX, _SUFFIX = "sink_events_dropped_", "_total"
 DROPPED: Final = {
-    each.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): each.name
-    for each in fields(SinkStats)
-    if each.name.startswith(_PREFIX)
+    counter.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): counter.name
+    for counter in fields(SinkStats)
+    if counter.name.startswith(_PREFIX)
 }
 """Reason -> the counter of events that were dropped for it."""
 
@@ -119,8 +119,8 @@ class Counter:
 def list_counters(stats: Stats | SinkStats) -> list[Counter]:
     """All counters in their order, read once."""
     return [
-        Counter(each.name, each.metadata["unit"], each.metadata["help"], getattr(stats, each.name))
-        for each in fields(stats)
+        Counter(counter.name, counter.metadata["unit"], counter.metadata["help"], getattr(stats, counter.name))
+        for counter in fields(stats)
     ]
 
 

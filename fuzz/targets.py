@@ -58,7 +58,7 @@ MAX_REPORT: Final = 64 << 10
 
 def join_datagrams(*datagrams: bytes) -> bytes:
     """An input of the decoder's target."""
-    return b"".join(PREFIX.pack(len(each)) + each for each in datagrams)
+    return b"".join(PREFIX.pack(len(datagram)) + datagram for datagram in datagrams)
 
 
 def cut_datagrams(data: bytes) -> list[bytes]:
@@ -170,8 +170,8 @@ def check_rules(data: bytes) -> None:
             assert render(again) == canonical
     core.Table(assemble(compile_table(rules)))  # which refuses a program that is not right
     compile_kernel(rules, protocols=None, events=7)
-    for each in find_unreachable(rules):
-        check_report(each.to_warning(), RuleError)
+    for shadowed in find_unreachable(rules):
+        check_report(shadowed.to_warning(), RuleError)
 
 
 def check_config(data: bytes) -> None:
@@ -272,7 +272,7 @@ def check_events(data: bytes) -> None:
 def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
     """A report of one kind is text that a terminal does not obey, of a size that people read."""
     errors = error.errors if isinstance(error, ManyErrors) else (error,)
-    assert all(isinstance(each, kind) and each.message for each in errors)
+    assert all(isinstance(error, kind) and error.message for error in errors)
     text = str(error)
     assert text.replace("\n", "").isprintable(), ascii(text)
     assert len(text) < MAX_REPORT

@@ -167,9 +167,9 @@ def _wrap(value: object) -> Node:
         case Scalar() | Items() | Table():
             return value
         case list():
-            return Items([_wrap(each) for each in value])
+            return Items([_wrap(item) for item in value])
         case dict():
-            return Table([Entry(str(key), _wrap(each)) for key, each in value.items()])
+            return Table([Entry(str(key), _wrap(item)) for key, item in value.items()])
     return _wrap_scalar(value)
 
 

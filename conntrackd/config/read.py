@@ -133,8 +133,8 @@ def read_all(
     paths = [Path(path)] if path is not None else []
     if path is None and not stands_alone(overrides, environ):
         paths = _find_files(etc, draft)
-    for each in paths:
-        draft.take_file(each)
+    for file in paths:
+        draft.take_file(file)
     draft.take_environment(environ)
     for key, texts in overrides.items():
         option = BY_KEY[key]
@@ -240,7 +240,11 @@ class _Draft:
         if alone:
             return reading
         mistakes, warnings = (
-            [each.to_error(reading.config) for each in found if reading.knows(each.option.key, *_keys(each))]
+            [
+                finding.to_error(reading.config)
+                for finding in found
+                if reading.knows(finding.option.key, *_keys(finding))
+            ]
             for found in (together.find_mistakes(reading.config), together.find_warnings(reading.config))
         )
         config = replace(reading.config, warnings=(*self.warnings, *warnings))
@@ -447,8 +451,8 @@ def _keys(finding: together.Finding) -> Iterator[str]:
 
 def check_sinks(config: Config) -> None:
     """Raise where no sink is enabled: nobody starts a logger that logs nowhere."""
-    switches = [each for each in OPTIONS if re.fullmatch(r"sink\..*\.enable", each.key)]
-    if not any(config[each] for each in switches):
+    switches = [option for option in OPTIONS if re.fullmatch(r"sink\..*\.enable", option.key)]
+    if not any(config[option] for option in switches):
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
         flags = ", ".join(switch.flag for switch in switches)
         hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"

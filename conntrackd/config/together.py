@@ -113,7 +113,9 @@ def _find_idle_sinks(config: "Config") -> Iterator[Finding]:
         if not enable.key.startswith("sink.") or not enable.key.endswith(".enable") or config.is_set(enable):
             continue
         section = enable.key.removesuffix("enable")
-        first = next((each for each in OPTIONS if each.key.startswith(section) and config.is_set(each)), None)
+        first = next(
+            (option for option in OPTIONS if option.key.startswith(section) and config.is_set(option)), None
+        )
         if first is not None:
             hint = f"add {enable.key}: true, or false to keep it for later"
             yield Finding(first, (enable,), f"has no effect: {enable.key} is not set", hint)

@@ -207,7 +207,7 @@ def _parse_protocol(text: str) -> int:
         return Protocol[text.upper()]
     if re.fullmatch(r"[0-9]{1,3}", text) and int(text) < 256:
         return int(text)
-    names = [each.lower() for each in Protocol.__members__]
+    names = [name.lower() for name in Protocol.__members__]
     hint = suggest(text, [*names, "all"]) or f"a number from 0 to 255, all, or of: {', '.join(names)}"
     raise BadValueError(text, "is no protocol", hint)
 
@@ -216,7 +216,7 @@ def render_protocols(value: frozenset[int]) -> str:
     """Names where there are some, in the order of the numbers."""
     if len(value) == 256:
         return "all"
-    names = {int(each): each.name.lower() for each in Protocol}
+    names = {int(protocol): protocol.name.lower() for protocol in Protocol}
     return ", ".join(names.get(number, str(number)) for number in sorted(value))
 
 
@@ -427,7 +427,7 @@ PROTOCOLS: Final = Kind(
     render_protocols,
     NUMBER,
     ",",
-    (*(each.lower() for each in Protocol.__members__), "all"),
+    (*(name.lower() for name in Protocol.__members__), "all"),
 )
 EVENTS: Final = Kind(
     "TYPE,...",

@@ -195,7 +195,7 @@ def expand_network(leaf: NetworkIn) -> Expression:
     if PUBLIC not in leaf.names:
         return AddressIn(leaf.fields, _list_prefixes(leaf.names), leaf.span)
     others = _list_prefixes([name for name in NETWORKS if name not in leaf.names])
-    return disjoin((Not(AddressIn((each,), others, leaf.span)) for each in leaf.fields), leaf.span)
+    return disjoin((Not(AddressIn((address,), others, leaf.span)) for address in leaf.fields), leaf.span)
 
 
 def _list_prefixes(names: Iterable[str]) -> tuple[Prefix, ...]:

@@ -118,7 +118,7 @@ def _measure(expression: Expression, *, negated: bool) -> Size:
 def _measure_network(fields: int, names: Sequence[str], *, negated: bool) -> Size:
     """See expand_network(): PUBLIC is `not` in the others, once for each field."""
     is_public = PUBLIC in names
-    prefixes = [each for name in NETWORKS if (name in names) is not is_public for each in NETWORKS[name]]
+    prefixes = [prefix for name in NETWORKS if (name in names) is not is_public for prefix in NETWORKS[name]]
     parts = fields if is_public and negated else 1
     lists = parts if is_public is negated else 0
     return Size(fields * _count_written(prefixes), parts, lists)

@@ -65,7 +65,7 @@ class Field:
 
 
 def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
-    paths = tuple((tuple_type, CTA_TUPLE_IP, each) for each in ends)
+    paths = tuple((tuple_type, CTA_TUPLE_IP, end) for end in ends)
     return Field(phrase, attribute, 16, paths, False, text)
 
 
@@ -186,7 +186,7 @@ COUNTERS: Final = MappingProxyType(
 )
 
 TYPES: Final = MappingProxyType(
-    {str(each.name): each.value for each in EventType if each != EventType.SNAPSHOT}
+    {str(event_type.name): event_type.value for event_type in EventType if event_type != EventType.SNAPSHOT}
 )
 PROTOCOLS: Final = MappingProxyType(
     {
@@ -194,7 +194,7 @@ PROTOCOLS: Final = MappingProxyType(
         for name in ("TCP", "UDP", "UDPLITE", "SCTP", "DCCP", "ICMP", "ICMPV6", "GRE")
     }
 )
-STATES: Final = MappingProxyType({each.name: each.value for each in TcpState})
+STATES: Final = MappingProxyType({state.name: state.value for state in TcpState})
 FAMILIES: Final = MappingProxyType({"IPV4": int(AF_INET), "IPV6": int(AF_INET6)})
 NATS: Final = MappingProxyType({"SNAT": int(Nat.SNAT), "DNAT": int(Nat.DNAT), "ANY": int(Nat.BOTH)})
 # Both ends at once, where ANY is one of them at least: two conditions, so not among NATS.

@@ -299,7 +299,7 @@ def parse_rule(line: RuleText, number: int = 1) -> Rule:
     parsed, mistakes = _parse(line.text)
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
-        raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
+        raise ManyErrors([mistake.to_error(line.text, place) for mistake in mistakes])
     return Rule(*parsed, line.text, place)
 
 
@@ -413,7 +413,7 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         end = len(text.rstrip())
         return Mistake(f"the rule ends where {wanted} is missing", end, end + 1)
     word = token.value.text
-    words = [each.lower() for each in KEYWORDS if KEYWORDS[each] in expected]
+    words = [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected]
     near = suggest(word, words) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
     return Mistake(message, token.lexpos, token.endlexpos)

@@ -44,7 +44,7 @@ def find_runs(rules: Sequence[Rule]) -> list[Run]:
             default=(None, 1),
         )
         if key is not None and length >= SHORTEST_RUN:
-            leaves = tuple(each[key] for each in keys[place : place + length])
+            leaves = tuple(lists[key] for lists in keys[place : place + length])
             runs.append(Run(place + 1, key[1], key[2], leaves))
             place += length
         else:
@@ -87,7 +87,7 @@ def flatten(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
     active: list[tuple[int, int]] = []  # number and high, the lowest number first
     bounds: list[int] = []
     numbers = [0]
-    for bound in sorted({each.low for each in waiting} | {each.high + 1 for each in waiting}):
+    for bound in sorted({interval.low for interval in waiting} | {interval.high + 1 for interval in waiting}):
         while waiting and waiting[-1].low == bound:
             interval = waiting.pop()
             heappush(active, (interval.number, interval.high))

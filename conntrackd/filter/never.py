@@ -44,7 +44,7 @@ WITH_ICMP_IDS: Final = frozenset({int(Protocol.ICMP), int(Protocol.ICMPV6)})
 ICMP_IDS: Final = frozenset(fields.ICMP_IDS.values())
 PORTS: Final = frozenset({fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT})
 COUNTRIES: Final = frozenset({fields.SRC_COUNTRY, fields.DST_COUNTRY})
-NAMES: Final = {int(each): each.name for each in Protocol}
+NAMES: Final = {int(protocol): protocol.name for protocol in Protocol}
 MAPPED: Final = ip_network("::ffff:0:0/96")
 MAPPED_RANGE: Final = find_span(fields.to_prefix(MAPPED))
 # Conditions of all rules that are looked at, 26 us each: what comes after them is not claimed to be in vain.
@@ -93,7 +93,7 @@ class World:
 def find_warnings(rules: Sequence[Rule], given: Given | None = None) -> list[RuleError]:
     """All that is in the rules and does nothing, in the order of the rules."""
     search = _Search(given or Given())
-    unreachable = {each.number: each.to_warning() for each in find_unreachable(rules)}
+    unreachable = {rule.number: rule.to_warning() for rule in find_unreachable(rules)}
     found: list[RuleError] = []
     for number, rule in enumerate(rules, 1):
         reasons = list(find_empty_values(rule.expression))
@@ -173,9 +173,9 @@ class _Search:
                     world = found
                 return world
             case Or(items):
-                each = [self._narrow(item, world) for item in items]
-                reasons = [found for found in each if isinstance(found, Reason)]
-                return reasons[0] if len(reasons) == len(each) else world
+                narrowed = [self._narrow(item, world) for item in items]
+                reasons = [found for found in narrowed if isinstance(found, Reason)]
+                return reasons[0] if len(reasons) == len(narrowed) else world
             case Not(item):
                 return self._narrow_leaf(item, world, holds=False)  # type: ignore[arg-type]  # Nots are inward
             case _:
@@ -206,7 +206,9 @@ class _Search:
         if world.types & mask:
             return replace(world, types=world.types & mask)
         if not self._given.events & mask:
-            names = [str(each.name).lower() for each in EventType if each & mask & ALL_EVENTS]
+            names = [
+                str(event_type.name).lower() for event_type in EventType if event_type & mask & ALL_EVENTS
+            ]
             hint = f"add {', '.join(names)} to conntrack.events"
             return Reason("this rule can never match: events of this type are not processed", span, hint)
         return Reason("this rule can never match: no event of its type has this", span)

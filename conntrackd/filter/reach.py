@@ -99,8 +99,8 @@ class _Earlier:
         if expression in self._same:
             return {self._same[expression]}
         if isinstance(expression, Or):
-            each = [self.find_takers(item) for item in expression.items]
-            return set.union(*each) if all(each) else set()
+            takers_of_items = [self.find_takers(item) for item in expression.items]
+            return set.union(*takers_of_items) if all(takers_of_items) else set()
         for part in expression.items if isinstance(expression, And) else (expression,):
             takers = self._find_list_takers(part)
             if takers:
@@ -159,7 +159,7 @@ class _Taken:
     def _overlap(self, low: int, high: int) -> list[tuple[int, int, int]]:
         first = max(0, bisect_left(self._starts, low) - 1)
         last = bisect_left(self._starts, high + 1)
-        return [each for each in self._ranges[first:last] if each[1] >= low]
+        return [taken for taken in self._ranges[first:last] if taken[1] >= low]
 
     def _find_gaps(self, low: int, high: int) -> list[Range]:
         gaps = []
@@ -177,8 +177,8 @@ def _list_ranges(expression: Expression) -> Iterator[tuple[Kind, tuple[Range, ..
             for field in fields:
                 yield (field, 0), merge_ranges(ranges)
         case AddressIn(fields, prefixes):
-            for size in {len(each.network) for each in prefixes}:
-                spans = merge_ranges(find_span(each) for each in prefixes if len(each.network) == size)
+            for size in {len(prefix.network) for prefix in prefixes}:
+                spans = merge_ranges(find_span(prefix) for prefix in prefixes if len(prefix.network) == size)
                 for field in fields:
                     yield (field, size), spans
 
@@ -231,9 +231,10 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
 def _count_values(*expressions: Expression) -> int:
     """How long the lists are that are compared."""
     return sum(
-        len(each.ranges if isinstance(each, NumberIn) else each.prefixes) * len(each.fields)
-        for each in expressions
-        if isinstance(each, NumberIn | AddressIn)
+        len(expression.ranges if isinstance(expression, NumberIn) else expression.prefixes)
+        * len(expression.fields)
+        for expression in expressions
+        if isinstance(expression, NumberIn | AddressIn)
     )
 
 

@@ -78,7 +78,9 @@ def _render_leaf(leaf: Leaf) -> str:
         case NumberIn():
             text = _render_numbers(leaf)
         case AddressIn(asked, prefixes):
-            text = f"{_render_side('address', asked)} {','.join(render_prefix(each) for each in prefixes)}"
+            text = (
+                f"{_render_side('address', asked)} {','.join(render_prefix(prefix) for prefix in prefixes)}"
+            )
         case NetworkIn(asked, names):
             text = f"{_render_side('network', asked)} {','.join(names)}"
         case LocationIn():
@@ -107,10 +109,12 @@ def _render_mark(value: int, mask: int) -> str:
 
 def _render_numbers(leaf: NumberIn) -> str:
     if leaf.fields[0] in fields.ICMP_IDS.values():
-        return f"{leaf.fields[0].phrase} {','.join(_render_range(each) for each in leaf.ranges)}"
+        return f"{leaf.fields[0].phrase} {','.join(_render_range(ports) for ports in leaf.ranges)}"
     vocabulary = VOCABULARIES.get(leaf.fields[0])
     if vocabulary is None:
-        return f"{_render_side('port', leaf.fields)} {','.join(_render_range(each) for each in leaf.ranges)}"
+        return (
+            f"{_render_side('port', leaf.fields)} {','.join(_render_range(ports) for ports in leaf.ranges)}"
+        )
     names = {value: name for name, value in vocabulary.items()}
     words = [names.get(low, str(low)) for low, _ in leaf.ranges]
     return f"{leaf.fields[0].phrase} {','.join(words)}"

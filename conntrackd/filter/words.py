@@ -113,12 +113,12 @@ class Builder:
             (
                 conjoin(
                     [
-                        AddressIn(self._find_fields("address", each, span), prefixes, span),
-                        self.build_ports(each, ports, span),
+                        AddressIn(self._find_fields("address", end, span), prefixes, span),
+                        self.build_ports(end, ports, span),
                     ],
                     span,
                 )
-                for each in sides
+                for end in sides
             ),
             span,
         )
@@ -173,8 +173,8 @@ class Builder:
         vocabulary = {**fields.STATUSES, fields.UNREPLIED: 0}
         masks = self._look_up(words, "status", vocabulary)
         mask = 0
-        for each in masks:
-            mask |= each
+        for bits in masks:
+            mask |= bits
         unreplied = negate(StatusHas(int(Status.SEEN_REPLY), span), span)
         items: list[Expression] = [StatusHas(mask, span)] if mask else []
         return disjoin([*items, unreplied] if 0 in masks or not mask else items, span)
@@ -184,8 +184,8 @@ class Builder:
         if masks == (0,):
             return conjoin([NatHas(int(Nat.SNAT), span), NatHas(int(Nat.DNAT), span)], span)
         mask = 0
-        for each in masks:  # beside another word BOTH adds nothing: that one is true of it already
-            mask |= each
+        for bits in masks:  # beside another word BOTH adds nothing: that one is true of it already
+            mask |= bits
         return NatHas(mask, span)
 
     def _find_fields(self, kind: str, side: Side, span: Range) -> tuple[fields.Field, ...]:
@@ -315,7 +315,7 @@ def _parse_duration(word: str) -> int:
 def _parse_quantity(word: str, kind: str, units: Mapping[str, int], hint: str) -> int:
     match = QUANTITY.fullmatch(word)
     unit = match[2].casefold() if match else ""
-    factor = {"": fields.NO_UNIT[kind], **{name.casefold(): each for name, each in units.items()}}.get(unit)
+    factor = {"": fields.NO_UNIT[kind], **{name.casefold(): size for name, size in units.items()}}.get(unit)
     if match is None or factor is None or int(match[1]) * factor > MAX_COUNTER:
         raise Invalid(f"{quote(word)} is no {kind}", hint)
     return int(match[1]) * factor

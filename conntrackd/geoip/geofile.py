@@ -312,10 +312,10 @@ def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:
             content = value.to_bytes(UNSIGNED[kind], "big").lstrip(b"\0")
             return _encode_head(kind, len(content)) + content
         case list():
-            return _encode_head(ARRAY, len(value)) + b"".join(encode(each, kinds) for each in value)
+            return _encode_head(ARRAY, len(value)) + b"".join(encode(item, kinds) for item in value)
         case dict():
             items = [
-                encode(key, {}) + encode(each, kinds, kinds.get(key, UINT16)) for key, each in value.items()
+                encode(key, {}) + encode(item, kinds, kinds.get(key, UINT16)) for key, item in value.items()
             ]
             return _encode_head(MAP, len(value)) + b"".join(items)
     raise TypeError(type(value))

@@ -108,7 +108,7 @@ class EventSocket:
     def find_groups(self) -> int:
         """The groups that are joined, EventType bits."""
         mask = _list_memberships(self._socket)
-        return sum(each for each, group in GROUPS.items() if mask >> group - 1 & 1)
+        return sum(bit for bit, group in GROUPS.items() if mask >> group - 1 & 1)
 
     def find_namespace(self) -> bytes:
         """What tells the network namespace that is listened to from others; see find_namespace()."""

@@ -132,9 +132,9 @@ def _look_at_rules() -> bool | None:
         return None
     if rules is None:
         return None
-    if any(_name(each) in rules for each in TRACKING_EXPRESSIONS):
+    if any(_name(expression) in rules for expression in TRACKING_EXPRESSIONS):
         return True
-    return None if any(_name(each) in rules for each in FOREIGN_EXPRESSIONS) else False
+    return None if any(_name(expression) in rules for expression in FOREIGN_EXPRESSIONS) else False
 
 
 def _read_names(path: Path) -> str:

@@ -255,7 +255,7 @@ class Intake:
         gap = self._handover.find_gap(time.time_ns())
         if gap is None:
             return
-        times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
+        times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (gap.since, gap.until)]
         logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
         self._pipeline.report_lost(gap)
 

@@ -97,8 +97,10 @@ def _release(events: EventSocket, words: mmap.mmap) -> None:
 def _be_guard(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> NoReturn:
     """All that the child ever does."""
     try:
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # meant for the other one, whose end is the sign for this one
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # meant for the other one, whose end is the sign for this one
         _keep_only({0, 1, 2, events.fileno(), table.fileno(), end})
         with suppress(OSError):
             Path("/proc/self/comm").write_text("conntrack-guard")  # what ps and top show
@@ -109,10 +111,10 @@ def _be_guard(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> 
 
 def _keep_only(wanted: set[int]) -> None:
     """Nothing else is to stay open because of this process: no lock, no pipe, no file that was removed."""
-    for each in map(int, os.listdir("/proc/self/fd")):
-        if each not in wanted:
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in wanted:
             with suppress(OSError):  # the one that listdir itself had open
-                os.close(each)
+                os.close(descriptor)
 
 
 def _watch(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> None:

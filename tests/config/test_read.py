@@ -59,7 +59,7 @@ def read(etc: Path) -> Read:
 
 def describe(error: ConntrackdError, etc: Path) -> list[str]:
     errors = error.errors if isinstance(error, ManyErrors) else (error,)
-    return [str(each).replace(f"{etc}/", "") for each in errors]
+    return [str(error).replace(f"{etc}/", "") for error in errors]
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_drop_ins_change_the_file_in_the_order_of_their_names(read: Read, etc: P
 
     config = read("log.level: debug\nfilter: [log any]\nconntrack.netns: a")
 
-    assert [config[each] for each in (options.LOG_LEVEL, options.FILTER, options.GEOIP_LOCALE)] == [
+    assert [config[option] for option in (options.LOG_LEVEL, options.FILTER, options.GEOIP_LOCALE)] == [
         "error",
         ("drop any",),
         "de",
@@ -339,7 +339,7 @@ def test_a_mistake_in_json_and_toml_names_the_key(name: str, text: str, read: Re
         read_config({}, {}, etc=etc)
 
     found = describe(caught.value, etc)
-    assert [each.splitlines()[0].lower() for each in found] == [
+    assert [mistake.splitlines()[0].lower() for mistake in found] == [
         f"{name}: conntrack.buffer: '1e99' is no size",
         f"{name}: log.level: 'nan' is none of debug, info, warn, error",
         f"{name}: log.level: is given twice",
@@ -513,7 +513,7 @@ def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any],
 def test_a_variable_that_is_none_of_ours_is_a_warning(name: str, read: Read) -> None:
     config = read(environ={name: "10.0.0.1"})
 
-    assert [each.message for each in config.warnings] == [f"unknown variable '{name}', ignoring"]
+    assert [warning.message for warning in config.warnings] == [f"unknown variable '{name}', ignoring"]
 
 
 @pytest.mark.parametrize(
@@ -532,10 +532,12 @@ def test_a_variable_that_is_one_typo_away_from_ours_is_a_mistake(
 
 
 def test_an_empty_variable_is_none(read: Read) -> None:
-    config = read("sink.loki.tenant: a", environ=dict.fromkeys([each.variable for each in OPTIONS], ""))
+    config = read("sink.loki.tenant: a", environ=dict.fromkeys([option.variable for option in OPTIONS], ""))
 
     assert config[options.SINK_LOKI_TENANT] == "a"
-    assert {config.origin(each) for each in OPTIONS if each is not options.SINK_LOKI_TENANT} == {"default"}
+    assert {config.origin(option) for option in OPTIONS if option is not options.SINK_LOKI_TENANT} == {
+        "default"
+    }
     assert not read(environ={"CONNTRACKD_NONSENSE": ""}).warnings
 
 
@@ -594,7 +596,7 @@ def test_a_spool_that_is_off_is_told_from_one_that_nobody_set(read: Read, tmp_pa
     without, off = read(state), read(f"{state}sink.loki.spool: off")
 
     assert changed(without, off) == [options.SINK_LOKI_SPOOL]
-    assert next(each for each in SINKS if each.name == "loki").open_spool(off) is None
+    assert next(sink for sink in SINKS if sink.name == "loki").open_spool(off) is None
     assert not (tmp_path / "state").exists()
 
 
@@ -622,7 +624,7 @@ def test_a_file_that_is_not_read_is_named(read: Read, etc: Path) -> None:
         (folder / name).write_text("")
     (etc / "conntrackd.toml").write_text("")
 
-    assert [str(each).splitlines()[0].replace(f"{etc}/", "") for each in read().warnings] == [
+    assert [str(warning).splitlines()[0].replace(f"{etc}/", "") for warning in read().warnings] == [
         "conntrackd.toml: is not read, because " + f"{etc}/conntrackd.yaml is".replace(f"{etc}/", ""),
         "conntrackd.d/LOKI.YAML: is not read",
         "conntrackd.d/loki.conf: is not read",
@@ -703,7 +705,7 @@ def test_a_replay_and_a_sink_on_the_command_line_leave_the_files_alone(
 def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[str]]) -> None:
     text = "log.level: loud\nsink.syslog.tls.key: a\nsink.loki.tls.ca: b\ngeoip.local: c"
 
-    assert [each.splitlines()[0] for each in mistakes(text)] == [
+    assert [mistake.splitlines()[0] for mistake in mistakes(text)] == [
         "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
         "conntrackd.yaml:4: unknown key 'geoip.local'",
         "conntrackd.yaml:2: sink.syslog.tls.key is of no use alone",
@@ -745,7 +747,7 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
 )
 def test_what_does_nothing_is_a_warning(text: str, warning: str, read: Read, etc: Path) -> None:
     expected = [f"{etc}/conntrackd.yaml:1: {warning}"] if warning else []
-    assert [str(each).splitlines()[0] for each in read(text).warnings] == expected
+    assert [str(warning).splitlines()[0] for warning in read(text).warnings] == expected
 
 
 # ---- the document's own samples ---------------------------------------------------------------------------

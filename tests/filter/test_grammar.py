@@ -111,7 +111,7 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(ManyErrors) as caught:
         parse(text)
 
-    assert all(isinstance(each, RuleError) for each in caught.value.errors)
+    assert all(isinstance(error, RuleError) for error in caught.value.errors)
 
 
 def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
@@ -119,7 +119,7 @@ def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
     with pytest.raises(ManyErrors) as caught:
         parse_rules(rules)
 
-    assert [each.place for each in caught.value.errors] == ["f:2", "f:3"]
+    assert [error.place for error in caught.value.errors] == ["f:2", "f:3"]
 
 
 @pytest.mark.parametrize(

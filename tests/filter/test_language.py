@@ -177,7 +177,7 @@ def test_all_mistakes_of_one_rule_are_told() -> None:
     with pytest.raises(ManyErrors) as caught:
         parse_rule(RuleText("log type NWE and protocol TPC or port 99999 and reply city X"))
 
-    assert [each.message for each in caught.value.errors] == [
+    assert [error.message for error in caught.value.errors] == [
         "unknown type 'NWE', did you mean NEW?",
         "unknown protocol 'TPC', did you mean TCP?",
         "'99999' is no port",

@@ -50,7 +50,7 @@ def parse(*texts: str) -> list[Rule]:
 def test_a_rule_that_earlier_ones_leave_nothing_for_is_found(before: str, rule: str) -> None:
     rules = parse(*before.split(";"), rule)
 
-    assert [each.number for each in find_unreachable(rules)] == [len(rules)]
+    assert [rule.number for rule in find_unreachable(rules)] == [len(rules)]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_rule_that_something_is_left_for_is_not_claimed(before: str, rule: str
 def test_no_event_is_decided_by_a_rule_that_is_said_never_to_match(
     rules: list[Rule], batch: list[Flow]
 ) -> None:
-    silent = {each.number for each in find_unreachable(rules)}
+    silent = {rule.number for rule in find_unreachable(rules)}
 
     assert silent.isdisjoint({evaluate(rules, flow)[1] for flow in batch})
 
@@ -105,7 +105,7 @@ def test_what_is_not_compared_any_more_is_not_claimed(monkeypatch: pytest.Monkey
         parse(*["drop type NEW and port 80", "drop type NEW"] * 2, "log type NEW and zone 3")
     )
 
-    assert {each.number for each in found} <= {3, 4, 5}
+    assert {rule.number for rule in found} <= {3, 4, 5}
 
 
 def test_thousand_rules_of_addresses_are_compared_without_a_pair_for_each() -> None:

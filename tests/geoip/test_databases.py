@@ -353,7 +353,7 @@ def test_a_number_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         refused.append(str(error.value))
 
     assert refused[:2] == ["its tree leads out of its data"] * 2
-    assert all("damaged at byte" in each for each in refused[2:])
+    assert all("damaged at byte" in message for message in refused[2:])
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_a_table_that_cannot_be_read_is_counted_and_tried_again(chunks: list[lis
     bench.table.is_broken = False
     bench.now += PAUSE_SECONDS
 
-    assert bench.read() == [each.id for chunk in chunks for each in chunk]
+    assert bench.read() == [flow.id for chunk in chunks for flow in chunk]
     assert bench.stats.table_readings_total == 1
 
 

@@ -98,7 +98,7 @@ def test_the_guard_holds_nothing_but_what_it_needs(events: EventSocket, table: T
         try:
             (child,) = list_children() - children
             wait_until(lambda: Path(f"/proc/{child}/comm").read_text() == "conntrack-guard\n")
-            held = {int(each) for each in os.listdir(f"/proc/{child}/fd")}
+            held = {int(number) for number in os.listdir(f"/proc/{child}/fd")}
         finally:
             guard.close()
 
