@@ -40,7 +40,7 @@ def check(status: os.stat_result, limit: int) -> None:
     """Raise KindError for what is no file, or is larger than that."""
     kind = next((name for is_kind, name in KINDS if is_kind(status.st_mode)), "")
     if kind:
-        raise KindError(f"is {kind}, and no file")
+        raise KindError(f"is {kind}, not a file")
     if status.st_size > limit:
         raise KindError(f"is larger than {describe_limit(limit)}")
 

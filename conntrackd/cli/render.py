@@ -146,7 +146,7 @@ def render_man_settings() -> str:
     lines = [".Bl -tag -width Ds"]
     for option in OPTIONS:
         applied = "applied by a reload." if option.reload else "needs a restart."
-        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.takes)]
+        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.expected)]
         lines += [".br", f".Ev {option.variable} ;", applied]
     return "\n".join([*lines, ".El"])
 

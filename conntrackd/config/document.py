@@ -112,12 +112,12 @@ def read_text(path: Path, limit: int) -> str:
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if status.st_mode & stat.S_IWOTH:
-        raise ConfigError("every user may change this file", hint=f"chmod o-w '{path}'", place=str(path))
+        raise ConfigError("is writable by every user", hint=f"chmod o-w '{path}'", place=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError("is no UTF-8 text", place=f"{path}:{line}") from error
+        raise ConfigError("is not UTF-8 text", place=f"{path}:{line}") from error
 
 
 def _fail(line: int, message: str, hint: str = "") -> NoReturn:
@@ -140,7 +140,7 @@ def parse_json(text: str) -> Node:
             parse_constant=_number,
         )
     except json.JSONDecodeError as error:
-        _fail(error.lineno, f"is no JSON: {error.msg}")
+        _fail(error.lineno, f"is not valid JSON: {error.msg}")
     return _wrap(value)
 
 
@@ -155,7 +155,7 @@ def parse_toml(text: str) -> Node:
         message, _, where = str(error).partition(" (at ")
         number = re.match("line ([0-9]+)", where)
         line = int(number[1]) if number else text.count("\n") + 1 if where else 0
-        _fail(line, f"is no TOML: {message}")
+        _fail(line, f"is not valid TOML: {message}")
 
 
 def _number(text: str) -> Scalar:
@@ -200,7 +200,7 @@ def parse_yaml(text: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces, not with tabs" if "'\\t'" in (error.problem or "") else ""
-        _fail(mark.line + 1 if mark else 0, f"is no YAML: {error.problem or error.context}", hint)
+        _fail(mark.line + 1 if mark else 0, f"is not valid YAML: {error.problem or error.context}", hint)
 
 
 class _TreeBuilder:

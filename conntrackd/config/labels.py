@@ -39,17 +39,17 @@ def _parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
     possible = MAX_LABELS - len((OWN_LABELS | DEFAULT_LABELS) - labels.keys())
     if len(labels) > possible:
         own = ", ".join(sorted((OWN_LABELS | DEFAULT_LABELS) - labels.keys()))
-        message = f"has {len(labels)} labels, {possible} are possible"
-        raise BadValueError("", message, f"Loki takes {MAX_LABELS}, these included: {own}")
+        message = f"has {len(labels)} labels, the maximum is {possible}"
+        raise BadValueError("", message, f"Loki accepts {MAX_LABELS}, including {own}")
     return tuple(labels.items())
 
 
 def _check_label(item: str, name: str, equals: str, value: str) -> None:
     if not equals or not value:
-        raise BadValueError(item, "is no label", "write NAME=VALUE, such as env=prod")
+        raise BadValueError(item, "is not a valid label", "write NAME=VALUE, such as env=prod")
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or len(name) > 1024:
         raise BadValueError(
-            name, "is no name of a label", "letters, digits and _, no digit and no __ in front"
+            name, "is not a valid label name", "use letters, digits and _, not beginning with a digit or __"
         )
     if name in OWN_LABELS:
         raise BadValueError(name, "is a label that conntrackd sets itself")

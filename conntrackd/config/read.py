@@ -195,7 +195,7 @@ def _find_files(etc: Path, draft: "_Draft") -> list[Path]:
     # lexists: a link whose target is missing is a mistake to be told, and no reason to take the next file
     main = [path for path in (etc / f"conntrackd{suffix}" for suffix in SUFFIXES) if os.path.lexists(path)]
     for path in main[1:]:
-        draft.warnings.append(ConfigError(f"is not read, because {main[0]} is", place=str(path)))
+        draft.warnings.append(ConfigError(f"is ignored, because {main[0]} exists", place=str(path)))
     folder = etc / FOLDER
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -208,8 +208,8 @@ def _find_files(etc: Path, draft: "_Draft") -> list[Path]:
         names = []
     for name in names:
         if not name.endswith(SUFFIXES) and not LEFT_OVER.search(name):
-            hint = f"only files that end in {', '.join(SUFFIXES)} are"
-            draft.warnings.append(ConfigError("is not read", hint=hint, place=str(folder / name)))
+            hint = f"only files ending in {', '.join(SUFFIXES)} are read"
+            draft.warnings.append(ConfigError("is ignored", hint=hint, place=str(folder / name)))
     return main[:1] + [folder / name for name in names if name.endswith(SUFFIXES)]
 
 
@@ -259,7 +259,7 @@ class _Draft:
         """Who may add files to it decides what is logged, and where to. Raises OSError."""
         if folder.stat().st_mode & stat.S_IWOTH:
             hint = f"chmod o-w '{folder}'"
-            self.fail_file(ConfigError("every user may change this folder", hint=hint, place=str(folder)))
+            self.fail_file(ConfigError("is writable by every user", hint=hint, place=str(folder)))
 
     def take_file(self, path: Path, folder: Path | None = None) -> None:
         """`folder`: where its paths are looked for, if that is not beside it."""
@@ -268,7 +268,7 @@ class _Draft:
             os.fspath(path).encode()
             self._take_table(read_document(path), "", path, {})
         except UnicodeEncodeError:
-            self.fail_file(ConfigError(f"the name of {quote(os.fspath(path))} is no UTF-8 text"))
+            self.fail_file(ConfigError(f"the name of {quote(os.fspath(path))} is not UTF-8 text"))
         except ConfigError as error:
             self.fail_file(error)
 
@@ -303,7 +303,7 @@ class _Draft:
         """Parse the value and set it over what was there."""
         try:
             if len(items) > MAX_ITEMS:
-                raise BadValueError("", f"has {len(items)} items, {MAX_ITEMS} are possible")
+                raise BadValueError("", f"has {len(items)} items, the maximum is {MAX_ITEMS}")
             for item in items:
                 _check_characters(item)
             if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
@@ -379,13 +379,13 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
     kind = option.kind
     match node:
         case Table():
-            raise BadValueError("", f"takes {kind.takes}, not a section")
+            raise BadValueError("", f"must be {kind.expected}, not a section")
         case Items() if not kind.separator:
-            raise BadValueError("", f"takes {kind.takes}, not a list")
+            raise BadValueError("", f"must be {kind.expected}, not a list")
         case Items():
             for item in node.items:
                 if not isinstance(item, Scalar):
-                    raise BadValueError("", f"takes {kind.takes}, not a list or section in a list")
+                    raise BadValueError("", f"must be {kind.expected}, not a list or section in a list")
                 _check_type(kind, item)
                 yield item.text, item.line
         case Scalar() if option.is_optional and _means_off(node):
@@ -406,17 +406,17 @@ def _means_off(scalar: Scalar) -> bool:
 
 def _check_type(kind: Kind[object], scalar: Scalar) -> None:
     if scalar.type == "null":
-        raise BadValueError("", "has no value", f"give it {kind.takes}, or leave the key out")
+        raise BadValueError("", "has no value", f"set it to {kind.expected}, or remove the key")
     if scalar.type != "text" and scalar.type not in kind.scalars:
-        hint = "put it into quotes" if not kind.scalars else ""
-        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, and it takes {kind.takes}", hint)
+        hint = "put it in quotes" if not kind.scalars else ""
+        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, expected {kind.expected}", hint)
 
 
 def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line or environment, or a lone \ud800 in JSON
-        raise BadValueError(text, "is no UTF-8 text") from error
+        raise BadValueError(text, "is not UTF-8 text") from error
 
 
 def _list_keys(section: str) -> str:
@@ -442,7 +442,7 @@ def _suggest_key(key: str) -> str:
     inside = [known for known in (*BY_KEY, *sorted(SECTIONS)) if known.startswith(prefix)]
     by_rest = {known.removeprefix(prefix): known for known in inside}
     near = find_near(key.removeprefix(prefix), by_rest)
-    return f"did you mean {by_rest[near]}?" if near else f"known here: {_list_keys(section)}"
+    return f"did you mean {by_rest[near]}?" if near else f"valid keys: {_list_keys(section)}"
 
 
 def _keys(finding: together.Finding) -> Iterator[str]:
@@ -456,7 +456,7 @@ def check_sinks(config: Config) -> None:
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
         flags = ", ".join(switch.flag for switch in switches)
         hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"
-        raise ConfigError("no sink is enabled, so that events would go nowhere", hint=hint)
+        raise ConfigError("no sink is enabled: events would go nowhere", hint=hint)
 
 
 def read_rules(config: Config) -> list[RuleText]:

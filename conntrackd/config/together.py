@@ -48,9 +48,9 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
         )
     yield from _find_event_mistakes(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
-        hint = "it watches over one socket: leave out conntrack.readers"
+        hint = "it guards a single socket: remove conntrack.readers"
         others = (options.CONNTRACK_READERS,)
-        yield Finding(options.CONNTRACK_RELIABLE, others, "does not go with several readers", hint)
+        yield Finding(options.CONNTRACK_RELIABLE, others, "cannot be combined with several readers", hint)
     loki, syslog = options.SINK_LOKI_ADDRESS, options.SINK_SYSLOG_ADDRESS
     tls = {
         options.SINK_LOKI_TLS_CA: (loki, "https"),
@@ -61,9 +61,9 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
     for option, (address, scheme) in tls.items():
         if config[option] and not config[address].startswith(f"{scheme}://"):
             message = f"has no effect on {config[address]}"
-            yield Finding(option, (address,), message, f"an address with {scheme}:// is needed")
+            yield Finding(option, (address,), message, f"use an address with {scheme}://")
     if config[options.SINK_SYSLOG_SPOOL] and not config[syslog].startswith(STREAMS):
-        hint = "only TCP and TLS tell whether the server is there"
+        hint = "only TCP and TLS detect that the server is unavailable"
         yield Finding(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
 
 
@@ -88,7 +88,7 @@ def _find_pair(config: "Config", first: Option[object], second: Option[object]) 
 
 def _find_need(config: "Config", option: Option[object], needed: Option[object]) -> Iterator[Finding]:
     if config[option] and not config[needed]:
-        yield Finding(option, (needed,), "is of no use alone", f"set {needed.key} too")
+        yield Finding(option, (needed,), "has no effect alone", f"set {needed.key} too")
 
 
 def find_warnings(config: "Config") -> Iterator[Finding]:
@@ -103,7 +103,7 @@ def find_warnings(config: "Config") -> Iterator[Finding]:
             yield Finding(option, (syslog,), f"has no effect on {config[syslog]}", "")
     name = find_joined_label(config[options.SINK_LOKI_LABELS])
     if name:
-        message = f"the value of {name} seems to hold another label"
+        message = f"the value of {name} seems to contain another label"
         yield Finding(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
 
 

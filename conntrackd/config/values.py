@@ -40,7 +40,7 @@ class Kind(Generic[T_co]):
     """
 
     metavar: str
-    takes: str
+    expected: str
     parse: Callable[[Sequence[str]], T_co]
     render: Callable[[Any], str] = str
     scalars: frozenset[str] = frozenset()
@@ -70,7 +70,7 @@ def parse_flag(text: str) -> bool:
 def parse_text(text: str) -> str:
     """Any text on one line."""
     if not text:
-        raise BadValueError("", "is empty", "leave it out where it is not wanted")
+        raise BadValueError("", "is empty", "remove it if it is not wanted")
     if len(text) > MAX_TEXT:
         raise BadValueError(text, f"has more than {MAX_TEXT} characters")
     if not text.isprintable():
@@ -88,21 +88,21 @@ def parse_namespace(text: str) -> str:
     if parse_text(text).startswith("/") and len(text) > 1:
         return text
     if "/" in text or text in {".", ".."} or len(text) > 255:
-        raise BadValueError(text, "is no name of a network namespace", "'ip netns list' shows them")
+        raise BadValueError(text, "is not a valid name of a network namespace", "'ip netns list' shows them")
     return text
 
 
 def parse_host(text: str) -> str:
     """A host's name, as records carry it."""
     if " " in parse_text(text) or len(text) > MAX_HOST:
-        raise BadValueError(text, "is no name of a host", f"up to {MAX_HOST} characters without a space")
+        raise BadValueError(text, "is not a valid host name", f"up to {MAX_HOST} characters without a space")
     return text
 
 
 def parse_tenant(text: str) -> str:
     """What a header can carry, and Loki takes for a directory's name."""
     if not parse_text(text).isascii() or text != text.strip():
-        raise BadValueError(text, "cannot be sent in a header", "letters, digits and signs of ASCII")
+        raise BadValueError(text, "cannot be sent in a header", "use ASCII letters, digits and symbols")
     if text in {".", ".."} or set(text) & {"/", "\\"}:
         raise BadValueError(text, "is refused by Loki: a tenant is the name of a directory")
     return text
@@ -111,7 +111,7 @@ def parse_tenant(text: str) -> str:
 def parse_user(text: str) -> str:
     """RFC 7617: what stands before the first colon."""
     if ":" in parse_text(text):
-        raise BadValueError(text, "has a colon, behind which a server looks for the password")
+        raise BadValueError(text, "has a colon, which would begin the password")
     return text
 
 
@@ -120,7 +120,7 @@ def parse_bus(text: str) -> str:
     for part in parse_text(text).split(";"):
         if not re.fullmatch(r"[a-z-]+:([a-z_]+=[^,;=]+(,|$))+", part):
             raise BadValueError(
-                text, "is no address of a bus", "such as unix:path=/run/dbus/system_bus_socket"
+                text, "is not a valid bus address", "such as unix:path=/run/dbus/system_bus_socket"
             )
     return text
 
@@ -135,7 +135,7 @@ def parse_spool(text: str) -> Path | Literal[False]:
 def parse_locale(text: str) -> str:
     """A language as MaxMind's databases call it."""
     if not re.fullmatch(r"[a-z]{2}(-[A-Z]{2})?", text):
-        raise BadValueError(text, "is no language", "such as en, de or pt-BR")
+        raise BadValueError(text, "is not a valid language", "such as en, de or pt-BR")
     return text
 
 
@@ -149,7 +149,7 @@ def parse_writer(text: str) -> str:
 def _parse_word(text: str, words: tuple[str, ...]) -> str:
     if text.lower() in words:
         return text.lower()
-    raise BadValueError(text, f"is none of {', '.join(words)}", suggest(text, words))
+    raise BadValueError(text, f"is not one of {', '.join(words)}", suggest(text, words))
 
 
 def _check_range(
@@ -209,7 +209,7 @@ def _parse_protocol(text: str) -> int:
         return int(text)
     names = [name.lower() for name in Protocol.__members__]
     hint = suggest(text, [*names, "all"]) or f"a number from 0 to 255, all, or of: {', '.join(names)}"
-    raise BadValueError(text, "is no protocol", hint)
+    raise BadValueError(text, "is not a valid protocol", hint)
 
 
 def render_protocols(value: frozenset[int]) -> str:
@@ -257,10 +257,10 @@ NUMBER: Final = frozenset({"number"})
 
 def one_of(*words: str) -> Kind[str]:
     """One of some words. A file may give any scalar: YAML takes an unquoted `off` for a boolean."""
-    takes = f"one of {', '.join(words)}"
+    expected = f"one of {', '.join(words)}"
     return Kind(
         "|".join(words) if len(words) <= MAX_METAVAR else "WORD",
-        takes,
+        expected,
         _one(lambda text: _parse_word(text, words)),
         scalars=frozenset({"number", "flag"}),
         words=words,
@@ -272,7 +272,7 @@ def count(minimum: int, maximum: int) -> Kind[int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text):
-            raise BadValueError(text, "is no whole number")
+            raise BadValueError(text, "is not a whole number")
         _check_range(text, int(text), minimum, maximum, str)
         return int(text)
 
@@ -283,12 +283,12 @@ def size(minimum: int, maximum: int) -> Kind[int]:
     """A number of bytes within limits."""
 
     def parse(text: str) -> int:
-        value = _parse_number(text, SIZE_UNITS, "is no size", "bytes, or with a unit: 512K, 64M, 1G")
+        value = _parse_number(text, SIZE_UNITS, "is not a valid size", "bytes, or with a unit: 512K, 64M, 1G")
         _check_range(text, value, minimum, maximum, render_size)
         return int(value)
 
-    takes = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
-    return Kind("SIZE", takes, _one(parse), render_size, scalars=NUMBER)
+    expected = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
+    return Kind("SIZE", expected, _one(parse), render_size, scalars=NUMBER)
 
 
 def duration(minimum: float, maximum: float) -> Kind[float]:
@@ -296,13 +296,13 @@ def duration(minimum: float, maximum: float) -> Kind[float]:
 
     def parse(text: str) -> float:
         value = _parse_number(
-            text, DURATION_UNITS, "is no duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
+            text, DURATION_UNITS, "is not a valid duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
         )
         _check_range(text, value, minimum, maximum, render_duration)
         return value
 
-    takes = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
-    return Kind("TIME", takes, _one(parse), render_duration, scalars=NUMBER)
+    expected = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
+    return Kind("TIME", expected, _one(parse), render_duration, scalars=NUMBER)
 
 
 def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
@@ -313,7 +313,7 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
 
     def parse(text: str) -> str:
         if "@" in text:  # what stands before it may be a password, so the text is not shown
-            raise BadValueError("", "must not hold a user name or password", "secrets come from files")
+            raise BadValueError("", "must not contain a user name or password", "secrets come from files")
         try:
             address = _decode_zone(parse_text(text))
             parts = urlsplit(address)
@@ -321,7 +321,9 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
         except BadValueError:
             raise
         except ValueError as error:
-            raise BadValueError(text, "is no address", f"such as {schemes[0]}://localhost") from error
+            raise BadValueError(
+                text, "is not a valid address", f"such as {schemes[0]}://localhost"
+            ) from error
         if parts.scheme not in schemes:
             raise BadValueError(
                 text, f"does not begin with {_list_schemes(schemes)}", suggest(parts.scheme, schemes)
@@ -351,7 +353,7 @@ def _decode_zone(text: str) -> str:
 def _check_host(text: str, host: str) -> None:
     address, percent, zone = host.partition("%")
     if percent and (":" not in address or not re.fullmatch(rf"[\w.:~-]{{1,{MAX_ZONE}}}", zone, re.ASCII)):
-        raise BadValueError(text, "has no name of an interface behind the %", "such as [fe80::1%25eth0]")
+        raise BadValueError(text, "has no interface name after the %", "such as [fe80::1%25eth0]")
     try:
         host.encode() if ":" in address else host.encode("idna")  # what is looked up (getaddrinfo(3))
     except UnicodeError as error:

@@ -38,7 +38,7 @@ LONGEST_WRITTEN: Final = 8
 # Lists that stand side by side under `and` are compared with those of the next rule, each beside all the
 # rest: so many pairs cost as much as one comparison.
 PAIRS: Final = 64
-SPLIT: Final = "fewer rules, or lists in place of conditions: `address A,B` for `address A or address B`"
+SPLIT: Final = "use fewer rules, or lists instead of conditions: `address A,B` for `address A or address B`"
 
 
 class Size(NamedTuple):
@@ -72,7 +72,7 @@ def check_tail(rules: Iterable[Rule]) -> None:
 def _check_comparisons(rules: Iterable[Rule], limit: int) -> None:
     total = sum(count_comparisons(rule.expression) for rule in rules)
     if total > limit:
-        raise _refuse(f"the rules come to {total:,} comparisons", limit)
+        raise _refuse(f"the rules need {total:,} comparisons", limit)
 
 
 def count_comparisons(expression: Expression) -> int:

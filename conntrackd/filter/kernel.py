@@ -115,7 +115,7 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:
     kinds = {
-        "the duration is computed there" if isinstance(leaf, Compare) else "places are looked up there"
+        "the duration is computed there" if isinstance(leaf, Compare) else "locations are looked up there"
         for leaf in find_leaves(rule.expression)
         if is_undecidable(leaf)
     }

@@ -132,7 +132,7 @@ def _check_mapped(prefix: fields.Prefix, span: Span) -> Iterator[Reason]:
 def _check_country(code: str, span: Span) -> Iterator[Reason]:
     if len(code) == 2 and code not in CODES:  # what is longer is a name
         meant = f"did you mean {MEANT[code]}?" if code in MEANT else "two letters of ISO 3166, such as DE"
-        yield Reason(f"{code} is the code of no country, and never matches", span, meant)
+        yield Reason(f"{code} is not a country code and never matches", span, meant)
 
 
 # ---- contradictions -----------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class _Search:
             case TypeIs(mask, span):
                 return self._narrow_types(world, mask if holds else ~mask, span)
             case LocationIn(span=span) if not self._given.has_places:
-                return Reason("this rule can never match: no place is known", span, "set geoip.database")
+                return Reason("this rule can never match: no location is known", span, "set geoip.database")
             case Compare(subject, span=span):
                 left = world if self._given.has_table else self._narrow_types(world, EventType.DESTROY, span)
                 ranges = to_ranges(leaf) if holds else ()
@@ -250,7 +250,7 @@ class _Search:
 def _narrow_families(world: World, families: frozenset[int], span: Span) -> World | Reason:
     if world.families & families:
         return replace(world, families=world.families & families)
-    return Reason("this rule can never match: no event is of both IPv4 and IPv6", span)
+    return Reason("this rule can never match: no event is both IPv4 and IPv6", span)
 
 
 def _narrow_addresses(world: World, leaf: AddressIn, *, holds: bool) -> World | Reason:
@@ -270,7 +270,7 @@ def _cut(world: World, key: tuple[fields.Field, int], ranges: Ranges, span: Span
     """What two conditions on one field have in common."""
     common = _intersect(world.numbers.get(key, ((0, float("inf")),)), ranges)
     if not common:
-        return Reason("this rule can never match: nothing is all of this", span)
+        return Reason("this rule can never match: its conditions exclude each other", span)
     return replace(world, numbers={**world.numbers, key: common})
 
 

@@ -54,7 +54,7 @@ class Unreachable:
     def to_warning(self) -> RuleError:
         """As it is shown to people."""
         one = len(self.by) == 1
-        takers = f"rule {self.by[0]} before it takes" if one else f"{len(self.by)} rules before it take"
+        takers = f"rule {self.by[0]} before it matches" if one else f"{len(self.by)} rules before it match"
         return RuleError(
             f"this rule can never match: {takers} everything it could",
             place=self.rule.place or f"rule {self.number}",

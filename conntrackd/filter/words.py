@@ -232,7 +232,7 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         number = int(word, 16 if word[:2].lower() == "0x" else 10)
         if number <= maximum:
             return number
-    raise Invalid(f"{quote(word)} is no {kind}", f"a number from 0 to {maximum}")
+    raise Invalid(f"{quote(word)} is not a valid {kind}", f"a number from 0 to {maximum}")
 
 
 def _parse_zone(word: str) -> int:
@@ -272,7 +272,7 @@ def _parse_prefix(word: str) -> fields.Prefix:
         interface = ip_interface(word)
     except ValueError:
         raise Invalid(
-            f"{quote(word)} is no address",
+            f"{quote(word)} is not a valid address",
             "IPv4 or IPv6, with or without a prefix length, such as 10.0.0.0/8",
         ) from None
     network = interface.network
@@ -291,7 +291,9 @@ def _parse_country(word: str) -> str:
     is_name = len(word) > 3 or not word.isascii()  # three letters are a code of another table
     if is_name and word.strip() and not any(char.isdigit() for char in word):
         return word.casefold()
-    raise Invalid(f"{quote(word)} is no country", 'two letters of ISO 3166, such as DE, or a name: "Germany"')
+    raise Invalid(
+        f"{quote(word)} is not a valid country", 'two letters of ISO 3166, such as DE, or a name: "Germany"'
+    )
 
 
 def _parse_city(word: str) -> str:
@@ -317,5 +319,5 @@ def _parse_quantity(word: str, kind: str, units: Mapping[str, int], hint: str) -
     unit = match[2].casefold() if match else ""
     factor = {"": fields.NO_UNIT[kind], **{name.casefold(): size for name, size in units.items()}}.get(unit)
     if match is None or factor is None or int(match[1]) * factor > MAX_COUNTER:
-        raise Invalid(f"{quote(word)} is no {kind}", hint)
+        raise Invalid(f"{quote(word)} is not a valid {kind}", hint)
     return int(match[1]) * factor

@@ -118,11 +118,11 @@ class TrackingTable:
             netlink = socket.socket(fileno=descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise UnavailableError("what was stored is no socket") from error
+            raise UnavailableError("the stored descriptor is not a socket") from error
         fault = find_foreign(netlink)
         if fault:
             netlink.close()
-            raise UnavailableError(f"what was stored is {fault}")
+            raise UnavailableError(f"the stored descriptor is {fault}")
         return cls(netlink)
 
     def fileno(self) -> int:
@@ -272,10 +272,10 @@ def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def _explain(code: int) -> ConntrackdError:
-    own = "have a firewall rule with 'ct state' of your own instead of conntrack.activate"
+    own = "use a firewall rule with 'ct state' instead of conntrack.activate"
     if code == errno.EPERM:
         return NotPermittedError(
-            "conntrack.activate: not permitted to make an nftables table: CAP_NET_ADMIN is missing",
+            "conntrack.activate: not permitted to create an nftables table: CAP_NET_ADMIN is missing",
             hint="run it as root, or as a service: systemctl start conntrackd",
         )
     if code in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:

@@ -73,5 +73,5 @@ def _change(name: str) -> None:
     except OSError as error:
         raise_descriptors(error)
         raise UnavailableError(
-            f"{name!r} is no network namespace: {os.strerror(error.errno or 0)}", place="conntrack.netns"
+            f"{name!r} is not a network namespace: {os.strerror(error.errno or 0)}", place="conntrack.netns"
         ) from error

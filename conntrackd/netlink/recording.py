@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conntrackd.engine import Batch
 
 TIME: Final = struct.Struct(f"{HEADER.format}Q")
-# The kernel's longest event is far below it; a longer one means that this is no recording.
+# The kernel's longest event is far below it; a longer one means that this is not a recording.
 MAX_MESSAGE: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 20
 
@@ -74,6 +74,6 @@ def _load(batch: "Batch", content: bytes, offset: int, received_ns: int) -> tupl
 def _explain(path: Path, offset: int) -> DataError:
     if offset == 0:
         hint = "'conntrackd record FILE' writes one"
-        return DataError("is no recording of netlink messages", place=str(path), hint=hint)
-    hint = "what stands before it was processed"
-    return DataError(f"is damaged or cut short at byte {offset}", place=str(path), hint=hint)
+        return DataError("is not a recording of netlink messages", place=str(path), hint=hint)
+    hint = "everything before it was processed"
+    return DataError(f"is damaged or truncated at byte {offset}", place=str(path), hint=hint)

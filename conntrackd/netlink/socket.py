@@ -93,11 +93,11 @@ class EventSocket:
             netlink = socket.socket(fileno=descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise UnavailableError("what was stored is no socket") from error
+            raise UnavailableError("the stored descriptor is not a socket") from error
         fault = _find_fault(netlink)
         if fault:
             netlink.close()
-            raise UnavailableError(f"what was stored is {fault}")
+            raise UnavailableError(f"the stored descriptor is {fault}")
         netlink.setblocking(True)  # the flag is the socket's, and whoever had it may have set it
         netlink.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of the past, and gone with this
         _set_buffer(netlink, buffer)
@@ -204,7 +204,7 @@ def _find_fault(netlink: socket.socket) -> str:
 def find_foreign(netlink: socket.socket) -> str:
     """In what a socket is not like one of open_netlink() here; empty for nothing."""
     if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
-        return "no socket of netfilter's netlink"
+        return "not a netfilter netlink socket"
     if not netlink.getsockname()[0]:
         return "a socket that is not bound, and hears nothing"
     with open_netlink() as fresh:

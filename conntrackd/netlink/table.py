@@ -73,7 +73,7 @@ class Table:
             _, kind, number = NUMBER.unpack_from(answer, offset)
             numbers[kind] = int.from_bytes(number)
         if CTA_STATS_GLOBAL_ENTRIES not in numbers:
-            raise UnavailableError("the kernel does not tell how full the connection table is")
+            raise UnavailableError("the kernel does not report how full the connection table is")
         return TableFill(numbers[CTA_STATS_GLOBAL_ENTRIES], numbers.get(CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
 
     def begin(self) -> None:

@@ -19,11 +19,11 @@ LOOK_SECONDS: Final = 4.0
 # Above that the kernel is about to refuse new connections, or does: of those there is no event.
 FULL: Final = 0.95
 
-EVENTS_OFF: Final = "the kernel is told to send no events: nf_conntrack_events is 0"
+EVENTS_OFF: Final = "the kernel is set to send no events: nf_conntrack_events is 0"
 OTHER_NAMESPACE: Final = (
-    "the network namespace is gone, or another one has its name: nothing is heard of that"
+    "the network namespace was deleted or replaced: events of the new one are not received"
 )
-TABLE_FULL: Final = "the connection table is full, or nearly: the kernel refuses new connections"
+TABLE_FULL: Final = "the connection table is full or nearly full: the kernel refuses new connections"
 # What a LOST record says for the first three.
 REASONS: Final = {
     tracking.NOT_TRACKED: "connections were not tracked",

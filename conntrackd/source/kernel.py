@@ -121,7 +121,7 @@ class Intake:
                 self._table = TrackingTable.adopt(stored[0])
                 return
             except ConntrackdError as error:
-                logger.warning("%s, making a new table", error)
+                logger.warning("%s, creating a new table", error)
                 self._notifier.remove(STORED_TABLE)
         self._table = TrackingTable.open()
         self._notifier.store(STORED_TABLE, self._table.fileno())
@@ -174,7 +174,7 @@ class Intake:
         if found:
             what = "the socket" if len(found) == 1 else f"{len(found)} sockets"
             queued = sum(one.measure().used for one in found.values())
-            logger.info("took over %s of the last process, %d bytes are queued", what, queued)
+            logger.info("took over %s of the last process with %d bytes queued", what, queued)
         sockets: dict[Share, EventSocket] = {}
         old: list[tuple[EventSocket, Told]] = []
         for share in list_shares(self._config[options.CONNTRACK_READERS]):
@@ -256,7 +256,7 @@ class Intake:
         if gap is None:
             return
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (gap.since, gap.until)]
-        logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
+        logger.warning("conntrackd was not running from %s to %s: the events of that time are lost", *times)
         self._pipeline.report_lost(gap)
 
     def listen(self, number: int) -> None:
@@ -331,7 +331,7 @@ class Intake:
             return
         since, until, reason = gap
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
-        logger.warning("nothing was heard from %s to %s: %s", *times, reason)
+        logger.warning("no events were received from %s to %s: %s", *times, reason)
         self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
         # The next process goes on from here, where it is not over.
         self._handover.note_deaf(until if at_end else 0)

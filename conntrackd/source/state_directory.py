@@ -92,7 +92,7 @@ def _lock(directory: Path, place: str) -> int:
         raise ConfigError(
             f"{what}: {error.strerror}",
             place=place,
-            hint="name a directory in which conntrackd may write",
+            hint="choose a directory that conntrackd can write to",
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def _lock(directory: Path, place: str) -> int:
         raise ConfigError(
             f"{what} is in use by {_find_holder(directory)}",
             place=place,
-            hint="each conntrackd needs a state directory of its own",
+            hint="each conntrackd process needs its own state directory",
         ) from error
     except OSError:
         pass  # a file system without locks, such as some over a network: as if there were no other process

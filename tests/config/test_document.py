@@ -120,8 +120,18 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "place", "message"),
     [
-        ("a.yaml", "a: 1\n\tb: 2", ":2", "is no YAML: found character '\\t' that cannot start any token"),
-        ("a.yaml", "a: 1\nb: [", ":2", "is no YAML: expected the node content, but found '<stream end>'"),
+        (
+            "a.yaml",
+            "a: 1\n\tb: 2",
+            ":2",
+            "is not valid YAML: found character '\\t' that cannot start any token",
+        ),
+        (
+            "a.yaml",
+            "a: 1\nb: [",
+            ":2",
+            "is not valid YAML: expected the node content, but found '<stream end>'",
+        ),
         (
             "a.yaml",
             "a: !!python/name:os.system x",
@@ -139,10 +149,10 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
         ("a.yaml", "[" * 100_000, ":1", "is nested more than 32 deep"),
         ("a.yaml", "- 1", "", "holds no settings"),
         ("a.yaml", "just text", "", "holds no settings"),
-        ("a.json", '{"a": 1,\n"b" 2}', ":2", "is no JSON: Expecting ':' delimiter"),
+        ("a.json", '{"a": 1,\n"b" 2}', ":2", "is not valid JSON: Expecting ':' delimiter"),
         ("a.json", "[" * 100_000, "", "is nested too deeply"),
         ("a.json", "[1]", "", "holds no settings"),
-        ("a.toml", "a = 1\nb = ", ":2", "is no TOML: Invalid value"),
+        ("a.toml", "a = 1\nb = ", ":2", "is not valid TOML: Invalid value"),
         ("a.toml", "a = 1\n" + "a." * 3000 + "b = 1", ":2", "is nested more than 32 deep"),
         ("a.toml", "a = " + "[" * 100_000, "", "is nested too deeply"),
         ("a.yaml", "#" * (MAX_FILE + 1), "", "is larger than 1 MiB"),
@@ -169,7 +179,7 @@ def test_an_integer_of_a_million_digits_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("a = " + "9" * 300_000)
 
-    with pytest.raises(ConfigError, match="is no TOML"):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
         read_document(path)
 
 
@@ -180,7 +190,7 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_document(path)
 
-    assert str(caught.value) == f"{path}:2: is no UTF-8 text"
+    assert str(caught.value) == f"{path}:2: is not UTF-8 text"
 
 
 def test_a_file_that_every_user_may_change_is_refused(tmp_path: Path) -> None:
@@ -191,7 +201,7 @@ def test_a_file_that_every_user_may_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_document(path)
 
-    assert str(caught.value) == f"{path}: every user may change this file\nhint: chmod o-w '{path}'"
+    assert str(caught.value) == f"{path}: is writable by every user\nhint: chmod o-w '{path}'"
 
 
 def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:

@@ -241,16 +241,16 @@ conntrack:
 """
 
     assert mistakes(text, environ={"CONNTRACKD_LOG_LEVL": "1"}, flags={"conntrack.events": ["old"]}) == [
-        "conntrackd.yaml:2: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:2: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:4: unknown key 'sink.stream.enabel'\nhint: did you mean sink.stream.enable?",
-        "conntrackd.yaml:5: sink.stream.writer: 'stdot' is none of stdout, stderr, discard, file:///PATH\n"
+        "conntrackd.yaml:5: sink.stream.writer: 'stdot' is not one of stdout, stderr, discard, file:///PATH\n"
         "hint: did you mean stdout?",
         "conntrackd.yaml:6: unknown key 'sinks'\nhint: did you mean sink?",
         "conntrackd.yaml:7: unknown key 'level'\nhint: did you mean log.level?",
-        "conntrackd.yaml:11: conntrack.protocols: 'tpc' is no protocol\nhint: did you mean tcp?",
-        "conntrackd.yaml:12: conntrack.buffer: takes a size from 4K to 1023M, such as 64M, not a list",
+        "conntrackd.yaml:11: conntrack.protocols: 'tpc' is not a valid protocol\nhint: did you mean tcp?",
+        "conntrackd.yaml:12: conntrack.buffer: must be a size from 4K to 1023M, such as 64M, not a list",
         "environment: unknown variable 'CONNTRACKD_LOG_LEVL'\nhint: did you mean CONNTRACKD_LOG_LEVEL?",
-        "--conntrack.events: 'old' is none of new, update, destroy",
+        "--conntrack.events: 'old' is not one of new, update, destroy",
     ]
 
 
@@ -259,10 +259,9 @@ conntrack:
     [
         (
             "log.level:",
-            ":1: log.level: has no value\n"
-            "hint: give it one of debug, info, warn, error, or leave the key out",
+            ":1: log.level: has no value\nhint: set it to one of debug, info, warn, error, or remove the key",
         ),
-        ("log: {level: {a: 1}}", ":1: log.level: takes one of debug, info, warn, error, not a section"),
+        ("log: {level: {a: 1}}", ":1: log.level: must be one of debug, info, warn, error, not a section"),
         ("log: debug", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
         ("log: [a]", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
         (
@@ -270,22 +269,22 @@ conntrack:
             ":2: log.level: is given twice\nhint: first in conntrackd.yaml:1",
         ),
         ("bus:\nbus:", ":2: bus: is given twice\nhint: first in conntrackd.yaml:1"),
-        ("filter: [[a]]", ":1: filter: takes filter rules, not a list or section in a list"),
-        ("filter: [1]", ":1: filter: '1' is a number, and it takes filter rules\nhint: put it into quotes"),
-        ("filter: [null]", ":1: filter: has no value\nhint: give it filter rules, or leave the key out"),
+        ("filter: [[a]]", ":1: filter: must be filter rules, not a list or section in a list"),
+        ("filter: [1]", ":1: filter: '1' is a number, expected filter rules\nhint: put it in quotes"),
+        ("filter: [null]", ":1: filter: has no value\nhint: set it to filter rules, or remove the key"),
         (
             "sink.loki.tenant: 5",
-            ":1: sink.loki.tenant: '5' is a number, and it takes a tenant's name\nhint: put it into quotes",
+            ":1: sink.loki.tenant: '5' is a number, expected a tenant's name\nhint: put it in quotes",
         ),
         (
             "conntrack.buffer: true",
-            ":1: conntrack.buffer: 'true' is a boolean, and it takes a size from 4K to 1023M, such as 64M",
+            ":1: conntrack.buffer: 'true' is a boolean, expected a size from 4K to 1023M, such as 64M",
         ),
         (
             r'log.level: "a\e[31m"',
-            r":1: log.level: 'a\x1b[31m' is none of debug, info, warn, error",
+            r":1: log.level: 'a\x1b[31m' is not one of debug, info, warn, error",
         ),
-        (r'conntrack.netns: "\ud800"', r":1: conntrack.netns: '\ud800' is no UTF-8 text"),
+        (r'conntrack.netns: "\ud800"', r":1: conntrack.netns: '\ud800' is not UTF-8 text"),
         (
             "sink.loki.password: hunter2",
             ":1: unknown key 'sink.loki.password'\nhint: did you mean sink.loki.password_file?",
@@ -293,31 +292,31 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: known here: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
+            "hint: valid keys: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
             "state_directory, host",
         ),
-        ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
+        ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue",
+            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue",
         ),
         (
             "sink.loki.password_file: a",
-            ":1: sink.loki.password_file is of no use alone\nhint: set sink.loki.username too",
+            ":1: sink.loki.password_file has no effect alone\nhint: set sink.loki.username too",
         ),
         (
             "sink.syslog.tls.key: a",
-            ":1: sink.syslog.tls.key is of no use alone\nhint: set sink.syslog.tls.cert too",
+            ":1: sink.syslog.tls.key has no effect alone\nhint: set sink.syslog.tls.cert too",
         ),
         (
             "sink.loki.tls.ca: a",
             ":1: sink.loki.tls.ca has no effect on http://localhost:3100\n"
-            "hint: an address with https:// is needed",
+            "hint: use an address with https://",
         ),
         (
             "sink.syslog.spool: a",
             ":1: sink.syslog.spool has no effect on udp://localhost:514\n"
-            "hint: only TCP and TLS tell whether the server is there",
+            "hint: only TCP and TLS detect that the server is unavailable",
         ),
     ],
 )
@@ -340,8 +339,8 @@ def test_a_mistake_in_json_and_toml_names_the_key(name: str, text: str, read: Re
 
     found = describe(caught.value, etc)
     assert [mistake.splitlines()[0].lower() for mistake in found] == [
-        f"{name}: conntrack.buffer: '1e99' is no size",
-        f"{name}: log.level: 'nan' is none of debug, info, warn, error",
+        f"{name}: conntrack.buffer: '1e99' is not a valid size",
+        f"{name}: log.level: 'nan' is not one of debug, info, warn, error",
         f"{name}: log.level: is given twice",
     ]
 
@@ -350,8 +349,8 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
     mistakes: Callable[..., list[str]],
 ) -> None:
     assert mistakes("sink.loki.token_file: 12345") == [
-        "conntrackd.yaml:1: sink.loki.token_file: the value is a number, and it takes a path\n"
-        "hint: put it into quotes"
+        "conntrackd.yaml:1: sink.loki.token_file: the value is a number, expected a path\n"
+        "hint: put it in quotes"
     ]
     assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "hunter2\n"}) == [
         "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: the value has control characters"
@@ -365,7 +364,7 @@ def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., 
 
 
 def test_a_list_has_a_limit(mistakes: Callable[..., list[str]]) -> None:
-    assert mistakes(flags={"filter": ["log any"] * 1001}) == ["--filter: has 1001 items, 1000 are possible"]
+    assert mistakes(flags={"filter": ["log any"] * 1001}) == ["--filter: has 1001 items, the maximum is 1000"]
 
 
 def test_an_alias_that_holds_itself_ends(mistakes: Callable[..., list[str]]) -> None:
@@ -387,7 +386,7 @@ def test_without_a_sink_the_error_says_how_to_enable_one(read: Read, etc: Path) 
         check_sinks(read())
 
     assert describe(caught.value, etc) == [
-        "no sink is enabled, so that events would go nowhere\n"
+        "no sink is enabled: events would go nowhere\n"
         "hint: one of --sink.stream.enable, --sink.journal.enable, --sink.syslog.enable, "
         "--sink.loki.enable on the command line, or 'sink.journal.enable: true' in conntrackd.yaml"
     ]
@@ -625,9 +624,9 @@ def test_a_file_that_is_not_read_is_named(read: Read, etc: Path) -> None:
     (etc / "conntrackd.toml").write_text("")
 
     assert [str(warning).splitlines()[0].replace(f"{etc}/", "") for warning in read().warnings] == [
-        "conntrackd.toml: is not read, because " + f"{etc}/conntrackd.yaml is".replace(f"{etc}/", ""),
-        "conntrackd.d/LOKI.YAML: is not read",
-        "conntrackd.d/loki.conf: is not read",
+        "conntrackd.toml: is ignored, because " + f"{etc}/conntrackd.yaml exists".replace(f"{etc}/", ""),
+        "conntrackd.d/LOKI.YAML: is ignored",
+        "conntrackd.d/loki.conf: is ignored",
     ]
 
 
@@ -642,7 +641,7 @@ def test_a_folder_into_which_every_user_may_put_files_is_refused(
     with pytest.raises(ConfigError) as caught:
         read("log.level: debug")
 
-    assert caught.value.message == "every user may change this folder"
+    assert caught.value.message == "is writable by every user"
     assert (caught.value.place, caught.value.exit_status) == (str(etc / name), 78)
 
 
@@ -660,10 +659,10 @@ def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, ki
     assert (caught.value.place, caught.value.message) == (
         str(etc / name),
         {
-            "pipe": "is a named pipe, and no file",
-            "device": "is a device, and no file",
-            "socket": "is a socket, and no file",
-            "folder": "is a directory, and no file",
+            "pipe": "is a named pipe, not a file",
+            "device": "is a device, not a file",
+            "socket": "is a socket, not a file",
+            "folder": "is a directory, not a file",
             "large": f"is larger than {8 if name == 'rules' else 1} MiB",
         }[kind],
     )
@@ -673,7 +672,7 @@ def test_a_file_whose_name_is_no_text_is_refused(etc: Path) -> None:
     (etc / "conntrackd.d").mkdir()
     Path(os.fsdecode(os.fsencode(etc / "conntrackd.d") + b"/\xff.yaml")).write_text("")
 
-    with pytest.raises(ConfigError, match="is no UTF-8 text"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_config({}, {}, etc=etc)
 
 
@@ -706,9 +705,9 @@ def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[
     text = "log.level: loud\nsink.syslog.tls.key: a\nsink.loki.tls.ca: b\ngeoip.local: c"
 
     assert [mistake.splitlines()[0] for mistake in mistakes(text)] == [
-        "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:1: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:4: unknown key 'geoip.local'",
-        "conntrackd.yaml:2: sink.syslog.tls.key is of no use alone",
+        "conntrackd.yaml:2: sink.syslog.tls.key has no effect alone",
         "conntrackd.yaml:3: sink.loki.tls.ca has no effect on http://localhost:3100",
     ]
 
@@ -721,10 +720,10 @@ def test_a_mistake_is_not_told_again_as_what_follows_from_it(mistakes: Callable[
 
 def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) -> None:
     assert mistakes(flags={"sink.loki.password_file": ["a"]}) == [
-        "--sink.loki.password_file: is of no use alone\nhint: set sink.loki.username too"
+        "--sink.loki.password_file: has no effect alone\nhint: set sink.loki.username too"
     ]
     assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "a"}) == [
-        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: is of no use alone\nhint: set sink.loki.username too"
+        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: has no effect alone\nhint: set sink.loki.username too"
     ]
 
 
@@ -741,7 +740,7 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         ("sink.syslog: {enable: true, framing: lf, address: tcp://a}", ""),
         (
             "sink.loki: {enable: on, labels: a=1 b=2}",
-            "sink.loki.labels the value of a seems to hold another label",
+            "sink.loki.labels the value of a seems to contain another label",
         ),
     ],
 )

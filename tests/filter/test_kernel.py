@@ -196,7 +196,7 @@ def test_a_kernel_filter_says_what_is_left_to_the_core() -> None:
         parse("log country DE and port 80", "drop duration > 1s"), protocols=None, events=ALL
     )
 
-    assert some.notes == ["rule 1: places are looked up there", "rule 2: the duration is computed there"]
+    assert some.notes == ["rule 1: locations are looked up there", "rule 2: the duration is computed there"]
 
 
 def find_disagreement() -> bool:

@@ -120,7 +120,7 @@ def test_a_warning_shows_the_words_it_is_about() -> None:
     (warning,) = find_warnings(parse("log port 22 or source country UK"))
 
     assert str(warning).splitlines() == [
-        "rule 1: UK is the code of no country, and never matches",
+        "rule 1: UK is not a country code and never matches",
         "  log port 22 or source country UK",
         "                 ^^^^^^^^^^^^^^^^^",
         "hint: did you mean GB?",

@@ -90,12 +90,12 @@ def test_the_warning_says_which_rules_take_everything() -> None:
     [many] = find_unreachable(parse("drop source port 1", "drop source port 2", "log  source port 1-2"))
 
     assert str(one.to_warning()).splitlines() == [
-        "rule 2: this rule can never match: rule 1 before it takes everything it could",
+        "rule 2: this rule can never match: rule 1 before it matches everything it could",
         "  log port 80 and type NEW",
         "hint: remove it, or move it up",
     ]
     assert many.by == (1, 2)
-    assert "2 rules before it take everything" in many.to_warning().message
+    assert "2 rules before it match everything" in many.to_warning().message
 
 
 def test_what_is_not_compared_any_more_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:

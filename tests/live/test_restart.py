@@ -521,7 +521,7 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         with service(net, store, wrong[0].fileno() if wrong else reading) as running:
             call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
             running.wait_for_events(1)
-            assert any("what was stored is" in line for line in running.said)
+            assert any("the stored descriptor is" in line for line in running.said)
             assert running.stop() == 0
     finally:
         os.close(reading)
@@ -576,7 +576,7 @@ def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path,
     assert told["msg"] == "LOST all events in the daemon (not running)"
     assert told["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
     assert told["since"] < told["until"]
-    assert any("nobody listened from" in line for line in second.said)
+    assert any("was not running from" in line for line in second.said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -596,7 +596,7 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
     assert (second.returncode, second.stdout) == (78, "")
     assert second.stderr == (
         f"conntrackd: --state_directory: {state} is in use by process {first.process.pid}\n"
-        "hint: each conntrackd needs a state directory of its own\n"
+        "hint: each conntrackd process needs its own state directory\n"
     )
 
 

@@ -98,7 +98,7 @@ def test_another_file_is_no_recording(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
 
-    with pytest.raises(DataError, match="is no recording"):
+    with pytest.raises(DataError, match="is not a recording"):
         read(path, ENGINES[0])
 
 
@@ -108,7 +108,7 @@ def test_what_stands_before_the_damage_is_read(tmp_path: Path, engine: Engine) -
     batches = read_batches(path, RECEIVED_NS, engine.open_batch())
 
     assert next(batches) == (1, 0)
-    with pytest.raises(DataError, match=f"is damaged or cut short at byte {len(MESSAGES[0])}"):
+    with pytest.raises(DataError, match=f"is damaged or truncated at byte {len(MESSAGES[0])}"):
         next(batches)
 
 
