@@ -133,8 +133,8 @@ def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> No
     finally:
         bus.close()
 
-    assert any(f"the receive buffer is {real} instead of 64M" in line for line in running.said)
-    assert any(f"the receive buffer is {real} instead of 64M" in str(each) for each in findings)
+    assert any(f"the receive buffer has {real} instead of 64M" in line for line in running.said)
+    assert any(f"the receive buffer has {real} instead of 64M" in str(each) for each in findings)
 
 
 def test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss(rig: Rig) -> None:
