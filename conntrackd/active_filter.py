@@ -8,12 +8,12 @@ from conntrackd.config import options
 from conntrackd.config.read import Config, read_rules
 from conntrackd.engine import Engine, Table
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import Given, find_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 

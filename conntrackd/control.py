@@ -30,7 +30,7 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process

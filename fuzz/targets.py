@@ -23,12 +23,12 @@ from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
 from conntrackd.filter import grammar
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
+from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
@@ -170,7 +170,7 @@ def check_rules(data: bytes) -> None:
             assert render(again) == canonical
     core.Table(assemble(compile_table(rules)))  # which refuses a program that is not right
     compile_kernel(rules, protocols=None, events=7)
-    for shadowed in find_unreachable(rules):
+    for shadowed in list_shadowed(rules):
         check_report(shadowed.to_warning(), RuleError)
 
 

@@ -19,7 +19,7 @@ from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
 from conntrackd.engine import Kind
 from conntrackd.errors import ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats

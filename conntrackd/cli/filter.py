@@ -72,8 +72,8 @@ def check(arguments: Namespace) -> int:
 
 def check_as_json(arguments: Namespace) -> int:
     """The same as one object on stdout; the exit status is that of the mistakes."""
-    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
     from conntrackd.filter.render import render  # noqa: PLC0415
+    from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
     try:
         rules = read_rules(read_settings(arguments))
@@ -81,7 +81,7 @@ def check_as_json(arguments: Namespace) -> int:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
         print_json({"rules": [], "mistakes": [to_json(each) for each in mistakes], "warnings": []})
         return error.exit_status
-    warnings = [to_json(each.to_warning()) for each in find_unreachable(rules)]
+    warnings = [to_json(each.to_warning()) for each in list_shadowed(rules)]
     print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
     return 0
 

@@ -20,7 +20,7 @@ from conntrackd.config.document import Entry, Items, Node, Scalar, Table, read_d
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
 
 T = TypeVar("T")

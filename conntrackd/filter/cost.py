@@ -24,8 +24,8 @@ from conntrackd.filter.ast import (
     Or,
     Rule,
 )
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.fields import NETWORKS, PUBLIC
-from conntrackd.filter.text import RuleText
 
 MAX_CHARACTERS: Final = 256 << 10  # of all rules together: some 16,000 addresses
 MAX_WORDS: Final = 40 << 10

@@ -16,8 +16,8 @@ from ply import lex, yacc
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
 from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
-from conntrackd.filter.text import Mistake, RuleText, suggest
-from conntrackd.filter.words import EITHER, Builder, Side, Word
+from conntrackd.filter.build import EITHER, Builder, Side, Word
+from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
 from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]

@@ -1,6 +1,6 @@
 """Rules and values that no event of the kernel's can match, with the likely meaning. Never claims so wrongly.
 
-reach.py looks at what earlier rules leave; here a rule is looked at alone, beside what the kernel can say and
+shadowing.py looks at what earlier rules leave; here a rule is looked at alone, beside what the kernel can say and
 what the settings let in.
 """
 
@@ -31,9 +31,9 @@ from conntrackd.filter.ast import (
     push_not_inward,
 )
 from conntrackd.filter.countries import CODES, MEANT
-from conntrackd.filter.reach import find_unreachable, to_ranges
+from conntrackd.filter.diagnostics import show
 from conntrackd.filter.render import render
-from conntrackd.filter.text import show
+from conntrackd.filter.shadowing import list_shadowed, to_ranges
 from conntrackd.flow import EventType, Protocol
 
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
@@ -93,15 +93,15 @@ class World:
 def find_warnings(rules: Sequence[Rule], given: Given | None = None) -> list[RuleError]:
     """All that is in the rules and does nothing, in the order of the rules."""
     search = _Search(given or Given())
-    unreachable = {rule.number: rule.to_warning() for rule in find_unreachable(rules)}
+    shadowed = {rule.number: rule.to_warning() for rule in list_shadowed(rules)}
     found: list[RuleError] = []
     for number, rule in enumerate(rules, 1):
         reasons = list(find_empty_values(rule.expression))
         if not reasons and (reason := search.find(rule.expression)) is not None:
             reasons = [reason]
         found += [reason.to_warning(rule, number) for reason in reasons]
-        if number in unreachable and not reasons:
-            found.append(unreachable[number])
+        if number in shadowed and not reasons:
+            found.append(shadowed[number])
     return found
 
 

@@ -25,9 +25,9 @@ from conntrackd.config.read import (
     read_rules,
 )
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.sinks import SINKS
 from tests.odd_files import make_odd_file
 
@@ -310,8 +310,7 @@ conntrack:
         ),
         (
             "sink.loki.tls.ca: a",
-            ":1: sink.loki.tls.ca has no effect on http://localhost:3100\n"
-            "hint: use an address with https://",
+            ":1: sink.loki.tls.ca has no effect on http://localhost:3100\nhint: use an address with https://",
         ),
         (
             "sink.syslog.spool: a",

@@ -15,8 +15,8 @@ from conntrackd.config.read import read_config
 from conntrackd.engine import find_engine
 from conntrackd.errors import ConntrackdError
 from conntrackd.filter import cost
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import MAX_LENGTH, MAX_RULES, parse_rule
-from conntrackd.filter.text import RuleText
 
 RANDOM: Final = Random(17)
 ROOM: Final = MAX_LENGTH - 40

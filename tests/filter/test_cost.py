@@ -10,8 +10,8 @@ from hypothesis import given
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import cost, grammar
 from conntrackd.filter.ast import And, Expression, Not, Or, find_leaves, push_not_inward
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule, parse_rules
-from conntrackd.filter.text import RuleText
 from tests.filter import dearest
 from tests.filter.strategies import expressions, kernel_leaves, other_leaves
 

@@ -9,9 +9,9 @@ from pytest_mock import MockerFixture
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter import grammar
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from tests.filter import strategies
 
 MANUAL = Path(__file__).parents[2] / "man" / "conntrackd-filter.7"

@@ -11,10 +11,10 @@ from pytest_mock import MockerFixture
 from conntrackd import bpf
 from conntrackd.filter import bpfcode, fields
 from conntrackd.filter.ast import Rule, push_not_inward
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import EventType, Flow, Protocol
 from conntrackd.netlink.message import walk
 from conntrackd.netlink.socket import attach_program

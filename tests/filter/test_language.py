@@ -4,10 +4,10 @@ import pytest
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Protocol
 from tests.sinks.flows import make_flow
 

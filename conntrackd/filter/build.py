@@ -23,7 +23,7 @@ from conntrackd.filter.ast import (
     negate,
     sort_prefixes,
 )
-from conntrackd.filter.text import Mistake, suggest
+from conntrackd.filter.diagnostics import Mistake, suggest
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
 
