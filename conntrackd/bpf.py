@@ -128,9 +128,9 @@ def link(steps: Sequence[Step | Label]) -> list[Instruction]:
     """The program, with labels turned into distances."""
     sizes = [0 if isinstance(step, Label) else 1 for step in steps]
     while True:
-        places = _find_places(steps, sizes)
+        targets = _compute_targets(steps, sizes)
         grown = [
-            max(size, _find_size(step, start, places))
+            max(size, _count_instructions(step, start, targets))
             for step, size, start in zip(steps, sizes, _list_starts(sizes), strict=True)
         ]
         if grown == sizes:
@@ -139,7 +139,7 @@ def link(steps: Sequence[Step | Label]) -> list[Instruction]:
     program: list[Instruction] = []
     for step, start in zip(steps, _list_starts(sizes), strict=True):
         if isinstance(step, Step):
-            program += _emit(step, start, places)
+            program += _emit(step, start, targets)
     return program
 
 
@@ -151,31 +151,31 @@ def _list_starts(sizes: Iterable[int]) -> list[int]:
     return starts
 
 
-def _find_places(steps: Sequence[Step | Label], sizes: Sequence[int]) -> dict[str, int]:
+def _compute_targets(steps: Sequence[Step | Label], sizes: Sequence[int]) -> dict[str, int]:
     starts = _list_starts(sizes)
     return {step.name: start for step, start in zip(steps, starts, strict=True) if isinstance(step, Label)}
 
 
-def _find_size(step: Step | Label, start: int, places: dict[str, int]) -> int:
+def _count_instructions(step: Step | Label, start: int, targets: dict[str, int]) -> int:
     """Instructions that the step takes: a jump one more for each of its ways that is too long."""
     if isinstance(step, Label):
         return 0
     if not step.no:
         return 1
     # The distances as they are with the detours that may lie between: never too small.
-    far = sum(places[name] - start - 1 > MAX_SHORT_JUMP for name in (step.yes, step.no))
+    far = sum(targets[name] - start - 1 > MAX_SHORT_JUMP for name in (step.yes, step.no))
     return 1 + far
 
 
-def _emit(step: Step, start: int, places: dict[str, int]) -> list[Instruction]:
+def _emit(step: Step, start: int, targets: dict[str, int]) -> list[Instruction]:
     if step.code == JA:
-        return [Instruction(JA, 0, 0, places[step.yes] - start - 1)]
+        return [Instruction(JA, 0, 0, targets[step.yes] - start - 1)]
     if not step.no:
         return [Instruction(step.code, 0, 0, step.k & 0xFFFFFFFF)]
     detours: list[Instruction] = []
     ways = []
     for name in (step.yes, step.no):
-        distance = places[name] - start - 1
+        distance = targets[name] - start - 1
         if distance > MAX_SHORT_JUMP:
             ways.append(len(detours))
             detours.append(Instruction(JA, 0, 0, distance - len(detours) - 1))

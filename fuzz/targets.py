@@ -18,7 +18,7 @@ from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import read_config, read_rules
 from conntrackd.core import _core as core
-from conntrackd.engine import Batch, Engine, Received
+from conntrackd.engine import Engine, EventBatch, Received
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
@@ -71,7 +71,7 @@ def cut_datagrams(data: bytes) -> list[bytes]:
     return found
 
 
-def describe(batch: Batch) -> list[dict[str, object]]:
+def describe(batch: EventBatch) -> list[dict[str, object]]:
     """All events in the words of Flow; a time that is the batch's own, of receipt, as 0."""
     found = []
     for index in range(len(batch)):

@@ -132,7 +132,7 @@ def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, t
 
     (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
 
-    assert mistake.place == f"{tmp_path}/conntrackd.yaml:1"
+    assert mistake.origin == f"{tmp_path}/conntrackd.yaml:1"
 
 
 @pytest.mark.privileged

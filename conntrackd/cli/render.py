@@ -178,7 +178,7 @@ def replace_between(text: str, part: str, path: Path) -> str:
     head, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, tail = rest.partition(f"{END}\n")
     if not begin or not end:
-        raise DataError(f"has no markers {BEGIN!r} and {END!r}", place=str(path))
+        raise DataError(f"has no markers {BEGIN!r} and {END!r}", origin=str(path))
     return f"{head}{begin}{part}\n{end}{tail}"
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from conntrackd.config.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, ValueType
 
 # Loki refuses a stream with more than 15 labels, those of the daemon included.
 MAX_LABELS: Final = 15
@@ -60,12 +60,12 @@ def _check_label(item: str, name: str, equals: str, value: str) -> None:
         raise BadValueError(item, "has a value that is too long or has control characters")
 
 
-def find_joined_label(labels: Sequence[tuple[str, str]]) -> str:
+def get_joined_label(labels: Sequence[tuple[str, str]]) -> str:
     """The name of a label whose value seems to hold another one (`a=1 b=2`), empty for none."""
     return next((name for name, value in labels if re.search(r"\s[a-zA-Z_][a-zA-Z0-9_]*=", value)), "")
 
 
-LABELS: Final = Kind(
+LABELS: Final = ValueType(
     "NAME=VALUE,...",
     "labels such as env=prod,team=platform",
     _parse_labels,

@@ -23,7 +23,7 @@ from conntrackd.config.values import (
     TENANT,
     USER,
     WRITER,
-    Kind,
+    ValueType,
     count,
     duration,
     one_of,
@@ -44,7 +44,7 @@ class Option(Generic[T_co]):
     """One setting. `example` stands in the sample where the default is nothing to show."""
 
     key: str
-    kind: Kind[T_co]
+    kind: ValueType[T_co]
     default: T_co
     help: str
     example: str = ""

@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from conntrackd.flow import EventType, Protocol
 from conntrackd.text import suggest
+from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,7 +33,7 @@ class BadValueError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T_co]):
+class ValueType(Generic[T_co]):
     """A type of value: how it is called, read and written.
 
     `parse` gets the items of a list, or exactly one text, and raises BadValueError. `render` gives the
@@ -167,30 +168,12 @@ def _parse_number(text: str, units: dict[str, float], fault: str, hint: str) -> 
     return float(match[1]) * units[match[2]]
 
 
-SIZE_UNITS: Final[dict[str, float]] = {
-    suffix: 1 << bits
-    for bits, letter in ((0, ""), (10, "k"), (20, "m"), (30, "g"))
-    for suffix in ([letter, letter + "b", letter + "ib"] if letter else ["", "b"])
+SIZES: Final[dict[str, float]] = {
+    "": 1,
+    "b": 1,
+    **{f"{unit.lower()}{suffix}": size for unit, size in SIZE_UNITS.items() for suffix in ("", "b", "ib")},
 }
-DURATION_UNITS: Final[dict[str, float]] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
-
-
-def render_size(value: float) -> str:
-    """A number of bytes with the largest unit that keeps it whole."""
-    for bits, unit in ((30, "G"), (20, "M"), (10, "K")):
-        if value and value % (1 << bits) == 0:
-            return f"{int(value) >> bits}{unit}"
-    return str(int(value))
-
-
-def render_duration(value: float) -> str:
-    """Seconds with the largest unit that keeps them whole."""
-    if not value:
-        return "0s"
-    for seconds, unit in ((3600, "h"), (60, "m"), (1, "s")):
-        if value % seconds == 0:
-            return f"{int(value // seconds)}{unit}"
-    return f"{value * 1000:g}ms"
+DURATIONS: Final[dict[str, float]] = {"": 1, **{unit: ms / 1000 for unit, ms in DURATION_UNITS.items()}}
 
 
 def parse_protocols(items: Sequence[str]) -> frozenset[int]:
@@ -255,10 +238,10 @@ def _one(parse: Callable[[str], T_co]) -> Callable[[Sequence[str]], T_co]:
 NUMBER: Final = frozenset({"number"})
 
 
-def one_of(*words: str) -> Kind[str]:
+def one_of(*words: str) -> ValueType[str]:
     """One of some words. A file may give any scalar: YAML takes an unquoted `off` for a boolean."""
     expected = f"one of {', '.join(words)}"
-    return Kind(
+    return ValueType(
         "|".join(words) if len(words) <= MAX_METAVAR else "WORD",
         expected,
         _one(lambda text: _parse_word(text, words)),
@@ -267,7 +250,7 @@ def one_of(*words: str) -> Kind[str]:
     )
 
 
-def count(minimum: int, maximum: int) -> Kind[int]:
+def count(minimum: int, maximum: int) -> ValueType[int]:
     """A whole number within limits."""
 
     def parse(text: str) -> int:
@@ -276,36 +259,36 @@ def count(minimum: int, maximum: int) -> Kind[int]:
         _check_range(text, int(text), minimum, maximum, str)
         return int(text)
 
-    return Kind("NUMBER", f"a whole number from {minimum} to {maximum}", _one(parse), scalars=NUMBER)
+    return ValueType("NUMBER", f"a whole number from {minimum} to {maximum}", _one(parse), scalars=NUMBER)
 
 
-def size(minimum: int, maximum: int) -> Kind[int]:
+def size(minimum: int, maximum: int) -> ValueType[int]:
     """A number of bytes within limits."""
 
     def parse(text: str) -> int:
-        value = _parse_number(text, SIZE_UNITS, "is not a valid size", "bytes, or with a unit: 512K, 64M, 1G")
+        value = _parse_number(text, SIZES, "is not a valid size", "bytes, or with a unit: 512K, 64M, 1G")
         _check_range(text, value, minimum, maximum, render_size)
         return int(value)
 
     expected = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
-    return Kind("SIZE", expected, _one(parse), render_size, scalars=NUMBER)
+    return ValueType("SIZE", expected, _one(parse), render_size, scalars=NUMBER)
 
 
-def duration(minimum: float, maximum: float) -> Kind[float]:
+def duration(minimum: float, maximum: float) -> ValueType[float]:
     """A time in seconds within limits."""
 
     def parse(text: str) -> float:
         value = _parse_number(
-            text, DURATION_UNITS, "is not a valid duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
+            text, DURATIONS, "is not a valid duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
         )
         _check_range(text, value, minimum, maximum, render_duration)
         return value
 
     expected = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
-    return Kind("TIME", expected, _one(parse), render_duration, scalars=NUMBER)
+    return ValueType("TIME", expected, _one(parse), render_duration, scalars=NUMBER)
 
 
-def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
+def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> ValueType[str]:
     """An address with one of the schemes, without credentials and query. `unix` ones have a path only.
 
     `endpoints` are paths below the base address that people copy with it.
@@ -328,14 +311,14 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
             raise BadValueError(
                 text, f"does not begin with {_list_schemes(schemes)}", suggest(parts.scheme, schemes)
             )
-        if port == 0 or _find_url_fault(parts):
-            raise BadValueError(text, _find_url_fault(parts) or "has port 0")
+        if port == 0 or _describe_url_fault(parts):
+            raise BadValueError(text, _describe_url_fault(parts) or "has port 0")
         if not parts.scheme.startswith("unix"):
             _check_host(text, parts.hostname or "")
         base = address.removesuffix(parts.path).removeprefix(text[: len(parts.scheme)])
         return f"{parts.scheme}{base}{_remove_endpoints(parts.path, endpoints)}"
 
-    return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
+    return ValueType("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
 
 
 def _remove_endpoints(path: str, endpoints: tuple[str, ...]) -> str:
@@ -364,7 +347,7 @@ def _list_schemes(schemes: tuple[str, ...]) -> str:
     return " or ".join(f"{scheme}://" for scheme in schemes)
 
 
-def _find_url_fault(parts: SplitResult) -> str:
+def _describe_url_fault(parts: SplitResult) -> str:
     """What is wrong with a split address, empty for nothing."""
     if " " in parts.geturl() or parts.query or parts.fragment or "?" in parts.geturl():
         return "has a space, query or fragment"
@@ -383,7 +366,7 @@ def _render_paths(value: tuple[Path, ...]) -> str:
     return ", ".join(map(str, value))
 
 
-FLAG: Final = Kind(
+FLAG: Final = ValueType(
     "BOOL",
     "true or false",
     _one(parse_flag),
@@ -391,15 +374,15 @@ FLAG: Final = Kind(
     frozenset({"flag", "number"}),
     words=("true", "false"),
 )
-TEXT: Final = Kind("TEXT", "a text", _one(parse_text))
-NAMESPACE: Final = Kind("NAME", "the name or path of a network namespace", _one(parse_namespace))
-HOSTNAME: Final = Kind("NAME", "the name of a host", _one(parse_host))
-TENANT: Final = Kind("TEXT", "a tenant's name", _one(parse_tenant))
-BUS: Final = Kind("ADDRESS", "the address of a bus", _one(parse_bus))
-USER: Final = Kind("TEXT", "a user's name", _one(parse_user))
-LOCALE: Final = Kind("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
-PATH: Final = Kind("PATH", "a path", _one(parse_path), is_path=True)
-PATHS: Final = Kind(
+TEXT: Final = ValueType("TEXT", "a text", _one(parse_text))
+NAMESPACE: Final = ValueType("NAME", "the name or path of a network namespace", _one(parse_namespace))
+HOSTNAME: Final = ValueType("NAME", "the name of a host", _one(parse_host))
+TENANT: Final = ValueType("TEXT", "a tenant's name", _one(parse_tenant))
+BUS: Final = ValueType("ADDRESS", "the address of a bus", _one(parse_bus))
+USER: Final = ValueType("TEXT", "a user's name", _one(parse_user))
+LOCALE: Final = ValueType("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
+PATH: Final = ValueType("PATH", "a path", _one(parse_path), is_path=True)
+PATHS: Final = ValueType(
     "PATH,...",
     "paths",
     lambda items: tuple(map(parse_path, items)),
@@ -408,7 +391,7 @@ PATHS: Final = Kind(
     is_path=True,
     off=(),
 )
-SPOOL: Final = Kind(
+SPOOL: Final = ValueType(
     "PATH",
     "a path, or off",
     _one(parse_spool),
@@ -416,13 +399,13 @@ SPOOL: Final = Kind(
     is_path=True,
     off=False,
 )
-WRITER: Final = Kind(
+WRITER: Final = ValueType(
     "WRITER",
     "stdout, stderr, discard or file:///PATH",
     _one(parse_writer),
     words=("stdout", "stderr", "discard", "file:///"),
 )
-PROTOCOLS: Final = Kind(
+PROTOCOLS: Final = ValueType(
     "NAME,...",
     "names or numbers of protocols, or all",
     parse_protocols,
@@ -431,7 +414,7 @@ PROTOCOLS: Final = Kind(
     ",",
     (*(name.lower() for name in Protocol.__members__), "all"),
 )
-EVENTS: Final = Kind(
+EVENTS: Final = ValueType(
     "TYPE,...",
     "some of new, update, destroy, or all",
     parse_events,
@@ -439,4 +422,4 @@ EVENTS: Final = Kind(
     separator=",",
     words=(*EVENT_NAMES, "all"),
 )
-RULES: Final = Kind("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())
+RULES: Final = ValueType("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())

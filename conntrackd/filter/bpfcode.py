@@ -30,8 +30,8 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
-    find_leaves,
-    find_span,
+    compute_span,
+    list_leaves,
     merge_ranges,
 )
 from conntrackd.filter.fields import DURATION, FAMILIES, FAMILY, Field, Prefix
@@ -340,7 +340,7 @@ class Program:
         self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
         self._mark(ipv4)
-        spans = merge_ranges(find_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
+        spans = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
         for field in leaf.fields if spans else ():
             further = self._new_label()
             self._add(bpf.LDX_MEM, self._slots[field])
@@ -454,7 +454,7 @@ def _is_address(field: Field) -> bool:
 
 def _list_fields(expression: Expression) -> Iterator[Field]:
     """The attributes of the message that a condition asks for."""
-    for leaf in find_leaves(expression):
+    for leaf in list_leaves(expression):
         match leaf:
             case NumberIn(asked) | AddressIn(asked):
                 yield from (field for field in asked if field.paths)

@@ -9,6 +9,7 @@ from socket import AF_INET, AF_INET6
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from conntrackd import units
 from conntrackd.flow import EventType, Nat, Protocol, Status, TcpState
 from conntrackd.netlink.constants import (
     CTA_COUNTERS_BYTES,
@@ -221,9 +222,8 @@ STATUSES: Final = MappingProxyType(
 UNREPLIED: Final = "UNREPLIED"
 
 OPERATORS: Final = ("<", "<=", "=", "!=", ">=", ">")
-SIZE_UNITS: Final = MappingProxyType({"K": 1 << 10, "M": 1 << 20, "G": 1 << 30})
-# Longest first: canonical text takes the first that divides.
-DURATION_UNITS: Final = MappingProxyType({"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6})
+# Of durations in nanoseconds.
+DURATION_UNITS: Final = MappingProxyType({unit: ms * 10**6 for unit, ms in units.DURATION_UNITS.items()})
 # What a number without a unit counts.
 NO_UNIT: Final = MappingProxyType({"size": 1, "duration": 10**9})
 

@@ -20,7 +20,7 @@ from conntrackd.filter.ast import (
     Or,
     Rule,
     TypeIs,
-    find_leaves,
+    list_leaves,
     push_not_inward,
 )
 from conntrackd.filter.bpfcode import Program, is_undecidable
@@ -116,7 +116,7 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
 def _explain(number: int, rule: Rule) -> Iterator[str]:
     kinds = {
         "the duration is computed there" if isinstance(leaf, Compare) else "locations are looked up there"
-        for leaf in find_leaves(rule.expression)
+        for leaf in list_leaves(rule.expression)
         if is_undecidable(leaf)
     }
     for kind in sorted(kinds):

@@ -25,6 +25,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.flow import Status
+from conntrackd.units import SIZE_UNITS, render_whole
 
 FULL_MARK: Final = (1 << 32) - 1
 CODE_LETTERS: Final = 2  # of a country; what is longer is its name
@@ -141,11 +142,7 @@ def render_prefix(prefix: fields.Prefix) -> str:
 def _render_quantity(subject: fields.Field, number: int) -> str:
     if subject in {fields.PACKETS, fields.REPLY_PACKETS}:
         return str(number)
-    units = fields.DURATION_UNITS if subject == fields.DURATION else fields.SIZE_UNITS
-    for unit, factor in sorted(units.items(), key=lambda item: -item[1]):
-        if number and number % factor == 0:
-            return f"{number // factor}{unit}"
-    return str(number)
+    return render_whole(number, fields.DURATION_UNITS if subject == fields.DURATION else SIZE_UNITS)
 
 
 def _quote(text: str) -> str:

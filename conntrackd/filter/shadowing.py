@@ -25,7 +25,7 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
-    find_span,
+    compute_span,
     merge_ranges,
     push_not_inward,
 )
@@ -57,7 +57,7 @@ class Shadowed:
         shadowing = f"rule {self.by[0]} before it matches" if one else f"{len(self.by)} rules before it match"
         return RuleError(
             f"this rule can never match: {shadowing} everything it could",
-            place=self.rule.place or f"rule {self.number}",
+            origin=self.rule.origin or f"rule {self.number}",
             excerpt=clean(self.rule.text or render(self.rule)),
             hint="remove it, or move it up",
         )
@@ -182,7 +182,9 @@ def _list_ranges(expression: Expression) -> Iterator[tuple[ListKey, tuple[Range,
                 yield (field, 0), merge_ranges(ranges)
         case AddressIn(fields, prefixes):
             for size in {len(prefix.network) for prefix in prefixes}:
-                spans = merge_ranges(find_span(prefix) for prefix in prefixes if len(prefix.network) == size)
+                spans = merge_ranges(
+                    compute_span(prefix) for prefix in prefixes if len(prefix.network) == size
+                )
                 for field in fields:
                     yield (field, size), spans
 

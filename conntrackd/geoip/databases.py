@@ -152,4 +152,4 @@ def _identify(path: Path) -> Identity:
 
 
 def _explain(path: Path, reason: str) -> ConfigError:
-    return ConfigError(f"{path} {reason}", place="geoip.database", hint="a file such as GeoLite2-City.mmdb")
+    return ConfigError(f"{path} {reason}", origin="geoip.database", hint="a file such as GeoLite2-City.mmdb")

@@ -185,31 +185,31 @@ def list_wanted(locale: str) -> Wanted:
     }
 
 
-def find_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
+def read_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
     """Arguments of a Location from any of MaxMind's layouts; what has another type is left out."""
     found: dict[str, Any] = {}
-    if city := _find_name(record.get("city"), locale):
+    if city := _read_name(record.get("city"), locale):
         found["city"] = city[:MAX_NAME]
-    land = _take(record, "country", dict) or {}
-    code = _take(land, "iso_code", str)
+    land = _get(record, "country", dict) or {}
+    code = _get(land, "iso_code", str)
     if code:
         found["country_code"] = code[:MAX_NAME]
-    if country := _find_name(land, locale) or code:
+    if country := _read_name(land, locale) or code:
         found["country"] = country[:MAX_NAME]
-    place = _take(record, "location", dict) or {}
+    place = _get(record, "location", dict) or {}
     lat, lon = _find_degrees(place, "latitude", 90), _find_degrees(place, "longitude", 180)
     if lat is not None and lon is not None:
         found["lat"], found["lon"] = lat, lon
-    traits = {**(_take(record, "traits", dict) or {}), **record}
-    number = _take(traits, "autonomous_system_number", int) or 0
+    traits = {**(_get(record, "traits", dict) or {}), **record}
+    number = _get(traits, "autonomous_system_number", int) or 0
     if 0 < number < 1 << 32:
         found["asn"] = number
-    if organization := _take(traits, "autonomous_system_organization", str):
+    if organization := _get(traits, "autonomous_system_organization", str):
         found["as_org"] = organization[:MAX_NAME]
     return found
 
 
-def _take(record: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of `kind`, or None
+def _get(record: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of `kind`, or None
     value = record.get(key)
     return value if isinstance(value, kind) else None
 
@@ -220,14 +220,14 @@ def _find_degrees(place: dict[str, Any], key: str, limit: int) -> float | None:
     return float(value) if isinstance(value, (int, float)) and -limit <= value <= limit else None
 
 
-def _find_name(place: object, locale: str) -> str:
+def _read_name(place: object, locale: str) -> str:
     """In the language, else in English; some databases have one name and no languages."""
     if isinstance(place, str):
         return place
     names = place.get("names") if isinstance(place, dict) else None
     if not isinstance(names, dict):
         return ""
-    return _take(names, locale, str) or _take(names, "en", str) or ""
+    return _get(names, locale, str) or _get(names, "en", str) or ""
 
 
 def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
@@ -288,7 +288,7 @@ def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> t
     for value in sorted({value for value in tree if value > nodes}):
         if value < nodes + SEPARATOR:
             raise DamagedError("its tree leads out of its data")
-        found = find_location(section.read(value - nodes - SEPARATOR, wanted), locale)
+        found = read_location(section.read(value - nodes - SEPARATOR, wanted), locale)
         identity = tuple(found.items())
         place = known.get(identity)
         if place is None:

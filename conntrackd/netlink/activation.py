@@ -70,7 +70,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER, split
-from conntrackd.netlink.socket import find_foreign, open_netlink
+from conntrackd.netlink.socket import describe_foreign, open_netlink
 
 TABLE: Final = "conntrackd"
 """Of the first process in a network namespace; a second one's has the number of its socket behind."""
@@ -119,7 +119,7 @@ class TrackingTable:
         except OSError as error:
             os.close(descriptor)
             raise UnavailableError("the stored descriptor is not a socket") from error
-        fault = find_foreign(netlink)
+        fault = describe_foreign(netlink)
         if fault:
             netlink.close()
             raise UnavailableError(f"the stored descriptor is {fault}")
@@ -161,9 +161,9 @@ class TrackingTable:
             _pack(NFT_MSG_NEWRULE, CREATE | NLM_F_APPEND, rule + _render_rule()),
         ][0 if replaces else 1 :]
         self._socket.send(_wrap(messages))
-        return self._find_error(len(messages))
+        return self._read_error(len(messages))
 
-    def _find_error(self, expected: int) -> int:
+    def _read_error(self, expected: int) -> int:
         """The first errno of so many answers; where the whole is refused there is one."""
         answers = 0
         while answers < expected:

@@ -35,7 +35,7 @@ from conntrackd.netlink.constants import (
 )
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import attach_program, open_netlink
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 IPTABLES: Final = (
     Path("/proc/thread-self/net/ip_tables_names"),
@@ -113,7 +113,7 @@ def _look_at_hooks() -> bool | None:
 def count_entries() -> int | None:
     """Entries of the table, None where the kernel does not say."""
     try:
-        with closing(Table()) as table:
+        with closing(ConntrackTable()) as table:
             return table.measure().entries
     except UnavailableError:
         return None

@@ -19,8 +19,8 @@ from conntrackd.config.read import (
     Config,
     changed,
     check_sinks,
-    find_host,
-    find_unapplied,
+    get_host,
+    list_unapplied,
     read_config,
     read_rules,
 )
@@ -145,7 +145,7 @@ def test_a_named_file_must_be_there(etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config({}, {}, str(etc / "missing.yaml"))
 
-    assert (caught.value.place, caught.value.exit_status) == (str(etc / "missing.yaml"), 78)
+    assert (caught.value.origin, caught.value.exit_status) == (str(etc / "missing.yaml"), 78)
 
 
 def test_a_link_without_target_does_not_hide_behind_the_next_file(etc: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_link_without_target_does_not_hide_behind_the_next_file(etc: Path) -> 
     with pytest.raises(ConfigError) as caught:
         read_config({}, {}, etc=etc)
 
-    assert caught.value.place == str(etc / "conntrackd.yaml")
+    assert caught.value.origin == str(etc / "conntrackd.yaml")
 
 
 def test_values_have_the_types_of_their_options(read: Read) -> None:
@@ -196,13 +196,13 @@ def test_lists_come_in_parts_with_commas_or_as_lists(read: Read) -> None:
 def test_each_rule_knows_its_place(read: Read, etc: Path) -> None:
     file = f"{etc}/conntrackd.yaml"
 
-    assert read("filter:\n  - log any\n  - drop any").places(options.FILTER) == (f"{file}:2", f"{file}:3")
-    assert read("filter: |\n  log any\n\n  drop any").places(options.FILTER) == (f"{file}:2", f"{file}:4")
+    assert read("filter:\n  - log any\n  - drop any").origins(options.FILTER) == (f"{file}:2", f"{file}:3")
+    assert read("filter: |\n  log any\n\n  drop any").origins(options.FILTER) == (f"{file}:2", f"{file}:4")
     assert read(environ={"CONNTRACKD_FILTER": "log any\ndrop port 1,2"})[options.FILTER] == (
         "log any",
         "drop port 1,2",
     )
-    assert read(flags={"filter": ["log any", "drop any"]}).places(options.FILTER) == ("--filter", "--filter")
+    assert read(flags={"filter": ["log any", "drop any"]}).origins(options.FILTER) == ("--filter", "--filter")
 
 
 def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_rules(read("filter_file: rules"))
 
-    assert caught.value.place == f"{etc}/rules"
+    assert caught.value.origin == f"{etc}/rules"
 
 
 def test_all_mistakes_are_told_at_once(mistakes: Callable[..., list[str]]) -> None:
@@ -397,7 +397,7 @@ def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
 
     assert changed(old, old) == []
     assert changed(old, new) == [options.LOG_LEVEL, options.CONNTRACK_BUFFER, options.FILTER]
-    assert find_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
+    assert list_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ def test_a_folder_into_which_every_user_may_put_files_is_refused(
         read("log.level: debug")
 
     assert caught.value.message == "is writable by every user"
-    assert (caught.value.place, caught.value.exit_status) == (str(etc / name), 78)
+    assert (caught.value.origin, caught.value.exit_status) == (str(etc / name), 78)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "large"])
@@ -655,7 +655,7 @@ def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, ki
     with pytest.raises(ConfigError) as caught:
         read_rules(read_config({}, {}, etc=etc))
 
-    assert (caught.value.place, caught.value.message) == (
+    assert (caught.value.origin, caught.value.message) == (
         str(etc / name),
         {
             "pipe": "is a named pipe, not a file",
@@ -797,5 +797,5 @@ def test_any_bytes_of_the_hosts_name_are_text_in_the_records(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: os.fsdecode(name))
 
-    assert find_host(read()) == shown
-    assert find_host(read("host: edge1")) == "edge1"
+    assert get_host(read()) == shown
+    assert get_host(read("host: edge1")) == "edge1"

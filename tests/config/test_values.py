@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrackd.config import values
-from conntrackd.config.labels import LABELS, find_joined_label
+from conntrackd.config.labels import LABELS, get_joined_label
 from conntrackd.config.options import LOKI_PATHS
-from conntrackd.config.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, ValueType
 from conntrackd.flow import EventType
+from conntrackd.units import render_size
 
 SIZE = values.size(0, 1 << 40)
 DURATION = values.duration(0, 86_400)
@@ -22,7 +23,7 @@ HTTP = values.url("http", "https")
 LOKI = values.url("http", "https", endpoints=LOKI_PATHS)
 
 
-def parse(kind: Kind[Any], text: str) -> Any:
+def parse(kind: ValueType[Any], text: str) -> Any:
     return kind.parse(kind.split(text))
 
 
@@ -65,7 +66,7 @@ def parse(kind: Kind[Any], text: str) -> Any:
         (HTTP, "https://loki.example/base/", "https://loki.example/base"),
     ],
 )
-def test_a_text_becomes_a_value(kind: Kind[Any], text: str, value: Any) -> None:
+def test_a_text_becomes_a_value(kind: ValueType[Any], text: str, value: Any) -> None:
     assert parse(kind, text) == value
 
 
@@ -116,7 +117,7 @@ def test_a_text_becomes_a_value(kind: Kind[Any], text: str, value: Any) -> None:
         (HTTP, "http://host?a=b", "http://host?a=b", "has a space, query or fragment"),
     ],
 )
-def test_what_does_not_fit_is_told(kind: Kind[Any], text: str, shown: str, message: str) -> None:
+def test_what_does_not_fit_is_told(kind: ValueType[Any], text: str, shown: str, message: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse(kind, text)
 
@@ -138,14 +139,14 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
         (URL, "udpp://host", "did you mean udp?"),
     ],
 )
-def test_a_near_miss_gets_a_hint(kind: Kind[Any], text: str, hint: str) -> None:
+def test_a_near_miss_gets_a_hint(kind: ValueType[Any], text: str, hint: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse(kind, text)
 
     assert caught.value.hint == hint
 
 
-KINDS: list[Kind[Any]] = [
+KINDS: list[ValueType[Any]] = [
     SIZE,
     DURATION,
     URL,
@@ -173,7 +174,7 @@ KINDS: list[Kind[Any]] = [
 
 
 @given(st.sampled_from(KINDS), st.text() | st.from_regex(r"[a-z0-9:/=,.\[\]?#@ -]{0,30}", fullmatch=True))
-def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: Kind[Any], text: str) -> None:
+def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: ValueType[Any], text: str) -> None:
     try:
         value = parse(kind, text)
     except BadValueError:
@@ -186,7 +187,7 @@ def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: Kind[Any], tex
 
 @given(st.integers(0, 1 << 40))
 def test_a_rendered_size_is_the_same_size(number: int) -> None:
-    assert parse(SIZE, values.render_size(number)) == number
+    assert parse(SIZE, render_size(number)) == number
 
 
 @pytest.mark.parametrize(
@@ -292,4 +293,4 @@ def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -
     ("text", "name"), [("a=1 b=2", "a"), ("x=y,site=Hall 3", ""), ("x=y,a=1 b2=3", "a"), ("a=b=c", "")]
 )
 def test_a_label_that_holds_another_is_noticed(text: str, name: str) -> None:
-    assert find_joined_label(parse(LABELS, text)) == name
+    assert get_joined_label(parse(LABELS, text)) == name

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import cost, grammar
-from conntrackd.filter.ast import And, Expression, Not, Or, find_leaves, push_not_inward
+from conntrackd.filter.ast import And, Expression, Not, Or, list_leaves, push_not_inward
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule, parse_rules
 from tests.filter import dearest
@@ -95,7 +95,7 @@ def test_the_count_is_that_of_the_normal_form_without_its_being_made(expression:
     plain = push_not_inward(expression)
 
     assert cost.count_comparisons(expression) == cost.count_comparisons(plain)
-    assert cost.count_comparisons(expression) >= sum(1 for _ in find_leaves(plain))
+    assert cost.count_comparisons(expression) >= sum(1 for _ in list_leaves(plain))
 
 
 @given(expressions(kernel_leaves | other_leaves))

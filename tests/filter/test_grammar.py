@@ -119,7 +119,7 @@ def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
     with pytest.raises(ManyErrors) as caught:
         parse_rules(rules)
 
-    assert [error.place for error in caught.value.errors] == ["f:2", "f:3"]
+    assert [error.origin for error in caught.value.errors] == ["f:2", "f:3"]
 
 
 @pytest.mark.parametrize(

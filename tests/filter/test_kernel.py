@@ -253,9 +253,9 @@ def test_a_broken_compiler_is_noticed(mutation: str, mocker: MockerFixture) -> N
             emit = bpf._emit
             mocker.patch(
                 "conntrackd.bpf._emit",
-                lambda instruction, start, places: [
+                lambda instruction, start, targets: [
                     step._replace(jt=step.jt + 1) if step.code == bpf.JEQ and step.jt < 255 else step
-                    for step in emit(instruction, start, places)
+                    for step in emit(instruction, start, targets)
                 ],
             )
     try:

@@ -168,7 +168,7 @@ def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path, 
     ],
 )
 def test_a_value_of_another_type_is_left_out(record: dict[str, Any]) -> None:
-    assert geofile.find_location(record, "en") == {}
+    assert geofile.read_location(record, "en") == {}
 
 
 def test_names_are_bounded_and_are_data_whatever_is_in_them(tmp_path: Path) -> None:

@@ -322,4 +322,4 @@ def test_a_table_that_is_nearly_full_is_a_problem(net: Network) -> None:
         found.append(hearing.faults)
 
     assert found == [(), (TABLE_FULL,), ()]
-    assert hearing.take_gap(2) is None
+    assert hearing.pop_gap(2) is None

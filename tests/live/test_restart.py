@@ -20,7 +20,7 @@ import pytest
 
 from conntrackd.errors import ConfigError
 from conntrackd.netlink.namespace import enter
-from conntrackd.source.state_directory import Handover
+from conntrackd.source.state_directory import StateDirectory
 from tests.bus.private import wait_until
 from tests.live import traffic
 from tests.live.control import flood as flood_from
@@ -604,8 +604,8 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
 LEAVE_CHILD = """
 import subprocess, sys
 from pathlib import Path
-from conntrackd.source.state_directory import Handover
-held = Handover(Path(sys.argv[1]))
+from conntrackd.source.state_directory import StateDirectory
+held = StateDirectory(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False, stderr=subprocess.DEVNULL)
 """
 
@@ -627,9 +627,9 @@ def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError) as error:
-        Handover(tmp_path / "file", "here:1")
+        StateDirectory(tmp_path / "file", "here:1")
 
-    assert (error.value.place, error.value.message) == (
+    assert (error.value.origin, error.value.message) == (
         "here:1",
         f"state_directory: {tmp_path / 'file'}: File exists",
     )

@@ -98,7 +98,7 @@ def test_why_a_flow_ended_is_told_where_the_kernel_tells_it(tells: bool, timeout
     message = build_message(event) + timeout
     message = struct.pack("=I", len(message)) + message[4:]
 
-    assert walk(message, RECEIVED_NS, tells_reason=tells).reason == reason
+    assert walk(message, RECEIVED_NS, reports_reason=tells).reason == reason
 
 
 def change(message: bytes, old: bytes, new: bytes) -> bytes:

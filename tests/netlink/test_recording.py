@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.engine import SLOT_BYTES, SLOTS, Batch, Engine
+from conntrackd.engine import SLOT_BYTES, SLOTS, Engine, EventBatch
 from conntrackd.errors import DataError
 from conntrackd.netlink.recording import TIME, read_batches, write_batch
 from tests.engine.feed import ENGINES, MESSAGES, receive
@@ -28,7 +28,7 @@ def write(path: Path, engine: Engine, *groups: list[bytes]) -> list[int]:
 
 def read(path: Path, engine: Engine) -> list[tuple[int, int, list[object]]]:
     """Time of receipt, messages and ids of events of each batch."""
-    batch: Batch = engine.open_batch()
+    batch: EventBatch = engine.open_batch()
     return [
         (batch.received_ns, messages, [batch.describe(index)["id"] for index in range(len(batch))])
         for messages, _ in read_batches(path, RECEIVED_NS, batch)
