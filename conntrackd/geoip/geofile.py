@@ -54,7 +54,7 @@ class DamagedError(Exception):
     """The file is not what it has to be; the text completes `FILE is not a usable database: `."""
 
 
-class Section:
+class DataSection:
     """Values one behind the other, with pointers between them. Its methods raise DamagedError."""
 
     def __init__(self, data: bytes) -> None:
@@ -235,7 +235,7 @@ def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
     mark = content.rfind(MARK, max(0, len(content) - MARK_WITHIN))
     if mark < 0:
         raise DamagedError("its metadata is missing")
-    metadata = Section(content[mark + len(MARK) :]).read(0, METADATA)
+    metadata = DataSection(content[mark + len(MARK) :]).read(0, METADATA)
     nodes, bits, version, kind = (
         metadata.get(key) for key in ("node_count", "record_size", "ip_version", "database_type")
     )
@@ -281,7 +281,7 @@ def _read_tree(tree: bytes, nodes: int, bits: int) -> "array[int]":
 
 def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> tuple[dict[int, int], bytes]:
     """New numbers for those in the tree, and what they stand for."""
-    section, wanted = Section(data), list_wanted(locale)
+    section, wanted = DataSection(data), list_wanted(locale)
     written = bytearray()
     pointers: dict[int, int] = {}
     known: dict[tuple[Any, ...], int] = {(): nodes}  # nothing is known there: as if it were not there
