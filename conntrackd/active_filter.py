@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config, list_rules, read_rules
-from conntrackd.engine import Engine, Table
+from conntrackd.engine import Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.never import Given, find_warnings
+from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.sinks import SINKS
@@ -22,7 +22,7 @@ from conntrackd.sinks import SINKS
 
 @dataclass(frozen=True, slots=True)
 class CoreFilter:
-    """A list of rules and what became of it. `origin` says where it comes from, as people are told it.
+    """A list of rules and what became of it. `origin` says where it comes from, as people see it.
 
     Of a sink's own filter this is all; none of it is in the kernel, which serves all sinks.
     """
@@ -30,7 +30,7 @@ class CoreFilter:
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    tables: tuple[Table, ...]
+    tables: tuple[RuleTable, ...]
     """One for each reader."""
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
@@ -75,7 +75,7 @@ def compile_filter(
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
+        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
     )
 
@@ -89,7 +89,7 @@ def compile_sink_filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
         tables=tuple(engine.compile_table(rules) for _ in range(readers)),
-        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
+        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
     )
 
@@ -98,7 +98,7 @@ def compile_sink_filters(
     rules: Config, config: Config, engine: Engine, readers: int
 ) -> dict[str, CoreFilter]:
     """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes."""
-    origin, found = find_origin(rules), {}
+    origin, found = name_origin(rules), {}
     mistakes: list[ConntrackdError] = []
     for kind in filter(lambda kind: kind.enabled(config), SINKS):
         try:
@@ -111,10 +111,10 @@ def compile_sink_filters(
     return found
 
 
-def find_given(config: Config) -> Given:
+def make_scope(config: Config) -> EventScope:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
-    return Given(
+    return EventScope(
         int(config[options.CONNTRACK_EVENTS]),
         config[options.CONNTRACK_PROTOCOLS],
         bool(config[options.GEOIP_DATABASE]),
@@ -135,15 +135,15 @@ def count_readers(config: Config) -> int:
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:
     """The rules as they were written, and where."""
-    return read_rules(config), find_origin(config)
+    return read_rules(config), name_origin(config)
 
 
-def find_origin(config: Config) -> str:
+def name_origin(config: Config) -> str:
     """Where the rules of a configuration come from, for people."""
     return ", ".join(map(str, config.paths)) or "command line and environment"
 
 
-def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[Table]]:
+def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[RuleTable]]:
     """What decides for those sinks that have rules of their own: others cost nothing."""
     return {name: own.tables for name, own in sinks.items() if own.rules}
 
@@ -155,7 +155,7 @@ def change_filter(
     new: Filter,
     sinks: Mapping[str, CoreFilter],
 ) -> None:
-    """Put `new` in the place of `old` while events flow, and `sinks` in that of all the sinks' own.
+    """Replace `old` by `new` while events flow, and all the sinks' own filters by `sinks`.
 
     `events` is None in a replay. No event is lost that both would keep, and none is decided by half of each:
     what the kernel drops, one program drops alone, which is as its own filter decides; what it passes up, the

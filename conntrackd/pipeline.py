@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import Engine, Kind, Locations, Table
+from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.reader import Reader
 from conntrackd.source.resync import Resync
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
-NO_SINKS: Final[Mapping[str, Sequence[Table]]] = MappingProxyType({})
+NO_SINKS: Final[Mapping[str, Sequence[RuleTable]]] = MappingProxyType({})
 
 
 class Tables(NamedTuple):
     """What decides for one reader: the global filter, and by their names those of sinks that have one."""
 
-    filter: Table
-    sinks: Mapping[str, Table]
+    filter: RuleTable
+    sinks: Mapping[str, RuleTable]
 
 
 class Pipeline:
@@ -39,12 +39,12 @@ class Pipeline:
     def __init__(  # the parts of the path in their order
         self,
         engine: Engine,
-        tables: Sequence[Table],
+        tables: Sequence[RuleTable],
         geoip: "GeoIP | None",
         outboxes: Sequence[Outbox],
         tails: Tails,
         stats: Stats,
-        sink_tables: Mapping[str, Sequence[Table]] = NO_SINKS,
+        sink_tables: Mapping[str, Sequence[RuleTable]] = NO_SINKS,
     ) -> None:
         """`tables`: the filter in force, one for each reader; `sink_tables`: see set_tables()."""
         self.engine = engine
@@ -68,7 +68,7 @@ class Pipeline:
         self.readers = tuple(Reader(self, number) for number in range(len(self.tables)))
         self._turns = (0,) * len(self.readers)
 
-    def set_tables(self, tables: Sequence[Table], sink_tables: Mapping[str, Sequence[Table]]) -> None:
+    def set_tables(self, tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]) -> None:
         """All filters, each for every reader, from the next batch on: none is decided by some of each.
 
         A sink that is not in `sink_tables` has no filter of its own. From any thread.
@@ -116,7 +116,7 @@ class Pipeline:
             while not (outbox.is_out() or outbox.flush(ROOM_SECONDS, at_once=False) or self.stopping):
                 reader.turns += 1
 
-    def count(self, kinds: Iterable[Kind]) -> None:
+    def count(self, kinds: Iterable[Tally]) -> None:
         """Events for the sinks. Under the lock."""
         stats = self.stats
         for event_type, protocol, events in kinds:
@@ -130,7 +130,7 @@ class Pipeline:
                 stats.events_destroy_total += events
 
     def note_fill(self) -> None:
-        """A reader has looked at its socket's queue."""
+        """Update the gauges of the buffer, after a reader has measured its socket's queue."""
         stats = self.stats
         with self.lock:
             stats.buffer_used_bytes = used = sum([reader.fill[0] for reader in self.readers])
@@ -138,7 +138,7 @@ class Pipeline:
             stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
     def report_lost(self, lost: Lost) -> None:
-        """Past every filter, to every sink."""
+        """Report a loss to every sink, past every filter."""
         with self.lock:
             self.stats.events_lost_total += max(0, lost.count) if lost.where == "kernel" else 0
             for outbox in self.outboxes:
@@ -155,7 +155,9 @@ class Pipeline:
                 outbox.flush(ROOM_SECONDS, at_once=False)
 
 
-def _arrange(tables: Sequence[Table], sink_tables: Mapping[str, Sequence[Table]]) -> tuple[Tables, ...]:
+def _arrange(
+    tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]
+) -> tuple[Tables, ...]:
     """By reader what is by filter."""
     return tuple(
         Tables(table, {name: own[number] for name, own in sink_tables.items()})

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from conntrackd.active_filter import CoreFilter, compile_sink_filter, list_sink_tables
 from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import NO_FILTER, FilterStatus
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_sink_rules
-from conntrackd.filter.text import RuleText
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon

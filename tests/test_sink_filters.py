@@ -277,7 +277,7 @@ def test_all_mistakes_in_all_filters_are_told_with_their_places() -> None:
     with pytest.raises(ManyErrors) as caught:
         compile_sink_filters(config, config, ENGINES[0], 1)
 
-    assert [error.place for error in caught.value.errors] == [
+    assert [error.origin for error in caught.value.errors] == [
         "--sink.stream.filter",
         "CONNTRACKD_SINK_LOKI_FILTER",
     ]

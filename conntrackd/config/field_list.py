@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from conntrackd.config.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, ValueType
 from conntrackd.render.fields import list_names
 from conntrackd.text import suggest
 
@@ -18,7 +18,7 @@ def _parse(items: Sequence[str]) -> tuple[str, ...]:
         name = word.removeprefix("-")
         if name not in KNOWN:
             hint = suggest(name.removeprefix("+"), NAMES) or "conntrackd-events(7) has all of them"
-            raise BadValueError(item, "is no field of a record", hint)
+            raise BadValueError(item, "is not a field of a record", hint)
         if word.startswith("-") != words[0].startswith("-"):
             hint = "either the names of all that is written, or -NAME for each that is not"
             raise BadValueError(item, "does not go with what stands before it", hint)
@@ -34,7 +34,7 @@ def choose_names(words: Sequence[str]) -> frozenset[str] | None:
     return frozenset(words)
 
 
-FIELD_LIST: Final = Kind(
+FIELD_LIST: Final = ValueType(
     "NAME,...",
     "names of fields, or names to leave out, each behind a -",
     _parse,

@@ -37,7 +37,7 @@ FORMS: Final[Mapping[str, Form]] = {
 """By the name of the sink, or of syslog's form."""
 
 
-def find_fault(form: str, names: frozenset[str]) -> tuple[str, str]:
+def explain_choice(form: str, names: frozenset[str]) -> tuple[str, str]:
     """Why a record of this form cannot have these fields alone, and what to do; both empty where it can."""
     needs, heads = FORMS[form]
     for name, reason in needs.items():

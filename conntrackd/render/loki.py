@@ -61,6 +61,6 @@ def make_template(names: frozenset[str] | None) -> Template:
 
 
 def name_stream(event: int, protocol: int) -> dict[str, str]:
-    """The labels that tell a stream of events from the others."""
+    """The labels that identify a stream of events."""
     name = PROTOCOL_NAMES.get(protocol) or str(protocol)
     return {"type": EventType(event).name or str(event), "prot": name}

@@ -195,7 +195,7 @@ def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]
     return opening, closing
 
 
-def render_places(template: Template, location: Location) -> Iterator[bytes]:
+def render_location(template: Template, location: Location) -> Iterator[bytes]:
     """A Location's texts in the order of PLACES."""
     names = template.fields
     for fields, end in PLACES:

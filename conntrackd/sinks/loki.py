@@ -14,7 +14,7 @@ from typing import Final
 from conntrackd import VERSION
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.render import loki
@@ -68,7 +68,7 @@ def create(config: Config) -> "Loki":
             address=config[options.SINK_LOKI_ADDRESS],
             labels=config[options.SINK_LOKI_LABELS],
             fields=choose_names(config[options.SINK_LOKI_FIELDS]),
-            host=find_host(config),
+            host=get_host(config),
             batch_size=config[options.SINK_LOKI_BATCH_SIZE],
             batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
             timeout=config[options.SINK_LOKI_TIMEOUT],

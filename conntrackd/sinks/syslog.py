@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
-from conntrackd.config.read import Config, find_host
-from conntrackd.config.together import find_syslog_form
+from conntrackd.config.read import Config, get_host
+from conntrackd.config.together import get_syslog_form
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
@@ -144,7 +144,7 @@ class SyslogSink:
         except (SinkUnavailable, SinkRevised) as trouble:
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
-            self._count_numbers(messages.text[: messages.find_end(trouble.written)])
+            self._count_numbers(messages.text[: messages.get_end(trouble.written)])
             raise
         self._count_numbers(messages.text)
         return len(text)
@@ -284,9 +284,9 @@ def create(config: Config) -> SyslogSink:
     else:
         target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
     template = make_template(
-        find_syslog_form(config),
+        get_syslog_form(config),
         config[options.SINK_SYSLOG_FACILITY],
-        find_host(config),
+        get_host(config),
         is_local=bool(target.path),
         names=choose_names(config[options.SINK_SYSLOG_FIELDS]),
     )

@@ -15,7 +15,7 @@ from conntrackd.core import _core as core
 from conntrackd.flow import Flow, Lost
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.fields import ALWAYS, FIELDS, HEADS, list_names
-from conntrackd.render.forms import FORMS, find_fault
+from conntrackd.render.forms import FORMS, explain_choice
 from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
@@ -89,7 +89,7 @@ def choices(draw: st.DrawFn) -> tuple[str, frozenset[str]]:
     some = draw(st.sets(st.sampled_from(NAMES), min_size=1, max_size=8))
     names = frozenset(NAMES) - some if draw(st.booleans()) else frozenset(some)
     names |= FORMS[form].needs.keys()
-    if find_fault(form, names) != ("", ""):
+    if explain_choice(form, names) != ("", ""):
         names |= {draw(st.sampled_from(["src", "dst", "flow"]))}
     return form, names
 
@@ -101,7 +101,7 @@ def test_a_record_has_the_chosen_fields_of_the_whole_record_and_no_others(
 ) -> None:
     form, names = choice
     template = MAKE[form](names)
-    assert find_fault(form, names) == ("", "")
+    assert explain_choice(form, names) == ("", "")
 
     rendered = render(NATIVE, template, batch)
     whole = render(PLAIN, MAKE[form](None), batch)
@@ -146,10 +146,10 @@ def test_a_list_is_of_what_is_written_or_of_what_is_not(
 @pytest.mark.parametrize(
     ("items", "text", "message", "hint"),
     [
-        (("src", "dpotr"), "dpotr", "is no field of a record", "did you mean dport?"),
-        (("-dsst",), "-dsst", "is no field of a record", "did you mean dst?"),
-        (("+src",), "+src", "is no field of a record", "did you mean src?"),
-        (("xyzzy",), "xyzzy", "is no field of a record", "conntrackd-events(7) has all of them"),
+        (("src", "dpotr"), "dpotr", "is not a field of a record", "did you mean dport?"),
+        (("-dsst",), "-dsst", "is not a field of a record", "did you mean dst?"),
+        (("+src",), "+src", "is not a field of a record", "did you mean src?"),
+        (("xyzzy",), "xyzzy", "is not a field of a record", "conntrackd-events(7) has all of them"),
         (
             ("src", "-dst"),
             "-dst",
@@ -183,7 +183,7 @@ def test_a_mistake_in_a_list_names_the_nearest_field(
     ],
 )
 def test_what_a_form_cannot_be_without_is_refused(form: str, left_out: set[str], message: str) -> None:
-    assert find_fault(form, frozenset(NAMES) - left_out)[0] == message
+    assert explain_choice(form, frozenset(NAMES) - left_out)[0] == message
 
 
 def test_the_fewest_fields_of_each_form_make_a_record() -> None:
