@@ -71,5 +71,5 @@ def find_remedy(fault: str, config: Config, *, is_active: bool = False) -> str:
         case hearing.EVENTS_OFF:
             return advise_conntrack("nf_conntrack_events", 1, config)
         case hearing.OTHER_NAMESPACE:
-            return "systemctl restart conntrackd" if config.paths else "start it again"
-    return "sysctl net.netfilter.nf_conntrack_max says how large it may be; twice as much is no problem"
+            return "systemctl restart conntrackd" if config.paths else "restart it"
+    return "sysctl net.netfilter.nf_conntrack_max is the limit: raise it, for example to twice its value"

@@ -117,7 +117,7 @@ class DaemonControl:
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
-            f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
+            f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
             for option in find_unapplied(changed(started, new))
         ]
         self._spoolless = self._find_spoolless(old, new)
@@ -242,7 +242,7 @@ class DaemonControl:
         instructions = self.status().filter.instructions
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
-            f"warning: {each}" for each in rules.warnings
+            f"warning: {warning}" for warning in rules.warnings
         ]
 
     async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
@@ -274,7 +274,7 @@ class DaemonControl:
     def _end_run_time(self) -> None:
         self._revert = None
         self._daemon.set_filter(self._daemon.configured_filter)
-        logger.info("the run-time filter has ended, %s", self._describe(self._daemon.filter)[0])
+        logger.info("the run-time filter has expired, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
         async with self._turn:
@@ -288,14 +288,14 @@ class DaemonControl:
         return list((await self._compile_to_look(rules)).rules)
 
     async def explain_filter(self, rules: list[str]) -> str:
-        each = await self._compile_to_look(rules) if rules else self._daemon.filter
-        return await run_to_its_end(each.explain, self._daemon.config)
+        candidate = await self._compile_to_look(rules) if rules else self._daemon.filter
+        return await run_to_its_end(candidate.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
             raise UnavailableError(
-                f"{len(self._daemon.tails)} tails are open, and the last {TAILS_OF_ROOT} are root's",
-                hint="end one of them, such as with ^C",
+                f"{len(self._daemon.tails)} tails are open, the last {TAILS_OF_ROOT} are reserved for root",
+                hint="end one of them, for example with ^C",
             )
         new = await self._compile_to_look(rules, len(self._daemon.pipeline.readers))
         cost.check_tail(new.parsed)
@@ -328,7 +328,7 @@ class DaemonControl:
             buffer=self._measure_buffer(),
             log_level=logs.find_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(each.replace("\nhint: ", "; ") for each in self._daemon.find_problems()),
+            problems=tuple(problem.replace("\nhint: ", "; ") for problem in self._daemon.find_problems()),
         )
 
     def _measure_buffer(self) -> int:
@@ -357,7 +357,7 @@ class DaemonControl:
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
-        counters |= {each.name: each.value for each in measure_process()}
+        counters |= {measure.name: measure.value for measure in measure_process()}
         return Statistics(counters, sinks, daemon.filter.list_counts())
 
     # ---- sinks ----------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ class DaemonControl:
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)
             raise UsageError(
-                f"there is no sink {name!r}", hint=f"one of: {known}; others by sink.NAME.enable"
+                f"unknown sink {name!r}", hint=f"one of: {known}; enable others with sink.NAME.enable"
             )
         return outbox
 
@@ -425,7 +425,7 @@ async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: 
     try:
         threading.Thread(target=work, daemon=True, name="control").start()
     except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
+        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
     return await future
 
 
@@ -449,7 +449,7 @@ def _show(option: Option[object], config: Config) -> str:
 
 
 def _to_counters(stats: Stats | SinkStats) -> dict[str, int]:
-    return {each.name: each.value for each in list_counters(stats)}
+    return {counter.name: counter.value for counter in list_counters(stats)}
 
 
 def _name_protocol(number: int) -> str:

@@ -170,7 +170,7 @@ class Daemon:
             readers = await self._start_threads(stack)
             self._hear_news(stack)
             self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
+            tasks = [asyncio.create_task(task) for task in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(readers)
             for task in tasks:
@@ -289,7 +289,7 @@ class Daemon:
         if path is not None:
             logger.info("replaying %s to %s", path, names)
         elif self.intake.events is not None:
-            groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
+            groups = ", ".join(event.name or "" for event in EventType if event & self.filter.groups)
             size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
@@ -304,7 +304,7 @@ class Daemon:
             hint = checks.NO_CORE_REMEDY
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
-            problems.append("a reader of events stands still")
+            problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():
             trouble = self.find_trouble(name, outbox)
             if outbox.state in BAD_STATES:
@@ -340,7 +340,7 @@ class Daemon:
             logger.info("sink %s: %s, and no other is left", name, reason)
             self.request_stop()
         else:
-            logger.error("sink %s: %s, out until it is enabled again", name, reason)
+            logger.error("sink %s: %s, stopped until it is enabled again", name, reason)
 
     # ---- now and then ---------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class Daemon:
                 self.notifier.watchdog()
                 self.intake.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
-                logger.error("a reader of events stands still")
+                logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._tell_states()
             self.intake.tell_release()

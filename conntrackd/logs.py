@@ -58,7 +58,7 @@ def set_level(level: str) -> None:
 def find_level() -> str:
     """The level in force."""
     number = logging.getLogger().level
-    return next(name for name, each in LEVELS.items() if each >= number)
+    return next(name for name, level in LEVELS.items() if level >= number)
 
 
 def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:

@@ -54,5 +54,5 @@ class Progress:
         if seen.reason and now - seen.dropped_at < RECENT_SECONDS:
             return f"drops events: {TEXTS.get(seen.reason, seen.reason)}"
         if now - seen.moved_at >= RECENT_SECONDS + batch_wait:
-            return "stands still: events wait, and none leaves"
+            return "has stalled: events wait and none is delivered"
         return ""

@@ -124,7 +124,7 @@ class Tails:
         with self._lock:
             if len(self) >= MAX_TAILS:
                 raise UnavailableError(
-                    f"{MAX_TAILS} tails are open already", hint="end one of them, such as with ^C"
+                    f"{MAX_TAILS} tails are open already", hint="end one of them, for example with ^C"
                 )
             reading, writing = os.pipe()
             os.set_blocking(writing, False)

@@ -54,7 +54,7 @@ def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
     run_until_idle(outbox, clock)
     progress.look("fake", outbox)
 
-    assert told == ["", "", "stands still: events wait, and none leaves"]
+    assert told == ["", "", "has stalled: events wait and none is delivered"]
     assert progress.find_trouble("fake", outbox, 2.0) == ""
 
 

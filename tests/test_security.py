@@ -166,7 +166,7 @@ def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:
         f"{MAX_SECRET >> 10} KiB",
         f"{values.MAX_ITEMS:,} items of {values.MAX_TEXT:,} characters",
         f"a rest of {['', '', '', 'three'][int(limits.REST)]} times what it took",
-        f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are root's",
+        f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are reserved for root",
     }
 
     assert [bound for bound in sorted(bounds) if bound not in table] == []

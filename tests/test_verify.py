@@ -64,9 +64,9 @@ sink:
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
         "geoip.database: rules is no usable database: it lacks the mark of one",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
-        "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
-        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
-        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is no directory",
+        "conntrackd.yaml:6: state_directory: rules/state: rules is not a directory",
+        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: no directory /nowhere",
+        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is not a directory",
         "conntrackd.yaml:10: sink.syslog.tls.cert: cannot use rules, rules: "
         "no certificate with its private key, in PEM form",
         "conntrackd.yaml:9: sink.loki.tls.ca: ca.pem: No such file or directory",

@@ -68,9 +68,9 @@ class Connection(MessageBus):
             super().__init__(bus_address=address, negotiate_unix_fd=True)
         except BaseException:
             # Where there is no bus, dbus-fast leaves them to the garbage collector.
-            for each in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
-                if each is not None:
-                    each.close()
+            for source in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
+                if source is not None:
+                    source.close()
             raise
         self._judge = judge
         self._number = -1
@@ -222,9 +222,9 @@ def make_error(call: wire.Header | Message, error: ConntrackdError) -> Message:
 
 def simplify_flags(flags: int) -> int:
     """The one flag of a call that matters here: dbus-fast 1.84 fails for two of them in one message."""
-    for each in (wire.NO_REPLY_EXPECTED, wire.ALLOW_INTERACTIVE_AUTHORIZATION):
-        if flags & each:
-            return each
+    for flag in (wire.NO_REPLY_EXPECTED, wire.ALLOW_INTERACTIVE_AUTHORIZATION):
+        if flags & flag:
+            return flag
     return 0
 
 

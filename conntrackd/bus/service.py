@@ -70,7 +70,7 @@ class BusService:
             return
         self._told.add(kind)
         if isinstance(error, FileNotFoundError) and not self._is_asked_for:
-            logger.info("bus: there is none here, so that conntrackctl cannot be used; waiting for one")
+            logger.info("bus: no D-Bus here, so conntrackctl cannot be used; waiting for one")
         else:
             logger.warning("bus: %s: %s, retrying", self._address, text)
 

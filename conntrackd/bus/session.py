@@ -79,10 +79,10 @@ class Session:
         self._committed: set[asyncio.Task[None]] = set()
         self._descriptors: set[int] = set()  # on their way to a caller
         self._long = {
-            each.name
+            method.name
             for interface in interfaces.values()
-            for each in interface.methods.values()
-            if "as" in each.in_signature
+            for method in interface.methods.values()
+            if "as" in method.in_signature
         }
         self._standard: dict[tuple[str, str], tuple[str, Answer]] = {
             (INTROSPECTABLE, "Introspect"): ("", self._introspect),
@@ -100,11 +100,11 @@ class Session:
         """The reason to refuse a call by its header, or None."""
         longest = limits.MAX_RULES_BODY if header.member in self._long else limits.MAX_BODY
         if body > longest:
-            return limits.LimitError(f"the call has {body} bytes, {longest} are possible")
+            return limits.LimitError(f"the call has {body} bytes, at most {longest} are allowed")
         if header.unix_fds:
-            return limits.LimitError("no method takes a file descriptor")
+            return limits.LimitError("no method accepts a file descriptor")
         if not self._limiter.admit(self.callers.key(header.sender)):
-            return limits.LimitError(f"too many calls, {limits.RATE:g} a second are possible")
+            return limits.LimitError(f"too many calls, at most {limits.RATE:g} a second are allowed")
         return None
 
     # ---- one call -------------------------------------------------------------------------------------
@@ -252,9 +252,9 @@ class Session:
 
     async def _get(self, call: Call) -> Reply:
         interface, name = call.message.body
-        each = self._objects.find_property(call.path, interface, name)
-        await self._authorize(call, each.action)
-        return "v", [self._objects.read(call.path, each)]
+        prop = self._objects.find_property(call.path, interface, name)
+        await self._authorize(call, prop.action)
+        return "v", [self._objects.read(call.path, prop)]
 
     async def _get_all(self, call: Call) -> Reply:
         self._objects.find_interface(call.path, call.message.body[0])
@@ -273,7 +273,7 @@ class Session:
 
 def _check_signature(message: Message, signature: str) -> None:
     if message.signature != signature:
-        raise ArgumentsError(f"{message.member} takes '{signature}' and not '{message.signature[:64]}'")
+        raise ArgumentsError(f"{message.member} expects '{signature}', not '{message.signature[:64]}'")
 
 
 def _to_reply(method: Method, value: Any) -> Reply:  # noqa: ANN401  # what the method's signature says

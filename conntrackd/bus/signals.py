@@ -113,9 +113,9 @@ class Signals:
     def _read(self) -> dict[str, dict[str, Any]]:
         return {
             path: {
-                each.name: self._objects.read(path, each)
-                for each in self._objects.find(path)[0].properties.values()
-                if each.emits in {"true", "invalidates"}
+                prop.name: self._objects.read(path, prop)
+                for prop in self._objects.find(path)[0].properties.values()
+                if prop.emits in {"true", "invalidates"}
             }
             for path in (MANAGER_PATH, *self._objects.list_sinks())
         }

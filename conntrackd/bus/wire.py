@@ -125,7 +125,7 @@ def parse_body(data: bytes | bytearray, header: Header) -> list[Any]:
 def _find_order(data: bytes | bytearray) -> str:
     order = {0x6C: "<", 0x42: ">"}.get(data[0])
     if order is None or data[3] != 1:
-        raise WireError("is no D-Bus message")
+        raise WireError("is not a D-Bus message")
     return order
 
 
@@ -189,7 +189,7 @@ class _Reader:
             return self._read_array(kind[1:])
         if kind[0] in "({":
             self.align(8)
-            return tuple(self.read(each) for each in split_signature(kind[1:-1]))
+            return tuple(self.read(part) for part in split_signature(kind[1:-1]))
         raise WireError("has an unknown type")
 
     def _read_number(self, kind: str) -> int | float | bool:
@@ -269,8 +269,8 @@ class _Writer:
             self._write_array(kind[1:], value)
         else:
             self.align(8)
-            for each, part in zip(split_signature(kind[1:-1]), value, strict=True):
-                self.write(each, part)
+            for part_kind, part in zip(split_signature(kind[1:-1]), value, strict=True):
+                self.write(part_kind, part)
 
     def _write_array(self, kind: str, values: Any) -> None:  # noqa: ANN401
         self.write("u", 0)

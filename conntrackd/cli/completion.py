@@ -33,7 +33,7 @@ def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
     places = [place]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            texts = {each.dest: each.help or "" for each in action._choices_actions}
+            texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, inner in action.choices.items():
                 place.commands[name] = texts.get(name, "")
                 places += list_places(inner, f"{place.path} {name}")

@@ -23,8 +23,8 @@ VERBS: Final[tuple[Verb, ...]] = (
     *filter_verbs.VERBS,
 )
 GROUPS: Final = {
-    "filter": "look at filter rules, change them, try them out",
-    "sink": "look at sinks, switch them",
+    "filter": "show, change and test filter rules",
+    "sink": "list, enable, disable and flush sinks",
 }
 """Words that further words follow."""
 
@@ -40,18 +40,18 @@ class Parser(argparse.ArgumentParser):
             return
         from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
 
-        words = [str(each) for each in action.choices]
+        words = [str(choice) for choice in action.choices]
         name = str(action.metavar or "/".join(action.option_strings)).lower()
         hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
-        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
+        raise UsageError(f"unknown {name} {quote(str(value))}", hint=hint)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+        raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
-    parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    parser = Parser(prog=PROGRAM, description="Control conntrackd and test filter rules.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
@@ -66,11 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
                 groups[here] = group.add_subparsers(
                     title="commands", metavar="COMMAND", required=True, parser_class=Parser
                 )
-        each = groups[tuple(path)].add_parser(
+        subparser = groups[tuple(path)].add_parser(
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
-        verb.add_arguments(each)
-        each.set_defaults(run=verb.run)
+        verb.add_arguments(subparser)
+        subparser.set_defaults(run=verb.run)
     return parser
 
 

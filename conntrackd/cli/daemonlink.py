@@ -114,12 +114,12 @@ def parse_seconds(text: str) -> int:
     """`10m` -> 600, for argparse. At least 1."""
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if match is None or int(match[1]) == 0:
-        raise ArgumentTypeError(f"{text!r} is no time: a number with s, m, h or d, such as 10m")
+        raise ArgumentTypeError(f"{text!r} is not a valid time: give a number with s, m, h or d, such as 10m")
     return int(match[1]) * UNITS[match[2]]
 
 
 def parse_count(text: str) -> int:
     """A number from 1 that fits into 32 bits, for argparse."""
     if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no number from 1")
+        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)

@@ -82,8 +82,8 @@ def examine_kernel_here() -> list[Row]:
         with enter(config[CONNTRACK_NETNS]):
             found = list(check_kernel(Path("/"), None, config))
     except ConntrackdError as error:
-        return [("note", "settings", f"the kernel's settings cannot be seen from here: {error.message}", "")]
-    rows = [(each.severity, each.check, each.message, each.remedy) for each in found]
+        return [("note", "settings", f"cannot read the kernel's settings from here: {error.message}", "")]
+    rows = [(finding.severity, finding.check, finding.message, finding.remedy) for finding in found]
     return [row for row in rows if row[1] != "tracking"]
 
 
@@ -97,7 +97,7 @@ def examine_here() -> list[Row]:
         config = read_config({}, os.environ, None)
     except ConntrackdError as error:
         return [("error", "configuration", str(error), "conntrackd check")]
-    return [(each.severity, each.check, each.message, each.remedy) for each in examine(config)]
+    return [(finding.severity, finding.check, finding.message, finding.remedy) for finding in examine(config)]
 
 
 def print_findings(rows: list[Row], *, colour: bool) -> None:
@@ -110,8 +110,8 @@ def print_findings(rows: list[Row], *, colour: bool) -> None:
             text = f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m{text.removeprefix(mark)}"
         print(text)
         print_lines([f"{' ' * INDENT}{line}" for line in more.splitlines()])
-        print_lines([f"{' ' * INDENT}mend: {remedy}"] if remedy else [])
+        print_lines([f"{' ' * INDENT}fix: {remedy}"] if remedy else [])
     sys.stdout.flush()  # what comes next may take its time
 
 
-VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)
+VERBS: Final = (Verb(("doctor",), "diagnose this host and print fixes", add_json, show_findings),)

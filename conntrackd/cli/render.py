@@ -60,9 +60,9 @@ def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
 
 def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
     """The error for arguments that no parser took, without a value that may have come with them."""
-    flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     word = (flags or list(arguments))[0]
-    hint = suggest(word, known) or "--help shows what there is"
+    hint = suggest(word, known) or "--help lists what is available"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
     return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 

@@ -62,8 +62,8 @@ def report(program: str, error: Exception) -> int:
     """Print the error to stderr and return the exit status that belongs to it."""
     match error:
         case ManyErrors():
-            for each in error.errors:
-                say(program, str(each))
+            for mistake in error.errors:
+                say(program, str(mistake))
             return error.exit_status
         case ConntrackdError():
             say(program, str(error))
@@ -71,7 +71,7 @@ def report(program: str, error: Exception) -> int:
         case MemoryError():
             say(
                 program,
-                "no memory is left\nhint: a larger MemoryMax= in the unit, or smaller sink.NAME.queue",
+                "out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue",
             )
             return EX_TEMPFAIL
         case ImportError():

@@ -18,18 +18,18 @@ Numbers = dict[str, int]
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("--watch", action="store_true", help="go on, with rates, until ^C")
+    parser.add_argument("--watch", action="store_true", help="refresh, with rates, until ^C")
     parser.add_argument(
-        "--reset-view", action="store_true", help="count from now on, here alone; goes on like --watch"
+        "--reset-view", action="store_true", help="count from now on, in this view only; implies --watch"
     )
     parser.add_argument(
         "--interval",
         type=parse_count,
         default=1,
         metavar="SECONDS",
-        help="time between two views (default: 1)",
+        help="time between two updates (default: 1)",
     )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
 
 
 def show_stats(arguments: Namespace) -> int:
@@ -71,8 +71,8 @@ def show_stats(arguments: Namespace) -> int:
 def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:
     """`name` and `name{sink}`, in the daemon's order."""
     found = dict(counters)
-    for sink, each in sinks.items():
-        found.update({f"{name}{{{sink}}}": value for name, value in each.items()})
+    for sink, own in sinks.items():
+        found.update({f"{name}{{{sink}}}": value for name, value in own.items()})
     return found
 
 

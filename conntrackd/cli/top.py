@@ -26,16 +26,16 @@ BY: Final = ("src", "dst", "port", "country", "flow")
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("--by", choices=BY, default="src", help="what to count by (default: src)")
+    parser.add_argument("--by", choices=BY, default="src", help="field to count by (default: src)")
     parser.add_argument(
         "--interval",
         type=parse_count,
         default=1,
         metavar="SECONDS",
-        help="time between two views (default: 1)",
+        help="time between two updates (default: 1)",
     )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each view")
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per update")
 
 
 class Talkers:
@@ -133,7 +133,7 @@ def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  
         if left > 0 and select.select([pipe], [], [], left)[0]:
             data = os.read(pipe, CHUNK)
             if not data:
-                raise UnavailableError("the daemon has ended the tail", hint="journalctl -u conntrackd")
+                raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
             lines, _, rest = (rest + data).rpartition(b"\n")
             for line in lines.splitlines():
                 talkers.add(json.loads(line))
@@ -168,4 +168,4 @@ def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
     return table
 
 
-VERBS: Final = (Verb(("top",), "show who talks most, live", add_arguments, show_top),)
+VERBS: Final = (Verb(("top",), "show the top talkers, live", add_arguments, show_top),)

@@ -23,7 +23,7 @@ MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
 PLACE: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
-STALLED: Final = "the receiver does not take what it is sent"
+STALLED: Final = "the receiver does not accept what it is sent"
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 

@@ -150,7 +150,7 @@ class DiskBuffer:
             self._stats.sink_events_spooled -= lost
             self._stats.sink_events_dropped_damaged_total += lost
         logger.error(
-            "sink %s: the spool gives back other bytes than it got, dropping %d events", self._name, lost
+            "sink %s: the spool returned other bytes than were stored, dropping %d events", self._name, lost
         )
         self._store.remove(replace(row, intact=False))  # also one that is what was stored, and no batch
 

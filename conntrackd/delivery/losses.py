@@ -48,7 +48,7 @@ def load_losses(rows: list[list[Any]]) -> Losses:
 def describe_losses(losses: Iterable[Lost], without: str = "") -> str:
     """For people: what was lost where, but for one reason."""
     return ", ".join(
-        f"{lost.reason or lost.where}: {'nobody knows how many' if lost.count == ABSENT else lost.count}"
+        f"{lost.reason or lost.where}: {'unknown number' if lost.count == ABSENT else lost.count}"
         for lost in join_losses(losses)
         if lost.reason != without
     )

@@ -160,7 +160,7 @@ class Outbox(Inlet):
             self._disk.note(losses)
             self._disk.close()
         elif missed := describe_losses(losses, "shutdown"):
-            logger.warning("sink %s: ended before it could be told what was lost (%s)", self.name, missed)
+            logger.warning("sink %s: ended before the loss could be reported (%s)", self.name, missed)
 
     # ---- the thread -----------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class DirectSink(Sink, Protocol):
 def describe(error: Exception) -> str:
     """An exception in one line, in the system's words where there are some."""
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return "too many files are open: LimitNOFILE= in the unit, or ulimit -n, is too small"
+        return "too many files are open: LimitNOFILE= in the unit, or ulimit -n, is too low"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0]

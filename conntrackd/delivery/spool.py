@@ -141,7 +141,7 @@ class Spool:
             if self.damage or self._segments:
                 # What is missing cannot be counted: the state would have known it.
                 losses = (self._make_loss(ABSENT, "damaged"),)
-                self._note_damage("nobody knows how much was in it")
+                self._note_damage("it held an unknown number of events")
         else:
             found, reported = self._look_behind(state)
             losses = _drop_reported(losses, reported)

@@ -121,7 +121,7 @@ class Connection:
         if method == "POST":
             lines.append(f"Content-Length: {len(body)}")
         if not all(line.isascii() and line.isprintable() for line in lines):
-            raise ValueError("a header has a character for which HTTP has no place")
+            raise ValueError("a header has a character that HTTP does not allow")
         return "\r\n".join([*lines, "", ""]).encode()
 
     def _exchange(self, request: bytes) -> tuple[Reply, bool]:
@@ -167,7 +167,7 @@ def _encode_host(host: str) -> str:
     try:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError as error:
-        raise SinkUnavailable(f"{host} is no name of a host: {name_cause(error)}") from error
+        raise SinkUnavailable(f"{host} is not a valid host name: {name_cause(error)}") from error
 
 
 def _receive_now(sock: socket.socket) -> bytes | None:

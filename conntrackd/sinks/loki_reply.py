@@ -95,7 +95,7 @@ def _explain(reply: Reply) -> str:
     if 300 <= status < 400:
         return f"Loki redirects ({status}), which is not followed: check the address"
     if status < 300:
-        return f"{reply.reason}, where Loki says {STORED}: check that the address is Loki's"
+        return f"{reply.reason}, where Loki replies {STORED}: check that the address is Loki's"
     if status in (401, 403, 407):
         return f"{reply.reason}; the secret is read again before each attempt"
     if status in (404, 405, 410, 501):

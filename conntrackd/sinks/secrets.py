@@ -42,7 +42,7 @@ def read_secret(path: Path, *, ascii_only: bool = True) -> str:
     if not text or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     if ascii_only and not text.isascii():
-        raise SinkUnavailable(f"{path} holds a token with other characters than HTTP's headers may have")
+        raise SinkUnavailable(f"{path} holds a token with characters that HTTP headers cannot carry")
     return text
 
 

@@ -319,7 +319,7 @@ def create(config: Config) -> StreamSink:
         return StreamSink(None)
     path = Path(unquote(urlsplit(writer).path))
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        what = "is a directory" if path.is_dir() else f"no directory {path.parent}"
         hint = "file:///PATH names a file in a directory that exists"
         raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
     return StreamSink(path)

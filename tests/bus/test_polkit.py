@@ -206,7 +206,7 @@ def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_sign
         with as_user(OTHER, GROUP):
             member = Raw(strict_bus.address, {}).__enter__()
         with stranger, member, strict_bus.connect() as root:
-            with pytest.raises(NotPermittedError, match="you may not talk to conntrackd"):
+            with pytest.raises(NotPermittedError, match="not permitted to talk to conntrackd"):
                 stranger.read_properties()
             assert try_all(member) == {INFO: True, OBSERVE: False, CONTROL: False}
             assert try_all(root) == dict.fromkeys(EXAMPLES, True)

@@ -149,7 +149,7 @@ def test_what_is_refused_is_neither_parsed_nor_held(
     monkeypatch.setattr(Connection, "_deliver", note)
     monkeypatch.setattr(Connection, "_feed", measure)
     for size in (10_000_000, 30_000_000):
-        with pytest.raises(RemoteError, match=r"bytes, \d+ are possible"):
+        with pytest.raises(RemoteError, match=r"bytes, at most \d+ are allowed"):
             client.call("CheckFilter", "as", ["x" * size])
 
     assert max(parsed, default=0) < 1000

@@ -168,7 +168,7 @@ def test_many_lines_that_are_no_events_are_not_all_told() -> None:
     done = ctl("test", "--filter", "drop any", text="x\n" * 1000)
 
     assert (done.returncode, done.stdout) == (65, "")
-    assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are no events"
+    assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are not events"
 
 
 def test_rules_with_mistakes_judge_nothing(events: str) -> None:

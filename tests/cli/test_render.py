@@ -95,8 +95,8 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             ["--sink.strem.enable=secret"],
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
-        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help shows what there is"),
-        (["extra"], "unknown argument 'extra'\nhint: --help shows what there is"),
+        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
+        (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
     ],
 )
 def test_an_unknown_argument_is_told_with_a_near_miss(arguments: list[str], text: str) -> None:

@@ -116,7 +116,7 @@ def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -
 def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
     set_tail(served, EVENT)
 
-    with pytest.raises(UnavailableError, match="the daemon has ended the tail"):
+    with pytest.raises(UnavailableError, match="the daemon has closed the tail"):
         ctl.run(["tail"])
 
 

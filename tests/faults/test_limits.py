@@ -103,7 +103,7 @@ def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> Non
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
 
     assert done.returncode == 71
-    assert "conntrackd: this process may start no more threads\nhint: it needs 8, " in done.stderr
+    assert "conntrackd: this process cannot start more threads\nhint: it needs 8, " in done.stderr
     assert "Traceback" not in done.stderr
 
 

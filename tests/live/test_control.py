@@ -127,7 +127,7 @@ def test_what_waits_for_a_restart_is_told_by_each_reload_until_it_is_taken_back(
 ) -> None:
     before = configuration.read_text()
     configuration.write_text(f"{before}\nshutdown_timeout: 7s\nconntrack: {{buffer: 1M}}\n")
-    waits = "conntrack.buffer has changed, and waits for a restart: systemctl restart conntrackd"
+    waits = "conntrack.buffer has changed and needs a restart: systemctl restart conntrackd"
 
     first, second = (ask(capsys, "reload")["changes"] for _ in range(2))
     configuration.write_text(before)

@@ -100,7 +100,7 @@ def test_a_closed_pipe_ends_it_quietly(net: Network) -> None:
             78,
             ["unknown protocol 'TPC'", "^^^", "mean TCP?"],
         ),
-        ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["there is no directory /nowhere"]),
+        ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["no directory /nowhere"]),
         ([STREAM, "--conntrack.netns", "nowhere"], 69, ["no network namespace 'nowhere'"]),
     ],
 )

@@ -269,7 +269,7 @@ def test_another_number_of_readers_waits_for_a_restart_while_the_filter_is_reloa
             running.wait_for_events(producer.sent)
         assert running.stop() == 0
 
-    waits = "conntrack.readers has changed, and waits for a restart: systemctl restart conntrackd"
+    waits = "conntrack.readers has changed and needs a restart: systemctl restart conntrackd"
     assert changes == [waits, waits]
     assert sorted(find_numbers(running, "NEW")) == list(range(1000))
 

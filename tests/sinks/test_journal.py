@@ -280,7 +280,7 @@ def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_o
         assert outbox.flush(15)
         outbox.stop(time.monotonic() + 5)
 
-    assert away[:2] == (SinkState.RETRYING, f"{path}: the receiver does not take what it is sent")
+    assert away[:2] == (SinkState.RETRYING, f"{path}: the receiver does not accept what it is sent")
     assert away[2] < 5000
     assert [re.findall(rb"EVENT_FLOW=(\d+)", each) for each in received] == [
         [b"%d" % number] for number in range(5000)
