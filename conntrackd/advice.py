@@ -63,7 +63,7 @@ def advise_tracking(config: Config, *, is_active: bool = False) -> str:
     return f"{setting} in {config.paths[-1]}, then conntrackctl reload; or {OWN_RULE}"
 
 
-def find_remedy(fault: str, config: Config, *, is_active: bool = False) -> str:
+def advise_fault(fault: str, config: Config, *, is_active: bool = False) -> str:
     """What mends a fault of hearing.py."""
     match fault:
         case tracking.NOT_TRACKED:

@@ -139,7 +139,7 @@ def check_capability(root: Path) -> Finding:
 def check_kernel(root: Path, situation: Situation | None, config: Config) -> Iterator[Finding]:
     """Module, tracking, and the settings of conntrack in this thread's network namespace."""
     if situation is not None and hearing.OTHER_NAMESPACE in situation.faults:
-        remedy = advice.find_remedy(hearing.OTHER_NAMESPACE, config)
+        remedy = advice.advise_fault(hearing.OTHER_NAMESPACE, config)
         yield Finding(ERROR, "namespace", hearing.OTHER_NAMESPACE, remedy)
     if situation is not None and not (root / "proc/sys/net").exists():
         # The unit's sandbox hides the kernel's settings; conntrackctl looks at them from where it runs.
@@ -349,10 +349,10 @@ def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
     files = [root / base / unit for base in UNIT_PATHS]
     files += [path for base in UNIT_PATHS for path in sorted((root / base / f"{unit}.d").glob("*.conf"))]
     # systemd does not pass a 0 of a unit on to journald, where the general limit stands then.
-    own = {key: value for key, value in find_settings(files).items() if value not in ZERO}
+    own = {key: value for key, value in read_settings(files).items() if value not in ZERO}
     files = [root / "etc/systemd/journald.conf"]
     files += [path for base in JOURNAL_CONFIG for path in sorted((root / base).glob("*.conf"))]
-    general = find_settings(files)
+    general = read_settings(files)
     if {general.get("RateLimitIntervalSec"), general.get("RateLimitBurst")} & ZERO and not own:
         return Finding(OK, "journald", "no rate limit")
     burst = own.get("LogRateLimitBurst") or general.get("RateLimitBurst") or str(JOURNAL_BURST)
@@ -367,7 +367,7 @@ def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
     )
 
 
-def find_settings(files: list[Path]) -> dict[str, str]:
+def read_settings(files: list[Path]) -> dict[str, str]:
     """`Key=value` lines, the last one of each key; files that are not there have none."""
     return {
         match[1]: match[2]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from conntrackd import VERSION, logs
 from conntrackd.active_filter import Filter, compile_filter, read_texts
 from conntrackd.bus.control import (
+    DaemonStatus,
     FilterStatus,
     Finding,
     Listener,
     SinkStatus,
     Statistics,
-    Status,
     asked_by_root,
 )
 from conntrackd.config import options
@@ -120,7 +120,7 @@ class DaemonControl:
             f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
             for option in find_unapplied(changed(started, new))
         ]
-        self._spoolless = self._find_spoolless(old, new)
+        self._spoolless = self._list_without_spool(old, new)
         lines += [
             f"sink.{name} gets its spool at the next start: systemctl restart conntrackd"
             for name in self._spoolless
@@ -137,7 +137,7 @@ class DaemonControl:
         warnings = [*map(str, new.warnings), *rules.warnings]
         return [*lines, *warnings] or ["nothing has changed"]
 
-    def _find_spoolless(self, old: Config, new: Config) -> list[str]:
+    def _list_without_spool(self, old: Config, new: Config) -> list[str]:
         """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
         return [
             kind.name
@@ -314,21 +314,21 @@ class DaemonControl:
         lasts = "as configured" if level == self._daemon.config[options.LOG_LEVEL] else RUN_TIME
         return [f"log level is {level}, {lasts}"]
 
-    def status(self) -> Status:
+    def status(self) -> DaemonStatus:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
         has_room = daemon.intake.events is None or daemon.intake.events.has_room
         instructions = rules.instructions if has_room else 0
-        return Status(
+        return DaemonStatus(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
             buffer=self._measure_buffer(),
-            log_level=logs.find_level(),
+            log_level=logs.get_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(problem.replace("\nhint: ", "; ") for problem in self._daemon.find_problems()),
+            problems=tuple(problem.replace("\nhint: ", "; ") for problem in self._daemon.list_problems()),
         )
 
     def _measure_buffer(self) -> int:
@@ -339,7 +339,7 @@ class DaemonControl:
         daemon = self._daemon
         if daemon.filter is not daemon.configured_filter:
             yield "filter"
-        if logs.find_level() != daemon.config[options.LOG_LEVEL]:
+        if logs.get_level() != daemon.config[options.LOG_LEVEL]:
             yield "log level"
         for name, outbox in daemon.outboxes.items():
             if outbox.state is SinkState.DISABLED:
@@ -366,28 +366,28 @@ class DaemonControl:
         return list(self._daemon.outboxes)
 
     def sink_status(self, name: str) -> SinkStatus:
-        outbox = self._find_sink(name)
+        outbox = self._get_outbox(name)
         return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
 
     async def enable_sink(self, name: str) -> list[str]:
-        self._find_sink(name).enable()
+        self._get_outbox(name).enable()
         self._daemon.tell_sink(name)
         return [f"sink {name} is enabled, as configured"]
 
     async def disable_sink(self, name: str) -> list[str]:
-        self._find_sink(name).disable()
+        self._get_outbox(name).disable()
         self._daemon.tell_sink(name)
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
-        outbox = self._find_sink(name)
+        outbox = self._get_outbox(name)
         if outbox.is_out():
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
         return await run_apart(outbox.flush, timeout_s)
 
-    def _find_sink(self, name: str) -> Outbox:
+    def _get_outbox(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)

@@ -31,7 +31,7 @@ from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
 from conntrackd.netlink.recording import read_batches
-from conntrackd.notify import Notifier, find_watchdog
+from conntrackd.notify import Notifier, read_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
@@ -169,7 +169,7 @@ class Daemon:
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
             readers = await self._start_threads(stack)
             self._hear_news(stack)
-            self._tell_start()
+            self._report_start()
             tasks = [asyncio.create_task(task) for task in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(readers)
@@ -277,11 +277,11 @@ class Daemon:
         deadline = time.monotonic() + seconds
         for outbox in outboxes:
             outbox.begin_stop(deadline)
-        await asyncio.to_thread(_stop_each, outboxes, deadline)
+        await asyncio.to_thread(_stop_outboxes, outboxes, deadline)
 
     # ---- telling --------------------------------------------------------------------------------------
 
-    def _tell_start(self) -> None:
+    def _report_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
         if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
@@ -293,11 +293,11 @@ class Daemon:
             size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
+        for warning in (*self.config.warnings, *self.filter.warnings, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
-    def find_problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.intake.find_problems()
         if self.engine.fault:
@@ -306,7 +306,7 @@ class Daemon:
         if self._stands_still:
             problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():
-            trouble = self.find_trouble(name, outbox)
+            trouble = self.describe_trouble(name, outbox)
             if outbox.state in BAD_STATES:
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
             elif trouble:
@@ -315,14 +315,14 @@ class Daemon:
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
         return problems
 
-    def find_trouble(self, name: str, outbox: Outbox) -> str:
+    def describe_trouble(self, name: str, outbox: Outbox) -> str:
         """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
         wait = self.config[options.SINK_LOKI_BATCH_WAIT] if name == "loki" else 0.0
-        return self._progress.find_trouble(name, outbox, wait)
+        return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:
         """Whoever listens is told when there are others."""
-        problems = self.find_problems()
+        problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
             for listener in self.listeners:
@@ -346,7 +346,7 @@ class Daemon:
 
     async def _tick(self) -> None:
         """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
-        watchdog = find_watchdog(self.sources.environ)
+        watchdog = read_watchdog(self.sources.environ)
         alive_until = time.monotonic()
         while True:
             if self.pipeline.has_moved():
@@ -409,7 +409,7 @@ class Daemon:
         troubles = {
             name: trouble
             for name, outbox in self.outboxes.items()
-            if (trouble := self.find_trouble(name, outbox))
+            if (trouble := self.describe_trouble(name, outbox))
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
@@ -438,7 +438,7 @@ def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
         coroutine.close()
 
 
-def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
+def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
     """They have begun to stop: the first that hangs takes the time that the others need no more."""
     for outbox in outboxes:
         outbox.stop(deadline)

@@ -55,7 +55,7 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(LEVELS[level])
 
 
-def find_level() -> str:
+def get_level() -> str:
     """The level in force."""
     number = logging.getLogger().level
     return next(name for name, level in LEVELS.items() if level >= number)

@@ -241,11 +241,11 @@ def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certifi
         report.fail(named[0] if named else ca, error.reason)
         return
     if config[ca] is not None:
-        for name in _find_expired(context):
+        for name in _list_expired(context):
             report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
 
 
-def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
+def _list_expired(context: ssl.SSLContext) -> Iterator[str]:
     """The names of authorities whose time is over."""
     for certificate in context.get_ca_certs():
         if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.notify import MAX_DESCRIPTORS, Notifier, find_address, find_watchdog, take_descriptors
+from conntrackd.notify import MAX_DESCRIPTORS, Notifier, find_address, read_watchdog, take_descriptors
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -137,7 +137,7 @@ def test_a_virtual_machine_has_its_manager_outside() -> None:
     ],
 )
 def test_the_watchdog_is_ours_only_where_it_says_so(environ: dict[str, str], seconds: float) -> None:
-    assert find_watchdog(environ, pid=7) == seconds
+    assert read_watchdog(environ, pid=7) == seconds
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def tell(report: Report, folder: Path) -> list[str]:
-    return [str(each).splitlines()[0].replace(f"{folder}/", "") for each in report.mistakes]
+    return [str(mistake).splitlines()[0].replace(f"{folder}/", "") for mistake in report.mistakes]
 
 
 def list_all(folder: Path) -> dict[str, int]:
@@ -169,7 +169,7 @@ def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
 
 
 def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
-    assert [str(each).split("\n")[0] for each in check("log.level: loud").mistakes][1:] == [
+    assert [str(mistake).split("\n")[0] for mistake in check("log.level: loud").mistakes][1:] == [
         "no sink is enabled, so that events would go nowhere"
     ]
     assert len(check("sink.stream.enabel: true").mistakes) == 1

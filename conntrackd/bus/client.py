@@ -59,7 +59,7 @@ STATUSES: Final = {
 }
 
 
-class RemoteError(ConntrackdError):
+class DaemonError(ConntrackdError):
     """What the daemon answered, in its own words; `name` is the error's name on the bus."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -113,7 +113,7 @@ class Client:
 
     def call(self, member: str, signature: str = "", *values: Any, sink: str | None = None) -> list[Any]:  # noqa: ANN401
         """A method of the manager, or of a sink's object. At a terminal it may ask for a password."""
-        path, interface = (PATH, MANAGER) if sink is None else (self._find_sink(sink), SINK)
+        path, interface = (PATH, MANAGER) if sink is None else (self._get_sink_path(sink), SINK)
         try:
             self._seconds = PASSWORD_SECONDS if os.isatty(0) else ANSWER_SECONDS
             return self._call(NAME, path, interface, member, signature, list(values))
@@ -141,7 +141,7 @@ class Client:
             raise UnavailableError("the bus does not pass file descriptors")
         return self._descriptors.pop(index)
 
-    def _find_sink(self, name: str) -> str:
+    def _get_sink_path(self, name: str) -> str:
         objects = self._call(NAME, PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
         names = {str(interfaces[SINK]["Name"]): str(path) for path, interfaces in objects.items()}
         if name not in names:
@@ -315,4 +315,4 @@ def explain(name: str, text: str) -> ConntrackdError:
     if name == NotPermittedError.dbus_name:
         head, _, hint = text.partition("\nhint: ")
         return NotPermittedError(head, hint=hint)
-    return RemoteError(name, text)
+    return DaemonError(name, text)

@@ -32,7 +32,7 @@ MAX_REPLY: Final = 8 << 20  # from the bus itself or from polkit
 # closes the connection: there, what is not ASCII is escaped.
 TEXT_ENCODING: Final = "utf-8" if bytes(Marshaller("s", ["\xe4"]).marshall())[0] == 2 else "ascii"
 
-Judge = Callable[[wire.Header, int], ConntrackdError | None]
+FindRefusal = Callable[[wire.Header, int], ConntrackdError | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class RemoteError(Exception):
 
 
 class Connection(MessageBus):
-    """A MessageBus whose calls have passed `judge`, which gets a call's header and the length of its body.
+    """A MessageBus whose calls have passed `find_refusal`, which gets a header and the length of the body.
 
-    What the judge returns is sent to the caller as the error; the body is skipped, never held. File
+    What that returns is sent to the caller as the error; the body is skipped, never held. File
     descriptors are never received: the kernel closes them, because nothing here makes room for them.
     """
 
-    def __init__(self, address: str, judge: Judge) -> None:
+    def __init__(self, address: str, find_refusal: FindRefusal) -> None:
         try:
             super().__init__(bus_address=address, negotiate_unix_fd=True)
         except BaseException:
@@ -72,7 +72,7 @@ class Connection(MessageBus):
                 if source is not None:
                     source.close()
             raise
-        self._judge = judge
+        self._find_refusal = find_refusal
         self._number = -1
         self._frame = bytearray()
         self._wanted = 0  # size of the first message in _frame, when it may pass
@@ -162,7 +162,7 @@ class Connection(MessageBus):
     def _refuse(self, header: wire.Header, body: int) -> bool:
         if header.type != wire.METHOD_CALL:
             return body > MAX_REPLY or header.unix_fds > 0
-        error = self._judge(header, body)
+        error = self._find_refusal(header, body)
         if error is None:
             return False
         self._refused += 1

@@ -27,7 +27,7 @@ class FilterStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class DaemonStatus:
     """What `conntrackctl status` is about. `problems` is empty while the daemon is healthy."""
 
     version: str
@@ -123,7 +123,7 @@ class Control(Protocol):
     def set_log_level(self, level: str) -> list[str]:
         """One of those there are, until a reload or restart."""
 
-    def status(self) -> Status: ...
+    def status(self) -> DaemonStatus: ...
 
     def statistics(self) -> Statistics: ...
 

@@ -23,7 +23,7 @@ LEVELS: Final = LOG_LEVEL.kind.words
 SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 
 
-class Manager:
+class ManagerHandlers:
     """org.conntrackd1.Manager."""
 
     def __init__(self, control: Control) -> None:
@@ -124,7 +124,7 @@ class Manager:
         return dict(self._control.statistics().counters)
 
 
-class Sink:
+class SinkHandlers:
     """org.conntrackd1.Sink, of the sink with this name."""
 
     def __init__(self, control: Control, name: str) -> None:

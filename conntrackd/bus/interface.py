@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from conntrackd.bus.handlers import Descriptor, Manager, Sink
+from conntrackd.bus.handlers import Descriptor, ManagerHandlers, SinkHandlers
 
 NAME: Final = "org.conntrackd1"
 MANAGER_PATH: Final = "/org/conntrackd1"
@@ -152,7 +152,7 @@ def _parse_interface(element: ET.Element) -> Interface:
 def _parse_method(element: ET.Element) -> Method:
     return Method(
         element.attrib["name"],
-        _find_action(element),
+        _read_action(element),
         _parse_arguments(element, "in"),
         _parse_arguments(element, "out"),
     )
@@ -162,8 +162,8 @@ def _parse_property(element: ET.Element) -> Property:
     name = element.attrib["name"]
     if element.attrib["access"] != "read":
         raise ContractError(f"{name}: a property that can be written has no authorisation")
-    emits = [note.attrib["value"] for note in element.iter("note") if note.attrib["name"] == EMITS]
-    return Property(name, _find_action(element), element.attrib["type"], emits[0] if emits else "true")
+    emits = [note.attrib["value"] for note in element.iter("annotation") if note.attrib["name"] == EMITS]
+    return Property(name, _read_action(element), element.attrib["type"], emits[0] if emits else "true")
 
 
 def _parse_arguments(element: ET.Element, direction: str | None) -> tuple[Argument, ...]:
@@ -174,8 +174,8 @@ def _parse_arguments(element: ET.Element, direction: str | None) -> tuple[Argume
     )
 
 
-def _find_action(element: ET.Element) -> str:
-    found = [note.attrib["value"] for note in element.iter("note") if note.attrib["name"] == ACTION]
+def _read_action(element: ET.Element) -> str:
+    found = [note.attrib["value"] for note in element.iter("annotation") if note.attrib["name"] == ACTION]
     if len(found) != 1 or found[0] not in ACTIONS:
         raise ContractError(f"{element.attrib['name']}: names {found} and not exactly one polkit action")
     return found[0]
@@ -222,8 +222,8 @@ def load() -> dict[str, Interface]:
     """The interfaces by name, once they are found to agree with their handlers."""
     interfaces = parse_interfaces(read_xml())
     _check_names(interfaces)
-    check_handlers(interfaces[MANAGER], Manager)
-    check_handlers(interfaces[SINK], Sink)
+    check_handlers(interfaces[MANAGER], ManagerHandlers)
+    check_handlers(interfaces[SINK], SinkHandlers)
     return interfaces
 
 

@@ -6,7 +6,7 @@ from dbus_fast import Variant
 
 from conntrackd.bus.connection import clean_text
 from conntrackd.bus.control import Control
-from conntrackd.bus.handlers import Manager, Sink
+from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
 from conntrackd.bus.interface import MANAGER, MANAGER_PATH, SINK, Interface, Property, to_path
 from conntrackd.errors import ConntrackdError
 
@@ -105,13 +105,13 @@ class Objects:
     def __init__(self, control: Control, interfaces: dict[str, Interface]) -> None:
         self._control = control
         self._interfaces = interfaces
-        self._manager = Manager(control)
+        self._manager = ManagerHandlers(control)
 
     def list_sinks(self) -> dict[str, str]:
         """Paths and names."""
         return {to_path(name): name for name in self._control.list_sinks()}
 
-    def find(self, path: str) -> tuple[Interface, Manager | Sink]:
+    def find(self, path: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
         """The interface at a path and what answers it. Raises UnknownObjectError."""
         if path == MANAGER_PATH:
             return self._interfaces[MANAGER], self._manager
@@ -119,9 +119,9 @@ class Objects:
         name = self.list_sinks().get(path)
         if name is None:
             raise UnknownObjectError("no such object")
-        return self._interfaces[SINK], Sink(self._control, name)
+        return self._interfaces[SINK], SinkHandlers(self._control, name)
 
-    def find_interface(self, path: str, name: str) -> tuple[Interface, Manager | Sink]:
+    def get_interface(self, path: str, name: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
         """As find(), for this interface; an empty name is the one there is."""
         interface, target = self.find(path)
         if name not in {"", interface.name}:
@@ -142,9 +142,9 @@ class Objects:
         text += "".join(f'  <node name="{child}"/>\n' for child in children)
         return f"{DOCTYPE}<node>\n{text}</node>\n"
 
-    def find_property(self, path: str, interface: str, name: str) -> Property:
+    def get_property(self, path: str, interface: str, name: str) -> Property:
         """Raises what says why there is no such property."""
-        properties = self.find_interface(path, interface)[0].properties
+        properties = self.get_interface(path, interface)[0].properties
         if name not in properties:
             raise UnknownPropertyError("no such property")
         return properties[name]

@@ -39,21 +39,21 @@ class Signals:
     # ---- Listener: any thread -------------------------------------------------------------------------
 
     def filter_changed(self) -> None:
-        self._tell(self._note_filter)
+        self._schedule(self._note_filter)
 
     def events_lost(self, count: int) -> None:
-        self._tell(self._note_lost, count)
+        self._schedule(self._note_lost, count)
 
     def sink_changed(self, name: str) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
     def log_level_changed(self) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
     def problems_changed(self) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
-    def _tell(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
+    def _schedule(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
         loop = self._loop
         if loop is None:
             return

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
-from conntrackd.cli.daemonlink import (
+from conntrackd.cli.common import (
     LEVELS,
     add_json,
     connect,
@@ -51,7 +51,7 @@ def show_status(arguments: Namespace) -> int:
     """Whether it is healthy: 0, or 4. Where it does not run, the error's status is 3."""
     with connect(arguments) as client:
         properties, sinks = client.read_properties(), client.read_sinks()
-    problems = find_problems(properties, sinks)
+    problems = list_problems(properties, sinks)
     if arguments.json:
         print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
     else:
@@ -59,7 +59,7 @@ def show_status(arguments: Namespace) -> int:
     return DEGRADED if problems else 0
 
 
-def find_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def list_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the daemon says, and sinks in a bad state of which it does not."""
     problems = [str(problem) for problem in properties["Problems"]]
     for name, sink in sinks.items():

@@ -3,14 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.daemonlink import explain_silence
-from conntrackd.cli.verb import HelpFormatter, Verb
-from conntrackd.errors import UnavailableError, UsageError
+from conntrackd.cli.common import explain_silence
+from conntrackd.cli.verb import Parser, Verb
+from conntrackd.errors import UnavailableError
 
 PROGRAM: Final = "conntrackctl"
 VERSION_HELP: Final = "print the version"
@@ -27,26 +27,6 @@ GROUPS: Final = {
     "sink": "list, enable, disable and flush sinks",
 }
 """Words that further words follow."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
-        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
-        if action.choices is None or value in action.choices:
-            return
-        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
-
-        words = [str(choice) for choice in action.choices]
-        name = str(action.metavar or "/".join(action.option_strings)).lower()
-        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
-        raise UsageError(f"unknown {name} {quote(str(value))}", hint=hint)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
 
 
 def build_parser() -> argparse.ArgumentParser:

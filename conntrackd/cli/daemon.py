@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
-from conntrackd.cli.verb import HelpFormatter
+from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.lean import without
@@ -25,20 +25,11 @@ CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTI
 FRAGMENT: Final = "check one file of conntrackd.d on its own"
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """All commands; the chosen one's function is `run` of what is parsed."""
     parser = Parser(
         prog=PROGRAM,
         description="Log the kernel's connection tracking events as structured records.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     version = f"{PROGRAM} {VERSION}"
     parser.add_argument("--version", action="version", version=version, help="print the version")
@@ -52,8 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             usage=usage,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
         )
         command.add_argument("--config", metavar="PATH", help="read only this file")
         add_flags(command)
@@ -65,14 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "record",
         help="record raw netlink messages to a file",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     command.add_argument("file", metavar="FILE", type=Path, help="output file, replaced if it exists")
     command.add_argument("--count", metavar="N", type=int, help="stop after N messages")
     command.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
     command.set_defaults(run=record, known=["--count", "--netns"])
-    command = commands.add_parser("version", help="print the version", formatter_class=HelpFormatter)
+    command = commands.add_parser("version", help="print the version")
     command.set_defaults(run=show_version, known=[])
     return parser
 
@@ -103,7 +90,7 @@ def check(arguments: argparse.Namespace) -> int:
     for warning in result.warnings:
         report.warn(PROGRAM, warning)
     for text in result.untried:
-        report.say(PROGRAM, f"not tried: {text}")
+        report.print_error(PROGRAM, f"not tried: {text}")
     raise_mistakes(result.mistakes)
     paths = result.config.paths
     print("\n".join(f"{path}: good" for path in paths) or "no configuration file; the settings are valid")
@@ -120,12 +107,12 @@ def record(arguments: argparse.Namespace) -> int:
         count = recorder.record(arguments.file, arguments.count, arguments.netns, _tell)
     except OSError as error:
         raise OutputError(f"{error.strerror}", place=str(arguments.file)) from error
-    report.say(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
+    report.print_error(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
     return 0
 
 
 def _tell(text: str) -> None:
-    report.say(PROGRAM, text)
+    report.print_error(PROGRAM, text)
 
 
 def show_version(_: argparse.Namespace) -> int:

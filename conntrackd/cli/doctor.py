@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from conntrackd.cli.common import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.daemonlink import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import show_controls
 
@@ -30,7 +30,7 @@ def show_findings(arguments: Namespace) -> int:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     is_root = os.geteuid() == 0
     rows = []
-    for severity, check, message, remedy in find_rows(arguments):
+    for severity, check, message, remedy in list_rows(arguments):
         row = (severity, check, message, address_reader(remedy, is_root=is_root))
         severities.append(severity)
         if arguments.json:
@@ -42,7 +42,7 @@ def show_findings(arguments: Namespace) -> int:
     return DEGRADED if {"warning", "error"} & set(severities) else 0
 
 
-def find_rows(arguments: Namespace) -> Iterator[Row]:
+def list_rows(arguments: Namespace) -> Iterator[Row]:
     """The daemon's own findings; where none runs, those from here, of which some take seconds."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
     from conntrackd.checks import HIDDEN  # noqa: PLC0415

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.daemonlink import add_bus, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
@@ -26,7 +26,7 @@ NOWHERE: Final = Path("/nonexistent")
 # A line of the stream has 300 to 1,000 characters.
 MAX_LINE_BYTES: Final = 64 << 10
 # So many wrong lines are told one by one.
-MAX_TOLD: Final = 100
+MAX_REPORTED: Final = 100
 
 
 def add_rule_arguments(parser: ArgumentParser) -> None:
@@ -160,7 +160,7 @@ def try_out(arguments: Namespace) -> int:
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
-        file = _find_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
+        file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
         for number, line in _read_lines(file):
             try:
                 decision = evaluate_line(rules, line)
@@ -169,9 +169,9 @@ def try_out(arguments: Namespace) -> int:
                 mistakes.append(error)
                 continue
             print(_render_decision(number, decision, as_json=arguments.json))
-    if len(mistakes) > MAX_TOLD:
+    if len(mistakes) > MAX_REPORTED:
         raise ManyErrors(
-            [*mistakes[:MAX_TOLD], DataError(f"{len(mistakes) - MAX_TOLD} more lines are not events")]
+            [*mistakes[:MAX_REPORTED], DataError(f"{len(mistakes) - MAX_REPORTED} more lines are not events")]
         )
     if mistakes:
         raise ManyErrors(mistakes)
@@ -229,7 +229,7 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     return Decision(True, 0) if flow is None else evaluate(rules, flow)
 
 
-def _find_input() -> BinaryIO:
+def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
     return sys.stdin.buffer

@@ -23,13 +23,13 @@ WRITE: Final = "python -m conntrackd.cli.render --write"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each option, in a group for each section. Values stay text until read_config."""
-    for section, members in groupby(OPTIONS, find_section):
+    for section, members in groupby(OPTIONS, get_section):
         group = parser.add_argument_group(section or "daemon")
         for option in members:
             _add_flag(group, option)
 
 
-def find_section(option: Option[object]) -> str:
+def get_section(option: Option[object]) -> str:
     """`sink.loki` for all that is below it, else the first word; empty for the daemon's own."""
     words = option.key.split(".")
     if len(words) == 1:
@@ -110,7 +110,7 @@ def _render_setting(option: Option[object], name: str) -> list[str]:
 def render_man_flags() -> str:
     """The options of conntrackd(8) as an mdoc list for each section."""
     lines = []
-    for section, members in groupby(OPTIONS, find_section):
+    for section, members in groupby(OPTIONS, get_section):
         lines += [f".Ss {section or 'daemon'}"]
         lines += [".Bl -tag -width Ds"]
         for option in members:
@@ -182,7 +182,7 @@ def replace_between(text: str, part: str, path: Path) -> str:
     return f"{head}{begin}{part}\n{end}{tail}"
 
 
-def find_stale(root: Path) -> list[Path]:
+def list_stale(root: Path) -> list[Path]:
     """The files that do not agree with OPTIONS."""
     return [
         path for path, text in render_files(root).items() if not path.exists() or path.read_text() != text
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the source tree (default: here)")
     arguments = parser.parse_args()
     texts = render_files(arguments.root)
-    stale = find_stale(arguments.root)
+    stale = list_stale(arguments.root)
     for path in stale:
         if arguments.write:
             path.write_text(texts[path])

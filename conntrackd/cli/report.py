@@ -63,19 +63,19 @@ def report(program: str, error: Exception) -> int:
     match error:
         case ManyErrors():
             for mistake in error.errors:
-                say(program, str(mistake))
+                print_error(program, str(mistake))
             return error.exit_status
         case ConntrackdError():
-            say(program, str(error))
+            print_error(program, str(error))
             return error.exit_status
         case MemoryError():
-            say(
+            print_error(
                 program,
                 "out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue",
             )
             return EX_TEMPFAIL
         case ImportError():
-            say(
+            print_error(
                 program,
                 f"{error}\nhint: a library is not installed for this Python, or has no memory to load",
             )
@@ -84,18 +84,18 @@ def report(program: str, error: Exception) -> int:
             return report(program, explain_descriptors(error))
         case OSError():
             where = f"{error.filename}: " if error.filename is not None else ""
-            say(program, f"{where}{error.strerror or error}")
+            print_error(program, f"{where}{error.strerror or error}")
             return EX_IOERR
-    say(program, f"internal error: {type(error).__name__}: {error} (at {find_place(error)})")
+    print_error(program, f"internal error: {type(error).__name__}: {error} (at {find_place(error)})")
     return EX_SOFTWARE
 
 
 def warn(program: str, warning: ConntrackdError) -> None:
     """Print to stderr what is no error: its form is that of one, with a word in front."""
-    say(program, f"warning: {warning}")
+    print_error(program, f"warning: {warning}")
 
 
-def say(program: str, text: str) -> None:
+def print_error(program: str, text: str) -> None:
     """One message to stderr, after what stdout holds already; no control character reaches the terminal."""
     # Either may be closed: then there is nobody left to tell.
     with suppress(OSError, ValueError):

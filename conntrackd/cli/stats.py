@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conntrackd.cli.common import add_json, connect, parse_count, print_json, print_table, render_bytes
 from conntrackd.cli.control import render_age
-from conntrackd.cli.daemonlink import add_json, connect, parse_count, print_json, print_table, render_bytes
 from conntrackd.cli.verb import Verb
 
 # What is looked for also where it is 0.
@@ -49,7 +49,7 @@ def show_stats(arguments: Namespace) -> int:
                 if first is None:
                     first = numbers if arguments.reset_view else {}
                 view = {name: value - _start(name, first) for name, value in numbers.items()}
-                rates = find_rates(before, now, numbers)
+                rates = compute_rates(before, now, numbers)
                 if arguments.json:
                     print_json(to_json(view, rates, matches))
                 else:
@@ -84,7 +84,7 @@ def _start(name: str, first: Numbers) -> int:
     return first.get(name, 0) if _is_total(name) else 0
 
 
-def find_rates(before: tuple[float, Numbers] | None, now: float, numbers: Numbers) -> dict[str, float]:
+def compute_rates(before: tuple[float, Numbers] | None, now: float, numbers: Numbers) -> dict[str, float]:
     """Per second since the last view, of what counts up; nothing at the first."""
     if before is None or now <= before[0]:
         return {}

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from conntrackd.cli.daemonlink import add_bus, connect, parse_count
+from conntrackd.cli.common import add_bus, connect, parse_count
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError, show_controls
 

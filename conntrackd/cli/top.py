@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.daemonlink import connect, parse_count, print_json, render_bytes
+from conntrackd.cli.common import connect, parse_count, print_json, render_bytes
 from conntrackd.cli.tail import CHUNK, SIZES, add_rules, render_end, show_line
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -58,7 +58,7 @@ class Talkers:
             self.gaps += lost is None
             return
         self.events += 1
-        key = find_key(record, self._by)
+        key = make_key(record, self._by)
         events, size = self._rows.get(key, (0, 0))
         size += sum(int(record.get(name, 0)) for name in SIZES)
         self._rows[key] = events + 1, size
@@ -71,7 +71,7 @@ class Talkers:
         return [(key, events, size) for key, (events, size) in rows[:count]]
 
 
-def find_key(record: Mapping[str, Any], by: str) -> str:
+def make_key(record: Mapping[str, Any], by: str) -> str:
     """What the record is counted under."""
     match by:
         case "port":

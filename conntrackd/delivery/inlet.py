@@ -55,7 +55,7 @@ class Inlet:
         """Seconds that an event may wait for others, before it is written."""
         return self._sink.batch_wait
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         """How many events would be taken now; 0 also when the sink is out."""
         return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
 
@@ -68,7 +68,7 @@ class Inlet:
                 if written == rendered.events:
                     return
                 rendered = rendered.split(written)[1] if written else rendered
-            room = self.find_room()
+            room = self.get_room()
             if room >= rendered.events:
                 self._append(rendered)
                 return

@@ -12,17 +12,17 @@ def join_losses(losses: Iterable[Lost]) -> Losses:
     """Those of one place and reason as one. What has a number is not joined with what has none."""
     joined: dict[tuple[str, str, bool], Lost] = {}
     for lost in losses:
-        kind = _find_kind(lost)
+        kind = _get_kind(lost)
         joined[kind] = join_two(joined[kind], lost) if kind in joined else lost
     return tuple(joined.values())
 
 
 def is_alike(one: Lost, other: Lost) -> bool:
     """Whether one record can stand for both."""
-    return _find_kind(one) == _find_kind(other)
+    return _get_kind(one) == _get_kind(other)
 
 
-def _find_kind(lost: Lost) -> tuple[str, str, bool]:
+def _get_kind(lost: Lost) -> tuple[str, str, bool]:
     return lost.where, lost.reason, lost.count == ABSENT
 
 

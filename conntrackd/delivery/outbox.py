@@ -63,7 +63,7 @@ class Outbox(Inlet):
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
         self._absences = Repeats(clock)
-        self._told_absence = False
+        self._reported_absence = False
 
     @property
     def state(self) -> SinkState:
@@ -78,9 +78,9 @@ class Outbox(Inlet):
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
         with self._lock:
-            return replace(self._stats, sink_oldest_event_ns=self._find_oldest())
+            return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
 
-    def _find_oldest(self) -> int:
+    def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
             return self._disk.oldest
         first = self._in_flight.first if self._in_flight else self._waiting.head
@@ -155,7 +155,7 @@ class Outbox(Inlet):
         if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
-        losses = self._waiting.take_losses()
+        losses = self._waiting.pop_losses()
         if self._disk is not None:
             self._disk.note(losses)
             self._disk.close()
@@ -277,7 +277,7 @@ class Outbox(Inlet):
         with self._lock:
             if not reason and not self.is_out():  # somebody has enabled it just now
                 return 0
-            dropped, oldest = self._stats.sink_events_queued, self._find_oldest()
+            dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:
@@ -341,7 +341,7 @@ class Outbox(Inlet):
         """As soon as something is accepted: where it was refused, the record would have been refused too."""
         if events:
             self._waiting.hold_lost(Lost(events, batch.oldest, time.time_ns(), self.name, "refused"))
-        for lost in self._waiting.take_held() if accepted else ():
+        for lost in self._waiting.pop_held() if accepted else ():
             self._append_lost(lost)
 
     def _recover(self, state: SinkState = SinkState.OK, *, delivered: bool = False) -> None:
@@ -350,8 +350,8 @@ class Outbox(Inlet):
         with self._lock:
             if not self.is_out():
                 self._state = state
-        if delivered and self._told_absence:
-            self._told_absence = False
+        if delivered and self._reported_absence:
+            self._reported_absence = False
             logger.info("sink %s: works again", self.name)
 
     def _revise(self, revision: SinkRevised) -> None:
@@ -400,7 +400,7 @@ class Outbox(Inlet):
                 self._state = SinkState.RETRYING
         self._remove(done)
         text = "sink %s: %s, retrying in %.1f s"
-        self._told_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
+        self._reported_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

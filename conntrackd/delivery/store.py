@@ -13,22 +13,22 @@ class SpoolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class PackedBatch:
     """A batch as bytes, how many events are in it, and the time of its first record."""
 
     payload: bytes
     events: int
     oldest: int = 0
     losses: Losses = ()
-    """The LOST record in it: reported again when the parcel itself is lost."""
+    """The LOST record in it: reported again when the packed itself is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parcel on disk."""
+    """A packed on disk."""
 
     number: int
-    parcel: Parcel
+    packed: PackedBatch
     intact: bool = True
     """Whether it is what was stored. If not, only the number of its events is known."""
 
@@ -65,7 +65,7 @@ class Store(Protocol):
         """What is gone and has not been reported yet. On disk, too."""
 
     def append(
-        self, parcels: Sequence[Parcel], *, keep: int | None = None, is_report: bool = False
+        self, batches: Sequence[PackedBatch], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row]:
         """Stores all or none of them behind the others. With `is_report` each stands for its `losses`.
 

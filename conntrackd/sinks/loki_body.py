@@ -23,7 +23,7 @@ def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[
     counts: dict[Kind, int] = {}
     for part in parts:
         for stream, entries in part.list_streams() if part.events else _list_loss(part):
-            kind = find_kind(stream)
+            kind = get_kind(stream)
             streams.setdefault(kind, []).append(entries)
             counts[kind] = counts.get(kind, 0) + stream.events
     before = b'{"streams":['
@@ -42,7 +42,7 @@ def _list_loss(part: Rendered) -> Iterator[tuple[Stream, memoryview]]:
     yield Stream(0, 0, 1), memoryview(part.text)
 
 
-def find_kind(stream: Stream) -> Kind:
+def get_kind(stream: Stream) -> Kind:
     """Entries of one kind go to one stream."""
     return stream.type, stream.protocol, stream.is_replay
 
@@ -65,7 +65,7 @@ def halve(events: Rendered) -> tuple[Rendered, ...]:
 
 def list_kinds(events: Rendered) -> tuple[Kind, ...]:
     """Of the streams in a push."""
-    return tuple(dict.fromkeys(map(find_kind, events.streams))) if events.events else (LOSS,)
+    return tuple(dict.fromkeys(map(get_kind, events.streams))) if events.events else (LOSS,)
 
 
 def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
@@ -73,7 +73,7 @@ def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
     kinds = sorted(list_kinds(events), key=lambda kind: is_named(kind, last))
     if len(kinds) == 1:
         return (events,)
-    found = [find_kind(stream) for stream in events.streams for _ in range(stream.events)]
+    found = [get_kind(stream) for stream in events.streams for _ in range(stream.events)]
     return tuple(events.select([other == kind for other in found]) for kind in kinds)
 
 

@@ -14,12 +14,12 @@ Stamp = tuple[tuple[int, ...], ...]
 """What tells a file from the one that was there before, for each of some files."""
 
 
-def find_stamp(paths: Iterable[Path | None]) -> Stamp:
+def read_stamp(paths: Iterable[Path | None]) -> Stamp:
     """As they are now; what is not there has a stamp too."""
-    return tuple(_find_stamp(path) for path in paths if path is not None)
+    return tuple(_read_stamp(path) for path in paths if path is not None)
 
 
-def _find_stamp(path: Path) -> tuple[int, ...]:
+def _read_stamp(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError as error:

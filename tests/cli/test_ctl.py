@@ -16,8 +16,8 @@ from conntrackd import VERSION
 from conntrackd.bus.client import ANSWER_SECONDS, MANAGER, PASSWORD_SECONDS, NotRunningError
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.cli import ctl, daemon
+from conntrackd.cli.common import print_table
 from conntrackd.cli.control import render_age
-from conntrackd.cli.daemonlink import print_table
 from conntrackd.cli.doctor import print_findings
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError, UsageError
 from tests.bus.private import PrivateBus, Served, as_user
@@ -121,9 +121,9 @@ def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytes
 
 def test_an_older_daemon_is_told(bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(served.service._interfaces[MANAGER].properties, "RunTimeChanges")
-    with pytest.raises(UnavailableError, match="of another version than conntrackctl: it has no RunTime"):
+    with pytest.raises(UnavailableError, match="are of different versions: no property RunTime"):
         ctl.run(["status"])
-    with bus.connect() as client, pytest.raises(UnavailableError, match="of another version"):
+    with bus.connect() as client, pytest.raises(UnavailableError, match="of different versions"):
         client.call("Explode")
 
 
@@ -193,9 +193,12 @@ def test_every_help_ends_with_one_line_break(
         (["fitler"], "unknown command 'fitler'\nhint: did you mean filter?"),
         (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
         (["log-level", "7"], "unknown level '7'\nhint: one of: debug, info, warn, error"),
-        (["top", "--by", "\x1b"], "there is no --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
-        (["tail", "-n", "0"], "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail --help'"),
-        ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' shows"),
+        (["top", "--by", "\x1b"], "unknown --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
+        (
+            ["tail", "-n", "0"],
+            "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
+        ),
+        ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' lists"),
     ],
 )
 def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> None:

@@ -14,7 +14,7 @@ from conntrackd.cli.render import (
     collect_flags,
     escape_mdoc,
     explain_unknown,
-    find_stale,
+    list_stale,
     render_man_flags,
     render_man_settings,
     render_sample,
@@ -163,7 +163,7 @@ def test_text_for_man_pages_is_safe() -> None:
 
 
 def test_the_files_in_the_tree_are_up_to_date() -> None:
-    assert find_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
+    assert list_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
 
 
 def test_a_page_without_markers_is_told() -> None:

@@ -115,12 +115,12 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         (
             say("ActiveState=activating\nSubState=auto-restart\nResult=watchdog\nInvocationID=0f\n"),
             say("conntrackd: an event reader has stalled\n"),
-            "it has failed (watchdog), and systemd keeps restarting it\n  conntrackd: a reader",
+            "it has failed (watchdog), and systemd keeps restarting it\n  conntrackd: an event reader",
         ),
         (
             say("ActiveState=active\nSubState=running\nResult=success\nInvocationID=0f\n"),
             "",
-            "conntrackd is running, but not on this bus\nhint: bus.enable",
+            "conntrackd is running, but not on this bus\nhint: check bus.enable",
         ),
         (say(FAILED), say("\033[2Jgone\n"), "\033[2Jgone"),  # made visible where it is printed
     ],
@@ -173,4 +173,4 @@ def test_no_call_of_the_client_starts_a_service(bus: PrivateBus, monkeypatch: py
                 continue
 
     assert len(flags) >= 12
-    assert all(each & wire.NO_AUTO_START for each in flags)
+    assert all(flag & wire.NO_AUTO_START for flag in flags)

@@ -53,7 +53,7 @@ def put(
     outbox: Outbox, flows: Sequence[Flow], rendering: Callable[[Sequence[Flow]], Rendered] = render
 ) -> None:
     """As the reader does it: what there is room for is rendered, the rest is dropped."""
-    room = outbox.find_room()
+    room = outbox.get_room()
     if flows[:room]:
         outbox.put(rendering(flows[:room]))
     if flows[room:]:

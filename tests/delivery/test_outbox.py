@@ -190,17 +190,17 @@ def test_the_reader_is_told_how_much_there_is_room_for(clock: Clock) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
-    found = [outbox.find_room()]
+    found = [outbox.get_room()]
     put(outbox, make_flows(3))
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     outbox.disable()
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     outbox.enable()
     put(outbox, make_flows(4, 3))
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
 
     assert found == [5, 2, 0, 0, 5]
     assert sink.received == [0, 1, 2, 3, 4, [2, "fake", "queue"]]

@@ -214,7 +214,7 @@ def test_without_a_spool_the_log_has_what_the_sink_was_not_told(
     run_until_idle(outbox, clock)
     outbox.stop(clock.now)
 
-    assert "sink fake: ended before it could be told what was lost (refused: 3)" in caplog.text
+    assert "sink fake: ended before the loss could be reported (refused: 3)" in caplog.text
 
 
 def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(

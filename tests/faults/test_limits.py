@@ -53,7 +53,7 @@ def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, b
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "20 open files for four sinks, two spools and the bus")
+    verdict = rig.evaluate(13, "20 open files for four sinks, two spools and the bus")
     assert verdict.delivered == verdict.sent
     assert not any("too many files" in line for line in running.said)
 
@@ -69,7 +69,7 @@ def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "10 open files for four sinks, then more")
+    verdict = rig.evaluate(13, "10 open files for four sinks, then more")
     assert verdict.delivered == verdict.sent
     assert any("LimitNOFILE=" in line for line in running.said)
 
@@ -149,7 +149,7 @@ def test_row_13_a_limit_above_what_full_queues_take_is_never_felt(rig: Rig) -> N
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "two sinks away, 200,000 flows, 80 MiB for them")
+    verdict = rig.evaluate(13, "two sinks away, 200,000 flows, 80 MiB for them")
     assert verdict.lost == 0
     assert all(set(tally.dropped) == {"queue"} for tally in rig.tallies.values())
 

@@ -188,7 +188,7 @@ def test_counts_of_rules_and_what_a_tail_gets_are_those_of_all_readers(
     assert stats["rule_matches"] == [0, 2000, 500]
     assert stats["counters"]["events_received_total"] == 2500
     assert stats["counters"]["events_filtered_total"] == 500
-    assert sorted(find_number(each["sport"], each["dport"]) for each in tailed) == list(range(100))
+    assert sorted(find_number(line["sport"], line["dport"]) for line in tailed) == list(range(100))
     assert len(few) == 50
 
 

@@ -526,8 +526,8 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
     finally:
         os.close(reading)
         os.close(writing)
-        for each in wrong:
-            each.close()
+        for row in wrong:
+            row.close()
 
 
 def test_a_stored_socket_that_does_not_wait_is_made_to(net: Network, store: Store) -> None:

@@ -130,7 +130,9 @@ def test_a_file_of_events_is_rotated_and_no_event_is_lost(service: Machine) -> N
         path = service.root / folder[1:] / name
         text = path.read_text() if path.exists() else ""
         sent = set(map(find_address, range(first, first + 100)))
-        return [each for each in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if each in sent]
+        return [
+            address for address in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if address in sent
+        ]
 
     try:
         service.send(150_000, 100)
@@ -164,7 +166,7 @@ def test_it_listens_in_another_namespace_as_the_manual_says(service: Machine) ->
 
 def _may(machine: Machine, command: tuple[str, ...]) -> bool:
     return (
-        machine.sh(f"{' '.join(repr(each) for each in command)} >/dev/null 2>&1 && echo yes || true") == "yes"
+        machine.sh(f"{' '.join(repr(word) for word in command)} >/dev/null 2>&1 && echo yes || true") == "yes"
     )
 
 
@@ -362,7 +364,7 @@ def _wait_for_flows(machine: Machine, first: int, count: int, kind: str = "NEW")
 
     def all_are_told() -> bool:
         told[:] = [
-            each["EVENT_DST"] for each in machine.events(f"EVENT_TYPE={kind}") if each["EVENT_DST"] in sent
+            event["EVENT_DST"] for event in machine.events(f"EVENT_TYPE={kind}") if event["EVENT_DST"] in sent
         ]
         return len(told) >= count
 

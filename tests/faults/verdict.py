@@ -81,7 +81,7 @@ class Verdict:
     died: int
 
 
-def judge(
+def evaluate(
     sent: int,
     tallies: list[Tally],
     *,

@@ -64,7 +64,7 @@ def print_lines(lines: Sequence[str], *, indent: int = 0) -> None:
 
 def wrap(line: str, indent: int) -> str:
     """On a terminal, in as many lines as it takes."""
-    width = find_width()
+    width = get_width()
     if len(line) <= width:
         return line
     import textwrap  # noqa: PLC0415  # few lines are that long
@@ -73,7 +73,7 @@ def wrap(line: str, indent: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
-def find_width() -> int:
+def get_width() -> int:
     """The terminal's; a pipe has no end."""
     return shutil.get_terminal_size((10_000, 24)).columns
 
@@ -89,7 +89,7 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
     """Columns below their headings; numbers to the right; no wider than the terminal."""
-    limit = width or find_width()
+    limit = width or get_width()
     cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [all(re.fullmatch(NUMBER, cell) for cell in column[1:]) for column in zip(*cells, strict=True)]
