@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config, read_rules
-from conntrackd.engine import Engine, Table
+from conntrackd.engine import Engine, RuleTable
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.never import Given, find_warnings
+from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 
@@ -25,7 +25,7 @@ class Filter:
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    tables: tuple[Table, ...]
+    tables: tuple[RuleTable, ...]
     """One for each reader."""
     groups: int
     """The kernel's groups that can matter, EventType bits."""
@@ -64,15 +64,15 @@ def compile_filter(
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
+        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
     )
 
 
-def find_given(config: Config) -> Given:
+def make_scope(config: Config) -> EventScope:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
-    return Given(
+    return EventScope(
         int(config[options.CONNTRACK_EVENTS]),
         config[options.CONNTRACK_PROTOCOLS],
         bool(config[options.GEOIP_DATABASE]),

@@ -155,7 +155,7 @@ class Flow:
     master_dport: int = ABSENT
 
 
-def find_nat(flow: Flow) -> int:
+def compute_nat(flow: Flow) -> int:
     """Nat bits: where the reply tuple is not the original one turned round, an end was translated.
 
     The identifier of ICMP belongs to the source, and may be all that is translated: where a host behind the

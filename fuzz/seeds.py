@@ -10,9 +10,9 @@ from typing import Final
 
 from conntrackd.bus import wire
 from conntrackd.config.options import OPTIONS
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import KEYWORDS, parse_rules
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.constants import NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
 from fuzz.targets import join_datagrams

@@ -13,7 +13,7 @@ from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets

@@ -240,7 +240,7 @@ class Client:
             text = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise NotRunningError(
                 f"cannot connect to D-Bus: {text}",
-                place=self._address,
+                origin=self._address,
                 hint="the daemon works without D-Bus; to see whether it runs: pgrep -af 'conntrackd run'",
             ) from error
         self._socket.settimeout(ANSWER_SECONDS)

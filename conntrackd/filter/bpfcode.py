@@ -30,8 +30,8 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
-    find_leaves,
-    find_span,
+    compute_span,
+    list_leaves,
     merge_ranges,
 )
 from conntrackd.filter.fields import DURATION, FAMILIES, FAMILY, Field, Prefix
@@ -107,7 +107,7 @@ class Program:
             if self._count_steps() > bpf.ROOM:
                 return None
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
-        if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
+        if any(isinstance(step, Step) and DROP in (step.yes, step.no) for step in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
         program = bpf.link(self._steps)
         return program if len(program) <= bpf.ROOM else None
@@ -165,7 +165,7 @@ class Program:
         self._add(bpf.JEQ, 0, ACCEPT, found)  # without one it is malformed, which is counted
         self._mark(found)
         self._load_value(fields.PROTOCOL)
-        self._write_ranges([(each, each) for each in sorted(self._protocols)], ours, DROP)
+        self._write_ranges([(number, number) for number in sorted(self._protocols)], ours, DROP)
         self._mark(ours)
 
     def _write_search(self, field: Field) -> None:
@@ -239,7 +239,7 @@ class Program:
 
     def _write_leaf(self, leaf: Leaf, true: str, false: str, goal: Goal) -> None:
         """To `true` where the leaf is true, to `false` where it is false, to goal.no where it is unknown."""
-        if is_undecidable(leaf) or not all(self._is_at_hand(each) for each in _list_fields(leaf)):
+        if is_undecidable(leaf) or not all(self._is_at_hand(field) for field in _list_fields(leaf)):
             self._add(bpf.JA, yes=goal.unsure)
             return
         match leaf:
@@ -340,7 +340,7 @@ class Program:
         self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
         self._mark(ipv4)
-        spans = merge_ranges(find_span(each) for each in leaf.prefixes if len(each.network) == 4)
+        spans = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
         for field in leaf.fields if spans else ():
             further = self._new_label()
             self._add(bpf.LDX_MEM, self._slots[field])
@@ -454,10 +454,10 @@ def _is_address(field: Field) -> bool:
 
 def _list_fields(expression: Expression) -> Iterator[Field]:
     """The attributes of the message that a condition asks for."""
-    for leaf in find_leaves(expression):
+    for leaf in list_leaves(expression):
         match leaf:
             case NumberIn(asked) | AddressIn(asked):
-                yield from (each for each in asked if each.paths)
+                yield from (field for field in asked if field.paths)
             case StatusHas():
                 yield fields.STATUS
             case MarkIn():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
-from conntrackd.filter.ast import AddressIn, And, Expression, NumberIn, Rule, find_span
+from conntrackd.filter.ast import AddressIn, And, Expression, NumberIn, Rule, compute_span
 from conntrackd.filter.fields import Field
 
 SetLeaf = AddressIn | NumberIn
@@ -32,41 +32,41 @@ class Interval(NamedTuple):
     number: int
 
 
-def find_runs(rules: Sequence[Rule]) -> list[Run]:
+def list_runs(rules: Sequence[Rule]) -> list[Run]:
     """The runs worth a table of their own, in order; the rules' Nots must have been pushed inward."""
-    keys = [_find_keys(rule.expression) for rule in rules]
+    keys = [_list_keys(rule.expression) for rule in rules]
     runs = []
-    place = 0
-    while place < len(rules):
+    start = 0
+    while start < len(rules):
         key, length = max(
-            ((key, _measure(keys, place, key)) for key in keys[place]),
+            ((key, _measure(keys, start, key)) for key in keys[start]),
             key=lambda found: found[1],
             default=(None, 1),
         )
         if key is not None and length >= SHORTEST_RUN:
-            leaves = tuple(each[key] for each in keys[place : place + length])
-            runs.append(Run(place + 1, key[1], key[2], leaves))
-            place += length
+            leaves = tuple(lists[key] for lists in keys[start : start + length])
+            runs.append(Run(start + 1, key[1], key[2], leaves))
+            start += length
         else:
-            place += 1
+            start += 1
     return runs
 
 
-def _find_keys(expression: Expression) -> dict[Key, SetLeaf]:
+def _list_keys(expression: Expression) -> dict[Key, SetLeaf]:
     """Each list that the expression consists of, alone or beside other conditions, by all but its content."""
     items = expression.items if isinstance(expression, And) else (expression,)
     return {
-        (type(item), item.fields, items[:place] + items[place + 1 :]): item
-        for place, item in enumerate(items)
+        (type(item), item.fields, items[:start] + items[start + 1 :]): item
+        for start, item in enumerate(items)
         if isinstance(item, AddressIn | NumberIn)
     }
 
 
-def _measure(keys: list[dict[Key, SetLeaf]], place: int, key: Key) -> int:
-    end = place
+def _measure(keys: list[dict[Key, SetLeaf]], start: int, key: Key) -> int:
+    end = start
     while end < len(keys) and key in keys[end]:
         end += 1
-    return end - place
+    return end - start
 
 
 def list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
@@ -78,7 +78,7 @@ def list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
         else:
             for prefix in leaf.prefixes:
                 if len(prefix.network) == size:
-                    yield Interval(*find_span(prefix), number)
+                    yield Interval(*compute_span(prefix), number)
 
 
 def flatten(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
@@ -87,7 +87,7 @@ def flatten(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
     active: list[tuple[int, int]] = []  # number and high, the lowest number first
     bounds: list[int] = []
     numbers = [0]
-    for bound in sorted({each.low for each in waiting} | {each.high + 1 for each in waiting}):
+    for bound in sorted({interval.low for interval in waiting} | {interval.high + 1 for interval in waiting}):
         while waiting and waiting[-1].low == bound:
             interval = waiting.pop()
             heappush(active, (interval.number, interval.high))

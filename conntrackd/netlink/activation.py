@@ -70,7 +70,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER, split
-from conntrackd.netlink.socket import find_foreign, open_netlink
+from conntrackd.netlink.socket import describe_foreign, open_netlink
 
 TABLE: Final = "conntrackd"
 """Of the first process in a network namespace; a second one's has the number of its socket behind."""
@@ -118,11 +118,11 @@ class TrackingTable:
             netlink = socket.socket(fileno=descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise UnavailableError("what was stored is no socket") from error
-        fault = find_foreign(netlink)
+            raise UnavailableError("the stored descriptor is not a socket") from error
+        fault = describe_foreign(netlink)
         if fault:
             netlink.close()
-            raise UnavailableError(f"what was stored is {fault}")
+            raise UnavailableError(f"the stored descriptor is {fault}")
         return cls(netlink)
 
     def fileno(self) -> int:
@@ -161,9 +161,9 @@ class TrackingTable:
             _pack(NFT_MSG_NEWRULE, CREATE | NLM_F_APPEND, rule + _render_rule()),
         ][0 if replaces else 1 :]
         self._socket.send(_wrap(messages))
-        return self._find_error(len(messages))
+        return self._read_error(len(messages))
 
-    def _find_error(self, expected: int) -> int:
+    def _read_error(self, expected: int) -> int:
         """The first errno of so many answers; where the whole is refused there is one."""
         answers = 0
         while answers < expected:
@@ -272,10 +272,10 @@ def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def _explain(code: int) -> ConntrackdError:
-    own = "have a firewall rule with 'ct state' of your own instead of conntrack.activate"
+    own = "use a firewall rule with 'ct state' instead of conntrack.activate"
     if code == errno.EPERM:
         return NotPermittedError(
-            "conntrack.activate: not permitted to make an nftables table: CAP_NET_ADMIN is missing",
+            "conntrack.activate: not permitted to create an nftables table: CAP_NET_ADMIN is missing",
             hint="run it as root, or as a service: systemctl start conntrackd",
         )
     if code in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:

@@ -35,7 +35,7 @@ from conntrackd.netlink.constants import (
 )
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import attach_program, open_netlink
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 IPTABLES: Final = (
     Path("/proc/thread-self/net/ip_tables_names"),
@@ -113,7 +113,7 @@ def _look_at_hooks() -> bool | None:
 def count_entries() -> int | None:
     """Entries of the table, None where the kernel does not say."""
     try:
-        with closing(Table()) as table:
+        with closing(ConntrackTable()) as table:
             return table.measure().entries
     except UnavailableError:
         return None
@@ -132,9 +132,9 @@ def _look_at_rules() -> bool | None:
         return None
     if rules is None:
         return None
-    if any(_name(each) in rules for each in TRACKING_EXPRESSIONS):
+    if any(_name(expression) in rules for expression in TRACKING_EXPRESSIONS):
         return True
-    return None if any(_name(each) in rules for each in FOREIGN_EXPRESSIONS) else False
+    return None if any(_name(expression) in rules for expression in FOREIGN_EXPRESSIONS) else False
 
 
 def _read_names(path: Path) -> str:

@@ -31,7 +31,7 @@ def test_a_file_that_is_no_namespace_is_told(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
 
-    with pytest.raises(UnavailableError, match="is no network namespace"), enter(str(path)):
+    with pytest.raises(UnavailableError, match="is not a network namespace"), enter(str(path)):
         pass
 
 

@@ -37,8 +37,8 @@ def find_shares(total: int, message: bytes, program: bytes | None = None) -> lis
     return found
 
 
-def passes(each: KernelFilter, message: bytes) -> bool:
-    program = None if each.program is None else bpf.assemble(each.program)
+def passes(compiled: KernelFilter, message: bytes) -> bool:
+    program = None if compiled.program is None else bpf.assemble(compiled.program)
     return find_shares(1, message, program) == [0]
 
 

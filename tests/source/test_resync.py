@@ -2,7 +2,7 @@
 
 import pytest
 
-from conntrackd.engine import SLOTS, Batch, Engine
+from conntrackd.engine import SLOTS, Engine, EventBatch
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
 from conntrackd.source.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
@@ -25,7 +25,7 @@ class Table:
         self.begun += 1
         self._left = list(self.chunks)
 
-    def read(self, batch: Batch) -> bool:
+    def read(self, batch: EventBatch) -> bool:
         if self.is_broken:
             raise UnavailableError("broken")
         batch.load(join(*self._left.pop(0)) if self._left else b"", 0, RECEIVED_NS)
@@ -183,7 +183,7 @@ def test_a_table_that_cannot_be_read_is_counted_and_tried_again(chunks: list[lis
     bench.table.is_broken = False
     bench.now += PAUSE_SECONDS
 
-    assert bench.read() == [each.id for chunk in chunks for each in chunk]
+    assert bench.read() == [flow.id for chunk in chunks for flow in chunk]
     assert bench.stats.table_readings_total == 1
 
 
