@@ -1,4 +1,4 @@
-"""The lines that mend what is wrong: for the namespace that is watched, and so that they last over a reboot.
+"""Commands that fix problems, in the namespace that is watched, so that they last over a reboot.
 
 Each is what root can paste; conntrackctl puts sudo before it for others.
 """
@@ -64,7 +64,7 @@ def advise_tracking(config: Config, *, is_active: bool = False) -> str:
 
 
 def advise_fault(fault: str, config: Config, *, is_active: bool = False) -> str:
-    """What mends a fault of hearing.py."""
+    """The fix for a fault of hearing.py."""
     match fault:
         case tracking.NOT_TRACKED:
             return advise_tracking(config, is_active=is_active)

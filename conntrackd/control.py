@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
+# The kernel counts a buffer twice; people see the size that conntrack.buffer asks for.
 COUNTED: Final = 2
 TAILS_OF_ROOT: Final = 2
 RUN_TIME: Final = "until a reload or restart"
@@ -63,7 +63,7 @@ class DaemonControl:
         self._turn = asyncio.Lock()
         self._spoolless: list[str] = []
         self._started: Config | None = None
-        """What the daemon was started with: what waits for a restart is told by each reload until then."""
+        """The configuration at the start: each reload reports what still waits for a restart."""
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class DaemonControl:
         return lines
 
     def _collect_soon(self) -> None:
-        """What is no longer in force hangs together in cycles, for which nobody would look for a long time.
+        """Free replaced filters: they form reference cycles, and the collector rarely runs.
 
         After 10,000 reloads that was 14 MB. Looking takes 10 ms: once after many changes.
         """
@@ -440,7 +440,7 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        running.cancelled() or running.exception()  # noted: nobody is left to be told
+        running.cancelled() or running.exception()  # retrieved: nobody is left to be informed
         raise
 
 

@@ -1,4 +1,4 @@
-"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
+"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. Joins the parts.
 
 Three kinds of threads: the readers (socket to outboxes, reader.py), one for each sink (delivery/outbox.py),
 and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
@@ -281,7 +281,7 @@ class Daemon:
             outbox.begin_stop(deadline)
         await asyncio.to_thread(_stop_outboxes, outboxes, deadline)
 
-    # ---- telling --------------------------------------------------------------------------------------
+    # ---- reporting --------------------------------------------------------------------------------------
 
     def _report_start(self) -> None:
         names = ", ".join(self.outboxes)
@@ -323,7 +323,7 @@ class Daemon:
         return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:
-        """Whoever listens is told when there are others."""
+        """Notify the listeners when the problems have changed."""
         problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
@@ -454,7 +454,7 @@ def _check_replay(config: Config) -> None:
 
 
 def run(sources: Sources) -> None:
-    """The daemon, until it is told to end. Raises ConntrackdError or OSError."""
+    """Run the daemon until a signal ends it. Raises ConntrackdError or OSError."""
     gc.set_threshold(GARBAGE_OBJECTS)
     resources.try_descriptors()
     try:

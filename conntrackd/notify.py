@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over: sd_notify(3), sd_listen_fds(3)."""
+"""Notifications to systemd, and the descriptors that it passes: sd_notify(3), sd_listen_fds(3)."""
 
 import array
 import os

@@ -47,7 +47,7 @@ class Progress:
         seen.dropped, seen.settled = dropped, settled
 
     def describe_trouble(self, name: str, outbox: Outbox, batch_wait: float = 0.0) -> str:
-        """In a few words, behind the sink's name; empty for none. Until then events may wait for others."""
+        """A phrase that follows the sink's name; empty for none. Until then events may wait for others."""
         seen, now = self._seen.get(name), self._clock()
         if seen is None or outbox.is_out():
             return ""

@@ -1,4 +1,4 @@
-"""Limits that the system sets: one that is too small is told at the start, with what sets it."""
+"""Limits of the system: one that is too low is reported at the start, with what sets it."""
 
 import errno
 import os

@@ -185,7 +185,7 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
         return
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
         is_own = bool(config[kind.spool.path])
-        if is_own or folder.parent.is_dir():  # else that is told of the state directory
+        if is_own or folder.parent.is_dir():  # else that is reported for the state directory
             _verify_folder(report, kind.spool.path if is_own else options.STATE_DIRECTORY, folder)
     match kind.name:
         case "stream":

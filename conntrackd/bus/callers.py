@@ -51,7 +51,7 @@ class Callers:
         return int(user)
 
     def handle_signal(self, message: Message) -> None:
-        """Any signal that came; those of the bus about a name that went away are heeded."""
+        """Handle a signal: forget a name that the bus reports as gone, ignore all others."""
         if message.sender != BUS.name or message.member != "NameOwnerChanged" or message.signature != "sss":
             return
         name, _, owner = message.body

@@ -60,7 +60,7 @@ STATUSES: Final = {
 
 
 class DaemonError(ConntrackdError):
-    """What the daemon answered, in its own words; `name` is the error's name on the bus."""
+    """The error that the daemon returned; `name` is its name on the bus."""
 
     def __init__(self, name: str, text: str) -> None:
         head, _, rest = text.partition("\n")
@@ -247,7 +247,7 @@ class Client:
         self._exchange(BUS, BUS_PATH, BUS, "Hello", "", [])
 
     def _authenticate(self) -> None:
-        """SASL EXTERNAL: the kernel tells the bus who we are. All in one, for the answers are known."""
+        """SASL EXTERNAL: the kernel identifies us to the bus. One write, because the answers are known."""
         identity = str(os.geteuid()).encode().hex()
         self._send(f"\0AUTH EXTERNAL {identity}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n".encode())
         if not self._read_line().startswith(b"OK"):

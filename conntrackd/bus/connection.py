@@ -28,7 +28,7 @@ CHUNK: Final = 16384
 LONG_CHUNK: Final = 1 << 20
 MAX_REPLY: Final = 8 << 20  # from the bus itself or from polkit
 
-# dbus-fast 1.84 (Debian 12) tells the length of a string in characters instead of bytes, for which the bus
+# dbus-fast 1.84 (Debian 12) gives the length of a string in characters instead of bytes, for which the bus
 # closes the connection: there, what is not ASCII is escaped.
 TEXT_ENCODING: Final = "utf-8" if bytes(Marshaller("s", ["\xe4"]).marshall())[0] == 2 else "ascii"
 
@@ -87,7 +87,7 @@ class Connection(MessageBus):
         self._loop.add_reader(self._number, self._read)
 
     def end(self, error: Exception | None = None) -> None:
-        """Closes everything. May be called twice, and before connect()."""
+        """Close everything. May be called twice, and before connect()."""
         if self._sock is None or self._stream is None:
             return
         if not self._disconnected:
@@ -129,7 +129,7 @@ class Connection(MessageBus):
             self._loop.add_reader(self._number, self._read)
 
     def _feed(self, data: bytes) -> None:
-        """Cuts the stream into messages. Raises WireError where it is none."""
+        """Cut the stream into messages. Raises WireError where it is none."""
         if self._skip:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
@@ -139,7 +139,7 @@ class Connection(MessageBus):
             pass
 
     def _take_one(self) -> bool:
-        """Takes the first message of what was read, or its header when the rest is to be skipped."""
+        """Take the first message of what was read, or its header when the rest is to be skipped."""
         if len(self._frame) < max(wire.FIXED, self._wanted):
             return False
         if self._wanted:
@@ -180,11 +180,11 @@ class Connection(MessageBus):
             self._process_message(message)
 
     def post(self, message: Message, on_done: Callable[[], None] = lambda: None) -> None:
-        """Sends what nobody waits for. `on_done` is called when it was sent, or could not be."""
+        """Send what nobody waits for. `on_done` is called when it was sent, or could not be."""
 
         def done(future: asyncio.Future[Any]) -> None:
             if not future.cancelled():
-                future.exception()  # taken note of: that the connection is over is told elsewhere
+                future.exception()  # retrieved: the end of the connection is reported elsewhere
             on_done()
 
         if self.connected:
@@ -195,7 +195,7 @@ class Connection(MessageBus):
     async def ask(
         self, service: Service, member: str, signature: str, body: list[Any], timeout: float
     ) -> list[Any]:
-        """Calls another service. Raises RemoteError where it fails or does not answer in time."""
+        """Call another service. Raises RemoteError where it fails or does not answer in time."""
         call = Message(service.name, service.path, service.interface, member, signature=signature, body=body)
         try:
             reply = await asyncio.wait_for(self.call(call), timeout)

@@ -143,7 +143,7 @@ class Objects:
         return f"{DOCTYPE}<node>\n{text}</node>\n"
 
     def get_property(self, path: str, interface: str, name: str) -> Property:
-        """Raises what says why there is no such property."""
+        """Get a property. Raises UnknownInterfaceError or UnknownPropertyError."""
         properties = self.get_interface(path, interface)[0].properties
         if name not in properties:
             raise UnknownPropertyError("no such property")
@@ -159,12 +159,12 @@ class Objects:
         return {prop.name: self.read(path, prop) for prop in properties if prop.action in actions}
 
     def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:
-        """What ObjectManager tells: the objects below the manager."""
+        """The answer of GetManagedObjects: the objects below the manager."""
         return {path: {SINK: self.read_all(path, actions)} for path in self.list_sinks()}
 
 
 def to_body(value: Any) -> Any:  # noqa: ANN401  # any value of a handler
-    """A handler's value as dbus-fast takes it: structs are lists, and text is as the bus can carry it."""
+    """A handler's value as dbus-fast expects it: structs as lists, text as the bus can carry it."""
     match value:
         case str():
             return clean_text(value)

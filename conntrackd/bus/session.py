@@ -223,7 +223,7 @@ class Session:
             self._bus.post(Message.new_method_return(message, signature, body))
 
     def _send_descriptor(self, message: Message, descriptor: int) -> None:
-        """Keeps it open until it is sent, or until there is no connection to send it over."""
+        """Keep it open until it is sent, or until there is no connection to send it over."""
         if message.flags & MessageFlag.NO_REPLY_EXPECTED:
             os.close(descriptor)
             return

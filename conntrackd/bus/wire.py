@@ -62,7 +62,7 @@ ALIGNMENTS: Final = {
 
 
 class WireError(ValueError):
-    """These bytes are no D-Bus message."""
+    """These bytes are not a D-Bus message."""
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def connect(arguments: Namespace) -> "Client":
 
 
 def explain_silence(error: UnavailableError, arguments: Namespace) -> UnavailableError:
-    """An error as it is, or, where there is no daemon, with the reason why."""
+    """The error itself or, if no daemon runs, one with the reason."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
 
     if not isinstance(error, NotRunningError) or arguments.bus_address:

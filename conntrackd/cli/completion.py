@@ -1,6 +1,6 @@
 """Parsers -> completion for bash, zsh and fish, in the files that `conntrackd.cli.render` keeps up to date.
 
-Not `shtab`: it does not know which flags of ours take paths, words or nothing, and is one more dependency.
+Not `shtab`: it cannot know which flags take paths, choices or nothing, and is another dependency.
 """
 
 import argparse

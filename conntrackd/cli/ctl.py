@@ -26,7 +26,7 @@ GROUPS: Final = {
     "filter": "show, change and test filter rules",
     "sink": "list, enable, disable and flush sinks",
 }
-"""Words that further words follow."""
+"""Verbs with subcommands, and their help."""
 
 
 def build_parser() -> argparse.ArgumentParser:

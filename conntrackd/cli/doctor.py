@@ -1,4 +1,4 @@
-"""conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
+"""conntrackctl doctor: what is wrong with this host, and the exact command that fixes it."""
 
 import os
 import shlex
@@ -51,8 +51,8 @@ def list_rows(arguments: Namespace) -> Iterator[Row]:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
     except NotRunningError as error:
-        told = explain_silence(error, arguments)
-        yield "error", "daemon", "\n".join(filter(None, (told.message, told.excerpt))), told.hint
+        reason = explain_silence(error, arguments)
+        yield "error", "daemon", "\n".join(filter(None, (reason.message, reason.excerpt))), reason.hint
         yield from examine_here()
         return
     yield "ok", "daemon", "conntrackd runs", ""
@@ -101,7 +101,7 @@ def examine_here() -> list[Row]:
 
 
 def print_findings(rows: list[Row], *, colour: bool) -> None:
-    """A line each, and below it the line that mends it, which is in one piece to be copied."""
+    """One line per finding and the fix below it, unwrapped so that it can be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)
         first, _, more = message.partition("\n")

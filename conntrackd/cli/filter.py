@@ -25,7 +25,7 @@ PROGRAM: Final = "conntrackctl"
 NOWHERE: Final = Path("/nonexistent")
 # A line of the stream has 300 to 1,000 characters.
 MAX_LINE_BYTES: Final = 64 << 10
-# So many wrong lines are told one by one.
+# Wrong lines that are reported one by one.
 MAX_REPORTED: Final = 100
 
 
@@ -208,7 +208,7 @@ def warn_unreachable(rules: "Sequence[Rule]") -> None:
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:
-    """To stderr: the stream does not tell an event's status, so that such a rule is judged by less."""
+    """To stderr: the stream does not carry an event's status, so such a rule is evaluated without it."""
     from conntrackd.filter.ast import StatusHas, list_leaves  # noqa: PLC0415
 
     for number, rule in enumerate(rules, 1):

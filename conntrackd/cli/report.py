@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 def run(program: str, function: Callable[[], int | None]) -> NoReturn:
     """Call `function` and end the process with its status (None is 0), or with that of the error it raises.
 
-    A reader that goes away (`| head`) has had enough: that is no failure, and nothing is said.
+    A reader that goes away (`| head`) has had enough: that is not a failure, and nothing is printed.
     """
     fill_standard()
     try:
@@ -91,13 +91,13 @@ def report(program: str, error: Exception) -> int:
 
 
 def warn(program: str, warning: ConntrackdError) -> None:
-    """Print to stderr what is no error: its form is that of one, with a word in front."""
+    """Print a warning to stderr, in the format of an error."""
     print_error(program, f"warning: {warning}")
 
 
 def print_error(program: str, text: str) -> None:
     """One message to stderr, after what stdout holds already; no control character reaches the terminal."""
-    # Either may be closed: then there is nobody left to tell.
+    # Either may be closed: then nobody reads.
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     with suppress(OSError, ValueError):

@@ -121,7 +121,7 @@ def render_rows(
 
 
 def render_value(name: str, value: int, now_ns: int) -> str:
-    """In the unit that its name tells."""
+    """In the unit that its name ends with."""
     plain = name.partition("{")[0].removesuffix("_total")
     if "bytes" in plain:
         return render_bytes(value)

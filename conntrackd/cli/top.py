@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
 MAX_KEYS: Final = 65_536
 SHOWN: Final = 20
-FRAME: Final = 6  # lines of a table that are no rows, and the prompt below
+FRAME: Final = 6  # lines of a table besides its rows, and the prompt below
 BY: Final = ("src", "dst", "port", "country", "flow")
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 class Talkers:
-    """Events and bytes by key; bytes are told when a flow ends, where the kernel counts them."""
+    """Events and bytes by key; bytes come with the end of a flow, if the kernel counts them."""
 
     def __init__(self, by: str) -> None:
         self._by = by

@@ -35,7 +35,7 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningErr
     how = f"exit status {status}" if result == "exit-code" else result
     again = ", and systemd keeps restarting it" if found.get("SubState") == "auto-restart" else ""
     message = f"conntrackd is not running: it has failed ({how}){again}"
-    sudo = "" if os.geteuid() == 0 else "sudo "  # what is told can be pasted
+    sudo = "" if os.geteuid() == 0 else "sudo "  # the hint can be pasted
     if not lines:
         return NotRunningError(message, hint=f"{sudo}{LOG}")
     check = f"{sudo}conntrackd check && " if status == BAD_CONFIGURATION else ""

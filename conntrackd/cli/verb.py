@@ -43,4 +43,4 @@ class Verb(NamedTuple):
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int]
-    """Returns the exit status, or raises what report.run() tells and turns into one."""
+    """Returns the exit status, or raises what report.run() prints and turns into one."""

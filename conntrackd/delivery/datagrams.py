@@ -28,7 +28,7 @@ LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
 class Framing(IntEnum):
-    """What tells one message from the next on its way."""
+    """How messages are delimited."""
 
     NONE = 0
     """A datagram each."""
@@ -45,7 +45,7 @@ class Framing(IntEnum):
 def send_plainly(
     fd: int, text: bytes, ends: bytes, first: int, patience_ms: int, segments: bool
 ) -> tuple[int, int]:
-    """Sends the messages from number `first` on, one datagram each; `segments` are the core's.
+    """Send the messages from number `first` on, one datagram each; `segments` are the core's.
 
     Returns how many were taken, and what kept the next one from it as an errno, 0 for nothing. ETIMEDOUT:
     there was no room for it in time.
@@ -155,7 +155,7 @@ class DatagramSocket:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def close(self) -> None:
-        """Ends a send that waits. The receiver sees nothing of it."""
+        """End a send that waits. The receiver sees nothing of it."""
         self._is_closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -164,7 +164,7 @@ class DiskBuffer:
             self.oldest = self._store.oldest
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         self._store.close()
 
     def _set_aside(self, error: SpoolError) -> None:

@@ -60,7 +60,7 @@ class Inlet:
         return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
 
     def put(self, rendered: Rendered) -> None:
-        """Takes the events, or as many of them as there is room for."""
+        """Take the events, or as many of them as there is room for."""
         with self._lock:
             self._stats.sink_events_taken_total += rendered.events
             if self._can_write_directly():
@@ -78,7 +78,7 @@ class Inlet:
             self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
 
     def drop(self, events: int, since: int, until: int) -> None:
-        """Counts events that there was no room for, and reports them where they would have been."""
+        """Count events that there was no room for, and report them where they would have been."""
         with self._lock:
             self._stats.sink_events_taken_total += events
             self._drop(events, since, until, self._drop_reason())

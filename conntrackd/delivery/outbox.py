@@ -87,11 +87,11 @@ class Outbox(Inlet):
         return first.oldest if first is not None else 0
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def enable(self) -> None:
-        """Takes events again, after disable() or a failure."""
+        """Take events again, after disable() or a failure."""
         with self._lock:
             if self.is_out():
                 self._state = SinkState.STARTING
@@ -99,7 +99,7 @@ class Outbox(Inlet):
                 self._wake()
 
     def disable(self) -> None:
-        """Takes no more events. What waits stays on disk where there is a spool, else it is dropped."""
+        """Take no more events. What waits stays on disk where there is a spool, else it is dropped."""
         with self._lock:
             self._state = SinkState.DISABLED
             self._wake()
@@ -112,11 +112,11 @@ class Outbox(Inlet):
             self._wake()
 
     def reopen(self) -> None:
-        """Closes and opens the sink before the next write: a file that was moved away, a new secret."""
+        """Close and open the sink before the next write: a file that was moved away, a new secret."""
         self.replace(self._next_sink or self._sink, self.queue)
 
     def flush(self, timeout: float, *, at_once: bool = True) -> bool:
-        """Writes without waiting for more to join. True when all that waits now has left in time.
+        """Write without waiting for more to join. True when all that waits now has left in time.
 
         `at_once`: also where the sink is to be tried again later.
         """
@@ -138,7 +138,7 @@ class Outbox(Inlet):
             self._wake()
 
     def stop(self, deadline: float) -> None:
-        """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
+        """Drain until the deadline (a time of the clock), spool or count the rest. Ends on time."""
         self.begin_stop(deadline)
         while self._thread.is_alive() and (left := (self._deadline or 0.0) - self._clock()) > 0:
             self._thread.join(min(left, HURRY_SECONDS))
@@ -187,10 +187,14 @@ class Outbox(Inlet):
         return self._abandoned or not held or self._clock() >= self._deadline
 
     def step(self) -> float | None:
-        """Does one thing that is due. Seconds until the next may be due, 0 for at once, None: when woken.
+        """Do one thing that is due. Seconds until the next may be due, 0 for at once, None: when woken.
 
         The thread is nothing but this in a loop; tests call it with a clock of their own instead.
         """
+        # One action a call, the most urgent first. Disabled or failed: free the memory, sleep until woken. A
+        # new sink replaces the old one between two writes. During a back-off nothing is written, but a batch
+        # that is due moves to disk. Else: open, load the next batch, write it; _attempt() turns what they raise
+        # into a state. What is on disk is always older than the queue, and goes first.
         now = self._clock()
         if self.is_out():
             self._close_sink()
@@ -227,7 +231,7 @@ class Outbox(Inlet):
             return max(0.0, head.came + self._sink.batch_wait - now)
 
     def _load(self, now: float) -> bool:
-        """Gets the next thing to write: from disk while there is anything, else from the queue."""
+        """Get the next thing to write: from disk while there is anything, else from the queue."""
         if self._disk is not None:
             self._disk.report_losses()
         if self._disk is not None and self._disk.rows:
@@ -247,7 +251,7 @@ class Outbox(Inlet):
             return batch is not None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
-        """Stores what was being written, or the next that is ready. False when nothing was or could be."""
+        """Store what was being written, or the next that is ready. False when nothing was or could be."""
         disk, in_flight = self._disk, self._in_flight
         if disk is None or (disk.is_full() and not everything):
             return False
@@ -355,7 +359,7 @@ class Outbox(Inlet):
             logger.info("sink %s: works again", self.name)
 
     def _revise(self, revision: SinkRevised) -> None:
-        """Writes the parts or the rest instead; events that are in none of them have been refused."""
+        """Write the parts or the rest instead; events that are in none of them have been refused."""
         with self._lock:
             if self._abandoned or not self._in_flight:
                 return

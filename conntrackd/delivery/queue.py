@@ -92,14 +92,14 @@ class Queue:
         return Batch.of(parts)
 
     def put_back(self, batch: Batch, came: float) -> None:
-        """Undoes take()."""
+        """Undo take()."""
         if batch.lost is not None:
             self._waiting.appendleft(Waiting(batch.lost, came))
         self._waiting.extendleft(Waiting(part, came) for part in reversed(batch.parts))
         self.events += batch.events
 
     def clear(self, now: float) -> None:
-        """Forgets the events. The losses stay: they are still to be reported."""
+        """Forget the events. The losses stay: they are still to be reported."""
         losses = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
         self._waiting.clear()
         self.events = 0

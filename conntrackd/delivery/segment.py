@@ -79,7 +79,7 @@ def encode_row(number: int, packed: PackedBatch, *, is_report: bool = False) -> 
 
 
 def decode_head(data: bytes, at: int) -> Head | None:
-    """None for what is no head, or another one than was written."""
+    """None if it is not a head, or not as it was written."""
     if len(data) < HEAD.size:
         return None
     mark, number, events, oldest, report, losses, payload, body, checksum = HEAD.unpack_from(data)
@@ -132,7 +132,7 @@ def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
 
 
 def scan_segment(path: Path, state: State) -> Segment:
-    """What is left in a file. `is_kept` says for now that there are bytes in it that are no rows."""
+    """What is left in a file. `is_kept` means for now that it has bytes outside of rows."""
     segment = Segment(path)
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:

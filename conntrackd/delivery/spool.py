@@ -1,6 +1,6 @@
 """Batches on disk for a sink that can be away: at least once, in order, bounded, past kill -9 and damage.
 
-What the bytes of a row mean knows batch.py. Rows stand in files of some MiB (segment.py) that are only
+batch.py interprets the bytes of a row. Rows stand in files of some MiB (segment.py) that are only
 appended to and go as a whole; what is delivered of them stands in a file of its own (spool_state.py). A row
 is on the disk itself before append() returns: a power failure takes no more than the one batch that was
 being written. An acknowledgement that a power failure undoes only means that a batch is sent twice; SIGKILL
@@ -40,7 +40,7 @@ MIN_SEGMENT, MAX_SEGMENT = 64 << 10, 8 << 20
 SEGMENTS: Final = 16  # at the bound: so much of it goes at once
 # The last file of an empty spool goes when it has grown beyond this: an outage does not cost disk for ever.
 SHRINK_ABOVE: Final = 64 << 10
-# A disk in this condition may mend while the daemon runs; everything else is a mistake in the configuration.
+# A disk in this condition may recover while the daemon runs; anything else is a configuration mistake.
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 
 
@@ -51,7 +51,7 @@ class Spool:
     """
 
     def __init__(self, directory: Path, name: str, limit: int) -> None:
-        """ConfigError when the directory cannot be used, or another process uses it. Damage is no error."""
+        """ConfigError when the directory cannot be used, or is in use. Damage raises nothing."""
         self.rows = 0
         self.events = 0
         self.damage = ""
@@ -77,7 +77,7 @@ class Spool:
     # ---- opening --------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Takes the lock, reads what is there, and says what should be and is not."""
+        """Take the lock, read what is there, and settle what is missing."""
         try:
             self._directory.open()
             state = self._state if self._known else self._read_state()
@@ -134,7 +134,10 @@ class Spool:
                 self._note_damage(f"{path.name} cannot be read", self._directory.keep(path))
 
     def _settle(self, state: State | None) -> None:
-        """Compares what is there with what should be, and writes down what is not."""
+        """Compare what is there with what should be, and record what is missing."""
+        # The state knows how many events the rows below its `next` hold: fewer are damage, and one loss.
+        # Newer rows are appends that it does not know yet: they count, and what they report is reported.
+        # Without a state nothing can be compared, and the loss has no number.
         before = state or State()
         losses, missing = before.losses, 0
         if state is None:
@@ -147,7 +150,7 @@ class Spool:
             losses = _drop_reported(losses, reported)
             missing = max(0, state.events - found)
         for segment in self._segments:
-            # Else it is what a process wrote last that was killed, and nobody was told that it is there.
+            # Else it is the last write of a killed process, which was never acknowledged.
             segment.is_kept &= missing > 0 or state is None
             if segment.is_kept:
                 self._note_damage("", self._directory.keep(segment.path, copy=True))
@@ -268,7 +271,7 @@ class Spool:
         return segment
 
     def _make_room(self, keep: int | None, gone: list[Row]) -> None:
-        """Lets the oldest segments go until the bound holds, but never the last, nor the row in flight."""
+        """Let the oldest segments go until the bound holds, but never the last, nor the row in flight."""
         while sum(segment.size for segment in self._segments) > self._limit:
             for segment in list(self._segments)[:-1]:
                 rows = self._list_rows(segment)
@@ -486,7 +489,7 @@ class Spool:
         self._directory.close()
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         self._disconnect()
         self._directory.unlock()
 

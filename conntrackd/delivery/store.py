@@ -67,7 +67,7 @@ class Store(Protocol):
     def append(
         self, batches: Sequence[PackedBatch], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row]:
-        """Stores all or none of them behind the others. With `is_report` each stands for its `losses`.
+        """Store all or none of them behind the others. With `is_report` each stands for its `losses`.
 
         Returns the oldest rows, which had to go for them; never the one numbered `keep`.
         """
@@ -79,10 +79,10 @@ class Store(Protocol):
         """The oldest row is done with: first() never gives it again. One that is not intact is a loss."""
 
     def note(self, losses: Sequence[Lost]) -> None:
-        """Adds to the losses what was lost elsewhere."""
+        """Add to the losses what was lost elsewhere."""
 
     def set_aside(self) -> str:
-        """Keeps the files under another name, which is returned, and starts anew and empty."""
+        """Keep the files under another name, which is returned, and start anew and empty."""
 
     def close(self) -> None:
-        """Lets another process open it."""
+        """Let another process open it."""

@@ -44,7 +44,7 @@ class HttpConnection:
         self._deadline = 0.0
 
     def close(self) -> None:
-        """Cuts off what runs."""
+        """Cut off what runs."""
         self._is_closed = True
         sock = self._socket
         if sock is not None:
@@ -107,7 +107,7 @@ class HttpConnection:
             sock.close()
 
     def _get_time_left(self) -> float:
-        """Seconds that are left; never 0, which would tell a socket not to wait."""
+        """Seconds that are left; never 0, which would make a socket non-blocking."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

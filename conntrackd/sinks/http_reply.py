@@ -23,7 +23,7 @@ SWITCHING: Final = 101  # which nobody asked for: what follows would not be HTTP
 
 
 class ReplyError(ValueError):
-    """What came is no reply that can be trusted. The text says why, for people."""
+    """The reply cannot be trusted. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class ReplyReader:
 
 
 def _read_headers(lines: list[bytes]) -> list[tuple[str, bytes]]:
-    """Names in lower case. A line that is no header could hide one, so that it is an error."""
+    """Names in lower case. A line that is not a header could hide one, so it is an error."""
     found = []
     for line in lines:
         header = HEADER.fullmatch(line)

@@ -33,7 +33,7 @@ READY_TIMEOUT: Final = 2.0
 # would be for ever: after as many refusals in a row it is halved.
 MAX_THROTTLED: Final = 5
 # A stream that Loki does not open is tried as often, which is about a minute, while all behind it waits; from
-# then on once a batch, until Loki takes it.
+# then on once a batch, until Loki accepts it.
 MAX_STREAM_REFUSALS: Final = 8
 # A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
 # it: a push of nothing shows which.
@@ -117,7 +117,7 @@ class Loki:
         return max(1, int(self._settings.batch_size / self._event_size))
 
     def open(self) -> None:
-        """Reads secrets and certificates anew, and asks /ready, whose answer is a hint and never a gate."""
+        """Read secrets and certificates again, and ask /ready, whose answer is a hint and never a gate."""
         settings = self._settings
         self._headers = self._make_headers()
         self._connection = connection = HttpConnection(settings.address, settings.tls)
@@ -183,7 +183,7 @@ class Loki:
         return False
 
     def close(self) -> None:
-        """Cuts off what runs, from whichever thread."""
+        """Cut off what runs, from whichever thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -13,7 +13,7 @@ from conntrackd.render.rendered import Rendered, Stream
 REPLAY: Final = {"replay": "1"}
 LABEL: Final = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 Kind = tuple[int, int, bool]
-"""What tells a stream from the others of this host: type, protocol, whether it is a replay."""
+"""What distinguishes a stream from the others of this host: type, protocol, whether it is a replay."""
 LOSS: Final[Kind] = (0, 0, False)
 
 
@@ -28,7 +28,7 @@ def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[
             counts[kind] = counts.get(kind, 0) + stream.events
     before = b'{"streams":['
     # An ingester answers for the last stream of a push alone (3.7.6, pkg/ingester/instance.go): of late
-    # events the largest one tells best whether they were too late.
+    # events the largest one shows best whether they were too late.
     for kind in sorted(streams, key=counts.__getitem__):
         yield before + _open_stream(labels, kind)
         *others, last = streams[kind]
@@ -79,7 +79,7 @@ def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
 
 def is_named(kind: Kind, labels: str) -> bool:
     """Whether labels as Loki writes them, `{host="gw", prot="TCP", type="NEW"}`, are those of this stream."""
-    # Only these tell streams of this host apart, and no label of the user's may have their names.
+    # Only these distinguish streams of this host, and no label of the user's may have their names.
     found = {name: value for name, value in LABEL.findall(labels) if name in ("type", "prot", *REPLAY)}
     return found == _make_labels(kind)
 

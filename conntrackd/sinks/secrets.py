@@ -11,7 +11,7 @@ from conntrackd.files import KindError, read_file
 MAX_SECRET: Final = 64 << 10
 
 Stamp = tuple[tuple[int, ...], ...]
-"""What tells a file from the one that was there before, for each of some files."""
+"""What changes when a file is replaced, for each of some files."""
 
 
 def read_stamp(paths: Iterable[Path | None]) -> Stamp:

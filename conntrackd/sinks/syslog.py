@@ -158,7 +158,7 @@ class SyslogSink:
         self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
-        # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
+        # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         # What goes as one call is refused as one.
         vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2

@@ -1,4 +1,4 @@
-"""TLS as every sink uses it: whom to trust, who we are, and why it failed in words for people."""
+"""TLS as every sink uses it: whom to trust, who we are, and the reason of a failure for people."""
 
 import socket
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def is_waiting(error: OSError) -> bool:
 
 
 def name_cause(error: BaseException) -> str:
-    """The innermost reason, in the words of the system or of OpenSSL."""
+    """The innermost reason, as the system or OpenSSL names it."""
     seen = set()
     while id(error) not in seen:
         seen.add(id(error))
