@@ -33,6 +33,18 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_updates(parser: ArgumentParser) -> None:
+    """For a view that is refreshed."""
+    parser.add_argument(
+        "--interval",
+        type=parse_count,
+        default=1,
+        metavar="SECONDS",
+        help="time between two updates (default: 1)",
+    )
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
+
+
 def connect(arguments: Namespace) -> "Client":
     """The daemon, of which nothing is asked yet."""
     from conntrackd.bus.client import Client  # noqa: PLC0415

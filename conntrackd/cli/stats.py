@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
-from conntrackd.cli.common import add_json, connect, parse_count, print_json, print_table, render_bytes
+from conntrackd.cli.common import add_json, add_updates, connect, print_json, print_table, render_bytes
 from conntrackd.cli.control import render_age
 from conntrackd.cli.verb import Verb
 
@@ -22,14 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reset-view", action="store_true", help="count from now on, in this view only; implies --watch"
     )
-    parser.add_argument(
-        "--interval",
-        type=parse_count,
-        default=1,
-        metavar="SECONDS",
-        help="time between two updates (default: 1)",
-    )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
+    add_updates(parser)
 
 
 def show_stats(arguments: Namespace) -> int:

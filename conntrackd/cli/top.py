@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.common import connect, parse_count, print_json, render_bytes
+from conntrackd.cli.common import add_updates, connect, print_json, render_bytes
 from conntrackd.cli.tail import CHUNK, SIZES, add_rules, render_end, show_line
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -27,14 +27,7 @@ BY: Final = ("src", "dst", "port", "country", "flow")
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
     parser.add_argument("--by", choices=BY, default="src", help="field to count by (default: src)")
-    parser.add_argument(
-        "--interval",
-        type=parse_count,
-        default=1,
-        metavar="SECONDS",
-        help="time between two updates (default: 1)",
-    )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
+    add_updates(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON per update")
 
 

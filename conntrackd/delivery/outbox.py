@@ -191,10 +191,10 @@ class Outbox(Inlet):
 
         The thread is nothing but this in a loop; tests call it with a clock of their own instead.
         """
-        # One action a call, the most urgent first. Disabled or failed: free the memory, sleep until woken. A
+        # One action a call, the most urgent first. Disabled or failed: free memory, sleep until woken. A
         # new sink replaces the old one between two writes. During a back-off nothing is written, but a batch
-        # that is due moves to disk. Else: open, load the next batch, write it; _attempt() turns what they raise
-        # into a state. What is on disk is always older than the queue, and goes first.
+        # that is due moves to disk. Else: open, load the next batch, write it; _attempt() turns errors into
+        # a state. What is on disk is always older than the queue, and goes first.
         now = self._clock()
         if self.is_out():
             self._close_sink()

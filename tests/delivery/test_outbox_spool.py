@@ -3,39 +3,28 @@
 import errno
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRefused, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, FakeSink, make_lost, put, render_fat, run_until_idle
+from tests.delivery.fakes import (
+    AWAY,
+    Clock,
+    FakeSink,
+    make_lost,
+    make_outbox,
+    put,
+    render_fat,
+    run_until_idle,
+)
 from tests.sinks.flows import BASE, make_flows
-
-AWAY = SinkUnavailable("nobody there")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    spool = Spool(tmp_path, "fake", 64 << 20)
-    yield spool
-    spool.close()
-
-
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
-    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
-    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
 
 def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
