@@ -58,7 +58,7 @@ def origin(tmp_path: Path) -> Path:
 
 
 def read(directory: Path) -> tuple[list[bytes], int, bool]:
-    """What a new process reads from it: payloads, events reported as lost, and whether some have no number."""
+    """What a new process reads from it: payloads, events reported as lost, and whether any has no number."""
     spool = Spool(directory, "fake", LIMIT)
     spool.append([PackedBatch(b"fresh", 1, 1)])
     found = []

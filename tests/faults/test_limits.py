@@ -94,7 +94,7 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its
         running.wait(lambda: running.said, "a word")
         if "listening" not in running.said[0]:
             assert running.process.wait(20) == 71
-            assert "may not open enough files" in running.said[0]
+            assert "cannot open enough files" in running.said[0]
             assert "LimitNOFILE= in the unit" in running.said[1]
 
 

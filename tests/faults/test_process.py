@@ -129,7 +129,7 @@ def test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_pr
         for _ in range(5):  # longer than systemd waits for one
             store.wait("WATCHDOG=1")
         (rig.directory / "stand").touch()
-        first.wait(lambda: any("stands still" in line for line in first.said), "the standstill")
+        first.wait(lambda: any("stalled" in line for line in first.said), "the standstill")
         before = "".join(row[0] for row in store.drain()).rpartition("W")[2]
         store.wait("STATUS=")  # the rest of the process is alive
         assert not any("WATCHDOG=1" in row for row in store.drain())
@@ -262,5 +262,5 @@ def test_row_12_jumps_of_the_clock_change_nothing_for_backoff_and_watchdog(rig: 
         rig.measure(running)
         assert running.stop() == 0
 
-    assert not any("stands still" in line for line in running.said)
+    assert not any("stalled" in line for line in running.said)
     rig.evaluate(12, "clock jumps of an hour and ten years, both ways")

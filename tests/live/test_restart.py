@@ -483,7 +483,7 @@ def test_what_no_table_belongs_to_is_refused_and_a_new_one_made(
         with service(untracked, store, None, "--conntrack.activate", passed={"table": number}) as running:
             call_inside(untracked.client, flood, 1)
             running.wait_for_events(1)
-            assert any("making a new table" in line for line in running.said)
+            assert any("creating a new table" in line for line in running.said)
             assert running.stop() == 0
     finally:
         for end in ends:

@@ -279,7 +279,7 @@ def test_a_limit_too_small_to_start_is_explained_once_and_not_tried_again(servic
     service.run("systemctl", "reset-failed", SERVICE)
     service.run("systemctl", "restart", SERVICE)
 
-    assert "may not open enough files" in said
+    assert "cannot open enough files" in said
     assert "hint: " in said
     assert "Traceback" not in said
 
