@@ -358,7 +358,7 @@ class Daemon:
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
-            self._tell_states()
+            self._report_states()
             self.source.report_release()
             self.source.look_now_and_then()
             self._watch_problems()
@@ -380,7 +380,7 @@ class Daemon:
         for listener in self.listeners:
             listener.sink_changed(name)
 
-    def _tell_states(self) -> None:
+    def _report_states(self) -> None:
         for name, outbox in self.outboxes.items():
             self._progress.look(name, outbox)
             state = (outbox.state.value, outbox.error)

@@ -103,10 +103,10 @@ def test_a_manager_that_does_not_read_costs_neither_time_nor_cpu(
     while notifier.watchdog():
         pass
     began, worked = time.monotonic(), time.process_time()
-    told = [notifier.watchdog() or notifier.status("a word") for _ in range(100)]
+    reported = [notifier.watchdog() or notifier.status("a word") for _ in range(100)]
     quick, late = time.monotonic() - began, notifier.ready()
 
-    assert not any(told)
+    assert not any(reported)
     assert not late  # which is waited for, a second, and asleep
     assert quick < 0.5
     assert time.process_time() - worked < 0.5

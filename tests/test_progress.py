@@ -46,15 +46,15 @@ def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
     clock = Clock()
     outbox, progress = make(FakeSink(), clock)
     put(outbox, make_flows(2))
-    told = []
+    reported = []
     for _ in range(3):
         progress.look("fake", outbox)
-        told.append(progress.describe_trouble("fake", outbox, 2.0))
+        reported.append(progress.describe_trouble("fake", outbox, 2.0))
         clock.now += RECENT_SECONDS
     run_until_idle(outbox, clock)
     progress.look("fake", outbox)
 
-    assert told == ["", "", "has stalled: events wait and none is delivered"]
+    assert reported == ["", "", "has stalled: events wait and none is delivered"]
     assert progress.describe_trouble("fake", outbox, 2.0) == ""
 
 

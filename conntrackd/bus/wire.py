@@ -274,9 +274,9 @@ class _Encoder:
 
     def _write_array(self, kind: str, values: Any) -> None:  # noqa: ANN401
         self.write("u", 0)
-        place = len(self.data) - 4
+        offset = len(self.data) - 4
         self.align(ALIGNMENTS[kind[0]])
         start = len(self.data)
         for value in values.items() if kind[0] == "{" else values:
             self.write(kind, value)
-        struct.pack_into(f"{self._order}I", self.data, place, len(self.data) - start)
+        struct.pack_into(f"{self._order}I", self.data, offset, len(self.data) - start)

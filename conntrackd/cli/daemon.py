@@ -104,14 +104,14 @@ def record(arguments: argparse.Namespace) -> int:
     if arguments.count is not None and arguments.count < 1:
         raise UsageError("--count must be at least 1")
     try:
-        count = recorder.record(arguments.file, arguments.count, arguments.netns, _tell)
+        count = recorder.record(arguments.file, arguments.count, arguments.netns, _log_progress)
     except OSError as error:
         raise OutputError(f"{error.strerror}", origin=str(arguments.file)) from error
     report.print_error(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
     return 0
 
 
-def _tell(text: str) -> None:
+def _log_progress(text: str) -> None:
     report.print_error(PROGRAM, text)
 
 

@@ -15,7 +15,7 @@ COLOURS: Final = {"NEW": "32", "UPDATE": "36", "DESTROY": "33", "SNAPSHOT": "34"
 CHUNK: Final = 1 << 20
 LOST: Final = b'"type":"LOST"'  # which no limit counts
 # As sinks/encode.py names them: what has no prefix is the destination's, or the source's own direction.
-PLACES: Final = ("src_city", "src_country", "city", "country")
+LOCATION_FIELDS: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
 
 
@@ -93,7 +93,7 @@ def render_short(record: Mapping[str, Any], colour: bool) -> str:
     if kind == "LOST":
         return paint(f"{time} {show_line(record.get('msg', ''))}", kind, colour)
     ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
-    extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
+    extra = [str(record[name]) for name in ("state", *LOCATION_FIELDS) if record.get(name)]
     sizes = [record[name] for name in SIZES if name in record]
     if sizes:
         extra.append(f"{sum(sizes)} bytes")

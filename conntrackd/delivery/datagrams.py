@@ -20,7 +20,7 @@ from conntrackd.render.rendered import END_BYTES
 
 MAX_MESSAGES: Final = 256  # of one call: between two of them it is seen that the socket was closed
 MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
-PLACE: Final = b"\0"
+PLACEHOLDER: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
 STALLED: Final = "the receiver does not accept what it is sent"
@@ -77,12 +77,12 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
 def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
     """Messages with their numbers and frames, and where each ends then.
 
-    A message's first NUL is the place of its number: `number` is the first one, and 1 follows 2147483647.
+    A message's first NUL is replaced by its number: `number` is the first one; 1 follows 2147483647.
     """
     frames = []
     for begin, end in pairwise((0, *array("I", ends))):
-        message, place, rest = text[begin:end].partition(PLACE)
-        if place:
+        message, placeholder, rest = text[begin:end].partition(PLACEHOLDER)
+        if placeholder:
             message += b"%d%b" % (number, rest)
             number = number % MAX_SEQUENCE + 1
         match framing:
@@ -107,7 +107,7 @@ __all__ = [
     "MAX_SEGMENTS",
     "MAX_SEQUENCE",
     "PADDED_TO",
-    "PLACE",
+    "PLACEHOLDER",
     "DatagramSocket",
     "Framing",
     "frame",

@@ -89,7 +89,7 @@ def decode_head(data: bytes, at: int) -> Head | None:
 
 
 def read_head(file: int, at: int) -> Head | None:
-    """The head at this place. OSError as read(2) says."""
+    """The head at this offset. OSError as read(2) says."""
     return decode_head(os.pread(file, HEAD.size, at), at)
 
 
@@ -103,7 +103,7 @@ def read_packed(file: int, head: Head) -> PackedBatch | None:
 
 
 def find_head(file: int, at: int, size: int) -> Head | None:
-    """The first head at this place or behind it, before the file's end."""
+    """The first head at or behind this offset, before the file's end."""
     while at < size:
         head = read_head(file, at)
         if head is not None and head.end <= size:
@@ -125,7 +125,7 @@ def _seek_mark(file: int, at: int, size: int) -> int:
 
 
 def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
-    """All heads from this place on, in their order."""
+    """All heads from this offset on, in their order."""
     while (head := find_head(file, at, size)) is not None:
         yield head
         at = head.end

@@ -131,7 +131,7 @@ class SpoolDirectory:
 
 
 def write_all(file: int, data: bytes, at: int) -> None:
-    """All of it, at this place."""
+    """Write all of it at this offset."""
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, at)

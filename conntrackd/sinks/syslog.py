@@ -16,7 +16,7 @@ from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
-    PLACE,
+    PLACEHOLDER,
     DatagramSocket,
     Framing,
     frame,
@@ -155,7 +155,7 @@ class SyslogSink:
         return has_others or self._addresses.have_moved(sock)
 
     def _count_numbers(self, text: bytes) -> None:
-        self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
+        self._number = (self._number + text.count(PLACEHOLDER) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
         # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has

@@ -11,7 +11,7 @@ from conntrackd import errors
 from conntrackd.bus.client import NOT_RUNNING
 from conntrackd.bus.interface import ACTIONS, load
 from conntrackd.cli import ctl
-from conntrackd.cli.completion import list_places, render_completion
+from conntrackd.cli.completion import list_contexts, render_completion
 from conntrackd.cli.control import DEGRADED
 from conntrackd.cli.report import EX_IOERR, EX_SOFTWARE, EX_TEMPFAIL, INTERRUPTED
 from tests.bus.private import ROOT
@@ -44,7 +44,7 @@ def test_every_option_is_in_the_man_page_and_no_other() -> None:
         documented |= {f"--{word}" for word in re.findall(r"Fl Fl ([\w.-]+)", line)}
         documented |= {f"-{word}" for word in re.findall(r"(?<!Fl )Fl (\w)\b", line)}
 
-    assert documented == {flag for place in list_places(ctl.build_parser()) for flag in place.flags}
+    assert documented == {flag for context in list_contexts(ctl.build_parser()) for flag in context.flags}
 
 
 def test_every_exit_status_is_in_the_man_page() -> None:
@@ -103,7 +103,7 @@ def test_the_pages_have_no_fault(name: str) -> None:
 def test_every_command_and_option_is_completed(shell: str) -> None:
     parser: argparse.ArgumentParser = ctl.build_parser()
     words = set(re.findall(r"[\w.-]+", render_completion(parser, shell)))
-    flags = {flag.lstrip("-") for place in list_places(parser) for flag in place.flags}
+    flags = {flag.lstrip("-") for context in list_contexts(parser) for flag in context.flags}
 
     offered = {word.lstrip("-") for word in words}
     assert {word for verb in ctl.VERBS for word in verb.words} | flags <= offered

@@ -214,14 +214,14 @@ def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
         await served.control.set_filter(["log any"], 0)
 
     served.do(change)
-    told: dict[str, list[Any]] = {}
-    while "EventsLost" not in told:
+    reported: dict[str, list[Any]] = {}
+    while "EventsLost" not in reported:
         header, body = listener.read_until(lambda header: header.type == wire.SIGNAL)
-        told[f"{header.path} {header.member}" if header.member == "PropertiesChanged" else header.member] = (
-            body
-        )
+        reported[
+            f"{header.path} {header.member}" if header.member == "PropertiesChanged" else header.member
+        ] = body
 
-    assert told == {
+    assert reported == {
         "/org/conntrackd1/sink/loki PropertiesChanged": [SINK, {"State": "ok"}, []],
         "SinkStateChanged": ["loki", "ok"],
         f"{PATH} PropertiesChanged": [

@@ -248,12 +248,12 @@ def test_a_loss_in_what_falls_over_the_bound_is_reported_all_the_same(clock: Clo
     run_until_idle(outbox, clock, seconds=60.0)
     outbox.stop(clock.now)
 
-    told: dict[object, int] = {}
+    announced: dict[object, int] = {}
     for loss in sink.losses:
         count, where, reason = cast(tuple[int, str, str], loss)
-        told[where, reason] = told.get((where, reason), 0) + count
-    assert told["kernel", ""] == lost
-    assert len(sink.numbers) + told["fake", "spool"] == sent
+        announced[where, reason] = announced.get((where, reason), 0) + count
+    assert announced["kernel", ""] == lost
+    assert len(sink.numbers) + announced["fake", "spool"] == sent
 
 
 def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.L
 
     assert stats.sink_events_dropped_shutdown_total == 100
     assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
-    told = "sink fake: the time to stop is over, dropping 100 events"
-    assert caplog.records[-1].getMessage() == told
+    reported = "sink fake: the time to stop is over, dropping 100 events"
+    assert caplog.records[-1].getMessage() == reported
 
 
 class HangingSink(FakeSink):

@@ -269,16 +269,16 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
             run_until_idle(outbox, clock, seconds=60.0)
         stats = outbox.snapshot()
         outbox.stop(clock.now)
-        told = [loss[0] for loss in sink.losses]  # type: ignore[index]
+        announced = [loss[0] for loss in sink.losses]  # type: ignore[index]
         restored = [number for number in sink.numbers if number < 1000]
         assert (outbox.state, find_imbalance(stats)) == (SinkState.OK, 0)
         assert restored == sorted(restored)
         assert sink.numbers[-5:] == list(range(2000, 2005))
         assert min(dataclasses.astuple(stats)) >= 0
-        if ABSENT not in told:
-            assert len(restored) + sum(told) == 40 * 200
-            assert sum(told) == stats.sink_events_dropped_damaged_total
-        outcomes.add((ABSENT in told, sum(told) > 0))
+        if ABSENT not in announced:
+            assert len(restored) + sum(announced) == 40 * 200
+            assert sum(announced) == stats.sink_events_dropped_damaged_total
+        outcomes.add((ABSENT in announced, sum(announced) > 0))
         shutil.rmtree(directory)
 
     assert {(False, False), (False, True)} <= outcomes
@@ -400,13 +400,13 @@ def test_what_falls_over_the_bound_is_a_number_on_disk_before_it_is_gone(tmp_pat
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "spool", copy)
         again = Spool(copy, "fake", LIMIT)
-        told = {reported.where: reported.count for reported in again.losses}
-        assert again.events + told.get("fake", 0) == sent
+        announced = {reported.where: reported.count for reported in again.losses}
+        assert again.events + announced.get("fake", 0) == sent
         # A report that falls over the bound is a number again.
-        assert told.get("kernel", 0) == (7 if told else 0)
+        assert announced.get("kernel", 0) == (7 if announced else 0)
         again.close()
         shutil.rmtree(copy)
-    assert told
+    assert announced
     spool.close()
 
 
@@ -417,7 +417,7 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
     assert outbox._disk is not None
     outbox._disk.note([Lost(5, 1, 2, "fake", "spool")])
     sink.away = None
-    told = []
+    announced = []
     for step in range(30):
         copy = tmp_path / f"copy-{step}"
         shutil.copytree(tmp_path / "spool", copy)
@@ -425,12 +425,12 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
         after = Outbox(second, queue=10, stats=SinkStats(), spool=Spool(copy, "fake", LIMIT), clock=clock)
         run_until_idle(after, clock, seconds=60.0)
         after.stop(clock.now)
-        told.append(len(second.losses) + len(sink.losses))
+        announced.append(len(second.losses) + len(sink.losses))
         clock.now += outbox.step() or 0.0
     outbox.stop(clock.now)
 
     assert sink.losses == [[5, "fake", "spool"]]
-    assert set(told) == {1}
+    assert set(announced) == {1}
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])

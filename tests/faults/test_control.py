@@ -43,7 +43,7 @@ class Ledger(Running):
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.seen = bytearray()
         self.doubled = 0
-        self.told: dict[str, int] = {}
+        self.reported: dict[str, int] = {}
         super().__init__(process)
 
     def _gather(self, stream: Any, add: Callable[[bytes], None]) -> None:
@@ -65,11 +65,11 @@ class Ledger(Running):
             self.seen[number] = 1
         for count, where, reason in TOLD.findall(lines):
             name = (reason or where).decode()
-            self.told[name] = self.told.get(name, 0) + int(count)
+            self.reported[name] = self.reported.get(name, 0) + int(count)
 
     @property
     def accounted(self) -> int:
-        return sum(self.seen) + sum(self.told.values())
+        return sum(self.seen) + sum(self.reported.values())
 
     def read_status(self, name: str) -> int:
         """A number of /proc/PID/status: VmRSS and VmHWM in KiB, Threads."""
@@ -192,12 +192,12 @@ def change(raw: Raw, configuration: Path, rounds: int) -> None:
 
 def evaluate(running: Ledger, sent: int, reasons: set[str]) -> int:
     """The law for the one sink, with nothing lost and drops for these reasons only; what was delivered."""
-    wait_until(lambda: running.accounted >= sent, 30.0, lambda: f"sent {sent}: {running.told}")
+    wait_until(lambda: running.accounted >= sent, 30.0, lambda: f"sent {sent}: {running.reported}")
     delivered = sum(running.seen)
     assert running.doubled == 0
     assert not any(running.seen[sent:])
-    assert set(running.told) <= reasons, running.told
-    assert delivered + sum(running.told.values()) == sent
+    assert set(running.reported) <= reasons, running.reported
+    assert delivered + sum(running.reported.values()) == sent
     return delivered
 
 
@@ -240,7 +240,7 @@ def test_row_29_ten_thousand_reloads_and_toggles_under_load_lose_and_double_noth
         delay = time.monotonic() - begin
         delivered = evaluate(running, producer.sent, {"disabled"})
         after = running.count_descriptors(), running.read_status("Threads"), running.read_status("VmRSS")
-        sent, dropped = producer.sent, running.told["disabled"]
+        sent, dropped = producer.sent, running.reported["disabled"]
         print(f"{under_way.rate:,.0f} events/s; descriptors, threads, KiB: {before} -> {after}")
         note(
             Row(

@@ -89,16 +89,16 @@ def test_signals_tell_what_the_daemon_does(
         with Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", f"type='signal',interface='{MANAGER}'")
             ask(capsys, "filter", "set", "drop protocol ICMP", "log any")
-            told = [hear_signal(raw, "FilterChanged")]
+            reported = [hear_signal(raw, "FilterChanged")]
             ask(capsys, "sink", "disable", "stream")
-            told.append(hear_signal(raw, "SinkStateChanged"))
+            reported.append(hear_signal(raw, "SinkStateChanged"))
             made.process.send_signal(signal.SIGSTOP)
             call_inside(net.client, flood, 30_000, 3000)
             made.process.send_signal(signal.SIGCONT)
             lost = hear_signal(raw, "EventsLost")[0]
             wait_until(lambda: ask(capsys, "status")["Counters"]["events_lost_total"] == lost)
 
-    assert told == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
+    assert reported == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
     assert lost > 1000
 
 

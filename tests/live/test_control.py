@@ -86,7 +86,7 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
     rules = [f"drop destination port {port} and source address 10.9.9.9" for port in range(1, 100)]
     net.set("net.core.optmem_max", 4096)
     try:
-        told = ask(capsys, "filter", "set", *rules, "drop protocol UDP")["changes"]
+        reported = ask(capsys, "filter", "set", *rules, "drop protocol UDP")["changes"]
         status, findings = ask(capsys, "status"), ask(capsys, "doctor")
         talk(net, 3)
         settle(running)
@@ -94,7 +94,7 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
         net.set("net.core.optmem_max", before)
 
     assert count_new(running) == 0
-    assert told == ["100 rules in force, from run time, until a reload or restart; none in the kernel"]
+    assert reported == ["100 rules in force, from run time, until a reload or restart; none in the kernel"]
     assert "no room for the filter's program" in status["Problems"][0]
     assert status["KernelInstructions"] == 0
     assert [finding["remedy"] for finding in findings if finding["check"] == "filter"] == [
@@ -293,14 +293,14 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
 def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    reported = []
     for scheme in ("udp", "udp", "tcp", "tls", "udp"):
         syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
         configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
         assert ctl.run(["reload"]) == 0
-        told.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
+        reported.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
 
-    assert told == [False, False, True, True, False]
+    assert reported == [False, False, True, True, False]
 
 
 def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(

@@ -360,16 +360,16 @@ def _list_processes(machine: Machine) -> list[str]:
 def _wait_for_flows(machine: Machine, first: int, count: int, kind: str = "NEW") -> None:
     """Each is told once."""
     sent = set(map(find_address, range(first, first + count)))
-    told: list[str] = []
+    reported: list[str] = []
 
     def all_are_told() -> bool:
-        told[:] = [
+        reported[:] = [
             event["EVENT_DST"] for event in machine.events(f"EVENT_TYPE={kind}") if event["EVENT_DST"] in sent
         ]
-        return len(told) >= count
+        return len(reported) >= count
 
     machine.wait(all_are_told, f"{count} flows")
-    assert sorted(told) == sorted(sent)
+    assert sorted(reported) == sorted(sent)
 
 
 def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
@@ -390,14 +390,14 @@ def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
         assert server.stdin
         assert server.stdout
         assert server.stdout.readline() == "ready\n"
-        sent, told = set(map(find_address, range(first, first + 2000))), set[str]()
+        sent, reported = set(map(find_address, range(first, first + 2000))), set[str]()
 
         def all_are_told() -> bool:
             assert server.stdin
             assert server.stdout
             print(file=server.stdin, flush=True)
-            told.update(re.findall(r"[\d.]+", server.stdout.readline()))
-            return told >= sent
+            reported.update(re.findall(r"[\d.]+", server.stdout.readline()))
+            return reported >= sent
 
         service.wait(all_are_told, "2,000 flows in Loki")
     service.unconfigure()
