@@ -158,7 +158,7 @@ def _calling(bus: PrivateBus, user: int | None) -> Iterator["Calls"]:
 
 
 class Calls:
-    """Ends the caller, and tells how often it has called."""
+    """Ends the caller, and returns how often it has called."""
 
     def __init__(self, process: "subprocess.Popen[str] | None") -> None:
         self._process = process

@@ -20,7 +20,7 @@ from conntrackd.pipeline import Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A list of rules and what became of it. `origin` says where it comes from, as people are told it."""
+    """A list of rules and what became of it. `origin` says where it comes from, as people see it."""
 
     rules: tuple[str, ...]
     """In their canonical form."""
@@ -94,7 +94,7 @@ def read_texts(config: Config) -> tuple[list[RuleText], str]:
 
 
 def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, new: Filter) -> None:
-    """Put `new` in the place of `old` while events flow. `events` is None in a replay.
+    """Replace `old` by `new` while events flow. `events` is None in a replay.
 
     No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
     program drops alone, which is as its own filter decides; what it passes up, one table decides alone.

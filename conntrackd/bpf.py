@@ -114,7 +114,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A place to jump to."""
+    """A target of jumps."""
 
     name: str
 

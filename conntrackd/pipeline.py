@@ -113,7 +113,7 @@ class Pipeline:
                 stats.events_destroy_total += events
 
     def note_fill(self) -> None:
-        """A reader has looked at its socket's queue."""
+        """Update the gauges of the buffer, after a reader has measured its socket's queue."""
         stats = self.stats
         with self.lock:
             stats.buffer_used_bytes = used = sum([reader.fill[0] for reader in self.readers])
@@ -121,7 +121,7 @@ class Pipeline:
             stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
     def report_lost(self, lost: Lost) -> None:
-        """Past every filter, to every sink."""
+        """Report a loss to every sink, past every filter."""
         with self.lock:
             self.stats.events_lost_total += max(0, lost.count) if lost.where == "kernel" else 0
             for outbox in self.outboxes:

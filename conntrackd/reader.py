@@ -211,7 +211,7 @@ class Reader:
     # ---- losses ---------------------------------------------------------------------------------------
 
     def _account(self, events: EventSocket, received: Received) -> None:
-        """Look at the kernel's counter of events that it had no room for, and report more to every sink."""
+        """Read the kernel's counter of events without room, and report new losses to every sink."""
         pipeline, now, drops = self._pipeline, time.time_ns(), received.drops
         self.fill = (received.used, received.size)
         pipeline.note_fill()
@@ -225,7 +225,7 @@ class Reader:
         self._looked_ns = now
 
     def _account_retried(self, events: EventSocket, guard: Guard, drops: int, now: int) -> None:
-        """What had no room is no loss as long as the kernel tries again."""
+        """Account for events without room: they are not lost as long as the kernel tries again."""
         state, released_at = guard.read_release()
         if state == RELEASING:
             return
@@ -245,7 +245,7 @@ class Reader:
     def _read_table(self, resync: Resync) -> None:
         """One step, unless a sink that works would have no room for its flows.
 
-        Not before each reader has read all that may tell of the flows that are to be decided. And under the
+        Not before each reader has read all that may be about the flows to be decided. And under the
         lock: what another reader hands on may not come between the decision about a flow and its report.
         """
         pipeline = self._pipeline

@@ -86,7 +86,7 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
     yield "events", "\n".join(EVENTS).encode()
     rules = list(read_manual())
     for rule in rules:
-        if rule.startswith(("log ", "drop ")):  # and is no comment
+        if rule.startswith(("log ", "drop ")):  # and is not a comment
             yield "table", assemble(compile_table(parse_rules([RuleText(rule)])))
     yield (
         "table",

@@ -1,6 +1,6 @@
 """What must hold for whatever bytes come, one function for each reader of what others wrote.
 
-A target returns, or an exception tells the finding. atheris drives them in `make fuzz`, hypothesis and the
+A target returns, or an exception is the finding. atheris drives them in `make fuzz`, hypothesis and the
 kept corpus in `make test` (tests/fuzz/).
 """
 
@@ -52,7 +52,7 @@ PREFIX: Final = struct.Struct("<H")
 # In memory where there is such a place: a file is written for each input.
 SCRATCH: Final = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 SUFFIXES: Final = (".yaml", ".json", ".toml")
-# More than any message may have: the name of a value is cut short, and at most 100 mistakes are told.
+# More than any message may have: the name of a value is cut short, and at most 100 mistakes are reported.
 MAX_REPORT: Final = 64 << 10
 
 
@@ -258,7 +258,7 @@ def find_written(known: Mapping[str, Any]) -> tuple[int | bytes, ...]:
 
 
 def check_events(data: bytes) -> None:
-    """Lines of `filter test`: an event that rules can judge, or DataError."""
+    """Lines of `filter test`: an event that rules can be evaluated for, or DataError."""
     for line in data.splitlines():
         try:
             flow = decode_json_line(line)

@@ -103,7 +103,7 @@ def read_text(path: Path, limit: int) -> str:
     """The text of a file that only its owner's side can change.
 
     Whoever may write the configuration decides what is logged, and where to. A file that others may write is
-    therefore refused, for root and for the service's own user alike. A symbolic link is judged by its target.
+    therefore refused, for root and for the service's own user alike. Symbolic links are followed.
     """
     try:
         data, status = read_file(path, limit)

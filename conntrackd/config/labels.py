@@ -1,4 +1,4 @@
-"""Labels of one's own on Loki's streams: how many there may be, and which names hide nothing."""
+"""Custom labels on Loki's streams: how many there may be, and which names are allowed."""
 
 import re
 from collections.abc import Sequence

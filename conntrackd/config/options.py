@@ -256,7 +256,7 @@ SINK_SYSLOG_SPOOL_MAX = Option(
     reload=False,
 )
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
-# What Loki's clients are told to write, now and in its first versions.
+# Paths that Loki's documentation gives to clients, now and in its first versions.
 LOKI_PATHS: Final = ("/loki/api/v1/push", "/loki/api/v1", "/api/prom/push", "/ready")
 SINK_LOKI_ADDRESS = Option(
     "sink.loki.address",

@@ -181,7 +181,7 @@ def get_host(config: Config) -> str:
 
 
 def raise_mistakes(mistakes: Sequence[ConntrackdError]) -> None:
-    """Nothing, the mistake, or all mistakes at once."""
+    """Raise the one mistake, or all of them at once; do nothing without one."""
     if len(mistakes) > MAX_MISTAKES:
         raise ManyErrors([*mistakes[:MAX_MISTAKES], ConfigError("more mistakes are not shown")])
     if len(mistakes) > 1:

@@ -34,7 +34,7 @@ class SettingIssue(NamedTuple):
         return (self.option.key, *(option.key for option in self.others))
 
     def to_error(self, config: "Config") -> ConfigError:
-        """With the place where the option is set."""
+        """Add where the option is set."""
         return config.explain(self.option, self.message, self.hint)
 
 

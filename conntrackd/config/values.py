@@ -52,7 +52,7 @@ class ValueType(Generic[T_co]):
     """What stands for "not set", where the setting is optional."""
 
     def split(self, text: str) -> list[str]:
-        """The items of a list that came as one text; the text itself where the kind is no list."""
+        """The items of a list that came as one text; the text itself where the type is not a list."""
         if not self.separator:
             return [text]
         return [item.strip() for item in text.split(self.separator) if item.strip()]

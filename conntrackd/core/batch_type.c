@@ -259,7 +259,7 @@ static PyMethodDef methods[] = {
 	  "queue may have, events dropped. Waits, and reads what has come: datagrams is 0 for nothing. OSError." },
 	{ "load", batch_load, METH_VARARGS,
 	  "(messages, offset, received_ns) -> offset of what was not read, messages, malformed.\n"
-	  "Ends at what is no whole message, at a control message of netlink's, and when the slots are full." },
+	  "Ends at an incomplete message, at a control message of netlink's, and when the slots are full." },
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
 	{ "decide", batch_decide, METH_VARARGS,

@@ -89,7 +89,7 @@ struct event {
 bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason,
 		  struct event *event);
 
-/* The length of the first message in these bytes, padding not included: all of them where it cannot be told,
+/* The length of the first message in these bytes, padding not included: all of them where it is unknown,
  * which is then for walk_message() to refuse.
  */
 size_t find_message_length(const uint8_t *bytes, size_t length);

@@ -77,7 +77,7 @@ class Goal:
 
 
 class Program:
-    """Writes one program."""
+    """Compiles one program."""
 
     def __init__(self, rules: Sequence[Rule], protocols: frozenset[int] | None, events: int) -> None:
         self._rules = rules
@@ -90,7 +90,14 @@ class Program:
         self._slots: dict[Field, int] = {}
 
     def write(self) -> list[Instruction] | None:
-        """None as soon as it is seen to be too long; `written` is the number of rules up to there."""
+        """Compile the rules; None as soon as they are too long, with `written` the number of rules so far.
+
+        First the event's type, then the protocols of the settings, both of which reject most. Then one search
+        for each attribute that a rule asks about, into a word of scratch memory; attributes beyond its size
+        make their conditions undecidable. Then the rules, each with its conditions as jumps: true goes to the
+        rule's action, false to the next rule. What cannot be decided here is passed up by a rule that logs,
+        and goes on to the next rule behind one that drops.
+        """
         wanted = [fields.PROTOCOL] if self._protocols is not None else []
         wanted += [field for rule in self._rules for field in _list_fields(rule.expression)]
         for field in dict.fromkeys(wanted):
@@ -130,7 +137,7 @@ class Program:
     # ---- before the rules -----------------------------------------------------------------------------
 
     def _write_type(self) -> None:
-        """The type's bit into its slot. What is no event is passed up, to be counted there."""
+        """Store the type's bit in its slot. What is not an event is passed up, to be counted there."""
         known, other, destroy, update, new, done = (self._new_label() for _ in range(6))
         self._add(bpf.LD_BYTE, TYPE_OFFSET + HIGH)
         self._add(bpf.JEQ, NFNL_SUBSYS_CTNETLINK, known, ACCEPT)

@@ -1,4 +1,4 @@
-"""Words of a rule -> leaves of the tree. Every value that a person types is checked here and nowhere else."""
+"""Words of a rule -> leaves of the tree, with all semantic checks of what a person typed."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

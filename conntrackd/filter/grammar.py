@@ -26,7 +26,7 @@ __all__ = ["RuleText", "parse_rule", "parse_rules"]
 MAX_RULES: Final = 1000
 MAX_LENGTH: Final = 4096
 MAX_NESTING: Final = 64
-MAX_MISTAKES: Final = 100  # that are told; 1,000 rules of nothing else took a minute and 2.5 GB
+MAX_MISTAKES: Final = 100  # that are reported; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
 KEYWORDS: Final = {
@@ -348,7 +348,7 @@ def _build_lexer() -> lex.Lexer:
 
 
 def _cut(text: str) -> list[lex.LexToken]:
-    """The words of a rule, with commas told apart. Raises Stop."""
+    """Split a rule into words; commas of lists and commas for `or` get different types. Raises Stop."""
     if not text.isprintable():
         for index, char in enumerate(text):
             if not char.isprintable() and char not in BLANKS:
@@ -357,7 +357,7 @@ def _cut(text: str) -> list[lex.LexToken]:
     lexer.input(text)
     found = list(_measure(lexer))
     _check_nesting(found)
-    _tell_commas_apart(found)
+    _classify_commas(found)
     return found
 
 
@@ -385,7 +385,7 @@ def _check_nesting(found: list[lex.LexToken]) -> None:
             raise Stop(Mistake(message, token.lexpos, token.endlexpos))
 
 
-def _tell_commas_apart(found: list[lex.LexToken]) -> None:
+def _classify_commas(found: list[lex.LexToken]) -> None:
     """See the head of this file; a comma that no value stands before is an `or` too.
 
     So is one before two words in a row: the first of them must be a keyword that is misspelt.

@@ -80,9 +80,9 @@ def _list_types(events: int) -> Iterator[int]:
 
 
 def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
-    """Whether the rules keep any event of this type, as far as the type alone tells."""
+    """Whether the rules keep any event of this type, as far as the type alone decides it."""
     for rule in rules:
-        answer = _judge(rule.expression, event_type)
+        answer = _evaluate_type(rule.expression, event_type)
         if answer is not False and rule.keep:
             return True
         if answer is True:
@@ -90,7 +90,7 @@ def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
     return True
 
 
-def _judge(expression: Expression, event_type: int) -> bool | None:
+def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
     """What is known of the expression when only the type is; None: it depends."""
     match expression:
         case Anything():
@@ -98,13 +98,13 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
         case TypeIs(mask):
             return bool(mask & event_type)
         case Not(item):
-            answer = _judge(item, event_type)
+            answer = _evaluate_type(item, event_type)
             return None if answer is None else not answer
         case And(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return False if False in answers else None if None in answers else True
         case Or(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return True if True in answers else None if None in answers else False
         case _:
             return None

@@ -1,4 +1,4 @@
-"""Rules that stand side by side and differ in one list only: found, so that one look-up decides them all."""
+"""Consecutive rules that differ in one list only: found, so that one look-up decides them all."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,11 @@ class Interval(NamedTuple):
 
 
 def list_runs(rules: Sequence[Rule]) -> list[Run]:
-    """The runs worth a table of their own, in order; the rules' Nots must have been pushed inward."""
+    """The runs worth a table of their own, in order; the rules' Nots must have been pushed inward.
+
+    A key is a rule without one of its lists: rules with a key in common differ in that list alone. From each
+    rule the key that most of the next rules share is taken, and if those are enough, they are a run.
+    """
     keys = [_list_keys(rule.expression) for rule in rules]
     runs = []
     start = 0
@@ -82,7 +86,10 @@ def list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
 
 
 def flatten(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
-    """Bounds and numbers: `numbers[bisect(bounds, x)]` is the lowest rule that names x, 0 for none."""
+    """Bounds and numbers: `numbers[bisect(bounds, x)]` is the lowest rule that names x, 0 for none.
+
+    A sweep over all bounds, from low to high, with a heap of the intervals that are open at the moment.
+    """
     waiting = sorted(intervals, reverse=True)
     active: list[tuple[int, int]] = []  # number and high, the lowest number first
     bounds: list[int] = []

@@ -117,7 +117,7 @@ def list_empty_values(expression: Expression) -> Iterator[NeverMatch]:
             case AddressIn(_, prefixes, span):
                 for prefix in prefixes:
                     yield from _check_mapped(prefix, span)
-            case LocationIn(places, values, span) if set(places) <= COUNTRIES:
+            case LocationIn(asked, values, span) if set(asked) <= COUNTRIES:
                 for code in values:
                     yield from _check_country(code, span)
 

@@ -155,9 +155,11 @@ def assemble(table: Table) -> bytes:
 
 
 class _Writer:
-    """Tests from the last to the first. Until all are there, a target is a test's position in that order.
+    """Compiles the tests from the last to the first, so that each knows where it leads when it is written.
 
-    An end is negative until then.
+    A rule is written after the next one, to whose first test it leads when it does not match; so is each item
+    of an `and` or `or`. Until all are there, a target is a test's position in that order, and an end is
+    negative: _finish() reverses the order and leaves out what no test leads to.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -305,7 +307,7 @@ def _list_questions(leaf: Leaf) -> Iterator[Question]:  # noqa: PLR0912  # one f
         case Compare(subject, operator, number):
             yield Question(subject.attribute, _list_compared(subject, operator, number))
         case Anything() | NetworkIn() | LocationIn():
-            raise AssertionError(f"{leaf} is no question about a number")
+            raise AssertionError(f"{leaf} does not compare a number")
         case _:
             assert_never(leaf)
 

@@ -67,7 +67,7 @@ class GeoIP:
         """Take over files that have changed since they were read; True where there were some.
 
         To be called now and then: a file is read when it is found the same twice, so that one that is being
-        written is left alone. One that cannot be used is counted and told in the log, and the old one stays.
+        written is left alone. One that cannot be used is counted and logged, and the old one stays.
         Takes seconds for a large file.
         """
         seen, self._seen = self._seen, [_identify(path) for path in self._paths]

@@ -4,7 +4,7 @@ What a record has to give an event (flow.Location) is read here, checked, in one
 places that look alike to an event share a record of some 60 bytes. Two things are gained by that:
 
 - maxminddb's C extension never sees a file that somebody else wrote. Version 3.2.0 crashes where a key of a
-  map is no string, which it takes for one: 25 of the 10,952 single bits of a small database make that.
+  map is not a string, though it is read as one: 25 of the 10,952 single bits of a small database make that.
 - A look-up decodes six values and not eight languages of six things (figures in geoip.py).
 
 It runs apart because it takes seconds for a whole Internet, in which the daemon's reader needs the
@@ -196,8 +196,8 @@ def read_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
         found["country_code"] = code[:MAX_NAME]
     if country := _read_name(land, locale) or code:
         found["country"] = country[:MAX_NAME]
-    place = _get(record, "location", dict) or {}
-    lat, lon = _find_degrees(place, "latitude", 90), _find_degrees(place, "longitude", 180)
+    coordinates = _get(record, "location", dict) or {}
+    lat, lon = _find_degrees(coordinates, "latitude", 90), _find_degrees(coordinates, "longitude", 180)
     if lat is not None and lon is not None:
         found["lat"], found["lon"] = lat, lon
     traits = {**(_get(record, "traits", dict) or {}), **record}
@@ -214,24 +214,24 @@ def _get(record: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  
     return value if isinstance(value, kind) else None
 
 
-def _find_degrees(place: dict[str, Any], key: str, limit: int) -> float | None:
+def _find_degrees(coordinates: dict[str, Any], key: str, limit: int) -> float | None:
     """NaN is within no limits."""
-    value = place.get(key)
+    value = coordinates.get(key)
     return float(value) if isinstance(value, (int, float)) and -limit <= value <= limit else None
 
 
-def _read_name(place: object, locale: str) -> str:
+def _read_name(entry: object, locale: str) -> str:
     """In the language, else in English; some databases have one name and no languages."""
-    if isinstance(place, str):
-        return place
-    names = place.get("names") if isinstance(place, dict) else None
+    if isinstance(entry, str):
+        return entry
+    names = entry.get("names") if isinstance(entry, dict) else None
     if not isinstance(names, dict):
         return ""
     return _get(names, locale, str) or _get(names, "en", str) or ""
 
 
 def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
-    """The database that knows the same places, in its three sections. Raises DamagedError."""
+    """The database with the same locations, in its three sections. Raises DamagedError."""
     mark = content.rfind(MARK, max(0, len(content) - MARK_WITHIN))
     if mark < 0:
         raise DamagedError("its metadata is missing")
@@ -245,8 +245,8 @@ def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
         raise DamagedError(f"its type {kind!a} has neither locations nor networks")
     tree_bytes = nodes * bits // 4
     tree = _read_tree(content[: min(tree_bytes, mark)], nodes, bits)
-    places, data = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
-    tree = array("I", map(places.get, tree, tree))
+    pointers, data = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
+    tree = array("I", map(pointers.get, tree, tree))
     about = {
         "binary_format_major_version": 2,
         "binary_format_minor_version": 0,
@@ -283,21 +283,21 @@ def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> t
     """New numbers for those in the tree, and what they stand for."""
     section, wanted = Section(data), list_wanted(locale)
     written = bytearray()
-    places: dict[int, int] = {}
+    pointers: dict[int, int] = {}
     known: dict[tuple[Any, ...], int] = {(): nodes}  # nothing is known there: as if it were not there
     for value in sorted({value for value in tree if value > nodes}):
         if value < nodes + SEPARATOR:
             raise DamagedError("its tree leads out of its data")
         found = read_location(section.read(value - nodes - SEPARATOR, wanted), locale)
         identity = tuple(found.items())
-        place = known.get(identity)
-        if place is None:
-            place = known[identity] = nodes + SEPARATOR + len(written)
+        pointer = known.get(identity)
+        if pointer is None:
+            pointer = known[identity] = nodes + SEPARATOR + len(written)
             written += encode(found, {"asn": UINT32})
-        places[value] = place
+        pointers[value] = pointer
     if not written:
         raise DamagedError("no record has a city, country, coordinates or network in MaxMind's layout")
-    return places, bytes(written)
+    return pointers, bytes(written)
 
 
 def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:

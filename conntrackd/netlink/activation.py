@@ -1,4 +1,4 @@
-"""An nftables table that has connections tracked as long as its owner's socket is open, and no longer.
+"""An nftables table that makes the kernel track connections as long as its owner's socket is open.
 
 The kernel removes a table with the flag `owner` (Linux 5.12) when the last descriptor of the socket that made
 it is closed, in whatever way that happens, and lets nobody else remove it: `nft flush ruleset` leaves it.
@@ -93,7 +93,7 @@ class _Owned(NamedTuple):
 
 
 class TrackingTable:
-    """Has connections tracked in one network namespace until it is closed everywhere."""
+    """Makes the kernel track connections in one network namespace until it is closed everywhere."""
 
     def __init__(self, netlink: socket.socket) -> None:
         """Takes the socket over. Raises ConntrackdError where the kernel refuses; it is closed then."""
@@ -108,7 +108,7 @@ class TrackingTable:
 
     @classmethod
     def open(cls) -> "TrackingTable":
-        """Make it in this thread's network namespace."""
+        """Create it in this thread's network namespace."""
         return cls(open_netlink())
 
     @classmethod
@@ -130,11 +130,11 @@ class TrackingTable:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """The table goes, unless systemd keeps the socket."""
+        """Remove the table, unless systemd keeps the socket."""
         self._socket.close()
 
     def ensure(self) -> None:
-        """Make it, where it is not there. Raises ConntrackdError."""
+        """Create the table unless it exists. Raises ConntrackdError."""
         try:
             tables = self._list_tables()
             port = self._socket.getsockname()[0]

@@ -1,8 +1,8 @@
 """Write and replay raw netlink messages.
 
-A recording is the messages one after the other, as they came: each tells its own length. Before each batch
-stands an NLMSG_NOOP, which netlink has for padding, with the time of receipt (u64, ns since the epoch), so
-that a replay gives the events the times they had. Other programs skip it.
+A recording is the messages one after the other, as they came, each with its length in its header. Before each
+batch stands an NLMSG_NOOP, which netlink has for padding, with the time of receipt (u64, ns since the epoch),
+so that a replay gives the events the times they had. Other programs skip it.
 """
 
 import struct
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conntrackd.engine import EventBatch
 
 TIME: Final = struct.Struct(f"{HEADER.format}Q")
-# The kernel's longest event is far below it; a longer one means that this is not a recording.
+# The kernel's longest event is far below it; a longer one means that the file is not a recording.
 MAX_MESSAGE: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 20
 
@@ -66,7 +66,7 @@ def _load(batch: "EventBatch", content: bytes, offset: int, received_ns: int) ->
     end, messages, malformed = batch.load(content, offset, received_ns)
     if messages:
         return end, messages, malformed
-    # A control message that does not belong into a recording: it is no event.
+    # A control message, which is not an event and does not belong in a recording.
     length = HEADER.unpack_from(content, offset)[0]
     return min(offset + (length + 3 & ~3), len(content)), 1, 1
 

@@ -48,7 +48,7 @@ SOCK_FPROG: Final = struct.Struct("@HP")  # how many instructions, and where the
 
 
 class Fill(NamedTuple):
-    """What SO_MEMINFO tells: bytes queued, size of the buffer, events dropped since the socket was opened."""
+    """SO_MEMINFO: bytes queued, size of the buffer, events dropped since the socket was opened."""
 
     used: int
     size: int
@@ -111,7 +111,7 @@ class EventSocket:
         return sum(bit for bit, group in GROUPS.items() if mask >> group - 1 & 1)
 
     def read_namespace(self) -> bytes:
-        """What tells the network namespace that is listened to from others; see read_namespace()."""
+        """The cookie of the network namespace that the socket listens to; see read_namespace()."""
         return read_namespace(self._socket)
 
     def fileno(self) -> int:
@@ -159,7 +159,7 @@ class EventSocket:
                 raise
 
     def set_reliable(self, is_reliable: bool) -> None:
-        """Let the kernel keep a flow whose DESTROY had no room, and try again. guard.py tells the danger."""
+        """Let the kernel keep a flow whose DESTROY had no room, and retry. Dangerous: see table_guard.py."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR, int(is_reliable))
 
     def measure(self) -> Fill:
@@ -213,7 +213,7 @@ def describe_foreign(netlink: socket.socket) -> str:
 
 
 def read_namespace(netlink: socket.socket) -> bytes:
-    """What tells network namespaces apart; nothing for all before Linux 5.14."""
+    """The cookie of the socket's network namespace; empty before Linux 5.14."""
     try:
         return netlink.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     except OSError:

@@ -34,7 +34,7 @@ ERROR: Final = struct.Struct(f"{HEADER.format}i")
 
 
 class TableFill(NamedTuple):
-    """How many flows the table holds, those included that end and are not told yet, and how many it may."""
+    """Flows in the table, those included whose DESTROY is not delivered yet, and how many it may hold."""
 
     entries: int
     limit: int
@@ -56,7 +56,7 @@ class ConntrackTable:
         return self._socket.fileno()
 
     def read_namespace(self) -> bytes:
-        """What tells its network namespace from others; nothing for all before Linux 5.14."""
+        """The cookie of its network namespace; empty before Linux 5.14."""
         return read_namespace(self._socket)
 
     def close(self) -> None:

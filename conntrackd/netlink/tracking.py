@@ -75,14 +75,14 @@ def read_setting(name: str) -> int | None:
 
 
 def is_tracking() -> bool | None:
-    """Whether connections are tracked in this thread's network namespace; None where nobody can tell."""
+    """Whether connections are tracked in this thread's network namespace; None where it is unknown."""
     asked = is_asked_for()
     # What is tracked without a rule, by Open vSwitch or tc, is in the table.
     return None if asked is False and count_entries() else asked
 
 
 def is_asked_for() -> bool | None:
-    """Whether rules have connections tracked in this thread's network namespace; None where nobody can tell.
+    """Whether rules have connections tracked in this thread's network namespace; None where it is unknown.
 
     The kernel lists the functions that see a packet (CONFIG_NETFILTER_NETLINK_HOOK); where it does not, there
     are rules that ask for tracking, or none. What was tracked before may be in the table for days.
@@ -92,7 +92,7 @@ def is_asked_for() -> bool | None:
 
 
 def _look_at_hooks() -> bool | None:
-    """Whether one of the functions that the kernel calls for each packet is conntrack's. None: not told."""
+    """Whether one of the functions that the kernel calls for each packet is conntrack's. None: unknown."""
     is_told = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
@@ -120,7 +120,7 @@ def count_entries() -> int | None:
 
 
 def _look_at_rules() -> bool | None:
-    """Whether a rule asks for tracking; None where rules are of a kind that does not tell."""
+    """Whether a rule asks for tracking; None where rules of other kinds could."""
     try:
         if any(_read_names(path) for path in IPTABLES):
             return None

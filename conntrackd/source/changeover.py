@@ -112,7 +112,7 @@ def _count_common(before: list[bytes], after: list[bytes]) -> int:
 
 
 def _read_flow_id(message: bytes) -> bytes:
-    """The id of an event's flow; nothing for what is no event."""
+    """The id of an event's flow; empty for what is not an event."""
     try:
         attributes = walk_attributes(message[NLMSG_HDRLEN + NFGENMSG_LEN :])
         return next((value for path, value in attributes if path == (CTA_ID,)), b"")

@@ -34,7 +34,7 @@ REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there was to see at one moment. None stands for what nobody can tell."""
+    """What there was to see at one moment. None stands for what is unknown."""
 
     is_asked_for: bool | None = None
     """Whether rules have connections tracked."""
@@ -66,14 +66,17 @@ class Hearing:
         self._reason = ""
 
     def look(self, now_ns: int, *, is_timed: bool = True) -> None:
-        """See how things are. `is_timed`: not because of news, so that some time is over since the last."""
+        """Check tracking, the kernel's switch, namespace and table.
+
+        `is_timed`: not because of news, so that some time has passed since the last check.
+        """
         self.look_at = time.monotonic() + LOOK_SECONDS
         seen = self._see()
         if seen is not None:
             self.note(seen, now_ns, is_timed=is_timed)
 
     def note(self, seen: Look, now_ns: int, *, is_timed: bool = True) -> None:
-        """What was seen."""
+        """Note what was seen."""
         self.is_tracking = self._evaluate(seen, is_timed)
         faults = [
             tracking.NOT_TRACKED if self.is_tracking is False else "",

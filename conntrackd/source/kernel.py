@@ -1,4 +1,4 @@
-"""How events come in: a new socket or the last process's, the table beside it, what is lost in between."""
+"""The source of events: a new socket or the last process's, the table beside it, what is lost in between."""
 
 import logging
 import math
@@ -54,7 +54,7 @@ ENTER_DESCRIPTORS: Final = 3
 
 
 class KernelSource:
-    """What the daemon has of the kernel. All but listen() is called in the main thread."""
+    """Sockets, namespace and table of the kernel. All but listen() is called in the main thread."""
 
     def __init__(
         self, config: Config, state: StateDirectory, notifier: Notifier, pipeline: Pipeline, stats: Stats
@@ -83,7 +83,7 @@ class KernelSource:
         self._release_reported = False
 
     def open(self, stack: ExitStack, rules: Filter, environ: Mapping[str, str]) -> None:
-        """Have connections tracked where that is asked for, and hear of them until the stack is closed.
+        """Open the sockets, and have connections tracked if asked for, until the stack is closed.
 
         Before any thread is started. Raises ConntrackdError.
         """
@@ -251,7 +251,7 @@ class KernelSource:
             self._pipeline.resync.request(at_start=True)
 
     def _report_gap(self) -> None:
-        """Of what happened between the last process and this one nothing is known but that it is missing."""
+        """Report the time between the last process and this one as a loss of unknown size."""
         gap = self._state.find_gap(time.time_ns())
         if gap is None:
             return
@@ -271,7 +271,7 @@ class KernelSource:
         reader.listen(self._list_sockets()[number], self._reported[number])
 
     def note_drops(self) -> None:
-        """For the next process: so many of each socket's drops are reported. From any thread."""
+        """Save for the next process how many drops of each socket are reported. From any thread."""
         if not self._pipeline.keeps_socket:
             return
         with self._noting:
@@ -280,12 +280,12 @@ class KernelSource:
                     self._state.note_drops(name, drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
-        """For the next process: until now nothing is missing."""
+        """Save for the next process that nothing is missing until now."""
         if self.events is not None:
             self._state.note_listening(time.time_ns(), at_once=at_once)
 
     def end(self) -> None:
-        """The reader has ended. What the kernel has repeated by now is no loss to the next process."""
+        """The reader has ended. What the kernel has repeated by now is not a loss to the next process."""
         if self._guard is not None:
             self._guard.close()
             _, drops = self._guard.read_release()
@@ -295,20 +295,20 @@ class KernelSource:
         self._report_deaf(at_end=True)
 
     def look_now_and_then(self) -> None:
-        """To be called every second, in the thread of open()."""
+        """Run the checks that are due. To be called every second, in the thread of open()."""
         if self._stats.events_lost_total != self._lost:
             self._lost, self._lost_at = self._stats.events_lost_total, time.monotonic()
         if self.hearing is not None and time.monotonic() >= self.hearing.look_at:
             self.look()
 
     def hear_news(self) -> None:
-        """The rules of the firewall have changed."""
+        """Check whether events can be heard, because the rules of the firewall have changed."""
         if self.news is not None:
             self.news.drain()
             self.look(is_timed=False)
 
     def look(self, *, is_timed: bool = True) -> None:
-        """Whether events can be heard. A time in which they could not is reported when it is over."""
+        """Check whether events can be heard. A time in which they could not is reported when it is over."""
         if self.hearing is None:
             return
         deaf, faults = self.hearing.deaf_ns, self.hearing.faults

@@ -1,6 +1,6 @@
 """Reliable DESTROY, and the process that ends it before the connection table is full.
 
-Once the kernel is asked to tell each DESTROY for sure, a flow whose event had no room in the socket's buffer
+Once the kernel is asked for reliable DESTROY events, a flow whose event had no room in the socket's buffer
 stays in the table until it has. A reader that stands still then fills the table, and the kernel refuses every
 new connection of the host. A process that stands still cannot watch itself, so that another one does: it goes
 back to the kernel's usual way above LIMIT, and when the first one ends in whatever way.
@@ -59,7 +59,7 @@ class Guard:
             events.set_reliable(False)
 
     def read_release(self) -> tuple[int, int]:
-        """State and, when RELEASED, the drops up to then: they are no losses, all after them are.
+        """State and, when RELEASED, the drops up to then: they are not losses, all after them are.
 
         To be called after the counter was read. RELEASING: read it again before it is understood.
         """

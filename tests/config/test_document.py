@@ -163,7 +163,7 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
         ("a.yaml", f"filter: [{'a,' * 400_000}]", ":1", "holds more than 20,000 keys and values"),
     ],
 )
-def test_a_bad_file_is_told_with_its_place(
+def test_a_bad_file_is_reported_with_its_place(
     name: str, text: str, place: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -175,7 +175,7 @@ def test_a_bad_file_is_told_with_its_place(
     assert (caught.value.origin, caught.value.message.split(" (")[0]) == (f"{path}{place}", message)
 
 
-def test_an_integer_of_a_million_digits_is_told(tmp_path: Path) -> None:
+def test_an_integer_of_a_million_digits_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("a = " + "9" * 300_000)
 
@@ -183,7 +183,7 @@ def test_an_integer_of_a_million_digits_is_told(tmp_path: Path) -> None:
         read_document(path)
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"a: 1\nb: \xff")
 
@@ -218,7 +218,7 @@ def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "loop.yaml"])
-def test_a_file_that_cannot_be_read_is_told(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(name: str, tmp_path: Path) -> None:
     os.symlink("loop.yaml", tmp_path / "loop.yaml")
 
     with pytest.raises(ConfigError) as caught:

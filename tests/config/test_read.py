@@ -1,4 +1,4 @@
-"""Settings come from four places in a fixed order; every mistake is told with its place, all at once."""
+"""Settings come from four places in a fixed order; every mistake is reported with its origin, all at once."""
 
 import json
 import os
@@ -217,14 +217,14 @@ def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) ->
     ]
 
 
-def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
+def test_a_missing_file_of_rules_is_reported(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_rules(read("filter_file: rules"))
 
     assert caught.value.origin == f"{etc}/rules"
 
 
-def test_all_mistakes_are_told_at_once(mistakes: Callable[..., list[str]]) -> None:
+def test_all_mistakes_are_reported_at_once(mistakes: Callable[..., list[str]]) -> None:
     text = """\
 log:
   level: loud
@@ -319,7 +319,7 @@ conntrack:
         ),
     ],
 )
-def test_a_mistake_in_yaml_is_told(text: str, mistake: str, mistakes: Callable[..., list[str]]) -> None:
+def test_a_mistake_in_yaml_is_reported(text: str, mistake: str, mistakes: Callable[..., list[str]]) -> None:
     assert mistakes(text) == [f"conntrackd.yaml{mistake}"]
 
 
@@ -356,7 +356,7 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
     ]
 
 
-def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., list[str]]) -> None:
+def test_a_file_full_of_mistakes_is_not_reported_to_its_end(mistakes: Callable[..., list[str]]) -> None:
     found = mistakes("".join(f"key{number}: 1\n" for number in range(1000)))
 
     assert (len(found), found[-1]) == (101, "more mistakes are not shown")
@@ -462,7 +462,7 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_any_value_of_any_key_is_taken_or_told(option: Option[Any], name: str, tmp_path: Path) -> None:
+def test_any_value_of_any_key_is_taken_or_reported(option: Option[Any], name: str, tmp_path: Path) -> None:
     value: Any = HOSTILE[name]
     for word in reversed(option.key.split(".")):
         value = {word: value}
@@ -482,7 +482,7 @@ trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st
 
 
 @given(option=st.sampled_from(OPTIONS), value=trees)
-def test_a_random_value_in_yaml_is_taken_or_told(
+def test_a_random_value_in_yaml_is_taken_or_reported(
     option: Option[Any], value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "random.yaml"
@@ -494,7 +494,7 @@ def test_a_random_value_in_yaml_is_taken_or_told(
 
 
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.text("-:/=,.|&a1\udc80"))
-def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any], text: str) -> None:
+def test_a_random_text_of_flag_or_variable_is_taken_or_reported(option: Option[Any], text: str) -> None:
     for flags, environ in (({option.key: [text]}, {}), ({}, {option.variable: text})):
         result = attempt(flags, environ)
 
@@ -588,7 +588,7 @@ def test_a_setting_that_always_has_a_value_cannot_be_set_to_nothing(
     assert len(mistakes("log.level: null\nconntrack.buffer: off\nsink.loki.address: none")) == 3
 
 
-def test_a_spool_that_is_off_is_told_from_one_that_nobody_set(read: Read, tmp_path: Path) -> None:
+def test_a_spool_that_is_off_is_reported_from_one_that_nobody_set(read: Read, tmp_path: Path) -> None:
     state = f"state_directory: {tmp_path}/state\nsink.loki.enable: true\n"
 
     without, off = read(state), read(f"{state}sink.loki.spool: off")
@@ -700,7 +700,7 @@ def test_a_replay_and_a_sink_on_the_command_line_leave_the_files_alone(
 # ---- what is wrong together -------------------------------------------------------------------------------
 
 
-def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[str]]) -> None:
+def test_mistakes_of_all_stages_are_reported_in_one_go(mistakes: Callable[..., list[str]]) -> None:
     text = "log.level: loud\nsink.syslog.tls.key: a\nsink.loki.tls.ca: b\ngeoip.local: c"
 
     assert [mistake.splitlines()[0] for mistake in mistakes(text)] == [
@@ -711,7 +711,7 @@ def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[
     ]
 
 
-def test_a_mistake_is_not_told_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
+def test_a_mistake_is_not_reported_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
     assert len(mistakes("sink.loki: {address: 'htps://a', tls.ca: a}")) == 1
     assert len(mistakes("sink.loki: {adress: 'https://a', tls.ca: a}")) == 1
     assert len(mistakes("sink.loki.tls.ca: a", flags={"sink.loki.address": ["x"]})) == 1

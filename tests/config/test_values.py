@@ -1,4 +1,4 @@
-"""Texts become values, and values texts; what does not fit is told, never raised as anything else."""
+"""Texts become values, and values texts; what does not fit is reported, never raised as anything else."""
 
 import socket
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_a_text_becomes_a_value(kind: ValueType[Any], text: str, value: Any) -> 
         (HTTP, "http://host?a=b", "http://host?a=b", "has a space, query or fragment"),
     ],
 )
-def test_what_does_not_fit_is_told(kind: ValueType[Any], text: str, shown: str, message: str) -> None:
+def test_what_does_not_fit_is_reported(kind: ValueType[Any], text: str, shown: str, message: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse(kind, text)
 

@@ -14,7 +14,7 @@ def test_the_core_is_found_where_it_is_and_plain_python_where_that_is_asked_for(
     assert (load_engine({VARIABLE: "plain"}).name, load_engine({VARIABLE: "plain"}).fault) == ("plain", "")
 
 
-def test_a_core_that_cannot_be_loaded_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_core_that_cannot_be_loaded_is_replaced_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("conntrackd.engine.native", "conntrackd.render.steps"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "conntrackd.core._core", None)

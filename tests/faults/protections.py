@@ -334,7 +334,7 @@ MUTATIONS: Final = (
         "conntrackd/config/labels.py",
         "if name in FIELDS:",
         "if False:",
-        "tests/config/test_values.py::test_what_does_not_fit_is_told",
+        "tests/config/test_values.py::test_what_does_not_fit_is_reported",
     ),
     Mutation(
         "a database that is being written is left alone",
@@ -454,7 +454,7 @@ MUTATIONS: Final = (
         "conntrackd/sinks/__init__.py",
         "if directory is None and state is not None:",
         "if not directory and state is not None:",
-        "tests/config/test_read.py::test_a_spool_that_is_off_is_told_from_one_that_nobody_set",
+        "tests/config/test_read.py::test_a_spool_that_is_off_is_reported_from_one_that_nobody_set",
     ),
     Mutation(
         "a method that names no action does not load",

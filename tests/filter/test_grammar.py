@@ -91,7 +91,7 @@ def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
         ("look any", "look", "look"),
     ],
 )
-def test_a_mistake_is_told_with_a_caret_under_the_word(text: str, words: str, marked: str) -> None:
+def test_a_mistake_is_reported_with_a_caret_under_the_word(text: str, words: str, marked: str) -> None:
     with pytest.raises(ManyErrors) as caught:
         parse(text)
     (mistake,) = caught.value.errors
@@ -114,7 +114,7 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
     assert all(isinstance(error, RuleError) for error in caught.value.errors)
 
 
-def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
+def test_all_mistakes_of_a_list_are_reported_with_their_places() -> None:
     rules = [RuleText("log any", "f:1"), RuleText("log type X", "f:2"), RuleText("log port x", "f:3")]
     with pytest.raises(ManyErrors) as caught:
         parse_rules(rules)

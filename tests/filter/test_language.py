@@ -181,7 +181,7 @@ def test_each_mistake_is_named_under_its_words(text: str, marked: str, message: 
     assert f"{rule} "[carets.index("^") : len(carets)] == marked
 
 
-def test_all_mistakes_of_one_rule_are_told() -> None:
+def test_all_mistakes_of_one_rule_are_reported() -> None:
     with pytest.raises(ManyErrors) as caught:
         parse_rule(RuleText("log type NWE and protocol TPC or port 99999 and reply city X"))
 

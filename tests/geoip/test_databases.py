@@ -242,7 +242,7 @@ def test_a_replaced_file_is_taken_over(
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, random.Random(2).randbytes(10_000), None])
-def test_a_damaged_replacement_is_told_once_and_the_old_one_stays(
+def test_a_damaged_replacement_is_reported_once_and_the_old_one_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     """Truncated in place, too: a mapped file would kill the process with SIGBUS here."""

@@ -89,16 +89,18 @@ def test_the_time_is_that_of_the_event_where_the_kernel_gives_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tells", "timeout", "reason"),
+    ("has_reason", "timeout", "reason"),
     [(True, b"", Reason.TIMEOUT), (True, attribute(7, bytes(4)), Reason.CLOSED), (False, b"", ABSENT)],
 )
-def test_why_a_flow_ended_is_told_where_the_kernel_tells_it(tells: bool, timeout: bytes, reason: int) -> None:
+def test_why_a_flow_ended_is_reported_where_the_kernel_reports_it(
+    has_reason: bool, timeout: bytes, reason: int
+) -> None:
     event = walk(MESSAGES[0], RECEIVED_NS)
     event.type = int(EventType.DESTROY)
     message = build_message(event) + timeout
     message = struct.pack("=I", len(message)) + message[4:]
 
-    assert walk(message, RECEIVED_NS, reports_reason=tells).reason == reason
+    assert walk(message, RECEIVED_NS, reports_reason=has_reason).reason == reason
 
 
 def change(message: bytes, old: bytes, new: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""netlink/recording.py: what is written is read again, and damage is told."""
+"""netlink/recording.py: what is written is read again, and damage is reported."""
 
 import io
 import struct

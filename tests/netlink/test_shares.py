@@ -114,7 +114,7 @@ def test_a_set_of_sockets_is_whole_when_no_share_is_missing(names: list[str], wh
     assert is_whole(names) is whole
 
 
-def test_names_of_shares_are_told_from_others() -> None:
+def test_names_of_shares_are_reported_from_others() -> None:
     assert all(is_name(share.name) for total in TOTALS for share in list_shares(total))
     assert not any(map(is_name, ("table", "events-", "events-1", "events-x-of-2", "eventss", "unknown")))
 
