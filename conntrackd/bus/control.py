@@ -115,7 +115,7 @@ class Control(Protocol):
         """What the rules become, in Python and in the kernel; with no rules, those in force."""
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
-        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 is no limit."""
+        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 means no limit."""
 
     async def examine(self) -> list[Finding]:
         """The doctor's findings, seen from the daemon."""

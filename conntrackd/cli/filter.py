@@ -61,7 +61,7 @@ def add_test_arguments(parser: ArgumentParser) -> None:
 
 
 def check(arguments: Namespace) -> int:
-    """Tell all mistakes of the rules, and warn of those that can never match."""
+    """Report every mistake in the rules, and warn of those that can never match."""
     if arguments.json:
         return check_as_json(arguments)
     rules = read_rules(read_settings(arguments))
@@ -154,7 +154,7 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def try_out(arguments: Namespace) -> int:
-    """Judge recorded events by the rules alone: what `conntrack.*` leaves out is not in a recording."""
+    """Evaluate the rules alone against recorded events; what `conntrack.*` excludes is not in a recording."""
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file

@@ -146,7 +146,7 @@ def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
 
 
 def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
-    """For a terminal. Text is no markup: an organisation may be called `[red]`."""
+    """For a terminal. Text is not markup: an organisation may be called `[red]`."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 

@@ -34,11 +34,11 @@ class Row:
 
 
 class Store(Protocol):
-    """Parcels on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
+    """Packed batches on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
 
     @property
     def rows(self) -> int:
-        """Parcels in it."""
+        """Batches in it."""
 
     @property
     def events(self) -> int:

@@ -254,7 +254,7 @@ def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() 
         if prop.emits == "false"
     }
     page = (ROOT / "man/org.conntrackd1.5").read_text()
-    said = page.partition("tell their changes")[2].partition("change all the time")[0]
+    said = page.partition("signal changes")[2].partition("change all the time")[0]
 
     assert silent == {"Manager.Counters", "Manager.FilterExpires", "Sink.Counters"}
     assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
