@@ -81,7 +81,10 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         (SINKS, "test_row_23_"),
         ("tests/geoip/test_databases.py", "test_any_flipped_bit_is_refused"),
         ("tests/geoip/test_databases.py", "test_a_replaced_file_is_taken_over"),
-        ("tests/geoip/test_databases.py", "test_a_damaged_replacement_is_reported_once_and_the_old_one_stays"),
+        (
+            "tests/geoip/test_databases.py",
+            "test_a_damaged_replacement_is_reported_once_and_the_old_one_stays",
+        ),
     ],
     24: [
         ("tests/bus/test_interface.py", "test_every_method_has_the_action"),
