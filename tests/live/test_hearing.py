@@ -286,7 +286,7 @@ def test_a_namespace_that_is_made_anew_under_its_name_is_not_listened_to_and_sai
         before = find_problems(capsys)
         ip("netns", "del", name)
         ip("netns", "add", name)
-        wait_until(lambda: any("another one" in problem for problem in find_problems(capsys)))
+        wait_until(lambda: any("deleted or replaced" in problem for problem in find_problems(capsys)))
     finally:
         ip("netns", "del", name)
 
