@@ -36,7 +36,7 @@ async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: 
     try:
         threading.Thread(target=work, daemon=True, name="control").start()
     except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
+        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
     return await future
 
 
@@ -51,5 +51,5 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        running.cancelled() or running.exception()  # noted: nobody is left to be told
+        running.cancelled() or running.exception()  # retrieved: nobody is left to be informed
         raise

@@ -188,7 +188,7 @@ class Reader:
         """The same with as much as there is room for, in the form of each sink."""
         found = []
         for outbox, events, *_ in shares:
-            room = min(outbox.find_room(), len(events) // INDEX_BYTES) if events else 0
+            room = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0
             rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES]) if room else None
             found.append(Share(outbox, events, room, rendered))
         return found

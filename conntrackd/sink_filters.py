@@ -43,7 +43,7 @@ class SinkFilters:
         self._configured, self._in_force = dict(configured), dict(configured)
 
     async def set(self, name: str, rules: Sequence[str], timeout_s: int) -> list[str]:
-        """Until reset() or configure(), or for a time; what people are told of it. Raises the mistakes."""
+        """Until reset() or configure(), or for a time; as lines for people. Raises the mistakes."""
         new = await run_apart(compile_sink_filter, *self._prepare(rules, name_run_time(timeout_s)))
         lines = self._put_in_force(name, new)
         if timeout_s:
@@ -66,7 +66,7 @@ class SinkFilters:
         """Names of the sinks whose filter is not the one of the configuration."""
         return [name for name, rules in self._in_force.items() if rules is not self._configured[name]]
 
-    def find_status(self, name: str) -> FilterStatus:
+    def get_status(self, name: str) -> FilterStatus:
         """As it is shown to people."""
         rules, revert = self._in_force.get(name), self._reverts.get(name)
         if rules is None:  # a reload has removed it, and its sink is on its way out
@@ -95,7 +95,7 @@ class SinkFilters:
 
     def _end_run_time(self, name: str) -> None:
         lines = self._put_in_force(name, self._configured[name])
-        logger.info("the run-time filter has ended, %s", lines[0])
+        logger.info("the run-time filter has expired, %s", lines[0])
 
     def _forget_revert(self, name: str) -> None:
         timer = self._reverts.pop(name, None)

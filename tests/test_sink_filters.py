@@ -55,7 +55,7 @@ class Gathering:
         self.left_out = 0
         self.losses: list[Lost] = []
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         return self.room
 
     def put(self, rendered: Rendered) -> None:

@@ -174,7 +174,7 @@ def test_a_filter_of_a_sink_with_a_time_reverts_by_itself(
 
     wait_until(lambda: ask(capsys, "filter", "show", "--sink", "stream")["rules"] == [])
     running.wait(
-        lambda: any("has ended, 0 rules in force for sink stream" in line for line in running.said), "it"
+        lambda: any("has expired, 0 rules in force for sink stream" in line for line in running.said), "it"
     )
 
 
@@ -227,7 +227,7 @@ def test_what_becomes_of_the_rules_of_a_sink_is_explained(
         "rules": ["drop country DE"],
         "evaluated": ["in the core, for sink stream alone, on events that the global filter keeps"],
     }
-    with pytest.raises(UnavailableError, match="no sink loki in the daemon"):
+    with pytest.raises(UnavailableError, match="the daemon has no sink loki"):
         ctl.run(["filter", "show", "--sink", "loki"])
 
 
