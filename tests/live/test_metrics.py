@@ -61,13 +61,15 @@ def scrape(address: tuple[str, int] | str) -> dict[str, float]:
     return found
 
 
-def test_a_scrape_says_what_stats_says(
+def test_a_scrape_says_what_stats_and_conntrack_say(
     net: Network, port: int, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(net, TALKS)
     settle(running)
 
-    stats, found = ask(capsys, "stats"), scrape(("127.0.0.1", port))
+    stats, lines = ask(capsys, "stats"), inside(net.router, "conntrack", "-S").splitlines()
+    entries = int(inside(net.router, "conntrack", "-C"))
+    found = scrape(("127.0.0.1", port))
 
     counters, sink = stats["counters"], stats["sinks"]["stream"]
     for name in ("received", "filtered", "accepted", "malformed", "forged"):
@@ -80,15 +82,6 @@ def test_a_scrape_says_what_stats_says(
     assert found["conntrackd_sink_events_delivered_total{stream}"] == sink["sink_events_delivered_total"] > 0
     assert found["conntrackd_sink_state{stream,ok}"] == found["conntrackd_healthy"] == 1
     assert found["conntrackd_rule_matches_total{0}"] == stats["rule_matches"][0]
-
-
-def test_the_kernels_part_is_what_conntrack_says(net: Network, port: int, running: Running) -> None:
-    talk(net, TALKS)
-    settle(running)
-
-    lines = inside(net.router, "conntrack", "-S").splitlines()
-    entries = int(inside(net.router, "conntrack", "-C"))
-    found = scrape(("127.0.0.1", port))
 
     assert found["conntrackd_table_entries"] == entries >= TALKS
     assert found["conntrackd_table_limit"] == int(
