@@ -96,6 +96,9 @@ def find_warnings(config: "Config") -> Iterator[Finding]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield Finding(option, (needed,), f"has no effect without {needed.key}", "")
+    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
+        if config[option] and config[options.CONNTRACK_REPLAY]:
+            yield Finding(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
     yield from _find_idle_sinks(config)
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):

@@ -730,6 +730,10 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
     ("text", "warning"),
     [
         ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
+        (
+            "{conntrack.replay: a, metrics.listen: 'unix:///a'}",
+            "metrics.listen has no effect in a replay",
+        ),
         ("sink.loki.address: http://a", "sink.loki.address has no effect: sink.loki.enable is not set"),
         ("sink.loki: {enable: false, address: http://a}", ""),
         (
