@@ -27,14 +27,11 @@ def read_total(server: Server, expression: str) -> float:
 
 def test_its_totals_are_those_of_the_daemon(tmp_path: Path) -> None:
     port = find_port()
-    with network() as net:
+    # It looks for targets five seconds after its start, in which all else can start.
+    with prometheus(tmp_path, [f"127.0.0.1:{port}"]) as server, network() as net:
         net.load(TRACKING)
         arguments = ["--sink.stream.enable", "--conntrack.netns", net.router, "--filter=drop type UPDATE"]
-        with (
-            traffic.serve(net.server),
-            daemon(*arguments, f"--metrics.listen=127.0.0.1:{port}") as running,
-            prometheus(tmp_path, [f"127.0.0.1:{port}"]) as server,
-        ):
+        with traffic.serve(net.server), daemon(*arguments, f"--metrics.listen=127.0.0.1:{port}") as running:
             running.wait_for_start()
             wait_until(lambda: read_total(server, "up") == 1, "the first scrape")
             seen = [0.0]
