@@ -1,6 +1,7 @@
 """The head of an HTTP request -> what is asked for, and the bytes of an answer. No I/O here."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -58,12 +59,17 @@ def choose_format(accept: str) -> str:
     weights: dict[str, float] = {}
     for item in accept.split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
-        match = next(
-            filter(None, (re.fullmatch(r"q=([01](?:\.\d{0,3})?)", each) for each in parameters)), None
-        )
-        weights[kind] = max(weights.get(kind, 0.0), float(match[1]) if match else 1.0)
+        weights[kind] = max(weights.get(kind, 0.0), _read_weight(parameters))
     text = max(weights.get(kind, 0.0) for kind in ("text/plain", "text/*", "*/*"))
     return OPENMETRICS if weights.get("application/openmetrics-text", 0.0) > text else TEXT
+
+
+def _read_weight(parameters: Sequence[str]) -> float:
+    """Of one kind in Accept; 1 where none is given that can be read."""
+    for parameter in parameters:
+        if match := re.fullmatch(r"q=([01](?:\.\d{0,3})?)", parameter, re.ASCII):
+            return float(match[1])
+    return 1.0
 
 
 def render_answer(status: HTTPStatus, content_type: str, body: bytes, method: str = "GET") -> bytes:
