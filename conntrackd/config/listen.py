@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config.values import BadValueError, Kind, parse_path, parse_text
+from conntrackd.config.values import BadValueError, ValueType, parse_path, parse_text
 
 MAX_SOCKET: Final = 107  # struct sockaddr_un, without the 0 at its end
 PORTS: Final = range(1, 65_536)
@@ -40,9 +40,9 @@ def parse_textfile(text: str) -> Path:
     return path
 
 
-LISTEN: Final = Kind(
+LISTEN: Final = ValueType(
     "ADDRESS", "ADDRESS:PORT, [ADDRESS]:PORT or unix:///PATH", lambda items: parse_listen(items[0])
 )
-TEXTFILE: Final = Kind(
+TEXTFILE: Final = ValueType(
     "PATH", "a path that ends with .prom", lambda items: parse_textfile(items[0]), is_path=True
 )

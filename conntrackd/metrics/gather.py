@@ -7,7 +7,7 @@ from conntrackd.bus.control import Control
 from conntrackd.errors import ConntrackdError
 from conntrackd.metrics.table import State
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 
 def gather(control: Control, namespace: str | None) -> State:
@@ -15,7 +15,7 @@ def gather(control: Control, namespace: str | None) -> State:
     fill, cpus = None, {}
     try:
         # As source/hearing.py looks: no socket is kept, and there is none to be out of step.
-        with enter(namespace), closing(Table()) as table:
+        with enter(namespace), closing(ConntrackTable()) as table:
             fill, cpus = table.measure(), table.read_cpus()
     except (ConntrackdError, OSError):
         pass  # what keeps events from coming is a problem of its own

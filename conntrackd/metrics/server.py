@@ -15,7 +15,7 @@ from typing import Final
 
 from conntrackd.bus.limits import Limiter
 from conntrackd.delivery.backoff import Repeats
-from conntrackd.errors import find_place
+from conntrackd.errors import describe_raise_site
 from conntrackd.metrics.request import (
     END,
     MAX_HEAD,
@@ -114,7 +114,7 @@ class Server:
         except RefusedError as refusal:
             return render_refusal(refusal.status, method)
         except Exception as error:  # a mistake of ours costs one answer
-            self._troubles.warn(logger, "metrics: unexpected %r at %s", error, find_place(error))
+            self._troubles.warn(logger, "metrics: unexpected %r at %s", error, describe_raise_site(error))
             return render_refusal(HTTPStatus.INTERNAL_SERVER_ERROR, method)
 
     def _answer_request(self, request: Request) -> bytes:

@@ -16,7 +16,7 @@ from conntrackd.bus.control import Control
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.delivery.backoff import Repeats
-from conntrackd.errors import ConfigError, find_place
+from conntrackd.errors import ConfigError, describe_raise_site
 from conntrackd.metrics.gather import gather
 from conntrackd.metrics.listener import adopt_listeners, close_listener, open_listener, show_address
 from conntrackd.metrics.textfile import WRITE_SECONDS, TextFile
@@ -98,7 +98,7 @@ class Metrics:
             check_library()
         except ConfigError as error:
             if not (listen or textfile):
-                raise ConfigError(error.message, hint=error.hint, place=UNIT) from error
+                raise ConfigError(error.message, hint=error.hint, origin=UNIT) from error
             option = options.METRICS_LISTEN if listen else options.METRICS_TEXTFILE
             raise config.explain(option, error.message, error.hint, ": ") from error
         if listen is None or self._passed or listen == self._address:
@@ -177,4 +177,6 @@ class Metrics:
 def _report_end(task: asyncio.Task[None]) -> None:
     """That a mistake of ours ended it."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("metrics: unexpected %r at %s, no more until a restart", error, find_place(error))
+        logger.error(
+            "metrics: unexpected %r at %s, no more until a restart", error, describe_raise_site(error)
+        )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from conntrackd.bus.control import Statistics, Status
+from conntrackd.bus.control import DaemonStatus, Statistics
 from conntrackd.delivery.sink import SinkState
 from conntrackd.flow import NANO
 from conntrackd.netlink import constants as c
@@ -25,7 +25,7 @@ COUNTED: Final = 2
 class State:
     """All that a scrape shows, of one moment."""
 
-    status: Status
+    status: DaemonStatus
     statistics: Statistics
     sinks: Mapping[str, str]
     """Name -> state."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from conntrackd.bus.control import FilterStatus, Statistics, Status
+from conntrackd.bus.control import DaemonStatus, FilterStatus, Statistics
 from conntrackd.metrics.table import CPU_COUNTERS, State
 from conntrackd.netlink.table import TableFill
 from conntrackd.stats import SinkStats, Stats
@@ -39,8 +39,8 @@ def make_sinks() -> dict[str, dict[str, int]]:
     }
 
 
-def make_status(*problems: str) -> Status:
-    return Status(
+def make_status(*problems: str) -> DaemonStatus:
+    return DaemonStatus(
         "2.0.0", 1_700_000_000_500_000, (), FilterStatus((), "default"), 64 << 20, "info", problems=problems
     )
 

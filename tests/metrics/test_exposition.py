@@ -93,7 +93,7 @@ def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
 
 
 def test_a_kernel_that_does_not_answer_leaves_its_part_out(mocker: MockerFixture) -> None:
-    mocker.patch.object(gather, "Table", side_effect=UnavailableError("no answer"))
+    mocker.patch.object(gather, "ConntrackTable", side_effect=UnavailableError("no answer"))
 
     page = render(gather.gather(make_control(), None)).decode()
 
@@ -102,7 +102,7 @@ def test_a_kernel_that_does_not_answer_leaves_its_part_out(mocker: MockerFixture
 
 
 def test_what_control_says_is_gathered(mocker: MockerFixture) -> None:
-    mocker.patch.object(gather, "Table", side_effect=UnavailableError("no answer"))
+    mocker.patch.object(gather, "ConntrackTable", side_effect=UnavailableError("no answer"))
 
     found = gather.gather(make_control("a problem"), None)
 

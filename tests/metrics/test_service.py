@@ -69,7 +69,7 @@ def test_a_socket_of_systemds_without_the_library_is_told_and_closed(monkeypatch
     with pytest.raises(ConfigError) as caught:
         run(lambda metrics: metrics.open(configure(), [listener.detach()]))
 
-    assert caught.value.place == "conntrackd-metrics.socket"
+    assert caught.value.origin == "conntrackd-metrics.socket"
     assert caught.value.message.startswith("metrics need the Python library prometheus_client")
     open_listener(address).close()
 
