@@ -16,6 +16,7 @@ LAYERS = (
         "config.values",
         "config.field_list",
         "config.labels",
+        "config.listen",
         "config.options",
         "config.document",
         "geoip",
@@ -31,7 +32,10 @@ LAYERS = (
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
+    (
+        *("pipeline", "reader", "source", "active_filter", "checks", "verify"),
+        *("bus", "advice", "progress", "metrics"),
+    ),
     # the one that knows all
     ("control", "daemon", "sink_filters"),
     # people
