@@ -128,6 +128,12 @@ def _list_variants(scratch: Path) -> Rows:
         "filter-core",
         _daemon("the same filter, not in the kernel", {**one_client, **not_in_kernel}),
     )
+    named = _daemon(
+        "conntrackd, JSON to a file, with Community IDs",
+        {"CONNTRACKD_COMMUNITY_ID_ENABLE": "true"},
+        scratch / "community-id",
+    )
+    yield "community-id", replace(named, other="file")
     for end in ("", "-60k"):
         rate = RATES[end]
         asked = _daemon(

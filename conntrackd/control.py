@@ -32,6 +32,7 @@ from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import Protocol
+from conntrackd.records import find_community_seed
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -132,6 +133,7 @@ class DaemonControl:
         self._put_in_force(rules)
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
+        daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
         await self._apply_sinks(sinks)
         warnings = [*map(str, new.warnings), *rules.warnings]

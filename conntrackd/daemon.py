@@ -34,6 +34,7 @@ from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
+from conntrackd.records import find_community_seed
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.source.kernel import Intake
 from conntrackd.source.state_directory import Handover
@@ -112,6 +113,7 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
+        self.pipeline.community_seed = find_community_seed(self.config)
         self.notifier = Notifier(sources.environ)
         self.intake = Intake(self.config, handover, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []

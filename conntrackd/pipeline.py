@@ -52,6 +52,8 @@ class Pipeline:
         self.keeps_socket = False
         self.resync: Resync | None = None
         self.guard: Guard | None = None
+        self.community_seed: int | None = None
+        """Of the field `community_id`, which no event has without one."""
         self._geoip = geoip
         self.generation = 0
         """Changes with the databases."""

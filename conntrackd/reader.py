@@ -66,7 +66,7 @@ class Reader:
         self.batch = pipeline.engine.open_batch()
         self._pipeline = pipeline
         self._number = number
-        self._templates: dict[Template, Any] = {}
+        self._templates: dict[tuple[Template, int | None], Any] = {}
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
@@ -181,12 +181,12 @@ class Reader:
         return found
 
     def _render(self, batch: Batch, template: Template, selection: Selection) -> Rendered:
-        engine = self._pipeline.engine
-        compiled = self._templates.get(template)
+        engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
+        compiled = self._templates.get(wanted)
         if compiled is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
-            compiled = self._templates[template] = engine.compile_template(template)
+            compiled = self._templates[wanted] = engine.compile_template(*wanted)
         return engine.render(batch, compiled, selection, self._locations)
 
     def _hand_on(

@@ -29,14 +29,28 @@ LAYERS = (
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
+    (
+        "pipeline",
+        "reader",
+        "records",
+        "source",
+        "active_filter",
+        "checks",
+        "verify",
+        "bus",
+        "advice",
+        "progress",
+    ),
     # the one that knows all
     ("control", "daemon"),
     # people
     ("cli", "__main__"),
 )
 # What does the work in C, and what binds it to Python.
-PLAIN_C = ("decide", "event", "fields", "ids", "locate", "receive", "render", "send", "table", "text")
+PLAIN_C = (
+    *("community", "decide", "event", "fields", "ids", "locate", "receive", "render", "send", "sha1"),
+    *("table", "template", "text"),
+)
 
 
 def find_layer(module: str) -> int:

@@ -178,6 +178,12 @@ GEOIP_DATABASE = Option(
 )
 GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of the names of cities and countries")
 GEOIP_CACHE = Option("geoip.cache", count(0, 10_000_000), 65_536, "Addresses whose location is remembered")
+COMMUNITY_ID_ENABLE = Option(
+    "community_id.enable", FLAG, False, "Write the Community ID of each flow, by which other tools call it"
+)
+COMMUNITY_ID_SEED = Option(
+    "community_id.seed", count(0, 65_535), 0, "Seed of the Community IDs: that of the other tools"
+)
 SINK_STREAM_ENABLE = Option("sink.stream.enable", FLAG, False, "Write events as JSON lines")
 SINK_STREAM_WRITER = Option(
     "sink.stream.writer", WRITER, "stdout", "Where JSON lines go: stdout, stderr, discard or file:///PATH"

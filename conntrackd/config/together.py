@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SERVES: Final[dict[Option[object], Option[object]]] = {
     options.GEOIP_LOCALE: options.GEOIP_DATABASE,
     options.GEOIP_CACHE: options.GEOIP_DATABASE,
+    options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
 

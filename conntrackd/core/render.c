@@ -1,6 +1,7 @@
 /* See render.h. */
 #include "render.h"
 
+#include "community.h"
 #include "fields.h"
 
 #include <stdlib.h>
@@ -109,6 +110,8 @@ static char *write_value(char *at, struct template *template, const struct step 
 						  write_own_text(at, event->secctx, event->secctx_bytes);
 	case STEP_LABELS:
 		return write_labels(at, template, step, event);
+	case STEP_COMMUNITY_ID:
+		return write_community_id(at, event, (uint16_t)step->offset);
 	}
 	return at;
 }

@@ -21,6 +21,7 @@ enum step_kind {
 	STEP_PLACE, /* the text number `offset` (0 to 3) of a Location: the field is its number */
 	STEP_OWN_TEXT, /* what the kernel gives as text: a field of helper or secctx */
 	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
+	STEP_COMMUNITY_ID, /* with `offset` as its seed */
 };
 
 /* A step is taken where the event has all bits of `needs`. */

@@ -1,6 +1,7 @@
 /* Templates: what is checked here, render.c trusts. */
 #include "render.h"
 
+#include "community.h"
 #include "fields.h"
 
 #include <errno.h>
@@ -63,6 +64,8 @@ static int64_t bound_step(const struct template *template, const struct step *st
 		if (!is_labels || !is_within(step->offset, step->length, template->name_count))
 			return -1;
 		return LABEL_COUNT * (int64_t)(1 + find_longest_name(template, step));
+	case STEP_COMMUNITY_ID:
+		return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;
 	}
 	return -1;
 }

@@ -141,7 +141,8 @@ class Engine(Protocol):
     def compile_table(
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
     ) -> Table: ...
-    def compile_template(self, template: Template) -> Opaque: ...
+    def compile_template(self, template: Template, community_seed: int | None = None) -> Opaque:
+        """Without a seed no event has a Community ID."""
 
     def decide(
         self,

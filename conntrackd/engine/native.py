@@ -135,8 +135,8 @@ class NativeEngine:
         table = compile_table(rules, protocols, events)
         return NativeTable(tuple(rules), table, core.Table(assemble(table)))
 
-    def compile_template(self, template: Template) -> NativeTemplate:
-        return NativeTemplate(template, compile_template(template, self._label_names))
+    def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
+        return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
 
     def decide(
         self,

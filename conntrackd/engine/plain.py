@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
 from conntrackd.filter.ast import Rule, uses_location
@@ -223,6 +223,13 @@ class PlainIds:
         self._ids -= set(other._ids)
 
 
+class PlainTemplate(NamedTuple):
+    """A template, and the seed of the Community ID where there is one."""
+
+    template: Template
+    community_seed: int | None
+
+
 class PlainEngine:
     """See Engine."""
 
@@ -247,8 +254,8 @@ class PlainEngine:
     ) -> PlainTable:
         return PlainTable(tuple(rules), protocols, events, uses_location(rules), [0] * (len(rules) + 1))
 
-    def compile_template(self, template: Template) -> Template:
-        return template
+    def compile_template(self, template: Template, community_seed: int | None = None) -> PlainTemplate:
+        return PlainTemplate(template, community_seed)
 
     def decide(
         self, batch: PlainBatch, table: PlainTable, among: Selection | None, _: PlainLocations | None
@@ -256,8 +263,9 @@ class PlainEngine:
         return batch.make_selection(i for i in batch.list_indexes(among) if table.keeps(batch.flows[i]))
 
     def render(
-        self, batch: PlainBatch, template: Template, selection: Selection, _: PlainLocations | None
+        self, batch: PlainBatch, template: PlainTemplate, selection: Selection, _: PlainLocations | None
     ) -> Rendered:
         moments = batch.list_moments()
         chosen = [moments[index] for index in batch.list_indexes(selection)]
-        return render_flows(template, batch.select(selection), chosen, self._label_names)
+        flows = batch.select(selection)
+        return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)

@@ -26,9 +26,11 @@ class Kind(Enum):
     """What the kernel gives as text."""
     LABELS = auto()
     """The names of bits that are set, with commas between them."""
+    COMMUNITY_ID = auto()
+    """See community.py. Only where a seed is given: it is what a setting asks for."""
 
 
-IS_TEXT: Final = frozenset((Kind.NAME, Kind.ADDRESS, Kind.TIME, Kind.OWN_TEXT, Kind.LABELS))
+IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,9 @@ FIELDS: Final = (
     OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
     OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
     OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
+    OutputField(
+        "community_id", Kind.COMMUNITY_ID, "community_id", "what other programs call the flow, too"
+    ),
 )  # fmt: skip
 
 

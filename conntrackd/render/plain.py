@@ -8,6 +8,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
 from conntrackd.flow import ABSENT, NANO, Flow, find_nat
+from conntrackd.render.community import find_community_id
 from conntrackd.render.fields import (
     FIELDS,
     IS_TEXT,
@@ -30,7 +31,11 @@ NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "nat
 
 
 def render_flows(
-    template: Template, flows: Sequence[Flow], moments: Sequence[int], label_names: Mapping[int, str]
+    template: Template,
+    flows: Sequence[Flow],
+    moments: Sequence[int],
+    label_names: Mapping[int, str],
+    community_seed: int | None = None,
 ) -> Rendered:
     """What the core makes of the same events. `moments`: the time of each that no other one has."""
     order = list(range(len(flows)))
@@ -41,7 +46,10 @@ def render_flows(
         streams = tuple(
             Stream(*kind, sum((flow.type, flow.protocol) == kind for flow in flows)) for kind in kinds
         )
-    texts = [_render_flow(template, flows[number], moments[number], label_names).encode() for number in order]
+    texts = [
+        _render_flow(template, flows[number], moments[number], label_names, community_seed).encode()
+        for number in order
+    ]
     return Rendered(
         b"".join(texts),
         array("I", accumulate(map(len, texts))).tobytes(),
@@ -52,9 +60,15 @@ def render_flows(
     )
 
 
-def _render_flow(template: Template, flow: Flow, moment: int, label_names: Mapping[int, str]) -> str:
+def _render_flow(
+    template: Template,
+    flow: Flow,
+    moment: int,
+    label_names: Mapping[int, str],
+    community_seed: int | None,
+) -> str:
     words: dict[str, Callable[[], str]] = {
-        "fields": lambda: _render_fields(template.syntax, flow, label_names),
+        "fields": lambda: _render_fields(template.syntax, flow, label_names, community_seed),
         "message": lambda: describe_flow(flow),
         "type": lambda: TYPE_NAMES[flow.type],
         "time": lambda: render_time(flow.time),
@@ -99,10 +113,12 @@ def render_duration(nanoseconds: int) -> str:
     return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09d}"
 
 
-def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -> str:
+def _render_fields(
+    syntax: Syntax, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
+) -> str:
     texts = []
     for output in FIELDS:
-        value = find_value(flow, output)
+        value = find_value(flow, output, community_seed)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
@@ -119,13 +135,15 @@ def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -
     return "".join(texts)
 
 
-def find_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes
+def find_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
     """What the field shows; None where the event has none."""
     if output.needs == ("nat",) and not find_nat(flow):
         return None
     match output.attribute:
         case "nat":
             value: Any = find_nat(flow)
+        case "community_id":
+            return None if community_seed is None else find_community_id(flow, community_seed)
         case "duration":
             return flow.stop - flow.start if flow.start and flow.stop else None
         case attribute:
@@ -136,7 +154,7 @@ def find_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a num
 
 def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str]) -> str:  # noqa: ANN401
     match output.kind:
-        case Kind.NUMBER:
+        case Kind.NUMBER | Kind.COMMUNITY_ID:
             return str(value)
         case Kind.NAME:
             return output.names.get(value) or str(value)

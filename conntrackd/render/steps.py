@@ -44,6 +44,7 @@ class StepKind(IntEnum):
     PLACE = 7
     OWN_TEXT = 8
     LABELS = 9
+    COMMUNITY_ID = 10
 
 
 class TimeStyle(IntEnum):
@@ -119,28 +120,42 @@ class Steps:
         return self._tables[key]
 
 
-def compile_template(template: Template, label_names: Mapping[int, str]) -> "core.Template":
+def compile_template(
+    template: Template, label_names: Mapping[int, str], community_seed: int | None = None
+) -> "core.Template":
     """What the core renders."""
-    return core.Template(*write_steps(template, label_names), template.by_stream)
+    return core.Template(*write_steps(template, label_names, community_seed), template.by_stream)
 
 
-def write_steps(template: Template, label_names: Mapping[int, str]) -> tuple[bytes, bytes, bytes]:
-    """Steps, names, and the pool of both, as the core has them."""
+def write_steps(
+    template: Template, label_names: Mapping[int, str], community_seed: int | None = None
+) -> tuple[bytes, bytes, bytes]:
+    """Steps, names, and the pool of both, as the core has them. Without a seed there is no Community ID."""
     steps = Steps()
     for position, text in enumerate(WORD.split(template.text)):
         if position % 2 == 0:
             steps.add_text(text)
         else:
-            _add_word(steps, template, text, label_names)
+            _add_word(steps, template, text, label_names, community_seed)
     steps.flush()
     return b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool)
 
 
-def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:
+def _add_word(
+    steps: Steps,
+    template: Template,
+    word: str,
+    label_names: Mapping[int, str],
+    community_seed: int | None,
+) -> None:
     match word:
         case "fields":
             for output in FIELDS:
-                _add_field(steps, template.syntax, output, label_names)
+                if output.kind is not Kind.COMMUNITY_ID:
+                    _add_field(steps, template.syntax, output, label_names)
+                elif community_seed is not None:
+                    around = split_syntax(template.syntax, output.name, is_text=True)
+                    steps.add(StepKind.COMMUNITY_ID, around=around, table=(community_seed, 0))
             for number, (_, end) in enumerate(PLACES):
                 name = f"{end}_location"
                 steps.add(StepKind.PLACE, name, needs=core.HAS[name], table=(number, 0))
