@@ -113,6 +113,7 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
+        self.pipeline.records = self.filter.records
         self.pipeline.community_seed = find_community_seed(self.config)
         self.notifier = Notifier(sources.environ)
         self.intake = Intake(self.config, handover, self.notifier, self.pipeline, self.stats)

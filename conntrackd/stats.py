@@ -28,6 +28,10 @@ class Stats:
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
     events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
+    flows_total: int = _counter("flows", "Flows handed to the sinks as FLOW records (conntrack.records)")
+    flows_forgotten_total: int = _counter(
+        "flows", "Flows whose beginning was forgotten for want of room (conntrack.flows_max)"
+    )
     events_snapshot_total: int = _counter(
         "flows", "Flows of the connection table handed to the sinks as SNAPSHOT, beside the events"
     )

@@ -52,6 +52,42 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
     assert (some.groups, some.program) == (EventType.NEW | EventType.DESTROY, None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "timestamp", "groups", "has_program"),
+    [
+        ({"RECORDS": "flows"}, 1, EventType.DESTROY, True),
+        ({"RECORDS": "flows"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "flows", "FLOWS_MAX": "0"}, 0, EventType.DESTROY, True),
+        ({"RECORDS": "flows", "PROTOCOLS": "all"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 0, EventType.NEW | EventType.DESTROY, False),
+        ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 1, EventType.DESTROY, False),
+        ({"RECORDS": "both", "EVENTS": "destroy"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "both"}, 1, ALL, True),
+        ({"EVENTS": "destroy"}, 0, EventType.DESTROY, True),
+    ],
+)
+def test_the_kernel_is_asked_for_what_flows_are_written_from(
+    settings: dict[str, str],
+    timestamp: int,
+    groups: int,
+    has_program: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conntrackd.records.tracking.read_setting", {"nf_conntrack_timestamp": timestamp}.get)
+    config = read(**{f"CONNTRACK_{name}": value for name, value in settings.items()})
+    some = make(config, "drop destination port 53")
+
+    assert (some.groups, some.program is not None) == (groups, has_program)
+    assert (some.records.remembered > 0) == (groups & EventType.NEW > 0 and groups != ALL)
+
+
+def test_a_rule_about_a_type_that_no_flow_is_written_from_is_in_vain() -> None:
+    (warning,) = make(read(CONNTRACK_RECORDS="flows"), "drop type NEW").warnings
+
+    assert "can never match" in warning
+    assert "conntrack.records: flows" in warning
+
+
 def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
     with pytest.raises(ManyErrors) as caught:
         make(read(), "log prot TCP", "log protocol TPC")

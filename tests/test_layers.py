@@ -48,7 +48,19 @@ LAYERS = (
 )
 # What does the work in C, and what binds it to Python.
 PLAIN_C = (
-    *("community", "decide", "event", "fields", "ids", "locate", "receive", "render", "send", "sha1"),
+    *(
+        "community",
+        "decide",
+        "event",
+        "fields",
+        "flows",
+        "ids",
+        "locate",
+        "receive",
+        "render",
+        "send",
+        "sha1",
+    ),
     *("table", "template", "text"),
 )
 

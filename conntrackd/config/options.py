@@ -77,6 +77,8 @@ QUEUE: Final = count(1, 10_000_000)
 QUEUE_DEFAULT: Final = 32_768
 # journald stores some 20,000 records a second; a flush of 60,000 flows reached it with 295 and 1,403 dropped.
 QUEUE_DEFAULT_JOURNAL: Final = 65_536
+# A flow takes 21 to 43 bytes (core/flows.h): 0.7 GB at most, while the kernel takes 5 GB for as many.
+FLOWS: Final = count(0, 1 << 24)
 SPOOL_MAX: Final = size(1 << 20, 1 << 40)
 FACILITIES: Final = (
     *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
@@ -92,6 +94,18 @@ LOG_LEVEL = Option(
     "Least severe messages of the daemon's own log on stderr",
 )
 CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Events to process")
+CONNTRACK_RECORDS = Option(
+    "conntrack.records",
+    one_of("events", "flows", "both"),
+    "events",
+    "What is written: each event, each flow when it ends, or both",
+)
+CONNTRACK_FLOWS_MAX = Option(
+    "conntrack.flows_max",
+    FLOWS,
+    262_144,
+    "Flows whose beginning is remembered where the kernel tells no start",
+)
 CONNTRACK_PROTOCOLS = Option(
     "conntrack.protocols", PROTOCOLS, frozenset({Protocol.TCP, Protocol.UDP}), "Protocols to process"
 )

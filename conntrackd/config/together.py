@@ -70,13 +70,19 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
 
 def _find_event_mistakes(config: "Config") -> Iterator[Finding]:
     """What is about events of one type takes these."""
-    needs = {
+    records = config[options.CONNTRACK_RECORDS]
+    needs: dict[Option[object], tuple[bool, EventType]] = {
+        options.CONNTRACK_RECORDS: (records != "events", EventType.DESTROY),
         options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
         options.CONNTRACK_RESYNC: (config[options.CONNTRACK_RESYNC] != "off", EventType.NEW),
         options.CONNTRACK_SNAPSHOT: (config[options.CONNTRACK_SNAPSHOT], EventType.NEW),
     }
     for option, (is_set, needed) in needs.items():
-        if is_set and not config[options.CONNTRACK_EVENTS] & needed:
+        if is_set and needed == EventType.NEW and records == "flows":
+            hint = "a flow of the table is written when it ends; or take conntrack.records: both"
+            others = (options.CONNTRACK_RECORDS,)
+            yield Finding(option, others, "has no effect with conntrack.records: flows", hint)
+        elif is_set and not config[options.CONNTRACK_EVENTS] & needed:
             name = str(needed.name).lower()
             hint = f"add {name} to conntrack.events"
             yield Finding(option, (options.CONNTRACK_EVENTS,), f"has no effect without {name} events", hint)
@@ -97,6 +103,10 @@ def find_warnings(config: "Config") -> Iterator[Finding]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield Finding(option, (needed,), f"has no effect without {needed.key}", "")
+    if config.is_set(options.CONNTRACK_FLOWS_MAX) and config[options.CONNTRACK_RECORDS] == "events":
+        others = (options.CONNTRACK_RECORDS,)
+        message = "has no effect without FLOW records"
+        yield Finding(options.CONNTRACK_FLOWS_MAX, others, message, "set conntrack.records: flows, or both")
     yield from _find_idle_sinks(config)
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):

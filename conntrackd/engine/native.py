@@ -126,6 +126,9 @@ class NativeEngine:
     def open_ids(self) -> core.Ids:
         return core.Ids()
 
+    def open_flows(self, limit: int) -> core.Flows:
+        return core.Flows(limit)
+
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 

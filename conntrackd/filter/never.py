@@ -59,6 +59,8 @@ class Given:
     protocols: frozenset[int] = ALL_PROTOCOLS
     has_places: bool = True
     """Whether a database says where addresses are."""
+    asks_about_flows: bool = False
+    """Whether conntrack.records has the rules asked about the ends of flows alone."""
     has_table: bool = True
     """Whether flows of the table are logged too, which have counters whatever their type."""
 
@@ -208,6 +210,8 @@ class _Search:
         if not self._given.events & mask:
             names = [str(each.name).lower() for each in EventType if each & mask & ALL_EVENTS]
             hint = f"add {', '.join(names)} to conntrack.events"
+            if self._given.asks_about_flows:
+                hint = "with conntrack.records: flows they are asked about DESTROY alone"
             return Reason("this rule can never match: events of this type are not processed", span, hint)
         return Reason("this rule can never match: no event of its type has this", span)
 

@@ -48,7 +48,7 @@ class OutputField:
     names: Mapping[int, str] = field(default_factory=dict)
 
 
-TYPE_NAMES: Final = {event.value: str(event.name) for event in EventType}
+TYPE_NAMES: Final = {event.value: name for name, event in EventType.__members__.items()}
 PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
 STATE_NAMES: Final = {state.value: state.name for state in TcpState}
 REASON_NAMES: Final = {reason.value: reason.name.lower() for reason in Reason}
@@ -78,6 +78,7 @@ FIELDS: Final = (
     OutputField("reply_bytes", Kind.NUMBER, "reply_bytes", "bytes that came back"),
     OutputField("start", Kind.TIME, "start", "time of the first packet"),
     OutputField("stop", Kind.TIME, "stop", "time of the end"),
+    OutputField("first_seen", Kind.TIME, "first_seen", "time of its NEW, where there is no start"),
     OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
     OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
     OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),

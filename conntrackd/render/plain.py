@@ -2,12 +2,12 @@
 
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
-from conntrackd.flow import ABSENT, NANO, Flow, find_nat
+from conntrackd.flow import ABSENT, NANO, EventType, Flow, find_duration, find_nat
 from conntrackd.render.community import find_community_id
 from conntrackd.render.fields import (
     FIELDS,
@@ -23,11 +23,12 @@ from conntrackd.render.fields import (
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Syntax, Template, render_bsd_time, render_time
 
+UNITS: Final = " kMGTPE"
 WORD: Final = re.compile(r"\$([a-z]+)")
 # What no format has to escape, and no terminal obeys.
 OWN_CHARACTERS: Final = frozenset(map(chr, range(ord(" "), ord("~") + 1))) - frozenset('"\\]')
 # Fields that every message carries or that are 0 where it does not, and are shown where they are not 0.
-NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "nat"})
+NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "first_seen", "nat"})
 
 
 def render_flows(
@@ -85,7 +86,32 @@ def describe_flow(flow: Flow) -> str:
     """One sentence, without a character that a format would have to escape."""
     protocol = PROTOCOL_NAMES.get(flow.protocol) or str(flow.protocol)
     source, destination = _render_end(flow.src, flow.sport), _render_end(flow.dst, flow.dport)
-    return f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
+    text = f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
+    return text + "".join(_list_sums(flow)) if flow.type == EventType.FLOW else text
+
+
+def _list_sums(flow: Flow) -> Iterator[str]:
+    """What a whole flow comes to."""
+    for verb, octets, packets in (
+        ("sent", flow.orig_bytes, flow.orig_packets),
+        ("received", flow.reply_bytes, flow.reply_packets),
+    ):
+        if octets != ABSENT:
+            yield f", {verb} {render_size(octets)}"
+        if packets != ABSENT:
+            yield f" in {packets} packet{'' if packets == 1 else 's'}"
+    duration = find_duration(flow)
+    if duration is not None:
+        yield f", lasted {render_duration(duration)[:-6]} s"
+
+
+def render_size(octets: int) -> str:
+    """Bytes with one decimal, which is cut and not rounded: 3.4 kB."""
+    power = max(0, (len(str(octets)) - 1) // 3)
+    if power == 0:
+        return f"{octets} B"
+    tenths = octets // (1000**power // 10)
+    return f"{tenths // 10}.{tenths % 10} {UNITS[power]}B"
 
 
 def _render_end(address: bytes, port: int) -> str:
@@ -145,7 +171,7 @@ def find_value(flow: Flow, output: OutputField, community_seed: int | None) -> A
         case "community_id":
             return None if community_seed is None else find_community_id(flow, community_seed)
         case "duration":
-            return flow.stop - flow.start if flow.start and flow.stop else None
+            return find_duration(flow)
         case attribute:
             value = getattr(flow, attribute)
     is_missing = value in (ABSENT, b"") or (output.attribute in NOT_ZERO and value == 0)

@@ -44,7 +44,8 @@ class StepKind(IntEnum):
     PLACE = 7
     OWN_TEXT = 8
     LABELS = 9
-    COMMUNITY_ID = 10
+    AMOUNT = 10
+    COMMUNITY_ID = 11
 
 
 class TimeStyle(IntEnum):
@@ -64,6 +65,15 @@ STEP_KINDS: Final = {
     Kind.OWN_TEXT: StepKind.OWN_TEXT,
     Kind.LABELS: StepKind.LABELS,
 }
+PACKETS, SIZE = 0, 1  # styles of an amount
+SHORT: Final = 1  # style of a duration
+# What stands before each amount in a message.
+AMOUNTS: Final = (
+    (", sent ", "orig_bytes", SIZE),
+    (" in ", "orig_packets", PACKETS),
+    (", received ", "reply_bytes", SIZE),
+    (" in ", "reply_packets", PACKETS),
+)
 TIMES: Final = {"time": TimeStyle.NANOS, "micros": TimeStyle.MICROS, "bsd": TimeStyle.BSD}
 FIELD_NUMBERS: Final = {name: number for number, name in enumerate(core.FIELDS)}
 # Texts of a Location, by their number: of what, and for which end.
@@ -172,13 +182,18 @@ def _add_word(
 
 
 def _add_message(steps: Steps) -> None:
-    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`."""
+    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`, and behind that what a whole flow comes to."""
     steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
     steps.add_text(" ")
     steps.add(StepKind.NAME, "protocol", table=steps.keep_names(PROTOCOL_NAMES))
     for text, address, port in ((" connection from ", "src", "sport"), (" to ", "dst", "dport")):
         steps.add_text(text)
         steps.add(StepKind.ENDPOINT, address, table=(FIELD_NUMBERS[port], 0))
+    for text, name, style in AMOUNTS:
+        needs = core.HAS["whole"] | core.HAS[name]
+        steps.add(StepKind.AMOUNT, name, needs=needs, around=(text, ""), table=(0, style))
+    needs = core.HAS["whole"] | core.HAS["duration"]
+    steps.add(StepKind.DURATION, "duration", needs=needs, around=(", lasted ", " s"), table=(0, SHORT))
 
 
 def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:

@@ -14,7 +14,8 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events protocols buffer activate netns replay snapshot readers resync reliable kernel_filter",
+            "events records flows_max protocols buffer activate netns replay snapshot readers resync"
+            " reliable kernel_filter",
         ),
         ("", "filter filter_file"),
         ("geoip.", "database locale cache"),
@@ -84,6 +85,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert {option.key: option.default_text for option in OPTIONS if option.default_text} == {
         "log.level": "info",
         "conntrack.events": "new, update, destroy",
+        "conntrack.records": "events",
+        "conntrack.flows_max": "262144",
         "conntrack.protocols": "tcp, udp",
         "conntrack.buffer": "64M",
         "conntrack.activate": "false",
