@@ -6,17 +6,20 @@ import subprocess
 import time
 from collections import Counter
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bus.private import PrivateBus
 from tests.live import traffic
+from tests.live.control import ask, start_flood
 from tests.live.daemon import Running, daemon
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
 
 pytestmark = pytest.mark.privileged
 
-UDP_FLOWS = 1000
+UDP_FLOWS = 300
 TCP_FLOWS = 20
 # One packet each way, with IP's header and the protocol's.
 UDP_BYTES, PING_BYTES = 20 + 8 + len(b"hello"), 20 + 8
@@ -177,3 +180,62 @@ def test_the_kernel_drops_by_the_rules_where_nothing_is_remembered() -> None:
             assert {(record["type"], record["prot"]) for record in running.events} == {("FLOW", "TCP")}
             summary = f"received {received} events, lost 0, logged {TCP_FLOWS}"
             assert any(summary in line for line in running.said)
+
+
+def write_configuration(path: Path, records: str) -> None:
+    path.write_text(
+        f"conntrack: {{records: {records}, protocols: udp}}\n"
+        f"community_id.enable: {str(records == 'flows').lower()}\n"
+        "filter: [drop source port 10000-10099]\nsink.stream.enable: true\n"
+    )
+
+
+def find_imbalance(stats: dict[str, Any]) -> tuple[int, int]:
+    """Events that came less what became of them, and records less those that the sink was given."""
+    counters, sink = stats["counters"], stats["sinks"]["stream"]
+    became = sum(counters[f"events_{name}_total"] for name in ("malformed", "filtered", "accepted"))
+    events = sum(counters[f"events_{name}_total"] for name in ("new", "update", "destroy", "snapshot"))
+    return (
+        counters["events_received_total"] - became,
+        events + counters["flows_total"] - sink["sink_events_taken_total"],
+    )
+
+
+def test_the_sums_hold_at_every_moment_and_a_reload_changes_what_is_written(
+    bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_configuration(configuration, "both")
+    with network() as net:
+        prepare(net, 0)
+        arguments = ["--config", str(configuration), "--conntrack.netns", net.router]
+        arguments += ["--bus.address", bus.address]
+        with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running:
+            running.wait_for_start()
+            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            load = start_flood(net, 10_000, 4000)
+            imbalances = set()
+            while load.is_alive():
+                inside(net.router, "conntrack", "-F")
+                imbalances.add(find_imbalance(ask(capsys, "stats")))
+            inside(net.router, "conntrack", "-F")
+            running.wait_for_events(11_700)
+            imbalances.add(find_imbalance(ask(capsys, "stats")))
+
+            for records, port, lines in (("flows", 20_000, 11_800), ("events", 30_000, 12_000)):
+                write_configuration(configuration, records)
+                assert f"conntrack.records is {records}" in ask(capsys, "reload")["changes"]
+                start_flood(net, port, 100).join()
+                inside(net.router, "conntrack", "-F")
+                running.wait_for_events(lines)
+            imbalances.add(find_imbalance(ask(capsys, "stats")))
+            assert running.stop() == 0
+    found = Counter(
+        (record["type"], record["sport"] // 10_000, "community_id" in record) for record in running.events
+    )
+
+    assert imbalances == {(0, 0)}
+    assert found == {
+        **{(kind, 1, False): 3900 for kind in ("NEW", "DESTROY", "FLOW")},
+        ("FLOW", 2, True): 100,
+        **{(kind, 3, False): 100 for kind in ("NEW", "DESTROY")},
+    }
