@@ -349,7 +349,7 @@ class DaemonControl:
 
     def statistics(self) -> Statistics:
         daemon = self._daemon
-        with daemon.pipeline.lock:  # received = malformed + filtered + accepted, and accepted = taken
+        with daemon.pipeline.lock:  # what stats.py says of their sums holds then
             counters = _to_counters(daemon.stats)
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):

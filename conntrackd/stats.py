@@ -15,7 +15,11 @@ def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field 
 
 @dataclass(slots=True)
 class Stats:
-    """What happened between the kernel and the outboxes. Written by the readers."""
+    """What happened between the kernel and the outboxes. Written by the readers.
+
+    At every moment of events: received = malformed + filtered + accepted; and of records: what an outbox has
+    taken since the start = new + update + destroy + flows + snapshot.
+    """
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
     events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")
