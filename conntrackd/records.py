@@ -15,11 +15,11 @@ class Records:
     """What becomes of what the rules keep. By value: the same settings are the same records."""
 
     of_events: bool = True
-    """Whether each event is written. Else the rules are asked about DESTROY alone."""
+    """Whether each event is written. Else the rules evaluate DESTROY events alone."""
     of_flows: bool = False
     """Whether each DESTROY is written as a FLOW, too."""
     remembered: int = 0
-    """How many flows' beginnings are remembered at most. 0 where none is: the kernel tells them."""
+    """How many flows' beginnings are remembered at most. 0 where none is: the kernel reports them."""
 
 
 def find_records(config: Config) -> Records:
@@ -27,18 +27,18 @@ def find_records(config: Config) -> Records:
     wanted = config[options.CONNTRACK_RECORDS]
     if wanted == "events":
         return Records()
-    remembered = 0 if _is_start_told(config) else config[options.CONNTRACK_FLOWS_MAX]
+    remembered = 0 if _is_start_reported(config) else config[options.CONNTRACK_FLOWS_MAX]
     return Records(wanted == "both", True, remembered)
 
 
 def find_types(config: Config) -> int:
-    """The event types that rules are asked about, EventType bits."""
+    """The event types that rules evaluate, EventType bits."""
     if config[options.CONNTRACK_RECORDS] == "flows":
         return int(EventType.DESTROY)
     return int(config[options.CONNTRACK_EVENTS])
 
 
-def _is_start_told(config: Config) -> bool:
+def _is_start_reported(config: Config) -> bool:
     """Whether DESTROY has the time when the flow began. Of a recording nobody knows."""
     if config[options.CONNTRACK_REPLAY] is not None:
         return False

@@ -88,15 +88,16 @@ struct event {
 };
 
 /* Reads the message, which is from nlmsghdr to its end. False: it is not one conntrack event.
- * `tells_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10).
+ * `reports_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10).
  */
-bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason, struct event *event);
+bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason,
+		  struct event *event);
 
-/* When a flow began whose start the kernel does not tell; then the duration is from there to the event. */
+/* When a flow began whose start the kernel does not report; then the duration is from there to the event. */
 void set_first_seen(struct event *event, uint64_t time);
 void set_type(struct event *event, uint8_t type);
 
-/* The length of the first message in these bytes, padding not included: all of them where it cannot be told,
+/* The length of the first message in these bytes, padding not included: all of them where it is unknown,
  * which is then for walk_message() to refuse.
  */
 size_t find_message_length(const uint8_t *bytes, size_t length);

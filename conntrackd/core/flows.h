@@ -1,4 +1,4 @@
-/* When flows began, for those of which the kernel does not tell it at their end. */
+/* When flows began, for those whose start the kernel does not report at their end. */
 #ifndef CONNTRACKD_FLOWS_H
 #define CONNTRACKD_FLOWS_H
 

@@ -33,7 +33,7 @@ class _Ports(NamedTuple):
     """Whether the lower end comes first; else the ends stay as they are."""
 
 
-def find_community_id(flow: Flow, seed: int) -> str:
+def compute_community_id(flow: Flow, seed: int) -> str:
     """Of the original tuple. What a message should have and has not is as if its protocol had none."""
     ports = _find_ports(flow)
     numbers = (0, 0) if ports is None else (ports.source, ports.destination)

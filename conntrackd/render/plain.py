@@ -7,8 +7,8 @@ from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
-from conntrackd.flow import ABSENT, NANO, EventType, Flow, find_duration, find_nat
-from conntrackd.render.community import find_community_id
+from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
+from conntrackd.render.community import compute_community_id
 from conntrackd.render.fields import (
     FIELDS,
     IS_TEXT,
@@ -144,7 +144,7 @@ def _render_fields(
 ) -> str:
     texts = []
     for output in FIELDS:
-        value = find_value(flow, output, community_seed)
+        value = get_value(flow, output, community_seed)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
@@ -161,15 +161,15 @@ def _render_fields(
     return "".join(texts)
 
 
-def find_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
+def get_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
     """What the field shows; None where the event has none."""
-    if output.needs == ("nat",) and not find_nat(flow):
+    if output.needs == ("nat",) and not compute_nat(flow):
         return None
     match output.attribute:
         case "nat":
-            value: Any = find_nat(flow)
+            value: Any = compute_nat(flow)
         case "community_id":
-            return None if community_seed is None else find_community_id(flow, community_seed)
+            return None if community_seed is None else compute_community_id(flow, community_seed)
         case "duration":
             return find_duration(flow)
         case attribute:
