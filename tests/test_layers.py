@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.labels",
+        "config.listen",
         "config.options",
         "config.document",
         "geoip",
@@ -30,16 +31,8 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        "pipeline",
-        "reader",
-        "records",
-        "source",
-        "active_filter",
-        "checks",
-        "verify",
-        "bus",
-        "advice",
-        "progress",
+        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
+        *("bus", "advice", "progress", "metrics"),
     ),
     # the one that knows all
     ("control", "daemon"),

@@ -116,6 +116,9 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
         others = (options.CONNTRACK_RECORDS,)
         message, hint = "has no effect without FLOW records", "set conntrack.records to flows or both"
         yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
+    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
+        if config[option] and config[options.CONNTRACK_REPLAY]:
+            yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
     yield from _list_idle_sinks(config)
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):

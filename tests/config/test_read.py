@@ -292,7 +292,7 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: valid keys: log, conntrack, filter, filter_file, geoip, community_id, sink, bus, "
+            "hint: valid keys: log, conntrack, filter, filter_file, geoip, community_id, sink, bus, metrics, "
             "shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
@@ -758,6 +758,10 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         ("community_id.seed: 1", "community_id.seed has no effect without community_id.enable"),
         ("conntrack.flows_max: 10", "conntrack.flows_max has no effect without FLOW records"),
         ("conntrack: {flows_max: 10, records: both}", ""),
+        (
+            "{conntrack.replay: a, metrics.listen: 'unix:///a'}",
+            "metrics.listen has no effect in a replay",
+        ),
         ("sink.loki.address: http://a", "sink.loki.address has no effect: sink.loki.enable is not set"),
         ("sink.loki: {enable: false, address: http://a}", ""),
         (
