@@ -33,7 +33,7 @@ from conntrackd.filter import cost
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
+from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class DaemonControl:
         daemon = self._daemon
         with daemon.pipeline.lock:  # received = malformed + filtered + accepted, and accepted = taken
             counters = _to_counters(daemon.stats)
-            sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
+            sinks = {name: _count_sink(outbox) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
         counters["problems"] = len(daemon.problems)
@@ -367,7 +367,7 @@ class DaemonControl:
 
     def sink_status(self, name: str) -> SinkStatus:
         outbox = self._find_sink(name)
-        return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
+        return SinkStatus(outbox.state.value, outbox.error, _count_sink(outbox))
 
     async def enable_sink(self, name: str) -> list[str]:
         self._find_sink(name).enable()
@@ -448,8 +448,14 @@ def _show(option: Option[object], config: Config) -> str:
     return "another one" if option.secret else str(option.kind.render(config[option])) or "not set"
 
 
-def _to_counters(stats: Stats | SinkStats) -> dict[str, int]:
+def _to_counters(stats: Stats) -> dict[str, int]:
     return {each.name: each.value for each in list_counters(stats)}
+
+
+def _count_sink(outbox: Outbox) -> dict[str, int]:
+    """Its counters; without a spool there are none of one."""
+    counters = list_counters(outbox.snapshot(), has_spool=outbox.has_spool)
+    return {each.name: each.value for each in counters}
 
 
 def _name_protocol(number: int) -> str:

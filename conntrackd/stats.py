@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 
-def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field stands in for its value
-    return field(default=0, metadata={"unit": unit, "help": text})
+def _counter(unit: str, text: str, *, spool: bool = False) -> Any:  # noqa: ANN401  # stands in for its value
+    return field(default=0, metadata={"unit": unit, "help": text, "spool": spool})
 
 
 @dataclass(slots=True)
@@ -54,12 +54,12 @@ class SinkStats:
     """
 
     sink_events_taken_total: int = _counter("events", "Events handed to this sink's outbox")
-    sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start")
+    sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start", spool=True)
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
     sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")
     sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
     sink_events_dropped_spool_total: int = _counter(
-        "events", "Oldest events dropped because the spool was full"
+        "events", "Oldest events dropped because the spool was full", spool=True
     )
     sink_events_dropped_shutdown_total: int = _counter("events", "Events left when the time to stop was over")
     sink_events_dropped_disabled_total: int = _counter(
@@ -68,14 +68,14 @@ class SinkStats:
     sink_events_dropped_failed_total: int = _counter(
         "events", "Events that came when the sink was out for good"
     )
-    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read again")
+    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read again", spool=True)
     sink_events_queued: int = _counter("events", "Events waiting in the outbox")
-    sink_events_spooled: int = _counter("events", "Events waiting on disk")
+    sink_events_spooled: int = _counter("events", "Events waiting on disk", spool=True)
     sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")
     sink_batches_delivered_total: int = _counter("batches", "Batches that the sink has accepted")
     sink_retries_total: int = _counter("batches", "Attempts that failed and were repeated")
-    sink_spool_errors_total: int = _counter("batches", "Batches that the disk of the spool did not take")
-    sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside")
+    sink_spool_errors_total: int = _counter("batches", "Batches that the disk of the spool did not take", spool=True)
+    sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside", spool=True)
     sink_bytes_total: int = _counter("bytes", "Bytes that were written")
 
     def count_dropped(self, reason: str, events: int) -> None:
@@ -116,11 +116,12 @@ class Counter:
     value: int
 
 
-def list_counters(stats: Stats | SinkStats) -> list[Counter]:
-    """All counters in their order, read once."""
+def list_counters(stats: Stats | SinkStats, *, has_spool: bool = True) -> list[Counter]:
+    """All counters in their order, read once. `has_spool`: those of a spool too."""
     return [
         Counter(each.name, each.metadata["unit"], each.metadata["help"], getattr(stats, each.name))
         for each in fields(stats)
+        if has_spool or not each.metadata["spool"]
     ]
 
 
