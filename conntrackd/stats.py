@@ -54,7 +54,9 @@ class SinkStats:
     """
 
     sink_events_taken_total: int = _counter("events", "Events handed to this sink's outbox")
-    sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start", spool=True)
+    sink_events_restored_total: int = _counter(
+        "events", "Events found in this sink's spool at the start", spool=True
+    )
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
     sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")
     sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
@@ -68,13 +70,17 @@ class SinkStats:
     sink_events_dropped_failed_total: int = _counter(
         "events", "Events that came when the sink was out for good"
     )
-    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read again", spool=True)
+    sink_events_dropped_damaged_total: int = _counter(
+        "events", "Events on disk that could not be read again", spool=True
+    )
     sink_events_queued: int = _counter("events", "Events waiting in the outbox")
     sink_events_spooled: int = _counter("events", "Events waiting on disk", spool=True)
     sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")
     sink_batches_delivered_total: int = _counter("batches", "Batches that the sink has accepted")
     sink_retries_total: int = _counter("batches", "Attempts that failed and were repeated")
-    sink_spool_errors_total: int = _counter("batches", "Batches that the disk of the spool did not take", spool=True)
+    sink_spool_errors_total: int = _counter(
+        "batches", "Batches that the disk of the spool did not take", spool=True
+    )
     sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside", spool=True)
     sink_bytes_total: int = _counter("bytes", "Bytes that were written")
 

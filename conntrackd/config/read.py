@@ -18,7 +18,7 @@ from typing import Final, TypeVar, cast
 from conntrackd.config import options, together
 from conntrackd.config.document import Entry, Items, Node, Scalar, Table, read_document, read_text
 from conntrackd.config.options import OPTIONS, Option
-from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, parse_flag
+from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.text import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
@@ -301,7 +301,7 @@ class _Draft:
             if len(items) > MAX_ITEMS:
                 raise BadValueError("", f"has {len(items)} items, {MAX_ITEMS} are possible")
             for item in items:
-                _check_characters(item)
+                check_characters(item)
             if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
                 self.settings[option.key] = Setting(option.kind.off, source.place)
                 return
@@ -309,19 +309,17 @@ class _Draft:
                 items = [str(source.folder / item) if item else item for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
-            self._refuse(option, error, source, items)
+            faults = option.kind.find_faults(items) if len(items) <= MAX_ITEMS else []
+            for number, fault in faults or [(-1, error)]:
+                at = source.places[number] if source.places and number >= 0 else source.place
+                self._refuse(option, fault, replace(source, place=at))
             return
         places = source.places or (source.place,) * len(items)
         self.settings[option.key] = Setting(value, source.place, places)
 
-    def _refuse(
-        self, option: Option[object], error: BadValueError, source: _Source, items: Sequence[str]
-    ) -> None:
-        place = source.place
-        if source.places and error.text in items:
-            place = source.places[list(items).index(error.text)]
+    def _refuse(self, option: Option[object], error: BadValueError, source: _Source) -> None:
         shown = "" if not error.text else "the value " if option.secret else f"{quote(error.text)} "
-        self._fail(option.key, f"{shown}{error.message}", error.hint, place, source.names_key)
+        self._fail(option.key, f"{shown}{error.message}", error.hint, source.place, source.names_key)
 
     def _fail(self, key: str, message: str, hint: str, place: str, names_key: bool = False) -> None:
         text = message if names_key else f"{key}: {message}"
@@ -357,10 +355,19 @@ class _Draft:
                 self._fail(key, "is a section and has no value of its own", hint, _place(path, entry.line))
 
     def _take_node(self, option: Option[object], node: Node, path: Path, place: str) -> None:
+        lines: list[tuple[str, int]] = []
+        is_right = True
         try:
-            lines = list(_list_items(option, node))
+            for item, line in _list_items(option, node):
+                if isinstance(item, BadValueError):
+                    is_right = False
+                    self._refuse(option, item, _Source(_place(path, line)))
+                else:
+                    lines.append((item, line))
         except BadValueError as error:
-            self._refuse(option, error, _Source(place), ())
+            self._refuse(option, error, _Source(place))
+            return
+        if not (lines or is_right):
             return
         source = _Source(place, folder=self._folder, places=tuple(_place(path, line) for _, line in lines))
         self.take(option, [text for text, _ in lines], source)
@@ -370,8 +377,8 @@ def _place(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]:
-    """Texts and their lines: the items of a list, those in one text, or the one value."""
+def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadValueError, int]]:
+    """Texts and their lines, or what is wrong with one: the items of a list or of a text, or the one value."""
     kind = option.kind
     match node:
         case Table():
@@ -380,10 +387,7 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
             raise BadValueError("", f"takes {kind.takes}, not a list")
         case Items():
             for item in node.items:
-                if not isinstance(item, Scalar):
-                    raise BadValueError("", f"takes {kind.takes}, not a list or section in a list")
-                _check_type(kind, item)
-                yield item.text, item.line
+                yield _read_item(kind, item), item.line
         case Scalar() if option.is_optional and _means_off(node):
             yield "", node.line
         case Scalar():
@@ -391,6 +395,16 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
             lines = node.text.split("\n") if kind.separator == "\n" else [node.text]
             for number, text in enumerate(lines):
                 yield from ((item, node.line and node.line + number) for item in kind.split(text))
+
+
+def _read_item(kind: Kind[object], item: Node) -> str | BadValueError:
+    if not isinstance(item, Scalar):
+        return BadValueError("", f"takes {kind.takes}, not a list or section in a list")
+    try:
+        _check_type(kind, item)
+    except BadValueError as error:
+        return error
+    return item.text
 
 
 def _means_off(scalar: Scalar) -> bool:
@@ -406,13 +420,6 @@ def _check_type(kind: Kind[object], scalar: Scalar) -> None:
     if scalar.type != "text" and scalar.type not in kind.scalars:
         hint = "put it into quotes" if not kind.scalars else ""
         raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, and it takes {kind.takes}", hint)
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line or environment, or a lone \ud800 in JSON
-        raise BadValueError(text, "is no UTF-8 text") from error
 
 
 def _list_keys(section: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.labels import find_joined_label
+from conntrackd.config.labels import find_joined_labels
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
@@ -101,8 +101,7 @@ def find_warnings(config: "Config") -> Iterator[Finding]:
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
         if config.is_set(option) and not config[syslog].startswith(STREAMS):
             yield Finding(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    name = find_joined_label(config[options.SINK_LOKI_LABELS])
-    if name:
+    for name in find_joined_labels(config[options.SINK_LOKI_LABELS]):
         message = f"the value of {name} seems to hold another label"
         yield Finding(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
 

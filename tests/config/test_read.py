@@ -358,6 +358,57 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (
+            "sink.loki.labels:\n  - env\n  - env=prod\n  - 1a=b\n  - a: b\n  - city=x\n  - env=b\n  - 5\n",
+            [
+                ":5: sink.loki.labels: takes labels such as env=prod,team=platform, "
+                "not a list or section in a list",
+                ":8: sink.loki.labels: '5' is a number, and it takes labels such as env=prod,team=platform",
+                ":2: sink.loki.labels: 'env' is no label",
+                ":4: sink.loki.labels: '1a' is no name of a label",
+                ":6: sink.loki.labels: 'city' would hide the field of that name",
+                ":1: sink.loki.labels: 'env' is given twice",
+            ],
+        ),
+        (
+            "conntrack:\n  protocols:\n    - tpc\n    - udp\n    - 300\n  events: [old, new, older]\n",
+            [
+                ":3: conntrack.protocols: 'tpc' is no protocol",
+                ":5: conntrack.protocols: '300' is no protocol",
+                ":6: conntrack.events: 'old' is none of new, update, destroy",
+                ":6: conntrack.events: 'older' is none of new, update, destroy",
+            ],
+        ),
+        (
+            "filter:\n  - 1\n  - 2\n",
+            [f":{n}: filter: '{n - 1}' is a number, and it takes filter rules" for n in (2, 3)],
+        ),
+    ],
+)
+def test_of_a_list_every_item_that_is_wrong_is_named_with_its_line(
+    text: str, wrong: list[str], mistakes: Callable[..., list[str]]
+) -> None:
+    assert [each.splitlines()[0] for each in mistakes(text)] == [f"conntrackd.yaml{each}" for each in wrong]
+
+
+def test_of_a_list_on_the_command_line_every_item_that_is_wrong_is_named(
+    mistakes: Callable[..., list[str]],
+) -> None:
+    found = mistakes(
+        flags={"conntrack.protocols": ["tpc,udp", "x"]}, environ={"CONNTRACKD_SINK_LOKI_LABELS": "a,b=c,d"}
+    )
+
+    assert [each.splitlines()[0] for each in found] == [
+        "CONNTRACKD_SINK_LOKI_LABELS: 'a' is no label",
+        "CONNTRACKD_SINK_LOKI_LABELS: 'd' is no label",
+        "--conntrack.protocols: 'tpc' is no protocol",
+        "--conntrack.protocols: 'x' is no protocol",
+    ]
+
+
 def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., list[str]]) -> None:
     found = mistakes("".join(f"key{number}: 1\n" for number in range(1000)))
 
