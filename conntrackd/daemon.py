@@ -94,7 +94,7 @@ class Daemon:
         self.sources = sources
         self.config = sources.read()
         # Before anything is opened in the directory: a second process is to leave it alone.
-        handover = Handover(self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY))
+        handover = Handover(self.config[options.STATE_DIRECTORY], self.config.locate(options.STATE_DIRECTORY))
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
@@ -150,6 +150,10 @@ class Daemon:
             config[options.GEOIP_CACHE],
             self.stats,
             config[options.STATE_DIRECTORY],
+            [
+                config.locate(options.GEOIP_DATABASE, number)
+                for number in range(len(config[options.GEOIP_DATABASE]))
+            ],
         )
 
     # ---- running --------------------------------------------------------------------------------------

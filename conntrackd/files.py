@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -14,6 +15,12 @@ KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+# Nobody can make anything there.
+KERNEL: Final = (Path("/proc"), Path("/sys"))
+# Of a directory that is to be made, its last part is; more would hide a typing error.
+MADE: Final = "name a directory in which conntrackd may write; only the last part of its path is made"
 
 
 class KindError(Exception):
@@ -43,6 +50,31 @@ def check(status: os.stat_result, limit: int) -> None:
         raise KindError(f"is {kind}, and no file")
     if status.st_size > limit:
         raise KindError(f"is larger than {describe_limit(limit)}")
+
+
+def check_folder(folder: Path) -> Path:
+    """Raise KindError for what is no directory and cannot be made as one; else OSError where nobody may look.
+
+    Returns what there is of it: itself, or the one above it.
+    """
+    below: Path | None = None
+    for above in (folder, *folder.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            above.lstat()
+            break
+        below = above
+    if not above.is_dir():
+        raise KindError(f"{above} is no directory")
+    if below is not None and below != folder:
+        raise KindError(f"there is no directory {below}")
+    if below is not None and any(is_mounted_at(above, each) for each in KERNEL):
+        raise KindError(f"in {above} the kernel has its own files, and no other")
+    return above
+
+
+def is_mounted_at(path: Path, root: Path) -> bool:
+    """Whether it is in the file system that has this root. Raises OSError."""
+    return root.is_mount() and path.stat().st_dev == root.stat().st_dev
 
 
 def describe_limit(limit: int) -> str:

@@ -57,9 +57,9 @@ class Report:
             return True
         return False
 
-    def fail(self, option: Option[Any], message: str, hint: str = "") -> None:
-        """A setting with which nothing would work."""
-        self.mistakes.append(self.config.explain(option, message, hint, ": "))
+    def fail(self, option: Option[Any], message: str, hint: str = "", item: int = -1) -> None:
+        """A setting with which nothing would work; `item`: of a list, this one."""
+        self.mistakes.append(ConfigError(message, hint=hint, place=self.config.locate(option, item)))
 
 
 def verify(reading: Reading) -> Report:
@@ -108,25 +108,28 @@ def _verify_rules(report: Report) -> None:
 
 def _verify_databases(report: Report) -> None:
     locale = report.config[options.GEOIP_LOCALE]
-    for path in report.config[options.GEOIP_DATABASE]:
-        if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES):
+    for number, path in enumerate(report.config[options.GEOIP_DATABASE]):
+        if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES, number):
             # Late, as in daemon.py. Without a directory nothing is kept.
             from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
-            report.attempt(lambda path=path: GeoIP([path], locale, 0, Stats()))  # type: ignore[misc]
+            place = report.config.locate(options.GEOIP_DATABASE, number)
+            report.attempt(lambda path=path, place=place: GeoIP([path], locale, 0, Stats(), None, [place]))  # type: ignore[misc]
 
 
-def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = MAX_SECRET) -> bool:
+def _verify_file(
+    report: Report, option: Option[Any], path: Path, limit: int = MAX_SECRET, item: int = -1
+) -> bool:
     """Whether it is there to be read. The owner of one that is not for us may be who the daemon runs as."""
     try:
         files.open_file(path, limit).close()
     except files.KindError as error:
-        report.fail(option, f"{path} {error}")
+        report.fail(option, f"{path} {error}", item=item)
     except OSError as error:
         if _is_hidden(error):
             report.untried.append(f"{option.key}: {path}: {SUDO}")
         else:
-            report.fail(option, f"{path}: {error.strerror}")
+            report.fail(option, f"{path}: {error.strerror}", item=item)
     else:
         if not _may_service_read(report.config, path):
             message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
@@ -260,22 +263,26 @@ def _verify_secrets(report: Report) -> None:
         path = report.config[option]
         if path is not None and _verify_file(report, option, path):
             try:
-                read_secret(path, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
+                read_secret(path, {}, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
             except SinkTrouble as error:
                 report.fail(option, error.reason)
 
 
 def _verify_folder(report: Report, option: Option[Any], folder: Path) -> None:
     """Whether it is a directory, or can be made."""
-    above = folder
-    while not os.path.lexists(above) and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        report.fail(
-            option, f"{folder}: {above} is no directory", "name a directory in which conntrackd may write"
-        )
-    elif not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
-        if os.geteuid():
-            report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
-        else:
-            report.fail(option, f"{folder}: {above} is on a read-only file system")
+    try:
+        above = files.check_folder(folder)
+    except files.KindError as error:
+        report.fail(option, f"{folder}: {error}", files.MADE)
+        return
+    except OSError:
+        above = folder.parent
+        if os.geteuid() == 0:
+            report.fail(option, f"{folder}: cannot be looked at")
+            return
+    if os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        return
+    if os.geteuid():
+        report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
+    else:
+        report.fail(option, f"{folder}: {above} is on a read-only file system")

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from conntrackd.config.read import read_fragment
-from conntrackd.daemon import Sources
+from conntrackd.daemon import Daemon, Sources
+from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.errors import ConfigError
+from conntrackd.sinks import SINKS
 from conntrackd.verify import Report, verify
 from tests.geoip.test_databases import BERLIN, write_database
 from tests.odd_files import make_odd_file
@@ -62,7 +65,7 @@ sink:
         "rules:2: unknown protocol 'TPC', did you mean TCP?",
         "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
-        "geoip.database: rules is no usable database: it lacks the mark of one",
+        "conntrackd.yaml:4: geoip.database: rules is no usable database: it lacks the mark of one",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
         "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
         "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
@@ -73,6 +76,69 @@ sink:
         "conntrackd.yaml:9: sink.loki.password_file: pw: No such file or directory",
     ]
     assert "conntrackd.yaml:3: this rule can never match" in str(report.warnings[-1])
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("filter_file: gone.rules", "gone.rules: cannot be read"),
+        ("state_directory: gone/state", "gone/state: there is no directory gone"),
+        ("state_directory: gone/a/b/state", "gone/a/b/state: there is no directory gone"),
+        ("state_directory: conntrackd.yaml", "conntrackd.yaml: conntrackd.yaml is no directory"),
+        ("state_directory: conntrackd.yaml/x", "conntrackd.yaml/x: conntrackd.yaml is no directory"),
+        ("state_directory: /proc/x", "/proc/x: in /proc the kernel has its own files"),
+        ("geoip.database: [gone.mmdb]", "gone.mmdb"),
+        ("conntrack.replay: gone.nl", "gone.nl: no such file"),
+        ("sink.stream.writer: file:///gone/x", "file:///gone/x: there is no directory /gone"),
+        ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),
+        ("sink.loki.spool: /sys/x", "/sys/x: in /sys the kernel has its own files"),
+    ],
+)
+def test_a_path_whose_target_is_missing_is_named_alike_with_its_line_by_run_and_check(
+    line: str, missing: str, check: Check, tmp_path: Path
+) -> None:
+    text = "sink.stream.enable: true\nsink.loki.enable: true\n" + line
+
+    found = [tell(check(text), tmp_path)]
+    with pytest.raises(ConfigError) as error:
+        Daemon(Sources({}, {}, etc=tmp_path))
+    found.append([str(error.value).splitlines()[0].replace(f"{tmp_path}/", "").replace(str(tmp_path), "")])
+
+    key = line.partition(":")[0]
+    assert all(len(each) == 1 for each in found)
+    assert all(each[0].startswith(f"conntrackd.yaml:3: {key}: {missing}") for each in found), found
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("sink.loki.tls.ca: gone.pem", "sink.loki.tls.ca: cannot use gone.pem"),
+        ("sink.loki.token_file: gone", "sink.loki.token_file: cannot read gone"),
+        (
+            "sink.loki: {username: u, password_file: gone}",
+            "sink.loki.password_file: cannot read gone",
+        ),
+        ("sink.loki.tls: {cert: conntrackd.yaml, key: gone.key}", "sink.loki.tls.key: cannot use gone.key"),
+        ("sink.syslog.tls.ca: gone.pem", "sink.syslog.tls.ca: cannot use gone.pem"),
+    ],
+)
+def test_a_file_that_a_sink_has_to_do_without_is_named_with_the_line_of_its_setting(
+    line: str, reason: str, tmp_path: Path
+) -> None:
+    name = line.split(".")[1].partition(":")[0]
+    scheme = "https" if name == "loki" else "tls"
+    text = f"sink.{name}.enable: true\nsink.{name}.address: {scheme}://127.0.0.1:9\n{line}"
+    (tmp_path / "conntrackd.yaml").write_text(text)
+    config = Sources({}, {}, etc=tmp_path).read()
+    sink = next(kind for kind in SINKS if kind.name == name).create(config)
+
+    with pytest.raises(SinkUnavailable) as absence:
+        sink.open()
+    sink.close()
+
+    told = absence.value.reason.replace(f"{tmp_path}/", "")
+    assert told == f"conntrackd.yaml:3: {reason}: No such file or directory"
 
 
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
@@ -86,7 +152,7 @@ def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path)
     report = check(
         f"{STREAM}state_directory: state\ngeoip.database: city.mmdb\nfilter: [drop country DE]\n"
         f"{LOKI}tls: {{ca: ca.pem, cert: {client}, key: {client}}}, username: u, password_file: pw}}\n"
-        f"{SYSLOG}tls.ca: ca.pem, spool: a/b/c}}"
+        f"{SYSLOG}tls.ca: ca.pem, spool: c}}"
     )
 
     assert (report.mistakes, report.warnings) == ([], [])
@@ -132,7 +198,7 @@ def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, t
 
     (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
 
-    assert mistake.place == f"{tmp_path}/conntrackd.yaml:1"
+    assert mistake.place == f"{tmp_path}/conntrackd.yaml:1: sink.loki.token_file"
 
 
 @pytest.mark.privileged

@@ -16,10 +16,12 @@ from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
 from conntrackd.config import options, together
-from conntrackd.config.document import Entry, Items, Node, Scalar, Table, read_document, read_text
+from conntrackd.config.document import Entry, Node, Scalar, Table, read_document, read_text
+from conntrackd.config.nodes import list_items
 from conntrackd.config.options import OPTIONS, Option
-from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, check_characters, parse_flag
+from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.files import KindError
 from conntrackd.filter.text import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
 
@@ -31,6 +33,7 @@ FOLDER: Final = "conntrackd.d"
 PREFIX: Final = "CONNTRACKD_"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
+SERVICE_MANAGER: Final = "STATE_DIRECTORY"  # the variable of systemd.exec(5)
 # No settings: engine.VARIABLE, and what lets the package be installed beside conntrack-tools' daemon.
 FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
 MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
@@ -43,7 +46,6 @@ MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one o
 BY_KEY: Final = {option.key: option for option in OPTIONS}
 BY_VARIABLE: Final = {option.variable: option for option in OPTIONS}
 SECTIONS: Final = frozenset(key[: dot.start()] for key in BY_KEY for dot in re.finditer(r"\.", key))
-NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,18 @@ class Config:
         """Where each item of a list stands."""
         return self.settings[option.key].places
 
+    def locate(self, option: Option[object], item: int = -1) -> str:
+        """A setting's name, and where it was made; `item`: of a list, this one."""
+        places = self.places(option)
+        origin = places[item] if 0 <= item < len(places) else self.origin(option)
+        if origin in (option.flag, option.variable, SERVICE_MANAGER):
+            return origin
+        return option.key if origin == DEFAULT else f"{origin}: {option.key}"
+
     def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
         origin = self.origin(option)
-        named = origin in (option.flag, option.variable)
+        named = origin in (option.flag, option.variable, SERVICE_MANAGER)
         place = "" if origin == DEFAULT else origin
         return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=place)
 
@@ -270,9 +280,9 @@ class _Draft:
 
     def take_service_manager(self, environ: Mapping[str, str]) -> None:
         """The directory that systemd made for the service (systemd.exec(5), StateDirectory=)."""
-        directory = environ.get("STATE_DIRECTORY", "").split(":")[0]
+        directory = environ.get(SERVICE_MANAGER, "").split(":")[0]
         if directory:
-            self.take(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
+            self.take(options.STATE_DIRECTORY, [directory], _Source(SERVICE_MANAGER))
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Ours, and those that an orchestrator or another program gives the same beginning."""
@@ -358,7 +368,7 @@ class _Draft:
         lines: list[tuple[str, int]] = []
         is_right = True
         try:
-            for item, line in _list_items(option, node):
+            for item, line in list_items(option, node):
                 if isinstance(item, BadValueError):
                     is_right = False
                     self._refuse(option, item, _Source(_place(path, line)))
@@ -375,51 +385,6 @@ class _Draft:
 
 def _place(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
-
-
-def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadValueError, int]]:
-    """Texts and their lines, or what is wrong with one: the items of a list or of a text, or the one value."""
-    kind = option.kind
-    match node:
-        case Table():
-            raise BadValueError("", f"takes {kind.takes}, not a section")
-        case Items() if not kind.separator:
-            raise BadValueError("", f"takes {kind.takes}, not a list")
-        case Items():
-            for item in node.items:
-                yield _read_item(kind, item), item.line
-        case Scalar() if option.is_optional and _means_off(node):
-            yield "", node.line
-        case Scalar():
-            _check_type(kind, node)
-            lines = node.text.split("\n") if kind.separator == "\n" else [node.text]
-            for number, text in enumerate(lines):
-                yield from ((item, node.line and node.line + number) for item in kind.split(text))
-
-
-def _read_item(kind: Kind[object], item: Node) -> str | BadValueError:
-    if not isinstance(item, Scalar):
-        return BadValueError("", f"takes {kind.takes}, not a list or section in a list")
-    try:
-        _check_type(kind, item)
-    except BadValueError as error:
-        return error
-    return item.text
-
-
-def _means_off(scalar: Scalar) -> bool:
-    """`off` is a word for false in YAML, and JSON and TOML have no other one."""
-    return scalar.type == "null" or scalar.text.lower() in (
-        OFF_WORDS if scalar.type == "text" else {"off", "false"} if scalar.type == "flag" else ()
-    )
-
-
-def _check_type(kind: Kind[object], scalar: Scalar) -> None:
-    if scalar.type == "null":
-        raise BadValueError("", "has no value", f"give it {kind.takes}, or leave the key out")
-    if scalar.type != "text" and scalar.type not in kind.scalars:
-        hint = "put it into quotes" if not kind.scalars else ""
-        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, and it takes {kind.takes}", hint)
 
 
 def _list_keys(section: str) -> str:
@@ -468,7 +433,14 @@ def read_rules(config: Config) -> list[RuleText]:
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
     path = config[options.FILTER_FILE]
-    return list_rules(config, _list_lines(path) if path is not None else ())
+    try:
+        return list_rules(config, _list_lines(path) if path is not None else ())
+    except ConfigError as error:
+        if isinstance(
+            error.__cause__, OSError | KindError
+        ):  # nothing is wrong in the file: it is the wrong one
+            error.place = f"{config.locate(options.FILTER_FILE)}: {error.place}"
+        raise
 
 
 def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:

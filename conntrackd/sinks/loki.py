@@ -22,7 +22,7 @@ from conntrackd.sinks.http import Connection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
-from conntrackd.sinks.secrets import encode_basic, find_stamp, read_secret
+from conntrackd.sinks.secrets import Places, encode_basic, find_places, find_stamp, read_secret
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -55,6 +55,7 @@ class Settings:
     username: str | None = None
     password_file: Path | None = None
     token_file: Path | None = None
+    places: Places = field(default_factory=dict)
     tls: Tls = field(default_factory=Tls)
 
 
@@ -72,11 +73,15 @@ def create(config: Config) -> "Loki":
             username=config[options.SINK_LOKI_USERNAME],
             password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
             token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
+            places=find_places(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
             tls=Tls(
                 ca=config[options.SINK_LOKI_TLS_CA],
                 cert=config[options.SINK_LOKI_TLS_CERT],
                 key=config[options.SINK_LOKI_TLS_KEY],
                 verify=config[options.SINK_LOKI_TLS_VERIFY],
+                places=find_places(
+                    config, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
+                ),
             ),
         )
     )
@@ -195,11 +200,11 @@ class Loki:
             headers["X-Scope-OrgID"] = settings.tenant
         stamp = find_stamp(self._secret_files)
         if settings.token_file is not None:
-            token = read_secret(settings.token_file)
+            token = read_secret(settings.token_file, settings.places)
             self._secrets = (token,)
             headers["Authorization"] = f"Bearer {token}"
         elif settings.username is not None and settings.password_file is not None:
-            password = read_secret(settings.password_file, ascii_only=False)
+            password = read_secret(settings.password_file, settings.places, ascii_only=False)
             encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
             self._secrets = (encoded, password)
             headers["Authorization"] = f"Basic {encoded}"

@@ -91,7 +91,7 @@ class Intake:
         stored = take_descriptors(dict(environ))
         # What looks for the C library, to enter a namespace, has other words for this.
         try_descriptors(ENTER_DESCRIPTORS)
-        with enter(config[options.CONNTRACK_NETNS]):
+        with enter(config[options.CONNTRACK_NETNS], config.locate(options.CONNTRACK_NETNS)):
             self._activate(stored.pop(STORED_TABLE, []))
             stack.callback(self._close_table)
             self.events = self._open_sockets(rules, stored)
@@ -145,7 +145,7 @@ class Intake:
         if self._table is not None:
             self._table.ensure()
         else:
-            with enter(self._config[options.CONNTRACK_NETNS]):
+            with enter(self._config[options.CONNTRACK_NETNS], self._config.locate(options.CONNTRACK_NETNS)):
                 self._table = TrackingTable.open()
             self._notifier.store(STORED_TABLE, self._table.fileno())
 

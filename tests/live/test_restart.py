@@ -631,5 +631,5 @@ def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
 
     assert (error.value.place, error.value.message) == (
         "here:1",
-        f"state_directory: {tmp_path / 'file'}: File exists",
+        f"{tmp_path / 'file'}: {tmp_path / 'file'} is no directory",
     )

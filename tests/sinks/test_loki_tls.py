@@ -220,4 +220,6 @@ def test_a_file_is_refused_by_its_kind_and_nothing_waits(name: str, kind: str, t
     make_odd_file(path, kind)
 
     with pytest.raises(SinkUnavailable, match="odd"):
-        read_secret(path) if name == "token" else make_context(Tls(path) if name == "ca" else Tls(cert=path))
+        read_secret(path, {}) if name == "token" else make_context(
+            Tls(path) if name == "ca" else Tls(cert=path)
+        )
