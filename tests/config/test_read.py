@@ -221,7 +221,7 @@ def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_rules(read("filter_file: rules"))
 
-    assert caught.value.place == f"{etc}/rules"
+    assert caught.value.place == f"{etc}/conntrackd.yaml:1: filter_file: {etc}/rules"
 
 
 def test_all_mistakes_are_told_at_once(mistakes: Callable[..., list[str]]) -> None:
@@ -457,7 +457,7 @@ def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
     ("text", "message"),
     [
         ("log any\n" * 1_000_000, "rules:1001: more than 1,000 rules"),
-        ("#" * 10_000_000, "rules: is larger than 8 MiB"),
+        ("#" * 10_000_000, "conntrackd.yaml:1: filter_file: rules: is larger than 8 MiB"),
     ],
 )
 def test_a_file_of_too_many_rules_is_read_no_further(read: Read, etc: Path, text: str, message: str) -> None:
@@ -702,12 +702,13 @@ def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, ki
     make_odd_file(etc / name, kind)
     if name == "rules":
         (etc / "conntrackd.yaml").write_text("filter_file: rules")
+    named_by = f"{etc}/conntrackd.yaml:1: filter_file: " if name == "rules" else ""
 
     with pytest.raises(ConfigError) as caught:
         read_rules(read_config({}, {}, etc=etc))
 
     assert (caught.value.place, caught.value.message) == (
-        str(etc / name),
+        f"{named_by}{etc / name}",
         {
             "pipe": "is a named pipe, and no file",
             "device": "is a device, and no file",
