@@ -144,6 +144,7 @@ def check_kernel(root: Path, situation: Situation | None, config: Config) -> Ite
     if situation is not None and not (root / "proc/sys/net").exists():
         # The unit's sandbox hides the kernel's settings; conntrackctl looks at them from where it runs.
         yield check_tracking(situation.is_tracking, config, is_active=situation.is_active)
+        yield from check_extent(situation.is_tracking)
         yield Finding(NOTE, HIDDEN, "the service's sandbox hides the kernel's settings")
         return
     if not (root / SYSCTL / "nf_conntrack_count").exists():
@@ -154,6 +155,7 @@ def check_kernel(root: Path, situation: Situation | None, config: Config) -> Ite
     yield Finding(OK, "module", "nf_conntrack is loaded")
     is_tracking = tracking.is_tracking() if situation is None else situation.is_tracking
     yield check_tracking(is_tracking, config, is_active=situation is not None and situation.is_active)
+    yield from check_extent(is_tracking)
     yield from check_settings(root, config)
     yield check_table(root, config)
 
@@ -166,6 +168,19 @@ def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool)
     if is_tracking is None:
         return Finding(NOTE, "tracking", "nobody can tell whether connections are tracked here")
     return Finding(OK, "tracking", "connections are tracked in this network namespace")
+
+
+def check_extent(is_tracking: bool | None) -> Iterator[Finding]:
+    """What is left out of tracking for certain. No more than notes: it may well be meant so."""
+    families = tracking.find_families() if is_tracking else None
+    if families is not None and len(families) == 1:
+        (tracked,) = families
+        (other,) = tracking.FAMILIES.keys() - families
+        text = f"connections of {tracked} are tracked, and no rule asks for those of {other}"
+        yield Finding(NOTE, "tracking", text, f"{advice.OWN_RULE} in a table of the family inet")
+    if is_tracking and tracking.has_exceptions():
+        text = "a rule with notrack leaves connections out of tracking: of them there are no events"
+        yield Finding(NOTE, "tracking", text, "nft list ruleset  # shows it")
 
 
 def check_saved_rules(root: Path) -> Iterator[Finding]:

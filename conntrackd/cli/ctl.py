@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.daemonlink import explain_silence
-from conntrackd.cli.verb import HelpFormatter, Verb
+from conntrackd.cli.daemonlink import explain_silence, print_json
+from conntrackd.cli.verb import Parser, Verb
 from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
@@ -27,26 +27,6 @@ GROUPS: Final = {
     "sink": "look at sinks, switch them",
 }
 """Words that further words follow."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
-        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
-        if action.choices is None or value in action.choices:
-            return
-        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
-
-        words = [str(each) for each in action.choices]
-        name = str(action.metavar or "/".join(action.option_strings)).lower()
-        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
-        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,18 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
         verb.add_arguments(each)
-        each.set_defaults(run=verb.run)
+        each.set_defaults(run=verb.run, known=each.list_flags())
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
-    chosen = build_parser().parse_args(arguments)
+    chosen, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        raise _explain_unknown(unknown, chosen.known)
     try:
         status: int = chosen.run(chosen)
     except UnavailableError as error:
-        raise explain_silence(error, chosen) from error
+        told = explain_silence(error, chosen)
+        if chosen.run is control.show_status and chosen.json:
+            print_json(control.render_silence(told))
+        raise told from error
     return status
+
+
+def _explain_unknown(arguments: Sequence[str], known: Sequence[str]) -> UsageError:
+    """Without a value that may have come with them."""
+    from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
+
+    flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    word = (flags or arguments)[0]
+    hint = suggest(word, known) or f"'{PROGRAM} --help' shows what there is"
+    return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 
 def main() -> NoReturn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
-from conntrackd.cli.verb import HelpFormatter
+from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.lean import without
@@ -25,20 +25,11 @@ CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTI
 FRAGMENT: Final = "a file of conntrackd.d, alone: what it needs of others is not asked"
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """All commands; the chosen one's function is `run` of what is parsed."""
     parser = Parser(
         prog=PROGRAM,
         description="Log the kernel's connection tracking events as structured records.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     version = f"{PROGRAM} {VERSION}"
     parser.add_argument("--version", action="version", version=version, help="print the version")
@@ -52,8 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             usage=usage,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
         )
         each.add_argument("--config", metavar="PATH", help="read this file and no other")
         add_flags(each)
@@ -65,14 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     each = commands.add_parser(
         "record",
         help="write raw netlink messages to a file",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     each.add_argument("file", metavar="FILE", type=Path, help="where to; a file that exists is replaced")
     each.add_argument("--count", metavar="N", type=int, help="stop after N messages")
     each.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
     each.set_defaults(run=record, known=["--count", "--netns"])
-    each = commands.add_parser("version", help="print the version", formatter_class=HelpFormatter)
+    each = commands.add_parser("version", help="print the version")
     each.set_defaults(run=show_version, known=[])
     return parser
 

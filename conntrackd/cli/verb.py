@@ -1,8 +1,11 @@
-"""What a verb of conntrackctl is: a row of the table in ctl.py. And the form of --help."""
+"""What a verb of conntrackctl is: a row of the table in ctl.py. Of both programs, help and mistakes."""
 
+import argparse
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
+
+from conntrackd.errors import UsageError
 
 WIDTH: Final = 80
 
@@ -12,6 +15,30 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=WIDTH)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+        if action.choices is None or value in action.choices:
+            return
+        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
+
+        words = [str(each) for each in action.choices]
+        name = str(action.metavar or "/".join(action.option_strings)).lower()
+        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
+        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+
+    def list_flags(self) -> list[str]:
+        """The options that it takes."""
+        return list(self._option_string_actions)
 
 
 class Verb(NamedTuple):

@@ -18,6 +18,19 @@ SERVES: Final[dict[Option[object], Option[object]]] = {
     options.GEOIP_CACHE: options.GEOIP_DATABASE,
 }
 STREAMS: Final = ("tcp://", "tls://")
+# What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
+LIVE: Final[tuple[Option[object], ...]] = (
+    options.CONNTRACK_BUFFER,
+    options.CONNTRACK_ACTIVATE,
+    options.CONNTRACK_NETNS,
+    options.CONNTRACK_SNAPSHOT,
+    options.CONNTRACK_READERS,
+    options.CONNTRACK_RESYNC,
+    options.CONNTRACK_RELIABLE,
+    options.CONNTRACK_KERNEL_FILTER,
+    options.BUS_ENABLE,
+    options.BUS_ADDRESS,
+)
 
 
 class Finding(NamedTuple):
@@ -97,6 +110,10 @@ def find_warnings(config: "Config") -> Iterator[Finding]:
         if config.is_set(option) and not config[needed]:
             yield Finding(option, (needed,), f"has no effect without {needed.key}", "")
     yield from _find_idle_sinks(config)
+    replay = options.CONNTRACK_REPLAY
+    for option in LIVE if config[replay] is not None else ():
+        if config.is_set(option) and config[option] not in (option.default, False):
+            yield Finding(option, (replay,), f"has no effect in a replay ({replay.key})", "")
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
         if config.is_set(option) and not config[syslog].startswith(STREAMS):

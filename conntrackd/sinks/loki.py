@@ -15,7 +15,7 @@ from conntrackd import VERSION
 from conntrackd.config import options
 from conntrackd.config.read import Config, find_host
 from conntrackd.delivery.compression import compress
-from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.rendered import Rendered, join
 from conntrackd.sinks.http import Connection
@@ -133,7 +133,14 @@ class Loki:
                 self._hint = f" (/ready: {reply.hide(self._secrets).reason})"
 
     def write(self, parts: Sequence[Rendered]) -> int:
-        """One push. Returns the number of bytes of the body."""
+        """One push. Returns the number of bytes of the body. Every reason names the server."""
+        try:
+            return self._write(parts)
+        except SinkTrouble as trouble:
+            trouble.reason = f"{self._settings.address}: {trouble.reason}"
+            raise
+
+    def _write(self, parts: Sequence[Rendered]) -> int:
         if find_stamp(self._secret_files) != self._secret_stamp:
             with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
                 self._headers = self._make_headers()

@@ -256,7 +256,7 @@ class Intake:
         if gap is None:
             return
         times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
-        logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
+        logger.warning("between %s and %s nobody listened: events of that time are missing", *times)
         self._pipeline.report_lost(gap)
 
     def listen(self, number: int) -> None:
@@ -331,7 +331,7 @@ class Intake:
             return
         since, until, reason = gap
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
-        logger.warning("nothing was heard from %s to %s: %s", *times, reason)
+        logger.warning("between %s and %s events may be missing: %s", *times, reason)
         self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
         # The next process goes on from here, where it is not over.
         self._handover.note_deaf(until if at_end else 0)

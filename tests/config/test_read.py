@@ -790,6 +790,19 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         ),
         ("sink.syslog: {enable: true, framing: lf, address: tcp://a}", ""),
         (
+            "conntrack: {replay: a.nl, netns: office}",
+            "conntrack.netns has no effect in a replay (conntrack.replay)",
+        ),
+        (
+            "conntrack: {replay: a.nl, resync: snapshot}",
+            "conntrack.resync has no effect in a replay (conntrack.replay)",
+        ),
+        (
+            "{conntrack.replay: a.nl, bus.address: 'unix:path=/x'}",
+            "bus.address has no effect in a replay (conntrack.replay)",
+        ),
+        ("conntrack: {replay: a.nl, activate: false, resync: off, events: [new]}", ""),
+        (
             "sink.loki: {enable: on, labels: a=1 b=2}",
             "sink.loki.labels the value of a seems to hold another label",
         ),
