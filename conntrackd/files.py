@@ -67,14 +67,16 @@ def check_folder(folder: Path) -> Path:
         raise KindError(f"{above} is no directory")
     if below is not None and below != folder:
         raise KindError(f"there is no directory {below}")
-    if below is not None and any(is_mounted_at(above, each) for each in KERNEL):
-        raise KindError(f"in {above} the kernel has its own files, and no other")
+    if below is not None:
+        check_file_system(above)
     return above
 
 
-def is_mounted_at(path: Path, root: Path) -> bool:
-    """Whether it is in the file system that has this root. Raises OSError."""
-    return root.is_mount() and path.stat().st_dev == root.stat().st_dev
+def check_file_system(folder: Path) -> None:
+    """Raise KindError for a directory in which nobody can make anything; OSError where it is none."""
+    device = folder.stat().st_dev
+    if any(root.is_mount() and root.stat().st_dev == device for root in KERNEL):
+        raise KindError(f"in {folder} the kernel has its own files, and no other")
 
 
 def describe_limit(limit: int) -> str:

@@ -6,6 +6,7 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 import os
 import pwd
 import ssl
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +196,7 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
             _verify_writer(report)
         case "syslog":
             address = config[options.SINK_SYSLOG_ADDRESS]
+            _verify_local(report, address)
             report.untried.append(f"sink.syslog: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("tls://"):
                 ours = (options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
@@ -225,6 +227,29 @@ def _verify_writer(report: Report) -> None:
         report.untried.append(f"sink.stream.writer: whether the service may write {path}; {SUDO}")
     else:
         report.fail(options.SINK_STREAM_WRITER, f"{path} cannot be written: the file system is read-only")
+
+
+def _verify_local(report: Report, address: str) -> None:
+    """A local server's socket. One that is not there may come with its server."""
+    parts = urlsplit(address)
+    if not parts.scheme.startswith("unix"):
+        return
+    path, option = Path(unquote(parts.path)), options.SINK_SYSLOG_ADDRESS
+    try:
+        is_there = stat.S_ISSOCK(path.stat().st_mode)
+    except FileNotFoundError:
+        message = f"there is no socket {path} now"
+        report.warnings.append(
+            report.config.explain(option, message, "journald and rsyslog have /dev/log", ": ")
+        )
+    except OSError as error:
+        if _is_hidden(error):
+            report.untried.append(f"{option.key}: {path}: {SUDO}")
+        else:
+            report.fail(option, f"{path}: {error.strerror}")
+    else:
+        if not is_there:
+            report.fail(option, f"{path} is no socket", "journald and rsyslog have /dev/log")
 
 
 def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certificate) -> None:

@@ -1,5 +1,6 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,7 @@ sink:
         ("geoip.database: [gone.mmdb]", "gone.mmdb"),
         ("conntrack.replay: gone.nl", "gone.nl: no such file"),
         ("sink.stream.writer: file:///gone/x", "file:///gone/x: there is no directory /gone"),
+        ("sink.stream.writer: file:///proc/x", "file:///proc/x: in /proc the kernel has its own files"),
         ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),
         ("sink.loki.spool: /sys/x", "/sys/x: in /sys the kernel has its own files"),
     ],
@@ -139,6 +141,26 @@ def test_a_file_that_a_sink_has_to_do_without_is_named_with_the_line_of_its_sett
 
     told = absence.value.reason.replace(f"{tmp_path}/", "")
     assert told == f"conntrackd.yaml:3: {reason}: No such file or directory"
+
+
+def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    text = f"sink.syslog: {{enable: true, address: 'unix://{tmp_path}/%s'}}"
+    absent, odd, below = (check(text % name) for name in ("absent", "file", "file/x"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/log")
+        good = check(text % "log")
+
+    assert [tell(each, tmp_path) for each in (absent, odd, below, good)] == [
+        [],
+        ["conntrackd.yaml:1: sink.syslog.address: file is no socket"],
+        ["conntrackd.yaml:1: sink.syslog.address: file/x: Not a directory"],
+        [],
+    ]
+    assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in absent.warnings] == [
+        "conntrackd.yaml:1: sink.syslog.address: there is no socket absent now"
+    ]
+    assert good.warnings == []
 
 
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
+from conntrackd.files import KindError, check_file_system
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 
@@ -322,4 +323,10 @@ def create(config: Config) -> StreamSink:
         what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
         hint = "file:///PATH names a file in a directory that exists"
         raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
+    try:
+        if not path.exists():
+            check_file_system(path.parent)
+    except KindError as error:
+        hint = "file:///PATH names a file that can be made"
+        raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {error}", hint, ": ") from error
     return StreamSink(path)
