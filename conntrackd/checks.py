@@ -73,6 +73,13 @@ NO_CORE_REMEDY: Final = (
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
 ENOUGH_BURST: Final = 10_000_000
+# Where to look when a sink's receiver does not take events: settings that there are.
+RECEIVERS: Final = {
+    "stream": f"look at the file or its reader: {options.SINK_STREAM_WRITER.key}",
+    "journal": "systemctl status systemd-journald  # another sink where there is no journald",
+    "syslog": f"look after the receiver: {options.SINK_SYSLOG_ADDRESS.key}",
+    "loki": f"look after the receiver: {options.SINK_LOKI_ADDRESS.key}",
+}
 ZERO: Final = frozenset({"0", "0s"})
 
 
@@ -316,7 +323,7 @@ def check_sink_state(name: str, status: SinkStatus, trouble: str = "") -> Findin
             severity = ERROR if status.state == "failed" else NOTE
             return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
         case "retrying":
-            return Finding(WARNING, "sink", text, f"look after the receiver: sink.{name}.address")
+            return Finding(WARNING, "sink", text, RECEIVERS[name])
     if trouble:
         remedy = f"a faster receiver, a larger sink.{name}.queue, or a filter that keeps less"
         return Finding(WARNING, "sink", f"{name} {trouble}", remedy)

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -450,8 +450,10 @@ def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is not None and not os.access(path, os.R_OK):
-        reason = "not permitted" if path.exists() else "no such file"
+    if path is not None and not os.access(path, os.R_OK, effective_ids=True):
+        reason = "not permitted"
+        with suppress(PermissionError):
+            reason = reason if path.exists() else "no such file"
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

@@ -53,7 +53,10 @@ class Report:
         except ManyErrors as error:
             self.mistakes += error.errors
         except ConntrackdError as error:
-            self.mistakes.append(error)
+            if _is_hidden(error.__cause__):
+                self.untried.append(f"{error.place}: {error.message}: {SUDO}")
+            else:
+                self.mistakes.append(error)
         else:
             return True
         return False

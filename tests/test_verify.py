@@ -13,6 +13,7 @@ from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.errors import ConfigError
 from conntrackd.sinks import SINKS
 from conntrackd.verify import Report, verify
+from tests.bus.private import as_user
 from tests.geoip.test_databases import BERLIN, write_database
 from tests.odd_files import make_odd_file
 from tests.sinks.authority import Authority
@@ -141,6 +142,35 @@ def test_a_file_that_a_sink_has_to_do_without_is_named_with_the_line_of_its_sett
 
     told = absence.value.reason.replace(f"{tmp_path}/", "")
     assert told == f"conntrackd.yaml:3: {reason}: No such file or directory"
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("line", "untried", "mistakes"),
+    [
+        ("sink.stream.writer: file://%s/x/log", ["conntrackd.yaml:2: sink.stream.writer"], []),
+        ("state_directory: %s/x/y", ["state_directory"], []),
+        ("sink.syslog: {enable: true, address: 'unix://%s/x'}", ["sink.syslog.address", "sink.syslog"], []),
+        ("conntrack.replay: %s/x", [], ["conntrackd.yaml:2: conntrack.replay: hidden/x: not permitted"]),
+    ],
+)
+def test_what_an_ordinary_user_may_not_look_at_is_named_with_its_setting(
+    line: str, untried: list[str], mistakes: list[str], tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        hidden = Path(folder, "hidden")
+        hidden.mkdir(mode=0o700)
+        text = f"sink.stream: {{enable: true}}\n{line.replace('%s', str(hidden))}\n"
+        Path(folder, "conntrackd.yaml").write_text(text)
+        with as_user(65534):
+            report = verify(Sources({}, {}, etc=Path(folder)).examine())
+
+        names = [each.replace(f"{folder}/", "").partition(": whether")[0] for each in report.untried]
+        assert [name.startswith(start) for name, start in zip(names, untried, strict=True)] == [True] * len(
+            untried
+        )
+        assert tell(report, Path(folder)) == mistakes
 
 
 def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> None:
