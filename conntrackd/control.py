@@ -25,7 +25,7 @@ from conntrackd.bus.control import (
 )
 from conntrackd.config import options
 from conntrackd.config.options import Option
-from conntrackd.config.read import Config, changed, find_unapplied
+from conntrackd.config.read import Config, changed, find_unapplied, raise_mistakes
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
@@ -105,6 +105,7 @@ class DaemonControl:
         self._started = started = self._started or old
         rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
+        await run_apart(_check_restart, new, find_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
@@ -442,6 +443,14 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         await asyncio.wait([running])
         running.cancelled() or running.exception()  # noted: nobody is left to be told
         raise
+
+
+def _check_restart(config: Config, waiting: Sequence[Option[object]]) -> None:
+    """Raise what would keep the restart that these wait for from working."""
+    if waiting:
+        from conntrackd.verify import find_hindrances  # noqa: PLC0415  # most reloads do without
+
+        raise_mistakes(find_hindrances(config, waiting))
 
 
 def _show(option: Option[object], config: Config) -> str:

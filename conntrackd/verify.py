@@ -5,14 +5,13 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 
 import os
 import pwd
-import ssl
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
@@ -30,6 +29,9 @@ from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats
+
+if TYPE_CHECKING:  # it costs memory that a daemon without TLS does not need
+    import ssl
 
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
@@ -80,6 +82,22 @@ def verify(reading: Reading) -> Report:
         if kind.enabled(config):
             _verify_sink(report, kind)
     return report
+
+
+def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[ConntrackdError]:
+    """What would keep the next start from working, of the changes that wait for it."""
+    report, state = Report(config), config[options.STATE_DIRECTORY]
+    waiting = set(changes)
+    if options.STATE_DIRECTORY in waiting and state is not None:
+        _verify_folder(report, options.STATE_DIRECTORY, state)
+    name = config[options.CONNTRACK_NETNS]
+    if options.CONNTRACK_NETNS in waiting and name is not None:
+        report.attempt(lambda: namespace.check(name, config.locate(options.CONNTRACK_NETNS)))
+    for kind in SINKS:
+        folder = kind.find_spool(config) if kind.enabled(config) else None
+        if kind.spool is not None and kind.spool.path in waiting and folder is not None:
+            _verify_folder(report, kind.spool.path, folder)
+    return report.mistakes
 
 
 # ---- rules --------------------------------------------------------------------------------------------
@@ -276,8 +294,10 @@ def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certifi
             report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
 
 
-def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
+def _find_expired(context: "ssl.SSLContext") -> Iterator[str]:
     """The names of authorities whose time is over."""
+    import ssl  # noqa: PLC0415  # see above
+
     for certificate in context.get_ca_certs():
         if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
             subject: Any = certificate.get("subject", ())
