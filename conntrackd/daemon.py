@@ -450,10 +450,12 @@ def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is not None and not os.access(path, os.R_OK, effective_ids=True):
-        reason = "not permitted"
-        with suppress(PermissionError):
-            reason = reason if path.exists() else "no such file"
+    if path is None:
+        return
+    reason = "" if os.access(path, os.R_OK, effective_ids=True) else "not permitted"
+    with suppress(PermissionError):
+        reason = "no such file" if not path.exists() else "is a directory" if path.is_dir() else reason
+    if reason:
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

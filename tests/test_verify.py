@@ -92,6 +92,7 @@ sink:
         ("state_directory: /proc/x", "/proc/x: in /proc the kernel has its own files"),
         ("geoip.database: [gone.mmdb]", "gone.mmdb"),
         ("conntrack.replay: gone.nl", "gone.nl: no such file"),
+        ("conntrack.replay: /", "/: is a directory"),
         ("sink.stream.writer: file:///gone/x", "file:///gone/x: there is no directory /gone"),
         ("sink.stream.writer: file:///proc/x", "file:///proc/x: in /proc the kernel has its own files"),
         ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),

@@ -90,6 +90,11 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         (["recrod", "x"], "there is no command 'recrod'\nhint: did you mean record?"),
         (["x"], "there is no command 'x'\nhint: one of: run, check, record, version"),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
+        (
+            ["record", "x", "--count", "many"],
+            "argument --count: 'many' is no number from 1\n"
+            "hint: 'conntrackd record --help' shows what there is",
+        ),
         (["check", "--fragmnet", "x"], "unknown option '--fragmnet'\nhint: did you mean --fragment?"),
     ],
 )
