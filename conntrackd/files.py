@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from conntrackd.units import render_limit
+
 # What the test says of a mode, and what such a thing is called.
 KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a directory"),
@@ -44,16 +46,16 @@ def open_file(path: Path, limit: int) -> BinaryIO:
 
 
 def check(status: os.stat_result, limit: int) -> None:
-    """Raise KindError for what is no file, or is larger than that."""
+    """Raise KindError unless it is a file of at most that size."""
     kind = next((name for is_kind, name in KINDS if is_kind(status.st_mode)), "")
     if kind:
-        raise KindError(f"is {kind}, and no file")
+        raise KindError(f"is {kind}, not a file")
     if status.st_size > limit:
-        raise KindError(f"is larger than {describe_limit(limit)}")
+        raise KindError(f"is larger than {render_limit(limit)}")
 
 
 def check_folder(folder: Path) -> Path:
-    """Raise KindError for what is no directory and cannot be made as one; else OSError where nobody may look.
+    """Raise KindError for what is not a directory and cannot become one, OSError where nobody may look.
 
     Returns what there is of it: itself, or the one above it.
     """
@@ -64,7 +66,7 @@ def check_folder(folder: Path) -> Path:
             break
         below = above
     if not above.is_dir():
-        raise KindError(f"{above} is no directory")
+        raise KindError(f"{above} is not a directory")
     if below is not None and below != folder:
         raise KindError(f"there is no directory {below}")
     if below is not None:
@@ -79,16 +81,11 @@ def check_file_system(folder: Path) -> None:
         raise KindError(f"in {folder} the kernel has its own files, and no other")
 
 
-def describe_limit(limit: int) -> str:
-    """A size as people read it."""
-    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
-
-
 def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
     """All of a plain file, and what is known of it. Raises OSError and KindError."""
     with open_file(path, limit) as file:
         content = file.read(limit + 1)
         status = os.fstat(file.fileno())
     if len(content) > limit:  # it grew, or does not know its size, as those in /proc
-        raise KindError(f"is larger than {describe_limit(limit)}")
+        raise KindError(f"is larger than {render_limit(limit)}")
     return content, status

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
-from conntrackd.active_filter import compile_filter, find_given
+from conntrackd.active_filter import compile_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.delivery.sink import SinkTrouble
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import find_warnings
+from conntrackd.filter.never import list_warnings
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
@@ -56,7 +56,7 @@ class Report:
             self.mistakes += error.errors
         except ConntrackdError as error:
             if _is_hidden(error.__cause__):
-                self.untried.append(f"{error.place}: {error.message}: {SUDO}")
+                self.untried.append(f"{error.origin}: {error.message}: {SUDO}")
             else:
                 self.mistakes.append(error)
         else:
@@ -65,7 +65,7 @@ class Report:
 
     def fail(self, option: Option[Any], message: str, hint: str = "", item: int = -1) -> None:
         """A setting with which nothing would work; `item`: of a list, this one."""
-        self.mistakes.append(ConfigError(message, hint=hint, place=self.config.locate(option, item)))
+        self.mistakes.append(ConfigError(message, hint=hint, origin=self.config.locate(option, item)))
 
 
 def verify(reading: Reading) -> Report:
@@ -113,16 +113,16 @@ def _verify_rules(report: Report) -> None:
             _verify_file(report, options.FILTER_FILE, path)
     except ConfigError as error:
         if _is_hidden(error.__cause__):
-            report.untried.append(f"{error.place}: {SUDO}")
+            report.untried.append(f"{error.origin}: {SUDO}")
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += find_warnings(rules, find_given(config))
+    report.warnings += list_warnings(rules, make_scope(config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+        report.attempt(lambda: compile_filter(texts, "", config, load_engine()))
 
 
 # ---- what is read -------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def _verify_databases(report: Report) -> None:
             # Late, as in daemon.py. Without a directory nothing is kept.
             from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
-            place = report.config.locate(options.GEOIP_DATABASE, number)
-            report.attempt(lambda path=path, place=place: GeoIP([path], locale, 0, Stats(), None, [place]))  # type: ignore[misc]
+            origin = report.config.locate(options.GEOIP_DATABASE, number)
+            report.attempt(lambda path=path, origin=origin: GeoIP([path], locale, 0, Stats(), None, [origin]))  # type: ignore[misc]
 
 
 def _verify_file(

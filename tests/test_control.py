@@ -20,9 +20,9 @@ from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.spool import Spool
-from conntrackd.engine import Kind
+from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import SinkStats, Stats
@@ -55,7 +55,7 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
             "loki": Outbox(FakeSink(), queue=1, stats=SinkStats(), spool=spool),
         },
         problems=[],
-        intake=SimpleNamespace(events=None),
+        source=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=list),
     )
     with closing(spool):
@@ -176,7 +176,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def count(kinds: Iterable[Kind]) -> None:
+    def count(kinds: Iterable[Tally]) -> None:
         inside.set()
         assert go_on.wait(10)
         Pipeline.count(pipeline, kinds)
@@ -192,7 +192,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         pipeline=pipeline,
         outboxes={},
         problems=[],
-        intake=SimpleNamespace(events=None),
+        source=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=lambda: table.counts),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"

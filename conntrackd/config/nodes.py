@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
-from conntrackd.config.document import Items, Node, Scalar, Table
+from conntrackd.config.document import Items, Node, Scalar, Section
 from conntrackd.config.options import Option
-from conntrackd.config.values import OFF_WORDS, BadValueError, Kind
+from conntrackd.config.values import OFF_WORDS, BadValueError, ValueType
 
 NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}
 
@@ -14,10 +14,10 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
     """Texts and their lines, or what is wrong with one: the items of a list or text, or the one value."""
     kind = option.kind
     match node:
-        case Table():
-            raise BadValueError("", f"takes {kind.takes}, not a section")
+        case Section():
+            raise BadValueError("", f"must be {kind.expected}, not a section")
         case Items() if not kind.separator:
-            raise BadValueError("", f"takes {kind.takes}, not a list")
+            raise BadValueError("", f"must be {kind.expected}, not a list")
         case Items():
             for item in node.items:
                 yield _read_item(kind, item), item.line
@@ -30,9 +30,9 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
                 yield from ((item, node.line and node.line + number) for item in kind.split(text))
 
 
-def _read_item(kind: Kind[object], item: Node) -> str | BadValueError:
+def _read_item(kind: ValueType[object], item: Node) -> str | BadValueError:
     if not isinstance(item, Scalar):
-        return BadValueError("", f"takes {kind.takes}, not a list or section in a list")
+        return BadValueError("", f"must be {kind.expected}, not a list or section in a list")
     try:
         _check_type(kind, item)
     except BadValueError as error:
@@ -47,9 +47,9 @@ def _means_off(scalar: Scalar) -> bool:
     )
 
 
-def _check_type(kind: Kind[object], scalar: Scalar) -> None:
+def _check_type(kind: ValueType[object], scalar: Scalar) -> None:
     if scalar.type == "null":
-        raise BadValueError("", "has no value", f"give it {kind.takes}, or leave the key out")
+        raise BadValueError("", "has no value", f"set it to {kind.expected}, or remove the key")
     if scalar.type != "text" and scalar.type not in kind.scalars:
-        hint = "put it into quotes" if not kind.scalars else ""
-        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, and it takes {kind.takes}", hint)
+        hint = "put it in quotes" if not kind.scalars else ""
+        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, expected {kind.expected}", hint)

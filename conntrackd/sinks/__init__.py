@@ -66,15 +66,15 @@ class SinkKind:
         directory = self.find_spool(config)
         if self.spool is None or directory is None:
             return None
-        place = config.locate(self.spool.path if config[self.spool.path] else options.STATE_DIRECTORY)
+        origin = config.locate(self.spool.path if config[self.spool.path] else options.STATE_DIRECTORY)
         try:
             with suppress(OSError):  # what it says then is better
                 check_folder(directory)
             return Spool(directory, self.name, config[self.spool.size])
         except KindError as error:
-            raise ConfigError(f"{directory}: {error}", place=place, hint=MADE) from error
+            raise ConfigError(f"{directory}: {error}", origin=origin, hint=MADE) from error
         except ConfigError as error:
-            error.place = place
+            error.origin = origin
             raise
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from conntrackd import VERSION
 from conntrackd.config import options
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
@@ -65,7 +65,7 @@ def create(config: Config) -> "Loki":
         Settings(
             address=config[options.SINK_LOKI_ADDRESS],
             labels=config[options.SINK_LOKI_LABELS],
-            host=find_host(config),
+            host=get_host(config),
             batch_size=config[options.SINK_LOKI_BATCH_SIZE],
             batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
             timeout=config[options.SINK_LOKI_TIMEOUT],

@@ -254,7 +254,7 @@ def test_a_reload_that_fails_half_way_leaves_no_spool_open(
         }
         configuration.write_text(json.dumps({"sink": settings}))
         if spool == bad:
-            with pytest.raises(RemoteError, match=r"sink\.loki\.spool: .* is no directory"):
+            with pytest.raises(RemoteError, match=r"sink\.loki\.spool: .* is not a directory"):
                 ctl.run(["reload"])
             after = count_descriptors(running)
         else:
@@ -282,7 +282,7 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
         settings = {"sink": {"stream": {"enable": True}}, "geoip": geoip}
         configuration.write_text(json.dumps(settings))
         if geoip.get("database") == str(broken):
-            with pytest.raises(Exception, match=r"b\.mmdb is no usable database"):
+            with pytest.raises(Exception, match=r"b\.mmdb is not a usable database"):
                 ctl.run(["reload"])
         else:
             assert ctl.run(["reload"]) == 0
