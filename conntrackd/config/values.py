@@ -81,7 +81,7 @@ def check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadValueError(text, "is no UTF-8 text") from error
+        raise BadValueError(text, "is not UTF-8 text") from error
 
 
 def parse_flag(text: str) -> bool:

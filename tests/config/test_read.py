@@ -376,8 +376,8 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
             [
                 ":3: conntrack.protocols: 'tpc' is not a valid protocol",
                 ":5: conntrack.protocols: '300' is not a valid protocol",
-                ":6: conntrack.events: 'old' is none of new, update, destroy",
-                ":6: conntrack.events: 'older' is none of new, update, destroy",
+                ":6: conntrack.events: 'old' is not one of new, update, destroy",
+                ":6: conntrack.events: 'older' is not one of new, update, destroy",
             ],
         ),
         (
