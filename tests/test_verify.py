@@ -38,7 +38,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def tell(report: Report, folder: Path) -> list[str]:
-    return [str(each).splitlines()[0].replace(f"{folder}/", "") for each in report.mistakes]
+    return [str(mistake).splitlines()[0].replace(f"{folder}/", "") for mistake in report.mistakes]
 
 
 def list_all(folder: Path) -> dict[str, int]:
@@ -71,7 +71,7 @@ sink:
         "conntrackd.yaml:4: geoip.database: rules is not a usable database: its metadata is missing",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
         "conntrackd.yaml:6: state_directory: rules/state: rules is not a directory",
-        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
+        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: no directory /nowhere",
         "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is not a directory",
         "conntrackd.yaml:10: sink.syslog.tls.cert: cannot use rules, rules: "
         "no certificate with its private key, in PEM form",
@@ -93,7 +93,7 @@ sink:
         ("geoip.database: [gone.mmdb]", "gone.mmdb"),
         ("conntrack.replay: gone.nl", "gone.nl: no such file"),
         ("conntrack.replay: /", "/: is a directory"),
-        ("sink.stream.writer: file:///gone/x", "file:///gone/x: there is no directory /gone"),
+        ("sink.stream.writer: file:///gone/x", "file:///gone/x: no directory /gone"),
         ("sink.stream.writer: file:///proc/x", "file:///proc/x: in /proc the kernel has its own files"),
         ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),
         ("sink.loki.spool: /sys/x", "/sys/x: in /sys the kernel has its own files"),
@@ -200,7 +200,7 @@ def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> No
 
     assert [tell(each, tmp_path) for each in (absent, odd, below, good)] == [
         [],
-        ["conntrackd.yaml:1: sink.syslog.address: file is no socket"],
+        ["conntrackd.yaml:1: sink.syslog.address: file is not a socket"],
         ["conntrackd.yaml:1: sink.syslog.address: file/x: Not a directory"],
         [],
     ]
@@ -304,7 +304,7 @@ def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
 
 
 def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
-    assert [str(each).split("\n")[0] for each in check("log.level: loud").mistakes][1:] == [
+    assert [str(mistake).split("\n")[0] for mistake in check("log.level: loud").mistakes][1:] == [
         "no sink is enabled: events would go nowhere"
     ]
     assert len(check("sink.stream.enabel: true").mistakes) == 1

@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.daemonlink import explain_silence, print_json
+from conntrackd.cli.common import explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
 from conntrackd.errors import UnavailableError, UsageError
 
@@ -23,15 +23,15 @@ VERBS: Final[tuple[Verb, ...]] = (
     *filter_verbs.VERBS,
 )
 GROUPS: Final = {
-    "filter": "look at filter rules, change them, try them out",
-    "sink": "look at sinks, switch them",
+    "filter": "show, change and test filter rules",
+    "sink": "list, enable, disable and flush sinks",
 }
-"""Words that further words follow."""
+"""Verbs with subcommands, and their help."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
-    parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    parser = Parser(prog=PROGRAM, description="Control conntrackd and test filter rules.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
@@ -46,11 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
                 groups[here] = group.add_subparsers(
                     title="commands", metavar="COMMAND", required=True, parser_class=Parser
                 )
-        each = groups[tuple(path)].add_parser(
+        subparser = groups[tuple(path)].add_parser(
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
-        verb.add_arguments(each)
-        each.set_defaults(run=verb.run, known=each.list_flags())
+        verb.add_arguments(subparser)
+        subparser.set_defaults(run=verb.run, known=subparser.list_flags())
     return parser
 
 
@@ -62,10 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         status: int = chosen.run(chosen)
     except UnavailableError as error:
-        told = explain_silence(error, chosen)
+        explained = explain_silence(error, chosen)
         if chosen.run is control.show_status and chosen.json:
-            print_json(control.render_silence(told))
-        raise told from error
+            print_json(control.render_silence(explained))
+        raise explained from error
     return status
 
 
@@ -73,9 +73,9 @@ def _explain_unknown(arguments: Sequence[str], known: Sequence[str]) -> UsageErr
     """Without a value that may have come with them."""
     from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
 
-    flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    flags = [text.partition("=")[0] for text in arguments if text.startswith("-")]
     word = (flags or arguments)[0]
-    hint = suggest(word, known) or f"'{PROGRAM} --help' shows what there is"
+    hint = suggest(word, known) or f"'{PROGRAM} --help' lists what is available"
     return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 

@@ -1,7 +1,6 @@
-"""What a verb of conntrackctl is: a row of the table in ctl.py. Of both programs, help and mistakes."""
+"""A verb of conntrackctl: a row of the table in ctl.py. The parser and --help of both programs."""
 
-import argparse
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -17,24 +16,24 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=WIDTH)
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+    def _check_value(self, action: Action, value: Any) -> None:  # noqa: ANN401
         if action.choices is None or value in action.choices:
             return
         from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
 
-        words = [str(each) for each in action.choices]
+        words = [str(choice) for choice in action.choices]
         name = str(action.metavar or "/".join(action.option_strings)).lower()
         hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
-        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
+        raise UsageError(f"unknown {name} {quote(str(value))}", hint=hint)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+        raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
 
     def list_flags(self) -> list[str]:
         """The options that it takes."""
@@ -48,4 +47,4 @@ class Verb(NamedTuple):
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int]
-    """Returns the exit status, or raises what report.run() tells and turns into one."""
+    """Returns the exit status, or raises what report.run() prints and turns into one."""

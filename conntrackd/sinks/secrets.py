@@ -12,23 +12,23 @@ from conntrackd.files import KindError, read_file
 
 MAX_SECRET: Final = 64 << 10
 
-Places = Mapping[Path, str]
+Origins = Mapping[Path, str]
 """The setting that names a file, and where that is made."""
 Stamp = tuple[tuple[int, ...], ...]
-"""What tells a file from the one that was there before, for each of some files."""
+"""What changes when a file is replaced, for each of some files."""
 
 
-def find_places(config: Config, *options: Option[File]) -> Places:
+def list_origins(config: Config, *options: Option[File]) -> Origins:
     """Of the files that these name."""
     return {path: config.locate(option) for option in options if (path := config[option]) is not None}
 
 
-def find_stamp(paths: Iterable[Path | None]) -> Stamp:
+def read_stamp(paths: Iterable[Path | None]) -> Stamp:
     """As they are now; what is not there has a stamp too."""
-    return tuple(_find_stamp(path) for path in paths if path is not None)
+    return tuple(_read_stamp(path) for path in paths if path is not None)
 
 
-def _find_stamp(path: Path) -> tuple[int, ...]:
+def _read_stamp(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError as error:
@@ -36,18 +36,18 @@ def _find_stamp(path: Path) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def read_secret(path: Path, places: Places, *, ascii_only: bool = True) -> str:
+def read_secret(path: Path, origins: Origins, *, ascii_only: bool = True) -> str:
     """The first line of a file, in UTF-8. The reasons never contain any of it."""
     try:
         return _read_secret(path, ascii_only=ascii_only)
     except SinkUnavailable as absence:
-        absence.reason = say_place(path, places, absence.reason)
+        absence.reason = say_origin(path, origins, absence.reason)
         raise
 
 
-def say_place(path: Path, places: Places, reason: str) -> str:
+def say_origin(path: Path, origins: Origins, reason: str) -> str:
     """A reason with the setting that names the file; systemd's credentials have none."""
-    return f"{places[path]}: {reason}" if path in places else reason
+    return f"{origins[path]}: {reason}" if path in origins else reason
 
 
 def _read_secret(path: Path, *, ascii_only: bool) -> str:
@@ -64,7 +64,7 @@ def _read_secret(path: Path, *, ascii_only: bool) -> str:
     if not text or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     if ascii_only and not text.isascii():
-        raise SinkUnavailable(f"{path} holds a token with other characters than HTTP's headers may have")
+        raise SinkUnavailable(f"{path} holds a token with characters that HTTP headers cannot carry")
     return text
 
 

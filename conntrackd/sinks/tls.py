@@ -1,4 +1,4 @@
-"""TLS as every sink uses it: whom to trust, who we are, and why it failed in words for people."""
+"""TLS as every sink uses it: whom to trust, who we are, and the reason of a failure for people."""
 
 import socket
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.files import KindError, open_file
-from conntrackd.sinks.secrets import Places, Stamp, find_stamp, say_place
+from conntrackd.sinks.secrets import Origins, Stamp, read_stamp, say_origin
 
 if TYPE_CHECKING:  # it costs memory that only those pay who use TLS
     import ssl
@@ -24,7 +24,7 @@ class Tls:
     cert: Path | None = None
     key: Path | None = None
     verify: bool = True
-    places: Places = field(default_factory=dict)
+    origins: Origins = field(default_factory=dict)
 
 
 def make_context(tls: Tls) -> "ssl.SSLContext":
@@ -33,7 +33,7 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
 
     for path in (tls.ca, tls.cert, tls.key):
         if path is not None:
-            _check_file(path, tls.places)
+            _check_file(path, tls.origins)
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -47,21 +47,21 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         paths = [path for path in (tls.ca, tls.cert, tls.key) if path]
         reason = f"cannot use {', '.join(map(str, paths))}: {name_cause(error)}"
-        raise SinkUnavailable(say_place(paths[0], tls.places, reason) if paths else reason) from error
+        raise SinkUnavailable(say_origin(paths[0], tls.origins, reason) if paths else reason) from error
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _check_file(path: Path, places: Places) -> None:
+def _check_file(path: Path, origins: Origins) -> None:
     """Before OpenSSL opens it, which would wait for a named pipe."""
     try:
         open_file(path, MAX_CERTIFICATES).close()
     except KindError as error:
-        raise SinkUnavailable(say_place(path, places, f"{path} {error}")) from error
+        raise SinkUnavailable(say_origin(path, origins, f"{path} {error}")) from error
     except OSError as error:
-        raise SinkUnavailable(say_place(path, places, f"cannot use {path}: {error.strerror}")) from error
+        raise SinkUnavailable(say_origin(path, origins, f"cannot use {path}: {error.strerror}")) from error
 
 
 class Credentials:
@@ -70,12 +70,12 @@ class Credentials:
     def __init__(self, tls: Tls) -> None:
         """SinkUnavailable when a file cannot be used."""
         self._tls = tls
-        self._stamp = self._find_stamp()
+        self._stamp = self._read_stamp()
         self._context = make_context(tls)
 
     def have_changed(self) -> bool:
         """Whether other files are there, and can be used. Half a file changes nothing for what works."""
-        stamp = self._find_stamp()
+        stamp = self._read_stamp()
         if stamp == self._stamp:
             return False
         try:
@@ -87,14 +87,14 @@ class Credentials:
 
     def wrap(self, plain: socket.socket, name: str) -> "ssl.SSLSocket":
         """Before its handshake, with the files of now. SinkUnavailable when they cannot be used."""
-        stamp = self._find_stamp()
+        stamp = self._read_stamp()
         if stamp != self._stamp:
             self._context = make_context(self._tls)
             self._stamp = stamp
         return self._context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
 
-    def _find_stamp(self) -> Stamp:
-        return find_stamp((self._tls.ca, self._tls.cert, self._tls.key))
+    def _read_stamp(self) -> Stamp:
+        return read_stamp((self._tls.ca, self._tls.cert, self._tls.key))
 
 
 def is_waiting(error: OSError) -> bool:
@@ -106,7 +106,7 @@ def is_waiting(error: OSError) -> bool:
 
 
 def name_cause(error: BaseException) -> str:
-    """The innermost reason, in the words of the system or of OpenSSL."""
+    """The innermost reason, as the system or OpenSSL names it."""
     seen = set()
     while id(error) not in seen:
         seen.add(id(error))

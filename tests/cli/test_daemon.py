@@ -85,15 +85,15 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rum"], "there is no command 'rum'\nhint: did you mean run?"),
-        (["chekc", "--config", "x"], "there is no command 'chekc'\nhint: did you mean check?"),
-        (["recrod", "x"], "there is no command 'recrod'\nhint: did you mean record?"),
-        (["x"], "there is no command 'x'\nhint: one of: run, check, record, version"),
+        (["rum"], "unknown command 'rum'\nhint: did you mean run?"),
+        (["chekc", "--config", "x"], "unknown command 'chekc'\nhint: did you mean check?"),
+        (["recrod", "x"], "unknown command 'recrod'\nhint: did you mean record?"),
+        (["x"], "unknown command 'x'\nhint: one of: run, check, record, version"),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
         (
             ["record", "x", "--count", "many"],
-            "argument --count: 'many' is no number from 1\n"
-            "hint: 'conntrackd record --help' shows what there is",
+            "argument --count: 'many' is not a number of 1 or more\n"
+            "hint: 'conntrackd record --help' lists what is available",
         ),
         (["check", "--fragmnet", "x"], "unknown option '--fragmnet'\nhint: did you mean --fragment?"),
     ],
