@@ -246,7 +246,7 @@ def _verify_metrics(report: Report) -> None:
         option = options.METRICS_TEXTFILE if listen is None else options.METRICS_LISTEN
         report.fail(option, error.message, error.hint)
     if textfile is not None and not textfile.parent.is_dir():
-        report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is no directory")
+        report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is not a directory")
     elif textfile is not None:
         _verify_folder(report, options.METRICS_TEXTFILE, textfile.parent)
     if listen is None or listen.startswith("unix:"):

@@ -23,6 +23,7 @@ from conntrackd.delivery.spool import Spool
 from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.metrics.table import METRICS, State
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import SinkStats, Stats
@@ -62,7 +63,13 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
         asked = DaemonControl(cast(Daemon, daemon))
         statuses = {name: asked.sink_status(name).counters for name in daemon.outboxes}
         answers = [asked.statistics().sinks, statuses]
+        state = cast(State, SimpleNamespace(statistics=asked.statistics(), sinks={}, now_ns=0))
+        shown = {
+            sample for metric in METRICS if metric.section == "sinks" for sample, _ in metric.read(state)
+        }
 
+    assert ("loki", "spool") in shown
+    assert ("stream", "spool") not in shown
     of_spool = {
         *("sink_events_restored_total", "sink_events_dropped_spool_total", "sink_events_spooled"),
         *("sink_events_dropped_damaged_total", "sink_spool_errors_total", "sink_spool_damaged_total"),

@@ -334,7 +334,7 @@ def test_metrics_need_a_library_and_a_folder(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"{STREAM}metrics.textfile: missing/x.prom"
-    assert tell(check(text), tmp_path) == ["conntrackd.yaml:2: metrics.textfile: missing is no directory"]
+    assert tell(check(text), tmp_path) == ["conntrackd.yaml:2: metrics.textfile: missing is not a directory"]
 
     (tmp_path / "missing").mkdir()
     assert tell(check(text), tmp_path) == []
