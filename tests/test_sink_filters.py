@@ -21,9 +21,10 @@ from conntrackd.engine import INDEX_BYTES, Engine
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.flow import Flow, Location, Lost
+from conntrackd.flow import EventType, Flow, Location, Lost
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.pipeline import Pipeline
+from conntrackd.records import Records
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 from conntrackd.source.resync import Resync
@@ -220,6 +221,21 @@ def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -
     assert len(every) == 3 * INDEX_BYTES
     assert [outbox.types for outbox in outboxes] == [["SNAPSHOT"] * 3, []]
     assert (pipeline.stats.events_snapshot_total, outboxes[1].left_out) == (3, 3)
+
+
+@engines
+@pytest.mark.parametrize("of_events", [False, True])
+def test_a_flow_is_for_a_sink_that_takes_its_end(engine: Engine, of_events: bool) -> None:
+    outboxes = [Gathering("stream"), Gathering("loki")]
+    own = {"stream": parse("log type DESTROY", "drop any"), "loki": parse("drop type DESTROY")}
+    pipeline = make_pipeline(engine, outboxes, own=own)
+    pipeline.records = Records(of_events=of_events, of_flows=True)
+
+    process(pipeline, [replace(flow, type=int(EventType.DESTROY)) for flow in make_flows(2)])
+
+    ends = ["DESTROY"] * 2 if of_events else []
+    assert [outbox.types for outbox in outboxes] == [[*ends, "FLOW", "FLOW"], []]
+    assert outboxes[1].left_out == (4 if of_events else 2)
 
 
 @engines

@@ -102,8 +102,9 @@ def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to the core."""
     if arguments.running:
         return explain_running(arguments)
-    from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
+    from conntrackd.config.options import CONNTRACK_PROTOCOLS  # noqa: PLC0415
     from conntrackd.filter.explain import list_sections, list_sink_sections, render_sections  # noqa: PLC0415
+    from conntrackd.records import find_records, find_types  # noqa: PLC0415
 
     if arguments.sink is not None and arguments.bpf:
         hint = "conntrackctl filter explain --bpf shows it"
@@ -114,8 +115,10 @@ def explain(arguments: Namespace) -> int:
     if arguments.sink is not None:
         sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
     else:
-        protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-        sections = list_sections(rules, protocols, events, core=arguments.core, listing=arguments.bpf)
+        protocols, events = config[CONNTRACK_PROTOCOLS], find_types(config)
+        remembers = find_records(config).remembered > 0
+        wanted = {"core": arguments.core, "listing": arguments.bpf, "remembers": remembers}
+        sections = list_sections(rules, protocols, events, **wanted)
     if arguments.json:
         print_json(to_object(sections))
     else:
