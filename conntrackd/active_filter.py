@@ -133,6 +133,11 @@ def read_filter(config: Config, engine: Engine) -> Filter:
     return compile_filter(*read_texts(config), config, engine, count_readers(config))
 
 
+def read_sink_filters(config: Config, engine: Engine) -> dict[str, CoreFilter]:
+    """Those of the sinks, likewise."""
+    return compile_sink_filters(config, config, engine, count_readers(config))
+
+
 def count_readers(config: Config) -> int:
     """How many there are at a start."""
     is_replay = config[options.CONNTRACK_REPLAY] is not None  # which is one sequence

@@ -22,10 +22,9 @@ from conntrackd.active_filter import (
     CoreFilter,
     Filter,
     change_filter,
-    compile_sink_filters,
-    count_readers,
     list_sink_tables,
     read_filter,
+    read_sink_filters,
 )
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
@@ -114,8 +113,7 @@ class Daemon:
         self.start_us = time.time_ns() // 1000
         self.engine = load_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
-        own = compile_sink_filters(self.config, self.config, self.engine, count_readers(self.config))
-        self.sink_filters = SinkFilters(self, own)
+        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine))
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }
@@ -126,7 +124,7 @@ class Daemon:
             tuple(self.outboxes.values()),
             self.tails,
             self.stats,
-            list_sink_tables(own),
+            list_sink_tables(self.sink_filters.in_force),
         )
         self.pipeline.on_lost = self._note_lost
         self.pipeline.records = self.filter.records
