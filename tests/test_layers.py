@@ -29,7 +29,10 @@ LAYERS = (
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
+    (
+        *("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
+        "history",
+    ),
     # the one that knows all
     ("control", "daemon"),
     # people

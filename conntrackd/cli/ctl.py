@@ -1,12 +1,13 @@
 """conntrackctl: a table of verbs, one function a verb."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from conntrackd import VERSION
-from conntrackd.cli import control, doctor, report, stats, tail, top
+from conntrackd.cli import control, doctor, events, report, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.daemonlink import explain_silence
 from conntrackd.cli.verb import HelpFormatter, Verb
@@ -19,6 +20,8 @@ VERBS: Final[tuple[Verb, ...]] = (
     *stats.VERBS,
     *tail.VERBS,
     *top.VERBS,
+    *events.VERBS,
+    *summary.VERBS,
     *doctor.VERBS,
     *filter_verbs.VERBS,
 )
@@ -34,6 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
+        self._negative_number_matcher = re.compile(r"-\d")  # `--since -1h` has a value, and no flag
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
         if action.choices is None or value in action.choices:

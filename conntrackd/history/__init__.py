@@ -1,0 +1,1 @@
+"""What was logged, read back: from files of the stream and from the journal."""
