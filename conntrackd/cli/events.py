@@ -20,7 +20,6 @@ from conntrackd.cli.lines import (
     render_table_record,
     should_colour,
 )
-from conntrackd.cli.pager import paged
 from conntrackd.cli.past import add_selection, open_selected
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UsageError
@@ -52,6 +51,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def show_events(arguments: Namespace) -> int:
     """All that is wanted, and with --follow what comes, until ^C."""
+    from conntrackd.cli.pager import paged  # noqa: PLC0415  # subprocess, for this verb alone
+
     form, style = find_form(arguments)
     with open_selected(arguments) as (source, _):
         try:

@@ -1,7 +1,5 @@
 """Records as people and programs read them: the one way of drawing lines, for `tail` and `events`."""
 
-import csv
-import io
 import json
 import os
 import socket
@@ -94,6 +92,9 @@ def render_json(record: Record, style: Style = PLAIN) -> str:
 
 def render_csv(values: Sequence[str]) -> str:
     """A row of RFC 4180, without its end."""
+    import csv  # noqa: PLC0415  # for one form alone
+    import io  # noqa: PLC0415
+
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(values)
     return text.getvalue()
