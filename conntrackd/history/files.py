@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError
+from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError, UsageError
 from conntrackd.files import KindError, open_file
 from conntrackd.history.lines import (
     BROKEN,
@@ -47,7 +47,7 @@ class FileSource:
         self._selection = selection
         self._gate = Gate(selection.span)
         # Opened first: what is rotated from now on is known by its inode, and read once.
-        self._live = _open(path) if path.exists() else None
+        self._live = _open(path) if path.exists() and not is_compressed(path) else None
         self._end = 0
         """Where the lines of it end that were read."""
 
@@ -83,6 +83,8 @@ class FileSource:
 
     def follow(self) -> Iterator[Record]:
         """What comes after what was read, without an end; through rotations."""
+        if is_compressed(self._path):
+            raise UsageError(f"{self._path}: nothing comes into a compressed file any more")
         while True:
             if self._live is None:
                 self._live, self._end = (_open(self._path) if self._path.exists() else None), 0
@@ -100,6 +102,8 @@ class FileSource:
 
     def _list_parts(self) -> list[Part]:
         """Those that it was rotated into, oldest first, as far as their events can be of that time."""
+        if is_compressed(self._path) and self._path.exists():  # it is one of them itself
+            return [Part(self._path, self._path.stat().st_ino)]
         since = self._selection.span.since
         own = None if self._live is None else os.fstat(self._live.fileno()).st_ino
         found: dict[tuple[str, int], Part] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.errors import DataError, NotPermittedError, UnavailableError
+from conntrackd.errors import DataError, NotPermittedError, UnavailableError, UsageError
 from conntrackd.flow import Lost
 from conntrackd.history import lines as line_reading
 from conntrackd.history.files import FileSource
@@ -149,6 +149,16 @@ def test_a_compressed_file_that_was_cut_is_read_as_far_as_it_goes(path: Path) ->
     assert found[:-1] == list(range(len(found) - 1))
     assert (100 < len(found) < 2000, found[-1], selection.damage.count) == (True, 9000, 1)
     assert "cannot be read any further" in str(selection.damage.list_warnings()[0])
+
+
+def test_one_of_the_rotated_files_can_be_named_itself(path: Path) -> None:
+    part = write_file(path.parent / "events.json.2.gz", write_lines(make_flows(3)))
+    write_file(path.parent / "events.json.1", write_lines(make_flows(3, 3)))
+
+    assert list_flows(read(part)) == list_flows(read(part, last=5)) == [0, 1, 2]
+    assert list_flows(read(path.parent / "events.json.1")) == [3, 4, 5]
+    with pytest.raises(UsageError, match="nothing comes into a compressed file any more"):
+        next(FileSource(part, select()).follow())
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 150, 1 << 20])
