@@ -54,7 +54,12 @@ PLACES: Final = {
 NUMBERS_OF_PLACES: Final[Mapping[str, type[int | float]]] = {"lat": float, "lon": float, "asn": int}
 
 
-_decode: Final = json.JSONDecoder().decode
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(word)
+
+
+# NaN and Infinity are no JSON, though Python takes them.
+_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def decode_json_line(line: bytes) -> Flow | None:
@@ -73,13 +78,18 @@ def parse_record(record: Mapping[str, Any], labels: Mapping[str, int] | None = N
 
 
 def parse_line(line: bytes | str) -> Record:
-    """A line of the stream; nothing of it is checked but that it is a JSON object. Raises DataError."""
+    """A line of the stream: what is `null` is absent. Nothing is checked but that it is a JSON object.
+
+    Raises DataError.
+    """
     try:
         found = _decode(line if isinstance(line, str) else line.decode())
     except (ValueError, RecursionError):
         raise DataError("not JSON") from None
     if not isinstance(found, dict):
         raise DataError("not a JSON object")
+    if None in found.values():
+        return {name: value for name, value in found.items() if value is not None}
     return found
 
 

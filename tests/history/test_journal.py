@@ -204,13 +204,13 @@ def test_the_matches_never_leave_out_what_the_rules_keep(rules: list[Rule], flow
 
 def test_an_entry_is_the_record_of_the_stream() -> None:
     flow = make_flow(1)
-    entry = {
+    entry: dict[str, object] = {
         f"EVENT_{name.upper()}": str(value)
         for name, value in load(write_lines([flow])[0]).items()
         if name not in {"level", "msg"}
     }
     odd = {"EVENT_CITY": ["twice", "this"], "EVENT_HELPER": None, "EVENT_ASN": "x"}
-    entry = entry | {"MESSAGE": "m", "PRIORITY": "4", "_HOSTNAME": "gw", **odd}  # type: ignore[operator]
+    entry = entry | {"MESSAGE": "m", "PRIORITY": "4", "_HOSTNAME": "gw", **odd}
 
     assert read_entry(entry) == load(write_lines([flow])[0]) | {
         "level": "WARN",

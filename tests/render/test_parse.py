@@ -26,7 +26,7 @@ def write(flow: Flow) -> str:
 
 
 @given(flows())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_a_line_is_read_back_as_what_wrote_it(flow: Flow) -> None:
     line = write(flow)
 
