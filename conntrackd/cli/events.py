@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from conntrackd.history.source import Source
 
 FORMS: Final = ("short", "full", "json", "jsonl", "csv", "table", "wide")
-# Where --follow says nothing else, as journalctl -f.
+# What --follow begins with, unless --since or --last is given; as journalctl -f.
 FOLLOWED: Final = 10
 
 
@@ -68,7 +68,7 @@ def show_events(arguments: Namespace) -> int:
 
 
 def find_form(arguments: Namespace) -> tuple[str, Style]:
-    """What the options say of the form. Raises UsageError for what does not go together."""
+    """The form that the options ask for. Raises UsageError where they contradict each other."""
     fields = parse_fields(arguments.fields) if arguments.fields is not None else ()
     form = arguments.form or ("table" if fields else "short")
     if form == "short" and fields:

@@ -32,7 +32,7 @@ GAP: Final = "  "
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How lines are drawn. What is not said is as `tail` has it."""
+    """How lines are drawn. The defaults are those of `tail`."""
 
     colour: bool = False
     has_dates: bool = False
@@ -57,7 +57,7 @@ def should_colour(wish: str = "auto") -> bool:
 
 
 def render_short(record: Record, style: Style = PLAIN) -> str:
-    """One line: time, event, protocol, ends, and what else there is to say."""
+    """One line: time, event, protocol, ends, and what else is known."""
     time, kind = render_time(str(record.get("time", "")), style), str(record.get("type", ""))
     host = f" {show_line(record['host'])}" if record.get("host") else ""
     if kind == "LOST":

@@ -34,7 +34,7 @@ def add_selection(parser: ArgumentParser) -> None:
 
 @contextmanager
 def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
-    """The source, of which nothing is read yet; at the end what could not be read is said on stderr."""
+    """The source, of which nothing is read yet; at the end what could not be read is reported on stderr."""
     from conntrackd.history.selection import Selection  # noqa: PLC0415
     from conntrackd.history.source import open_source  # noqa: PLC0415
     from conntrackd.history.times import parse_span  # noqa: PLC0415

@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 class Summary:
-    """Totals of records, and who talks in each of some ways to look at it."""
+    """Totals of records, and who talks most, by several keys."""
 
     def __init__(self, by: Iterable[str]) -> None:
         self.types: Counter[str] = Counter()
@@ -112,7 +112,7 @@ def to_json(summary: Summary, count: int) -> dict[str, Any]:
 
 
 def render_summary(summary: Summary, count: int) -> Iterator[str]:
-    """Totals, then for each way to look at it the largest, with bars."""
+    """Totals, then the largest by each key, with bars."""
     from conntrackd.cli.lines import Style, render_time  # noqa: PLC0415
 
     style = Style(has_dates=True)

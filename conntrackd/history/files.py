@@ -69,7 +69,7 @@ class FileSource:
         if self._live is not None:
             self._end = _find_last_end(self._live)
             for line in read_backwards(self._live, self._end):
-                record = self._take(line, str(self._path))
+                record = self._select_line(line, str(self._path))
                 if record is not None:
                     found.appendleft(record)
                     if len(found) == count:
@@ -136,7 +136,7 @@ class FileSource:
             number = 0
             try:
                 for number, line in number_lines(content):  # the number is needed below
-                    record = self._take(line, f"{part.path}:{number}")
+                    record = self._select_line(line, f"{part.path}:{number}")
                     if record is not None:
                         yield record
             except BROKEN as error:
@@ -149,12 +149,12 @@ class FileSource:
         for number, line in number_lines(file):
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and not _is_whole(line):
                 return
-            record = self._take(line, f"{self._path}:{number}" if is_begin else str(self._path))
+            record = self._select_line(line, f"{self._path}:{number}" if is_begin else str(self._path))
             self._end = file.tell()
             if record is not None:
                 yield record
 
-    def _take(self, line: bytes, place: str) -> Record | None:
+    def _select_line(self, line: bytes, place: str) -> Record | None:
         """The line's record, if it is wanted; damage is counted."""
         if not self._gate.lets_through(line):
             return None

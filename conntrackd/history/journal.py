@@ -25,7 +25,7 @@ from conntrackd.render.plain import render_address
 # How much later than it happened an event may stand in the journal and still be found by --until: journald
 # may be busy, or was restarted.
 LATE_SECONDS: Final = 300
-# Of one list in a rule, and of all rules; journalctl takes more, but there is no gain in it.
+# Of one list in a rule, and of all rules; journalctl allows more, but there is no gain in it.
 MAX_VALUES: Final = 64
 MAX_MATCHES: Final = 256
 PREFIX: Final = "EVENT_"
@@ -82,13 +82,13 @@ class JournalSource:
         fields = ",".join([*OWN, *(f"{PREFIX}{name.upper()}" for name in NAMES)])
         command = ["journalctl", "--no-pager", "--output=json", f"--output-fields={fields}", *arguments]
         command += [f"--directory={self._directory}"] if self._directory else []
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as errors:
             try:
                 self._process = subprocess.Popen(
                     [*command, *list_matches(self._selection.rules)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
-                    stderr=said,
+                    stderr=errors,
                     env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
                 )
             except OSError as error:
@@ -102,7 +102,7 @@ class JournalSource:
                 yield from self._read_entries(process.stdout)
             finally:
                 self.close()
-            self._look_at(said, process.returncode)
+            self._look_at(errors, process.returncode)
 
     def _read_entries(self, output: IO[bytes]) -> Iterator[Record]:
         for line in output:
@@ -117,10 +117,10 @@ class JournalSource:
             except (ValueError, KeyError, TypeError):
                 self._selection.damage.add("journal", DataError("this is not what journalctl prints"))
 
-    def _look_at(self, said: IO[bytes], status: int) -> None:
-        """What journalctl said on stderr: that something is hidden, or that it failed."""
-        said.seek(0)
-        text = said.read(1 << 16).decode(errors="replace").strip()
+    def _look_at(self, errors: IO[bytes], status: int) -> None:
+        """What journalctl wrote to stderr: that something is hidden, or that it failed."""
+        errors.seek(0)
+        text = errors.read(1 << 16).decode(errors="replace").strip()
         if "insufficient permissions" in text:
             raise NotPermittedError("you may not read the journal", hint=HINT)
         if "not seeing messages" in text:
@@ -195,5 +195,5 @@ def _list_values(part: Expression) -> tuple[str, list[str]]:
     return "", []
 
 
-# What an event says of its own: nothing of a translation that is none, and no zone that is 0.
+# What is written whatever its value is: no field of a translation, and no zone, which may be 0.
 OUTPUTS: Final = {field.attribute: field for field in FIELDS if not field.needs and field.attribute != "zone"}

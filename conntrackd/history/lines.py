@@ -47,7 +47,7 @@ def number_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def read_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """The lines before this place that hold something, the last one first."""
+    """The lines before this offset that hold something, the last one first."""
     rest = b""
     while end > 0:
         size = min(CHUNK, end)

@@ -52,10 +52,10 @@ def find_source() -> str:
         config = read_config({}, os.environ)
     except ConntrackdError as error:
         message = f"the configuration does not say where events are: {error.message}"
-        raise ConfigError(message, place=error.place, hint=f"--from {FORMS} says it") from error
+        raise ConfigError(message, place=error.place, hint=f"use --from {FORMS}") from error
     found = find_sinks(config)
     if not found:
-        hint = f"--from {FORMS} says where; conntrackctl tail shows events as they come"
+        hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
         raise UnavailableError("no sink is on that can be read back: a file or the journal", hint=hint)
     return found[0]
 

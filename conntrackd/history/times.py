@@ -1,4 +1,4 @@
-"""Points in time as people type them, in the forms that journalctl takes."""
+"""Points in time as people type them, in the forms that journalctl understands."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -32,7 +32,7 @@ EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzin
 MAX_SECONDS: Final = 100 * 366 * 86_400
 FORMS: Final = (
     "such as -1h, 30min ago, now, today, yesterday 14:00, 14:00, 2026-11-27 14:00:05, 2026-11-27T14:00:05Z "
-    "or @1764252005; local time, unless UTC or an offset is said"
+    "or @1764252005; local time, unless UTC or an offset is given"
 )
 
 

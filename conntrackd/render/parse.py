@@ -58,7 +58,7 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(word)
 
 
-# NaN and Infinity are no JSON, though Python takes them.
+# NaN and Infinity are no JSON, though Python reads them.
 _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
@@ -143,7 +143,7 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
 def _refuse(record: Mapping[str, Any], name: str, hint: str) -> NoReturn:
     if record.get(name) is None:
         raise DataError(f"an event has a field {name!r}, this has none", hint=hint)
-    raise DataError(f"{name} cannot be {json.dumps(record[name])[:60]}", hint=hint)
+    raise DataError(f"{json.dumps(record[name])[:60]} is not a valid {name}", hint=hint)
 
 
 def _number(output: OutputField) -> Parse:

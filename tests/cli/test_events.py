@@ -67,9 +67,9 @@ def run(path: Path, *words: str) -> int:
 
 def show(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> str:
     assert run(path, *words) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    return said.out
+    written = capsys.readouterr()
+    assert written.err == ""
+    return written.out
 
 
 # ---- forms --------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_no_form_hands_a_terminal_what_it_obeys(
     lost = {"time": record["time"], "type": "LOST", "msg": evil, "where": evil, "reason": evil}
     path = write_file(
         tmp_path / "x.json",
-        [json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in (record, lost)],
+        [json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in (record, lost)],
     )
 
     text = show(capsys, path, "-o", form)
@@ -224,21 +224,22 @@ def test_rules_times_and_the_last_ones(path: Path, capsys: pytest.CaptureFixture
 def test_rules_that_leave_nothing_out_are_noticed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(path, "log destination port 53")
 
-    said = capsys.readouterr()
-    assert said.out.count("\n") == 4
+    written = capsys.readouterr()
+    assert written.out.count("\n") == 4
     assert (
-        said.err.splitlines()[0] == "conntrackctl: warning: no rule drops anything, so all events are shown"
+        written.err.splitlines()[0]
+        == "conntrackctl: warning: no rule drops anything, so all events are shown"
     )
 
 
-def test_damage_is_said_at_the_end(
+def test_damage_is_reported_at_the_end(
     path: Path, lines: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_file(path, [lines[0], b"broken\n", lines[1]])
 
     assert run(path) == 0
-    said = capsys.readouterr()
-    assert (said.out.count("\n"), said.err) == (
+    written = capsys.readouterr()
+    assert (written.out.count("\n"), written.err) == (
         2,
         f"conntrackctl: warning: {path}:2: one record is damaged and left out: not JSON\n",
     )
@@ -259,7 +260,7 @@ def test_damage_is_said_at_the_end(
         (["log protocol TPC"], ManyErrors, "rule 1: unknown protocol 'TPC', did you mean TCP?"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_shown(
+def test_mistakes_are_reported_before_anything_is_shown(
     words: list[str], error: type[Exception], message: str, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(error) as caught:

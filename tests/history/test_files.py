@@ -66,7 +66,7 @@ def test_other_compressions_are_read_too(path: Path, suffix: str, compress: Call
     assert list_flows(read(path)) == [0, 1, 2]
 
 
-def test_a_compression_that_this_python_lacks_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compression_that_python_lacks_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(line_reading.COMPRESSED, ".zst", "no.such.module")
     (path.parent / "events.json.1.zst").write_bytes(b"whatever")
 
@@ -195,7 +195,7 @@ def test_what_comes_is_followed_through_a_rotation_without_a_gap(path: Path, las
         path.rename(path.parent / "events.json.1")
         file.write(lines[5])
         found.append(next(coming))
-        file.write(lines[6])  # the daemon writes into what it has open, until it is told to open it anew
+        file.write(lines[6])  # the daemon writes into what it has open, until SIGHUP
         write_file(path, lines[7:8])
     found += [next(coming), next(coming)]
     os.truncate(path, 0)
@@ -209,7 +209,37 @@ def test_what_comes_is_followed_through_a_rotation_without_a_gap(path: Path, las
     assert list_flows(found) == [3, 4, 5, 6, 7, 8]
 
 
-def test_what_is_not_there_or_no_file_is_said(path: Path) -> None:
+@pytest.mark.parametrize("last", [None, 9])
+def test_a_file_that_is_rotated_while_it_is_read_is_read_once(path: Path, last: int | None) -> None:
+    write_file(path.parent / "events.json.1", write_lines(make_flows(2)))
+    write_file(path, write_lines(make_flows(2, 2)))
+    source = FileSource(path, select())
+    (path.parent / "events.json.1").rename(path.parent / "events.json.2")
+    path.rename(path.parent / "events.json.1")
+    write_file(path, write_lines(make_flows(2, 4)))
+
+    found = list(source.read()) if last is None else source.read_last(last)
+    coming = source.follow()
+    found += [next(coming), next(coming)]
+    source.close()
+    assert list_flows(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_file_that_becomes_another_one_before_its_turn_is_not_taken_for_it(path: Path) -> None:
+    write_file(path.parent / "events.json.2", write_lines(make_flows(2)))
+    write_file(path.parent / "events.json.1", write_lines(make_flows(2, 2)))
+    source = FileSource(path, select())
+    reading = source.read()
+    assert next(reading)["flow"] == 0
+    (path.parent / "events.json.1").rename(path.parent / "events.json.3")
+    write_file(path.parent / "events.json.1", write_lines(make_flows(2, 4)))
+
+    assert next(reading)["flow"] == 1
+    with pytest.raises(UnavailableError, match=r"events.json.1 was rotated while it was to be read"):
+        next(reading)
+
+
+def test_what_is_not_there_or_no_file_is_an_error(path: Path) -> None:
     with pytest.raises(UnavailableError, match="there is no such file"):
         read(path)
     with pytest.raises(UnavailableError, match="no such file or directory"):
@@ -220,7 +250,7 @@ def test_what_is_not_there_or_no_file_is_said(path: Path) -> None:
 
 
 @pytest.mark.privileged
-def test_who_may_not_read_it_is_told_who_may(path: Path) -> None:
+def test_without_permission_there_is_a_hint_who_may_read_it(path: Path) -> None:
     write_file(path, write_lines(make_flows(1)))
     path.chmod(0o640)
     os.chown(path, 0, 4)  # adm

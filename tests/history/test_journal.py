@@ -106,7 +106,7 @@ def test_a_directory_without_a_journal_has_no_events(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "error", "message"),
+    ("text", "error", "message"),
     [
         (
             "No journal files were opened due to insufficient permissions.",
@@ -117,10 +117,10 @@ def test_a_directory_without_a_journal_has_no_events(tmp_path: Path) -> None:
         ("", UnavailableError, "journalctl: exit status 1"),
     ],
 )
-def test_what_journalctl_says_is_said(
-    said: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_journalctl_reports_is_reported(
+    text: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_journalctl(tmp_path, monkeypatch, f"echo '{said}' >&2; exit 1")
+    set_journalctl(tmp_path, monkeypatch, f"echo '{text}' >&2; exit 1")
 
     with pytest.raises(error, match=message):
         read("")

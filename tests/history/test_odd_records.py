@@ -35,17 +35,17 @@ changes = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), st.none(
 losses = st.just(Lost(5, BASE, BASE, "kernel"))
 
 
-def take(line: bytes) -> dict[str, Any] | None:
+def read_line(line: bytes) -> dict[str, Any] | None:
     """The record, unless it is refused, with a message that a terminal can show."""
-    said = ""
+    message = ""
     try:
         record = parse_line(line)
         if select().accepts(record):
             return record
     except DataError as error:
-        said = str(error)
-    assert said
-    assert said.replace("\n", "").isprintable()
+        message = str(error)
+    assert message
+    assert message.replace("\n", "").isprintable()
     return None
 
 
@@ -54,7 +54,7 @@ def take(line: bytes) -> dict[str, Any] | None:
 def test_a_record_with_odd_values_is_shown_or_refused(
     record: Flow | Lost, change: dict[str, Any], utc: bool
 ) -> None:
-    odd = take(json.dumps(json.loads(write_lines([record])[0]) | change).encode())
+    odd = read_line(json.dumps(json.loads(write_lines([record])[0]) | change).encode())
     if odd is None:
         return
     for form in FORMS:
@@ -72,7 +72,7 @@ def test_a_line_with_a_wrong_byte_is_read_or_refused(flow: Flow, place: int, cha
     line = bytearray(write_lines([flow])[0])
     line[place % len(line)] ^= change
 
-    take(bytes(line))  # which checks
+    read_line(bytes(line))  # which checks
 
 
 def test_a_terminal_that_has_not_every_letter_gets_what_it_can_show(tmp_path: Path) -> None:

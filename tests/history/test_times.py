@@ -23,7 +23,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def say(nanoseconds: int) -> str:
+def render(nanoseconds: int) -> str:
     """In UTC."""
     seconds, rest = divmod(nanoseconds, NANO)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}" + (f".{rest:09}" if rest else "")
@@ -57,7 +57,7 @@ def say(nanoseconds: int) -> str:
     ],
 )
 def test_a_time_is_local_unless_it_says_otherwise(text: str, utc: str) -> None:
-    assert say(parse_time(text, NOW, "--since")) == utc
+    assert render(parse_time(text, NOW, "--since")) == utc
 
 
 @pytest.mark.parametrize(
