@@ -36,7 +36,10 @@ def paged(*, wanted: bool) -> Iterator[None]:
 
 def start() -> "subprocess.Popen[str] | None":
     """$PAGER, or less; None where there is none."""
-    words = shlex.split(os.environ.get("PAGER", "less"))
+    try:
+        words = shlex.split(os.environ.get("PAGER", "less"))
+    except ValueError:  # a quote without its other half
+        return None
     if not words or words[0] in NONE or os.environ.get("TERM") == "dumb":
         return None
     environ = {"LESS": LESS, "LESSCHARSET": "utf-8", **os.environ, **SECURE}

@@ -20,9 +20,7 @@ PROGRAM: Final = "conntrackctl"
 def add_selection(parser: ArgumentParser) -> None:
     """Rules, times and the source."""
     parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
-    parser.add_argument(
-        "--since", metavar="TIME", help="no older than this, such as -1h or 'yesterday 14:00'"
-    )
+    parser.add_argument("--since", metavar="TIME", help="from when on, such as -1h or 'yesterday 14:00'")
     parser.add_argument("--until", metavar="TIME", help="until when")
     parser.add_argument(
         "--from",

@@ -47,7 +47,7 @@ class FileSource:
         self._selection = selection
         self._gate = Gate(selection.span)
         # Opened first: what is rotated from now on is known by its inode, and read once.
-        self._live = _open(path) if path.exists() and not is_compressed(path) else None
+        self._live = None if is_compressed(path) else _open_existing(path)
         self._end = 0
         """Where the lines of it end that were read."""
 
@@ -87,7 +87,7 @@ class FileSource:
             raise UsageError(f"{self._path}: nothing comes into a compressed file any more")
         while True:
             if self._live is None:
-                self._live, self._end = (_open(self._path) if self._path.exists() else None), 0
+                self._live, self._end = _open_existing(self._path), 0
             if self._live is not None:
                 was_replaced = _is_replaced(self._path, self._live)  # before: what it got until then is read
                 if os.fstat(self._live.fileno()).st_size < self._end:  # copytruncate
@@ -166,6 +166,17 @@ class FileSource:
         except DataError as error:
             self._selection.damage.add(place, error)
             return None
+
+
+def _open_existing(path: Path) -> BinaryIO | None:
+    """The file that the daemon writes to; None where it has not made a new one yet."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain(path, error) from error
+    return _open(path)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -347,7 +347,8 @@ def test_a_terminal_gets_colours_and_its_pager(path: Path, tmp_path: Path) -> No
     assert "\x1b[1;31m2025-11-22 10:34:43.003 LOST" in text
     status, text = run_on_terminal(*source, "--no-pager", "--color", "never", PAGER=str(pager))
     assert (status, text.count("2025-11-22"), "paged" in text, "\x1b" in text) == (0, 4, False, False)
-    assert run_on_terminal(*source, PAGER="/nonexistent/pager")[1].count("2025-11-22") == 4
+    for wrong in ("/nonexistent/pager", "less '", ""):
+        assert run_on_terminal(*source, PAGER=wrong)[1].count("2025-11-22") == 4
 
 
 def test_a_pager_that_is_left_early_ends_it_quietly(path: Path) -> None:

@@ -261,3 +261,7 @@ def test_without_permission_there_is_a_hint_who_may_read_it(path: Path) -> None:
     with as_user(65534), pytest.raises(NotPermittedError, match="you may not read") as caught:
         read(path)
     assert caught.value.hint == "run it as root, such as with sudo; it belongs to the group adm"
+    path.parent.chmod(0o700)
+    with as_user(65534), pytest.raises(NotPermittedError, match="you may not read") as caught:
+        read(path)
+    assert caught.value.hint == "run it as root, such as with sudo"
