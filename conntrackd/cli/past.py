@@ -26,7 +26,7 @@ def add_selection(parser: ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="SOURCE",
-        help="journal, journal:DIRECTORY or file:PATH (default: that of a sink which is on)",
+        help="journal, journal:DIRECTORY, file:PATH or loki (default: that of a sink which is on)",
     )
 
 

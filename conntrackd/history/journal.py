@@ -14,19 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Final
 
 from conntrackd.errors import DataError, NotPermittedError, UnavailableError
-from conntrackd.filter.ast import AddressIn, And, Anything, Expression, NumberIn, Rule, TypeIs
-from conntrackd.flow import NANO, EventType
+from conntrackd.filter.ast import Rule
+from conntrackd.flow import NANO
+from conntrackd.history.conditions import find_conditions
 from conntrackd.history.selection import Selection
-from conntrackd.render.fields import FIELDS
 from conntrackd.render.journal import EVENT_ID, LOST_ID, WARNING
 from conntrackd.render.parse import NAMES, Record, parse_text
-from conntrackd.render.plain import render_address
 
 # How much later than it happened an event may stand in the journal and still be found by --until: journald
 # may be busy, or was restarted.
 LATE_SECONDS: Final = 300
-# Of one list in a rule, and of all rules; journalctl allows more, but there is no gain in it.
-MAX_VALUES: Final = 64
+# Of all rules; journalctl allows more, but there is no gain in it.
 MAX_MATCHES: Final = 256
 PREFIX: Final = "EVENT_"
 OWN: Final = ("MESSAGE", "PRIORITY", "_HOSTNAME")
@@ -149,51 +147,3 @@ def list_matches(rules: Sequence[Rule]) -> list[str]:
     if sum(map(len, groups)) > MAX_MATCHES:
         groups = [[f"MESSAGE_ID={EVENT_ID}"]]
     return [word for group in groups for word in (*group, "+")] + [f"MESSAGE_ID={LOST_ID}"]
-
-
-def find_conditions(rules: Sequence[Rule]) -> list[dict[str, list[str]]] | None:
-    """What every event that is kept has, in one of several ways: fields, with the values they can have.
-
-    None where it may be any event: one is kept that no rule matches, unless a rule drops all that is left.
-    """
-    found: list[dict[str, list[str]]] = []
-    for rule in rules:
-        if isinstance(rule.expression, Anything):
-            return None if rule.keep else found
-        if rule.keep:
-            condition = _find_condition(rule.expression)
-            if not condition:
-                return None
-            found.append(condition)
-    return None
-
-
-def _find_condition(expression: Expression) -> dict[str, list[str]]:
-    """Of a rule's parts those that the journal's index can answer; all of them have to hold."""
-    condition: dict[str, list[str]] = {}
-    for part in expression.items if isinstance(expression, And) else (expression,):
-        name, values = _list_values(part)
-        if values and name not in condition:
-            condition[name] = values
-    return condition
-
-
-def _list_values(part: Expression) -> tuple[str, list[str]]:
-    """The field that is asked about, and its values as they are written; none where it is not that simple."""
-    match part:
-        case TypeIs(mask):
-            return "type", [str(event.name) for event in EventType if event & mask]
-        case NumberIn((field,), ranges) if sum(high - low + 1 for low, high in ranges) <= MAX_VALUES:
-            output = OUTPUTS.get(field.attribute)
-            if output is not None:
-                numbers = sorted({number for low, high in ranges for number in range(low, high + 1)})
-                return output.name, [output.names.get(number) or str(number) for number in numbers]
-        case AddressIn((field,), prefixes) if len(prefixes) <= MAX_VALUES:
-            output = OUTPUTS.get(field.attribute)
-            if output is not None and all(len(net) * 8 == length for net, length in prefixes):
-                return output.name, [render_address(net) for net, _ in prefixes]
-    return "", []
-
-
-# What is written whatever its value is: no field of a translation, and no zone, which may be 0.
-OUTPUTS: Final = {field.attribute: field for field in FIELDS if not field.needs and field.attribute != "zone"}

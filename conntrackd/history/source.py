@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from conntrackd.config.options import SINK_JOURNAL_ENABLE, SINK_STREAM_ENABLE, SINK_STREAM_WRITER
+from conntrackd.config.options import (
+    SINK_JOURNAL_ENABLE,
+    SINK_LOKI_ENABLE,
+    SINK_STREAM_ENABLE,
+    SINK_STREAM_WRITER,
+)
 from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError, ConntrackdError, UnavailableError, UsageError
 from conntrackd.history.selection import Selection
 from conntrackd.render.parse import Record
 from conntrackd.text import quote
 
-FORMS: Final = "journal, journal:DIRECTORY or file:PATH"
+FORMS: Final = "journal, journal:DIRECTORY, file:PATH or loki"
 
 
 class Source(Protocol):
@@ -43,21 +48,31 @@ def open_source(named: str | None, selection: Selection) -> Source:
         from conntrackd.history.journal import JournalSource  # noqa: PLC0415
 
         return JournalSource(rest, selection)
+    if kind == "loki" and not rest:
+        from conntrackd.history.loki import LokiSource  # noqa: PLC0415
+        from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
+
+        return LokiSource(read_settings(read_configuration()), selection)
     raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
 
 
 def find_source() -> str:
     """In the words of --from: a file is read the fastest."""
-    try:
-        config = read_config({}, os.environ)
-    except ConntrackdError as error:
-        message = f"the configuration does not say where events are: {error.message}"
-        raise ConfigError(message, place=error.place, hint=f"use --from {FORMS}") from error
-    found = find_sinks(config)
+    found = find_sinks(read_configuration())
     if not found:
         hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
-        raise UnavailableError("no sink is on that can be read back: a file or the journal", hint=hint)
+        raise UnavailableError("no sink is on that can be read back: a file, the journal or Loki", hint=hint)
     return found[0]
+
+
+def read_configuration() -> Config:
+    """That of this machine's daemon."""
+    try:
+        return read_config({}, os.environ)
+    except ConntrackdError as error:
+        message = f"the configuration does not say where events are: {error.message}"
+        hint = "conntrackctl events --from journal, or file:PATH, needs none"
+        raise ConfigError(message, place=error.place, hint=hint) from error
 
 
 def find_sinks(config: Config) -> list[str]:
@@ -66,4 +81,5 @@ def find_sinks(config: Config) -> list[str]:
     writer = urlsplit(config[SINK_STREAM_WRITER])
     if config[SINK_STREAM_ENABLE] and writer.scheme == "file":
         found.append(f"file:{unquote(writer.path)}")
-    return found + (["journal"] if config[SINK_JOURNAL_ENABLE] else [])
+    found += ["journal"] if config[SINK_JOURNAL_ENABLE] else []
+    return found + (["loki"] if config[SINK_LOKI_ENABLE] else [])

@@ -287,7 +287,8 @@ def test_mistakes_are_reported_before_anything_is_shown(
             },
             ["file:/a", "journal"],
         ),
-        ({"sink.loki.enable": ["true"]}, []),
+        ({"sink.loki.enable": ["true"]}, ["loki"]),
+        ({"sink.syslog.enable": ["true"]}, []),
     ],
 )
 def test_the_source_is_that_of_a_sink_which_is_on(settings: dict[str, list[str]], found: list[str]) -> None:

@@ -366,7 +366,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "matches of the journal leave out nothing that rules keep",
-        "conntrackd/history/journal.py",
+        "conntrackd/history/conditions.py",
         "            if not condition:\n                return None\n",
         "",
         "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",

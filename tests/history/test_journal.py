@@ -16,7 +16,8 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.flow import EventType, Flow, Location, Lost
 from conntrackd.history import journal as reading
-from conntrackd.history.journal import JournalSource, find_conditions, list_matches, read_entry
+from conntrackd.history.conditions import find_conditions
+from conntrackd.history.journal import JournalSource, list_matches, read_entry
 from conntrackd.history.times import Span
 from conntrackd.render.journal import EVENT_ID, LOST_ID
 from conntrackd.sinks.journal import JournalSink
