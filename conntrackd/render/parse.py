@@ -103,7 +103,7 @@ def parse_text(name: str, text: str) -> str | int | float:
 
 
 def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = None) -> Flow:
-    """The event; None of what is not looked at is checked. Raises DataError with the field that is wrong.
+    """The event. What it does not hold is not checked. Raises DataError with the field that is not valid.
 
     `labels`: the bit of each name of a conntrack label, as this machine has them; a name that it does not
     have is left out.

@@ -214,6 +214,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a reply is written in two pieces
     server: "Server"
 
     def log_message(self, format: str, *args: object) -> None:
