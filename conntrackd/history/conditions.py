@@ -46,7 +46,8 @@ def _list_values(part: Expression) -> tuple[str, list[str]]:
     """The field that is asked about, and its values as they are written; none where it is not that simple."""
     match part:
         case TypeIs(mask):
-            return "type", [str(event.name) for event in EventType if event & mask]
+            # Of all members: a type of more than one bit is in no iteration over the flags.
+            return "type", [name for name, event in EventType.__members__.items() if event & mask]
         case NumberIn((field,), ranges) if sum(high - low + 1 for low, high in ranges) <= MAX_VALUES:
             output = OUTPUTS.get(field.attribute)
             if output is not None:
