@@ -17,12 +17,12 @@ from conntrackd import advice
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.config.values import render_size
 from conntrackd.errors import ConntrackdError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import SINKS
 from conntrackd.source import hearing
+from conntrackd.units import render_size
 
 if TYPE_CHECKING:
     import ctypes

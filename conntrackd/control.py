@@ -25,12 +25,12 @@ from conntrackd.bus.control import (
 )
 from conntrackd.config import options
 from conntrackd.config.options import Option
-from conntrackd.config.read import Config, changed, find_unapplied
+from conntrackd.config.read import Config, changed, list_unapplied
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
@@ -108,17 +108,17 @@ class DaemonControl:
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
-        daemon.intake.activate(new)
+        daemon.source.activate(new)
         try:
             sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
         except BaseException:
-            daemon.intake.deactivate(old)
+            daemon.source.deactivate(old)
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
-            for option in find_unapplied(changed(started, new))
+            for option in list_unapplied(changed(started, new))
         ]
         self._spoolless = self._find_spoolless(old, new)
         lines += [
@@ -126,8 +126,8 @@ class DaemonControl:
             for name in self._spoolless
         ]
         daemon.config = new
-        daemon.intake.deactivate(new)
-        daemon.intake.look()
+        daemon.source.deactivate(new)
+        daemon.source.look()
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -304,7 +304,7 @@ class DaemonControl:
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
-        self._daemon.intake.look(is_timed=False)
+        self._daemon.source.look(is_timed=False)
         return await run_to_its_end(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
@@ -318,7 +318,7 @@ class DaemonControl:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        has_room = daemon.intake.events is None or daemon.intake.events.has_room
+        has_room = daemon.source.events is None or daemon.source.events.has_room
         instructions = rules.instructions if has_room else 0
         return Status(
             version=VERSION,
@@ -332,7 +332,7 @@ class DaemonControl:
         )
 
     def _measure_buffer(self) -> int:
-        events = self._daemon.intake.events
+        events = self._daemon.source.events
         return (self._daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED
 
     def _list_run_time(self) -> Iterator[str]:

@@ -22,11 +22,10 @@ from conntrackd.active_filter import Filter, change_filter, read_filter
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
-from conntrackd.config.values import render_size
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
@@ -35,10 +34,11 @@ from conntrackd.notify import Notifier, find_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.source.kernel import Intake
-from conntrackd.source.state_directory import Handover
+from conntrackd.source.kernel import KernelSource
+from conntrackd.source.state_directory import StateDirectory
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
+from conntrackd.units import render_size
 
 if TYPE_CHECKING:
     from conntrackd.geoip.databases import GeoIP
@@ -94,11 +94,13 @@ class Daemon:
         self.sources = sources
         self.config = sources.read()
         # Before anything is opened in the directory: a second process is to leave it alone.
-        handover = Handover(self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY))
+        state = StateDirectory(
+            self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY)
+        )
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
-        self.engine = find_engine(sources.environ)
+        self.engine = load_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
@@ -113,7 +115,7 @@ class Daemon:
         )
         self.pipeline.on_lost = self._note_lost
         self.notifier = Notifier(sources.environ)
-        self.intake = Intake(self.config, handover, self.notifier, self.pipeline, self.stats)
+        self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
@@ -163,7 +165,7 @@ class Daemon:
         with ExitStack() as stack:
             stack.callback(_close_all, bus)
             if self.config[options.CONNTRACK_REPLAY] is None:
-                self.intake.open(stack, self.filter, self.sources.environ)
+                self.source.open(stack, self.filter, self.sources.environ)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
@@ -200,14 +202,14 @@ class Daemon:
 
     def _hear_news(self, stack: ExitStack) -> None:
         """Look at the kernel when the firewall's rules have changed: at once, and then not for a moment."""
-        loop, news = asyncio.get_running_loop(), self.intake.news
+        loop, news = asyncio.get_running_loop(), self.source.news
         if news is None:
             return
         over = threading.Event()
 
         def hear() -> None:
             loop.remove_reader(news.fileno())
-            self.intake.hear_news()
+            self.source.hear_news()
             self._watch_problems()
             loop.call_later(NEWS_SECONDS, wait)
 
@@ -226,7 +228,7 @@ class Daemon:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns(), self.pipeline.readers[0].batch))
             else:
-                self.intake.listen(number)
+                self.source.listen(number)
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
         self.pipeline.stop()  # without one of them the others have but a part of the events
@@ -255,7 +257,7 @@ class Daemon:
         deadline = time.monotonic() + READER_SECONDS
         for reader in readers:
             await asyncio.to_thread(reader.join, max(0.0, deadline - time.monotonic()))
-        self.intake.end()
+        self.source.end()
         seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
@@ -288,9 +290,9 @@ class Daemon:
             logger.info("%s is not read, because the command line says what to do", self.sources.etc)
         if path is not None:
             logger.info("replaying %s to %s", path, names)
-        elif self.intake.events is not None:
+        elif self.source.events is not None:
             groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
-            size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
+            size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
         for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
@@ -299,7 +301,7 @@ class Daemon:
 
     def find_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
-        problems = self.intake.find_problems()
+        problems = self.source.list_problems()
         if self.engine.fault:
             hint = checks.NO_CORE_REMEDY
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
@@ -329,7 +331,7 @@ class Daemon:
                 listener.problems_changed()
 
     def _note_lost(self, count: int) -> None:
-        self.intake.note_drops()
+        self.source.note_drops()
         if count:
             for listener in self.listeners:
                 listener.events_lost(count)
@@ -352,13 +354,13 @@ class Daemon:
             if self.pipeline.has_moved():
                 alive_until = time.monotonic()
                 self.notifier.watchdog()
-                self.intake.note_listening()
+                self.source.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("a reader of events stands still")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._tell_states()
-            self.intake.tell_release()
-            self.intake.look_now_and_then()
+            self.source.report_release()
+            self.source.look_now_and_then()
             self._watch_problems()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
@@ -405,7 +407,7 @@ class Daemon:
         sinks = {
             name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
         }
-        events, stats, hearing = self.intake.events, self.stats, self.intake.hearing
+        events, stats, hearing = self.source.events, self.stats, self.source.hearing
         troubles = {
             name: trouble
             for name, outbox in self.outboxes.items()
@@ -413,12 +415,12 @@ class Daemon:
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
-            buffer=stats.buffer_bytes // 2 if events is None else events.find_buffer(),
+            buffer=stats.buffer_bytes // 2 if events is None else events.measure_buffer(),
             lost=stats.events_lost_total,
             sinks=sinks,
             has_room=events is None or events.has_room,
             faults=() if hearing is None else hearing.faults,
-            is_active=self.intake.is_active,
+            is_active=self.source.is_active,
             engine_fault=self.engine.fault,
             troubles=troubles,
         )
@@ -426,7 +428,7 @@ class Daemon:
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""
-        change_filter(self.pipeline, self.intake.events, self.filter, new)
+        change_filter(self.pipeline, self.source.events, self.filter, new)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final, TextIO
 
-from conntrackd.errors import find_place, show_controls
+from conntrackd.errors import describe_raise_site, show_controls
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -30,7 +30,7 @@ class _Formatter(logging.Formatter):
         text = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            text += f": {type(error).__name__}: {error} (at {find_place(error)})"
+            text += f": {type(error).__name__}: {error} (at {describe_raise_site(error)})"
         text = show_controls(text)
         if self._for_journal:
             mark = f"<{SEVERITIES.get(record.levelno, 3)}>"

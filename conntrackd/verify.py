@@ -15,16 +15,16 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
-from conntrackd.active_filter import compile_filter, find_given
+from conntrackd.active_filter import compile_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.delivery.sink import SinkTrouble
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import find_warnings
+from conntrackd.filter.never import list_warnings
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
@@ -91,16 +91,16 @@ def _verify_rules(report: Report) -> None:
             _verify_file(report, options.FILTER_FILE, path)
     except ConfigError as error:
         if _is_hidden(error.__cause__):
-            report.untried.append(f"{error.place}: {SUDO}")
+            report.untried.append(f"{error.origin}: {SUDO}")
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += find_warnings(rules, find_given(config))
+    report.warnings += list_warnings(rules, make_scope(config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+        report.attempt(lambda: compile_filter(texts, "", config, load_engine()))
 
 
 # ---- what is read -------------------------------------------------------------------------------------

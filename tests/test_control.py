@@ -17,9 +17,9 @@ from conntrackd.active_filter import Filter, compile_filter
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
-from conntrackd.engine import Kind
+from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats
@@ -144,7 +144,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def count(kinds: Iterable[Kind]) -> None:
+    def count(kinds: Iterable[Tally]) -> None:
         inside.set()
         assert go_on.wait(10)
         Pipeline.count(pipeline, kinds)
@@ -160,7 +160,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         pipeline=pipeline,
         outboxes={},
         problems=[],
-        intake=SimpleNamespace(events=None),
+        source=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=lambda: table.counts),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"

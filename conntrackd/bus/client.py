@@ -240,7 +240,7 @@ class Client:
             text = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise NotRunningError(
                 f"there is no D-Bus to reach conntrackd over: {text}",
-                place=self._address,
+                origin=self._address,
                 hint="the daemon works without it, and is seen by: pgrep -af 'conntrackd run'",
             ) from error
         self._socket.settimeout(ANSWER_SECONDS)

@@ -119,7 +119,7 @@ def record(arguments: argparse.Namespace) -> int:
     try:
         count = recorder.record(arguments.file, arguments.count, arguments.netns, _tell)
     except OSError as error:
-        raise OutputError(f"{error.strerror}", place=str(arguments.file)) from error
+        raise OutputError(f"{error.strerror}", origin=str(arguments.file)) from error
     report.say(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
     return 0
 

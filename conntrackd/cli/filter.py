@@ -70,8 +70,8 @@ def check(arguments: Namespace) -> int:
 
 def check_as_json(arguments: Namespace) -> int:
     """The same as one object on stdout; the exit status is that of the mistakes."""
-    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
     from conntrackd.filter.render import render  # noqa: PLC0415
+    from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
     try:
         rules = read_rules(read_settings(arguments))
@@ -79,7 +79,7 @@ def check_as_json(arguments: Namespace) -> int:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
         print_json({"rules": [], "mistakes": [to_json(each) for each in mistakes], "warnings": []})
         return error.exit_status
-    warnings = [to_json(each.to_warning()) for each in find_unreachable(rules)]
+    warnings = [to_json(each.to_warning()) for each in list_shadowed(rules)]
     print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
     return 0
 
@@ -88,7 +88,7 @@ def to_json(error: ConntrackdError) -> dict[str, str]:
     """What is wrong, where, and what to do."""
     return {
         "message": error.message,
-        "place": error.place,
+        "place": error.origin,
         "excerpt": error.excerpt,
         "hint": error.hint,
     }
@@ -165,7 +165,7 @@ def try_out(arguments: Namespace) -> int:
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
-                error.place = f"{name}:{number}"
+                error.origin = f"{name}:{number}"
                 mistakes.append(error)
                 continue
             print(_render_decision(number, decision, as_json=arguments.json))
@@ -201,21 +201,21 @@ def read_rules(config: "Config") -> "list[Rule]":
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
     """To stderr, for each rule that can never match."""
-    from conntrackd.filter.never import find_warnings  # noqa: PLC0415
+    from conntrackd.filter.never import list_warnings  # noqa: PLC0415
 
-    for warning in find_warnings(rules):
+    for warning in list_warnings(rules):
         report.warn(PROGRAM, warning)
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:
     """To stderr: the stream does not tell an event's status, so that such a rule is judged by less."""
-    from conntrackd.filter.ast import StatusHas, find_leaves  # noqa: PLC0415
+    from conntrackd.filter.ast import StatusHas, list_leaves  # noqa: PLC0415
 
     for number, rule in enumerate(rules, 1):
-        if any(isinstance(leaf, StatusHas) for leaf in find_leaves(rule.expression)):
+        if any(isinstance(leaf, StatusHas) for leaf in list_leaves(rule.expression)):
             text = "this rule asks for the status, which the stream does not tell: it is taken for 0"
             hint = 'a field "status" with the kernel\'s bits as a number is read where a line has it'
-            report.warn(PROGRAM, DataError(text, place=rule.place or f"rule {number}", hint=hint))
+            report.warn(PROGRAM, DataError(text, origin=rule.origin or f"rule {number}", hint=hint))
 
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":

@@ -53,8 +53,8 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
 def read_rules(texts: list[str]) -> "list[Rule]":
     """Those of the command line; a warning where they leave nothing out, which nobody asks for."""
     from conntrackd.cli.filter import warn_of_status  # noqa: PLC0415
+    from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
-    from conntrackd.filter.text import RuleText  # noqa: PLC0415
 
     rules = parse_rules([RuleText(text) for text in texts])
     warn_of_status(rules)

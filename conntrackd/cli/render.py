@@ -146,7 +146,7 @@ def render_man_settings() -> str:
     lines = [".Bl -tag -width Ds"]
     for option in OPTIONS:
         applied = "applied by a reload." if option.reload else "needs a restart."
-        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.takes)]
+        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.expected)]
         lines += [".br", f".Ev {option.variable} ;", applied]
     return "\n".join([*lines, ".El"])
 
@@ -178,7 +178,7 @@ def replace_between(text: str, part: str, path: Path) -> str:
     head, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, tail = rest.partition(f"{END}\n")
     if not begin or not end:
-        raise DataError(f"has no markers {BEGIN!r} and {END!r}", place=str(path))
+        raise DataError(f"has no markers {BEGIN!r} and {END!r}", origin=str(path))
     return f"{head}{begin}{part}\n{end}{tail}"
 
 

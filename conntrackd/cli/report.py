@@ -12,7 +12,7 @@ from conntrackd.errors import (
     ConntrackdError,
     ManyErrors,
     UnavailableError,
-    find_place,
+    describe_raise_site,
     show_controls,
 )
 from conntrackd.resources import explain_descriptors
@@ -89,7 +89,7 @@ def report(program: str, error: Exception) -> int:
             where = f"{error.filename}: " if error.filename is not None else ""
             say(program, f"{where}{error.strerror or error}")
             return EX_IOERR
-    say(program, f"internal error: {type(error).__name__}: {error} (at {find_place(error)})")
+    say(program, f"internal error: {type(error).__name__}: {error} (at {describe_raise_site(error)})")
     return EX_SOFTWARE
 
 

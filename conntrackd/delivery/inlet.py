@@ -127,7 +127,7 @@ class Inlet:
         stats = self._stats
         stats.sink_events_delivered_total += written
         stats.sink_batches_delivered_total += 1 if written else 0
-        stats.sink_bytes_total += rendered.find_end(written)
+        stats.sink_bytes_total += rendered.get_end(written)
         return written
 
     def _append(self, rendered: Rendered) -> None:

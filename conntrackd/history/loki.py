@@ -200,7 +200,7 @@ def _render_condition(condition: Mapping[str, list[str]]) -> str:
 
 
 def read_reply(body: bytes) -> list[Entry]:
-    """The entries of a reply, as they stand there. Raises UnavailableError for what is none."""
+    """The entries of a reply, as they stand there. Raises UnavailableError for anything else."""
     try:
         data = json.loads(body)["data"]
         if data["resultType"] != "streams":
@@ -211,7 +211,7 @@ def read_reply(body: bytes) -> list[Entry]:
             for moment, line, *_ in stream["values"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UnavailableError("this is no reply of Loki's query_range", hint=HINT) from None
+        raise UnavailableError("this is not a reply of Loki's query_range", hint=HINT) from None
 
 
 def read_entry(entry: Entry) -> Record:

@@ -19,11 +19,11 @@ class Damage:
     first: DataError | None = None
     hidden: NotPermittedError | None = None
 
-    def add(self, place: str, error: DataError) -> None:
+    def add(self, origin: str, error: DataError) -> None:
         """One more, with where it is."""
         self.count += 1
         if self.first is None:
-            error.place = place
+            error.origin = origin
             self.first = error
 
     def list_warnings(self) -> list[ConntrackdError]:
@@ -33,7 +33,7 @@ class Damage:
             number = "one record is" if self.count == 1 else f"{self.count} records are"
             first = "" if self.count == 1 else ", the first one here"
             message = f"{number} damaged and left out{first}: {self.first.message}"
-            found.append(DataError(message, place=self.first.place, hint=self.first.hint))
+            found.append(DataError(message, origin=self.first.origin, hint=self.first.hint))
         return found
 
 

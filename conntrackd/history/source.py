@@ -72,7 +72,7 @@ def read_configuration() -> Config:
     except ConntrackdError as error:
         message = f"the configuration does not say where events are: {error.message}"
         hint = "conntrackctl events --from journal, or file:PATH, needs none"
-        raise ConfigError(message, place=error.place, hint=hint) from error
+        raise ConfigError(message, origin=error.origin, hint=hint) from error
 
 
 def find_sinks(config: Config) -> list[str]:

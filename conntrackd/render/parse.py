@@ -94,7 +94,7 @@ def parse_line(line: bytes | str) -> Record:
 
 
 def parse_text(name: str, text: str) -> str | int | float:
-    """A value that a sink gives as text -> as it stands in JSON; text that is no such number stays text."""
+    """A value that a sink gives as text -> as it stands in JSON; what cannot be converted stays text."""
     convert = TEXTS.get(name)
     try:
         return text if convert is None else convert(text)
@@ -202,7 +202,7 @@ def _time(output: OutputField) -> Parse:
 
 
 def find_nanoseconds(value: object) -> int | None:
-    """RFC 3339 -> nanoseconds since the epoch; None for what is no such time."""
+    """RFC 3339 -> nanoseconds since the epoch; None where it is not one."""
     match = TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None

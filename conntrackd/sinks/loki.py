@@ -13,7 +13,7 @@ from typing import Final
 
 from conntrackd import VERSION
 from conntrackd.config import options
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.render import loki
@@ -68,7 +68,7 @@ def read_settings(config: Config) -> Settings:
     return Settings(
         address=config[options.SINK_LOKI_ADDRESS],
         labels=config[options.SINK_LOKI_LABELS],
-        host=find_host(config),
+        host=get_host(config),
         batch_size=config[options.SINK_LOKI_BATCH_SIZE],
         batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
         timeout=config[options.SINK_LOKI_TIMEOUT],

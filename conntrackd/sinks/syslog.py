@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
@@ -142,7 +142,7 @@ class SyslogSink:
         except (SinkUnavailable, SinkRevised) as trouble:
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
-            self._count_numbers(messages.text[: messages.find_end(trouble.written)])
+            self._count_numbers(messages.text[: messages.get_end(trouble.written)])
             raise
         self._count_numbers(messages.text)
         return len(text)
@@ -286,7 +286,7 @@ def create(config: Config) -> SyslogSink:
     template = make_template(
         "rfc3164" if is_own else config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],
-        find_host(config),
+        get_host(config),
         is_local=bool(target.path),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS

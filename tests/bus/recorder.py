@@ -57,7 +57,7 @@ class Recorder:
         await self._note("set_filter", tuple(rules), timeout_s)
         for number, rule in enumerate(rules, 1):
             if "bad" in rule:
-                raise RuleError("unknown word 'bad'", place=f"rule {number}", excerpt=f"{rule}\n^^^")
+                raise RuleError("unknown word 'bad'", origin=f"rule {number}", excerpt=f"{rule}\n^^^")
         self.present = replace(
             self.present, filter=FilterStatus(tuple(rules), "run-time", timeout_s, EventType.NEW, 3)
         )
@@ -144,4 +144,4 @@ class Recorder:
 
 def fail(text: str) -> ConntrackdError:
     """An error with all its parts."""
-    return UsageError(text, hint="a hint", place="somewhere", excerpt="text\n^^^^")
+    return UsageError(text, hint="a hint", origin="somewhere", excerpt="text\n^^^^")

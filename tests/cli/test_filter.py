@@ -121,7 +121,7 @@ def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
         "1  drop destination port 53",
         "Groups joined",
         "instructions",
-        "rule 2: places are looked up there",
+        "rule 2: locations are looked up there",
         "begin at 0",
         "destination country is DE: rule 2 (log), else no rule (log)",
         "ret #0",

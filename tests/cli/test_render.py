@@ -170,7 +170,7 @@ def test_a_page_without_markers_is_told() -> None:
     with pytest.raises(DataError) as caught:
         replace_between("text", "part", Path("man/x.8"))
 
-    assert caught.value.place == "man/x.8"
+    assert caught.value.origin == "man/x.8"
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")

@@ -12,7 +12,7 @@ from tests.live.daemon import command, environment
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (ConfigError("no", place="a:1", hint="yes"), 78, "x: a:1: no\nhint: yes\n"),
+        (ConfigError("no", origin="a:1", hint="yes"), 78, "x: a:1: no\nhint: yes\n"),
         (ManyErrors([ConfigError("one"), ConfigError("two")]), 78, "x: one\nx: two\n"),
         (ResourceError("too few", hint="more"), 71, "x: too few\nhint: more\n"),
         (FileNotFoundError(2, "No such file", "a\x1b[31m"), 74, "x: a\\x1b[31m: No such file\n"),

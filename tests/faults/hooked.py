@@ -20,7 +20,7 @@ from conntrackd.delivery.batch import unpack_batch
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Parcel
-from conntrackd.engine import Batch
+from conntrackd.engine import EventBatch
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import Reader
 from conntrackd.render.rendered import Rendered
@@ -54,7 +54,7 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 def set_trap(trap: Trap, directory: Path) -> None:
     read, spooled = (directory / name for name in ("read", "spooled"))
 
-    def process(original: Callable[..., Any], self: Reader, batch: Batch, *numbers: int) -> None:
+    def process(original: Callable[..., Any], self: Reader, batch: EventBatch, *numbers: int) -> None:
         with read.open("a") as file:
             file.write(f"{numbers[0]}\n")
         trap.pass_by("received")

@@ -10,12 +10,12 @@ import pytest
 
 from conntrackd.checks import check_kernel
 from conntrackd.config.read import read_config
-from conntrackd.config.values import render_size
-from conntrackd.engine import Batch, Engine
+from conntrackd.engine import Engine, EventBatch
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
+from conntrackd.units import render_size
 from tests.bus.private import PrivateBus
 from tests.engine.feed import ENGINES
 from tests.faults.producer import find_number
@@ -82,7 +82,7 @@ def test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more(rig: Ri
     assert drops == fill.drops
 
 
-def read_numbers(events: EventSocket, batch: Batch) -> list[int]:
+def read_numbers(events: EventSocket, batch: EventBatch) -> list[int]:
     """Of one batch; empty when there is none."""
     batch.receive(events.fileno(), PATIENCE_MS, 0)
     flows = [batch.describe(index) for index in range(len(batch))]
@@ -184,7 +184,7 @@ def read_limit() -> int:
 
 
 def count_entries(rig: Rig) -> int:
-    with enter(rig.producer.network.router), closing(Table()) as table:
+    with enter(rig.producer.network.router), closing(ConntrackTable()) as table:
         return table.measure().entries
 
 

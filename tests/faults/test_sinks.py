@@ -285,7 +285,7 @@ def make_database(path: Path, city: str) -> bytes:
 
 
 def is_told(running: Running, times: int) -> bool:
-    return sum("using the old one" in line for line in running.said) == times
+    return sum("keeping the old one" in line for line in running.said) == times
 
 
 def test_row_23_a_database_is_replaced_and_damaged_under_a_running_daemon(rig: Rig) -> None:

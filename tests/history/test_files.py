@@ -245,7 +245,7 @@ def test_what_is_not_there_or_no_file_is_an_error(path: Path) -> None:
     with pytest.raises(UnavailableError, match="no such file or directory"):
         read(path / "deeper" / "x")
     path.mkdir()
-    with pytest.raises(DataError, match="is a directory, and no file"):
+    with pytest.raises(DataError, match="is a directory, not a file"):
         read(path)
 
 

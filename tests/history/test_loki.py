@@ -170,9 +170,9 @@ def test_who_asks_is_the_sink_with_its_tenant_path_and_secrets(server: Server, t
         (401, "no org id", NotPermittedError, "replied 401: 'no org id'"),
         (403, "s3cret is wrong\x1b[31m", NotPermittedError, r"replied 403: '\*\*\* is wrong\\x1b\[31m'"),
         (500, "x" * 500, UnavailableError, "replied 500: 'xxxx"),
-        (200, "<html>", UnavailableError, "this is no reply of Loki's query_range"),
-        (200, '{"data":{"resultType":"matrix","result":[]}}', UnavailableError, "this is no reply"),
-        (200, '{"data":{"resultType":"streams","result":[{"stream":5}]}}', UnavailableError, "no reply"),
+        (200, "<html>", UnavailableError, "this is not a reply of Loki's query_range"),
+        (200, '{"data":{"resultType":"matrix","result":[]}}', UnavailableError, "this is not a reply"),
+        (200, '{"data":{"resultType":"streams","result":[{"stream":5}]}}', UnavailableError, "not a reply"),
     ],
 )  # fmt: skip
 def test_what_loki_refuses_is_an_error_without_the_secret(

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow, Lost
 from conntrackd.history.files import FileSource
 from conntrackd.history.selection import Selection

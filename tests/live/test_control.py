@@ -278,7 +278,7 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
         settings = {"sink": {"stream": {"enable": True}}, "geoip": geoip}
         configuration.write_text(json.dumps(settings))
         if geoip.get("database") == str(broken):
-            with pytest.raises(Exception, match=r"b\.mmdb is no usable database"):
+            with pytest.raises(Exception, match=r"b\.mmdb is not a usable database"):
                 ctl.run(["reload"])
         else:
             assert ctl.run(["reload"]) == 0

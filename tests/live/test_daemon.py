@@ -220,7 +220,7 @@ def test_a_damaged_recording_is_replayed_up_to_the_damage(tmp_path: Path) -> Non
 
     assert whole.returncode == 0
     assert (cut.returncode, cut.stdout.splitlines()) == (65, whole.stdout.splitlines()[:-1])
-    assert "is damaged or cut short at byte" in cut.stderr
+    assert "is damaged or truncated at byte" in cut.stderr
 
 
 # ---- losses -----------------------------------------------------------------------------------------------

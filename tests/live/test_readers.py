@@ -280,6 +280,6 @@ def test_several_readers_and_reliable_are_a_mistake_with_what_to_do() -> None:
 
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr == (
-        "conntrackd: --conntrack.reliable: does not go with several readers\n"
-        "hint: it watches over one socket: leave out conntrack.readers\n"
+        "conntrackd: --conntrack.reliable: cannot be combined with several readers\n"
+        "hint: it guards a single socket: remove conntrack.readers\n"
     )

@@ -123,7 +123,7 @@ def test_a_secret_that_is_no_plain_file_is_refused_before_it_is_read(tmp_path: P
     else:
         path.symlink_to("/dev/zero")
 
-    with pytest.raises(SinkUnavailable, match=f"{path} is a .*, and no file"):
+    with pytest.raises(SinkUnavailable, match=f"{path} is a .*, not a file"):
         Loki(make_settings(1, token_file=path)).open()
 
 

@@ -236,8 +236,8 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
     text, ends = frame(events.text, events.ends, 1, Framing.OCTETS)
     framed = replace(events, text=text, ends=ends)
     # All that the server has read is done, and no more than its kernel could hold beside that.
-    assert framed.find_end(done + 1) > len(received)
-    assert framed.find_end(done) <= len(received) + 16 * size
+    assert framed.get_end(done + 1) > len(received)
+    assert framed.get_end(done) <= len(received) + 16 * size
     assert text.startswith(bytes(received))
 
 
