@@ -1,4 +1,4 @@
-"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
+"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. Joins the parts.
 
 Three kinds of threads: the readers (socket to outboxes, reader.py), one for each sink (delivery/outbox.py),
 and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
@@ -30,7 +30,7 @@ from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
 from conntrackd.netlink.recording import read_batches
-from conntrackd.notify import Notifier, find_watchdog
+from conntrackd.notify import Notifier, read_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
@@ -171,8 +171,8 @@ class Daemon:
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
             readers = await self._start_threads(stack)
             self._hear_news(stack)
-            self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
+            self._report_start()
+            tasks = [asyncio.create_task(task) for task in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(readers)
             for task in tasks:
@@ -279,11 +279,11 @@ class Daemon:
         deadline = time.monotonic() + seconds
         for outbox in outboxes:
             outbox.begin_stop(deadline)
-        await asyncio.to_thread(_stop_each, outboxes, deadline)
+        await asyncio.to_thread(_stop_outboxes, outboxes, deadline)
 
-    # ---- telling --------------------------------------------------------------------------------------
+    # ---- reporting --------------------------------------------------------------------------------------
 
-    def _tell_start(self) -> None:
+    def _report_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
         if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
@@ -291,24 +291,24 @@ class Daemon:
         if path is not None:
             logger.info("replaying %s to %s", path, names)
         elif self.source.events is not None:
-            groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
+            groups = ", ".join(event.name or "" for event in EventType if event & self.filter.groups)
             size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
+        for warning in (*self.config.warnings, *self.filter.warnings, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
-    def find_problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.source.list_problems()
         if self.engine.fault:
             hint = checks.NO_CORE_REMEDY
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
-            problems.append("a reader of events stands still")
+            problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():
-            trouble = self.find_trouble(name, outbox)
+            trouble = self.describe_trouble(name, outbox)
             if outbox.state in BAD_STATES:
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
             elif trouble:
@@ -317,14 +317,14 @@ class Daemon:
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
         return problems
 
-    def find_trouble(self, name: str, outbox: Outbox) -> str:
+    def describe_trouble(self, name: str, outbox: Outbox) -> str:
         """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
         wait = self.config[options.SINK_LOKI_BATCH_WAIT] if name == "loki" else 0.0
-        return self._progress.find_trouble(name, outbox, wait)
+        return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:
-        """Whoever listens is told when there are others."""
-        problems = self.find_problems()
+        """Notify the listeners when the problems have changed."""
+        problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
             for listener in self.listeners:
@@ -342,13 +342,13 @@ class Daemon:
             logger.info("sink %s: %s, and no other is left", name, reason)
             self.request_stop()
         else:
-            logger.error("sink %s: %s, out until it is enabled again", name, reason)
+            logger.error("sink %s: %s, stopped until it is enabled again", name, reason)
 
     # ---- now and then ---------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
-        watchdog = find_watchdog(self.sources.environ)
+        watchdog = read_watchdog(self.sources.environ)
         alive_until = time.monotonic()
         while True:
             if self.pipeline.has_moved():
@@ -356,9 +356,9 @@ class Daemon:
                 self.notifier.watchdog()
                 self.source.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
-                logger.error("a reader of events stands still")
+                logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
-            self._tell_states()
+            self._report_states()
             self.source.report_release()
             self.source.look_now_and_then()
             self._watch_problems()
@@ -380,7 +380,7 @@ class Daemon:
         for listener in self.listeners:
             listener.sink_changed(name)
 
-    def _tell_states(self) -> None:
+    def _report_states(self) -> None:
         for name, outbox in self.outboxes.items():
             self._progress.look(name, outbox)
             state = (outbox.state.value, outbox.error)
@@ -411,7 +411,7 @@ class Daemon:
         troubles = {
             name: trouble
             for name, outbox in self.outboxes.items()
-            if (trouble := self.find_trouble(name, outbox))
+            if (trouble := self.describe_trouble(name, outbox))
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
@@ -440,7 +440,7 @@ def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
         coroutine.close()
 
 
-def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
+def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
     """They have begun to stop: the first that hangs takes the time that the others need no more."""
     for outbox in outboxes:
         outbox.stop(deadline)
@@ -454,7 +454,7 @@ def _check_replay(config: Config) -> None:
 
 
 def run(sources: Sources) -> None:
-    """The daemon, until it is told to end. Raises ConntrackdError or OSError."""
+    """Run the daemon until a signal ends it. Raises ConntrackdError or OSError."""
     gc.set_threshold(GARBAGE_OBJECTS)
     resources.try_descriptors()
     try:

@@ -20,7 +20,7 @@ SEVERITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logg
 
 
 class _Formatter(logging.Formatter):
-    """A person sees the program's name and a word; journald knows the name, and is told the severity."""
+    """People see the program's name and a severity word; journald gets the severity's number."""
 
     def __init__(self, *, for_journal: bool) -> None:
         super().__init__()
@@ -43,11 +43,11 @@ def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) 
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Formatter(for_journal=_is_journal(environ, stream)))
     logging.basicConfig(handlers=[handler], level=LEVELS[level], force=True)
-    # A library's own chatter is no message of ours, unless it is asked for.
+    # Messages of libraries are not ours, and appear at debug only.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     # It warns of a file that the unit's sandbox hides, and that only traffic control would need.
     logging.getLogger("pyroute2").setLevel(logging.ERROR)
-    logging.raiseExceptions = False  # a closed stderr is no reason to write more to it
+    logging.raiseExceptions = False  # a closed stderr must not cause more writes to it
 
 
 def set_level(level: str) -> None:
@@ -55,10 +55,10 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(LEVELS[level])
 
 
-def find_level() -> str:
+def get_level() -> str:
     """The level in force."""
     number = logging.getLogger().level
-    return next(name for name, each in LEVELS.items() if each >= number)
+    return next(name for name, level in LEVELS.items() if level >= number)
 
 
 def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:

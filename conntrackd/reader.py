@@ -167,7 +167,7 @@ class Reader:
         count = len(kept) // INDEX_BYTES
         found: list[tuple[Outbox, Rendered | None, int]] = []
         for outbox in self._pipeline.outboxes if count else ():
-            room = min(outbox.find_room(), count)
+            room = min(outbox.get_room(), count)
             rendered = self._render(batch, outbox.template, kept[: room * INDEX_BYTES]) if room else None
             found.append((outbox, rendered, room))
         return found

@@ -225,14 +225,14 @@ def check_recording(data: bytes) -> None:
             for index, line in enumerate(lines):
                 again, known = decode_json_line(line), batch.describe(index)
                 assert again is not None
-                assert find_key(again) == find_written(known), f"{again} is not {known}"
+                assert make_key(again) == find_written(known), f"{again} is not {known}"
     except DataError as error:
         check_report(error, DataError)
     finally:
         path.unlink()
 
 
-def find_key(flow: Flow) -> tuple[int | bytes, ...]:
+def make_key(flow: Flow) -> tuple[int | bytes, ...]:
     """What stands in the line."""
     return (
         flow.type,

@@ -71,7 +71,7 @@ class Gathering:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         return 1 << 20
 
     def put(self, rendered: Rendered) -> None:

@@ -32,7 +32,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def tell(report: Report, folder: Path) -> list[str]:
-    return [str(each).splitlines()[0].replace(f"{folder}/", "") for each in report.mistakes]
+    return [str(mistake).splitlines()[0].replace(f"{folder}/", "") for mistake in report.mistakes]
 
 
 def list_all(folder: Path) -> dict[str, int]:
@@ -64,9 +64,9 @@ sink:
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
         "geoip.database: rules is not a usable database: its metadata is missing",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
-        "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
-        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
-        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is no directory",
+        "conntrackd.yaml:6: state_directory: rules/state: rules is not a directory",
+        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: no directory /nowhere",
+        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is not a directory",
         "conntrackd.yaml:10: sink.syslog.tls.cert: cannot use rules, rules: "
         "no certificate with its private key, in PEM form",
         "conntrackd.yaml:9: sink.loki.tls.ca: ca.pem: No such file or directory",
@@ -169,7 +169,7 @@ def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
 
 
 def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
-    assert [str(each).split("\n")[0] for each in check("log.level: loud").mistakes][1:] == [
+    assert [str(mistake).split("\n")[0] for mistake in check("log.level: loud").mistakes][1:] == [
         "no sink is enabled: events would go nowhere"
     ]
     assert len(check("sink.stream.enabel: true").mistakes) == 1

@@ -28,6 +28,7 @@ PARTS: Final = tuple(
 PAGES: Final = ("man/conntrackd-events.7", "man/conntrackd-filter.7", "man/conntrackd.yaml.5")
 TESTS: Final = tuple(f"tests/{Path(name).name}" for name in PARTS)
 TOOLS: Final = ("bench", "fuzz")
+PAPERS: Final = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs")
 
 
 class Retired(NamedTuple):
@@ -40,23 +41,25 @@ class Retired(NamedTuple):
 
 RETIRED: Final = (
     Retired(r"\bShel(f|ves)\b", "disk buffer", ("conntrackd", "man", "tests", *TOOLS)),
-    Retired(r"\bParcels?\b", "in flight", (*PARTS, *MODULES, *PAGES, *TESTS, *TOOLS)),
+    Retired(r"\bParcels?\b", "in flight", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
     Retired(r"\bPieces?\b", "Rendered", (*PARTS, *MODULES, *PAGES, *TOOLS)),
     Retired(r"\bIntake\b", "KernelSource", ("conntrackd", "man", "tests", *TOOLS, "CONTRIBUTING.md")),
     Retired(r"\bHandover\b", "StateDirectory", ("conntrackd", "man", "tests", *TOOLS, "CONTRIBUTING.md")),
-    Retired(r"\b(T|t)old\b|\b(T|t)ells?\b", "report", (*PARTS, *MODULES, *PAGES, *TESTS, *TOOLS)),
-    Retired(r"\b[Jj]udg(e|ed|es|ing)\b|_judge\b", "evaluate", (*PARTS, *MODULES, *PAGES, *TESTS, *TOOLS)),
-    Retired(r"\b[Mm]end(s|ed|ing)?\b", "fix", (*PARTS, *MODULES, *PAGES, *TESTS, *TOOLS)),
+    Retired(r"\b(T|t)old\b|\b(T|t)ells?\b", "report", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
+    Retired(r"\b[Jj]udg(e|ed|es|ing)\b|_judge\b", "evaluate", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
+    Retired(r"\b[Mm]end(s|ed|ing)?\b", "fix", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
     Retired(r"\bone's own\b", "custom, or whose it is", (*PARTS, *MODULES, *PAGES, *TOOLS)),
     Retired(
-        r"(?<![Tt]here )\bis no (?!longer|larger)[a-z]", "is not a ...", (*PARTS, *MODULES, *PAGES, *TOOLS)
+        r"(?<![Tt]here )\bis no (?!longer|larger)[a-z]",
+        "is not a ...",
+        ("conntrackd", "man", *PAPERS, *TOOLS),
     ),
     Retired(
         r"\bfor (\w+, |\()*each(, \w+|\))* in\b|\blambda each\b|\(each:",
         "the name of the thing",
-        (*PARTS, *MODULES, *TESTS, *TOOLS),
+        ("conntrackd", *TESTS, *TOOLS),
     ),
-    Retired(r"\bplaces?=|\.places?\b", "origin, location, index", (*PARTS, *MODULES)),
+    Retired(r"\bplaces?=|\.places?\b", "origin, location, index", ("conntrackd",)),
 )
 
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from conntrackd.cli.daemonlink import find_width, parse_count
+from conntrackd.cli.common import get_width, parse_count
 from conntrackd.cli.lines import (
     TABLE,
     WIDE,
@@ -84,7 +84,7 @@ def find_form(arguments: Namespace) -> tuple[str, Style]:
         utc=arguments.utc,
         services=not arguments.numeric,
         fields=fields or find_fields(form, has_host=not arguments.no_hostname),
-        width=find_width() if is_terminal and form == "table" else None,
+        width=get_width() if is_terminal and form == "table" else None,
     )
     return form, style
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from conntrackd.cli.daemonlink import find_width, parse_count, print_json, render_bytes
+from conntrackd.cli.common import get_width, parse_count, print_json, render_bytes
 from conntrackd.cli.lines import SIZES, Record, cut, show_line
 from conntrackd.cli.past import add_selection, open_selected
 from conntrackd.cli.talkers import BY, Talkers
@@ -90,7 +90,7 @@ def show_summary(arguments: Namespace) -> int:
             print_json(to_json(summary, arguments.count))
         else:
             for line in render_summary(summary, arguments.count):
-                print(cut(line, find_width()))
+                print(cut(line, get_width()))
     return 0
 
 

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Final
 
-from conntrackd.cli.daemonlink import add_bus, connect, parse_count
+from conntrackd.cli.common import add_bus, connect, parse_count
 from conntrackd.cli.lines import FORMS, Style, should_colour
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -20,17 +20,21 @@ def add_rules(parser: ArgumentParser) -> None:
     """Which events: for the verbs that read a tail."""
     add_bus(parser)
     parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="a rule (may be repeated)"
+        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
     )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N events")
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N events")
     parser.add_argument(
-        "-o", dest="form", choices=("short", "json", "full"), default="short", help="form (default: short)"
+        "-o",
+        dest="form",
+        choices=("short", "json", "full"),
+        default="short",
+        help="output format (default: short)",
     )
-    parser.add_argument("--json", dest="form", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument("--json", dest="form", action="store_const", const="json", help="same as -o json")
 
 
 def show_tail(arguments: Namespace) -> int:
@@ -50,7 +54,7 @@ def show_tail(arguments: Namespace) -> int:
         os.close(pipe)
     if arguments.count is None or seen < arguments.count:
         raise UnavailableError(
-            "the daemon has ended the tail", hint="it was stopped, or this terminal was too slow to read it"
+            "the daemon has closed the tail", hint="the daemon was stopped, or this terminal read too slowly"
         )
     return 0
 
@@ -74,4 +78,4 @@ def print_chunk(chunk: bytes, form: str, *, is_terminal: bool, style: Style) -> 
     sys.stdout.flush()
 
 
-VERBS: Final = (Verb(("tail",), "show events as they come", add_arguments, show_tail),)
+VERBS: Final = (Verb(("tail",), "follow events as they happen", add_arguments, show_tail),)

@@ -11,7 +11,7 @@ BY: Final = ("src", "dst", "port", "country", "flow")
 
 
 class Talkers:
-    """Events and bytes by key; bytes are known when a flow ends, where the kernel counts them."""
+    """Events and bytes by key; bytes come with the end of a flow, if the kernel counts them."""
 
     def __init__(self, by: str) -> None:
         self._by = by
@@ -30,7 +30,7 @@ class Talkers:
             self.gaps += lost is None
             return
         self.events += 1
-        key = find_key(record, self._by)
+        key = make_key(record, self._by)
         events, size = self._rows.get(key, (0, 0))
         size += sum(int(record.get(name, 0)) for name in SIZES)
         self._rows[key] = events + 1, size
@@ -43,7 +43,7 @@ class Talkers:
         return [(key, events, size) for key, (events, size) in rows[:count]]
 
 
-def find_key(record: Mapping[str, Any], by: str) -> str:
+def make_key(record: Mapping[str, Any], by: str) -> str:
     """What the record is counted under."""
     match by:
         case "port":

@@ -8,7 +8,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.daemonlink import connect, parse_count, print_json, render_bytes
+from conntrackd.cli.common import add_updates, connect, print_json, render_bytes
 from conntrackd.cli.lines import show_line
 from conntrackd.cli.tail import CHUNK, add_rules
 from conntrackd.cli.talkers import BY, Talkers
@@ -19,21 +19,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN: Final = 20
-FRAME: Final = 6  # lines of a table that are no rows, and the prompt below
+FRAME: Final = 6  # lines of a table besides its rows, and the prompt below
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("--by", choices=BY, default="src", help="what to count by (default: src)")
-    parser.add_argument(
-        "--interval",
-        type=parse_count,
-        default=1,
-        metavar="SECONDS",
-        help="time between two views (default: 1)",
-    )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each view")
+    parser.add_argument("--by", choices=BY, default="src", help="field to count by (default: src)")
+    add_updates(parser)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per update")
 
 
 def show_top(arguments: Namespace) -> int:
@@ -85,7 +78,7 @@ def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  
         if left > 0 and select.select([pipe], [], [], left)[0]:
             data = os.read(pipe, CHUNK)
             if not data:
-                raise UnavailableError("the daemon has ended the tail", hint="journalctl -u conntrackd")
+                raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
             lines, _, rest = (rest + data).rpartition(b"\n")
             for line in lines.splitlines():
                 talkers.add(json.loads(line))
@@ -105,7 +98,7 @@ def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
 
 
 def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
-    """For a terminal. Text is no markup: an organisation may be called `[red]`."""
+    """For a terminal. Text is not markup: an organisation may be called `[red]`."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -120,4 +113,4 @@ def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
     return table
 
 
-VERBS: Final = (Verb(("top",), "show who talks most, live", add_arguments, show_top),)
+VERBS: Final = (Verb(("top",), "show the top talkers, live", add_arguments, show_top),)

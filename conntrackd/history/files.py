@@ -150,7 +150,7 @@ class FileSource:
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and not _is_whole(line):
                 return
             record = self._select_line(line, f"{self._path}:{number}" if is_begin else str(self._path))
-            self._end = file.tell()
+            self._end = file.seek(0, os.SEEK_CUR)
             if record is not None:
                 yield record
 

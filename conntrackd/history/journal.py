@@ -1,8 +1,8 @@
 """Events in the systemd journal, through journalctl.
 
-Not through python3-systemd: nothing here depends on it, a virtual environment does not have it, and journalctl
-is there wherever the journal is. The simple parts of rules become matches, which the journal finds by its
-index; what journalctl prints is evaluated by the rules all the same.
+Not through python3-systemd: nothing here depends on it, a virtual environment does not have it, and
+journalctl is there wherever the journal is. The simple parts of rules become matches, which the journal finds
+by its index; what journalctl prints is evaluated by the rules all the same.
 """
 
 import json

@@ -142,7 +142,7 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
 
 def _refuse(record: Mapping[str, Any], name: str, hint: str) -> NoReturn:
     if record.get(name) is None:
-        raise DataError(f"an event has a field {name!r}, this has none", hint=hint)
+        raise DataError(f"the required field {name!r} is missing", hint=hint)
     raise DataError(f"{json.dumps(record[name])[:60]} is not a valid {name}", hint=hint)
 
 

@@ -16,7 +16,7 @@ from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
-    PLACE,
+    PLACEHOLDER,
     DatagramSocket,
     Framing,
     frame,
@@ -155,10 +155,10 @@ class SyslogSink:
         return has_others or self._addresses.have_moved(sock)
 
     def _count_numbers(self, text: bytes) -> None:
-        self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
+        self._number = (self._number + text.count(PLACEHOLDER) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
-        # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
+        # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         # What goes as one call is refused as one.
         vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2

@@ -323,7 +323,7 @@ class KernelSource:
 
     def _explain(self, fault: str) -> str:
         """A fault of hearing.py with what to do."""
-        return f"{fault}\nhint: {advice.find_remedy(fault, self._config, is_active=self.is_active)}"
+        return f"{fault}\nhint: {advice.advise_fault(fault, self._config, is_active=self.is_active)}"
 
     def _report_deaf(self, *, at_end: bool = False) -> None:
         gap = None if self.hearing is None else self.hearing.pop_gap(time.time_ns(), at_end=at_end)

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
+from conntrackd.bus.control import DaemonStatus, FilterStatus, Finding, Listener, SinkStatus, Statistics
 from conntrackd.errors import ConntrackdError, RuleError, UsageError
 from conntrackd.flow import EventType
 
@@ -24,7 +24,7 @@ class Recorder:
             "loki": SinkStatus("retrying", "connection refused", {"sink_events_delivered_total": 0}),
         }
         self.counters = {"events_received_total": 5, "events_lost_total": 0}
-        self.present = Status(
+        self.present = DaemonStatus(
             version="2.0.0",
             start_us=1_700_000_000_000_000,
             paths=("/etc/conntrackd/conntrackd.yaml",),
@@ -98,7 +98,7 @@ class Recorder:
             listener.log_level_changed()
         return [f"log level is {level}"]
 
-    def status(self) -> Status:
+    def status(self) -> DaemonStatus:
         return self.present
 
     def statistics(self) -> Statistics:

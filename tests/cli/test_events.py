@@ -253,7 +253,7 @@ def test_damage_is_reported_at_the_end(
         (["--fields", "time,sorce"], UsageError, "--fields: there is no field 'sorce'"),
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
-        (["-o", "xml"], UsageError, "there is no form 'xml'"),
+        (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),
         (["--from", "file:/nowhere/x"], UnavailableError, "/nowhere/x: no such file or directory"),

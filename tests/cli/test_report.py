@@ -19,13 +19,13 @@ from tests.live.daemon import command, environment
         (
             OSError(24, "Too many open files", "/etc/hosts"),
             71,
-            "x: this process may not open enough files: Too many open files\n"
-            "hint: LimitNOFILE= in the unit, or ulimit -n, is too small\n",
+            "x: this process cannot open enough files: Too many open files\n"
+            "hint: LimitNOFILE= in the unit, or ulimit -n, is too low\n",
         ),
         (
             MemoryError(),
             75,
-            "x: no memory is left\nhint: a larger MemoryMax= in the unit, or smaller sink.NAME.queue\n",
+            "x: out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue\n",
         ),
         (
             ModuleNotFoundError("No module named 'ply'"),

@@ -227,9 +227,7 @@ def test_what_others_push_into_these_streams_is_damage(server: Server) -> None:
     assert list_flows(source.read()) == [0, 1]
     source.close()
     (warning,) = selection.damage.list_warnings()
-    assert (
-        str(warning) == "loki: one record is damaged and left out: an event has a field 'src', this has none"
-    )
+    assert str(warning) == "loki: one record is damaged and left out: the required field 'src' is missing"
     assert dict(labels)["type"] == "NEW"
 
 

@@ -391,8 +391,8 @@ def test_who_is_killed_in_a_changeover_leaves_every_event_to_the_next(
     store.catch_up()
 
     expected = [*range(20_000, 20_500), *range(30_000, 30_500), *range(40_000, 40_005)]
-    told = [event["sport"] for event in find_new(second) + find_new(third)]
-    assert sorted(told) == expected
+    reported = [event["sport"] for event in find_new(second) + find_new(third)]
+    assert sorted(reported) == expected
     assert not any(event["type"] == "LOST" for event in third.events)
     assert set(store.all) == STORED[after]
 
@@ -526,8 +526,8 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
     finally:
         os.close(reading)
         os.close(writing)
-        for each in wrong:
-            each.close()
+        for row in wrong:
+            row.close()
 
 
 def test_a_stored_socket_that_does_not_wait_is_made_to(net: Network, store: Store) -> None:
@@ -569,13 +569,13 @@ def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path,
         second.stop()
 
     assert not first.lines
-    told = second.events[0]
+    reported = second.events[0]
     assert began < ended <= time.time_ns()
-    assert "lost" not in told
-    assert (told["type"], told["where"], told["reason"]) == ("LOST", "daemon", "not running")
-    assert told["msg"] == "LOST all events in the daemon (not running)"
-    assert told["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
-    assert told["since"] < told["until"]
+    assert "lost" not in reported
+    assert (reported["type"], reported["where"], reported["reason"]) == ("LOST", "daemon", "not running")
+    assert reported["msg"] == "LOST all events in the daemon (not running)"
+    assert reported["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
+    assert reported["since"] < reported["until"]
     assert any("was not running from" in line for line in second.said)
 
 

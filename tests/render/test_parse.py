@@ -58,7 +58,7 @@ def test_a_field_that_is_written_can_be_read() -> None:
     ("change", "message"),
     [
         ({"type": "OLD"}, '"OLD" is not a valid type'),
-        ({"type": None}, "an event has a field 'type', this has none"),
+        ({"type": None}, "the required field 'type' is missing"),
         ({"src": "x"}, '"x" is not a valid src'),
         ({"src": "::1"}, "src and dst are not of one family"),
         ({"dport": 65536}, "65536 is not a valid dport"),
