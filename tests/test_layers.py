@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.labels",
+        "config.listen",
         "config.options",
         "config.document",
         "geoip",
@@ -30,8 +31,8 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        *("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
-        "history",
+        *("pipeline", "reader", "source", "active_filter", "checks", "verify"),
+        *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
     ("control", "daemon"),
