@@ -13,13 +13,20 @@ from conntrackd.errors import show_controls
 
 Record = Mapping[str, Any]
 
-COLOURS: Final = {"NEW": "32", "UPDATE": "36", "DESTROY": "33", "SNAPSHOT": "34", "LOST": "1;31"}
+COLOURS: Final = {
+    "NEW": "32",
+    "UPDATE": "36",
+    "DESTROY": "33",
+    "SNAPSHOT": "34",
+    "FLOW": "33",
+    "LOST": "1;31",
+}
 # As the sinks name them: what has no prefix is the destination's, or the source's own direction.
 PLACES: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
 # What names of services may stand for: a source's port is its own choice.
 SERVICES: Final = ("dport", "nat_dport", "master_dport")
-TIMES: Final = ("time", "start", "stop", "since", "until")
+TIMES: Final = ("time", "start", "stop", "first_seen", "since", "until")
 # Columns of `table` and `wide`, and the room that most values need; others push the rest to the right.
 TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state", "bytes", "reply_bytes")
 WIDE: Final = (*TABLE, "nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "duration", "country", "reason")

@@ -31,8 +31,8 @@ MAXIMA: Final = {
     **dict.fromkeys(("zone", "reply_zone", "master_sport", "master_dport"), MAX_U16),
     **dict.fromkeys(("id", "mark", "status"), MAX_U32),
 }
-# Follow from the others: whether there is a translation, and the time between start and stop.
-COMPUTED: Final = frozenset({"nat", "duration"})
+# Follow from the others: whether there is a translation, the time from start to stop, and the Community ID.
+COMPUTED: Final = frozenset({"nat", "duration", "community_id"})
 # Where a field has no value of its own, it is that of the other direction: there is no translation.
 TURNED: Final = {
     "reply_src": "dst",
@@ -129,7 +129,8 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
     for attribute, other in TURNED.items():
         if attribute not in values:
             values[attribute] = values.get(other, ABSENT)
-    if "duration" in record and not ("start" in values and "stop" in values):
+    has_times = "first_seen" in values or ("start" in values and "stop" in values)
+    if "duration" in record and not has_times:
         values |= _make_times(record)
     defaults = {"time": 0, "id": 0, "sport": ABSENT, "dport": ABSENT}
     return Flow(
