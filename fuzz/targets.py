@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from conntrackd.bus import limits, wire
-from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import read_config, read_rules
 from conntrackd.core import _core as core
@@ -32,6 +31,7 @@ from conntrackd.filter.table import assemble, compile_table
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
+from conntrackd.render.parse import decode_json_line
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 

@@ -34,7 +34,7 @@ LAYERS = (
     # moving parts
     (
         *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
-        *("bus", "advice", "progress", "metrics"),
+        *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
     ("control", "daemon", "sink_filters"),

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 PROGRAM: Final = "conntrackctl"
 # Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
 NOWHERE: Final = Path("/nonexistent")
-# A line of the stream has 300 to 1,000 characters.
-MAX_LINE_BYTES: Final = 64 << 10
 # Wrong lines that are reported one by one.
 MAX_REPORTED: Final = 100
 
@@ -168,13 +166,15 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
 
 def try_out(arguments: Namespace) -> int:
     """Evaluate the rules alone against recorded events; what `conntrack.*` excludes is not in a recording."""
+    from conntrackd.history.lines import number_lines  # noqa: PLC0415
+
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
         file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
-        for number, line in _read_lines(file):
+        for number, line in number_lines(file):
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
@@ -249,8 +249,9 @@ def warn_of_status(rules: "Sequence[Rule]") -> None:
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     """What the rules do with the event of a line. No filter reaches a LOST record."""
-    from conntrackd.cli.jsonline import decode_json_line  # noqa: PLC0415
     from conntrackd.filter.evaluate import Decision, evaluate  # noqa: PLC0415
+    from conntrackd.history.lines import MAX_LINE_BYTES  # noqa: PLC0415
+    from conntrackd.render.parse import decode_json_line  # noqa: PLC0415
 
     if len(line) > MAX_LINE_BYTES:
         raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: not an event")
@@ -262,18 +263,6 @@ def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
     return sys.stdin.buffer
-
-
-def _read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that hold something; of one that is too long just enough to see that it is."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        rest = line
-        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES + 1)
-        if line.strip():
-            yield number, line
 
 
 def _render_decision(number: int, decision: "Decision", *, as_json: bool) -> str:

@@ -379,6 +379,27 @@ MUTATIONS: Final = (
         "tests/cli/test_views.py::test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal",
     ),
     Mutation(
+        "matches of the journal leave out nothing that rules keep",
+        "conntrackd/history/conditions.py",
+        "            if not condition:\n                return None\n",
+        "",
+        "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",
+    ),
+    Mutation(
+        "no shell is to be had out of the pager",
+        "conntrackd/cli/pager.py",
+        '{"LESSSECURE": "1"}',
+        "{}",
+        "tests/cli/test_events.py::test_a_terminal_gets_colours_and_its_pager",
+    ),
+    Mutation(
+        "a file that was rotated meanwhile is read once",
+        "conntrackd/history/files.py",
+        "status.st_ino != own and not is_older",
+        "not is_older",
+        "tests/history/test_files.py::test_a_file_that_is_rotated_while_it_is_read_is_read_once",
+    ),
+    Mutation(
         "a JSON line holds no control character of a database",
         "conntrackd/render/template.py",
         "ensure_ascii=not value.isprintable()",
