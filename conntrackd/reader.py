@@ -175,7 +175,7 @@ class Reader:
         tails, engine = self._pipeline.tails, self._pipeline.engine
         found: list[tuple[Tail, Rendered]] = []
         for tail in tails.wanting if kept else ():
-            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations)
+            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations, is_part=True)
             if wanted:
                 found.append((tail, self._render(batch, tails.template, wanted)))
         return found

@@ -157,7 +157,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		kept[index] = (uint16_t)index;
 	for (int round = 0; round < 2; round++)
 		require(locate(&kit->locations, events, kept, count, round == 0, answer, &kit->locations));
-	kept_count = decide(kit->table, events, NULL, count, kept);
+	kept_count = decide(kit->table, events, NULL, count, kept, false);
 	require(kept_count <= count);
 	if (count_ids(&kit->ids) > 5000)
 		clear_ids(&kit->ids);

@@ -35,7 +35,7 @@ static void try_table(const uint8_t *program, size_t size)
 
 	if (table && table->location_words <= MAX_WORDS && !table_set_location(table, 2, bits))
 		abort();
-	if (table && decide(table, events, NULL, event_count, kept) > event_count)
+	if (table && decide(table, events, NULL, event_count, kept, false) > event_count)
 		abort();
 	close_table(table);
 }

@@ -16,14 +16,16 @@ static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 	struct batch *batch = (struct batch *)self;
 	struct selection selection;
 	PyObject *table, *among;
+	int is_part = 0;
 	size_t count;
 
-	if (!PyArg_ParseTuple(arguments, "O!O:decide", find_state(self)->table, &table, &among) ||
+	if (!PyArg_ParseTuple(arguments, "O!O|p:decide", find_state(self)->table, &table, &among, &is_part) ||
 	    !open_selection(batch, among, &selection) || !claim_object(table))
 		return NULL;
 	claim_object(self);
 	Py_BEGIN_ALLOW_THREADS
-	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes);
+	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes,
+		       is_part != 0);
 	Py_END_ALLOW_THREADS
 	leave_object(table);
 	leave_object(self);
@@ -263,8 +265,8 @@ static PyMethodDef methods[] = {
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
 	{ "decide", batch_decide, METH_VARARGS,
-	  "(table, selection) -> the selection that the rules keep: indexes as native uint16, in\n"
-	  "bytes. Here and below None is the selection of all events." },
+	  "(table, selection, is_part=False) -> the selection that the rules keep: indexes as native uint16, in\n"
+	  "bytes. Here and below None is the selection of all events. is_part: of what another table has kept." },
 	{ "locate", batch_locate, METH_VARARGS,
 	  "(locations, selection, is_first) -> addresses that are not known yet, 4 or 16 bytes each." },
 	{ "render", batch_render, METH_VARARGS,

@@ -181,7 +181,23 @@ static inline bool answer(const struct table *table, uint32_t at_test, const str
 	return true;
 }
 
-size_t decide(struct table *table, const struct event *events, const uint16_t *among, size_t count, uint16_t *kept)
+/* Whether a rule keeps the event; and for how many flows it stands then. */
+static inline bool is_kept(const struct table *table, uint32_t rule, struct event *event, bool is_part)
+{
+	const uint32_t rate = table->rates[rule];
+
+	event->sample_rate = is_part && event->first_rate > rate ? event->first_rate : rate;
+	if (!is_part)
+		event->first_rate = rate;
+	if (event->sample_rate)
+		event->has |= HAS_SAMPLE_RATE;
+	else
+		event->has &= ~HAS_SAMPLE_RATE;
+	return table->keeps[rule] && (!rate || mix_id(event->id) <= UINT32_MAX / rate);
+}
+
+size_t decide(struct table *table, struct event *events, const uint16_t *among, size_t count, uint16_t *kept,
+	      bool is_part)
 {
 	const uint32_t tests = table->test_count;
 	size_t kept_count = 0;
@@ -200,7 +216,7 @@ size_t decide(struct table *table, const struct event *events, const uint16_t *a
 		/* Others may read them meanwhile, and nobody else writes. */
 		__atomic_store_n(&table->counts[rule], table->counts[rule] + 1, __ATOMIC_RELAXED);
 		kept[kept_count] = index;
-		kept_count += table->keeps[rule];
+		kept_count += is_kept(table, rule, &events[index], is_part);
 	}
 	return kept_count;
 }

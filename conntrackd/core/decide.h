@@ -9,7 +9,7 @@
 
 #include "event.h"
 
-#define PROGRAM_FORMAT 0x63740002u /* changes with anything below that programs are made of */
+#define PROGRAM_FORMAT 0x63740003u /* changes with anything below that programs are made of */
 #define MAX_LOCATIONS (1u << 24) /* more than geoip.cache can hold, so that what grows has an end */
 
 /* What a test asks about, in the order of CORE_FIELDS in filter/table.py. Addresses of another family, and what the
@@ -51,7 +51,8 @@ enum field {
 /*
  * A program is this header and, one behind the other: tests; the numbers' lower and upper bounds; the addresses'
  * lower and upper bounds; the rule of each number's and then of each address's interval (0: none, it is only a set);
- * for each rule from 0 (what no rule matched) whether it keeps events, a byte each. All in the machine's byte order.
+ * for each rule from 0 (what no rule matched) the N of its sample 1/N, 0 for all flows, and then whether it keeps
+ * events, a byte each. All in the machine's byte order.
  *
  * A target below the count of tests is a test. Those from there on are ends: rule 0, rule 1, ...; behind the last rule
  * "the rule that was found", and then "left out", which is dropped and counted nowhere.
@@ -111,6 +112,7 @@ struct table {
 	const uint64_t *number_lows, *number_highs;
 	const struct address *address_lows, *address_highs;
 	const uint32_t *number_rules, *address_rules;
+	const uint32_t *rates; /* this and the next: of each rule */
 	const uint8_t *keeps;
 	uint8_t *program;
 	struct index *indexes; /* of each test */
@@ -129,7 +131,19 @@ void close_table(struct table *table);
 bool table_set_location(struct table *table, uint32_t number, const uint8_t *bits);
 
 /* Of `count` events, those at the indexes `among` (NULL: the first ones), writes the indexes of those that are kept, in
- * their order, and returns how many they are. `kept` has room for all, and may be `among`. */
-size_t decide(struct table *table, const struct event *events, const uint16_t *among, size_t count, uint16_t *kept);
+ * their order, and returns how many they are. `kept` has room for all, and may be `among`. Sets the sample_rate of
+ * all; `is_part`: the events are what another table has kept, whose rate counts too, and which goes on to hold. */
+size_t decide(struct table *table, struct event *events, const uint16_t *among, size_t count, uint16_t *kept,
+	      bool is_part);
+
+/* filter/sample.py, mix(). Of two samples of one id the smaller is a part of the larger. */
+static inline uint32_t mix_id(uint32_t id)
+{
+	id ^= id >> 16;
+	id *= 0x7feb352du;
+	id ^= id >> 15;
+	id *= 0x846ca68bu;
+	return id ^ id >> 16;
+}
 
 #endif

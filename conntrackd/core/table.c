@@ -10,7 +10,7 @@
 #define MAX_INDEX_ENTRIES (1u << 18) /* of all: tests that come after 1 MiB of them are bisected without an index */
 
 /* Where each part of the program begins; false when they do not add up to its length. No sum can overflow: it is of
- * seven products of 32 bits and a small number. */
+ * eight products of 32 bits and a small number. */
 static bool find_parts(struct table *table, const struct program_header *header, size_t bytes)
 {
 	const uint64_t numbers = header->numbers, addresses = header->addresses;
@@ -23,6 +23,7 @@ static bool find_parts(struct table *table, const struct program_header *header,
 		addresses * sizeof(struct address),
 		numbers * sizeof(uint32_t),
 		addresses * sizeof(uint32_t),
+		(header->rules + (uint64_t)1) * sizeof(uint32_t),
 		header->rules + (uint64_t)1,
 	};
 	const uint8_t *parts[sizeof(sizes) / sizeof(sizes[0])];
@@ -41,7 +42,8 @@ static bool find_parts(struct table *table, const struct program_header *header,
 	table->address_highs = (const void *)parts[5];
 	table->number_rules = (const void *)parts[6];
 	table->address_rules = (const void *)parts[7];
-	table->keeps = parts[8];
+	table->rates = (const void *)parts[8];
+	table->keeps = parts[9];
 	return at == bytes;
 }
 

@@ -149,8 +149,14 @@ class Engine(Protocol):
         table: Opaque,
         among: Selection | None,
         locations: Opaque | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
-        """Those that the rules keep, in their order."""
+        """Those that the rules keep, in their order, each with the rate of the sample that it is in.
+
+        `is_part`: they are what another table has kept, so that they are in its sample, too. That one's
+        rates are kept for the next decision about a part; for render() the last decision counts.
+        """
 
     def render(
         self,

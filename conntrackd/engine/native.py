@@ -144,10 +144,12 @@ class NativeEngine:
         table: NativeTable,
         among: Selection | None,
         locations: NativeLocations | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
         if locations is not None and table.needs_location:
             locations.teach(table)
-        return batch.decide(table.core, among)
+        return batch.decide(table.core, among, is_part)
 
     def render(
         self,

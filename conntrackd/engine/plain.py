@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
 from conntrackd.filter.ast import Rule, uses_location
-from conntrackd.filter.evaluate import evaluate, is_left_out
+from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
@@ -33,6 +33,7 @@ class PlainBatch:
         self.flows: list[Flow] = []
         self._tells_reason = tells_reason
         self._datagrams: list[bytes] = []
+        self._first_rates: dict[int, int] = {}
         self._malformed = 0
         self._read_at = 0.0
 
@@ -112,6 +113,14 @@ class PlainBatch:
         """Numbers of events as a selection."""
         return array("H", indexes).tobytes()
 
+    def set_rate(self, index: int, rate: int, *, is_part: bool) -> None:
+        """The sample that an event is in by the last decision: see Engine.decide()."""
+        if is_part:
+            rate = max(rate, self._first_rates.get(index, 0))
+        else:
+            self._first_rates[index] = rate
+        self.flows[index].sample_rate = rate or ABSENT
+
     def list_moments(self) -> list[int]:
         """The time of each event; one nanosecond after the last one's where both have the same."""
         moments: list[int] = []
@@ -122,7 +131,7 @@ class PlainBatch:
 
     def _begin(self, received_ns: int) -> None:
         self.received_ns = received_ns
-        self.flows, self._datagrams, self._malformed = [], [], 0
+        self.flows, self._datagrams, self._first_rates, self._malformed = [], [], {}, 0
 
     def _append(self, message: bytes) -> None:
         try:
@@ -165,12 +174,16 @@ class PlainTable:
     needs_location: bool
     counts: list[int]
 
-    def keeps(self, flow: Flow) -> bool:
-        """Decide, and count who did."""
+    def decide(self, flow: Flow) -> Decision:
+        """What becomes of it; counts who decided."""
         decision = evaluate(self.rules, flow, self.protocols, self.events)
         if not is_left_out(flow, self.protocols, self.events):
             self.counts[decision.rule_number] += 1
-        return decision.keep
+        return decision
+
+    def find_rate(self, decision: Decision) -> int:
+        """The N of the sample 1/N of the rule that decided, 0 for none."""
+        return self.rules[decision.rule_number - 1].sample if decision.rule_number else 0
 
 
 class PlainLocations:
@@ -251,9 +264,20 @@ class PlainEngine:
         return template
 
     def decide(
-        self, batch: PlainBatch, table: PlainTable, among: Selection | None, _: PlainLocations | None
+        self,
+        batch: PlainBatch,
+        table: PlainTable,
+        among: Selection | None,
+        _: PlainLocations | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
-        return batch.make_selection(i for i in batch.list_indexes(among) if table.keeps(batch.flows[i]))
+        kept = []
+        for index in batch.list_indexes(among):
+            decision = table.decide(batch.flows[index])
+            batch.set_rate(index, table.find_rate(decision), is_part=is_part)
+            kept += [index] if decision.keep else []
+        return batch.make_selection(kept)
 
     def render(
         self, batch: PlainBatch, template: Template, selection: Selection, _: PlainLocations | None

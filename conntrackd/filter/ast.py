@@ -154,6 +154,8 @@ class Rule:
     expression: Expression
     text: str = field(default="", compare=False)
     place: str = field(default="", compare=False)
+    sample: int = 0
+    """One flow of so many is logged, and the others are not, though the rule matches; 0: each is."""
 
 
 def negate(item: Expression, span: Span = NO_SPAN) -> Expression:

@@ -27,6 +27,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.filter.sample import is_sampled
 from conntrackd.flow import ABSENT, EventType, Flow, Location, find_nat
 
 # What there can be: SNAPSHOT is what events of the other types are called later.
@@ -53,7 +54,7 @@ def evaluate(
         return Decision(False, 0)
     for number, rule in enumerate(rules, 1):
         if evaluate_expression(rule.expression, flow) is True:
-            return Decision(rule.keep, number)
+            return Decision(rule.keep and is_sampled(flow.id, rule.sample), number)
     return Decision(True, 0)
 
 

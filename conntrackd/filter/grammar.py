@@ -29,6 +29,8 @@ MAX_NESTING: Final = 64
 MAX_MISTAKES: Final = 100  # that are told; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
+# A keyword behind a condition only. Anywhere else it is a value: there may be a city of that name.
+SAMPLE: Final = "SAMPLE"
 KEYWORDS: Final = {
     **dict.fromkeys((*LOG, "DROP", "DENY"), "ACTION"),
     **dict.fromkeys(("SOURCE", "SRC"), "SOURCE"),
@@ -38,6 +40,7 @@ KEYWORDS: Final = {
     **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
     "ICMP ID": "IDENTIFIER",  # one word with a blank in it: ICMP is a protocol, and ID a country
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
+    SAMPLE: SAMPLE,
 }
 # Beside the space. A rule may have line breaks where it is an item of a list.
 BLANKS: Final = "\t\r\n"
@@ -100,8 +103,10 @@ def t_error(t: lex.LexToken) -> None:
 
 
 def p_rule(p: yacc.YaccProduction) -> None:
-    """rule : ACTION expression"""
-    p[0] = (p[1].text.upper() in LOG, p[2])
+    """rule : ACTION expression
+    | ACTION expression SAMPLE value"""
+    keep = p[1].text.upper() in LOG
+    p[0] = (keep, p[2], p.parser.builder.parse_sample(keep, p[3], p[4]) if len(p) > 3 else 0)
 
 
 def p_expression(p: yacc.YaccProduction) -> None:
@@ -300,11 +305,12 @@ def parse_rule(line: RuleText, number: int = 1) -> Rule:
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
         raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
-    return Rule(*parsed, line.text, place)
+    keep, expression, sample = parsed
+    return Rule(keep, expression, line.text, place, sample)
 
 
-def _parse(text: str) -> tuple[tuple[bool, Expression] | None, list[Mistake]]:
-    """The action and expression, or what is wrong with them."""
+def _parse(text: str) -> tuple[tuple[bool, Expression, int] | None, list[Mistake]]:
+    """The action, the expression and the sample, or what is wrong with them."""
     parser = copy.copy(_build_parser())
     parser.builder = Builder()
     mistakes: list[Mistake] = parser.builder.mistakes
@@ -357,6 +363,7 @@ def _cut(text: str) -> list[lex.LexToken]:
     lexer.input(text)
     found = list(_measure(lexer))
     _check_nesting(found)
+    _tell_samples_apart(found)
     _tell_commas_apart(found)
     return found
 
@@ -383,6 +390,14 @@ def _check_nesting(found: list[lex.LexToken]) -> None:
         if depth > MAX_NESTING:
             message = f"parentheses in more than {MAX_NESTING} levels"
             raise Stop(Mistake(message, token.lexpos, token.endlexpos))
+
+
+def _tell_samples_apart(found: list[lex.LexToken]) -> None:
+    """The word is a value wherever a condition has not ended before it."""
+    ends = VALUES | {"ANY", "RPAREN"}
+    for place, token in enumerate(found):
+        if token.type == SAMPLE and (place == 0 or found[place - 1].type not in ends):
+            token.type = "WORD"
 
 
 def _tell_commas_apart(found: list[lex.LexToken]) -> None:

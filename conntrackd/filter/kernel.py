@@ -23,7 +23,8 @@ from conntrackd.filter.ast import (
     find_leaves,
     push_not_inward,
 )
-from conntrackd.filter.bpfcode import Program, is_undecidable
+from conntrackd.filter.attributes import is_undecidable
+from conntrackd.filter.bpfcode import Program
 from conntrackd.flow import EventType
 
 

@@ -39,7 +39,8 @@ UNREPLIED_TREE: Final = Not(StatusHas(int(Status.SEEN_REPLY)))
 
 def render(rule: Rule) -> str:
     """One rule as it would be written by somebody who always writes alike."""
-    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}"
+    sample = f" sample 1/{rule.sample}" if rule.sample else ""
+    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}{sample}"
 
 
 def render_expression(expression: Expression) -> str:

@@ -38,7 +38,7 @@ from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
 from conntrackd.flow import Location
 
-FORMAT: Final = 0x63740002
+FORMAT: Final = 0x63740003
 MAX_NUMBER: Final = (1 << 64) - 1
 # Bytes of an address -> what is added to its attribute; each family is a field of its own.
 FAMILY_SUFFIXES: Final = {4: ".ipv4", 16: ".ipv6"}
@@ -96,6 +96,8 @@ class Table:
     tests: tuple[Test, ...]
     keeps: tuple[bool, ...]
     """Of each rule from 0 whether it keeps events."""
+    rates: tuple[int, ...]
+    """Of each rule from 0 the N of its sample 1/N; 0: it has none."""
     start: int
     conditions: tuple[Condition, ...]
     """Of each bit of a Location."""
@@ -149,6 +151,7 @@ def assemble(table: Table) -> bytes:
             *(struct.pack("=QQ", *divmod(interval.low, 1 << 64)) for interval in addresses),
             *(struct.pack("=QQ", *divmod(interval.high, 1 << 64)) for interval in addresses),
             struct.pack(f"={len(found)}I", *found),
+            struct.pack(f"={len(table.rates)}I", *table.rates),
             bytes(table.keeps),
         ]
     )
@@ -200,6 +203,7 @@ class _Writer:
         return Table(
             tuple(test._replace(yes=targets[test.yes], no=targets[test.no]) for test in tests),
             (True, *(rule.keep for rule in self._rules)),
+            (0, *(rule.sample for rule in self._rules)),
             targets[start],
             tuple(self._conditions),
         )

@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     negate,
     sort_prefixes,
 )
+from conntrackd.filter.sample import MAX_RATE
 from conntrackd.filter.text import Mistake, suggest
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
@@ -135,6 +136,14 @@ class Builder:
         ranges = self.parse_ranges("ICMP identifier", pairs)
         return NumberIn((fields.ICMP_IDS[reply],), tuple(sorted(set(ranges))), span)
 
+    def parse_sample(self, keep: bool, keyword: Word, word: Word) -> int:
+        """`1/100`, of a rule that logs."""
+        if not keep:
+            message = "a rule that drops has no sample"
+            hint = "what it drops is nowhere; `log ... sample 1/N` logs one flow of N and drops the others"
+            self.mistakes.append(Mistake(message, keyword.start, word.end, hint))
+        return self._take(word, _parse_rate, 0)
+
     def parse_ranges(self, kind: str, pairs: list[tuple[Word, Word]]) -> list[Range]:
         """Numbers and ranges of ports or identifiers."""
         return [self._parse_range(kind, first, last) for first, last in pairs]
@@ -233,6 +242,13 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         if number <= maximum:
             return number
     raise Invalid(f"{quote(word)} is no {kind}", f"a number from 0 to {maximum}")
+
+
+def _parse_rate(word: str) -> int:
+    one, _, rate = word.partition("/")
+    if one == "1" and NUMBER.fullmatch(rate) and rate.isdecimal() and 2 <= int(rate) <= MAX_RATE:
+        return int(rate)
+    raise Invalid(f"{quote(word)} is not a valid sample", f"1/N for one flow of N, from 1/2 to 1/{MAX_RATE}")
 
 
 def _parse_zone(word: str) -> int:

@@ -70,7 +70,7 @@ static int print_decisions(void)
 		return 2;
 	for (uint32_t i = 0; i < event_count; i++) {
 		const uint16_t index = (uint16_t)i;
-		size_t found = decide(table, events, &index, 1, kept);
+		size_t found = decide(table, events, &index, 1, kept, i % 2);
 		uint32_t rule = 0;
 
 		while (rule <= table->rules && !table->counts[rule])
@@ -134,7 +134,8 @@ static bool try_mutation(uint64_t seed)
 		return false;
 	if (table->location_words < 64) /* what is right, and needs gigabytes */
 		set_locations(table, (uint8_t)next_random(&seed));
-	decide(table, events, NULL, event_count, kept);
+	decide(table, events, NULL, event_count, kept, false);
+	decide(table, events, NULL, event_count, kept, true);
 	close_table(table);
 	return true;
 }
@@ -161,7 +162,7 @@ static int measure(int rounds)
 		double ns;
 
 		clock_gettime(CLOCK_MONOTONIC, &from);
-		decide(table, events, NULL, event_count, kept);
+		decide(table, events, NULL, event_count, kept, false);
 		clock_gettime(CLOCK_MONOTONIC, &to);
 		ns = ((double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec)) / event_count;
 		best = ns < best ? ns : best;

@@ -62,6 +62,7 @@ OPTIONAL: Final = (
     *fields.ICMP_IDS.values(),
     *fields.COUNTERS.values(),
 )
+RATES: Final = (2, 3, 10, 1_000_000)
 SECOND: Final = 10**9
 START: Final = 1_700_000_000 * SECOND
 DURATIONS: Final = (0, 10**6, 999 * 10**6, SECOND, 60 * SECOND, 3600 * SECOND)
@@ -244,7 +245,10 @@ def expressions(leaves: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expr
 
 
 def rules_of(leaves: st.SearchStrategy[Expression]) -> st.SearchStrategy[list[Rule]]:
-    return st.lists(st.builds(Rule, st.booleans(), expressions(leaves)), max_size=6)
+    """Some of those that log do so with a sample of the flows."""
+    samples = st.sampled_from((0, 0, *RATES))
+    logging = st.builds(Rule, st.just(True), expressions(leaves), sample=samples)
+    return st.lists(logging | st.builds(Rule, st.just(False), expressions(leaves)), max_size=6)
 
 
 kernel_rules = rules_of(kernel_leaves)

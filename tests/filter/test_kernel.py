@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from pytest_mock import MockerFixture
 
 from conntrackd import bpf
-from conntrackd.filter import bpfcode, fields
+from conntrackd.filter import attributes, bpfcode, fields
 from conntrackd.filter.ast import Rule, push_not_inward
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
@@ -74,7 +74,7 @@ def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow
 def count_fields(some: Sequence[Rule]) -> int:
     """How many attributes the program has to remember the places of."""
     plain = [push_not_inward(rule.expression) for rule in some]
-    return len({fields.PROTOCOL, *(field for each in plain for field in bpfcode._list_fields(each))})
+    return len({fields.PROTOCOL, *(field for each in plain for field in attributes.list_fields(each))})
 
 
 @given(kernel_rules, flows(located=False))
