@@ -38,8 +38,8 @@ def canonical(text: str) -> str:
     return render(parse_rule(RuleText(text)))
 
 
-def with_id(flow_id: int, **fields: int) -> Flow:
-    return replace(FLOW, id=flow_id, **{"dport": 443, **fields})
+def with_id(flow_id: int, event_type: int = 1, port: int = 443) -> Flow:
+    return replace(FLOW, id=flow_id, type=event_type, dport=port)
 
 
 # -- the words
@@ -140,7 +140,7 @@ def test_a_flow_has_all_of_its_events_or_none() -> None:
     rules = parse("log port 443 sample 1/3", "drop any")
     core = Core(compile_table(rules))
     for flow_id in IDS[:300]:
-        kept = core.keep([with_id(flow_id, type=each) for each in (1, 2, 2, 4)])
+        kept = core.keep([with_id(flow_id, each) for each in (1, 2, 2, 4)])
         assert kept == ([0, 1, 2, 3] if is_sampled(flow_id, 3) else [])
 
 
@@ -184,7 +184,7 @@ def list_records(
     return [(record["flow"], record.get("sample_rate")) for record in records]
 
 
-FLOWS = [with_id(each, dport=port) for each in IDS[:100] for port in (53, 443)]
+FLOWS = [with_id(each, port=port) for each in IDS[:100] for port in (53, 443)]
 MIXED = ("log port 53 sample 1/4", "log any")
 
 
