@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config, read_rules
+from conntrackd.config.sets import read_sets
 from conntrackd.engine import Engine, Table
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.explain import explain_rules
@@ -13,6 +14,7 @@ from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import Given, find_warnings
 from conntrackd.filter.render import render
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
@@ -33,6 +35,8 @@ class Filter:
     instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
+    sets: Sets
+    """Of the configuration, whether the rules name them or not: those that are set at run time may."""
 
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
@@ -45,13 +49,18 @@ class Filter:
 
 
 def compile_filter(
-    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+    texts: Sequence[RuleText],
+    origin: str,
+    config: Config,
+    engine: Engine,
+    readers: int = 1,
+    sets: Sets = NO_SETS,
 ) -> Filter:
-    """All that the rules become, for these settings. Raises the mistakes; changes nothing.
+    """All that the rules become, for these settings and sets. Raises the mistakes; changes nothing.
 
     `readers` is the number of those that run: another one in the settings waits for a restart.
     """
-    rules = parse_rules(texts)
+    rules = parse_rules(texts, sets)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], int(config[options.CONNTRACK_EVENTS])
     groups, program = events, None
     if config[options.CONNTRACK_KERNEL_FILTER]:
@@ -66,6 +75,7 @@ def compile_filter(
         instructions=0 if program is None else len(program),
         warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
         parsed=tuple(rules),
+        sets=sets,
     )
 
 
@@ -81,11 +91,10 @@ def find_given(config: Config) -> Given:
 
 
 def read_filter(config: Config, engine: Engine) -> Filter:
-    """The filter of the configuration for a start. Raises the mistakes of its rules."""
+    """The filter of the configuration for a start. Raises the mistakes of its rules and sets."""
     is_replay = config[options.CONNTRACK_REPLAY] is not None  # which is one sequence
-    return compile_filter(
-        *read_texts(config), config, engine, 1 if is_replay else config[options.CONNTRACK_READERS]
-    )
+    readers = 1 if is_replay else config[options.CONNTRACK_READERS]
+    return compile_filter(*read_texts(config), config, engine, readers, read_sets(config))
 
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:

@@ -26,10 +26,13 @@ from conntrackd.bus.control import (
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import Config, changed, find_unapplied
+from conntrackd.config.sets import read_sets
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
+from conntrackd.filter.listing import describe_set
+from conntrackd.filter.sets import Sets
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.sinks import SINKS, SinkKind
@@ -103,7 +106,7 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         self._started = started = self._started or old
-        rules = await self._compile(*read_texts(new), new)
+        rules = await self._compile(*read_texts(new), new, await run_apart(read_sets, new))
         changes = changed(old, new)
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
@@ -116,6 +119,7 @@ class DaemonControl:
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
+        lines += _list_set_changes(daemon.configured_filter.sets, rules.sets)
         lines += [
             f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
             for option in find_unapplied(changed(started, new))
@@ -196,10 +200,11 @@ class DaemonControl:
             return await self._count(self._reload_filter())
 
     async def _reload_filter(self) -> list[str]:
-        # With the rules of now, the other settings as they were: what they say is a reload's affair.
+        # With the rules and sets of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        texts, origin = read_texts(await run_apart(daemon.sources.read))
-        rules = await self._compile(texts, origin, daemon.config)
+        new = await run_apart(daemon.sources.read)
+        texts, origin = read_texts(new)
+        rules = await self._compile(texts, origin, daemon.config, await run_apart(read_sets, new))
         self._put_in_force(rules)
         daemon.configured_filter = rules
         return self._describe(rules)
@@ -245,18 +250,22 @@ class DaemonControl:
             f"warning: {each}" for each in rules.warnings
         ]
 
-    async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
+    async def _compile(
+        self, rules: Sequence[RuleText], origin: str, config: Config, sets: Sets | None = None
+    ) -> Filter:
         """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
         Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
         for the other.
         """
         readers = len(self._daemon.pipeline.readers)
-        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers)
+        known = self._daemon.configured_filter.sets if sets is None else sets
+        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers, known)
 
     async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers)
+        sets = daemon.configured_filter.sets
+        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
@@ -442,6 +451,13 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         await asyncio.wait([running])
         running.cancelled() or running.exception()  # noted: nobody is left to be told
         raise
+
+
+def _list_set_changes(old: Sets, new: Sets) -> Iterator[str]:
+    """Sets that hold something else than before; that there are others is a change of the setting."""
+    for name, found in new.items():
+        if name in old and not found.has_same(old[name]):
+            yield f"set {describe_set(found)} has changed"
 
 
 def _show(option: Option[object], config: Config) -> str:

@@ -19,12 +19,14 @@ from conntrackd.active_filter import compile_filter, find_given
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
+from conntrackd.config.sets import list_set_files
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import find_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import find_warnings
+from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
@@ -95,12 +97,34 @@ def _verify_rules(report: Report) -> None:
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
+    sets, is_whole = _verify_sets(report)
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
-        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += find_warnings(rules, find_given(config))
+        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]
+    if is_whole:  # else one may be empty to us alone
+        report.warnings += find_warnings(rules, find_given(config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+        report.attempt(lambda: compile_filter(texts, "", config, find_engine(), sets=sets))
+
+
+def _verify_sets(report: Report) -> tuple[Sets, bool]:
+    """The sets, and whether all were read: one that was not is empty, so that rules may name it."""
+    found: dict[str, AddressSet] = {}
+    is_whole = True
+    for each in list_set_files(report.config):
+        found[each.name] = make_empty_set(each.name, each.path)
+        try:
+            room = MAX_ENTRIES - sum(known.entries for known in found.values())
+            found[each.name] = each.read(room)
+        except ConntrackdError as error:
+            is_whole = False
+            if _is_hidden(error.__cause__):
+                report.untried.append(f"{options.SETS.key}: {each.path}: {SUDO}")
+            else:
+                report.mistakes += error.errors if isinstance(error, ManyErrors) else [error]
+        else:
+            _warn_of_access(report, options.SETS, each.path)
+    return found, is_whole
 
 
 # ---- what is read -------------------------------------------------------------------------------------
@@ -128,12 +152,16 @@ def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = M
         else:
             report.fail(option, f"{path}: {error.strerror}")
     else:
-        if not _may_service_read(report.config, path):
-            message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
-            hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
-            report.warnings.append(report.config.explain(option, message, hint, ": "))
+        _warn_of_access(report, option, path)
         return True
     return False
+
+
+def _warn_of_access(report: Report, option: Option[Any], path: Path) -> None:
+    if not _may_service_read(report.config, path):
+        message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
+        hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
+        report.warnings.append(report.config.explain(option, message, hint, ": "))
 
 
 def _may_service_read(config: Config, path: Path) -> bool:

@@ -69,7 +69,7 @@ void open_kit(struct kit *kit, const char *path)
 	kit->template_count = read_word(&at);
 	kit->message_bytes = read_word(&at);
 	require(kit->template_count <= KIT_TEMPLATES);
-	kit->table = open_table(at, program_bytes);
+	kit->table = open_table(at, program_bytes, NULL, 0);
 	require(kit->table && kit->table->location_words == 1 && table_set_location(kit->table, 3, bits));
 	kit->messages = at + program_bytes;
 	at = kit->messages + kit->message_bytes;

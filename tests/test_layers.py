@@ -36,7 +36,10 @@ LAYERS = (
     ("cli", "__main__"),
 )
 # What does the work in C, and what binds it to Python.
-PLAIN_C = ("decide", "event", "fields", "ids", "locate", "receive", "render", "send", "table", "text")
+PLAIN_C = (
+    *("decide", "event", "fields", "ids", "locate", "prefixes"),
+    *("receive", "render", "send", "table", "text"),
+)
 
 
 def find_layer(module: str) -> int:

@@ -194,9 +194,10 @@ def read_settings(arguments: Namespace) -> "Config":
 def read_rules(config: "Config") -> "list[Rule]":
     """The rules of the settings. Raises what is wrong with them, all of it."""
     from conntrackd.config import read as settings  # noqa: PLC0415
+    from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-    return parse_rules(settings.read_rules(config))
+    return parse_rules(settings.read_rules(config), read_sets(config))
 
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:

@@ -306,7 +306,7 @@ class _Draft:
                 self.settings[option.key] = Setting(option.kind.off, source.place)
                 return
             if option.kind.is_path and source.folder is not None:
-                items = [str(source.folder / item) if item else item for item in items]
+                items = [option.kind.find_path(source.folder, item) for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
             self._refuse(option, error, source, items)
@@ -374,6 +374,11 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
     """Texts and their lines: the items of a list, those in one text, or the one value."""
     kind = option.kind
     match node:
+        case Table() if kind.is_table:
+            for entry in node.entries:
+                if not isinstance(entry.node, Scalar):
+                    raise BadValueError(entry.key, "is a name, and takes one value")
+                yield f"{entry.key}={entry.node.text}", entry.line
         case Table():
             raise BadValueError("", f"takes {kind.takes}, not a section")
         case Items() if not kind.separator:

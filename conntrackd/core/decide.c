@@ -163,6 +163,10 @@ static inline bool answer(const struct table *table, uint32_t at_test, const str
 
 	if ((event->has & source->need) != source->need)
 		return false;
+	if (test->word && source->form == IPV4)
+		return has_ipv4(table->sets[test->word - 1], at);
+	if (test->word && source->form == IPV6)
+		return has_ipv6(table->sets[test->word - 1], at);
 	if (source->form == IPV6) {
 		struct address address = read_address(at);
 

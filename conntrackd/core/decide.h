@@ -8,6 +8,7 @@
 #define CONNTRACKD_DECIDE_H
 
 #include "event.h"
+#include "prefixes.h"
 
 #define PROGRAM_FORMAT 0x63740003u /* changes with anything below that programs are made of */
 #define MAX_LOCATIONS (1u << 24) /* more than geoip.cache can hold, so that what grows has an end */
@@ -62,11 +63,12 @@ struct program_header {
 	uint32_t tests, rules, numbers, addresses;
 	uint32_t start; /* the first target */
 	uint32_t location_words; /* of 64 bits, for each Location */
-	uint32_t reserved; /* 0 */
+	uint32_t sets; /* of networks, which the table is given beside the program */
 };
 
 /* Yes: the value under the mask (of one number; an address has none) lies in one of `count` intervals from `first` on,
- * and the interval's rule is found, unless a lower one is already. */
+ * and the interval's rule is found, unless a lower one is already. Where the field is an address and `word` is not 0,
+ * there are no intervals: the address is in set number word - 1. */
 struct test {
 	uint64_t mask;
 	uint32_t yes, no;
@@ -120,10 +122,13 @@ struct table {
 	uint64_t *locations; /* location_words for each number below location_slots; all 0 is unknown */
 	uint32_t location_words, location_slots;
 	uint32_t last_location; /* the highest number that was set */
+	const struct prefixes **sets; /* which last longer than the table */
+	uint32_t set_count;
 };
 
-/* NULL: the program is not one, or there is no memory for it (errno is ENOMEM then, else EINVAL). */
-struct table *open_table(const uint8_t *program, size_t bytes);
+/* NULL: the program is not one, or not one for so many sets, or there is no memory for it (errno is ENOMEM then, else
+ * EINVAL). The list of sets is copied. */
+struct table *open_table(const uint8_t *program, size_t bytes, const struct prefixes *const *sets, uint32_t set_count);
 void close_table(struct table *table);
 
 /* Bits of a Location, location_words * 8 bytes. False: the number is 0 or too high, or there is no memory. Neither this

@@ -48,6 +48,12 @@ class NativeTable:
         self.core.set_location(number, self.description.find_location_bits(location))
 
 
+def open_table(table: Table) -> core.Table:
+    """A table in the core. The networks of its sets are not copied, whatever the number of tables."""
+    sets = tuple(core.AddressSet(each.networks[4], each.networks[16]) for each in table.sets)
+    return core.Table(assemble(table), sets)
+
+
 @dataclass(slots=True)
 class NativeTemplate:
     """A template in the core."""
@@ -133,7 +139,7 @@ class NativeEngine:
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
     ) -> NativeTable:
         table = compile_table(rules, protocols, events)
-        return NativeTable(tuple(rules), table, core.Table(assemble(table)))
+        return NativeTable(tuple(rules), table, open_table(table))
 
     def compile_template(self, template: Template) -> NativeTemplate:
         return NativeTemplate(template, compile_template(template, self._label_names))

@@ -12,6 +12,7 @@ from conntrackd.filter.ast import (
     MarkIn,
     NatHas,
     NumberIn,
+    SetIn,
     StatusHas,
     find_leaves,
 )
@@ -21,7 +22,7 @@ from conntrackd.flow import Nat
 
 def is_undecidable(leaf: Leaf) -> bool:
     """Whether the kernel's program has to leave it to the core."""
-    return isinstance(leaf, LocationIn) or (isinstance(leaf, Compare) and leaf.subject is DURATION)
+    return isinstance(leaf, LocationIn | SetIn) or (isinstance(leaf, Compare) and leaf.subject is DURATION)
 
 
 def list_fields(expression: Expression) -> Iterator[Field]:

@@ -28,6 +28,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
     find_leaves,
@@ -291,7 +292,7 @@ class Program:
                 self._write_nat(mask, true, false)
             case Compare():
                 self._write_comparison(leaf, true, false, goal.no)
-            case NetworkIn() | LocationIn():
+            case NetworkIn() | LocationIn() | SetIn():
                 raise AssertionError("is expanded, or undecidable")
             case _:
                 assert_never(leaf)

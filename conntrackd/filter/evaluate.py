@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
 )
@@ -88,6 +89,8 @@ def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: P
             return any_of(_is_in_ranges(_read(field, flow), ranges) for field in fields)
         case AddressIn(fields, prefixes):
             return any(_is_in_prefixes(_read(field, flow), prefixes) for field in fields)
+        case SetIn(fields, _, addresses):
+            return any(_read(field, flow) in addresses for field in fields)
         case NetworkIn(fields, names):
             return any(name_network(_read(field, flow)) in names for field in fields)
         case LocationIn(fields, values):

@@ -16,6 +16,7 @@ from ply import lex, yacc
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
 from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.filter.text import Mistake, RuleText, suggest
 from conntrackd.filter.words import EITHER, Builder, Side, Word
 from conntrackd.text import quote
@@ -272,7 +273,7 @@ class Words:
         return next(self._found, None)
 
 
-def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
+def parse_rules(lines: Sequence[RuleText], sets: Sets = NO_SETS) -> list[Rule]:
     """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most.
 
     What they would become is bounded too (cost.py): who has rules may have them compiled.
@@ -284,7 +285,7 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
     errors: list[ConntrackdError] = []
     for number, line in enumerate(lines, 1):
         try:
-            rules.append(parse_rule(line, number))
+            rules.append(parse_rule(line, number, sets))
         except ManyErrors as error:
             errors += error.errors
         if len(errors) > MAX_MISTAKES:
@@ -295,13 +296,13 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
     return rules
 
 
-def parse_rule(line: RuleText, number: int = 1) -> Rule:
-    """One rule, which is the list's `number`th. Raises ManyErrors."""
+def parse_rule(line: RuleText, number: int = 1, sets: Sets = NO_SETS) -> Rule:
+    """One rule, which is the list's `number`th, with these named sets. Raises ManyErrors."""
     place = line.place or f"rule {number}"
     if len(line.text) > MAX_LENGTH:
         message = f"a rule of {len(line.text):,} characters: at most {MAX_LENGTH:,} are allowed"
         raise ManyErrors([RuleError(message, place=place)])
-    parsed, mistakes = _parse(line.text)
+    parsed, mistakes = _parse(line.text, sets)
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
         raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
@@ -309,10 +310,10 @@ def parse_rule(line: RuleText, number: int = 1) -> Rule:
     return Rule(keep, expression, line.text, place, sample)
 
 
-def _parse(text: str) -> tuple[tuple[bool, Expression, int] | None, list[Mistake]]:
+def _parse(text: str, sets: Sets = NO_SETS) -> tuple[tuple[bool, Expression, int] | None, list[Mistake]]:
     """The action, the expression and the sample, or what is wrong with them."""
     parser = copy.copy(_build_parser())
-    parser.builder = Builder()
+    parser.builder = Builder(sets)
     mistakes: list[Mistake] = parser.builder.mistakes
     parsed = None
     try:

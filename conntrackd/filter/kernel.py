@@ -5,9 +5,9 @@ decide (a country, a duration) it takes for true where the rule keeps events and
 them: then at most something is passed up that need not be.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conntrackd import bpf
 from conntrackd.bpf import Instruction
@@ -16,9 +16,11 @@ from conntrackd.filter.ast import (
     Anything,
     Compare,
     Expression,
+    LocationIn,
     Not,
     Or,
     Rule,
+    SetIn,
     TypeIs,
     find_leaves,
     push_not_inward,
@@ -26,6 +28,13 @@ from conntrackd.filter.ast import (
 from conntrackd.filter.attributes import is_undecidable
 from conntrackd.filter.bpfcode import Program
 from conntrackd.flow import EventType
+
+# Conditions that the program cannot decide, and why.
+LEFT_TO_THE_CORE: Final[Mapping[type, str]] = {
+    Compare: "the duration is computed there",
+    LocationIn: "places are looked up there",
+    SetIn: "sets are searched there",
+}
 
 
 class KernelFilter(NamedTuple):
@@ -111,10 +120,6 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
 
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:
-    kinds = {
-        "the duration is computed there" if isinstance(leaf, Compare) else "places are looked up there"
-        for leaf in find_leaves(rule.expression)
-        if is_undecidable(leaf)
-    }
+    kinds = {LEFT_TO_THE_CORE[type(leaf)] for leaf in find_leaves(rule.expression) if is_undecidable(leaf)}
     for kind in sorted(kinds):
         yield f"rule {number}: {kind}"

@@ -6,6 +6,7 @@ from typing import Final
 
 from conntrackd.filter import fields
 from conntrackd.filter.merge import Interval
+from conntrackd.filter.sets import AddressSet
 from conntrackd.filter.table import FOUND, MAX_NUMBER, WORD_BITS, Condition, Table, Test
 
 # Of a long list the first of it; all of 1,000 addresses help nobody.
@@ -29,6 +30,12 @@ PHRASES: Final[Mapping[str, str]] = {
         if kind in {"address", "port"}
     },
 }
+
+
+def describe_set(addresses: AddressSet) -> str:
+    """Its name and its size, in place of a million networks."""
+    count = addresses.entries
+    return f"@{addresses.name} ({count:,} {'entry' if count == 1 else 'entries'})"
 
 
 def render_table(table: Table) -> str:
@@ -60,6 +67,8 @@ def _render_question(table: Table, test: Test) -> str:
         return f"{side} {_render_condition(table.conditions[bit])}"
     name, _, _ = test.field.partition(".")
     phrase = PHRASES.get(name, name)
+    if test.word:
+        return f"{phrase} in {describe_set(table.sets[test.word - 1])}"
     if test.mask not in (MAX_NUMBER, (1 << 32) - 1):
         phrase += f" & {test.mask:#x}"
     shown = [_render_interval(test.field, interval) for interval in test.intervals[:SHOWN]]

@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     Span,
     TypeIs,
     find_leaves,
@@ -115,6 +116,8 @@ def find_empty_values(expression: Expression) -> Iterator[Reason]:
             case AddressIn(_, prefixes, span):
                 for prefix in prefixes:
                     yield from _check_mapped(prefix, span)
+            case SetIn(_, name, addresses, span) if not addresses.entries:
+                yield Reason(f"the set @{name} is empty, and never matches", span, f"see {addresses.path}")
             case LocationIn(places, values, span) if set(places) <= COUNTRIES:
                 for code in values:
                     yield from _check_country(code, span)

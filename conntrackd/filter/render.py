@@ -21,6 +21,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
 )
@@ -80,6 +81,8 @@ def _render_leaf(leaf: Leaf) -> str:
             text = _render_numbers(leaf)
         case AddressIn(asked, prefixes):
             text = f"{_render_side('address', asked)} {','.join(render_prefix(each) for each in prefixes)}"
+        case SetIn(asked, name):
+            text = f"{_render_side('address', asked)} @{name}"
         case NetworkIn(asked, names):
             text = f"{_render_side('network', asked)} {','.join(names)}"
         case LocationIn():

@@ -16,6 +16,7 @@ from conntrackd.filter.ast import (
     NetworkIn,
     NumberIn,
     Range,
+    SetIn,
     StatusHas,
     TypeIs,
     conjoin,
@@ -24,6 +25,7 @@ from conntrackd.filter.ast import (
     sort_prefixes,
 )
 from conntrackd.filter.sample import MAX_RATE
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.filter.text import Mistake, suggest
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
@@ -73,8 +75,9 @@ EITHER: Final = Side(reply=False, end=None)
 class Builder:
     """Makes leaves, and collects the mistakes found on the way; a leaf of a mistake is still a leaf."""
 
-    def __init__(self) -> None:
+    def __init__(self, sets: Sets = NO_SETS) -> None:
         self.mistakes: list[Mistake] = []
+        self._sets = sets
 
     def build(self, keyword: str, words: list[Word], span: Range) -> Expression:
         """A condition of the form `keyword value,value`."""
@@ -106,15 +109,16 @@ class Builder:
         self, side: Side, words: list[Word], ports: list[Range] | None, span: Range
     ) -> Expression:
         """Addresses; with ports those of the same side, so that `either` becomes two conditions."""
-        prefixes = sort_prefixes(self._collect(words, _parse_prefix))
+        prefixes = sort_prefixes(self._collect((word for word in words if not _is_set(word)), _parse_prefix))
+        sets = self._collect(filter(_is_set, words), self._parse_set)
         if ports is None:
-            return AddressIn(self._find_fields("address", side, span), prefixes, span)
+            return self._join_lists(side, prefixes, sets, span)
         sides = [side] if side.end is not None else [Side(side.reply, 0), Side(side.reply, 1)]
         return disjoin(
             (
                 conjoin(
                     [
-                        AddressIn(self._find_fields("address", each, span), prefixes, span),
+                        self._join_lists(each, prefixes, sets, span),
                         self.build_ports(each, ports, span),
                     ],
                     span,
@@ -123,6 +127,22 @@ class Builder:
             ),
             span,
         )
+
+    def _join_lists(
+        self, side: Side, prefixes: tuple[fields.Prefix, ...], sets: tuple[str, ...], span: Range
+    ) -> Expression:
+        """What is written out and what is in sets."""
+        asked = self._find_fields("address", side, span)
+        written = [AddressIn(asked, prefixes, span)] if prefixes or not sets else []
+        return disjoin([*written, *(SetIn(asked, name, self._sets[name], span) for name in sets)], span)
+
+    def _parse_set(self, word: str) -> str:
+        name = word[1:].lower()
+        if name in self._sets:
+            return name
+        known = ", ".join(f"@{each}" for each in self._sets)
+        hint = f"known here: {known}" if known else f"sets: {{{name or 'NAME'}: FILE}} in the configuration"
+        raise Invalid(f"there is no set {quote(word)}{suggest(name, self._sets)}", hint)
 
     def build_comparison(self, kind: str, reply: bool, operator: str, word: Word, span: Range) -> Expression:
         parse = {"bytes": _parse_size, "duration": _parse_duration, "packets": _parse_packets}[kind]
@@ -222,6 +242,10 @@ class Builder:
         except Invalid as error:
             self.mistakes.append(Mistake(error.message, word.start, word.end, error.hint))
             return []
+
+
+def _is_set(word: Word) -> bool:
+    return word.text.startswith("@")
 
 
 def _to_ranges(numbers: Iterable[int]) -> tuple[Range, ...]:

@@ -16,7 +16,7 @@ KEYS = [
             "conntrack.",
             "events protocols buffer activate netns replay snapshot readers resync reliable kernel_filter",
         ),
-        ("", "filter filter_file"),
+        ("", "filter filter_file sets"),
         ("geoip.", "database locale cache"),
         ("sink.stream.", "enable writer queue"),
         ("sink.journal.", "enable queue"),

@@ -293,8 +293,8 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: known here: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
-            "state_directory, host",
+            "hint: known here: log, conntrack, filter, filter_file, sets, geoip, sink, bus, "
+            "shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
         (

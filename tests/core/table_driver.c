@@ -20,6 +20,23 @@ static uint32_t program_bytes, event_count;
 static struct event *events;
 static uint16_t *kept;
 
+/* 10.0.0.0/8 and 192.0.2.7, 2001:db8::/32; and nothing. */
+static const uint8_t ipv4[] = { 10, 0, 0, 0, 8, 192, 0, 2, 7, 32 };
+static const uint8_t ipv6[17] = { 0x20, 0x01, 0x0d, 0xb8, [16] = 32 };
+static const struct prefixes set = { ipv4, ipv6, 2, 1 }, empty;
+static const struct prefixes *const sets[] = { &set, &empty };
+
+/* How many sets the first program asks for, of those that there are. */
+static uint32_t count_sets(void)
+{
+	struct program_header header;
+
+	if (program_bytes < sizeof(header))
+		return 0;
+	memcpy(&header, program, sizeof(header));
+	return header.sets < 2 ? header.sets : 2;
+}
+
 static void read_file(const char *name)
 {
 	FILE *file = fopen(name, "rb");
@@ -64,7 +81,7 @@ static void set_locations(struct table *table, uint8_t fill)
 
 static int print_decisions(void)
 {
-	struct table *table = open_table(program, program_bytes);
+	struct table *table = open_table(program, program_bytes, sets, count_sets());
 
 	if (!table)
 		return 2;
@@ -128,7 +145,7 @@ static bool try_mutation(uint64_t seed)
 		bytes = next_random(&seed) % (bytes + 1);
 		copy = realloc(copy, bytes ? bytes : 1);
 	}
-	table = open_table(copy, bytes);
+	table = open_table(copy, bytes, sets, count_sets());
 	free(copy);
 	if (!table)
 		return false;
@@ -152,7 +169,7 @@ static int mutate(uint64_t count)
 
 static int measure(int rounds)
 {
-	struct table *table = open_table(program, program_bytes);
+	struct table *table = open_table(program, program_bytes, sets, count_sets());
 	double best = 1e9;
 
 	if (!table)

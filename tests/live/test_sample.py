@@ -1,4 +1,4 @@
-"""A sample with the real kernel: of each flow all of its events or none, and the same flows whoever decides."""
+"""A sample with the real kernel: of a flow all events or none, and the same flows whoever decides."""
 
 import socket
 from collections import defaultdict
