@@ -5,6 +5,7 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 
 import os
 import pwd
+import re
 import ssl
 import subprocess
 import time
@@ -35,6 +36,7 @@ from conntrackd.stats import Stats
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
 Certificate = Option[Path | None]
+SET_WORD: Final = re.compile(r"@([\w-]+)")
 SUDO: Final = "not permitted to look from here; sudo conntrackd check"
 
 
@@ -64,11 +66,11 @@ class Report:
         self.mistakes.append(self.config.explain(option, message, hint, ": "))
 
 
-def verify(reading: Reading) -> Report:
-    """All that can be tried."""
+def verify(reading: Reading, *, alone: bool = False) -> Report:
+    """All that can be tried. `alone`: of one file, whose rules may name sets of another one."""
     config = reading.config
     report = Report(config, list(reading.mistakes), list(config.warnings))
-    _verify_rules(report)
+    _verify_rules(report, knows_sets=not alone and reading.knows(options.SETS.key))
     _verify_databases(report)
     _verify_namespace(report)
     state = config[options.STATE_DIRECTORY]
@@ -83,7 +85,7 @@ def verify(reading: Reading) -> Report:
 # ---- rules --------------------------------------------------------------------------------------------
 
 
-def _verify_rules(report: Report) -> None:
+def _verify_rules(report: Report, *, knows_sets: bool) -> None:
     """Those that can be read, whatever is wrong with the others and with the file."""
     config = report.config
     try:
@@ -98,6 +100,10 @@ def _verify_rules(report: Report) -> None:
             report.mistakes.append(error)
         texts = list_rules(config)
     sets, is_whole = _verify_sets(report)
+    if not knows_sets:
+        names = {name.lower() for text in texts for name in SET_WORD.findall(text.text)}
+        sets = {**{name: make_empty_set(name, Path(name)) for name in names}, **sets}
+        is_whole = False
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]

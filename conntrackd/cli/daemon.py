@@ -99,7 +99,7 @@ def check(arguments: argparse.Namespace) -> int:
     elif arguments.config is not None or collect_flags(arguments):
         raise UsageError("--fragment is about one file alone, and other settings are given")
     else:
-        result = verify(read_fragment(arguments.fragment))
+        result = verify(read_fragment(arguments.fragment), alone=True)
     for warning in result.warnings:
         report.warn(PROGRAM, warning)
     for text in result.untried:

@@ -266,9 +266,9 @@ def parse_sets(items: Sequence[str]) -> tuple[tuple[str, Path], ...]:
             raise BadValueError(item, "names no file", "NAME=PATH, such as bad=/etc/conntrackd/bad.txt")
         if not SET_NAME.fullmatch(name.lower()):
             hint = "up to 32 letters, digits, - and _, a letter in front"
-            raise BadValueError(name, "is not a valid name of a set", hint)
+            raise BadValueError(item, "does not begin with a valid name of a set", hint)
         if name.lower() in found:
-            raise BadValueError(name, "is given twice")
+            raise BadValueError(item, "has the name of another set")
         found[name.lower()] = parse_path(path)
     if len(found) > MAX_SETS:
         raise BadValueError("", f"has {len(found)} sets, {MAX_SETS} are possible")
