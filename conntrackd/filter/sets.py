@@ -9,6 +9,7 @@ import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from os import fstat
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
@@ -24,6 +25,9 @@ MAX_ENTRIES: Final = 1_000_000
 MAX_BYTES: Final = 64 << 20  # of a file: so many of the longest networks, with some comment
 MAX_MISTAKES: Final = 10  # that are shown of one file
 CHUNK: Final = 1 << 16  # bytes that are looked at together
+ENTRY: Final = re.compile(r"[0-9a-fA-F:.]+(/[0-9]{1,3})?", re.ASCII)
+# Of a text that is no address, of a prefix length that there is not, and of what is not to be in a set.
+FAULTS: Final = (OSError, KeyError, ValueError)
 COMMENT: Final = re.compile(r"[#;][^\n]*")
 MAPPED: Final = bytes(10) + b"\xff\xff"
 
@@ -35,14 +39,6 @@ def _list_lengths(bits: int) -> dict[str, tuple[bytes, int]]:
 
 LENGTHS: Final = {4: _list_lengths(32), 16: _list_lengths(128)}
 WHOLE: Final = {4: (b"\x20", 0), 16: (b"\x80", 0)}
-
-
-class BadEntryError(ValueError):
-    """What is wrong with a line, and a hint."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,11 +111,12 @@ def read_lines(name: str, path: Path, file: BinaryIO, room: int = MAX_ENTRIES) -
             message = f"more than {MAX_ENTRIES:,} addresses and networks in all sets"
             raise ConfigError(message, place=f"{path}:{number}")
         try:
-            entry = parse_entry(line)
-        except BadEntryError as error:
+            entry = pack_entry(line)
+        except FAULTS:
             failed += 1
             if failed <= MAX_MISTAKES:
-                mistakes.append(ConfigError(str(error), hint=error.hint, place=f"{path}:{number}"))
+                message, hint = explain(line)
+                mistakes.append(ConfigError(message, hint=hint, place=f"{path}:{number}"))
             continue
         networks[len(entry) - 1] += entry
     if failed > MAX_MISTAKES:
@@ -148,20 +145,30 @@ def _list_lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
                 yield number, found
 
 
-def parse_entry(text: str) -> bytes:
-    """An address, or a network with its prefix length, as 5 or 17 bytes. Raises BadEntryError."""
+def pack_entry(text: str) -> bytes:
+    """An address, or a network with its prefix length, as 5 or 17 bytes. Raises one of FAULTS."""
     address, slash, length = text.partition("/")
-    try:
-        packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
-        byte, host_bits = LENGTHS[len(packed)][length] if slash else WHOLE[len(packed)]
-    except (OSError, KeyError, ValueError) as error:
-        hint = "IPv4 or IPv6, with or without a prefix length, one a line"
-        raise BadEntryError(f"{quote(text)} is not a valid address", hint) from error
+    packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+    byte, host_bits = LENGTHS[len(packed)][length] if slash else WHOLE[len(packed)]
     if host_bits and int.from_bytes(packed, "big") & host_bits:
-        raise BadEntryError(f"{quote(text)} has host bits set under its prefix length")
+        raise ValueError("host bits")
     if packed.startswith(MAPPED):
-        raise BadEntryError(f"{quote(text)} is IPv4-mapped, and never matches", "write it as one of IPv4")
+        raise ValueError("IPv4-mapped")
     return packed + byte
+
+
+def explain(text: str) -> tuple[str, str]:
+    """What is wrong with an entry that cannot be packed, and a hint."""
+    try:
+        network = ip_network(text, strict=False) if ENTRY.fullmatch(text) else None
+    except ValueError:
+        network = None
+    if network is None or str(network.prefixlen) not in {text.partition("/")[2], str(network.max_prefixlen)}:
+        hint = "IPv4 or IPv6, with or without a prefix length, one a line"
+        return f"{quote(text)} is not a valid address", hint
+    if network.network_address.packed.startswith(MAPPED):
+        return f"{quote(text)} is IPv4-mapped, and never matches", "write it as one of IPv4"
+    return f"{quote(text)} has host bits set under its prefix length", f"did you mean {network}?"
 
 
 def find_sort() -> Callable[[bytearray, int], int]:

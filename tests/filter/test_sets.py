@@ -24,7 +24,7 @@ from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import find_warnings
 from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
-from conntrackd.filter.sets import CHUNK, AddressSet, parse_entry, read_lines, read_set, sort_plainly
+from conntrackd.filter.sets import CHUNK, AddressSet, pack_entry, read_lines, read_set, sort_plainly
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow
@@ -240,7 +240,7 @@ def test_what_is_no_sorted_set_the_core_refuses(ipv4: bytes, ipv6: bytes) -> Non
 
 
 def test_a_buffer_stays_as_long_as_it_is_while_the_core_has_it() -> None:
-    networks = bytearray(parse_entry("10.0.0.1"))
+    networks = bytearray(pack_entry("10.0.0.1"))
     held = core.AddressSet(networks, b"")
 
     with pytest.raises(BufferError):
