@@ -175,19 +175,22 @@ class Reader:
         tails, engine = self._pipeline.tails, self._pipeline.engine
         found: list[tuple[Tail, Rendered]] = []
         for tail in tails.wanting if kept else ():
-            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations, is_part=True)
+            own = tail.rules[self._number]
+            wanted = engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
-                found.append((tail, self._render(batch, tails.template, wanted)))
+                found.append((tail, self._render(batch, tails.template, wanted, own)))
         return found
 
-    def _render(self, batch: Batch, template: Template, selection: Selection) -> Rendered:
+    def _render(
+        self, batch: Batch, template: Template, selection: Selection, part: object = None
+    ) -> Rendered:
         engine = self._pipeline.engine
         compiled = self._templates.get(template)
         if compiled is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
             compiled = self._templates[template] = engine.compile_template(template)
-        return engine.render(batch, compiled, selection, self._locations)
+        return engine.render(batch, compiled, selection, self._locations, part)
 
     def _hand_on(
         self,

@@ -124,6 +124,8 @@ struct table {
 	uint32_t last_location; /* the highest number that was set */
 	const struct prefixes **sets; /* which last longer than the table */
 	uint32_t set_count;
+	uint32_t *part_rates; /* of events by their index, as the last decision about a part has left them */
+	size_t part_slots;
 };
 
 /* NULL: the program is not one, or not one for so many sets, or there is no memory for it (errno is ENOMEM then, else
@@ -137,9 +139,17 @@ bool table_set_location(struct table *table, uint32_t number, const uint8_t *bit
 
 /* Of `count` events, those at the indexes `among` (NULL: the first ones), writes the indexes of those that are kept, in
  * their order, and returns how many they are. `kept` has room for all, and may be `among`. Sets the sample_rate of
- * all; `is_part`: the events are what another table has kept, whose rate counts too, and which goes on to hold. */
+ * events; `is_part`: they are what another table has kept, which keeps its rates, and those of this table go where
+ * reserve_rates() has made room. */
 size_t decide(struct table *table, struct event *events, const uint16_t *among, size_t count, uint16_t *kept,
 	      bool is_part);
+
+/* Room for the rates of so many events. False for want of memory. */
+bool reserve_rates(struct table *table, size_t count);
+
+/* Exchanges the rates of these events with what they are by this table too: of a sample of a sample the smaller one.
+ * Called again it gives them back. Events without room had no decision by the table. */
+void exchange_rates(struct table *table, struct event *events, const uint16_t *indexes, size_t count);
 
 /* filter/sample.py, mix(). Of two samples of one id the smaller is a part of the larger. */
 static inline uint32_t mix_id(uint32_t id)

@@ -233,6 +233,7 @@ void close_table(struct table *table)
 	free(table->index_entries);
 	free(table->locations);
 	free(table->sets);
+	free(table->part_rates);
 	free(table);
 }
 

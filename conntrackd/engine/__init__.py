@@ -154,8 +154,8 @@ class Engine(Protocol):
     ) -> Selection:
         """Those that the rules keep, in their order, each with the rate of the sample that it is in.
 
-        `is_part`: they are what another table has kept, so that they are in its sample, too. That one's
-        rates are kept for the next decision about a part; for render() the last decision counts.
+        `is_part`: they are what another table has kept, whose rates they keep. Those of this one are for
+        render(), until its next decision.
         """
 
     def render(
@@ -164,8 +164,12 @@ class Engine(Protocol):
         template: Opaque,
         selection: Selection,
         locations: Opaque | None,
+        part: Opaque | None = None,
     ) -> Rendered:
-        """The events of a selection, at least one, in the form of a compiled template."""
+        """The events of a selection, at least one, in the form of a compiled template.
+
+        `part` is the table that has decided about them as a part: the sample is that of both.
+        """
 
 
 def find_engine(environ: Mapping[str, str] | None = None) -> Engine:

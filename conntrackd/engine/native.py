@@ -163,9 +163,12 @@ class NativeEngine:
         template: NativeTemplate,
         selection: Selection,
         locations: NativeLocations | None,
+        part: NativeTable | None = None,
     ) -> Rendered:
         if locations is not None:
             locations.teach(template)
-        text, ends, streams, moments, time = batch.render(template.core, selection)
+        text, ends, streams, moments, time = batch.render(
+            template.core, selection, None if part is None else part.core
+        )
         kinds = tuple(Stream(*stream) for stream in streams)
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -7,7 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
@@ -33,7 +33,6 @@ class PlainBatch:
         self.flows: list[Flow] = []
         self._tells_reason = tells_reason
         self._datagrams: list[bytes] = []
-        self._first_rates: dict[int, int] = {}
         self._malformed = 0
         self._read_at = 0.0
 
@@ -113,14 +112,6 @@ class PlainBatch:
         """Numbers of events as a selection."""
         return array("H", indexes).tobytes()
 
-    def set_rate(self, index: int, rate: int, *, is_part: bool) -> None:
-        """The sample that an event is in by the last decision: see Engine.decide()."""
-        if is_part:
-            rate = max(rate, self._first_rates.get(index, 0))
-        else:
-            self._first_rates[index] = rate
-        self.flows[index].sample_rate = rate or ABSENT
-
     def list_moments(self) -> list[int]:
         """The time of each event; one nanosecond after the last one's where both have the same."""
         moments: list[int] = []
@@ -131,7 +122,7 @@ class PlainBatch:
 
     def _begin(self, received_ns: int) -> None:
         self.received_ns = received_ns
-        self.flows, self._datagrams, self._first_rates, self._malformed = [], [], {}, 0
+        self.flows, self._datagrams, self._malformed = [], [], 0
 
     def _append(self, message: bytes) -> None:
         try:
@@ -173,6 +164,7 @@ class PlainTable:
     events: int
     needs_location: bool
     counts: list[int]
+    part_rates: dict[int, int] = field(default_factory=dict)
 
     def decide(self, flow: Flow) -> Decision:
         """What becomes of it; counts who decided."""
@@ -275,13 +267,25 @@ class PlainEngine:
         kept = []
         for index in batch.list_indexes(among):
             decision = table.decide(batch.flows[index])
-            batch.set_rate(index, table.find_rate(decision), is_part=is_part)
+            flow, rate = batch.flows[index], table.find_rate(decision)
+            if is_part:
+                table.part_rates[index] = max(rate, flow.sample_rate) or ABSENT
+            else:
+                flow.sample_rate = rate or ABSENT
             kept += [index] if decision.keep else []
         return batch.make_selection(kept)
 
     def render(
-        self, batch: PlainBatch, template: Template, selection: Selection, _: PlainLocations | None
+        self,
+        batch: PlainBatch,
+        template: Template,
+        selection: Selection,
+        _: PlainLocations | None,
+        part: PlainTable | None = None,
     ) -> Rendered:
-        moments = batch.list_moments()
-        chosen = [moments[index] for index in batch.list_indexes(selection)]
-        return render_flows(template, batch.select(selection), chosen, self._label_names)
+        moments, indexes = batch.list_moments(), batch.list_indexes(selection)
+        flows = batch.select(selection)
+        if part is not None:
+            rates = [part.part_rates[index] for index in indexes]
+            flows = [replace(flow, sample_rate=rate) for flow, rate in zip(flows, rates, strict=True)]
+        return render_flows(template, flows, [moments[index] for index in indexes], self._label_names)

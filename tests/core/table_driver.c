@@ -152,7 +152,9 @@ static bool try_mutation(uint64_t seed)
 	if (table->location_words < 64) /* what is right, and needs gigabytes */
 		set_locations(table, (uint8_t)next_random(&seed));
 	decide(table, events, NULL, event_count, kept, false);
-	decide(table, events, NULL, event_count, kept, true);
+	if (!reserve_rates(table, event_count))
+		exit(2);
+	exchange_rates(table, events, kept, decide(table, events, NULL, event_count, kept, true));
 	close_table(table);
 	return true;
 }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd.engine import Engine
+from conntrackd.engine import Batch, Engine
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rule
@@ -28,6 +28,7 @@ from tests.filter.rows import FLOW, parse
 from tests.filter.test_kernel import ALL, passes
 from tests.messages import build_message
 
+Sampled = tuple[int, int | None]
 RANDOM = random.Random(1)
 IDS = [RANDOM.getrandbits(32) for _ in range(1 << 16)]
 # A sample that is fair is off by more than this in one of 10^15 trials; and the ids are the same in each run.
@@ -166,22 +167,31 @@ def test_what_the_kernel_cannot_decide_it_does_not_sample(condition: str) -> Non
 # -- the record
 
 
-def list_records(
-    engine: Engine, flows: Sequence[Flow], *tables: Sequence[str]
-) -> list[tuple[int, int | None]]:
-    """Ids and rates of what is left of the flows when one filter after the other has decided."""
+def open_batch(engine: Engine, flows: Sequence[Flow]) -> Batch:
     batch = engine.open_batch()
     messages = b"".join(map(build_message, flows))
     assert batch.load(messages, 0, RECEIVED_NS)[1] == len(flows)
-    kept = None
-    for texts in tables:
-        is_part = kept is not None
-        kept = engine.decide(batch, engine.compile_table(parse(*texts)), kept, None, is_part=is_part)
+    return batch
+
+
+def read_records(engine: Engine, batch: Batch, kept: bytes, part: object = None) -> list[Sampled]:
+    """Ids and rates of the records of these events."""
     if not kept:
         return []
-    text = engine.render(batch, engine.compile_template(json_lines.TEMPLATE), kept, None).text
-    records = [json.loads(line) for line in text.splitlines()]
-    return [(record["flow"], record.get("sample_rate")) for record in records]
+    text = engine.render(batch, engine.compile_template(json_lines.TEMPLATE), kept, None, part).text
+    return [(record["flow"], record.get("sample_rate")) for record in map(json.loads, text.splitlines())]
+
+
+def list_records(
+    engine: Engine, flows: Sequence[Flow], texts: Sequence[str], more: Sequence[str] = ()
+) -> list[Sampled]:
+    """What is left of the flows when a filter, and then one behind it, has decided."""
+    batch = open_batch(engine, flows)
+    kept, part = engine.decide(batch, engine.compile_table(parse(*texts)), None, None), None
+    if more:
+        part = engine.compile_table(parse(*more))
+        kept = engine.decide(batch, part, kept, None, is_part=True)
+    return read_records(engine, batch, kept, part)
 
 
 FLOWS = [with_id(each, port=port) for each in IDS[:100] for port in (53, 443)]
@@ -216,10 +226,19 @@ def test_of_a_sample_of_a_sample_the_rate_is_that_of_the_smaller(
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-def test_what_one_part_was_sampled_by_is_nothing_to_the_next(engine: Engine) -> None:
-    sampled = list_records(engine, FLOWS, ["log any"], ["log any sample 1/5"], ["log any"])
+def test_parts_that_are_decided_before_any_is_written_have_each_its_own_rates(engine: Engine) -> None:
+    batch = open_batch(engine, FLOWS)
+    kept = engine.decide(batch, engine.compile_table(parse(*MIXED)), None, None)
+    rules = ["log any sample 1/5", "log any", "log port 53 sample 1/2"]
+    tables = [engine.compile_table(parse(text)) for text in rules]
+    parts = [(table, engine.decide(batch, table, kept, None, is_part=True)) for table in tables]
+    whole = read_records(engine, batch, kept)
 
-    assert {rate for _, rate in sampled} == {None}
+    for _ in range(2):  # what was written is written the same again
+        found = [{rate for _, rate in read_records(engine, batch, part, table)} for table, part in parts]
+        assert found == [{5}, {4, None}, {4, None}]
+        assert read_records(engine, batch, kept) == whole
+        assert {rate for _, rate in whole} == {4, None}
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -232,3 +251,12 @@ def test_the_scaled_sum_is_that_of_all_within_its_bounds(engine: Engine) -> None
         )
 
     assert is_fair(total // 10, len(flows), 1 / 10)
+
+
+def test_only_a_table_has_rates_of_a_part() -> None:
+    native = ENGINES[0]
+    batch = open_batch(native, FLOWS[:1])
+    template = native.compile_template(json_lines.TEMPLATE)
+
+    with pytest.raises(TypeError, match="a part is decided by a Table"):
+        batch.render(template.core, None, template.core)  # type: ignore[attr-defined]
