@@ -16,33 +16,33 @@ class SetFile(NamedTuple):
 
     name: str
     path: Path
-    place: str
+    origin: str
 
     def read(self, room: int = MAX_ENTRIES) -> AddressSet:
-        """Raises ConfigError, of the setting's place where the file cannot be read, and ManyErrors."""
+        """Raises ConfigError, of the setting's origin where the file cannot be read, and ManyErrors."""
         try:
             return read_set(self.name, self.path, room)
         except ConfigError as error:
-            if not error.place:
-                error.place = self.place
+            if not error.origin:
+                error.origin = self.origin
                 error.message = f"{options.SETS.key}: {self.name}: {error.message}"
             raise
 
 
 def list_set_files(config: Config) -> Iterator[SetFile]:
     """In the order of the setting."""
-    for (name, path), place in zip(config[options.SETS], config.places(options.SETS), strict=True):
-        yield SetFile(name, path, place)
+    for (name, path), origin in zip(config[options.SETS], config.origins(options.SETS), strict=True):
+        yield SetFile(name, path, origin)
 
 
 def read_sets(config: Config) -> Sets:
     """All of them, or ManyErrors for what is wrong with any of them. Takes a second for a million lines."""
     found: dict[str, AddressSet] = {}
     errors: list[ConntrackdError] = []
-    for each in list_set_files(config):
+    for file in list_set_files(config):
         try:
             room = MAX_ENTRIES - sum(known.entries for known in found.values())
-            found[each.name] = each.read(room)
+            found[file.name] = file.read(room)
         except ManyErrors as error:
             errors += error.errors
         except ConfigError as error:

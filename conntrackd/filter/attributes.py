@@ -14,7 +14,7 @@ from conntrackd.filter.ast import (
     NumberIn,
     SetIn,
     StatusHas,
-    find_leaves,
+    list_leaves,
 )
 from conntrackd.filter.fields import DURATION, Field
 from conntrackd.flow import Nat
@@ -27,10 +27,10 @@ def is_undecidable(leaf: Leaf) -> bool:
 
 def list_fields(expression: Expression) -> Iterator[Field]:
     """The attributes of the message that a condition asks for."""
-    for leaf in find_leaves(expression):
+    for leaf in list_leaves(expression):
         match leaf:
             case NumberIn(asked) | AddressIn(asked):
-                yield from (each for each in asked if each.paths)
+                yield from (field for field in asked if field.paths)
             case StatusHas():
                 yield fields.STATUS
             case MarkIn():

@@ -31,8 +31,8 @@ from conntrackd.filter.ast import (
     SetIn,
     StatusHas,
     TypeIs,
-    find_leaves,
-    find_span,
+    compute_span,
+    list_leaves,
     merge_ranges,
 )
 from conntrackd.filter.attributes import is_undecidable, list_fields
@@ -77,7 +77,7 @@ class Goal:
 
 
 class Program:
-    """Writes one program."""
+    """Compiles one program."""
 
     def __init__(self, rules: Sequence[Rule], protocols: frozenset[int] | None, events: int) -> None:
         self._rules = rules
@@ -91,7 +91,14 @@ class Program:
         self._samples: dict[int, str] = {}
 
     def write(self) -> list[Instruction] | None:
-        """None as soon as it is seen to be too long; `written` is the number of rules up to there."""
+        """Compile the rules; None as soon as they are too long, with `written` the number of rules so far.
+
+        First the event's type, then the protocols of the settings, both of which reject most. Then one search
+        for each attribute that a rule asks about, into a word of scratch memory; attributes beyond its size
+        make their conditions undecidable. Then the rules, each with its conditions as jumps: true goes to the
+        rule's action, false to the next rule. What cannot be decided here is passed up by a rule that logs,
+        and goes on to the next rule behind one that drops.
+        """
         wanted = [fields.PROTOCOL] if self._protocols is not None else []
         wanted += [field for rule in self._rules for field in list_fields(rule.expression)]
         for field in dict.fromkeys(wanted):
@@ -112,7 +119,7 @@ class Program:
         for rate, label in self._samples.items():
             self._write_sample(rate, label)
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
-        if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
+        if any(isinstance(step, Step) and DROP in (step.yes, step.no) for step in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
         program = bpf.link(self._steps)
         return program if len(program) <= bpf.ROOM else None
@@ -135,7 +142,7 @@ class Program:
     # ---- before the rules -----------------------------------------------------------------------------
 
     def _write_type(self) -> None:
-        """The type's bit into its slot. What is no event is passed up, to be counted there."""
+        """Store the type's bit in its slot. What is not an event is passed up, to be counted there."""
         known, other, destroy, update, new, done = (self._new_label() for _ in range(6))
         self._add(bpf.LD_BYTE, TYPE_OFFSET + HIGH)
         self._add(bpf.JEQ, NFNL_SUBSYS_CTNETLINK, known, ACCEPT)
@@ -170,7 +177,7 @@ class Program:
         self._add(bpf.JEQ, 0, ACCEPT, found)  # without one it is malformed, which is counted
         self._mark(found)
         self._load_value(fields.PROTOCOL)
-        self._write_ranges([(each, each) for each in sorted(self._protocols)], ours, DROP)
+        self._write_ranges([(number, number) for number in sorted(self._protocols)], ours, DROP)
         self._mark(ours)
 
     def _write_search(self, field: Field) -> None:
@@ -221,7 +228,7 @@ class Program:
 
     def _find_end(self, rule: Rule) -> str:
         """Where what a rule that logs matches goes: through its sample only where the match is sure."""
-        if not rule.sample or any(map(self._is_unsure, find_leaves(rule.expression))):
+        if not rule.sample or any(map(self._is_unsure, list_leaves(rule.expression))):
             return ACCEPT
         return self._samples.setdefault(rule.sample, f"sample {rule.sample}")
 
@@ -234,7 +241,7 @@ class Program:
         self._mark(carried)
         self._add(bpf.TAX)
         self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
-        for shift, factors in zip(SHIFTS, (*((each,) for each in FACTORS), ()), strict=True):
+        for shift, factors in zip(SHIFTS, (*((factor,) for factor in FACTORS), ()), strict=True):
             self._steps += [Step(bpf.TAX), Step(bpf.RSH, shift), Step(bpf.XOR_X)]
             self._steps += [Step(bpf.MUL, factor) for factor in factors]
         self._add(bpf.JGT, find_limit(rate), DROP, ACCEPT)
@@ -365,7 +372,7 @@ class Program:
         self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
         self._mark(ipv4)
-        spans = merge_ranges(find_span(each) for each in leaf.prefixes if len(each.network) == 4)
+        spans = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
         for field in leaf.fields if spans else ():
             further = self._new_label()
             self._add(bpf.LDX_MEM, self._slots[field])

@@ -37,7 +37,7 @@ def list_sections(
 ) -> dict[str, list[str]]:
     """The lines of each section, by its heading."""
     kernel = compile_kernel(rules, protocols=protocols, events=events)
-    groups = [each.name or "" for each in EventType if each & kernel.groups]
+    groups = [event_type.name or "" for event_type in EventType if event_type & kernel.groups]
     program = kernel.program
     sections = {
         "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
@@ -54,7 +54,7 @@ def list_sections(
     }
     sets = find_sets(rules)
     if sets:
-        sections["Sets"] = [f"{describe_set(each)} from {each.path}" for each in sets.values()]
+        sections["Sets"] = [f"{describe_set(found)} from {found.path}" for found in sets.values()]
     if core:
         sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()
     if listing:

@@ -22,7 +22,7 @@ from conntrackd.filter.ast import (
     Rule,
     SetIn,
     TypeIs,
-    find_leaves,
+    list_leaves,
     push_not_inward,
 )
 from conntrackd.filter.attributes import is_undecidable
@@ -32,7 +32,7 @@ from conntrackd.flow import EventType
 # Conditions that the program cannot decide, and why.
 LEFT_TO_THE_CORE: Final[Mapping[type, str]] = {
     Compare: "the duration is computed there",
-    LocationIn: "places are looked up there",
+    LocationIn: "locations are looked up there",
     SetIn: "sets are searched there",
 }
 
@@ -49,12 +49,12 @@ class KernelFilter(NamedTuple):
 def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
     """Groups and program for rules, protocols (None: all) and event types (bits)."""
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
-    groups = sum(each for each in _list_types(events) if may_keep(plain, each))
+    groups = sum(event_type for event_type in _list_types(events) if may_keep(plain, event_type))
     length, program = _fit(plain, protocols, events)
     notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
     if length < len(rules):
         notes.append(f"rules {length + 1} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
-    if not any(each.code == bpf.RET and each.k == 0 for each in program):
+    if not any(instruction.code == bpf.RET and instruction.k == 0 for instruction in program):
         return KernelFilter(groups, None, notes)
     return KernelFilter(groups, program, notes)
 
@@ -82,13 +82,17 @@ def _fit(
 
 
 def _list_types(events: int) -> Iterator[int]:
-    return (int(each) for each in (EventType.NEW, EventType.UPDATE, EventType.DESTROY) if each & events)
+    return (
+        int(event_type)
+        for event_type in (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
+        if event_type & events
+    )
 
 
 def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
-    """Whether the rules keep any event of this type, as far as the type alone tells."""
+    """Whether the rules keep any event of this type, as far as the type alone decides it."""
     for rule in rules:
-        answer = _judge(rule.expression, event_type)
+        answer = _evaluate_type(rule.expression, event_type)
         if answer is not False and rule.keep:
             return True
         if answer is True:
@@ -96,7 +100,7 @@ def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
     return True
 
 
-def _judge(expression: Expression, event_type: int) -> bool | None:
+def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
     """What is known of the expression when only the type is; None: it depends."""
     match expression:
         case Anything():
@@ -104,13 +108,13 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
         case TypeIs(mask):
             return bool(mask & event_type)
         case Not(item):
-            answer = _judge(item, event_type)
+            answer = _evaluate_type(item, event_type)
             return None if answer is None else not answer
         case And(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return False if False in answers else None if None in answers else True
         case Or(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return True if True in answers else None if None in answers else False
         case _:
             return None
@@ -120,6 +124,6 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
 
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:
-    kinds = {LEFT_TO_THE_CORE[type(leaf)] for leaf in find_leaves(rule.expression) if is_undecidable(leaf)}
+    kinds = {LEFT_TO_THE_CORE[type(leaf)] for leaf in list_leaves(rule.expression) if is_undecidable(leaf)}
     for kind in sorted(kinds):
         yield f"rule {number}: {kind}"

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 from conntrackd import files
 from conntrackd.errors import ConfigError, ManyErrors
 from conntrackd.text import quote
+from conntrackd.units import render_limit
 
 # In all sets together. An address of IPv4 takes 5 bytes, one of IPv6 17.
 MAX_ENTRIES: Final = 1_000_000
@@ -90,7 +91,7 @@ def read_set(name: str, path: Path, room: int = MAX_ENTRIES) -> AddressSet:
         with files.open_file(path, MAX_BYTES) as file:
             if fstat(file.fileno()).st_mode & stat.S_IWOTH:
                 hint = f"chmod o-w '{path}'"
-                raise ConfigError("every user may change this file", hint=hint, place=str(path))
+                raise ConfigError("every user may change this file", hint=hint, origin=str(path))
             return read_lines(name, path, file, room)
     except files.KindError as error:
         raise ConfigError(f"{path} {error}") from error
@@ -109,19 +110,19 @@ def read_lines(name: str, path: Path, file: BinaryIO, room: int = MAX_ENTRIES) -
         entries += 1
         if entries > room:
             message = f"more than {MAX_ENTRIES:,} addresses and networks in all sets"
-            raise ConfigError(message, place=f"{path}:{number}")
+            raise ConfigError(message, origin=f"{path}:{number}")
         try:
             entry = pack_entry(line)
         except FAULTS:
             failed += 1
             if failed <= MAX_MISTAKES:
                 message, hint = explain(line)
-                mistakes.append(ConfigError(message, hint=hint, place=f"{path}:{number}"))
+                mistakes.append(ConfigError(message, hint=hint, origin=f"{path}:{number}"))
             continue
         networks[len(entry) - 1] += entry
     if failed > MAX_MISTAKES:
         more = f"{failed - MAX_MISTAKES:,} more lines are not valid"
-        mistakes.append(ConfigError(more, place=str(path)))
+        mistakes.append(ConfigError(more, origin=str(path)))
     if mistakes:
         raise ManyErrors(mistakes)
     for size, found in networks.items():
@@ -135,7 +136,7 @@ def _list_lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     while read := file.read(CHUNK) + file.readline(MAX_BYTES):
         total += len(read)
         if total > MAX_BYTES:  # it grew, or does not know its size, as those in /proc
-            raise files.KindError(f"is larger than {files.describe_limit(MAX_BYTES)}")
+            raise files.KindError(f"is larger than {render_limit(MAX_BYTES)}")
         # No byte is a mistake in a comment; in an address each beyond ASCII is.
         chunk = read.decode("latin-1")
         if "#" in chunk or ";" in chunk:

@@ -69,12 +69,12 @@ def test_all_that_is_wrong_with_any_file_is_told_and_what_is_missing_by_the_sett
 
     with pytest.raises(ManyErrors) as caught:
         read_sets(config)
-    assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in caught.value.errors] == [
+    assert [str(error).splitlines()[0].replace(f"{tmp_path}/", "") for error in caught.value.errors] == [
         "one:2: 'x' is not a valid address",
         "one:3: '10.0.0.1/8' has host bits set under its prefix length",
         "conntrackd.yaml:4: sets: c: nowhere: No such file or directory",
         "open: every user may change this file",
-        f"conntrackd.yaml:6: sets: e: {tmp_path} is a directory, and no file",
+        f"conntrackd.yaml:6: sets: e: {tmp_path} is a directory, not a file",
     ]
 
 

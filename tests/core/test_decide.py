@@ -11,10 +11,10 @@ from typing import Any, Final
 import pytest
 
 from conntrackd.core import _core as core
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.table import FORMAT, NUMBERS, assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow
 from tests.core.build import build_driver, make_environment
 from tests.core.deciding import load

@@ -234,7 +234,7 @@ set_leaves: list[st.SearchStrategy[Expression]] = [
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(
-        lambda asked, each: SetIn(asked, each.name, each),
+        lambda asked, found: SetIn(asked, found.name, found),
         one_or_both(find_pairs("address")),
         st.sampled_from(list(SETS.values())),
     ),
@@ -244,7 +244,7 @@ other_leaves: st.SearchStrategy[Expression] = st.one_of(
     ),
     st.builds(
         Compare,
-        st.sampled_from([each for each in fields.COUNTERS.values() if each is not fields.DURATION]),
+        st.sampled_from([field for field in fields.COUNTERS.values() if field is not fields.DURATION]),
         st.sampled_from(fields.OPERATORS),
         st.sampled_from(COUNTS),
     ),

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrackd.engine import Batch, Engine
+from conntrackd.engine import Engine, EventBatch
 from conntrackd.errors import ManyErrors
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
 from conntrackd.filter.sample import MAX_RATE, WORD, is_sampled, mix
+from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow
 from conntrackd.render import json as json_lines
 from tests.core.deciding import Core
@@ -99,22 +99,24 @@ def is_fair(hits: int, trials: int, share: float) -> bool:
 
 @pytest.mark.parametrize("rate", [2, 3, 7, 10, 16, 100, 1000])
 def test_the_sample_has_as_many_flows_as_it_says(rate: int) -> None:
-    assert is_fair(sum(is_sampled(each, rate) for each in IDS), len(IDS), 1 / rate)
+    assert is_fair(sum(is_sampled(flow_id, rate) for flow_id in IDS), len(IDS), 1 / rate)
     # Ids of a kernel before 5.1 are places in memory, which have a distance.
-    assert is_fair(sum(is_sampled(320 * each & WORD, rate) for each in range(1 << 14)), 1 << 14, 1 / rate)
+    assert is_fair(
+        sum(is_sampled(320 * flow_id & WORD, rate) for flow_id in range(1 << 14)), 1 << 14, 1 / rate
+    )
 
 
 @pytest.mark.parametrize("readers", range(2, 17))
 @pytest.mark.parametrize("rate", [2, 3, 8, 16])
 def test_each_reader_has_its_part_of_the_sample(readers: int, rate: int) -> None:
     for number in range(readers):
-        share = [each for each in IDS if each % readers == number]
-        assert is_fair(sum(is_sampled(each, rate) for each in share), len(share), 1 / rate)
+        share = [flow_id for flow_id in IDS if flow_id % readers == number]
+        assert is_fair(sum(is_sampled(flow_id, rate) for flow_id in share), len(share), 1 / rate)
 
 
 def test_samples_are_nested() -> None:
-    assert all(is_sampled(each, 10) for each in IDS if is_sampled(each, 100))
-    assert all(is_sampled(each, 99) for each in IDS if is_sampled(each, 100))
+    assert all(is_sampled(flow_id, 10) for flow_id in IDS if is_sampled(flow_id, 100))
+    assert all(is_sampled(flow_id, 99) for flow_id in IDS if is_sampled(flow_id, 100))
 
 
 @given(st.integers(0, WORD), st.integers(2, MAX_RATE))
@@ -128,7 +130,7 @@ def test_the_highest_and_the_lowest_hash_are_the_ends(flow_id: int, rate: int) -
 @pytest.mark.parametrize("rate", [2, 3, 10, 1000])
 def test_reference_core_and_kernel_have_the_same_flows(rate: int) -> None:
     rules = parse(f"log type NEW,DESTROY sample 1/{rate}", "drop any")
-    flows = [with_id(each) for each in [0, 1, WORD, 1 << 31, *IDS[:2000]]]
+    flows = [with_id(flow_id) for flow_id in [0, 1, WORD, 1 << 31, *IDS[:2000]]]
     expected = [is_sampled(flow.id, rate) for flow in flows]
     kernel = compile_kernel(rules, protocols=None, events=ALL)
 
@@ -141,18 +143,18 @@ def test_a_flow_has_all_of_its_events_or_none() -> None:
     rules = parse("log port 443 sample 1/3", "drop any")
     core = Core(compile_table(rules))
     for flow_id in IDS[:300]:
-        kept = core.keep([with_id(flow_id, each) for each in (1, 2, 2, 4)])
+        kept = core.keep([with_id(flow_id, event_type) for event_type in (1, 2, 2, 4)])
         assert kept == ([0, 1, 2, 3] if is_sampled(flow_id, 3) else [])
 
 
 def test_the_first_match_wins_though_it_is_not_logged() -> None:
     rules = parse("log port 443 sample 1/2", "log port 443", "log any")
     core = Core(compile_table(rules))
-    flows = [with_id(each) for each in IDS[:100]]
+    flows = [with_id(flow_id) for flow_id in IDS[:100]]
 
     assert core.keep(flows) == [n for n, flow in enumerate(flows) if is_sampled(flow.id, 2)]
     assert core.table.counts == [0, 100, 0, 0]
-    assert [each.number for each in find_unreachable(rules)] == [2]
+    assert [rule.number for rule in list_shadowed(rules)] == [2]
 
 
 @pytest.mark.parametrize("condition", ["country DE", "duration > 5s", "not country DE and port 443"])
@@ -161,20 +163,20 @@ def test_what_the_kernel_cannot_decide_it_does_not_sample(condition: str) -> Non
     rules = parse(f"log {condition} sample 1/1000", "log port 443", "drop any")
     kernel = compile_kernel(rules, protocols=None, events=ALL)
 
-    assert passes(kernel.program, [build_message(with_id(each)) for each in IDS[:50]]) == [True] * 50
+    assert passes(kernel.program, [build_message(with_id(flow_id)) for flow_id in IDS[:50]]) == [True] * 50
 
 
 # -- the record
 
 
-def open_batch(engine: Engine, flows: Sequence[Flow]) -> Batch:
+def open_batch(engine: Engine, flows: Sequence[Flow]) -> EventBatch:
     batch = engine.open_batch()
     messages = b"".join(map(build_message, flows))
     assert batch.load(messages, 0, RECEIVED_NS)[1] == len(flows)
     return batch
 
 
-def read_records(engine: Engine, batch: Batch, kept: bytes, part: object = None) -> list[Sampled]:
+def read_records(engine: Engine, batch: EventBatch, kept: bytes, part: object = None) -> list[Sampled]:
     """Ids and rates of the records of these events."""
     if not kept:
         return []
@@ -194,7 +196,7 @@ def list_records(
     return read_records(engine, batch, kept, part)
 
 
-FLOWS = [with_id(each, port=port) for each in IDS[:100] for port in (53, 443)]
+FLOWS = [with_id(flow_id, port=port) for flow_id in IDS[:100] for port in (53, 443)]
 MIXED = ("log port 53 sample 1/4", "log any")
 
 
@@ -217,7 +219,7 @@ def test_of_a_sample_of_a_sample_the_rate_is_that_of_the_smaller(
     second = f"log any sample 1/{rate}" if rate else "log any"
     found = list_records(engine, FLOWS, MIXED, [second])
 
-    assert {each for _, each in found} == rates
+    assert {rate for _, rate in found} == rates
     assert [flow_id for flow_id, _ in found] == [
         flow.id
         for flow in FLOWS
@@ -243,7 +245,7 @@ def test_parts_that_are_decided_before_any_is_written_have_each_its_own_rates(en
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_the_scaled_sum_is_that_of_all_within_its_bounds(engine: Engine) -> None:
-    flows = [with_id(each) for each in IDS[:4000]]
+    flows = [with_id(flow_id) for flow_id in IDS[:4000]]
     total = 0
     for start in range(0, len(flows), 200):
         total += sum(

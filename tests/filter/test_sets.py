@@ -18,15 +18,15 @@ from conntrackd.core import _core as core
 from conntrackd.engine.native import open_table
 from conntrackd.errors import ConfigError, ManyErrors
 from conntrackd.filter import sets
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import list_sections
 from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.never import find_warnings
-from conntrackd.filter.reach import find_unreachable
+from conntrackd.filter.never import list_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import CHUNK, AddressSet, pack_entry, read_lines, read_set, sort_plainly
+from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow
 from tests.core.deciding import Core
 from tests.filter.rows import FLOW, IPV6
@@ -104,13 +104,13 @@ def test_a_mistake_is_named_by_its_line(line: str, message: str) -> None:
         read(b"10.0.0.1\n\n" + line.encode() + b"\n10.0.0.2")
     (mistake,) = caught.value.errors
 
-    assert (mistake.place, mistake.message) == ("/bad.txt:3", message)
+    assert (mistake.origin, mistake.message) == ("/bad.txt:3", message)
 
 
 def test_of_many_mistakes_the_first_ten_are_shown_and_the_others_counted() -> None:
     with pytest.raises(ManyErrors) as caught:
         read(b"".join(b"%d\n" % number for number in range(10_000)), 10_000)
-    places = [error.place for error in caught.value.errors]
+    places = [error.origin for error in caught.value.errors]
 
     assert places == [*(f"/bad.txt:{number}" for number in range(1, 11)), "/bad.txt"]
     assert caught.value.errors[-1].message == "9,990 more lines are not valid"
@@ -121,7 +121,7 @@ def test_lines_are_numbered_beyond_the_first_chunk() -> None:
 
     with pytest.raises(ManyErrors, match="nothing") as caught:
         read(content, 1 << 20)
-    assert caught.value.errors[0].place == f"/bad.txt:{CHUNK // 4 + 1}"
+    assert caught.value.errors[0].origin == f"/bad.txt:{CHUNK // 4 + 1}"
     assert read(content.removesuffix(b"nothing\n"), 1 << 20).entries == CHUNK // 4
 
 
@@ -129,7 +129,7 @@ def test_there_is_room_for_so_many_in_all_and_no_more() -> None:
     assert read(b"10.0.0.1\n" * 3, 3).entries == 3
     with pytest.raises(ConfigError, match="more than 1,000,000 addresses and networks in all sets") as caught:
         read(b"10.0.0.1\n" * 4, 3)
-    assert caught.value.place == "/bad.txt:4"
+    assert caught.value.origin == "/bad.txt:4"
 
 
 def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, mocker: MockerFixture) -> None:
@@ -140,8 +140,8 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, mocker: MockerFixtu
     mocker.patch.object(sets, "MAX_BYTES", 8)
 
     for name, message in (
-        ("fifo", f"{tmp_path}/fifo is a named pipe, and no file"),
-        ("", f"{tmp_path} is a directory, and no file"),
+        ("fifo", f"{tmp_path}/fifo is a named pipe, not a file"),
+        ("", f"{tmp_path} is a directory, not a file"),
         ("none", f"{tmp_path}/none: No such file or directory"),
         ("large", f"{tmp_path}/large is larger than 0 KiB"),
     ):
@@ -174,19 +174,19 @@ def test_core_and_reference_sort_and_search_alike(
 ) -> None:
     for size in (4, 16):
         chosen = [ip_network(pair) for pair in found if len(pair[0]) == size]
-        raw = b"".join(each.network_address.packed + bytes([each.prefixlen]) for each in chosen)
+        raw = b"".join(network.network_address.packed + bytes([network.prefixlen]) for network in chosen)
         by_core, plainly = bytearray(raw), bytearray(raw)
         del by_core[core.sort_prefixes(by_core, size) :]
         del plainly[sort_plainly(plainly, size) :]
         addresses = list(ADDRESSES[4 if size == 4 else 6])
-        addresses += [each.network_address.packed for each in chosen]
-        addresses += [each.broadcast_address.packed for each in chosen]
+        addresses += [network.network_address.packed for network in chosen]
+        addresses += [network.broadcast_address.packed for network in chosen]
         addresses += [number.to_bytes(4, "big") for number in more] if size == 4 else []
         both = {4: bytearray(), 16: bytearray()} | {size: by_core}
         made = AddressSet("x", Path("x"), len(chosen), both)  # type: ignore[arg-type]
 
         assert by_core == plainly
-        expected = [any(ip_in(address, each) for each in chosen) for address in addresses]
+        expected = [any(ip_in(address, network) for network in chosen) for address in addresses]
         assert [address in made for address in addresses] == expected
         assert find_in_core(made, addresses) == expected
 
@@ -328,13 +328,13 @@ def test_without_sets_the_hint_says_how_there_would_be_one() -> None:
     ],
 )
 def test_a_rule_shadows_only_what_is_in_the_same_set(texts: Sequence[str], numbers: list[int]) -> None:
-    assert [each.number for each in find_unreachable(parse(*texts))] == numbers
+    assert [rule.number for rule in list_shadowed(parse(*texts))] == numbers
 
 
 def test_an_empty_set_is_a_warning() -> None:
-    (warning,) = find_warnings(parse("log address @empty", "log address @four"))
+    (warning,) = list_warnings(parse("log address @empty", "log address @four"))
 
-    assert warning.message == "the set @empty is empty, and never matches"
+    assert warning.message == "the set @empty is empty and never matches"
     assert warning.hint == "see /sets/empty"
 
 
