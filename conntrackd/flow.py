@@ -15,13 +15,15 @@ NANO: Final = 1_000_000_000
 class EventType(IntFlag):
     """What happened to the flow; the values are bits, so that sets of them are integers too.
 
-    SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py).
+    SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py). Nor is FLOW: a
+    DESTROY that stands for the whole flow (records.py), and has its bit for every test of the type.
     """
 
     NEW = 1
     UPDATE = 2
     DESTROY = 4
     SNAPSHOT = 8
+    FLOW = 16 | DESTROY
 
 
 class Protocol(IntEnum):
@@ -140,6 +142,8 @@ class Flow:
     reply_bytes: int = ABSENT
     start: int = 0
     stop: int = 0
+    first_seen: int = 0
+    """Time of the flow's NEW, where the kernel does not say when it began."""
     src_location: Location | None = None
     dst_location: Location | None = None
     icmp_id: int = ABSENT
@@ -172,12 +176,19 @@ def compute_nat(flow: Flow) -> int:
     return nat
 
 
+def find_duration(flow: Flow) -> int | None:
+    """Nanoseconds, negative where the clock was set back; None where nobody knows."""
+    if flow.start and flow.stop:
+        return flow.stop - flow.start
+    return flow.time - flow.first_seen if flow.first_seen else None
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
     """Events that did not arrive, reported to every sink past every filter. Times as in Flow.
 
-    `where` is `kernel` for events that the socket's buffer had no room for, `tracking` for those of a time in
-    which the kernel made none, `daemon` for those of a time in which nobody listened, else the sink whose
+    `where` is `kernel` for events that the socket's buffer had no room for, `tracking` and
+    `daemon` for a time in some or all of which the kernel made none or nobody listened, else the sink whose
     outbox dropped them, with the reason. A count that nobody knows is ABSENT.
     """
 

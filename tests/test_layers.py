@@ -31,7 +31,7 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        *("pipeline", "reader", "source", "active_filter", "checks", "verify"),
+        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
         *("bus", "advice", "progress", "metrics"),
     ),
     # the one that knows all
@@ -41,8 +41,21 @@ LAYERS = (
 )
 # What does the work in C, and what binds it to Python.
 PLAIN_C = (
-    *("decide", "event", "fields", "ids", "locate", "prefixes"),
-    *("receive", "render", "send", "table", "text"),
+    *(
+        "community",
+        "decide",
+        "event",
+        "fields",
+        "flows",
+        "ids",
+        "locate",
+        "prefixes",
+        "receive",
+        "render",
+        "send",
+        "sha1",
+    ),
+    *("table", "template", "text"),
 )
 
 

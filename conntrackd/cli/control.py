@@ -16,6 +16,7 @@ from conntrackd.cli.common import (
     print_table,
 )
 from conntrackd.cli.verb import Verb
+from conntrackd.errors import UnavailableError
 
 DEGRADED: Final = 4
 """The daemon runs, and something is wrong (systemctl's and LSB's 3 is: it does not run)."""
@@ -53,10 +54,20 @@ def show_status(arguments: Namespace) -> int:
         properties, sinks = client.read_properties(), client.read_sinks()
     problems = list_problems(properties, sinks)
     if arguments.json:
-        print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
+        print_json(
+            {"healthy": not problems, "running": True, **properties, "Problems": problems, "Sinks": sinks}
+        )
     else:
         print_lines(render_status(properties, sinks, problems), indent=LABEL)
     return DEGRADED if problems else 0
+
+
+def render_silence(error: UnavailableError) -> dict[str, Any]:
+    """What `status --json` has where no daemon answers; `running` as far as that is known."""
+    from conntrackd.bus.client import NotRunningError  # noqa: PLC0415  # for a mistake alone
+
+    is_running = None if not isinstance(error, NotRunningError) else False
+    return {"healthy": False, "running": is_running, "Problems": [str(error)], "Sinks": {}}
 
 
 def list_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -81,7 +92,7 @@ def render_status(
     ends = properties["FilterExpires"]
     groups = ", ".join(properties["KernelGroups"]) or "none"
     received, lost = counters.get("events_received_total", 0), counters.get("events_lost_total", 0)
-    found = counters.get("events_snapshot_total", 0)
+    found, flows = counters.get("events_snapshot_total", 0), counters.get("flows_total", 0)
     lines = [
         f"conntrackd {properties['Version']}: {'degraded' if problems else 'healthy'}",
         f"since:     {since} ({render_age(time.time() - started)} ago)",
@@ -90,6 +101,7 @@ def render_status(
         + (f", reverts in {render_age(ends)}" if ends else ""),
         f"kernel:    events {groups}; filter of {properties['KernelInstructions']} instructions",
         f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost"
+        + (f"; {flows} FLOW records" if flows else "")
         + (f"; {found} flows from the table" if found else ""),
         f"log level: {properties['LogLevel']}",
     ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.labels import get_joined_label
+from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
@@ -16,8 +16,22 @@ if TYPE_CHECKING:
 SERVES: Final[dict[Option[object], Option[object]]] = {
     options.GEOIP_LOCALE: options.GEOIP_DATABASE,
     options.GEOIP_CACHE: options.GEOIP_DATABASE,
+    options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
+# What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
+LIVE: Final[tuple[Option[object], ...]] = (
+    options.CONNTRACK_BUFFER,
+    options.CONNTRACK_ACTIVATE,
+    options.CONNTRACK_NETNS,
+    options.CONNTRACK_SNAPSHOT,
+    options.CONNTRACK_READERS,
+    options.CONNTRACK_RESYNC,
+    options.CONNTRACK_RELIABLE,
+    options.CONNTRACK_KERNEL_FILTER,
+    options.BUS_ENABLE,
+    options.BUS_ADDRESS,
+)
 
 
 class SettingIssue(NamedTuple):
@@ -76,13 +90,19 @@ def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
 
 def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
     """What is about events of one type takes these."""
-    needs = {
+    records = config[options.CONNTRACK_RECORDS]
+    needs: dict[Option[object], tuple[bool, EventType]] = {
+        options.CONNTRACK_RECORDS: (records != "events", EventType.DESTROY),
         options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
         options.CONNTRACK_RESYNC: (config[options.CONNTRACK_RESYNC] != "off", EventType.NEW),
         options.CONNTRACK_SNAPSHOT: (config[options.CONNTRACK_SNAPSHOT], EventType.NEW),
     }
     for option, (is_set, needed) in needs.items():
-        if is_set and not config[options.CONNTRACK_EVENTS] & needed:
+        if is_set and needed == EventType.NEW and records == "flows":
+            hint = "a flow of the table is written when it ends; or set conntrack.records to both"
+            others = (options.CONNTRACK_RECORDS,)
+            yield SettingIssue(option, others, "has no effect with conntrack.records: flows", hint)
+        elif is_set and not config[options.CONNTRACK_EVENTS] & needed:
             name = str(needed.name).lower()
             hint = f"add {name} to conntrack.events"
             yield SettingIssue(
@@ -105,16 +125,23 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
+    if config.is_set(options.CONNTRACK_FLOWS_MAX) and config[options.CONNTRACK_RECORDS] == "events":
+        others = (options.CONNTRACK_RECORDS,)
+        message, hint = "has no effect without FLOW records", "set conntrack.records to flows or both"
+        yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
     for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
         if config[option] and config[options.CONNTRACK_REPLAY]:
             yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
     yield from _list_idle_sinks(config)
+    replay = options.CONNTRACK_REPLAY
+    for option in LIVE if config[replay] is not None else ():
+        if config.is_set(option) and config[option] not in (option.default, False):
+            yield SettingIssue(option, (replay,), f"has no effect in a replay ({replay.key})", "")
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
         if config.is_set(option) and not config[syslog].startswith(STREAMS):
             yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    name = get_joined_label(config[options.SINK_LOKI_LABELS])
-    if name:
+    for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
         message = f"the value of {name} seems to contain another label"
         yield SettingIssue(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
 

@@ -35,6 +35,9 @@ LEFT_TO_THE_CORE: Final[Mapping[type, str]] = {
     LocationIn: "locations are looked up there",
     SetIn: "sets are searched there",
 }
+# From the one a flow's beginning is remembered, with the other it is forgotten: of all flows, kept or not.
+REMEMBERED: Final = int(EventType.NEW | EventType.DESTROY)
+REMEMBERS: Final = "conntrack.records: NEW and DESTROY are passed up to remember when flows began"
 
 
 class KernelFilter(NamedTuple):
@@ -46,14 +49,24 @@ class KernelFilter(NamedTuple):
     """What is left to the core and why, a line each."""
 
 
-def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
-    """Groups and program for rules, protocols (None: all) and event types (bits)."""
+def compile_kernel(
+    rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int, remembers: bool = False
+) -> KernelFilter:
+    """Groups and program for rules, protocols (None: all) and event types (bits).
+
+    `remembers`: the core wants the REMEMBERED events of all flows of these protocols, rules or not.
+    """
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
+    if remembers:
+        plain = [Rule(True, TypeIs(REMEMBERED)), *plain]
+        events |= REMEMBERED
     groups = sum(event_type for event_type in _list_types(events) if may_keep(plain, event_type))
     length, program = _fit(plain, protocols, events)
-    notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
-    if length < len(rules):
-        notes.append(f"rules {length + 1} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
+    notes = [REMEMBERS] if remembers else []
+    notes += [note for number, rule in enumerate(plain[remembers:], 1) for note in _explain(number, rule)]
+    if length < len(plain):
+        first = length + 1 - remembers
+        notes.append(f"rules {first} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
     if not any(instruction.code == bpf.RET and instruction.k == 0 for instruction in program):
         return KernelFilter(groups, None, notes)
     return KernelFilter(groups, program, notes)

@@ -48,7 +48,7 @@ def test_a_flag_has_precedence_and_its_files_are_where_one_stands(tmp_path: Path
         ("sets: {bad: ''}", "1: sets: 'bad=' names no file"),
         ("sets: {7x: /a}", "1: sets: '7x=/a' does not begin with a valid name of a set"),
         ("sets: {'a b': /a}", "1: sets: 'a b=/a' does not begin with a valid name of a set"),
-        ("sets:\n- a=/b\n- A=/c", "3: sets: 'A=/c' has the name of another set"),
+        ("sets:\n- a=/b\n- A=/c", "1: sets: 'A=/c' has the name of another set"),
         ("sets:\n  a: [b, c]", "1: sets: 'a' is a name, and takes one value"),
         (f"sets: [{','.join(f'a{n}=b' for n in range(65))}]", "1: sets: has 65 sets, 64 are possible"),
     ],

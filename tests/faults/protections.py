@@ -518,7 +518,8 @@ MUTATIONS: Final = (
         "a reload prepares all before it changes anything",
         "conntrackd/control.py",
         "rules = await self._compile(*read_texts(new), new, sets)",
-        "logs.set_level(new[options.LOG_LEVEL])\n        rules = await self._compile(*read_texts(new), new, sets)",
+        "logs.set_level(new[options.LOG_LEVEL])\n"
+        "        rules = await self._compile(*read_texts(new), new, sets)",
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
@@ -556,6 +557,48 @@ MUTATIONS: Final = (
         "if True:",
         "tests/live/test_control.py::"
         "test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_kept",
+    ),
+    Mutation(
+        "no more flows are remembered than may be",
+        "conntrackd/core/flows.c",
+        "if (flows->used >= flows->limit) {",
+        "if (!flows->limit) {",
+        "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
+    ),
+    Mutation(
+        "a flow that was forgotten leaves none behind it unfindable",
+        "conntrackd/core/flows.c",
+        "if (distance < ((slot - hole) & mask))",
+        "if (distance + 1 > 0)",
+        "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
+    ),
+    Mutation(
+        "flows of one id are told apart",
+        "conntrackd/core/flows.c",
+        "uint64_t)event->dport << 32",
+        "uint64_t)event->family << 32",
+        "tests/engine/test_flows.py::test_an_id_that_another_flow_has_too_is_no_mistake",
+    ),
+    Mutation(
+        "the seed of a Community ID has 16 bits",
+        "conntrackd/core/template.c",
+        "return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;",
+        "return COMMUNITY_TEXT;",
+        "tests/core/test_binding.py::test_a_step_that_is_out_of_bounds_is_refused",
+    ),
+    Mutation(
+        "an amount is a number of 64 bits",
+        "conntrackd/core/template.c",
+        "return size == 8 ? AMOUNT_TEXT : -1;",
+        "return AMOUNT_TEXT;",
+        "tests/core/test_binding.py::test_a_step_that_is_out_of_bounds_is_refused",
+    ),
+    Mutation(
+        "a FLOW is counted as a record, and not as an event",
+        "conntrackd/reader.py",
+        "self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES",
+        "self._pipeline.count(batch.tally(ended))",
+        "tests/test_pipeline.py::test_both_are_written_each_flow_behind_its_destroy",
     ),
     Mutation(
         "a jump in a program of rules leads forward",
