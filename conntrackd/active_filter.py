@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config, list_rules, read_rules
+from conntrackd.config.sets import read_sets
 from conntrackd.engine import Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
@@ -15,6 +16,7 @@ from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
@@ -49,6 +51,8 @@ class Filter(CoreFilter):
     """The kernel's groups that can matter, EventType bits."""
     program: bytes | None
     instructions: int
+    sets: Sets
+    """Of the configuration, whether the rules name them or not: those that are set at run time may."""
     records: Records
     """What becomes of what they keep."""
 
@@ -59,13 +63,18 @@ class Filter(CoreFilter):
 
 
 def compile_filter(
-    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+    texts: Sequence[RuleText],
+    origin: str,
+    config: Config,
+    engine: Engine,
+    readers: int = 1,
+    sets: Sets = NO_SETS,
 ) -> Filter:
-    """All that the rules become, for these settings. Raises the mistakes; changes nothing.
+    """All that the rules become, for these settings and sets. Raises the mistakes; changes nothing.
 
     `readers` is the number of those that run: another one in the settings waits for a restart.
     """
-    rules, records = parse_rules(texts), find_records(config)
+    rules, records = parse_rules(texts, sets), find_records(config)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
     remembers = records.remembered > 0
     groups, program = events | (REMEMBERED if remembers else 0), None
@@ -81,15 +90,21 @@ def compile_filter(
         instructions=0 if program is None else len(program),
         warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
+        sets=sets,
         records=records,
     )
 
 
 def compile_sink_filter(
-    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+    texts: Sequence[RuleText],
+    origin: str,
+    config: Config,
+    engine: Engine,
+    readers: int = 1,
+    sets: Sets = NO_SETS,
 ) -> CoreFilter:
     """The same for the rules of one sink, which decide about what the global filter keeps."""
-    rules = parse_rules(texts)
+    rules = parse_rules(texts, sets)
     return CoreFilter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
@@ -100,7 +115,7 @@ def compile_sink_filter(
 
 
 def compile_sink_filters(
-    rules: Config, config: Config, engine: Engine, readers: int
+    rules: Config, config: Config, engine: Engine, readers: int, sets: Sets
 ) -> dict[str, CoreFilter]:
     """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes."""
     origin, found = name_origin(rules), {}
@@ -108,7 +123,7 @@ def compile_sink_filters(
     for kind in filter(lambda kind: kind.enabled(config), SINKS):
         try:
             texts = list_rules(rules, option=kind.filter)
-            found[kind.name] = compile_sink_filter(texts, origin, config, engine, readers)
+            found[kind.name] = compile_sink_filter(texts, origin, config, engine, readers, sets)
         except ManyErrors as error:
             mistakes += error.errors
     if mistakes:
@@ -129,13 +144,13 @@ def make_scope(config: Config) -> EventScope:
 
 
 def read_filter(config: Config, engine: Engine) -> Filter:
-    """The filter of the configuration for a start. Raises the mistakes of its rules."""
-    return compile_filter(*read_texts(config), config, engine, count_readers(config))
+    """The filter of the configuration for a start. Raises the mistakes of its rules and sets."""
+    return compile_filter(*read_texts(config), config, engine, count_readers(config), read_sets(config))
 
 
-def read_sink_filters(config: Config, engine: Engine) -> dict[str, CoreFilter]:
-    """Those of the sinks, likewise."""
-    return compile_sink_filters(config, config, engine, count_readers(config))
+def read_sink_filters(config: Config, engine: Engine, sets: Sets) -> dict[str, CoreFilter]:
+    """Those of the sinks, likewise, with the sets that were read for it."""
+    return compile_sink_filters(config, config, engine, count_readers(config), sets)
 
 
 def count_readers(config: Config) -> int:

@@ -31,11 +31,14 @@ from conntrackd.bus.control import (
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import Config, changed, list_unapplied, raise_mistakes
+from conntrackd.config.sets import read_sets
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.listing import list_set_changes
+from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
@@ -107,8 +110,9 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         self._started = started = self._started or old
-        rules = await self._compile(*read_texts(new), new)
-        own = await self._compile_sinks(new, new)
+        sets = await run_apart(read_sets, new)
+        rules = await self._compile(*read_texts(new), new, sets)
+        own = await self._compile_sinks(new, new, sets)
         changes = changed(old, new)
         await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -126,6 +130,7 @@ class DaemonControl:
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
+        lines += list_set_changes(daemon.configured_filter.sets, rules.sets)
         lines += [
             f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
             for option in list_unapplied(changed(started, new))
@@ -213,11 +218,13 @@ class DaemonControl:
             return await self._count(self._reload_filter())
 
     async def _reload_filter(self) -> list[str]:
-        # With the rules of now, the other settings as they were: what they say is a reload's affair.
+        # With the rules and sets of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
         new = await run_apart(daemon.sources.read)
-        rules = await self._compile(*read_texts(new), daemon.config)
-        own = await self._compile_sinks(new, daemon.config)
+        texts, origin = read_texts(new)
+        sets = await run_apart(read_sets, new)
+        rules = await self._compile(texts, origin, daemon.config, sets)
+        own = await self._compile_sinks(new, daemon.config, sets)
         daemon.sink_filters.configure(own)
         self._put_in_force(rules, own)
         daemon.configured_filter = rules
@@ -265,22 +272,26 @@ class DaemonControl:
             f"warning: {warning}" for warning in rules.warnings
         ]
 
-    async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
+    async def _compile(
+        self, rules: Sequence[RuleText], origin: str, config: Config, sets: Sets | None = None
+    ) -> Filter:
         """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
         Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
         for the other.
         """
         readers = len(self._daemon.pipeline.readers)
-        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers)
+        known = self._daemon.configured_filter.sets if sets is None else sets
+        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers, known)
 
-    async def _compile_sinks(self, rules: Config, config: Config) -> dict[str, CoreFilter]:
+    async def _compile_sinks(self, rules: Config, config: Config, sets: Sets) -> dict[str, CoreFilter]:
         readers = len(self._daemon.pipeline.readers)
-        return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers)
+        return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers, sets)
 
     async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers)
+        sets = daemon.configured_filter.sets
+        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone

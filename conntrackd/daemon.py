@@ -113,7 +113,7 @@ class Daemon:
         self.start_us = time.time_ns() // 1000
         self.engine = load_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
-        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine))
+        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine, self.filter.sets))
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }

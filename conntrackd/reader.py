@@ -58,6 +58,8 @@ class Share(NamedTuple):
     outbox: Outbox
     events: Selection
     """Those that the global filter keeps, and the sink's own, where it has one."""
+    own: RuleTable | None = None
+    """The sink's own filter, which knows what sample of its own an event is in."""
     room: int = 0
     """How many of the first ones its outbox takes."""
     rendered: Rendered | None = None
@@ -210,17 +212,20 @@ class Reader:
         engine, found = self._pipeline.engine, []
         for outbox in self._pipeline.outboxes if kept else ():
             own = tables.sinks.get(outbox.name) if tables.sinks else None
-            events = kept if own is None else engine.decide(batch, own, kept, self._locations)
-            found.append(Share(outbox, events))
+            events = kept
+            if own is not None:
+                events = engine.decide(batch, own, kept, self._locations, is_part=True)
+            found.append(Share(outbox, events, own))
         return found
 
     def _render_all(self, batch: EventBatch, shares: list[Share]) -> list[Share]:
         """The same with as much as there is room for, in the form of each sink."""
         found = []
-        for outbox, events, *_ in shares:
-            room = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0
-            rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES]) if room else None
-            found.append(Share(outbox, events, room, rendered))
+        for outbox, events, own, *_ in shares:
+            room, rendered = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0, None
+            if room:
+                rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES], own)
+            found.append(Share(outbox, events, own, room, rendered))
         return found
 
     def _render_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Rendered]]:
@@ -228,19 +233,22 @@ class Reader:
         tails, engine = self._pipeline.tails, self._pipeline.engine
         found: list[tuple[Tail, Rendered]] = []
         for tail in tails.wanting if kept else ():
-            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations)
+            own = tail.rules[self._number]
+            wanted = engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
-                found.append((tail, self._render(batch, tails.template, wanted)))
+                found.append((tail, self._render(batch, tails.template, wanted, own)))
         return found
 
-    def _render(self, batch: EventBatch, template: Template, selection: Selection) -> Rendered:
+    def _render(
+        self, batch: EventBatch, template: Template, selection: Selection, part: object = None
+    ) -> Rendered:
         engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
         compiled = self._templates.get(wanted)
         if compiled is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
             compiled = self._templates[wanted] = engine.compile_template(*wanted)
-        return engine.render(batch, compiled, selection, self._locations)
+        return engine.render(batch, compiled, selection, self._locations, part)
 
     def _hand_on(
         self,
@@ -250,7 +258,7 @@ class Reader:
         wanted: list[tuple[Tail, Rendered]],
     ) -> None:
         """Under the pipeline's lock."""
-        for outbox, events, room, rendered in shares:
+        for outbox, events, _, room, rendered in shares:
             count = len(events) // INDEX_BYTES
             if rendered is not None:
                 outbox.put(rendered)
@@ -333,4 +341,6 @@ class Reader:
 
 def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:
     """Of what each sink gets, the flows that have ended."""
-    return [Share(outbox, batch.of_types(events, EventType.DESTROY)) for outbox, events, *_ in shares]
+    return [
+        Share(outbox, batch.of_types(events, EventType.DESTROY), own) for outbox, events, own, *_ in shares
+    ]

@@ -42,6 +42,7 @@ def make_control() -> DaemonControl:
         tails=tails,
         notifier=notifier,
         pipeline=SimpleNamespace(readers=(None,)),
+        configured_filter=SimpleNamespace(sets={}),
     )
     return DaemonControl(cast(Daemon, daemon))
 

@@ -51,6 +51,7 @@ PLAIN_C = (
         "flows",
         "ids",
         "locate",
+        "prefixes",
         "receive",
         "render",
         "send",

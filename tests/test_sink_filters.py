@@ -21,6 +21,7 @@ from conntrackd.engine import INDEX_BYTES, Engine
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
+from conntrackd.filter.sets import NO_SETS
 from conntrackd.flow import EventType, Flow, Location, Lost
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.pipeline import Pipeline
@@ -52,6 +53,7 @@ class Gathering:
         self.room = room
         self.flows: list[int] = []
         self.types: list[str] = []
+        self.rates: list[int] = []
         self.dropped: list[tuple[int, int, int]] = []
         self.left_out = 0
         self.losses: list[Lost] = []
@@ -63,6 +65,7 @@ class Gathering:
         records = [parser.loads(line) for line in rendered.text.splitlines()]
         self.flows += [record["flow"] for record in records]
         self.types += [record["type"] for record in records]
+        self.rates += [record.get("sample_rate", 0) for record in records]
 
     def drop(self, count: int, since: int, until: int) -> None:
         self.dropped.append((count, since, until))
@@ -104,6 +107,12 @@ def process(pipeline: Pipeline, flows: Sequence[Flow]) -> None:
     reader.process(reader.batch, count, 0, malformed)
 
 
+def get_rate(rules: Sequence[Rule], flow: Flow) -> int:
+    """The N of the sample that the flow is in by these rules, 0 for none."""
+    number = evaluate(rules, flow).rule_number
+    return rules[number - 1].sample if number else 0
+
+
 addresses = st.sampled_from([*strategies.ADDRESSES[4], *strategies.ADDRESSES[6]])
 known_places = st.dictionaries(addresses, strategies.locations, max_size=12)
 batches = st.lists(strategies.flows(located=False), min_size=1, max_size=8)
@@ -142,6 +151,14 @@ def test_each_sink_gets_what_the_global_rules_and_its_own_keep(
         decisions = [evaluate(own[outbox.name], flow) for flow in kept]
         wanted = [flow.id for flow, decision in zip(kept, decisions, strict=True) if decision.keep]
         assert outbox.flows == wanted[: outbox.room]
+        assert (
+            outbox.rates
+            == [
+                max(get_rate(rules, flow), get_rate(own[outbox.name], flow))
+                for flow in kept
+                if flow.id in wanted
+            ][: outbox.room]
+        )
         assert outbox.left_out == len(kept) - len(wanted)
         assert sum(count for count, *_ in outbox.dropped) == len(wanted) - len(outbox.flows)
         if own[outbox.name]:
@@ -248,12 +265,12 @@ def test_a_change_in_the_middle_of_a_batch_is_for_the_next_one(
     decide = engine.decide
     changed: list[bool] = []
 
-    def change_and_decide(*arguments: Any) -> bytes:
+    def change_and_decide(*arguments: Any, **named: Any) -> bytes:
         if not changed:
             changed.append(True)
             closed = [engine.compile_table(parse("drop any"))]
             pipeline.set_tables(closed, {"loki": [engine.compile_table(parse("log any"))]})
-        return decide(*arguments)
+        return decide(*arguments, **named)
 
     monkeypatch.setattr(engine, "decide", change_and_decide)
     process(pipeline, make_flows(4))
@@ -275,7 +292,7 @@ def test_the_rules_of_each_enabled_sink_are_compiled_for_each_reader() -> None:
     }
     config = read_config({}, environ)
 
-    found = compile_sink_filters(config, config, ENGINES[0], 3)
+    found = compile_sink_filters(config, config, ENGINES[0], 3, NO_SETS)
 
     assert {name: own.rules for name, own in found.items()} == {
         "journal": (),
@@ -291,7 +308,7 @@ def test_all_mistakes_in_all_filters_are_told_with_their_places() -> None:
     )
 
     with pytest.raises(ManyErrors) as caught:
-        compile_sink_filters(config, config, ENGINES[0], 1)
+        compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)
 
     assert [error.origin for error in caught.value.errors] == [
         "--sink.stream.filter",
@@ -304,7 +321,7 @@ def test_a_rule_in_vain_is_a_warning_in_a_sinks_filter_too() -> None:
         {"sink.stream.enable": ["yes"], "sink.stream.filter": ["drop any", "log port 1"]}, {}
     )
 
-    (warning,) = compile_sink_filters(config, config, ENGINES[0], 1)["stream"].warnings
+    (warning,) = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)["stream"].warnings
 
     assert "log port 1" in warning
 

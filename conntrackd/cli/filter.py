@@ -221,11 +221,13 @@ def find_sink_option(name: str) -> "Option[tuple[str, ...]]":
 def read_rules(config: "Config", sink: str | None = None) -> "list[Rule]":
     """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it."""
     from conntrackd.config import read as settings  # noqa: PLC0415
+    from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
+    texts = settings.read_rules(config)
     if sink is not None:
-        return parse_rules(settings.list_rules(config, option=find_sink_option(sink)))
-    return parse_rules(settings.read_rules(config))
+        texts = settings.list_rules(config, option=find_sink_option(sink))
+    return parse_rules(texts, read_sets(config))
 
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:

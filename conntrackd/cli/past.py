@@ -51,12 +51,19 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
 
 
 def read_rules(texts: list[str]) -> "list[Rule]":
-    """Those of the command line; a warning where they leave nothing out, which nobody asks for."""
+    """Those of the command line; a warning where they leave nothing out, which nobody asks for.
+
+    Sets are those of this machine's configuration, which is read for nothing else.
+    """
     from conntrackd.cli.filter import warn_of_status  # noqa: PLC0415
+    from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
+    from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
+    from conntrackd.history.source import read_configuration  # noqa: PLC0415
 
-    rules = parse_rules([RuleText(text) for text in texts])
+    sets = read_sets(read_configuration()) if any("@" in text for text in texts) else NO_SETS
+    rules = parse_rules([RuleText(text) for text in texts], sets)
     warn_of_status(rules)
     if rules and all(rule.keep for rule in rules):
         message = "no rule drops anything, so all events are shown"

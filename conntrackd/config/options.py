@@ -32,6 +32,7 @@ from conntrackd.config.values import (
     size,
     url,
 )
+from conntrackd.config.values import SETS as SET_FILES
 from conntrackd.flow import EventType, Protocol
 
 File = Path | None
@@ -186,6 +187,13 @@ FILTER_FILE = Option[File](
     None,
     "File with one rule per line, applied before those of filter",
     example="/etc/conntrackd/filter.rules",
+)
+SETS = Option(
+    "sets",
+    SET_FILES,
+    (),
+    "Named sets of addresses and networks for rules (@NAME), and their files",
+    example="bad=/etc/conntrackd/bad.txt",
 )
 GEOIP_DATABASE = Option(
     "geoip.database",

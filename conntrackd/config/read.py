@@ -316,7 +316,7 @@ class _Draft:
                 self.settings[option.key] = Setting(option.kind.off, source.origin)
                 return
             if option.kind.is_path and source.folder is not None:
-                items = [str(source.folder / item) if item else item for item in items]
+                items = [option.kind.find_path(source.folder, item) for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
             faults = option.kind.find_faults(items) if len(items) <= MAX_ITEMS else []

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from conntrackd import bpf
 from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
-from conntrackd.filter.ast import Rule
+from conntrackd.filter.ast import Rule, find_sets
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.listing import render_table
+from conntrackd.filter.listing import describe_set, render_table
 from conntrackd.filter.render import render
 from conntrackd.filter.table import compile_table
 from conntrackd.flow import EventType
@@ -58,6 +58,9 @@ def list_sections(
         ],
         "Left to the core": kernel.notes or ["nothing"],
     }
+    sets = find_sets(rules)
+    if sets:
+        sections["Sets"] = [f"{describe_set(found)} from {found.path}" for found in sets.values()]
     if core:
         sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()
     if listing:

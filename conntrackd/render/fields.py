@@ -98,6 +98,7 @@ FIELDS: Final = (
     OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
     OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
     OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
+    OutputField("sample_rate", Kind.NUMBER, "sample_rate", "for how many flows this one stands"),
     OutputField(
         "community_id", Kind.COMMUNITY_ID, "community_id", "what other programs call the flow, too"
     ),

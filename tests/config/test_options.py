@@ -17,7 +17,7 @@ KEYS = [
             "events records flows_max protocols buffer activate netns replay snapshot readers resync"
             " reliable kernel_filter",
         ),
-        ("", "filter filter_file"),
+        ("", "filter filter_file sets"),
         ("geoip.", "database locale cache"),
         ("community_id.", "enable seed"),
         ("sink.stream.", "enable writer queue filter fields"),

@@ -292,8 +292,8 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: valid keys: log, conntrack, filter, filter_file, geoip, community_id, sink, bus, metrics, "
-            "shutdown_timeout, state_directory, host",
+            "hint: valid keys: log, conntrack, filter, filter_file, sets, geoip, community_id, sink, bus, "
+            "metrics, shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (

@@ -552,8 +552,9 @@ MUTATIONS: Final = (
     Mutation(
         "a reload prepares all before it changes anything",
         "conntrackd/control.py",
-        "rules = await self._compile(*read_texts(new), new)",
-        "logs.set_level(new[options.LOG_LEVEL])\n        rules = await self._compile(*read_texts(new), new)",
+        "rules = await self._compile(*read_texts(new), new, sets)",
+        "logs.set_level(new[options.LOG_LEVEL])\n"
+        "        rules = await self._compile(*read_texts(new), new, sets)",
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
@@ -668,6 +669,48 @@ MUTATIONS: Final = (
         "test->word >= header->location_words",
         "test->word > header->location_words",
         "tests/core/test_decide.py::test_a_program_with_one_thing_wrong_is_refused",
+    ),
+    Mutation(
+        "a table has the sets that its program names",
+        "conntrackd/core/table.c",
+        "header->sets != table->set_count || ",
+        "",
+        "tests/filter/test_sets.py::test_a_table_is_opened_with_the_sets_that_it_names_and_no_others",
+    ),
+    Mutation(
+        "a test names a set that there is",
+        "conntrackd/core/table.c",
+        "return test->word <= header->sets && ",
+        "return ",
+        "tests/core/test_decide.py::test_a_program_that_was_changed_is_refused_or_harmless",
+    ),
+    Mutation(
+        "a prefix has no more bits than an address",
+        "conntrackd/core/prefixes.c",
+        "entry[address_bytes] > address_bytes * 8 || ",
+        "",
+        "tests/filter/test_sets.py::test_what_is_no_sorted_set_the_core_refuses",
+    ),
+    Mutation(
+        "every flow of a sample has all of its events",
+        "conntrackd/core/decide.c",
+        "mix_id(event->id) <=",
+        "mix_id(event->id ^ event->type) <=",
+        "tests/filter/test_sample.py::test_a_flow_has_all_of_its_events_or_none",
+    ),
+    Mutation(
+        "sets have room for so many entries",
+        "conntrackd/filter/sets.py",
+        "if entries > room:",
+        "if entries > room + 9:",
+        "tests/filter/test_sets.py::test_there_is_room_for_so_many_in_all_and_no_more",
+    ),
+    Mutation(
+        "a set that every user may change is refused",
+        "conntrackd/filter/sets.py",
+        "st_mode & stat.S_IWOTH",
+        "st_mode & 0",
+        "tests/filter/test_sets.py::test_what_is_no_plain_file_is_not_opened",
     ),
     Mutation(
         "a place that was never set is unknown",
