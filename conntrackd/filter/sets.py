@@ -27,7 +27,7 @@ MAX_BYTES: Final = 64 << 20  # of a file: so many of the longest networks, with 
 MAX_MISTAKES: Final = 10  # that are shown of one file
 CHUNK: Final = 1 << 16  # bytes that are looked at together
 ENTRY: Final = re.compile(r"[0-9a-fA-F:.]+(/[0-9]{1,3})?", re.ASCII)
-# Of a text that is no address, of a prefix length that there is not, and of what is not to be in a set.
+# Of a text that is not an address, of a wrong prefix length, and of what may not be in a set.
 FAULTS: Final = (OSError, KeyError, ValueError)
 COMMENT: Final = re.compile(r"[#;][^\n]*")
 MAPPED: Final = bytes(10) + b"\xff\xff"
