@@ -18,7 +18,7 @@ class Stats:
     """What happened between the kernel and the outboxes. Written by the readers.
 
     At every moment of events: received = malformed + filtered + accepted; and of records: what an outbox has
-    taken since the start = new + update + destroy + flows + snapshot.
+    taken and its sink's filter left out since the start = new + update + destroy + flows + snapshot.
     """
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")

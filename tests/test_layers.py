@@ -111,6 +111,20 @@ def test_every_module_has_a_layer_and_imports_nothing_from_above() -> None:
     assert upward == []
 
 
+def test_the_paper_for_developers_shows_these_layers() -> None:
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    block = text.partition("## Layers")[2].split("```")[1].strip("\n")
+    rows: list[set[str]] = []
+    for line in block.splitlines():
+        if line[0] != " ":
+            rows.append(set())
+        names = line[len("the ones that know all   ") :].partition(", and core/")
+        rows[-1] |= {name.rstrip("/").replace("/", ".") for name in names[0].split()}
+        rows[-1] |= {"core"} if names[1] else set()
+
+    assert rows == [set(layer) - {""} for layer in reversed(LAYERS)]
+
+
 def test_no_module_is_imported_by_what_it_imports() -> None:
     imports = {name: set(find_imports(path, at_load=True)) - {name} for name, path in list_modules()}
     while free := {name for name, imported in imports.items() if not imported & imports.keys()}:

@@ -11,6 +11,8 @@ import pytest
 from tests.live.daemon import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
+PAPERS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+MAX_README_BYTES = 10_000  # what a person reads before the first try
 PROGRAMS = {"conntrackd": "conntrackd.cli.daemon", "conntrackctl": "conntrackd.cli.ctl"}
 
 
@@ -75,3 +77,20 @@ def test_every_module_that_a_paper_for_developers_names_is_there(paper: str) -> 
 def is_there(path: str) -> bool:
     """From the top of the tree, or from that of the package; a * stands for at least one name."""
     return any(any(folder.glob(path)) for folder in (ROOT, ROOT / "conntrackd"))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_file_of_the_tree_that_a_paper_names_is_there(paper: str) -> None:
+    text = (ROOT / paper).read_text()
+    folders = "|".join(
+        path.name for top in (ROOT, ROOT / "conntrackd") for path in top.iterdir() if path.is_dir()
+    )
+    named = re.findall(rf"`((?:{folders})/[\w./*-]+|test_\w+\.py)`", text)
+    linked = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
+
+    assert [path for path in named if not (is_there(path) or any((ROOT / "tests").rglob(path)))] == []
+    assert [path for path in linked if not (ROOT / paper).parent.joinpath(path).exists()] == []
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.encode()) < MAX_README_BYTES

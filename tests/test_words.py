@@ -28,7 +28,7 @@ PARTS: Final = tuple(
 PAGES: Final = ("man/conntrackd-events.7", "man/conntrackd-filter.7", "man/conntrackd.yaml.5")
 TESTS: Final = tuple(f"tests/{Path(name).name}" for name in PARTS)
 TOOLS: Final = ("bench", "fuzz")
-PAPERS: Final = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs")
+PAPERS: Final = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs")
 
 
 class Retired(NamedTuple):
