@@ -211,7 +211,7 @@ class DaemonControl:
         if removed:
             await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
         for kind, _ in sinks:
-            daemon.tell_sink(kind.name)
+            daemon.notify_sink_changed(kind.name)
 
     async def reload_filter(self) -> list[str]:
         async with self._turn:
@@ -427,12 +427,12 @@ class DaemonControl:
 
     async def enable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).enable()
-        self._daemon.tell_sink(name)
+        self._daemon.notify_sink_changed(name)
         return [f"sink {name} is enabled, as configured"]
 
     async def disable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).disable()
-        self._daemon.tell_sink(name)
+        self._daemon.notify_sink_changed(name)
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:

@@ -400,8 +400,8 @@ class Daemon:
             if self.pipeline.geoip is not None:
                 self.pipeline.geoip.refresh()
 
-    def tell_sink(self, name: str) -> None:
-        """Its state may have changed, or it came, or went."""
+    def notify_sink_changed(self, name: str) -> None:
+        """Notify the listeners: its state may have changed, or it came, or went."""
         for listener in self.listeners:
             listener.sink_changed(name)
 
@@ -411,7 +411,7 @@ class Daemon:
             state = (outbox.state.value, outbox.error)
             if self._states.get(name) != state:
                 self._states[name] = state
-                self.tell_sink(name)
+                self.notify_sink_changed(name)
         stats = self.stats
         self.notifier.status(
             f"{stats.events_received_total} events received, {stats.events_lost_total} lost, "

@@ -90,7 +90,7 @@ class SinkFilters:
         self._forget_revert(name)
         self._in_force[name] = new
         daemon.pipeline.set_tables(daemon.filter.tables, list_sink_tables(self._in_force))
-        daemon.tell_sink(name)
+        daemon.notify_sink_changed(name)
         return describe(name, new)
 
     def _end_run_time(self, name: str) -> None:

@@ -94,7 +94,7 @@ def read_head(file: int, at: int) -> Head | None:
 
 
 def read_packed(file: int, head: Head) -> PackedBatch | None:
-    """The row's packed. None when its body is not what was written."""
+    """The row's packed batch. None when its body is not what was written."""
     body = os.pread(file, head.losses_size + head.payload_size, head.at + HEAD.size)
     if len(body) != head.losses_size + head.payload_size or zlib.crc32(body) != head.checksum:
         return None

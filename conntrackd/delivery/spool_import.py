@@ -14,7 +14,7 @@ QUERY: Final = "SELECT number, events, oldest, checksum, payload FROM parcels OR
 
 
 def read_database(path: Path) -> Iterator[tuple[PackedBatch, bool]]:
-    """Each packed and whether it is what was stored. The last has ABSENT events where no more can be read."""
+    """Each packed batch, and whether it is intact. The last has ABSENT events where no more can be read."""
     try:
         database = sqlite3.connect(path, isolation_level=None)
         try:

@@ -20,12 +20,12 @@ class PackedBatch:
     events: int
     oldest: int = 0
     losses: Losses = ()
-    """The LOST record in it: reported again when the packed itself is lost."""
+    """The LOST record in it: reported again when the batch itself is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A packed on disk."""
+    """A packed batch on disk."""
 
     number: int
     packed: PackedBatch

@@ -5,7 +5,7 @@ places that look alike to an event share a record of some 60 bytes. Two things a
 
 - maxminddb's C extension never sees a file that somebody else wrote. Version 3.2.0 crashes where a key of a
   map is not a string, though it is read as one: 25 of the 10,952 single bits of a small database make that.
-- A look-up decodes six values and not eight languages of six things (figures in geoip.py).
+- A look-up decodes six values and not eight languages of six things (figures in databases.py).
 
 It runs apart because it takes seconds for a whole Internet, in which the daemon's reader needs the
 interpreter. Standard library only: the process is started without site-packages.

@@ -145,16 +145,16 @@ class FileSource:
 
     def _read_live(self, file: BinaryIO) -> Iterator[Record]:
         """From where it stands. A last line without an end is still being written, unless it is whole."""
-        is_begin = self._end == 0
+        is_from_start = self._end == 0
         for number, line in number_lines(file):
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and not _is_whole(line):
                 return
-            record = self._select_line(line, f"{self._path}:{number}" if is_begin else str(self._path))
+            record = self._select_line(line, f"{self._path}:{number}" if is_from_start else str(self._path))
             self._end = file.seek(0, os.SEEK_CUR)
             if record is not None:
                 yield record
 
-    def _select_line(self, line: bytes, place: str) -> Record | None:
+    def _select_line(self, line: bytes, origin: str) -> Record | None:
         """The line's record, if it is wanted; damage is counted."""
         if not self._gate.lets_through(line):
             return None
@@ -164,7 +164,7 @@ class FileSource:
             record = parse_line(line)
             return record if self._selection.accepts(record) else None
         except DataError as error:
-            self._selection.damage.add(place, error)
+            self._selection.damage.add(origin, error)
             return None
 
 

@@ -21,8 +21,8 @@ COMPRESSED: Final = {
     ".gz": "gzip",
     ".bz2": "bz2",
     ".xz": "lzma",
-    ".zst": "compression.zstd",
-}  # this since 3.14
+    ".zst": "compression.zstd",  # since Python 3.14
+}
 # What they raise of a file that is damaged.
 BROKEN: tuple[type[Exception], ...] = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 with suppress(ImportError):

@@ -58,15 +58,15 @@ def parse_span(since: str | None, until: str | None, now: int) -> Span:
     return span
 
 
-def parse_time(text: str, now: int, place: str) -> int:
-    """Nanoseconds since the epoch; what is relative counts from `now`. Raises UsageError."""
+def parse_time(text: str, now: int, origin: str) -> int:
+    """Nanoseconds since the epoch; what is relative counts from `now`. Raises UsageError with `origin`."""
     word = " ".join(text.lower().split())
     try:
         found = _find_time(word, now)
     except (ValueError, OverflowError):  # there is no such day, or it is too far away
         found = None
     if found is None:
-        raise UsageError(f"{place}: {quote(text)} is not a valid time", hint=FORMS)
+        raise UsageError(f"{origin}: {quote(text)} is not a valid time", hint=FORMS)
     return found
 
 

@@ -36,7 +36,7 @@ USE_UNIT: Final = f"leave it out, and: systemctl enable {UNIT} && systemctl rest
 
 
 def check_library() -> None:
-    """Raise ConfigError, without a place, where metrics cannot be made."""
+    """Raise ConfigError, without an origin, where metrics cannot be made."""
     try:
         import conntrackd.metrics.exposition  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:

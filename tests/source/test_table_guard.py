@@ -1,4 +1,4 @@
-"""guard.py: who watches the table while the kernel keeps flows for a reader."""
+"""table_guard.py: who watches the table while the kernel keeps flows for a reader."""
 
 import errno
 import os
