@@ -63,7 +63,7 @@ def choose(patterns: Sequence[str]) -> list[str]:
 def measure_all(subjects: Mapping[str, Subject], load: Load, repeat: int) -> dict[str, list[Measurement]]:
     """Round by round, so that what disturbs the machine for a while does not hit one row alone.
 
-    A row that cannot be measured is told, and left out of all rounds.
+    A row that cannot be measured is reported, and left out of all rounds.
     """
     runs: dict[str, list[Measurement]] = {name: [] for name in subjects}
     for number in range(repeat):

@@ -42,7 +42,7 @@ table inet bench {
     }
     chain own {
         type filter hook output priority raw; policy accept;
-        oifname "lo" notrack comment "what the sinks send to their receivers is no part of the load"
+        oifname "lo" notrack comment "what the sinks send to their receivers is not part of the load"
     }
     chain own_in {
         type filter hook prerouting priority raw; policy accept;

@@ -158,7 +158,7 @@ def _calling(bus: PrivateBus, user: int | None) -> Iterator["Calls"]:
 
 
 class Calls:
-    """Ends the caller, and tells how often it has called."""
+    """Ends the caller, and returns how often it has called."""
 
     def __init__(self, process: "subprocess.Popen[str] | None") -> None:
         self._process = process
@@ -184,8 +184,8 @@ def _read_cpu(session: Session) -> tuple[int, int]:
     """Nanoseconds of the threads for events, and of the main one."""
     pid = session.process.pid
     spent = {
-        int(each.name): int((each / "schedstat").read_text().split()[0])
-        for each in Path(f"/proc/{pid}/task").iterdir()
+        int(thread.name): int((thread / "schedstat").read_text().split()[0])
+        for thread in Path(f"/proc/{pid}/task").iterdir()
     }
     main = spent.pop(pid)
     return sum(spent.values()), main

@@ -35,7 +35,7 @@ TEMPLATES: Final = {
     "syslog": syslog.make_template("rfc5424", "daemon", "gw1", 42),
     "Loki": loki.TEMPLATE,
 }
-# Where an event has its addresses: behind nlmsghdr, nfgenmsg, two nests' headers and each one's own.
+# Where an event has its addresses: behind nlmsghdr, nfgenmsg, two nests' headers and the header of each.
 SRC_AT, DST_AT, ADDRESS_BYTES = 32, 40, 4
 ROUNDS: Final = 9
 PLACES: Final = 10_000

@@ -116,9 +116,9 @@ def main() -> None:
     run(hang, hung)
     run(loki.serve_forever)
     ports = {"syslog": syslog, "syslog-tcp": tcp, "hung": hung, "loki": loki.socket}
-    print(json.dumps({name: each.getsockname()[1] for name, each in ports.items()}), flush=True)
+    print(json.dumps({name: drain.getsockname()[1] for name, drain in ports.items()}), flush=True)
     for _ in sys.stdin:
-        counts = {sink: each.count() for sink, each in drains.items()}
+        counts = {sink: drain.count() for sink, drain in drains.items()}
         print(json.dumps({**counts, "loki": sum(map(count_events, Loki.bodies))}), flush=True)
         Loki.bodies.clear()
 

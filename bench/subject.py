@@ -27,10 +27,10 @@ MESSAGE_CHARACTERS: Final = 2000  # conntrack repeats its warning thousands of t
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A program that listens to conntrack events, and how its output tells how many it has seen.
+    """A program that listens to conntrack events, and how its output shows how many it has seen.
 
-    `count` takes what it wrote to standard output and to standard error; None says that its output cannot
-    tell, then the kernel's drop counter does. `groups` are those whose events it is expected to see.
+    `count` takes what it wrote to standard output and to standard error; None says that its output
+    cannot show it, then the kernel's drop counter does. `groups` are those of the events that it should see.
     `rate`, in events a second, replaces that of the load; `floor` and `other` name the rows that it is
     compared with. `is_gateway`: the events are of flows with NAT, counters and times. `cores`: where it runs.
     """

@@ -191,15 +191,15 @@ def render_floods(floods: Sequence[Flood]) -> str:
     head = ("calls by", "a second", "events", "lost", "CPU per event", "main thread", "longest delay")
     cells = [
         (
-            each.caller,
-            f"{each.calls_per_second:,}",
-            f"{each.events:,}",
-            f"{each.lost:,}",
-            f"{each.us_per_event:.2f} us",
-            f"{each.main_percent:.1f} %",
-            f"{each.delay_ms:.1f} ms",
+            row.caller,
+            f"{row.calls_per_second:,}",
+            f"{row.events:,}",
+            f"{row.lost:,}",
+            f"{row.us_per_event:.2f} us",
+            f"{row.main_percent:.1f} %",
+            f"{row.delay_ms:.1f} ms",
         )
-        for each in floods
+        for row in floods
     ]
     return render_table([head, *cells])
 

@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config, read_rules
-from conntrackd.engine import Engine, Table
+from conntrackd.engine import Engine, RuleTable
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.never import Given, find_warnings
+from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A list of rules and what became of it. `origin` says where it comes from, as people are told it."""
+    """A list of rules and what became of it. `origin` says where it comes from, as people see it."""
 
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
-    tables: tuple[Table, ...]
+    tables: tuple[RuleTable, ...]
     """One for each reader."""
     groups: int
     """The kernel's groups that can matter, EventType bits."""
@@ -64,15 +64,15 @@ def compile_filter(
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(map(str, find_warnings(rules, find_given(config)))),
+        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
     )
 
 
-def find_given(config: Config) -> Given:
+def make_scope(config: Config) -> EventScope:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
-    return Given(
+    return EventScope(
         int(config[options.CONNTRACK_EVENTS]),
         config[options.CONNTRACK_PROTOCOLS],
         bool(config[options.GEOIP_DATABASE]),
@@ -94,7 +94,7 @@ def read_texts(config: Config) -> tuple[list[RuleText], str]:
 
 
 def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, new: Filter) -> None:
-    """Put `new` in the place of `old` while events flow. `events` is None in a replay.
+    """Replace `old` by `new` while events flow. `events` is None in a replay.
 
     No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
     program drops alone, which is as its own filter decides; what it passes up, one table decides alone.

@@ -1,4 +1,4 @@
-"""The lines that mend what is wrong: for the namespace that is watched, and so that they last over a reboot.
+"""Commands that fix problems, in the namespace that is watched, so that they last over a reboot.
 
 Each is what root can paste; conntrackctl puts sudo before it for others.
 """
@@ -63,13 +63,13 @@ def advise_tracking(config: Config, *, is_active: bool = False) -> str:
     return f"{setting} in {config.paths[-1]}, then conntrackctl reload; or {OWN_RULE}"
 
 
-def find_remedy(fault: str, config: Config, *, is_active: bool = False) -> str:
-    """What mends a fault of hearing.py."""
+def advise_fault(fault: str, config: Config, *, is_active: bool = False) -> str:
+    """The fix for a fault of hearing.py."""
     match fault:
         case tracking.NOT_TRACKED:
             return advise_tracking(config, is_active=is_active)
         case hearing.EVENTS_OFF:
             return advise_conntrack("nf_conntrack_events", 1, config)
         case hearing.OTHER_NAMESPACE:
-            return "systemctl restart conntrackd" if config.paths else "start it again"
-    return "sysctl net.netfilter.nf_conntrack_max says how large it may be; twice as much is no problem"
+            return "systemctl restart conntrackd" if config.paths else "restart it"
+    return "sysctl net.netfilter.nf_conntrack_max is the limit: raise it, for example to twice its value"

@@ -114,7 +114,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A place to jump to."""
+    """A target of jumps."""
 
     name: str
 
@@ -126,20 +126,20 @@ def load_attribute(nested: bool) -> Step:
 
 def link(steps: Sequence[Step | Label]) -> list[Instruction]:
     """The program, with labels turned into distances."""
-    sizes = [0 if isinstance(each, Label) else 1 for each in steps]
+    sizes = [0 if isinstance(step, Label) else 1 for step in steps]
     while True:
-        places = _find_places(steps, sizes)
+        targets = _compute_targets(steps, sizes)
         grown = [
-            max(size, _find_size(each, start, places))
-            for each, size, start in zip(steps, sizes, _list_starts(sizes), strict=True)
+            max(size, _count_instructions(step, start, targets))
+            for step, size, start in zip(steps, sizes, _list_starts(sizes), strict=True)
         ]
         if grown == sizes:
             break
         sizes = grown
     program: list[Instruction] = []
-    for each, start in zip(steps, _list_starts(sizes), strict=True):
-        if isinstance(each, Step):
-            program += _emit(each, start, places)
+    for step, start in zip(steps, _list_starts(sizes), strict=True):
+        if isinstance(step, Step):
+            program += _emit(step, start, targets)
     return program
 
 
@@ -151,54 +151,61 @@ def _list_starts(sizes: Iterable[int]) -> list[int]:
     return starts
 
 
-def _find_places(steps: Sequence[Step | Label], sizes: Sequence[int]) -> dict[str, int]:
+def _compute_targets(steps: Sequence[Step | Label], sizes: Sequence[int]) -> dict[str, int]:
     starts = _list_starts(sizes)
-    return {each.name: start for each, start in zip(steps, starts, strict=True) if isinstance(each, Label)}
+    return {step.name: start for step, start in zip(steps, starts, strict=True) if isinstance(step, Label)}
 
 
-def _find_size(each: Step | Label, start: int, places: dict[str, int]) -> int:
+def _count_instructions(step: Step | Label, start: int, targets: dict[str, int]) -> int:
     """Instructions that the step takes: a jump one more for each of its ways that is too long."""
-    if isinstance(each, Label):
+    if isinstance(step, Label):
         return 0
-    if not each.no:
+    if not step.no:
         return 1
     # The distances as they are with the detours that may lie between: never too small.
-    far = sum(places[name] - start - 1 > MAX_SHORT_JUMP for name in (each.yes, each.no))
+    far = sum(targets[name] - start - 1 > MAX_SHORT_JUMP for name in (step.yes, step.no))
     return 1 + far
 
 
-def _emit(each: Step, start: int, places: dict[str, int]) -> list[Instruction]:
-    if each.code == JA:
-        return [Instruction(JA, 0, 0, places[each.yes] - start - 1)]
-    if not each.no:
-        return [Instruction(each.code, 0, 0, each.k & 0xFFFFFFFF)]
+def _emit(step: Step, start: int, targets: dict[str, int]) -> list[Instruction]:
+    if step.code == JA:
+        return [Instruction(JA, 0, 0, targets[step.yes] - start - 1)]
+    if not step.no:
+        return [Instruction(step.code, 0, 0, step.k & 0xFFFFFFFF)]
     detours: list[Instruction] = []
     ways = []
-    for name in (each.yes, each.no):
-        distance = places[name] - start - 1
+    for name in (step.yes, step.no):
+        distance = targets[name] - start - 1
         if distance > MAX_SHORT_JUMP:
             ways.append(len(detours))
             detours.append(Instruction(JA, 0, 0, distance - len(detours) - 1))
         else:
             ways.append(distance)
-    return [Instruction(each.code, ways[0], ways[1], each.k & 0xFFFFFFFF), *detours]
+    return [Instruction(step.code, ways[0], ways[1], step.k & 0xFFFFFFFF), *detours]
 
 
 def assemble(program: Iterable[Instruction]) -> bytes:
     """As the kernel takes it: an array of struct sock_filter."""
-    return b"".join(INSTRUCTION.pack(*each) for each in program)
+    return b"".join(INSTRUCTION.pack(*instruction) for instruction in program)
 
 
 def render(program: Sequence[Instruction]) -> str:
     """A listing, one instruction a line, jumps with the number of the instruction they go to."""
     width = len(str(len(program)))
-    return "\n".join(f"{number:{width}}: {_render(each, number)}" for number, each in enumerate(program))
+    return "\n".join(
+        f"{number:{width}}: {_render(instruction, number)}" for number, instruction in enumerate(program)
+    )
 
 
-def _render(each: Instruction, number: int) -> str:
-    ancillary = ANCILLARY.get((each.k - SKF_AD_OFF) & 0xFFFFFFFF) if each.code == LD_WORD else None
+def _render(instruction: Instruction, number: int) -> str:
+    ancillary = (
+        ANCILLARY.get((instruction.k - SKF_AD_OFF) & 0xFFFFFFFF) if instruction.code == LD_WORD else None
+    )
     if ancillary is not None:
         return ancillary
-    return TEXTS[each.code].format(
-        k=each.k, target=number + 1 + each.k, yes=number + 1 + each.jt, no=number + 1 + each.jf
+    return TEXTS[instruction.code].format(
+        k=instruction.k,
+        target=number + 1 + instruction.k,
+        yes=number + 1 + instruction.jt,
+        no=number + 1 + instruction.jf,
     )

@@ -17,12 +17,12 @@ from conntrackd import advice
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.config.values import render_size
 from conntrackd.errors import ConntrackdError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import SINKS
 from conntrackd.source import hearing
+from conntrackd.units import render_size
 
 if TYPE_CHECKING:
     import ctypes
@@ -64,7 +64,7 @@ OLDEST_TIME: Final = 1_577_836_800
 TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
-NO_ROOM: Final = "the kernel has no room for the filter's program: all is decided by the daemon"
+NO_ROOM: Final = "the kernel has no room for the filter's program: the daemon filters all events"
 NO_CORE: Final = "the core in C cannot be loaded, and an event takes ten times the CPU in Python"
 NO_CORE_REMEDY: Final = (
     "apt install --reinstall conntrackd  # in a checkout: make conntrackd/core/_core.abi3.so"
@@ -85,7 +85,7 @@ class Situation:
     lost: int = 0
     sinks: Mapping[str, SinkStatus] = field(default_factory=dict)
     has_room: bool = True
-    """Whether the kernel has taken the filter's program."""
+    """Whether the kernel runs the filter's program."""
     faults: Sequence[str] = ()
     """Of hearing.py."""
     is_active: bool = False
@@ -127,11 +127,11 @@ def check_capability(root: Path) -> Finding:
     """Whether this process may listen: without a daemon, root is what it would be started as."""
     match = re.search(r"(?m)^CapEff:\s*([0-9a-f]+)$", _read(root / "proc/self/status"))
     if match and int(match[1], 16) >> CAP_NET_ADMIN & 1:
-        return Finding(OK, "capability", "CAP_NET_ADMIN is there")
+        return Finding(OK, "capability", "CAP_NET_ADMIN is present")
     return Finding(
         NOTE,
         "capability",
-        "without CAP_NET_ADMIN, which the service has, not all can be seen from here",
+        "missing privilege: CAP_NET_ADMIN, which the service has; some checks are incomplete",
         "sudo conntrackctl doctor",
     )
 
@@ -139,7 +139,7 @@ def check_capability(root: Path) -> Finding:
 def check_kernel(root: Path, situation: Situation | None, config: Config) -> Iterator[Finding]:
     """Module, tracking, and the settings of conntrack in this thread's network namespace."""
     if situation is not None and hearing.OTHER_NAMESPACE in situation.faults:
-        remedy = advice.find_remedy(hearing.OTHER_NAMESPACE, config)
+        remedy = advice.advise_fault(hearing.OTHER_NAMESPACE, config)
         yield Finding(ERROR, "namespace", hearing.OTHER_NAMESPACE, remedy)
     if situation is not None and not (root / "proc/sys/net").exists():
         # The unit's sandbox hides the kernel's settings; conntrackctl looks at them from where it runs.
@@ -164,7 +164,7 @@ def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool)
         remedy = advice.advise_tracking(config, is_active=is_active)
         return Finding(ERROR, "tracking", tracking.NOT_TRACKED, remedy)
     if is_tracking is None:
-        return Finding(NOTE, "tracking", "nobody can tell whether connections are tracked here")
+        return Finding(NOTE, "tracking", "unknown whether connections are tracked here")
     return Finding(OK, "tracking", "connections are tracked in this network namespace")
 
 
@@ -172,7 +172,7 @@ def check_saved_rules(root: Path) -> Iterator[Finding]:
     """Whether the firewall's file holds a table of the daemon's: then it cannot be loaded beside it."""
     for path in SAVED_RULES:
         if OWNED_TABLE.search(_read(root / path)):
-            text = f"/{path} holds a table of the daemon's: it cannot be loaded while that runs"
+            text = f"/{path} contains the daemon's table: it cannot be loaded while the daemon runs"
             yield Finding(WARNING, "firewall", text, f"remove 'table inet conntrackd' from /{path}")
 
 
@@ -235,7 +235,7 @@ def check_program(situation: Situation, config: Config) -> Finding:
     """Whether the kernel decides what it could of the filter."""
     if not situation.has_room:
         return Finding(WARNING, "filter", NO_ROOM, _refilter(config))
-    return Finding(OK, "filter", "the kernel has taken the filter's program")
+    return Finding(OK, "filter", "the kernel runs the filter's program")
 
 
 def _refilter(config: Config) -> str:
@@ -266,7 +266,7 @@ def check_geoip(config: Config, now: float | None = None) -> Iterator[Finding]:
         try:
             age = ((time.time() if now is None else now) - path.stat().st_mtime) / 86400
         except OSError as error:
-            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", "geoipupdate, or mend geoip.database")
+            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", "geoipupdate, or fix geoip.database")
             continue
         if age > GEOIP_DAYS:
             yield Finding(WARNING, "geoip", f"{path} is {age:.0f} days old", "geoipupdate")
@@ -296,12 +296,12 @@ def check_sink_state(name: str, status: SinkStatus, trouble: str = "") -> Findin
     text = f"{name} is {status.state}{f': {status.error}' if status.error else ''}"
     match status.state:
         case "refused":
-            return Finding(ERROR, "sink", text, f"look at what the receiver says, and at sink.{name} here")
+            return Finding(ERROR, "sink", text, f"check the receiver's log, and sink.{name} here")
         case "failed" | "disabled":
             severity = ERROR if status.state == "failed" else NOTE
             return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
         case "retrying":
-            return Finding(WARNING, "sink", text, f"look after the receiver: sink.{name}.address")
+            return Finding(WARNING, "sink", text, f"check that the receiver at sink.{name}.address is up")
     if trouble:
         remedy = f"a faster receiver, a larger sink.{name}.queue, or a filter that keeps less"
         return Finding(WARNING, "sink", f"{name} {trouble}", remedy)
@@ -313,8 +313,8 @@ def check_receiver(name: str, config: Config, root: Path) -> Finding:
     match name:
         case "journal":
             if not (root / JOURNAL_SOCKET).exists():
-                return Finding(ERROR, "sink", "journal: journald does not run here", "use another sink")
-            return Finding(OK, "sink", "journal: journald is there")
+                return Finding(ERROR, "sink", "journal: journald is not running here", "use another sink")
+            return Finding(OK, "sink", "journal: journald is running")
         case "syslog":
             address = config[options.SINK_SYSLOG_ADDRESS]
         case "loki":
@@ -323,7 +323,7 @@ def check_receiver(name: str, config: Config, root: Path) -> Finding:
             return Finding(OK, "sink", f"{name} is enabled")
     reason = try_address(address)
     if reason:
-        return Finding(WARNING, "sink", f"{name}: {address}: {reason}", f"mend sink.{name}.address")
+        return Finding(WARNING, "sink", f"{name}: {address}: {reason}", f"fix sink.{name}.address")
     return Finding(OK, "sink", f"{name}: {address} can be reached")
 
 
@@ -332,7 +332,7 @@ def try_address(address: str) -> str:
     parts = urlsplit(address)
     try:
         if parts.scheme in {"unix", "unixgram"}:
-            return "" if Path(parts.path).is_socket() else "there is no such socket"
+            return "" if Path(parts.path).is_socket() else "no such socket"
         default = {"udp": 514, "tcp": 514, "tls": 6514, "http": 80, "https": 443}[parts.scheme]
         where = (parts.hostname or "", parts.port or default)
         if parts.scheme == "udp":
@@ -347,12 +347,12 @@ def try_address(address: str) -> str:
 def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
     """journald drops what one service logs above a rate, unless its unit says otherwise."""
     files = [root / base / unit for base in UNIT_PATHS]
-    files += [each for base in UNIT_PATHS for each in sorted((root / base / f"{unit}.d").glob("*.conf"))]
+    files += [path for base in UNIT_PATHS for path in sorted((root / base / f"{unit}.d").glob("*.conf"))]
     # systemd does not pass a 0 of a unit on to journald, where the general limit stands then.
-    own = {key: value for key, value in find_settings(files).items() if value not in ZERO}
+    own = {key: value for key, value in read_settings(files).items() if value not in ZERO}
     files = [root / "etc/systemd/journald.conf"]
-    files += [each for base in JOURNAL_CONFIG for each in sorted((root / base).glob("*.conf"))]
-    general = find_settings(files)
+    files += [path for base in JOURNAL_CONFIG for path in sorted((root / base).glob("*.conf"))]
+    general = read_settings(files)
     if {general.get("RateLimitIntervalSec"), general.get("RateLimitBurst")} & ZERO and not own:
         return Finding(OK, "journald", "no rate limit")
     burst = own.get("LogRateLimitBurst") or general.get("RateLimitBurst") or str(JOURNAL_BURST)
@@ -367,7 +367,7 @@ def check_journal_rate(root: Path, unit: str = "conntrackd.service") -> Finding:
     )
 
 
-def find_settings(files: list[Path]) -> dict[str, str]:
+def read_settings(files: list[Path]) -> dict[str, str]:
     """`Key=value` lines, the last one of each key; files that are not there have none."""
     return {
         match[1]: match[2]

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from conntrackd import VERSION, logs
 from conntrackd.active_filter import Filter, compile_filter, read_texts
 from conntrackd.bus.control import (
+    DaemonStatus,
     FilterStatus,
     Finding,
     Listener,
     SinkStatus,
     Statistics,
-    Status,
     asked_by_root,
 )
 from conntrackd.config import options
 from conntrackd.config.options import Option
-from conntrackd.config.read import Config, changed, find_unapplied
+from conntrackd.config.read import Config, changed, list_unapplied
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The kernel counts a buffer twice; people are told the size that conntrack.buffer asks for.
+# The kernel counts a buffer twice; people see the size that conntrack.buffer asks for.
 COUNTED: Final = 2
 TAILS_OF_ROOT: Final = 2
 RUN_TIME: Final = "until a reload or restart"
@@ -63,7 +63,7 @@ class DaemonControl:
         self._turn = asyncio.Lock()
         self._spoolless: list[str] = []
         self._started: Config | None = None
-        """What the daemon was started with: what waits for a restart is told by each reload until then."""
+        """The configuration at the start: each reload reports what still waits for a restart."""
 
     # ---- reload ---------------------------------------------------------------------------------------
 
@@ -108,26 +108,26 @@ class DaemonControl:
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
-        daemon.intake.activate(new)
+        daemon.source.activate(new)
         try:
             sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
         except BaseException:
-            daemon.intake.deactivate(old)
+            daemon.source.deactivate(old)
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [
-            f"{option.key} has changed, and waits for a restart: systemctl restart conntrackd"
-            for option in find_unapplied(changed(started, new))
+            f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
+            for option in list_unapplied(changed(started, new))
         ]
-        self._spoolless = self._find_spoolless(old, new)
+        self._spoolless = self._list_without_spool(old, new)
         lines += [
             f"sink.{name} gets its spool at the next start: systemctl restart conntrackd"
             for name in self._spoolless
         ]
         daemon.config = new
-        daemon.intake.deactivate(new)
-        daemon.intake.look()
+        daemon.source.deactivate(new)
+        daemon.source.look()
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules
@@ -137,7 +137,7 @@ class DaemonControl:
         warnings = [*map(str, new.warnings), *rules.warnings]
         return [*lines, *warnings] or ["nothing has changed"]
 
-    def _find_spoolless(self, old: Config, new: Config) -> list[str]:
+    def _list_without_spool(self, old: Config, new: Config) -> list[str]:
         """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
         return [
             kind.name
@@ -217,7 +217,7 @@ class DaemonControl:
         return lines
 
     def _collect_soon(self) -> None:
-        """What is no longer in force hangs together in cycles, for which nobody would look for a long time.
+        """Free replaced filters: they form reference cycles, and the collector rarely runs.
 
         After 10,000 reloads that was 14 MB. Looking takes 10 ms: once after many changes.
         """
@@ -242,7 +242,7 @@ class DaemonControl:
         instructions = self.status().filter.instructions
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
-            f"warning: {each}" for each in rules.warnings
+            f"warning: {warning}" for warning in rules.warnings
         ]
 
     async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
@@ -274,7 +274,7 @@ class DaemonControl:
     def _end_run_time(self) -> None:
         self._revert = None
         self._daemon.set_filter(self._daemon.configured_filter)
-        logger.info("the run-time filter has ended, %s", self._describe(self._daemon.filter)[0])
+        logger.info("the run-time filter has expired, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
         async with self._turn:
@@ -288,14 +288,14 @@ class DaemonControl:
         return list((await self._compile_to_look(rules)).rules)
 
     async def explain_filter(self, rules: list[str]) -> str:
-        each = await self._compile_to_look(rules) if rules else self._daemon.filter
-        return await run_to_its_end(each.explain, self._daemon.config)
+        candidate = await self._compile_to_look(rules) if rules else self._daemon.filter
+        return await run_to_its_end(candidate.explain, self._daemon.config)
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
         if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
             raise UnavailableError(
-                f"{len(self._daemon.tails)} tails are open, and the last {TAILS_OF_ROOT} are root's",
-                hint="end one of them, such as with ^C",
+                f"{len(self._daemon.tails)} tails are open, the last {TAILS_OF_ROOT} are reserved for root",
+                hint="end one of them, for example with ^C",
             )
         new = await self._compile_to_look(rules, len(self._daemon.pipeline.readers))
         cost.check_tail(new.parsed)
@@ -304,7 +304,7 @@ class DaemonControl:
     # ---- what there is to know ------------------------------------------------------------------------
 
     async def examine(self) -> list[Finding]:
-        self._daemon.intake.look(is_timed=False)
+        self._daemon.source.look(is_timed=False)
         return await run_to_its_end(self._daemon.examine)
 
     def set_log_level(self, level: str) -> list[str]:
@@ -314,32 +314,32 @@ class DaemonControl:
         lasts = "as configured" if level == self._daemon.config[options.LOG_LEVEL] else RUN_TIME
         return [f"log level is {level}, {lasts}"]
 
-    def status(self) -> Status:
+    def status(self) -> DaemonStatus:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        has_room = daemon.intake.events is None or daemon.intake.events.has_room
+        has_room = daemon.source.events is None or daemon.source.events.has_room
         instructions = rules.instructions if has_room else 0
-        return Status(
+        return DaemonStatus(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
             filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
             buffer=self._measure_buffer(),
-            log_level=logs.find_level(),
+            log_level=logs.get_level(),
             run_time=tuple(self._list_run_time()),
-            problems=tuple(each.replace("\nhint: ", "; ") for each in self._daemon.find_problems()),
+            problems=tuple(problem.replace("\nhint: ", "; ") for problem in self._daemon.list_problems()),
         )
 
     def _measure_buffer(self) -> int:
-        events = self._daemon.intake.events
+        events = self._daemon.source.events
         return (self._daemon.stats.buffer_bytes if events is None else events.measure().size) // COUNTED
 
     def _list_run_time(self) -> Iterator[str]:
         daemon = self._daemon
         if daemon.filter is not daemon.configured_filter:
             yield "filter"
-        if logs.find_level() != daemon.config[options.LOG_LEVEL]:
+        if logs.get_level() != daemon.config[options.LOG_LEVEL]:
             yield "log level"
         for name, outbox in daemon.outboxes.items():
             if outbox.state is SinkState.DISABLED:
@@ -357,7 +357,7 @@ class DaemonControl:
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
-        counters |= {each.name: each.value for each in measure_process()}
+        counters |= {measure.name: measure.value for measure in measure_process()}
         return Statistics(counters, sinks, daemon.filter.list_counts())
 
     # ---- sinks ----------------------------------------------------------------------------------------
@@ -366,33 +366,33 @@ class DaemonControl:
         return list(self._daemon.outboxes)
 
     def sink_status(self, name: str) -> SinkStatus:
-        outbox = self._find_sink(name)
+        outbox = self._get_outbox(name)
         return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
 
     async def enable_sink(self, name: str) -> list[str]:
-        self._find_sink(name).enable()
+        self._get_outbox(name).enable()
         self._daemon.tell_sink(name)
         return [f"sink {name} is enabled, as configured"]
 
     async def disable_sink(self, name: str) -> list[str]:
-        self._find_sink(name).disable()
+        self._get_outbox(name).disable()
         self._daemon.tell_sink(name)
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
-        outbox = self._find_sink(name)
+        outbox = self._get_outbox(name)
         if outbox.is_out():
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
         return await run_apart(outbox.flush, timeout_s)
 
-    def _find_sink(self, name: str) -> Outbox:
+    def _get_outbox(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)
             raise UsageError(
-                f"there is no sink {name!r}", hint=f"one of: {known}; others by sink.NAME.enable"
+                f"unknown sink {name!r}", hint=f"one of: {known}; enable others with sink.NAME.enable"
             )
         return outbox
 
@@ -425,7 +425,7 @@ async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: 
     try:
         threading.Thread(target=work, daemon=True, name="control").start()
     except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("there is no thread for it", hint="a larger TasksMax= in the unit") from error
+        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
     return await future
 
 
@@ -440,7 +440,7 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        running.cancelled() or running.exception()  # noted: nobody is left to be told
+        running.cancelled() or running.exception()  # retrieved: nobody is left to be informed
         raise
 
 
@@ -449,7 +449,7 @@ def _show(option: Option[object], config: Config) -> str:
 
 
 def _to_counters(stats: Stats | SinkStats) -> dict[str, int]:
-    return {each.name: each.value for each in list_counters(stats)}
+    return {counter.name: counter.value for counter in list_counters(stats)}
 
 
 def _name_protocol(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. The only wiring.
+"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. Joins the parts.
 
 Three kinds of threads: the readers (socket to outboxes, reader.py), one for each sink (delivery/outbox.py),
 and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
@@ -22,23 +22,23 @@ from conntrackd.active_filter import Filter, change_filter, read_filter
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
-from conntrackd.config.values import render_size
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
 from conntrackd.netlink.recording import read_batches
-from conntrackd.notify import Notifier, find_watchdog
+from conntrackd.notify import Notifier, read_watchdog
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.source.kernel import Intake
-from conntrackd.source.state_directory import Handover
+from conntrackd.source.kernel import KernelSource
+from conntrackd.source.state_directory import StateDirectory
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
+from conntrackd.units import render_size
 
 if TYPE_CHECKING:
     from conntrackd.geoip.databases import GeoIP
@@ -94,11 +94,13 @@ class Daemon:
         self.sources = sources
         self.config = sources.read()
         # Before anything is opened in the directory: a second process is to leave it alone.
-        handover = Handover(self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY))
+        state = StateDirectory(
+            self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY)
+        )
         self.stats = Stats()
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
-        self.engine = find_engine(sources.environ)
+        self.engine = load_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
@@ -113,7 +115,7 @@ class Daemon:
         )
         self.pipeline.on_lost = self._note_lost
         self.notifier = Notifier(sources.environ)
-        self.intake = Intake(self.config, handover, self.notifier, self.pipeline, self.stats)
+        self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
@@ -163,14 +165,14 @@ class Daemon:
         with ExitStack() as stack:
             stack.callback(_close_all, bus)
             if self.config[options.CONNTRACK_REPLAY] is None:
-                self.intake.open(stack, self.filter, self.sources.environ)
+                self.source.open(stack, self.filter, self.sources.environ)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
             self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
             readers = await self._start_threads(stack)
             self._hear_news(stack)
-            self._tell_start()
-            tasks = [asyncio.create_task(each) for each in (self._tick(), *bus)]
+            self._report_start()
+            tasks = [asyncio.create_task(task) for task in (self._tick(), *bus)]
             await self._end.wait()
             await self._stop(readers)
             for task in tasks:
@@ -200,14 +202,14 @@ class Daemon:
 
     def _hear_news(self, stack: ExitStack) -> None:
         """Look at the kernel when the firewall's rules have changed: at once, and then not for a moment."""
-        loop, news = asyncio.get_running_loop(), self.intake.news
+        loop, news = asyncio.get_running_loop(), self.source.news
         if news is None:
             return
         over = threading.Event()
 
         def hear() -> None:
             loop.remove_reader(news.fileno())
-            self.intake.hear_news()
+            self.source.hear_news()
             self._watch_problems()
             loop.call_later(NEWS_SECONDS, wait)
 
@@ -226,7 +228,7 @@ class Daemon:
             if path is not None:
                 self.pipeline.replay(read_batches(path, time.time_ns(), self.pipeline.readers[0].batch))
             else:
-                self.intake.listen(number)
+                self.source.listen(number)
         except Exception as error:  # whatever it is: without its reader the daemon has to end, and say why
             self._error = error
         self.pipeline.stop()  # without one of them the others have but a part of the events
@@ -255,7 +257,7 @@ class Daemon:
         deadline = time.monotonic() + READER_SECONDS
         for reader in readers:
             await asyncio.to_thread(reader.join, max(0.0, deadline - time.monotonic()))
-        self.intake.end()
+        self.source.end()
         seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
@@ -277,36 +279,36 @@ class Daemon:
         deadline = time.monotonic() + seconds
         for outbox in outboxes:
             outbox.begin_stop(deadline)
-        await asyncio.to_thread(_stop_each, outboxes, deadline)
+        await asyncio.to_thread(_stop_outboxes, outboxes, deadline)
 
-    # ---- telling --------------------------------------------------------------------------------------
+    # ---- reporting --------------------------------------------------------------------------------------
 
-    def _tell_start(self) -> None:
+    def _report_start(self) -> None:
         names = ", ".join(self.outboxes)
         path = self.config[options.CONNTRACK_REPLAY]
         if not self.config.paths and (self.sources.etc / "conntrackd.yaml").exists():
             logger.info("%s is not read, because the command line says what to do", self.sources.etc)
         if path is not None:
             logger.info("replaying %s to %s", path, names)
-        elif self.intake.events is not None:
-            groups = ", ".join(each.name or "" for each in EventType if each & self.filter.groups)
-            size, readers = render_size(self.intake.events.find_buffer()), len(self.pipeline.readers)
+        elif self.source.events is not None:
+            groups = ", ".join(event.name or "" for event in EventType if event & self.filter.groups)
+            size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.config.warnings, *self.filter.warnings, *self.find_problems()):
+        for warning in (*self.config.warnings, *self.filter.warnings, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
-    def find_problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
-        problems = self.intake.find_problems()
+        problems = self.source.list_problems()
         if self.engine.fault:
             hint = checks.NO_CORE_REMEDY
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
         if self._stands_still:
-            problems.append("a reader of events stands still")
+            problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():
-            trouble = self.find_trouble(name, outbox)
+            trouble = self.describe_trouble(name, outbox)
             if outbox.state in BAD_STATES:
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
             elif trouble:
@@ -315,21 +317,21 @@ class Daemon:
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
         return problems
 
-    def find_trouble(self, name: str, outbox: Outbox) -> str:
+    def describe_trouble(self, name: str, outbox: Outbox) -> str:
         """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
         wait = self.config[options.SINK_LOKI_BATCH_WAIT] if name == "loki" else 0.0
-        return self._progress.find_trouble(name, outbox, wait)
+        return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:
-        """Whoever listens is told when there are others."""
-        problems = self.find_problems()
+        """Notify the listeners when the problems have changed."""
+        problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
             for listener in self.listeners:
                 listener.problems_changed()
 
     def _note_lost(self, count: int) -> None:
-        self.intake.note_drops()
+        self.source.note_drops()
         if count:
             for listener in self.listeners:
                 listener.events_lost(count)
@@ -340,25 +342,25 @@ class Daemon:
             logger.info("sink %s: %s, and no other is left", name, reason)
             self.request_stop()
         else:
-            logger.error("sink %s: %s, out until it is enabled again", name, reason)
+            logger.error("sink %s: %s, stopped until it is enabled again", name, reason)
 
     # ---- now and then ---------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         """Signs of life for systemd as long as the reader gives them, and news for the listeners."""
-        watchdog = find_watchdog(self.sources.environ)
+        watchdog = read_watchdog(self.sources.environ)
         alive_until = time.monotonic()
         while True:
             if self.pipeline.has_moved():
                 alive_until = time.monotonic()
                 self.notifier.watchdog()
-                self.intake.note_listening()
+                self.source.note_listening()
             elif watchdog and time.monotonic() - alive_until > watchdog:
-                logger.error("a reader of events stands still")
+                logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
-            self._tell_states()
-            self.intake.tell_release()
-            self.intake.look_now_and_then()
+            self._report_states()
+            self.source.report_release()
+            self.source.look_now_and_then()
             self._watch_problems()
             await asyncio.sleep(min(TICK_SECONDS, watchdog / 3 or TICK_SECONDS))
 
@@ -378,7 +380,7 @@ class Daemon:
         for listener in self.listeners:
             listener.sink_changed(name)
 
-    def _tell_states(self) -> None:
+    def _report_states(self) -> None:
         for name, outbox in self.outboxes.items():
             self._progress.look(name, outbox)
             state = (outbox.state.value, outbox.error)
@@ -405,20 +407,20 @@ class Daemon:
         sinks = {
             name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
         }
-        events, stats, hearing = self.intake.events, self.stats, self.intake.hearing
+        events, stats, hearing = self.source.events, self.stats, self.source.hearing
         troubles = {
             name: trouble
             for name, outbox in self.outboxes.items()
-            if (trouble := self.find_trouble(name, outbox))
+            if (trouble := self.describe_trouble(name, outbox))
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
-            buffer=stats.buffer_bytes // 2 if events is None else events.find_buffer(),
+            buffer=stats.buffer_bytes // 2 if events is None else events.measure_buffer(),
             lost=stats.events_lost_total,
             sinks=sinks,
             has_room=events is None or events.has_room,
             faults=() if hearing is None else hearing.faults,
-            is_active=self.intake.is_active,
+            is_active=self.source.is_active,
             engine_fault=self.engine.fault,
             troubles=troubles,
         )
@@ -426,7 +428,7 @@ class Daemon:
 
     def set_filter(self, new: Filter) -> None:
         """Put it in the place of the one in force, while events flow."""
-        change_filter(self.pipeline, self.intake.events, self.filter, new)
+        change_filter(self.pipeline, self.source.events, self.filter, new)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
@@ -438,7 +440,7 @@ def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
         coroutine.close()
 
 
-def _stop_each(outboxes: Sequence[Outbox], deadline: float) -> None:
+def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
     """They have begun to stop: the first that hangs takes the time that the others need no more."""
     for outbox in outboxes:
         outbox.stop(deadline)
@@ -452,7 +454,7 @@ def _check_replay(config: Config) -> None:
 
 
 def run(sources: Sources) -> None:
-    """The daemon, until it is told to end. Raises ConntrackdError or OSError."""
+    """Run the daemon until a signal ends it. Raises ConntrackdError or OSError."""
     gc.set_threshold(GARBAGE_OBJECTS)
     resources.try_descriptors()
     try:

@@ -1,4 +1,4 @@
-"""Every error that a person can see: message, place, hint, exit status and D-Bus name.
+"""Every error that a person can see: message, origin, hint, exit status and D-Bus name.
 
 Raised where the fault is found, printed only in cli/report.py, sent over D-Bus only by bus/service.py.
 """
@@ -10,26 +10,26 @@ from typing import ClassVar
 
 
 class ConntrackdError(Exception):
-    """A fault with all that people need: what (`message`), where (`place`, `excerpt`), what to do (`hint`).
+    """A fault with all that people need: what (`message`), where (`origin`, `excerpt`), what to do (`hint`).
 
-    `place` is `file:line`, an option key or a rule's number; `excerpt` is text to be shown below the message,
-    such as a rule with a caret under the word that is wrong.
+    `origin` is `file:line`, an option key or a rule's number; `excerpt` is text shown below the message, such
+    as a rule with a caret under the word that is wrong.
     """
 
     # sysexits.h; 1 where nothing fits better
     exit_status: ClassVar[int] = 1
     dbus_name: ClassVar[str] = "org.conntrackd1.Error.Failed"
 
-    def __init__(self, message: str, *, hint: str = "", place: str = "", excerpt: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", origin: str = "", excerpt: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.place = place
+        self.origin = origin
         self.excerpt = excerpt
 
     def __str__(self) -> str:
         """The whole error as people read it, without the program's name in front."""
-        lines = [f"{self.place}: {self.message}" if self.place else self.message]
+        lines = [f"{self.origin}: {self.message}" if self.origin else self.message]
         lines += [f"  {line}" for line in self.excerpt.splitlines()]
         if self.hint:
             lines.append(f"hint: {self.hint}")
@@ -37,7 +37,7 @@ class ConntrackdError(Exception):
 
 
 class ManyErrors(ConntrackdError):  # noqa: N818  # they are many
-    """All mistakes found in one go, to be mended in one go. Takes the first one's exit status."""
+    """All mistakes found in one go, to be fixed in one go. Has the exit status of the first one."""
 
     def __init__(self, errors: Sequence[ConntrackdError]) -> None:
         super().__init__(errors[0].message)
@@ -110,7 +110,7 @@ def show_controls(text: str) -> str:
     )
 
 
-def find_place(error: BaseException) -> str:
+def describe_raise_site(error: BaseException) -> str:
     """The file and line that raised it: enough for a report of a fault, and no values of variables."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown"

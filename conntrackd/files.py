@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from conntrackd.units import render_limit
+
 # What the test says of a mode, and what such a thing is called.
 KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a directory"),
@@ -37,17 +39,12 @@ def open_file(path: Path, limit: int) -> BinaryIO:
 
 
 def check(status: os.stat_result, limit: int) -> None:
-    """Raise KindError for what is no file, or is larger than that."""
+    """Raise KindError unless it is a file of at most that size."""
     kind = next((name for is_kind, name in KINDS if is_kind(status.st_mode)), "")
     if kind:
-        raise KindError(f"is {kind}, and no file")
+        raise KindError(f"is {kind}, not a file")
     if status.st_size > limit:
-        raise KindError(f"is larger than {describe_limit(limit)}")
-
-
-def describe_limit(limit: int) -> str:
-    """A size as people read it."""
-    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+        raise KindError(f"is larger than {render_limit(limit)}")
 
 
 def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
@@ -56,5 +53,5 @@ def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
         content = file.read(limit + 1)
         status = os.fstat(file.fileno())
     if len(content) > limit:  # it grew, or does not know its size, as those in /proc
-        raise KindError(f"is larger than {describe_limit(limit)}")
+        raise KindError(f"is larger than {render_limit(limit)}")
     return content, status

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, Final
+from typing import Final
 
 ABSENT: Final = -1
 """The integer of a field that the event does not carry."""
@@ -15,7 +15,7 @@ NANO: Final = 1_000_000_000
 class EventType(IntFlag):
     """What happened to the flow; the values are bits, so that sets of them are integers too.
 
-    SNAPSHOT is no event of the kernel's: the flow was found in its table (resync.py).
+    SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py).
     """
 
     NEW = 1
@@ -155,7 +155,7 @@ class Flow:
     master_dport: int = ABSENT
 
 
-def find_nat(flow: Flow) -> int:
+def compute_nat(flow: Flow) -> int:
     """Nat bits: where the reply tuple is not the original one turned round, an end was translated.
 
     The identifier of ICMP belongs to the source, and may be all that is translated: where a host behind the
@@ -172,7 +172,7 @@ def find_nat(flow: Flow) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Told to every sink, past every filter: events that did not arrive. Times as in Flow.
+    """Events that did not arrive, reported to every sink past every filter. Times as in Flow.
 
     `where` is `kernel` for events that the socket's buffer had no room for, `tracking` for those of a time in
     which the kernel made none, `daemon` for those of a time in which nobody listened, else the sink whose
@@ -184,19 +184,3 @@ class Lost:
     until: int
     where: str
     reason: str = ""
-
-
-@dataclass(slots=True)
-class Piece:
-    """Many events as one sink writes them: what a Composer makes of a batch."""
-
-    time: int
-    """Of the first event, as in Flow."""
-    events: int
-    text: Any
-    """See Composer.compose()."""
-
-
-Record = Flow | Lost | Piece
-Batch = list[Record]
-"""What passes between pipeline, outboxes and sinks: records in the order of the kernel."""

@@ -10,7 +10,7 @@ def without(name: str) -> Iterator[None]:
     """Have imports of a module fail, for those who can do without it; not where it is loaded already."""
     is_loaded = name in sys.modules
     if not is_loaded:
-        sys.modules[name] = None  # type: ignore[assignment]  # how Python is told that there is none
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's convention for a module that is not there
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final, TextIO
 
-from conntrackd.errors import find_place, show_controls
+from conntrackd.errors import describe_raise_site, show_controls
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -20,7 +20,7 @@ SEVERITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logg
 
 
 class _Formatter(logging.Formatter):
-    """A person sees the program's name and a word; journald knows the name, and is told the severity."""
+    """People see the program's name and a severity word; journald gets the severity's number."""
 
     def __init__(self, *, for_journal: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Formatter(logging.Formatter):
         text = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            text += f": {type(error).__name__}: {error} (at {find_place(error)})"
+            text += f": {type(error).__name__}: {error} (at {describe_raise_site(error)})"
         text = show_controls(text)
         if self._for_journal:
             mark = f"<{SEVERITIES.get(record.levelno, 3)}>"
@@ -43,11 +43,11 @@ def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) 
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Formatter(for_journal=_is_journal(environ, stream)))
     logging.basicConfig(handlers=[handler], level=LEVELS[level], force=True)
-    # A library's own chatter is no message of ours, unless it is asked for.
+    # Messages of libraries are not ours, and appear at debug only.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     # It warns of a file that the unit's sandbox hides, and that only traffic control would need.
     logging.getLogger("pyroute2").setLevel(logging.ERROR)
-    logging.raiseExceptions = False  # a closed stderr is no reason to write more to it
+    logging.raiseExceptions = False  # a closed stderr must not cause more writes to it
 
 
 def set_level(level: str) -> None:
@@ -55,10 +55,10 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(LEVELS[level])
 
 
-def find_level() -> str:
+def get_level() -> str:
     """The level in force."""
     number = logging.getLogger().level
-    return next(name for name, each in LEVELS.items() if each >= number)
+    return next(name for name, level in LEVELS.items() if level >= number)
 
 
 def _is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:

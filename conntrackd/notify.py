@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over: sd_notify(3), sd_listen_fds(3)."""
+"""Notifications to systemd, and the descriptors that it passes: sd_notify(3), sd_listen_fds(3)."""
 
 import array
 import os
@@ -105,7 +105,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def find_watchdog(environ: Mapping[str, str], pid: int | None = None) -> float:
+def read_watchdog(environ: Mapping[str, str], pid: int | None = None) -> float:
     """Seconds within which the service manager wants a sign of life, 0 for never (sd_watchdog_enabled(3))."""
     try:
         microseconds = int(environ.get("WATCHDOG_USEC", "0"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import Engine, Kind, Locations, Table
+from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.reader import Reader
 from conntrackd.source.resync import Resync
@@ -30,7 +30,7 @@ class Pipeline:
     def __init__(  # the parts of the path in their order
         self,
         engine: Engine,
-        tables: Sequence[Table],
+        tables: Sequence[RuleTable],
         geoip: "GeoIP | None",
         outboxes: Sequence[Outbox],
         tails: Tails,
@@ -99,7 +99,7 @@ class Pipeline:
             while not (outbox.is_out() or outbox.flush(ROOM_SECONDS, at_once=False) or self.stopping):
                 reader.turns += 1
 
-    def count(self, kinds: Iterable[Kind]) -> None:
+    def count(self, kinds: Iterable[Tally]) -> None:
         """Events for the sinks. Under the lock."""
         stats = self.stats
         for event_type, protocol, events in kinds:
@@ -113,7 +113,7 @@ class Pipeline:
                 stats.events_destroy_total += events
 
     def note_fill(self) -> None:
-        """A reader has looked at its socket's queue."""
+        """Update the gauges of the buffer, after a reader has measured its socket's queue."""
         stats = self.stats
         with self.lock:
             stats.buffer_used_bytes = used = sum([reader.fill[0] for reader in self.readers])
@@ -121,7 +121,7 @@ class Pipeline:
             stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
     def report_lost(self, lost: Lost) -> None:
-        """Past every filter, to every sink."""
+        """Report a loss to every sink, past every filter."""
         with self.lock:
             self.stats.events_lost_total += max(0, lost.count) if lost.where == "kernel" else 0
             for outbox in self.outboxes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, Batch, Received, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Received, Selection
 from conntrackd.flow import ABSENT, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.render.rendered import Rendered
@@ -44,7 +44,7 @@ DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
 MAX_TEMPLATES: Final = 32
 
 
-class Told(NamedTuple):
+class ReportedDrops(NamedTuple):
     """Of the socket with this name in the store, if any, so many of the kernel's drops are reported."""
 
     name: str = ""
@@ -57,7 +57,7 @@ class Reader:
     def __init__(self, pipeline: "Pipeline", number: int) -> None:
         self.turns = 0
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
-        self.told = Told()
+        self.reported = ReportedDrops()
         """Which socket is read, and how far its losses are reported."""
         self.emptied_at = -math.inf
         """What had been queued by then, a time of time.monotonic(), is processed."""
@@ -71,20 +71,22 @@ class Reader:
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
 
-    def listen(self, events: EventSocket, told: Told | None = None) -> None:
+    def listen(self, events: EventSocket, reported: ReportedDrops | None = None) -> None:
         """Process what the kernel sends until the pipeline stops. Raises OSError when the socket is gone.
 
         A socket that is kept for a next process goes on to gather its events; of any other what has come is
         read to the end.
         """
         pipeline = self._pipeline
-        self.told = told or self.told
+        self.reported = reported or self.reported
         size = events.measure().size
         while not pipeline.stopping:
             resync = pipeline.resync  # another thread may end it
             is_reading = resync is not None and resync.is_reading
             datagrams = self._turn(
-                events, LAST_MS if is_reading else PATIENCE_MS, 0 if is_reading else self._find_gather(size)
+                events,
+                LAST_MS if is_reading else PATIENCE_MS,
+                0 if is_reading else self._compute_gather(size),
             )
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
@@ -99,13 +101,13 @@ class Reader:
         while self._turn(events, LAST_MS, 0):
             pass
 
-    def drain(self, events: EventSocket, told: Told) -> Iterator[bytes]:
+    def drain(self, events: EventSocket, reported: ReportedDrops) -> Iterator[bytes]:
         """Process what is in a socket that hears of nothing more; gives its datagrams, a batch at a time."""
-        self.told = told
+        self.reported = reported
         while self._turn(events, 0, 0):
             yield self.batch.datagrams(SLOTS)[1]
 
-    def _find_gather(self, size: int) -> int:
+    def _compute_gather(self, size: int) -> int:
         """Microseconds for which events may gather in a buffer of so many bytes."""
         pipeline = self._pipeline
         if size < GATHER_BYTES:
@@ -127,7 +129,7 @@ class Reader:
             self.emptied_at = began
         return received.datagrams
 
-    def process(self, batch: Batch, datagrams: int, forged: int, malformed: int) -> None:
+    def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
@@ -147,7 +149,7 @@ class Reader:
                 pipeline.count(batch.tally(kept))
                 self._hand_on(batch, kept, rendered, wanted)
 
-    def _decide(self, batch: Batch) -> Selection:
+    def _decide(self, batch: EventBatch) -> Selection:
         """What the rules keep, with its locations."""
         pipeline, locations = self._pipeline, self._locations
         engine, table = pipeline.engine, pipeline.tables[self._number]
@@ -160,17 +162,17 @@ class Reader:
         locations.locate(batch, kept)
         return kept
 
-    def _render_all(self, batch: Batch, kept: Selection) -> list[tuple[Outbox, Rendered | None, int]]:
+    def _render_all(self, batch: EventBatch, kept: Selection) -> list[tuple[Outbox, Rendered | None, int]]:
         """For each outbox what it has room for, in the form of its sink, and how many events that are."""
         count = len(kept) // INDEX_BYTES
         found: list[tuple[Outbox, Rendered | None, int]] = []
         for outbox in self._pipeline.outboxes if count else ():
-            room = min(outbox.find_room(), count)
+            room = min(outbox.get_room(), count)
             rendered = self._render(batch, outbox.template, kept[: room * INDEX_BYTES]) if room else None
             found.append((outbox, rendered, room))
         return found
 
-    def _render_tails(self, batch: Batch, kept: Selection) -> list[tuple[Tail, Rendered]]:
+    def _render_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Rendered]]:
         """For each tail what it wants of the events that the sinks get."""
         tails, engine = self._pipeline.tails, self._pipeline.engine
         found: list[tuple[Tail, Rendered]] = []
@@ -180,7 +182,7 @@ class Reader:
                 found.append((tail, self._render(batch, tails.template, wanted)))
         return found
 
-    def _render(self, batch: Batch, template: Template, selection: Selection) -> Rendered:
+    def _render(self, batch: EventBatch, template: Template, selection: Selection) -> Rendered:
         engine = self._pipeline.engine
         compiled = self._templates.get(template)
         if compiled is None:
@@ -191,7 +193,7 @@ class Reader:
 
     def _hand_on(
         self,
-        batch: Batch,
+        batch: EventBatch,
         kept: Selection,
         rendered: list[tuple[Outbox, Rendered | None, int]],
         wanted: list[tuple[Tail, Rendered]],
@@ -209,30 +211,30 @@ class Reader:
     # ---- losses ---------------------------------------------------------------------------------------
 
     def _account(self, events: EventSocket, received: Received) -> None:
-        """Look at the kernel's counter of events that it had no room for, and report more to every sink."""
+        """Read the kernel's counter of events without room, and report new losses to every sink."""
         pipeline, now, drops = self._pipeline, time.time_ns(), received.drops
         self.fill = (received.used, received.size)
         pipeline.note_fill()
-        told = self.told
-        if drops != told.drops and pipeline.guard is not None:
+        reported = self.reported
+        if drops != reported.drops and pipeline.guard is not None:
             self._account_retried(events, pipeline.guard, drops, now)
-        elif drops != told.drops:
-            lost = (drops - told.drops) % DROPS_MODULUS
-            self.told = told._replace(drops=drops)
+        elif drops != reported.drops:
+            lost = (drops - reported.drops) % DROPS_MODULUS
+            self.reported = reported._replace(drops=drops)
             pipeline.report_lost(Lost(lost, self._looked_ns, now, "kernel"))
         self._looked_ns = now
 
     def _account_retried(self, events: EventSocket, guard: Guard, drops: int, now: int) -> None:
-        """What had no room is no loss as long as the kernel tries again."""
-        state, released_at = guard.find_release()
+        """Account for events without room: they are not lost as long as the kernel tries again."""
+        state, released_at = guard.read_release()
         if state == RELEASING:
             return
         if state == RELEASED:
             self._pipeline.guard, drops = None, released_at  # what came after them is accounted for next
-        retried = (drops - self.told.drops) % DROPS_MODULUS
-        self.told = self.told._replace(drops=drops)
+        retried = (drops - self.reported.drops) % DROPS_MODULUS
+        self.reported = self.reported._replace(drops=drops)
         self._pipeline.stats.events_retried_total += retried
-        if retried and events.find_groups() & ~EventType.DESTROY:
+        if retried and events.read_groups() & ~EventType.DESTROY:
             # A NEW or UPDATE is not sent again: what it would have said comes with the flow's next event.
             lost = Lost(ABSENT, self._looked_ns, now, "kernel", "merged into later events")
             self._pipeline.report_lost(lost)
@@ -243,7 +245,7 @@ class Reader:
     def _read_table(self, resync: Resync) -> None:
         """One step, unless a sink that works would have no room for its flows.
 
-        Not before each reader has read all that may tell of the flows that are to be decided. And under the
+        Not before each reader has read all that may be about the flows to be decided. And under the
         lock: what another reader hands on may not come between the decision about a flow and its report.
         """
         pipeline = self._pipeline

@@ -1,4 +1,4 @@
-"""Limits that the system sets: one that is too small is told at the start, with what sets it."""
+"""Limits of the system: one that is too low is reported at the start, with what sets it."""
 
 import errno
 import os
@@ -34,8 +34,8 @@ def try_descriptors(number: int = DESCRIPTORS) -> None:
     except OSError as error:
         raise explain_descriptors(error) from error
     finally:
-        for each in opened:
-            os.close(each)
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def has_descriptors() -> bool:
@@ -53,23 +53,23 @@ def raise_descriptors(error: OSError) -> None:
 def explain_descriptors(error: OSError) -> ResourceError:
     """What to say when a file or socket could not be opened for want of a number."""
     return ResourceError(
-        f"this process may not open enough files: {error.strerror}",
-        hint="LimitNOFILE= in the unit, or ulimit -n, is too small",
+        f"this process cannot open enough files: {error.strerror}",
+        hint="LimitNOFILE= in the unit, or ulimit -n, is too low",
     )
 
 
 def explain_threads(more: int) -> ResourceError:
     """What to say when a thread could not be started. `more`: of sinks, and of readers but the first."""
     return ResourceError(
-        "this process may start no more threads",
+        "this process cannot start more threads",
         hint=f"it needs {THREADS + more}, and memory for them: TasksMax= in the unit, or ulimit -u, "
-        "is too small",
+        "is too low",
     )
 
 
 def explain_guard(error: OSError) -> ResourceError:
     """What to say when the process that watches the table could not be started."""
     return ResourceError(
-        f"this process may start no other one, which conntrack.reliable needs: {error.strerror}",
-        hint="TasksMax= in the unit, or ulimit -u, is too small",
+        f"this process cannot start another one, which conntrack.reliable needs: {error.strerror}",
+        hint="TasksMax= in the unit, or ulimit -u, is too low",
     )

@@ -19,11 +19,9 @@ class Stats:
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
     events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")
-    events_malformed_total: int = _counter("events", "Messages that are no event, or an event cut short")
+    events_malformed_total: int = _counter("events", "Messages that are not an event, or a truncated one")
     events_forged_total: int = _counter("events", "Messages sent by a process instead of the kernel")
-    events_filtered_total: int = _counter(
-        "events", "Events that a rule, a protocol or an event type left out"
-    )
+    events_filtered_total: int = _counter("events", "Events dropped by a rule, a protocol or an event type")
     events_accepted_total: int = _counter("events", "Events handed to the sinks")
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
@@ -36,10 +34,10 @@ class Stats:
     )
     table_readings_total: int = _counter("readings", "Times that the whole connection table was read")
     table_errors_total: int = _counter("readings", "Times that the connection table could not be read")
-    batches_received_total: int = _counter("batches", "Calls of recvmmsg that brought something")
+    batches_received_total: int = _counter("batches", "Calls of recvmmsg that returned events")
     buffer_bytes: int = _counter("bytes", "Size of the socket's receive buffer")
-    buffer_used_bytes: int = _counter("bytes", "Fill of the receive buffer when it was last looked at")
-    buffer_peak_bytes: int = _counter("bytes", "Highest fill of the receive buffer that was seen")
+    buffer_used_bytes: int = _counter("bytes", "Bytes queued in the receive buffer when it was last measured")
+    buffer_peak_bytes: int = _counter("bytes", "Highest number of bytes queued in the receive buffer")
     geoip_lookups_total: int = _counter("addresses", "Addresses looked up in the GeoIP databases")
     geoip_errors_total: int = _counter("files", "GeoIP databases that could not be used, the old one kept")
     reloads_total: int = _counter("reloads", "Reloads and filter changes that were applied")
@@ -53,30 +51,30 @@ class SinkStats:
     At every moment: restored + taken = delivered + queued + spooled + all the dropped ones.
     """
 
-    sink_events_taken_total: int = _counter("events", "Events handed to this sink's outbox")
+    sink_events_taken_total: int = _counter("events", "Events handed to this sink")
     sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start")
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
-    sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the outbox was full")
+    sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the queue was full")
     sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
     sink_events_dropped_spool_total: int = _counter(
         "events", "Oldest events dropped because the spool was full"
     )
-    sink_events_dropped_shutdown_total: int = _counter("events", "Events left when the time to stop was over")
-    sink_events_dropped_disabled_total: int = _counter(
-        "events", "Events that came while the sink was disabled"
+    sink_events_dropped_shutdown_total: int = _counter(
+        "events", "Events left when the shutdown timeout expired"
     )
+    sink_events_dropped_disabled_total: int = _counter("events", "Events dropped while the sink was disabled")
     sink_events_dropped_failed_total: int = _counter(
-        "events", "Events that came when the sink was out for good"
+        "events", "Events dropped after the sink failed for good"
     )
-    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read again")
-    sink_events_queued: int = _counter("events", "Events waiting in the outbox")
+    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read back")
+    sink_events_queued: int = _counter("events", "Events waiting in the queue")
     sink_events_spooled: int = _counter("events", "Events waiting on disk")
     sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")
     sink_batches_delivered_total: int = _counter("batches", "Batches that the sink has accepted")
-    sink_retries_total: int = _counter("batches", "Attempts that failed and were repeated")
-    sink_spool_errors_total: int = _counter("batches", "Batches that the disk of the spool did not take")
-    sink_spool_damaged_total: int = _counter("files", "Spools that were damaged and put aside")
-    sink_bytes_total: int = _counter("bytes", "Bytes that were written")
+    sink_retries_total: int = _counter("batches", "Failed attempts that were retried")
+    sink_spool_errors_total: int = _counter("batches", "Batches that could not be written to the spool")
+    sink_spool_damaged_total: int = _counter("files", "Damaged spools that were set aside")
+    sink_bytes_total: int = _counter("bytes", "Bytes written")
 
     def count_dropped(self, reason: str, events: int) -> None:
         """For one of the reasons that have a counter."""
@@ -99,9 +97,9 @@ class SinkStats:
 
 _PREFIX, _SUFFIX = "sink_events_dropped_", "_total"
 DROPPED: Final = {
-    each.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): each.name
-    for each in fields(SinkStats)
-    if each.name.startswith(_PREFIX)
+    counter.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): counter.name
+    for counter in fields(SinkStats)
+    if counter.name.startswith(_PREFIX)
 }
 """Reason -> the counter of events that were dropped for it."""
 
@@ -119,8 +117,10 @@ class Counter:
 def list_counters(stats: Stats | SinkStats) -> list[Counter]:
     """All counters in their order, read once."""
     return [
-        Counter(each.name, each.metadata["unit"], each.metadata["help"], getattr(stats, each.name))
-        for each in fields(stats)
+        Counter(
+            counter.name, counter.metadata["unit"], counter.metadata["help"], getattr(stats, counter.name)
+        )
+        for counter in fields(stats)
     ]
 
 
@@ -133,6 +133,6 @@ def measure_process() -> list[Counter]:
     return [
         Counter("process_memory_bytes", "bytes", "Memory in use", used),
         # The kernel notes the peak now and then: it may be below what is in use.
-        Counter("process_memory_peak_bytes", "bytes", "Most memory that was in use", peak),
+        Counter("process_memory_peak_bytes", "bytes", "Peak memory in use", peak),
         Counter("process_cpu_us_total", "us", "CPU time used", cpu_us),
     ]

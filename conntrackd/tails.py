@@ -74,7 +74,7 @@ class Tails:
     # ---- for the reader of events ---------------------------------------------------------------------
 
     def put(self, tail: Tail, rendered: Rendered) -> None:
-        """Takes events for a tail, as many as it still wants, or drops them where too much waits."""
+        """Take events for a tail, as many as it still wants, or drop them if too much waits."""
         with self._lock:
             if tail not in self.wanting or not rendered.events:  # it ended just now
                 return
@@ -124,7 +124,7 @@ class Tails:
         with self._lock:
             if len(self) >= MAX_TAILS:
                 raise UnavailableError(
-                    f"{MAX_TAILS} tails are open already", hint="end one of them, such as with ^C"
+                    f"{MAX_TAILS} tails are open already", hint="end one of them, for example with ^C"
                 )
             reading, writing = os.pipe()
             os.set_blocking(writing, False)
@@ -143,7 +143,7 @@ class Tails:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends all tails. May be called twice."""
+        """End all tails. May be called twice."""
         with self._lock:
             thread = self._thread
             self._closing = thread is not None
@@ -196,7 +196,7 @@ class Tails:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         for tail in self._tails:
-            # Without POLLOUT it still tells POLLERR: the reading end is closed.
+            # Without POLLOUT it still reports POLLERR: the reading end is closed.
             poll.register(tail.pipe, select.POLLOUT if tail.unread else 0)
         found = dict(poll.poll())
         if self._wake_read in found:

@@ -9,10 +9,10 @@ MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
 
 def find_near(word: str, known: Iterable[str]) -> str | None:
     """The nearest of the known words, if any is near."""
-    words = {each.lower(): each for each in known}
+    words = {name.lower(): name for name in known}
     typed = word[:100].lower()
     near = get_close_matches(typed, words, n=3, cutoff=0.6)
-    best = min(near, key=lambda each: (count_edits(typed, each), abs(len(each) - len(typed))), default=None)
+    best = min(near, key=lambda name: (count_edits(typed, name), abs(len(name) - len(typed))), default=None)
     return None if best is None else words[best]
 
 
@@ -32,7 +32,7 @@ def count_edits(word: str, other: str) -> int:
 
 def find_one_typo(word: str, known: Iterable[str]) -> str | None:
     """The known word that this one is but for one letter: too much, too little, wrong, or too early."""
-    return next((each for each in known if _is_one_typo(word, each)), None)
+    return next((name for name in known if _is_one_typo(word, name)), None)
 
 
 def _is_one_typo(word: str, other: str) -> bool:
@@ -55,5 +55,5 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def quote(text: str) -> str:
     """Somebody's text in a message: cut short, and without characters that act on a terminal."""
     shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-    inner = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
+    inner = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
     return f"'{inner}'"

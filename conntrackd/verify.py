@@ -15,16 +15,16 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
-from conntrackd.active_filter import compile_filter, find_given
+from conntrackd.active_filter import compile_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
 from conntrackd.delivery.sink import SinkTrouble
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import find_warnings
+from conntrackd.filter.never import list_warnings
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
@@ -33,7 +33,7 @@ from conntrackd.stats import Stats
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
 Certificate = Option[Path | None]
-SUDO: Final = "not permitted to look from here; sudo conntrackd check"
+SUDO: Final = "permission denied; try sudo conntrackd check"
 
 
 @dataclass(slots=True)
@@ -91,16 +91,16 @@ def _verify_rules(report: Report) -> None:
             _verify_file(report, options.FILTER_FILE, path)
     except ConfigError as error:
         if _is_hidden(error.__cause__):
-            report.untried.append(f"{error.place}: {SUDO}")
+            report.untried.append(f"{error.origin}: {SUDO}")
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
     rules: list[Rule] = []
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += find_warnings(rules, find_given(config))
+    report.warnings += list_warnings(rules, make_scope(config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, find_engine()))
+        report.attempt(lambda: compile_filter(texts, "", config, load_engine()))
 
 
 # ---- what is read -------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = M
             report.fail(option, f"{path}: {error.strerror}")
     else:
         if not _may_service_read(report.config, path):
-            message = f"{path} cannot be read by user {SERVICE}, as whom the service runs"
+            message = f"{path} cannot be read by user {SERVICE}, which the service runs as"
             hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
             report.warnings.append(report.config.explain(option, message, hint, ": "))
         return True
@@ -138,7 +138,7 @@ def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = M
 
 def _may_service_read(config: Config, path: Path) -> bool:
     """Asked of the kernel as that user: it knows of groups and access lists. True where that cannot be."""
-    if os.geteuid() != 0 or not any(each.is_relative_to(ETC) for each in config.paths):
+    if os.geteuid() != 0 or not any(path.is_relative_to(ETC) for path in config.paths):
         return True  # whoever checks another file may run it as somebody else
     try:
         user = pwd.getpwnam(SERVICE)
@@ -166,7 +166,7 @@ def _verify_namespace(report: Report) -> None:
         return
     origin = report.config.origin(options.CONNTRACK_NETNS)
     if origin == options.CONNTRACK_NETNS.flag:
-        report.untried.append(f"whether {name} can be entered, which takes CAP_SYS_ADMIN")
+        report.untried.append(f"whether {name} can be entered, which needs CAP_SYS_ADMIN")
         return
     message = "cannot be entered by the service, whose unit has no CAP_SYS_ADMIN"
     hint = (
@@ -185,7 +185,7 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
         return
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
         is_own = bool(config[kind.spool.path])
-        if is_own or folder.parent.is_dir():  # else that is told of the state directory
+        if is_own or folder.parent.is_dir():  # else that is reported for the state directory
             _verify_folder(report, kind.spool.path if is_own else options.STATE_DIRECTORY, folder)
     match kind.name:
         case "stream":
@@ -241,16 +241,16 @@ def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certifi
         report.fail(named[0] if named else ca, error.reason)
         return
     if config[ca] is not None:
-        for name in _find_expired(context):
+        for name in _list_expired(context):
             report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
 
 
-def _find_expired(context: ssl.SSLContext) -> Iterator[str]:
+def _list_expired(context: ssl.SSLContext) -> Iterator[str]:
     """The names of authorities whose time is over."""
     for certificate in context.get_ca_certs():
         if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
             subject: Any = certificate.get("subject", ())
-            yield ", ".join(value for pairs in subject for _, value in pairs) or "without a name"
+            yield ", ".join(value for pairs in subject for _, value in pairs) or "unnamed"
 
 
 def _verify_secrets(report: Report) -> None:
@@ -272,7 +272,7 @@ def _verify_folder(report: Report, option: Option[Any], folder: Path) -> None:
         above = above.parent
     if not above.is_dir():
         report.fail(
-            option, f"{folder}: {above} is no directory", "name a directory in which conntrackd may write"
+            option, f"{folder}: {above} is not a directory", "name a directory in which conntrackd may write"
         )
     elif not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
         if os.geteuid():

@@ -44,7 +44,7 @@ def run(name: str, merge: bool) -> int:
     options = [*LIMITS, f"-artifact_prefix={BUILD}/{name}-", "-print_final_stats=1"]
     if words := list_words(name):
         dictionary = BUILD / f"{name}.dict"
-        dictionary.write_text("".join(f"{quote(each)}\n" for each in words))
+        dictionary.write_text("".join(f"{quote(word)}\n" for word in words))
         options.append(f"-dict={dictionary}")
     if merge:
         options += [

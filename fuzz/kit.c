@@ -89,14 +89,14 @@ void close_kit(struct kit *kit)
 	free(kit->bytes);
 }
 
-size_t read_events(const uint8_t *datagram, size_t length, bool tells_reason, struct event *events)
+size_t read_events(const uint8_t *datagram, size_t length, bool reports_reason, struct event *events)
 {
 	size_t offset = 0, count = 0;
 
 	do {
 		size_t size = find_message_length(datagram + offset, length - offset);
 
-		count += walk_message(datagram + offset, size, 1700000000000000001, tells_reason, &events[count]);
+		count += walk_message(datagram + offset, size, 1700000000000000001, reports_reason, &events[count]);
 		offset += NLMSG_ALIGN(size);
 	} while (offset < length && count < KIT_EVENTS);
 	return count;

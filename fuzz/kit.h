@@ -27,7 +27,7 @@ void open_kit(struct kit *kit, const char *path);
 void close_kit(struct kit *kit);
 
 /* The events of a datagram; at most KIT_EVENTS. */
-size_t read_events(const uint8_t *datagram, size_t length, bool tells_reason, struct event *events);
+size_t read_events(const uint8_t *datagram, size_t length, bool reports_reason, struct event *events);
 
 /* A datagram all the way: its events, their Locations, ids, decisions, texts and frames. Returns the events. */
 size_t process(struct kit *kit, const uint8_t *datagram, size_t length);

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.constants import NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
 from conntrackd.render import journal, loki, syslog

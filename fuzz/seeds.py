@@ -10,9 +10,9 @@ from typing import Final
 
 from conntrackd.bus import wire
 from conntrackd.config.options import OPTIONS
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import KEYWORDS, parse_rules
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.netlink.constants import NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
 from fuzz.targets import join_datagrams
@@ -86,7 +86,7 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
     yield "events", "\n".join(EVENTS).encode()
     rules = list(read_manual())
     for rule in rules:
-        if rule.startswith(("log ", "drop ")):  # and is no comment
+        if rule.startswith(("log ", "drop ")):  # and is not a comment
             yield "table", assemble(compile_table(parse_rules([RuleText(rule)])))
     yield (
         "table",

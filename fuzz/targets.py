@@ -1,6 +1,6 @@
 """What must hold for whatever bytes come, one function for each reader of what others wrote.
 
-A target returns, or an exception tells the finding. atheris drives them in `make fuzz`, hypothesis and the
+A target returns, or an exception is the finding. atheris drives them in `make fuzz`, hypothesis and the
 kept corpus in `make test` (tests/fuzz/).
 """
 
@@ -18,17 +18,17 @@ from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import read_config, read_rules
 from conntrackd.core import _core as core
-from conntrackd.engine import Batch, Engine, Received
+from conntrackd.engine import Engine, EventBatch, Received
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
 from conntrackd.filter import grammar
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.reach import find_unreachable
 from conntrackd.filter.render import render
+from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
@@ -52,13 +52,13 @@ PREFIX: Final = struct.Struct("<H")
 # In memory where there is such a place: a file is written for each input.
 SCRATCH: Final = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 SUFFIXES: Final = (".yaml", ".json", ".toml")
-# More than any message may have: the name of a value is cut short, and at most 100 mistakes are told.
+# More than any message may have: the name of a value is cut short, and at most 100 mistakes are reported.
 MAX_REPORT: Final = 64 << 10
 
 
 def join_datagrams(*datagrams: bytes) -> bytes:
     """An input of the decoder's target."""
-    return b"".join(PREFIX.pack(len(each)) + each for each in datagrams)
+    return b"".join(PREFIX.pack(len(datagram)) + datagram for datagram in datagrams)
 
 
 def cut_datagrams(data: bytes) -> list[bytes]:
@@ -71,7 +71,7 @@ def cut_datagrams(data: bytes) -> list[bytes]:
     return found
 
 
-def describe(batch: Batch) -> list[dict[str, object]]:
+def describe(batch: EventBatch) -> list[dict[str, object]]:
     """All events in the words of Flow; a time that is the batch's own, of receipt, as 0."""
     found = []
     for index in range(len(batch)):
@@ -170,8 +170,8 @@ def check_rules(data: bytes) -> None:
             assert render(again) == canonical
     core.Table(assemble(compile_table(rules)))  # which refuses a program that is not right
     compile_kernel(rules, protocols=None, events=7)
-    for each in find_unreachable(rules):
-        check_report(each.to_warning(), RuleError)
+    for shadowed in list_shadowed(rules):
+        check_report(shadowed.to_warning(), RuleError)
 
 
 def check_config(data: bytes) -> None:
@@ -225,14 +225,14 @@ def check_recording(data: bytes) -> None:
             for index, line in enumerate(lines):
                 again, known = decode_json_line(line), batch.describe(index)
                 assert again is not None
-                assert find_key(again) == find_written(known), f"{again} is not {known}"
+                assert make_key(again) == find_written(known), f"{again} is not {known}"
     except DataError as error:
         check_report(error, DataError)
     finally:
         path.unlink()
 
 
-def find_key(flow: Flow) -> tuple[int | bytes, ...]:
+def make_key(flow: Flow) -> tuple[int | bytes, ...]:
     """What stands in the line."""
     return (
         flow.type,
@@ -258,7 +258,7 @@ def find_written(known: Mapping[str, Any]) -> tuple[int | bytes, ...]:
 
 
 def check_events(data: bytes) -> None:
-    """Lines of `filter test`: an event that rules can judge, or DataError."""
+    """Lines of `filter test`: an event that rules can be evaluated for, or DataError."""
     for line in data.splitlines():
         try:
             flow = decode_json_line(line)
@@ -272,7 +272,7 @@ def check_events(data: bytes) -> None:
 def check_report(error: ConntrackdError, kind: type[ConntrackdError]) -> None:
     """A report of one kind is text that a terminal does not obey, of a size that people read."""
     errors = error.errors if isinstance(error, ManyErrors) else (error,)
-    assert all(isinstance(each, kind) and each.message for each in errors)
+    assert all(isinstance(error, kind) and error.message for error in errors)
     text = str(error)
     assert text.replace("\n", "").isprintable(), ascii(text)
     assert len(text) < MAX_REPORT

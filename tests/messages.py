@@ -32,8 +32,8 @@ def build_message(flow: Flow) -> bytes:
         (nl.CTA_COUNTERS_REPLY, flow.reply_packets, flow.reply_bytes),
     ):
         inner = [
-            attribute(each, struct.pack("!Q", value))
-            for each, value in ((nl.CTA_COUNTERS_PACKETS, packets), (nl.CTA_COUNTERS_BYTES, octets))
+            attribute(number, struct.pack("!Q", value))
+            for number, value in ((nl.CTA_COUNTERS_PACKETS, packets), (nl.CTA_COUNTERS_BYTES, octets))
             if value != ABSENT
         ]
         parts += [nest(kind, *inner)] if inner else []
@@ -105,8 +105,8 @@ def build_tuple(kind: int, flow: Flow, src: bytes, dst: bytes, ports: tuple[int,
         proto.append(attribute(kinds[0], bytes([flow.icmp_type])))
         proto.append(attribute(kinds[1], bytes([flow.icmp_code])))
     proto += [
-        attribute(each, struct.pack("!H", port))
-        for each, port in zip((nl.CTA_PROTO_SRC_PORT, nl.CTA_PROTO_DST_PORT), ports, strict=True)
+        attribute(number, struct.pack("!H", port))
+        for number, port in zip((nl.CTA_PROTO_SRC_PORT, nl.CTA_PROTO_DST_PORT), ports, strict=True)
         if port != ABSENT
     ]
     zone = [attribute(nl.CTA_TUPLE_ZONE, struct.pack("!H", flow.reply_zone))] if flow.reply_zone else []

@@ -13,7 +13,7 @@ from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets
@@ -58,7 +58,7 @@ def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
     warned = make(read(), "drop any", "log protocol TCP")
 
     assert len(caught.value.errors) == 2
-    assert all(isinstance(each, RuleError) for each in caught.value.errors)
+    assert all(isinstance(error, RuleError) for error in caught.value.errors)
     assert len(warned.warnings) == 1
 
 
@@ -71,7 +71,7 @@ class Gathering:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         return 1 << 20
 
     def put(self, rendered: Rendered) -> None:
@@ -158,7 +158,7 @@ def test_what_is_in_vain_beside_the_settings_is_a_warning() -> None:
         "log type NEW and bytes > 1",
     )
 
-    assert [each.split("hint: ")[1] for each in default.warnings] == [
+    assert [warning.split("hint: ")[1] for warning in default.warnings] == [
         "add icmp to conntrack.protocols",
         "set geoip.database",
         "remove it",

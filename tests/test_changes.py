@@ -40,7 +40,10 @@ TESTS: Final[dict[str, list[tuple[str, str]]]] = {
     "Spools": [("tests/delivery/test_spool_damage.py", "test_damage_under_a_running_process")],
     "Databases": [
         ("tests/geoip/test_databases.py", "test_a_replaced_file_is_taken_over"),
-        ("tests/geoip/test_databases.py", "test_a_damaged_replacement_is_told_once"),
+        (
+            "tests/geoip/test_databases.py",
+            "test_a_damaged_replacement_is_reported_once_and_the_old_one_stays",
+        ),
     ],
     "Configuration and rule files": [
         ("tests/live/test_daemon.py", "test_hangup_reloads_the_filter_and_refuses_a_bad_one"),

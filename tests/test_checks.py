@@ -52,9 +52,9 @@ def keep(name: str, value: int, table: str = "netfilter") -> str:
 def list_trouble(found: list[Finding]) -> list[tuple[str, str, str]]:
     """Severity, check and remedy of what is not well; the clock is that of the machine the test runs on."""
     return [
-        (each.severity, each.check, each.remedy)
-        for each in found
-        if each.severity != "ok" and each.check != "clock"
+        (entry.severity, entry.check, entry.remedy)
+        for entry in found
+        if entry.severity != "ok" and entry.check != "clock"
     ]
 
 
@@ -62,7 +62,7 @@ def test_where_all_is_well_nothing_is_found(root: Path) -> None:
     found = examine(configure(sink__stream__enable="true"), GOOD, root=root)
 
     assert list_trouble(found) == []
-    assert {each.check for each in found} == {
+    assert {entry.check for entry in found} == {
         *("module", "tracking", "events", "acct", "timestamp", "table"),
         *("buffer", "filter", "loss", "sink", "clock", "packages", "core"),
     }
@@ -118,14 +118,14 @@ def test_advice_is_for_the_namespace_that_is_watched_and_for_who_reads_it() -> N
     assert address_reader(line, is_root=True) == line
     assert shlex.split(address_reader(line, is_root=False)) == ["sudo", "sh", "-c", line]
     assert address_reader(other, is_root=False) == f"sudo {other}"
-    assert address_reader("look after the receiver", is_root=False) == "look after the receiver"
+    assert address_reader("restart it", is_root=False) == "restart it"
 
 
 def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net").mkdir(parents=True)
     found = list(checks.check_kernel(tmp_path, GOOD, configure()))
 
-    assert [(each.severity, each.check, each.remedy) for each in found] == [
+    assert [(entry.severity, entry.check, entry.remedy) for entry in found] == [
         ("error", "module", "modprobe nf_conntrack")
     ]
 
@@ -133,7 +133,7 @@ def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path)
 def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) -> None:
     found = list(checks.check_kernel(tmp_path, GOOD, configure()))
 
-    assert [(each.severity, each.check) for each in found] == [("ok", "tracking"), ("note", checks.HIDDEN)]
+    assert [(entry.severity, entry.check) for entry in found] == [("ok", "tracking"), ("note", checks.HIDDEN)]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
         (Situation(None, 64 << 20, 0, GOOD.sinks), ("note", "tracking", "")),
         (
             Situation(True, 64 << 20, 0, {"loki": SinkStatus("refused", "the server replied 401", {})}),
-            ("error", "sink", "look at what the receiver says, and at sink.loki here"),
+            ("error", "sink", "check the receiver's log, and sink.loki here"),
         ),
         (
             Situation(True, 64 << 20, 0, GOOD.sinks, troubles={"stream": "drops events: its queue is full"}),
@@ -177,7 +177,7 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
         ),
         (
             Situation(True, 64 << 20, 0, {"loki": SinkStatus("retrying", "refused", {})}),
-            ("warning", "sink", "look after the receiver: sink.loki.address"),
+            ("warning", "sink", "check that the receiver at sink.loki.address is up"),
         ),
         (
             Situation(True, 64 << 20, 0, {"loki": SinkStatus("failed", "gone", {})}),
@@ -198,7 +198,7 @@ def test_what_the_daemon_knows_is_told(
 def test_without_a_sink_or_a_namespace_that_is_named_the_doctor_says_so(root: Path) -> None:
     found = examine(configure(conntrack__netns="nowhere-at-all"), Situation(True, 64 << 20), root=root)
 
-    assert [(each.severity, each.check) for each in found if each.severity == "error"] == [
+    assert [(entry.severity, entry.check) for entry in found if entry.severity == "error"] == [
         ("error", "namespace"),
         ("error", "sink"),
     ]
@@ -215,10 +215,10 @@ def test_an_old_or_missing_database_is_told(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     config = configure(geoip__database=str(path))
 
-    assert [each.severity for each in checks.check_geoip(config, now=59 * 86400.0)] == ["ok"]
-    assert [each.severity for each in checks.check_geoip(config, now=61 * 86400.0)] == ["warning"]
+    assert [item.severity for item in checks.check_geoip(config, now=59 * 86400.0)] == ["ok"]
+    assert [item.severity for item in checks.check_geoip(config, now=61 * 86400.0)] == ["warning"]
     path.unlink()
-    assert [each.severity for each in checks.check_geoip(config)] == ["error"]
+    assert [item.severity for item in checks.check_geoip(config)] == ["error"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_receiver_is_tried_and_what_fails_is_told(tmp_path: Path) -> None:
         assert checks.try_address(f"http://{address}") == ""
     assert checks.try_address(f"tcp://{address}") == os.strerror(111)
     assert checks.try_address("udp://127.0.0.1") == ""
-    assert checks.try_address(f"unix://{tmp_path}/none") == "there is no such socket"
+    assert checks.try_address(f"unix://{tmp_path}/none") == "no such socket"
 
 
 def test_each_kind_of_sink_is_tried_from_here(tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_each_kind_of_sink_is_tried_from_here(tmp_path: Path) -> None:
         sink__loki__address="http://127.0.0.1:1",
     )
     found = {
-        each.message.split(":")[0].split(" ")[0]: each.severity
-        for each in checks.check_sinks(config, None, tmp_path)
+        sink.message.split(":")[0].split(" ")[0]: sink.severity
+        for sink in checks.check_sinks(config, None, tmp_path)
     }
 
     assert found == {"stream": "ok", "journal": "error", "syslog": "warning", "loki": "warning"}

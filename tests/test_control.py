@@ -17,9 +17,9 @@ from conntrackd.active_filter import Filter, compile_filter
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
-from conntrackd.engine import Kind
+from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
 from conntrackd.stats import Stats
@@ -43,8 +43,8 @@ def make_control() -> DaemonControl:
 @pytest.mark.parametrize(
     ("ask", "answer"),
     [
-        (lambda each: each.check_filter(["DENY any"]), ["drop any"]),
-        (lambda each: each.open_tail(["drop any"], 1), 7),
+        (lambda item: item.check_filter(["DENY any"]), ["drop any"]),
+        (lambda item: item.open_tail(["drop any"], 1), 7),
     ],
 )
 def test_the_loop_turns_while_rules_are_compiled(ask: Any, answer: object, mocker: MockerFixture) -> None:
@@ -144,7 +144,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
     """Each event is counted as received first, and then as what became of it."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def count(kinds: Iterable[Kind]) -> None:
+    def count(kinds: Iterable[Tally]) -> None:
         inside.set()
         assert go_on.wait(10)
         Pipeline.count(pipeline, kinds)
@@ -160,7 +160,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         pipeline=pipeline,
         outboxes={},
         problems=[],
-        intake=SimpleNamespace(events=None),
+        source=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=lambda: table.counts),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
@@ -187,7 +187,7 @@ def test_any_number_of_signals_during_a_reload_are_one_more(mocker: MockerFixtur
     calls = 0
 
     async def run() -> None:
-        each, gate = make_control(), asyncio.Event()
+        control, gate = make_control(), asyncio.Event()
 
         async def reload() -> list[str]:
             nonlocal calls
@@ -195,11 +195,11 @@ def test_any_number_of_signals_during_a_reload_are_one_more(mocker: MockerFixtur
             await gate.wait()
             return []
 
-        mocker.patch.object(each, "reload", reload)
-        each.reload_soon()
+        mocker.patch.object(control, "reload", reload)
+        control.reload_soon()
         await asyncio.sleep(0)
         for _ in range(1000):
-            each.reload_soon()
+            control.reload_soon()
         gate.set()
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.gather(*others)
@@ -221,9 +221,9 @@ def test_what_a_change_leaves_behind_is_collected_soon(mocker: MockerFixture) ->
         return []
 
     async def run() -> None:
-        each = make_control()
-        each._daemon.stats = Stats()
-        await each._count(change())
+        control = make_control()
+        control._daemon.stats = Stats()
+        await control._count(change())
         while left[0]() is not None:
             await asyncio.sleep(0)
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses, and the event path in C, which knows none of them
-    ("", "errors", "files", "flow", "bpf", "stats", "lean", "text", "core"),
+    ("", "errors", "files", "flow", "bpf", "stats", "lean", "text", "units", "core"),
     # parts, each alone
     (
         "config.values",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.notify import MAX_DESCRIPTORS, Notifier, find_address, find_watchdog, take_descriptors
+from conntrackd.notify import MAX_DESCRIPTORS, Notifier, find_address, read_watchdog, take_descriptors
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -103,10 +103,10 @@ def test_a_manager_that_does_not_read_costs_neither_time_nor_cpu(
     while notifier.watchdog():
         pass
     began, worked = time.monotonic(), time.process_time()
-    told = [notifier.watchdog() or notifier.status("a word") for _ in range(100)]
+    reported = [notifier.watchdog() or notifier.status("a word") for _ in range(100)]
     quick, late = time.monotonic() - began, notifier.ready()
 
-    assert not any(told)
+    assert not any(reported)
     assert not late  # which is waited for, a second, and asleep
     assert quick < 0.5
     assert time.process_time() - worked < 0.5
@@ -137,7 +137,7 @@ def test_a_virtual_machine_has_its_manager_outside() -> None:
     ],
 )
 def test_the_watchdog_is_ours_only_where_it_says_so(environ: dict[str, str], seconds: float) -> None:
-    assert find_watchdog(environ, pid=7) == seconds
+    assert read_watchdog(environ, pid=7) == seconds
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class Gathering:
         self.given: list[Rendered] = []
         self.dropped: list[tuple[int, int, int]] = []
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         return self.room
 
     def has_room(self, _: int) -> bool:

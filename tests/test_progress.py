@@ -20,13 +20,13 @@ def test_a_full_queue_is_a_trouble_until_nothing_is_dropped_any_more() -> None:
     outbox, progress = make(FakeSink(), clock)
     put(outbox, make_flows(9))
     progress.look("fake", outbox)
-    during = progress.find_trouble("fake", outbox)
+    during = progress.describe_trouble("fake", outbox)
     run_until_idle(outbox, clock)
     clock.now += RECENT_SECONDS
     progress.look("fake", outbox)
 
     assert during == "drops events: its queue is full"
-    assert progress.find_trouble("fake", outbox) == ""
+    assert progress.describe_trouble("fake", outbox) == ""
 
 
 def test_a_part_that_is_refused_is_a_trouble_too() -> None:
@@ -38,7 +38,7 @@ def test_a_part_that_is_refused_is_a_trouble_too() -> None:
     progress.look("fake", outbox)
 
     assert outbox.state.value == "ok"
-    assert progress.find_trouble("fake", outbox) == "drops events: refused"
+    assert progress.describe_trouble("fake", outbox) == "drops events: refused"
 
 
 def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
@@ -46,16 +46,16 @@ def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
     clock = Clock()
     outbox, progress = make(FakeSink(), clock)
     put(outbox, make_flows(2))
-    told = []
+    reported = []
     for _ in range(3):
         progress.look("fake", outbox)
-        told.append(progress.find_trouble("fake", outbox, 2.0))
+        reported.append(progress.describe_trouble("fake", outbox, 2.0))
         clock.now += RECENT_SECONDS
     run_until_idle(outbox, clock)
     progress.look("fake", outbox)
 
-    assert told == ["", "", "stands still: events wait, and none leaves"]
-    assert progress.find_trouble("fake", outbox, 2.0) == ""
+    assert reported == ["", "", "has stalled: events wait and none is delivered"]
+    assert progress.describe_trouble("fake", outbox, 2.0) == ""
 
 
 def test_what_a_person_has_switched_off_is_no_trouble() -> None:
@@ -67,4 +67,4 @@ def test_what_a_person_has_switched_off_is_no_trouble() -> None:
     progress.look("fake", outbox)
 
     assert outbox.snapshot().sink_events_dropped_disabled_total == 2
-    assert progress.find_trouble("fake", outbox) == ""
+    assert progress.describe_trouble("fake", outbox) == ""

@@ -39,7 +39,7 @@ def run(line: str) -> str:
 )
 def test_a_command_prints_what_the_readme_shows(beginning: str) -> None:
     block = next(
-        each for each in re.findall(r"```console\n(.*?)```", README, re.S) if each.startswith(beginning)
+        match for match in re.findall(r"```console\n(.*?)```", README, re.S) if match.startswith(beginning)
     )
     command, _, shown = block.partition("\n")
 
@@ -60,7 +60,7 @@ def test_every_file_that_it_names_is_there() -> None:
     named |= set(re.findall(r"\]\(([\w./]+)\)", README))
 
     assert named
-    assert all((Path(ROOT) / each).exists() for each in named)
+    assert all((Path(ROOT) / item).exists() for item in named)
 
 
 @pytest.mark.parametrize("paper", ["CONTRIBUTING.md", "docs/DECISIONS.md"])

@@ -41,18 +41,18 @@ NARROWING = re.compile(r"\S+ is not None|(not )?isinstance\(.*\)")
 def find_faults(source: str, name: str) -> Iterator[str]:
     """What may not stand in a module, with its line."""
     for node in ast.walk(ast.parse(source)):
-        for fault in judge(node, name):
+        for fault in list_faults(node, name):
             yield f"{name}:{getattr(node, 'lineno', 0)}: {fault}"
 
 
-def judge(node: ast.AST, name: str) -> Iterator[str]:
+def list_faults(node: ast.AST, name: str) -> Iterator[str]:
     match node:
         case ast.Import(names=names):
-            yield from (each.name for each in names if each.name in FORBIDDEN_MODULES)
+            yield from (entry.name for entry in names if entry.name in FORBIDDEN_MODULES)
         case ast.ImportFrom(module=str(module), names=names):
             if module in FORBIDDEN_MODULES:
                 yield module
-            yield from judge_import(module, [each.name for each in names])
+            yield from judge_import(module, [entry.name for entry in names])
         case ast.Call():
             yield from judge_call(node, name)
         case ast.Assert(test=test) if not NARROWING.fullmatch(ast.unparse(test)):
@@ -61,14 +61,14 @@ def judge(node: ast.AST, name: str) -> Iterator[str]:
 
 def judge_import(module: str, names: list[str]) -> Iterator[str]:
     """Names that would hide a call from judge_call."""
-    for each in names:
-        whole = f"{module}.{each}"
+    for name in names:
+        whole = f"{module}.{name}"
         if (
             whole in FORBIDDEN_CALLS
             or STARTING.fullmatch(whole)
-            or (module == "yaml" and each in UNSAFE_YAML)
+            or (module == "yaml" and name in UNSAFE_YAML)
         ):
-            yield f"from {module} import {each}"
+            yield f"from {module} import {name}"
 
 
 def judge_call(call: ast.Call, name: str) -> Iterator[str]:
@@ -83,8 +83,8 @@ def judge_call(call: ast.Call, name: str) -> Iterator[str]:
         ):
             yield "shell="
     if function.startswith("yaml.") and function.removeprefix("yaml.") in UNSAFE_YAML:
-        loaders = [ast.unparse(each.value) for each in call.keywords if each.arg == "Loader"]
-        loaders += [ast.unparse(each) for each in call.args[1:2]]
+        loaders = [ast.unparse(entry.value) for entry in call.keywords if entry.arg == "Loader"]
+        loaders += [ast.unparse(argument) for argument in call.args[1:2]]
         if not SAFE_LOADERS & set(loaders):
             yield f"{function}() without a safe loader"
 
@@ -130,7 +130,7 @@ def test_each_of_these_is_found(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["subprocess.run('ls', shell=True)", "subprocess.run('ls', shell=wanted)"])
 def test_no_shell_is_started_where_programs_are(source: str) -> None:
-    assert [each.partition(": ")[2] for each in find_faults(source, "geoip/databases.py")] == ["shell="]
+    assert [fault.partition(": ")[2] for fault in find_faults(source, "geoip/databases.py")] == ["shell="]
     assert list(find_faults("subprocess.run(['ls'], shell=False)", "geoip/databases.py")) == []
 
 
@@ -166,7 +166,7 @@ def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:
         f"{MAX_SECRET >> 10} KiB",
         f"{values.MAX_ITEMS:,} items of {values.MAX_TEXT:,} characters",
         f"a rest of {['', '', '', 'three'][int(limits.REST)]} times what it took",
-        f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are root's",
+        f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are reserved for root",
     }
 
     assert [bound for bound in sorted(bounds) if bound not in table] == []
@@ -195,7 +195,7 @@ def test_every_tool_of_the_development_environment_has_one_version() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     loose = [
-        each for tools in extras.values() for each in tools if not re.fullmatch(r"[\w.-]+==[\w.]+", each)
+        tool for tools in extras.values() for tool in tools if not re.fullmatch(r"[\w.-]+==[\w.]+", tool)
     ]
     assert {"dev", "fuzz"} <= extras.keys()
     assert loose == []

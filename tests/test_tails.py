@@ -74,7 +74,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_tail_gets_what_its_rules_keep_and_ends_at_its_limit(
     tails: Tails, opened: Callable[..., int]
 ) -> None:
-    odd = opened(lambda flows: [each for each in flows if each.id % 2], 3)
+    odd = opened(lambda flows: [flow for flow in flows if flow.id % 2], 3)
 
     put(tails, make_flows(4))
     put(tails, make_flows(6, first=4))
@@ -93,7 +93,7 @@ def test_losses_are_told_to_every_tail_whatever_its_rules(tails: Tails, opened: 
 def test_a_tail_whose_reader_goes_away_ends_and_with_the_last_the_thread(tails: Tails) -> None:
     os.close(tails.open([list], 0))
 
-    wait_until(lambda: not any(each.name == "tails" for each in threading.enumerate()))
+    wait_until(lambda: not any(thread.name == "tails" for thread in threading.enumerate()))
 
     assert len(tails) == 0
     assert tails.dropped_total == 0

@@ -32,7 +32,7 @@ def check(tmp_path: Path) -> Check:
 
 
 def tell(report: Report, folder: Path) -> list[str]:
-    return [str(each).splitlines()[0].replace(f"{folder}/", "") for each in report.mistakes]
+    return [str(mistake).splitlines()[0].replace(f"{folder}/", "") for mistake in report.mistakes]
 
 
 def list_all(folder: Path) -> dict[str, int]:
@@ -57,16 +57,16 @@ sink:
     report = check(text)
 
     assert tell(report, tmp_path) == [
-        "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:1: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:9: unknown key 'sink.loki.tenent'",
         "rules:2: unknown protocol 'TPC', did you mean TCP?",
         "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
-        "geoip.database: rules is no usable database: it lacks the mark of one",
+        "geoip.database: rules is not a usable database: its metadata is missing",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
-        "conntrackd.yaml:6: state_directory: rules/state: rules is no directory",
-        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: there is no directory /nowhere",
-        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is no directory",
+        "conntrackd.yaml:6: state_directory: rules/state: rules is not a directory",
+        "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: no directory /nowhere",
+        "conntrackd.yaml:10: sink.syslog.spool: rules/spool: rules is not a directory",
         "conntrackd.yaml:10: sink.syslog.tls.cert: cannot use rules, rules: "
         "no certificate with its private key, in PEM form",
         "conntrackd.yaml:9: sink.loki.tls.ca: ca.pem: No such file or directory",
@@ -123,7 +123,7 @@ def test_a_database_that_knows_nothing_of_ours_is_refused(check: Check, tmp_path
 
     (mistake,) = check(f"{STREAM}geoip.database: odd.mmdb").mistakes
 
-    assert "no record has a city, country, place or network in MaxMind's layout" in str(mistake)
+    assert "no record has a city, country, coordinates or network in MaxMind's layout" in str(mistake)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a\nb", b"x" * (17 << 20), b"a\x00"])
@@ -132,7 +132,7 @@ def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, t
 
     (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
 
-    assert mistake.place == f"{tmp_path}/conntrackd.yaml:1"
+    assert mistake.origin == f"{tmp_path}/conntrackd.yaml:1"
 
 
 @pytest.mark.privileged
@@ -169,8 +169,8 @@ def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
 
 
 def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
-    assert [str(each).split("\n")[0] for each in check("log.level: loud").mistakes][1:] == [
-        "no sink is enabled, so that events would go nowhere"
+    assert [str(mistake).split("\n")[0] for mistake in check("log.level: loud").mistakes][1:] == [
+        "no sink is enabled: events would go nowhere"
     ]
     assert len(check("sink.stream.enabel: true").mistakes) == 1
 
@@ -189,6 +189,6 @@ def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
     path.write_text("filter_file: rules\nsink.loki.password_file: x\nlog.level: loud\nfilter: [log prot]")
 
     assert tell(verify(read_fragment(path, tmp_path)), tmp_path) == [
-        "ansible-tmp.source:3: log.level: 'loud' is none of debug, info, warn, error",
+        "ansible-tmp.source:3: log.level: 'loud' is not one of debug, info, warn, error",
         "ansible-tmp.source:4: unexpected 'prot', did you mean port?",
     ]

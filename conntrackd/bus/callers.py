@@ -26,7 +26,7 @@ class Callers:
         """The user, or the name itself while its user is not known."""
         return self._users.get(name, name)
 
-    async def find_user(self, name: str) -> int:
+    async def look_up_user(self, name: str) -> int:
         """The user id behind a name. Raises RemoteError when the name is gone already."""
         if name in self._users:
             return self._users[name]
@@ -50,8 +50,8 @@ class Callers:
             self._match("RemoveMatch", self._users.popitem(last=False)[0])
         return int(user)
 
-    def take_signal(self, message: Message) -> None:
-        """Any signal that came; those of the bus about a name that went away are heeded."""
+    def handle_signal(self, message: Message) -> None:
+        """Handle a signal: forget a name that the bus reports as gone, ignore all others."""
         if message.sender != BUS.name or message.member != "NameOwnerChanged" or message.signature != "sss":
             return
         name, _, owner = message.body

@@ -55,12 +55,12 @@ class PasswordNeededError(NotPermittedError):
 
 # What the daemon's errors end a program with: the same as where they are raised.
 STATUSES: Final = {
-    each.dbus_name: each.exit_status for each in (UnavailableError, UsageError, ConfigError, RuleError)
+    error.dbus_name: error.exit_status for error in (UnavailableError, UsageError, ConfigError, RuleError)
 }
 
 
-class RemoteError(ConntrackdError):
-    """What the daemon answered, in its own words; `name` is the error's name on the bus."""
+class DaemonError(ConntrackdError):
+    """The error that the daemon returned; `name` is its name on the bus."""
 
     def __init__(self, name: str, text: str) -> None:
         head, _, rest = text.partition("\n")
@@ -77,7 +77,7 @@ class Properties(dict[str, Any]):
     """By name. One that is looked for and is not there is missing in a daemon of another version."""
 
     def __missing__(self, name: str) -> Any:  # noqa: ANN401
-        raise explain(f"{ERRORS}UnknownProperty", f"it has no {name}")
+        raise explain(f"{ERRORS}UnknownProperty", f"no property {name}")
 
 
 class Client:
@@ -105,15 +105,15 @@ class Client:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        for each in self._descriptors:
-            os.close(each)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
         self._descriptors.clear()
 
     # ---- what the daemon offers -----------------------------------------------------------------------
 
     def call(self, member: str, signature: str = "", *values: Any, sink: str | None = None) -> list[Any]:  # noqa: ANN401
         """A method of the manager, or of a sink's object. At a terminal it may ask for a password."""
-        path, interface = (PATH, MANAGER) if sink is None else (self._find_sink(sink), SINK)
+        path, interface = (PATH, MANAGER) if sink is None else (self._get_sink_path(sink), SINK)
         try:
             self._seconds = PASSWORD_SECONDS if os.isatty(0) else ANSWER_SECONDS
             return self._call(NAME, path, interface, member, signature, list(values))
@@ -132,23 +132,23 @@ class Client:
         """Properties of every sink, by its name."""
         objects = self._call(NAME, PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
         found = [interfaces[SINK] for interfaces in objects.values()]
-        return {each["Name"]: each for each in sorted(found, key=lambda each: str(each["Name"]))}
+        return {sink["Name"]: sink for sink in sorted(found, key=lambda sink: str(sink["Name"]))}
 
     def open_tail(self, rules: list[str], limit: int) -> int:
         """The reading end of a pipe with JSON lines, for the caller to close."""
         (index,) = self.call("Tail", "asu", rules, limit)
         if index >= len(self._descriptors):
-            raise UnavailableError("the bus passes no file descriptors")
+            raise UnavailableError("the bus does not pass file descriptors")
         return self._descriptors.pop(index)
 
-    def _find_sink(self, name: str) -> str:
+    def _get_sink_path(self, name: str) -> str:
         objects = self._call(NAME, PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
         names = {str(interfaces[SINK]["Name"]): str(path) for path, interfaces in objects.items()}
         if name not in names:
             there = ", ".join(sorted(names)) or "none"
             raise UnavailableError(
-                f"there is no sink {name[:64]} in the daemon",
-                hint=f"there are: {there}; another one by sink.NAME.enable in conntrackd.yaml, and a reload",
+                f"the daemon has no sink {name[:64]}",
+                hint=f"sinks: {there}; enable another with sink.NAME.enable in conntrackd.yaml and reload",
             )
         return names[name]
 
@@ -181,11 +181,11 @@ class Client:
             self._send(wire.encode_call(header, values))
             return self._wait(self._serial)
         except TimeoutError as error:
-            hint = "if it does not answer again: systemctl restart conntrackd"
+            hint = "if this repeats: systemctl restart conntrackd"
             raise UnavailableError("conntrackd did not answer in time", hint=hint) from error
         except (OSError, EOFError, wire.WireError) as error:
             raise NotRunningError(
-                f"the bus has closed the connection: {error}", hint="journalctl -u dbus tells why"
+                f"the bus has closed the connection: {error}", hint="see journalctl -u dbus"
             ) from error
 
     def _wait(self, serial: int) -> list[Any]:
@@ -208,7 +208,7 @@ class Client:
         self._receive(wire.FIXED)
         size = sum(wire.measure(self._received))
         if size > MAX_ANSWER:
-            raise wire.WireError("an answer is too long")
+            raise wire.WireError("the answer is too long")
         self._receive(size)
         data = bytes(self._received[:size])
         del self._received[:size]
@@ -239,27 +239,27 @@ class Client:
             self.close()
             text = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise NotRunningError(
-                f"there is no D-Bus to reach conntrackd over: {text}",
-                place=self._address,
-                hint="the daemon works without it, and is seen by: pgrep -af 'conntrackd run'",
+                f"cannot connect to D-Bus: {text}",
+                origin=self._address,
+                hint="the daemon works without D-Bus; to see whether it runs: pgrep -af 'conntrackd run'",
             ) from error
         self._socket.settimeout(ANSWER_SECONDS)
         self._exchange(BUS, BUS_PATH, BUS, "Hello", "", [])
 
     def _authenticate(self) -> None:
-        """SASL EXTERNAL: the kernel tells the bus who we are. All in one, for the answers are known."""
+        """SASL EXTERNAL: the kernel identifies us to the bus. One write, because the answers are known."""
         identity = str(os.geteuid()).encode().hex()
         self._send(f"\0AUTH EXTERNAL {identity}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n".encode())
         if not self._read_line().startswith(b"OK"):
             raise wire.WireError("it does not accept this user")
         if not self._read_line().startswith(b"AGREE_UNIX_FD"):
-            raise wire.WireError("it passes no file descriptors")
+            raise wire.WireError("it does not pass file descriptors")
 
     def _read_line(self) -> bytes:
         while b"\r\n" not in self._received:
             self._receive(len(self._received) + 1)
             if len(self._received) > MAX_LINE:
-                raise wire.WireError("what answers there is no D-Bus")
+                raise wire.WireError("what answers there is not a D-Bus")
         line, _, rest = bytes(self._received).partition(b"\r\n")
         self._received = bytearray(rest)
         return line
@@ -267,9 +267,9 @@ class Client:
 
 def connect(address: str) -> socket.socket:
     """A socket to the first of the addresses that takes one. Raises OSError or WireError."""
-    last: OSError | wire.WireError = wire.WireError("no address of a unix socket")
-    for each in address.split(";"):
-        transport, _, rest = each.partition(":")
+    last: OSError | wire.WireError = wire.WireError("not the address of a unix socket")
+    for entry in address.split(";"):
+        transport, _, rest = entry.partition(":")
         options = dict(pair.split("=", 1) for pair in rest.split(",") if "=" in pair)
         target = unquote(options["path"]) if "path" in options else ""
         if "abstract" in options:
@@ -295,22 +295,24 @@ def explain(name: str, text: str) -> ConntrackdError:
             return NotRunningError("conntrackd is not running, or not on this bus", hint=START)
         case "InteractiveAuthorizationRequired":
             return PasswordNeededError(
-                "it takes an administrator's password, and nobody is there to ask for it",
-                hint="run it as root, such as with sudo",
+                "an administrator's password is required, and no polkit agent can ask for it",
+                hint="run it as root, for example with sudo",
             )
         case "AccessDenied":
-            hint = "as root, or as a member of a group: sudo adduser $USER conntrackd-observers"
-            return NotPermittedError("you may not talk to conntrackd", hint=hint)
+            hint = "run as root, or join the group: sudo adduser $USER conntrackd-observers"
+            return NotPermittedError("not permitted to talk to conntrackd", hint=hint)
         case "UnknownMethod" | "UnknownInterface" | "UnknownObject" | "UnknownProperty" | "InvalidArgs":
             hint = "after an upgrade: systemctl restart conntrackd"
-            return UnavailableError(f"the daemon is of another version than conntrackctl: {text}", hint=hint)
+            return UnavailableError(
+                f"conntrackd and conntrackctl are of different versions: {text}", hint=hint
+            )
         case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":
             return UnavailableError(
-                "conntrackd went away before it answered", hint="journalctl -u conntrackd"
+                "conntrackd disconnected before it answered", hint="journalctl -u conntrackd"
             )
     if name.startswith("org.freedesktop.systemd1."):
         return NotRunningError("conntrackd is not running", hint="systemctl enable --now conntrackd")
     if name == NotPermittedError.dbus_name:
         head, _, hint = text.partition("\nhint: ")
         return NotPermittedError(head, hint=hint)
-    return RemoteError(name, text)
+    return DaemonError(name, text)

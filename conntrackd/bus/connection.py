@@ -28,11 +28,11 @@ CHUNK: Final = 16384
 LONG_CHUNK: Final = 1 << 20
 MAX_REPLY: Final = 8 << 20  # from the bus itself or from polkit
 
-# dbus-fast 1.84 (Debian 12) tells the length of a string in characters instead of bytes, for which the bus
+# dbus-fast 1.84 (Debian 12) gives the length of a string in characters instead of bytes, for which the bus
 # closes the connection: there, what is not ASCII is escaped.
 TEXT_ENCODING: Final = "utf-8" if bytes(Marshaller("s", ["\xe4"]).marshall())[0] == 2 else "ascii"
 
-Judge = Callable[[wire.Header, int], ConntrackdError | None]
+FindRefusal = Callable[[wire.Header, int], ConntrackdError | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +57,22 @@ class RemoteError(Exception):
 
 
 class Connection(MessageBus):
-    """A MessageBus whose calls have passed `judge`, which gets a call's header and the length of its body.
+    """A MessageBus whose calls have passed `find_refusal`, which gets a header and the length of the body.
 
-    What the judge returns is sent to the caller as the error; the body is skipped, never held. File
+    What that returns is sent to the caller as the error; the body is skipped, never held. File
     descriptors are never received: the kernel closes them, because nothing here makes room for them.
     """
 
-    def __init__(self, address: str, judge: Judge) -> None:
+    def __init__(self, address: str, find_refusal: FindRefusal) -> None:
         try:
             super().__init__(bus_address=address, negotiate_unix_fd=True)
         except BaseException:
             # Where there is no bus, dbus-fast leaves them to the garbage collector.
-            for each in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
-                if each is not None:
-                    each.close()
+            for source in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
+                if source is not None:
+                    source.close()
             raise
-        self._judge = judge
+        self._find_refusal = find_refusal
         self._number = -1
         self._frame = bytearray()
         self._wanted = 0  # size of the first message in _frame, when it may pass
@@ -87,7 +87,7 @@ class Connection(MessageBus):
         self._loop.add_reader(self._number, self._read)
 
     def end(self, error: Exception | None = None) -> None:
-        """Closes everything. May be called twice, and before connect()."""
+        """Close everything. May be called twice, and before connect()."""
         if self._sock is None or self._stream is None:
             return
         if not self._disconnected:
@@ -129,7 +129,7 @@ class Connection(MessageBus):
             self._loop.add_reader(self._number, self._read)
 
     def _feed(self, data: bytes) -> None:
-        """Cuts the stream into messages. Raises WireError where it is none."""
+        """Cut the stream into messages. Raises WireError where it is none."""
         if self._skip:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
@@ -139,7 +139,7 @@ class Connection(MessageBus):
             pass
 
     def _take_one(self) -> bool:
-        """Takes the first message of what was read, or its header when the rest is to be skipped."""
+        """Take the first message of what was read, or its header when the rest is to be skipped."""
         if len(self._frame) < max(wire.FIXED, self._wanted):
             return False
         if self._wanted:
@@ -162,7 +162,7 @@ class Connection(MessageBus):
     def _refuse(self, header: wire.Header, body: int) -> bool:
         if header.type != wire.METHOD_CALL:
             return body > MAX_REPLY or header.unix_fds > 0
-        error = self._judge(header, body)
+        error = self._find_refusal(header, body)
         if error is None:
             return False
         self._refused += 1
@@ -180,11 +180,11 @@ class Connection(MessageBus):
             self._process_message(message)
 
     def post(self, message: Message, on_done: Callable[[], None] = lambda: None) -> None:
-        """Sends what nobody waits for. `on_done` is called when it was sent, or could not be."""
+        """Send what nobody waits for. `on_done` is called when it was sent, or could not be."""
 
         def done(future: asyncio.Future[Any]) -> None:
             if not future.cancelled():
-                future.exception()  # taken note of: that the connection is over is told elsewhere
+                future.exception()  # retrieved: the end of the connection is reported elsewhere
             on_done()
 
         if self.connected:
@@ -195,7 +195,7 @@ class Connection(MessageBus):
     async def ask(
         self, service: Service, member: str, signature: str, body: list[Any], timeout: float
     ) -> list[Any]:
-        """Calls another service. Raises RemoteError where it fails or does not answer in time."""
+        """Call another service. Raises RemoteError where it fails or does not answer in time."""
         call = Message(service.name, service.path, service.interface, member, signature=signature, body=body)
         try:
             reply = await asyncio.wait_for(self.call(call), timeout)
@@ -222,9 +222,9 @@ def make_error(call: wire.Header | Message, error: ConntrackdError) -> Message:
 
 def simplify_flags(flags: int) -> int:
     """The one flag of a call that matters here: dbus-fast 1.84 fails for two of them in one message."""
-    for each in (wire.NO_REPLY_EXPECTED, wire.ALLOW_INTERACTIVE_AUTHORIZATION):
-        if flags & each:
-            return each
+    for flag in (wire.NO_REPLY_EXPECTED, wire.ALLOW_INTERACTIVE_AUTHORIZATION):
+        if flags & flag:
+            return flag
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the bus can ask of the daemon, in the daemon's own words: no D-Bus types here, and no D-Bus.
+"""What the bus can ask of the daemon, in the daemon's own types: no D-Bus here.
 
 daemon.py implements Control; tests implement it with a recorder.
 """
@@ -14,7 +14,7 @@ asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=Tru
 
 @dataclass(frozen=True, slots=True)
 class FilterStatus:
-    """The rules in force. `origin` says where they come from, as people are told it."""
+    """The rules in force. `origin` describes for people where they come from."""
 
     rules: tuple[str, ...]
     origin: str
@@ -27,7 +27,7 @@ class FilterStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class DaemonStatus:
     """What `conntrackctl status` is about. `problems` is empty while the daemon is healthy."""
 
     version: str
@@ -62,7 +62,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A result of the doctor: `severity` is ok, note, warning or error; `remedy` is the line to mend it."""
+    """A result of the doctor: `severity` is ok, note, warning or error; `remedy` is the fix."""
 
     severity: str
     check: str
@@ -71,7 +71,7 @@ class Finding:
 
 
 class Listener(Protocol):
-    """Who is told what changes. May be called from any thread, as often as it happens; returns at once."""
+    """Receives changes. Called from any thread, once a change; returns at once."""
 
     def filter_changed(self) -> None:
         """Rules, their origin, groups or program: to be read again from status()."""
@@ -93,7 +93,7 @@ class Control(Protocol):
     """The daemon. Called in the thread of the event loop; what takes time is a coroutine.
 
     Faults are errors of conntrackd.errors, and change nothing. The `changes` that some return are lines that
-    tell a person what is different now, and how long it lasts.
+    describe to a person what is different now, and how long it lasts.
     """
 
     async def reload(self) -> list[str]:
@@ -115,7 +115,7 @@ class Control(Protocol):
         """What the rules become, in Python and in the kernel; with no rules, those in force."""
 
     async def open_tail(self, rules: list[str], limit: int) -> int:
-        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 is no limit."""
+        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 means no limit."""
 
     async def examine(self) -> list[Finding]:
         """The doctor's findings, seen from the daemon."""
@@ -123,7 +123,7 @@ class Control(Protocol):
     def set_log_level(self, level: str) -> list[str]:
         """One of those there are, until a reload or restart."""
 
-    def status(self) -> Status: ...
+    def status(self) -> DaemonStatus: ...
 
     def statistics(self) -> Statistics: ...
 

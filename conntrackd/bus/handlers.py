@@ -23,7 +23,7 @@ LEVELS: Final = LOG_LEVEL.kind.words
 SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 
 
-class Manager:
+class ManagerHandlers:
     """org.conntrackd1.Manager."""
 
     def __init__(self, control: Control) -> None:
@@ -59,7 +59,7 @@ class Manager:
 
     async def doctor(self) -> list[tuple[str, str, str, str]]:
         findings = await self._control.examine()
-        return [(each.severity, each.check, each.message, each.remedy) for each in findings]
+        return [(finding.severity, finding.check, finding.message, finding.remedy) for finding in findings]
 
     async def get_statistics(self) -> tuple[Counters, dict[str, Counters], list[int]]:
         statistics = self._control.statistics()
@@ -97,7 +97,7 @@ class Manager:
     @property
     def kernel_groups(self) -> list[str]:
         groups = self._control.status().filter.groups
-        return [str(each.name).lower() for each in SHOWN_GROUPS if groups & each]
+        return [str(group.name).lower() for group in SHOWN_GROUPS if groups & group]
 
     @property
     def kernel_instructions(self) -> int:
@@ -124,7 +124,7 @@ class Manager:
         return dict(self._control.statistics().counters)
 
 
-class Sink:
+class SinkHandlers:
     """org.conntrackd1.Sink, of the sink with this name."""
 
     def __init__(self, control: Control, name: str) -> None:

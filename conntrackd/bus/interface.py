@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from conntrackd.bus.handlers import Descriptor, Manager, Sink
+from conntrackd.bus.handlers import Descriptor, ManagerHandlers, SinkHandlers
 
 NAME: Final = "org.conntrackd1"
 MANAGER_PATH: Final = "/org/conntrackd1"
@@ -69,11 +69,11 @@ class Method:
 
     @property
     def in_signature(self) -> str:
-        return "".join(each.type for each in self.takes)
+        return "".join(argument.type for argument in self.takes)
 
     @property
     def out_signature(self) -> str:
-        return "".join(each.type for each in self.gives)
+        return "".join(argument.type for argument in self.gives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Signal:
 
     @property
     def signature(self) -> str:
-        return "".join(each.type for each in self.gives)
+        return "".join(argument.type for argument in self.gives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +127,24 @@ def parse_interfaces(text: str) -> dict[str, Interface]:
     """The interfaces of an XML that we wrote ourselves. Raises ContractError."""
     root = ET.fromstring(text)  # noqa: S314  # a file of this package
     found = [_parse_interface(element) for element in root.iter("interface")]
-    return {each.name: each for each in found}
+    return {item.name: item for item in found}
 
 
 def _parse_interface(element: ET.Element) -> Interface:
-    methods = [_parse_method(each) for each in element.iter("method")]
-    properties = [_parse_property(each) for each in element.iter("property")]
-    signals = [Signal(each.attrib["name"], _parse_arguments(each, None)) for each in element.iter("signal")]
+    methods = [_parse_method(child) for child in element.iter("method")]
+    properties = [_parse_property(child) for child in element.iter("property")]
+    signals = [
+        Signal(child.attrib["name"], _parse_arguments(child, None)) for child in element.iter("signal")
+    ]
     for group in (methods, properties, signals):
-        names = [each.name for each in group]
+        names = [child.name for child in group]
         if len(set(names)) != len(names):
             raise ContractError(f"{element.attrib['name']}: a name is given twice in {names}")
     return Interface(
         element.attrib["name"],
-        {each.name: each for each in methods},
-        {each.name: each for each in properties},
-        {each.name: each for each in signals},
+        {method.name: method for method in methods},
+        {prop.name: prop for prop in properties},
+        {signal.name: signal for signal in signals},
         ET.tostring(element, encoding="unicode").strip(),
     )
 
@@ -150,7 +152,7 @@ def _parse_interface(element: ET.Element) -> Interface:
 def _parse_method(element: ET.Element) -> Method:
     return Method(
         element.attrib["name"],
-        _find_action(element),
+        _read_action(element),
         _parse_arguments(element, "in"),
         _parse_arguments(element, "out"),
     )
@@ -160,20 +162,20 @@ def _parse_property(element: ET.Element) -> Property:
     name = element.attrib["name"]
     if element.attrib["access"] != "read":
         raise ContractError(f"{name}: a property that can be written has no authorisation")
-    emits = [each.attrib["value"] for each in element.iter("annotation") if each.attrib["name"] == EMITS]
-    return Property(name, _find_action(element), element.attrib["type"], emits[0] if emits else "true")
+    emits = [note.attrib["value"] for note in element.iter("annotation") if note.attrib["name"] == EMITS]
+    return Property(name, _read_action(element), element.attrib["type"], emits[0] if emits else "true")
 
 
 def _parse_arguments(element: ET.Element, direction: str | None) -> tuple[Argument, ...]:
     return tuple(
-        Argument(each.attrib["name"], each.attrib["type"])
-        for each in element.iter("arg")
-        if each.attrib.get("direction") == direction
+        Argument(argument.attrib["name"], argument.attrib["type"])
+        for argument in element.iter("arg")
+        if argument.attrib.get("direction") == direction
     )
 
 
-def _find_action(element: ET.Element) -> str:
-    found = [each.attrib["value"] for each in element.iter("annotation") if each.attrib["name"] == ACTION]
+def _read_action(element: ET.Element) -> str:
+    found = [note.attrib["value"] for note in element.iter("annotation") if note.attrib["name"] == ACTION]
     if len(found) != 1 or found[0] not in ACTIONS:
         raise ContractError(f"{element.attrib['name']}: names {found} and not exactly one polkit action")
     return found[0]
@@ -184,22 +186,22 @@ def check_handlers(interface: Interface, kind: type) -> None:
     methods = {name for name, _ in inspect.getmembers(kind, inspect.iscoroutinefunction) if name[0] != "_"}
     properties = {
         name
-        for name, _ in inspect.getmembers(kind, lambda each: isinstance(each, property))
+        for name, _ in inspect.getmembers(kind, lambda member: isinstance(member, property))
         if name[0] != "_"
     }
-    _compare(interface, "methods", methods, {each.handler for each in interface.methods.values()})
-    _compare(interface, "properties", properties, {each.handler for each in interface.properties.values()})
+    _compare(interface, "methods", methods, {method.handler for method in interface.methods.values()})
+    _compare(interface, "properties", properties, {prop.handler for prop in interface.properties.values()})
     for method in interface.methods.values():
         _check_method(interface, method, getattr(kind, method.handler))
-    for each in interface.properties.values():
-        getter = getattr(kind, each.handler).fget
-        _compare(interface, each.name, get_type_hints(getter)["return"], TYPES[each.type])
+    for prop in interface.properties.values():
+        getter = getattr(kind, prop.handler).fget
+        _compare(interface, prop.name, get_type_hints(getter)["return"], TYPES[prop.type])
 
 
 def _check_method(interface: Interface, method: Method, handler: Callable[..., Any]) -> None:
     hints = get_type_hints(handler)
     result = hints.pop("return")
-    gives: Any = tuple[tuple(TYPES[each.type] for each in method.gives)]  # type: ignore[misc]
+    gives: Any = tuple[tuple(TYPES[argument.type] for argument in method.gives)]  # type: ignore[misc]
     if len(method.gives) < 2:
         gives = TYPES[method.out_signature]
     _compare(interface, method.name, result, gives)
@@ -207,7 +209,7 @@ def _check_method(interface: Interface, method: Method, handler: Callable[..., A
         interface,
         method.name,
         list(hints.items()),
-        [(each.name, TYPES[each.type]) for each in method.takes],
+        [(argument.name, TYPES[argument.type]) for argument in method.takes],
     )
 
 
@@ -220,8 +222,8 @@ def load() -> dict[str, Interface]:
     """The interfaces by name, once they are found to agree with their handlers."""
     interfaces = parse_interfaces(read_xml())
     _check_names(interfaces)
-    check_handlers(interfaces[MANAGER], Manager)
-    check_handlers(interfaces[SINK], Sink)
+    check_handlers(interfaces[MANAGER], ManagerHandlers)
+    check_handlers(interfaces[SINK], SinkHandlers)
     return interfaces
 
 

@@ -67,7 +67,7 @@ def check_texts(texts: Iterable[str]) -> None:
     """Raises LimitError for a text that is too long."""
     for number, text in enumerate(texts, 1):
         if len(text) > MAX_TEXT:
-            raise LimitError(f"text {number} has {len(text)} characters, {MAX_TEXT} are possible")
+            raise LimitError(f"text {number} has {len(text)} characters, at most {MAX_TEXT} are allowed")
 
 
 def check_arguments(values: Iterable[object]) -> None:
@@ -77,8 +77,8 @@ def check_arguments(values: Iterable[object]) -> None:
             check_texts([value])
         elif isinstance(value, list):
             if len(value) > MAX_RULES:
-                raise LimitError(f"{len(value)} rules are too many, {MAX_RULES} are possible")
-            check_texts(each for each in value if isinstance(each, str))
+                raise LimitError(f"{len(value)} rules are too many, at most {MAX_RULES} are allowed")
+            check_texts(text for text in value if isinstance(text, str))
 
 
 class Running:
@@ -92,7 +92,7 @@ class Running:
     def count(self, user: int | str) -> Iterator[None]:
         """One more inside. Raises LimitError when this user has enough of them."""
         if self._counts.get(user, 0) >= self._limit:
-            raise LimitError(f"{self._limit} calls of yours are under way already")
+            raise LimitError(f"{self._limit} of your calls are in progress already")
         self._counts[user] = self._counts.get(user, 0) + 1
         try:
             yield

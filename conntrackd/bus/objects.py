@@ -6,7 +6,7 @@ from dbus_fast import Variant
 
 from conntrackd.bus.connection import clean_text
 from conntrackd.bus.control import Control
-from conntrackd.bus.handlers import Manager, Sink
+from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
 from conntrackd.bus.interface import MANAGER, MANAGER_PATH, SINK, Interface, Property, to_path
 from conntrackd.errors import ConntrackdError
 
@@ -105,23 +105,23 @@ class Objects:
     def __init__(self, control: Control, interfaces: dict[str, Interface]) -> None:
         self._control = control
         self._interfaces = interfaces
-        self._manager = Manager(control)
+        self._manager = ManagerHandlers(control)
 
     def list_sinks(self) -> dict[str, str]:
         """Paths and names."""
         return {to_path(name): name for name in self._control.list_sinks()}
 
-    def find(self, path: str) -> tuple[Interface, Manager | Sink]:
+    def find(self, path: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
         """The interface at a path and what answers it. Raises UnknownObjectError."""
         if path == MANAGER_PATH:
             return self._interfaces[MANAGER], self._manager
         # The path is looked up among those there are: no text of a caller becomes a name.
         name = self.list_sinks().get(path)
         if name is None:
-            raise UnknownObjectError("there is no such object")
-        return self._interfaces[SINK], Sink(self._control, name)
+            raise UnknownObjectError("no such object")
+        return self._interfaces[SINK], SinkHandlers(self._control, name)
 
-    def find_interface(self, path: str, name: str) -> tuple[Interface, Manager | Sink]:
+    def get_interface(self, path: str, name: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
         """As find(), for this interface; an empty name is the one there is."""
         interface, target = self.find(path)
         if name not in {"", interface.name}:
@@ -132,44 +132,44 @@ class Objects:
         """The XML of the contract for an object, and the names of those below it for any path on the way."""
         paths = [MANAGER_PATH, *self.list_sinks()]
         start = path.rstrip("/") + "/"
-        children = sorted({each[len(start) :].split("/")[0] for each in paths if each.startswith(start)})
+        children = sorted({child[len(start) :].split("/")[0] for child in paths if child.startswith(start)})
         if path not in paths and not children:
-            raise UnknownObjectError("there is no such object")
+            raise UnknownObjectError("no such object")
         text = f"  {STANDARD}"
         if path in paths:
             text += STANDARD_PROPERTIES + (STANDARD_MANAGER if path == MANAGER_PATH else "")
             text += f"  {self.find(path)[0].text}\n"
-        text += "".join(f'  <node name="{each}"/>\n' for each in children)
+        text += "".join(f'  <node name="{child}"/>\n' for child in children)
         return f"{DOCTYPE}<node>\n{text}</node>\n"
 
-    def find_property(self, path: str, interface: str, name: str) -> Property:
-        """Raises what says why there is no such property."""
-        properties = self.find_interface(path, interface)[0].properties
+    def get_property(self, path: str, interface: str, name: str) -> Property:
+        """Get a property. Raises UnknownInterfaceError or UnknownPropertyError."""
+        properties = self.get_interface(path, interface)[0].properties
         if name not in properties:
-            raise UnknownPropertyError("there is no such property")
+            raise UnknownPropertyError("no such property")
         return properties[name]
 
-    def read(self, path: str, each: Property) -> Variant:
+    def read(self, path: str, prop: Property) -> Variant:
         """The value of a property now."""
-        return Variant(each.type, to_body(getattr(self.find(path)[1], each.handler)))
+        return Variant(prop.type, to_body(getattr(self.find(path)[1], prop.handler)))
 
     def read_all(self, path: str, actions: set[str]) -> dict[str, Variant]:
         """All properties of an object that may be read with these actions."""
         properties = self.find(path)[0].properties.values()
-        return {each.name: self.read(path, each) for each in properties if each.action in actions}
+        return {prop.name: self.read(path, prop) for prop in properties if prop.action in actions}
 
     def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:
-        """What ObjectManager tells: the objects below the manager."""
+        """The answer of GetManagedObjects: the objects below the manager."""
         return {path: {SINK: self.read_all(path, actions)} for path in self.list_sinks()}
 
 
 def to_body(value: Any) -> Any:  # noqa: ANN401  # any value of a handler
-    """A handler's value as dbus-fast takes it: structs are lists, and text is as the bus can carry it."""
+    """A handler's value as dbus-fast expects it: structs as lists, text as the bus can carry it."""
     match value:
         case str():
             return clean_text(value)
         case list() | tuple():
-            return [to_body(each) for each in value]
+            return [to_body(item) for item in value]
         case dict():
-            return {to_body(key): to_body(each) for key, each in value.items()}
+            return {to_body(key): to_body(item) for key, item in value.items()}
     return value

@@ -23,7 +23,7 @@ ANSWER_SECONDS: Final = 10.0
 PASSWORD_SECONDS: Final = 120.0
 
 ROOT: Final = 0
-AS_ROOT: Final = "run it as root, such as with sudo"
+AS_ROOT: Final = "run it as root, for example with sudo"
 
 
 class AuthenticationNeededError(NotPermittedError):
@@ -49,7 +49,7 @@ class Polkit:
             if action == INFO:
                 return
             raise NotPermittedError(
-                f"polkit does not answer, so that only root may do this ({action})", hint=AS_ROOT
+                f"polkit does not answer: only root may do this ({action})", hint=AS_ROOT
             ) from error
         if not allowed and challenge and DISMISSED not in details:
             raise AuthenticationNeededError(f"needs authentication for {action}", hint=AS_ROOT)

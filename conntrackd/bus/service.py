@@ -26,7 +26,7 @@ DO_NOT_QUEUE: Final = 4  # and neither ALLOW_REPLACEMENT nor REPLACE_EXISTING
 PRIMARY_OWNER: Final = 1
 
 
-def find_address(address: str | None, environ: dict[str, str] | None = None) -> str:
+def get_bus_address(address: str | None, environ: dict[str, str] | None = None) -> str:
     """The bus that is meant: as given, as the environment says, or the system bus."""
     return address or (environ or dict(os.environ)).get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
 
@@ -36,7 +36,7 @@ class BusService:
 
     def __init__(self, control: Control, address: str | None = None) -> None:
         self._interfaces = interface.load()
-        self._address = find_address(address)
+        self._address = get_bus_address(address)
         self._objects = Objects(control, self._interfaces)
         self._signals = Signals(control, self._objects, self._interfaces)
         # Lives longer than a connection, so that nobody gets a new allowance by breaking one.
@@ -70,7 +70,7 @@ class BusService:
             return
         self._told.add(kind)
         if isinstance(error, FileNotFoundError) and not self._is_asked_for:
-            logger.info("bus: there is none here, so that conntrackctl cannot be used; waiting for one")
+            logger.info("bus: no D-Bus here, so conntrackctl cannot be used; waiting for one")
         else:
             logger.warning("bus: %s: %s, retrying", self._address, text)
 
@@ -78,7 +78,7 @@ class BusService:
         """From connect() to the end of the connection."""
         session: Session | None = None
         bus = Connection(
-            self._address, lambda header, body: session.judge(header, body) if session else REFUSED
+            self._address, lambda header, body: session.find_refusal(header, body) if session else REFUSED
         )
         try:
             await asyncio.wait_for(bus.connect(), CONNECT_SECONDS)

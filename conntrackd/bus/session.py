@@ -79,10 +79,10 @@ class Session:
         self._committed: set[asyncio.Task[None]] = set()
         self._descriptors: set[int] = set()  # on their way to a caller
         self._long = {
-            each.name
+            method.name
             for interface in interfaces.values()
-            for each in interface.methods.values()
-            if "as" in each.in_signature
+            for method in interface.methods.values()
+            if "as" in method.in_signature
         }
         self._standard: dict[tuple[str, str], tuple[str, Answer]] = {
             (INTROSPECTABLE, "Introspect"): ("", self._introspect),
@@ -96,15 +96,15 @@ class Session:
 
     # ---- before anything is parsed --------------------------------------------------------------------
 
-    def judge(self, header: wire.Header, body: int) -> ConntrackdError | None:
+    def find_refusal(self, header: wire.Header, body: int) -> ConntrackdError | None:
         """The reason to refuse a call by its header, or None."""
         longest = limits.MAX_RULES_BODY if header.member in self._long else limits.MAX_BODY
         if body > longest:
-            return limits.LimitError(f"the call has {body} bytes, {longest} are possible")
+            return limits.LimitError(f"the call has {body} bytes, at most {longest} are allowed")
         if header.unix_fds:
-            return limits.LimitError("no method takes a file descriptor")
+            return limits.LimitError("no method accepts a file descriptor")
         if not self._limiter.admit(self.callers.key(header.sender)):
-            return limits.LimitError(f"too many calls, {limits.RATE:g} a second are possible")
+            return limits.LimitError(f"too many calls, at most {limits.RATE:g} a second are allowed")
         return None
 
     # ---- one call -------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class Session:
     def take(self, message: Message) -> bool:
         """dbus-fast's message handler: True for what is answered here, which is every call."""
         if message.message_type is MessageType.SIGNAL:
-            self.callers.take_signal(message)
+            self.callers.handle_signal(message)
             return False
         if message.message_type is not MessageType.METHOD_CALL:
             return False
@@ -159,7 +159,7 @@ class Session:
         """Counted for the name until its user is known, from then on for the user, whatever his names."""
         name = message.sender or ""
         with self._running.count(self.callers.key(name)):
-            user = await self.callers.find_user(name)
+            user = await self.callers.look_up_user(name)
         with self._running.count(user):
             return await self._answer_call(Call(message, user))
 
@@ -173,7 +173,7 @@ class Session:
         return await standard[1](call)
 
     async def _call_handler(self, call: Call) -> Reply:
-        interface, target = self._objects.find_interface(call.path, call.message.interface or "")
+        interface, target = self._objects.get_interface(call.path, call.message.interface or "")
         method = interface.methods.get(call.message.member or "")
         if method is None:
             raise UnknownMethodError(f"{interface.name} has no such method")
@@ -223,7 +223,7 @@ class Session:
             self._bus.post(Message.new_method_return(message, signature, body))
 
     def _send_descriptor(self, message: Message, descriptor: int) -> None:
-        """Keeps it open until it is sent, or until there is no connection to send it over."""
+        """Keep it open until it is sent, or until there is no connection to send it over."""
         if message.flags & MessageFlag.NO_REPLY_EXPECTED:
             os.close(descriptor)
             return
@@ -252,17 +252,17 @@ class Session:
 
     async def _get(self, call: Call) -> Reply:
         interface, name = call.message.body
-        each = self._objects.find_property(call.path, interface, name)
-        await self._authorize(call, each.action)
-        return "v", [self._objects.read(call.path, each)]
+        prop = self._objects.get_property(call.path, interface, name)
+        await self._authorize(call, prop.action)
+        return "v", [self._objects.read(call.path, prop)]
 
     async def _get_all(self, call: Call) -> Reply:
-        self._objects.find_interface(call.path, call.message.body[0])
+        self._objects.get_interface(call.path, call.message.body[0])
         return "a{sv}", [self._objects.read_all(call.path, await self._list_readable(call))]
 
     async def _set(self, call: Call) -> Reply:
         interface, name, _ = call.message.body
-        self._objects.find_property(call.path, interface, name)
+        self._objects.get_property(call.path, interface, name)
         raise ReadOnlyError("properties cannot be set")
 
     async def _get_managed_objects(self, call: Call) -> Reply:
@@ -273,7 +273,7 @@ class Session:
 
 def _check_signature(message: Message, signature: str) -> None:
     if message.signature != signature:
-        raise ArgumentsError(f"{message.member} takes '{signature}' and not '{message.signature[:64]}'")
+        raise ArgumentsError(f"{message.member} expects '{signature}', not '{message.signature[:64]}'")
 
 
 def _to_reply(method: Method, value: Any) -> Reply:  # noqa: ANN401  # what the method's signature says

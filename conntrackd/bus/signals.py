@@ -10,15 +10,15 @@ from conntrackd.bus.control import Control
 from conntrackd.bus.interface import INFO, MANAGER, MANAGER_PATH, SINK, Interface
 from conntrackd.bus.objects import OBJECT_MANAGER, PROPERTIES, Objects, to_body
 
-# Changes of this time are told together.
+# Changes within this time are sent together.
 GATHER_SECONDS: Final = 0.1
-# Some changes nobody tells, such as a problem that is over: they are looked for this often.
+# Some changes are not announced, such as a problem that is over: they are polled this often.
 LOOK_SECONDS: Final = 2.0
 MAX_COUNT: Final = (1 << 64) - 1
 
 
 class Signals:
-    """The daemon's Listener: gathers what any thread tells it, and sends it from the event loop.
+    """The daemon's Listener: collects changes from any thread, and sends them from the event loop.
 
     Signals go to everybody whom the bus lets hear them: they carry numbers, states and names of sinks, and
     neither events nor rules.
@@ -34,26 +34,26 @@ class Signals:
         self._looking: asyncio.TimerHandle | None = None
         self._filter = False
         self._lost = 0
-        self._known: dict[str, dict[str, Any]] = {}  # properties that were told last, by path
+        self._known: dict[str, dict[str, Any]] = {}  # properties that were sent last, by path
 
     # ---- Listener: any thread -------------------------------------------------------------------------
 
     def filter_changed(self) -> None:
-        self._tell(self._note_filter)
+        self._schedule(self._note_filter)
 
     def events_lost(self, count: int) -> None:
-        self._tell(self._note_lost, count)
+        self._schedule(self._note_lost, count)
 
     def sink_changed(self, name: str) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
     def log_level_changed(self) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
     def problems_changed(self) -> None:
-        self._tell(self._note)
+        self._schedule(self._note)
 
-    def _tell(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
+    def _schedule(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below
         loop = self._loop
         if loop is None:
             return
@@ -113,9 +113,9 @@ class Signals:
     def _read(self) -> dict[str, dict[str, Any]]:
         return {
             path: {
-                each.name: self._objects.read(path, each)
-                for each in self._objects.find(path)[0].properties.values()
-                if each.emits in {"true", "invalidates"}
+                prop.name: self._objects.read(path, prop)
+                for prop in self._objects.find(path)[0].properties.values()
+                if prop.emits in {"true", "invalidates"}
             }
             for path in (MANAGER_PATH, *self._objects.list_sinks())
         }
@@ -125,9 +125,9 @@ class Signals:
         changed = {name: value for name, value in self._known[path].items() if value != before[name]}
         if not changed:
             return
-        told = {name: value for name, value in changed.items() if interface.properties[name].emits == "true"}
-        hidden = [name for name in changed if name not in told]
-        self._send(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [interface.name, told, hidden])
+        sent = {name: value for name, value in changed.items() if interface.properties[name].emits == "true"}
+        hidden = [name for name in changed if name not in sent]
+        self._send(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [interface.name, sent, hidden])
         if interface.name == SINK and "State" in changed:
             name = self._objects.list_sinks()[path]
             self._send(MANAGER_PATH, MANAGER, "SinkStateChanged", "ss", [name, changed["State"].value])

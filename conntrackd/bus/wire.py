@@ -62,7 +62,7 @@ ALIGNMENTS: Final = {
 
 
 class WireError(ValueError):
-    """These bytes are no D-Bus message."""
+    """These bytes are not a D-Bus message."""
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Header:
 
 def measure(data: bytes | bytearray) -> tuple[int, int]:
     """Length of the header, padding included, and of the body. Needs the first FIXED bytes."""
-    order = _find_order(data)
+    order = _read_byte_order(data)
     body, _, fields = struct.unpack_from(f"{order}III", data, 4)
     if fields > MAX_BODY or body > MAX_BODY:
         raise WireError("is longer than a message can be")
@@ -94,7 +94,7 @@ def measure(data: bytes | bytearray) -> tuple[int, int]:
 
 def parse_header(data: bytes | bytearray) -> Header:
     """The header of a message, from at least as many bytes as measure() says it has. Raises WireError."""
-    reader = _Reader(data, _find_order(data))
+    reader = _Decoder(data, _read_byte_order(data))
     header = Header(data[1], data[2], struct.unpack_from(f"{reader.order}I", data, 8)[0])
     reader.position = 12
     end = FIXED + struct.unpack_from(f"{reader.order}I", data, 12)[0]
@@ -114,7 +114,7 @@ def parse_header(data: bytes | bytearray) -> Header:
 
 def parse_body(data: bytes | bytearray, header: Header) -> list[Any]:
     """The values of a whole message's body. A file descriptor is its index. Raises WireError."""
-    reader = _Reader(data, _find_order(data))
+    reader = _Decoder(data, _read_byte_order(data))
     reader.position = measure(data)[0]
     try:
         return [reader.read(kind) for kind in split_signature(header.signature)]
@@ -122,10 +122,10 @@ def parse_body(data: bytes | bytearray, header: Header) -> list[Any]:
         raise WireError("has a damaged body") from error
 
 
-def _find_order(data: bytes | bytearray) -> str:
+def _read_byte_order(data: bytes | bytearray) -> str:
     order = {0x6C: "<", 0x42: ">"}.get(data[0])
     if order is None or data[3] != 1:
-        raise WireError("is no D-Bus message")
+        raise WireError("is not a D-Bus message")
     return order
 
 
@@ -150,7 +150,7 @@ def _find_end(signature: str, position: int) -> int:
     raise WireError("has an incomplete signature")
 
 
-class _Reader:
+class _Decoder:
     """A position in a message. Text is UTF-8, everything is aligned to its size."""
 
     def __init__(self, data: bytes | bytearray, order: str) -> None:
@@ -189,7 +189,7 @@ class _Reader:
             return self._read_array(kind[1:])
         if kind[0] in "({":
             self.align(8)
-            return tuple(self.read(each) for each in split_signature(kind[1:-1]))
+            return tuple(self.read(part) for part in split_signature(kind[1:-1]))
         raise WireError("has an unknown type")
 
     def _read_number(self, kind: str) -> int | float | bool:
@@ -227,10 +227,10 @@ class _Reader:
 
 def encode_call(header: Header, values: list[Any], *, order: str = "<") -> bytes:
     """A message with this header and the values of its signature. Variants are pairs of type and value."""
-    body = _Writer(order)
+    body = _Encoder(order)
     for kind, value in zip(split_signature(header.signature), values, strict=True):
         body.write(kind, value)
-    head = _Writer(order)
+    head = _Encoder(order)
     head.data += bytes([0x6C if order == "<" else 0x42, header.type, header.flags, 1])
     head.write("u", len(body.data))
     head.write("u", header.serial)
@@ -243,8 +243,8 @@ def encode_call(header: Header, values: list[Any], *, order: str = "<") -> bytes
     return bytes(head.data + body.data)
 
 
-class _Writer:
-    """The counterpart of _Reader."""
+class _Encoder:
+    """The counterpart of _Decoder."""
 
     def __init__(self, order: str) -> None:
         self.data = bytearray()
@@ -269,14 +269,14 @@ class _Writer:
             self._write_array(kind[1:], value)
         else:
             self.align(8)
-            for each, part in zip(split_signature(kind[1:-1]), value, strict=True):
-                self.write(each, part)
+            for part_kind, part in zip(split_signature(kind[1:-1]), value, strict=True):
+                self.write(part_kind, part)
 
     def _write_array(self, kind: str, values: Any) -> None:  # noqa: ANN401
         self.write("u", 0)
-        place = len(self.data) - 4
+        offset = len(self.data) - 4
         self.align(ALIGNMENTS[kind[0]])
         start = len(self.data)
         for value in values.items() if kind[0] == "{" else values:
             self.write(kind, value)
-        struct.pack_into(f"{self._order}I", self.data, place, len(self.data) - start)
+        struct.pack_into(f"{self._order}I", self.data, offset, len(self.data) - start)

@@ -1,6 +1,6 @@
 """Parsers -> completion for bash, zsh and fish, in the files that `conntrackd.cli.render` keeps up to date.
 
-Not `shtab`: it does not know which flags of ours take paths, words or nothing, and is one more dependency.
+Not `shtab`: it cannot know which flags take paths, choices or nothing, and is another dependency.
 """
 
 import argparse
@@ -15,36 +15,36 @@ from conntrackd.text import quote
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
 
-class Place:
+class Context:
     """What may follow a chain of commands: words, paths, and the values of flags (None for a path)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.commands: dict[str, str] = {}
-        self.words: tuple[str, ...] = ()
+        self.choices: tuple[str, ...] = ()
         self.takes_paths = False
         self.flags: dict[str, str] = {}
         self.values: dict[str, tuple[str, ...] | None] = {}
 
 
-def list_places(parser: argparse.ArgumentParser, path: str = "") -> list[Place]:
+def list_contexts(parser: argparse.ArgumentParser, path: str = "") -> list[Context]:
     """A parser and its sub-commands, outermost first, as completion sees them."""
-    place = Place(path or parser.prog)
-    places = [place]
+    context = Context(path or parser.prog)
+    contexts = [context]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            texts = {each.dest: each.help or "" for each in action._choices_actions}
+            texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, inner in action.choices.items():
-                place.commands[name] = texts.get(name, "")
-                places += list_places(inner, f"{place.path} {name}")
+                context.commands[name] = texts.get(name, "")
+                contexts += list_contexts(inner, f"{context.path} {name}")
         if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
             values = _list_values(action)
-            place.words, place.takes_paths = values or (), values is None
+            context.choices, context.takes_paths = values or (), values is None
         for flag in action.option_strings:
-            place.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
+            context.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
             if action.nargs not in {0, "?"}:
-                place.values[flag] = _list_values(action)
-    return places
+                context.values[flag] = _list_values(action)
+    return contexts
 
 
 def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
@@ -59,20 +59,20 @@ def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
 
 def render_completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """The completion of a program for bash, zsh or fish."""
-    places = list_places(parser)
+    contexts = list_contexts(parser)
     match shell:
         case "bash":
-            return _render_bash(parser.prog, places)
+            return _render_bash(parser.prog, contexts)
         case "zsh":
-            return _render_zsh(parser.prog, places)
+            return _render_zsh(parser.prog, contexts)
         case "fish":
-            return _render_fish(parser.prog, places)
+            return _render_fish(parser.prog, contexts)
     raise UsageError(f"no completion for {quote(shell)}", hint="one of: bash, zsh, fish")
 
 
-def _render_bash(program: str, places: list[Place]) -> str:
+def _render_bash(program: str, contexts: list[Context]) -> str:
     body = _render_cases(
-        places,
+        contexts,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
         words="mapfile -t COMPREPLY < <(compgen -W '{}' -- \"$current\")",
         both='mapfile -t COMPREPLY < <(compgen -W \'{}\' -- "$current"; compgen -f -- "$current")',
@@ -81,9 +81,9 @@ def _render_bash(program: str, places: list[Place]) -> str:
     return f"""\
 # bash completion for {program}; generated from its parser
 {name}() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} place={program} word
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} context={program} word
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-{_render_walk(places)}
+{_render_walk(contexts)}
     done
 {body}
 }}
@@ -91,59 +91,59 @@ complete -o filenames -F {name} {program}
 """
 
 
-def _render_zsh(program: str, places: list[Place]) -> str:
+def _render_zsh(program: str, contexts: list[Context]) -> str:
     return f"""\
 #compdef {program}
 # generated from the parser of {program}
-local previous=${{words[CURRENT-1]}} place={program} word
+local previous=${{words[CURRENT-1]}} context={program} word
 for word in "${{(@)words[2,CURRENT-1]}}"; do
-{_render_walk(places)}
+{_render_walk(contexts)}
 done
-{_render_cases(places, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
+{_render_cases(contexts, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
 """
 
 
-def _render_walk(places: list[Place]) -> str:
-    inner = "|".join(f'"{place.path}"' for place in places[1:]) or '""'
-    return f'        case "$place $word" in\n            {inner}) place="$place $word";;\n        esac'
+def _render_walk(contexts: list[Context]) -> str:
+    inner = "|".join(f'"{context.path}"' for context in contexts[1:]) or '""'
+    return f'        case "$context $word" in\n            {inner}) context="$context $word";;\n        esac'
 
 
-def _render_cases(places: list[Place], *, paths: str, words: str, both: str) -> str:
-    lines = ['    case "$place $previous" in']
-    for place in places:
-        for flag, values in place.values.items():
+def _render_cases(contexts: list[Context], *, paths: str, words: str, both: str) -> str:
+    lines = ['    case "$context $previous" in']
+    for context in contexts:
+        for flag, values in context.values.items():
             command = paths if values is None else words.format(" ".join(values)) if values else ":"
-            lines.append(f'        "{place.path} {flag}") {command}; return;;')
-    lines += ["    esac", '    case "$place" in']
-    for place in places:
-        offered = " ".join([*place.commands, *place.words, *place.flags])
-        command = (both if place.takes_paths else words).format(offered)
-        lines.append(f'        "{place.path}") {command};;')
+            lines.append(f'        "{context.path} {flag}") {command}; return;;')
+    lines += ["    esac", '    case "$context" in']
+    for context in contexts:
+        offered = " ".join([*context.commands, *context.choices, *context.flags])
+        command = (both if context.takes_paths else words).format(offered)
+        lines.append(f'        "{context.path}") {command};;')
     return "\n".join([*lines, "    esac"])
 
 
-def _render_fish(program: str, places: list[Place]) -> str:
+def _render_fish(program: str, contexts: list[Context]) -> str:
     lines = [f"# fish completion for {program}; generated from its parser", f"complete -c {program} -f"]
-    for place in places:
-        here = [f"__fish_seen_subcommand_from {word}" for word in place.path.split()[1:]]
-        if place.commands:
-            here.append(f"not __fish_seen_subcommand_from {' '.join(place.commands)}")
+    for context in contexts:
+        here = [f"__fish_seen_subcommand_from {word}" for word in context.path.split()[1:]]
+        if context.commands:
+            here.append(f"not __fish_seen_subcommand_from {' '.join(context.commands)}")
         start = f"complete -c {program} -n '{'; and '.join(here) or 'true'}'"
-        lines += [f"{start} -f -a {name} -d {_quote_fish(text)}" for name, text in place.commands.items()]
-        if place.words:
-            lines.append(f"{start} -a '{' '.join(place.words)}'")
-        if place.takes_paths:
+        lines += [f"{start} -f -a {name} -d {_quote_fish(text)}" for name, text in context.commands.items()]
+        if context.choices:
+            lines.append(f"{start} -a '{' '.join(context.choices)}'")
+        if context.takes_paths:
             lines.append(f"{start} -F")
-        for flag, text in place.flags.items():
+        for flag, text in context.flags.items():
             name = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            lines.append(f"{start} {name}{_render_fish_values(place, flag)} -d {_quote_fish(text)}")
+            lines.append(f"{start} {name}{_render_fish_values(context, flag)} -d {_quote_fish(text)}")
     return "\n".join(lines) + "\n"
 
 
-def _render_fish_values(place: Place, flag: str) -> str:
-    if flag not in place.values:
+def _render_fish_values(context: Context, flag: str) -> str:
+    if flag not in context.values:
         return ""
-    values = place.values[flag]
+    values = context.values[flag]
     return " -r -F" if values is None else f" -x -a '{' '.join(values)}'" if values else " -x"
 
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
-from conntrackd.cli.daemonlink import (
+from conntrackd.cli.common import (
     LEVELS,
     add_json,
     connect,
@@ -26,14 +26,14 @@ LABEL: Final = 11  # columns before the text of a line of `status`
 
 def add_set_arguments(parser: ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("rules", nargs="+", metavar="RULE", help="the rules, in their order")
+    parser.add_argument("rules", nargs="+", metavar="RULE", help="rules, in order")
     parser.add_argument(
         "--for",
         dest="seconds",
         type=parse_seconds,
         default=0,
         metavar="TIME",
-        help="revert after, such as 10m",
+        help="revert after this time, such as 10m",
     )
 
 
@@ -51,7 +51,7 @@ def show_status(arguments: Namespace) -> int:
     """Whether it is healthy: 0, or 4. Where it does not run, the error's status is 3."""
     with connect(arguments) as client:
         properties, sinks = client.read_properties(), client.read_sinks()
-    problems = find_problems(properties, sinks)
+    problems = list_problems(properties, sinks)
     if arguments.json:
         print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
     else:
@@ -59,12 +59,12 @@ def show_status(arguments: Namespace) -> int:
     return DEGRADED if problems else 0
 
 
-def find_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def list_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the daemon says, and sinks in a bad state of which it does not."""
-    problems = [str(each) for each in properties["Problems"]]
+    problems = [str(problem) for problem in properties["Problems"]]
     for name, sink in sinks.items():
         if sink["State"] not in GOOD_STATES and not any(
-            each.startswith(f"sink {name} ") for each in problems
+            problem.startswith(f"sink {name} ") for problem in problems
         ):
             problems.append(f"sink {name} is {sink['State']}: {sink['LastError']}")
     return problems
@@ -94,12 +94,12 @@ def render_status(
         f"log level: {properties['LogLevel']}",
     ]
     lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]
-    changes = [each for each in properties["RunTimeChanges"] if not (ends and each == "filter")]
+    changes = [change for change in properties["RunTimeChanges"] if not (ends and change == "filter")]
     if ends:
         lines.append(f"run time:  filter: for {render_age(ends)} more")
     if changes:
         lines.append(f"run time:  {', '.join(changes)}: until a reload or restart")
-    return lines + [f"problem:   {each}" for each in problems]
+    return lines + [f"problem:   {problem}" for problem in problems]
 
 
 def render_sink(sink: Mapping[str, Any]) -> str:
@@ -151,7 +151,9 @@ def show_filter(arguments: Namespace) -> int:
     if "Rules" not in properties:
         from conntrackd.errors import NotPermittedError  # noqa: PLC0415
 
-        raise NotPermittedError("you may not see the rules", hint="run it as root, such as with sudo")
+        raise NotPermittedError(
+            "not permitted to see the rules", hint="run it as root, for example with sudo"
+        )
     rules, matches = properties["Rules"], statistics[2]
     if arguments.json:
         expires = properties["FilterExpires"]
@@ -223,15 +225,15 @@ def flush_sink(arguments: Namespace) -> int:
 
 
 VERBS: Final = (
-    Verb(("status",), "is it healthy, what is on, what was lost", add_json, show_status),
-    Verb(("reload",), "read the configuration again, all or nothing", add_json, reload),
-    Verb(("reload-filter",), "read the rules again, and nothing else", add_json, reload_filter),
+    Verb(("status",), "show health, sinks and losses", add_json, show_status),
+    Verb(("reload",), "reload the configuration, all or nothing", add_json, reload),
+    Verb(("reload-filter",), "reload the filter rules only", add_json, reload_filter),
     Verb(("filter", "show"), "show the rules in force", add_json, show_filter),
-    Verb(("filter", "set"), "put rules in force until a reload or restart", add_set_arguments, set_filter),
-    Verb(("filter", "reset"), "back to the rules of the configuration", add_json, reset_filter),
-    Verb(("sink", "list"), "show all sinks and their states", add_json, list_sinks),
-    Verb(("sink", "enable"), "let a sink go on", add_name_argument, enable_sink),
-    Verb(("sink", "disable"), "switch a sink off", add_name_argument, disable_sink),
-    Verb(("sink", "flush"), "wait until what a sink holds has left", add_name_argument, flush_sink),
-    Verb(("log-level",), "change what the daemon's own log tells", add_level_argument, set_log_level),
+    Verb(("filter", "set"), "replace the rules until a reload or restart", add_set_arguments, set_filter),
+    Verb(("filter", "reset"), "restore the configured rules", add_json, reset_filter),
+    Verb(("sink", "list"), "list sinks and their states", add_json, list_sinks),
+    Verb(("sink", "enable"), "resume a sink", add_name_argument, enable_sink),
+    Verb(("sink", "disable"), "disable a sink", add_name_argument, disable_sink),
+    Verb(("sink", "flush"), "wait until a sink is empty", add_name_argument, flush_sink),
+    Verb(("log-level",), "set the level of the daemon's own log", add_level_argument, set_log_level),
 )

@@ -3,14 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.daemonlink import explain_silence
-from conntrackd.cli.verb import HelpFormatter, Verb
-from conntrackd.errors import UnavailableError, UsageError
+from conntrackd.cli.common import explain_silence
+from conntrackd.cli.verb import Parser, Verb
+from conntrackd.errors import UnavailableError
 
 PROGRAM: Final = "conntrackctl"
 VERSION_HELP: Final = "print the version"
@@ -23,35 +23,15 @@ VERBS: Final[tuple[Verb, ...]] = (
     *filter_verbs.VERBS,
 )
 GROUPS: Final = {
-    "filter": "look at filter rules, change them, try them out",
-    "sink": "look at sinks, switch them",
+    "filter": "show, change and test filter rules",
+    "sink": "list, enable, disable and flush sinks",
 }
-"""Words that further words follow."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
-        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
-        if action.choices is None or value in action.choices:
-            return
-        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
-
-        words = [str(each) for each in action.choices]
-        name = str(action.metavar or "/".join(action.option_strings)).lower()
-        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
-        raise UsageError(f"there is no {name} {quote(str(value))}", hint=hint)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+"""Verbs with subcommands, and their help."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
-    parser = Parser(prog=PROGRAM, description="Control conntrackd, and try out its filter rules.")
+    parser = Parser(prog=PROGRAM, description="Control conntrackd and test filter rules.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
@@ -66,11 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
                 groups[here] = group.add_subparsers(
                     title="commands", metavar="COMMAND", required=True, parser_class=Parser
                 )
-        each = groups[tuple(path)].add_parser(
+        subparser = groups[tuple(path)].add_parser(
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
-        verb.add_arguments(each)
-        each.set_defaults(run=verb.run)
+        verb.add_arguments(subparser)
+        subparser.set_defaults(run=verb.run)
     return parser
 
 

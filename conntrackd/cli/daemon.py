@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
-from conntrackd.cli.verb import HelpFormatter
+from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.lean import without
@@ -22,14 +22,7 @@ PROGRAM: Final = "conntrackd"
 FLAGS: Final = frozenset(option.flag for option in OPTIONS)
 RUN_USAGE: Final = "conntrackd run [--config PATH] [--OPTION VALUE]..."
 CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTION VALUE]..."
-FRAGMENT: Final = "a file of conntrackd.d, alone: what it needs of others is not asked"
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+FRAGMENT: Final = "check one file of conntrackd.d on its own"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,43 +30,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description="Log the kernel's connection tracking events as structured records.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     version = f"{PROGRAM} {VERSION}"
     parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, usage, text, function in (
-        ("run", RUN_USAGE, "listen, and log what the filter keeps", run),
-        ("check", CHECK_USAGE, "say what is wrong with the configuration, start nothing", check),
+        ("run", RUN_USAGE, "log the events that the filter keeps", run),
+        ("check", CHECK_USAGE, "check the configuration and exit", check),
     ):
-        each = commands.add_parser(
+        command = commands.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             usage=usage,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
         )
-        each.add_argument("--config", metavar="PATH", help="read this file and no other")
-        add_flags(each)
+        command.add_argument("--config", metavar="PATH", help="read only this file")
+        add_flags(command)
         known = ["--config", *(option.flag for option in OPTIONS)]
         if function is check:
-            each.add_argument("--fragment", metavar="PATH", type=Path, help=FRAGMENT)
+            command.add_argument("--fragment", metavar="PATH", type=Path, help=FRAGMENT)
             known.append("--fragment")
-        each.set_defaults(run=function, known=known)
-    each = commands.add_parser(
+        command.set_defaults(run=function, known=known)
+    command = commands.add_parser(
         "record",
-        help="write raw netlink messages to a file",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
+        help="record raw netlink messages to a file",
     )
-    each.add_argument("file", metavar="FILE", type=Path, help="where to; a file that exists is replaced")
-    each.add_argument("--count", metavar="N", type=int, help="stop after N messages")
-    each.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
-    each.set_defaults(run=record, known=["--count", "--netns"])
-    each = commands.add_parser("version", help="print the version", formatter_class=HelpFormatter)
-    each.set_defaults(run=show_version, known=[])
+    command.add_argument("file", metavar="FILE", type=Path, help="output file, replaced if it exists")
+    command.add_argument("--count", metavar="N", type=int, help="stop after N messages")
+    command.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
+    command.set_defaults(run=record, known=["--count", "--netns"])
+    command = commands.add_parser("version", help="print the version")
+    command.set_defaults(run=show_version, known=[])
     return parser
 
 
@@ -97,16 +84,16 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.fragment is None:
         result = verify(_read_sources(arguments).examine())
     elif arguments.config is not None or collect_flags(arguments):
-        raise UsageError("--fragment is about one file alone, and other settings are given")
+        raise UsageError("--fragment checks a single file and takes no other settings")
     else:
         result = verify(read_fragment(arguments.fragment))
     for warning in result.warnings:
         report.warn(PROGRAM, warning)
     for text in result.untried:
-        report.say(PROGRAM, f"not tried: {text}")
+        report.print_error(PROGRAM, f"not tried: {text}")
     raise_mistakes(result.mistakes)
     paths = result.config.paths
-    print("\n".join(f"{path}: good" for path in paths) or "no configuration file; the rest is good")
+    print("\n".join(f"{path}: good" for path in paths) or "no configuration file; the settings are valid")
     return 0
 
 
@@ -115,17 +102,17 @@ def record(arguments: argparse.Namespace) -> int:
     from conntrackd.source import record as recorder  # noqa: PLC0415
 
     if arguments.count is not None and arguments.count < 1:
-        raise UsageError("--count takes a number from 1")
+        raise UsageError("--count must be at least 1")
     try:
-        count = recorder.record(arguments.file, arguments.count, arguments.netns, _tell)
+        count = recorder.record(arguments.file, arguments.count, arguments.netns, _log_progress)
     except OSError as error:
-        raise OutputError(f"{error.strerror}", place=str(arguments.file)) from error
-    report.say(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
+        raise OutputError(f"{error.strerror}", origin=str(arguments.file)) from error
+    report.print_error(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
     return 0
 
 
-def _tell(text: str) -> None:
-    report.say(PROGRAM, text)
+def _log_progress(text: str) -> None:
+    report.print_error(PROGRAM, text)
 
 
 def show_version(_: argparse.Namespace) -> int:

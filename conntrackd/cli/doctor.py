@@ -1,4 +1,4 @@
-"""conntrackctl doctor: what is wrong with this machine, and the exact line that mends it."""
+"""conntrackctl doctor: what is wrong with this host, and the exact command that fixes it."""
 
 import os
 import shlex
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from conntrackd.cli.common import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.control import DEGRADED
-from conntrackd.cli.daemonlink import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import show_controls
 
@@ -30,7 +30,7 @@ def show_findings(arguments: Namespace) -> int:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     is_root = os.geteuid() == 0
     rows = []
-    for severity, check, message, remedy in find_rows(arguments):
+    for severity, check, message, remedy in list_rows(arguments):
         row = (severity, check, message, address_reader(remedy, is_root=is_root))
         severities.append(severity)
         if arguments.json:
@@ -42,7 +42,7 @@ def show_findings(arguments: Namespace) -> int:
     return DEGRADED if {"warning", "error"} & set(severities) else 0
 
 
-def find_rows(arguments: Namespace) -> Iterator[Row]:
+def list_rows(arguments: Namespace) -> Iterator[Row]:
     """The daemon's own findings; where none runs, those from here, of which some take seconds."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
     from conntrackd.checks import HIDDEN  # noqa: PLC0415
@@ -51,8 +51,8 @@ def find_rows(arguments: Namespace) -> Iterator[Row]:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
     except NotRunningError as error:
-        told = explain_silence(error, arguments)
-        yield "error", "daemon", "\n".join(filter(None, (told.message, told.excerpt))), told.hint
+        reason = explain_silence(error, arguments)
+        yield "error", "daemon", "\n".join(filter(None, (reason.message, reason.excerpt))), reason.hint
         yield from examine_here()
         return
     yield "ok", "daemon", "conntrackd runs", ""
@@ -82,8 +82,8 @@ def examine_kernel_here() -> list[Row]:
         with enter(config[CONNTRACK_NETNS]):
             found = list(check_kernel(Path("/"), None, config))
     except ConntrackdError as error:
-        return [("note", "settings", f"the kernel's settings cannot be seen from here: {error.message}", "")]
-    rows = [(each.severity, each.check, each.message, each.remedy) for each in found]
+        return [("note", "settings", f"cannot read the kernel's settings from here: {error.message}", "")]
+    rows = [(finding.severity, finding.check, finding.message, finding.remedy) for finding in found]
     return [row for row in rows if row[1] != "tracking"]
 
 
@@ -97,11 +97,11 @@ def examine_here() -> list[Row]:
         config = read_config({}, os.environ, None)
     except ConntrackdError as error:
         return [("error", "configuration", str(error), "conntrackd check")]
-    return [(each.severity, each.check, each.message, each.remedy) for each in examine(config)]
+    return [(finding.severity, finding.check, finding.message, finding.remedy) for finding in examine(config)]
 
 
 def print_findings(rows: list[Row], *, colour: bool) -> None:
-    """A line each, and below it the line that mends it, which is in one piece to be copied."""
+    """One line per finding and the fix below it, unwrapped so that it can be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)
         first, _, more = message.partition("\n")
@@ -110,8 +110,8 @@ def print_findings(rows: list[Row], *, colour: bool) -> None:
             text = f"\033[{COLOURS.get(severity, '0')}m{mark}\033[0m{text.removeprefix(mark)}"
         print(text)
         print_lines([f"{' ' * INDENT}{line}" for line in more.splitlines()])
-        print_lines([f"{' ' * INDENT}mend: {remedy}"] if remedy else [])
+        print_lines([f"{' ' * INDENT}fix: {remedy}"] if remedy else [])
     sys.stdout.flush()  # what comes next may take its time
 
 
-VERBS: Final = (Verb(("doctor",), "say what is wrong here, and what mends it", add_json, show_findings),)
+VERBS: Final = (Verb(("doctor",), "diagnose this host and print fixes", add_json, show_findings),)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.daemonlink import add_bus, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
@@ -25,17 +25,17 @@ PROGRAM: Final = "conntrackctl"
 NOWHERE: Final = Path("/nonexistent")
 # A line of the stream has 300 to 1,000 characters.
 MAX_LINE_BYTES: Final = 64 << 10
-# So many wrong lines are told one by one.
-MAX_TOLD: Final = 100
+# Wrong lines that are reported one by one.
+MAX_REPORTED: Final = 100
 
 
 def add_rule_arguments(parser: ArgumentParser) -> None:
     """Where the rules come from; without any of these it is what the daemon on this machine would read."""
     parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="a rule (may be repeated)"
+        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
     )
-    parser.add_argument("--filter-file", metavar="FILE", help="a file with one rule a line")
-    parser.add_argument("--config", metavar="FILE", help="a configuration file of conntrackd")
+    parser.add_argument("--filter-file", metavar="FILE", help="file with one rule per line")
+    parser.add_argument("--config", metavar="FILE", help="configuration file of conntrackd")
 
 
 def add_check_arguments(parser: ArgumentParser) -> None:
@@ -47,21 +47,21 @@ def add_check_arguments(parser: ArgumentParser) -> None:
 def add_explain_arguments(parser: ArgumentParser) -> None:
     add_check_arguments(parser)
     add_bus(parser)
-    parser.add_argument("--running", action="store_true", help="explain the rules in force in the daemon")
-    parser.add_argument("--core", action="store_true", help="show the table of tests that rules become")
-    parser.add_argument("--bpf", action="store_true", help="show the program that runs in the kernel")
+    parser.add_argument("--running", action="store_true", help="explain the rules of the running daemon")
+    parser.add_argument("--core", action="store_true", help="show the compiled table of tests")
+    parser.add_argument("--bpf", action="store_true", help="show the BPF program that runs in the kernel")
 
 
 def add_test_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each event")
     parser.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="events (default: standard input)"
+        "file", nargs="?", default="-", metavar="FILE", help="file of events (default: standard input)"
     )
 
 
 def check(arguments: Namespace) -> int:
-    """Tell all mistakes of the rules, and warn of those that can never match."""
+    """Report every mistake in the rules, and warn of those that can never match."""
     if arguments.json:
         return check_as_json(arguments)
     rules = read_rules(read_settings(arguments))
@@ -72,16 +72,16 @@ def check(arguments: Namespace) -> int:
 
 def check_as_json(arguments: Namespace) -> int:
     """The same as one object on stdout; the exit status is that of the mistakes."""
-    from conntrackd.filter.reach import find_unreachable  # noqa: PLC0415
     from conntrackd.filter.render import render  # noqa: PLC0415
+    from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
     try:
         rules = read_rules(read_settings(arguments))
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
-        print_json({"rules": [], "mistakes": [to_json(each) for each in mistakes], "warnings": []})
+        print_json({"rules": [], "mistakes": [to_json(mistake) for mistake in mistakes], "warnings": []})
         return error.exit_status
-    warnings = [to_json(each.to_warning()) for each in find_unreachable(rules)]
+    warnings = [to_json(unreachable.to_warning()) for unreachable in list_shadowed(rules)]
     print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
     return 0
 
@@ -90,7 +90,7 @@ def to_json(error: ConntrackdError) -> dict[str, str]:
     """What is wrong, where, and what to do."""
     return {
         "message": error.message,
-        "place": error.place,
+        "place": error.origin,
         "excerpt": error.excerpt,
         "hint": error.hint,
     }
@@ -118,10 +118,10 @@ def explain(arguments: Namespace) -> int:
 def explain_running(arguments: Namespace) -> int:
     """The daemon's own explanation, of the rules that it has in force."""
     if arguments.rules or arguments.filter or arguments.filter_file or arguments.config:
-        raise UsageError("--running is about the daemon's rules, and others are given")
+        raise UsageError("--running explains the daemon's rules and takes no others")
     if arguments.core or arguments.bpf:
         raise UsageError(
-            "--core and --bpf are not for --running", hint="conntrackctl filter show prints the rules"
+            "--core and --bpf do not go with --running", hint="conntrackctl filter show prints the rules"
         )
     with connect(arguments) as client:
         lines = client.call("ExplainFilter", "as", [])[0].splitlines()
@@ -154,24 +154,24 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def try_out(arguments: Namespace) -> int:
-    """Judge recorded events by the rules alone: what `conntrack.*` leaves out is not in a recording."""
+    """Evaluate the rules alone against recorded events; what `conntrack.*` excludes is not in a recording."""
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
-        file = _find_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
+        file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
         for number, line in _read_lines(file):
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
-                error.place = f"{name}:{number}"
+                error.origin = f"{name}:{number}"
                 mistakes.append(error)
                 continue
             print(_render_decision(number, decision, as_json=arguments.json))
-    if len(mistakes) > MAX_TOLD:
+    if len(mistakes) > MAX_REPORTED:
         raise ManyErrors(
-            [*mistakes[:MAX_TOLD], DataError(f"{len(mistakes) - MAX_TOLD} more lines are no events")]
+            [*mistakes[:MAX_REPORTED], DataError(f"{len(mistakes) - MAX_REPORTED} more lines are not events")]
         )
     if mistakes:
         raise ManyErrors(mistakes)
@@ -201,21 +201,21 @@ def read_rules(config: "Config") -> "list[Rule]":
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
     """To stderr, for each rule that can never match."""
-    from conntrackd.filter.never import find_warnings  # noqa: PLC0415
+    from conntrackd.filter.never import list_warnings  # noqa: PLC0415
 
-    for warning in find_warnings(rules):
+    for warning in list_warnings(rules):
         report.warn(PROGRAM, warning)
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:
-    """To stderr: the stream does not tell an event's status, so that such a rule is judged by less."""
-    from conntrackd.filter.ast import StatusHas, find_leaves  # noqa: PLC0415
+    """To stderr: the stream does not carry an event's status, so such a rule is evaluated without it."""
+    from conntrackd.filter.ast import StatusHas, list_leaves  # noqa: PLC0415
 
     for number, rule in enumerate(rules, 1):
-        if any(isinstance(leaf, StatusHas) for leaf in find_leaves(rule.expression)):
-            text = "this rule asks for the status, which the stream does not tell: it is taken for 0"
+        if any(isinstance(leaf, StatusHas) for leaf in list_leaves(rule.expression)):
+            text = "this rule tests the status, which the stream does not report: 0 is assumed"
             hint = 'a field "status" with the kernel\'s bits as a number is read where a line has it'
-            report.warn(PROGRAM, DataError(text, place=rule.place or f"rule {number}", hint=hint))
+            report.warn(PROGRAM, DataError(text, origin=rule.origin or f"rule {number}", hint=hint))
 
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
@@ -224,12 +224,12 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     from conntrackd.filter.evaluate import Decision, evaluate  # noqa: PLC0415
 
     if len(line) > MAX_LINE_BYTES:
-        raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: no event")
+        raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: not an event")
     flow = decode_json_line(line)
     return Decision(True, 0) if flow is None else evaluate(rules, flow)
 
 
-def _find_input() -> BinaryIO:
+def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
     return sys.stdin.buffer
@@ -255,7 +255,7 @@ def _render_decision(number: int, decision: "Decision", *, as_json: bool) -> str
 
 
 VERBS: Final = (
-    Verb(("filter", "check"), "tell every mistake of the rules", add_check_arguments, check),
-    Verb(("filter", "explain"), "show what becomes of the rules", add_explain_arguments, explain),
-    Verb(("filter", "test"), "judge recorded events by the rules", add_test_arguments, try_out),
+    Verb(("filter", "check"), "check rules and report every mistake", add_check_arguments, check),
+    Verb(("filter", "explain"), "show how rules are compiled", add_explain_arguments, explain),
+    Verb(("filter", "test"), "evaluate rules against recorded events", add_test_arguments, try_out),
 )

@@ -79,7 +79,7 @@ def _read_type(fields: "_Fields") -> int:
     try:
         return EventType[name].value
     except KeyError:
-        fields.refuse("type", f"one of: {', '.join(str(each.name) for each in EventType)}")
+        fields.refuse("type", f"one of: {', '.join(str(event.name) for event in EventType)}")
 
 
 def _read_protocol(fields: "_Fields") -> int:
@@ -120,7 +120,7 @@ class _Fields:
 
     def refuse(self, name: str, hint: str) -> NoReturn:
         if name not in self.values:
-            raise DataError(f"an event has a field {name!r}, this has none", hint=hint)
+            raise DataError(f"the required field {name!r} is missing", hint=hint)
         raise DataError(f"{name} cannot be {json.dumps(self.values[name])[:60]}", hint=hint)
 
     def number(self, name: str, maximum: int, absent: int = ABSENT) -> int:

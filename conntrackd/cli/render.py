@@ -23,13 +23,13 @@ WRITE: Final = "python -m conntrackd.cli.render --write"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each option, in a group for each section. Values stay text until read_config."""
-    for section, members in groupby(OPTIONS, find_section):
+    for section, members in groupby(OPTIONS, get_section):
         group = parser.add_argument_group(section or "daemon")
         for option in members:
             _add_flag(group, option)
 
 
-def find_section(option: Option[object]) -> str:
+def get_section(option: Option[object]) -> str:
     """`sink.loki` for all that is below it, else the first word; empty for the daemon's own."""
     words = option.key.split(".")
     if len(words) == 1:
@@ -60,9 +60,9 @@ def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
 
 def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
     """The error for arguments that no parser took, without a value that may have come with them."""
-    flags = [each.partition("=")[0] for each in arguments if each.startswith("-")]
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     word = (flags or list(arguments))[0]
-    hint = suggest(word, known) or "--help shows what there is"
+    hint = suggest(word, known) or "--help lists what is available"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
     return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
@@ -110,7 +110,7 @@ def _render_setting(option: Option[object], name: str) -> list[str]:
 def render_man_flags() -> str:
     """The options of conntrackd(8) as an mdoc list for each section."""
     lines = []
-    for section, members in groupby(OPTIONS, find_section):
+    for section, members in groupby(OPTIONS, get_section):
         lines += [f".Ss {section or 'daemon'}"]
         lines += [".Bl -tag -width Ds"]
         for option in members:
@@ -146,7 +146,7 @@ def render_man_settings() -> str:
     lines = [".Bl -tag -width Ds"]
     for option in OPTIONS:
         applied = "applied by a reload." if option.reload else "needs a restart."
-        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.takes)]
+        lines += [f".It Ic {option.key}", *_render_man_help(option, option.kind.expected)]
         lines += [".br", f".Ev {option.variable} ;", applied]
     return "\n".join([*lines, ".El"])
 
@@ -178,11 +178,11 @@ def replace_between(text: str, part: str, path: Path) -> str:
     head, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, tail = rest.partition(f"{END}\n")
     if not begin or not end:
-        raise DataError(f"has no markers {BEGIN!r} and {END!r}", place=str(path))
+        raise DataError(f"has no markers {BEGIN!r} and {END!r}", origin=str(path))
     return f"{head}{begin}{part}\n{end}{tail}"
 
 
-def find_stale(root: Path) -> list[Path]:
+def list_stale(root: Path) -> list[Path]:
     """The files that do not agree with OPTIONS."""
     return [
         path for path, text in render_files(root).items() if not path.exists() or path.read_text() != text
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the source tree (default: here)")
     arguments = parser.parse_args()
     texts = render_files(arguments.root)
-    stale = find_stale(arguments.root)
+    stale = list_stale(arguments.root)
     for path in stale:
         if arguments.write:
             path.write_text(texts[path])

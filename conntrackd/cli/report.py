@@ -11,7 +11,7 @@ from conntrackd.errors import (
     ConntrackdError,
     ManyErrors,
     UnavailableError,
-    find_place,
+    describe_raise_site,
     show_controls,
 )
 from conntrackd.resources import explain_descriptors
@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 def run(program: str, function: Callable[[], int | None]) -> NoReturn:
     """Call `function` and end the process with its status (None is 0), or with that of the error it raises.
 
-    A reader that goes away (`| head`) has had enough: that is no failure, and nothing is said.
+    A reader that goes away (`| head`) has had enough: that is not a failure, and nothing is printed.
     """
     fill_standard()
     try:
@@ -62,20 +62,20 @@ def report(program: str, error: Exception) -> int:
     """Print the error to stderr and return the exit status that belongs to it."""
     match error:
         case ManyErrors():
-            for each in error.errors:
-                say(program, str(each))
+            for mistake in error.errors:
+                print_error(program, str(mistake))
             return error.exit_status
         case ConntrackdError():
-            say(program, str(error))
+            print_error(program, str(error))
             return error.exit_status
         case MemoryError():
-            say(
+            print_error(
                 program,
-                "no memory is left\nhint: a larger MemoryMax= in the unit, or smaller sink.NAME.queue",
+                "out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue",
             )
             return EX_TEMPFAIL
         case ImportError():
-            say(
+            print_error(
                 program,
                 f"{error}\nhint: a library is not installed for this Python, or has no memory to load",
             )
@@ -84,20 +84,20 @@ def report(program: str, error: Exception) -> int:
             return report(program, explain_descriptors(error))
         case OSError():
             where = f"{error.filename}: " if error.filename is not None else ""
-            say(program, f"{where}{error.strerror or error}")
+            print_error(program, f"{where}{error.strerror or error}")
             return EX_IOERR
-    say(program, f"internal error: {type(error).__name__}: {error} (at {find_place(error)})")
+    print_error(program, f"internal error: {type(error).__name__}: {error} (at {describe_raise_site(error)})")
     return EX_SOFTWARE
 
 
 def warn(program: str, warning: ConntrackdError) -> None:
-    """Print to stderr what is no error: its form is that of one, with a word in front."""
-    say(program, f"warning: {warning}")
+    """Print a warning to stderr, in the format of an error."""
+    print_error(program, f"warning: {warning}")
 
 
-def say(program: str, text: str) -> None:
+def print_error(program: str, text: str) -> None:
     """One message to stderr, after what stdout holds already; no control character reaches the terminal."""
-    # Either may be closed: then there is nobody left to tell.
+    # Either may be closed: then nobody reads.
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     with suppress(OSError, ValueError):

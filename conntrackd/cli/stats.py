@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from conntrackd.cli.common import add_json, add_updates, connect, print_json, print_table, render_bytes
 from conntrackd.cli.control import render_age
-from conntrackd.cli.daemonlink import add_json, connect, parse_count, print_json, print_table, render_bytes
 from conntrackd.cli.verb import Verb
 
 # What is looked for also where it is 0.
@@ -18,18 +18,11 @@ Numbers = dict[str, int]
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("--watch", action="store_true", help="go on, with rates, until ^C")
+    parser.add_argument("--watch", action="store_true", help="refresh, with rates, until ^C")
     parser.add_argument(
-        "--reset-view", action="store_true", help="count from now on, here alone; goes on like --watch"
+        "--reset-view", action="store_true", help="count from now on, in this view only; implies --watch"
     )
-    parser.add_argument(
-        "--interval",
-        type=parse_count,
-        default=1,
-        metavar="SECONDS",
-        help="time between two views (default: 1)",
-    )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
+    add_updates(parser)
 
 
 def show_stats(arguments: Namespace) -> int:
@@ -49,7 +42,7 @@ def show_stats(arguments: Namespace) -> int:
                 if first is None:
                     first = numbers if arguments.reset_view else {}
                 view = {name: value - _start(name, first) for name, value in numbers.items()}
-                rates = find_rates(before, now, numbers)
+                rates = compute_rates(before, now, numbers)
                 if arguments.json:
                     print_json(to_json(view, rates, matches))
                 else:
@@ -71,8 +64,8 @@ def show_stats(arguments: Namespace) -> int:
 def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:
     """`name` and `name{sink}`, in the daemon's order."""
     found = dict(counters)
-    for sink, each in sinks.items():
-        found.update({f"{name}{{{sink}}}": value for name, value in each.items()})
+    for sink, own in sinks.items():
+        found.update({f"{name}{{{sink}}}": value for name, value in own.items()})
     return found
 
 
@@ -84,7 +77,7 @@ def _start(name: str, first: Numbers) -> int:
     return first.get(name, 0) if _is_total(name) else 0
 
 
-def find_rates(before: tuple[float, Numbers] | None, now: float, numbers: Numbers) -> dict[str, float]:
+def compute_rates(before: tuple[float, Numbers] | None, now: float, numbers: Numbers) -> dict[str, float]:
     """Per second since the last view, of what counts up; nothing at the first."""
     if before is None or now <= before[0]:
         return {}
@@ -121,7 +114,7 @@ def render_rows(
 
 
 def render_value(name: str, value: int, now_ns: int) -> str:
-    """In the unit that its name tells."""
+    """In the unit that its name ends with."""
     plain = name.partition("{")[0].removesuffix("_total")
     if "bytes" in plain:
         return render_bytes(value)

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from conntrackd.cli.daemonlink import add_bus, connect, parse_count
+from conntrackd.cli.common import add_bus, connect, parse_count
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError, show_controls
 
@@ -15,7 +15,7 @@ COLOURS: Final = {"NEW": "32", "UPDATE": "36", "DESTROY": "33", "SNAPSHOT": "34"
 CHUNK: Final = 1 << 20
 LOST: Final = b'"type":"LOST"'  # which no limit counts
 # As sinks/encode.py names them: what has no prefix is the destination's, or the source's own direction.
-PLACES: Final = ("src_city", "src_country", "city", "country")
+LOCATION_FIELDS: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
 
 
@@ -23,17 +23,21 @@ def add_rules(parser: ArgumentParser) -> None:
     """Which events: for the verbs that read a tail."""
     add_bus(parser)
     parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="a rule (may be repeated)"
+        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
     )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N events")
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N events")
     parser.add_argument(
-        "-o", dest="form", choices=("short", "json", "full"), default="short", help="form (default: short)"
+        "-o",
+        dest="form",
+        choices=("short", "json", "full"),
+        default="short",
+        help="output format (default: short)",
     )
-    parser.add_argument("--json", dest="form", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument("--json", dest="form", action="store_const", const="json", help="same as -o json")
 
 
 def show_tail(arguments: Namespace) -> int:
@@ -53,7 +57,7 @@ def show_tail(arguments: Namespace) -> int:
         os.close(pipe)
     if arguments.count is None or seen < arguments.count:
         raise UnavailableError(
-            "the daemon has ended the tail", hint="it was stopped, or this terminal was too slow to read it"
+            "the daemon has closed the tail", hint="the daemon was stopped, or this terminal read too slowly"
         )
     return 0
 
@@ -89,7 +93,7 @@ def render_short(record: Mapping[str, Any], colour: bool) -> str:
     if kind == "LOST":
         return paint(f"{time} {show_line(record.get('msg', ''))}", kind, colour)
     ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
-    extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
+    extra = [str(record[name]) for name in ("state", *LOCATION_FIELDS) if record.get(name)]
     sizes = [record[name] for name in SIZES if name in record]
     if sizes:
         extra.append(f"{sum(sizes)} bytes")
@@ -131,4 +135,4 @@ def paint(text: str, kind: str, colour: bool) -> str:
     return f"\033[{COLOURS[kind]}m{text}\033[0m" if colour and kind in COLOURS else text
 
 
-VERBS: Final = (Verb(("tail",), "show events as they come", add_arguments, show_tail),)
+VERBS: Final = (Verb(("tail",), "follow events as they happen", add_arguments, show_tail),)

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.daemonlink import connect, parse_count, print_json, render_bytes
+from conntrackd.cli.common import add_updates, connect, print_json, render_bytes
 from conntrackd.cli.tail import CHUNK, SIZES, add_rules, render_end, show_line
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
 # A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
 MAX_KEYS: Final = 65_536
 SHOWN: Final = 20
-FRAME: Final = 6  # lines of a table that are no rows, and the prompt below
+FRAME: Final = 6  # lines of a table besides its rows, and the prompt below
 BY: Final = ("src", "dst", "port", "country", "flow")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("--by", choices=BY, default="src", help="what to count by (default: src)")
-    parser.add_argument(
-        "--interval",
-        type=parse_count,
-        default=1,
-        metavar="SECONDS",
-        help="time between two views (default: 1)",
-    )
-    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="end after N views")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each view")
+    parser.add_argument("--by", choices=BY, default="src", help="field to count by (default: src)")
+    add_updates(parser)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per update")
 
 
 class Talkers:
-    """Events and bytes by key; bytes are told when a flow ends, where the kernel counts them."""
+    """Events and bytes by key; bytes come with the end of a flow, if the kernel counts them."""
 
     def __init__(self, by: str) -> None:
         self._by = by
@@ -58,7 +51,7 @@ class Talkers:
             self.gaps += lost is None
             return
         self.events += 1
-        key = find_key(record, self._by)
+        key = make_key(record, self._by)
         events, size = self._rows.get(key, (0, 0))
         size += sum(int(record.get(name, 0)) for name in SIZES)
         self._rows[key] = events + 1, size
@@ -71,7 +64,7 @@ class Talkers:
         return [(key, events, size) for key, (events, size) in rows[:count]]
 
 
-def find_key(record: Mapping[str, Any], by: str) -> str:
+def make_key(record: Mapping[str, Any], by: str) -> str:
     """What the record is counted under."""
     match by:
         case "port":
@@ -133,7 +126,7 @@ def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  
         if left > 0 and select.select([pipe], [], [], left)[0]:
             data = os.read(pipe, CHUNK)
             if not data:
-                raise UnavailableError("the daemon has ended the tail", hint="journalctl -u conntrackd")
+                raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
             lines, _, rest = (rest + data).rpartition(b"\n")
             for line in lines.splitlines():
                 talkers.add(json.loads(line))
@@ -153,7 +146,7 @@ def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
 
 
 def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
-    """For a terminal. Text is no markup: an organisation may be called `[red]`."""
+    """For a terminal. Text is not markup: an organisation may be called `[red]`."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -168,4 +161,4 @@ def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
     return table
 
 
-VERBS: Final = (Verb(("top",), "show who talks most, live", add_arguments, show_top),)
+VERBS: Final = (Verb(("top",), "show the top talkers, live", add_arguments, show_top),)

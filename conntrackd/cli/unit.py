@@ -27,15 +27,15 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningErr
     found = dict(line.partition("=")[::2] for line in output.splitlines())
     state, result, status = (found.get(name, "") for name in ("ActiveState", "Result", "ExecMainStatus"))
     if state == "active":
-        hint = f"bus.enable and bus.address in conntrackd.yaml; {LOG}"
-        return NotRunningError("conntrackd runs, and is not on this bus", hint=hint)
+        hint = f"check bus.enable and bus.address in conntrackd.yaml; {LOG}"
+        return NotRunningError("conntrackd is running, but not on this bus", hint=hint)
     if result in {"", "success"}:
         return error
     lines = read_last_words(found.get("InvocationID", ""), environ, until)
     how = f"exit status {status}" if result == "exit-code" else result
-    again = ", and is started again and again" if found.get("SubState") == "auto-restart" else ""
+    again = ", and systemd keeps restarting it" if found.get("SubState") == "auto-restart" else ""
     message = f"conntrackd is not running: it has failed ({how}){again}"
-    sudo = "" if os.geteuid() == 0 else "sudo "  # what is told can be pasted
+    sudo = "" if os.geteuid() == 0 else "sudo "  # the hint can be pasted
     if not lines:
         return NotRunningError(message, hint=f"{sudo}{LOG}")
     check = f"{sudo}conntrackd check && " if status == BAD_CONFIGURATION else ""

@@ -1,8 +1,10 @@
-"""What a verb of conntrackctl is: a row of the table in ctl.py. And the form of --help."""
+"""A verb of conntrackctl: a row of the table in ctl.py. The parser and --help of both programs."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
+
+from conntrackd.errors import UsageError
 
 WIDTH: Final = 80
 
@@ -14,6 +16,26 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=WIDTH)
 
 
+class Parser(ArgumentParser):
+    """Raises what is wrong instead of ending the process: that is report.run()'s alone."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
+
+    def _check_value(self, action: Action, value: Any) -> None:  # noqa: ANN401
+        if action.choices is None or value in action.choices:
+            return
+        from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
+
+        words = [str(choice) for choice in action.choices]
+        name = str(action.metavar or "/".join(action.option_strings)).lower()
+        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
+        raise UsageError(f"unknown {name} {quote(str(value))}", hint=hint)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
+
+
 class Verb(NamedTuple):
     """`filter check` and the like. Its module imports late what it needs, so that all start quickly."""
 
@@ -21,4 +43,4 @@ class Verb(NamedTuple):
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], int]
-    """Returns the exit status, or raises what report.run() tells and turns into one."""
+    """Returns the exit status, or raises what report.run() prints and turns into one."""

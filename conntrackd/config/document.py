@@ -73,17 +73,17 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Table:
+class Section:
     """Keys and values in the order of the file, with all repetitions."""
 
     entries: list[Entry] = field(default_factory=list)
     line: int = 0
 
 
-Node = Scalar | Items | Table
+Node = Scalar | Items | Section
 
 
-def read_document(path: Path) -> Table:
+def read_document(path: Path) -> Section:
     """The tree of a file; its name's ending says how it is written, YAML where it says nothing."""
     parsers: dict[str, Callable[[str], Node]] = {".json": parse_json, ".toml": parse_toml}
     parse = parsers.get(path.suffix, parse_yaml)
@@ -91,11 +91,11 @@ def read_document(path: Path) -> Table:
     try:
         node = parse(text)
     except ConfigError as error:
-        raise ConfigError(error.message, hint=error.hint, place=f"{path}{error.place}") from error
+        raise ConfigError(error.message, hint=error.hint, origin=f"{path}{error.origin}") from error
     except RecursionError as error:
-        raise ConfigError("is nested too deeply", place=str(path)) from error
-    if not isinstance(node, Table):
-        raise ConfigError("holds no settings", hint="such as: sink.stream.enable: true", place=str(path))
+        raise ConfigError("is nested too deeply", origin=str(path)) from error
+    if not isinstance(node, Section):
+        raise ConfigError("holds no settings", hint="such as: sink.stream.enable: true", origin=str(path))
     return node
 
 
@@ -103,44 +103,44 @@ def read_text(path: Path, limit: int) -> str:
     """The text of a file that only its owner's side can change.
 
     Whoever may write the configuration decides what is logged, and where to. A file that others may write is
-    therefore refused, for root and for the service's own user alike. A symbolic link is judged by its target.
+    therefore refused, for root and for the service's own user alike. Symbolic links are followed.
     """
     try:
         data, status = read_file(path, limit)
     except KindError as error:
-        raise ConfigError(str(error), place=str(path)) from error
+        raise ConfigError(str(error), origin=str(path)) from error
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", place=str(path)) from error
+        raise ConfigError(f"cannot be read: {error.strerror}", origin=str(path)) from error
     if status.st_mode & stat.S_IWOTH:
-        raise ConfigError("every user may change this file", hint=f"chmod o-w '{path}'", place=str(path))
+        raise ConfigError("is writable by every user", hint=f"chmod o-w '{path}'", origin=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError("is no UTF-8 text", place=f"{path}:{line}") from error
+        raise ConfigError("is not UTF-8 text", origin=f"{path}:{line}") from error
 
 
 def _fail(line: int, message: str, hint: str = "") -> NoReturn:
-    """The file's name is not known here: read_document puts it before the place."""
+    """The file's name is not known here: read_document puts it before the origin."""
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
-    raise ConfigError(message, hint=hint, place=f":{line}" if line else "")
+    raise ConfigError(message, hint=hint, origin=f":{line}" if line else "")
 
 
 def parse_json(text: str) -> Node:
     """JSON -> tree. Lines are known for syntax errors only."""
     if not text.strip():
-        return Table()
+        return Section()
     try:
         value = json.loads(
             text,
-            object_pairs_hook=lambda pairs: Table([Entry(key, _wrap(value)) for key, value in pairs]),
+            object_pairs_hook=lambda pairs: Section([Entry(key, _wrap(value)) for key, value in pairs]),
             parse_int=_number,
             parse_float=_number,
             parse_constant=_number,
         )
     except json.JSONDecodeError as error:
-        _fail(error.lineno, f"is no JSON: {error.msg}")
+        _fail(error.lineno, f"is not valid JSON: {error.msg}")
     return _wrap(value)
 
 
@@ -155,7 +155,7 @@ def parse_toml(text: str) -> Node:
         message, _, where = str(error).partition(" (at ")
         number = re.match("line ([0-9]+)", where)
         line = int(number[1]) if number else text.count("\n") + 1 if where else 0
-        _fail(line, f"is no TOML: {message}")
+        _fail(line, f"is not valid TOML: {message}")
 
 
 def _number(text: str) -> Scalar:
@@ -164,12 +164,12 @@ def _number(text: str) -> Scalar:
 
 def _wrap(value: object) -> Node:
     match value:
-        case Scalar() | Items() | Table():
+        case Scalar() | Items() | Section():
             return value
         case list():
-            return Items([_wrap(each) for each in value])
+            return Items([_wrap(item) for item in value])
         case dict():
-            return Table([Entry(str(key), _wrap(each)) for key, each in value.items()])
+            return Section([Entry(str(key), _wrap(item)) for key, item in value.items()])
     return _wrap_scalar(value)
 
 
@@ -200,7 +200,7 @@ def parse_yaml(text: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces, not with tabs" if "'\\t'" in (error.problem or "") else ""
-        _fail(mark.line + 1 if mark else 0, f"is no YAML: {error.problem or error.context}", hint)
+        _fail(mark.line + 1 if mark else 0, f"is not valid YAML: {error.problem or error.context}", hint)
 
 
 class _TreeBuilder:
@@ -208,7 +208,7 @@ class _TreeBuilder:
 
     def __init__(self, loader: yaml.SafeLoader) -> None:
         self._loader = loader
-        self._open: list[tuple[Items | Table, list[Scalar]]] = []
+        self._open: list[tuple[Items | Section, list[Scalar]]] = []
         self._anchors: dict[str, Node] = {}
         self._root: Node | None = None
         self._nodes = 0
@@ -218,16 +218,16 @@ class _TreeBuilder:
             event = self._loader.get_event()  # type: ignore[no-untyped-call]
             match event:
                 case yaml.StreamEndEvent():
-                    return Table() if self._root is None or _is_null(self._root) else self._root
+                    return Section() if self._root is None or _is_null(self._root) else self._root
                 case yaml.DocumentStartEvent() if self._root is not None:
-                    _fail(_find_line(event), "holds more than one document")
+                    _fail(_get_line(event), "holds more than one document")
                 case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                     self._open.pop()
                 case yaml.NodeEvent():
                     self._add(event)
 
     def _add(self, event: yaml.NodeEvent) -> None:
-        line = _find_line(event)
+        line = _get_line(event)
         self._nodes += 1
         if self._nodes > MAX_NODES:
             _fail(line, f"holds more than {MAX_NODES:,} keys and values")
@@ -252,7 +252,7 @@ class _TreeBuilder:
         assert isinstance(event, yaml.CollectionStartEvent)
         if event.tag not in YAML_CONTAINERS:
             _refuse_tag(event.tag, line)
-        return Table(line=line) if isinstance(event, yaml.MappingStartEvent) else Items(line=line)
+        return Section(line=line) if isinstance(event, yaml.MappingStartEvent) else Items(line=line)
 
     def _make_scalar(self, event: yaml.ScalarEvent, line: int) -> Scalar:
         tag = event.tag
@@ -281,7 +281,7 @@ class _TreeBuilder:
             _fail(line, "a key must be a word")
 
 
-def _find_line(event: yaml.Event) -> int:
+def _get_line(event: yaml.Event) -> int:
     assert event.start_mark is not None  # it is for events made by hand only
     return event.start_mark.line + 1
 

@@ -1,10 +1,10 @@
-"""Labels of one's own on Loki's streams: how many there may be, and which names hide nothing."""
+"""Custom labels on Loki's streams: how many there may be, and which names are allowed."""
 
 import re
 from collections.abc import Sequence
 from typing import Final
 
-from conntrackd.config.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, ValueType
 
 # Loki refuses a stream with more than 15 labels, those of the daemon included.
 MAX_LABELS: Final = 15
@@ -39,17 +39,17 @@ def _parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
     possible = MAX_LABELS - len((OWN_LABELS | DEFAULT_LABELS) - labels.keys())
     if len(labels) > possible:
         own = ", ".join(sorted((OWN_LABELS | DEFAULT_LABELS) - labels.keys()))
-        message = f"has {len(labels)} labels, {possible} are possible"
-        raise BadValueError("", message, f"Loki takes {MAX_LABELS}, these included: {own}")
+        message = f"has {len(labels)} labels, the maximum is {possible}"
+        raise BadValueError("", message, f"Loki accepts {MAX_LABELS}, including {own}")
     return tuple(labels.items())
 
 
 def _check_label(item: str, name: str, equals: str, value: str) -> None:
     if not equals or not value:
-        raise BadValueError(item, "is no label", "write NAME=VALUE, such as env=prod")
+        raise BadValueError(item, "is not a valid label", "write NAME=VALUE, such as env=prod")
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or len(name) > 1024:
         raise BadValueError(
-            name, "is no name of a label", "letters, digits and _, no digit and no __ in front"
+            name, "is not a valid label name", "use letters, digits and _, not beginning with a digit or __"
         )
     if name in OWN_LABELS:
         raise BadValueError(name, "is a label that conntrackd sets itself")
@@ -60,12 +60,12 @@ def _check_label(item: str, name: str, equals: str, value: str) -> None:
         raise BadValueError(item, "has a value that is too long or has control characters")
 
 
-def find_joined_label(labels: Sequence[tuple[str, str]]) -> str:
+def get_joined_label(labels: Sequence[tuple[str, str]]) -> str:
     """The name of a label whose value seems to hold another one (`a=1 b=2`), empty for none."""
     return next((name for name, value in labels if re.search(r"\s[a-zA-Z_][a-zA-Z0-9_]*=", value)), "")
 
 
-LABELS: Final = Kind(
+LABELS: Final = ValueType(
     "NAME=VALUE,...",
     "labels such as env=prod,team=platform",
     _parse_labels,

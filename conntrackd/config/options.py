@@ -23,7 +23,7 @@ from conntrackd.config.values import (
     TENANT,
     USER,
     WRITER,
-    Kind,
+    ValueType,
     count,
     duration,
     one_of,
@@ -44,7 +44,7 @@ class Option(Generic[T_co]):
     """One setting. `example` stands in the sample where the default is nothing to show."""
 
     key: str
-    kind: Kind[T_co]
+    kind: ValueType[T_co]
     default: T_co
     help: str
     example: str = ""
@@ -82,16 +82,16 @@ FACILITIES: Final = (
     *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
     *(f"local{number}" for number in range(8)),
 )
-WAITING: Final = "Events that may wait in memory before new ones are dropped"
+WAITING: Final = "Events to queue in memory before new ones are dropped"
 ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 LOG_LEVEL = Option(
     "log.level",
     one_of("debug", "info", "warn", "error"),
     "info",
-    "Least severe messages of the daemon's own log on stderr",
+    "Minimum severity of the daemon's own log on stderr",
 )
-CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Events to process")
+CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Event types to process")
 CONNTRACK_PROTOCOLS = Option(
     "conntrack.protocols", PROTOCOLS, frozenset({Protocol.TCP, Protocol.UDP}), "Protocols to process"
 )
@@ -99,14 +99,14 @@ CONNTRACK_BUFFER = Option(
     "conntrack.buffer",
     size(4096, 1023 << 20),
     64 << 20,
-    "Size of the socket's receive buffer: what fits is not lost",
+    "Size of the socket's receive buffer; events beyond it are lost",
     reload=False,
 )
 CONNTRACK_ACTIVATE = Option(
     "conntrack.activate",
     FLAG,
     False,
-    "Make an nftables table that has the kernel track connections",
+    "Create an nftables table that makes the kernel track connections",
 )
 CONNTRACK_NETNS = Option[Text](
     "conntrack.netns",
@@ -120,7 +120,7 @@ CONNTRACK_REPLAY = Option[File](
     "conntrack.replay",
     PATH,
     None,
-    "Process a recording instead of listening, then end",
+    "Process a recording instead of listening, then exit",
     example="events.nl",
     reload=False,
 )
@@ -128,45 +128,45 @@ CONNTRACK_SNAPSHOT = Option(
     "conntrack.snapshot",
     FLAG,
     False,
-    "Write the flows that are in the connection table at the start",
+    "Write the flows already in the connection table at the start",
     reload=False,
 )
 CONNTRACK_READERS = Option(
     "conntrack.readers",
     count(1, 16),
     1,
-    "Sockets and threads that share the events, each with some of the flows",
+    "Number of sockets and threads among which flows are divided",
     reload=False,
 )
 CONNTRACK_RESYNC = Option(
     "conntrack.resync",
     one_of("off", "snapshot"),
     "off",
-    "After a loss, write the flows of the table that no event told",
+    "After a loss, write the flows in the table that were not reported",
     reload=False,
 )
 CONNTRACK_RELIABLE = Option(
     "conntrack.reliable",
     FLAG,
     False,
-    "Have the kernel keep each flow until its DESTROY is told",
+    "Make the kernel keep each flow until its DESTROY is delivered",
     reload=False,
 )
 CONNTRACK_KERNEL_FILTER = Option(
-    "conntrack.kernel_filter", FLAG, True, "Let the kernel drop what the filter does not want"
+    "conntrack.kernel_filter", FLAG, True, "Let the kernel drop events that the filter would drop"
 )
 FILTER = Option(
     "filter",
     RULES,
     (),
-    "Rule to apply, in order; the first match decides",
+    "Rule to apply; the first one that matches decides",
     example="drop destination network LOCAL\ndrop protocol UDP and destination port 53",
 )
 FILTER_FILE = Option[File](
     "filter_file",
     PATH,
     None,
-    "File with one rule a line, applied before those of filter",
+    "File with one rule per line, applied before those of filter",
     example="/etc/conntrackd/filter.rules",
 )
 GEOIP_DATABASE = Option(
@@ -176,11 +176,16 @@ GEOIP_DATABASE = Option(
     "MaxMind-format databases: City, Country or ASN",
     example="/var/lib/GeoIP/GeoLite2-City.mmdb",
 )
-GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of the names of cities and countries")
-GEOIP_CACHE = Option("geoip.cache", count(0, 10_000_000), 65_536, "Addresses whose location is remembered")
+GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of city and country names")
+GEOIP_CACHE = Option(
+    "geoip.cache", count(0, 10_000_000), 65_536, "Number of addresses whose location is cached"
+)
 SINK_STREAM_ENABLE = Option("sink.stream.enable", FLAG, False, "Write events as JSON lines")
 SINK_STREAM_WRITER = Option(
-    "sink.stream.writer", WRITER, "stdout", "Where JSON lines go: stdout, stderr, discard or file:///PATH"
+    "sink.stream.writer",
+    WRITER,
+    "stdout",
+    "Destination of JSON lines: stdout, stderr, discard or file:///PATH",
 )
 SINK_STREAM_QUEUE = Option("sink.stream.queue", QUEUE, QUEUE_DEFAULT, WAITING)
 SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
@@ -190,25 +195,25 @@ SINK_SYSLOG_ADDRESS = Option(
     "sink.syslog.address",
     url("udp", "tcp", "tls", "unix", "unixgram"),
     "udp://localhost:514",
-    "Syslog server, or the socket of a local one",
+    "Address of the syslog server, or socket of a local one",
 )
 SINK_SYSLOG_FORMAT = Option(
     "sink.syslog.format",
     one_of("rfc5424", "rfc3164", "cee"),
     "rfc5424",
-    "Form of a message; rfc3164 for a local socket where none is named",
+    "Message format; rfc3164 by default on a local socket",
 )
 SINK_SYSLOG_FRAMING = Option(
     "sink.syslog.framing",
     one_of("octet-counting", "lf"),
     "octet-counting",
-    "How messages are told apart over TCP and TLS",
+    "How messages are delimited over TCP and TLS",
 )
 SINK_SYSLOG_SEGMENTS = Option(
     "sink.syslog.segments",
     FLAG,
     False,
-    "Over UDP, fill messages up with spaces and send many in one call",
+    "Over UDP, pad messages with spaces and send many per system call",
 )
 SINK_SYSLOG_FACILITY = Option(
     "sink.syslog.facility", one_of(*FACILITIES), "daemon", "Facility of the messages"
@@ -218,17 +223,17 @@ SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",
     PATH,
     None,
-    "Certificates to trust instead of the system's",
+    "CA certificates to trust instead of the system's",
     example="/etc/conntrackd/syslog-ca.pem",
 )
 SINK_SYSLOG_TLS_CERT = Option[File](
-    "sink.syslog.tls.cert", PATH, None, "Certificate of this client", example="/etc/conntrackd/syslog.pem"
+    "sink.syslog.tls.cert", PATH, None, "Client certificate", example="/etc/conntrackd/syslog.pem"
 )
 SINK_SYSLOG_TLS_KEY = Option[File](
     "sink.syslog.tls.key",
     PATH,
     None,
-    "Private key of this client",
+    "Private key of the client certificate",
     example="/etc/conntrackd/syslog.key",
     secret=True,
 )
@@ -239,7 +244,7 @@ SINK_SYSLOG_SPOOL = Option[Spool](
     "sink.syslog.spool",
     SPOOL,
     None,
-    "Directory for events that the server cannot take now, or off",
+    "Directory that keeps events while the server is unavailable, or off",
     example="/var/lib/conntrackd/syslog",
     reload=False,
 )
@@ -247,44 +252,46 @@ SINK_SYSLOG_SPOOL_MAX = Option(
     "sink.syslog.spool_max",
     SPOOL_MAX,
     256 << 20,
-    "Size of the spool, above which the oldest events go",
+    "Size of the spool, above which the oldest events are dropped",
     reload=False,
 )
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
-# What Loki's clients are told to write, now and in its first versions.
+# Paths that Loki's documentation gives to clients, now and in its first versions.
 LOKI_PATHS: Final = ("/loki/api/v1/push", "/loki/api/v1", "/api/prom/push", "/ready")
 SINK_LOKI_ADDRESS = Option(
     "sink.loki.address",
     url("http", "https", endpoints=LOKI_PATHS),
     "http://localhost:3100",
-    "Base address of Loki",
+    "Base URL of Loki",
 )
 SINK_LOKI_LABELS = Option(
     "sink.loki.labels",
     LABELS,
     (),
-    "Labels on the streams; host and service_name replace the daemon's",
+    "Stream labels; host and service_name override the daemon's",
     example="env=prod,team=platform",
 )
 SINK_LOKI_QUEUE = Option("sink.loki.queue", QUEUE, QUEUE_DEFAULT, WAITING)
 SINK_LOKI_BATCH_SIZE = Option(
-    "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch when its text has this size"
+    "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch once it reaches this size"
 )
 SINK_LOKI_BATCH_WAIT = Option(
-    "sink.loki.batch_wait", duration(0.01, 300), 1.0, "Send a batch when its oldest event is this old"
+    "sink.loki.batch_wait", duration(0.01, 300), 1.0, "Send a batch once its oldest event is this old"
 )
-SINK_LOKI_TIMEOUT = Option("sink.loki.timeout", duration(0.1, 3600), 10.0, "Time for a request and its reply")
+SINK_LOKI_TIMEOUT = Option(
+    "sink.loki.timeout", duration(0.1, 3600), 10.0, "Timeout of a request and its reply"
+)
 SINK_LOKI_TENANT = Option[Text](
-    "sink.loki.tenant", TENANT, None, "Tenant, sent as X-Scope-OrgID", example="network"
+    "sink.loki.tenant", TENANT, None, "Tenant ID, sent as X-Scope-OrgID", example="network"
 )
 SINK_LOKI_USERNAME = Option[Text](
-    "sink.loki.username", USER, None, "User name of basic authentication", example="conntrackd"
+    "sink.loki.username", USER, None, "User name for basic authentication", example="conntrackd"
 )
 SINK_LOKI_PASSWORD_FILE = Option[File](
     "sink.loki.password_file",
     PATH,
     None,
-    "File with the password of basic authentication",
+    "File with the password for basic authentication",
     example="/etc/conntrackd/loki.password",
     secret=True,
 )
@@ -300,17 +307,17 @@ SINK_LOKI_TLS_CA = Option[File](
     "sink.loki.tls.ca",
     PATH,
     None,
-    "Certificates to trust instead of the system's",
+    "CA certificates to trust instead of the system's",
     example="/etc/conntrackd/loki-ca.pem",
 )
 SINK_LOKI_TLS_CERT = Option[File](
-    "sink.loki.tls.cert", PATH, None, "Certificate of this client", example="/etc/conntrackd/loki.pem"
+    "sink.loki.tls.cert", PATH, None, "Client certificate", example="/etc/conntrackd/loki.pem"
 )
 SINK_LOKI_TLS_KEY = Option[File](
     "sink.loki.tls.key",
     PATH,
     None,
-    "Private key of this client",
+    "Private key of the client certificate",
     example="/etc/conntrackd/loki.key",
     secret=True,
 )
@@ -319,7 +326,7 @@ SINK_LOKI_SPOOL = Option[Spool](
     "sink.loki.spool",
     SPOOL,
     None,
-    "Directory for events that the server cannot take now, or off",
+    "Directory that keeps events while the server is unavailable, or off",
     example="/var/lib/conntrackd/loki",
     reload=False,
 )
@@ -327,26 +334,31 @@ SINK_LOKI_SPOOL_MAX = Option(
     "sink.loki.spool_max",
     SPOOL_MAX,
     256 << 20,
-    "Size of the spool, above which the oldest events go",
+    "Size of the spool, above which the oldest events are dropped",
     reload=False,
 )
-BUS_ENABLE = Option("bus.enable", FLAG, True, "Offer control over D-Bus to conntrackctl", reload=False)
+BUS_ENABLE = Option(
+    "bus.enable", FLAG, True, "Offer the D-Bus interface that conntrackctl uses", reload=False
+)
 BUS_ADDRESS = Option[Text](
     "bus.address",
     BUS,
     None,
-    "Address of the bus instead of the system bus",
+    "D-Bus address to use instead of the system bus",
     example="unix:path=/run/dbus/system_bus_socket",
     reload=False,
 )
 SHUTDOWN_TIMEOUT = Option(
-    "shutdown_timeout", duration(0, 3600), 10.0, "Time for the sinks to take what waits when the daemon stops"
+    "shutdown_timeout",
+    duration(0, 3600),
+    10.0,
+    "Time for the sinks to write what is queued when the daemon stops",
 )
 STATE_DIRECTORY = Option[File](
     "state_directory",
     PATH,
     None,
-    "Directory for spools and state; systemd's where it gives one",
+    "Directory for spools and state; systemd's StateDirectory= if set",
     example="/var/lib/conntrackd",
     reload=False,
 )
@@ -354,7 +366,7 @@ HOST = Option[Text](
     "host",
     HOSTNAME,
     None,
-    "Name of this host for syslog and Loki; the system's where none is given",
+    "Host name in syslog and Loki, instead of the system's",
     example="edge1",
 )
 

@@ -1,6 +1,6 @@
 """Defaults < file < environment < command line -> a frozen Config that knows where each value comes from.
 
-All mistakes are found in one go, each with its place, and with any of them there is no Config.
+All mistakes are found in one go, each with its origin, and with any of them there is no Config.
 """
 
 import os
@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
 from conntrackd.config import options, together
-from conntrackd.config.document import Entry, Items, Node, Scalar, Table, read_document, read_text
+from conntrackd.config.document import Entry, Items, Node, Scalar, Section, read_document, read_text
 from conntrackd.config.options import OPTIONS, Option
-from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, Kind, parse_flag
+from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, ValueType, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
-from conntrackd.filter.text import RuleText
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Setting:
 
     value: object
     origin: str
-    places: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,16 @@ class Config:
         """Whether anybody has set it, to whatever."""
         return self.settings[option.key].origin != DEFAULT
 
-    def places(self, option: Option[object]) -> tuple[str, ...]:
+    def origins(self, option: Option[object]) -> tuple[str, ...]:
         """Where each item of a list stands."""
-        return self.settings[option.key].places
+        return self.settings[option.key].origins
 
     def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
         origin = self.origin(option)
         named = origin in (option.flag, option.variable)
-        place = "" if origin == DEFAULT else origin
-        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, place=place)
+        origin = "" if origin == DEFAULT else origin
+        return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +125,22 @@ def read_all(
     """As read_config(), whatever is wrong.
 
     Without a path it is the first of conntrackd.yaml, .yml, .json and .toml in `etc`, and over it those
-    of conntrackd.d there in the order of their names; a path takes the place of all of them. A later file
+    of conntrackd.d there in the order of their names; a path replaces all of them. A later file
     replaces the values of an earlier one key by key, lists as a whole.
     """
     draft = _Draft()
-    draft.take_service_manager(environ)
+    draft.add_service_manager(environ)
     paths = [Path(path)] if path is not None else []
     if path is None and not stands_alone(overrides, environ):
-        paths = _find_files(etc, draft)
-    for each in paths:
-        draft.take_file(each)
-    draft.take_environment(environ)
+        paths = _list_files(etc, draft)
+    for file in paths:
+        draft.add_file(file)
+    draft.add_environment(environ)
     for key, texts in overrides.items():
         option = BY_KEY[key]
         # A list may be given in parts; of any other option the last word counts.
         items = [item for text in texts for item in option.kind.split(text)]
-        draft.take(
+        draft.set(
             option, items if option.kind.separator else items[-1:], _Source(option.flag, names_key=True)
         )
     return draft.finish(tuple(paths))
@@ -149,7 +149,7 @@ def read_all(
 def read_fragment(path: Path, etc: Path = ETC) -> Reading:
     """One file of conntrackd.d, wherever it is now; what it needs of others is not asked."""
     draft = _Draft()
-    draft.take_file(path, etc / FOLDER)
+    draft.add_file(path, etc / FOLDER)
     return draft.finish((path,), alone=True)
 
 
@@ -173,7 +173,7 @@ def _is_true(text: str) -> bool:
         return False
 
 
-def find_host(config: Config) -> str:
+def get_host(config: Config) -> str:
     """What records call this host: text on one line, whatever bytes the kernel has for its name."""
     name = config[options.HOST] or socket.gethostname()
     text = name.encode(errors="surrogateescape").decode(errors="replace")
@@ -181,7 +181,7 @@ def find_host(config: Config) -> str:
 
 
 def raise_mistakes(mistakes: Sequence[ConntrackdError]) -> None:
-    """Nothing, the mistake, or all mistakes at once."""
+    """Raise the one mistake, or all of them at once; do nothing without one."""
     if len(mistakes) > MAX_MISTAKES:
         raise ManyErrors([*mistakes[:MAX_MISTAKES], ConfigError("more mistakes are not shown")])
     if len(mistakes) > 1:
@@ -190,37 +190,37 @@ def raise_mistakes(mistakes: Sequence[ConntrackdError]) -> None:
         raise mistakes[0]
 
 
-def _find_files(etc: Path, draft: "_Draft") -> list[Path]:
+def _list_files(etc: Path, draft: "_Draft") -> list[Path]:
     """The files to read, in their order. What stands beside them and is not read is a warning."""
-    # lexists: a link whose target is missing is a mistake to be told, and no reason to take the next file
+    # lexists: a link whose target is missing is a mistake to report, and no reason to read the next file
     main = [path for path in (etc / f"conntrackd{suffix}" for suffix in SUFFIXES) if os.path.lexists(path)]
     for path in main[1:]:
-        draft.warnings.append(ConfigError(f"is not read, because {main[0]} is", place=str(path)))
+        draft.warnings.append(ConfigError(f"is ignored, because {main[0]} exists", origin=str(path)))
     folder = etc / FOLDER
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        for place in (etc, folder):
-            draft.check_folder(place)
+        for directory in (etc, folder):
+            draft.check_folder(directory)
     except FileNotFoundError:
         names = []
     except OSError as error:
-        draft.fail_file(ConfigError(f"cannot be read: {error.strerror}", place=str(folder)))
+        draft.fail_file(ConfigError(f"cannot be read: {error.strerror}", origin=str(folder)))
         names = []
     for name in names:
         if not name.endswith(SUFFIXES) and not LEFT_OVER.search(name):
-            hint = f"only files that end in {', '.join(SUFFIXES)} are"
-            draft.warnings.append(ConfigError("is not read", hint=hint, place=str(folder / name)))
+            hint = f"only files ending in {', '.join(SUFFIXES)} are read"
+            draft.warnings.append(ConfigError("is ignored", hint=hint, origin=str(folder / name)))
     return main[:1] + [folder / name for name in names if name.endswith(SUFFIXES)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a value stands. `names_key` where the place tells the option already; `folder` of a file."""
+    """Where a value stands. `names_key` where the origin names the option already; `folder` of a file."""
 
-    place: str
+    origin: str
     names_key: bool = False
     folder: Path | None = None
-    places: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 class _Draft:
@@ -240,14 +240,14 @@ class _Draft:
         if alone:
             return reading
         mistakes, warnings = (
-            [each.to_error(reading.config) for each in found if reading.knows(each.option.key, *_keys(each))]
-            for found in (together.find_mistakes(reading.config), together.find_warnings(reading.config))
+            [issue.to_error(reading.config) for issue in issues if reading.knows(*issue.keys)]
+            for issues in (together.list_mistakes(reading.config), together.list_warnings(reading.config))
         )
         config = replace(reading.config, warnings=(*self.warnings, *warnings))
         return Reading(config, (*self.mistakes, *mistakes), unsure)
 
     def fail_file(self, error: ConfigError) -> None:
-        """Nobody knows what it would have set."""
+        """Note the mistake, and that what the file would have set is unknown."""
         self.mistakes.append(error)
         self.unsure.add("")
 
@@ -255,31 +255,31 @@ class _Draft:
         """Who may add files to it decides what is logged, and where to. Raises OSError."""
         if folder.stat().st_mode & stat.S_IWOTH:
             hint = f"chmod o-w '{folder}'"
-            self.fail_file(ConfigError("every user may change this folder", hint=hint, place=str(folder)))
+            self.fail_file(ConfigError("is writable by every user", hint=hint, origin=str(folder)))
 
-    def take_file(self, path: Path, folder: Path | None = None) -> None:
+    def add_file(self, path: Path, folder: Path | None = None) -> None:
         """`folder`: where its paths are looked for, if that is not beside it."""
         self._folder = path.parent if folder is None else folder
         try:
             os.fspath(path).encode()
-            self._take_table(read_document(path), "", path, {})
+            self._add_section(read_document(path), "", path, {})
         except UnicodeEncodeError:
-            self.fail_file(ConfigError(f"the name of {quote(os.fspath(path))} is no UTF-8 text"))
+            self.fail_file(ConfigError(f"the name of {quote(os.fspath(path))} is not UTF-8 text"))
         except ConfigError as error:
             self.fail_file(error)
 
-    def take_service_manager(self, environ: Mapping[str, str]) -> None:
+    def add_service_manager(self, environ: Mapping[str, str]) -> None:
         """The directory that systemd made for the service (systemd.exec(5), StateDirectory=)."""
         directory = environ.get("STATE_DIRECTORY", "").split(":")[0]
         if directory:
-            self.take(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
+            self.set(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
 
-    def take_environment(self, environ: Mapping[str, str]) -> None:
+    def add_environment(self, environ: Mapping[str, str]) -> None:
         """Ours, and those that an orchestrator or another program gives the same beginning."""
         for name in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
             option = BY_VARIABLE.get(name)
             if option is not None:
-                self.take(option, option.kind.split(environ[name]), _Source(name, names_key=True))
+                self.set(option, option.kind.split(environ[name]), _Source(name, names_key=True))
             elif name not in FOREIGN_VARIABLES:
                 self._note_unknown(name)
 
@@ -288,22 +288,22 @@ class _Draft:
         message = f"unknown variable {quote(name)}"
         if near:
             self.unsure.add(BY_VARIABLE[near].key)
-            self.mistakes.append(ConfigError(message, hint=f"did you mean {near}?", place=ENVIRONMENT))
+            self.mistakes.append(ConfigError(message, hint=f"did you mean {near}?", origin=ENVIRONMENT))
         else:
             rest = {known.removeprefix(PREFIX): known for known in BY_VARIABLE}
             meant = find_near(name.removeprefix(PREFIX), rest)
             hint = f"did you mean {rest[meant]}?" if meant else "'conntrackd run --help' shows all options"
-            self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, place=ENVIRONMENT))
+            self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, origin=ENVIRONMENT))
 
-    def take(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
+    def set(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
         """Parse the value and set it over what was there."""
         try:
             if len(items) > MAX_ITEMS:
-                raise BadValueError("", f"has {len(items)} items, {MAX_ITEMS} are possible")
+                raise BadValueError("", f"has {len(items)} items, the maximum is {MAX_ITEMS}")
             for item in items:
                 _check_characters(item)
             if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
-                self.settings[option.key] = Setting(option.kind.off, source.place)
+                self.settings[option.key] = Setting(option.kind.off, source.origin)
                 return
             if option.kind.is_path and source.folder is not None:
                 items = [str(source.folder / item) if item else item for item in items]
@@ -311,62 +311,63 @@ class _Draft:
         except BadValueError as error:
             self._refuse(option, error, source, items)
             return
-        places = source.places or (source.place,) * len(items)
-        self.settings[option.key] = Setting(value, source.place, places)
+        origins = source.origins or (source.origin,) * len(items)
+        self.settings[option.key] = Setting(value, source.origin, origins)
 
     def _refuse(
         self, option: Option[object], error: BadValueError, source: _Source, items: Sequence[str]
     ) -> None:
-        place = source.place
-        if source.places and error.text in items:
-            place = source.places[list(items).index(error.text)]
+        origin = source.origin
+        if source.origins and error.text in items:
+            origin = source.origins[list(items).index(error.text)]
         shown = "" if not error.text else "the value " if option.secret else f"{quote(error.text)} "
-        self._fail(option.key, f"{shown}{error.message}", error.hint, place, source.names_key)
+        self._fail(option.key, f"{shown}{error.message}", error.hint, origin, source.names_key)
 
-    def _fail(self, key: str, message: str, hint: str, place: str, names_key: bool = False) -> None:
+    def _fail(self, key: str, message: str, hint: str, origin: str, names_key: bool = False) -> None:
         text = message if names_key else f"{key}: {message}"
         self.unsure.add(key)
-        self.mistakes.append(ConfigError(text, hint=hint, place=place))
+        self.mistakes.append(ConfigError(text, hint=hint, origin=origin))
 
-    def _take_table(self, table: Table, prefix: str, path: Path, seen: dict[str, str]) -> None:
+    def _add_section(self, table: Section, prefix: str, path: Path, seen: dict[str, str]) -> None:
         for entry in table.entries:
             if len(self.mistakes) > MAX_MISTAKES:
                 return  # to look for near misses takes 70 us a key, and nobody reads on
             key = prefix + entry.key
-            place = _place(path, entry.line)
+            origin = _origin(path, entry.line)
             if key in seen:
-                self._fail(key, "is given twice", f"first in {seen[key]}" if entry.line else "", place)
+                self._fail(key, "is given twice", f"first in {seen[key]}" if entry.line else "", origin)
             elif key in BY_KEY:
-                self._take_node(BY_KEY[key], entry.node, path, place)
+                self._set_node(BY_KEY[key], entry.node, path, origin)
             elif key in SECTIONS:
-                self._take_section(key, entry, path, seen)
+                self._add_subsection(key, entry, path, seen)
             else:
                 hint = _suggest_key(key)
-                self.unsure.add(_find_section(key))
-                self.mistakes.append(ConfigError(f"unknown key {quote(key)}", hint=hint, place=place))
-            seen.setdefault(key, place)
+                self.unsure.add(_get_section(key))
+                self.mistakes.append(ConfigError(f"unknown key {quote(key)}", hint=hint, origin=origin))
+            seen.setdefault(key, origin)
 
-    def _take_section(self, key: str, entry: Entry, path: Path, seen: dict[str, str]) -> None:
+    def _add_subsection(self, key: str, entry: Entry, path: Path, seen: dict[str, str]) -> None:
         match entry.node:
-            case Table():
-                self._take_table(entry.node, f"{key}.", path, seen)
+            case Section():
+                self._add_section(entry.node, f"{key}.", path, seen)
             case Scalar(type="null"):
                 pass  # every key in it is commented out
             case _:
                 hint = f"its keys are: {_list_keys(key)}"
-                self._fail(key, "is a section and has no value of its own", hint, _place(path, entry.line))
+                self._fail(key, "is a section and has no value of its own", hint, _origin(path, entry.line))
 
-    def _take_node(self, option: Option[object], node: Node, path: Path, place: str) -> None:
+    def _set_node(self, option: Option[object], node: Node, path: Path, origin: str) -> None:
         try:
             lines = list(_list_items(option, node))
         except BadValueError as error:
-            self._refuse(option, error, _Source(place), ())
+            self._refuse(option, error, _Source(origin), ())
             return
-        source = _Source(place, folder=self._folder, places=tuple(_place(path, line) for _, line in lines))
-        self.take(option, [text for text, _ in lines], source)
+        origins = tuple(_origin(path, line) for _, line in lines)
+        source = _Source(origin, folder=self._folder, origins=origins)
+        self.set(option, [text for text, _ in lines], source)
 
 
-def _place(path: Path, line: int) -> str:
+def _origin(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
@@ -374,14 +375,14 @@ def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]
     """Texts and their lines: the items of a list, those in one text, or the one value."""
     kind = option.kind
     match node:
-        case Table():
-            raise BadValueError("", f"takes {kind.takes}, not a section")
+        case Section():
+            raise BadValueError("", f"must be {kind.expected}, not a section")
         case Items() if not kind.separator:
-            raise BadValueError("", f"takes {kind.takes}, not a list")
+            raise BadValueError("", f"must be {kind.expected}, not a list")
         case Items():
             for item in node.items:
                 if not isinstance(item, Scalar):
-                    raise BadValueError("", f"takes {kind.takes}, not a list or section in a list")
+                    raise BadValueError("", f"must be {kind.expected}, not a list or section in a list")
                 _check_type(kind, item)
                 yield item.text, item.line
         case Scalar() if option.is_optional and _means_off(node):
@@ -400,19 +401,19 @@ def _means_off(scalar: Scalar) -> bool:
     )
 
 
-def _check_type(kind: Kind[object], scalar: Scalar) -> None:
+def _check_type(kind: ValueType[object], scalar: Scalar) -> None:
     if scalar.type == "null":
-        raise BadValueError("", "has no value", f"give it {kind.takes}, or leave the key out")
+        raise BadValueError("", "has no value", f"set it to {kind.expected}, or remove the key")
     if scalar.type != "text" and scalar.type not in kind.scalars:
-        hint = "put it into quotes" if not kind.scalars else ""
-        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, and it takes {kind.takes}", hint)
+        hint = "put it in quotes" if not kind.scalars else ""
+        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, expected {kind.expected}", hint)
 
 
 def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line or environment, or a lone \ud800 in JSON
-        raise BadValueError(text, "is no UTF-8 text") from error
+        raise BadValueError(text, "is not UTF-8 text") from error
 
 
 def _list_keys(section: str) -> str:
@@ -421,7 +422,7 @@ def _list_keys(section: str) -> str:
     return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
 
-def _find_section(key: str) -> str:
+def _get_section(key: str) -> str:
     """The innermost section that the key stands in, empty for none."""
     parts = key.split(".")
     inner = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
@@ -430,7 +431,7 @@ def _find_section(key: str) -> str:
 
 def _suggest_key(key: str) -> str:
     """The nearest key of the section that it stands in; of no section, one whose last words it is."""
-    section = _find_section(key)
+    section = _get_section(key)
     prefix = f"{section}." if section else ""
     same_end = [known for known in BY_KEY if known.endswith(f".{key}")]
     if len(same_end) == 1:
@@ -438,21 +439,17 @@ def _suggest_key(key: str) -> str:
     inside = [known for known in (*BY_KEY, *sorted(SECTIONS)) if known.startswith(prefix)]
     by_rest = {known.removeprefix(prefix): known for known in inside}
     near = find_near(key.removeprefix(prefix), by_rest)
-    return f"did you mean {by_rest[near]}?" if near else f"known here: {_list_keys(section)}"
-
-
-def _keys(finding: together.Finding) -> Iterator[str]:
-    return (option.key for option in finding.others)
+    return f"did you mean {by_rest[near]}?" if near else f"valid keys: {_list_keys(section)}"
 
 
 def check_sinks(config: Config) -> None:
     """Raise where no sink is enabled: nobody starts a logger that logs nowhere."""
-    switches = [each for each in OPTIONS if re.fullmatch(r"sink\..*\.enable", each.key)]
-    if not any(config[each] for each in switches):
+    switches = [option for option in OPTIONS if re.fullmatch(r"sink\..*\.enable", option.key)]
+    if not any(config[option] for option in switches):
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
         flags = ", ".join(switch.flag for switch in switches)
         hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"
-        raise ConfigError("no sink is enabled, so that events would go nowhere", hint=hint)
+        raise ConfigError("no sink is enabled: events would go nowhere", hint=hint)
 
 
 def read_rules(config: Config) -> list[RuleText]:
@@ -465,18 +462,19 @@ def read_rules(config: Config) -> list[RuleText]:
 
 
 def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:
-    """The rules of `filter` behind these lines and their places. ConfigError for too many."""
+    """The rules of `filter` behind these lines and their origins. ConfigError for too many."""
     rules: list[RuleText] = []
-    for text, place in chain(lines, zip(config[options.FILTER], config.places(options.FILTER), strict=True)):
+    inline = zip(config[options.FILTER], config.origins(options.FILTER), strict=True)
+    for text, origin in chain(lines, inline):
         if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
-            rules.append(RuleText(text.strip(), place))
+            rules.append(RuleText(text.strip(), origin))
         if len(rules) > MAX_ITEMS:
-            raise ConfigError(f"more than {MAX_ITEMS:,} rules", place=place)
+            raise ConfigError(f"more than {MAX_ITEMS:,} rules", origin=origin)
     return rules
 
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that hold something, with their places, one at a time: a file of empty ones took a gigabyte."""
+    """Lines that hold something, with their origins, one at a time: a file of empty ones took a gigabyte."""
     for number, line in enumerate(StringIO(read_text(path, MAX_RULE_FILE)), 1):
         if line != "\n" and not line.startswith("#") and (text := line.strip()):
             yield text, f"{path}:{number}"
@@ -487,6 +485,6 @@ def changed(old: Config, new: Config) -> list[Option[object]]:
     return [option for option in OPTIONS if old[option] != new[option]]
 
 
-def find_unapplied(changes: Iterable[Option[object]]) -> list[Option[object]]:
+def list_unapplied(changes: Iterable[Option[object]]) -> list[Option[object]]:
     """Those of the changed options that wait for a restart."""
     return [option for option in changes if not option.reload]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.labels import find_joined_label
+from conntrackd.config.labels import get_joined_label
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
@@ -20,7 +20,7 @@ SERVES: Final[dict[Option[object], Option[object]]] = {
 STREAMS: Final = ("tcp://", "tls://")
 
 
-class Finding(NamedTuple):
+class SettingIssue(NamedTuple):
     """What is wrong with an option, and whether another one that is in doubt could be the reason."""
 
     option: Option[object]
@@ -28,29 +28,36 @@ class Finding(NamedTuple):
     message: str
     hint: str
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of all options that it is about."""
+        return (self.option.key, *(option.key for option in self.others))
+
     def to_error(self, config: "Config") -> ConfigError:
-        """With the place where the option is set."""
+        """Add where the option is set."""
         return config.explain(self.option, self.message, self.hint)
 
 
-def find_mistakes(config: "Config") -> Iterator[Finding]:
+def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
     """What contradicts each other."""
     # Not the other way round: the password may be a credential of systemd's.
-    yield from _find_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
-    yield from _find_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
-    yield from _find_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
+    yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
+    yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
+    yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
     if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
-        yield Finding(
+        yield SettingIssue(
             options.SINK_LOKI_TOKEN_FILE,
             (options.SINK_LOKI_USERNAME,),
             "and sink.loki.username exclude each other",
             "",
         )
-    yield from _find_event_mistakes(config)
+    yield from _check_event_types(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
-        hint = "it watches over one socket: leave out conntrack.readers"
+        hint = "it guards a single socket: remove conntrack.readers"
         others = (options.CONNTRACK_READERS,)
-        yield Finding(options.CONNTRACK_RELIABLE, others, "does not go with several readers", hint)
+        yield SettingIssue(
+            options.CONNTRACK_RELIABLE, others, "cannot be combined with several readers", hint
+        )
     loki, syslog = options.SINK_LOKI_ADDRESS, options.SINK_SYSLOG_ADDRESS
     tls = {
         options.SINK_LOKI_TLS_CA: (loki, "https"),
@@ -61,13 +68,13 @@ def find_mistakes(config: "Config") -> Iterator[Finding]:
     for option, (address, scheme) in tls.items():
         if config[option] and not config[address].startswith(f"{scheme}://"):
             message = f"has no effect on {config[address]}"
-            yield Finding(option, (address,), message, f"an address with {scheme}:// is needed")
+            yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
     if config[options.SINK_SYSLOG_SPOOL] and not config[syslog].startswith(STREAMS):
-        hint = "only TCP and TLS tell whether the server is there"
-        yield Finding(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
+        hint = "only TCP and TLS detect that the server is unavailable"
+        yield SettingIssue(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
 
 
-def _find_event_mistakes(config: "Config") -> Iterator[Finding]:
+def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
     """What is about events of one type takes these."""
     needs = {
         options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
@@ -78,42 +85,46 @@ def _find_event_mistakes(config: "Config") -> Iterator[Finding]:
         if is_set and not config[options.CONNTRACK_EVENTS] & needed:
             name = str(needed.name).lower()
             hint = f"add {name} to conntrack.events"
-            yield Finding(option, (options.CONNTRACK_EVENTS,), f"has no effect without {name} events", hint)
+            yield SettingIssue(
+                option, (options.CONNTRACK_EVENTS,), f"has no effect without {name} events", hint
+            )
 
 
-def _find_pair(config: "Config", first: Option[object], second: Option[object]) -> Iterator[Finding]:
-    yield from _find_need(config, first, second)
-    yield from _find_need(config, second, first)
+def _check_pair(config: "Config", first: Option[object], second: Option[object]) -> Iterator[SettingIssue]:
+    yield from _check_need(config, first, second)
+    yield from _check_need(config, second, first)
 
 
-def _find_need(config: "Config", option: Option[object], needed: Option[object]) -> Iterator[Finding]:
+def _check_need(config: "Config", option: Option[object], needed: Option[object]) -> Iterator[SettingIssue]:
     if config[option] and not config[needed]:
-        yield Finding(option, (needed,), "is of no use alone", f"set {needed.key} too")
+        yield SettingIssue(option, (needed,), "has no effect alone", f"set {needed.key} too")
 
 
-def find_warnings(config: "Config") -> Iterator[Finding]:
+def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     """What was set and does nothing, or most likely something else than was meant."""
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
-            yield Finding(option, (needed,), f"has no effect without {needed.key}", "")
-    yield from _find_idle_sinks(config)
+            yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
+    yield from _list_idle_sinks(config)
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
         if config.is_set(option) and not config[syslog].startswith(STREAMS):
-            yield Finding(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    name = find_joined_label(config[options.SINK_LOKI_LABELS])
+            yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
+    name = get_joined_label(config[options.SINK_LOKI_LABELS])
     if name:
-        message = f"the value of {name} seems to hold another label"
-        yield Finding(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
+        message = f"the value of {name} seems to contain another label"
+        yield SettingIssue(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
 
 
-def _find_idle_sinks(config: "Config") -> Iterator[Finding]:
+def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:
     """Settings of a sink that nothing enables. Who wrote `enable: false` knows that."""
     for enable in OPTIONS:
         if not enable.key.startswith("sink.") or not enable.key.endswith(".enable") or config.is_set(enable):
             continue
         section = enable.key.removesuffix("enable")
-        first = next((each for each in OPTIONS if each.key.startswith(section) and config.is_set(each)), None)
+        first = next(
+            (option for option in OPTIONS if option.key.startswith(section) and config.is_set(option)), None
+        )
         if first is not None:
             hint = f"add {enable.key}: true, or false to keep it for later"
-            yield Finding(first, (enable,), f"has no effect: {enable.key} is not set", hint)
+            yield SettingIssue(first, (enable,), f"has no effect: {enable.key} is not set", hint)

@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from conntrackd.flow import EventType, Protocol
 from conntrackd.text import suggest
+from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,7 +33,7 @@ class BadValueError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T_co]):
+class ValueType(Generic[T_co]):
     """A type of value: how it is called, read and written.
 
     `parse` gets the items of a list, or exactly one text, and raises BadValueError. `render` gives the
@@ -40,7 +41,7 @@ class Kind(Generic[T_co]):
     """
 
     metavar: str
-    takes: str
+    expected: str
     parse: Callable[[Sequence[str]], T_co]
     render: Callable[[Any], str] = str
     scalars: frozenset[str] = frozenset()
@@ -51,7 +52,7 @@ class Kind(Generic[T_co]):
     """What stands for "not set", where the setting is optional."""
 
     def split(self, text: str) -> list[str]:
-        """The items of a list that came as one text; the text itself where the kind is no list."""
+        """The items of a list that came as one text; the text itself where the type is not a list."""
         if not self.separator:
             return [text]
         return [item.strip() for item in text.split(self.separator) if item.strip()]
@@ -70,7 +71,7 @@ def parse_flag(text: str) -> bool:
 def parse_text(text: str) -> str:
     """Any text on one line."""
     if not text:
-        raise BadValueError("", "is empty", "leave it out where it is not wanted")
+        raise BadValueError("", "is empty", "remove it if it is not wanted")
     if len(text) > MAX_TEXT:
         raise BadValueError(text, f"has more than {MAX_TEXT} characters")
     if not text.isprintable():
@@ -88,21 +89,21 @@ def parse_namespace(text: str) -> str:
     if parse_text(text).startswith("/") and len(text) > 1:
         return text
     if "/" in text or text in {".", ".."} or len(text) > 255:
-        raise BadValueError(text, "is no name of a network namespace", "'ip netns list' shows them")
+        raise BadValueError(text, "is not a valid name of a network namespace", "'ip netns list' shows them")
     return text
 
 
 def parse_host(text: str) -> str:
     """A host's name, as records carry it."""
     if " " in parse_text(text) or len(text) > MAX_HOST:
-        raise BadValueError(text, "is no name of a host", f"up to {MAX_HOST} characters without a space")
+        raise BadValueError(text, "is not a valid host name", f"up to {MAX_HOST} characters without a space")
     return text
 
 
 def parse_tenant(text: str) -> str:
     """What a header can carry, and Loki takes for a directory's name."""
     if not parse_text(text).isascii() or text != text.strip():
-        raise BadValueError(text, "cannot be sent in a header", "letters, digits and signs of ASCII")
+        raise BadValueError(text, "cannot be sent in a header", "use ASCII letters, digits and symbols")
     if text in {".", ".."} or set(text) & {"/", "\\"}:
         raise BadValueError(text, "is refused by Loki: a tenant is the name of a directory")
     return text
@@ -111,7 +112,7 @@ def parse_tenant(text: str) -> str:
 def parse_user(text: str) -> str:
     """RFC 7617: what stands before the first colon."""
     if ":" in parse_text(text):
-        raise BadValueError(text, "has a colon, behind which a server looks for the password")
+        raise BadValueError(text, "has a colon, which would begin the password")
     return text
 
 
@@ -120,7 +121,7 @@ def parse_bus(text: str) -> str:
     for part in parse_text(text).split(";"):
         if not re.fullmatch(r"[a-z-]+:([a-z_]+=[^,;=]+(,|$))+", part):
             raise BadValueError(
-                text, "is no address of a bus", "such as unix:path=/run/dbus/system_bus_socket"
+                text, "is not a valid bus address", "such as unix:path=/run/dbus/system_bus_socket"
             )
     return text
 
@@ -135,7 +136,7 @@ def parse_spool(text: str) -> Path | Literal[False]:
 def parse_locale(text: str) -> str:
     """A language as MaxMind's databases call it."""
     if not re.fullmatch(r"[a-z]{2}(-[A-Z]{2})?", text):
-        raise BadValueError(text, "is no language", "such as en, de or pt-BR")
+        raise BadValueError(text, "is not a valid language", "such as en, de or pt-BR")
     return text
 
 
@@ -149,7 +150,7 @@ def parse_writer(text: str) -> str:
 def _parse_word(text: str, words: tuple[str, ...]) -> str:
     if text.lower() in words:
         return text.lower()
-    raise BadValueError(text, f"is none of {', '.join(words)}", suggest(text, words))
+    raise BadValueError(text, f"is not one of {', '.join(words)}", suggest(text, words))
 
 
 def _check_range(
@@ -167,30 +168,12 @@ def _parse_number(text: str, units: dict[str, float], fault: str, hint: str) -> 
     return float(match[1]) * units[match[2]]
 
 
-SIZE_UNITS: Final[dict[str, float]] = {
-    suffix: 1 << bits
-    for bits, letter in ((0, ""), (10, "k"), (20, "m"), (30, "g"))
-    for suffix in ([letter, letter + "b", letter + "ib"] if letter else ["", "b"])
+SIZES: Final[dict[str, float]] = {
+    "": 1,
+    "b": 1,
+    **{f"{unit.lower()}{suffix}": size for unit, size in SIZE_UNITS.items() for suffix in ("", "b", "ib")},
 }
-DURATION_UNITS: Final[dict[str, float]] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
-
-
-def render_size(value: float) -> str:
-    """A number of bytes with the largest unit that keeps it whole."""
-    for bits, unit in ((30, "G"), (20, "M"), (10, "K")):
-        if value and value % (1 << bits) == 0:
-            return f"{int(value) >> bits}{unit}"
-    return str(int(value))
-
-
-def render_duration(value: float) -> str:
-    """Seconds with the largest unit that keeps them whole."""
-    if not value:
-        return "0s"
-    for seconds, unit in ((3600, "h"), (60, "m"), (1, "s")):
-        if value % seconds == 0:
-            return f"{int(value // seconds)}{unit}"
-    return f"{value * 1000:g}ms"
+DURATIONS: Final[dict[str, float]] = {"": 1, **{unit: ms / 1000 for unit, ms in DURATION_UNITS.items()}}
 
 
 def parse_protocols(items: Sequence[str]) -> frozenset[int]:
@@ -207,16 +190,16 @@ def _parse_protocol(text: str) -> int:
         return Protocol[text.upper()]
     if re.fullmatch(r"[0-9]{1,3}", text) and int(text) < 256:
         return int(text)
-    names = [each.lower() for each in Protocol.__members__]
+    names = [name.lower() for name in Protocol.__members__]
     hint = suggest(text, [*names, "all"]) or f"a number from 0 to 255, all, or of: {', '.join(names)}"
-    raise BadValueError(text, "is no protocol", hint)
+    raise BadValueError(text, "is not a valid protocol", hint)
 
 
 def render_protocols(value: frozenset[int]) -> str:
     """Names where there are some, in the order of the numbers."""
     if len(value) == 256:
         return "all"
-    names = {int(each): each.name.lower() for each in Protocol}
+    names = {int(protocol): protocol.name.lower() for protocol in Protocol}
     return ", ".join(names.get(number, str(number)) for number in sorted(value))
 
 
@@ -255,57 +238,57 @@ def _one(parse: Callable[[str], T_co]) -> Callable[[Sequence[str]], T_co]:
 NUMBER: Final = frozenset({"number"})
 
 
-def one_of(*words: str) -> Kind[str]:
+def one_of(*words: str) -> ValueType[str]:
     """One of some words. A file may give any scalar: YAML takes an unquoted `off` for a boolean."""
-    takes = f"one of {', '.join(words)}"
-    return Kind(
+    expected = f"one of {', '.join(words)}"
+    return ValueType(
         "|".join(words) if len(words) <= MAX_METAVAR else "WORD",
-        takes,
+        expected,
         _one(lambda text: _parse_word(text, words)),
         scalars=frozenset({"number", "flag"}),
         words=words,
     )
 
 
-def count(minimum: int, maximum: int) -> Kind[int]:
+def count(minimum: int, maximum: int) -> ValueType[int]:
     """A whole number within limits."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text):
-            raise BadValueError(text, "is no whole number")
+            raise BadValueError(text, "is not a whole number")
         _check_range(text, int(text), minimum, maximum, str)
         return int(text)
 
-    return Kind("NUMBER", f"a whole number from {minimum} to {maximum}", _one(parse), scalars=NUMBER)
+    return ValueType("NUMBER", f"a whole number from {minimum} to {maximum}", _one(parse), scalars=NUMBER)
 
 
-def size(minimum: int, maximum: int) -> Kind[int]:
+def size(minimum: int, maximum: int) -> ValueType[int]:
     """A number of bytes within limits."""
 
     def parse(text: str) -> int:
-        value = _parse_number(text, SIZE_UNITS, "is no size", "bytes, or with a unit: 512K, 64M, 1G")
+        value = _parse_number(text, SIZES, "is not a valid size", "bytes, or with a unit: 512K, 64M, 1G")
         _check_range(text, value, minimum, maximum, render_size)
         return int(value)
 
-    takes = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
-    return Kind("SIZE", takes, _one(parse), render_size, scalars=NUMBER)
+    expected = f"a size from {render_size(minimum)} to {render_size(maximum)}, such as 64M"
+    return ValueType("SIZE", expected, _one(parse), render_size, scalars=NUMBER)
 
 
-def duration(minimum: float, maximum: float) -> Kind[float]:
+def duration(minimum: float, maximum: float) -> ValueType[float]:
     """A time in seconds within limits."""
 
     def parse(text: str) -> float:
         value = _parse_number(
-            text, DURATION_UNITS, "is no duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
+            text, DURATIONS, "is not a valid duration", "seconds, or with a unit: 500ms, 10s, 5m, 1h"
         )
         _check_range(text, value, minimum, maximum, render_duration)
         return value
 
-    takes = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
-    return Kind("TIME", takes, _one(parse), render_duration, scalars=NUMBER)
+    expected = f"a duration from {render_duration(minimum)} to {render_duration(maximum)}, such as 10s"
+    return ValueType("TIME", expected, _one(parse), render_duration, scalars=NUMBER)
 
 
-def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
+def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> ValueType[str]:
     """An address with one of the schemes, without credentials and query. `unix` ones have a path only.
 
     `endpoints` are paths below the base address that people copy with it.
@@ -313,7 +296,7 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
 
     def parse(text: str) -> str:
         if "@" in text:  # what stands before it may be a password, so the text is not shown
-            raise BadValueError("", "must not hold a user name or password", "secrets come from files")
+            raise BadValueError("", "must not contain a user name or password", "secrets come from files")
         try:
             address = _decode_zone(parse_text(text))
             parts = urlsplit(address)
@@ -321,19 +304,21 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> Kind[str]:
         except BadValueError:
             raise
         except ValueError as error:
-            raise BadValueError(text, "is no address", f"such as {schemes[0]}://localhost") from error
+            raise BadValueError(
+                text, "is not a valid address", f"such as {schemes[0]}://localhost"
+            ) from error
         if parts.scheme not in schemes:
             raise BadValueError(
                 text, f"does not begin with {_list_schemes(schemes)}", suggest(parts.scheme, schemes)
             )
-        if port == 0 or _find_url_fault(parts):
-            raise BadValueError(text, _find_url_fault(parts) or "has port 0")
+        if port == 0 or _describe_url_fault(parts):
+            raise BadValueError(text, _describe_url_fault(parts) or "has port 0")
         if not parts.scheme.startswith("unix"):
             _check_host(text, parts.hostname or "")
         base = address.removesuffix(parts.path).removeprefix(text[: len(parts.scheme)])
         return f"{parts.scheme}{base}{_remove_endpoints(parts.path, endpoints)}"
 
-    return Kind("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
+    return ValueType("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
 
 
 def _remove_endpoints(path: str, endpoints: tuple[str, ...]) -> str:
@@ -351,7 +336,7 @@ def _decode_zone(text: str) -> str:
 def _check_host(text: str, host: str) -> None:
     address, percent, zone = host.partition("%")
     if percent and (":" not in address or not re.fullmatch(rf"[\w.:~-]{{1,{MAX_ZONE}}}", zone, re.ASCII)):
-        raise BadValueError(text, "has no name of an interface behind the %", "such as [fe80::1%25eth0]")
+        raise BadValueError(text, "has no interface name after the %", "such as [fe80::1%25eth0]")
     try:
         host.encode() if ":" in address else host.encode("idna")  # what is looked up (getaddrinfo(3))
     except UnicodeError as error:
@@ -362,7 +347,7 @@ def _list_schemes(schemes: tuple[str, ...]) -> str:
     return " or ".join(f"{scheme}://" for scheme in schemes)
 
 
-def _find_url_fault(parts: SplitResult) -> str:
+def _describe_url_fault(parts: SplitResult) -> str:
     """What is wrong with a split address, empty for nothing."""
     if " " in parts.geturl() or parts.query or parts.fragment or "?" in parts.geturl():
         return "has a space, query or fragment"
@@ -381,7 +366,7 @@ def _render_paths(value: tuple[Path, ...]) -> str:
     return ", ".join(map(str, value))
 
 
-FLAG: Final = Kind(
+FLAG: Final = ValueType(
     "BOOL",
     "true or false",
     _one(parse_flag),
@@ -389,15 +374,15 @@ FLAG: Final = Kind(
     frozenset({"flag", "number"}),
     words=("true", "false"),
 )
-TEXT: Final = Kind("TEXT", "a text", _one(parse_text))
-NAMESPACE: Final = Kind("NAME", "the name or path of a network namespace", _one(parse_namespace))
-HOSTNAME: Final = Kind("NAME", "the name of a host", _one(parse_host))
-TENANT: Final = Kind("TEXT", "a tenant's name", _one(parse_tenant))
-BUS: Final = Kind("ADDRESS", "the address of a bus", _one(parse_bus))
-USER: Final = Kind("TEXT", "a user's name", _one(parse_user))
-LOCALE: Final = Kind("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
-PATH: Final = Kind("PATH", "a path", _one(parse_path), is_path=True)
-PATHS: Final = Kind(
+TEXT: Final = ValueType("TEXT", "a text", _one(parse_text))
+NAMESPACE: Final = ValueType("NAME", "the name or path of a network namespace", _one(parse_namespace))
+HOSTNAME: Final = ValueType("NAME", "the name of a host", _one(parse_host))
+TENANT: Final = ValueType("TEXT", "a tenant's name", _one(parse_tenant))
+BUS: Final = ValueType("ADDRESS", "the address of a bus", _one(parse_bus))
+USER: Final = ValueType("TEXT", "a user's name", _one(parse_user))
+LOCALE: Final = ValueType("LANGUAGE", "a language such as en or pt-BR", _one(parse_locale))
+PATH: Final = ValueType("PATH", "a path", _one(parse_path), is_path=True)
+PATHS: Final = ValueType(
     "PATH,...",
     "paths",
     lambda items: tuple(map(parse_path, items)),
@@ -406,7 +391,7 @@ PATHS: Final = Kind(
     is_path=True,
     off=(),
 )
-SPOOL: Final = Kind(
+SPOOL: Final = ValueType(
     "PATH",
     "a path, or off",
     _one(parse_spool),
@@ -414,22 +399,22 @@ SPOOL: Final = Kind(
     is_path=True,
     off=False,
 )
-WRITER: Final = Kind(
+WRITER: Final = ValueType(
     "WRITER",
     "stdout, stderr, discard or file:///PATH",
     _one(parse_writer),
     words=("stdout", "stderr", "discard", "file:///"),
 )
-PROTOCOLS: Final = Kind(
+PROTOCOLS: Final = ValueType(
     "NAME,...",
     "names or numbers of protocols, or all",
     parse_protocols,
     render_protocols,
     NUMBER,
     ",",
-    (*(each.lower() for each in Protocol.__members__), "all"),
+    (*(name.lower() for name in Protocol.__members__), "all"),
 )
-EVENTS: Final = Kind(
+EVENTS: Final = ValueType(
     "TYPE,...",
     "some of new, update, destroy, or all",
     parse_events,
@@ -437,4 +422,4 @@ EVENTS: Final = Kind(
     separator=",",
     words=(*EVENT_NAMES, "all"),
 )
-RULES: Final = Kind("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())
+RULES: Final = ValueType("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())

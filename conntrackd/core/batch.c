@@ -38,7 +38,7 @@ bool append_message(struct batch *batch, const uint8_t *message, size_t length, 
 		return false;
 	event = &batch->events[batch->count];
 	if (batch->count > MAX_INDEX ||
-	    !walk_message(message, length, batch->received_ns, batch->tells_reason, event)) {
+	    !walk_message(message, length, batch->received_ns, batch->reports_reason, event)) {
 		++*malformed;
 		return true;
 	}

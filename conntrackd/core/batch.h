@@ -12,7 +12,7 @@ struct batch {
 	struct object object;
 	struct ring ring;
 	uint64_t received_ns;
-	bool tells_reason; /* see walk_message() */
+	bool reports_reason; /* see walk_message() */
 	PyObject *loaded; /* the bytes that load() was given: events point into them */
 	struct event *events;
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */

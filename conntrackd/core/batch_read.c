@@ -61,7 +61,7 @@ PyObject *batch_receive(PyObject *self, PyObject *arguments)
 			     fill.size, fill.drops);
 }
 
-/* Whole messages of this buffer from `offset` on, until one that is no event of conntrack's but netlink's own. */
+/* Whole messages of this buffer from `offset` on, up to a control message of netlink's. */
 PyObject *batch_load(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;

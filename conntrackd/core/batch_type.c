@@ -219,12 +219,12 @@ static Py_ssize_t batch_length(PyObject *self)
 
 static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-	static char *keywords[] = { "slots", "slot_bytes", "tells_reason", NULL };
+	static char *keywords[] = { "slots", "slot_bytes", "reports_reason", NULL };
 	Py_ssize_t slots, slot_bytes;
 	struct batch *batch;
-	int tells_reason;
+	int reports_reason;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, names, "nnp:Batch", keywords, &slots, &slot_bytes, &tells_reason))
+	if (!PyArg_ParseTupleAndKeywords(arguments, names, "nnp:Batch", keywords, &slots, &slot_bytes, &reports_reason))
 		return NULL;
 	if (slots < 1 || slots > MAX_SLOTS || slot_bytes < 1 || slot_bytes > MAX_SLOT_BYTES) {
 		PyErr_SetString(PyExc_ValueError, "too many slots, or none");
@@ -233,7 +233,7 @@ static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *na
 	batch = make_object(type);
 	if (!batch)
 		return NULL;
-	batch->tells_reason = tells_reason;
+	batch->reports_reason = reports_reason;
 	if (!open_ring(&batch->ring, (size_t)slots, (size_t)slot_bytes)) {
 		Py_DECREF(batch);
 		return PyErr_NoMemory();
@@ -259,7 +259,7 @@ static PyMethodDef methods[] = {
 	  "queue may have, events dropped. Waits, and reads what has come: datagrams is 0 for nothing. OSError." },
 	{ "load", batch_load, METH_VARARGS,
 	  "(messages, offset, received_ns) -> offset of what was not read, messages, malformed.\n"
-	  "Ends at what is no whole message, at a control message of netlink's, and when the slots are full." },
+	  "Ends at an incomplete message, at a control message of netlink's, and when the slots are full." },
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
 	{ "decide", batch_decide, METH_VARARGS,

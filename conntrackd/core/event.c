@@ -270,7 +270,7 @@ static void derive_duration(struct event *event)
 }
 
 /* What follows from the attributes. */
-static void derive(struct event *event, bool tells_reason)
+static void derive(struct event *event, bool reports_reason)
 {
 	static const uint8_t none[LABEL_BYTES];
 
@@ -284,7 +284,7 @@ static void derive(struct event *event, bool tells_reason)
 	if (event->start && event->stop)
 		derive_duration(event);
 	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout() */
-	if (tells_reason && event->type == TYPE_DESTROY) {
+	if (reports_reason && event->type == TYPE_DESTROY) {
 		event->reason = (event->has & HAS_TIMEOUT) ? REASON_CLOSED : REASON_TIMEOUT;
 		event->has |= HAS_REASON;
 	}
@@ -293,7 +293,7 @@ static void derive(struct event *event, bool tells_reason)
 		      (event->stop ? HAS_STOP : 0) | (event->family == AF_INET ? IS_IPV4 : IS_IPV6);
 }
 
-bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason, struct event *event)
+bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason, struct event *event)
 {
 	const uint64_t required = HAS_PROTOCOL | HAS_ID | HAS_SRC | HAS_DST | HAS_REPLY_SRC | HAS_REPLY_DST;
 	const struct nest all = { top, sizeof(top) / sizeof(top[0]) };
@@ -312,7 +312,7 @@ bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, b
 		return false;
 	if ((event->has & required) != required)
 		return false;
-	derive(event, tells_reason);
+	derive(event, reports_reason);
 	return true;
 }
 

@@ -84,11 +84,12 @@ struct event {
 };
 
 /* Reads the message, which is from nlmsghdr to its end. False: it is not one conntrack event.
- * `tells_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10).
+ * `reports_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10).
  */
-bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool tells_reason, struct event *event);
+bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason,
+		  struct event *event);
 
-/* The length of the first message in these bytes, padding not included: all of them where it cannot be told,
+/* The length of the first message in these bytes, padding not included: all of them where it is unknown,
  * which is then for walk_message() to refuse.
  */
 size_t find_message_length(const uint8_t *bytes, size_t length);

@@ -16,7 +16,7 @@ struct event_field {
 extern const struct event_field event_fields[];
 extern const size_t event_field_count;
 
-/* The number of a field, which is no address and no text. */
+/* The number of a field, which is neither an address nor a text. */
 static inline uint64_t read_field(const struct event *event, const struct event_field *field)
 {
 	const uint8_t *at = (const uint8_t *)event + field->offset;

@@ -88,7 +88,7 @@ void close_template(struct template *template);
 /* Texts of a Location below MOST_LOCATIONS, in place of those that it has. False for want of memory. */
 bool template_set_places(struct template *template, uint32_t location, const char *const *texts, const size_t *lengths);
 
-/* The events of these indexes, in their order; by stream if the template says so, then `streams` tells them and
+/* The events of these indexes, in their order; by stream if the template says so, then `streams` lists them and
  * is of MAX_STREAMS. False for want of memory, and above MAX_TEXT.
  */
 bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,

@@ -49,15 +49,15 @@ static void template_dealloc(PyObject *self)
 	free_object(self);
 }
 
-static PyObject *set_places(PyObject *self, PyObject *arguments)
+static PyObject *set_location_texts(PyObject *self, PyObject *arguments)
 {
 	const char *texts[PLACES];
 	Py_ssize_t sizes[PLACES];
 	Py_ssize_t location;
 	size_t lengths[PLACES];
 
-	if (!PyArg_ParseTuple(arguments, "ny#y#y#y#:set_places", &location, &texts[0], &sizes[0], &texts[1], &sizes[1],
-			      &texts[2], &sizes[2], &texts[3], &sizes[3]) ||
+	if (!PyArg_ParseTuple(arguments, "ny#y#y#y#:set_location_texts", &location, &texts[0], &sizes[0], &texts[1],
+			      &sizes[1], &texts[2], &sizes[2], &texts[3], &sizes[3]) ||
 	    !is_idle(self))
 		return NULL;
 	for (int text = 0; text < PLACES; text++)
@@ -72,7 +72,7 @@ static PyObject *set_places(PyObject *self, PyObject *arguments)
 }
 
 static PyMethodDef methods[] = {
-	{ "set_places", set_places, METH_VARARGS,
+	{ "set_location_texts", set_location_texts, METH_VARARGS,
 	  "(location, place as destination, as source, network as destination, as source): its texts." },
 	{ 0 },
 };

@@ -34,7 +34,7 @@ class Backoff:
         self._bound = min(self._bound * 2, self._longest)
         if retry_after is None:
             return delay
-        # The jitter comes on top: all clients of a busy server were told the same number.
+        # The jitter comes on top: all clients of a busy server got the same number.
         return min(max(retry_after, 0.0), LONGEST_RETRY_AFTER) + delay
 
     def reset(self) -> None:
@@ -52,7 +52,7 @@ class Repeats:
         self._silent = 0
 
     def warn(self, logger: logging.Logger, message: str, *arguments: object) -> bool:
-        """Logs the message with the number of those kept back before, or keeps it back. Whether it did."""
+        """Log the message with the number of those kept back, or keep it back. Whether it was logged."""
         now = self._clock()
         if self._last is not None and now - self._last < self._interval:
             self._silent += 1

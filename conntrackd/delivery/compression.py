@@ -1,4 +1,4 @@
-"""gzip, as spools keep it and as Loki takes it: by ISA-L where it is installed, else by zlib."""
+"""gzip, for spools and Loki: by ISA-L where it is installed, else by zlib."""
 
 import zlib
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def compress(texts: Iterable[bytes | memoryview]) -> bytes:
 
 
 def decompress(data: bytes) -> bytes:
-    """ValueError where it is no gzip."""
+    """Raises ValueError if it is not gzip."""
     try:
         return zlib.decompress(data, GZIP)
     except zlib.error as error:

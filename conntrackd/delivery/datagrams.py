@@ -20,15 +20,15 @@ from conntrackd.render.rendered import END_BYTES
 
 MAX_MESSAGES: Final = 256  # of one call: between two of them it is seen that the socket was closed
 MAX_SEQUENCE: Final = 2147483647  # RFC 5424, 7.3.1: then it begins at 1 again
-PLACE: Final = b"\0"
+PLACEHOLDER: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
-STALLED: Final = "the receiver does not take what it is sent"
+STALLED: Final = "the receiver does not accept what it is sent"
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
 class Framing(IntEnum):
-    """What tells one message from the next on its way."""
+    """How messages are delimited."""
 
     NONE = 0
     """A datagram each."""
@@ -45,7 +45,7 @@ class Framing(IntEnum):
 def send_plainly(
     fd: int, text: bytes, ends: bytes, first: int, patience_ms: int, segments: bool
 ) -> tuple[int, int]:
-    """Sends the messages from number `first` on, one datagram each; `segments` are the core's.
+    """Send the messages from number `first` on, one datagram each; `segments` are the core's.
 
     Returns how many were taken, and what kept the next one from it as an errno, 0 for nothing. ETIMEDOUT:
     there was no room for it in time.
@@ -77,12 +77,12 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
 def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
     """Messages with their numbers and frames, and where each ends then.
 
-    A message's first NUL is the place of its number: `number` is the first one, and 1 follows 2147483647.
+    A message's first NUL is replaced by its number: `number` is the first one; 1 follows 2147483647.
     """
     frames = []
     for begin, end in pairwise((0, *array("I", ends))):
-        message, place, rest = text[begin:end].partition(PLACE)
-        if place:
+        message, placeholder, rest = text[begin:end].partition(PLACEHOLDER)
+        if placeholder:
             message += b"%d%b" % (number, rest)
             number = number % MAX_SEQUENCE + 1
         match framing:
@@ -107,7 +107,7 @@ __all__ = [
     "MAX_SEGMENTS",
     "MAX_SEQUENCE",
     "PADDED_TO",
-    "PLACE",
+    "PLACEHOLDER",
     "DatagramSocket",
     "Framing",
     "frame",
@@ -155,7 +155,7 @@ class DatagramSocket:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def close(self) -> None:
-        """Ends a send that waits. The receiver sees nothing of it."""
+        """End a send that waits. The receiver sees nothing of it."""
         self._is_closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

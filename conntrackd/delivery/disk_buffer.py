@@ -9,7 +9,7 @@ from typing import Final
 from conntrackd.delivery.backoff import Repeats
 from conntrackd.delivery.batch import Batch, is_packed, pack_batch, unpack_batch
 from conntrackd.delivery.old_spool import read_old_payload
-from conntrackd.delivery.store import Parcel, Row, SpoolError, Store
+from conntrackd.delivery.store import PackedBatch, Row, SpoolError, Store
 from conntrackd.flow import Lost
 from conntrackd.stats import SinkStats
 
@@ -81,17 +81,17 @@ class DiskBuffer:
 
         `held` is the row that is being written: it never has to go for newer ones.
         """
-        parcels = [_pack(batch) for batch in batches]
+        packed = [_pack(batch) for batch in batches]
         keep = None if held is None else held.number
         try:
-            gone = self._store.append(parcels, keep=keep, is_report=is_report)
+            gone = self._store.append(packed, keep=keep, is_report=is_report)
         except SpoolError as error:
             self._write_at = self._clock() + PAUSE
             self._note(error)
             return False
         self._count_restored()
-        events = sum(parcel.events for parcel in parcels)
-        dropped = sum(row.parcel.events for row in gone)
+        events = sum(batch.events for batch in batches)
+        dropped = sum(row.packed.events for row in gone)
         with self._lock:
             self._stats.sink_events_queued -= events
             self._stats.sink_events_spooled += events - dropped
@@ -132,7 +132,7 @@ class DiskBuffer:
         try:
             while (row := self._store.first()) is not None:
                 self._failures = 0
-                if row.intact and (batches := _unpack(row.parcel)):
+                if row.intact and (batches := _unpack(row.packed)):
                     return row, batches
                 self._drop_damaged(row)
         except SpoolError as error:
@@ -146,11 +146,11 @@ class DiskBuffer:
 
     def _drop_damaged(self, row: Row) -> None:
         with self._lock:
-            lost = min(row.parcel.events, self._stats.sink_events_spooled)
+            lost = min(row.packed.events, self._stats.sink_events_spooled)
             self._stats.sink_events_spooled -= lost
             self._stats.sink_events_dropped_damaged_total += lost
         logger.error(
-            "sink %s: the spool gives back other bytes than it got, dropping %d events", self._name, lost
+            "sink %s: the spool returned other bytes than were stored, dropping %d events", self._name, lost
         )
         self._store.remove(replace(row, intact=False))  # also one that is what was stored, and no batch
 
@@ -164,7 +164,7 @@ class DiskBuffer:
             self.oldest = self._store.oldest
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         self._store.close()
 
     def _set_aside(self, error: SpoolError) -> None:
@@ -187,17 +187,17 @@ class DiskBuffer:
         self._complaints.warn(logger, "sink %s: %s, trying again in %d s", self._name, error, PAUSE)
 
 
-def _pack(batch: Batch) -> Parcel:
+def _pack(batch: Batch) -> PackedBatch:
     losses = () if batch.lost is None else (batch.lost,)
-    return Parcel(pack_batch(batch), batch.events, batch.oldest, losses)
+    return PackedBatch(pack_batch(batch), batch.events, batch.oldest, losses)
 
 
-def _unpack(parcel: Parcel) -> tuple[Batch, ...]:
+def _unpack(packed: PackedBatch) -> tuple[Batch, ...]:
     """What was put, or what a version before this one did; nothing where it is neither."""
-    payload = parcel.payload
+    payload = packed.payload
     try:
         is_ours = is_packed(payload)
-        batches = (unpack_batch(payload),) if is_ours else read_old_payload(payload, parcel.oldest)
+        batches = (unpack_batch(payload),) if is_ours else read_old_payload(payload, packed.oldest)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return ()
-    return batches if sum(batch.events for batch in batches) == parcel.events else ()
+    return batches if sum(batch.events for batch in batches) == packed.events else ()

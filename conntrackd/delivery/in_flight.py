@@ -37,7 +37,7 @@ class InFlight:
         self._batches.extend(batches)
 
     def clear(self) -> None:
-        """Forgets them; the counters stay."""
+        """Forget them; the counters stay."""
         self._batches.clear()
 
     def settle(self, refused: int) -> Row | None:

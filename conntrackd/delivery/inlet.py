@@ -55,12 +55,12 @@ class Inlet:
         """Seconds that an event may wait for others, before it is written."""
         return self._sink.batch_wait
 
-    def find_room(self) -> int:
+    def get_room(self) -> int:
         """How many events would be taken now; 0 also when the sink is out."""
         return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
 
     def put(self, rendered: Rendered) -> None:
-        """Takes the events, or as many of them as there is room for."""
+        """Take the events, or as many of them as there is room for."""
         with self._lock:
             self._stats.sink_events_taken_total += rendered.events
             if self._can_write_directly():
@@ -68,7 +68,7 @@ class Inlet:
                 if written == rendered.events:
                     return
                 rendered = rendered.split(written)[1] if written else rendered
-            room = self.find_room()
+            room = self.get_room()
             if room >= rendered.events:
                 self._append(rendered)
                 return
@@ -78,7 +78,7 @@ class Inlet:
             self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
 
     def drop(self, events: int, since: int, until: int) -> None:
-        """Counts events that there was no room for, and reports them where they would have been."""
+        """Count events that there was no room for, and report them where they would have been."""
         with self._lock:
             self._stats.sink_events_taken_total += events
             self._drop(events, since, until, self._drop_reason())
@@ -127,7 +127,7 @@ class Inlet:
         stats = self._stats
         stats.sink_events_delivered_total += written
         stats.sink_batches_delivered_total += 1 if written else 0
-        stats.sink_bytes_total += rendered.find_end(written)
+        stats.sink_bytes_total += rendered.get_end(written)
         return written
 
     def _append(self, rendered: Rendered) -> None:

@@ -12,17 +12,17 @@ def join_losses(losses: Iterable[Lost]) -> Losses:
     """Those of one place and reason as one. What has a number is not joined with what has none."""
     joined: dict[tuple[str, str, bool], Lost] = {}
     for lost in losses:
-        kind = _find_kind(lost)
+        kind = _get_kind(lost)
         joined[kind] = join_two(joined[kind], lost) if kind in joined else lost
     return tuple(joined.values())
 
 
 def is_alike(one: Lost, other: Lost) -> bool:
     """Whether one record can stand for both."""
-    return _find_kind(one) == _find_kind(other)
+    return _get_kind(one) == _get_kind(other)
 
 
-def _find_kind(lost: Lost) -> tuple[str, str, bool]:
+def _get_kind(lost: Lost) -> tuple[str, str, bool]:
     return lost.where, lost.reason, lost.count == ABSENT
 
 
@@ -48,7 +48,7 @@ def load_losses(rows: list[list[Any]]) -> Losses:
 def describe_losses(losses: Iterable[Lost], without: str = "") -> str:
     """For people: what was lost where, but for one reason."""
     return ", ".join(
-        f"{lost.reason or lost.where}: {'nobody knows how many' if lost.count == ABSENT else lost.count}"
+        f"{lost.reason or lost.where}: {'unknown number' if lost.count == ABSENT else lost.count}"
         for lost in join_losses(losses)
         if lost.reason != without
     )

@@ -63,7 +63,7 @@ class Outbox(Inlet):
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
         self._absences = Repeats(clock)
-        self._told_absence = False
+        self._reported_absence = False
 
     @property
     def state(self) -> SinkState:
@@ -78,20 +78,20 @@ class Outbox(Inlet):
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
         with self._lock:
-            return replace(self._stats, sink_oldest_event_ns=self._find_oldest())
+            return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
 
-    def _find_oldest(self) -> int:
+    def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
             return self._disk.oldest
         first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def enable(self) -> None:
-        """Takes events again, after disable() or a failure."""
+        """Take events again, after disable() or a failure."""
         with self._lock:
             if self.is_out():
                 self._state = SinkState.STARTING
@@ -99,7 +99,7 @@ class Outbox(Inlet):
                 self._wake()
 
     def disable(self) -> None:
-        """Takes no more events. What waits stays on disk where there is a spool, else it is dropped."""
+        """Take no more events. What waits stays on disk where there is a spool, else it is dropped."""
         with self._lock:
             self._state = SinkState.DISABLED
             self._wake()
@@ -112,11 +112,11 @@ class Outbox(Inlet):
             self._wake()
 
     def reopen(self) -> None:
-        """Closes and opens the sink before the next write: a file that was moved away, a new secret."""
+        """Close and open the sink before the next write: a file that was moved away, a new secret."""
         self.replace(self._next_sink or self._sink, self.queue)
 
     def flush(self, timeout: float, *, at_once: bool = True) -> bool:
-        """Writes without waiting for more to join. True when all that waits now has left in time.
+        """Write without waiting for more to join. True when all that waits now has left in time.
 
         `at_once`: also where the sink is to be tried again later.
         """
@@ -138,7 +138,7 @@ class Outbox(Inlet):
             self._wake()
 
     def stop(self, deadline: float) -> None:
-        """Drains until the deadline (a time of the clock), spools or counts the rest. Ends on time."""
+        """Drain until the deadline (a time of the clock), spool or count the rest. Ends on time."""
         self.begin_stop(deadline)
         while self._thread.is_alive() and (left := (self._deadline or 0.0) - self._clock()) > 0:
             self._thread.join(min(left, HURRY_SECONDS))
@@ -155,12 +155,12 @@ class Outbox(Inlet):
         if dropped := self._clear_memory("shutdown"):
             logger.warning("sink %s: the time to stop is over, dropping %d events", self.name, dropped)
         self._close_sink()
-        losses = self._waiting.take_losses()
+        losses = self._waiting.pop_losses()
         if self._disk is not None:
             self._disk.note(losses)
             self._disk.close()
         elif missed := describe_losses(losses, "shutdown"):
-            logger.warning("sink %s: ended before it could be told what was lost (%s)", self.name, missed)
+            logger.warning("sink %s: ended before the loss could be reported (%s)", self.name, missed)
 
     # ---- the thread -----------------------------------------------------------------------------------
 
@@ -187,10 +187,14 @@ class Outbox(Inlet):
         return self._abandoned or not held or self._clock() >= self._deadline
 
     def step(self) -> float | None:
-        """Does one thing that is due. Seconds until the next may be due, 0 for at once, None: when woken.
+        """Do one thing that is due. Seconds until the next may be due, 0 for at once, None: when woken.
 
         The thread is nothing but this in a loop; tests call it with a clock of their own instead.
         """
+        # One action a call, the most urgent first. Disabled or failed: free memory, sleep until woken. A
+        # new sink replaces the old one between two writes. During a back-off nothing is written, but a batch
+        # that is due moves to disk. Else: open, load the next batch, write it; _attempt() turns errors into
+        # a state. What is on disk is always older than the queue, and goes first.
         now = self._clock()
         if self.is_out():
             self._close_sink()
@@ -227,7 +231,7 @@ class Outbox(Inlet):
             return max(0.0, head.came + self._sink.batch_wait - now)
 
     def _load(self, now: float) -> bool:
-        """Gets the next thing to write: from disk while there is anything, else from the queue."""
+        """Get the next thing to write: from disk while there is anything, else from the queue."""
         if self._disk is not None:
             self._disk.report_losses()
         if self._disk is not None and self._disk.rows:
@@ -247,7 +251,7 @@ class Outbox(Inlet):
             return batch is not None
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
-        """Stores what was being written, or the next that is ready. False when nothing was or could be."""
+        """Store what was being written, or the next that is ready. False when nothing was or could be."""
         disk, in_flight = self._disk, self._in_flight
         if disk is None or (disk.is_full() and not everything):
             return False
@@ -277,7 +281,7 @@ class Outbox(Inlet):
         with self._lock:
             if not reason and not self.is_out():  # somebody has enabled it just now
                 return 0
-            dropped, oldest = self._stats.sink_events_queued, self._find_oldest()
+            dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
             self._stats.sink_events_queued = 0
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:
@@ -341,7 +345,7 @@ class Outbox(Inlet):
         """As soon as something is accepted: where it was refused, the record would have been refused too."""
         if events:
             self._waiting.hold_lost(Lost(events, batch.oldest, time.time_ns(), self.name, "refused"))
-        for lost in self._waiting.take_held() if accepted else ():
+        for lost in self._waiting.pop_held() if accepted else ():
             self._append_lost(lost)
 
     def _recover(self, state: SinkState = SinkState.OK, *, delivered: bool = False) -> None:
@@ -350,12 +354,12 @@ class Outbox(Inlet):
         with self._lock:
             if not self.is_out():
                 self._state = state
-        if delivered and self._told_absence:
-            self._told_absence = False
+        if delivered and self._reported_absence:
+            self._reported_absence = False
             logger.info("sink %s: works again", self.name)
 
     def _revise(self, revision: SinkRevised) -> None:
-        """Writes the parts or the rest instead; events that are in none of them have been refused."""
+        """Write the parts or the rest instead; events that are in none of them have been refused."""
         with self._lock:
             if self._abandoned or not self._in_flight:
                 return
@@ -400,7 +404,7 @@ class Outbox(Inlet):
                 self._state = SinkState.RETRYING
         self._remove(done)
         text = "sink %s: %s, retrying in %.1f s"
-        self._told_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
+        self._reported_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

@@ -61,17 +61,17 @@ class Queue:
                 return
         self._held.append(lost)
 
-    def take_held(self) -> list[Lost]:
+    def pop_held(self) -> list[Lost]:
         """All that was held since the last call, those of a kind as one."""
         held, self._held = self._held, []
         return held
 
-    def take_losses(self) -> list[Lost]:
+    def pop_losses(self) -> list[Lost]:
         """All that wait or are held, where there is no time left to report them."""
         waiting = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
         self._waiting.clear()
         self.events = 0
-        return [*waiting, *self.take_held()]
+        return [*waiting, *self.pop_held()]
 
     def take(self, events: int) -> Batch | None:
         """A loss alone, or the first events with those that follow, as far as no more than `events`."""
@@ -92,14 +92,14 @@ class Queue:
         return Batch.of(parts)
 
     def put_back(self, batch: Batch, came: float) -> None:
-        """Undoes take()."""
+        """Undo take()."""
         if batch.lost is not None:
             self._waiting.appendleft(Waiting(batch.lost, came))
         self._waiting.extendleft(Waiting(part, came) for part in reversed(batch.parts))
         self.events += batch.events
 
     def clear(self, now: float) -> None:
-        """Forgets the events. The losses stay: they are still to be reported."""
+        """Forget the events. The losses stay: they are still to be reported."""
         losses = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
         self._waiting.clear()
         self.events = 0

@@ -15,7 +15,7 @@ from typing import Final
 
 from conntrackd.delivery.losses import Losses, dump_losses, load_losses
 from conntrackd.delivery.spool_state import State
-from conntrackd.delivery.store import Parcel
+from conntrackd.delivery.store import PackedBatch
 
 MARK: Final = b"\xffctrow\x01\n"
 # Mark, number, events, time of the first, whether it is a report, lengths of losses and payload, and the
@@ -60,18 +60,18 @@ class Segment:
     """Whether it is damaged, and a copy of it is kept aside."""
 
 
-def encode_row(number: int, parcel: Parcel, *, is_report: bool = False) -> bytes:
+def encode_row(number: int, packed: PackedBatch, *, is_report: bool = False) -> bytes:
     """A row as it stands on disk."""
-    losses = json.dumps(dump_losses(parcel.losses)).encode() if parcel.losses else b""
-    body = losses + parcel.payload
+    losses = json.dumps(dump_losses(packed.losses)).encode() if packed.losses else b""
+    body = losses + packed.payload
     head = HEAD.pack(
         MARK,
         number,
-        parcel.events,
-        parcel.oldest,
+        packed.events,
+        packed.oldest,
         is_report,
         len(losses),
-        len(parcel.payload),
+        len(packed.payload),
         zlib.crc32(body),
         0,
     )[:CHECKED]
@@ -79,7 +79,7 @@ def encode_row(number: int, parcel: Parcel, *, is_report: bool = False) -> bytes
 
 
 def decode_head(data: bytes, at: int) -> Head | None:
-    """None for what is no head, or another one than was written."""
+    """None if it is not a head, or not as it was written."""
     if len(data) < HEAD.size:
         return None
     mark, number, events, oldest, report, losses, payload, body, checksum = HEAD.unpack_from(data)
@@ -89,30 +89,30 @@ def decode_head(data: bytes, at: int) -> Head | None:
 
 
 def read_head(file: int, at: int) -> Head | None:
-    """The head at this place. OSError as read(2) says."""
+    """The head at this offset. OSError as read(2) says."""
     return decode_head(os.pread(file, HEAD.size, at), at)
 
 
-def read_parcel(file: int, head: Head) -> Parcel | None:
-    """The row's parcel. None when its body is not what was written."""
+def read_packed(file: int, head: Head) -> PackedBatch | None:
+    """The row's packed. None when its body is not what was written."""
     body = os.pread(file, head.losses_size + head.payload_size, head.at + HEAD.size)
     if len(body) != head.losses_size + head.payload_size or zlib.crc32(body) != head.checksum:
         return None
     losses: Losses = load_losses(json.loads(body[: head.losses_size])) if head.losses_size else ()
-    return Parcel(body[head.losses_size :], head.events, head.oldest, losses)
+    return PackedBatch(body[head.losses_size :], head.events, head.oldest, losses)
 
 
 def find_head(file: int, at: int, size: int) -> Head | None:
-    """The first head at this place or behind it, before the file's end."""
+    """The first head at or behind this offset, before the file's end."""
     while at < size:
         head = read_head(file, at)
         if head is not None and head.end <= size:
             return head
-        at = _find_mark(file, at + 1, size)
+        at = _seek_mark(file, at + 1, size)
     return None
 
 
-def _find_mark(file: int, at: int, size: int) -> int:
+def _seek_mark(file: int, at: int, size: int) -> int:
     while at < size:
         data = os.pread(file, SEARCH_BYTES, at)
         found = data.find(MARK)
@@ -125,14 +125,14 @@ def _find_mark(file: int, at: int, size: int) -> int:
 
 
 def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
-    """All heads from this place on, in their order."""
+    """All heads from this offset on, in their order."""
     while (head := find_head(file, at, size)) is not None:
         yield head
         at = head.end
 
 
 def scan_segment(path: Path, state: State) -> Segment:
-    """What is left in a file. `is_kept` says for now that there are bytes in it that are no rows."""
+    """What is left in a file. `is_kept` means for now that it has bytes outside of rows."""
     segment = Segment(path)
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:

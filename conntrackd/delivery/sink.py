@@ -21,7 +21,7 @@ class SinkState(Enum):
     DISABLED = "disabled"
 
 
-class SinkTrouble(Exception):  # noqa: N818  # what the receiver says is no error of ours
+class SinkTrouble(Exception):  # noqa: N818  # an answer of the receiver, not an error of ours
     """What a sink raises from open() and write(); `reason` is one line for the log and the status."""
 
     def __init__(self, reason: str) -> None:
@@ -93,13 +93,13 @@ class Sink(Protocol):
         """Seconds that the first event may wait for others to join it; 0 writes at once."""
 
     def open(self) -> None:
-        """Connects and reads secrets. Called before the first write and after each trouble."""
+        """Connect and read secrets. Called before the first write and after each trouble."""
 
     def write(self, parts: Sequence[Rendered]) -> int:
-        """Returns the number of bytes when the receiver has accepted all of it: events, or one loss."""
+        """Return the number of bytes when the receiver has accepted all of it: events, or one loss."""
 
     def close(self) -> None:
-        """Lets go of everything. May be called twice, and from another thread to end a write that hangs."""
+        """Let go of everything. May be called twice, and from another thread to end a write that hangs."""
 
 
 @runtime_checkable
@@ -111,9 +111,9 @@ class DirectSink(Sink, Protocol):
 
 
 def describe(error: Exception) -> str:
-    """An exception in one line, in the system's words where there are some."""
+    """An exception in one line, with the system's text if it has one."""
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return "too many files are open: LimitNOFILE= in the unit, or ulimit -n, is too small"
+        return "too many files are open: LimitNOFILE= in the unit, or ulimit -n, is too low"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,6 +1,6 @@
 """Batches on disk for a sink that can be away: at least once, in order, bounded, past kill -9 and damage.
 
-What the bytes of a row mean knows batch.py. Rows stand in files of some MiB (segment.py) that are only
+batch.py interprets the bytes of a row. Rows stand in files of some MiB (segment.py) that are only
 appended to and go as a whole; what is delivered of them stands in a file of its own (spool_state.py). A row
 is on the disk itself before append() returns: a power failure takes no more than the one batch that was
 being written. An acknowledgement that a power failure undoes only means that a batch is sent twice; SIGKILL
@@ -27,12 +27,12 @@ from conntrackd.delivery.segment import (
     encode_row,
     find_head,
     list_heads,
-    read_parcel,
+    read_packed,
     scan_segment,
 )
 from conntrackd.delivery.spool_directory import SAFE, SpoolDirectory, write_all
 from conntrackd.delivery.spool_state import State
-from conntrackd.delivery.store import Parcel, Row, SpoolError
+from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, Lost
 
@@ -40,18 +40,18 @@ MIN_SEGMENT, MAX_SEGMENT = 64 << 10, 8 << 20
 SEGMENTS: Final = 16  # at the bound: so much of it goes at once
 # The last file of an empty spool goes when it has grown beyond this: an outage does not cost disk for ever.
 SHRINK_ABOVE: Final = 64 << 10
-# A disk in this condition may mend while the daemon runs; everything else is a mistake in the configuration.
+# A disk in this condition may recover while the daemon runs; anything else is a configuration mistake.
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 
 
 class Spool:
     """A Store of bytes in `directory`, which belongs to one process at a time.
 
-    Its files have no more than `limit` bytes together, but always room for one parcel.
+    Its files have no more than `limit` bytes together, but always room for one packed.
     """
 
     def __init__(self, directory: Path, name: str, limit: int) -> None:
-        """ConfigError when the directory cannot be used, or another process uses it. Damage is no error."""
+        """ConfigError when the directory cannot be used, or is in use. Damage raises nothing."""
         self.rows = 0
         self.events = 0
         self.damage = ""
@@ -77,7 +77,7 @@ class Spool:
     # ---- opening --------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Takes the lock, reads what is there, and says what should be and is not."""
+        """Take the lock, read what is there, and settle what is missing."""
         try:
             self._directory.open()
             state = self._state if self._known else self._read_state()
@@ -102,12 +102,12 @@ class Spool:
         from conntrackd.delivery.spool_import import read_database  # noqa: PLC0415  # sqlite3 takes memory
 
         is_whole = True
-        for parcel, is_good in read_database(path):
+        for packed, is_good in read_database(path):
             if is_good:
-                self.append([parcel])
+                self.append([packed])
             else:
                 is_whole = False
-                self.note([self._make_loss(parcel.events, "damaged", parcel.oldest)])
+                self.note([self._make_loss(packed.events, "damaged", packed.oldest)])
         if not is_whole:
             self._note_damage("not all of it can be read", self._directory.keep(path))
         for suffix in ("-wal", "-shm", ""):
@@ -134,20 +134,23 @@ class Spool:
                 self._note_damage(f"{path.name} cannot be read", self._directory.keep(path))
 
     def _settle(self, state: State | None) -> None:
-        """Compares what is there with what should be, and writes down what is not."""
+        """Compare what is there with what should be, and record what is missing."""
+        # The state knows how many events the rows below its `next` hold: fewer are damage, and one loss.
+        # Newer rows are appends that it does not know yet: they count, and what they report is reported.
+        # Without a state nothing can be compared, and the loss has no number.
         before = state or State()
         losses, missing = before.losses, 0
         if state is None:
             if self.damage or self._segments:
                 # What is missing cannot be counted: the state would have known it.
                 losses = (self._make_loss(ABSENT, "damaged"),)
-                self._note_damage("nobody knows how much was in it")
+                self._note_damage("it held an unknown number of events")
         else:
             found, reported = self._look_behind(state)
             losses = _drop_reported(losses, reported)
             missing = max(0, state.events - found)
         for segment in self._segments:
-            # Else it is what a process wrote last that was killed, and nobody was told that it is there.
+            # Else it is the last write of a killed process, which was never acknowledged.
             segment.is_kept &= missing > 0 or state is None
             if segment.is_kept:
                 self._note_damage("", self._directory.keep(segment.path, copy=True))
@@ -185,8 +188,8 @@ class Spool:
             with self._opened(segment.path) as file:
                 for head in list_heads(file, segment.size):
                     if head.number >= state.next:
-                        parcel = read_parcel(file, head) if head.is_report else None
-                        reported += () if parcel is None else parcel.losses
+                        packed = read_packed(file, head) if head.is_report else None
+                        reported += () if packed is None else packed.losses
                     elif not state.is_gone(head.number):
                         events += head.events
         return events, reported
@@ -215,27 +218,27 @@ class Spool:
         """Time of the oldest record, 0 for none."""
         with suppress(SpoolError):
             row = self._find_first()
-            return 0 if row is None else row.parcel.oldest
+            return 0 if row is None else row.packed.oldest
         return 0
 
     def append(
-        self, parcels: Sequence[Parcel], *, keep: int | None = None, is_report: bool = False
+        self, batches: Sequence[PackedBatch], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row]:
         """See Store."""
         self._use()
         number = self._state.next
         data = b"".join(
-            encode_row(number + index, parcel, is_report=is_report) for index, parcel in enumerate(parcels)
+            encode_row(number + index, packed, is_report=is_report) for index, packed in enumerate(batches)
         )
         with self._translated():
             segment = self._write(data)
-        events = sum(parcel.events for parcel in parcels)
-        segment.rows += len(parcels)
+        events = sum(packed.events for packed in batches)
+        segment.rows += len(batches)
         segment.events += events
-        segment.last = number + len(parcels) - 1
-        self.rows += len(parcels)
+        segment.last = number + len(batches) - 1
+        self.rows += len(batches)
         self.events += events
-        reported = [lost for parcel in parcels for lost in parcel.losses] if is_report else []
+        reported = [lost for packed in batches for lost in packed.losses] if is_report else []
         losses = _drop_reported(self._state.losses, reported)
         self._change(next=segment.last + 1, events=self.events, losses=losses)
         gone: list[Row] = []
@@ -268,7 +271,7 @@ class Spool:
         return segment
 
     def _make_room(self, keep: int | None, gone: list[Row]) -> None:
-        """Lets the oldest segments go until the bound holds, but never the last, nor the row in flight."""
+        """Let the oldest segments go until the bound holds, but never the last, nor the row in flight."""
         while sum(segment.size for segment in self._segments) > self._limit:
             for segment in list(self._segments)[:-1]:
                 rows = self._list_rows(segment)
@@ -285,19 +288,19 @@ class Spool:
         with suppress(FileNotFoundError), self._opened(segment.path) as file:
             for head in list_heads(file, segment.size, segment.at):
                 if not state.is_gone(head.number):
-                    parcel = read_parcel(file, head)
-                    losses = parcel.losses if parcel is not None else ()
-                    rows.append(Row(head.number, Parcel(b"", head.events, head.oldest, losses)))
-        missing = segment.events - sum(row.parcel.events for row in rows)
+                    packed = read_packed(file, head)
+                    losses = packed.losses if packed is not None else ()
+                    rows.append(Row(head.number, PackedBatch(b"", head.events, head.oldest, losses)))
+        missing = segment.events - sum(row.packed.events for row in rows)
         if missing > 0:
-            rows.append(Row(segment.last, Parcel(b"", missing), intact=False))
+            rows.append(Row(segment.last, PackedBatch(b"", missing), intact=False))
         return rows
 
     def _cut(self, segment: Segment, rows: list[Row]) -> None:
         """The number first, then the rows."""
-        events = sum(row.parcel.events for row in rows)
-        since = min((row.parcel.oldest for row in rows if row.parcel.oldest), default=0)
-        gone = [lost for row in rows for lost in row.parcel.losses]
+        events = sum(row.packed.events for row in rows)
+        since = min((row.packed.oldest for row in rows if row.packed.oldest), default=0)
+        gone = [lost for row in rows for lost in row.packed.losses]
         if events:
             gone.append(self._make_loss(events, "spool", since))
         first = min((row.number for row in rows), default=segment.last)
@@ -330,20 +333,20 @@ class Spool:
     def _read_first(self) -> tuple[Head | None, Row] | None:
         while self._segments:
             segment = self._segments[0]
-            head, parcel = None, None
+            head, packed = None, None
             with suppress(FileNotFoundError):
                 file = self._open_reader(segment)
                 head = find_head(file, segment.at, segment.size)
                 while head is not None and self._state.is_gone(head.number):
                     head = find_head(file, head.end, segment.size)
                 if head is not None:
-                    parcel = read_parcel(file, head)
+                    packed = read_packed(file, head)
             if head is not None:
-                blank = Parcel(b"", head.events, head.oldest)
-                return head, Row(head.number, parcel or blank, parcel is not None)
+                blank = PackedBatch(b"", head.events, head.oldest)
+                return head, Row(head.number, packed or blank, packed is not None)
             if segment.rows > 0 or segment.events > 0:
                 # All that can be read of it has been: what is missing stood in what cannot.
-                return None, Row(segment.last, Parcel(b"", segment.events), intact=False)
+                return None, Row(segment.last, PackedBatch(b"", segment.events), intact=False)
             if len(self._segments) == 1 and self._writer is not None:
                 return None
             self._drop_segment(segment)
@@ -360,14 +363,14 @@ class Spool:
         head, segment = first[0], self._segments[0]
         done = 1 if head is not None else segment.rows
         segment.rows -= done
-        segment.events -= row.parcel.events
+        segment.events -= row.packed.events
         segment.at = segment.size if head is None else head.end
         self.rows -= done
-        self.events -= row.parcel.events
+        self.events -= row.packed.events
         losses = self._state.losses
         if not row.intact:
-            lost = self._make_loss(row.parcel.events, "damaged", row.parcel.oldest)
-            losses = join_losses((*losses, *row.parcel.losses, *([lost] if row.parcel.events else ())))
+            lost = self._make_loss(row.packed.events, "damaged", row.packed.oldest)
+            losses = join_losses((*losses, *row.packed.losses, *([lost] if row.packed.events else ())))
         self._change(done=max(self._state.done, row.number), events=self.events, losses=losses)
         with self._translated():
             if not row.intact and not segment.is_kept:
@@ -380,8 +383,8 @@ class Spool:
     def _forget(self, row: Row) -> None:
         """It was delivered from memory, and cannot be read any more: it is none of those that are missing."""
         if self._segments and row.number > self._state.done:
-            self._segments[0].events -= row.parcel.events
-            self.events -= row.parcel.events
+            self._segments[0].events -= row.packed.events
+            self.events -= row.packed.events
             self._change(done=row.number, events=self.events)
 
     def _give_back(self) -> None:
@@ -486,7 +489,7 @@ class Spool:
         self._directory.close()
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         self._disconnect()
         self._directory.unlock()
 

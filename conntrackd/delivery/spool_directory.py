@@ -27,7 +27,7 @@ class SpoolDirectory:
         self._state: int | None = None
 
     def open(self) -> None:
-        """Makes it, and takes it for this process. ConfigError when another one has it."""
+        """Create it and lock it for this process. Raises ConfigError when another one holds it."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._lock is None:
             self._take_lock()
@@ -54,13 +54,13 @@ class SpoolDirectory:
         return self._state is not None
 
     def close(self) -> None:
-        """Lets go of the state, not of the lock."""
+        """Let go of the state, not of the lock."""
         state, self._state = self._state, None
         if state is not None:
             os.close(state)
 
     def unlock(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -131,7 +131,7 @@ class SpoolDirectory:
 
 
 def write_all(file: int, data: bytes, at: int) -> None:
-    """All of it, at this place."""
+    """Write all of it at this offset."""
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, at)

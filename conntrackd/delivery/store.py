@@ -13,32 +13,32 @@ class SpoolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class PackedBatch:
     """A batch as bytes, how many events are in it, and the time of its first record."""
 
     payload: bytes
     events: int
     oldest: int = 0
     losses: Losses = ()
-    """The LOST record in it: reported again when the parcel itself is lost."""
+    """The LOST record in it: reported again when the packed itself is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parcel on disk."""
+    """A packed on disk."""
 
     number: int
-    parcel: Parcel
+    packed: PackedBatch
     intact: bool = True
     """Whether it is what was stored. If not, only the number of its events is known."""
 
 
 class Store(Protocol):
-    """Parcels on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
+    """Packed batches on disk, oldest first. Used by one thread at a time. Its methods raise SpoolError."""
 
     @property
     def rows(self) -> int:
-        """Parcels in it."""
+        """Batches in it."""
 
     @property
     def events(self) -> int:
@@ -65,9 +65,9 @@ class Store(Protocol):
         """What is gone and has not been reported yet. On disk, too."""
 
     def append(
-        self, parcels: Sequence[Parcel], *, keep: int | None = None, is_report: bool = False
+        self, batches: Sequence[PackedBatch], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row]:
-        """Stores all or none of them behind the others. With `is_report` each stands for its `losses`.
+        """Store all or none of them behind the others. With `is_report` each stands for its `losses`.
 
         Returns the oldest rows, which had to go for them; never the one numbered `keep`.
         """
@@ -79,10 +79,10 @@ class Store(Protocol):
         """The oldest row is done with: first() never gives it again. One that is not intact is a loss."""
 
     def note(self, losses: Sequence[Lost]) -> None:
-        """Adds to the losses what was lost elsewhere."""
+        """Add to the losses what was lost elsewhere."""
 
     def set_aside(self) -> str:
-        """Keeps the files under another name, which is returned, and starts anew and empty."""
+        """Keep the files under another name, which is returned, and start anew and empty."""
 
     def close(self) -> None:
-        """Lets another process open it."""
+        """Let another process open it."""

@@ -20,14 +20,14 @@ SLOTS: Final = 256
 INDEX_BYTES: Final = 2
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
-TELLS_REASON: Final = (5, 10)
+REPORTS_REASON: Final = (5, 10)
 # Takes the reference where the core could be had, to compare them.
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
 Selection = bytes
 Opaque = Any
 """What an engine has made: of no use to the other one, nor to anybody else."""
-Kind = tuple[int, int, int]
+Tally = tuple[int, int, int]
 """An event type, a protocol, and how many events have both."""
 
 
@@ -47,7 +47,7 @@ class Received(NamedTuple):
     """Events that it had no room for, modulo 2^32."""
 
 
-class Batch(Protocol):
+class EventBatch(Protocol):
     """Events that were read together. Belongs to one thread; the next receive() or load() replaces them."""
 
     received_ns: int
@@ -66,7 +66,7 @@ class Batch(Protocol):
     def datagrams(self, limit: int, /) -> tuple[int, bytes]:
         """The first datagrams of the last receive, each padded to a multiple of 4 bytes, and their number."""
 
-    def tally(self, selection: Selection | None, /) -> tuple[Kind, ...]:
+    def tally(self, selection: Selection | None, /) -> tuple[Tally, ...]:
         """How many there are of each type and protocol."""
 
     def of_types(self, selection: Selection | None, mask: int, /) -> Selection:
@@ -82,7 +82,7 @@ class Batch(Protocol):
         """All fields of an event by their name in Flow; None for what it does not carry."""
 
 
-class Table(Protocol):
+class RuleTable(Protocol):
     """Rules in force, with the counts of events that each of them decided."""
 
     @property
@@ -135,12 +135,12 @@ class Engine(Protocol):
     fault: str
     """Why it is not the core, though that was asked for; empty where it is, or was not."""
 
-    def open_batch(self) -> Batch: ...
+    def open_batch(self) -> EventBatch: ...
     def open_ids(self) -> Ids: ...
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
     def compile_table(
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
-    ) -> Table: ...
+    ) -> RuleTable: ...
     def compile_template(self, template: Template) -> Opaque: ...
 
     def decide(
@@ -162,17 +162,17 @@ class Engine(Protocol):
         """The events of a selection, at least one, in the form of a compiled template."""
 
 
-def find_engine(environ: Mapping[str, str] | None = None) -> Engine:
+def load_engine(environ: Mapping[str, str] | None = None) -> Engine:
     """The core, or plain Python where it cannot be loaded: that works too, at ten times the cost."""
     environ = os.environ if environ is None else environ
-    tells_reason, fault = is_kernel(*TELLS_REASON), ""
+    reports_reason, fault = is_kernel(*REPORTS_REASON), ""
     if environ.get(VARIABLE) != "plain":
         try:
             from conntrackd.engine.native import NativeEngine  # noqa: PLC0415  # it may not be there
 
-            return NativeEngine(tells_reason)
+            return NativeEngine(reports_reason)
         except ImportError as error:
             fault = str(error)
     from conntrackd.engine.plain import PlainEngine  # noqa: PLC0415  # memory that the core does not need
 
-    return PlainEngine(tells_reason, fault)
+    return PlainEngine(reports_reason, fault)

@@ -11,7 +11,7 @@ from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import Location
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.render.rendered import Rendered, Stream
-from conntrackd.render.steps import compile_template, render_places
+from conntrackd.render.steps import compile_template, render_location
 from conntrackd.render.template import Template
 
 # Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
@@ -45,7 +45,7 @@ class NativeTable:
 
     def learn(self, number: int, location: Location) -> None:
         """What the rules ask about a Location."""
-        self.core.set_location(number, self.description.find_location_bits(location))
+        self.core.set_location(number, self.description.compute_location_bits(location))
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class NativeTemplate:
 
     def learn(self, number: int, location: Location) -> None:
         """A Location's texts."""
-        self.core.set_places(number, *render_places(self.template.syntax, location))
+        self.core.set_location_texts(number, *render_location(self.template.syntax, location))
 
 
 class NativeLocations:
@@ -80,7 +80,7 @@ class NativeLocations:
         missing = batch.locate(self._addresses, selection, True)
         if missing:
             for address in missing:
-                self._addresses.put(address, self._find_number(address))
+                self._addresses.put(address, self._get_number(address))
             batch.locate(self._addresses, selection, False)
 
     def teach(self, pupil: NativeTable | NativeTemplate) -> None:
@@ -92,7 +92,7 @@ class NativeLocations:
             progress.known += 1
             pupil.learn(progress.known, self._list[progress.known])
 
-    def _find_number(self, address: bytes) -> int:
+    def _get_number(self, address: bytes) -> int:
         location = self._databases.look_up(address)
         if location is None:
             return 0
@@ -116,12 +116,12 @@ class NativeEngine:
     name = "core"
     fault = ""
 
-    def __init__(self, tells_reason: bool) -> None:
-        self._tells_reason = tells_reason
+    def __init__(self, reports_reason: bool) -> None:
+        self._reports_reason = reports_reason
         self._label_names = read_label_names()
 
     def open_batch(self) -> core.Batch:
-        return core.Batch(SLOTS, SLOT_BYTES, self._tells_reason)
+        return core.Batch(SLOTS, SLOT_BYTES, self._reports_reason)
 
     def open_ids(self) -> core.Ids:
         return core.Ids()

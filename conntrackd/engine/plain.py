@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, Kind, LookUp, Selection
+from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, LookUp, Selection, Tally
 from conntrackd.filter.ast import Rule, uses_location
 from conntrackd.filter.evaluate import evaluate, is_left_out
 from conntrackd.flow import ABSENT, Flow, Location
@@ -28,10 +28,10 @@ FIELD_NAMES: Final = tuple(field.name for field in fields(Flow))
 class PlainBatch:
     """See engine.Batch."""
 
-    def __init__(self, tells_reason: bool) -> None:
+    def __init__(self, reports_reason: bool) -> None:
         self.received_ns = 0
         self.flows: list[Flow] = []
-        self._tells_reason = tells_reason
+        self._reports_reason = reports_reason
         self._datagrams: list[bytes] = []
         self._malformed = 0
         self._read_at = 0.0
@@ -74,7 +74,7 @@ class PlainBatch:
         chosen = [data for data in self._datagrams if len(data) <= SLOT_BYTES][:limit]
         return len(chosen), b"".join(data + bytes(-len(data) % 4) for data in chosen)
 
-    def tally(self, selection: Selection | None, /) -> tuple[Kind, ...]:
+    def tally(self, selection: Selection | None, /) -> tuple[Tally, ...]:
         counts = Counter((flow.type, flow.protocol) for flow in self.select(selection))
         return tuple((*kind, count) for kind, count in counts.items())
 
@@ -126,7 +126,7 @@ class PlainBatch:
 
     def _append(self, message: bytes) -> None:
         try:
-            self.flows.append(walk(message, self.received_ns, tells_reason=self._tells_reason))
+            self.flows.append(walk(message, self.received_ns, reports_reason=self._reports_reason))
         except MalformedError:
             self._malformed += 1
 
@@ -228,13 +228,13 @@ class PlainEngine:
 
     name = "plain"
 
-    def __init__(self, tells_reason: bool, fault: str = "") -> None:
+    def __init__(self, reports_reason: bool, fault: str = "") -> None:
         self.fault = fault
-        self._tells_reason = tells_reason
+        self._reports_reason = reports_reason
         self._label_names = read_label_names()
 
     def open_batch(self) -> PlainBatch:
-        return PlainBatch(self._tells_reason)
+        return PlainBatch(self._reports_reason)
 
     def open_ids(self) -> PlainIds:
         return PlainIds()

@@ -153,7 +153,7 @@ class Rule:
     keep: bool
     expression: Expression
     text: str = field(default="", compare=False)
-    place: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False)
 
 
 def negate(item: Expression, span: Span = NO_SPAN) -> Expression:
@@ -173,21 +173,21 @@ def disjoin(items: Iterable[Expression], span: Span = NO_SPAN) -> Expression:
     return flat[0] if len(flat) == 1 else Or(flat, span)
 
 
-def find_leaves(expression: Expression) -> Iterator[Leaf]:
+def list_leaves(expression: Expression) -> Iterator[Leaf]:
     """All leaves, from left to right."""
     match expression:
         case And(items) | Or(items):
             for item in items:
-                yield from find_leaves(item)
+                yield from list_leaves(item)
         case Not(item):
-            yield from find_leaves(item)
+            yield from list_leaves(item)
         case _:
             yield expression
 
 
 def uses_location(rules: Sequence[Rule]) -> bool:
     """Whether a rule asks for a country or city, so that events must be located before they are selected."""
-    return any(isinstance(leaf, LocationIn) for rule in rules for leaf in find_leaves(rule.expression))
+    return any(isinstance(leaf, LocationIn) for rule in rules for leaf in list_leaves(rule.expression))
 
 
 def expand_network(leaf: NetworkIn) -> Expression:
@@ -195,7 +195,7 @@ def expand_network(leaf: NetworkIn) -> Expression:
     if PUBLIC not in leaf.names:
         return AddressIn(leaf.fields, _list_prefixes(leaf.names), leaf.span)
     others = _list_prefixes([name for name in NETWORKS if name not in leaf.names])
-    return disjoin((Not(AddressIn((each,), others, leaf.span)) for each in leaf.fields), leaf.span)
+    return disjoin((Not(AddressIn((address,), others, leaf.span)) for address in leaf.fields), leaf.span)
 
 
 def _list_prefixes(names: Iterable[str]) -> tuple[Prefix, ...]:
@@ -218,7 +218,7 @@ def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(merged)
 
 
-def find_span(prefix: Prefix) -> Range:
+def compute_span(prefix: Prefix) -> Range:
     """The first and the last address of a prefix, as numbers."""
     first = int.from_bytes(prefix.network, "big")
     return first, first | (1 << len(prefix.network) * 8 - prefix.length) - 1

@@ -30,8 +30,8 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
-    find_leaves,
-    find_span,
+    compute_span,
+    list_leaves,
     merge_ranges,
 )
 from conntrackd.filter.fields import DURATION, FAMILIES, FAMILY, Field, Prefix
@@ -77,7 +77,7 @@ class Goal:
 
 
 class Program:
-    """Writes one program."""
+    """Compiles one program."""
 
     def __init__(self, rules: Sequence[Rule], protocols: frozenset[int] | None, events: int) -> None:
         self._rules = rules
@@ -90,7 +90,14 @@ class Program:
         self._slots: dict[Field, int] = {}
 
     def write(self) -> list[Instruction] | None:
-        """None as soon as it is seen to be too long; `written` is the number of rules up to there."""
+        """Compile the rules; None as soon as they are too long, with `written` the number of rules so far.
+
+        First the event's type, then the protocols of the settings, both of which reject most. Then one search
+        for each attribute that a rule asks about, into a word of scratch memory; attributes beyond its size
+        make their conditions undecidable. Then the rules, each with its conditions as jumps: true goes to the
+        rule's action, false to the next rule. What cannot be decided here is passed up by a rule that logs,
+        and goes on to the next rule behind one that drops.
+        """
         wanted = [fields.PROTOCOL] if self._protocols is not None else []
         wanted += [field for rule in self._rules for field in _list_fields(rule.expression)]
         for field in dict.fromkeys(wanted):
@@ -107,7 +114,7 @@ class Program:
             if self._count_steps() > bpf.ROOM:
                 return None
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
-        if any(isinstance(each, Step) and DROP in (each.yes, each.no) for each in self._steps):
+        if any(isinstance(step, Step) and DROP in (step.yes, step.no) for step in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
         program = bpf.link(self._steps)
         return program if len(program) <= bpf.ROOM else None
@@ -130,7 +137,7 @@ class Program:
     # ---- before the rules -----------------------------------------------------------------------------
 
     def _write_type(self) -> None:
-        """The type's bit into its slot. What is no event is passed up, to be counted there."""
+        """Store the type's bit in its slot. What is not an event is passed up, to be counted there."""
         known, other, destroy, update, new, done = (self._new_label() for _ in range(6))
         self._add(bpf.LD_BYTE, TYPE_OFFSET + HIGH)
         self._add(bpf.JEQ, NFNL_SUBSYS_CTNETLINK, known, ACCEPT)
@@ -165,7 +172,7 @@ class Program:
         self._add(bpf.JEQ, 0, ACCEPT, found)  # without one it is malformed, which is counted
         self._mark(found)
         self._load_value(fields.PROTOCOL)
-        self._write_ranges([(each, each) for each in sorted(self._protocols)], ours, DROP)
+        self._write_ranges([(number, number) for number in sorted(self._protocols)], ours, DROP)
         self._mark(ours)
 
     def _write_search(self, field: Field) -> None:
@@ -239,7 +246,7 @@ class Program:
 
     def _write_leaf(self, leaf: Leaf, true: str, false: str, goal: Goal) -> None:
         """To `true` where the leaf is true, to `false` where it is false, to goal.no where it is unknown."""
-        if is_undecidable(leaf) or not all(self._is_at_hand(each) for each in _list_fields(leaf)):
+        if is_undecidable(leaf) or not all(self._is_at_hand(field) for field in _list_fields(leaf)):
             self._add(bpf.JA, yes=goal.unsure)
             return
         match leaf:
@@ -340,7 +347,7 @@ class Program:
         self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
         self._mark(ipv4)
-        spans = merge_ranges(find_span(each) for each in leaf.prefixes if len(each.network) == 4)
+        spans = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
         for field in leaf.fields if spans else ():
             further = self._new_label()
             self._add(bpf.LDX_MEM, self._slots[field])
@@ -454,10 +461,10 @@ def _is_address(field: Field) -> bool:
 
 def _list_fields(expression: Expression) -> Iterator[Field]:
     """The attributes of the message that a condition asks for."""
-    for leaf in find_leaves(expression):
+    for leaf in list_leaves(expression):
         match leaf:
             case NumberIn(asked) | AddressIn(asked):
-                yield from (each for each in asked if each.paths)
+                yield from (field for field in asked if field.paths)
             case StatusHas():
                 yield fields.STATUS
             case MarkIn():

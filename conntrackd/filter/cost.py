@@ -24,8 +24,8 @@ from conntrackd.filter.ast import (
     Or,
     Rule,
 )
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.fields import NETWORKS, PUBLIC
-from conntrackd.filter.text import RuleText
 
 MAX_CHARACTERS: Final = 256 << 10  # of all rules together: some 16,000 addresses
 MAX_WORDS: Final = 40 << 10
@@ -38,7 +38,7 @@ LONGEST_WRITTEN: Final = 8
 # Lists that stand side by side under `and` are compared with those of the next rule, each beside all the
 # rest: so many pairs cost as much as one comparison.
 PAIRS: Final = 64
-SPLIT: Final = "fewer rules, or lists in place of conditions: `address A,B` for `address A or address B`"
+SPLIT: Final = "use fewer rules, or lists instead of conditions: `address A,B` for `address A or address B`"
 
 
 class Size(NamedTuple):
@@ -72,7 +72,7 @@ def check_tail(rules: Iterable[Rule]) -> None:
 def _check_comparisons(rules: Iterable[Rule], limit: int) -> None:
     total = sum(count_comparisons(rule.expression) for rule in rules)
     if total > limit:
-        raise _refuse(f"the rules come to {total:,} comparisons", limit)
+        raise _refuse(f"the rules need {total:,} comparisons", limit)
 
 
 def count_comparisons(expression: Expression) -> int:
@@ -118,7 +118,7 @@ def _measure(expression: Expression, *, negated: bool) -> Size:
 def _measure_network(fields: int, names: Sequence[str], *, negated: bool) -> Size:
     """See expand_network(): PUBLIC is `not` in the others, once for each field."""
     is_public = PUBLIC in names
-    prefixes = [each for name in NETWORKS if (name in names) is not is_public for each in NETWORKS[name]]
+    prefixes = [prefix for name in NETWORKS if (name in names) is not is_public for prefix in NETWORKS[name]]
     parts = fields if is_public and negated else 1
     lists = parts if is_public is negated else 0
     return Size(fields * _count_written(prefixes), parts, lists)

@@ -27,7 +27,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
-from conntrackd.flow import ABSENT, EventType, Flow, Location, find_nat
+from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat
 
 # What there can be: SNAPSHOT is what events of the other types are called later.
 ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
@@ -80,7 +80,7 @@ def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: P
         case StatusHas(mask):
             return flow.status & mask != 0
         case NatHas(mask):
-            return find_nat(flow) & mask != 0
+            return compute_nat(flow) & mask != 0
         case MarkIn(marks):
             return any(flow.mark & mask == value for value, mask in marks)
         case NumberIn(fields, ranges):

@@ -37,7 +37,7 @@ def list_sections(
 ) -> dict[str, list[str]]:
     """The lines of each section, by its heading."""
     kernel = compile_kernel(rules, protocols=protocols, events=events)
-    groups = [each.name or "" for each in EventType if each & kernel.groups]
+    groups = [event_type.name or "" for event_type in EventType if event_type & kernel.groups]
     program = kernel.program
     sections = {
         "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]

@@ -9,6 +9,7 @@ from socket import AF_INET, AF_INET6
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from conntrackd import units
 from conntrackd.flow import EventType, Nat, Protocol, Status, TcpState
 from conntrackd.netlink.constants import (
     CTA_COUNTERS_BYTES,
@@ -65,7 +66,7 @@ class Field:
 
 
 def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
-    paths = tuple((tuple_type, CTA_TUPLE_IP, each) for each in ends)
+    paths = tuple((tuple_type, CTA_TUPLE_IP, end) for end in ends)
     return Field(phrase, attribute, 16, paths, False, text)
 
 
@@ -186,7 +187,7 @@ COUNTERS: Final = MappingProxyType(
 )
 
 TYPES: Final = MappingProxyType(
-    {str(each.name): each.value for each in EventType if each != EventType.SNAPSHOT}
+    {str(event_type.name): event_type.value for event_type in EventType if event_type != EventType.SNAPSHOT}
 )
 PROTOCOLS: Final = MappingProxyType(
     {
@@ -194,7 +195,7 @@ PROTOCOLS: Final = MappingProxyType(
         for name in ("TCP", "UDP", "UDPLITE", "SCTP", "DCCP", "ICMP", "ICMPV6", "GRE")
     }
 )
-STATES: Final = MappingProxyType({each.name: each.value for each in TcpState})
+STATES: Final = MappingProxyType({state.name: state.value for state in TcpState})
 FAMILIES: Final = MappingProxyType({"IPV4": int(AF_INET), "IPV6": int(AF_INET6)})
 NATS: Final = MappingProxyType({"SNAT": int(Nat.SNAT), "DNAT": int(Nat.DNAT), "ANY": int(Nat.BOTH)})
 # Both ends at once, where ANY is one of them at least: two conditions, so not among NATS.
@@ -221,9 +222,8 @@ STATUSES: Final = MappingProxyType(
 UNREPLIED: Final = "UNREPLIED"
 
 OPERATORS: Final = ("<", "<=", "=", "!=", ">=", ">")
-SIZE_UNITS: Final = MappingProxyType({"K": 1 << 10, "M": 1 << 20, "G": 1 << 30})
-# Longest first: canonical text takes the first that divides.
-DURATION_UNITS: Final = MappingProxyType({"h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6})
+# Of durations in nanoseconds.
+DURATION_UNITS: Final = MappingProxyType({unit: ms * 10**6 for unit, ms in units.DURATION_UNITS.items()})
 # What a number without a unit counts.
 NO_UNIT: Final = MappingProxyType({"size": 1, "duration": 10**9})
 

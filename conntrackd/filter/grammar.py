@@ -16,8 +16,8 @@ from ply import lex, yacc
 from conntrackd.errors import ConntrackdError, ManyErrors, RuleError
 from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
-from conntrackd.filter.text import Mistake, RuleText, suggest
-from conntrackd.filter.words import EITHER, Builder, Side, Word
+from conntrackd.filter.build import EITHER, Builder, Side, Word
+from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
 from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
@@ -26,7 +26,7 @@ __all__ = ["RuleText", "parse_rule", "parse_rules"]
 MAX_RULES: Final = 1000
 MAX_LENGTH: Final = 4096
 MAX_NESTING: Final = 64
-MAX_MISTAKES: Final = 100  # that are told; 1,000 rules of nothing else took a minute and 2.5 GB
+MAX_MISTAKES: Final = 100  # that are reported; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
 KEYWORDS: Final = {
@@ -184,7 +184,7 @@ def p_target_port(p: yacc.YaccProduction) -> None:
 def p_target_place(p: yacc.YaccProduction) -> None:
     """target : PLACE values"""
     builder, kind, words = p.parser.builder, p[1].text.lower(), p[2]
-    p[0] = lambda side, span: builder.build_place(kind, side, words, span)
+    p[0] = lambda side, span: builder.build_location(kind, side, words, span)
 
 
 def p_side(p: yacc.YaccProduction) -> None:
@@ -228,7 +228,7 @@ def p_value(p: yacc.YaccProduction) -> None:
 
 
 def p_error(token: lex.LexToken | None) -> None:
-    """Only marks the place: which words could stand there is known to the parser's state (see _explain)."""
+    """Only marks the index: which words could stand there is known to the parser's state (see _explain)."""
     raise Unexpected(token)
 
 
@@ -292,15 +292,15 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
 
 def parse_rule(line: RuleText, number: int = 1) -> Rule:
     """One rule, which is the list's `number`th. Raises ManyErrors."""
-    place = line.place or f"rule {number}"
+    origin = line.origin or f"rule {number}"
     if len(line.text) > MAX_LENGTH:
         message = f"a rule of {len(line.text):,} characters: at most {MAX_LENGTH:,} are allowed"
-        raise ManyErrors([RuleError(message, place=place)])
+        raise ManyErrors([RuleError(message, origin=origin)])
     parsed, mistakes = _parse(line.text)
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
-        raise ManyErrors([each.to_error(line.text, place) for each in mistakes])
-    return Rule(*parsed, line.text, place)
+        raise ManyErrors([mistake.to_error(line.text, origin) for mistake in mistakes])
+    return Rule(*parsed, line.text, origin)
 
 
 def _parse(text: str) -> tuple[tuple[bool, Expression] | None, list[Mistake]]:
@@ -348,16 +348,16 @@ def _build_lexer() -> lex.Lexer:
 
 
 def _cut(text: str) -> list[lex.LexToken]:
-    """The words of a rule, with commas told apart. Raises Stop."""
+    """Split a rule into words; commas of lists and commas for `or` get different types. Raises Stop."""
     if not text.isprintable():
-        for place, char in enumerate(text):
+        for index, char in enumerate(text):
             if not char.isprintable() and char not in BLANKS:
-                raise Stop(Mistake(f"a control character (U+{ord(char):04X})", place, place + 1))
+                raise Stop(Mistake(f"a control character (U+{ord(char):04X})", index, index + 1))
     lexer = _build_lexer().clone()
     lexer.input(text)
     found = list(_measure(lexer))
     _check_nesting(found)
-    _tell_commas_apart(found)
+    _classify_commas(found)
     return found
 
 
@@ -385,20 +385,20 @@ def _check_nesting(found: list[lex.LexToken]) -> None:
             raise Stop(Mistake(message, token.lexpos, token.endlexpos))
 
 
-def _tell_commas_apart(found: list[lex.LexToken]) -> None:
+def _classify_commas(found: list[lex.LexToken]) -> None:
     """See the head of this file; a comma that no value stands before is an `or` too.
 
     So is one before two words in a row: the first of them must be a keyword that is misspelt.
     """
     keyword = ""
-    for place in range(1, len(found) - 1):
-        before, token, after = found[place - 1 : place + 2]
+    for index in range(1, len(found) - 1):
+        before, token, after = found[index - 1 : index + 2]
         if before.type == "LIST":
             keyword = before.value.text.upper()
         elif before.type not in VALUES | {"ANY", "COMMA"}:
             keyword = ""
         values = VALUES | {"ANY"} if keyword == "NAT" else VALUES
-        misspelt = after.type == "WORD" and found[place + 2 : place + 3] and found[place + 2].type in VALUES
+        misspelt = after.type == "WORD" and found[index + 2 : index + 3] and found[index + 2].type in VALUES
         if token.type == "COMMA" and (before.type not in values or after.type not in values or misspelt):
             token.type = "OR"
 
@@ -413,7 +413,7 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         end = len(text.rstrip())
         return Mistake(f"the rule ends where {wanted} is missing", end, end + 1)
     word = token.value.text
-    words = [each.lower() for each in KEYWORDS if KEYWORDS[each] in expected]
+    words = [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected]
     near = suggest(word, words) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
     return Mistake(message, token.lexpos, token.endlexpos)

@@ -20,7 +20,7 @@ from conntrackd.filter.ast import (
     Or,
     Rule,
     TypeIs,
-    find_leaves,
+    list_leaves,
     push_not_inward,
 )
 from conntrackd.filter.bpfcode import Program, is_undecidable
@@ -39,12 +39,12 @@ class KernelFilter(NamedTuple):
 def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
     """Groups and program for rules, protocols (None: all) and event types (bits)."""
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
-    groups = sum(each for each in _list_types(events) if may_keep(plain, each))
+    groups = sum(event_type for event_type in _list_types(events) if may_keep(plain, event_type))
     length, program = _fit(plain, protocols, events)
     notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
     if length < len(rules):
         notes.append(f"rules {length + 1} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
-    if not any(each.code == bpf.RET and each.k == 0 for each in program):
+    if not any(instruction.code == bpf.RET and instruction.k == 0 for instruction in program):
         return KernelFilter(groups, None, notes)
     return KernelFilter(groups, program, notes)
 
@@ -72,13 +72,17 @@ def _fit(
 
 
 def _list_types(events: int) -> Iterator[int]:
-    return (int(each) for each in (EventType.NEW, EventType.UPDATE, EventType.DESTROY) if each & events)
+    return (
+        int(event_type)
+        for event_type in (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
+        if event_type & events
+    )
 
 
 def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
-    """Whether the rules keep any event of this type, as far as the type alone tells."""
+    """Whether the rules keep any event of this type, as far as the type alone decides it."""
     for rule in rules:
-        answer = _judge(rule.expression, event_type)
+        answer = _evaluate_type(rule.expression, event_type)
         if answer is not False and rule.keep:
             return True
         if answer is True:
@@ -86,7 +90,7 @@ def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
     return True
 
 
-def _judge(expression: Expression, event_type: int) -> bool | None:
+def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
     """What is known of the expression when only the type is; None: it depends."""
     match expression:
         case Anything():
@@ -94,13 +98,13 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
         case TypeIs(mask):
             return bool(mask & event_type)
         case Not(item):
-            answer = _judge(item, event_type)
+            answer = _evaluate_type(item, event_type)
             return None if answer is None else not answer
         case And(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return False if False in answers else None if None in answers else True
         case Or(items):
-            answers = [_judge(item, event_type) for item in items]
+            answers = [_evaluate_type(item, event_type) for item in items]
             return True if True in answers else None if None in answers else False
         case _:
             return None
@@ -111,8 +115,8 @@ def _judge(expression: Expression, event_type: int) -> bool | None:
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:
     kinds = {
-        "the duration is computed there" if isinstance(leaf, Compare) else "places are looked up there"
-        for leaf in find_leaves(rule.expression)
+        "the duration is computed there" if isinstance(leaf, Compare) else "locations are looked up there"
+        for leaf in list_leaves(rule.expression)
         if is_undecidable(leaf)
     }
     for kind in sorted(kinds):

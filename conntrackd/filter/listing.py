@@ -74,7 +74,7 @@ def _render_bits(mask: int, vocabulary: Mapping[str, int]) -> str:
 
 
 def _render_condition(condition: Condition) -> str:
-    """Names of places in quotes, as they come from people."""
+    """Names of cities in quotes, as they come from people."""
     values = ",".join(ascii(value) if condition.attribute == "city" else value for value in condition.values)
     return f"{condition.attribute} is {'' if condition.truth else 'not '}{values}"
 

@@ -1,7 +1,7 @@
-"""Rules and values that no event of the kernel's can match, with the likely meaning. Never claims so wrongly.
+"""Rules and values that no event of the kernel can match, with the likely meaning. Never warns wrongly.
 
-reach.py looks at what earlier rules leave; here a rule is looked at alone, beside what the kernel can say and
-what the settings let in.
+shadowing.py compares a rule with earlier ones; here a rule is checked alone, against what the kernel can
+report and what the settings let in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,15 +25,15 @@ from conntrackd.filter.ast import (
     Rule,
     Span,
     TypeIs,
-    find_leaves,
-    find_span,
+    compute_span,
+    list_leaves,
     merge_ranges,
     push_not_inward,
 )
 from conntrackd.filter.countries import CODES, MEANT
-from conntrackd.filter.reach import find_unreachable, to_ranges
+from conntrackd.filter.diagnostics import show
 from conntrackd.filter.render import render
-from conntrackd.filter.text import show
+from conntrackd.filter.shadowing import list_shadowed, to_ranges
 from conntrackd.flow import EventType, Protocol
 
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
@@ -44,26 +44,26 @@ WITH_ICMP_IDS: Final = frozenset({int(Protocol.ICMP), int(Protocol.ICMPV6)})
 ICMP_IDS: Final = frozenset(fields.ICMP_IDS.values())
 PORTS: Final = frozenset({fields.SPORT, fields.DPORT, fields.REPLY_SPORT, fields.REPLY_DPORT})
 COUNTRIES: Final = frozenset({fields.SRC_COUNTRY, fields.DST_COUNTRY})
-NAMES: Final = {int(each): each.name for each in Protocol}
+NAMES: Final = {int(protocol): protocol.name for protocol in Protocol}
 MAPPED: Final = ip_network("::ffff:0:0/96")
-MAPPED_RANGE: Final = find_span(fields.to_prefix(MAPPED))
+MAPPED_RANGE: Final = compute_span(fields.to_prefix(MAPPED))
 # Conditions of all rules that are looked at, 26 us each: what comes after them is not claimed to be in vain.
 MAX_STEPS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class EventScope:
     """What the settings let in."""
 
     events: int = ALL_EVENTS
     protocols: frozenset[int] = ALL_PROTOCOLS
-    has_places: bool = True
+    has_locations: bool = True
     """Whether a database says where addresses are."""
     has_table: bool = True
     """Whether flows of the table are logged too, which have counters whatever their type."""
 
 
-class Reason(NamedTuple):
+class NeverMatch(NamedTuple):
     """Why something never matches, the words that say it, and what was meant."""
 
     message: str
@@ -73,7 +73,9 @@ class Reason(NamedTuple):
     def to_warning(self, rule: Rule, number: int) -> RuleError:
         """As it is shown to people."""
         excerpt = show(rule.text, *self.span) if rule.text else render(rule)
-        return RuleError(self.message, place=rule.place or f"rule {number}", excerpt=excerpt, hint=self.hint)
+        return RuleError(
+            self.message, origin=rule.origin or f"rule {number}", excerpt=excerpt, hint=self.hint
+        )
 
 
 Ranges = tuple[tuple[float, float], ...]
@@ -90,75 +92,75 @@ class World:
     """Of a field, and for an address of each length in bytes."""
 
 
-def find_warnings(rules: Sequence[Rule], given: Given | None = None) -> list[RuleError]:
+def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:
     """All that is in the rules and does nothing, in the order of the rules."""
-    search = _Search(given or Given())
-    unreachable = {each.number: each.to_warning() for each in find_unreachable(rules)}
+    search = _Search(scope or EventScope())
+    shadowed = {rule.number: rule.to_warning() for rule in list_shadowed(rules)}
     found: list[RuleError] = []
     for number, rule in enumerate(rules, 1):
-        reasons = list(find_empty_values(rule.expression))
+        reasons = list(list_empty_values(rule.expression))
         if not reasons and (reason := search.find(rule.expression)) is not None:
             reasons = [reason]
         found += [reason.to_warning(rule, number) for reason in reasons]
-        if number in unreachable and not reasons:
-            found.append(unreachable[number])
+        if number in shadowed and not reasons:
+            found.append(shadowed[number])
     return found
 
 
 # ---- values -------------------------------------------------------------------------------------------
 
 
-def find_empty_values(expression: Expression) -> Iterator[Reason]:
+def list_empty_values(expression: Expression) -> Iterator[NeverMatch]:
     """Values that no event has, wherever they stand."""
-    for leaf in find_leaves(expression):
+    for leaf in list_leaves(expression):
         match leaf:
             case AddressIn(_, prefixes, span):
                 for prefix in prefixes:
                     yield from _check_mapped(prefix, span)
-            case LocationIn(places, values, span) if set(places) <= COUNTRIES:
+            case LocationIn(asked, values, span) if set(asked) <= COUNTRIES:
                 for code in values:
                     yield from _check_country(code, span)
 
 
-def _check_mapped(prefix: fields.Prefix, span: Span) -> Iterator[Reason]:
+def _check_mapped(prefix: fields.Prefix, span: Span) -> Iterator[NeverMatch]:
     """To conntrack an IPv4 flow is one of IPv4, whatever the socket of the program calls its addresses."""
-    low, high = find_span(prefix)
+    low, high = compute_span(prefix)
     if len(prefix.network) == 16 and MAPPED_RANGE[0] <= low and high <= MAPPED_RANGE[1]:
         network = ip_network((prefix.network[12:], prefix.length - MAPPED.prefixlen))
         meant = network.network_address if network.prefixlen == 32 else network
-        yield Reason("an IPv4-mapped address never matches", span, f"did you mean {meant}?")
+        yield NeverMatch("an IPv4-mapped address never matches", span, f"did you mean {meant}?")
 
 
-def _check_country(code: str, span: Span) -> Iterator[Reason]:
+def _check_country(code: str, span: Span) -> Iterator[NeverMatch]:
     if len(code) == 2 and code not in CODES:  # what is longer is a name
         meant = f"did you mean {MEANT[code]}?" if code in MEANT else "two letters of ISO 3166, such as DE"
-        yield Reason(f"{code} is the code of no country, and never matches", span, meant)
+        yield NeverMatch(f"{code} is not a country code and never matches", span, meant)
 
 
 # ---- contradictions -----------------------------------------------------------------------------------
 
 
-def find_contradiction(expression: Expression, given: Given) -> Reason | None:
+def find_contradiction(expression: Expression, scope: EventScope) -> NeverMatch | None:
     """Why no event can match, None where one may."""
-    return _Search(given).find(expression)
+    return _Search(scope).find(expression)
 
 
 class _Search:
     """Walks through rules, which take so many steps and no more."""
 
-    def __init__(self, given: Given) -> None:
-        self._given = given
+    def __init__(self, scope: EventScope) -> None:
+        self._scope = scope
         self._steps = 0
 
-    def find(self, expression: Expression) -> Reason | None:
+    def find(self, expression: Expression) -> NeverMatch | None:
         """Why no event can match."""
         if self._steps > MAX_STEPS:
             return None
-        world = World(self._given.events, self._given.protocols)
+        world = World(self._scope.events, self._scope.protocols)
         found = self._narrow(push_not_inward(expression), world)
-        return found if isinstance(found, Reason) else None
+        return found if isinstance(found, NeverMatch) else None
 
-    def _narrow(self, expression: Expression, world: World) -> World | Reason:
+    def _narrow(self, expression: Expression, world: World) -> World | NeverMatch:
         """What the condition leaves of the events, or why that is nothing."""
         self._steps += 1
         if self._steps > MAX_STEPS:
@@ -168,30 +170,34 @@ class _Search:
                 # What is one condition first: then each alternative is looked at beside all of them.
                 for item in sorted(items, key=lambda item: isinstance(item, Or)):
                     found = self._narrow(item, world)
-                    if isinstance(found, Reason):
+                    if isinstance(found, NeverMatch):
                         return found
                     world = found
                 return world
             case Or(items):
-                each = [self._narrow(item, world) for item in items]
-                reasons = [found for found in each if isinstance(found, Reason)]
-                return reasons[0] if len(reasons) == len(each) else world
+                narrowed = [self._narrow(item, world) for item in items]
+                reasons = [found for found in narrowed if isinstance(found, NeverMatch)]
+                return reasons[0] if len(reasons) == len(narrowed) else world
             case Not(item):
                 return self._narrow_leaf(item, world, holds=False)  # type: ignore[arg-type]  # Nots are inward
             case _:
                 return self._narrow_leaf(expression, world, holds=True)
 
-    def _narrow_leaf(self, leaf: Leaf, world: World, *, holds: bool) -> World | Reason:
+    def _narrow_leaf(self, leaf: Leaf, world: World, *, holds: bool) -> World | NeverMatch:
         match leaf:
             case TypeIs(mask, span):
                 return self._narrow_types(world, mask if holds else ~mask, span)
-            case LocationIn(span=span) if not self._given.has_places:
-                return Reason("this rule can never match: no place is known", span, "set geoip.database")
+            case LocationIn(span=span) if not self._scope.has_locations:
+                return NeverMatch(
+                    "this rule can never match: no location is known", span, "set geoip.database"
+                )
             case Compare(subject, span=span):
-                left = world if self._given.has_table else self._narrow_types(world, EventType.DESTROY, span)
+                left = world if self._scope.has_table else self._narrow_types(world, EventType.DESTROY, span)
                 ranges = to_ranges(leaf) if holds else ()
                 return (
-                    left if isinstance(left, Reason) or not holds else _cut(left, (subject, 0), ranges, span)
+                    left
+                    if isinstance(left, NeverMatch) or not holds
+                    else _cut(left, (subject, 0), ranges, span)
                 )
             case NumberIn(some, ranges, span) if some == (fields.PROTOCOL,):
                 wanted = frozenset(number for low, high in ranges for number in range(low, high + 1))
@@ -202,23 +208,25 @@ class _Search:
                 return _narrow_addresses(world, leaf, holds=holds)
         return world
 
-    def _narrow_types(self, world: World, mask: int, span: Span) -> World | Reason:
+    def _narrow_types(self, world: World, mask: int, span: Span) -> World | NeverMatch:
         if world.types & mask:
             return replace(world, types=world.types & mask)
-        if not self._given.events & mask:
-            names = [str(each.name).lower() for each in EventType if each & mask & ALL_EVENTS]
+        if not self._scope.events & mask:
+            names = [
+                str(event_type.name).lower() for event_type in EventType if event_type & mask & ALL_EVENTS
+            ]
             hint = f"add {', '.join(names)} to conntrack.events"
-            return Reason("this rule can never match: events of this type are not processed", span, hint)
-        return Reason("this rule can never match: no event of its type has this", span)
+            return NeverMatch("this rule can never match: events of this type are not processed", span, hint)
+        return NeverMatch("this rule can never match: no event of its type has this", span)
 
-    def _narrow_protocols(self, world: World, wanted: frozenset[int], span: Span) -> World | Reason:
+    def _narrow_protocols(self, world: World, wanted: frozenset[int], span: Span) -> World | NeverMatch:
         if world.protocols & wanted:
             return replace(world, protocols=world.protocols & wanted)
-        if not self._given.protocols & wanted:
+        if not self._scope.protocols & wanted:
             names = ", ".join(NAMES.get(number, str(number)).lower() for number in sorted(wanted)[:8])
             hint = f"add {names} to conntrack.protocols"
-            return Reason("this rule can never match: this protocol is not processed", span, hint)
-        return Reason("this rule can never match: no event of its protocol has this", span)
+            return NeverMatch("this rule can never match: this protocol is not processed", span, hint)
+        return NeverMatch("this rule can never match: no event of its protocol has this", span)
 
     def _narrow_numbers(
         self,
@@ -228,16 +236,16 @@ class _Search:
         span: Span,
         *,
         holds: bool,
-    ) -> World | Reason:
+    ) -> World | NeverMatch:
         """A port, identifier or state that is asked about is there, whatever the answer."""
-        left: World | Reason = world
+        left: World | NeverMatch = world
         if some == (fields.STATE,):
             left = self._narrow_protocols(world, frozenset({int(Protocol.TCP)}), span)
         elif set(some) <= PORTS:
             left = self._narrow_protocols(world, WITH_PORTS, span)
         elif set(some) <= ICMP_IDS:
             left = self._narrow_protocols(world, WITH_ICMP_IDS, span)
-        if isinstance(left, Reason) or not holds:
+        if isinstance(left, NeverMatch) or not holds:
             return left
         if some == (fields.FAMILY,):
             families = frozenset(number for number, _ in ranges)
@@ -245,30 +253,30 @@ class _Search:
         return left if len(some) > 1 else _cut(left, (some[0], 0), merge_ranges(ranges), span)
 
 
-def _narrow_families(world: World, families: frozenset[int], span: Span) -> World | Reason:
+def _narrow_families(world: World, families: frozenset[int], span: Span) -> World | NeverMatch:
     if world.families & families:
         return replace(world, families=world.families & families)
-    return Reason("this rule can never match: no event is of both IPv4 and IPv6", span)
+    return NeverMatch("this rule can never match: no event is both IPv4 and IPv6", span)
 
 
-def _narrow_addresses(world: World, leaf: AddressIn, *, holds: bool) -> World | Reason:
+def _narrow_addresses(world: World, leaf: AddressIn, *, holds: bool) -> World | NeverMatch:
     if not holds:
         return world
     sizes = {len(prefix.network) for prefix in leaf.prefixes}
     by_size = {4: fields.FAMILIES["IPV4"], 16: fields.FAMILIES["IPV6"]}
     left = _narrow_families(world, frozenset(by_size[size] for size in sizes), leaf.span)
-    if isinstance(left, Reason) or len(leaf.fields) > 1 or len(sizes) > 1:
+    if isinstance(left, NeverMatch) or len(leaf.fields) > 1 or len(sizes) > 1:
         return left
     (size,) = sizes
-    ranges = merge_ranges(find_span(prefix) for prefix in leaf.prefixes)
+    ranges = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes)
     return _cut(left, (leaf.fields[0], size), ranges, leaf.span)
 
 
-def _cut(world: World, key: tuple[fields.Field, int], ranges: Ranges, span: Span) -> World | Reason:
+def _cut(world: World, key: tuple[fields.Field, int], ranges: Ranges, span: Span) -> World | NeverMatch:
     """What two conditions on one field have in common."""
     common = _intersect(world.numbers.get(key, ((0, float("inf")),)), ranges)
     if not common:
-        return Reason("this rule can never match: nothing is all of this", span)
+        return NeverMatch("this rule can never match: its conditions exclude each other", span)
     return replace(world, numbers={**world.numbers, key: common})
 
 

@@ -25,6 +25,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.flow import Status
+from conntrackd.units import SIZE_UNITS, render_whole
 
 FULL_MARK: Final = (1 << 32) - 1
 CODE_LETTERS: Final = 2  # of a country; what is longer is its name
@@ -78,7 +79,9 @@ def _render_leaf(leaf: Leaf) -> str:
         case NumberIn():
             text = _render_numbers(leaf)
         case AddressIn(asked, prefixes):
-            text = f"{_render_side('address', asked)} {','.join(render_prefix(each) for each in prefixes)}"
+            text = (
+                f"{_render_side('address', asked)} {','.join(render_prefix(prefix) for prefix in prefixes)}"
+            )
         case NetworkIn(asked, names):
             text = f"{_render_side('network', asked)} {','.join(names)}"
         case LocationIn():
@@ -107,10 +110,12 @@ def _render_mark(value: int, mask: int) -> str:
 
 def _render_numbers(leaf: NumberIn) -> str:
     if leaf.fields[0] in fields.ICMP_IDS.values():
-        return f"{leaf.fields[0].phrase} {','.join(_render_range(each) for each in leaf.ranges)}"
+        return f"{leaf.fields[0].phrase} {','.join(_render_range(ports) for ports in leaf.ranges)}"
     vocabulary = VOCABULARIES.get(leaf.fields[0])
     if vocabulary is None:
-        return f"{_render_side('port', leaf.fields)} {','.join(_render_range(each) for each in leaf.ranges)}"
+        return (
+            f"{_render_side('port', leaf.fields)} {','.join(_render_range(ports) for ports in leaf.ranges)}"
+        )
     names = {value: name for name, value in vocabulary.items()}
     words = [names.get(low, str(low)) for low, _ in leaf.ranges]
     return f"{leaf.fields[0].phrase} {','.join(words)}"
@@ -137,11 +142,7 @@ def render_prefix(prefix: fields.Prefix) -> str:
 def _render_quantity(subject: fields.Field, number: int) -> str:
     if subject in {fields.PACKETS, fields.REPLY_PACKETS}:
         return str(number)
-    units = fields.DURATION_UNITS if subject == fields.DURATION else fields.SIZE_UNITS
-    for unit, factor in sorted(units.items(), key=lambda item: -item[1]):
-        if number and number % factor == 0:
-            return f"{number // factor}{unit}"
-    return str(number)
+    return render_whole(number, fields.DURATION_UNITS if subject == fields.DURATION else SIZE_UNITS)
 
 
 def _quote(text: str) -> str:

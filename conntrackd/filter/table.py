@@ -27,15 +27,15 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
+    compute_span,
     conjoin,
     expand_network,
-    find_span,
     merge_ranges,
     push_not_inward,
 )
 from conntrackd.filter.evaluate import ALL, is_located_in
 from conntrackd.filter.fields import DURATION, Field
-from conntrackd.filter.merge import Interval, Run, find_runs, flatten, list_intervals
+from conntrackd.filter.merge import Interval, Run, flatten, list_intervals, list_runs
 from conntrackd.flow import Location
 
 FORMAT: Final = 0x63740002
@@ -110,7 +110,7 @@ class Table:
         """How many words of 64 bits the core keeps of each Location."""
         return -(-len(self.conditions) // WORD_BITS)
 
-    def find_location_bits(self, location: Location) -> bytes:
+    def compute_location_bits(self, location: Location) -> bytes:
         """The bits of a Location as the core takes them; where a text is unknown, none that asks about it."""
         words = [0] * self.location_words
         for number, condition in enumerate(self.conditions):
@@ -155,9 +155,11 @@ def assemble(table: Table) -> bytes:
 
 
 class _Writer:
-    """Tests from the last to the first. Until all are there, a target is a test's place in that order.
+    """Compiles the tests from the last to the first, so that each knows where it leads when it is written.
 
-    An end is negative until then.
+    A rule is written after the next one, to whose first test it leads when it does not match; so is each item
+    of an `and` or `or`. Until all are there, a target is a test's position in that order, and an end is
+    negative: _finish() reverses the order and leaves out what no test leads to.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -167,7 +169,7 @@ class _Writer:
 
     def write(self, protocols: frozenset[int] | None, events: int) -> Table:
         target = self._end(0)
-        runs = {run.first + len(run.leaves) - 1: run for run in find_runs(self._rules)}
+        runs = {run.first + len(run.leaves) - 1: run for run in list_runs(self._rules)}
         number = len(self._rules)
         while number:
             if number in runs:
@@ -190,13 +192,13 @@ class _Writer:
     def _finish(self, start: int) -> Table:
         """Only the tests that can be reached, from the first to the last, with targets as Table has them."""
         reached = {start}
-        for place in range(len(self._tests) - 1, -1, -1):
-            if place in reached:
-                reached |= {self._tests[place].yes, self._tests[place].no}
-        places = sorted((place for place in reached if place >= 0), reverse=True)
-        targets = {place: index for index, place in enumerate(places)}
-        targets |= {self._end(number): len(places) + number for number in range(len(self._rules) + 3)}
-        tests = [self._tests[place] for place in places]
+        for position in range(len(self._tests) - 1, -1, -1):
+            if position in reached:
+                reached |= {self._tests[position].yes, self._tests[position].no}
+        positions = sorted((position for position in reached if position >= 0), reverse=True)
+        targets = {position: index for index, position in enumerate(positions)}
+        targets |= {self._end(number): len(positions) + number for number in range(len(self._rules) + 3)}
+        tests = [self._tests[position] for position in positions]
         return Table(
             tuple(test._replace(yes=targets[test.yes], no=targets[test.no]) for test in tests),
             (True, *(rule.keep for rule in self._rules)),
@@ -300,12 +302,12 @@ def _list_questions(leaf: Leaf) -> Iterator[Question]:  # noqa: PLR0912  # one f
         case AddressIn(fields, prefixes):
             for field in fields:
                 for size, suffix in FAMILY_SUFFIXES.items():
-                    spans = [find_span(prefix) for prefix in prefixes if len(prefix.network) == size]
+                    spans = [compute_span(prefix) for prefix in prefixes if len(prefix.network) == size]
                     yield Question(field.attribute + suffix, spans)
         case Compare(subject, operator, number):
             yield Question(subject.attribute, _list_compared(subject, operator, number))
         case Anything() | NetworkIn() | LocationIn():
-            raise AssertionError(f"{leaf} is no question about a number")
+            raise AssertionError(f"{leaf} does not compare a number")
         case _:
             assert_never(leaf)
 

@@ -67,7 +67,7 @@ class GeoIP:
         """Take over files that have changed since they were read; True where there were some.
 
         To be called now and then: a file is read when it is found the same twice, so that one that is being
-        written is left alone. One that cannot be used is counted and told in the log, and the old one stays.
+        written is left alone. One that cannot be used is counted and logged, and the old one stays.
         Takes seconds for a large file.
         """
         seen, self._seen = self._seen, [_identify(path) for path in self._paths]
@@ -82,7 +82,7 @@ class GeoIP:
                 fresh = True
             except ConfigError as error:
                 self._stats.geoip_errors_total += 1
-                logger.warning("geoip: %s, using the old one", error.message)
+                logger.warning("geoip: %s, keeping the old one", error.message)
         self._identities = self._seen
         if fresh:
             self.generation += 1
@@ -132,13 +132,15 @@ def _rewrite(path: Path, locale: str, memory: int, directory: Path | None) -> No
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise _explain(path, f"cannot be read: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise _explain(path, f"is no usable database: not read in {REWRITE_SECONDS:.0f} s") from error
+        raise _explain(path, f"is not a usable database: not read within {REWRITE_SECONDS:.0f} s") from error
     if done.stdout:
         raise _explain(path, done.stdout.decode(errors="replace"))
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        reason = quote(last[0])[1:-1] if last else f"its reader ended with status {done.returncode}"
-        raise _explain(path, f"is no usable database: {reason}")
+        reason = (
+            quote(last[0])[1:-1] if last else f"the process that reads it ended with status {done.returncode}"
+        )
+        raise _explain(path, f"is not a usable database: {reason}")
 
 
 def _identify(path: Path) -> Identity:
@@ -150,4 +152,4 @@ def _identify(path: Path) -> Identity:
 
 
 def _explain(path: Path, reason: str) -> ConfigError:
-    return ConfigError(f"{path} {reason}", place="geoip.database", hint="a file such as GeoLite2-City.mmdb")
+    return ConfigError(f"{path} {reason}", origin="geoip.database", hint="a file such as GeoLite2-City.mmdb")

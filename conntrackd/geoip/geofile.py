@@ -4,7 +4,7 @@ What a record has to give an event (flow.Location) is read here, checked, in one
 places that look alike to an event share a record of some 60 bytes. Two things are gained by that:
 
 - maxminddb's C extension never sees a file that somebody else wrote. Version 3.2.0 crashes where a key of a
-  map is no string, which it takes for one: 25 of the 10,952 single bits of a small database make that.
+  map is not a string, though it is read as one: 25 of the 10,952 single bits of a small database make that.
 - A look-up decodes six values and not eight languages of six things (figures in geoip.py).
 
 It runs apart because it takes seconds for a whole Internet, in which the daemon's reader needs the
@@ -51,10 +51,10 @@ METADATA: Final[Wanted] = {"database_type": None, "ip_version": None, "node_coun
 
 
 class DamagedError(Exception):
-    """The file is not what it has to be; the text completes `FILE is no usable database: `."""
+    """The file is not what it has to be; the text completes `FILE is not a usable database: `."""
 
 
-class Section:
+class DataSection:
     """Values one behind the other, with pointers between them. Its methods raise DamagedError."""
 
     def __init__(self, data: bytes) -> None:
@@ -133,7 +133,7 @@ class Section:
 
     def _read_key(self, kind: int, size: int, start: int) -> str:
         if kind != STRING:
-            raise DamagedError("a key that is no string in its data")
+            raise DamagedError("a key in its data is not a string")
         return self._cut(start, size).decode()
 
     def _read_plain(self, kind: int, start: int, size: int) -> Any:  # noqa: ANN401  # or None
@@ -148,11 +148,11 @@ class Section:
             return struct.unpack(">f", content)[0]
         if kind in UNSIGNED or kind == INT32:
             if size > UNSIGNED.get(kind, 4):
-                raise DamagedError("a number that is too long in its data")
+                raise DamagedError("a number in its data is too long")
             return int.from_bytes(content, "big", signed=kind == INT32 and size == UNSIGNED[UINT32])
         if kind == BYTES:
             return None
-        raise DamagedError(f"a value of the unknown type {kind} in its data")
+        raise DamagedError(f"a value of unknown type {kind} in its data")
 
     def _cut(self, start: int, size: int) -> bytes:
         content = self._data[start : start + size]
@@ -163,7 +163,7 @@ class Section:
     def _skip(self, at: int, depth: int) -> int:
         """Where the next value starts. What is passed over is never used, and so may be what it likes."""
         if depth > MAX_DEPTH:
-            raise DamagedError("values within values without end in its data")
+            raise DamagedError("its data is nested too deeply")
         kind, size, start = self._head(at)
         if kind in (POINTER, BOOLEAN):
             return start
@@ -185,68 +185,68 @@ def list_wanted(locale: str) -> Wanted:
     }
 
 
-def find_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
+def read_location(record: dict[str, Any], locale: str) -> dict[str, Any]:
     """Arguments of a Location from any of MaxMind's layouts; what has another type is left out."""
     found: dict[str, Any] = {}
-    if city := _find_name(record.get("city"), locale):
+    if city := _read_name(record.get("city"), locale):
         found["city"] = city[:MAX_NAME]
-    land = _take(record, "country", dict) or {}
-    code = _take(land, "iso_code", str)
+    land = _get(record, "country", dict) or {}
+    code = _get(land, "iso_code", str)
     if code:
         found["country_code"] = code[:MAX_NAME]
-    if country := _find_name(land, locale) or code:
+    if country := _read_name(land, locale) or code:
         found["country"] = country[:MAX_NAME]
-    place = _take(record, "location", dict) or {}
-    lat, lon = _find_degrees(place, "latitude", 90), _find_degrees(place, "longitude", 180)
+    coordinates = _get(record, "location", dict) or {}
+    lat, lon = _find_degrees(coordinates, "latitude", 90), _find_degrees(coordinates, "longitude", 180)
     if lat is not None and lon is not None:
         found["lat"], found["lon"] = lat, lon
-    traits = {**(_take(record, "traits", dict) or {}), **record}
-    number = _take(traits, "autonomous_system_number", int) or 0
+    traits = {**(_get(record, "traits", dict) or {}), **record}
+    number = _get(traits, "autonomous_system_number", int) or 0
     if 0 < number < 1 << 32:
         found["asn"] = number
-    if organization := _take(traits, "autonomous_system_organization", str):
+    if organization := _get(traits, "autonomous_system_organization", str):
         found["as_org"] = organization[:MAX_NAME]
     return found
 
 
-def _take(record: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of `kind`, or None
+def _get(record: dict[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of `kind`, or None
     value = record.get(key)
     return value if isinstance(value, kind) else None
 
 
-def _find_degrees(place: dict[str, Any], key: str, limit: int) -> float | None:
+def _find_degrees(coordinates: dict[str, Any], key: str, limit: int) -> float | None:
     """NaN is within no limits."""
-    value = place.get(key)
+    value = coordinates.get(key)
     return float(value) if isinstance(value, (int, float)) and -limit <= value <= limit else None
 
 
-def _find_name(place: object, locale: str) -> str:
+def _read_name(entry: object, locale: str) -> str:
     """In the language, else in English; some databases have one name and no languages."""
-    if isinstance(place, str):
-        return place
-    names = place.get("names") if isinstance(place, dict) else None
+    if isinstance(entry, str):
+        return entry
+    names = entry.get("names") if isinstance(entry, dict) else None
     if not isinstance(names, dict):
         return ""
-    return _take(names, locale, str) or _take(names, "en", str) or ""
+    return _get(names, locale, str) or _get(names, "en", str) or ""
 
 
 def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
-    """The database that knows the same places, in its three sections. Raises DamagedError."""
+    """The database with the same locations, in its three sections. Raises DamagedError."""
     mark = content.rfind(MARK, max(0, len(content) - MARK_WITHIN))
     if mark < 0:
-        raise DamagedError("it lacks the mark of one")
-    metadata = Section(content[mark + len(MARK) :]).read(0, METADATA)
+        raise DamagedError("its metadata is missing")
+    metadata = DataSection(content[mark + len(MARK) :]).read(0, METADATA)
     nodes, bits, version, kind = (
         metadata.get(key) for key in ("node_count", "record_size", "ip_version", "database_type")
     )
     if not (isinstance(nodes, int) and nodes > 0 and bits in (24, 28, 32) and version in (4, 6)):
-        raise DamagedError("its description of itself makes no sense")
+        raise DamagedError("its metadata is invalid")
     if not any(word in str(kind).lower() for word in TYPES):
-        raise DamagedError(f"it is one of {kind!a}, which says nothing of places or networks")
+        raise DamagedError(f"its type {kind!a} has neither locations nor networks")
     tree_bytes = nodes * bits // 4
     tree = _read_tree(content[: min(tree_bytes, mark)], nodes, bits)
-    places, data = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
-    tree = array("I", map(places.get, tree, tree))
+    pointers, data = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
+    tree = array("I", map(pointers.get, tree, tree))
     about = {
         "binary_format_major_version": 2,
         "binary_format_minor_version": 0,
@@ -264,7 +264,7 @@ def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
 def _read_tree(tree: bytes, nodes: int, bits: int) -> "array[int]":
     """Two numbers a node; without a loop over them."""
     if len(tree) != nodes * bits // 4:
-        raise DamagedError("it is cut short")
+        raise DamagedError("it is truncated")
     words = bytearray(tree) if bits == 32 else bytearray(nodes * 8)
     for byte in range(3):
         if bits == 24:
@@ -281,23 +281,23 @@ def _read_tree(tree: bytes, nodes: int, bits: int) -> "array[int]":
 
 def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> tuple[dict[int, int], bytes]:
     """New numbers for those in the tree, and what they stand for."""
-    section, wanted = Section(data), list_wanted(locale)
+    section, wanted = DataSection(data), list_wanted(locale)
     written = bytearray()
-    places: dict[int, int] = {}
+    pointers: dict[int, int] = {}
     known: dict[tuple[Any, ...], int] = {(): nodes}  # nothing is known there: as if it were not there
     for value in sorted({value for value in tree if value > nodes}):
         if value < nodes + SEPARATOR:
             raise DamagedError("its tree leads out of its data")
-        found = find_location(section.read(value - nodes - SEPARATOR, wanted), locale)
+        found = read_location(section.read(value - nodes - SEPARATOR, wanted), locale)
         identity = tuple(found.items())
-        place = known.get(identity)
-        if place is None:
-            place = known[identity] = nodes + SEPARATOR + len(written)
+        pointer = known.get(identity)
+        if pointer is None:
+            pointer = known[identity] = nodes + SEPARATOR + len(written)
             written += encode(found, {"asn": UINT32})
-        places[value] = place
+        pointers[value] = pointer
     if not written:
-        raise DamagedError("no record has a city, country, place or network in MaxMind's layout")
-    return places, bytes(written)
+        raise DamagedError("no record has a city, country, coordinates or network in MaxMind's layout")
+    return pointers, bytes(written)
 
 
 def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:
@@ -312,10 +312,10 @@ def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:
             content = value.to_bytes(UNSIGNED[kind], "big").lstrip(b"\0")
             return _encode_head(kind, len(content)) + content
         case list():
-            return _encode_head(ARRAY, len(value)) + b"".join(encode(each, kinds) for each in value)
+            return _encode_head(ARRAY, len(value)) + b"".join(encode(item, kinds) for item in value)
         case dict():
             items = [
-                encode(key, {}) + encode(each, kinds, kinds.get(key, UINT16)) for key, each in value.items()
+                encode(key, {}) + encode(item, kinds, kinds.get(key, UINT16)) for key, item in value.items()
             ]
             return _encode_head(MAP, len(value)) + b"".join(items)
     raise TypeError(type(value))
@@ -338,9 +338,9 @@ def read(path: Path) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise DamagedError("it is no file")  # as files.py, which this process does not have
+            raise DamagedError("it is not a file")  # as files.py, which this process does not have
         if status.st_size > MAX_BYTES:
-            raise DamagedError(f"it has more than {MAX_BYTES >> 30} GiB")
+            raise DamagedError(f"it is larger than {MAX_BYTES >> 30} GiB")
         return file.read(MAX_BYTES)
 
 
@@ -388,7 +388,7 @@ def main(path: str, locale: str, descriptor: str, directory: str = "") -> str:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except DamagedError as error:
-        return f"is no usable database: {error}"
+        return f"is not a usable database: {error}"
     with os.fdopen(int(descriptor), "wb") as file:
         file.write(made)
     return ""

@@ -1,4 +1,4 @@
-"""An nftables table that has connections tracked as long as its owner's socket is open, and no longer.
+"""An nftables table that makes the kernel track connections as long as its owner's socket is open.
 
 The kernel removes a table with the flag `owner` (Linux 5.12) when the last descriptor of the socket that made
 it is closed, in whatever way that happens, and lets nobody else remove it: `nft flush ruleset` leaves it.
@@ -70,7 +70,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER, split
-from conntrackd.netlink.socket import find_foreign, open_netlink
+from conntrackd.netlink.socket import describe_foreign, open_netlink
 
 TABLE: Final = "conntrackd"
 """Of the first process in a network namespace; a second one's has the number of its socket behind."""
@@ -93,7 +93,7 @@ class _Owned(NamedTuple):
 
 
 class TrackingTable:
-    """Has connections tracked in one network namespace until it is closed everywhere."""
+    """Makes the kernel track connections in one network namespace until it is closed everywhere."""
 
     def __init__(self, netlink: socket.socket) -> None:
         """Takes the socket over. Raises ConntrackdError where the kernel refuses; it is closed then."""
@@ -108,7 +108,7 @@ class TrackingTable:
 
     @classmethod
     def open(cls) -> "TrackingTable":
-        """Make it in this thread's network namespace."""
+        """Create it in this thread's network namespace."""
         return cls(open_netlink())
 
     @classmethod
@@ -118,11 +118,11 @@ class TrackingTable:
             netlink = socket.socket(fileno=descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise UnavailableError("what was stored is no socket") from error
-        fault = find_foreign(netlink)
+            raise UnavailableError("the stored descriptor is not a socket") from error
+        fault = describe_foreign(netlink)
         if fault:
             netlink.close()
-            raise UnavailableError(f"what was stored is {fault}")
+            raise UnavailableError(f"the stored descriptor is {fault}")
         return cls(netlink)
 
     def fileno(self) -> int:
@@ -130,11 +130,11 @@ class TrackingTable:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """The table goes, unless systemd keeps the socket."""
+        """Remove the table, unless systemd keeps the socket."""
         self._socket.close()
 
     def ensure(self) -> None:
-        """Make it, where it is not there. Raises ConntrackdError."""
+        """Create the table unless it exists. Raises ConntrackdError."""
         try:
             tables = self._list_tables()
             port = self._socket.getsockname()[0]
@@ -161,9 +161,9 @@ class TrackingTable:
             _pack(NFT_MSG_NEWRULE, CREATE | NLM_F_APPEND, rule + _render_rule()),
         ][0 if replaces else 1 :]
         self._socket.send(_wrap(messages))
-        return self._find_error(len(messages))
+        return self._read_error(len(messages))
 
-    def _find_error(self, expected: int) -> int:
+    def _read_error(self, expected: int) -> int:
         """The first errno of so many answers; where the whole is refused there is one."""
         answers = 0
         while answers < expected:
@@ -272,10 +272,10 @@ def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def _explain(code: int) -> ConntrackdError:
-    own = "have a firewall rule with 'ct state' of your own instead of conntrack.activate"
+    own = "use a firewall rule with 'ct state' instead of conntrack.activate"
     if code == errno.EPERM:
         return NotPermittedError(
-            "conntrack.activate: not permitted to make an nftables table: CAP_NET_ADMIN is missing",
+            "conntrack.activate: not permitted to create an nftables table: CAP_NET_ADMIN is missing",
             hint="run it as root, or as a service: systemctl start conntrackd",
         )
     if code in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:

@@ -84,10 +84,10 @@ class MalformedError(Exception):
     """The bytes are not one conntrack event. Costs this event, and is counted."""
 
 
-def walk(message: bytes, received_ns: int, *, tells_reason: bool = True) -> Flow:
+def walk(message: bytes, received_ns: int, *, reports_reason: bool = True) -> Flow:
     """One message, from nlmsghdr to its end -> Flow. Raises MalformedError.
 
-    `tells_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10,
+    `reports_reason`: the kernel gives DESTROY the time that was left, and nothing when none was (Linux 5.10,
     net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout()).
     """
     if len(message) < c.NLMSG_HDRLEN + c.NFGENMSG_LEN:
@@ -96,7 +96,7 @@ def walk(message: bytes, received_ns: int, *, tells_reason: bool = True) -> Flow
     family = message[c.NLMSG_HDRLEN]
     if length != len(message) or family not in ADDRESS_SIZES:
         raise MalformedError("nlmsg_len is not the length of the message, or the family unknown")
-    event_type = _find_type(message_type, flags)
+    event_type = _decode_type(message_type, flags)
     found: dict[str, Any] = {"time": received_ns}
     for path, value in walk_attributes(message[c.NLMSG_HDRLEN + c.NFGENMSG_LEN :], NESTS):
         if path == (c.CTA_LABELS,):
@@ -107,13 +107,13 @@ def walk(message: bytes, received_ns: int, *, tells_reason: bool = True) -> Flow
     if missing := REQUIRED - found.keys():
         raise MalformedError(f"without {', '.join(sorted(missing))}")
     has_timeout = found.pop("timeout", None) is not None
-    if tells_reason and event_type == EventType.DESTROY:
+    if reports_reason and event_type == EventType.DESTROY:
         found["reason"] = int(Reason.CLOSED if has_timeout else Reason.TIMEOUT)
     ports = dict.fromkeys(("sport", "dport", "reply_sport", "reply_dport"), ABSENT)
     return Flow(type=int(event_type), family=family, **{**ports, **found})
 
 
-def _find_type(message_type: int, flags: int) -> EventType:
+def _decode_type(message_type: int, flags: int) -> EventType:
     if message_type == c.NFNL_SUBSYS_CTNETLINK << 8 | c.IPCTNL_MSG_CT_DELETE:
         return EventType.DESTROY
     if message_type != c.NFNL_SUBSYS_CTNETLINK << 8 | c.IPCTNL_MSG_CT_NEW:

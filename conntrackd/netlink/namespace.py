@@ -48,7 +48,7 @@ def check(name: str) -> None:
         names = sorted(path.name for path in NAMED.iterdir()) if NAMED.is_dir() else []
         raise UnavailableError(
             f"there is no network namespace {name!r}",
-            place="conntrack.netns",
+            origin="conntrack.netns",
             hint=f"known: {', '.join(names) or 'there are none'}",
         )
 
@@ -67,11 +67,11 @@ def _change(name: str) -> None:
     except PermissionError as error:
         raise NotPermittedError(
             f"not permitted to enter network namespace {name!r}: CAP_SYS_ADMIN is missing",
-            place="conntrack.netns",
+            origin="conntrack.netns",
             hint="run it as root",
         ) from error
     except OSError as error:
         raise_descriptors(error)
         raise UnavailableError(
-            f"{name!r} is no network namespace: {os.strerror(error.errno or 0)}", place="conntrack.netns"
+            f"{name!r} is not a network namespace: {os.strerror(error.errno or 0)}", origin="conntrack.netns"
         ) from error

@@ -1,8 +1,8 @@
 """Write and replay raw netlink messages.
 
-A recording is the messages one after the other, as they came: each tells its own length. Before each batch
-stands an NLMSG_NOOP, which netlink has for padding, with the time of receipt (u64, ns since the epoch), so
-that a replay gives the events the times they had. Other programs skip it.
+A recording is the messages one after the other, as they came, each with its length in its header. Before each
+batch stands an NLMSG_NOOP, which netlink has for padding, with the time of receipt (u64, ns since the epoch),
+so that a replay gives the events the times they had. Other programs skip it.
 """
 
 import struct
@@ -15,15 +15,15 @@ from conntrackd.netlink.constants import NLMSG_HDRLEN, NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
 
 if TYPE_CHECKING:
-    from conntrackd.engine import Batch
+    from conntrackd.engine import EventBatch
 
 TIME: Final = struct.Struct(f"{HEADER.format}Q")
-# The kernel's longest event is far below it; a longer one means that this is no recording.
+# The kernel's longest event is far below it; a longer one means that the file is not a recording.
 MAX_MESSAGE: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 20
 
 
-def write_batch(file: BinaryIO, batch: "Batch", limit: int) -> int:
+def write_batch(file: BinaryIO, batch: "EventBatch", limit: int) -> int:
     """Append at most `limit` messages of the last receive; returns how many."""
     count, messages = batch.datagrams(limit)
     file.write(TIME.pack(TIME.size, NLMSG_NOOP, 0, 0, 0, batch.received_ns))
@@ -31,7 +31,7 @@ def write_batch(file: BinaryIO, batch: "Batch", limit: int) -> int:
     return count
 
 
-def read_batches(path: Path, received_ns: int, batch: "Batch") -> Iterator[tuple[int, int]]:
+def read_batches(path: Path, received_ns: int, batch: "EventBatch") -> Iterator[tuple[int, int]]:
     """Load the batch again and again; gives messages and malformed ones of each load.
 
     `received_ns` is for a recording that holds no times. Raises DataError where the file is not, or no
@@ -62,11 +62,11 @@ def read_batches(path: Path, received_ns: int, batch: "Batch") -> Iterator[tuple
             raise _explain(path, begin + offset)
 
 
-def _load(batch: "Batch", content: bytes, offset: int, received_ns: int) -> tuple[int, int, int]:
+def _load(batch: "EventBatch", content: bytes, offset: int, received_ns: int) -> tuple[int, int, int]:
     end, messages, malformed = batch.load(content, offset, received_ns)
     if messages:
         return end, messages, malformed
-    # A control message that does not belong into a recording: it is no event.
+    # A control message, which is not an event and does not belong in a recording.
     length = HEADER.unpack_from(content, offset)[0]
     return min(offset + (length + 3 & ~3), len(content)), 1, 1
 
@@ -74,6 +74,6 @@ def _load(batch: "Batch", content: bytes, offset: int, received_ns: int) -> tupl
 def _explain(path: Path, offset: int) -> DataError:
     if offset == 0:
         hint = "'conntrackd record FILE' writes one"
-        return DataError("is no recording of netlink messages", place=str(path), hint=hint)
-    hint = "what stands before it was processed"
-    return DataError(f"is damaged or cut short at byte {offset}", place=str(path), hint=hint)
+        return DataError("is not a recording of netlink messages", origin=str(path), hint=hint)
+    hint = "everything before it was processed"
+    return DataError(f"is damaged or truncated at byte {offset}", origin=str(path), hint=hint)

@@ -109,7 +109,7 @@ class EventSockets:
     def close(self) -> None:
         self._do(EventSocket.close)
 
-    def find_buffer(self) -> int:
+    def measure_buffer(self) -> int:
         """The size of the smallest buffer, in the bytes that were asked for: the kernel doubles them."""
         return min(events.measure().size for events in self.sockets.values()) // 2
 

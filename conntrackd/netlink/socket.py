@@ -48,7 +48,7 @@ SOCK_FPROG: Final = struct.Struct("@HP")  # how many instructions, and where the
 
 
 class Fill(NamedTuple):
-    """What SO_MEMINFO tells: bytes queued, size of the buffer, events dropped since the socket was opened."""
+    """SO_MEMINFO: bytes queued, size of the buffer, events dropped since the socket was opened."""
 
     used: int
     size: int
@@ -93,11 +93,11 @@ class EventSocket:
             netlink = socket.socket(fileno=descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise UnavailableError("what was stored is no socket") from error
-        fault = _find_fault(netlink)
+            raise UnavailableError("the stored descriptor is not a socket") from error
+        fault = _describe_fault(netlink)
         if fault:
             netlink.close()
-            raise UnavailableError(f"what was stored is {fault}")
+            raise UnavailableError(f"the stored descriptor is {fault}")
         netlink.setblocking(True)  # the flag is the socket's, and whoever had it may have set it
         netlink.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of the past, and gone with this
         _set_buffer(netlink, buffer)
@@ -105,14 +105,14 @@ class EventSocket:
         adopted.set_reliable(False)
         return adopted
 
-    def find_groups(self) -> int:
+    def read_groups(self) -> int:
         """The groups that are joined, EventType bits."""
         mask = _list_memberships(self._socket)
-        return sum(each for each, group in GROUPS.items() if mask >> group - 1 & 1)
+        return sum(bit for bit, group in GROUPS.items() if mask >> group - 1 & 1)
 
-    def find_namespace(self) -> bytes:
-        """What tells the network namespace that is listened to from others; see find_namespace()."""
-        return find_namespace(self._socket)
+    def read_namespace(self) -> bytes:
+        """The cookie of the network namespace that the socket listens to; see read_namespace()."""
+        return read_namespace(self._socket)
 
     def fileno(self) -> int:
         """The descriptor, for poll and for systemd's store."""
@@ -159,7 +159,7 @@ class EventSocket:
                 raise
 
     def set_reliable(self, is_reliable: bool) -> None:
-        """Let the kernel keep a flow whose DESTROY had no room, and try again. guard.py tells the danger."""
+        """Let the kernel keep a flow whose DESTROY had no room, and retry. Dangerous: see table_guard.py."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR, int(is_reliable))
 
     def measure(self) -> Fill:
@@ -188,9 +188,9 @@ def attach_program(sock: socket.socket, program: bytes) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SOCK_FPROG.pack(size // 8, address))
 
 
-def _find_fault(netlink: socket.socket) -> str:
+def _describe_fault(netlink: socket.socket) -> str:
     """In what a socket is not like one of open(); empty for nothing."""
-    fault = find_foreign(netlink)
+    fault = describe_foreign(netlink)
     if fault:
         return fault
     if not netlink.getsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS):
@@ -201,19 +201,19 @@ def _find_fault(netlink: socket.socket) -> str:
     return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
 
 
-def find_foreign(netlink: socket.socket) -> str:
+def describe_foreign(netlink: socket.socket) -> str:
     """In what a socket is not like one of open_netlink() here; empty for nothing."""
     if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
-        return "no socket of netfilter's netlink"
+        return "not a netfilter netlink socket"
     if not netlink.getsockname()[0]:
         return "a socket that is not bound, and hears nothing"
     with open_netlink() as fresh:
-        is_here = find_namespace(netlink) == find_namespace(fresh)
+        is_here = read_namespace(netlink) == read_namespace(fresh)
     return "" if is_here else "a socket of another network namespace"
 
 
-def find_namespace(netlink: socket.socket) -> bytes:
-    """What tells network namespaces apart; nothing for all before Linux 5.14."""
+def read_namespace(netlink: socket.socket) -> bytes:
+    """The cookie of the socket's network namespace; empty before Linux 5.14."""
     try:
         return netlink.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     except OSError:

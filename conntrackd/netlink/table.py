@@ -20,10 +20,10 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER
-from conntrackd.netlink.socket import find_namespace, open_netlink
+from conntrackd.netlink.socket import open_netlink, read_namespace
 
 if TYPE_CHECKING:
-    from conntrackd.engine import Batch
+    from conntrackd.engine import EventBatch
 
 ANSWER_SECONDS: Final = 2.0
 # The kernel fills at most 32 KiB at a time (net/netlink/af_netlink.c, netlink_dump()).
@@ -34,13 +34,13 @@ ERROR: Final = struct.Struct(f"{HEADER.format}i")
 
 
 class TableFill(NamedTuple):
-    """How many flows the table holds, those included that end and are not told yet, and how many it may."""
+    """Flows in the table, those included whose DESTROY is not delivered yet, and how many it may hold."""
 
     entries: int
     limit: int
 
 
-class Table:
+class ConntrackTable:
     """A socket of its own for questions about the table. Belongs to one thread.
 
     Opened in the thread's network namespace, and asks about that one ever after. Reading the table takes
@@ -55,9 +55,9 @@ class Table:
         """The descriptor, for who inherits it."""
         return self._socket.fileno()
 
-    def find_namespace(self) -> bytes:
-        """What tells its network namespace from others; nothing for all before Linux 5.14."""
-        return find_namespace(self._socket)
+    def read_namespace(self) -> bytes:
+        """The cookie of its network namespace; empty before Linux 5.14."""
+        return read_namespace(self._socket)
 
     def close(self) -> None:
         """Ends a reading, too."""
@@ -73,14 +73,14 @@ class Table:
             _, kind, number = NUMBER.unpack_from(answer, offset)
             numbers[kind] = int.from_bytes(number)
         if CTA_STATS_GLOBAL_ENTRIES not in numbers:
-            raise UnavailableError("the kernel does not tell how full the connection table is")
+            raise UnavailableError("the kernel does not report how full the connection table is")
         return TableFill(numbers[CTA_STATS_GLOBAL_ENTRIES], numbers.get(CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
 
     def begin(self) -> None:
         """Start to read the table, after an earlier reading has come to its end."""
         self._request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
 
-    def read(self, batch: "Batch") -> bool:
+    def read(self, batch: "EventBatch") -> bool:
         """The next flows, some 200, into the batch, as updates; False when there are no more.
 
         The kernel gathers them one call ahead: some may have ended since. A flow may come twice.

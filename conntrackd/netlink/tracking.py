@@ -35,7 +35,7 @@ from conntrackd.netlink.constants import (
 )
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import attach_program, open_netlink
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 IPTABLES: Final = (
     Path("/proc/thread-self/net/ip_tables_names"),
@@ -75,14 +75,14 @@ def read_setting(name: str) -> int | None:
 
 
 def is_tracking() -> bool | None:
-    """Whether connections are tracked in this thread's network namespace; None where nobody can tell."""
+    """Whether connections are tracked in this thread's network namespace; None where it is unknown."""
     asked = is_asked_for()
     # What is tracked without a rule, by Open vSwitch or tc, is in the table.
     return None if asked is False and count_entries() else asked
 
 
 def is_asked_for() -> bool | None:
-    """Whether rules have connections tracked in this thread's network namespace; None where nobody can tell.
+    """Whether rules have connections tracked in this thread's network namespace; None where it is unknown.
 
     The kernel lists the functions that see a packet (CONFIG_NETFILTER_NETLINK_HOOK); where it does not, there
     are rules that ask for tracking, or none. What was tracked before may be in the table for days.
@@ -92,7 +92,7 @@ def is_asked_for() -> bool | None:
 
 
 def _look_at_hooks() -> bool | None:
-    """Whether one of the functions that the kernel calls for each packet is conntrack's. None: not told."""
+    """Whether one of the functions that the kernel calls for each packet is conntrack's. None: unknown."""
     is_told = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
@@ -113,14 +113,14 @@ def _look_at_hooks() -> bool | None:
 def count_entries() -> int | None:
     """Entries of the table, None where the kernel does not say."""
     try:
-        with closing(Table()) as table:
+        with closing(ConntrackTable()) as table:
             return table.measure().entries
     except UnavailableError:
         return None
 
 
 def _look_at_rules() -> bool | None:
-    """Whether a rule asks for tracking; None where rules are of a kind that does not tell."""
+    """Whether a rule asks for tracking; None where rules of other kinds could."""
     try:
         if any(_read_names(path) for path in IPTABLES):
             return None
@@ -132,9 +132,9 @@ def _look_at_rules() -> bool | None:
         return None
     if rules is None:
         return None
-    if any(_name(each) in rules for each in TRACKING_EXPRESSIONS):
+    if any(_name(expression) in rules for expression in TRACKING_EXPRESSIONS):
         return True
-    return None if any(_name(each) in rules for each in FOREIGN_EXPRESSIONS) else False
+    return None if any(_name(expression) in rules for expression in FOREIGN_EXPRESSIONS) else False
 
 
 def _read_names(path: Path) -> str:

@@ -133,7 +133,7 @@ def list_place_values(
         name for name in ("city", "country", "country_code", "asn", "as_org") if not getattr(location, name)
     }
     return [
-        (f"{prefix}{place.name}", getattr(location, place.attribute))
-        for place in fields
-        if place.attribute not in unknown
+        (f"{prefix}{output.name}", getattr(location, output.attribute))
+        for output in fields
+        if output.attribute not in unknown
     ]

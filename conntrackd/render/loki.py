@@ -44,6 +44,6 @@ TEMPLATE: Final = Template(
 
 
 def name_stream(event: int, protocol: int) -> dict[str, str]:
-    """The labels that tell a stream of events from the others."""
+    """The labels that identify a stream of events."""
     name = PROTOCOL_NAMES.get(protocol) or str(protocol)
     return {"type": EventType(event).name or str(event), "prot": name}

@@ -7,7 +7,7 @@ from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
-from conntrackd.flow import ABSENT, NANO, Flow, find_nat
+from conntrackd.flow import ABSENT, NANO, Flow, compute_nat
 from conntrackd.render.fields import (
     FIELDS,
     IS_TEXT,
@@ -102,7 +102,7 @@ def render_duration(nanoseconds: int) -> str:
 def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -> str:
     texts = []
     for output in FIELDS:
-        value = find_value(flow, output)
+        value = get_value(flow, output)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
@@ -119,13 +119,13 @@ def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -
     return "".join(texts)
 
 
-def find_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes
+def get_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes
     """What the field shows; None where the event has none."""
-    if output.needs == ("nat",) and not find_nat(flow):
+    if output.needs == ("nat",) and not compute_nat(flow):
         return None
     match output.attribute:
         case "nat":
-            value: Any = find_nat(flow)
+            value: Any = compute_nat(flow)
         case "duration":
             return flow.stop - flow.start if flow.start and flow.stop else None
         case attribute:

@@ -46,7 +46,7 @@ class Rendered:
     streams: tuple[Stream, ...] = ()
     moments: bytes = b""
 
-    def find_end(self, count: int) -> int:
+    def get_end(self, count: int) -> int:
         """Where the text of the first `count` events ends."""
         return array("I", self.ends[(count - 1) * END_BYTES : count * END_BYTES])[0] if count else 0
 
@@ -56,7 +56,7 @@ class Rendered:
 
     def split(self, count: int) -> tuple["Rendered", "Rendered"]:
         """The first `count` events, and the others."""
-        end = self.find_end(count)
+        end = self.get_end(count)
         first, second = _split_streams(self.streams, count)
         moments = self.moments[count * MOMENT_BYTES :]
         return (
@@ -103,7 +103,7 @@ class Rendered:
         text, at, begin = memoryview(self.text), 0, 0
         for stream in self.streams:
             at += stream.events
-            end = self.find_end(at)
+            end = self.get_end(at)
             yield stream, text[begin:end]
             begin = end
 
@@ -178,6 +178,6 @@ def unpack(data: bytes) -> Rendered:
         tuple(map(Stream._make, PACKED_STREAM.iter_unpack(data[at_streams:at_text]))),
         data[at_moments:at_streams],
     )
-    if len(found.text) != found.find_end(ends // END_BYTES):
+    if len(found.text) != found.get_end(ends // END_BYTES):
         raise ValueError("cut short")
     return found

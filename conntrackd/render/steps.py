@@ -186,7 +186,7 @@ def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]
     return opening, closing
 
 
-def render_places(syntax: Syntax, location: Location) -> Iterator[bytes]:
+def render_location(syntax: Syntax, location: Location) -> Iterator[bytes]:
     """A Location's texts in the order of PLACES."""
     for fields, end in PLACES:
         values = list_place_values(fields, location, "src_" if end == "src" else "")

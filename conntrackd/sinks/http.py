@@ -22,7 +22,7 @@ PORTS: Final = {"http": 80, "https": 443}
 PIECE: Final = 64 << 10  # bytes that are sent or received at once
 
 
-class Connection:
+class HttpConnection:
     """Requests to one base address, kept alive between them. close() may come from any thread."""
 
     def __init__(self, address: str, tls: Tls) -> None:
@@ -44,7 +44,7 @@ class Connection:
         self._deadline = 0.0
 
     def close(self) -> None:
-        """Cuts off what runs."""
+        """Cut off what runs."""
         self._is_closed = True
         sock = self._socket
         if sock is not None:
@@ -85,12 +85,12 @@ class Connection:
             if not is_other and not self._addresses.have_moved(sock) and _receive_now(sock) is None:
                 return sock
             self._drop()
-        sock = self._addresses.connect(self._find_time(), self._watch)
+        sock = self._addresses.connect(self._get_time_left(), self._watch)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if credentials is not None:
             secure = credentials.wrap(sock, self._name)
             self._watch(secure)
-            secure.settimeout(self._find_time())
+            secure.settimeout(self._get_time_left())
             secure.do_handshake()
             return secure
         return sock
@@ -106,8 +106,8 @@ class Connection:
         if sock is not None:
             sock.close()
 
-    def _find_time(self) -> float:
-        """Seconds that are left; never 0, which would tell a socket not to wait."""
+    def _get_time_left(self) -> float:
+        """Seconds that are left; never 0, which would make a socket non-blocking."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -121,7 +121,7 @@ class Connection:
         if method == "POST":
             lines.append(f"Content-Length: {len(body)}")
         if not all(line.isascii() and line.isprintable() for line in lines):
-            raise ValueError("a header has a character for which HTTP has no place")
+            raise ValueError("a header has a character that HTTP does not allow")
         return "\r\n".join([*lines, "", ""]).encode()
 
     def _exchange(self, request: bytes) -> tuple[Reply, bool]:
@@ -132,7 +132,7 @@ class Connection:
         reply = self._send(sock, reader, request)
         is_early = reader.has_begun
         while reply is None:
-            sock.settimeout(self._find_time())
+            sock.settimeout(self._get_time_left())
             data = sock.recv(PIECE)
             reply = reader.feed(data) if data else reader.eof()
         more = _receive_now(sock) if reader.can_stay else None
@@ -152,7 +152,7 @@ class Connection:
                 reply = reader.feed(data) if data else reader.eof()
                 if reader.has_begun:  # and not a 100 or 103 alone
                     return reply
-            sock.settimeout(self._find_time())
+            sock.settimeout(self._get_time_left())
             try:
                 sock.sendall(view[start : start + PIECE])
             except (BrokenPipeError, ConnectionResetError):
@@ -167,7 +167,7 @@ def _encode_host(host: str) -> str:
     try:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError as error:
-        raise SinkUnavailable(f"{host} is no name of a host: {name_cause(error)}") from error
+        raise SinkUnavailable(f"{host} is not a valid host name: {name_cause(error)}") from error
 
 
 def _receive_now(sock: socket.socket) -> bytes | None:

@@ -23,7 +23,7 @@ SWITCHING: Final = 101  # which nobody asked for: what follows would not be HTTP
 
 
 class ReplyError(ValueError):
-    """What came is no reply that can be trusted. The text says why, for people."""
+    """The reply cannot be trusted. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class ReplyReader:
         """The connection has ended. Of a reply that breaks off in its body the status holds."""
         self.can_stay = False
         if self._in == "head":
-            raise ReplyError("the connection ended before a whole reply")
+            raise ReplyError("the connection ended before the reply was complete")
         return self._make_reply()
 
     def _make_reply(self) -> Reply:
@@ -114,18 +114,18 @@ class ReplyReader:
         end = HEAD_END.search(self._data)
         if end is None:
             if len(self._data) > MAX_REPLY:
-                raise ReplyError("what came is no reply of HTTP/1.1")
+                raise ReplyError("not an HTTP/1.1 reply")
             if not b"HTTP/1.".startswith(self._data[:7]):
-                raise ReplyError("what came is no reply of HTTP/1.1")
+                raise ReplyError("not an HTTP/1.1 reply")
             return
         lines = re.split(rb"\r?\n", bytes(self._data[: end.start()]))
         del self._data[: end.end()]
         line = STATUS_LINE.fullmatch(lines[0])
         if line is None:
-            raise ReplyError("what came is no reply of HTTP/1.1")
+            raise ReplyError("not an HTTP/1.1 reply")
         status = int(line[2])
         if status == SWITCHING:
-            raise ReplyError("the server switches to another protocol, which nobody asked for")
+            raise ReplyError("the server switched to another protocol unasked")
         if status < 200:  # 100, 102, 103: the reply is still to come
             self._interim += 1
             if self._interim > MAX_INTERIM:
@@ -151,7 +151,7 @@ class ReplyReader:
         elif lengths:
             (length, *others) = lengths
             if others or not LENGTH.fullmatch(length):
-                raise ReplyError("the reply has no one length")
+                raise ReplyError("the reply's length is missing or ambiguous")
             self._left = int(length)
             self._in = "length"
         else:
@@ -175,7 +175,7 @@ class ReplyReader:
         end = self._data.find(b"\n")
         if end < 0:
             if len(self._data) > MAX_REPLY:
-                raise ReplyError("a line of the reply does not end")
+                raise ReplyError("a line of the reply is too long")
             return None
         line = bytes(self._data[:end]).removesuffix(b"\r")
         del self._data[: end + 1]
@@ -211,7 +211,7 @@ class ReplyReader:
 
 
 def _read_headers(lines: list[bytes]) -> list[tuple[str, bytes]]:
-    """Names in lower case. A line that is no header could hide one, so that it is an error."""
+    """Names in lower case. A line that is not a header could hide one, so it is an error."""
     found = []
     for line in lines:
         header = HEADER.fullmatch(line)

@@ -13,16 +13,16 @@ from typing import Final
 
 from conntrackd import VERSION
 from conntrackd.config import options
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.rendered import Rendered, join
-from conntrackd.sinks.http import Connection
+from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
-from conntrackd.sinks.secrets import encode_basic, find_stamp, read_secret
+from conntrackd.sinks.secrets import encode_basic, read_secret, read_stamp
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -33,7 +33,7 @@ READY_TIMEOUT: Final = 2.0
 # would be for ever: after as many refusals in a row it is halved.
 MAX_THROTTLED: Final = 5
 # A stream that Loki does not open is tried as often, which is about a minute, while all behind it waits; from
-# then on once a batch, until Loki takes it.
+# then on once a batch, until Loki accepts it.
 MAX_STREAM_REFUSALS: Final = 8
 # A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
 # it: a push of nothing shows which.
@@ -64,7 +64,7 @@ def create(config: Config) -> "Loki":
         Settings(
             address=config[options.SINK_LOKI_ADDRESS],
             labels=config[options.SINK_LOKI_LABELS],
-            host=find_host(config),
+            host=get_host(config),
             batch_size=config[options.SINK_LOKI_BATCH_SIZE],
             batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
             timeout=config[options.SINK_LOKI_TIMEOUT],
@@ -101,11 +101,11 @@ class Loki:
         self._clock = clock
         self._labels = {"service_name": "conntrackd", "host": settings.host, **dict(settings.labels)}
         self._event_size = 300.0  # bytes of an event in a body; corrected by what is written
-        self._connection: Connection | None = None
+        self._connection: HttpConnection | None = None
         self._headers: dict[str, str] = {}
         self._secrets: tuple[str, ...] = ()
         self._secret_files = (settings.token_file, settings.password_file)
-        self._secret_stamp = find_stamp(self._secret_files)
+        self._secret_stamp = read_stamp(self._secret_files)
         self._hint = ""
         self._throttled = 0
         self._denied = 0
@@ -117,10 +117,10 @@ class Loki:
         return max(1, int(self._settings.batch_size / self._event_size))
 
     def open(self) -> None:
-        """Reads secrets and certificates anew, and asks /ready, whose answer is a hint and never a gate."""
+        """Read secrets and certificates again, and ask /ready, whose answer is a hint and never a gate."""
         settings = self._settings
         self._headers = self._make_headers()
-        self._connection = connection = Connection(settings.address, settings.tls)
+        self._connection = connection = HttpConnection(settings.address, settings.tls)
         self._hint = ""
         with contextlib.suppress(SinkUnavailable):
             reply = connection.request("GET", READY, self._headers, min(READY_TIMEOUT, settings.timeout))
@@ -129,7 +129,7 @@ class Loki:
 
     def write(self, parts: Sequence[Rendered]) -> int:
         """One push. Returns the number of bytes of the body."""
-        if find_stamp(self._secret_files) != self._secret_stamp:
+        if read_stamp(self._secret_files) != self._secret_stamp:
             with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
                 self._headers = self._make_headers()
         events = join(parts)
@@ -183,7 +183,7 @@ class Loki:
         return False
 
     def close(self) -> None:
-        """Cuts off what runs, from whichever thread."""
+        """Cut off what runs, from whichever thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -193,7 +193,7 @@ class Loki:
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if settings.tenant is not None:
             headers["X-Scope-OrgID"] = settings.tenant
-        stamp = find_stamp(self._secret_files)
+        stamp = read_stamp(self._secret_files)
         if settings.token_file is not None:
             token = read_secret(settings.token_file)
             self._secrets = (token,)

@@ -13,7 +13,7 @@ from conntrackd.render.rendered import Rendered, Stream
 REPLAY: Final = {"replay": "1"}
 LABEL: Final = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 Kind = tuple[int, int, bool]
-"""What tells a stream from the others of this host: type, protocol, whether it is a replay."""
+"""What distinguishes a stream from the others of this host: type, protocol, whether it is a replay."""
 LOSS: Final[Kind] = (0, 0, False)
 
 
@@ -23,12 +23,12 @@ def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[
     counts: dict[Kind, int] = {}
     for part in parts:
         for stream, entries in part.list_streams() if part.events else _list_loss(part):
-            kind = find_kind(stream)
+            kind = get_kind(stream)
             streams.setdefault(kind, []).append(entries)
             counts[kind] = counts.get(kind, 0) + stream.events
     before = b'{"streams":['
     # An ingester answers for the last stream of a push alone (3.7.6, pkg/ingester/instance.go): of late
-    # events the largest one tells best whether they were too late.
+    # events the largest one shows best whether they were too late.
     for kind in sorted(streams, key=counts.__getitem__):
         yield before + _open_stream(labels, kind)
         *others, last = streams[kind]
@@ -42,7 +42,7 @@ def _list_loss(part: Rendered) -> Iterator[tuple[Stream, memoryview]]:
     yield Stream(0, 0, 1), memoryview(part.text)
 
 
-def find_kind(stream: Stream) -> Kind:
+def get_kind(stream: Stream) -> Kind:
     """Entries of one kind go to one stream."""
     return stream.type, stream.protocol, stream.is_replay
 
@@ -65,7 +65,7 @@ def halve(events: Rendered) -> tuple[Rendered, ...]:
 
 def list_kinds(events: Rendered) -> tuple[Kind, ...]:
     """Of the streams in a push."""
-    return tuple(dict.fromkeys(map(find_kind, events.streams))) if events.events else (LOSS,)
+    return tuple(dict.fromkeys(map(get_kind, events.streams))) if events.events else (LOSS,)
 
 
 def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
@@ -73,13 +73,13 @@ def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:
     kinds = sorted(list_kinds(events), key=lambda kind: is_named(kind, last))
     if len(kinds) == 1:
         return (events,)
-    found = [find_kind(stream) for stream in events.streams for _ in range(stream.events)]
+    found = [get_kind(stream) for stream in events.streams for _ in range(stream.events)]
     return tuple(events.select([other == kind for other in found]) for kind in kinds)
 
 
 def is_named(kind: Kind, labels: str) -> bool:
     """Whether labels as Loki writes them, `{host="gw", prot="TCP", type="NEW"}`, are those of this stream."""
-    # Only these tell streams of this host apart, and no label of the user's may have their names.
+    # Only these distinguish streams of this host, and no label of the user's may have their names.
     found = {name: value for name, value in LABEL.findall(labels) if name in ("type", "prot", *REPLAY)}
     return found == _make_labels(kind)
 

@@ -11,7 +11,7 @@ from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http_reply import MAX_REPLY, Reply
 from conntrackd.sinks.loki_body import halve, mark_replay, split_streams
 
-# limits_config.block_ingestion_status_code (3.3 and later): nothing is stored. It is no error, so that an
+# limits_config.block_ingestion_status_code (3.3 and later): nothing is stored. It is not an error, so that an
 # agent that knows no better throws its batch away in silence.
 BLOCKED: Final = 260
 # What Loki says to a push that it has stored (pkg/distributor/http.go). A 200 with a page, a 202 of a proxy
@@ -30,7 +30,7 @@ STREAM_LIMIT: Final = re.compile(
 NAMED_STREAM: Final = re.compile(r"stream '?(?P<labels>\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})")
 # What Loki calls entries that are older than the newest of their stream, or than it takes at all.
 TOO_OLD: Final = re.compile(r"too old|too far behind|out of order", re.IGNORECASE)
-# Behind the distributor a message has gRPC's limit of 4 MiB; that is told as an internal error.
+# Behind the distributor a message has gRPC's limit of 4 MiB; that is reported as an internal error.
 TOO_LARGE: Final = re.compile(r"message larger than max", re.IGNORECASE)
 
 # The distributor checks each entry by itself, stores the good ones and names what is wrong with the others
@@ -57,7 +57,7 @@ class Refusals(NamedTuple):
 
 
 def interpret(reply: Reply, payload: Rendered, now: float) -> None:
-    """Returns when the reply says that the payload is stored, else raises what the outbox has to do.
+    """Return when the reply says that the payload is stored, else raise what the outbox has to do.
 
     `now` in seconds since the epoch, for a Retry-After that is a date.
     """
@@ -95,7 +95,7 @@ def _explain(reply: Reply) -> str:
     if 300 <= status < 400:
         return f"Loki redirects ({status}), which is not followed: check the address"
     if status < 300:
-        return f"{reply.reason}, where Loki says {STORED}: check that the address is Loki's"
+        return f"{reply.reason}, where Loki replies {STORED}: check that the address is Loki's"
     if status in (401, 403, 407):
         return f"{reply.reason}; the secret is read again before each attempt"
     if status in (404, 405, 410, 501):
@@ -128,7 +128,7 @@ def count_refusals(said: str) -> Refusals | None:
         if match is None:
             return None
         count = int(match["count"] or 1)
-        # A LOST record is no event: its loss is counted where it happened.
+        # A LOST record is not an event: its loss is counted where it happened.
         events = 0 if 'type="LOST"' in (match["dated"] or match["long"] or match["rich"]) else count
         losses += count - events
         if match["oldest"]:

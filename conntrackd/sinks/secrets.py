@@ -11,15 +11,15 @@ from conntrackd.files import KindError, read_file
 MAX_SECRET: Final = 64 << 10
 
 Stamp = tuple[tuple[int, ...], ...]
-"""What tells a file from the one that was there before, for each of some files."""
+"""What changes when a file is replaced, for each of some files."""
 
 
-def find_stamp(paths: Iterable[Path | None]) -> Stamp:
+def read_stamp(paths: Iterable[Path | None]) -> Stamp:
     """As they are now; what is not there has a stamp too."""
-    return tuple(_find_stamp(path) for path in paths if path is not None)
+    return tuple(_read_stamp(path) for path in paths if path is not None)
 
 
-def _find_stamp(path: Path) -> tuple[int, ...]:
+def _read_stamp(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError as error:
@@ -42,7 +42,7 @@ def read_secret(path: Path, *, ascii_only: bool = True) -> str:
     if not text or not text.isprintable():
         raise SinkUnavailable(f"{path} does not hold one line of text")
     if ascii_only and not text.isascii():
-        raise SinkUnavailable(f"{path} holds a token with other characters than HTTP's headers may have")
+        raise SinkUnavailable(f"{path} holds a token with characters that HTTP headers cannot carry")
     return text
 
 

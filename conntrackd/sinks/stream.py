@@ -29,7 +29,7 @@ FILE_MODE: Final = 0o640  # connections are nobody's business but the administra
 PIECE: Final = select.PIPE_BUF
 # A reader that is slow gets the rest in a write of its own after this time, so that what it has is counted.
 SLOW_SECONDS: Final = 1.0
-# A reader that takes nothing for so long is told as trouble.
+# A reader that reads nothing for this long is reported.
 STALL_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 0.05  # a write that is awakened lets go at once
 # include/uapi/linux/fs.h. What is no longer than this is written from the reader's thread if it goes at once;
@@ -151,7 +151,7 @@ class StreamSink:
         return os.pwritev(self._descriptor, [piece], -1, RWF_NOWAIT)
 
     def close(self) -> None:
-        """Ends a write that waits. A file that is opened again is a new one where logrotate has moved it."""
+        """End a write that waits. A file that is opened again is a new one where logrotate has moved it."""
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
         # Only a write that blocks in the kernel keeps the lock: it closes when it returns, if it ever does.
@@ -319,7 +319,7 @@ def create(config: Config) -> StreamSink:
         return StreamSink(None)
     path = Path(unquote(urlsplit(writer).path))
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        what = "is a directory" if path.is_dir() else f"no directory {path.parent}"
         hint = "file:///PATH names a file in a directory that exists"
         raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
     return StreamSink(path)

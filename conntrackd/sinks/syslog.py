@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
-from conntrackd.config.read import Config, find_host
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
-    PLACE,
+    PLACEHOLDER,
     DatagramSocket,
     Framing,
     frame,
@@ -142,7 +142,7 @@ class SyslogSink:
         except (SinkUnavailable, SinkRevised) as trouble:
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
-            self._count_numbers(messages.text[: messages.find_end(trouble.written)])
+            self._count_numbers(messages.text[: messages.get_end(trouble.written)])
             raise
         self._count_numbers(messages.text)
         return len(text)
@@ -155,10 +155,10 @@ class SyslogSink:
         return has_others or self._addresses.have_moved(sock)
 
     def _count_numbers(self, text: bytes) -> None:
-        self._number = (self._number + text.count(PLACE) - 1) % MAX_SEQUENCE + 1
+        self._number = (self._number + text.count(PLACEHOLDER) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
-        # That nobody is there is told with the next datagram, and sendmmsg(2) keeps it to itself when it has
+        # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         # What goes as one call is refused as one.
         vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2
@@ -286,7 +286,7 @@ def create(config: Config) -> SyslogSink:
     template = make_template(
         "rfc3164" if is_own else config[options.SINK_SYSLOG_FORMAT],
         config[options.SINK_SYSLOG_FACILITY],
-        find_host(config),
+        get_host(config),
         is_local=bool(target.path),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS

@@ -1,4 +1,4 @@
-"""TLS as every sink uses it: whom to trust, who we are, and why it failed in words for people."""
+"""TLS as every sink uses it: whom to trust, who we are, and the reason of a failure for people."""
 
 import socket
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.files import KindError, open_file
-from conntrackd.sinks.secrets import Stamp, find_stamp
+from conntrackd.sinks.secrets import Stamp, read_stamp
 
 if TYPE_CHECKING:  # it costs memory that only those pay who use TLS
     import ssl
@@ -68,12 +68,12 @@ class Credentials:
     def __init__(self, tls: Tls) -> None:
         """SinkUnavailable when a file cannot be used."""
         self._tls = tls
-        self._stamp = self._find_stamp()
+        self._stamp = self._read_stamp()
         self._context = make_context(tls)
 
     def have_changed(self) -> bool:
         """Whether other files are there, and can be used. Half a file changes nothing for what works."""
-        stamp = self._find_stamp()
+        stamp = self._read_stamp()
         if stamp == self._stamp:
             return False
         try:
@@ -85,14 +85,14 @@ class Credentials:
 
     def wrap(self, plain: socket.socket, name: str) -> "ssl.SSLSocket":
         """Before its handshake, with the files of now. SinkUnavailable when they cannot be used."""
-        stamp = self._find_stamp()
+        stamp = self._read_stamp()
         if stamp != self._stamp:
             self._context = make_context(self._tls)
             self._stamp = stamp
         return self._context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
 
-    def _find_stamp(self) -> Stamp:
-        return find_stamp((self._tls.ca, self._tls.cert, self._tls.key))
+    def _read_stamp(self) -> Stamp:
+        return read_stamp((self._tls.ca, self._tls.cert, self._tls.key))
 
 
 def is_waiting(error: OSError) -> bool:
@@ -104,7 +104,7 @@ def is_waiting(error: OSError) -> bool:
 
 
 def name_cause(error: BaseException) -> str:
-    """The innermost reason, in the words of the system or of OpenSSL."""
+    """The innermost reason, as the system or OpenSSL names it."""
     seen = set()
     while id(error) not in seen:
         seen.add(id(error))

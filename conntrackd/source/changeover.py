@@ -18,7 +18,7 @@ from conntrackd.netlink.constants import CTA_ID, NFGENMSG_LEN, NLMSG_HDRLEN
 from conntrackd.netlink.message import MalformedError, split, walk_attributes
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.reader import Reader, Told
+from conntrackd.reader import Reader, ReportedDrops
 
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 # An event takes more of a buffer: struct sk_buff and skb_shared_info alone have 576.
@@ -29,10 +29,10 @@ WAIT_SECONDS: Final = 0.25
 class Changeover:
     """What is still to be read of old sockets."""
 
-    def __init__(self, old: Sequence[tuple[EventSocket, Told]], new: EventSockets) -> None:
+    def __init__(self, old: Sequence[tuple[EventSocket, ReportedDrops]], new: EventSockets) -> None:
         """The new ones hear of events already; from now on the old ones do not."""
         # Those first that an earlier changeover was about to leave, when its process was killed.
-        self._old = sorted(old, key=lambda pair: pair[0].find_groups() != 0)
+        self._old = sorted(old, key=lambda pair: pair[0].read_groups() != 0)
         for events, _ in self._old:
             events.leave(ALL)
         # How many of the first events of each may be doubled: in most cases none.
@@ -43,15 +43,15 @@ class Changeover:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the old sockets in the store."""
-        return tuple(told.name for _, told in self._old if told.name)
+        return tuple(reported.name for _, reported in self._old if reported.name)
 
     def run(self, reader: Reader) -> None:
         """In the thread of the first reader, before it listens."""
         tail: list[bytes] = []
         try:
-            for events, told in self._old:
+            for events, reported in self._old:
                 last: deque[bytes] = deque(maxlen=sum(self._doubtful.values()))
-                for datagrams in reader.drain(events, told):
+                for datagrams in reader.drain(events, reported):
                     if last.maxlen:
                         last.extend(split(datagrams))
                 tail += last
@@ -93,11 +93,11 @@ def leave_out(head: Sequence[bytes], tail: Iterable[bytes]) -> list[bytes]:
     begun: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for messages, flows in ((tail, ended), (head, begun)):
         for message in messages:
-            flows[_find_flow(message)].append(message)
+            flows[_read_flow_id(message)].append(message)
     doubled = {flow: _count_common(ended.get(flow, []), messages) for flow, messages in begun.items()}
     fresh = []
     for message in head:
-        flow = _find_flow(message)
+        flow = _read_flow_id(message)
         if doubled[flow]:
             doubled[flow] -= 1
         else:
@@ -111,8 +111,8 @@ def _count_common(before: list[bytes], after: list[bytes]) -> int:
     return next((count for count in range(most, 0, -1) if before[-count:] == after[:count]), 0)
 
 
-def _find_flow(message: bytes) -> bytes:
-    """The id of an event's flow; nothing for what is no event."""
+def _read_flow_id(message: bytes) -> bytes:
+    """The id of an event's flow; empty for what is not an event."""
     try:
         attributes = walk_attributes(message[NLMSG_HDRLEN + NFGENMSG_LEN :])
         return next((value for path, value in attributes if path == (CTA_ID,)), b"")

@@ -12,18 +12,18 @@ from typing import Final
 from conntrackd.errors import ConntrackdError, ResourceError, UnavailableError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 LOOK_SECONDS: Final = 4.0
 """What changes is seen within this time, and what nftables changes at once."""
 # Above that the kernel is about to refuse new connections, or does: of those there is no event.
 FULL: Final = 0.95
 
-EVENTS_OFF: Final = "the kernel is told to send no events: nf_conntrack_events is 0"
+EVENTS_OFF: Final = "the kernel is set to send no events: nf_conntrack_events is 0"
 OTHER_NAMESPACE: Final = (
-    "the network namespace is gone, or another one has its name: nothing is heard of that"
+    "the network namespace was deleted or replaced: events of the new one are not received"
 )
-TABLE_FULL: Final = "the connection table is full, or nearly: the kernel refuses new connections"
+TABLE_FULL: Final = "the connection table is full or nearly full: the kernel refuses new connections"
 # What a LOST record says for the first three.
 REASONS: Final = {
     tracking.NOT_TRACKED: "connections were not tracked",
@@ -34,7 +34,7 @@ REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there was to see at one moment. None stands for what nobody can tell."""
+    """What there was to see at one moment. None stands for what is unknown."""
 
     is_asked_for: bool | None = None
     """Whether rules have connections tracked."""
@@ -51,7 +51,7 @@ class Hearing:
     """Keeps what the last looks saw. Belongs to one thread."""
 
     def __init__(self, namespace: str | None, cookie: bytes) -> None:
-        """`cookie`: of the network namespace that is listened to, see find_namespace()."""
+        """`cookie`: of the network namespace that is listened to, see read_namespace()."""
         self.look_at = 0.0
         """When to look next, by time.monotonic()."""
         self.faults: tuple[str, ...] = ()
@@ -66,15 +66,18 @@ class Hearing:
         self._reason = ""
 
     def look(self, now_ns: int, *, is_timed: bool = True) -> None:
-        """See how things are. `is_timed`: not because of news, so that some time is over since the last."""
+        """Check tracking, the kernel's switch, namespace and table.
+
+        `is_timed`: not because of news, so that some time has passed since the last check.
+        """
         self.look_at = time.monotonic() + LOOK_SECONDS
         seen = self._see()
         if seen is not None:
             self.note(seen, now_ns, is_timed=is_timed)
 
     def note(self, seen: Look, now_ns: int, *, is_timed: bool = True) -> None:
-        """What was seen."""
-        self.is_tracking = self._judge(seen, is_timed)
+        """Note what was seen."""
+        self.is_tracking = self._evaluate(seen, is_timed)
         faults = [
             tracking.NOT_TRACKED if self.is_tracking is False else "",
             EVENTS_OFF if seen.events == 0 else "",
@@ -88,7 +91,7 @@ class Hearing:
         elif self._well_ns and not self._deaf_ns:
             self._deaf_ns, self._reason = self._well_ns, reasons[0]
 
-    def _judge(self, seen: Look, is_timed: bool) -> bool | None:
+    def _evaluate(self, seen: Look, is_timed: bool) -> bool | None:
         """Whether connections are tracked.
 
         Open vSwitch and tc have that done without a rule, and more entries in the table show it. Those of the
@@ -114,8 +117,8 @@ class Hearing:
 
     def _see_here(self) -> Look:
         asked, events = tracking.is_asked_for(), tracking.read_setting("nf_conntrack_events")
-        with closing(Table()) as table:  # no two sockets at a time: descriptors may be few
-            is_here = table.find_namespace() == self._cookie
+        with closing(ConntrackTable()) as table:  # no two sockets at a time: descriptors may be few
+            is_here = table.read_namespace() == self._cookie
             try:
                 fill = table.measure()
             except UnavailableError:
@@ -134,7 +137,7 @@ class Hearing:
         """An earlier process heard nothing from then on."""
         self._deaf_ns, self._reason = deaf_ns, "nothing was heard"
 
-    def take_gap(self, now_ns: int, *, at_end: bool = False) -> tuple[int, int, str] | None:
+    def pop_gap(self, now_ns: int, *, at_end: bool = False) -> tuple[int, int, str] | None:
         """When and why nothing was heard, once it is over, or at the daemon's end."""
         if not self._deaf_ns or (not at_end and any(fault in REASONS for fault in self.faults)):
             return None

@@ -1,4 +1,4 @@
-"""How events come in: a new socket or the last process's, the table beside it, what is lost in between."""
+"""The source of events: a new socket or the last process's, the table beside it, what is lost in between."""
 
 import logging
 import math
@@ -14,7 +14,6 @@ from conntrackd import advice, checks
 from conntrackd.active_filter import Filter, change_filter
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.config.values import render_size
 from conntrackd.errors import ConntrackdError
 from conntrackd.flow import ABSENT, NANO, Lost
 from conntrackd.netlink.activation import TrackingTable
@@ -29,18 +28,19 @@ from conntrackd.netlink.shares import (
     open_share,
 )
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 from conntrackd.netlink.tracking import News
 from conntrackd.notify import Notifier, take_descriptors
 from conntrackd.pipeline import Pipeline
-from conntrackd.reader import Told
+from conntrackd.reader import ReportedDrops
 from conntrackd.resources import has_descriptors, try_descriptors
 from conntrackd.source.changeover import Changeover
 from conntrackd.source.hearing import Hearing
 from conntrackd.source.resync import Resync
-from conntrackd.source.state_directory import Handover
+from conntrackd.source.state_directory import StateDirectory
 from conntrackd.source.table_guard import LIMIT, RELIABLE, Guard
 from conntrackd.stats import Stats
+from conntrackd.units import render_size
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ LOSS_SECONDS: Final = 300.0
 ENTER_DESCRIPTORS: Final = 3
 
 
-class Intake:
-    """What the daemon has of the kernel. All but listen() is called in the main thread."""
+class KernelSource:
+    """Sockets, namespace and table of the kernel. All but listen() is called in the main thread."""
 
     def __init__(
-        self, config: Config, handover: Handover, notifier: Notifier, pipeline: Pipeline, stats: Stats
+        self, config: Config, state: StateDirectory, notifier: Notifier, pipeline: Pipeline, stats: Stats
     ) -> None:
         self.events: EventSockets | None = None
         """None before open(), and in a replay."""
@@ -66,7 +66,7 @@ class Intake:
         """Readable when the rules have changed, for hear_news(). None: they are looked at now and then."""
         self._table: TrackingTable | None = None
         self._config = config
-        self._handover = handover
+        self._state = state
         self._notifier = notifier
         self._pipeline = pipeline
         self._stats = stats
@@ -74,16 +74,16 @@ class Intake:
         self._changeover: Changeover | None = None
         self._stored: set[Share] = set()
         """Sockets that systemd keeps."""
-        self._told: list[Told] = []
+        self._reported: list[ReportedDrops] = []
         """Of each reader's socket, at the start."""
         self._noting = threading.Lock()
         self._is_adopted = False
         self._is_started = False
         self._lost, self._lost_at = 0, -math.inf
-        self._told_release = False
+        self._release_reported = False
 
     def open(self, stack: ExitStack, rules: Filter, environ: Mapping[str, str]) -> None:
-        """Have connections tracked where that is asked for, and hear of them until the stack is closed.
+        """Open the sockets, and have connections tracked if asked for, until the stack is closed.
 
         Before any thread is started. Raises ConntrackdError.
         """
@@ -101,10 +101,10 @@ class Intake:
                 self.news = News()
                 stack.callback(self.news.close)
             if config[options.CONNTRACK_RELIABLE]:
-                self._guard = self._pipeline.guard = Guard(self._list_sockets()[0], Table())
+                self._guard = self._pipeline.guard = Guard(self._list_sockets()[0], ConntrackTable())
         self._begin_hearing(self._list_sockets()[0])
         if not self._is_adopted:
-            self._tell_gap()
+            self._report_gap()
         self._pipeline.keeps_socket = self._store(self.events)
 
     def _activate(self, stored: list[int]) -> None:
@@ -121,7 +121,7 @@ class Intake:
                 self._table = TrackingTable.adopt(stored[0])
                 return
             except ConntrackdError as error:
-                logger.warning("%s, making a new table", error)
+                logger.warning("%s, creating a new table", error)
                 self._notifier.remove(STORED_TABLE)
         self._table = TrackingTable.open()
         self._notifier.store(STORED_TABLE, self._table.fileno())
@@ -157,8 +157,8 @@ class Intake:
             self._table = None
 
     def _begin_hearing(self, events: EventSocket) -> None:
-        self.hearing = Hearing(self._config[options.CONNTRACK_NETNS], events.find_namespace())
-        since = self._handover.read_deaf()
+        self.hearing = Hearing(self._config[options.CONNTRACK_NETNS], events.read_namespace())
+        since = self._state.read_deaf()
         if since:
             self.hearing.resume(since)
         self.look()
@@ -174,23 +174,23 @@ class Intake:
         if found:
             what = "the socket" if len(found) == 1 else f"{len(found)} sockets"
             queued = sum(one.measure().used for one in found.values())
-            logger.info("took over %s of the last process, %d bytes are queued", what, queued)
+            logger.info("took over %s of the last process with %d bytes queued", what, queued)
         sockets: dict[Share, EventSocket] = {}
-        old: list[tuple[EventSocket, Told]] = []
+        old: list[tuple[EventSocket, ReportedDrops]] = []
         for share in list_shares(self._config[options.CONNTRACK_READERS]):
             events = found.pop(share.name, None)
-            drops = self._handover.read_drops(share.name)
-            if events is not None and not events.find_groups():
+            drops = self._state.read_drops(share.name)
+            if events is not None and not events.read_groups():
                 # It heard of nothing: of a changeover from it that was not completed, or no event was wanted.
-                old.append((events, Told(drops=drops)))
+                old.append((events, ReportedDrops(drops=drops)))
                 self._notifier.remove(share.name)
                 events = None
             sockets[share] = self._open_share(share, rules) if events is None else events
             self._stored |= {share} if events is not None else set()
-            self._told.append(Told(share.name, 0 if events is None else drops))
+            self._reported.append(ReportedDrops(share.name, 0 if events is None else drops))
         opened = EventSockets(sockets)
         self._put_in_force(rules, opened)
-        old += [(events, Told(name, self._handover.read_drops(name))) for name, events in found.items()]
+        old += [(events, ReportedDrops(name, self._state.read_drops(name))) for name, events in found.items()]
         if old:
             # Stored before the old ones cease to hear: an event is always in one that lasts.
             self._store(opened)
@@ -199,8 +199,8 @@ class Intake:
 
     def _open_share(self, share: Share, rules: Filter) -> EventSocket:
         """A new socket, of which no drop is reported: what is noted was another one's of this name."""
-        if self._handover.read_drops(share.name):
-            self._handover.note_drops(share.name, 0)
+        if self._state.read_drops(share.name):
+            self._state.note_drops(share.name, 0)
         buffer = self._config[options.CONNTRACK_BUFFER]
         return open_share(share, groups=rules.groups, buffer=buffer, program=rules.program)
 
@@ -208,7 +208,7 @@ class Intake:
         """In sockets of the last process, which may have had another filter."""
         groups = 0
         for share in self._stored:
-            groups |= events.sockets[share].find_groups()
+            groups |= events.sockets[share].read_groups()
         if self._stored:
             events.join(rules.groups)
             change_filter(self._pipeline, events, replace(rules, groups=groups), rules)
@@ -244,19 +244,19 @@ class Intake:
         at_start = self._config[options.CONNTRACK_SNAPSHOT]
         if not (after_loss or at_start):
             return
-        table = Table()
+        table = ConntrackTable()
         stack.callback(table.close)
         self._pipeline.resync = Resync(table, self._pipeline.engine, self._stats, after_loss=after_loss)
         if at_start:
             self._pipeline.resync.request(at_start=True)
 
-    def _tell_gap(self) -> None:
-        """Of what happened between the last process and this one nothing is known but that it is missing."""
-        gap = self._handover.find_gap(time.time_ns())
+    def _report_gap(self) -> None:
+        """Report the time between the last process and this one as a loss of unknown size."""
+        gap = self._state.find_gap(time.time_ns())
         if gap is None:
             return
-        times = [time.strftime("%F %T", time.localtime(each // NANO)) for each in (gap.since, gap.until)]
-        logger.warning("nobody listened from %s to %s: the events of that time are lost", *times)
+        times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (gap.since, gap.until)]
+        logger.warning("conntrackd was not running from %s to %s: the events of that time are lost", *times)
         self._pipeline.report_lost(gap)
 
     def listen(self, number: int) -> None:
@@ -268,89 +268,89 @@ class Intake:
                 self._notifier.remove(name)
         elif self._changeover is not None:
             self._changeover.wait(reader)
-        reader.listen(self._list_sockets()[number], self._told[number])
+        reader.listen(self._list_sockets()[number], self._reported[number])
 
     def note_drops(self) -> None:
-        """For the next process: so many of each socket's drops are reported. From any thread."""
+        """Save for the next process how many drops of each socket are reported. From any thread."""
         if not self._pipeline.keeps_socket:
             return
         with self._noting:
-            for name, drops in [reader.told for reader in self._pipeline.readers]:
+            for name, drops in [reader.reported for reader in self._pipeline.readers]:
                 if name:
-                    self._handover.note_drops(name, drops)
+                    self._state.note_drops(name, drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
-        """For the next process: until now nothing is missing."""
+        """Save for the next process that nothing is missing until now."""
         if self.events is not None:
-            self._handover.note_listening(time.time_ns(), at_once=at_once)
+            self._state.note_listening(time.time_ns(), at_once=at_once)
 
     def end(self) -> None:
-        """The reader has ended. What the kernel has repeated by now is no loss to the next process."""
+        """The reader has ended. What the kernel has repeated by now is not a loss to the next process."""
         if self._guard is not None:
             self._guard.close()
-            _, drops = self._guard.find_release()
+            _, drops = self._guard.read_release()
             if self._pipeline.keeps_socket and self._pipeline.guard is not None:
-                self._handover.note_drops(NAME, drops)
+                self._state.note_drops(NAME, drops)
         self.note_listening(at_once=True)
-        self._tell_deaf(at_end=True)
+        self._report_deaf(at_end=True)
 
     def look_now_and_then(self) -> None:
-        """To be called every second, in the thread of open()."""
+        """Run the checks that are due. To be called every second, in the thread of open()."""
         if self._stats.events_lost_total != self._lost:
             self._lost, self._lost_at = self._stats.events_lost_total, time.monotonic()
         if self.hearing is not None and time.monotonic() >= self.hearing.look_at:
             self.look()
 
     def hear_news(self) -> None:
-        """The rules of the firewall have changed."""
+        """Check whether events can be heard, because the rules of the firewall have changed."""
         if self.news is not None:
             self.news.drain()
             self.look(is_timed=False)
 
     def look(self, *, is_timed: bool = True) -> None:
-        """Whether events can be heard. A time in which they could not is told when it is over."""
+        """Check whether events can be heard. A time in which they could not is reported when it is over."""
         if self.hearing is None:
             return
         deaf, faults = self.hearing.deaf_ns, self.hearing.faults
         self.hearing.look(time.time_ns(), is_timed=is_timed)
         if self.hearing.deaf_ns != deaf:
-            self._handover.note_deaf(self.hearing.deaf_ns)
-        if self._is_started:  # what there is at the start is told with all other problems
+            self._state.note_deaf(self.hearing.deaf_ns)
+        if self._is_started:  # what there is at the start is reported with all other problems
             for fault in self.hearing.faults:
                 if fault not in faults:
                     logger.warning("%s", self._explain(fault))
-        self._tell_deaf()
+        self._report_deaf()
 
     def _explain(self, fault: str) -> str:
         """A fault of hearing.py with what to do."""
-        return f"{fault}\nhint: {advice.find_remedy(fault, self._config, is_active=self.is_active)}"
+        return f"{fault}\nhint: {advice.advise_fault(fault, self._config, is_active=self.is_active)}"
 
-    def _tell_deaf(self, *, at_end: bool = False) -> None:
-        gap = None if self.hearing is None else self.hearing.take_gap(time.time_ns(), at_end=at_end)
+    def _report_deaf(self, *, at_end: bool = False) -> None:
+        gap = None if self.hearing is None else self.hearing.pop_gap(time.time_ns(), at_end=at_end)
         if gap is None:
             return
         since, until, reason = gap
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
-        logger.warning("nothing was heard from %s to %s: %s", *times, reason)
+        logger.warning("no events were received from %s to %s: %s", *times, reason)
         self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
         # The next process goes on from here, where it is not over.
-        self._handover.note_deaf(until if at_end else 0)
+        self._state.note_deaf(until if at_end else 0)
 
-    def tell_release(self) -> None:
+    def report_release(self) -> None:
         """That the mode in which no DESTROY is lost is over, once."""
-        if self._guard is None or self._told_release:
+        if self._guard is None or self._release_reported:
             return
-        if self._guard.has_ended() or self._guard.find_release()[0] != RELIABLE:
-            self._told_release = True
+        if self._guard.has_ended() or self._guard.read_release()[0] != RELIABLE:
+            self._release_reported = True
             logger.warning("conntrack.reliable is off until a restart, so that the connection table has room")
 
-    def find_problems(self) -> list[str]:
+    def list_problems(self) -> list[str]:
         """What keeps events from coming, a line each with what to do."""
         problems = []
         if self.hearing is not None:
             problems += [self._explain(fault) for fault in self.hearing.faults]
         if self.events is not None:
-            size, asked = self.events.find_buffer(), self._config[options.CONNTRACK_BUFFER]
+            size, asked = self.events.measure_buffer(), self._config[options.CONNTRACK_BUFFER]
             if size < asked:
                 problems.append(
                     f"the receive buffer has {render_size(size)} instead of {render_size(asked)}\n"
@@ -363,7 +363,7 @@ class Intake:
                 f"{self._stats.events_lost_total} events were lost in the kernel\n"
                 "hint: a larger conntrack.buffer, or a filter that keeps less"
             )
-        if self._guard is not None and self._guard.find_release()[0] != RELIABLE:
+        if self._guard is not None and self._guard.read_release()[0] != RELIABLE:
             problems.append(
                 f"conntrack.reliable is off until a restart: the connection table was over {LIMIT:.0%} full\n"
                 "hint: a larger conntrack.buffer or net.netfilter.nf_conntrack_max, then a restart"

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
@@ -18,17 +18,17 @@ PATIENCE_MS: Final = 250
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
-def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[[str], None]) -> int:
+def record(path: Path, limit: int | None, namespace: str | None, report: Callable[[str], None]) -> int:
     """Until `limit` messages are written, or SIGINT or SIGTERM. Returns their number.
 
-    `tell` gets what a person should know meanwhile. Raises OSError for the file, ConntrackdError for the
+    `report` gets what a person should know meanwhile. Raises OSError for the file, ConntrackdError for the
     socket.
     """
     count = 0
     with ExitStack() as stack:
         with enter(namespace):
             if tracking.is_tracking() is False:
-                tell(
+                report(
                     f"warning: {tracking.NOT_TRACKED}\n"
                     "hint: 'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'"
                 )
@@ -36,8 +36,8 @@ def record(path: Path, limit: int | None, namespace: str | None, tell: Callable[
         stack.callback(events.close)
         file = stack.enter_context(path.open("wb"))
         asked = stack.enter_context(_notice_signals())
-        batch = find_engine().open_batch()
-        tell(f"recording to {path}" + ("" if limit else ", until ^C"))
+        batch = load_engine().open_batch()
+        report(f"recording to {path}" + ("" if limit else ", until ^C"))
         while not asked and (limit is None or count < limit):
             datagrams, *_ = batch.receive(events.fileno(), PATIENCE_MS, 0)
             if datagrams:

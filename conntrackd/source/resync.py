@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from conntrackd.engine import Batch, Engine, Selection
+from conntrackd.engine import Engine, EventBatch, Selection
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 from conntrackd.stats import Stats
 
 # A flow is in the table a moment before its NEW is queued: what was read is decided so much later.
@@ -31,14 +31,14 @@ class Resync:
 
     def __init__(
         self,
-        table: Table,
+        table: ConntrackTable,
         engine: Engine,
         stats: Stats,
         *,
         after_loss: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.batch: Batch = engine.open_batch()
+        self.batch: EventBatch = engine.open_batch()
         """Flows of the table, where step() has found some."""
         self._table = table
         self._engine = engine
@@ -70,7 +70,7 @@ class Resync:
         """Events are missing, or the daemon has just begun: read the table soon."""
         self._is_wanted = self._is_wanted or at_start or self._after_loss
 
-    def note(self, batch: Batch, kept: Selection) -> None:
+    def note(self, batch: EventBatch, kept: Selection) -> None:
         """A batch of events, and those of it that the sinks hear of."""
         self.note_reported(batch, batch.of_types(kept, ~EventType.DESTROY))
         ended = batch.of_types(None, EventType.DESTROY)
@@ -78,7 +78,7 @@ class Resync:
         if self.is_reading:
             self._gone.add(batch, ended)
 
-    def note_reported(self, batch: Batch, flows: Selection) -> None:
+    def note_reported(self, batch: EventBatch, flows: Selection) -> None:
         """Flows that live, and that the sinks hear of."""
         self._reported.add(batch, flows)
         if self.is_reading:

@@ -1,7 +1,7 @@
-"""What a process leaves in the state directory for the next: what it has told, until when it heard.
+"""What a process leaves in the state directory for the next: which drops it reported, until when it listened.
 
-Without a state directory nothing is kept, and nothing is told. What cannot be written is told again by the
-next process, which is better than not at all. A directory belongs to one process at a time.
+Without a state directory nothing is kept, and nothing is reported. What cannot be written is reported again
+by the next process, which is better than not at all. A directory belongs to one process at a time.
 """
 
 import fcntl
@@ -19,11 +19,11 @@ from conntrackd.netlink.shares import NAME
 NOTE_SECONDS: Final = 10
 
 
-class Handover:
+class StateDirectory:
     """The files `deaf`, `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
 
-    def __init__(self, directory: Path | None, place: str = "") -> None:
-        """`place`: where the directory is set.
+    def __init__(self, directory: Path | None, origin: str = "") -> None:
+        """`origin`: where the directory is set.
 
         Raises ConfigError where there is none and none can be made, or another process has it.
         """
@@ -31,7 +31,7 @@ class Handover:
         self._noted_ns = 0
         self._drops: dict[str, int] = {}
         # Never closed: it goes with the process, however that ends. No child has it (close on exec).
-        self._lock = None if directory is None else _lock(directory, place)
+        self._lock = None if directory is None else _lock(directory, origin)
         self._write("pid", os.getpid())
 
     def read_drops(self, name: str) -> int:
@@ -49,7 +49,7 @@ class Handover:
         return self._read("deaf")
 
     def note_deaf(self, since_ns: int) -> None:
-        """Nothing can be heard since then; 0 for that being over and told."""
+        """Nothing can be heard since then; 0 for that being over and reported."""
         self._write("deaf", since_ns)
 
     def find_gap(self, now_ns: int) -> Lost | None:
@@ -81,9 +81,9 @@ def _name_drops(socket: str) -> str:
     return "drops" if socket == NAME else f"drops-{socket}"
 
 
-def _lock(directory: Path, place: str) -> int:
+def _lock(directory: Path, origin: str) -> int:
     """flock of the directory itself, which takes no right to write there. Returns what holds it."""
-    what = directory if place.lower().endswith("state_directory") else f"state_directory: {directory}"
+    what = directory if origin.lower().endswith("state_directory") else f"state_directory: {directory}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -91,24 +91,24 @@ def _lock(directory: Path, place: str) -> int:
         resources.raise_descriptors(error)
         raise ConfigError(
             f"{what}: {error.strerror}",
-            place=place,
-            hint="name a directory in which conntrackd may write",
+            origin=origin,
+            hint="choose a directory that conntrackd can write to",
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
         raise ConfigError(
-            f"{what} is in use by {_find_holder(directory)}",
-            place=place,
-            hint="each conntrackd needs a state directory of its own",
+            f"{what} is in use by {_describe_holder(directory)}",
+            origin=origin,
+            hint="each conntrackd process needs its own state directory",
         ) from error
     except OSError:
         pass  # a file system without locks, such as some over a network: as if there were no other process
     return lock
 
 
-def _find_holder(directory: Path) -> str:
+def _describe_holder(directory: Path) -> str:
     """Who has the lock, as far as it has said so by now."""
     try:
         return f"process {int((directory / 'pid').read_text())}"

@@ -1,6 +1,6 @@
 """Reliable DESTROY, and the process that ends it before the connection table is full.
 
-Once the kernel is asked to tell each DESTROY for sure, a flow whose event had no room in the socket's buffer
+Once the kernel is asked for reliable DESTROY events, a flow whose event had no room in the socket's buffer
 stays in the table until it has. A reader that stands still then fills the table, and the kernel refuses every
 new connection of the host. A process that stands still cannot watch itself, so that another one does: it goes
 back to the kernel's usual way above LIMIT, and when the first one ends in whatever way.
@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 from conntrackd import resources
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 
 LIMIT: Final = 0.8
 """Of the table's entries."""
@@ -35,7 +35,7 @@ RELIABLE, RELEASING, RELEASED = range(3)
 class Guard:
     """Asks for reliable DESTROY as long as it lives. Belongs to the process that made it."""
 
-    def __init__(self, events: EventSocket, table: Table) -> None:
+    def __init__(self, events: EventSocket, table: ConntrackTable) -> None:
         """`table` is of the events' network namespace. To be called before threads are started.
 
         Raises ResourceError where there may be no second process.
@@ -55,11 +55,11 @@ class Guard:
         # Not before somebody watches: the socket may be in systemd's store, where it outlives this process.
         # And not if the guard has let go by now; where it does so later, it has the last word.
         events.set_reliable(True)
-        if self.find_release()[0] != RELIABLE:
+        if self.read_release()[0] != RELIABLE:
             events.set_reliable(False)
 
-    def find_release(self) -> tuple[int, int]:
-        """State and, when RELEASED, the drops up to then: they are no losses, all after them are.
+    def read_release(self) -> tuple[int, int]:
+        """State and, when RELEASED, the drops up to then: they are not losses, all after them are.
 
         To be called after the counter was read. RELEASING: read it again before it is understood.
         """
@@ -87,18 +87,20 @@ def _release(events: EventSocket, words: mmap.mmap) -> None:
     if WORDS.unpack(words)[0] == RELEASED:
         return
     # In this order: who finds RELIABLE after the counter was read knows that it counted no loss. A repeat of
-    # the kernel's between the next two lines is told as a loss, which is better than the other way round.
+    # the kernel's between the next two lines is reported as a loss, which is better than the other way round.
     words[:] = WORDS.pack(RELEASING, 0)
     before = events.measure().drops
     events.set_reliable(False)
     words[:] = WORDS.pack(RELEASED, before)
 
 
-def _be_guard(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> NoReturn:
+def _be_guard(events: EventSocket, table: ConntrackTable, words: mmap.mmap, end: int) -> NoReturn:
     """All that the child ever does."""
     try:
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # meant for the other one, whose end is the sign for this one
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # meant for the other one, whose end is the sign for this one
         _keep_only({0, 1, 2, events.fileno(), table.fileno(), end})
         with suppress(OSError):
             Path("/proc/self/comm").write_text("conntrack-guard")  # what ps and top show
@@ -109,13 +111,13 @@ def _be_guard(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> 
 
 def _keep_only(wanted: set[int]) -> None:
     """Nothing else is to stay open because of this process: no lock, no pipe, no file that was removed."""
-    for each in map(int, os.listdir("/proc/self/fd")):
-        if each not in wanted:
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in wanted:
             with suppress(OSError):  # the one that listdir itself had open
-                os.close(each)
+                os.close(descriptor)
 
 
-def _watch(events: EventSocket, table: Table, words: mmap.mmap, end: int) -> None:
+def _watch(events: EventSocket, table: ConntrackTable, words: mmap.mmap, end: int) -> None:
     poll = select.poll()
     poll.register(end, select.POLLIN)  # it ends, too, with POLLHUP
     pause = 0.0

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from conntrackd.bus.control import FilterStatus, Finding, Listener, SinkStatus, Statistics, Status
+from conntrackd.bus.control import DaemonStatus, FilterStatus, Finding, Listener, SinkStatus, Statistics
 from conntrackd.errors import ConntrackdError, RuleError, UsageError
 from conntrackd.flow import EventType
 
@@ -24,7 +24,7 @@ class Recorder:
             "loki": SinkStatus("retrying", "connection refused", {"sink_events_delivered_total": 0}),
         }
         self.counters = {"events_received_total": 5, "events_lost_total": 0}
-        self.present = Status(
+        self.present = DaemonStatus(
             version="2.0.0",
             start_us=1_700_000_000_000_000,
             paths=("/etc/conntrackd/conntrackd.yaml",),
@@ -57,7 +57,7 @@ class Recorder:
         await self._note("set_filter", tuple(rules), timeout_s)
         for number, rule in enumerate(rules, 1):
             if "bad" in rule:
-                raise RuleError("unknown word 'bad'", place=f"rule {number}", excerpt=f"{rule}\n^^^")
+                raise RuleError("unknown word 'bad'", origin=f"rule {number}", excerpt=f"{rule}\n^^^")
         self.present = replace(
             self.present, filter=FilterStatus(tuple(rules), "run-time", timeout_s, EventType.NEW, 3)
         )
@@ -98,7 +98,7 @@ class Recorder:
             listener.log_level_changed()
         return [f"log level is {level}"]
 
-    def status(self) -> Status:
+    def status(self) -> DaemonStatus:
         return self.present
 
     def statistics(self) -> Statistics:
@@ -144,4 +144,4 @@ class Recorder:
 
 def fail(text: str) -> ConntrackdError:
     """An error with all its parts."""
-    return UsageError(text, hint="a hint", place="somewhere", excerpt="text\n^^^^")
+    return UsageError(text, hint="a hint", origin="somewhere", excerpt="text\n^^^^")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrackd.bus.client import Client, RemoteError
+from conntrackd.bus.client import Client, DaemonError
 from conntrackd.bus.interface import load
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
@@ -66,7 +66,7 @@ def test_any_arguments_are_answered_or_refused_with_our_own_words(name: str, cli
                 os.close(client.open_tail(arguments[0], arguments[1]))
             else:
                 client.call(name, METHODS[name], *arguments)
-        except RemoteError as error:
+        except DaemonError as error:
             text = str(error)
             assert not text.startswith("internal error"), text
             assert text.replace("\n", "").isprintable(), ascii(text)

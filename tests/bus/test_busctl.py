@@ -29,13 +29,13 @@ ANSWERS = {
 METHODS = [(interface, method) for interface in load().values() for method in interface.methods.values()]
 
 
-@pytest.mark.parametrize(("interface", "method"), METHODS, ids=lambda each: each.name)
+@pytest.mark.parametrize(("interface", "method"), METHODS, ids=lambda item: item.name)
 def test_every_method_is_called(
     interface: Interface, method: Method, bus: PrivateBus, served: Served
 ) -> None:
     path = "/org/conntrackd1" + ("" if interface.name == MANAGER else "/sink/loki")
     signature = [method.in_signature] if method.takes else []
-    values = [word for each in method.takes for word in VALUES[each.type]]
+    values = [word for argument in method.takes for word in VALUES[argument.type]]
 
     answer = busctl(bus, "call", "org.conntrackd1", path, interface.name, method.name, *signature, *values)
 

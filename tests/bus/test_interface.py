@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from conntrackd.bus.handlers import Manager
+from conntrackd.bus.handlers import ManagerHandlers
 from conntrackd.bus.interface import (
     ACTIONS,
     CONTROL,
@@ -52,10 +52,10 @@ def test_every_method_has_the_action_that_was_decided() -> None:
 
 def test_rules_are_for_those_who_may_observe_and_all_other_properties_are_information() -> None:
     found = {
-        each.name
+        prop.name
         for interface in load().values()
-        for each in interface.properties.values()
-        if each.action != INFO
+        for prop in interface.properties.values()
+        if prop.action != INFO
     }
 
     assert found == {"Rules"}
@@ -63,9 +63,9 @@ def test_rules_are_for_those_who_may_observe_and_all_other_properties_are_inform
 
 def test_signals_carry_numbers_names_and_states_and_never_an_event() -> None:
     found = {
-        each.name: [argument.name for argument in each.gives]
+        signal.name: [argument.name for argument in signal.gives]
         for interface in load().values()
-        for each in interface.signals.values()
+        for signal in interface.signals.values()
     }
 
     assert found == {
@@ -104,11 +104,11 @@ def test_an_xml_that_differs_from_the_handlers_does_not_load(old: str, new: str)
     interfaces = parse_interfaces(read_xml().replace(old, new, 1))
 
     with pytest.raises(ContractError):
-        check_handlers(interfaces[MANAGER], Manager)
+        check_handlers(interfaces[MANAGER], ManagerHandlers)
 
 
 def test_a_handler_that_the_xml_does_not_know_does_not_load() -> None:
-    class More(Manager):
+    class More(ManagerHandlers):
         async def shut_down(self) -> None:
             """Not in the XML."""
 
@@ -119,8 +119,8 @@ def test_a_handler_that_the_xml_does_not_know_does_not_load() -> None:
 def test_the_polkit_policy_has_the_actions_and_control_needs_a_password() -> None:
     root = ET.parse(ROOT / "dbus/org.conntrackd1.policy").getroot()
     found = {
-        each.attrib["id"]: {default.text for default in each.iterfind("defaults/*")}
-        for each in root.iter("action")
+        node.attrib["id"]: {default.text for default in node.iterfind("defaults/*")}
+        for node in root.iter("action")
     }
 
     assert found == {INFO: {"yes"}, OBSERVE: {"yes"}, CONTROL: {"auth_admin_keep"}}

@@ -11,7 +11,7 @@ from conntrackd import errors
 from conntrackd.bus.client import NOT_RUNNING
 from conntrackd.bus.interface import ACTIONS, load
 from conntrackd.cli import ctl
-from conntrackd.cli.completion import list_places, render_completion
+from conntrackd.cli.completion import list_contexts, render_completion
 from conntrackd.cli.control import DEGRADED
 from conntrackd.cli.report import EX_IOERR, EX_SOFTWARE, EX_TEMPFAIL, INTERRUPTED
 from tests.bus.private import ROOT
@@ -24,7 +24,9 @@ def list_errors(
     kind: type[errors.ConntrackdError] = errors.ConntrackdError,
 ) -> set[type[errors.ConntrackdError]]:
     """The kinds of errors.py."""
-    below = (list_errors(each) for each in kind.__subclasses__() if each.__module__ == errors.__name__)
+    below = (
+        list_errors(subclass) for subclass in kind.__subclasses__() if subclass.__module__ == errors.__name__
+    )
     return {kind}.union(*below)
 
 
@@ -42,14 +44,14 @@ def test_every_option_is_in_the_man_page_and_no_other() -> None:
         documented |= {f"--{word}" for word in re.findall(r"Fl Fl ([\w.-]+)", line)}
         documented |= {f"-{word}" for word in re.findall(r"(?<!Fl )Fl (\w)\b", line)}
 
-    assert documented == {flag for place in list_places(ctl.build_parser()) for flag in place.flags}
+    assert documented == {flag for context in list_contexts(ctl.build_parser()) for flag in context.flags}
 
 
 def test_every_exit_status_is_in_the_man_page() -> None:
     section = CONTROL.split(".Sh EXIT STATUS")[1].split(".Sh")[0]
     statuses = {0, DEGRADED, NOT_RUNNING, EX_SOFTWARE, EX_IOERR, EX_TEMPFAIL, INTERRUPTED}
 
-    assert {int(each) for each in re.findall(r"(?m)^\.It (\d+)$", section)} == statuses | {
+    assert {int(match) for match in re.findall(r"(?m)^\.It (\d+)$", section)} == statuses | {
         kind.exit_status for kind in list_errors()
     }
 
@@ -58,10 +60,10 @@ def test_every_member_of_the_interface_is_in_the_man_page_with_its_types_and_act
     expected = []
     for interface in load().values():
         for method in interface.methods.values():
-            words = "".join(f' "{each.type} {each.name}"' for each in method.takes)
+            words = "".join(f' "{argument.type} {argument.name}"' for argument in method.takes)
             expected.append(("Fn", f"{method.name}{words}", method.action))
         expected += [
-            ("Va", f"{each.name} Pq Ql {each.type}", each.action) for each in interface.properties.values()
+            ("Va", f"{prop.name} Pq Ql {prop.type}", prop.action) for prop in interface.properties.values()
         ]
 
     found = re.findall(r"(?ms)^\.It (Fn|Va) ([^\n]*)\n(?:(?!^\.It ).)*?^Action:\n\.Ql (\S+) \.$", INTERFACE)
@@ -71,8 +73,8 @@ def test_every_member_of_the_interface_is_in_the_man_page_with_its_types_and_act
 def test_what_a_method_gives_is_in_the_man_page() -> None:
     for interface in load().values():
         for method in interface.methods.values():
-            words = "".join(f' "{each.type} {each.name}"' for each in method.takes)
-            given = " ,\n".join(f".Ql {each.type} {each.name}" for each in method.gives)
+            words = "".join(f' "{argument.type} {argument.name}"' for argument in method.takes)
+            given = " ,\n".join(f".Ql {argument.type} {argument.name}" for argument in method.gives)
             assert f".It Fn {method.name}{words}\nGives\n{given} .\n" in INTERFACE
 
 
@@ -81,7 +83,7 @@ def test_every_signal_action_and_error_is_in_the_man_page() -> None:
     names = {kind.dbus_name for kind in list_errors()}
 
     for signal in signals:
-        words = "".join(f' "{each.type} {each.name}"' for each in signal.gives)
+        words = "".join(f' "{argument.type} {argument.name}"' for argument in signal.gives)
         assert f".It Fn {signal.name}{words}\n" in INTERFACE
     for name in (*ACTIONS, *names):
         assert f".It Ql {name}\n" in INTERFACE
@@ -101,7 +103,7 @@ def test_the_pages_have_no_fault(name: str) -> None:
 def test_every_command_and_option_is_completed(shell: str) -> None:
     parser: argparse.ArgumentParser = ctl.build_parser()
     words = set(re.findall(r"[\w.-]+", render_completion(parser, shell)))
-    flags = {flag.lstrip("-") for place in list_places(parser) for flag in place.flags}
+    flags = {flag.lstrip("-") for context in list_contexts(parser) for flag in context.flags}
 
     offered = {word.lstrip("-") for word in words}
     assert {word for verb in ctl.VERBS for word in verb.words} | flags <= offered

@@ -16,7 +16,7 @@ from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
 from conntrackd.bus import wire
-from conntrackd.bus.client import Client, RemoteError
+from conntrackd.bus.client import Client, DaemonError
 from conntrackd.bus.interface import CONTROL, INFO, MANAGER, OBSERVE, load
 from conntrackd.errors import NotPermittedError
 from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Raw, Served, as_user, wait_until
@@ -71,8 +71,8 @@ class FakePolkit:
         async def end() -> None:
             self._bus.disconnect()
             await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-            for each in (self._bus._stream, self._bus._sock):
-                each.close()  # type: ignore[union-attr]  # which older versions leave to the garbage collector
+            for item in (self._bus._stream, self._bus._sock):
+                item.close()  # type: ignore[union-attr]  # which older versions leave to the garbage collector
 
         self._do(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -125,7 +125,9 @@ def test_polkit_is_asked_by_the_callers_bus_name_for_each_method_its_action(
         polkit.asked.clear()
         values = {"as": ["x"], "u": 0, "s": "info"}
         with pytest.raises(NotPermittedError):
-            ordinary.call(method.name, method.in_signature, *(values[each.type] for each in method.takes))
+            ordinary.call(
+                method.name, method.in_signature, *(values[argument.type] for argument in method.takes)
+            )
         assert polkit.asked == [("system-bus-name", ["name"], method.action, 1)]
     for member in ("Enable", "Disable", "Flush"):
         polkit.asked.clear()
@@ -152,7 +154,7 @@ def test_what_needs_a_password_is_told_apart_where_nobody_can_be_asked(
 ) -> None:
     polkit.answers = {CONTROL: (False, True)}
 
-    with pytest.raises(NotPermittedError, match="it takes an administrator's password"):
+    with pytest.raises(NotPermittedError, match="an administrator's password is required"):
         ordinary.call("Reload")
     polkit.details = {"polkit.dismissed": "true"}
     with pytest.raises(NotPermittedError, match=r"polkit does not allow org\.conntrackd1\.control"):
@@ -206,19 +208,19 @@ def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_sign
         with as_user(OTHER, GROUP):
             member = Raw(strict_bus.address, {}).__enter__()
         with stranger, member, strict_bus.connect() as root:
-            with pytest.raises(NotPermittedError, match="you may not talk to conntrackd"):
+            with pytest.raises(NotPermittedError, match="not permitted to talk to conntrackd"):
                 stranger.read_properties()
             assert try_all(member) == {INFO: True, OBSERVE: False, CONTROL: False}
             assert try_all(root) == dict.fromkeys(EXAMPLES, True)
-            for each in (stranger, member):
-                each.ask_bus("AddMatch", "s", "type='signal',interface='org.conntrackd1.Manager'")
+            for client in (stranger, member):
+                client.ask_bus("AddMatch", "s", "type='signal',interface='org.conntrackd1.Manager'")
             served.control.tell_lost(1)
             assert member.read_until(lambda header: header.member == "EventsLost")[1] == [1]
             # The bus has passed the signal on before this answer: the stranger would have it by now.
             stranger.ask_bus("GetId", "")
             assert stranger._received == b""
             for name in ("org.conntrackd1", "org.freedesktop.PolicyKit1"):
-                with pytest.raises((NotPermittedError, RemoteError)):
+                with pytest.raises((NotPermittedError, DaemonError)):
                     stranger.ask_bus("RequestName", "su", name, 0)
     finally:
         served.close()
@@ -231,8 +233,8 @@ def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
         with as_user(OTHER):
             stranger = Raw(strict_bus.address, {}).__enter__()
         seen: list[str] = []
-        judge = served.service._limiter.admit
-        served.service._limiter.admit = lambda user: seen.append(str(user)) or judge(user)  # type: ignore[func-returns-value]
+        admit = served.service._limiter.admit
+        served.service._limiter.admit = lambda user: seen.append(str(user)) or admit(user)  # type: ignore[func-returns-value]
         with stranger:
             header = wire.Header(
                 wire.METHOD_CALL,
@@ -243,8 +245,8 @@ def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
             )
             for _ in range(1000):
                 stranger.post(header, [])
-            answers = [stranger.read_until(lambda each: each.reply_serial > 1)[0] for _ in range(1000)]
-        assert {each.error_name for each in answers} == {"org.freedesktop.DBus.Error.AccessDenied"}
+            answers = [stranger.read_until(lambda header: header.reply_serial > 1)[0] for _ in range(1000)]
+        assert {answer.error_name for answer in answers} == {"org.freedesktop.DBus.Error.AccessDenied"}
         assert seen == []
     finally:
         served.close()
@@ -303,7 +305,7 @@ def try_every_method(caller: Raw) -> dict[tuple[str, str], bool]:
     for interface in load().values():
         path = "/org/conntrackd1" + ("" if interface.name == MANAGER else "/sink/loki")
         for method in interface.methods.values():
-            values = [VALUES[each.type] for each in method.takes]
+            values = [VALUES[argument.type] for argument in method.takes]
             try:
                 caller.ask(path, interface.name, method.name, method.in_signature, *values)
             except NotPermittedError:

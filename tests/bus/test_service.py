@@ -130,7 +130,7 @@ def test_the_tree_can_be_walked_from_its_root_to_each_sink(raw: Raw) -> None:
     def walk(path: str) -> list[str]:
         text = raw.ask(path or "/", "org.freedesktop.DBus.Introspectable", "Introspect", "")[0]
         below = re.findall(r'<node name="(\w+)"/>', text)
-        return [path, *(each for name in below for each in walk(f"{path}/{name}"))]
+        return [path, *(node for name in below for node in walk(f"{path}/{name}"))]
 
     assert walk("")[1:] == [
         "/org",
@@ -169,8 +169,8 @@ def test_changes_are_made_one_after_the_other(raw: Raw, served: Served) -> None:
 
     assert served.control.asked == [("reload",)]
     release()
-    raw.read_until(lambda each: each.type == wire.METHOD_RETURN)
-    raw.read_until(lambda each: each.type == wire.METHOD_RETURN)
+    raw.read_until(lambda header: header.type == wire.METHOD_RETURN)
+    raw.read_until(lambda header: header.type == wire.METHOD_RETURN)
     assert served.control.asked == [("reload",), ("reload_filter",)]
 
 
@@ -214,14 +214,14 @@ def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
         await served.control.set_filter(["log any"], 0)
 
     served.do(change)
-    told: dict[str, list[Any]] = {}
-    while "EventsLost" not in told:
-        header, body = listener.read_until(lambda each: each.type == wire.SIGNAL)
-        told[f"{header.path} {header.member}" if header.member == "PropertiesChanged" else header.member] = (
-            body
-        )
+    reported: dict[str, list[Any]] = {}
+    while "EventsLost" not in reported:
+        header, body = listener.read_until(lambda header: header.type == wire.SIGNAL)
+        reported[
+            f"{header.path} {header.member}" if header.member == "PropertiesChanged" else header.member
+        ] = body
 
-    assert told == {
+    assert reported == {
         "/org/conntrackd1/sink/loki PropertiesChanged": [SINK, {"State": "ok"}, []],
         "SinkStateChanged": ["loki", "ok"],
         f"{PATH} PropertiesChanged": [
@@ -241,29 +241,29 @@ def test_a_problem_that_nobody_tells_is_told_when_it_comes_and_when_it_goes(
     for problems in (("connections are not tracked",), ()):
         control.present = replace(control.present, problems=problems, buffer=len(problems) << 20)
 
-        _, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
+        _, body = listener.read_until(lambda header: header.member == "PropertiesChanged")
 
         assert body == [MANAGER, {"Problems": list(problems), "Buffer": len(problems) << 20}, []]
 
 
 def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() -> None:
     silent = {
-        f"{interface.name.rpartition('.')[2]}.{each.name}"
+        f"{interface.name.rpartition('.')[2]}.{prop.name}"
         for interface in load().values()
-        for each in interface.properties.values()
-        if each.emits == "false"
+        for prop in interface.properties.values()
+        if prop.emits == "false"
     }
     page = (ROOT / "man/org.conntrackd1.5").read_text()
-    said = page.partition("tell their changes")[2].partition("change all the time")[0]
+    said = page.partition("signal changes")[2].partition("change all the time")[0]
 
     assert silent == {"Manager.Counters", "Manager.FilterExpires", "Sink.Counters"}
-    assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {each.partition(".")[2] for each in silent}
+    assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
 
 
 def test_another_log_level_is_told(listener: Raw, client: Client) -> None:
     client.call("SetLogLevel", "s", "debug")
 
-    _, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
+    _, body = listener.read_until(lambda header: header.member == "PropertiesChanged")
 
     assert body == [MANAGER, {"LogLevel": "debug", "RunTimeChanges": ["log level"]}, []]
 
@@ -272,14 +272,14 @@ def test_sinks_that_come_and_go_are_told(listener: Raw, served: Served) -> None:
     async def change() -> None:
         sinks = served.control.sinks
         sinks["syslog"] = sinks.pop("loki")
-        for each in served.control.listeners:
-            each.sink_changed("syslog")
+        for entry in served.control.listeners:
+            entry.sink_changed("syslog")
 
     served.do(change)
     found = {
         header.member: body[0]
         for header, body in (
-            listener.read_until(lambda each: each.member.startswith("Interfaces")) for _ in range(2)
+            listener.read_until(lambda header: header.member.startswith("Interfaces")) for _ in range(2)
         )
     }
 

@@ -33,8 +33,8 @@ BODIES = st.lists(
 def to_lists(value: Any) -> Any:
     """As dbus-fast has it: structs are lists."""
     if isinstance(value, dict):
-        return {key: to_lists(each) for key, each in value.items()}
-    return [to_lists(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: to_lists(item) for key, item in value.items()}
+    return [to_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def make_header(signature: str) -> wire.Header:

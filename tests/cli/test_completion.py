@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.cli import daemon
-from conntrackd.cli.completion import list_places, render_completion
+from conntrackd.cli.completion import list_contexts, render_completion
 from conntrackd.cli.render import add_flags
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
@@ -140,15 +140,15 @@ def test_the_shell_can_read_its_completion(shell: str, parser: argparse.Argument
 
 
 def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> None:
-    places = {place.path: place for place in list_places(parser)}
+    contexts = {context.path: context for context in list_contexts(parser)}
 
-    assert places["conntrackd"].commands == {
+    assert contexts["conntrackd"].commands == {
         "run": "log events, don't stop",
         "record": "write a recording",
         "filter": "rules",
         "enable": "a sink",
     }
-    assert list(places["conntrackd filter show"].flags) == ["-h", "--help", "--json"]
+    assert list(contexts["conntrackd filter show"].flags) == ["-h", "--help", "--json"]
     fish = render_completion(parser, "fish")
     assert r"-a run -d 'log events, don\'t stop'" in fish
     assert "-l color -x -a 'always never' -d '100% colour'" in fish
@@ -161,6 +161,6 @@ def test_another_shell_is_told(parser: argparse.ArgumentParser) -> None:
 
 @pytest.mark.parametrize(("command", "flag"), [("run", "--conntrack.netns"), ("record", "--netns")])
 def test_a_namespace_is_no_sink(command: str, flag: str) -> None:
-    places = {place.path: place for place in list_places(daemon.build_parser())}
+    contexts = {context.path: context for context in list_contexts(daemon.build_parser())}
 
-    assert places[f"conntrackd {command}"].values[flag] == ()
+    assert contexts[f"conntrackd {command}"].values[flag] == ()

@@ -16,8 +16,8 @@ from conntrackd import VERSION
 from conntrackd.bus.client import ANSWER_SECONDS, MANAGER, PASSWORD_SECONDS, NotRunningError
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.cli import ctl, daemon
+from conntrackd.cli.common import print_table
 from conntrackd.cli.control import render_age
-from conntrackd.cli.daemonlink import print_table
 from conntrackd.cli.doctor import print_findings
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError, UsageError
 from tests.bus.private import PrivateBus, Served, as_user
@@ -79,7 +79,7 @@ def test_without_a_daemon_a_sentence_says_so_and_the_status_is_3(words: list[str
 
 
 def test_without_a_bus_a_sentence_says_so() -> None:
-    with pytest.raises(NotRunningError, match="there is no D-Bus to reach conntrackd over"):
+    with pytest.raises(NotRunningError, match="cannot connect to D-Bus"):
         ctl.run(["status", "--bus.address", "unix:path=/nonexistent"])
 
 
@@ -88,7 +88,7 @@ def test_who_may_not_is_told_what_to_do(served: Served) -> None:
     with as_user(1), pytest.raises(NotPermittedError, match="only root may do this") as caught:
         ctl.run(["reload"])
 
-    assert caught.value.hint == "run it as root, such as with sudo"
+    assert caught.value.hint == "run it as root, for example with sudo"
 
 
 def test_a_daemon_that_does_not_answer_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +121,9 @@ def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytes
 
 def test_an_older_daemon_is_told(bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(served.service._interfaces[MANAGER].properties, "RunTimeChanges")
-    with pytest.raises(UnavailableError, match="of another version than conntrackctl: it has no RunTime"):
+    with pytest.raises(UnavailableError, match="are of different versions: no property RunTime"):
         ctl.run(["status"])
-    with bus.connect() as client, pytest.raises(UnavailableError, match="of another version"):
+    with bus.connect() as client, pytest.raises(UnavailableError, match="of different versions"):
         client.call("Explode")
 
 
@@ -187,15 +187,18 @@ def test_every_help_ends_with_one_line_break(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stauts"], "there is no command 'stauts'\nhint: did you mean status?"),
-        (["stat"], "there is no command 'stat'\nhint: did you mean stats?"),
-        (["relaod"], "there is no command 'relaod'\nhint: did you mean reload?"),
-        (["fitler"], "there is no command 'fitler'\nhint: did you mean filter?"),
-        (["sink", "flsh", "x"], "there is no command 'flsh'\nhint: did you mean flush?"),
-        (["log-level", "7"], "there is no level '7'\nhint: one of: debug, info, warn, error"),
-        (["top", "--by", "\x1b"], "there is no --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
-        (["tail", "-n", "0"], "argument -n: '0' is no number from 1\nhint: 'conntrackctl tail --help'"),
-        ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' shows"),
+        (["stauts"], "unknown command 'stauts'\nhint: did you mean status?"),
+        (["stat"], "unknown command 'stat'\nhint: did you mean stats?"),
+        (["relaod"], "unknown command 'relaod'\nhint: did you mean reload?"),
+        (["fitler"], "unknown command 'fitler'\nhint: did you mean filter?"),
+        (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
+        (["log-level", "7"], "unknown level '7'\nhint: one of: debug, info, warn, error"),
+        (["top", "--by", "\x1b"], "unknown --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
+        (
+            ["tail", "-n", "0"],
+            "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
+        ),
+        ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' lists"),
     ],
 )
 def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> None:
@@ -261,7 +264,7 @@ def test_a_mistake_in_a_rule_comes_with_its_place_and_caret(served: Served) -> N
 
 @pytest.mark.parametrize("time", ["", "0", "-5", "10 m", "1w", "1e3", "10000000000"])
 def test_a_time_that_is_none_is_refused(time: str) -> None:
-    with pytest.raises(UsageError, match="is no time"):
+    with pytest.raises(UsageError, match="is not a valid time"):
         ctl.run(["filter", "set", "log any", f"--for={time}"])
 
 
@@ -314,7 +317,7 @@ def test_the_doctors_findings_come_with_the_line_that_mends(
     assert capsys.readouterr().out.splitlines() == [
         "ok       daemon: conntrackd runs",
         "WARNING  acct: nf_conntrack_acct is 0",
-        "         mend: sysctl -w net.netfilter.nf_conntrack_acct=1",
+        "         fix: sysctl -w net.netfilter.nf_conntrack_acct=1",
     ]
 
 
@@ -327,7 +330,7 @@ def test_a_finding_that_is_long_goes_on_below_and_what_mends_it_stays_in_one_pie
     assert capsys.readouterr().out.splitlines() == [
         "\x1b[31mERROR  \x1b[0m  tracking: nothing \\x1b is",
         "         tracked in this place",
-        f"         mend: {'x' * 50}",
+        f"         fix: {'x' * 50}",
     ]
 
 

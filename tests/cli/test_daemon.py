@@ -29,7 +29,7 @@ def test_check_says_what_is_good_what_is_doubtful_and_what_it_did_not_try(
     assert printed.out == f"{path}: good\n"
     assert printed.err.splitlines() == [
         f"conntrackd: warning: {path}:3: geoip.cache has no effect without geoip.database",
-        f"conntrackd: warning: {path}:2: UK is the code of no country, and never matches",
+        f"conntrackd: warning: {path}:2: UK is not a country code and never matches",
         "  drop country UK",
         "       ^^^^^^^^^^",
         "hint: did you mean GB?",

@@ -59,7 +59,7 @@ def test_rules_are_checked_for_a_program_too() -> None:
 
     found, mistakes = json.loads(good.stdout), json.loads(bad.stdout)["mistakes"]
     assert (good.returncode, good.stderr, found["rules"]) == (0, "", ["log type NEW", "drop any", "drop any"])
-    assert [each["hint"] for each in found["warnings"]] == ["remove it, or move it up"]
+    assert [entry["hint"] for entry in found["warnings"]] == ["remove it, or move it up"]
     assert (bad.returncode, bad.stderr, len(mistakes)) == (78, "", 2)
     assert mistakes[0]["excerpt"] == "log type NWE\n         ^^^"
 
@@ -121,7 +121,7 @@ def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
         "1  drop destination port 53",
         "Groups joined",
         "instructions",
-        "rule 2: places are looked up there",
+        "rule 2: locations are looked up there",
         "begin at 0",
         "destination country is DE: rule 2 (log), else no rule (log)",
         "ret #0",
@@ -137,8 +137,8 @@ def test_events_are_judged_with_the_number_of_the_rule(events: str, tmp_path: Pa
     objects = [json.loads(line) for line in events.splitlines()]
 
     expected = [
-        "log\t-" if ":" in each["src"] else "log\t1" if each["type"] == "NEW" else "drop\t2"
-        for each in objects
+        "log\t-" if ":" in entry["src"] else "log\t1" if entry["type"] == "NEW" else "drop\t2"
+        for entry in objects
     ]
     assert (piped.returncode, piped.stdout.splitlines()) == (0, expected)
     assert from_file.stdout == piped.stdout
@@ -150,7 +150,7 @@ def test_judgements_as_objects(events: str) -> None:
 
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(events.splitlines())
-    assert all("drop" in each.values() for each in found)
+    assert all("drop" in entry.values() for entry in found)
 
 
 def test_a_line_that_is_no_event_is_told_after_the_others_were_judged(events: str) -> None:
@@ -160,7 +160,7 @@ def test_a_line_that_is_no_event_is_told_after_the_others_were_judged(events: st
     assert (done.returncode, done.stdout) == (65, "drop\t1\ndrop\t1\n")
     assert [line for line in done.stderr.splitlines() if not line.startswith("hint")] == [
         "conntrackctl: standard input:2: not JSON",
-        "conntrackctl: standard input:4: an event has a field 'src', this has none",
+        "conntrackctl: standard input:4: the required field 'src' is missing",
     ]
 
 
@@ -168,7 +168,7 @@ def test_many_lines_that_are_no_events_are_not_all_told() -> None:
     done = ctl("test", "--filter", "drop any", text="x\n" * 1000)
 
     assert (done.returncode, done.stdout) == (65, "")
-    assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are no events"
+    assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are not events"
 
 
 def test_rules_with_mistakes_judge_nothing(events: str) -> None:

@@ -106,7 +106,7 @@ def configuration(tmp_path: Path) -> Path:
         ("conntrackd.cli.completion", ("conntrackctl", "bash")),
         ("conntrackd.cli.completion", ("conntrackd", "fish")),
     ],
-    ids=lambda each: " ".join(each).replace("{configuration}", "FILE") if isinstance(each, tuple) else each,
+    ids=lambda item: " ".join(item).replace("{configuration}", "FILE") if isinstance(item, tuple) else item,
 )
 def test_row_44_a_command_that_looks_changes_nothing(
     module: str, arguments: tuple[str, ...], configuration: Path

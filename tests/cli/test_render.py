@@ -14,7 +14,7 @@ from conntrackd.cli.render import (
     collect_flags,
     escape_mdoc,
     explain_unknown,
-    find_stale,
+    list_stale,
     render_man_flags,
     render_man_settings,
     render_sample,
@@ -95,8 +95,8 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             ["--sink.strem.enable=secret"],
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
-        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help shows what there is"),
-        (["extra"], "unknown argument 'extra'\nhint: --help shows what there is"),
+        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
+        (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
     ],
 )
 def test_an_unknown_argument_is_told_with_a_near_miss(arguments: list[str], text: str) -> None:
@@ -163,14 +163,14 @@ def test_text_for_man_pages_is_safe() -> None:
 
 
 def test_the_files_in_the_tree_are_up_to_date() -> None:
-    assert find_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
+    assert list_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
 
 
 def test_a_page_without_markers_is_told() -> None:
     with pytest.raises(DataError) as caught:
         replace_between("text", "part", Path("man/x.8"))
 
-    assert caught.value.place == "man/x.8"
+    assert caught.value.origin == "man/x.8"
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")

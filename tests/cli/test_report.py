@@ -12,20 +12,20 @@ from tests.live.daemon import command, environment
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (ConfigError("no", place="a:1", hint="yes"), 78, "x: a:1: no\nhint: yes\n"),
+        (ConfigError("no", origin="a:1", hint="yes"), 78, "x: a:1: no\nhint: yes\n"),
         (ManyErrors([ConfigError("one"), ConfigError("two")]), 78, "x: one\nx: two\n"),
         (ResourceError("too few", hint="more"), 71, "x: too few\nhint: more\n"),
         (FileNotFoundError(2, "No such file", "a\x1b[31m"), 74, "x: a\\x1b[31m: No such file\n"),
         (
             OSError(24, "Too many open files", "/etc/hosts"),
             71,
-            "x: this process may not open enough files: Too many open files\n"
-            "hint: LimitNOFILE= in the unit, or ulimit -n, is too small\n",
+            "x: this process cannot open enough files: Too many open files\n"
+            "hint: LimitNOFILE= in the unit, or ulimit -n, is too low\n",
         ),
         (
             MemoryError(),
             75,
-            "x: no memory is left\nhint: a larger MemoryMax= in the unit, or smaller sink.NAME.queue\n",
+            "x: out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue\n",
         ),
         (
             ModuleNotFoundError("No module named 'ply'"),

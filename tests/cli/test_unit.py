@@ -89,7 +89,7 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         "ERROR    daemon: conntrackd is not running: it has failed (exit status 78)",
         "         conntrackd: /etc/conntrackd/conntrackd.yaml:3: unknown key 'snk'",
         "         hint: did you mean sink?",
-        "         mend: conntrackd check && systemctl restart conntrackd",
+        "         fix: conntrackd check && systemctl restart conntrackd",
     ]
     assert ctl.run(["doctor", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)[0]["message"].endswith("hint: did you mean sink?")
@@ -114,13 +114,13 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         ),
         (
             say("ActiveState=activating\nSubState=auto-restart\nResult=watchdog\nInvocationID=0f\n"),
-            say("conntrackd: a reader of events stands still\n"),
-            "it has failed (watchdog), and is started again and again\n  conntrackd: a reader",
+            say("conntrackd: an event reader has stalled\n"),
+            "it has failed (watchdog), and systemd keeps restarting it\n  conntrackd: an event reader",
         ),
         (
             say("ActiveState=active\nSubState=running\nResult=success\nInvocationID=0f\n"),
             "",
-            "conntrackd runs, and is not on this bus\nhint: bus.enable",
+            "conntrackd is running, but not on this bus\nhint: check bus.enable",
         ),
         (say(FAILED), say("\033[2Jgone\n"), "\033[2Jgone"),  # made visible where it is printed
     ],
@@ -173,4 +173,4 @@ def test_no_call_of_the_client_starts_a_service(bus: PrivateBus, monkeypatch: py
                 continue
 
     assert len(flags) >= 12
-    assert all(each & wire.NO_AUTO_START for each in flags)
+    assert all(flag & wire.NO_AUTO_START for flag in flags)

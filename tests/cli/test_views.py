@@ -103,7 +103,7 @@ def test_stats_for_people_name_each_rule(served: Served, capsys: pytest.CaptureF
 
 def set_tail(served: Served, *records: dict[str, Any]) -> None:
     assert isinstance(served.control, Teller)
-    served.control.text = b"".join(json.dumps(each).encode() + b"\n" for each in records)
+    served.control.text = b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -> None:
@@ -116,7 +116,7 @@ def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -
 def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
     set_tail(served, EVENT)
 
-    with pytest.raises(UnavailableError, match="the daemon has ended the tail"):
+    with pytest.raises(UnavailableError, match="the daemon has closed the tail"):
         ctl.run(["tail"])
 
 
@@ -279,7 +279,7 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
     ],
 )
 def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
-    assert top.find_key(EVENT, by) == key
+    assert top.make_key(EVENT, by) == key
 
 
 def test_the_table_of_top_takes_no_text_for_markup_or_commands() -> None:

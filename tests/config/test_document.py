@@ -15,7 +15,7 @@ from conntrackd.config.document import (
     Items,
     Node,
     Scalar,
-    Table,
+    Section,
     parse_json,
     parse_toml,
     parse_yaml,
@@ -26,7 +26,7 @@ from conntrackd.errors import ConfigError
 
 def simplify(node: Node) -> Any:
     match node:
-        case Table():
+        case Section():
             return {entry.key: simplify(entry.node) for entry in node.entries}
         case Items():
             return [simplify(item) for item in node.items]
@@ -37,12 +37,12 @@ def simplify(node: Node) -> Any:
 def test_yaml_knows_the_line_of_each_key_and_value() -> None:
     text = "a: 1\nb:\n  c: |\n    x\n    y\n  d: [no,\n    2]\n"
 
-    assert parse_yaml(text) == Table(
+    assert parse_yaml(text) == Section(
         [
             Entry("a", Scalar("1", "number", 1), 1),
             Entry(
                 "b",
-                Table(
+                Section(
                     [
                         Entry("c", Scalar("x\ny\n", "text", 4), 3),
                         Entry("d", Items([Scalar("no", "flag", 6), Scalar("2", "number", 7)], 6), 6),
@@ -85,8 +85,8 @@ def test_all_three_languages_give_the_same_tree() -> None:
 def test_repeated_keys_are_all_kept() -> None:
     pair = [Entry("a", Scalar("1", "number", 1), 1), Entry("a", Scalar("2", "number", 2), 2)]
 
-    assert parse_yaml("a: 1\na: 2") == Table(pair, 1)
-    assert parse_json('{"a": 1, "a": 2}') == Table(
+    assert parse_yaml("a: 1\na: 2") == Section(pair, 1)
+    assert parse_json('{"a": 1, "a": 2}') == Section(
         [Entry("a", Scalar("1", "number")), Entry("a", Scalar("2", "number"))]
     )
 
@@ -94,7 +94,7 @@ def test_repeated_keys_are_all_kept() -> None:
 def test_an_alias_is_the_node_that_it_names() -> None:
     tree = parse_yaml("a: &x [1]\nb: *x")
 
-    assert isinstance(tree, Table)
+    assert isinstance(tree, Section)
     assert tree.entries[0].node is tree.entries[1].node
 
 
@@ -103,7 +103,7 @@ def test_an_exploding_yaml_file_stays_as_small_as_it_is_written() -> None:
 
     tree = parse_yaml("\n".join(["k0: &k0 [x]", *levels]))
 
-    assert isinstance(tree, Table)
+    assert isinstance(tree, Section)
     assert [len(entry.node.items) for entry in tree.entries if isinstance(entry.node, Items)] == [1] + [
         9
     ] * 19
@@ -120,8 +120,18 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "place", "message"),
     [
-        ("a.yaml", "a: 1\n\tb: 2", ":2", "is no YAML: found character '\\t' that cannot start any token"),
-        ("a.yaml", "a: 1\nb: [", ":2", "is no YAML: expected the node content, but found '<stream end>'"),
+        (
+            "a.yaml",
+            "a: 1\n\tb: 2",
+            ":2",
+            "is not valid YAML: found character '\\t' that cannot start any token",
+        ),
+        (
+            "a.yaml",
+            "a: 1\nb: [",
+            ":2",
+            "is not valid YAML: expected the node content, but found '<stream end>'",
+        ),
         (
             "a.yaml",
             "a: !!python/name:os.system x",
@@ -139,10 +149,10 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
         ("a.yaml", "[" * 100_000, ":1", "is nested more than 32 deep"),
         ("a.yaml", "- 1", "", "holds no settings"),
         ("a.yaml", "just text", "", "holds no settings"),
-        ("a.json", '{"a": 1,\n"b" 2}', ":2", "is no JSON: Expecting ':' delimiter"),
+        ("a.json", '{"a": 1,\n"b" 2}', ":2", "is not valid JSON: Expecting ':' delimiter"),
         ("a.json", "[" * 100_000, "", "is nested too deeply"),
         ("a.json", "[1]", "", "holds no settings"),
-        ("a.toml", "a = 1\nb = ", ":2", "is no TOML: Invalid value"),
+        ("a.toml", "a = 1\nb = ", ":2", "is not valid TOML: Invalid value"),
         ("a.toml", "a = 1\n" + "a." * 3000 + "b = 1", ":2", "is nested more than 32 deep"),
         ("a.toml", "a = " + "[" * 100_000, "", "is nested too deeply"),
         ("a.yaml", "#" * (MAX_FILE + 1), "", "is larger than 1 MiB"),
@@ -153,7 +163,7 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
         ("a.yaml", f"filter: [{'a,' * 400_000}]", ":1", "holds more than 20,000 keys and values"),
     ],
 )
-def test_a_bad_file_is_told_with_its_place(
+def test_a_bad_file_is_reported_with_its_place(
     name: str, text: str, place: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -162,25 +172,25 @@ def test_a_bad_file_is_told_with_its_place(
     with pytest.raises(ConfigError) as caught:
         read_document(path)
 
-    assert (caught.value.place, caught.value.message.split(" (")[0]) == (f"{path}{place}", message)
+    assert (caught.value.origin, caught.value.message.split(" (")[0]) == (f"{path}{place}", message)
 
 
-def test_an_integer_of_a_million_digits_is_told(tmp_path: Path) -> None:
+def test_an_integer_of_a_million_digits_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("a = " + "9" * 300_000)
 
-    with pytest.raises(ConfigError, match="is no TOML"):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
         read_document(path)
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"a: 1\nb: \xff")
 
     with pytest.raises(ConfigError) as caught:
         read_document(path)
 
-    assert str(caught.value) == f"{path}:2: is no UTF-8 text"
+    assert str(caught.value) == f"{path}:2: is not UTF-8 text"
 
 
 def test_a_file_that_every_user_may_change_is_refused(tmp_path: Path) -> None:
@@ -191,7 +201,7 @@ def test_a_file_that_every_user_may_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_document(path)
 
-    assert str(caught.value) == f"{path}: every user may change this file\nhint: chmod o-w '{path}'"
+    assert str(caught.value) == f"{path}: is writable by every user\nhint: chmod o-w '{path}'"
 
 
 def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:
@@ -208,13 +218,13 @@ def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "loop.yaml"])
-def test_a_file_that_cannot_be_read_is_told(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(name: str, tmp_path: Path) -> None:
     os.symlink("loop.yaml", tmp_path / "loop.yaml")
 
     with pytest.raises(ConfigError) as caught:
         read_document(tmp_path / name)
 
-    assert caught.value.place == str(tmp_path / name)
+    assert caught.value.origin == str(tmp_path / name)
 
 
 @given(st.sampled_from([parse_yaml, parse_json, parse_toml]), st.text() | st.text("{}[]:,-&*!?|>'\"#=.\n a1"))
@@ -223,4 +233,4 @@ def test_any_text_is_a_tree_or_a_mistake(parse: Any, text: str) -> None:
         node = parse(text)
     except ConfigError:
         return
-    assert isinstance(node, Table | Items | Scalar)
+    assert isinstance(node, Section | Items | Scalar)

@@ -1,4 +1,4 @@
-"""Settings come from four places in a fixed order; every mistake is told with its place, all at once."""
+"""Settings come from four places in a fixed order; every mistake is reported with its origin, all at once."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from conntrackd.config.read import (
     Config,
     changed,
     check_sinks,
-    find_host,
-    find_unapplied,
+    get_host,
+    list_unapplied,
     read_config,
     read_rules,
 )
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.sinks import SINKS
 from tests.odd_files import make_odd_file
 
@@ -59,7 +59,7 @@ def read(etc: Path) -> Read:
 
 def describe(error: ConntrackdError, etc: Path) -> list[str]:
     errors = error.errors if isinstance(error, ManyErrors) else (error,)
-    return [str(each).replace(f"{etc}/", "") for each in errors]
+    return [str(error).replace(f"{etc}/", "") for error in errors]
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_drop_ins_change_the_file_in_the_order_of_their_names(read: Read, etc: P
 
     config = read("log.level: debug\nfilter: [log any]\nconntrack.netns: a")
 
-    assert [config[each] for each in (options.LOG_LEVEL, options.FILTER, options.GEOIP_LOCALE)] == [
+    assert [config[option] for option in (options.LOG_LEVEL, options.FILTER, options.GEOIP_LOCALE)] == [
         "error",
         ("drop any",),
         "de",
@@ -145,7 +145,7 @@ def test_a_named_file_must_be_there(etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config({}, {}, str(etc / "missing.yaml"))
 
-    assert (caught.value.place, caught.value.exit_status) == (str(etc / "missing.yaml"), 78)
+    assert (caught.value.origin, caught.value.exit_status) == (str(etc / "missing.yaml"), 78)
 
 
 def test_a_link_without_target_does_not_hide_behind_the_next_file(etc: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_link_without_target_does_not_hide_behind_the_next_file(etc: Path) -> 
     with pytest.raises(ConfigError) as caught:
         read_config({}, {}, etc=etc)
 
-    assert caught.value.place == str(etc / "conntrackd.yaml")
+    assert caught.value.origin == str(etc / "conntrackd.yaml")
 
 
 def test_values_have_the_types_of_their_options(read: Read) -> None:
@@ -196,13 +196,13 @@ def test_lists_come_in_parts_with_commas_or_as_lists(read: Read) -> None:
 def test_each_rule_knows_its_place(read: Read, etc: Path) -> None:
     file = f"{etc}/conntrackd.yaml"
 
-    assert read("filter:\n  - log any\n  - drop any").places(options.FILTER) == (f"{file}:2", f"{file}:3")
-    assert read("filter: |\n  log any\n\n  drop any").places(options.FILTER) == (f"{file}:2", f"{file}:4")
+    assert read("filter:\n  - log any\n  - drop any").origins(options.FILTER) == (f"{file}:2", f"{file}:3")
+    assert read("filter: |\n  log any\n\n  drop any").origins(options.FILTER) == (f"{file}:2", f"{file}:4")
     assert read(environ={"CONNTRACKD_FILTER": "log any\ndrop port 1,2"})[options.FILTER] == (
         "log any",
         "drop port 1,2",
     )
-    assert read(flags={"filter": ["log any", "drop any"]}).places(options.FILTER) == ("--filter", "--filter")
+    assert read(flags={"filter": ["log any", "drop any"]}).origins(options.FILTER) == ("--filter", "--filter")
 
 
 def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) -> None:
@@ -217,14 +217,14 @@ def test_rules_of_the_file_come_before_those_of_filter(read: Read, etc: Path) ->
     ]
 
 
-def test_a_missing_file_of_rules_is_told(read: Read, etc: Path) -> None:
+def test_a_missing_file_of_rules_is_reported(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_rules(read("filter_file: rules"))
 
-    assert caught.value.place == f"{etc}/rules"
+    assert caught.value.origin == f"{etc}/rules"
 
 
-def test_all_mistakes_are_told_at_once(mistakes: Callable[..., list[str]]) -> None:
+def test_all_mistakes_are_reported_at_once(mistakes: Callable[..., list[str]]) -> None:
     text = """\
 log:
   level: loud
@@ -241,16 +241,16 @@ conntrack:
 """
 
     assert mistakes(text, environ={"CONNTRACKD_LOG_LEVL": "1"}, flags={"conntrack.events": ["old"]}) == [
-        "conntrackd.yaml:2: log.level: 'loud' is none of debug, info, warn, error",
+        "conntrackd.yaml:2: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:4: unknown key 'sink.stream.enabel'\nhint: did you mean sink.stream.enable?",
-        "conntrackd.yaml:5: sink.stream.writer: 'stdot' is none of stdout, stderr, discard, file:///PATH\n"
+        "conntrackd.yaml:5: sink.stream.writer: 'stdot' is not one of stdout, stderr, discard, file:///PATH\n"
         "hint: did you mean stdout?",
         "conntrackd.yaml:6: unknown key 'sinks'\nhint: did you mean sink?",
         "conntrackd.yaml:7: unknown key 'level'\nhint: did you mean log.level?",
-        "conntrackd.yaml:11: conntrack.protocols: 'tpc' is no protocol\nhint: did you mean tcp?",
-        "conntrackd.yaml:12: conntrack.buffer: takes a size from 4K to 1023M, such as 64M, not a list",
+        "conntrackd.yaml:11: conntrack.protocols: 'tpc' is not a valid protocol\nhint: did you mean tcp?",
+        "conntrackd.yaml:12: conntrack.buffer: must be a size from 4K to 1023M, such as 64M, not a list",
         "environment: unknown variable 'CONNTRACKD_LOG_LEVL'\nhint: did you mean CONNTRACKD_LOG_LEVEL?",
-        "--conntrack.events: 'old' is none of new, update, destroy",
+        "--conntrack.events: 'old' is not one of new, update, destroy",
     ]
 
 
@@ -259,10 +259,9 @@ conntrack:
     [
         (
             "log.level:",
-            ":1: log.level: has no value\n"
-            "hint: give it one of debug, info, warn, error, or leave the key out",
+            ":1: log.level: has no value\nhint: set it to one of debug, info, warn, error, or remove the key",
         ),
-        ("log: {level: {a: 1}}", ":1: log.level: takes one of debug, info, warn, error, not a section"),
+        ("log: {level: {a: 1}}", ":1: log.level: must be one of debug, info, warn, error, not a section"),
         ("log: debug", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
         ("log: [a]", ":1: log: is a section and has no value of its own\nhint: its keys are: level"),
         (
@@ -270,22 +269,22 @@ conntrack:
             ":2: log.level: is given twice\nhint: first in conntrackd.yaml:1",
         ),
         ("bus:\nbus:", ":2: bus: is given twice\nhint: first in conntrackd.yaml:1"),
-        ("filter: [[a]]", ":1: filter: takes filter rules, not a list or section in a list"),
-        ("filter: [1]", ":1: filter: '1' is a number, and it takes filter rules\nhint: put it into quotes"),
-        ("filter: [null]", ":1: filter: has no value\nhint: give it filter rules, or leave the key out"),
+        ("filter: [[a]]", ":1: filter: must be filter rules, not a list or section in a list"),
+        ("filter: [1]", ":1: filter: '1' is a number, expected filter rules\nhint: put it in quotes"),
+        ("filter: [null]", ":1: filter: has no value\nhint: set it to filter rules, or remove the key"),
         (
             "sink.loki.tenant: 5",
-            ":1: sink.loki.tenant: '5' is a number, and it takes a tenant's name\nhint: put it into quotes",
+            ":1: sink.loki.tenant: '5' is a number, expected a tenant's name\nhint: put it in quotes",
         ),
         (
             "conntrack.buffer: true",
-            ":1: conntrack.buffer: 'true' is a boolean, and it takes a size from 4K to 1023M, such as 64M",
+            ":1: conntrack.buffer: 'true' is a boolean, expected a size from 4K to 1023M, such as 64M",
         ),
         (
             r'log.level: "a\e[31m"',
-            r":1: log.level: 'a\x1b[31m' is none of debug, info, warn, error",
+            r":1: log.level: 'a\x1b[31m' is not one of debug, info, warn, error",
         ),
-        (r'conntrack.netns: "\ud800"', r":1: conntrack.netns: '\ud800' is no UTF-8 text"),
+        (r'conntrack.netns: "\ud800"', r":1: conntrack.netns: '\ud800' is not UTF-8 text"),
         (
             "sink.loki.password: hunter2",
             ":1: unknown key 'sink.loki.password'\nhint: did you mean sink.loki.password_file?",
@@ -293,35 +292,34 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: known here: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
+            "hint: valid keys: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
             "state_directory, host",
         ),
-        ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: known here: level"),
+        ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: known here: enable, writer, queue",
+            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue",
         ),
         (
             "sink.loki.password_file: a",
-            ":1: sink.loki.password_file is of no use alone\nhint: set sink.loki.username too",
+            ":1: sink.loki.password_file has no effect alone\nhint: set sink.loki.username too",
         ),
         (
             "sink.syslog.tls.key: a",
-            ":1: sink.syslog.tls.key is of no use alone\nhint: set sink.syslog.tls.cert too",
+            ":1: sink.syslog.tls.key has no effect alone\nhint: set sink.syslog.tls.cert too",
         ),
         (
             "sink.loki.tls.ca: a",
-            ":1: sink.loki.tls.ca has no effect on http://localhost:3100\n"
-            "hint: an address with https:// is needed",
+            ":1: sink.loki.tls.ca has no effect on http://localhost:3100\nhint: use an address with https://",
         ),
         (
             "sink.syslog.spool: a",
             ":1: sink.syslog.spool has no effect on udp://localhost:514\n"
-            "hint: only TCP and TLS tell whether the server is there",
+            "hint: only TCP and TLS detect that the server is unavailable",
         ),
     ],
 )
-def test_a_mistake_in_yaml_is_told(text: str, mistake: str, mistakes: Callable[..., list[str]]) -> None:
+def test_a_mistake_in_yaml_is_reported(text: str, mistake: str, mistakes: Callable[..., list[str]]) -> None:
     assert mistakes(text) == [f"conntrackd.yaml{mistake}"]
 
 
@@ -339,9 +337,9 @@ def test_a_mistake_in_json_and_toml_names_the_key(name: str, text: str, read: Re
         read_config({}, {}, etc=etc)
 
     found = describe(caught.value, etc)
-    assert [each.splitlines()[0].lower() for each in found] == [
-        f"{name}: conntrack.buffer: '1e99' is no size",
-        f"{name}: log.level: 'nan' is none of debug, info, warn, error",
+    assert [mistake.splitlines()[0].lower() for mistake in found] == [
+        f"{name}: conntrack.buffer: '1e99' is not a valid size",
+        f"{name}: log.level: 'nan' is not one of debug, info, warn, error",
         f"{name}: log.level: is given twice",
     ]
 
@@ -350,22 +348,22 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
     mistakes: Callable[..., list[str]],
 ) -> None:
     assert mistakes("sink.loki.token_file: 12345") == [
-        "conntrackd.yaml:1: sink.loki.token_file: the value is a number, and it takes a path\n"
-        "hint: put it into quotes"
+        "conntrackd.yaml:1: sink.loki.token_file: the value is a number, expected a path\n"
+        "hint: put it in quotes"
     ]
     assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "hunter2\n"}) == [
         "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: the value has control characters"
     ]
 
 
-def test_a_file_full_of_mistakes_is_not_told_to_its_end(mistakes: Callable[..., list[str]]) -> None:
+def test_a_file_full_of_mistakes_is_not_reported_to_its_end(mistakes: Callable[..., list[str]]) -> None:
     found = mistakes("".join(f"key{number}: 1\n" for number in range(1000)))
 
     assert (len(found), found[-1]) == (101, "more mistakes are not shown")
 
 
 def test_a_list_has_a_limit(mistakes: Callable[..., list[str]]) -> None:
-    assert mistakes(flags={"filter": ["log any"] * 1001}) == ["--filter: has 1001 items, 1000 are possible"]
+    assert mistakes(flags={"filter": ["log any"] * 1001}) == ["--filter: has 1001 items, the maximum is 1000"]
 
 
 def test_an_alias_that_holds_itself_ends(mistakes: Callable[..., list[str]]) -> None:
@@ -387,7 +385,7 @@ def test_without_a_sink_the_error_says_how_to_enable_one(read: Read, etc: Path) 
         check_sinks(read())
 
     assert describe(caught.value, etc) == [
-        "no sink is enabled, so that events would go nowhere\n"
+        "no sink is enabled: events would go nowhere\n"
         "hint: one of --sink.stream.enable, --sink.journal.enable, --sink.syslog.enable, "
         "--sink.loki.enable on the command line, or 'sink.journal.enable: true' in conntrackd.yaml"
     ]
@@ -399,7 +397,7 @@ def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
 
     assert changed(old, old) == []
     assert changed(old, new) == [options.LOG_LEVEL, options.CONNTRACK_BUFFER, options.FILTER]
-    assert find_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
+    assert list_unapplied(changed(old, new)) == [options.CONNTRACK_BUFFER]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +462,7 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_any_value_of_any_key_is_taken_or_told(option: Option[Any], name: str, tmp_path: Path) -> None:
+def test_any_value_of_any_key_is_taken_or_reported(option: Option[Any], name: str, tmp_path: Path) -> None:
     value: Any = HOSTILE[name]
     for word in reversed(option.key.split(".")):
         value = {word: value}
@@ -484,7 +482,7 @@ trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st
 
 
 @given(option=st.sampled_from(OPTIONS), value=trees)
-def test_a_random_value_in_yaml_is_taken_or_told(
+def test_a_random_value_in_yaml_is_taken_or_reported(
     option: Option[Any], value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "random.yaml"
@@ -496,7 +494,7 @@ def test_a_random_value_in_yaml_is_taken_or_told(
 
 
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.text("-:/=,.|&a1\udc80"))
-def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any], text: str) -> None:
+def test_a_random_text_of_flag_or_variable_is_taken_or_reported(option: Option[Any], text: str) -> None:
     for flags, environ in (({option.key: [text]}, {}), ({}, {option.variable: text})):
         result = attempt(flags, environ)
 
@@ -513,7 +511,7 @@ def test_a_random_text_of_flag_or_variable_is_taken_or_told(option: Option[Any],
 def test_a_variable_that_is_none_of_ours_is_a_warning(name: str, read: Read) -> None:
     config = read(environ={name: "10.0.0.1"})
 
-    assert [each.message for each in config.warnings] == [f"unknown variable '{name}', ignoring"]
+    assert [warning.message for warning in config.warnings] == [f"unknown variable '{name}', ignoring"]
 
 
 @pytest.mark.parametrize(
@@ -532,10 +530,12 @@ def test_a_variable_that_is_one_typo_away_from_ours_is_a_mistake(
 
 
 def test_an_empty_variable_is_none(read: Read) -> None:
-    config = read("sink.loki.tenant: a", environ=dict.fromkeys([each.variable for each in OPTIONS], ""))
+    config = read("sink.loki.tenant: a", environ=dict.fromkeys([option.variable for option in OPTIONS], ""))
 
     assert config[options.SINK_LOKI_TENANT] == "a"
-    assert {config.origin(each) for each in OPTIONS if each is not options.SINK_LOKI_TENANT} == {"default"}
+    assert {config.origin(option) for option in OPTIONS if option is not options.SINK_LOKI_TENANT} == {
+        "default"
+    }
     assert not read(environ={"CONNTRACKD_NONSENSE": ""}).warnings
 
 
@@ -588,13 +588,13 @@ def test_a_setting_that_always_has_a_value_cannot_be_set_to_nothing(
     assert len(mistakes("log.level: null\nconntrack.buffer: off\nsink.loki.address: none")) == 3
 
 
-def test_a_spool_that_is_off_is_told_from_one_that_nobody_set(read: Read, tmp_path: Path) -> None:
+def test_a_spool_that_is_off_is_reported_from_one_that_nobody_set(read: Read, tmp_path: Path) -> None:
     state = f"state_directory: {tmp_path}/state\nsink.loki.enable: true\n"
 
     without, off = read(state), read(f"{state}sink.loki.spool: off")
 
     assert changed(without, off) == [options.SINK_LOKI_SPOOL]
-    assert next(each for each in SINKS if each.name == "loki").open_spool(off) is None
+    assert next(sink for sink in SINKS if sink.name == "loki").open_spool(off) is None
     assert not (tmp_path / "state").exists()
 
 
@@ -622,10 +622,10 @@ def test_a_file_that_is_not_read_is_named(read: Read, etc: Path) -> None:
         (folder / name).write_text("")
     (etc / "conntrackd.toml").write_text("")
 
-    assert [str(each).splitlines()[0].replace(f"{etc}/", "") for each in read().warnings] == [
-        "conntrackd.toml: is not read, because " + f"{etc}/conntrackd.yaml is".replace(f"{etc}/", ""),
-        "conntrackd.d/LOKI.YAML: is not read",
-        "conntrackd.d/loki.conf: is not read",
+    assert [str(warning).splitlines()[0].replace(f"{etc}/", "") for warning in read().warnings] == [
+        "conntrackd.toml: is ignored, because " + f"{etc}/conntrackd.yaml exists".replace(f"{etc}/", ""),
+        "conntrackd.d/LOKI.YAML: is ignored",
+        "conntrackd.d/loki.conf: is ignored",
     ]
 
 
@@ -640,8 +640,8 @@ def test_a_folder_into_which_every_user_may_put_files_is_refused(
     with pytest.raises(ConfigError) as caught:
         read("log.level: debug")
 
-    assert caught.value.message == "every user may change this folder"
-    assert (caught.value.place, caught.value.exit_status) == (str(etc / name), 78)
+    assert caught.value.message == "is writable by every user"
+    assert (caught.value.origin, caught.value.exit_status) == (str(etc / name), 78)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "large"])
@@ -655,13 +655,13 @@ def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, ki
     with pytest.raises(ConfigError) as caught:
         read_rules(read_config({}, {}, etc=etc))
 
-    assert (caught.value.place, caught.value.message) == (
+    assert (caught.value.origin, caught.value.message) == (
         str(etc / name),
         {
-            "pipe": "is a named pipe, and no file",
-            "device": "is a device, and no file",
-            "socket": "is a socket, and no file",
-            "folder": "is a directory, and no file",
+            "pipe": "is a named pipe, not a file",
+            "device": "is a device, not a file",
+            "socket": "is a socket, not a file",
+            "folder": "is a directory, not a file",
             "large": f"is larger than {8 if name == 'rules' else 1} MiB",
         }[kind],
     )
@@ -671,7 +671,7 @@ def test_a_file_whose_name_is_no_text_is_refused(etc: Path) -> None:
     (etc / "conntrackd.d").mkdir()
     Path(os.fsdecode(os.fsencode(etc / "conntrackd.d") + b"/\xff.yaml")).write_text("")
 
-    with pytest.raises(ConfigError, match="is no UTF-8 text"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_config({}, {}, etc=etc)
 
 
@@ -700,18 +700,18 @@ def test_a_replay_and_a_sink_on_the_command_line_leave_the_files_alone(
 # ---- what is wrong together -------------------------------------------------------------------------------
 
 
-def test_mistakes_of_all_stages_are_told_in_one_go(mistakes: Callable[..., list[str]]) -> None:
+def test_mistakes_of_all_stages_are_reported_in_one_go(mistakes: Callable[..., list[str]]) -> None:
     text = "log.level: loud\nsink.syslog.tls.key: a\nsink.loki.tls.ca: b\ngeoip.local: c"
 
-    assert [each.splitlines()[0] for each in mistakes(text)] == [
-        "conntrackd.yaml:1: log.level: 'loud' is none of debug, info, warn, error",
+    assert [mistake.splitlines()[0] for mistake in mistakes(text)] == [
+        "conntrackd.yaml:1: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:4: unknown key 'geoip.local'",
-        "conntrackd.yaml:2: sink.syslog.tls.key is of no use alone",
+        "conntrackd.yaml:2: sink.syslog.tls.key has no effect alone",
         "conntrackd.yaml:3: sink.loki.tls.ca has no effect on http://localhost:3100",
     ]
 
 
-def test_a_mistake_is_not_told_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
+def test_a_mistake_is_not_reported_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
     assert len(mistakes("sink.loki: {address: 'htps://a', tls.ca: a}")) == 1
     assert len(mistakes("sink.loki: {adress: 'https://a', tls.ca: a}")) == 1
     assert len(mistakes("sink.loki.tls.ca: a", flags={"sink.loki.address": ["x"]})) == 1
@@ -719,10 +719,10 @@ def test_a_mistake_is_not_told_again_as_what_follows_from_it(mistakes: Callable[
 
 def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) -> None:
     assert mistakes(flags={"sink.loki.password_file": ["a"]}) == [
-        "--sink.loki.password_file: is of no use alone\nhint: set sink.loki.username too"
+        "--sink.loki.password_file: has no effect alone\nhint: set sink.loki.username too"
     ]
     assert mistakes(environ={"CONNTRACKD_SINK_LOKI_PASSWORD_FILE": "a"}) == [
-        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: is of no use alone\nhint: set sink.loki.username too"
+        "CONNTRACKD_SINK_LOKI_PASSWORD_FILE: has no effect alone\nhint: set sink.loki.username too"
     ]
 
 
@@ -739,13 +739,13 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         ("sink.syslog: {enable: true, framing: lf, address: tcp://a}", ""),
         (
             "sink.loki: {enable: on, labels: a=1 b=2}",
-            "sink.loki.labels the value of a seems to hold another label",
+            "sink.loki.labels the value of a seems to contain another label",
         ),
     ],
 )
 def test_what_does_nothing_is_a_warning(text: str, warning: str, read: Read, etc: Path) -> None:
     expected = [f"{etc}/conntrackd.yaml:1: {warning}"] if warning else []
-    assert [str(each).splitlines()[0] for each in read(text).warnings] == expected
+    assert [str(warning).splitlines()[0] for warning in read(text).warnings] == expected
 
 
 # ---- the document's own samples ---------------------------------------------------------------------------
@@ -797,5 +797,5 @@ def test_any_bytes_of_the_hosts_name_are_text_in_the_records(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: os.fsdecode(name))
 
-    assert find_host(read()) == shown
-    assert find_host(read("host: edge1")) == "edge1"
+    assert get_host(read()) == shown
+    assert get_host(read("host: edge1")) == "edge1"

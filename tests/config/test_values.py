@@ -1,4 +1,4 @@
-"""Texts become values, and values texts; what does not fit is told, never raised as anything else."""
+"""Texts become values, and values texts; what does not fit is reported, never raised as anything else."""
 
 import socket
 from pathlib import Path
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrackd.config import values
-from conntrackd.config.labels import LABELS, find_joined_label
+from conntrackd.config.labels import LABELS, get_joined_label
 from conntrackd.config.options import LOKI_PATHS
-from conntrackd.config.values import BadValueError, Kind
+from conntrackd.config.values import BadValueError, ValueType
 from conntrackd.flow import EventType
+from conntrackd.units import render_size
 
 SIZE = values.size(0, 1 << 40)
 DURATION = values.duration(0, 86_400)
@@ -22,7 +23,7 @@ HTTP = values.url("http", "https")
 LOKI = values.url("http", "https", endpoints=LOKI_PATHS)
 
 
-def parse(kind: Kind[Any], text: str) -> Any:
+def parse(kind: ValueType[Any], text: str) -> Any:
     return kind.parse(kind.split(text))
 
 
@@ -65,58 +66,58 @@ def parse(kind: Kind[Any], text: str) -> Any:
         (HTTP, "https://loki.example/base/", "https://loki.example/base"),
     ],
 )
-def test_a_text_becomes_a_value(kind: Kind[Any], text: str, value: Any) -> None:
+def test_a_text_becomes_a_value(kind: ValueType[Any], text: str, value: Any) -> None:
     assert parse(kind, text) == value
 
 
 @pytest.mark.parametrize(
     ("kind", "text", "shown", "message"),
     [
-        (SIZE, "64Q", "64Q", "is no size"),
-        (SIZE, "-1", "-1", "is no size"),
-        (SIZE, "1e99", "1e99", "is no size"),
-        (SIZE, "nan", "nan", "is no size"),
-        (SIZE, "٣", "٣", "is no size"),
+        (SIZE, "64Q", "64Q", "is not a valid size"),
+        (SIZE, "-1", "-1", "is not a valid size"),
+        (SIZE, "1e99", "1e99", "is not a valid size"),
+        (SIZE, "nan", "nan", "is not a valid size"),
+        (SIZE, "٣", "٣", "is not a valid size"),
         (values.size(4096, 1 << 30), "1", "1", "is not from 4K to 1G"),
-        (DURATION, "5 minutes", "5 minutes", "is no duration"),
+        (DURATION, "5 minutes", "5 minutes", "is not a valid duration"),
         (DURATION, "99h", "99h", "is not from 0s to 24h"),
         (values.FLAG, "maybe", "maybe", "is neither true nor false"),
-        (values.EVENTS, "new, old", "old", "is none of new, update, destroy"),
+        (values.EVENTS, "new, old", "old", "is not one of new, update, destroy"),
         (values.EVENTS, "", "", "names no event type"),
-        (values.PROTOCOLS, "tcp, TPC", "TPC", "is no protocol"),
-        (values.PROTOCOLS, "256", "256", "is no protocol"),
+        (values.PROTOCOLS, "tcp, TPC", "TPC", "is not a valid protocol"),
+        (values.PROTOCOLS, "256", "256", "is not a valid protocol"),
         (values.PROTOCOLS, ",", "", "names no protocol"),
         (values.PATH, "", "", "is empty"),
         (values.PATH, "a\0b", "a\0b", "has control characters"),
         (values.PATH, "a" * 4097, "a" * 4097, "has more than 4096 characters"),
-        (values.NAMESPACE, "../x", "../x", "is no name of a network namespace"),
-        (values.NAMESPACE, "..", "..", "is no name of a network namespace"),
-        (values.LOCALE, "english", "english", "is no language"),
-        (values.WRITER, "stdot", "stdot", "is none of stdout, stderr, discard, file:///PATH"),
-        (values.WRITER, "file:///", "file:///", "is none of stdout, stderr, discard, file:///PATH"),
-        (LABELS, "env", "env", "is no label"),
-        (LABELS, "1a=b", "1a", "is no name of a label"),
-        (LABELS, "__a=b", "__a", "is no name of a label"),
+        (values.NAMESPACE, "../x", "../x", "is not a valid name of a network namespace"),
+        (values.NAMESPACE, "..", "..", "is not a valid name of a network namespace"),
+        (values.LOCALE, "english", "english", "is not a valid language"),
+        (values.WRITER, "stdot", "stdot", "is not one of stdout, stderr, discard, file:///PATH"),
+        (values.WRITER, "file:///", "file:///", "is not one of stdout, stderr, discard, file:///PATH"),
+        (LABELS, "env", "env", "is not a valid label"),
+        (LABELS, "1a=b", "1a", "is not a valid label name"),
+        (LABELS, "__a=b", "__a", "is not a valid label name"),
         (LABELS, "src=b", "src", "would hide the field of that name"),
         (LABELS, "prot=b", "prot", "is a label that conntrackd sets itself"),
         (LABELS, "a=b,a=c", "a", "is given twice"),
         (LABELS, "a=x\x1b", "a=x\x1b", "has a value that is too long or has control characters"),
-        (LABELS, ",".join(f"a{n}=b" for n in range(12)), "", "has 12 labels, 10 are possible"),
+        (LABELS, ",".join(f"a{n}=b" for n in range(12)), "", "has 12 labels, the maximum is 10"),
         (values.count(1, 10), "11", "11", "is not from 1 to 10"),
-        (values.count(1, 10), "1.0", "1.0", "is no whole number"),
+        (values.count(1, 10), "1.0", "1.0", "is not a whole number"),
         (values.RULES, "x" * 4097, "x" * 4097, "has more than 4096 characters"),
         (URL, "ftp://host", "ftp://host", "does not begin with udp:// or tcp:// or unix://"),
         (URL, "localhost:514", "localhost:514", "does not begin with udp:// or tcp:// or unix://"),
         (URL, "udp://", "udp://", "has no host"),
-        (URL, "udp://host:99999", "udp://host:99999", "is no address"),
+        (URL, "udp://host:99999", "udp://host:99999", "is not a valid address"),
         (URL, "udp://host:0", "udp://host:0", "has port 0"),
-        (URL, "udp://[::1", "udp://[::1", "is no address"),
+        (URL, "udp://[::1", "udp://[::1", "is not a valid address"),
         (URL, "udp://host/path", "udp://host/path", "has a path after the host"),
         (URL, "unix://host/path", "unix://host/path", "has no path: write unix:///PATH"),
         (HTTP, "http://host?a=b", "http://host?a=b", "has a space, query or fragment"),
     ],
 )
-def test_what_does_not_fit_is_told(kind: Kind[Any], text: str, shown: str, message: str) -> None:
+def test_what_does_not_fit_is_reported(kind: ValueType[Any], text: str, shown: str, message: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse(kind, text)
 
@@ -138,14 +139,14 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
         (URL, "udpp://host", "did you mean udp?"),
     ],
 )
-def test_a_near_miss_gets_a_hint(kind: Kind[Any], text: str, hint: str) -> None:
+def test_a_near_miss_gets_a_hint(kind: ValueType[Any], text: str, hint: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse(kind, text)
 
     assert caught.value.hint == hint
 
 
-KINDS: list[Kind[Any]] = [
+KINDS: list[ValueType[Any]] = [
     SIZE,
     DURATION,
     URL,
@@ -173,7 +174,7 @@ KINDS: list[Kind[Any]] = [
 
 
 @given(st.sampled_from(KINDS), st.text() | st.from_regex(r"[a-z0-9:/=,.\[\]?#@ -]{0,30}", fullmatch=True))
-def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: Kind[Any], text: str) -> None:
+def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: ValueType[Any], text: str) -> None:
     try:
         value = parse(kind, text)
     except BadValueError:
@@ -186,7 +187,7 @@ def test_any_text_is_a_value_that_renders_back_or_a_mistake(kind: Kind[Any], tex
 
 @given(st.integers(0, 1 << 40))
 def test_a_rendered_size_is_the_same_size(number: int) -> None:
-    assert parse(SIZE, values.render_size(number)) == number
+    assert parse(SIZE, render_size(number)) == number
 
 
 @pytest.mark.parametrize(
@@ -227,11 +228,11 @@ def test_an_address_with_a_zone_is_one_for_the_system(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http://[fe80::1%]", "is no address"),
-        ("http://[fe80::1%25a/b]", "is no address"),
+        ("http://[fe80::1%]", "is not a valid address"),
+        ("http://[fe80::1%25a/b]", "is not a valid address"),
         ("http://[fe80::1%25a b]", "has a space, query or fragment"),
-        ("http://[fe80::1%25averyveryverylongname]", "has no name of an interface behind the %"),
-        ("http://host%eth0", "has no name of an interface behind the %"),
+        ("http://[fe80::1%25averyveryverylongname]", "has no interface name after the %"),
+        ("http://host%eth0", "has no interface name after the %"),
         ("http://a..b", "has a host that cannot be looked up"),
         (f"http://{'a' * 64}", "has a host that cannot be looked up"),
     ],
@@ -265,7 +266,7 @@ def test_an_address_of_a_bus_is_as_dbus_writes_it(text: str) -> None:
     "text", ["/run/dbus/socket", "unix:", "unix:path", "unix:path=", "unix://run/a", "a b"]
 )
 def test_what_no_bus_has_for_an_address_is_refused(text: str) -> None:
-    with pytest.raises(BadValueError, match="is no address of a bus"):
+    with pytest.raises(BadValueError, match="is not a valid bus address"):
         parse(values.BUS, text)
 
 
@@ -284,7 +285,7 @@ def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -
     many = ",".join(f"a{n}=b" for n in range(10))
 
     assert parse(LABELS, f"{own},{many}")[:2] == (("host", "edge1"), ("service_name", "fw"))
-    with pytest.raises(BadValueError, match="has 11 labels, 10 are possible"):
+    with pytest.raises(BadValueError, match="has 11 labels, the maximum is 10"):
         parse(LABELS, f"{many},b=c")
 
 
@@ -292,4 +293,4 @@ def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -
     ("text", "name"), [("a=1 b=2", "a"), ("x=y,site=Hall 3", ""), ("x=y,a=1 b2=3", "a"), ("a=b=c", "")]
 )
 def test_a_label_that_holds_another_is_noticed(text: str, name: str) -> None:
-    assert find_joined_label(parse(LABELS, text)) == name
+    assert get_joined_label(parse(LABELS, text)) == name

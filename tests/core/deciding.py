@@ -40,7 +40,7 @@ class Core:
     def _number(self, location: Location | None) -> int:
         if location is not None and location not in self._numbers:
             self._numbers[location] = len(self._numbers)
-            bits = self._description.find_location_bits(location)
+            bits = self._description.compute_location_bits(location)
             self.table.set_location(self._numbers[location], bits)
         return self._numbers[location]
 

@@ -220,7 +220,7 @@ def test_a_location_has_a_number_that_is_not_cut(number: int) -> None:
     with pytest.raises(ValueError, match="number"):
         core.Locations(10).put(bytes(4), number)
     with pytest.raises(ValueError, match="number"):
-        compile_template(TEMPLATE, {}).set_places(number, b"", b"", b"", b"")
+        compile_template(TEMPLATE, {}).set_location_texts(number, b"", b"", b"", b"")
 
 
 def call_until_refused(tally: Callable[[bytes], object]) -> None:

@@ -5,8 +5,10 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import SinkTrouble
+from conntrackd.delivery.sink import SinkTrouble, SinkUnavailable
+from conntrackd.delivery.spool import Spool
 from conntrackd.flow import Flow, Lost
 from conntrackd.render.json import TEMPLATE
 from conntrackd.render.rendered import Rendered, join
@@ -53,7 +55,7 @@ def put(
     outbox: Outbox, flows: Sequence[Flow], rendering: Callable[[Sequence[Flow]], Rendered] = render
 ) -> None:
     """As the reader does it: what there is room for is rendered, the rest is dropped."""
-    room = outbox.find_room()
+    room = outbox.get_room()
     if flows[:room]:
         outbox.put(rendering(flows[:room]))
     if flows[room:]:
@@ -190,3 +192,11 @@ def run_until_idle(outbox: Outbox, clock: Clock, *, seconds: float = 0.0) -> Non
 def make_lost(count: int, where: str = "kernel") -> Lost:
     """A loss between two moments."""
     return Lost(count, 100, 200, where)
+
+
+AWAY = SinkUnavailable("nobody there")
+
+
+def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
+    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
+    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)

@@ -50,12 +50,12 @@ def test_a_message_is_repeated_once_an_interval_with_the_number_of_the_silent_on
     clock = Clock()
     repeats = Repeats(clock, 60.0)
     logger = logging.getLogger("test")
-    told = []
+    reported = []
     for pause in (0.0, 10.0, 10.0, 10.0, 60.0, 60.0):
         clock.now += pause
-        told.append(repeats.warn(logger, "%s is away", "loki"))
+        reported.append(repeats.warn(logger, "%s is away", "loki"))
 
-    assert told == [True, False, False, False, True, True]
+    assert reported == [True, False, False, False, True, True]
     assert [record.getMessage() for record in caplog.records] == [
         "loki is away",
         "loki is away (3 times more since the last message)",

@@ -1,11 +1,9 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
-from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
     SinkFailed,
@@ -19,6 +17,7 @@ from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
+    AWAY,
     FAKE,
     Clock,
     FakeDirectSink,
@@ -27,30 +26,12 @@ from tests.delivery.fakes import (
     find_imbalance,
     make_events,
     make_lost,
+    make_outbox,
     put,
     run_until_idle,
     split,
 )
 from tests.sinks.flows import BASE, make_flows
-
-AWAY = SinkUnavailable("nobody there")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    spool = Spool(tmp_path, "fake", 64 << 20)
-    yield spool
-    spool.close()
-
-
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
-    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
-    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
 
 def test_events_arrive_in_order_and_small_batches_are_joined(clock: Clock) -> None:
@@ -190,17 +171,17 @@ def test_the_reader_is_told_how_much_there_is_room_for(clock: Clock) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
-    found = [outbox.find_room()]
+    found = [outbox.get_room()]
     put(outbox, make_flows(3))
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     outbox.disable()
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     outbox.enable()
     put(outbox, make_flows(4, 3))
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
-    found.append(outbox.find_room())
+    found.append(outbox.get_room())
 
     assert found == [5, 2, 0, 0, 5]
     assert sink.received == [0, 1, 2, 3, 4, [2, "fake", "queue"]]

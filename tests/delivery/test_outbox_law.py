@@ -24,7 +24,7 @@ from conntrackd.delivery.sink import (
     SinkTrouble,
     SinkUnavailable,
 )
-from conntrackd.delivery.store import Parcel, Row, SpoolError
+from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
@@ -61,26 +61,26 @@ class MemoryStore:
 
     @property
     def events(self) -> int:
-        return sum(row.parcel.events for row in self.content)
+        return sum(row.packed.events for row in self.content)
 
     @property
     def oldest(self) -> int:
-        return self.content[0].parcel.oldest if self.content else 0
+        return self.content[0].packed.oldest if self.content else 0
 
     def _have_trouble(self) -> None:
         if self.troubles:
             raise self.troubles.popleft()
 
     def append(
-        self, parcels: Sequence[Parcel], *, keep: int | None = None, is_report: bool = False
+        self, batches: Sequence[PackedBatch], *, keep: int | None = None, is_report: bool = False
     ) -> list[Row]:
         self._have_trouble()
-        reported = [lost for parcel in parcels for lost in parcel.losses] if is_report else []
+        reported = [lost for packed in batches for lost in packed.losses] if is_report else []
         self.losses = tuple(
             lost for lost in self.losses if not any(is_alike(lost, other) for other in reported)
         )
-        for parcel in parcels:
-            self.content.append(Row(self._next, parcel))
+        for packed in batches:
+            self.content.append(Row(self._next, packed))
             self._next += 1
         gone = []
         while len(self.content) > 10:
@@ -88,12 +88,12 @@ class MemoryStore:
             gone.append(self.content[position])
             del self.content[position]
         for row in gone:
-            self._lose(row.parcel, "spool")
+            self._lose(row.packed, "spool")
         return gone
 
-    def _lose(self, parcel: Parcel, reason: str) -> None:
-        lost = [Lost(parcel.events, 1, 2, "fake", reason)] if parcel.events else []
-        self.losses = join_losses((*self.losses, *parcel.losses, *lost))
+    def _lose(self, packed: PackedBatch, reason: str) -> None:
+        lost = [Lost(packed.events, 1, 2, "fake", reason)] if packed.events else []
+        self.losses = join_losses((*self.losses, *packed.losses, *lost))
 
     def note(self, losses: Sequence[Lost]) -> None:
         self.losses = join_losses((*self.losses, *losses))
@@ -105,12 +105,12 @@ class MemoryStore:
     def remove(self, row: Row) -> None:
         self.content.popleft()
         if not row.intact:
-            self._lose(row.parcel, "damaged")
+            self._lose(row.packed, "damaged")
         self._have_trouble()
 
     def set_aside(self) -> str:
         for row in self.content:
-            self._lose(row.parcel, "damaged")
+            self._lose(row.packed, "damaged")
         self.content.clear()
         return "fake.damaged"
 
@@ -216,7 +216,7 @@ class Law(RuleBasedStateMachine):
         assert self.store is not None
         if position < self.store.rows:
             row = self.store.content[position]
-            self.store.content[position] = Row(row.number, Parcel(b"", row.parcel.events), intact)
+            self.store.content[position] = Row(row.number, PackedBatch(b"", row.packed.events), intact)
 
     @rule()
     def disable(self) -> None:

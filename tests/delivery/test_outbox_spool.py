@@ -3,39 +3,28 @@
 import errno
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRefused, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, FakeSink, make_lost, put, render_fat, run_until_idle
+from tests.delivery.fakes import (
+    AWAY,
+    Clock,
+    FakeSink,
+    make_lost,
+    make_outbox,
+    put,
+    render_fat,
+    run_until_idle,
+)
 from tests.sinks.flows import BASE, make_flows
-
-AWAY = SinkUnavailable("nobody there")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    spool = Spool(tmp_path, "fake", 64 << 20)
-    yield spool
-    spool.close()
-
-
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
-    backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
-    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
 
 
 def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
@@ -214,7 +203,7 @@ def test_without_a_spool_the_log_has_what_the_sink_was_not_told(
     run_until_idle(outbox, clock)
     outbox.stop(clock.now)
 
-    assert "sink fake: ended before it could be told what was lost (refused: 3)" in caplog.text
+    assert "sink fake: ended before the loss could be reported (refused: 3)" in caplog.text
 
 
 def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(
@@ -259,12 +248,12 @@ def test_a_loss_in_what_falls_over_the_bound_is_reported_all_the_same(clock: Clo
     run_until_idle(outbox, clock, seconds=60.0)
     outbox.stop(clock.now)
 
-    told: dict[object, int] = {}
+    announced: dict[object, int] = {}
     for loss in sink.losses:
         count, where, reason = cast(tuple[int, str, str], loss)
-        told[where, reason] = told.get((where, reason), 0) + count
-    assert told["kernel", ""] == lost
-    assert len(sink.numbers) + told["fake", "spool"] == sent
+        announced[where, reason] = announced.get((where, reason), 0) + count
+    assert announced["kernel", ""] == lost
+    assert len(sink.numbers) + announced["fake", "spool"] == sent
 
 
 def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, tmp_path: Path) -> None:

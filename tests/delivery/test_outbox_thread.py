@@ -76,8 +76,8 @@ def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.L
 
     assert stats.sink_events_dropped_shutdown_total == 100
     assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
-    told = "sink fake: the time to stop is over, dropping 100 events"
-    assert caplog.records[-1].getMessage() == told
+    reported = "sink fake: the time to stop is over, dropping 100 events"
+    assert caplog.records[-1].getMessage() == reported
 
 
 class HangingSink(FakeSink):
@@ -153,7 +153,7 @@ class Mistaken(MemoryStore):
     @property
     def rows(self) -> int:
         if not self.is_mended:
-            raise TypeError("not a parcel")
+            raise TypeError("not a packed")
         return super().rows
 
 
@@ -173,7 +173,7 @@ def test_a_mistake_in_a_spool_costs_the_sink_and_not_its_thread() -> None:
     put(outbox, make_flows(10))
 
     assert failed.wait(10)
-    assert (outbox.state, reasons[0]) == (SinkState.FAILED, "unexpected TypeError: not a parcel")
+    assert (outbox.state, reasons[0]) == (SinkState.FAILED, "unexpected TypeError: not a packed")
     put(outbox, make_flows(10))
     assert find_imbalance(outbox.snapshot()) == 0
 

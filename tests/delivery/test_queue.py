@@ -63,7 +63,7 @@ def test_a_loss_without_a_number_is_not_joined_with_one_that_has_one() -> None:
         queue.append_lost(Lost(count, 1, 2, "tracking"), now=0.0)
         queue.hold_lost(Lost(count, 1, 2, "tracking"))
 
-    held, waiting = queue.take_held(), queue.take_losses()
+    held, waiting = queue.pop_held(), queue.pop_losses()
 
     assert held == waiting == [Lost(7, 1, 2, "tracking"), Lost(ABSENT, 1, 2, "tracking")]
     assert queue.take(1) is None

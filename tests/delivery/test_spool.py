@@ -14,7 +14,7 @@ from conntrackd.delivery.batch import Batch, pack_batch
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.delivery.spool import Spool
-from conntrackd.delivery.store import Parcel, SpoolError
+from conntrackd.delivery.store import PackedBatch, SpoolError
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT
 from conntrackd.stats import SinkStats
@@ -48,43 +48,43 @@ def open_spool(tmp_path: Path) -> Iterator[OpenSpool]:
         spool.close()
 
 
-def make_parcel(number: int, size: int = 100, events: int = 3) -> Parcel:
-    return Parcel(random.Random(number).randbytes(size), events, number + 1)
+def make_packed(number: int, size: int = 100, events: int = 3) -> PackedBatch:
+    return PackedBatch(random.Random(number).randbytes(size), events, number + 1)
 
 
-def drain(spool: Spool) -> list[Parcel]:
+def drain(spool: Spool) -> list[PackedBatch]:
     """Everything in it, by the way that the outbox goes."""
     found = []
     while (row := spool.first()) is not None:
         if row.intact:
-            found.append(row.parcel)
+            found.append(row.packed)
         spool.remove(row)
     return found
 
 
 def test_what_goes_in_comes_out_in_order_also_after_a_restart(open_spool: OpenSpool) -> None:
     spool = open_spool()
-    parcels = [make_parcel(number) for number in range(20)]
-    spool.append(parcels[:1])
-    spool.append(parcels[1:5])
-    for parcel in parcels[5:10]:
-        spool.append([parcel])
+    batches = [make_packed(number) for number in range(20)]
+    spool.append(batches[:1])
+    spool.append(batches[1:5])
+    for packed in batches[5:10]:
+        spool.append([packed])
     row = spool.first()
     assert row is not None
     spool.remove(row)
     spool.close()
     again = open_spool()
     found = (again.rows, again.events, again.oldest)
-    again.append(parcels[10:])
+    again.append(batches[10:])
 
-    assert row.parcel == parcels[0]
+    assert row.packed == batches[0]
     assert found == (9, 27, 2)
-    assert drain(again) == parcels[1:]
+    assert drain(again) == batches[1:]
     assert (again.rows, again.events, again.oldest, again.first()) == (0, 0, 0, None)
 
 
 def test_only_its_owner_can_read_it(open_spool: OpenSpool, tmp_path: Path) -> None:
-    open_spool().append([make_parcel(1)])
+    open_spool().append([make_packed(1)])
 
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "spool").iterdir()}
 
@@ -122,10 +122,10 @@ except ConfigError as error:
 
 def test_two_sinks_can_share_a_directory(tmp_path: Path) -> None:
     one, other = Spool(tmp_path, "loki", MEBIBYTE), Spool(tmp_path, "syslog", MEBIBYTE)
-    one.append([make_parcel(1)])
-    other.append([make_parcel(2)])
+    one.append([make_packed(1)])
+    other.append([make_packed(2)])
 
-    assert (drain(one), drain(other)) == ([make_parcel(1)], [make_parcel(2)])
+    assert (drain(one), drain(other)) == ([make_packed(1)], [make_packed(2)])
     one.close()
     other.close()
 
@@ -141,7 +141,7 @@ def test_over_its_bound_the_oldest_go_and_are_named(open_spool: OpenSpool, tmp_p
     spool = open_spool(limit=MEBIBYTE)
     gone = []
     for number in range(100):
-        gone += [row.parcel.oldest - 1 for row in spool.append([make_parcel(number, 50_000)])]
+        gone += [row.packed.oldest - 1 for row in spool.append([make_packed(number, 50_000)])]
 
     size = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
 
@@ -151,44 +151,44 @@ def test_over_its_bound_the_oldest_go_and_are_named(open_spool: OpenSpool, tmp_p
     assert [(lost.count, lost.where, lost.reason) for lost in spool.losses] == [
         (3 * len(gone), "fake", "spool")
     ]
-    assert drain(spool) == [make_parcel(number, 50_000) for number in range(len(gone), 100)]
+    assert drain(spool) == [make_packed(number, 50_000) for number in range(len(gone), 100)]
 
 
 def test_a_row_that_is_being_written_never_goes_for_newer_ones(open_spool: OpenSpool) -> None:
     spool = open_spool(limit=MEBIBYTE)
-    spool.append([make_parcel(0, 50_000)])
+    spool.append([make_packed(0, 50_000)])
     held = spool.first()
     assert held is not None
     gone = []
     for number in range(1, 50):
-        gone += spool.append([make_parcel(number, 50_000)], keep=held.number)
+        gone += spool.append([make_packed(number, 50_000)], keep=held.number)
 
     assert gone
     assert held.number not in {row.number for row in gone}
     assert spool.first() == held
 
 
-def test_there_is_always_room_for_one_parcel(open_spool: OpenSpool) -> None:
+def test_there_is_always_room_for_one_batch(open_spool: OpenSpool) -> None:
     spool = open_spool(limit=MEBIBYTE)
-    spool.append([make_parcel(0)])
-    gone = spool.append([make_parcel(1, 3 * MEBIBYTE)])
+    spool.append([make_packed(0)])
+    gone = spool.append([make_packed(1, 3 * MEBIBYTE)])
 
-    assert [row.parcel.oldest for row in gone] == [1]
-    assert drain(spool) == [make_parcel(1, 3 * MEBIBYTE)]
+    assert [row.packed.oldest for row in gone] == [1]
+    assert drain(spool) == [make_packed(1, 3 * MEBIBYTE)]
 
 
 def test_an_empty_spool_gives_the_disk_back(open_spool: OpenSpool, tmp_path: Path) -> None:
     spool = open_spool()
     for number in range(100):
-        spool.append([make_parcel(number, 50_000)])
+        spool.append([make_packed(number, 50_000)])
     full = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
     drain(spool)
     empty = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
-    spool.append([make_parcel(1)])
+    spool.append([make_packed(1)])
 
     assert full > 5_000_000
     assert empty < 100_000
-    assert drain(spool) == [make_parcel(1)]
+    assert drain(spool) == [make_packed(1)]
 
 
 # ---- disks
@@ -264,7 +264,7 @@ def test_what_is_on_a_disk_that_is_read_only_at_the_start_is_counted_and_deliver
     small_disk: Path,
 ) -> None:
     before = Spool(small_disk, "fake", MEBIBYTE)
-    before.append([Parcel(pack_batch(Batch.of([make_events(2)])), 2, 1)])
+    before.append([PackedBatch(pack_batch(Batch.of([make_events(2)])), 2, 1)])
     before.close()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     sink, clock = FakeSink(), Clock()
@@ -289,44 +289,44 @@ def test_a_read_only_disk_at_the_start_is_survived(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     spool = Spool(small_disk / "new", "fake", MEBIBYTE)
     with pytest.raises(SpoolError, match="Read-only file system"):
-        spool.append([make_parcel(1)])
+        spool.append([make_packed(1)])
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    spool.append([make_parcel(1)])
+    spool.append([make_packed(1)])
 
-    assert drain(spool) == [make_parcel(1)]
+    assert drain(spool) == [make_packed(1)]
     spool.close()
 
 
 # ---- what was there before
 
 
-def write_database(path: Path, rows: list[Parcel]) -> None:
+def write_database(path: Path, rows: list[PackedBatch]) -> None:
     """As 2.0 did."""
     database = sqlite3.connect(path)
     database.execute(
         "CREATE TABLE parcels (number INTEGER PRIMARY KEY, events INTEGER NOT NULL, oldest INTEGER NOT NULL,"
         " checksum INTEGER NOT NULL, payload BLOB NOT NULL)"
     )
-    for number, parcel in enumerate(rows, 1):
+    for number, packed in enumerate(rows, 1):
         checksum = zlib.crc32(
-            parcel.payload, zlib.crc32(b"%d %d %d" % (number, parcel.events, parcel.oldest))
+            packed.payload, zlib.crc32(b"%d %d %d" % (number, packed.events, packed.oldest))
         )
-        row = (number, parcel.events, parcel.oldest, checksum, parcel.payload)
+        row = (number, packed.events, packed.oldest, checksum, packed.payload)
         database.execute("INSERT INTO parcels VALUES (?, ?, ?, ?, ?)", row)
     database.commit()
     database.close()
 
 
 def test_a_spool_of_an_older_daemon_is_read_once(open_spool: OpenSpool, tmp_path: Path) -> None:
-    parcels = [make_parcel(number) for number in range(5)]
+    batches = [make_packed(number) for number in range(5)]
     (tmp_path / "spool").mkdir()
-    write_database(tmp_path / "spool" / "fake.sqlite", parcels)
+    write_database(tmp_path / "spool" / "fake.sqlite", batches)
     spool = open_spool()
     found = (spool.restored, spool.rows, spool.damage)
-    spool.append([make_parcel(5)])
+    spool.append([make_packed(5)])
 
     assert found == (15, 5, "")
-    assert drain(spool) == [*parcels, make_parcel(5)]
+    assert drain(spool) == [*batches, make_packed(5)]
     assert not list((tmp_path / "spool").glob("*.sqlite*"))
 
 
@@ -336,16 +336,16 @@ def test_of_a_damaged_one_what_can_be_read_is_delivered_and_the_rest_is_told(
 ) -> None:
     path = tmp_path / "spool" / "fake.sqlite"
     path.parent.mkdir()
-    write_database(path, [make_parcel(number) for number in range(5)])
+    write_database(path, [make_packed(number) for number in range(5)])
     content = bytearray(path.read_bytes())
     if damage == "row":
-        content[content.index(make_parcel(2).payload) + 50] ^= 1
+        content[content.index(make_packed(2).payload) + 50] ^= 1
     else:
         content[:100] = b"this was my shopping list".ljust(100)
     path.write_bytes(content)
     spool = open_spool()
     losses = [(lost.count, lost.where, lost.reason) for lost in spool.losses]
-    wanted = [make_parcel(number) for number in (0, 1, 3, 4)] if damage == "row" else []
+    wanted = [make_packed(number) for number in (0, 1, 3, 4)] if damage == "row" else []
 
     assert drain(spool) == wanted
     assert losses == [(3 if damage == "row" else ABSENT, "fake", "damaged")]

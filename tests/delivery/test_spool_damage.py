@@ -16,7 +16,7 @@ from conntrackd.delivery.segment import HEAD, list_heads
 from conntrackd.delivery.sink import SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.spool_state import SLOT
-from conntrackd.delivery.store import Parcel
+from conntrackd.delivery.store import PackedBatch
 from conntrackd.flow import ABSENT, Lost
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, FakeSink, find_imbalance, put, run_until_idle
@@ -28,7 +28,8 @@ EVENTS = [1, 20, 300, 4000, 50_000]
 """In each row: a sum of some of them shows of which."""
 DONE = 1  # rows that were delivered before
 ROWS = {
-    number: Parcel(b"row %d" % number, events, 10 + number) for number, events in enumerate(EVENTS, DONE + 1)
+    number: PackedBatch(b"row %d" % number, events, 10 + number)
+    for number, events in enumerate(EVENTS, DONE + 1)
 }
 SEGMENT = "fake-00000000000000000001.spool"
 
@@ -45,25 +46,25 @@ def origin(tmp_path: Path) -> Path:
     """A spool of which the first row has been delivered."""
     directory = tmp_path / "origin"
     spool = Spool(directory, "fake", LIMIT)
-    spool.append([Parcel(b"delivered", 9, 1)])
+    spool.append([PackedBatch(b"delivered", 9, 1)])
     spool.append(list(ROWS.values())[:2])
     row = spool.first()
     assert row is not None
     spool.remove(row)
-    for parcel in list(ROWS.values())[2:]:
-        spool.append([parcel])
+    for packed in list(ROWS.values())[2:]:
+        spool.append([packed])
     spool.close()
     return directory
 
 
 def read(directory: Path) -> tuple[list[bytes], int, bool]:
-    """What a new process gets out of it: payloads, events told as lost, and whether some have no number."""
+    """What a new process reads from it: payloads, events reported as lost, and whether any has no number."""
     spool = Spool(directory, "fake", LIMIT)
-    spool.append([Parcel(b"fresh", 1, 1)])
+    spool.append([PackedBatch(b"fresh", 1, 1)])
     found = []
     while (row := spool.first()) is not None:
         if row.intact:
-            found.append(row.parcel.payload)
+            found.append(row.packed.payload)
         spool.remove(row)
     losses = spool.losses
     assert (spool.rows, spool.events) == (0, 0)
@@ -84,9 +85,9 @@ def check(directory: Path, *, is_kept: bool = True) -> int:
     found, lost, is_unknown = read(directory)
     assert found[-1] == b"fresh"
     got = [payload for payload in found[:-1] if payload != b"delivered"]
-    assert got == [parcel.payload for parcel in ROWS.values() if parcel.payload in got]
+    assert got == [packed.payload for packed in ROWS.values() if packed.payload in got]
     assert len(found) - 1 - len(got) == 0 or is_unknown
-    delivered = sum(parcel.events for parcel in ROWS.values() if parcel.payload in got)
+    delivered = sum(packed.events for packed in ROWS.values() if packed.payload in got)
     if not is_unknown:
         assert delivered + lost == sum(EVENTS)
     if is_kept and (lost or is_unknown):
@@ -247,7 +248,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
     origin = tmp_path / "origin"
     spool = Spool(origin, "fake", LIMIT)
     for number in range(40):
-        spool.append([Parcel(pack_batch(Batch.of([make_rendered([b"%d" % number] * 200, 1)])), 200, 1)])
+        spool.append([PackedBatch(pack_batch(Batch.of([make_rendered([b"%d" % number] * 200, 1)])), 200, 1)])
     spool.close()
     chooser = random.Random(4)
     outcomes = set()
@@ -268,16 +269,16 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
             run_until_idle(outbox, clock, seconds=60.0)
         stats = outbox.snapshot()
         outbox.stop(clock.now)
-        told = [loss[0] for loss in sink.losses]  # type: ignore[index]
+        announced = [loss[0] for loss in sink.losses]  # type: ignore[index]
         restored = [number for number in sink.numbers if number < 1000]
         assert (outbox.state, find_imbalance(stats)) == (SinkState.OK, 0)
         assert restored == sorted(restored)
         assert sink.numbers[-5:] == list(range(2000, 2005))
         assert min(dataclasses.astuple(stats)) >= 0
-        if ABSENT not in told:
-            assert len(restored) + sum(told) == 40 * 200
-            assert sum(told) == stats.sink_events_dropped_damaged_total
-        outcomes.add((ABSENT in told, sum(told) > 0))
+        if ABSENT not in announced:
+            assert len(restored) + sum(announced) == 40 * 200
+            assert sum(announced) == stats.sink_events_dropped_damaged_total
+        outcomes.add((ABSENT in announced, sum(announced) > 0))
         shutil.rmtree(directory)
 
     assert {(False, False), (False, True)} <= outcomes
@@ -391,21 +392,21 @@ def test_what_falls_over_the_bound_is_a_number_on_disk_before_it_is_gone(tmp_pat
     """Any moment is that of a SIGKILL: the files as they are, read by a new process."""
     spool = Spool(tmp_path / "spool", "fake", LIMIT)
     lost = Lost(7, 1, 2, "kernel")
-    spool.append([Parcel(b"", 0, 1, (lost,))])
+    spool.append([PackedBatch(b"", 0, 1, (lost,))])
     sent = 0
     for number in range(1, 60):
-        spool.append([Parcel(random.Random(number).randbytes(50_000), number, number)])
+        spool.append([PackedBatch(random.Random(number).randbytes(50_000), number, number)])
         sent += number
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "spool", copy)
         again = Spool(copy, "fake", LIMIT)
-        told = {reported.where: reported.count for reported in again.losses}
-        assert again.events + told.get("fake", 0) == sent
+        announced = {reported.where: reported.count for reported in again.losses}
+        assert again.events + announced.get("fake", 0) == sent
         # A report that falls over the bound is a number again.
-        assert told.get("kernel", 0) == (7 if told else 0)
+        assert announced.get("kernel", 0) == (7 if announced else 0)
         again.close()
         shutil.rmtree(copy)
-    assert told
+    assert announced
     spool.close()
 
 
@@ -416,7 +417,7 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
     assert outbox._disk is not None
     outbox._disk.note([Lost(5, 1, 2, "fake", "spool")])
     sink.away = None
-    told = []
+    announced = []
     for step in range(30):
         copy = tmp_path / f"copy-{step}"
         shutil.copytree(tmp_path / "spool", copy)
@@ -424,12 +425,12 @@ def test_a_number_is_on_disk_until_its_report_is_delivered(tmp_path: Path) -> No
         after = Outbox(second, queue=10, stats=SinkStats(), spool=Spool(copy, "fake", LIMIT), clock=clock)
         run_until_idle(after, clock, seconds=60.0)
         after.stop(clock.now)
-        told.append(len(second.losses) + len(sink.losses))
+        announced.append(len(second.losses) + len(sink.losses))
         clock.now += outbox.step() or 0.0
     outbox.stop(clock.now)
 
     assert sink.losses == [[5, "fake", "spool"]]
-    assert set(told) == {1}
+    assert set(announced) == {1}
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
@@ -439,12 +440,12 @@ def test_of_several_reports_each_that_is_on_disk_stands_for_its_own_loss(
     """Killed while they are written: the state is that of before, which had a smaller number of the first."""
     losses = (Lost(5, 1, 2, "fake", "spool"), Lost(7, 1, 2, "kernel"))
     spool = Spool(tmp_path, "fake", LIMIT)
-    spool.append([Parcel(b"row", 1, 1)])
+    spool.append([PackedBatch(b"row", 1, 1)])
     spool.note(losses)
     state = (tmp_path / "fake.state").read_bytes()
     reports = [
-        Parcel(b"report", 0, 1, (Lost(6, 1, 2, "fake", "spool"),)),
-        Parcel(b"report", 0, 1, losses[1:]),
+        PackedBatch(b"report", 0, 1, (Lost(6, 1, 2, "fake", "spool"),)),
+        PackedBatch(b"report", 0, 1, losses[1:]),
     ]
     spool.append(reports, is_report=True)
     whole = spool.losses

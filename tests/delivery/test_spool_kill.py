@@ -54,10 +54,10 @@ def pass_by(name):
 
 
 class Watched(module.Spool):
-    def append(self, parcels, **options):
+    def append(self, batches, **options):
         pass_by("before append")
-        gone = super().append(parcels, **options)
-        sys.stdout.write(json.dumps([n for p in parcels for n in show(unpack_batch(p.payload).parts)]) + "\n")
+        gone = super().append(batches, **options)
+        sys.stdout.write(json.dumps([n for p in batches for n in show(unpack_batch(p.payload).parts)]) + "\n")
         sys.stdout.flush()
         pass_by("after append")
         return gone

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conntrackd.engine import Batch, Engine, Received
+from conntrackd.engine import Engine, EventBatch, Received
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.netlink.constants import NLMSG_NOOP
@@ -28,7 +28,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
-def receive(batch: Batch, *datagrams: bytes) -> Received:
+def receive(batch: EventBatch, *datagrams: bytes) -> Received:
     """At most QUEUE datagrams as one batch; an empty one would be nothing to a socket."""
     assert len(datagrams) <= QUEUE
     with pair() as (one, other):

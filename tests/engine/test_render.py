@@ -119,8 +119,8 @@ def show_end(address: bytes, port: int) -> str:
 
 def describe(flow: Flow) -> dict[str, Any]:
     """The fields behind `msg`, from the contract in the README and not from the code."""
-    names = {each.value: each.name for each in Protocol}
-    states = {each.value: each.name for each in TcpState}
+    names = {protocol.value: protocol.name for protocol in Protocol}
+    states = {state.value: state.name for state in TcpState}
     fields: dict[str, Any] = {
         "type": EventType(flow.type).name,
         "flow": flow.id,

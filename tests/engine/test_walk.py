@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrackd.engine import Batch
+from conntrackd.engine import EventBatch
 from conntrackd.flow import Flow
 from conntrackd.netlink import constants as c
 from tests.engine.feed import CORPUS, ENGINES, MESSAGES, QUEUE, pair, read_messages, receive
@@ -25,7 +25,7 @@ ZERO_FOR_NONE = ("start", "stop")
 NAMES = [field.name for field in dataclasses.fields(Flow) if not field.name.endswith("_location")]
 
 
-def describe(batch: Batch) -> list[dict[str, object]]:
+def describe(batch: EventBatch) -> list[dict[str, object]]:
     """All fields of all events, in the words of Flow."""
     found = []
     for index in range(len(batch)):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.judge import Verdict
+from tests.faults.verdict import Verdict
 
 ROOT: Final = Path(__file__).parents[2]
 FIGURES: Final = ROOT / "build" / "faults.json"
@@ -22,8 +22,8 @@ COLUMNS: Final = (
     ("sent", "sent"),
     ("delivered", "delivered"),
     ("twice", "duplicated"),
-    ("told as lost", "lost"),
-    ("dropped, told", "dropped"),
+    ("lost", "lost"),
+    ("dropped", "dropped"),
     ("died in memory", "died"),
     ("peak memory", "memory_kib"),
     ("fresh flow after", "delay_ms"),
@@ -54,7 +54,7 @@ def make_row(row: int, fault: str, verdict: Verdict, memory_kib: int, delay_seco
 
 def note(row: Row, path: Path = FIGURES) -> None:
     """Into the JSON, in the place of an earlier run of the same fault."""
-    rows = {(each["row"], each["fault"]): each for each in read(path)}
+    rows = {(record["row"], record["fault"]): record for record in read(path)}
     rows[row.row, row.fault] = asdict(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".new")

@@ -19,12 +19,12 @@ from conntrackd.cli.daemon import main
 from conntrackd.delivery.batch import unpack_batch
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.spool import Spool
-from conntrackd.delivery.store import Parcel
-from conntrackd.engine import Batch
+from conntrackd.delivery.store import PackedBatch
+from conntrackd.engine import EventBatch
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import Reader
 from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.http import Connection
+from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.loki import PUSH, Loki
 from conntrackd.sinks.loki_body import list_body
 
@@ -54,7 +54,7 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 def set_trap(trap: Trap, directory: Path) -> None:
     read, spooled = (directory / name for name in ("read", "spooled"))
 
-    def process(original: Callable[..., Any], self: Reader, batch: Batch, *numbers: int) -> None:
+    def process(original: Callable[..., Any], self: Reader, batch: EventBatch, *numbers: int) -> None:
         with read.open("a") as file:
             file.write(f"{numbers[0]}\n")
         trap.pass_by("received")
@@ -64,15 +64,17 @@ def set_trap(trap: Trap, directory: Path) -> None:
         original(self, *selected)
         trap.pass_by("selected")
 
-    def append(original: Callable[..., Any], self: Spool, parcels: list[Parcel], **named: Any) -> Any:
-        gone = original(self, parcels, **named)
+    def append(original: Callable[..., Any], self: Spool, batches: list[PackedBatch], **named: Any) -> Any:
+        gone = original(self, batches, **named)
         with spooled.open("a") as file:
-            for parts in (unpack_batch(parcel.payload).parts for parcel in parcels):
+            for parts in (unpack_batch(packed.payload).parts for packed in batches):
                 file.write(f"{compress(list_body(parts, {})).hex()}\n" if parts else "")
         trap.pass_by("spooled")
         return gone
 
-    def request(original: Callable[..., Any], self: Connection, method: str, path: str, *args: Any) -> Any:
+    def request(
+        original: Callable[..., Any], self: HttpConnection, method: str, path: str, *args: Any
+    ) -> Any:
         reply = original(self, method, path, *args)
         if path == PUSH and reply.status == 204:
             trap.pass_by("sent")
@@ -86,7 +88,7 @@ def set_trap(trap: Trap, directory: Path) -> None:
     wrap(Reader, "process", process)
     wrap(Pipeline, "count", count)
     wrap(Spool, "append", append)
-    wrap(Connection, "request", request)
+    wrap(HttpConnection, "request", request)
     wrap(Loki, "write", write)
 
 

@@ -23,8 +23,8 @@ os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 sockets = {{}}
 def find_socket(port):
     if port not in sockets:
-        sockets[port] = each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        each.bind(({CLIENT!r}, port))
+        sockets[port] = sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(({CLIENT!r}, port))
     return sockets[port]
 for line in sys.stdin:
     first, count, rate = map(int, line.split())

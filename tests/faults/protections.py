@@ -31,7 +31,7 @@ MUTATIONS: Final = (
     Mutation(
         "a stored descriptor is checked",
         "conntrackd/netlink/socket.py",
-        "fault = _find_fault(netlink)",
+        "fault = _describe_fault(netlink)",
         'fault = ""',
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened",
     ),
@@ -52,8 +52,8 @@ MUTATIONS: Final = (
     Mutation(
         "a retry is no loss",
         "conntrackd/reader.py",
-        "if drops != told.drops and pipeline.guard is not None:",
-        "if drops != told.drops and False:",
+        "if drops != reported.drops and pipeline.guard is not None:",
+        "if drops != reported.drops and False:",
         "tests/faults/test_kernel.py::"
         "test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss",
     ),
@@ -283,7 +283,7 @@ MUTATIONS: Final = (
     Mutation(
         "a number stands for a message that was taken",
         "conntrackd/sinks/syslog.py",
-        "self._count_numbers(messages.text[: messages.find_end(trouble.written)])",
+        "self._count_numbers(messages.text[: messages.get_end(trouble.written)])",
         "pass",
         "tests/sinks/test_syslog.py::test_what_is_sent_again_has_the_numbers_that_it_had",
     ),
@@ -334,7 +334,7 @@ MUTATIONS: Final = (
         "conntrackd/config/labels.py",
         "if name in FIELDS:",
         "if False:",
-        "tests/config/test_values.py::test_what_does_not_fit_is_told",
+        "tests/config/test_values.py::test_what_does_not_fit_is_reported",
     ),
     Mutation(
         "a database that is being written is left alone",
@@ -445,7 +445,7 @@ MUTATIONS: Final = (
     Mutation(
         "the name of a host is text in the records, whatever its bytes",
         "conntrackd/sinks/loki.py",
-        "host=find_host(config),",
+        "host=get_host(config),",
         "host=socket.gethostname(),",
         "tests/sinks/test_loki.py::test_labels_and_the_hosts_name_are_those_that_were_set",
     ),
@@ -454,7 +454,7 @@ MUTATIONS: Final = (
         "conntrackd/sinks/__init__.py",
         "if directory is None and state is not None:",
         "if not directory and state is not None:",
-        "tests/config/test_read.py::test_a_spool_that_is_off_is_told_from_one_that_nobody_set",
+        "tests/config/test_read.py::test_a_spool_that_is_off_is_reported_from_one_that_nobody_set",
     ),
     Mutation(
         "a method that names no action does not load",

@@ -116,8 +116,8 @@ class Pushes(Store):
     def forget(self) -> None:
         """What is stored, and the faults to come; those that wait are over."""
         with self.lock:
-            for each in (self.requests, self.streams, self.newest, self.faults):
-                each.clear()
+            for item in (self.requests, self.streams, self.newest, self.faults):
+                item.clear()
         self.let_go.set()
         self.let_go.clear()
 
@@ -209,9 +209,9 @@ class SyslogServer(_Listening):
         self.do(self._come_back)
 
     def _reset(self) -> None:
-        for each in self._connections:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
-            each.close()
+        for connection in self._connections:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            connection.close()
         self._connections.clear()
 
     def _leave(self) -> None:
@@ -224,15 +224,15 @@ class SyslogServer(_Listening):
     def take(self) -> list[Record]:
         with self._lock:
             raw, self._raw = self._raw, []
-        return [read_message(each.decode()) for each in raw]
+        return [read_message(event.decode()) for event in raw]
 
     def stop(self) -> None:
         super().stop()
-        for each in (self._listener, *self._connections):
-            each.close()
+        for item in (self._listener, *self._connections):
+            item.close()
 
     def _sources(self) -> list[socket.socket]:
-        return [each for each in (self._listener, *self._connections) if each.fileno() >= 0]
+        return [item for item in (self._listener, *self._connections) if item.fileno() >= 0]
 
     def _receive(self, source: socket.socket) -> None:
         if source is self._listener:
@@ -276,7 +276,7 @@ class Journal(_Listening):
     def take(self) -> list[Record]:
         with self._lock:
             raw, self._raw = self._raw, []
-        return [read_datagram(each) for each in raw]
+        return [read_datagram(event) for event in raw]
 
     def stop(self) -> None:
         super().stop()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.faults.figures import make_row, note
-from tests.faults.judge import Tally, Verdict, judge
 from tests.faults.producer import Producer
 from tests.faults.receivers import Receivers
+from tests.faults.verdict import Tally, Verdict, evaluate
 from tests.live.daemon import Running, command, environment
 
 ALL: Final = ("stream", "syslog", "loki", "journal")
@@ -123,7 +123,8 @@ class Rig:
     def describe(self) -> str:
         """For a test that fails."""
         return f"sent {self.producer.sent}: " + ", ".join(
-            f"{each.name} {each.delivered}+{each.lost}+{dict(each.dropped)}" for each in self.tallies.values()
+            f"{tally.name} {tally.delivered}+{tally.lost}+{dict(tally.dropped)}"
+            for tally in self.tallies.values()
         )
 
     def send_fresh(self, seconds: float = FRESH_SECONDS) -> None:
@@ -152,7 +153,7 @@ class Rig:
             if line.startswith("VmHWM:"):
                 self.memory_kib = max(self.memory_kib, int(line.split()[1]))
 
-    def judge(
+    def evaluate(
         self,
         row: int,
         fault: str,
@@ -163,7 +164,7 @@ class Rig:
     ) -> Verdict:
         """Reads what came last, judges, and notes the figures."""
         self.read()
-        verdict = judge(
+        verdict = evaluate(
             self.producer.sent,
             list(self.tallies.values()),
             filtered=filtered,

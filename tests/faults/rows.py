@@ -81,7 +81,10 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         (SINKS, "test_row_23_"),
         ("tests/geoip/test_databases.py", "test_any_flipped_bit_is_refused"),
         ("tests/geoip/test_databases.py", "test_a_replaced_file_is_taken_over"),
-        ("tests/geoip/test_databases.py", "test_a_damaged_replacement_is_told_once"),
+        (
+            "tests/geoip/test_databases.py",
+            "test_a_damaged_replacement_is_reported_once_and_the_old_one_stays",
+        ),
     ],
     24: [
         ("tests/bus/test_interface.py", "test_every_method_has_the_action"),
@@ -128,7 +131,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     31: [
         ("tests/config/test_read.py", "test_any_value_of_any_key"),
         ("tests/config/test_document.py", "test_an_exploding_yaml_file"),
-        ("tests/config/test_document.py", "test_a_bad_file_is_told"),
+        ("tests/config/test_document.py", "test_a_bad_file_is_reported_with_its_place"),
         ("tests/config/test_document.py", "test_a_file_that_every_user_may_change"),
         ("tests/config/test_document.py", "test_a_link_is_judged_by_its_target"),
     ],

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tests.bus.private import PrivateBus
-from tests.faults.judge import Verdict, judge
 from tests.faults.receivers import Pushes
 from tests.faults.rig import Rig, wait_until
 from tests.faults.test_sinks import LOKI, make_database, read_memory
+from tests.faults.verdict import Verdict, evaluate
 from tests.live.daemon import Running
 from tests.live.test_restart import Store
 from tests.sinks.loki_server import hang, run_server
@@ -85,7 +85,7 @@ class Soak:
         daemon = self.rig.daemon(*arguments, descriptor=descriptor, extra=extra)
         self.running: Running = self._life.enter_context(daemon)
         self.store.wait("READY=1")
-        self.running.wait(lambda: any("org.conntrackd1 is on" in each for each in self.running.said), "bus")
+        self.running.wait(lambda: any("org.conntrackd1 is on" in line for line in self.running.said), "bus")
         self._reloads = 0
 
     def start_again(self) -> None:
@@ -120,7 +120,7 @@ class Soak:
         self.running.wait(lambda: self._count_reloads() >= self._reloads, "the reload")
 
     def _count_reloads(self) -> int:
-        return sum("reload: " in each for each in self.running.said)
+        return sum("reload: " in line for line in self.running.said)
 
     def stop_loki(self) -> None:
         self._loki_life.close()
@@ -147,7 +147,7 @@ class Soak:
         # At least once: a push whose reply does not come is sent again.
         twice = 10 * sent if name.startswith("Loki") else 0
         tallies = list(self.rig.tallies.values())
-        self.verdicts.append(judge(sent, tallies, first=first, duplicates=twice))
+        self.verdicts.append(evaluate(sent, tallies, first=first, duplicates=twice))
         self.loki.forget()
         self.store.drain()
         self._measure()

@@ -111,7 +111,7 @@ def test_row_39_the_last_tails_are_roots(running: Running, observer: Raw, bus: P
     with bus.connect() as root:
         try:
             pipes += [observer.open_tail([], 0) for _ in range(MAX_TAILS - TAILS_OF_ROOT)]
-            with pytest.raises(ConntrackdError, match="6 tails are open, and the last 2 are root's"):
+            with pytest.raises(ConntrackdError, match="6 tails are open, the last 2 are reserved for root"):
                 observer.open_tail([], 0)
             pipes += [root.open_tail([], 0) for _ in range(TAILS_OF_ROOT)]
         finally:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from conntrackd.bus.client import MANAGER, PATH, SINK, RemoteError
+from conntrackd.bus.client import MANAGER, PATH, SINK, DaemonError
 from tests.bus.private import PrivateBus, Raw
 from tests.faults.figures import Row, note
 from tests.faults.producer import FIRST_SOURCE, FIRST_TARGET, TARGETS, Producer, prepare, produce
@@ -43,7 +43,7 @@ class Ledger(Running):
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.seen = bytearray()
         self.doubled = 0
-        self.told: dict[str, int] = {}
+        self.reported: dict[str, int] = {}
         super().__init__(process)
 
     def _gather(self, stream: Any, add: Callable[[bytes], None]) -> None:
@@ -65,11 +65,11 @@ class Ledger(Running):
             self.seen[number] = 1
         for count, where, reason in TOLD.findall(lines):
             name = (reason or where).decode()
-            self.told[name] = self.told.get(name, 0) + int(count)
+            self.reported[name] = self.reported.get(name, 0) + int(count)
 
     @property
     def accounted(self) -> int:
-        return sum(self.seen) + sum(self.told.values())
+        return sum(self.seen) + sum(self.reported.values())
 
     def read_status(self, name: str) -> int:
         """A number of /proc/PID/status: VmRSS and VmHWM in KiB, Threads."""
@@ -171,7 +171,7 @@ def ask_patiently(raw: Raw, path: str, interface: str, member: str) -> None:
         try:
             raw.ask(path, interface, member, "")
             return
-        except RemoteError as error:
+        except DaemonError as error:
             if error.name != "org.freedesktop.DBus.Error.LimitsExceeded":
                 raise
             pause.wait(0.005)
@@ -190,14 +190,14 @@ def change(raw: Raw, configuration: Path, rounds: int) -> None:
         ask_patiently(raw, PATH, MANAGER, "Reload")
 
 
-def judge(running: Ledger, sent: int, reasons: set[str]) -> int:
+def evaluate(running: Ledger, sent: int, reasons: set[str]) -> int:
     """The law for the one sink, with nothing lost and drops for these reasons only; what was delivered."""
-    wait_until(lambda: running.accounted >= sent, 30.0, lambda: f"sent {sent}: {running.told}")
+    wait_until(lambda: running.accounted >= sent, 30.0, lambda: f"sent {sent}: {running.reported}")
     delivered = sum(running.seen)
     assert running.doubled == 0
     assert not any(running.seen[sent:])
-    assert set(running.told) <= reasons, running.told
-    assert delivered + sum(running.told.values()) == sent
+    assert set(running.reported) <= reasons, running.reported
+    assert delivered + sum(running.reported.values()) == sent
     return delivered
 
 
@@ -209,7 +209,7 @@ def test_row_28_tails_that_nobody_reads_are_dropped_and_cost_no_event(
         pipes = [raw.open_tail([], 0) for _ in range(2)]
         with load(producer, RATE // 5):
             wait_until(lambda: count_tails(raw)["tails_dropped_total"] == 2, 30.0, lambda: "the drop")
-        judge(running, producer.sent, set())
+        evaluate(running, producer.sent, set())
         counters = count_tails(raw)
         for pipe in pipes:
             os.close(pipe)
@@ -238,9 +238,9 @@ def test_row_29_ten_thousand_reloads_and_toggles_under_load_lose_and_double_noth
         producer.send(1)
         wait_until(lambda: running.seen[producer.sent - 1 : producer.sent] == b"\1", 5.0, lambda: "fresh")
         delay = time.monotonic() - begin
-        delivered = judge(running, producer.sent, {"disabled"})
+        delivered = evaluate(running, producer.sent, {"disabled"})
         after = running.count_descriptors(), running.read_status("Threads"), running.read_status("VmRSS")
-        sent, dropped = producer.sent, running.told["disabled"]
+        sent, dropped = producer.sent, running.reported["disabled"]
         print(f"{under_way.rate:,.0f} events/s; descriptors, threads, KiB: {before} -> {after}")
         note(
             Row(
@@ -272,7 +272,7 @@ def test_row_29_a_thousand_signals_in_a_second_are_a_few_reloads_and_cost_no_eve
             for _ in range(1000):
                 running.process.send_signal(signal.SIGHUP)
                 pause.wait(0.0005)
-        judge(running, producer.sent, set())
+        evaluate(running, producer.sent, set())
         wait_until(lambda: running.count_descriptors() == before, 5.0, lambda: "descriptors")
         reloads = raw.call("GetStatistics")[0]["reloads_total"]
 

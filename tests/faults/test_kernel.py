@@ -10,12 +10,12 @@ import pytest
 
 from conntrackd.checks import check_kernel
 from conntrackd.config.read import read_config
-from conntrackd.config.values import render_size
-from conntrackd.engine import Batch, Engine
+from conntrackd.engine import Engine, EventBatch
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
+from conntrackd.units import render_size
 from tests.bus.private import PrivateBus
 from tests.engine.feed import ENGINES
 from tests.faults.producer import find_number
@@ -39,7 +39,7 @@ def test_row_01_a_stopped_reader_accounts_for_every_event_in_each_sink(rig: Rig)
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(1, "reader stopped, 50,000 flows into 16 MiB")
+    verdict = rig.evaluate(1, "reader stopped, 50,000 flows into 16 MiB")
     assert verdict.lost > 0
     assert verdict.dropped == 0
     assert verdict.delivered + verdict.lost == 50_001
@@ -54,7 +54,7 @@ def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_told(rig: Rig) -> No
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(2, "200,000 flows at full speed into 2 MiB")
+    verdict = rig.evaluate(2, "200,000 flows at full speed into 2 MiB")
     assert verdict.delivered > 0
     assert rig.memory_kib < 128 << 10
 
@@ -82,7 +82,7 @@ def test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more(rig: Ri
     assert drops == fill.drops
 
 
-def read_numbers(events: EventSocket, batch: Batch) -> list[int]:
+def read_numbers(events: EventSocket, batch: EventBatch) -> list[int]:
     """Of one batch; empty when there is none."""
     batch.receive(events.fileno(), PATIENCE_MS, 0)
     flows = [batch.describe(index) for index in range(len(batch))]
@@ -134,7 +134,7 @@ def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> No
         bus.close()
 
     assert any(f"the receive buffer has {real} instead of 64M" in line for line in running.said)
-    assert any(f"the receive buffer has {real} instead of 64M" in str(each) for each in findings)
+    assert any(f"the receive buffer has {real} instead of 64M" in str(finding) for finding in findings)
 
 
 def test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss(rig: Rig) -> None:
@@ -149,7 +149,7 @@ def test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(5, "reliable: 5,000 flows flushed into 16 KiB, reader stopped")
+    verdict = rig.evaluate(5, "reliable: 5,000 flows flushed into 16 KiB, reader stopped")
     assert (verdict.delivered, verdict.lost) == (5000, 0)
 
 
@@ -184,7 +184,7 @@ def read_limit() -> int:
 
 
 def count_entries(rig: Rig) -> int:
-    with enter(rig.producer.network.router), closing(Table()) as table:
+    with enter(rig.producer.network.router), closing(ConntrackTable()) as table:
         return table.measure().entries
 
 
@@ -200,8 +200,8 @@ def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel
         running.wait_for_start()
         with enter(rig.producer.network.router):
             findings = {
-                each.check: each.message
-                for each in check_kernel(Path("/"), None, read_config({}, {}, None, rig.directory))
+                item.check: item.message
+                for item in check_kernel(Path("/"), None, read_config({}, {}, None, rig.directory))
             }
         rig.producer.forget()
         rig.producer.send(1)

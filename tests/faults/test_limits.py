@@ -53,7 +53,7 @@ def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, b
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "20 open files for four sinks, two spools and the bus")
+    verdict = rig.evaluate(13, "20 open files for four sinks, two spools and the bus")
     assert verdict.delivered == verdict.sent
     assert not any("too many files" in line for line in running.said)
 
@@ -69,7 +69,7 @@ def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "10 open files for four sinks, then more")
+    verdict = rig.evaluate(13, "10 open files for four sinks, then more")
     assert verdict.delivered == verdict.sent
     assert any("LimitNOFILE=" in line for line in running.said)
 
@@ -94,7 +94,7 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its
         running.wait(lambda: running.said, "a word")
         if "listening" not in running.said[0]:
             assert running.process.wait(20) == 71
-            assert "may not open enough files" in running.said[0]
+            assert "cannot open enough files" in running.said[0]
             assert "LimitNOFILE= in the unit" in running.said[1]
 
 
@@ -103,7 +103,7 @@ def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> Non
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
 
     assert done.returncode == 71
-    assert "conntrackd: this process may start no more threads\nhint: it needs 8, " in done.stderr
+    assert "conntrackd: this process cannot start more threads\nhint: it needs 8, " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -149,7 +149,7 @@ def test_row_13_a_limit_above_what_full_queues_take_is_never_felt(rig: Rig) -> N
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(13, "two sinks away, 200,000 flows, 80 MiB for them")
+    verdict = rig.evaluate(13, "two sinks away, 200,000 flows, 80 MiB for them")
     assert verdict.lost == 0
     assert all(set(tally.dropped) == {"queue"} for tally in rig.tallies.values())
 

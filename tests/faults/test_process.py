@@ -50,7 +50,7 @@ def read_bodies(bodies: list[bytes]) -> list[int]:
         for stream in json.loads(gzip.decompress(body))["streams"]
         for when, line, metadata in stream["values"]
     ]
-    return [find_number(int(each["sport"]), int(each["dport"])) for each in records]
+    return [find_number(int(record["sport"]), int(record["dport"])) for record in records]
 
 
 def is_whole(push: Request) -> bool:
@@ -109,7 +109,7 @@ def test_row_07_what_was_acknowledged_or_not_yet_read_survives_sigkill(
         print(f"seed {seed}: {rig.describe()}")
 
     tally = rig.tallies["loki"]
-    rig.judge(
+    rig.evaluate(
         7,
         f"SIGKILL when {point}, {SEEDS} seeds",
         duplicates=tally.duplicated,
@@ -129,10 +129,10 @@ def test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_pr
         for _ in range(5):  # longer than systemd waits for one
             store.wait("WATCHDOG=1")
         (rig.directory / "stand").touch()
-        first.wait(lambda: any("stands still" in line for line in first.said), "the standstill")
-        before = "".join(each[0] for each in store.drain()).rpartition("W")[2]
+        first.wait(lambda: any("stalled" in line for line in first.said), "the standstill")
+        before = "".join(row[0] for row in store.drain()).rpartition("W")[2]
         store.wait("STATUS=")  # the rest of the process is alive
-        assert not any("WATCHDOG=1" in each for each in store.drain())
+        assert not any("WATCHDOG=1" in row for row in store.drain())
         first.stop(signal.SIGABRT)  # what systemd does then
     rig.producer.send(3000)
     with rig.daemon(extra=notify, descriptor=store.kept) as second:
@@ -143,7 +143,7 @@ def test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_pr
         assert second.stop() == 0
 
     assert before.count("S") >= 3  # it is told when systemd's time is over, and not at the first turn missed
-    verdict = rig.judge(8, "reader hangs, killed by the watchdog, 3,000 flows in the gap")
+    verdict = rig.evaluate(8, "reader hangs, killed by the watchdog, 3,000 flows in the gap")
     assert verdict.delivered == 3001
     assert list(rig.tallies["stream"].seen) == list(range(3001))  # in their order
 
@@ -174,7 +174,7 @@ def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_l
         rig.measure(second)
         assert second.stop() == 0
 
-    verdict = rig.judge(11, f"SIGTERM, 20,000 queued, Loki {'hangs' if fault is hang else 'away'}")
+    verdict = rig.evaluate(11, f"SIGTERM, 20,000 queued, Loki {'hangs' if fault is hang else 'away'}")
     assert verdict.delivered == 20_001
 
 
@@ -203,7 +203,7 @@ def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_mem
         rig.wait_for_law()
         assert second.stop() == 0
 
-    verdict = rig.judge(43, "SIGTERM twice, 20,000 queued, Loki hangs")
+    verdict = rig.evaluate(43, "SIGTERM twice, 20,000 queued, Loki hangs")
     assert verdict.delivered == 20_001
     assert took < 10
 
@@ -262,5 +262,5 @@ def test_row_12_jumps_of_the_clock_change_nothing_for_backoff_and_watchdog(rig: 
         rig.measure(running)
         assert running.stop() == 0
 
-    assert not any("stands still" in line for line in running.said)
-    rig.judge(12, "clock jumps of an hour and ten years, both ways")
+    assert not any("stalled" in line for line in running.said)
+    rig.evaluate(12, "clock jumps of an hour and ten years, both ways")

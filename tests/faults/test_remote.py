@@ -67,7 +67,7 @@ def test_row_38_a_token_is_renewed_in_place_after_it_was_refused(rig: Rig) -> No
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(38, "a token expires, and is renewed in place later")
+    verdict = rig.evaluate(38, "a token expires, and is renewed in place later")
     assert (verdict.dropped, verdict.lost) == (0, 0)
     assert any("token is expired" in line for line in running.said)
     assert not any("second" in line or "first" in line for line in running.said if "sink loki" in line)
@@ -91,7 +91,7 @@ def test_row_38_a_file_is_rotated_while_the_configuration_is_broken(rig: Rig) ->
         rig.send_fresh()
         assert running.stop() == 0
 
-    rig.judge(38, "logrotate while the configuration is broken")
+    rig.evaluate(38, "logrotate while the configuration is broken")
 
 
 # ---- row 40: the spool's law ------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_row_40_over_its_bound_and_then_killed_every_event_is_delivered_or_repor
     assert delivered + reported == 180_002
     assert reported > 50_000
     assert set(rig.tallies["loki"].dropped) == {"spool"}
-    rig.judge(40, "180,001 events into a spool of 1 MiB, then SIGKILL", duplicates=2000)
+    rig.evaluate(40, "180,001 events into a spool of 1 MiB, then SIGKILL", duplicates=2000)
 
 
 def count_known(spool: Path) -> int:
@@ -222,7 +222,7 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
         rig.send_fresh()
         assert running.stop() == 0
 
-    verdict = rig.judge(40, "a second SIGTERM while Loki hangs")
+    verdict = rig.evaluate(40, "a second SIGTERM while Loki hangs")
     assert verdict.dropped == 0
 
 
@@ -268,7 +268,7 @@ def test_row_41_nothing_counts_as_delivered_that_was_not(rig: Rig, what: str) ->
         rig.measure(running)
         assert running.stop() == 0
 
-    verdict = rig.judge(41, f"Loki: {what}", duplicates=4000 if "successes" in what else 0)
+    verdict = rig.evaluate(41, f"Loki: {what}", duplicates=4000 if "successes" in what else 0)
     assert (verdict.dropped, verdict.lost) == (0, 0)
     assert len(rig.receivers.loki.query(type="NEW")) == 2001
 
@@ -293,7 +293,7 @@ def test_row_41_a_success_that_comes_too_late_is_not_that_of_the_next_push(rig: 
         rig.send_fresh(10)
         assert running.stop() == 0
 
-    verdict = rig.judge(41, "Loki: 204 after the time was over")
+    verdict = rig.evaluate(41, "Loki: 204 after the time was over")
     assert verdict.dropped == 0
 
 
@@ -313,7 +313,7 @@ def test_row_42_a_sink_that_refuses_everything_says_so_and_the_others_go_on(rig:
         rig.send_fresh(10)
         assert running.stop() == 0
 
-    rig.judge(42, f"Loki says {status} to everything for a while, a queue of 2,000")
+    rig.evaluate(42, f"Loki says {status} to everything for a while, a queue of 2,000")
     assert set(rig.tallies["loki"].dropped) == {"queue"}  # what there was no room for, and nothing else
 
 
@@ -388,4 +388,4 @@ def test_row_45_a_password_of_any_bytes_is_sent_as_it_is_or_refused_by_name(
 
     assert not any(len(content) > 4 and content.decode(errors="replace") in line for line in running.said)
     assert all(line.strip().isprintable() for line in running.said)
-    rig.judge(45, f"a password of {len(content)} bytes")
+    rig.evaluate(45, f"a password of {len(content)} bytes")

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 def list_tests(file: str) -> list[str]:
     path = ROOT / file if "/" in file else HERE / file
-    return [each.name for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.FunctionDef)]
+    return [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
 
 
 def test_every_row_has_a_test_or_a_reason() -> None:
@@ -25,13 +25,13 @@ def test_every_row_has_a_test_or_a_reason() -> None:
         (row, file, name)
         for row, proofs in ROWS.items()
         for file, name in proofs
-        if not any(each.startswith(name) for each in list_tests(file))
+        if not any(test.startswith(name) for test in list_tests(file))
     ]
     assert missing == []
     assert all(ROWS.values())
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.what)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda item: item.what)
 def test_a_mutation_still_finds_its_protection_and_its_test(mutation: Mutation) -> None:
     text = (ROOT / mutation.file).read_text()
     file, _, name = mutation.test.partition("::")

@@ -13,9 +13,9 @@ import pytest
 
 from tests.bus.private import PrivateBus
 from tests.faults.figures import make_row, note
-from tests.faults.judge import Verdict
 from tests.faults.rig import Rig
 from tests.faults.soak import ENDED, FAULTS, LIVED, RATE, ROUND_SECONDS, Soak, plan
+from tests.faults.verdict import Verdict
 from tests.live.test_restart import Store
 
 MIB = 1 << 20
@@ -44,19 +44,19 @@ def test_row_35_the_law_holds_whatever_happens_and_nothing_grows(soak: Soak, rig
     names = plan(soak.seed, seconds // ROUND_SECONDS)
     for name in names:
         soak.play(name)
-    total = Verdict(*(sum(each) for each in zip(*map(astuple, soak.verdicts), strict=True)))
+    total = Verdict(*(sum(row) for row in zip(*map(astuple, soak.verdicts), strict=True)))
     fault = f"{seconds} s of {RATE:,} events/s, {len(names)} faults at random"
     note(make_row(35, fault, total, rig.memory_kib, rig.delay))
     print(fault, total, soak.held)
 
-    first, *lived = [each for each in soak.held if each.process == soak.held[0].process]
+    first, *lived = [amount for amount in soak.held if amount.process == soak.held[0].process]
     assert len(lived) >= len(LIVED)
     # Each of two spools has a file that it writes and one that it reads, as long as there is something in it.
-    assert max(each.descriptors for each in lived) <= first.descriptors + 4
+    assert max(run.descriptors for run in lived) <= first.descriptors + 4
     # The first time through the faults takes what queues need, which the allocator keeps: no later one does.
     once = lived[: len(LIVED)]
-    assert max(each.memory for each in once) - first.memory < 32 * MIB
-    assert max(each.memory for each in lived) - max(each.memory for each in once) < 4 * MIB
+    assert max(run.memory for run in once) - first.memory < 32 * MIB
+    assert max(run.memory for run in lived) - max(run.memory for run in once) < 4 * MIB
 
 
 def test_a_seed_is_one_sequence_of_faults_in_which_each_comes() -> None:

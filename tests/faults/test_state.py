@@ -11,7 +11,7 @@ import pytest
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
-from conntrackd.engine import SLOTS, Batch, Engine
+from conntrackd.engine import SLOTS, Engine, EventBatch
 from conntrackd.flow import EventType, Flow
 from conntrackd.pipeline import Pipeline
 from conntrackd.render.json import TEMPLATE
@@ -32,7 +32,7 @@ ORDER = (DESTROY, UPDATE, NEW)
 FLOWS = 1_000_000
 
 
-def load(messages: Iterator[bytes], batch: Batch) -> Iterator[tuple[int, int]]:
+def load(messages: Iterator[bytes], batch: EventBatch) -> Iterator[tuple[int, int]]:
     """As a recording comes."""
     while some := b"".join(islice(messages, SLOTS)):
         yield batch.load(some, 0, RECEIVED)[1:]

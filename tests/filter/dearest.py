@@ -12,11 +12,11 @@ from typing import Final
 
 from conntrackd.active_filter import Filter, compile_filter
 from conntrackd.config.read import read_config
-from conntrackd.engine import find_engine
+from conntrackd.engine import load_engine
 from conntrackd.errors import ConntrackdError
 from conntrackd.filter import cost
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import MAX_LENGTH, MAX_RULES, parse_rule
-from conntrackd.filter.text import RuleText
 
 RANDOM: Final = Random(17)
 ROOM: Final = MAX_LENGTH - 40
@@ -85,7 +85,7 @@ def collect(kind: str) -> list[RuleText]:
 
 def compile_all(rules: list[RuleText]) -> Filter:
     """All that a filter becomes."""
-    return compile_filter(rules, "", read_config({}, {}), find_engine())
+    return compile_filter(rules, "", read_config({}, {}), load_engine())
 
 
 def measure(kind: str) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Final
 
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import Flow, Location
 
 FLOW: Final = Flow(

@@ -221,7 +221,7 @@ other_leaves: st.SearchStrategy[Expression] = st.one_of(
     ),
     st.builds(
         Compare,
-        st.sampled_from([each for each in fields.COUNTERS.values() if each is not fields.DURATION]),
+        st.sampled_from([field for field in fields.COUNTERS.values() if field is not fields.DURATION]),
         st.sampled_from(fields.OPERATORS),
         st.sampled_from(COUNTS),
     ),

@@ -9,9 +9,9 @@ from hypothesis import given
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import cost, grammar
-from conntrackd.filter.ast import And, Expression, Not, Or, find_leaves, push_not_inward
+from conntrackd.filter.ast import And, Expression, Not, Or, list_leaves, push_not_inward
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule, parse_rules
-from conntrackd.filter.text import RuleText
 from tests.filter import dearest
 from tests.filter.strategies import expressions, kernel_leaves, other_leaves
 
@@ -44,8 +44,8 @@ def test_the_dearest_rules_that_pass_take_less_than_a_second_and_64_mib(kind: st
         (["log " + " or ".join(["not network public"] * 180)] * 300, "the rules have 1,"),
         (["log address " + ",".join(["10.0.0.1"] * 300)] * 100, "the rules have 271,100 characters"),
         (["log " + "!" * 4000 + "any"] * 20, "the rules have 80,040 words"),
-        (["log " + " or ".join(["not network public"] * 180)] * 10, "the rules come to 28,800 comparisons"),
-        (["log " + " and ".join(["zone 1"] * 300)] * 20, "the rules come to "),
+        (["log " + " or ".join(["not network public"] * 180)] * 10, "the rules need 28,800 comparisons"),
+        (["log " + " and ".join(["zone 1"] * 300)] * 20, "the rules need "),
     ],
     ids=["the first of them", "characters", "words", "comparisons", "pairs of lists"],
 )
@@ -54,7 +54,7 @@ def test_what_would_take_more_is_refused_with_what_to_do(rules: list[str], messa
         parse_rules([RuleText(rule) for rule in rules])
 
     assert str(caught.value).startswith(message)
-    assert "hint: fewer rules, or lists in place of conditions" in str(caught.value)
+    assert "hint: use fewer rules, or lists instead of conditions" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_count_is_that_of_the_normal_form_without_its_being_made(expression:
     plain = push_not_inward(expression)
 
     assert cost.count_comparisons(expression) == cost.count_comparisons(plain)
-    assert cost.count_comparisons(expression) >= sum(1 for _ in find_leaves(plain))
+    assert cost.count_comparisons(expression) >= sum(1 for _ in list_leaves(plain))
 
 
 @given(expressions(kernel_leaves | other_leaves))

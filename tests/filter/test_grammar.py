@@ -9,9 +9,9 @@ from pytest_mock import MockerFixture
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter import grammar
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from tests.filter import strategies
 
 MANUAL = Path(__file__).parents[2] / "man" / "conntrackd-filter.7"
@@ -77,8 +77,8 @@ def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
         ("log protocol TPC", "unknown protocol 'TPC', did you mean TCP?", "TPC"),
         ("log type NWE", "unknown type 'NWE', did you mean NEW?", "NWE"),
         ("log source address 10.0.0.1/8", "10.0.0.0/8", "10.0.0.1/8"),
-        ("log port 70000", "'70000' is no port", "70000"),
-        ("log icmp id 70000", "'70000' is no ICMP identifier", "70000"),
+        ("log port 70000", "'70000' is not a valid port", "70000"),
+        ("log icmp id 70000", "'70000' is not a valid ICMP identifier", "70000"),
         ("log icmp id 1-x", "a number from 0 to 65535", "x"),
         ("log icmp id 9-8", "did you mean 8-9?", "9-8"),
         ("log icmp 5", "did you mean icmp id?", "icmp"),
@@ -91,7 +91,7 @@ def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
         ("look any", "look", "look"),
     ],
 )
-def test_a_mistake_is_told_with_a_caret_under_the_word(text: str, words: str, marked: str) -> None:
+def test_a_mistake_is_reported_with_a_caret_under_the_word(text: str, words: str, marked: str) -> None:
     with pytest.raises(ManyErrors) as caught:
         parse(text)
     (mistake,) = caught.value.errors
@@ -111,15 +111,15 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(ManyErrors) as caught:
         parse(text)
 
-    assert all(isinstance(each, RuleError) for each in caught.value.errors)
+    assert all(isinstance(error, RuleError) for error in caught.value.errors)
 
 
-def test_all_mistakes_of_a_list_are_told_with_their_places() -> None:
+def test_all_mistakes_of_a_list_are_reported_with_their_places() -> None:
     rules = [RuleText("log any", "f:1"), RuleText("log type X", "f:2"), RuleText("log port x", "f:3")]
     with pytest.raises(ManyErrors) as caught:
         parse_rules(rules)
 
-    assert [each.place for each in caught.value.errors] == ["f:2", "f:3"]
+    assert [error.origin for error in caught.value.errors] == ["f:2", "f:3"]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from pytest_mock import MockerFixture
 from conntrackd import bpf
 from conntrackd.filter import bpfcode, fields
 from conntrackd.filter.ast import Rule, push_not_inward
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import EventType, Flow, Protocol
 from conntrackd.netlink.message import walk
 from conntrackd.netlink.socket import attach_program
@@ -58,9 +58,9 @@ def passes(program: list[bpf.Instruction] | None, messages: Sequence[bytes]) -> 
         return found
 
 
-def keeps(each: KernelFilter, flow: Flow) -> bool:
+def keeps(compiled: KernelFilter, flow: Flow) -> bool:
     """Whether the kernel sends the event: its group is joined, and the program lets it through."""
-    return bool(each.groups & flow.type) and passes(each.program, [build_message(flow)]) == [True]
+    return bool(compiled.groups & flow.type) and passes(compiled.program, [build_message(flow)]) == [True]
 
 
 @given(rules, flows())
@@ -74,7 +74,7 @@ def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow
 def count_fields(some: Sequence[Rule]) -> int:
     """How many attributes the program has to remember the places of."""
     plain = [push_not_inward(rule.expression) for rule in some]
-    return len({fields.PROTOCOL, *(field for each in plain for field in bpfcode._list_fields(each))})
+    return len({fields.PROTOCOL, *(field for leaf in plain for field in bpfcode._list_fields(leaf))})
 
 
 @given(kernel_rules, flows(located=False))
@@ -161,7 +161,7 @@ def test_an_identifier_that_alone_is_translated_is_seen_by_the_kernel_too() -> N
 def test_a_type_that_is_not_wanted_is_neither_joined_nor_passed_up() -> None:
     new_only = compile_kernel([], protocols=None, events=EventType.NEW)
 
-    messages = [build_message(replace(EXAMPLE, type=int(each))) for each in (1, 2, 4)]
+    messages = [build_message(replace(EXAMPLE, type=int(event_type))) for event_type in (1, 2, 4)]
     assert (new_only.groups, passes(new_only.program, messages)) == (EventType.NEW, [True, False, False])
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_event_is_passed_up_to_be_counted() -> None:
     program = compile_kernel(parse("drop any"), protocols=TCP_UDP, events=ALL).program
     event = build_message(EXAMPLE)
 
-    others = [event[:4] + bytes([each]) + event[5:] for each in (1, 3, 255)]  # the type's lower byte
+    others = [event[:4] + bytes([number]) + event[5:] for number in (1, 3, 255)]  # the type's lower byte
     others += [event[:5] + b"\x02" + event[6:], event[:16] + bytes([2, 0, 0, 0])]
     assert passes(program, [event, *others]) == [False, True, True, True, True, True]
 
@@ -196,7 +196,7 @@ def test_a_kernel_filter_says_what_is_left_to_the_core() -> None:
         parse("log country DE and port 80", "drop duration > 1s"), protocols=None, events=ALL
     )
 
-    assert some.notes == ["rule 1: places are looked up there", "rule 2: the duration is computed there"]
+    assert some.notes == ["rule 1: locations are looked up there", "rule 2: the duration is computed there"]
 
 
 def find_disagreement() -> bool:
@@ -228,21 +228,23 @@ def test_the_compiler_as_it_is_agrees_with_the_reference() -> None:
     assert not find_disagreement()
 
 
-def swap_bytes(each: bpf.Instruction) -> bpf.Instruction:
+def swap_bytes(instruction: bpf.Instruction) -> bpf.Instruction:
     """The operand of a comparison in the other byte order."""
-    if each.code not in (bpf.JEQ, bpf.JGE, bpf.JGT):
-        return each
-    return each._replace(k=int.from_bytes(each.k.to_bytes(4, "little"), "big"))
+    if instruction.code not in (bpf.JEQ, bpf.JGE, bpf.JGT):
+        return instruction
+    return instruction._replace(k=int.from_bytes(instruction.k.to_bytes(4, "little"), "big"))
 
 
 @pytest.mark.parametrize("mutation", ["a removed not", "swapped bytes", "taken for present", "one too far"])
 def test_a_broken_compiler_is_noticed(mutation: str, mocker: MockerFixture) -> None:
     match mutation:
         case "a removed not":
-            mocker.patch("conntrackd.filter.kernel.push_not_inward", lambda each: getattr(each, "item", each))
+            mocker.patch("conntrackd.filter.kernel.push_not_inward", lambda node: getattr(node, "item", node))
         case "swapped bytes":
             link = bpf.link
-            mocker.patch("conntrackd.bpf.link", lambda steps: [swap_bytes(each) for each in link(steps)])
+            mocker.patch(
+                "conntrackd.bpf.link", lambda steps: [swap_bytes(instruction) for instruction in link(steps)]
+            )
         case "taken for present":
             mocker.patch.object(
                 bpfcode.Program, "_load_or_go", lambda self, field, missing: self._load_value(field)
@@ -251,9 +253,9 @@ def test_a_broken_compiler_is_noticed(mutation: str, mocker: MockerFixture) -> N
             emit = bpf._emit
             mocker.patch(
                 "conntrackd.bpf._emit",
-                lambda each, start, places: [
+                lambda instruction, start, targets: [
                     step._replace(jt=step.jt + 1) if step.code == bpf.JEQ and step.jt < 255 else step
-                    for step in emit(each, start, places)
+                    for step in emit(instruction, start, targets)
                 ],
             )
     try:
@@ -267,4 +269,4 @@ def test_a_broken_compiler_is_noticed(mutation: str, mocker: MockerFixture) -> N
 def test_every_type_has_its_own_answer() -> None:
     some = parse("log type NEW and port 1", "drop type NEW,UPDATE")
 
-    assert [may_keep(some, each) for each in (1, 2, 4)] == [True, False, True]
+    assert [may_keep(some, event_type) for event_type in (1, 2, 4)] == [True, False, True]

@@ -4,10 +4,10 @@ import pytest
 
 from conntrackd.errors import ManyErrors
 from conntrackd.filter import fields
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.render import render
-from conntrackd.filter.text import RuleText
 from conntrackd.flow import ABSENT, Protocol
 from tests.sinks.flows import make_flow
 
@@ -120,21 +120,29 @@ SIDE = "'address', 'network', 'port', 'country' or 'city' is missing"
         ("log nat SNATT", "SNATT", "unknown nat 'SNATT', did you mean SNAT?"),
         ("log family IPV5", "IPV5", "unknown family 'IPV5', did you mean IPV6?"),
         ("log protocol UDPLIT", "UDPLIT", "unknown protocol 'UDPLIT', did you mean UDPLITE?"),
-        ("log protocol 256", "256", "'256' is no protocol"),
-        ("log zone 65536", "65536", "'65536' is no zone"),
-        ("log mark 0x100000000", "0x100000000", "'0x100000000' is no mark"),
-        ("log mark 1/x", "1/x", "'x' is no mask of a mark"),
-        ("log country DEU", "DEU", "'DEU' is no country"),
-        ("log country D1", "D1", "'D1' is no country"),
+        ("log protocol 256", "256", "'256' is not a valid protocol"),
+        ("log zone 65536", "65536", "'65536' is not a valid zone"),
+        ("log mark 0x100000000", "0x100000000", "'0x100000000' is not a valid mark"),
+        ("log mark 1/x", "1/x", "'x' is not a valid mask of a mark"),
+        ("log country DEU", "DEU", "'DEU' is not a valid country"),
+        ("log country D1", "D1", "'D1' is not a valid country"),
         ('log city " "', '" "', "the name of a city is empty"),
-        ("log bytes > 10X", "10X", "'10X' is no size"),
-        ("log bytes > 18446744073709551616", "18446744073709551616", "'18446744073709551616' is no size"),
-        ("log packets > 1K", "1K", "'1K' is no number of packets"),
-        ("log duration > 5y", "5y", "'5y' is no duration"),
-        ("log address 10.0.0.256", "10.0.0.256", "'10.0.0.256' is no address"),
-        ("log address 10.0.0.0/33", "10.0.0.0/33", "'10.0.0.0/33' is no address"),
-        ("log address 10.0.0.0/255.0.0.0", "10.0.0.0/255.0.0.0", "'10.0.0.0/255.0.0.0' is no address"),
-        ("log address fe80::1%eth0", "fe80::1%eth0", "'fe80::1%eth0' is no address"),
+        ("log bytes > 10X", "10X", "'10X' is not a valid size"),
+        (
+            "log bytes > 18446744073709551616",
+            "18446744073709551616",
+            "'18446744073709551616' is not a valid size",
+        ),
+        ("log packets > 1K", "1K", "'1K' is not a valid number of packets"),
+        ("log duration > 5y", "5y", "'5y' is not a valid duration"),
+        ("log address 10.0.0.256", "10.0.0.256", "'10.0.0.256' is not a valid address"),
+        ("log address 10.0.0.0/33", "10.0.0.0/33", "'10.0.0.0/33' is not a valid address"),
+        (
+            "log address 10.0.0.0/255.0.0.0",
+            "10.0.0.0/255.0.0.0",
+            "'10.0.0.0/255.0.0.0' is not a valid address",
+        ),
+        ("log address fe80::1%eth0", "fe80::1%eth0", "'fe80::1%eth0' is not a valid address"),
         ("log address ::1/64", "::1/64", "'::1/64' has host bits set under its prefix length"),
         ("log port 80-", " ", f"{ENDS} a value is missing"),
         ("log port 80-90-100", "-", "unexpected '-': 'and' or 'or' is missing"),
@@ -173,14 +181,14 @@ def test_each_mistake_is_named_under_its_words(text: str, marked: str, message: 
     assert f"{rule} "[carets.index("^") : len(carets)] == marked
 
 
-def test_all_mistakes_of_one_rule_are_told() -> None:
+def test_all_mistakes_of_one_rule_are_reported() -> None:
     with pytest.raises(ManyErrors) as caught:
         parse_rule(RuleText("log type NWE and protocol TPC or port 99999 and reply city X"))
 
-    assert [each.message for each in caught.value.errors] == [
+    assert [error.message for error in caught.value.errors] == [
         "unknown type 'NWE', did you mean NEW?",
         "unknown protocol 'TPC', did you mean TCP?",
-        "'99999' is no port",
+        "'99999' is not a valid port",
         "a city has no reply side",
     ]
 

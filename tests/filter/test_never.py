@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate_expression
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filter.never import Given, find_contradiction, find_warnings
+from conntrackd.filter.never import EventScope, find_contradiction, list_warnings
 from conntrackd.netlink.message import walk
 from tests.engine.feed import MESSAGES
 from tests.filter import strategies
 
-SETTINGS = Given(events=5, protocols=frozenset({6, 17}), has_places=False, has_table=False)
+SETTINGS = EventScope(events=5, protocols=frozenset({6, 17}), has_locations=False, has_table=False)
 
 
 FLOWS = [walk(message, 0) for message in MESSAGES]
@@ -54,7 +54,7 @@ def parse(*texts: str) -> list[Rule]:
     ],
 )
 def test_what_never_matches_is_a_warning_with_the_likely_meaning(rule: str, hint: str) -> None:
-    (warning,) = find_warnings(parse(rule), Given(has_table=False))
+    (warning,) = list_warnings(parse(rule), EventScope(has_table=False))
 
     assert ("never match" in warning.message, warning.hint) == (True, hint)
 
@@ -71,10 +71,10 @@ def test_what_never_matches_is_a_warning_with_the_likely_meaning(rule: str, hint
     ],
 )
 def test_what_the_settings_do_not_let_in_is_a_warning_that_names_the_setting(rule: str, hint: str) -> None:
-    (warning,) = find_warnings(parse(rule), SETTINGS)
+    (warning,) = list_warnings(parse(rule), SETTINGS)
 
     assert warning.hint == hint
-    assert find_warnings(parse(rule)) == []
+    assert list_warnings(parse(rule)) == []
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_what_the_settings_do_not_let_in_is_a_warning_that_names_the_setting(rul
     ],
 )
 def test_what_may_match_is_no_warning(rule: str) -> None:
-    assert find_warnings(parse(rule), Given(has_table=False)) == []
+    assert list_warnings(parse(rule), EventScope(has_table=False)) == []
 
 
 def test_counters_are_known_of_the_flows_of_the_table_too() -> None:
-    assert find_warnings(parse("log type NEW and bytes > 10"), Given(has_table=True)) == []
+    assert list_warnings(parse("log type NEW and bytes > 10"), EventScope(has_table=True)) == []
 
 
 @settings(max_examples=500, deadline=None)
@@ -112,15 +112,15 @@ def test_counters_are_known_of_the_flows_of_the_table_too() -> None:
 def test_no_recorded_event_matches_a_rule_that_is_said_never_to(rules: list[Rule]) -> None:
     assert FLOWS
     for rule in rules:
-        if find_contradiction(rule.expression, Given(has_table=False)) is not None:
+        if find_contradiction(rule.expression, EventScope(has_table=False)) is not None:
             assert not any(evaluate_expression(rule.expression, flow) for flow in FLOWS)
 
 
 def test_a_warning_shows_the_words_it_is_about() -> None:
-    (warning,) = find_warnings(parse("log port 22 or source country UK"))
+    (warning,) = list_warnings(parse("log port 22 or source country UK"))
 
     assert str(warning).splitlines() == [
-        "rule 1: UK is the code of no country, and never matches",
+        "rule 1: UK is not a country code and never matches",
         "  log port 22 or source country UK",
         "                 ^^^^^^^^^^^^^^^^^",
         "hint: did you mean GB?",
@@ -130,13 +130,13 @@ def test_a_warning_shows_the_words_it_is_about() -> None:
 def test_a_list_that_has_nothing_in_common_with_another_is_found() -> None:
     odd, even = (",".join(str(port) for port in range(first, 200, 2)) for first in (1, 2))
 
-    assert find_warnings(parse(f"log source port {odd} and source port {even}"))
-    assert not find_warnings(parse(f"log source port {odd},10 and source port {even}"))
+    assert list_warnings(parse(f"log source port {odd} and source port {even}"))
+    assert not list_warnings(parse(f"log source port {odd},10 and source port {even}"))
 
 
 def test_what_rules_may_cost_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conntrackd.filter.never.MAX_STEPS", 100)
     never = "log type NEW and type UPDATE"
 
-    assert len(find_warnings(parse(*[f"log port {number}" for number in range(90)], never))) == 1
-    assert not find_warnings(parse(*[f"log port {number}" for number in range(120)], never))
+    assert len(list_warnings(parse(*[f"log port {number}" for number in range(90)], never))) == 1
+    assert not list_warnings(parse(*[f"log port {number}" for number in range(120)], never))

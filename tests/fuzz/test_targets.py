@@ -46,7 +46,7 @@ def test_what_was_found_once_stays_mended(name: str) -> None:
 def mutations(draw: st.DrawFn, target: str) -> bytes:
     """An input of the corpus with a few stretches of bytes taken out, put in, or both."""
     data = draw(st.sampled_from(KEPT[target]).map(Path.read_bytes))
-    words = [each.encode() for each in list_words(target)]
+    words = [word.encode() for word in list_words(target)]
     inserted = st.binary(max_size=8) | (st.sampled_from(words) if words else st.nothing())
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(data)))

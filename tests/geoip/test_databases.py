@@ -168,7 +168,7 @@ def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path, 
     ],
 )
 def test_a_value_of_another_type_is_left_out(record: dict[str, Any]) -> None:
-    assert geofile.find_location(record, "en") == {}
+    assert geofile.read_location(record, "en") == {}
 
 
 def test_names_are_bounded_and_are_data_whatever_is_in_them(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_truncated_database_is_refused_at_the_start(tmp_path: Path) -> None:
 def test_a_database_of_other_things_is_refused(tmp_path: Path) -> None:
     path = write_database(tmp_path / "a.mmdb", {"is_anonymous": True}, "GeoIP2-Anonymous-IP")
 
-    with pytest.raises(ConfigError, match="'GeoIP2-Anonymous-IP', which says nothing of places"):
+    with pytest.raises(ConfigError, match="'GeoIP2-Anonymous-IP' has neither locations"):
         GeoIP([path], "en", 100, Stats())
 
 
@@ -242,7 +242,7 @@ def test_a_replaced_file_is_taken_over(
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, random.Random(2).randbytes(10_000), None])
-def test_a_damaged_replacement_is_told_once_and_the_old_one_stays(
+def test_a_damaged_replacement_is_reported_once_and_the_old_one_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     """Truncated in place, too: a mapped file would kill the process with SIGBUS here."""
@@ -353,14 +353,14 @@ def test_a_number_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         refused.append(str(error.value))
 
     assert refused[:2] == ["its tree leads out of its data"] * 2
-    assert all("damaged at byte" in each for each in refused[2:])
+    assert all("damaged at byte" in message for message in refused[2:])
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_database(tmp_path / "a.mmdb", BERLIN)
     monkeypatch.setattr("conntrackd.geoip.databases.REWRITE_SECONDS", 0.0)
 
-    with pytest.raises(ConfigError, match="not read in 0 s"):
+    with pytest.raises(ConfigError, match="not read within 0 s"):
         GeoIP([path], "en", 100, Stats())
 
 

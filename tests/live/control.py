@@ -34,7 +34,9 @@ def start_flood(net: Network, first: int, times: int) -> threading.Thread:
 
 def count_sources(running: Running) -> list[int]:
     """Source ports of all NEW events of a flood, sorted."""
-    return sorted(each["sport"] for each in running.events if each["type"] == "NEW" and each["dport"] == 9)
+    return sorted(
+        event["sport"] for event in running.events if event["type"] == "NEW" and event["dport"] == 9
+    )
 
 
 def ask(capsys: pytest.CaptureFixture[str], *words: str) -> Any:

@@ -15,7 +15,7 @@ class Network:
     """client (10.1.0.2, fd01::2) - router - server (10.2.0.2, fd02::2)."""
 
     def __init__(self, name: str) -> None:
-        self.client, self.router, self.server = (f"{each}-{name}" for each in ("c", "r", "s"))
+        self.client, self.router, self.server = (f"{item}-{name}" for item in ("c", "r", "s"))
 
     def build(self) -> None:
         for namespace in (self.client, self.router, self.server):

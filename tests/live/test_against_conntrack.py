@@ -77,7 +77,7 @@ def parse(line: str) -> dict[str, Any]:
     if number == Protocol.TCP and states:
         parsed["state"] = states[0]
     sports, dports = found.get("sport", ["0", "0"]), found.get("dport", ["0", "0"])
-    ids = [int(each) for each in found["id"][:2]] if "type" in found else [0, 0]
+    ids = [int(entry) for entry in found["id"][:2]] if "type" in found else [0, 0]
     snat = (found["dst"][1], dports[1], ids[1]) != (found["src"][0], sports[0], ids[0])
     dnat = (found["src"][1], sports[1]) != (found["dst"][0], dports[0])
     if snat or dnat:
@@ -149,14 +149,14 @@ def test_the_events_are_those_of_conntrack_in_their_order(rules: str, accounting
             theirs = peer.stop()
         ours = running.events
 
-    assert [reduce(each, COMPARED) for each in ours] == [reduce(each, COMPARED) for each in theirs]
-    assert [each.get("state") for each in ours if each["type"] != "DESTROY"] == [
-        each.get("state") for each in theirs if each["type"] != "DESTROY"
+    assert [reduce(event, COMPARED) for event in ours] == [reduce(event, COMPARED) for event in theirs]
+    assert [event.get("state") for event in ours if event["type"] != "DESTROY"] == [
+        event.get("state") for event in theirs if event["type"] != "DESTROY"
     ]
-    assert {each["type"] for each in ours} == {"NEW", "UPDATE", "DESTROY"}
-    ended = [each for each in ours if each["type"] == "DESTROY"]
-    assert all(("packets" in each, "duration" in each) == (accounting == 1,) * 2 for each in ended)
-    nats = {each.get("nat") for each in ours if ":" not in each["src"]}
+    assert {event["type"] for event in ours} == {"NEW", "UPDATE", "DESTROY"}
+    ended = [event for event in ours if event["type"] == "DESTROY"]
+    assert all(("packets" in run, "duration" in run) == (accounting == 1,) * 2 for run in ended)
+    nats = {event.get("nat") for event in ours if ":" not in event["src"]}
     assert nats == {
         ("BOTH" if rules == SNAT + DNAT else "SNAT" if rules == SNAT else "DNAT") if rules else None
     }
@@ -174,5 +174,5 @@ def test_an_identifier_that_alone_is_translated_is_told_and_asked_for() -> None:
             settle(running)
             assert running.stop() == 0
 
-    found = [(each["src"], each["nat_src"], each["nat_icmp_id"] != 77) for each in running.events]
+    found = [(event["src"], event["nat_src"], event["nat_icmp_id"] != 77) for event in running.events]
     assert set(found) == {("10.2.0.1", "10.2.0.1", True)}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conntrackd.bus import wire
-from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, Client, NotRunningError, RemoteError
+from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, Client, DaemonError, NotRunningError
 from conntrackd.errors import ConntrackdError, NotPermittedError
 from tests.bus.private import STAND_IN, PrivateBus, Raw, as_user, wait_until
 from tests.live import traffic
@@ -73,9 +73,9 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
         arguments = ["--config", str(configuration), "--conntrack.netns", built.router]
         with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
             made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-            before = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+            before = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
             built.load(TRACKING)
-            after = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+            after = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
 
     assert (before["tracking"], after["tracking"]) == ("error", "ok")
 
@@ -89,16 +89,16 @@ def test_signals_tell_what_the_daemon_does(
         with Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", f"type='signal',interface='{MANAGER}'")
             ask(capsys, "filter", "set", "drop protocol ICMP", "log any")
-            told = [hear_signal(raw, "FilterChanged")]
+            reported = [hear_signal(raw, "FilterChanged")]
             ask(capsys, "sink", "disable", "stream")
-            told.append(hear_signal(raw, "SinkStateChanged"))
+            reported.append(hear_signal(raw, "SinkStateChanged"))
             made.process.send_signal(signal.SIGSTOP)
             call_inside(net.client, flood, 30_000, 3000)
             made.process.send_signal(signal.SIGCONT)
             lost = hear_signal(raw, "EventsLost")[0]
             wait_until(lambda: ask(capsys, "status")["Counters"]["events_lost_total"] == lost)
 
-    assert told == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
+    assert reported == [[2, "run time, until a reload or restart"], ["stream", "disabled"]]
     assert lost > 1000
 
 
@@ -126,21 +126,21 @@ def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
                 os.close(pipe)
                 client.call("Disable", sink="stream")
             stranger, *allowed = listeners
-            heard = [hear(each, "SinkStateChanged") for each in allowed]
+            heard = [hear(caller, "SinkStateChanged") for caller in allowed]
             # What the others have heard by now, the bus has passed on before it answers this.
             question = wire.Header(
                 wire.METHOD_CALL, path=BUS_PATH, interface=BUS, member="GetId", destination=BUS
             )
             stranger.post(question, [])
             heard.append(hear(stranger, ""))
-            for each in listeners:
-                each.close()
+            for listener in listeners:
+                listener.close()
     finally:
         strict.close()
 
     assert b"10.1.0.2" in lines
     assert heard[-1] == b""
-    assert all(b"10.1.0.2" not in each and b"10.2.0.2" not in each for each in heard)
+    assert all(b"10.1.0.2" not in line and b"10.2.0.2" not in line for line in heard)
 
 
 def eavesdrop(bus: PrivateBus, user: int, *groups: int) -> Raw:
@@ -174,7 +174,7 @@ def test_of_thirty_two_tails_eight_are_opened(running: Running, bus: PrivateBus)
         before = count_descriptors(running)
         pipes = [client.open_tail([], 0) for _ in range(8)]
         for _ in range(24):
-            with pytest.raises(RemoteError, match="8 tails are open already"):
+            with pytest.raises(DaemonError, match="8 tails are open already"):
                 client.open_tail([], 0)
         counters = client.call("GetStatistics")[0]
         for pipe in pipes:

@@ -9,7 +9,7 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from conntrackd.bus.client import RemoteError
+from conntrackd.bus.client import DaemonError
 from conntrackd.cli import ctl
 from tests.bus.private import wait_until
 from tests.live import traffic
@@ -41,7 +41,7 @@ def test_status_stats_and_doctor_of_a_daemon_in_a_namespace(
     stats = ask(capsys, "stats")
     assert stats["counters"]["events_new_total"] == 5
     assert stats["sinks"]["stream"]["sink_events_delivered_total"] >= 5
-    findings = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+    findings = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
     assert {findings[name] for name in ("daemon", "module", "tracking", "buffer", "loss", "sink")} == {"ok"}
 
 
@@ -86,7 +86,7 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
     rules = [f"drop destination port {port} and source address 10.9.9.9" for port in range(1, 100)]
     net.set("net.core.optmem_max", 4096)
     try:
-        told = ask(capsys, "filter", "set", *rules, "drop protocol UDP")["changes"]
+        reported = ask(capsys, "filter", "set", *rules, "drop protocol UDP")["changes"]
         status, findings = ask(capsys, "status"), ask(capsys, "doctor")
         talk(net, 3)
         settle(running)
@@ -94,10 +94,10 @@ def test_a_program_that_the_kernel_has_no_room_for_is_named_and_its_rules_are_ke
         net.set("net.core.optmem_max", before)
 
     assert count_new(running) == 0
-    assert told == ["100 rules in force, from run time, until a reload or restart; none in the kernel"]
+    assert reported == ["100 rules in force, from run time, until a reload or restart; none in the kernel"]
     assert "no room for the filter's program" in status["Problems"][0]
     assert status["KernelInstructions"] == 0
-    assert [each["remedy"] for each in findings if each["check"] == "filter"] == [
+    assert [finding["remedy"] for finding in findings if finding["check"] == "filter"] == [
         f"ip netns exec {net.router} sysctl -w net.core.optmem_max=131072; conntrackctl reload-filter"
         "  # and where the namespace is made"
     ]
@@ -127,7 +127,7 @@ def test_what_waits_for_a_restart_is_told_by_each_reload_until_it_is_taken_back(
 ) -> None:
     before = configuration.read_text()
     configuration.write_text(f"{before}\nshutdown_timeout: 7s\nconntrack: {{buffer: 1M}}\n")
-    waits = "conntrack.buffer has changed, and waits for a restart: systemctl restart conntrackd"
+    waits = "conntrack.buffer has changed and needs a restart: systemctl restart conntrackd"
 
     first, second = (ask(capsys, "reload")["changes"] for _ in range(2))
     configuration.write_text(before)
@@ -158,7 +158,7 @@ def test_buffer_and_memory_are_the_same_in_every_view(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counters = ask(capsys, "stats")["counters"]
-    findings = {each["check"]: each["message"] for each in ask(capsys, "doctor")}
+    findings = {finding["check"]: finding["message"] for finding in ask(capsys, "doctor")}
 
     assert ask(capsys, "status")["Buffer"] == counters["buffer_bytes"] == 64 << 20
     assert findings["buffer"].startswith("64M")
@@ -173,7 +173,7 @@ def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
     settings = ["sink: {stream: {enable: true}}", "log: {level: debug}", "conntrack: {events: new}"]
     configuration.write_text("\n".join([*settings, "filter:", *rules]))
 
-    with pytest.raises(RemoteError) as caught:
+    with pytest.raises(DaemonError) as caught:
         ctl.run(["reload"])
 
     place, _, excerpt = str(caught.value).partition("\n")
@@ -222,7 +222,7 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
         running.wait(lambda: any("nothing has changed" in line for line in running.said), "the refusal")
         message = "".join(running.said)
     else:
-        with pytest.raises(RemoteError) as caught:
+        with pytest.raises(DaemonError) as caught:
             ctl.run(["reload"])
         message = str(caught.value)
     after = ask(capsys, "status"), count_descriptors(running)
@@ -230,8 +230,8 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
     assert f"{configuration}:{said}" in message
     assert (after[0]["Rules"], after[0]["Sinks"]["stream"]["State"]) == (["drop protocol TCP"], "disabled")
     assert after[0]["Counters"]["reloads_failed_total"] == 1
-    for each in (before[0], after[0]):
-        del each["Counters"], each["Sinks"]
+    for item in (before[0], after[0]):
+        del item["Counters"], item["Sinks"]
     assert after == before
 
 
@@ -250,7 +250,7 @@ def test_a_reload_that_fails_half_way_leaves_no_spool_open(
         }
         configuration.write_text(json.dumps({"sink": settings}))
         if spool == bad:
-            with pytest.raises(RemoteError, match="cannot use the spool"):
+            with pytest.raises(DaemonError, match="cannot use the spool"):
                 ctl.run(["reload"])
             after = count_descriptors(running)
         else:
@@ -278,7 +278,7 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
         settings = {"sink": {"stream": {"enable": True}}, "geoip": geoip}
         configuration.write_text(json.dumps(settings))
         if geoip.get("database") == str(broken):
-            with pytest.raises(Exception, match=r"b\.mmdb is no usable database"):
+            with pytest.raises(Exception, match=r"b\.mmdb is not a usable database"):
                 ctl.run(["reload"])
         else:
             assert ctl.run(["reload"]) == 0
@@ -293,14 +293,14 @@ def test_a_reload_takes_databases_and_refuses_what_is_none(
 def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    reported = []
     for scheme in ("udp", "udp", "tcp", "tls", "udp"):
         syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
         configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
         assert ctl.run(["reload"]) == 0
-        told.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
+        reported.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
 
-    assert told == [False, False, True, True, False]
+    assert reported == [False, False, True, True, False]
 
 
 def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(

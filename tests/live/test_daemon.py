@@ -100,7 +100,7 @@ def test_a_closed_pipe_ends_it_quietly(net: Network) -> None:
             78,
             ["unknown protocol 'TPC'", "^^^", "mean TCP?"],
         ),
-        ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["there is no directory /nowhere"]),
+        ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["no directory /nowhere"]),
         ([STREAM, "--conntrack.netns", "nowhere"], 69, ["no network namespace 'nowhere'"]),
     ],
 )
@@ -206,8 +206,8 @@ def test_a_replay_gives_the_events_of_the_recording(net: Network, tmp_path: Path
     assert replayed.returncode == 0
     assert len(as_nobody) == 9
     fields = ("type", "flow", "src", "dst", "sport", "dport", "state", "nat")
-    assert [[each.get(name) for name in fields] for each in as_nobody] == [
-        [each.get(name) for name in fields] for each in running.events[:9]
+    assert [[line.get(name) for name in fields] for line in as_nobody] == [
+        [event.get(name) for name in fields] for event in running.events[:9]
     ]
 
 
@@ -220,7 +220,7 @@ def test_a_damaged_recording_is_replayed_up_to_the_damage(tmp_path: Path) -> Non
 
     assert whole.returncode == 0
     assert (cut.returncode, cut.stdout.splitlines()) == (65, whole.stdout.splitlines()[:-1])
-    assert "is damaged or cut short at byte" in cut.stderr
+    assert "is damaged or truncated at byte" in cut.stderr
 
 
 # ---- losses -----------------------------------------------------------------------------------------------
@@ -241,12 +241,12 @@ def test_an_overrun_is_counted_exactly_and_told(net: Network) -> None:
         settle(running)
         assert running.stop() == 0
     records = running.events
-    flows = [each for each in records if each["type"] == "NEW"]
-    lost = [each for each in records if each["type"] == "LOST"]
+    flows = [record for record in records if record["type"] == "NEW"]
+    lost = [record for record in records if record["type"] == "LOST"]
 
-    assert len(flows) + sum(each["lost"] for each in lost) == 3002
-    assert all(each["where"] == "kernel" and each["since"] < each["until"] for each in lost)
-    assert len(flows) == len({(each["src"], each["sport"]) for each in flows})
+    assert len(flows) + sum(record["lost"] for record in lost) == 3002
+    assert all(record["where"] == "kernel" and record["since"] < record["until"] for record in lost)
+    assert len(flows) == len({(flow["src"], flow["sport"]) for flow in flows})
     assert flows[-1]["dport"] == 8080  # after the fault a fresh flow arrives
 
 
@@ -271,8 +271,8 @@ def test_no_filter_reaches_the_record_of_a_loss(net: Network, tmp_path: Path) ->
 
     received = re.search(r"received (\d+) events, lost (\d+), logged 0", running.said[-1])
     assert received is not None
-    assert {each["type"] for each in running.events} == {"LOST"}
-    assert sum(each["lost"] for each in running.events) == int(received[2]) == 3000 - int(received[1])
+    assert {event["type"] for event in running.events} == {"LOST"}
+    assert sum(event["lost"] for event in running.events) == int(received[2]) == 3000 - int(received[1])
 
 
 # ---- filter -----------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_what_no_rule_keeps_never_reaches_the_process(net: Network) -> None:
         settle(running)
         assert running.stop() == 0
 
-    assert [(each["type"], each["prot"], each["dport"]) for each in running.events] == [
+    assert [(event["type"], event["prot"], event["dport"]) for event in running.events] == [
         ("NEW", "TCP", 8080)
     ] * 2
     assert "received 2 events" in running.said[-1]
@@ -318,7 +318,7 @@ def test_hangup_reloads_the_filter_and_refuses_a_bad_one(net: Network, tmp_path:
         running.wait_for_events(2)
         assert running.stop() == 0
 
-    assert [each["prot"] for each in running.events] == ["TCP", "UDP"]
+    assert [event["prot"] for event in running.events] == ["TCP", "UDP"]
     assert f"{path}:7" in "".join(running.said)
 
 

@@ -194,7 +194,7 @@ def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_to
     running.wait_for_events(1)
     inside(net.router, "nft", "flush", "ruleset")
     wait_until(lambda: any("not tracked" in problem for problem in find_problems(capsys)))
-    findings = {each["check"]: each["severity"] for each in ask(capsys, "doctor")}
+    findings = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
     talk(net, 3)
     net.load(TRACKING)
     wait_until(lambda: find_problems(capsys) == [])
@@ -261,13 +261,13 @@ def test_events_that_are_switched_off_are_a_problem_from_the_start_and_later(
     wait_until(lambda: find_problems(capsys) == [])
     net.set(EVENTS_SETTING, 0)
     wait_until(lambda: find_problems(capsys) != [])
-    findings = {each["check"]: each for each in ask(capsys, "doctor")}
+    findings = {finding["check"]: finding for finding in ask(capsys, "doctor")}
     net.set(EVENTS_SETTING, 1)
     running.wait(lambda: find_lost(running), "the gap")
 
     assert warned
     assert at_start == [
-        "the kernel is told to send no events: nf_conntrack_events is 0; "
+        "the kernel is set to send no events: nf_conntrack_events is 0; "
         f"ip netns exec {net.router} sysctl -w {EVENTS_SETTING}=1  # and where the namespace is made"
     ]
     assert findings["events"]["severity"] == "error"
@@ -286,7 +286,7 @@ def test_a_namespace_that_is_made_anew_under_its_name_is_not_listened_to_and_sai
         before = find_problems(capsys)
         ip("netns", "del", name)
         ip("netns", "add", name)
-        wait_until(lambda: any("another one" in each for each in find_problems(capsys)))
+        wait_until(lambda: any("deleted or replaced" in problem for problem in find_problems(capsys)))
     finally:
         ip("netns", "del", name)
 
@@ -322,4 +322,4 @@ def test_a_table_that_is_nearly_full_is_a_problem(net: Network) -> None:
         found.append(hearing.faults)
 
     assert found == [(), (TABLE_FULL,), ()]
-    assert hearing.take_gap(2) is None
+    assert hearing.pop_gap(2) is None

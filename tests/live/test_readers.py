@@ -188,7 +188,7 @@ def test_counts_of_rules_and_what_a_tail_gets_are_those_of_all_readers(
     assert stats["rule_matches"] == [0, 2000, 500]
     assert stats["counters"]["events_received_total"] == 2500
     assert stats["counters"]["events_filtered_total"] == 500
-    assert sorted(find_number(each["sport"], each["dport"]) for each in tailed) == list(range(100))
+    assert sorted(find_number(line["sport"], line["dport"]) for line in tailed) == list(range(100))
     assert len(few) == 50
 
 
@@ -269,7 +269,7 @@ def test_another_number_of_readers_waits_for_a_restart_while_the_filter_is_reloa
             running.wait_for_events(producer.sent)
         assert running.stop() == 0
 
-    waits = "conntrack.readers has changed, and waits for a restart: systemctl restart conntrackd"
+    waits = "conntrack.readers has changed and needs a restart: systemctl restart conntrackd"
     assert changes == [waits, waits]
     assert sorted(find_numbers(running, "NEW")) == list(range(1000))
 
@@ -280,6 +280,6 @@ def test_several_readers_and_reliable_are_a_mistake_with_what_to_do() -> None:
 
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr == (
-        "conntrackd: --conntrack.reliable: does not go with several readers\n"
-        "hint: it watches over one socket: leave out conntrack.readers\n"
+        "conntrackd: --conntrack.reliable: cannot be combined with several readers\n"
+        "hint: it guards a single socket: remove conntrack.readers\n"
     )

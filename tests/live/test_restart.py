@@ -20,7 +20,7 @@ import pytest
 
 from conntrackd.errors import ConfigError
 from conntrackd.netlink.namespace import enter
-from conntrackd.source.state_directory import Handover
+from conntrackd.source.state_directory import StateDirectory
 from tests.bus.private import wait_until
 from tests.live import traffic
 from tests.live.control import flood as flood_from
@@ -391,8 +391,8 @@ def test_who_is_killed_in_a_changeover_leaves_every_event_to_the_next(
     store.catch_up()
 
     expected = [*range(20_000, 20_500), *range(30_000, 30_500), *range(40_000, 40_005)]
-    told = [event["sport"] for event in find_new(second) + find_new(third)]
-    assert sorted(told) == expected
+    reported = [event["sport"] for event in find_new(second) + find_new(third)]
+    assert sorted(reported) == expected
     assert not any(event["type"] == "LOST" for event in third.events)
     assert set(store.all) == STORED[after]
 
@@ -483,7 +483,7 @@ def test_what_no_table_belongs_to_is_refused_and_a_new_one_made(
         with service(untracked, store, None, "--conntrack.activate", passed={"table": number}) as running:
             call_inside(untracked.client, flood, 1)
             running.wait_for_events(1)
-            assert any("making a new table" in line for line in running.said)
+            assert any("creating a new table" in line for line in running.said)
             assert running.stop() == 0
     finally:
         for end in ends:
@@ -521,13 +521,13 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         with service(net, store, wrong[0].fileno() if wrong else reading) as running:
             call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
             running.wait_for_events(1)
-            assert any("what was stored is" in line for line in running.said)
+            assert any("the stored descriptor is" in line for line in running.said)
             assert running.stop() == 0
     finally:
         os.close(reading)
         os.close(writing)
-        for each in wrong:
-            each.close()
+        for row in wrong:
+            row.close()
 
 
 def test_a_stored_socket_that_does_not_wait_is_made_to(net: Network, store: Store) -> None:
@@ -569,14 +569,14 @@ def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path,
         second.stop()
 
     assert not first.lines
-    told = second.events[0]
+    reported = second.events[0]
     assert began < ended <= time.time_ns()
-    assert "lost" not in told
-    assert (told["type"], told["where"], told["reason"]) == ("LOST", "daemon", "not running")
-    assert told["msg"] == "LOST all events in the daemon (not running)"
-    assert told["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
-    assert told["since"] < told["until"]
-    assert any("nobody listened from" in line for line in second.said)
+    assert "lost" not in reported
+    assert (reported["type"], reported["where"], reported["reason"]) == ("LOST", "daemon", "not running")
+    assert reported["msg"] == "LOST all events in the daemon (not running)"
+    assert reported["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
+    assert reported["since"] < reported["until"]
+    assert any("was not running from" in line for line in second.said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -596,7 +596,7 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
     assert (second.returncode, second.stdout) == (78, "")
     assert second.stderr == (
         f"conntrackd: --state_directory: {state} is in use by process {first.process.pid}\n"
-        "hint: each conntrackd needs a state directory of its own\n"
+        "hint: each conntrackd process needs its own state directory\n"
     )
 
 
@@ -604,8 +604,8 @@ def test_a_state_directory_belongs_to_one_daemon_until_it_ends(
 LEAVE_CHILD = """
 import subprocess, sys
 from pathlib import Path
-from conntrackd.source.state_directory import Handover
-held = Handover(Path(sys.argv[1]))
+from conntrackd.source.state_directory import StateDirectory
+held = StateDirectory(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False, stderr=subprocess.DEVNULL)
 """
 
@@ -627,9 +627,9 @@ def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError) as error:
-        Handover(tmp_path / "file", "here:1")
+        StateDirectory(tmp_path / "file", "here:1")
 
-    assert (error.value.place, error.value.message) == (
+    assert (error.value.origin, error.value.message) == (
         "here:1",
         f"state_directory: {tmp_path / 'file'}: File exists",
     )

@@ -36,7 +36,9 @@ def arguments(net: Network, *more: str) -> list[str]:
 def count(events: list[Event]) -> Counter[tuple[str, int]]:
     """How often each flow has come, by type and number."""
     return Counter(
-        (each["type"], find_number(each["sport"], each["dport"])) for each in events if each["type"] != "LOST"
+        (event["type"], find_number(event["sport"], event["dport"]))
+        for event in events
+        if event["type"] != "LOST"
     )
 
 
@@ -83,7 +85,7 @@ def test_after_a_loss_each_flow_of_the_table_has_been_told_once(producer: Produc
         producer.send(1)
         running.wait(lambda: count_flows(running) >= 3021, "one more")
         assert running.stop() == 0
-    lost = sum(each["lost"] for each in running.events if each["type"] == "LOST")
+    lost = sum(event["lost"] for event in running.events if event["type"] == "LOST")
     seen = count(running.events)
 
     assert lost == len(find_numbers(running.events, "SNAPSHOT")) > 2000
@@ -98,7 +100,7 @@ def test_rules_judge_a_flow_of_the_table_as_its_new_event(producer: Producer) ->
         running.wait_for_events(1)
         assert running.stop() == 0
 
-    assert [(each["type"], each["dport"]) for each in running.events] == [("SNAPSHOT", 1030)]
+    assert [(event["type"], event["dport"]) for event in running.events] == [("SNAPSHOT", 1030)]
 
 
 def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_path: Path) -> None:
@@ -126,9 +128,9 @@ def test_what_the_kernel_merges_in_reliable_mode_is_told_without_a_number(produc
         producer.forget()
         running.wait(lambda: sum(b"DESTROY" in line for line in running.lines) == 1000, "every end")
         assert running.stop() == 0
-    lost = [each for each in running.events if each["type"] == "LOST"]
+    lost = [event for event in running.events if event["type"] == "LOST"]
 
-    assert all("lost" not in each and each["reason"] == "merged into later events" for each in lost)
+    assert all("lost" not in record and record["reason"] == "merged into later events" for record in lost)
     assert lost[0]["msg"] == "LOST events in the kernel's buffer (merged into later events)"
     assert find_numbers(running.events, "DESTROY") == list(range(1000))
     assert any(", lost 0, " in line for line in running.said)

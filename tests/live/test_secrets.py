@@ -84,7 +84,7 @@ def test_a_secret_is_in_no_log_answer_process_or_file(
             assert running.stop() == 0
 
     sent = [request.headers["Authorization"] for request in store.pushes]
-    assert {each.partition(" ")[2] for each in sent} == {SECRET if kind == "token" else ENCODED}
+    assert {message.partition(" ")[2] for message in sent} == {SECRET if kind == "token" else ENCODED}
     assert any("(hidden)" in line for line in running.said)
     assert "(hidden)" in repr(answers)
     for word in (SECRET, ENCODED):

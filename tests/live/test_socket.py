@@ -35,8 +35,8 @@ def forge(port: int, messages: Sequence[bytes]) -> None:
     """From a process, with a port id of its own, straight to a socket."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.bind((0, 0))
-        for each in messages:
-            sock.sendto(each, (port, 0))
+        for message in messages:
+            sock.sendto(message, (port, 0))
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)

@@ -46,12 +46,11 @@ def find_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -
     """What came less what became of it, where that is not 0."""
     became = ("malformed", "filtered", "accepted")
     sums = {
-        "received": counters["events_received_total"]
-        - sum(counters[f"events_{each}_total"] for each in became)
+        "received": counters["events_received_total"] - sum(counters[f"events_{row}_total"] for row in became)
     }
     for name, sink in sinks.items():
         dropped = sum(value for key, value in sink.items() if key.startswith("sink_events_dropped_"))
-        there = sum(sink[f"sink_events_{each}"] for each in ("delivered_total", "queued", "spooled"))
+        there = sum(sink[f"sink_events_{item}"] for item in ("delivered_total", "queued", "spooled"))
         sums[f"{name}: accepted"] = counters["events_accepted_total"] - sink["sink_events_taken_total"]
         sums[f"{name}: taken"] = sink["sink_events_taken_total"] - there - dropped
     return {name: value for name, value in sums.items() if value}

@@ -11,7 +11,7 @@ from conntrackd.engine import Engine
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.table import Table, TableFill
+from conntrackd.netlink.table import ConntrackTable, TableFill
 from tests.engine.feed import ENGINES
 from tests.faults.producer import CLIENT, SERVER, Producer, find_number, prepare, produce
 from tests.live.network import inside, network
@@ -32,7 +32,7 @@ def producer() -> Iterator[Producer]:
 def test_every_flow_of_the_table_is_read_with_all_its_fields(producer: Producer, engine: Engine) -> None:
     batch = engine.open_batch()
     with enter(producer.network.router):
-        table = Table()
+        table = ConntrackTable()
     with closing(table):
         producer.send(FLOWS)
         limit = int(inside(producer.network.router, "cat", "/proc/sys/net/netfilter/nf_conntrack_max"))
@@ -64,7 +64,7 @@ def test_who_may_not_read_the_table_is_told_so() -> None:
         status = 1
         try:
             os.setuid(65534)
-            with closing(Table()) as table:
+            with closing(ConntrackTable()) as table:
                 table.begin()
                 table.read(ENGINES[0].open_batch())
         except UnavailableError as error:

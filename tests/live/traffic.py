@@ -14,14 +14,14 @@ import os, selectors, socket, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # where the clients are, too
 waiting = selectors.DefaultSelector()
 def add(family, kind, protocol, address):
-    each = socket.socket(family, kind, protocol)
+    sock = socket.socket(family, kind, protocol)
     if family == socket.AF_INET6:
-        each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    each.bind((address, 8080))
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, 8080))
     if kind != socket.SOCK_DGRAM:
-        each.listen(512)
-    waiting.register(each, selectors.EVENT_READ, kind)
+        sock.listen(512)
+    waiting.register(sock, selectors.EVENT_READ, kind)
 for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
     add(family, socket.SOCK_STREAM, 0, address)
     add(family, socket.SOCK_DGRAM, 0, address)

@@ -1,6 +1,6 @@
 """`python -m tests.netlink.make_corpus`: record the corpus anew, from real traffic. Needs root.
 
-Each file holds the life of a few flows, DESTROY included, as this machine's kernel tells it.
+Each file holds the life of a few flows, DESTROY included, as this machine's kernel sends it.
 """
 
 import signal

@@ -20,8 +20,8 @@ def test_the_corpus_holds_every_type_family_protocol_and_translation() -> None:
 
     assert {flow.type for flow in found} == {EventType.NEW, EventType.UPDATE, EventType.DESTROY}
     assert {(flow.family, flow.protocol) for flow in found} == {
-        *((2, each) for each in (Protocol.TCP, Protocol.UDP, Protocol.ICMP)),
-        *((10, each) for each in (Protocol.TCP, Protocol.UDP, Protocol.ICMPV6)),
+        *((2, protocol) for protocol in (Protocol.TCP, Protocol.UDP, Protocol.ICMP)),
+        *((10, protocol) for protocol in (Protocol.TCP, Protocol.UDP, Protocol.ICMPV6)),
     }
     assert {(flow.mark, flow.zone) for flow in found} >= {(0, 0), (0x10, 7)}
 
@@ -61,12 +61,12 @@ def by_pyroute2(data: bytes) -> dict[str, Any]:
 
 def in_words_of_pyroute2(flow: Flow) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for each in fields(Flow):
-        value = getattr(flow, each.name)
+    for field in fields(Flow):
+        value = getattr(flow, field.name)
         if isinstance(value, bytes) and value:
             value = str(ipaddress.ip_address(value))
         if value not in (ABSENT, None, b""):
-            found[each.name] = value
+            found[field.name] = value
     return found
 
 
@@ -89,16 +89,18 @@ def test_the_time_is_that_of_the_event_where_the_kernel_gives_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tells", "timeout", "reason"),
+    ("has_reason", "timeout", "reason"),
     [(True, b"", Reason.TIMEOUT), (True, attribute(7, bytes(4)), Reason.CLOSED), (False, b"", ABSENT)],
 )
-def test_why_a_flow_ended_is_told_where_the_kernel_tells_it(tells: bool, timeout: bytes, reason: int) -> None:
+def test_why_a_flow_ended_is_reported_where_the_kernel_reports_it(
+    has_reason: bool, timeout: bytes, reason: int
+) -> None:
     event = walk(MESSAGES[0], RECEIVED_NS)
     event.type = int(EventType.DESTROY)
     message = build_message(event) + timeout
     message = struct.pack("=I", len(message)) + message[4:]
 
-    assert walk(message, RECEIVED_NS, tells_reason=tells).reason == reason
+    assert walk(message, RECEIVED_NS, reports_reason=has_reason).reason == reason
 
 
 def change(message: bytes, old: bytes, new: bytes) -> bytes:

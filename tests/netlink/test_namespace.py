@@ -1,4 +1,4 @@
-"""A network namespace has a name or a path, and what is none is told before anything is entered."""
+"""A network namespace has a name or a path, and anything else is refused before anything is entered."""
 
 import os
 from pathlib import Path
@@ -27,16 +27,16 @@ def test_a_namespace_is_entered_by_name_and_by_path() -> None:
 
 
 @pytest.mark.privileged
-def test_a_file_that_is_no_namespace_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_namespace_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
 
-    with pytest.raises(UnavailableError, match="is no network namespace"), enter(str(path)):
+    with pytest.raises(UnavailableError, match="is not a network namespace"), enter(str(path)):
         pass
 
 
 @pytest.mark.parametrize("name", ["nowhere-at-all", "/nowhere/at/all", "/"])
-def test_a_namespace_that_is_not_there_is_told_without_privilege(name: str) -> None:
+def test_a_namespace_that_is_not_there_is_reported_without_privilege(name: str) -> None:
     with pytest.raises(UnavailableError, match="there is no network namespace"):
         check(name)
     with pytest.raises(UnavailableError), enter(name):

@@ -1,4 +1,4 @@
-"""netlink/recording.py: what is written is read again, and damage is told."""
+"""netlink/recording.py: what is written is read again, and damage is reported."""
 
 import io
 import struct
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.engine import SLOT_BYTES, SLOTS, Batch, Engine
+from conntrackd.engine import SLOT_BYTES, SLOTS, Engine, EventBatch
 from conntrackd.errors import DataError
 from conntrackd.netlink.recording import TIME, read_batches, write_batch
 from tests.engine.feed import ENGINES, MESSAGES, receive
@@ -28,7 +28,7 @@ def write(path: Path, engine: Engine, *groups: list[bytes]) -> list[int]:
 
 def read(path: Path, engine: Engine) -> list[tuple[int, int, list[object]]]:
     """Time of receipt, messages and ids of events of each batch."""
-    batch: Batch = engine.open_batch()
+    batch: EventBatch = engine.open_batch()
     return [
         (batch.received_ns, messages, [batch.describe(index)["id"] for index in range(len(batch))])
         for messages, _ in read_batches(path, RECEIVED_NS, batch)
@@ -98,7 +98,7 @@ def test_another_file_is_no_recording(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
 
-    with pytest.raises(DataError, match="is no recording"):
+    with pytest.raises(DataError, match="is not a recording"):
         read(path, ENGINES[0])
 
 
@@ -108,7 +108,7 @@ def test_what_stands_before_the_damage_is_read(tmp_path: Path, engine: Engine) -
     batches = read_batches(path, RECEIVED_NS, engine.open_batch())
 
     assert next(batches) == (1, 0)
-    with pytest.raises(DataError, match=f"is damaged or cut short at byte {len(MESSAGES[0])}"):
+    with pytest.raises(DataError, match=f"is damaged or truncated at byte {len(MESSAGES[0])}"):
         next(batches)
 
 

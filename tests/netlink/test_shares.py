@@ -37,8 +37,8 @@ def find_shares(total: int, message: bytes, program: bytes | None = None) -> lis
     return found
 
 
-def passes(each: KernelFilter, message: bytes) -> bool:
-    program = None if each.program is None else bpf.assemble(each.program)
+def passes(compiled: KernelFilter, message: bytes) -> bool:
+    program = None if compiled.program is None else bpf.assemble(compiled.program)
     return find_shares(1, message, program) == [0]
 
 
@@ -114,7 +114,7 @@ def test_a_set_of_sockets_is_whole_when_no_share_is_missing(names: list[str], wh
     assert is_whole(names) is whole
 
 
-def test_names_of_shares_are_told_from_others() -> None:
+def test_names_of_shares_are_reported_from_others() -> None:
     assert all(is_name(share.name) for total in TOTALS for share in list_shares(total))
     assert not any(map(is_name, ("table", "events-", "events-1", "events-x-of-2", "eventss", "unknown")))
 

@@ -60,9 +60,9 @@ def test_the_payload_is_complete_and_belongs_to_root(package: Path) -> None:
         *("/usr/lib/sysusers.d/conntrackd.conf", "/etc/conntrackd/conntrackd.yaml"),
         "/usr/share/dbus-1/system.d/org.conntrackd1.conf",
         "/usr/share/polkit-1/actions/org.conntrackd1.policy",
-        *(f"/usr/share/bash-completion/completions/{each}" for each in ("conntrackd", "conntrackctl")),
-        *(f"/usr/share/fish/vendor_completions.d/{each}.fish" for each in ("conntrackd", "conntrackctl")),
-        *(f"/usr/share/zsh/site-functions/_{each}" for each in ("conntrackd", "conntrackctl")),
+        *(f"/usr/share/bash-completion/completions/{item}" for item in ("conntrackd", "conntrackctl")),
+        *(f"/usr/share/fish/vendor_completions.d/{item}.fish" for item in ("conntrackd", "conntrackctl")),
+        *(f"/usr/share/zsh/site-functions/_{item}" for item in ("conntrackd", "conntrackctl")),
     ):
         assert path in files
     assert any(path.endswith("/conntrackd/bus/org.conntrackd1.xml") for path in files)

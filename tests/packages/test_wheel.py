@@ -74,8 +74,8 @@ def test_the_wheel_has_what_a_service_needs(wheel: dict[str, bytes]) -> None:
 
 def test_the_licence_is_told_in_spdx(wheel: dict[str, bytes]) -> None:
     (name,) = (name for name in wheel if name.endswith(".dist-info/METADATA"))
-    told = Parser().parsestr(wheel[name].decode())
+    reported = Parser().parsestr(wheel[name].decode())
 
-    assert told["License-Expression"] == "MIT"
-    assert not [text for text in told.get_all("Classifier", []) if text.startswith("License")]
+    assert reported["License-Expression"] == "MIT"
+    assert not [text for text in reported.get_all("Classifier", []) if text.startswith("License")]
     assert [name for name in wheel if name.endswith("/LICENSE")] != []

@@ -138,6 +138,6 @@ def test_ends_are_shifted_there_and_back(ends: list[int], offset: int) -> None:
 def test_a_loss_is_one_text_and_no_event() -> None:
     loss = Rendered(b"LOST", array("I", (4,)).tobytes(), 0, 7)
 
-    assert (loss.count_within(4), count_ends(loss.ends, 4), loss.find_end(0)) == (0, 1, 0)
+    assert (loss.count_within(4), count_ends(loss.ends, 4), loss.get_end(0)) == (0, 1, 0)
     assert unpack(pack(loss)) == loss
     assert join([loss]) == loss

@@ -9,7 +9,7 @@ import pytest
 
 from conntrackd.render.syslog import make_template
 from conntrackd.sinks.addresses import ASK_SECONDS, Addresses
-from conntrackd.sinks.http import Connection
+from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.syslog import SyslogSink, Target
 from conntrackd.sinks.tls import Tls
 from tests.delivery.fakes import Clock
@@ -137,7 +137,7 @@ def test_another_answer_with_the_address_in_use_changes_nothing(resolver: Resolv
 def test_a_connection_to_an_address_that_is_no_more_the_servers_is_left(resolver: Resolver) -> None:
     clock = Clock()
     with run_raw_server([DONE, DONE]) as old, run_raw_server([DONE]) as new:
-        used = Connection(f"http://{NAME}:{old.port}", Tls())
+        used = HttpConnection(f"http://{NAME}:{old.port}", Tls())
         used._addresses._clock = clock
         resolver.addresses, resolver.port = ["127.0.0.1"], old.port
         used.request("POST", "/", {}, 5.0, b"x")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from conntrackd.delivery.sink import SinkUnavailable
-from conntrackd.sinks.http import Connection
+from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.tls import Tls
 from tests.sinks.raw_server import RawServer, run_raw_server
@@ -19,13 +19,13 @@ BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
 
 
 @contextmanager
-def connect(server: RawServer) -> Iterator[Connection]:
-    connection = Connection(f"http://127.0.0.1:{server.port}/base", Tls())
+def connect(server: RawServer) -> Iterator[HttpConnection]:
+    connection = HttpConnection(f"http://127.0.0.1:{server.port}/base", Tls())
     yield connection
     connection.close()
 
 
-def push(connection: Connection, number: int, size: int = 10) -> Reply:
+def push(connection: HttpConnection, number: int, size: int = 10) -> Reply:
     return connection.request("POST", f"/push{number}", {}, 5.0, b"x" * size)
 
 
@@ -135,7 +135,7 @@ def test_the_head_names_the_server_and_holds_nothing_that_could_end_it() -> None
     with run_raw_server([DONE]) as server, connect(server) as used:
         push(used, 0)
         for bad in ("a\r\nX: y", "a\nb", "ü", "\x00"):
-            with pytest.raises(SinkUnavailable, match="HTTP has no place"):
+            with pytest.raises(SinkUnavailable, match="HTTP does not allow"):
                 used.request("GET", "/", {"X-Scope-OrgID": bad}, 5.0)
 
         assert server.requests == [
@@ -154,14 +154,14 @@ def test_the_head_names_the_server_and_holds_nothing_that_could_end_it() -> None
 def test_what_is_not_ascii_in_an_address_is_written_as_http_has_it(
     address: str, host: str, path: str
 ) -> None:
-    used = Connection(address, Tls())
+    used = HttpConnection(address, Tls())
 
     assert (used._host, used._path) == (host, path)
 
 
 def test_the_zone_of_an_address_is_not_part_of_the_name() -> None:
     """RFC 6874. Loopback has no link-local address: only the names are looked at."""
-    used = Connection("http://[fe80::1%eth0]:3100", Tls())
+    used = HttpConnection("http://[fe80::1%eth0]:3100", Tls())
 
     assert (used._host, used._addresses._host) == ("[fe80::1]:3100", "fe80::1%eth0")
 

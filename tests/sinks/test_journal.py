@@ -176,7 +176,7 @@ def test_a_journald_that_is_stopped_loses_nothing_and_holds_up_nobody() -> None:
         outbox.stop(time.monotonic() + 5)
         found = running.wait_for(2100)
 
-    assert [int(each["EVENT_FLOW"]) for each in found] == [*range(2000), *[5000] * 100]
+    assert [int(entry["EVENT_FLOW"]) for entry in found] == [*range(2000), *[5000] * 100]
     assert stats.sink_events_delivered_total == 2100
 
 
@@ -204,7 +204,7 @@ def test_a_journald_that_is_ended_and_started_in_mid_stream_has_everything(
         outbox.stop(time.monotonic() + 5)
         running.wait_for(15_000 - 5 * may_lose)
         running.end(signal.SIGTERM)  # having written all that it was sent
-        found = [int(each["EVENT_FLOW"]) for each in running.read("SYSLOG_IDENTIFIER=conntrackd")]
+        found = [int(record["EVENT_FLOW"]) for record in running.read("SYSLOG_IDENTIFIER=conntrackd")]
 
     assert any(count < 3000 for count in ended_in)
     assert stats.sink_events_delivered_total == 15_000
@@ -280,9 +280,9 @@ def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_o
         assert outbox.flush(15)
         outbox.stop(time.monotonic() + 5)
 
-    assert away[:2] == (SinkState.RETRYING, f"{path}: the receiver does not take what it is sent")
+    assert away[:2] == (SinkState.RETRYING, f"{path}: the receiver does not accept what it is sent")
     assert away[2] < 5000
-    assert [re.findall(rb"EVENT_FLOW=(\d+)", each) for each in received] == [
+    assert [re.findall(rb"EVENT_FLOW=(\d+)", message) for message in received] == [
         [b"%d" % number] for number in range(5000)
     ]
     stats = outbox.snapshot()

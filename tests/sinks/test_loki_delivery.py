@@ -225,8 +225,8 @@ def test_a_stream_that_loki_does_not_open_is_counted_after_a_time_and_the_others
     # A minute or two for the first, in case that Loki changes its mind; nothing for those behind it.
     assert waited[0] > 5.0
     assert waited[1:] == pytest.approx([1.0] * 9)  # for others to join it
-    told = [dict(entry.metadata)["lost"] for entry in store.query(type="LOST")]
-    assert sum(map(int, told)) == len(missing)
+    reported = [dict(entry.metadata)["lost"] for entry in store.query(type="LOST")]
+    assert sum(map(int, reported)) == len(missing)
 
 
 def test_of_a_push_with_a_stream_that_is_wrong_as_a_whole_the_others_are_not_said_to_be_refused(
@@ -409,8 +409,8 @@ def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is
 
     assert list_stored(store) == [*range(10), *range(20, 25)]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (15, 6)
-    told = [dict(entry.metadata)["lost"] for entry in store.query(type="LOST")]
-    assert sum(map(int, told)) == 6
+    reported = [dict(entry.metadata)["lost"] for entry in store.query(type="LOST")]
+    assert sum(map(int, reported)) == 6
 
 
 def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, store: Store) -> None:
@@ -450,11 +450,11 @@ def test_a_loss_that_is_refused_is_told_when_something_is_accepted(
     outbox.stop(clock.now)
     stats = outbox.snapshot()
 
-    told = {
+    reported = {
         dict(entry.metadata)["where"]: int(dict(entry.metadata)["lost"]) for entry in store.query(type="LOST")
     }
     refused = stats.sink_events_dropped_refused_total
-    assert told == ({"kernel": 700, "loki": 5} if refused else {"kernel": 700})
+    assert reported == ({"kernel": 700, "loki": 5} if refused else {"kernel": 700})
     assert (len(list_stored(store)), refused) == (
         10 - refused,
         0 if answer in faults else 5,

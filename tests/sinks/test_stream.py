@@ -461,17 +461,17 @@ def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -
 
 def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int]) -> None:
     reasons: list[str] = []
-    told = threading.Event()
+    reported = threading.Event()
 
     def note(reason: str) -> None:
         reasons.append(reason)
-        told.set()
+        reported.set()
 
     os.close(pipe[0])
     outbox = Outbox(StreamSink(None, pipe[1]), queue=5000, stats=SinkStats(), on_failed=note)
     outbox.start()
     put(outbox, make_flows(10), render_json)
-    assert told.wait(LONG)
+    assert reported.wait(LONG)
     outbox.stop(time.monotonic() + LONG)
 
     assert reasons == ["closed by its reader"]
@@ -604,13 +604,15 @@ def test_lines_that_are_written_at_once_and_by_the_thread_arrive_once_and_in_ord
 
 
 def test_a_closed_pipe_is_found_out_by_the_thread(pipe: tuple[int, int]) -> None:
-    told = threading.Event()
-    outbox = Outbox(StreamSink(None, pipe[1]), queue=100, stats=SinkStats(), on_failed=lambda _: told.set())
+    reported = threading.Event()
+    outbox = Outbox(
+        StreamSink(None, pipe[1]), queue=100, stats=SinkStats(), on_failed=lambda _: reported.set()
+    )
     outbox.start()
     wait_until(lambda: outbox.state is SinkState.OK, "the opening")
     os.close(pipe[0])
     put(outbox, make_flows(1), render_json)
-    assert told.wait(LONG)
+    assert reported.wait(LONG)
     outbox.stop(time.monotonic() + LONG)
 
     assert (outbox.state, find_imbalance(outbox.snapshot())) == (SinkState.FAILED, 0)

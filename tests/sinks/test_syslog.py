@@ -25,7 +25,7 @@ from conntrackd.delivery.datagrams import PADDED_TO, Framing, frame
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
-from conntrackd.delivery.store import Parcel
+from conntrackd.delivery.store import PackedBatch
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render.syslog import make_template
 from conntrackd.sinks.addresses import Addresses
@@ -76,7 +76,9 @@ def test_the_server_reads_every_field_of_rfc5424(tmp_path: Path, scheme: str, fr
     )
     assert first["host"] == socket.gethostname()
     assert re.fullmatch(r"2025-11-22T\d\d:34:43\.000000[+-]\d\d:\d\d", first["time"].replace("Z", "+00:00"))
-    assert [re.findall(r'flow="(\d+)"', each["data"]) for each in found[:-1]] == [[str(n)] for n in range(20)]
+    assert [re.findall(r'flow="(\d+)"', entry["data"]) for entry in found[:-1]] == [
+        [str(n)] for n in range(20)
+    ]
     assert first["data"].startswith('[meta sequenceId="1"][event@32473 type="NEW" flow="0" prot="TCP"')
     assert first["msg"].strip() == "NEW TCP connection from 10.0.0.0:40000 to 192.0.2.1:443"
     assert (last["severity"], last["msgid"]) == ("4", "LOST")
@@ -88,12 +90,12 @@ def test_the_server_reads_the_other_formats(tmp_path: Path, form: str) -> None:
         send(make(server.address, format=form, facility="local3"), make_flows(3))
         found = server.wait_for(3)
 
-    assert {(each["facility"], each["host"], each["app"]) for each in found} == {
+    assert {(entry["facility"], entry["host"], entry["app"]) for entry in found} == {
         ("local3", socket.gethostname(), "conntrackd")
     }
     if form == "cee":
-        objects = [json.loads(each["msg"].strip().removeprefix("@cee:")) for each in found]
-        assert [each["flow"] for each in objects] == [0, 1, 2]
+        objects = [json.loads(entry["msg"].strip().removeprefix("@cee:")) for entry in found]
+        assert [entry["flow"] for entry in objects] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
@@ -112,9 +114,9 @@ def test_a_local_socket_gets_what_syslog_3_sends(tmp_path: Path, kind: socket.So
             messages = [server.recv(4096), server.recv(4096), b""]
 
     assert messages.pop() == b""
-    assert [re.sub(rb"\d\d:(34:43 conntrackd)\[\d+\]:.* to ", rb"\1 ", each)[:57] for each in messages] == [
-        b'<30>Nov 22 34:43 conntrackd 192.0.2.1:443 type="NEW" flow'
-    ] * 2
+    assert [
+        re.sub(rb"\d\d:(34:43 conntrackd)\[\d+\]:.* to ", rb"\1 ", message)[:57] for message in messages
+    ] == [b'<30>Nov 22 34:43 conntrackd 192.0.2.1:443 type="NEW" flow'] * 2
 
 
 def test_a_local_rsyslog_reads_the_program_where_it_looks_for_it(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_local_rsyslog_reads_the_program_where_it_looks_for_it(tmp_path: Path)
         send(make(f"unix://{tmp_path}/log", format="rfc3164"), make_flows(2))
         found = server.wait_for(2)
 
-    assert [(each["host"], each["app"]) for each in found] == [(socket.gethostname(), "conntrackd")] * 2
+    assert [(entry["host"], entry["app"]) for entry in found] == [(socket.gethostname(), "conntrackd")] * 2
 
 
 @pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
@@ -198,7 +200,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Pat
         found = server.wait_for(2000)
         outbox.stop(time.monotonic() + 5)
 
-    numbers = [int(re.findall(r'flow="(\d+)"', each["data"])[0]) for each in found]
+    numbers = [int(re.findall(r'flow="(\d+)"', entry["data"])[0]) for entry in found]
     assert sorted(set(numbers)) == list(range(2000))
     assert len(numbers) == 2000
     assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000
@@ -236,8 +238,8 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
     text, ends = frame(events.text, events.ends, 1, Framing.OCTETS)
     framed = replace(events, text=text, ends=ends)
     # All that the server has read is done, and no more than its kernel could hold beside that.
-    assert framed.find_end(done + 1) > len(received)
-    assert framed.find_end(done) <= len(received) + 16 * size
+    assert framed.get_end(done + 1) > len(received)
+    assert framed.get_end(done) <= len(received) + 16 * size
     assert text.startswith(bytes(received))
 
 
@@ -247,7 +249,7 @@ def test_what_waits_has_the_frame_of_the_connection_by_which_it_goes(tmp_path: P
     store = Spool(tmp_path, "syslog", 1 << 20)
     for number, sink in enumerate([make("tcp://127.0.0.1:1", framing="lf"), make("udp://127.0.0.1:1")]):
         batch = Batch.of([render(sink.template, [make_flow(number)])])
-        store.append([Parcel(pack_batch(batch), 1, 1)])
+        store.append([PackedBatch(pack_batch(batch), 1, 1)])
     with rsyslog(tmp_path, "tcp") as server:
         outbox: Outbox = Outbox(
             make(server.address, framing=framing), queue=100, stats=SinkStats(), spool=store
@@ -258,8 +260,8 @@ def test_what_waits_has_the_frame_of_the_connection_by_which_it_goes(tmp_path: P
         found = server.wait_for(3)
         outbox.stop(time.monotonic() + 5)
 
-    assert [re.findall(r'flow="(\d+)"', each["data"]) for each in found] == [["0"], ["1"], ["2"]]
-    assert {each["msg"].strip()[:18] for each in found} == {"NEW TCP connection"}
+    assert [re.findall(r'flow="(\d+)"', entry["data"]) for entry in found] == [["0"], ["1"], ["2"]]
+    assert {entry["msg"].strip()[:18] for entry in found} == {"NEW TCP connection"}
 
 
 def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_sent() -> None:
@@ -304,7 +306,7 @@ def test_events_to_a_server_that_is_not_there_yet_arrive_when_it_is(tmp_path: Pa
         outbox.stop(time.monotonic() + 5)
 
     assert (away.sink_events_delivered_total, away.sink_events_queued) == (0, 20)
-    assert [int(re.findall(r'flow="(\d+)"', each["data"])[0]) for each in found] == [*range(20)]
+    assert [int(re.findall(r'flow="(\d+)"', entry["data"])[0]) for entry in found] == [*range(20)]
 
 
 def test_a_server_at_the_second_address_of_its_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +326,7 @@ def test_a_server_at_the_second_address_of_its_name_is_found(monkeypatch: pytest
         received = [server.recv(4096) for _ in range(3)]
         outbox.stop(time.monotonic() + 5)
 
-    assert [re.findall(rb'flow="(\d+)"', each) for each in received] == [[b"0"], [b"1"], [b"2"]]
+    assert [re.findall(rb'flow="(\d+)"', message) for message in received] == [[b"0"], [b"1"], [b"2"]]
 
 
 @pytest.mark.parametrize("behind", [2, 0])
@@ -342,7 +344,7 @@ def test_a_message_that_no_datagram_holds_is_refused_alone(behind: int) -> None:
         received = [server.recv(4096) for _ in range(3 + behind)]
         outbox.stop(time.monotonic() + 5)
 
-    numbers = [int(re.findall(rb'flow="(\d+)"', each)[0]) for each in received]
+    numbers = [int(re.findall(rb'flow="(\d+)"', message)[0]) for message in received]
     assert numbers == [*range(3), *range(4, 4 + behind)]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (3 + behind, 1)
 
@@ -371,7 +373,7 @@ def test_a_socket_that_is_removed_and_made_again_is_found_again(
     away = outbox.snapshot()
     outbox.stop(time.monotonic())
 
-    assert [re.findall(rb'flow="(\d+)"', each) for each in received] == [[b"0"], [b"1"], [b"2"]]
+    assert [re.findall(rb'flow="(\d+)"', message) for message in received] == [[b"0"], [b"1"], [b"2"]]
     assert (away.sink_events_delivered_total, away.sink_events_queued) == (3, 1)
     assert str(path) in outbox.error
 
@@ -488,7 +490,7 @@ def test_no_tls_at_all_is_refused(authority: Authority) -> None:
         with closing(sink), pytest.raises(SinkUnavailable, match="TLS: wrong version number"):
             sink.open()
 
-    assert not any(b"conntrackd" in each for each in received)
+    assert not any(b"conntrackd" in message for message in received)
 
 
 def test_a_server_that_asks_for_it_gets_the_certificate_of_this_client(authority: Authority) -> None:

@@ -67,13 +67,13 @@ def test_the_server_reads_every_field(
         send(make(server, transport, form, authority), batch)
         found = server.wait_for(22)
 
-    assert [each["severity"] for each in found] == [*["6"] * 21, "4"]
-    assert {(each["facility"], each["host"], each["app"]) for each in found} == {
+    assert [entry["severity"] for entry in found] == [*["6"] * 21, "4"]
+    assert {(entry["facility"], entry["host"], entry["app"]) for entry in found} == {
         ("daemon", socket.gethostname(), "conntrackd")
     }
-    assert [find_flow(each, form) for each in found[:-1]] == list(range(21))
+    assert [find_flow(entry, form) for entry in found[:-1]] == list(range(21))
     if form == "rfc5424":
-        assert [each["msgid"] for each in found[::21]] == ["NEW", "LOST"]
+        assert [entry["msgid"] for entry in found[::21]] == ["NEW", "LOST"]
         assert found[0]["data"].startswith('[meta sequenceId="1"][event@32473 type="NEW" flow="0" prot="TCP"')
         assert r'city="A \"city\" [with\] \\ and' in found[20]["data"]
         assert found[0]["msg"] == "NEW TCP connection from 10.0.0.0:40000 to 192.0.2.1:443"
@@ -124,7 +124,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(
         found = server.wait_for(2000)
         outbox.stop(outbox._clock() + 5)
 
-    numbers = [find_flow(each, "rfc5424") for each in found]
+    numbers = [find_flow(entry, "rfc5424") for entry in found]
     assert sorted(set(numbers)) == list(range(2000))
     assert len(numbers) == 2000 or transport == "tls-octet"
     assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000

@@ -1,4 +1,4 @@
-"""What two sockets have both is told once. The rest is in live/test_restart.py."""
+"""What two sockets have both is reported once. The rest is in live/test_restart.py."""
 
 from dataclasses import replace
 
@@ -46,7 +46,9 @@ def test_what_the_old_ends_with_is_left_out_of_what_the_new_begins_with(
 
 
 @given(st.text("ABCDabcd", max_size=30), st.integers(0, 30), st.integers(0, 30))
-def test_of_flows_that_do_not_come_again_each_event_is_told_once(text: str, first: int, last: int) -> None:
+def test_of_flows_that_do_not_come_again_each_event_is_reported_once(
+    text: str, first: int, last: int
+) -> None:
     """All that happens, in two overlapping windows."""
     events = list(dict.fromkeys(text))
     begin, end = sorted((min(first, len(events)), min(last, len(events))))
@@ -55,5 +57,5 @@ def test_of_flows_that_do_not_come_again_each_event_is_told_once(text: str, firs
     assert tail + leave_out(head, tail) == build("".join(events))
 
 
-def test_bytes_that_are_no_event_are_told_as_they_are() -> None:
+def test_bytes_that_are_no_event_are_reported_as_they_are() -> None:
     assert leave_out([b"", b"short"], [b"other"]) == [b"", b"short"]

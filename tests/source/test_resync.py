@@ -1,8 +1,8 @@
-"""resync.py: what is remembered, what of the table is told, in what order with the events."""
+"""resync.py: what is remembered, what of the table is reported, in what order with the events."""
 
 import pytest
 
-from conntrackd.engine import SLOTS, Batch, Engine
+from conntrackd.engine import SLOTS, Engine, EventBatch
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
 from conntrackd.source.resync import PAUSE_SECONDS, SETTLE_SECONDS, SLACK, Resync
@@ -25,7 +25,7 @@ class Table:
         self.begun += 1
         self._left = list(self.chunks)
 
-    def read(self, batch: Batch) -> bool:
+    def read(self, batch: EventBatch) -> bool:
         if self.is_broken:
             raise UnavailableError("broken")
         batch.load(join(*self._left.pop(0)) if self._left else b"", 0, RECEIVED_NS)
@@ -78,7 +78,7 @@ def flow(number: int, kind: EventType = EventType.UPDATE) -> Flow:
     return make_flow(number, kind)
 
 
-def test_flows_that_nobody_reported_are_told_once() -> None:
+def test_flows_that_nobody_reported_are_reported_once() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1), flow(2), flow(3), flow(1)], [flow(3), flow(4)]]
     bench.note(flow(2, EventType.NEW))
@@ -107,7 +107,7 @@ def test_an_event_that_comes_while_the_table_is_read_goes_before_it() -> None:
     assert bench.read() == [3]
 
 
-def test_a_flow_that_has_ended_and_one_of_its_id_is_told_again() -> None:
+def test_a_flow_that_has_ended_and_one_of_its_id_is_reported_again() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1)]]
     bench.note(flow(1, EventType.NEW), flow(1, EventType.DESTROY))
@@ -116,7 +116,7 @@ def test_a_flow_that_has_ended_and_one_of_its_id_is_told_again() -> None:
     assert bench.read() == [1]
 
 
-def test_what_the_rules_left_out_is_not_remembered_as_told() -> None:
+def test_what_the_rules_left_out_is_not_remembered_as_reported() -> None:
     bench = Bench()
     bench.table.chunks = [[flow(1)]]
     bench.note(flow(1, EventType.NEW), kept=False)
@@ -160,7 +160,7 @@ def test_ids_whose_end_was_filtered_out_do_not_stay_for_ever() -> None:
     for begin in range(0, SLACK + 2, SLOTS):
         bench.note(*[flow(number, EventType.NEW) for number in range(begin, begin + SLOTS)])
 
-    assert bench.read() == []  # nothing was lost: nothing is to be told
+    assert bench.read() == []  # nothing was lost: nothing is to be reported
     assert bench.table.begun == 1
 
     bench.table.chunks = [[flow(1), flow(2), flow(3)]]
@@ -183,7 +183,7 @@ def test_a_table_that_cannot_be_read_is_counted_and_tried_again(chunks: list[lis
     bench.table.is_broken = False
     bench.now += PAUSE_SECONDS
 
-    assert bench.read() == [each.id for chunk in chunks for each in chunk]
+    assert bench.read() == [flow.id for chunk in chunks for flow in chunk]
     assert bench.stats.table_readings_total == 1
 
 

@@ -15,7 +15,7 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.constants import NETLINK_BROADCAST_ERROR, SOL_NETLINK
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
-from conntrackd.netlink.table import Table
+from conntrackd.netlink.table import ConntrackTable
 from conntrackd.source.table_guard import RELEASED, RELIABLE, Guard
 from tests.bus.private import wait_until
 from tests.conftest import list_children, list_descriptors
@@ -42,9 +42,9 @@ def events(producer: Producer) -> Iterator[EventSocket]:
 
 
 @pytest.fixture
-def table(producer: Producer) -> Iterator[Table]:
+def table(producer: Producer) -> Iterator[ConntrackTable]:
     with enter(producer.network.router):
-        opened = Table()
+        opened = ConntrackTable()
     with closing(opened):
         yield opened
 
@@ -54,7 +54,7 @@ def is_reliable(events: EventSocket) -> bool:
 
 
 def test_there_is_nothing_reliable_where_there_can_be_no_guard(
-    events: EventSocket, table: Table, mocker: MockerFixture
+    events: EventSocket, table: ConntrackTable, mocker: MockerFixture
 ) -> None:
     mocker.patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
     before = list_descriptors()
@@ -67,7 +67,7 @@ def test_there_is_nothing_reliable_where_there_can_be_no_guard(
 
 
 def test_a_flow_is_kept_for_a_reader_until_the_guard_is_closed(
-    producer: Producer, events: EventSocket, table: Table
+    producer: Producer, events: EventSocket, table: ConntrackTable
 ) -> None:
     guard = Guard(events, table)
     try:
@@ -77,12 +77,12 @@ def test_a_flow_is_kept_for_a_reader_until_the_guard_is_closed(
 
         assert is_reliable(events)
         assert 0 < kept < 1000
-        assert guard.find_release() == (RELIABLE, 0)
+        assert guard.read_release() == (RELIABLE, 0)
         assert not guard.has_ended()
     finally:
         guard.close()
     wait_until(lambda: table.measure().entries == 0)
-    state, drops = guard.find_release()
+    state, drops = guard.read_release()
 
     assert not is_reliable(events)
     assert state == RELEASED
@@ -90,7 +90,9 @@ def test_a_flow_is_kept_for_a_reader_until_the_guard_is_closed(
     assert (events.measure().drops - drops) == kept
 
 
-def test_the_guard_holds_nothing_but_what_it_needs(events: EventSocket, table: Table, tmp_path: Path) -> None:
+def test_the_guard_holds_nothing_but_what_it_needs(
+    events: EventSocket, table: ConntrackTable, tmp_path: Path
+) -> None:
     (tmp_path / "other").touch()
     with (tmp_path / "other").open():
         before, children = list_descriptors(), list_children()
@@ -98,7 +100,7 @@ def test_the_guard_holds_nothing_but_what_it_needs(events: EventSocket, table: T
         try:
             (child,) = list_children() - children
             wait_until(lambda: Path(f"/proc/{child}/comm").read_text() == "conntrack-guard\n")
-            held = {int(each) for each in os.listdir(f"/proc/{child}/fd")}
+            held = {int(number) for number in os.listdir(f"/proc/{child}/fd")}
         finally:
             guard.close()
 
@@ -108,7 +110,9 @@ def test_the_guard_holds_nothing_but_what_it_needs(events: EventSocket, table: T
     assert list_children() == children
 
 
-def test_a_guard_that_is_gone_takes_the_reliable_mode_with_it(events: EventSocket, table: Table) -> None:
+def test_a_guard_that_is_gone_takes_the_reliable_mode_with_it(
+    events: EventSocket, table: ConntrackTable
+) -> None:
     children = list_children()
     guard = Guard(events, table)
     try:
@@ -119,14 +123,14 @@ def test_a_guard_that_is_gone_takes_the_reliable_mode_with_it(events: EventSocke
         os.kill(child, signal.SIGKILL)
         wait_until(guard.has_ended)
 
-        assert guard.find_release()[0] == RELEASED
+        assert guard.read_release()[0] == RELEASED
         assert not is_reliable(events)
     finally:
         guard.close()
 
 
 def test_the_guard_outlives_a_daemon_that_is_killed_and_gives_the_table_back(
-    events: EventSocket, table: Table
+    events: EventSocket, table: ConntrackTable
 ) -> None:
     daemon = os.fork()
     if daemon == 0:

@@ -47,7 +47,7 @@ CHECKS: Final = {
 def run(*command: str | Path, seconds: int = 600, **settings: str) -> str:
     """What it prints; an AssertionError with the end of that where it fails."""
     done = subprocess.run(
-        [str(each) for each in command],
+        [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ class Distribution:
             return
         shutil.rmtree(self.builder, ignore_errors=True)
         copy(self.base, self.builder)
-        needed = " ".join(each for each in (*OFFERED, *BUILD) if each not in OF_THE_OTHER)
+        needed = " ".join(item for item in (*OFFERED, *BUILD) if item not in OF_THE_OTHER)
         self.call(self.builder, f"apt-get -q update && apt-get -q --yes install {needed}")
         keep(self.builder, contents)
 

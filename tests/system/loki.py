@@ -12,4 +12,4 @@ if __name__ == "__main__":
         print("ready", flush=True)
         for _ in sys.stdin:
             found = [re.findall(r"127\.[1-9]\d*\.\d+\.\d+", entry.line)[:1] for entry in store.query()]
-            print(json.dumps([address for each in found for address in each]), flush=True)
+            print(json.dumps([address for entry in found for address in entry]), flush=True)

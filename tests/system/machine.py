@@ -28,7 +28,7 @@ class Machine:
 
     def enter(self, *command: str, spaces: str = "muinp") -> list[str]:
         """The command line that runs it inside; with `n` alone: our program, its network."""
-        return ["nsenter", "-t", str(self.leader), *(f"-{each}" for each in spaces), "--", *command]
+        return ["nsenter", "-t", str(self.leader), *(f"-{space}" for space in spaces), "--", *command]
 
     def run(self, *command: str, **settings: str) -> str:
         """What it prints, on both streams; fails the test where it fails."""
@@ -62,10 +62,10 @@ class Machine:
     def offer(self, *repositories: Path) -> None:
         """Debian's packages, and those of the repositories."""
         lines = ["deb [trusted=yes] file:/srv/debian ./"]
-        for each in repositories:
-            target = self.root / "srv" / each.name
-            shutil.copytree(each, target, dirs_exist_ok=True)
-            lines.append(f"deb [trusted=yes] file:/srv/{each.name} ./")
+        for repository in repositories:
+            target = self.root / "srv" / repository.name
+            shutil.copytree(repository, target, dirs_exist_ok=True)
+            lines.append(f"deb [trusted=yes] file:/srv/{repository.name} ./")
         (self.root / "etc/apt/sources.list").write_text("\n".join(lines) + "\n")
         self.run("apt-get", "-q", "update")
 
@@ -136,8 +136,8 @@ class Machine:
     def list_files(self) -> set[str]:
         """All of it, but what the system itself writes while it runs."""
         left_out = " ".join(
-            f"-not -path '{each}'"
-            for each in (
+            f"-not -path '{item}'"
+            for item in (
                 *("/srv/*", "/var/log/*", "/var/cache/*", "/var/lib/apt/*", "/var/lib/dpkg/*", "/var/tmp/*"),
                 *("/tmp/*", "/var/lib/systemd/*", "/root/*", "/etc/*.cache", "/var/lib/polkit-1/*"),
             )

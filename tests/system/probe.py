@@ -265,8 +265,8 @@ def try_row(attempt: Callable[[], object], wanted: bool) -> tuple[bool, str]:
     try:
         attempt()
     except OSError as error:
-        told = f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
-        return not wanted and error.errno in REFUSALS, told
+        reported = f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
+        return not wanted and error.errno in REFUSALS, reported
     return wanted, "works"
 
 
@@ -282,10 +282,10 @@ def main(words: list[str]) -> int:
         for name, attempt in rows.items():
             if name in left_out:
                 continue
-            good, told = try_row(attempt, wanted)
+            good, reported = try_row(attempt, wanted)
             failed += not good
             verdict = "ok" if good else "MUST WORK" if wanted else "MUST FAIL"
-            print(f"probe: {verdict}: {name}: {told}", flush=True)
+            print(f"probe: {verdict}: {name}: {reported}", flush=True)
     print(f"probe: {failed} rows do not hold" if failed else "probe: everything holds", flush=True)
     return 1 if failed else 0
 

@@ -55,8 +55,8 @@ def test_an_upgrade_keeps_the_configuration_and_loses_no_event(machine: Machine,
     assert "1 rule" in machine.run("conntrackctl", "filter", "check", "--filter", "drop destination port 53")
     assert "2 rules" in machine.run("conntrackctl", "status")
     machine.wait(lambda: machine.count("EVENT_TYPE=NEW") >= GAP, f"{GAP} events")
-    told = sorted(each["EVENT_DST"] for each in machine.events("EVENT_TYPE=NEW"))
-    assert told == sorted(map(find_address, range(GAP)))
+    reported = sorted(event["EVENT_DST"] for event in machine.events("EVENT_TYPE=NEW"))
+    assert reported == sorted(map(find_address, range(GAP)))
     assert "took over the socket of the last process" in machine.run("journalctl", "-u", "conntrackd")
 
 
@@ -74,7 +74,7 @@ def test_remove_stops_it_and_purge_leaves_no_file(machine: Machine, suite: Suite
     assert (machine.root / "etc/conntrackd/conntrackd.yaml").exists()
     machine.run("apt-get", "-q", "--yes", "purge", "conntrackd")
 
-    changed = {each for each in machine.list_files() ^ before if not each.startswith(("/run/", "/proc/"))}
+    changed = {path for path in machine.list_files() ^ before if not path.startswith(("/run/", "/proc/"))}
     assert changed - {"/etc/nftables.conf"} == set()
     assert machine.sh("find /run /etc /var/lib -iname '*conntrackd*' -not -path '/var/lib/apt/*'") == ""
 

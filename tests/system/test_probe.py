@@ -20,8 +20,8 @@ def test_what_a_sandbox_would_refuse_is_told_as_let_through(tmp_path: Path) -> N
     words = [word for name in LEFT_OUT for word in ("--without", name)]
     done = run_probe(tmp_path, *words)
 
-    told = [line.removeprefix("probe: ").split(": ") for line in done.stdout.splitlines()[:-1]]
-    verdicts = {name: verdict for verdict, name, *_ in told}
+    reported = [line.removeprefix("probe: ").split(": ") for line in done.stdout.splitlines()[:-1]]
+    verdicts = {name: verdict for verdict, name, *_ in reported}
     assert done.returncode == 1
     assert verdicts.keys().isdisjoint(LEFT_OUT)
     assert {verdicts[name] for name in ("bind", "exec-shell", "exec-state", "write-execute")} == {"MUST FAIL"}

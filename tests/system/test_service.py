@@ -93,7 +93,7 @@ def test_who_may_do_what_on_the_real_bus_with_the_real_polkit(service: Machine) 
     assert service.run(*control).startswith("as 1 ")
     assert "Access denied" in service.refuse(*as_user("joe", *info))
     assert "Access denied" in service.refuse(*as_user("joe", *control))
-    assert "you may not talk to conntrackd" in service.refuse(*as_user("joe", "conntrackctl", "status"))
+    assert "not permitted to talk to conntrackd" in service.refuse(*as_user("joe", "conntrackctl", "status"))
     assert service.run(*as_user("ann", *info)).startswith(STATISTICS)
     refused = service.refuse(*as_user("ann", "busctl", "--allow-interactive-authorization=no", *control[1:]))
     assert re.search("authenticat|authoriz|denied", refused, re.IGNORECASE)
@@ -130,7 +130,9 @@ def test_a_file_of_events_is_rotated_and_no_event_is_lost(service: Machine) -> N
         path = service.root / folder[1:] / name
         text = path.read_text() if path.exists() else ""
         sent = set(map(find_address, range(first, first + 100)))
-        return [each for each in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if each in sent]
+        return [
+            address for address in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if address in sent
+        ]
 
     try:
         service.send(150_000, 100)
@@ -164,7 +166,7 @@ def test_it_listens_in_another_namespace_as_the_manual_says(service: Machine) ->
 
 def _may(machine: Machine, command: tuple[str, ...]) -> bool:
     return (
-        machine.sh(f"{' '.join(repr(each) for each in command)} >/dev/null 2>&1 && echo yes || true") == "yes"
+        machine.sh(f"{' '.join(repr(word) for word in command)} >/dev/null 2>&1 && echo yes || true") == "yes"
     )
 
 
@@ -277,7 +279,7 @@ def test_a_limit_too_small_to_start_is_explained_once_and_not_tried_again(servic
     service.run("systemctl", "reset-failed", SERVICE)
     service.run("systemctl", "restart", SERVICE)
 
-    assert "may not open enough files" in said
+    assert "cannot open enough files" in said
     assert "hint: " in said
     assert "Traceback" not in said
 
@@ -358,16 +360,16 @@ def _list_processes(machine: Machine) -> list[str]:
 def _wait_for_flows(machine: Machine, first: int, count: int, kind: str = "NEW") -> None:
     """Each is told once."""
     sent = set(map(find_address, range(first, first + count)))
-    told: list[str] = []
+    reported: list[str] = []
 
     def all_are_told() -> bool:
-        told[:] = [
-            each["EVENT_DST"] for each in machine.events(f"EVENT_TYPE={kind}") if each["EVENT_DST"] in sent
+        reported[:] = [
+            event["EVENT_DST"] for event in machine.events(f"EVENT_TYPE={kind}") if event["EVENT_DST"] in sent
         ]
-        return len(told) >= count
+        return len(reported) >= count
 
     machine.wait(all_are_told, f"{count} flows")
-    assert sorted(told) == sorted(sent)
+    assert sorted(reported) == sorted(sent)
 
 
 def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
@@ -388,14 +390,14 @@ def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
         assert server.stdin
         assert server.stdout
         assert server.stdout.readline() == "ready\n"
-        sent, told = set(map(find_address, range(first, first + 2000))), set[str]()
+        sent, reported = set(map(find_address, range(first, first + 2000))), set[str]()
 
         def all_are_told() -> bool:
             assert server.stdin
             assert server.stdout
             print(file=server.stdin, flush=True)
-            told.update(re.findall(r"[\d.]+", server.stdout.readline()))
-            return told >= sent
+            reported.update(re.findall(r"[\d.]+", server.stdout.readline()))
+            return reported >= sent
 
         service.wait(all_are_told, "2,000 flows in Loki")
     service.unconfigure()

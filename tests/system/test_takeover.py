@@ -59,7 +59,7 @@ def test_who_says_so_replaces_it_and_its_configuration_stays(
     assert not (machine.root / "etc/conntrackd/replace").exists()  # it counts once
     assert not (machine.root / "usr/sbin/nfct").exists()
     assert "nfct" in machine.refuse("apt-get", "-q", "--yes", "install", "nfct")
-    assert [each for each in OF_THE_OTHER if (machine.root / each).exists()] == []
+    assert [path for path in OF_THE_OTHER if (machine.root / path).exists()] == []
     machine.start()
     assert machine.show("ActiveState") == "active"
     machine.run("apt-get", "-q", "--yes", "purge", "conntrackd")
@@ -86,4 +86,4 @@ def test_one_that_was_removed_leaves_its_configuration(machine: Machine, suite: 
     machine.run("apt-get", "-q", "--yes", "purge", "conntrackd")
 
     assert (machine.root / CONFIGURATION).read_bytes() == configuration
-    assert [each for each in OF_THE_OTHER if (machine.root / each).exists()] == []
+    assert [path for path in OF_THE_OTHER if (machine.root / path).exists()] == []

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conntrackd.filter import reach
+from conntrackd.filter import shadowing
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filter.reach import find_unreachable
+from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.flow import Flow
 from tests.filter import strategies
 
@@ -50,7 +50,7 @@ def parse(*texts: str) -> list[Rule]:
 def test_a_rule_that_earlier_ones_leave_nothing_for_is_found(before: str, rule: str) -> None:
     rules = parse(*before.split(";"), rule)
 
-    assert [each.number for each in find_unreachable(rules)] == [len(rules)]
+    assert [rule.number for rule in list_shadowed(rules)] == [len(rules)]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_rule_that_earlier_ones_leave_nothing_for_is_found(before: str, rule: 
     ],
 )
 def test_a_rule_that_something_is_left_for_is_not_claimed(before: str, rule: str) -> None:
-    assert find_unreachable(parse(before, rule)) == []
+    assert list_shadowed(parse(before, rule)) == []
 
 
 @settings(max_examples=120, deadline=None)
@@ -80,32 +80,32 @@ def test_a_rule_that_something_is_left_for_is_not_claimed(before: str, rule: str
 def test_no_event_is_decided_by_a_rule_that_is_said_never_to_match(
     rules: list[Rule], batch: list[Flow]
 ) -> None:
-    silent = {each.number for each in find_unreachable(rules)}
+    silent = {rule.number for rule in list_shadowed(rules)}
 
     assert silent.isdisjoint({evaluate(rules, flow)[1] for flow in batch})
 
 
 def test_the_warning_says_which_rules_take_everything() -> None:
-    [one] = find_unreachable(parse("drop port 80", "log port 80 and type NEW"))
-    [many] = find_unreachable(parse("drop source port 1", "drop source port 2", "log  source port 1-2"))
+    [one] = list_shadowed(parse("drop port 80", "log port 80 and type NEW"))
+    [many] = list_shadowed(parse("drop source port 1", "drop source port 2", "log  source port 1-2"))
 
     assert str(one.to_warning()).splitlines() == [
-        "rule 2: this rule can never match: rule 1 before it takes everything it could",
+        "rule 2: this rule can never match: rule 1 before it matches everything it could",
         "  log port 80 and type NEW",
         "hint: remove it, or move it up",
     ]
     assert many.by == (1, 2)
-    assert "2 rules before it take everything" in many.to_warning().message
+    assert "2 rules before it match everything" in many.to_warning().message
 
 
 def test_what_is_not_compared_any_more_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "MAX_COMPARISONS", 3)
+    monkeypatch.setattr(shadowing, "MAX_COMPARISONS", 3)
 
-    found = find_unreachable(
+    found = list_shadowed(
         parse(*["drop type NEW and port 80", "drop type NEW"] * 2, "log type NEW and zone 3")
     )
 
-    assert {each.number for each in found} <= {3, 4, 5}
+    assert {rule.number for rule in found} <= {3, 4, 5}
 
 
 def test_thousand_rules_of_addresses_are_compared_without_a_pair_for_each() -> None:
@@ -113,6 +113,6 @@ def test_thousand_rules_of_addresses_are_compared_without_a_pair_for_each() -> N
         *[f"drop destination address 10.{number // 256}.{number % 256}.0/24" for number in range(1000)]
     )
 
-    assert find_unreachable([*rules[:999], *parse("log destination address 10.0.0.0/15")])[0].by == tuple(
+    assert list_shadowed([*rules[:999], *parse("log destination address 10.0.0.0/15")])[0].by == tuple(
         range(1, 513)
     )

@@ -1,7 +1,7 @@
-"""The law: sent = delivered + told as lost + filtered + dropped by named reasons, for each sink.
+"""The law: sent = delivered + reported as lost + filtered + dropped by named reasons, for each sink.
 
-A judge reads what each sink received and holds it against what was sent: each event once (or as often as the
-fault allows), with the fields that were sent, the same in every sink, and nothing that was not sent.
+evaluate() reads what each sink received and compares it with what was sent: each event once (or as often as
+the fault allows), with the fields that were sent, the same in every sink, and nothing that was not sent.
 """
 
 from collections import Counter
@@ -81,7 +81,7 @@ class Verdict:
     died: int
 
 
-def judge(
+def evaluate(
     sent: int,
     tallies: list[Tally],
     *,

@@ -14,10 +14,10 @@ STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class RuleText:
-    """One rule as somebody wrote it; `place` is where (`file:line`, a flag, empty for the rule's number)."""
+    """One rule as somebody wrote it; `origin` is where (`file:line`, a flag, empty for the rule's number)."""
 
     text: str
-    place: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,11 @@ class Mistake:
     end: int
     hint: str = ""
 
-    def to_error(self, text: str, place: str) -> RuleError:
+    def to_error(self, text: str, origin: str) -> RuleError:
         """As it is raised: with the rule and a caret under the words."""
-        return RuleError(self.message, place=place, excerpt=show(text, self.start, self.end), hint=self.hint)
+        return RuleError(
+            self.message, origin=origin, excerpt=show(text, self.start, self.end), hint=self.hint
+        )
 
 
 def show(text: str, start: int, end: int) -> str:

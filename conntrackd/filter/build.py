@@ -1,4 +1,4 @@
-"""Words of a rule -> leaves of the tree. Every value that a person types is checked here and nowhere else."""
+"""Words of a rule -> leaves of the tree, with all semantic checks of what a person typed."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +23,10 @@ from conntrackd.filter.ast import (
     negate,
     sort_prefixes,
 )
-from conntrackd.filter.text import Mistake, suggest
+from conntrackd.filter.diagnostics import Mistake, suggest
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
+from conntrackd.units import SIZE_UNITS
 
 NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
 QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)
@@ -91,15 +92,15 @@ class Builder:
 
     def build_network(self, side: Side, words: list[Word], span: Range) -> Expression:
         names = self._collect(words, lambda word: _parse_name(word, "network", fields.NETWORKS))
-        return NetworkIn(self._find_fields("network", side, span), names, span)
+        return NetworkIn(self._get_fields("network", side, span), names, span)
 
-    def build_place(self, kind: str, side: Side, words: list[Word], span: Range) -> Expression:
+    def build_location(self, kind: str, side: Side, words: list[Word], span: Range) -> Expression:
         """A country or a city."""
         parse = _parse_country if kind == "country" else _parse_city
-        return LocationIn(self._find_fields(kind, side, span), self._collect(words, parse), span)
+        return LocationIn(self._get_fields(kind, side, span), self._collect(words, parse), span)
 
     def build_ports(self, side: Side, ports: list[Range], span: Range) -> Expression:
-        return NumberIn(self._find_fields("port", side, span), tuple(sorted(set(ports))), span)
+        return NumberIn(self._get_fields("port", side, span), tuple(sorted(set(ports))), span)
 
     def build_address(
         self, side: Side, words: list[Word], ports: list[Range] | None, span: Range
@@ -107,18 +108,18 @@ class Builder:
         """Addresses; with ports those of the same side, so that `either` becomes two conditions."""
         prefixes = sort_prefixes(self._collect(words, _parse_prefix))
         if ports is None:
-            return AddressIn(self._find_fields("address", side, span), prefixes, span)
+            return AddressIn(self._get_fields("address", side, span), prefixes, span)
         sides = [side] if side.end is not None else [Side(side.reply, 0), Side(side.reply, 1)]
         return disjoin(
             (
                 conjoin(
                     [
-                        AddressIn(self._find_fields("address", each, span), prefixes, span),
-                        self.build_ports(each, ports, span),
+                        AddressIn(self._get_fields("address", end, span), prefixes, span),
+                        self.build_ports(end, ports, span),
                     ],
                     span,
                 )
-                for each in sides
+                for end in sides
             ),
             span,
         )
@@ -129,7 +130,7 @@ class Builder:
         if field is None:
             self.mistakes.append(Mistake(f"a {kind} has no reply side", *span))
             field = fields.COUNTERS[kind, False]
-        return Compare(field, "=" if operator == "==" else operator, self._take(word, parse, 0), span)
+        return Compare(field, "=" if operator == "==" else operator, self._parse_or(word, parse, 0), span)
 
     def build_icmp_id(self, reply: bool, pairs: list[tuple[Word, Word]], span: Range) -> Expression:
         ranges = self.parse_ranges("ICMP identifier", pairs)
@@ -142,10 +143,10 @@ class Builder:
     def _parse_range(self, kind: str, first: Word, last: Word) -> Range:
         """`80` (first is last) or `80-90`."""
         maximum = RANGED[kind]
-        low = self._take(first, lambda word: _parse_number(word, kind, maximum), 0)
+        low = self._parse_or(first, lambda word: _parse_number(word, kind, maximum), 0)
         high = low
         if last is not first:
-            high = self._take(last, lambda word: _parse_number(word, kind, maximum), maximum)
+            high = self._parse_or(last, lambda word: _parse_number(word, kind, maximum), maximum)
         if low > high:
             message = f"the range {low}-{high} is empty: it ends before it begins"
             self.mistakes.append(Mistake(message, first.start, last.end, f"did you mean {high}-{low}?"))
@@ -173,8 +174,8 @@ class Builder:
         vocabulary = {**fields.STATUSES, fields.UNREPLIED: 0}
         masks = self._look_up(words, "status", vocabulary)
         mask = 0
-        for each in masks:
-            mask |= each
+        for bits in masks:
+            mask |= bits
         unreplied = negate(StatusHas(int(Status.SEEN_REPLY), span), span)
         items: list[Expression] = [StatusHas(mask, span)] if mask else []
         return disjoin([*items, unreplied] if 0 in masks or not mask else items, span)
@@ -184,11 +185,11 @@ class Builder:
         if masks == (0,):
             return conjoin([NatHas(int(Nat.SNAT), span), NatHas(int(Nat.DNAT), span)], span)
         mask = 0
-        for each in masks:  # beside another word BOTH adds nothing: that one is true of it already
-            mask |= each
+        for bits in masks:  # beside another word BOTH adds nothing: that one is true of it already
+            mask |= bits
         return NatHas(mask, span)
 
-    def _find_fields(self, kind: str, side: Side, span: Range) -> tuple[fields.Field, ...]:
+    def _get_fields(self, kind: str, side: Side, span: Range) -> tuple[fields.Field, ...]:
         pair = fields.SIDES.get((kind, side.reply))
         if pair is None:
             self.mistakes.append(Mistake(f"a {kind} has no reply side", *span))
@@ -203,7 +204,7 @@ class Builder:
         values = {value for word in words for value in self._try(word, parse)}
         return tuple(sorted(values))  # type: ignore[type-var]  # numbers, texts, or pairs of these
 
-    def _take(self, word: Word, parse: Callable[[str], T], otherwise: T) -> T:
+    def _parse_or(self, word: Word, parse: Callable[[str], T], otherwise: T) -> T:
         """What the word stands for, or the other value where it is wrong."""
         return next(iter(self._try(word, parse)), otherwise)
 
@@ -232,7 +233,7 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         number = int(word, 16 if word[:2].lower() == "0x" else 10)
         if number <= maximum:
             return number
-    raise Invalid(f"{quote(word)} is no {kind}", f"a number from 0 to {maximum}")
+    raise Invalid(f"{quote(word)} is not a valid {kind}", f"a number from 0 to {maximum}")
 
 
 def _parse_zone(word: str) -> int:
@@ -272,7 +273,7 @@ def _parse_prefix(word: str) -> fields.Prefix:
         interface = ip_interface(word)
     except ValueError:
         raise Invalid(
-            f"{quote(word)} is no address",
+            f"{quote(word)} is not a valid address",
             "IPv4 or IPv6, with or without a prefix length, such as 10.0.0.0/8",
         ) from None
     network = interface.network
@@ -291,7 +292,9 @@ def _parse_country(word: str) -> str:
     is_name = len(word) > 3 or not word.isascii()  # three letters are a code of another table
     if is_name and word.strip() and not any(char.isdigit() for char in word):
         return word.casefold()
-    raise Invalid(f"{quote(word)} is no country", 'two letters of ISO 3166, such as DE, or a name: "Germany"')
+    raise Invalid(
+        f"{quote(word)} is not a valid country", 'two letters of ISO 3166, such as DE, or a name: "Germany"'
+    )
 
 
 def _parse_city(word: str) -> str:
@@ -301,9 +304,7 @@ def _parse_city(word: str) -> str:
 
 
 def _parse_size(word: str) -> int:
-    return _parse_quantity(
-        word, "size", fields.SIZE_UNITS, "a number of bytes, with K, M or G for powers of 1024"
-    )
+    return _parse_quantity(word, "size", SIZE_UNITS, "a number of bytes, with K, M or G for powers of 1024")
 
 
 def _parse_duration(word: str) -> int:
@@ -315,7 +316,7 @@ def _parse_duration(word: str) -> int:
 def _parse_quantity(word: str, kind: str, units: Mapping[str, int], hint: str) -> int:
     match = QUANTITY.fullmatch(word)
     unit = match[2].casefold() if match else ""
-    factor = {"": fields.NO_UNIT[kind], **{name.casefold(): each for name, each in units.items()}}.get(unit)
+    factor = {"": fields.NO_UNIT[kind], **{name.casefold(): size for name, size in units.items()}}.get(unit)
     if match is None or factor is None or int(match[1]) * factor > MAX_COUNTER:
-        raise Invalid(f"{quote(word)} is no {kind}", hint)
+        raise Invalid(f"{quote(word)} is not a valid {kind}", hint)
     return int(match[1]) * factor

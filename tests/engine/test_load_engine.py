@@ -6,21 +6,21 @@ import pytest
 
 from conntrackd import checks
 from conntrackd.checks import Situation, check_engine
-from conntrackd.engine import VARIABLE, find_engine
+from conntrackd.engine import VARIABLE, load_engine
 
 
 def test_the_core_is_found_where_it_is_and_plain_python_where_that_is_asked_for() -> None:
-    assert (find_engine({}).name, find_engine({}).fault) == ("core", "")
-    assert (find_engine({VARIABLE: "plain"}).name, find_engine({VARIABLE: "plain"}).fault) == ("plain", "")
+    assert (load_engine({}).name, load_engine({}).fault) == ("core", "")
+    assert (load_engine({VARIABLE: "plain"}).name, load_engine({VARIABLE: "plain"}).fault) == ("plain", "")
 
 
-def test_a_core_that_cannot_be_loaded_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_core_that_cannot_be_loaded_is_replaced_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("conntrackd.engine.native", "conntrackd.render.steps"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "conntrackd.core._core", None)
     monkeypatch.delattr("conntrackd.core._core", raising=False)
 
-    engine = find_engine({})
+    engine = load_engine({})
     finding = check_engine(Situation(is_tracking=True, buffer=0, engine_fault=engine.fault))
 
     assert engine.name == "plain"

@@ -33,6 +33,18 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_updates(parser: ArgumentParser) -> None:
+    """For a view that is refreshed."""
+    parser.add_argument(
+        "--interval",
+        type=parse_count,
+        default=1,
+        metavar="SECONDS",
+        help="time between two updates (default: 1)",
+    )
+    parser.add_argument("-n", dest="count", type=parse_count, metavar="N", help="exit after N updates")
+
+
 def connect(arguments: Namespace) -> "Client":
     """The daemon, of which nothing is asked yet."""
     from conntrackd.bus.client import Client  # noqa: PLC0415
@@ -41,7 +53,7 @@ def connect(arguments: Namespace) -> "Client":
 
 
 def explain_silence(error: UnavailableError, arguments: Namespace) -> UnavailableError:
-    """An error as it is, or, where there is no daemon, with the reason why."""
+    """The error itself or, if no daemon runs, one with the reason."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
 
     if not isinstance(error, NotRunningError) or arguments.bus_address:
@@ -64,7 +76,7 @@ def print_lines(lines: Sequence[str], *, indent: int = 0) -> None:
 
 def wrap(line: str, indent: int) -> str:
     """On a terminal, in as many lines as it takes."""
-    width = find_width()
+    width = get_width()
     if len(line) <= width:
         return line
     import textwrap  # noqa: PLC0415  # few lines are that long
@@ -73,7 +85,7 @@ def wrap(line: str, indent: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
-def find_width() -> int:
+def get_width() -> int:
     """The terminal's; a pipe has no end."""
     return shutil.get_terminal_size((10_000, 24)).columns
 
@@ -89,7 +101,7 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
     """Columns below their headings; numbers to the right; no wider than the terminal."""
-    limit = width or find_width()
+    limit = width or get_width()
     cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [all(re.fullmatch(NUMBER, cell) for cell in column[1:]) for column in zip(*cells, strict=True)]
@@ -114,12 +126,12 @@ def parse_seconds(text: str) -> int:
     """`10m` -> 600, for argparse. At least 1."""
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if match is None or int(match[1]) == 0:
-        raise ArgumentTypeError(f"{text!r} is no time: a number with s, m, h or d, such as 10m")
+        raise ArgumentTypeError(f"{text!r} is not a valid time: give a number with s, m, h or d, such as 10m")
     return int(match[1]) * UNITS[match[2]]
 
 
 def parse_count(text: str) -> int:
     """A number from 1 that fits into 32 bits, for argparse."""
     if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no number from 1")
+        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)

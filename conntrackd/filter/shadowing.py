@@ -1,6 +1,6 @@
-"""Rules that can never match, because earlier ones take everything they could. Never claims so wrongly.
+"""Shadowed rules: earlier ones match everything that they could. Never reports a rule that can match.
 
-It does not find all of them: that would need the truth of every combination of conditions.
+It does not find all of them: that would take the evaluation of every combination of conditions.
 """
 
 from bisect import bisect_left
@@ -25,13 +25,13 @@ from conntrackd.filter.ast import (
     Rule,
     StatusHas,
     TypeIs,
-    find_span,
+    compute_span,
     merge_ranges,
     push_not_inward,
 )
+from conntrackd.filter.diagnostics import clean
 from conntrackd.filter.fields import Field
 from conntrackd.filter.render import render
-from conntrackd.filter.text import clean
 
 # Pairs of conditions that are compared, 1-4 us each, a long list being as many; all pairs of 1,000 rules
 # would take seconds.
@@ -40,12 +40,12 @@ MAX_COMPARISONS: Final = 50_000
 VALUES: Final = 4
 
 # A list's field, and how many bytes an address of it has (0 for a number).
-Kind = tuple[Field, int]
+ListKey = tuple[Field, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
-    """A rule that can never match. `by` are the rules before it that take all it could, counted from 1."""
+class Shadowed:
+    """A rule that can never match. `by` are the earlier rules that match all it could, counted from 1."""
 
     number: int
     by: tuple[int, ...]
@@ -54,57 +54,61 @@ class Unreachable:
     def to_warning(self) -> RuleError:
         """As it is shown to people."""
         one = len(self.by) == 1
-        takers = f"rule {self.by[0]} before it takes" if one else f"{len(self.by)} rules before it take"
+        shadowing = f"rule {self.by[0]} before it matches" if one else f"{len(self.by)} rules before it match"
         return RuleError(
-            f"this rule can never match: {takers} everything it could",
-            place=self.rule.place or f"rule {self.number}",
+            f"this rule can never match: {shadowing} everything it could",
+            origin=self.rule.origin or f"rule {self.number}",
             excerpt=clean(self.rule.text or render(self.rule)),
             hint="remove it, or move it up",
         )
 
 
-def find_unreachable(rules: Sequence[Rule]) -> list[Unreachable]:
-    """The rules that can never match, as far as it can be told quickly."""
+def list_shadowed(rules: Sequence[Rule]) -> list[Shadowed]:
+    """Rules that can never match, as far as the budget of comparisons finds them."""
     earlier = _Earlier()
     found = []
     for number, rule in enumerate(rules, 1):
         expression = push_not_inward(rule.expression)
-        by = tuple(sorted(earlier.find_takers(expression)))
+        by = tuple(sorted(earlier.list_shadowing(expression)))
         if by:
-            found.append(Unreachable(number, by, rule))
+            found.append(Shadowed(number, by, rule))
         else:
             earlier.add(number, expression)
     return found
 
 
 class _Earlier:
-    """The rules looked at so far, in forms that are quick to compare with."""
+    """The rules seen so far, in forms that are quick to compare with."""
 
     def __init__(self) -> None:
         self._same: dict[Expression, int] = {}
-        self._lists: dict[Kind, _Taken] = {}
+        self._lists: dict[ListKey, _Covered] = {}
         self._others: list[tuple[int, Expression]] = []
         self._budget = Budget(MAX_COMPARISONS)
 
     def add(self, number: int, expression: Expression) -> None:
         self._same.setdefault(expression, number)
         if isinstance(expression, AddressIn | NumberIn):
-            for kind, ranges in _list_ranges(expression):
-                self._lists.setdefault(kind, _Taken(self._budget)).add(number, ranges)
+            for key, ranges in _list_ranges(expression):
+                self._lists.setdefault(key, _Covered(self._budget)).add(number, ranges)
         else:
             self._others.append((number, expression))
 
-    def find_takers(self, expression: Expression) -> set[int]:
-        """Earlier rules, one of which is true wherever this condition is; none when that is not known."""
+    def list_shadowing(self, expression: Expression) -> set[int]:
+        """Earlier rules, one of which is true wherever this condition is; empty when that is not known.
+
+        In this order, the cheapest first: the same expression; each part of an `or` shadowed; a list of an
+        `and` that earlier lists cover together; an earlier rule that the condition implies.
+        """
         if expression in self._same:
             return {self._same[expression]}
         if isinstance(expression, Or):
-            each = [self.find_takers(item) for item in expression.items]
-            return set.union(*each) if all(each) else set()
+            by_item = [self.list_shadowing(item) for item in expression.items]
+            return set.union(*by_item) if all(by_item) else set()
         for part in expression.items if isinstance(expression, And) else (expression,):
-            takers = self._find_list_takers(part)
-            if takers:
-                return takers
+            numbers = self._list_shadowing_lists(part)
+            if numbers:
+                return numbers
         for number, other in self._others:
             if self._budget.is_spent:
                 break
@@ -112,19 +116,19 @@ class _Earlier:
                 return {number}
         return set()
 
-    def _find_list_takers(self, part: Expression) -> set[int]:
-        """Rules of one list each that together hold all of this list."""
-        takers: set[int] = set()
-        for kind, ranges in _list_ranges(part):
-            numbers = self._lists[kind].find(ranges) if kind in self._lists else set()
+    def _list_shadowing_lists(self, part: Expression) -> set[int]:
+        """Rules of one list each that together contain all of this list."""
+        shadowing: set[int] = set()
+        for key, ranges in _list_ranges(part):
+            numbers = self._lists[key].list_covering(ranges) if key in self._lists else set()
             if not numbers:
                 return set()
-            takers |= numbers
-        return takers
+            shadowing |= numbers
+        return shadowing
 
 
-class _Taken:
-    """Which numbers or addresses are taken, each range by the first rule that took all of it or a part.
+class _Covered:
+    """Numbers or addresses that earlier rules match, each range with the first rule that matches it.
 
     Where the budget is spent, what is asked for is not found, and what is added is not noted.
     """
@@ -138,16 +142,16 @@ class _Taken:
         for low, high in ranges:
             if not self._spend(low, high):
                 return
-            for gap_low, gap_high in self._find_gaps(low, high):
-                place = bisect_left(self._starts, gap_low)
-                self._starts.insert(place, gap_low)
-                self._ranges.insert(place, (gap_low, gap_high, number))
+            for gap_low, gap_high in self._list_gaps(low, high):
+                index = bisect_left(self._starts, gap_low)
+                self._starts.insert(index, gap_low)
+                self._ranges.insert(index, (gap_low, gap_high, number))
 
-    def find(self, ranges: Iterable[Range]) -> set[int]:
-        """The rules that took these ranges between them; none when something is left of them."""
+    def list_covering(self, ranges: Iterable[Range]) -> set[int]:
+        """The rules that cover these ranges together; empty when they leave a gap."""
         numbers: set[int] = set()
         for low, high in ranges:
-            if not self._spend(low, high) or self._find_gaps(low, high):
+            if not self._spend(low, high) or self._list_gaps(low, high):
                 return set()
             numbers |= {number for _, _, number in self._overlap(low, high)}
         return numbers
@@ -159,26 +163,28 @@ class _Taken:
     def _overlap(self, low: int, high: int) -> list[tuple[int, int, int]]:
         first = max(0, bisect_left(self._starts, low) - 1)
         last = bisect_left(self._starts, high + 1)
-        return [each for each in self._ranges[first:last] if each[1] >= low]
+        return [row for row in self._ranges[first:last] if row[1] >= low]
 
-    def _find_gaps(self, low: int, high: int) -> list[Range]:
+    def _list_gaps(self, low: int, high: int) -> list[Range]:
         gaps = []
-        for taken_low, taken_high, _ in self._overlap(low, high):
-            if low < taken_low:
-                gaps.append((low, taken_low - 1))
-            low = max(low, taken_high + 1)
+        for covered_low, covered_high, _ in self._overlap(low, high):
+            if low < covered_low:
+                gaps.append((low, covered_low - 1))
+            low = max(low, covered_high + 1)
         return [*gaps, (low, high)] if low <= high else gaps
 
 
-def _list_ranges(expression: Expression) -> Iterator[tuple[Kind, tuple[Range, ...]]]:
-    """What a list holds, for each of its fields, IPv4 and IPv6 apart; nothing for what is no list."""
+def _list_ranges(expression: Expression) -> Iterator[tuple[ListKey, tuple[Range, ...]]]:
+    """What a list holds, for each of its fields, IPv4 and IPv6 apart; nothing for anything else."""
     match expression:
         case NumberIn(fields, ranges):
             for field in fields:
                 yield (field, 0), merge_ranges(ranges)
         case AddressIn(fields, prefixes):
-            for size in {len(each.network) for each in prefixes}:
-                spans = merge_ranges(find_span(each) for each in prefixes if len(each.network) == size)
+            for size in {len(prefix.network) for prefix in prefixes}:
+                spans = merge_ranges(
+                    compute_span(prefix) for prefix in prefixes if len(prefix.network) == size
+                )
                 for field in fields:
                     yield (field, size), spans
 
@@ -231,9 +237,10 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
 def _count_values(*expressions: Expression) -> int:
     """How long the lists are that are compared."""
     return sum(
-        len(each.ranges if isinstance(each, NumberIn) else each.prefixes) * len(each.fields)
-        for each in expressions
-        if isinstance(each, NumberIn | AddressIn)
+        len(expression.ranges if isinstance(expression, NumberIn) else expression.prefixes)
+        * len(expression.fields)
+        for expression in expressions
+        if isinstance(expression, NumberIn | AddressIn)
     )
 
 
@@ -265,8 +272,8 @@ def _covers(wide: Expression, narrow: Expression) -> bool:  # one for each kind 
 def _covers_lists(wide: Expression, narrow: Expression) -> bool:
     holding = dict(_list_ranges(wide))
     return all(
-        any(low <= first and last <= high for low, high in holding.get(kind, ()))
-        for kind, ranges in _list_ranges(narrow)
+        any(low <= first and last <= high for low, high in holding.get(key, ()))
+        for key, ranges in _list_ranges(narrow)
         for first, last in ranges
     )
 
