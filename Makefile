@@ -24,15 +24,16 @@ C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c fuzz/*.[ch] tests/core/*.c
 
 # Those of Debian 12 and 13; the virtual environment has the newest.
 DBUS_FAST := 1.84.0 2.44.0
+PROMETHEUS_CLIENT := 0.16.0 0.21.1
 
-.PHONY: run test test-dbus-fast test-faults report mutations test-system lint dist bench fuzz audit clean \
+.PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
 	run-packages test-packages
 
 run: $(VENV)/run $(CORE)
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
 	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
 
-test: $(VENV)/ready $(CORE) $(VENV)/syslog-ng lint
+test: $(VENV)/ready $(CORE) $(VENV)/syslog-ng $(VENV)/prometheus lint
 	$(PYTHON) -m pytest
 	$(PYTHON) -m pytest --engine plain tests/live/test_daemon.py tests/live/test_resync.py
 
@@ -43,6 +44,14 @@ test-dbus-fast: $(VENV)/ready $(CORE)
 			--target build/dbus-fast-$$version dbus-fast==$$version && echo "dbus-fast $$version" && \
 		PYTHONPATH=$(CURDIR)/build/dbus-fast-$$version $(PYTHON) -m pytest \
 			tests/bus tests/live/test_bus.py tests/live/test_control.py || exit 1; \
+	done
+
+# The metrics with the versions of prometheus_client that Debian has.
+test-prometheus-client: $(VENV)/ready $(CORE)
+	@for version in $(PROMETHEUS_CLIENT); do \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target build/prometheus-client-$$version prometheus-client==$$version && echo "prometheus_client $$version" && \
+		PYTHONPATH=$(CURDIR)/build/prometheus-client-$$version $(PYTHON) -m pytest tests/metrics || exit 1; \
 	done
 
 # The faults that take minutes, which `make test` leaves out; both write their figures into build/faults.json.
@@ -58,13 +67,20 @@ report: $(VENV)/ready
 mutations: $(VENV)/ready $(CORE)
 	$(PYTHON) -m tests.faults.mutations
 
-# Debian lets one syslog server be installed: the tests' second one is unpacked beside it, with the libraries that
-# the system does not have.
+# Servers that the tests run and nobody wants installed, unpacked with the libraries that the system does not have:
+# Debian lets one syslog server be installed, and would start Prometheus.
 $(VENV)/syslog-ng: | $(VENV)/ready
-	@rm -rf $@.new && mkdir -p $@.new/partial && apt-get install -qq -y --no-install-recommends --download-only \
-		-o Debug::NoLocking=1 -o Dir::Cache::archives=$(CURDIR)/$@.new syslog-ng-core >&2 && cd $@.new && \
-		for each in *.deb; do dpkg -x $$each . || exit; rm $$each; done && mv ../$(@F).new ../$(@F) || \
-		{ echo "make: syslog-ng cannot be fetched: its tests are left out" >&2 && test -z "$(CI)"; }
+	$(call unpack,syslog-ng-core)
+
+$(VENV)/prometheus: | $(VENV)/ready
+	$(call unpack,prometheus)
+
+define unpack
+@rm -rf $@.new && mkdir -p $@.new/partial && apt-get install -qq -y --no-install-recommends --download-only \
+	-o Debug::NoLocking=1 -o Dir::Cache::archives=$(CURDIR)/$@.new $(1) >&2 && cd $@.new && \
+	for each in *.deb; do dpkg -x $$each . || exit; rm $$each; done && mv ../$(@F).new ../$(@F) || \
+	{ echo "make: $(@F) cannot be fetched: its tests are left out" >&2 && test -z "$(CI)"; }
+endef
 
 # Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
 # runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it

@@ -16,7 +16,7 @@ CORE = setuptools.Extension(
 
 # Below the prefix. Distributions' packages take them from here, too.
 FILES = {
-    "lib/systemd/system": ["systemd/conntrackd.service"],
+    "lib/systemd/system": ["systemd/conntrackd.service", "systemd/conntrackd-metrics.socket"],
     "lib/sysusers.d": ["systemd/conntrackd.conf"],
     "share/conntrackd": ["contrib/conntrackd.yaml", "contrib/conntrackd.logrotate"],
     "share/dbus-1/system.d": ["dbus/org.conntrackd1.conf"],

@@ -109,10 +109,14 @@ class DaemonControl:
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
         daemon.source.activate(new)
+        metrics = None
         try:
+            metrics = daemon.metrics.prepare(new)
             sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
         except BaseException:
             daemon.source.deactivate(old)
+            if metrics is not None:
+                metrics.close()
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
@@ -128,6 +132,7 @@ class DaemonControl:
         daemon.config = new
         daemon.source.deactivate(new)
         daemon.source.look()
+        daemon.metrics.apply(metrics)
         logs.set_level(new[options.LOG_LEVEL])
         self._put_in_force(rules)
         daemon.configured_filter = rules

@@ -29,8 +29,10 @@ from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
+from conntrackd.metrics.listener import PASSED
+from conntrackd.metrics.service import Metrics
 from conntrackd.netlink.recording import read_batches
-from conntrackd.notify import Notifier, read_watchdog
+from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.sinks import SINKS, SinkKind
@@ -117,6 +119,8 @@ class Daemon:
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
+        self.control = DaemonControl(self)
+        self.metrics = Metrics(self.control)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
         self._over = threading.Event()
@@ -159,16 +163,19 @@ class Daemon:
     async def run(self) -> None:
         """From the first event to the last. Raises what keeps it from starting, or made it stop."""
         self._loop = asyncio.get_running_loop()
-        control = DaemonControl(self)
         # Before anything else is open: its modules are files, too.
-        bus = self._serve_bus(control)
+        bus = self._serve_bus()
         with ExitStack() as stack:
             stack.callback(_close_all, bus)
             if self.config[options.CONNTRACK_REPLAY] is None:
-                self.source.open(stack, self.filter, self.sources.environ)
+                descriptors = take_descriptors(dict(self.sources.environ))
+                passed = descriptors.pop(PASSED, [])
+                self.source.open(stack, self.filter, descriptors)
+                self.metrics.open(self.config, passed)
+                stack.callback(self.metrics.close)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop_by_signal)
-            self._loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
+            self._loop.add_signal_handler(signal.SIGHUP, self.control.reload_soon)
             readers = await self._start_threads(stack)
             self._hear_news(stack)
             self._report_start()
@@ -393,14 +400,14 @@ class Daemon:
             f"{stats.events_accepted_total} logged"
         )
 
-    def _serve_bus(self, control: DaemonControl) -> list[Coroutine[Any, Any, None]]:
+    def _serve_bus(self) -> list[Coroutine[Any, Any, None]]:
         if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
             return []
         # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
         with without("_hashlib"):  # 3 MiB of OpenSSL: dbus-fast's hashes, which nobody asks for, go without
             from conntrackd.bus.service import BusService  # noqa: PLC0415
 
-        return [BusService(control, self.config[options.BUS_ADDRESS]).run()]
+        return [BusService(self.control, self.config[options.BUS_ADDRESS]).run()]
 
     def examine(self) -> list[Finding]:
         """What is wrong, as the doctor says it. Takes up to some seconds: not for the event loop's thread."""

@@ -26,6 +26,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
 from conntrackd.geoip.geofile import MAX_BYTES
+from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats
@@ -75,6 +76,7 @@ def verify(reading: Reading) -> Report:
     for kind in SINKS:
         if kind.enabled(config):
             _verify_sink(report, kind)
+    _verify_metrics(report)
     return report
 
 
@@ -204,6 +206,30 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
                     report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
                 )
             _verify_secrets(report)
+
+
+def _verify_metrics(report: Report) -> None:
+    """The library, the folder of the file, and that the unit binds no port."""
+    config = report.config
+    listen, textfile = config[options.METRICS_LISTEN], config[options.METRICS_TEXTFILE]
+    if listen is None and textfile is None:
+        return
+    try:
+        check_library()
+    except ConfigError as error:
+        option = options.METRICS_TEXTFILE if listen is None else options.METRICS_LISTEN
+        report.fail(option, error.message, error.hint)
+    if textfile is not None and not textfile.parent.is_dir():
+        report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is no directory")
+    elif textfile is not None:
+        _verify_folder(report, options.METRICS_TEXTFILE, textfile.parent)
+    if listen is None or listen.startswith("unix:"):
+        return
+    if config.origin(options.METRICS_LISTEN) == options.METRICS_LISTEN.flag:
+        report.untried.append(f"metrics.listen: whether {listen} can be bound")
+        return
+    message = "cannot be bound by the service, whose unit binds no port"
+    report.warnings.append(config.explain(options.METRICS_LISTEN, message, USE_UNIT))
 
 
 def _verify_writer(report: Report) -> None:

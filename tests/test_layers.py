@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.labels",
+        "config.listen",
         "config.options",
         "config.document",
         "geoip",
@@ -29,7 +30,10 @@ LAYERS = (
     # what happens to events, and who gets their text
     ("engine", "sinks", "tails"),
     # moving parts
-    ("pipeline", "reader", "source", "active_filter", "checks", "verify", "bus", "advice", "progress"),
+    (
+        *("pipeline", "reader", "source", "active_filter", "checks", "verify"),
+        *("bus", "advice", "progress", "metrics"),
+    ),
     # the one that knows all
     ("control", "daemon"),
     # people

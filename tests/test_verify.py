@@ -1,5 +1,6 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,36 @@ def test_a_namespace_that_the_unit_cannot_enter_is_a_warning(check: Check) -> No
 
     assert "NetworkNamespacePath=/proc/1/ns/net" in str(warning)
     assert check(STREAM, conntrack__netns="/proc/1/ns/net").warnings == []
+
+
+def test_an_address_that_the_unit_cannot_bind_is_a_warning(check: Check) -> None:
+    (warning,) = check(f"{STREAM}metrics.listen: 127.0.0.1:9477").warnings
+
+    assert "systemctl enable conntrackd-metrics.socket" in str(warning)
+    assert check(f"{STREAM}metrics.listen: unix:///run/x").warnings == []
+    by_hand = check(STREAM, metrics__listen="127.0.0.1:9477")
+    assert (by_hand.warnings, by_hand.untried) == (
+        [],
+        ["metrics.listen: whether 127.0.0.1:9477 can be bound"],
+    )
+
+
+def test_metrics_need_a_library_and_a_folder(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{STREAM}metrics.textfile: missing/x.prom"
+    assert tell(check(text), tmp_path) == ["conntrackd.yaml:2: metrics.textfile: missing is no directory"]
+
+    (tmp_path / "missing").mkdir()
+    assert tell(check(text), tmp_path) == []
+    monkeypatch.delitem(sys.modules, "conntrackd.metrics.exposition", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
+    (mistake,) = check(text).mistakes
+    assert str(mistake).startswith(
+        f"{tmp_path}/conntrackd.yaml:2: metrics.textfile: metrics need the Python library prometheus_client"
+    )
+    assert "apt install python3-prometheus-client" in mistake.hint
 
 
 def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from conntrackd.cli import report
+from conntrackd.cli import metrics_page, report
 from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE, Option
 from conntrackd.config.values import FLAG
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
@@ -18,6 +18,8 @@ from conntrackd.text import quote, suggest
 
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'
+MARKDOWN_BEGIN: Final = "<!-- generated: begin -->"
+MARKDOWN_END: Final = "<!-- generated: end -->"
 WRITE: Final = "python -m conntrackd.cli.render --write"
 
 
@@ -162,28 +164,31 @@ def render_files(root: Path) -> dict[Path, str]:
     # Late: it knows the parsers, and these know add_flags().
     from conntrackd.cli.completion import render_completions  # noqa: PLC0415
 
-    man = {
+    parts = {
         root / "man/conntrackd.8": render_man_flags(),
+        root / "man/conntrackd-metrics.7": metrics_page.render_man(escape_mdoc),
         root / "man/conntrackd.yaml.5": render_man_settings(),
+        root / "docs/METRICS.md": metrics_page.render_markdown(),
     }
     return {
         root / "contrib/conntrackd.yaml": render_sample(),
         **{root / "contrib/completions" / name: text for name, text in render_completions().items()},
-        **{path: replace_between(path.read_text(), part, path) for path, part in man.items()},
+        **{path: replace_between(path.read_text(), part, path) for path, part in parts.items()},
     }
 
 
 def replace_between(text: str, part: str, path: Path) -> str:
     """The text with everything between its two markers replaced."""
-    head, begin, rest = text.partition(f"{BEGIN}\n")
-    _, end, tail = rest.partition(f"{END}\n")
+    first, last = (MARKDOWN_BEGIN, MARKDOWN_END) if path.suffix == ".md" else (BEGIN, END)
+    head, begin, rest = text.partition(f"{first}\n")
+    _, end, tail = rest.partition(f"{last}\n")
     if not begin or not end:
-        raise DataError(f"has no markers {BEGIN!r} and {END!r}", origin=str(path))
+        raise DataError(f"has no markers {first!r} and {last!r}", origin=str(path))
     return f"{head}{begin}{part}\n{end}{tail}"
 
 
 def list_stale(root: Path) -> list[Path]:
-    """The files that do not agree with OPTIONS."""
+    """The files that do not agree with OPTIONS and METRICS."""
     return [
         path for path, text in render_files(root).items() if not path.exists() or path.read_text() != text
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
 from conntrackd.config.labels import LABELS
+from conntrackd.config.listen import LISTEN, TEXTFILE
 from conntrackd.config.values import (
     BUS,
     EVENTS,
@@ -347,6 +348,20 @@ BUS_ADDRESS = Option[Text](
     "D-Bus address to use instead of the system bus",
     example="unix:path=/run/dbus/system_bus_socket",
     reload=False,
+)
+METRICS_LISTEN = Option[Text](
+    "metrics.listen",
+    LISTEN,
+    None,
+    "Where Prometheus may ask for metrics; systemd's socket where it passes one",
+    example="127.0.0.1:9477",
+)
+METRICS_TEXTFILE = Option[File](
+    "metrics.textfile",
+    TEXTFILE,
+    None,
+    "File for node_exporter's textfile collector, written every 15 seconds",
+    example="/run/conntrackd/conntrackd.prom",
 )
 SHUTDOWN_TIMEOUT = Option(
     "shutdown_timeout",

@@ -105,6 +105,9 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
+    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
+        if config[option] and config[options.CONNTRACK_REPLAY]:
+            yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
     yield from _list_idle_sinks(config)
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):

@@ -175,3 +175,15 @@ CTA_TIMESTAMP_STOP: Final = 2  # ns since the epoch, u64
 # enum ctattr_stats_global
 CTA_STATS_GLOBAL_ENTRIES: Final = 1  # u32
 CTA_STATS_GLOBAL_MAX_ENTRIES: Final = 2  # u32
+
+# enum ctattr_stats_cpu, each a u32 of one CPU; numbers that are not here are of older kernels
+CTA_STATS_FOUND: Final = 2
+CTA_STATS_INVALID: Final = 4
+CTA_STATS_INSERT: Final = 8
+CTA_STATS_INSERT_FAILED: Final = 9
+CTA_STATS_DROP: Final = 10
+CTA_STATS_EARLY_DROP: Final = 11
+CTA_STATS_ERROR: Final = 12
+CTA_STATS_SEARCH_RESTART: Final = 13
+CTA_STATS_CLASH_RESOLVE: Final = 14  # Linux 5.9
+CTA_STATS_CHAIN_TOOLONG: Final = 15  # Linux 5.15

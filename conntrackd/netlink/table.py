@@ -12,14 +12,16 @@ from conntrackd.netlink.constants import (
     CTA_STATS_GLOBAL_MAX_ENTRIES,
     IPCTNL_MSG_CT_GET,
     IPCTNL_MSG_CT_GET_STATS,
+    IPCTNL_MSG_CT_GET_STATS_CPU,
     NFGENMSG_LEN,
     NFNETLINK_V0,
     NFNL_SUBSYS_CTNETLINK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
+    NLMSG_DONE,
     NLMSG_ERROR,
 )
-from conntrackd.netlink.message import HEADER
+from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import open_netlink, read_namespace
 
 if TYPE_CHECKING:
@@ -68,13 +70,23 @@ class ConntrackTable:
         self._request(IPCTNL_MSG_CT_GET_STATS, 0)
         answer = self._receive()
         _raise_error(answer, 0)
-        numbers = {}
-        for offset in range(HEADER.size + NFGENMSG_LEN, len(answer) - NUMBER.size + 1, NUMBER.size):
-            _, kind, number = NUMBER.unpack_from(answer, offset)
-            numbers[kind] = int.from_bytes(number)
+        numbers = _read_numbers(answer)
         if CTA_STATS_GLOBAL_ENTRIES not in numbers:
             raise UnavailableError("the kernel does not report how full the connection table is")
         return TableFill(numbers[CTA_STATS_GLOBAL_ENTRIES], numbers.get(CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
+
+    def read_cpus(self) -> dict[int, dict[int, int]]:
+        """For each CPU its counters by CTA_STATS_*, as `conntrack -S` shows them. They wrap at 2^32."""
+        self._request(IPCTNL_MSG_CT_GET_STATS_CPU, NLM_F_DUMP)
+        cpus: dict[int, dict[int, int]] = {}
+        while True:
+            for message in split(self._receive()):
+                _raise_error(message, 0)
+                if len(message) < HEADER.size or HEADER.unpack_from(message)[1] == NLMSG_DONE:
+                    return cpus
+                # struct nfgenmsg: res_id is the number of the CPU
+                number = int.from_bytes(message[HEADER.size + 2 : HEADER.size + NFGENMSG_LEN])
+                cpus[number] = _read_numbers(message)
 
     def begin(self) -> None:
         """Start to read the table, after an earlier reading has come to its end."""
@@ -103,6 +115,15 @@ class ConntrackTable:
             return self._socket.recv(CHUNK_BYTES)
         except OSError as error:
             raise _explain(error) from error
+
+
+def _read_numbers(message: bytes) -> dict[int, int]:
+    """Attributes that are all numbers of 32 bits, by their type."""
+    numbers = {}
+    for offset in range(HEADER.size + NFGENMSG_LEN, len(message) - NUMBER.size + 1, NUMBER.size):
+        _, kind, number = NUMBER.unpack_from(message, offset)
+        numbers[kind] = int.from_bytes(number)
+    return numbers
 
 
 def _raise_error(message: bytes, offset: int) -> None:

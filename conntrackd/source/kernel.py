@@ -5,7 +5,6 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
@@ -30,7 +29,7 @@ from conntrackd.netlink.shares import (
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import ConntrackTable
 from conntrackd.netlink.tracking import News
-from conntrackd.notify import Notifier, take_descriptors
+from conntrackd.notify import Notifier
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import ReportedDrops
 from conntrackd.resources import has_descriptors, try_descriptors
@@ -82,13 +81,13 @@ class KernelSource:
         self._lost, self._lost_at = 0, -math.inf
         self._release_reported = False
 
-    def open(self, stack: ExitStack, rules: Filter, environ: Mapping[str, str]) -> None:
+    def open(self, stack: ExitStack, rules: Filter, stored: dict[str, list[int]]) -> None:
         """Open the sockets, and have connections tracked if asked for, until the stack is closed.
 
-        Before any thread is started. Raises ConntrackdError.
+        `stored`: what the last process left in systemd's store, by name. Before any thread is started.
+        Raises ConntrackdError.
         """
         config = self._config
-        stored = take_descriptors(dict(environ))
         # What looks for the C library, to enter a namespace, has other words for this.
         try_descriptors(ENTER_DESCRIPTORS)
         with enter(config[options.CONNTRACK_NETNS]):

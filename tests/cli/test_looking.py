@@ -135,7 +135,7 @@ def test_row_44_where_no_daemon_answers_systemd_and_the_journal_are_asked_and_no
 
 def test_what_is_more_than_to_look_is_noted(tmp_path: Path) -> None:
     """Or the tests above would pass whatever a command does."""
-    for name in ("man", "contrib"):
+    for name in ("man", "contrib", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     sample = tmp_path / "contrib/conntrackd.yaml"
     sample.write_text("# stale")

@@ -24,6 +24,7 @@ from conntrackd.cli.verb import HelpFormatter
 from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 from conntrackd.config.read import check_sinks, read_config
 from conntrackd.errors import DataError
+from conntrackd.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,6 +159,16 @@ def test_man_pages_name_every_option() -> None:
     assert variables == [option.variable for option in OPTIONS]
 
 
+def test_every_metric_is_in_both_papers_with_its_help_and_labels() -> None:
+    page = " ".join((ROOT / "man/conntrackd-metrics.7").read_text().split())
+    table = (ROOT / "docs/METRICS.md").read_text()
+
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |\n" in table
+        assert f".It Ic {metric.name} {escape_mdoc(metric.help)} ({metric.type}" in page
+
+
 def test_text_for_man_pages_is_safe() -> None:
     assert escape_mdoc('.a-b\\c"') == "\\&.a\\-b\\ec\\(dq"
 
@@ -174,7 +185,7 @@ def test_a_page_without_markers_is_told() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
-@pytest.mark.parametrize("name", ["conntrackd.8", "conntrackd.yaml.5"])
+@pytest.mark.parametrize("name", ["conntrackd.8", "conntrackd-metrics.7", "conntrackd.yaml.5"])
 def test_man_pages_have_no_fault(name: str) -> None:
     done = subprocess.run(
         ["mandoc", "-Tlint", str(ROOT / "man" / name)], capture_output=True, text=True, check=False

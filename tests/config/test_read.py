@@ -292,8 +292,8 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: valid keys: log, conntrack, filter, filter_file, geoip, sink, bus, shutdown_timeout, "
-            "state_directory, host",
+            "hint: valid keys: log, conntrack, filter, filter_file, geoip, sink, bus, metrics, "
+            "shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
@@ -730,6 +730,10 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
     ("text", "warning"),
     [
         ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
+        (
+            "{conntrack.replay: a, metrics.listen: 'unix:///a'}",
+            "metrics.listen has no effect in a replay",
+        ),
         ("sink.loki.address: http://a", "sink.loki.address has no effect: sink.loki.enable is not set"),
         ("sink.loki: {enable: false, address: http://a}", ""),
         (

@@ -58,6 +58,7 @@ def test_the_payload_is_complete_and_belongs_to_root(package: Path) -> None:
     for path in (
         *("/usr/bin/conntrackd", "/usr/bin/conntrackctl", "/usr/lib/systemd/system/conntrackd.service"),
         *("/usr/lib/sysusers.d/conntrackd.conf", "/etc/conntrackd/conntrackd.yaml"),
+        "/usr/lib/systemd/system/conntrackd-metrics.socket",
         "/usr/share/dbus-1/system.d/org.conntrackd1.conf",
         "/usr/share/polkit-1/actions/org.conntrackd1.policy",
         *(f"/usr/share/bash-completion/completions/{item}" for item in ("conntrackd", "conntrackctl")),

@@ -62,6 +62,7 @@ def test_the_wheel_has_what_a_service_needs(wheel: dict[str, bytes]) -> None:
     assert {f"share/man/man{page[-1]}/{Path(page).name}" for page in list_tree("man")} <= installed
     assert {
         "lib/systemd/system/conntrackd.service",
+        "lib/systemd/system/conntrackd-metrics.socket",
         "lib/sysusers.d/conntrackd.conf",
         "share/dbus-1/system.d/org.conntrackd1.conf",
         "share/polkit-1/actions/org.conntrackd1.policy",

@@ -28,6 +28,11 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
 BUS = ("busctl", "call", "org.conntrackd1", "/org/conntrackd1", "org.conntrackd1.Manager")
 STATISTICS = "a{st}a{sa{st}}at "  # the signature of its answer
 GAP = 3000
+METRICS = "conntrackd-metrics.socket"
+SCRAPE = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:9477/metrics", timeout=10).read().decode())
+"""
 MANY = 60_000  # less than the journal's queue holds: journald may be slower than the kernel
 
 
@@ -330,6 +335,50 @@ def test_its_own_lines_have_its_name_and_its_files_are_for_the_group(service: Ma
     assert names == {"conntrackd"}
     assert "psched" not in own
     assert service.show("UMask") == "0027"
+
+
+def test_metrics_come_by_a_socket_that_systemd_passes(service: Machine) -> None:
+    told = service.refuse("sh", "-c", "conntrackd check --metrics.listen 127.0.0.1:9477 --sink.stream.enable")
+    assert "hint: apt install python3-prometheus-client" in told
+    service.install("python3-prometheus-client")
+    service.configure("metrics.textfile: /run/conntrackd/conntrackd.prom\n")
+    service.run("systemctl", "enable", METRICS)
+    service.run("systemctl", "restart", SERVICE)
+    try:
+        first = 118_000
+        service.send(first, 1000)
+        _wait_for_flows(service, first, 1000)
+        page = service.python("-c", SCRAPE)
+        assert "\nconntrackd_healthy 1.0\n" in page
+        assert '\nconntrackd_sink_state{sink="journal",state="ok"} 1.0\n' in page
+        received = re.search(r"(?m)^conntrackd_events_received_total (\S+)$", page)
+        entries = re.search(r"(?m)^conntrackd_table_entries (\S+)$", page)
+        assert received is not None
+        assert entries is not None
+        assert min(float(received[1]), float(entries[1])) >= 1000
+        assert re.search(r'(?m)^conntrackd_kernel_insert_failed_total{cpu="0"} ', page)
+        file = "/run/conntrackd/conntrackd.prom"
+        service.wait(lambda: "healthy 1.0" in service.sh(f"cat {file} || true"), "the file")
+        assert service.run("stat", "-c", "%a %U", file) == "644 conntrackd"
+
+        # A scrape does not start again what somebody has stopped.
+        service.run("systemctl", "stop", SERVICE)
+        assert service.refuse("systemctl", "is-active", METRICS) == "inactive"
+        service.run("systemctl", "start", SERVICE)
+        assert "\nconntrackd_healthy 1.0\n" in service.python("-c", SCRAPE)
+        # Nor is it gone after a crash.
+        process = service.show("MainPID")
+        service.run("systemctl", "kill", "-s", "KILL", SERVICE)
+        service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
+        service.wait(lambda: service.show("ActiveState") == "active", "the start")
+        assert "\nconntrackd_healthy 1.0\n" in service.python("-c", SCRAPE)
+        assert "healthy" in service.run("conntrackctl", "status")
+    finally:
+        service.unconfigure()
+        service.run("systemctl", "disable", METRICS)
+        service.run("systemctl", "stop", SERVICE)
+        service.run("systemctl", "start", SERVICE)
+    assert service.refuse("systemctl", "is-active", METRICS) == "inactive"
 
 
 def test_the_table_is_read_and_guarded_in_the_sandbox(service: Machine) -> None:

@@ -1,0 +1,52 @@
+"""State -> the text that Prometheus reads, by python3-prometheus-client; its import costs 5 MB.
+
+Its registry is one of ours with nothing in it but the daemon: no collectors of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from conntrackd.metrics.table import METRICS, State
+
+# Of every version of the library: what it chooses itself differs, and newer ones repeat what the client sent.
+TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+GENERATORS: Final[dict[str, Callable[[CollectorRegistry], bytes]]] = {
+    TEXT: generate_latest,
+    OPENMETRICS: generate_openmetrics,
+}
+
+
+class _StateCollector(Collector):
+    """The metrics of one state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def describe(self) -> Iterator[Family]:
+        """Nothing: names cannot clash where there is one collector."""
+        yield from ()
+
+    def collect(self) -> Iterator[Family]:
+        for metric in METRICS:
+            family: CounterMetricFamily | GaugeMetricFamily
+            if metric.type == "counter":
+                family = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+            else:
+                family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for labels, value in metric.read(self._state):
+                family.add_metric(labels, value)
+            yield family
+
+
+def render(state: State, content_type: str = TEXT) -> bytes:
+    """In one of the formats of GENERATORS."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_StateCollector(state))
+    return GENERATORS[content_type](registry)
