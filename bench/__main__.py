@@ -36,7 +36,7 @@ NAMES: Final = [*ROWS, LATENCY, BACKLOG, MEMORY, SOAK, FLOOD, PARTS]
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
 MEMORY_ROWS: Final = ("file", "sinks-udp")
 # Of the core's own, what walks over an event and writes it, and a clock.
-CORE_FILES: Final = ("event", "fields", "receive", "render", "template", "text")
+CORE_FILES: Final = ("community", "event", "fields", "receive", "render", "sha1", "template", "text")
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk
 PARTS_FLOWS: Final = 9000
 

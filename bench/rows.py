@@ -20,7 +20,7 @@ from conntrackd.render.steps import write_steps
 BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.
 ONE_CLIENT: Final = "10.1.1.44"
-NEW: Final = 1
+NEW, DESTROY = 1, 4
 RATES: Final = {"": 0, "-1k": 1_000, "-10k": 10_000, "-40k": 40_000, "-60k": 60_000}
 GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
 # At 40,000 events/s one core has the time for all four sinks.
@@ -128,6 +128,20 @@ def _list_variants(scratch: Path) -> Rows:
         "filter-core",
         _daemon("the same filter, not in the kernel", {**one_client, **not_in_kernel}),
     )
+    named = _daemon(
+        "conntrackd, JSON to a file, with Community IDs",
+        {"CONNTRACKD_COMMUNITY_ID_ENABLE": "true"},
+        scratch / "community-id",
+    )
+    yield "community-id", replace(named, other="file")
+    # Without the kernel's timestamps: beginnings are remembered. It has a line for each DESTROY.
+    flows = _daemon(
+        "conntrackd, a record for each flow, JSON to a file",
+        {"CONNTRACKD_CONNTRACK_RECORDS": "flows"},
+        scratch / "flows",
+        DESTROY,
+    )
+    yield "flows", replace(flows, floor="")
     for end in ("", "-60k"):
         rate = RATES[end]
         asked = _daemon(

@@ -11,11 +11,12 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
-from conntrackd.filter.kernel import compile_kernel
+from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
+from conntrackd.records import Records, find_records, find_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Filter:
     instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
+    records: Records
+    """What becomes of what they keep."""
 
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
@@ -40,8 +43,8 @@ class Filter:
 
     def explain(self, config: Config) -> str:
         """What became of the rules, for people."""
-        protocols, events = config[options.CONNTRACK_PROTOCOLS], config[options.CONNTRACK_EVENTS]
-        return explain_rules(self.parsed, protocols, events)
+        protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
+        return explain_rules(self.parsed, protocols, events, remembers=self.records.remembered > 0)
 
 
 def compile_filter(
@@ -51,11 +54,12 @@ def compile_filter(
 
     `readers` is the number of those that run: another one in the settings waits for a restart.
     """
-    rules = parse_rules(texts)
-    protocols, events = config[options.CONNTRACK_PROTOCOLS], int(config[options.CONNTRACK_EVENTS])
-    groups, program = events, None
+    rules, records = parse_rules(texts), find_records(config)
+    protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
+    remembers = records.remembered > 0
+    groups, program = events | (REMEMBERED if remembers else 0), None
     if config[options.CONNTRACK_KERNEL_FILTER]:
-        kernel = compile_kernel(rules, protocols=protocols, events=events)
+        kernel = compile_kernel(rules, protocols=protocols, events=events, remembers=remembers)
         groups, program = kernel.groups, kernel.program
     return Filter(
         rules=tuple(render(rule) for rule in rules),
@@ -66,6 +70,7 @@ def compile_filter(
         instructions=0 if program is None else len(program),
         warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
+        records=records,
     )
 
 
@@ -73,9 +78,10 @@ def make_scope(config: Config) -> EventScope:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
     return EventScope(
-        int(config[options.CONNTRACK_EVENTS]),
+        find_types(config),
         config[options.CONNTRACK_PROTOCOLS],
         bool(config[options.GEOIP_DATABASE]),
+        config[options.CONNTRACK_RECORDS] == "flows",
         has_table,
     )
 
@@ -102,6 +108,6 @@ def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, 
     if events is not None:
         events.join(new.groups & ~old.groups)
         events.attach(new.program)
-    pipeline.tables = new.tables
+    pipeline.tables, pipeline.records = new.tables, new.records
     if events is not None:
         events.leave(old.groups & ~new.groups)

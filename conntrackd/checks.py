@@ -188,7 +188,9 @@ def check_settings(root: Path, config: Config) -> Iterator[Finding]:
         yield Finding(OK, "events", "the kernel sends events")
     for name, lack in (("acct", "packets and bytes"), ("timestamp", "start, stop and duration")):
         if read_number(root / SYSCTL / f"nf_conntrack_{name}") == 0:
-            yield _advise(NOTE, name, f"events come without {lack}", f"nf_conntrack_{name}", 1, config)
+            is_missed = config[options.CONNTRACK_RECORDS] != "events"
+            level, what = (WARNING, "FLOW records") if is_missed else (NOTE, "events")
+            yield _advise(level, name, f"{what} come without {lack}", f"nf_conntrack_{name}", 1, config)
         else:
             yield Finding(OK, name, f"nf_conntrack_{name} is on")
 

@@ -32,6 +32,7 @@ from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import Protocol
+from conntrackd.records import find_community_seed
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -137,6 +138,7 @@ class DaemonControl:
         self._put_in_force(rules)
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
+        daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
         await self._apply_sinks(sinks)
         warnings = [*map(str, new.warnings), *rules.warnings]
@@ -352,7 +354,7 @@ class DaemonControl:
 
     def statistics(self) -> Statistics:
         daemon = self._daemon
-        with daemon.pipeline.lock:  # received = malformed + filtered + accepted, and accepted = taken
+        with daemon.pipeline.lock:  # what stats.py says of their sums holds then
             counters = _to_counters(daemon.stats)
             sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):

@@ -35,6 +35,7 @@ from conntrackd.netlink.recording import read_batches
 from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
+from conntrackd.records import find_community_seed
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.source.kernel import KernelSource
 from conntrackd.source.state_directory import StateDirectory
@@ -116,6 +117,8 @@ class Daemon:
             self.stats,
         )
         self.pipeline.on_lost = self._note_lost
+        self.pipeline.records = self.filter.records
+        self.pipeline.community_seed = find_community_seed(self.config)
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []

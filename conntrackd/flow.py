@@ -15,13 +15,15 @@ NANO: Final = 1_000_000_000
 class EventType(IntFlag):
     """What happened to the flow; the values are bits, so that sets of them are integers too.
 
-    SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py).
+    SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py). Nor is FLOW: a
+    DESTROY that stands for the whole flow (records.py), and has its bit for every test of the type.
     """
 
     NEW = 1
     UPDATE = 2
     DESTROY = 4
     SNAPSHOT = 8
+    FLOW = 16 | DESTROY
 
 
 class Protocol(IntEnum):
@@ -140,6 +142,8 @@ class Flow:
     reply_bytes: int = ABSENT
     start: int = 0
     stop: int = 0
+    first_seen: int = 0
+    """Time of the flow's NEW, where the kernel does not say when it began."""
     src_location: Location | None = None
     dst_location: Location | None = None
     icmp_id: int = ABSENT
@@ -168,6 +172,13 @@ def compute_nat(flow: Flow) -> int:
     if flow.reply_src != flow.dst or flow.reply_sport != flow.dport:
         nat |= 2
     return nat
+
+
+def find_duration(flow: Flow) -> int | None:
+    """Nanoseconds, negative where the clock was set back; None where nobody knows."""
+    if flow.start and flow.stop:
+        return flow.stop - flow.start
+    return flow.time - flow.first_seen if flow.first_seen else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.reader import Reader
+from conntrackd.records import Records
 from conntrackd.source.resync import Resync
 from conntrackd.source.table_guard import Guard
 from conntrackd.stats import Stats
@@ -52,6 +53,10 @@ class Pipeline:
         self.keeps_socket = False
         self.resync: Resync | None = None
         self.guard: Guard | None = None
+        self.records = Records()
+        """What is written of what the rules keep."""
+        self.community_seed: int | None = None
+        """Of the field `community_id`, which no event has without one."""
         self._geoip = geoip
         self.generation = 0
         """Changes with the databases."""
@@ -105,7 +110,9 @@ class Pipeline:
         for event_type, protocol, events in kinds:
             stats.events_accepted_total += events
             self.protocols[protocol] += events
-            if event_type == EventType.NEW:
+            if event_type == EventType.FLOW:
+                stats.flows_total += events
+            elif event_type == EventType.NEW:
                 stats.events_new_total += events
             elif event_type == EventType.UPDATE:
                 stats.events_update_total += events

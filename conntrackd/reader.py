@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Received, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Received, Selection
 from conntrackd.flow import ABSENT, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
+from conntrackd.records import Records
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.source.resync import Resync
@@ -66,10 +67,12 @@ class Reader:
         self.batch = pipeline.engine.open_batch()
         self._pipeline = pipeline
         self._number = number
-        self._templates: dict[Template, Any] = {}
+        self._templates: dict[tuple[Template, int | None], Any] = {}
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
+        self._records = Records()
+        self._flows: Flows | None = None
 
     def listen(self, events: EventSocket, reported: ReportedDrops | None = None) -> None:
         """Process what the kernel sends until the pipeline stops. Raises OSError when the socket is gone.
@@ -134,7 +137,13 @@ class Reader:
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
+        records, forgotten = self._find_records(), 0
+        if self._flows is not None:  # before the rules ask how long a flow lasted
+            forgotten = self._flows.note(batch)
         kept = self._decide(batch)
+        ended = batch.of_types(kept, EventType.DESTROY) if records.of_flows else b""
+        if ended and not records.of_events:
+            batch.set_type(ended, EventType.FLOW)
         rendered, wanted = self._render_all(batch, kept), self._render_tails(batch, kept)
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
@@ -143,11 +152,31 @@ class Reader:
             stats.events_forged_total += forged
             stats.events_malformed_total += malformed
             stats.events_filtered_total += len(batch) - count
+            stats.flows_forgotten_total += forgotten
             if pipeline.resync is not None:
                 pipeline.resync.note(batch, kept)
             if count:
                 pipeline.count(batch.tally(kept))
                 self._hand_on(batch, kept, rendered, wanted)
+        if ended and records.of_events:
+            self._hand_on_flows(batch, ended)
+
+    def _find_records(self) -> Records:
+        """What is to be written now. What is remembered of flows is this reader's share of them."""
+        pipeline = self._pipeline
+        if self._records != pipeline.records:
+            self._records = pipeline.records
+            most = math.ceil(self._records.remembered / len(pipeline.readers))
+            self._flows = pipeline.engine.open_flows(most) if most else None
+        return self._records
+
+    def _hand_on_flows(self, batch: EventBatch, ended: Selection) -> None:
+        """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""
+        batch.set_type(ended, EventType.FLOW)
+        rendered, wanted = self._render_all(batch, ended), self._render_tails(batch, ended)
+        with self._pipeline.lock:
+            self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES
+            self._hand_on(batch, ended, rendered, wanted)
 
     def _decide(self, batch: EventBatch) -> Selection:
         """What the rules keep, with its locations."""
@@ -183,12 +212,12 @@ class Reader:
         return found
 
     def _render(self, batch: EventBatch, template: Template, selection: Selection) -> Rendered:
-        engine = self._pipeline.engine
-        compiled = self._templates.get(template)
+        engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
+        compiled = self._templates.get(wanted)
         if compiled is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
-            compiled = self._templates[template] = engine.compile_template(template)
+            compiled = self._templates[wanted] = engine.compile_template(*wanted)
         return engine.render(batch, compiled, selection, self._locations)
 
     def _hand_on(

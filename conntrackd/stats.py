@@ -15,7 +15,11 @@ def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field 
 
 @dataclass(slots=True)
 class Stats:
-    """What happened between the kernel and the outboxes. Written by the readers."""
+    """What happened between the kernel and the outboxes. Written by the readers.
+
+    At every moment of events: received = malformed + filtered + accepted; and of records: what an outbox has
+    taken since the start = new + update + destroy + flows + snapshot.
+    """
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
     events_lost_total: int = _counter("events", "Events the kernel had no room for in the socket's buffer")
@@ -26,6 +30,10 @@ class Stats:
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
     events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
+    flows_total: int = _counter("flows", "Flows handed to the sinks as FLOW records (conntrack.records)")
+    flows_forgotten_total: int = _counter(
+        "flows", "Flows whose beginning was forgotten for want of room (conntrack.flows_max)"
+    )
     events_snapshot_total: int = _counter(
         "flows", "Flows of the connection table handed to the sinks as SNAPSHOT, beside the events"
     )

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define KIT_FLOWS 2000 /* enough that the table grows, few enough that some are forgotten */
+
 static void require(bool holds)
 {
 	if (!holds)
@@ -75,7 +77,8 @@ void open_kit(struct kit *kit, const char *path)
 	at = kit->messages + kit->message_bytes;
 	for (size_t index = 0; index < kit->template_count; index++)
 		open_one(&kit->templates[index], &at);
-	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids));
+	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids) &&
+		open_flows(&kit->flows, KIT_FLOWS, 1));
 }
 
 void close_kit(struct kit *kit)
@@ -85,6 +88,7 @@ void close_kit(struct kit *kit)
 	close_table(kit->table);
 	close_locations(&kit->locations);
 	close_ids(&kit->ids);
+	close_flows(&kit->flows);
 	close_output(&kit->output);
 	free(kit->bytes);
 }
@@ -150,7 +154,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 {
 	struct event events[KIT_EVENTS];
 	uint16_t kept[KIT_EVENTS];
-	size_t count = read_events(datagram, length, length & 1, events), kept_count;
+	size_t count = read_events(datagram, length, length & 1, events), kept_count, forgotten = 0;
 	bool is_new;
 
 	for (size_t index = 0; index < count; index++)
@@ -166,6 +170,11 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		if (events[index].id % 3 == 0)
 			remove_id(&kit->ids, events[index].id);
 		require(has_id(&kit->ids, events[index].id) == (events[index].id % 3 != 0));
+	}
+	for (size_t index = 0; index < count; index++) {
+		require(note_event(&kit->flows, &events[index], &forgotten) && kit->flows.used <= KIT_FLOWS);
+		if (events[index].type == TYPE_DESTROY && events[index].id % 2)
+			set_type(&events[index], TYPE_FLOW);
 	}
 	for (size_t index = 0; index < kit->template_count; index++)
 		render_checked(&kit->templates[index], events, count, &kit->output);

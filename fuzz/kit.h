@@ -3,6 +3,7 @@
 #define CONNTRACKD_FUZZ_KIT_H
 
 #include "decide.h"
+#include "flows.h"
 #include "ids.h"
 #include "locate.h"
 #include "render.h"
@@ -16,6 +17,7 @@ struct kit {
 	size_t template_count;
 	struct locations locations;
 	struct ids ids;
+	struct flows flows;
 	struct output output;
 	uint8_t *bytes; /* of the file */
 	const uint8_t *messages; /* events that go through what is fuzzed itself */

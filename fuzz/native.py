@@ -55,6 +55,7 @@ TEMPLATES: Final = (
     loki.TEMPLATE,
     *(syslog.make_template(form, "daemon", "gw1", 42) for form in ("rfc5424", "rfc3164", "cee")),
 )
+SEED: Final = 7  # of the Community ID
 LABELS: Final = {0: "a", 7: "label", 127: "the last"}
 
 
@@ -109,7 +110,7 @@ def make_kit() -> bytes:
     messages = b"".join(_choose_messages())
     parts = [struct.pack("=3I", len(program), len(TEMPLATES), len(messages)), program, messages]
     for template in TEMPLATES:
-        written = write_steps(template, LABELS)
+        written = write_steps(template, LABELS, SEED)
         parts += [struct.pack("=4I", *map(len, written), template.by_stream), *written]
     return b"".join(parts)
 

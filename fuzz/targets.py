@@ -123,7 +123,7 @@ def render_all(engine: Engine, data: bytes) -> tuple[tuple[int, int, int], list[
     if not kept:
         return loaded, []
     return loaded, [
-        engine.render(batch, engine.compile_template(template), kept, locations) for template in TEMPLATES
+        engine.render(batch, engine.compile_template(template, 7), kept, locations) for template in TEMPLATES
     ]
 
 

@@ -14,6 +14,7 @@ from conntrackd.config.read import Config, read_config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.kernel import REMEMBERS
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets
@@ -50,6 +51,43 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
     some = make(read(CONNTRACK_KERNEL_FILTER="no", CONNTRACK_EVENTS="new,destroy"), "drop any")
 
     assert (some.groups, some.program) == (EventType.NEW | EventType.DESTROY, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "timestamp", "groups", "has_program"),
+    [
+        ({"RECORDS": "flows"}, 1, EventType.DESTROY, True),
+        ({"RECORDS": "flows"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "flows", "FLOWS_MAX": "0"}, 0, EventType.DESTROY, True),
+        ({"RECORDS": "flows", "PROTOCOLS": "all"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 0, EventType.NEW | EventType.DESTROY, False),
+        ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 1, EventType.DESTROY, False),
+        ({"RECORDS": "both", "EVENTS": "destroy"}, 0, EventType.NEW | EventType.DESTROY, True),
+        ({"RECORDS": "both"}, 1, ALL, True),
+        ({"EVENTS": "destroy"}, 0, EventType.DESTROY, True),
+    ],
+)
+def test_the_kernel_is_asked_for_what_flows_are_written_from(
+    settings: dict[str, str],
+    timestamp: int,
+    groups: int,
+    has_program: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conntrackd.records.tracking.read_setting", {"nf_conntrack_timestamp": timestamp}.get)
+    config = read(**{f"CONNTRACK_{name}": value for name, value in settings.items()})
+    some = make(config, "drop destination port 53")
+
+    assert (some.groups, some.program is not None) == (groups, has_program)
+    assert (some.records.remembered > 0) == (groups & EventType.NEW > 0 and groups != ALL)
+    assert (REMEMBERS in some.explain(config)) == (some.records.remembered > 0)
+
+
+def test_a_rule_about_a_type_that_no_flow_is_written_from_is_in_vain() -> None:
+    (warning,) = make(read(CONNTRACK_RECORDS="flows"), "drop type NEW").warnings
+
+    assert "can never match" in warning
+    assert "conntrack.records: flows" in warning
 
 
 def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:

@@ -87,6 +87,21 @@ def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
     assert list_trouble(examine(configure(sink__stream__enable="true"), GOOD, root=root)) == [trouble]
 
 
+@pytest.mark.parametrize("name", ["acct", "timestamp"])
+@pytest.mark.parametrize(
+    ("records", "severity"), [("events", "note"), ("flows", "warning"), ("both", "warning")]
+)
+def test_whoever_asks_for_flows_is_advised_to_have_them_counted_and_timed(
+    name: str, records: str, severity: str, root: Path
+) -> None:
+    write(root, f"proc/sys/net/netfilter/nf_conntrack_{name}", 0)
+    config = configure(sink__stream__enable="true", conntrack__records=records)
+
+    assert list_trouble(examine(config, GOOD, root=root)) == [
+        (severity, name, keep(f"nf_conntrack_{name}", 1))
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -31,7 +31,7 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        *("pipeline", "reader", "source", "active_filter", "checks", "verify"),
+        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
         *("bus", "advice", "progress", "metrics"),
     ),
     # the one that knows all
@@ -40,7 +40,22 @@ LAYERS = (
     ("cli", "__main__"),
 )
 # What does the work in C, and what binds it to Python.
-PLAIN_C = ("decide", "event", "fields", "ids", "locate", "receive", "render", "send", "table", "text")
+PLAIN_C = (
+    *(
+        "community",
+        "decide",
+        "event",
+        "fields",
+        "flows",
+        "ids",
+        "locate",
+        "receive",
+        "render",
+        "send",
+        "sha1",
+    ),
+    *("table", "template", "text"),
+)
 
 
 def find_layer(module: str) -> int:

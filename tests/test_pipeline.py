@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator, Sequence
+from json import loads
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,9 +10,9 @@ import pytest
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
-from conntrackd.engine import Engine
+from conntrackd.engine import ALL_EVENTS, Engine
 from conntrackd.filter.ast import Rule
-from conntrackd.flow import Flow, Location
+from conntrackd.flow import EventType, Flow, Location
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
@@ -23,6 +24,7 @@ from conntrackd.reader import (
     LONG_GATHER_US,
     PATIENCE_MS,
 )
+from conntrackd.records import Records
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.journal import JournalSink
@@ -35,7 +37,7 @@ from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
-from tests.sinks.flows import make_flow, make_flows
+from tests.sinks.flows import BASE, make_flow, make_flows
 
 BERLIN = Location(city="Berlin", country="DE")
 
@@ -52,10 +54,11 @@ def make_pipeline(
     rules: Sequence[Rule] = (),
     geoip: object = None,
     stats: Stats | None = None,
+    events: int = ALL_EVENTS,
 ) -> Pipeline:
     return Pipeline(
         engine,
-        [engine.compile_table(rules)],
+        [engine.compile_table(rules, None, events)],
         cast(GeoIP | None, geoip),
         cast(list[Outbox], outboxes),
         Tails(),
@@ -255,3 +258,110 @@ def test_a_table_is_not_decided_before_each_reader_has_read_what_may_tell_of_its
         pipeline.readers[0]._read_table(cast(Resync, resync))
 
     assert steps == [True]  # the last one, and nobody hands anything on meanwhile
+
+
+# -- records
+
+
+TALK = [
+    *(make_flow(number, EventType.NEW, time=BASE + number) for number in (1, 2, 3)),
+    make_flow(1, EventType.UPDATE, time=BASE + 4),
+    *(make_flow(number, EventType.DESTROY, time=BASE + number * 10**9) for number in (1, 2)),
+]
+
+
+def list_records(outbox: Gathering) -> list[tuple[str, int, int]]:
+    """Type, flow, and in what nanosecond of a second it was seen first, 0 for none."""
+    lines = b"".join(part.text for part in outbox.given).splitlines()
+    records = [loads(line) for line in lines]
+    fractions = [record.get("first_seen", f".{0:09}").partition(".")[2][:9] for record in records]
+    return [
+        (record["type"], record["flow"], int(fraction))
+        for record, fraction in zip(records, fractions, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("remembered", [0, 10])
+def test_flows_are_written_when_they_end_and_nothing_else(engine: Engine, remembered: int) -> None:
+    outbox, stats = Gathering(), Stats()
+    pipeline = make_pipeline(engine, [outbox], stats=stats, events=EventType.DESTROY)
+    pipeline.records = Records(of_events=False, of_flows=True, remembered=remembered)
+    replay(pipeline, TALK)
+
+    assert list_records(outbox) == [("FLOW", flow, flow if remembered else 0) for flow in (1, 2)]
+    assert_sums_hold(stats, taken=2)
+    assert (stats.events_filtered_total, stats.flows_total, stats.events_destroy_total) == (4, 2, 0)
+
+
+def test_both_are_written_each_flow_behind_its_destroy(engine: Engine) -> None:
+    outbox, stats = Gathering(), Stats()
+    pipeline = make_pipeline(engine, [outbox], parse("drop source address 10.0.0.2"), stats=stats)
+    pipeline.records = Records(of_flows=True, remembered=10)
+    replay(pipeline, TALK)
+
+    events = [("NEW", 1, 0), ("NEW", 3, 0), ("UPDATE", 1, 0), ("DESTROY", 1, 1)]
+    assert list_records(outbox) == [*events, ("FLOW", 1, 1)]
+    assert_sums_hold(stats, taken=5)
+    assert (stats.events_accepted_total, stats.flows_total) == (4, 1)
+
+
+class Filling(Gathering):
+    """Its room does not come back."""
+
+    def put(self, rendered: Rendered) -> None:
+        super().put(rendered)
+        self.room -= rendered.events
+
+
+def test_what_an_outbox_has_no_room_for_is_counted_of_both_kinds(engine: Engine) -> None:
+    outbox, stats = Filling(5), Stats()
+    pipeline = make_pipeline(engine, [outbox], stats=stats)
+    pipeline.records = Records(of_flows=True)
+    replay(pipeline, TALK)
+
+    first, second = BASE + 10**9, BASE + 2 * 10**9
+    assert outbox.dropped == [(1, second, second), (2, first, second)]
+    assert_sums_hold(stats, taken=5 + 3)
+
+
+def assert_sums_hold(stats: Stats, taken: int) -> None:
+    """As stats.py says, for an outbox that has taken so many records, those among them that it dropped."""
+    assert stats.events_received_total == (
+        stats.events_malformed_total + stats.events_filtered_total + stats.events_accepted_total
+    )
+    events = stats.events_new_total + stats.events_update_total + stats.events_destroy_total
+    assert taken == events + stats.events_snapshot_total + stats.flows_total
+
+
+def test_flows_that_did_not_fit_are_counted_and_written_without_their_beginning(engine: Engine) -> None:
+    outbox, stats = Gathering(), Stats()
+    pipeline = make_pipeline(engine, [outbox], stats=stats, events=EventType.DESTROY)
+    pipeline.records = Records(of_events=False, of_flows=True, remembered=1)
+    replay(pipeline, TALK)
+
+    assert list_records(outbox) == [("FLOW", 1, 0), ("FLOW", 2, 0)]
+    assert stats.flows_forgotten_total == 2
+
+
+def test_what_is_remembered_outlives_a_change_of_the_rules(engine: Engine) -> None:
+    outbox = Gathering()
+    pipeline = make_pipeline(engine, [outbox], parse("drop type NEW,UPDATE"))
+    pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
+    replay(pipeline, TALK[:4])
+    pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
+    pipeline.tables = (engine.compile_table(parse("drop source address 10.0.0.2")),)
+    replay(pipeline, TALK[4:])
+
+    assert list_records(outbox) == [("FLOW", 1, 1)]
+
+
+def test_the_community_id_comes_and_goes_with_its_setting(engine: Engine) -> None:
+    outbox = Gathering()
+    pipeline = make_pipeline(engine, [outbox])
+    for seed in (None, 0, 1, None):
+        pipeline.community_seed = seed
+        replay(pipeline, make_flows(1))
+
+    found = [part.text.partition(b'"community_id":"1:')[2] for part in outbox.given]
+    assert [bool(text) for text in found] == [False, True, True, False]
+    assert found[1] != found[2]

@@ -100,14 +100,16 @@ def explain(arguments: Namespace) -> int:
     """Show what becomes of the rules: canonical text, groups, kernel program, what is left to the core."""
     if arguments.running:
         return explain_running(arguments)
-    from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS  # noqa: PLC0415
+    from conntrackd.config.options import CONNTRACK_PROTOCOLS  # noqa: PLC0415
     from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415
+    from conntrackd.records import find_records, find_types  # noqa: PLC0415
 
     config = read_settings(arguments)
     rules = read_rules(config)
     warn_unreachable(rules)
-    protocols, events = config[CONNTRACK_PROTOCOLS], config[CONNTRACK_EVENTS]
-    wanted = {"core": arguments.core, "listing": arguments.bpf}
+    protocols, events = config[CONNTRACK_PROTOCOLS], find_types(config)
+    remembers = find_records(config).remembered > 0
+    wanted = {"core": arguments.core, "listing": arguments.bpf, "remembers": remembers}
     if arguments.json:
         print_json(to_object(list_sections(rules, protocols, events, **wanted)))
     else:

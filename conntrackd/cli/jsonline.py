@@ -79,7 +79,7 @@ def _read_type(fields: "_Fields") -> int:
     try:
         return EventType[name].value
     except KeyError:
-        fields.refuse("type", f"one of: {', '.join(str(event.name) for event in EventType)}")
+        fields.refuse("type", f"one of: {', '.join(EventType.__members__)}")
 
 
 def _read_protocol(fields: "_Fields") -> int:

@@ -11,7 +11,14 @@ from conntrackd.cli.common import add_bus, connect, parse_count
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError, show_controls
 
-COLOURS: Final = {"NEW": "32", "UPDATE": "36", "DESTROY": "33", "SNAPSHOT": "34", "LOST": "1;31"}
+COLOURS: Final = {
+    "NEW": "32",
+    "UPDATE": "36",
+    "DESTROY": "33",
+    "SNAPSHOT": "34",
+    "FLOW": "33",
+    "LOST": "1;31",
+}
 CHUNK: Final = 1 << 20
 LOST: Final = b'"type":"LOST"'  # which no limit counts
 # As sinks/encode.py names them: what has no prefix is the destination's, or the source's own direction.

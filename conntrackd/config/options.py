@@ -78,6 +78,8 @@ QUEUE: Final = count(1, 10_000_000)
 QUEUE_DEFAULT: Final = 32_768
 # journald stores some 20,000 records a second; a flush of 60,000 flows reached it with 295 and 1,403 dropped.
 QUEUE_DEFAULT_JOURNAL: Final = 65_536
+# A flow takes 21 to 43 bytes (core/flows.h): 0.7 GB at most, while the kernel takes 5 GB for as many.
+FLOWS: Final = count(0, 1 << 24)
 SPOOL_MAX: Final = size(1 << 20, 1 << 40)
 FACILITIES: Final = (
     *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
@@ -93,6 +95,18 @@ LOG_LEVEL = Option(
     "Minimum severity of the daemon's own log on stderr",
 )
 CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Event types to process")
+CONNTRACK_RECORDS = Option(
+    "conntrack.records",
+    one_of("events", "flows", "both"),
+    "events",
+    "What to write: each event, each flow when it ends, or both",
+)
+CONNTRACK_FLOWS_MAX = Option(
+    "conntrack.flows_max",
+    FLOWS,
+    262_144,
+    "Number of flows whose start is remembered, if the kernel has none",
+)
 CONNTRACK_PROTOCOLS = Option(
     "conntrack.protocols", PROTOCOLS, frozenset({Protocol.TCP, Protocol.UDP}), "Protocols to process"
 )
@@ -180,6 +194,12 @@ GEOIP_DATABASE = Option(
 GEOIP_LOCALE = Option("geoip.locale", LOCALE, "en", "Language of city and country names")
 GEOIP_CACHE = Option(
     "geoip.cache", count(0, 10_000_000), 65_536, "Number of addresses whose location is cached"
+)
+COMMUNITY_ID_ENABLE = Option(
+    "community_id.enable", FLAG, False, "Write the Community ID of each flow, as other tools do"
+)
+COMMUNITY_ID_SEED = Option(
+    "community_id.seed", count(0, 65_535), 0, "Seed of the Community IDs: that of the other tools"
 )
 SINK_STREAM_ENABLE = Option("sink.stream.enable", FLAG, False, "Write events as JSON lines")
 SINK_STREAM_WRITER = Option(

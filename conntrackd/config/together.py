@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SERVES: Final[dict[Option[object], Option[object]]] = {
     options.GEOIP_LOCALE: options.GEOIP_DATABASE,
     options.GEOIP_CACHE: options.GEOIP_DATABASE,
+    options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
 
@@ -76,13 +77,19 @@ def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
 
 def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
     """What is about events of one type takes these."""
-    needs = {
+    records = config[options.CONNTRACK_RECORDS]
+    needs: dict[Option[object], tuple[bool, EventType]] = {
+        options.CONNTRACK_RECORDS: (records != "events", EventType.DESTROY),
         options.CONNTRACK_RELIABLE: (config[options.CONNTRACK_RELIABLE], EventType.DESTROY),
         options.CONNTRACK_RESYNC: (config[options.CONNTRACK_RESYNC] != "off", EventType.NEW),
         options.CONNTRACK_SNAPSHOT: (config[options.CONNTRACK_SNAPSHOT], EventType.NEW),
     }
     for option, (is_set, needed) in needs.items():
-        if is_set and not config[options.CONNTRACK_EVENTS] & needed:
+        if is_set and needed == EventType.NEW and records == "flows":
+            hint = "a flow of the table is written when it ends; or set conntrack.records to both"
+            others = (options.CONNTRACK_RECORDS,)
+            yield SettingIssue(option, others, "has no effect with conntrack.records: flows", hint)
+        elif is_set and not config[options.CONNTRACK_EVENTS] & needed:
             name = str(needed.name).lower()
             hint = f"add {name} to conntrack.events"
             yield SettingIssue(
@@ -105,6 +112,10 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
+    if config.is_set(options.CONNTRACK_FLOWS_MAX) and config[options.CONNTRACK_RECORDS] == "events":
+        others = (options.CONNTRACK_RECORDS,)
+        message, hint = "has no effect without FLOW records", "set conntrack.records to flows or both"
+        yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
     for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
         if config[option] and config[options.CONNTRACK_REPLAY]:
             yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")

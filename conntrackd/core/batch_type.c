@@ -153,12 +153,13 @@ static PyObject *batch_set_type(PyObject *self, PyObject *arguments)
 
 	if (!PyArg_ParseTuple(arguments, "Oi:set_type", &among, &type) || !open_selection(batch, among, &selection))
 		return NULL;
-	if (type != TYPE_NEW && type != TYPE_UPDATE && type != TYPE_DESTROY && type != TYPE_SNAPSHOT) {
+	if (type != TYPE_NEW && type != TYPE_UPDATE && type != TYPE_DESTROY && type != TYPE_SNAPSHOT &&
+	    type != TYPE_FLOW) {
 		PyErr_SetString(PyExc_ValueError, "there is no such type of events");
 		return NULL;
 	}
 	for (size_t index = 0; index < selection.count; index++)
-		batch->events[selection.indexes[index]].type = (uint8_t)type;
+		set_type(&batch->events[selection.indexes[index]], (uint8_t)type);
 	Py_RETURN_NONE;
 }
 

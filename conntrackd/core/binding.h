@@ -17,7 +17,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -26,6 +26,7 @@ PyTypeObject *create_table_type(PyObject *module);
 PyTypeObject *create_template_type(PyObject *module);
 PyTypeObject *create_locations_type(PyObject *module);
 PyTypeObject *create_ids_type(PyObject *module);
+PyTypeObject *create_flows_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);

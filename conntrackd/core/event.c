@@ -257,15 +257,15 @@ static uint8_t find_nat(const struct event *event)
 	return nat;
 }
 
-static void derive_duration(struct event *event)
+static void derive_duration(struct event *event, uint64_t start, uint64_t stop)
 {
 	event->has |= HAS_DURATION;
-	if (event->stop < event->start) {
+	if (stop < start) {
 		event->has |= IS_BACKWARD;
-		event->duration = event->start - event->stop;
+		event->duration = start - stop;
 		return;
 	}
-	event->duration = event->stop - event->start;
+	event->duration = stop - start;
 	event->duration_rank = event->duration == UINT64_MAX ? UINT64_MAX : event->duration + 1;
 }
 
@@ -282,7 +282,7 @@ static void derive(struct event *event, bool reports_reason)
 	if (!event->secctx_bytes)
 		event->has &= ~HAS_SECCTX;
 	if (event->start && event->stop)
-		derive_duration(event);
+		derive_duration(event, event->start, event->stop);
 	/* net/netfilter/nf_conntrack_netlink.c, ctnetlink_dump_timeout() */
 	if (reports_reason && event->type == TYPE_DESTROY) {
 		event->reason = (event->has & HAS_TIMEOUT) ? REASON_CLOSED : REASON_TIMEOUT;
@@ -291,6 +291,22 @@ static void derive(struct event *event, bool reports_reason)
 	event->has |= (event->nat ? HAS_NAT : 0) | (event->mark ? HAS_MARK : 0) | (event->zone ? HAS_ZONE : 0) |
 		      (event->reply_zone ? HAS_REPLY_ZONE : 0) | (event->start ? HAS_START : 0) |
 		      (event->stop ? HAS_STOP : 0) | (event->family == AF_INET ? IS_IPV4 : IS_IPV6);
+}
+
+void set_first_seen(struct event *event, uint64_t time)
+{
+	event->first_seen = time;
+	event->has |= HAS_FIRST_SEEN;
+	if (!(event->has & HAS_DURATION))
+		derive_duration(event, time, event->time);
+}
+
+void set_type(struct event *event, uint8_t type)
+{
+	event->type = type;
+	event->has &= ~IS_FLOW;
+	if (type == TYPE_FLOW)
+		event->has |= IS_FLOW;
 }
 
 bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason, struct event *event)

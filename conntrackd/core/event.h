@@ -13,8 +13,9 @@
 #define ADDRESS_BYTES 16 /* an IPv4 address has the first 4 of them, the rest is 0 */
 #define LABEL_BYTES 16 /* include/net/netfilter/nf_conntrack_labels.h: 128 bits */
 
-/* Types of events, as flow.py's EventType. SNAPSHOT: found in the connection table. */
-enum { TYPE_NEW = 1, TYPE_UPDATE = 2, TYPE_DESTROY = 4, TYPE_SNAPSHOT = 8 };
+/* Types of events, as flow.py's EventType. SNAPSHOT: found in the connection table. FLOW: a DESTROY that stands for the
+ * whole flow, and has its bit for whoever asks. */
+enum { TYPE_NEW = 1, TYPE_UPDATE = 2, TYPE_DESTROY = 4, TYPE_SNAPSHOT = 8, TYPE_FLOW = 16 | TYPE_DESTROY };
 enum { REASON_TIMEOUT = 0, REASON_CLOSED = 1 };
 enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 
@@ -54,7 +55,9 @@ enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 #define HAS_REPLY_ZONE (1ULL << 36)
 #define HAS_START (1ULL << 37)
 #define HAS_STOP (1ULL << 38)
-#define HAS_DURATION (1ULL << 39) /* both of them */
+#define HAS_DURATION (1ULL << 39) /* both of them, or first_seen */
+#define HAS_FIRST_SEEN (1ULL << 45)
+#define IS_FLOW (1ULL << 46) /* of type FLOW */
 #define IS_BACKWARD (1ULL << 44)
 #define IS_IPV4 (1ULL << 40)
 #define IS_IPV6 (1ULL << 41)
@@ -63,10 +66,11 @@ enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 
 struct event {
 	uint64_t has;
-	uint64_t time; /* this and the next three: nanoseconds since the epoch */
+	uint64_t time; /* this and the next four: nanoseconds since the epoch */
 	uint64_t moment; /* the time, or the nanosecond after the last event's moment where both have one time */
 	uint64_t start;
 	uint64_t stop;
+	uint64_t first_seen; /* time of the flow's NEW, where the kernel does not say when it began: see flows.h */
 	uint64_t duration; /* nanoseconds between start and stop; IS_BACKWARD: the clock was set back between them */
 	uint64_t duration_rank; /* what durations are compared by: 0 where it is negative, else one more than it is */
 	uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
@@ -88,6 +92,10 @@ struct event {
  */
 bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason,
 		  struct event *event);
+
+/* When a flow began whose start the kernel does not report; then the duration is from there to the event. */
+void set_first_seen(struct event *event, uint64_t time);
+void set_type(struct event *event, uint8_t type);
 
 /* The length of the first message in these bytes, padding not included: all of them where it is unknown,
  * which is then for walk_message() to refuse.

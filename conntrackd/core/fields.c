@@ -36,6 +36,7 @@ const struct event_field event_fields[] = {
 	NUMBER(reply_bytes, HAS_REPLY_BYTES),
 	NUMBER(start, HAS_START),
 	NUMBER(stop, HAS_STOP),
+	NUMBER(first_seen, HAS_FIRST_SEEN),
 	NUMBER(duration, HAS_DURATION),
 	NUMBER(duration_rank, HAS_DURATION),
 	NUMBER(src_location, HAS_SRC_LOCATION),

@@ -137,6 +137,7 @@ static int add_names(PyObject *module)
 	} bits[] = {
 		{ "nat", HAS_NAT },     { "mark", HAS_MARK }, { "zone", HAS_ZONE }, { "reply_zone", HAS_REPLY_ZONE },
 		{ "start", HAS_START }, { "stop", HAS_STOP }, { "ipv4", IS_IPV4 },  { "ipv6", IS_IPV6 },
+		{ "whole", IS_FLOW },
 	};
 	PyObject *names = PyTuple_New((Py_ssize_t)event_field_count), *has = PyDict_New();
 	int failed = !names || !has;
@@ -177,7 +178,8 @@ static int execute(PyObject *module)
 	    add_type(module, &state->table, create_table_type) < 0 ||
 	    add_type(module, &state->template, create_template_type) < 0 ||
 	    add_type(module, &state->locations, create_locations_type) < 0 ||
-	    add_type(module, &state->ids, create_ids_type) < 0 || add_names(module) < 0)
+	    add_type(module, &state->ids, create_ids_type) < 0 ||
+	    add_type(module, &state->flows, create_flows_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
 }
@@ -192,6 +194,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->template);
 	Py_VISIT(state->locations);
 	Py_VISIT(state->ids);
+	Py_VISIT(state->flows);
 	return 0;
 }
 
@@ -204,6 +207,7 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->template);
 	Py_CLEAR(state->locations);
 	Py_CLEAR(state->ids);
+	Py_CLEAR(state->flows);
 	return 0;
 }
 

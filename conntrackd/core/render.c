@@ -1,6 +1,7 @@
 /* See render.h. */
 #include "render.h"
 
+#include "community.h"
 #include "fields.h"
 
 #include <stdlib.h>
@@ -36,14 +37,45 @@ static char *write_endpoint(char *at, const struct event *event, const struct st
 	return write_number(at, read_field(event, port));
 }
 
-/* Seconds with all nine decimals. */
-static char *write_duration(char *at, const struct event *event)
+/* Seconds. */
+static char *write_duration(char *at, const struct event *event, bool is_short)
 {
+	uint32_t fraction = (uint32_t)(event->duration % NANO);
+
 	if (event->has & IS_BACKWARD)
 		*at++ = '-';
 	at = write_number(at, event->duration / NANO);
 	*at++ = '.';
-	return write_padded(at, (uint32_t)(event->duration % NANO), 9);
+	return is_short ? write_padded(at, fraction / 1000000, 3) : write_padded(at, fraction, 9);
+}
+
+static char *write_packets(char *at, uint64_t packets)
+{
+	static const char word[SLACK] = " packets";
+
+	return write_bytes(write_number(at, packets), word, packets == 1 ? 7 : 8);
+}
+
+/* With one decimal, which is cut and not rounded. */
+static char *write_size(char *at, uint64_t bytes)
+{
+	const char *unit = "kMGTPE";
+	uint64_t tenth = 100; /* of the unit */
+
+	if (bytes < 1000) {
+		at = write_number(at, bytes);
+	} else {
+		for (; bytes / tenth >= 10000; tenth *= 1000)
+			unit++;
+		at = write_number(at, bytes / tenth / 10);
+		*at++ = '.';
+		at = write_number(at, bytes / tenth % 10);
+	}
+	*at++ = ' ';
+	if (bytes >= 1000)
+		*at++ = *unit;
+	*at++ = 'B';
+	return at;
 }
 
 static char *write_place(char *at, const struct template *template, const struct step *step, uint64_t location)
@@ -101,7 +133,7 @@ static char *write_value(char *at, struct template *template, const struct step 
 	case STEP_TIME:
 		return write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
 	case STEP_DURATION:
-		return write_duration(at, event);
+		return write_duration(at, event, step->length);
 	case STEP_PLACE:
 		return write_place(at, template, step, read_field(event, field));
 	case STEP_OWN_TEXT:
@@ -109,6 +141,11 @@ static char *write_value(char *at, struct template *template, const struct step 
 						  write_own_text(at, event->secctx, event->secctx_bytes);
 	case STEP_LABELS:
 		return write_labels(at, template, step, event);
+	case STEP_AMOUNT:
+		return step->length ? write_size(at, read_field(event, field)) :
+				      write_packets(at, read_field(event, field));
+	case STEP_COMMUNITY_ID:
+		return write_community_id(at, event, (uint16_t)step->offset);
 	}
 	return at;
 }

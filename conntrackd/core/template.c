@@ -1,6 +1,7 @@
 /* Templates: what is checked here, render.c trusts. */
 #include "render.h"
 
+#include "community.h"
 #include "fields.h"
 
 #include <errno.h>
@@ -8,6 +9,7 @@
 
 #define MAX_STEPS 1024
 #define MAX_BOUND (1u << 24) /* bytes that an event can take: some 2 KiB are usual */
+#define AMOUNT_TEXT (NUMBER_TEXT + 8) /* ` packets`; a size is shorter */
 #define DURATION_TEXT (NUMBER_TEXT + 11) /* a sign, seconds, a point, nine digits */
 
 static bool is_within(uint64_t offset, uint64_t length, size_t size)
@@ -63,6 +65,10 @@ static int64_t bound_step(const struct template *template, const struct step *st
 		if (!is_labels || !is_within(step->offset, step->length, template->name_count))
 			return -1;
 		return LABEL_COUNT * (int64_t)(1 + find_longest_name(template, step));
+	case STEP_AMOUNT:
+		return size == 8 ? AMOUNT_TEXT : -1;
+	case STEP_COMMUNITY_ID:
+		return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;
 	}
 	return -1;
 }

@@ -112,6 +112,17 @@ class Ids(Protocol):
         """Forget all that are in the other set, too."""
 
 
+class Flows(Protocol):
+    """When flows began that have not ended."""
+
+    def __len__(self) -> int: ...
+    def note(self, batch: Opaque, /) -> int:
+        """Remember each NEW, and give its time to the DESTROY as `first_seen`, unless that has a start.
+
+        Returns how many flows were forgotten for want of room, before their end.
+        """
+
+
 class Locations(Protocol):
     """What the databases say of addresses, remembered."""
 
@@ -137,11 +148,13 @@ class Engine(Protocol):
 
     def open_batch(self) -> EventBatch: ...
     def open_ids(self) -> Ids: ...
+    def open_flows(self, limit: int) -> Flows: ...
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
     def compile_table(
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
     ) -> RuleTable: ...
-    def compile_template(self, template: Template) -> Opaque: ...
+    def compile_template(self, template: Template, community_seed: int | None = None) -> Opaque:
+        """Without a seed no event has a Community ID."""
 
     def decide(
         self,

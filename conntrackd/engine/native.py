@@ -126,6 +126,9 @@ class NativeEngine:
     def open_ids(self) -> core.Ids:
         return core.Ids()
 
+    def open_flows(self, limit: int) -> core.Flows:
+        return core.Flows(limit)
+
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 
@@ -135,8 +138,8 @@ class NativeEngine:
         table = compile_table(rules, protocols, events)
         return NativeTable(tuple(rules), table, core.Table(assemble(table)))
 
-    def compile_template(self, template: Template) -> NativeTemplate:
-        return NativeTemplate(template, compile_template(template, self._label_names))
+    def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
+        return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
 
     def decide(
         self,

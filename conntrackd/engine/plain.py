@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, LookUp, Selection, Tally
 from conntrackd.filter.ast import Rule, uses_location
 from conntrackd.filter.evaluate import evaluate, is_left_out
-from conntrackd.flow import ABSENT, Flow, Location
+from conntrackd.flow import ABSENT, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.netlink.message import HEADER, MalformedError, split, walk
@@ -22,6 +22,10 @@ from conntrackd.render.plain import render_flows
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 
+SAME_IN_NEW_AND_DESTROY: Final = (
+    *("id", "family", "protocol", "zone", "src", "dst", "sport", "dport"),
+    *("icmp_type", "icmp_code", "icmp_id"),
+)
 FIELD_NAMES: Final = tuple(field.name for field in fields(Flow))
 
 
@@ -223,6 +227,38 @@ class PlainIds:
         self._ids -= set(other._ids)
 
 
+class PlainFlows:
+    """See engine.Flows. Of all flows the oldest is forgotten; the core takes the oldest of some."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = max(1, limit)
+        self._times: dict[tuple[Any, ...], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def note(self, batch: PlainBatch, /) -> int:
+        forgotten = 0
+        for flow in batch.flows:
+            key = tuple(getattr(flow, name) for name in SAME_IN_NEW_AND_DESTROY)
+            if flow.type == EventType.NEW:
+                if key not in self._times and len(self._times) >= self._limit:
+                    del self._times[min(self._times, key=self._times.__getitem__)]
+                    forgotten += 1
+                self._times[key] = flow.time
+            elif flow.type == EventType.DESTROY and key in self._times:
+                time_of_new = self._times.pop(key)
+                flow.first_seen = 0 if flow.start else time_of_new
+        return forgotten
+
+
+class PlainTemplate(NamedTuple):
+    """A template, and the seed of the Community ID where there is one."""
+
+    template: Template
+    community_seed: int | None
+
+
 class PlainEngine:
     """See Engine."""
 
@@ -239,6 +275,9 @@ class PlainEngine:
     def open_ids(self) -> PlainIds:
         return PlainIds()
 
+    def open_flows(self, limit: int) -> PlainFlows:
+        return PlainFlows(limit)
+
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)
 
@@ -247,8 +286,8 @@ class PlainEngine:
     ) -> PlainTable:
         return PlainTable(tuple(rules), protocols, events, uses_location(rules), [0] * (len(rules) + 1))
 
-    def compile_template(self, template: Template) -> Template:
-        return template
+    def compile_template(self, template: Template, community_seed: int | None = None) -> PlainTemplate:
+        return PlainTemplate(template, community_seed)
 
     def decide(
         self, batch: PlainBatch, table: PlainTable, among: Selection | None, _: PlainLocations | None
@@ -256,8 +295,9 @@ class PlainEngine:
         return batch.make_selection(i for i in batch.list_indexes(among) if table.keeps(batch.flows[i]))
 
     def render(
-        self, batch: PlainBatch, template: Template, selection: Selection, _: PlainLocations | None
+        self, batch: PlainBatch, template: PlainTemplate, selection: Selection, _: PlainLocations | None
     ) -> Rendered:
         moments = batch.list_moments()
         chosen = [moments[index] for index in batch.list_indexes(selection)]
-        return render_flows(template, batch.select(selection), chosen, self._label_names)
+        flows = batch.select(selection)
+        return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)

@@ -27,7 +27,7 @@ from conntrackd.filter.ast import (
     TypeIs,
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
-from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat
+from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat, find_duration
 
 # What there can be: SNAPSHOT is what events of the other types are called later.
 ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
@@ -153,6 +153,6 @@ def _is_located_in(field: Field, flow: Flow, values: Sequence[str]) -> Truth:
 def _find_quantity(subject: Field, flow: Flow) -> int | None:
     """A counter, or the duration, which may be negative: the clock was set back."""
     if subject is DURATION:
-        return flow.stop - flow.start if flow.start and flow.stop else None
+        return find_duration(flow)
     count: int = _read(subject, flow)
     return None if count == ABSENT else count

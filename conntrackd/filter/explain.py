@@ -19,9 +19,10 @@ def explain_rules(
     *,
     core: bool = False,
     listing: bool = False,
+    remembers: bool = False,
 ) -> str:
     """Sections with headings; on demand with the core's table and the kernel's program."""
-    sections = list_sections(rules, protocols, events, core=core, listing=listing)
+    sections = list_sections(rules, protocols, events, core=core, listing=listing, remembers=remembers)
     return "\n\n".join(
         "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
     )
@@ -34,9 +35,10 @@ def list_sections(
     *,
     core: bool = False,
     listing: bool = False,
+    remembers: bool = False,
 ) -> dict[str, list[str]]:
     """The lines of each section, by its heading."""
-    kernel = compile_kernel(rules, protocols=protocols, events=events)
+    kernel = compile_kernel(rules, protocols=protocols, events=events, remembers=remembers)
     groups = [event_type.name or "" for event_type in EventType if event_type & kernel.groups]
     program = kernel.program
     sections = {

@@ -7,7 +7,7 @@ them: then at most something is passed up that need not be.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conntrackd import bpf
 from conntrackd.bpf import Instruction
@@ -26,6 +26,10 @@ from conntrackd.filter.ast import (
 from conntrackd.filter.bpfcode import Program, is_undecidable
 from conntrackd.flow import EventType
 
+# From the one a flow's beginning is remembered, with the other it is forgotten: of all flows, kept or not.
+REMEMBERED: Final = int(EventType.NEW | EventType.DESTROY)
+REMEMBERS: Final = "conntrack.records: NEW and DESTROY are passed up to remember when flows began"
+
 
 class KernelFilter(NamedTuple):
     """What the kernel is given: groups to join (EventType bits), and a program, or None to drop nothing."""
@@ -36,14 +40,24 @@ class KernelFilter(NamedTuple):
     """What is left to the core and why, a line each."""
 
 
-def compile_kernel(rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int) -> KernelFilter:
-    """Groups and program for rules, protocols (None: all) and event types (bits)."""
+def compile_kernel(
+    rules: Sequence[Rule], *, protocols: frozenset[int] | None, events: int, remembers: bool = False
+) -> KernelFilter:
+    """Groups and program for rules, protocols (None: all) and event types (bits).
+
+    `remembers`: the core wants the REMEMBERED events of all flows of these protocols, rules or not.
+    """
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
+    if remembers:
+        plain = [Rule(True, TypeIs(REMEMBERED)), *plain]
+        events |= REMEMBERED
     groups = sum(event_type for event_type in _list_types(events) if may_keep(plain, event_type))
     length, program = _fit(plain, protocols, events)
-    notes = [note for number, rule in enumerate(plain, 1) for note in _explain(number, rule)]
-    if length < len(rules):
-        notes.append(f"rules {length + 1} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
+    notes = [REMEMBERS] if remembers else []
+    notes += [note for number, rule in enumerate(plain[remembers:], 1) for note in _explain(number, rule)]
+    if length < len(plain):
+        first = length + 1 - remembers
+        notes.append(f"rules {first} to {len(rules)}: the program has room for {bpf.ROOM} instructions")
     if not any(instruction.code == bpf.RET and instruction.k == 0 for instruction in program):
         return KernelFilter(groups, None, notes)
     return KernelFilter(groups, program, notes)

@@ -59,6 +59,8 @@ class EventScope:
     protocols: frozenset[int] = ALL_PROTOCOLS
     has_locations: bool = True
     """Whether a database says where addresses are."""
+    has_flows_alone: bool = False
+    """Whether conntrack.records has the rules evaluate the ends of flows alone."""
     has_table: bool = True
     """Whether flows of the table are logged too, which have counters whatever their type."""
 
@@ -216,6 +218,8 @@ class _Search:
                 str(event_type.name).lower() for event_type in EventType if event_type & mask & ALL_EVENTS
             ]
             hint = f"add {', '.join(names)} to conntrack.events"
+            if self._scope.has_flows_alone:
+                hint = "with conntrack.records: flows, only DESTROY events are evaluated"
             return NeverMatch("this rule can never match: events of this type are not processed", span, hint)
         return NeverMatch("this rule can never match: no event of its type has this", span)
 

@@ -26,9 +26,11 @@ class Kind(Enum):
     """What the kernel gives as text."""
     LABELS = auto()
     """The names of bits that are set, with commas between them."""
+    COMMUNITY_ID = auto()
+    """See community.py. Only where a seed is given: it is what a setting asks for."""
 
 
-IS_TEXT: Final = frozenset((Kind.NAME, Kind.ADDRESS, Kind.TIME, Kind.OWN_TEXT, Kind.LABELS))
+IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class OutputField:
     names: Mapping[int, str] = field(default_factory=dict)
 
 
-TYPE_NAMES: Final = {event.value: str(event.name) for event in EventType}
+TYPE_NAMES: Final = {event.value: name for name, event in EventType.__members__.items()}
 PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
 STATE_NAMES: Final = {state.value: state.name for state in TcpState}
 REASON_NAMES: Final = {reason.value: reason.name.lower() for reason in Reason}
@@ -76,6 +78,7 @@ FIELDS: Final = (
     OutputField("reply_bytes", Kind.NUMBER, "reply_bytes", "bytes that came back"),
     OutputField("start", Kind.TIME, "start", "time of the first packet"),
     OutputField("stop", Kind.TIME, "stop", "time of the end"),
+    OutputField("first_seen", Kind.TIME, "first_seen", "time of its NEW, where there is no start"),
     OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
     OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
     OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),
@@ -95,6 +98,9 @@ FIELDS: Final = (
     OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
     OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
     OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
+    OutputField(
+        "community_id", Kind.COMMUNITY_ID, "community_id", "what other programs call the flow, too"
+    ),
 )  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
-from conntrackd.flow import ABSENT, NANO, Flow, compute_nat
+from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
+from conntrackd.render.community import compute_community_id
 from conntrackd.render.fields import (
     FIELDS,
     IS_TEXT,
@@ -22,15 +23,20 @@ from conntrackd.render.fields import (
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Syntax, Template, render_bsd_time, render_time
 
+UNITS: Final = " kMGTPE"
 WORD: Final = re.compile(r"\$([a-z]+)")
 # What no format has to escape, and no terminal obeys.
 OWN_CHARACTERS: Final = frozenset(map(chr, range(ord(" "), ord("~") + 1))) - frozenset('"\\]')
 # Fields that every message carries or that are 0 where it does not, and are shown where they are not 0.
-NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "nat"})
+NOT_ZERO: Final = frozenset({"mark", "zone", "reply_zone", "start", "stop", "first_seen", "nat"})
 
 
 def render_flows(
-    template: Template, flows: Sequence[Flow], moments: Sequence[int], label_names: Mapping[int, str]
+    template: Template,
+    flows: Sequence[Flow],
+    moments: Sequence[int],
+    label_names: Mapping[int, str],
+    community_seed: int | None = None,
 ) -> Rendered:
     """What the core makes of the same events. `moments`: the time of each that no other one has."""
     order = list(range(len(flows)))
@@ -41,7 +47,10 @@ def render_flows(
         streams = tuple(
             Stream(*kind, sum((flow.type, flow.protocol) == kind for flow in flows)) for kind in kinds
         )
-    texts = [_render_flow(template, flows[number], moments[number], label_names).encode() for number in order]
+    texts = [
+        _render_flow(template, flows[number], moments[number], label_names, community_seed).encode()
+        for number in order
+    ]
     return Rendered(
         b"".join(texts),
         array("I", accumulate(map(len, texts))).tobytes(),
@@ -52,9 +61,15 @@ def render_flows(
     )
 
 
-def _render_flow(template: Template, flow: Flow, moment: int, label_names: Mapping[int, str]) -> str:
+def _render_flow(
+    template: Template,
+    flow: Flow,
+    moment: int,
+    label_names: Mapping[int, str],
+    community_seed: int | None,
+) -> str:
     words: dict[str, Callable[[], str]] = {
-        "fields": lambda: _render_fields(template.syntax, flow, label_names),
+        "fields": lambda: _render_fields(template.syntax, flow, label_names, community_seed),
         "message": lambda: describe_flow(flow),
         "type": lambda: TYPE_NAMES[flow.type],
         "time": lambda: render_time(flow.time),
@@ -71,7 +86,32 @@ def describe_flow(flow: Flow) -> str:
     """One sentence, without a character that a format would have to escape."""
     protocol = PROTOCOL_NAMES.get(flow.protocol) or str(flow.protocol)
     source, destination = _render_end(flow.src, flow.sport), _render_end(flow.dst, flow.dport)
-    return f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
+    text = f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
+    return text + "".join(_list_sums(flow)) if flow.type == EventType.FLOW else text
+
+
+def _list_sums(flow: Flow) -> Iterator[str]:
+    """What a whole flow comes to."""
+    for verb, octets, packets in (
+        ("sent", flow.orig_bytes, flow.orig_packets),
+        ("received", flow.reply_bytes, flow.reply_packets),
+    ):
+        if octets != ABSENT:
+            yield f", {verb} {render_size(octets)}"
+        if packets != ABSENT:
+            yield f" in {packets} packet{'' if packets == 1 else 's'}"
+    duration = find_duration(flow)
+    if duration is not None:
+        yield f", lasted {render_duration(duration)[:-6]} s"
+
+
+def render_size(octets: int) -> str:
+    """Bytes with one decimal, which is cut and not rounded: 3.4 kB."""
+    power = max(0, (len(str(octets)) - 1) // 3)
+    if power == 0:
+        return f"{octets} B"
+    tenths = octets // (1000**power // 10)
+    return f"{tenths // 10}.{tenths % 10} {UNITS[power]}B"
 
 
 def _render_end(address: bytes, port: int) -> str:
@@ -99,10 +139,12 @@ def render_duration(nanoseconds: int) -> str:
     return f"{'-' if nanoseconds < 0 else ''}{seconds}.{rest:09d}"
 
 
-def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -> str:
+def _render_fields(
+    syntax: Syntax, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
+) -> str:
     texts = []
     for output in FIELDS:
-        value = get_value(flow, output)
+        value = get_value(flow, output, community_seed)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
@@ -119,15 +161,17 @@ def _render_fields(syntax: Syntax, flow: Flow, label_names: Mapping[int, str]) -
     return "".join(texts)
 
 
-def get_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a number or bytes
+def get_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
     """What the field shows; None where the event has none."""
     if output.needs == ("nat",) and not compute_nat(flow):
         return None
     match output.attribute:
         case "nat":
             value: Any = compute_nat(flow)
+        case "community_id":
+            return None if community_seed is None else compute_community_id(flow, community_seed)
         case "duration":
-            return flow.stop - flow.start if flow.start and flow.stop else None
+            return find_duration(flow)
         case attribute:
             value = getattr(flow, attribute)
     is_missing = value in (ABSENT, b"") or (output.attribute in NOT_ZERO and value == 0)
@@ -136,7 +180,7 @@ def get_value(flow: Flow, output: OutputField) -> Any:  # noqa: ANN401  # a numb
 
 def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str]) -> str:  # noqa: ANN401
     match output.kind:
-        case Kind.NUMBER:
+        case Kind.NUMBER | Kind.COMMUNITY_ID:
             return str(value)
         case Kind.NAME:
             return output.names.get(value) or str(value)

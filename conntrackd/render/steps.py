@@ -44,6 +44,8 @@ class StepKind(IntEnum):
     PLACE = 7
     OWN_TEXT = 8
     LABELS = 9
+    AMOUNT = 10
+    COMMUNITY_ID = 11
 
 
 class TimeStyle(IntEnum):
@@ -63,6 +65,15 @@ STEP_KINDS: Final = {
     Kind.OWN_TEXT: StepKind.OWN_TEXT,
     Kind.LABELS: StepKind.LABELS,
 }
+PACKETS, SIZE = 0, 1  # styles of an amount
+SHORT: Final = 1  # style of a duration
+# What stands before each amount in a message.
+AMOUNTS: Final = (
+    (", sent ", "orig_bytes", SIZE),
+    (" in ", "orig_packets", PACKETS),
+    (", received ", "reply_bytes", SIZE),
+    (" in ", "reply_packets", PACKETS),
+)
 TIMES: Final = {"time": TimeStyle.NANOS, "micros": TimeStyle.MICROS, "bsd": TimeStyle.BSD}
 FIELD_NUMBERS: Final = {name: number for number, name in enumerate(core.FIELDS)}
 # Texts of a Location, by their number: of what, and for which end.
@@ -119,28 +130,42 @@ class Steps:
         return self._tables[key]
 
 
-def compile_template(template: Template, label_names: Mapping[int, str]) -> "core.Template":
+def compile_template(
+    template: Template, label_names: Mapping[int, str], community_seed: int | None = None
+) -> "core.Template":
     """What the core renders."""
-    return core.Template(*write_steps(template, label_names), template.by_stream)
+    return core.Template(*write_steps(template, label_names, community_seed), template.by_stream)
 
 
-def write_steps(template: Template, label_names: Mapping[int, str]) -> tuple[bytes, bytes, bytes]:
-    """Steps, names, and the pool of both, as the core has them."""
+def write_steps(
+    template: Template, label_names: Mapping[int, str], community_seed: int | None = None
+) -> tuple[bytes, bytes, bytes]:
+    """Steps, names, and the pool of both, as the core has them. Without a seed there is no Community ID."""
     steps = Steps()
     for position, text in enumerate(WORD.split(template.text)):
         if position % 2 == 0:
             steps.add_text(text)
         else:
-            _add_word(steps, template, text, label_names)
+            _add_word(steps, template, text, label_names, community_seed)
     steps.flush()
     return b"".join(steps.steps), b"".join(steps.names), bytes(steps.pool)
 
 
-def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[int, str]) -> None:
+def _add_word(
+    steps: Steps,
+    template: Template,
+    word: str,
+    label_names: Mapping[int, str],
+    community_seed: int | None,
+) -> None:
     match word:
         case "fields":
             for output in FIELDS:
-                _add_field(steps, template.syntax, output, label_names)
+                if output.kind is not Kind.COMMUNITY_ID:
+                    _add_field(steps, template.syntax, output, label_names)
+                elif community_seed is not None:
+                    around = split_syntax(template.syntax, output.name, is_text=True)
+                    steps.add(StepKind.COMMUNITY_ID, around=around, table=(community_seed, 0))
             for number, (_, end) in enumerate(PLACES):
                 name = f"{end}_location"
                 steps.add(StepKind.PLACE, name, needs=core.HAS[name], table=(number, 0))
@@ -157,13 +182,18 @@ def _add_word(steps: Steps, template: Template, word: str, label_names: Mapping[
 
 
 def _add_message(steps: Steps) -> None:
-    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`."""
+    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`, and behind that what a whole flow comes to."""
     steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
     steps.add_text(" ")
     steps.add(StepKind.NAME, "protocol", table=steps.keep_names(PROTOCOL_NAMES))
     for text, address, port in ((" connection from ", "src", "sport"), (" to ", "dst", "dport")):
         steps.add_text(text)
         steps.add(StepKind.ENDPOINT, address, table=(FIELD_NUMBERS[port], 0))
+    for text, name, style in AMOUNTS:
+        needs = core.HAS["whole"] | core.HAS[name]
+        steps.add(StepKind.AMOUNT, name, needs=needs, around=(text, ""), table=(0, style))
+    needs = core.HAS["whole"] | core.HAS["duration"]
+    steps.add(StepKind.DURATION, "duration", needs=needs, around=(", lasted ", " s"), table=(0, SHORT))
 
 
 def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:

@@ -72,7 +72,7 @@ class Resync:
 
     def note(self, batch: EventBatch, kept: Selection) -> None:
         """A batch of events, and those of it that the sinks hear of."""
-        self.note_reported(batch, batch.of_types(kept, ~EventType.DESTROY))
+        self.note_reported(batch, batch.of_types(kept, EventType.NEW | EventType.UPDATE))
         ended = batch.of_types(None, EventType.DESTROY)
         self._reported.discard(batch, ended)
         if self.is_reading:

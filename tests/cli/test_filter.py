@@ -192,6 +192,13 @@ def test_identifiers_are_those_of_both_tuples_and_the_same_without_a_translation
     assert ctl("test", *rules, text="\n".join(lines)).stdout == "drop\t1\ndrop\t2\n"
 
 
+def test_a_record_of_a_flow_is_decided_as_its_destroy() -> None:
+    line = '{"type":"FLOW","src":"10.0.0.1","dst":"10.0.0.2","prot":"UDP","bytes":7,"duration":61.5}'
+    rules = ["drop type NEW,UPDATE", "drop type DESTROY and duration > 1m and bytes = 7"]
+
+    assert ctl("test", *(f"--filter={rule}" for rule in rules), text=line).stdout == "drop\t2\n"
+
+
 def test_no_standard_input_is_told() -> None:
     program = "from conntrackd.cli.ctl import main; main()"
     words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]

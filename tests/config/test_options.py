@@ -14,10 +14,12 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events protocols buffer activate netns replay snapshot readers resync reliable kernel_filter",
+            "events records flows_max protocols buffer activate netns replay snapshot readers resync"
+            " reliable kernel_filter",
         ),
         ("", "filter filter_file"),
         ("geoip.", "database locale cache"),
+        ("community_id.", "enable seed"),
         ("sink.stream.", "enable writer queue"),
         ("sink.journal.", "enable queue"),
         ("sink.syslog.", "enable address format framing segments facility queue"),
@@ -84,6 +86,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert {option.key: option.default_text for option in OPTIONS if option.default_text} == {
         "log.level": "info",
         "conntrack.events": "new, update, destroy",
+        "conntrack.records": "events",
+        "conntrack.flows_max": "262144",
         "conntrack.protocols": "tcp, udp",
         "conntrack.buffer": "64M",
         "conntrack.activate": "false",
@@ -94,6 +98,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "conntrack.kernel_filter": "true",
         "geoip.locale": "en",
         "geoip.cache": "65536",
+        "community_id.enable": "false",
+        "community_id.seed": "0",
         "sink.stream.enable": "false",
         "sink.stream.writer": "stdout",
         "sink.stream.queue": "32768",

@@ -292,7 +292,7 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: valid keys: log, conntrack, filter, filter_file, geoip, sink, bus, metrics, "
+            "hint: valid keys: log, conntrack, filter, filter_file, geoip, community_id, sink, bus, metrics, "
             "shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
@@ -711,6 +711,31 @@ def test_mistakes_of_all_stages_are_reported_in_one_go(mistakes: Callable[..., l
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ["records: both, resync: snapshot, snapshot: true", "records: flows, events: destroy"]
+)
+def test_records_of_flows_go_with_all_that_is_left(text: str, read: Read) -> None:
+    assert read(f"conntrack: {{{text}}}")[options.CONNTRACK_RECORDS] != "events"
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("records: flows, events: new", "records has no effect without destroy events"),
+        ("records: both, events: [new, update]", "records has no effect without destroy events"),
+        ("records: flows, snapshot: true", "snapshot has no effect with conntrack.records: flows"),
+        ("records: flows, resync: snapshot", "resync has no effect with conntrack.records: flows"),
+    ],
+)
+def test_records_of_flows_need_their_end_and_no_table(
+    text: str, mistake: str, mistakes: Callable[..., list[str]]
+) -> None:
+    (found,) = mistakes(f"conntrack: {{{text}}}")
+
+    assert found.splitlines()[0] == f"conntrackd.yaml:1: conntrack.{mistake}"
+    assert "\nhint: " in found
+
+
 def test_a_mistake_is_not_reported_again_as_what_follows_from_it(mistakes: Callable[..., list[str]]) -> None:
     assert len(mistakes("sink.loki: {address: 'htps://a', tls.ca: a}")) == 1
     assert len(mistakes("sink.loki: {adress: 'https://a', tls.ca: a}")) == 1
@@ -730,6 +755,9 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
     ("text", "warning"),
     [
         ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
+        ("community_id.seed: 1", "community_id.seed has no effect without community_id.enable"),
+        ("conntrack.flows_max: 10", "conntrack.flows_max has no effect without FLOW records"),
+        ("conntrack: {flows_max: 10, records: both}", ""),
         (
             "{conntrack.replay: a, metrics.listen: 'unix:///a'}",
             "metrics.listen has no effect in a replay",

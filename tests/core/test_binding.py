@@ -76,6 +76,9 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], object]) -> None:
         (0, StepKind.LABELS, core.FIELDS.index("src"), 0, 0, 0, 0, 1, 0),
         (0, StepKind.ADDRESS, core.FIELDS.index("labels"), 0, 0, 0, 0, 0, 0),
         (0, StepKind.ENDPOINT, core.FIELDS.index("labels"), 0, 0, 0, core.FIELDS.index("sport"), 0, 0),
+        (0, StepKind.COMMUNITY_ID, 0, 0, 0, 0, 65_536, 0, 0),
+        (0, StepKind.AMOUNT, core.FIELDS.index("src"), 0, 0, 0, 0, 0, 0),
+        (0, StepKind.AMOUNT, core.FIELDS.index("type"), 0, 0, 0, 0, 1, 0),
     ],
 )
 def test_a_step_that_is_out_of_bounds_is_refused(step: tuple[int, ...]) -> None:

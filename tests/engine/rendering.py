@@ -24,7 +24,9 @@ class Databases:
         return self.known.get(address)
 
 
-def render(engine: Engine, template: Template, flows: Sequence[Flow]) -> Rendered:
+def render(
+    engine: Engine, template: Template, flows: Sequence[Flow], community_seed: int | None = None
+) -> Rendered:
     """All of them as one batch. Their Locations are those of the first flow that has an address."""
     batch = engine.open_batch()
     messages = b"".join(map(build_message, flows))
@@ -38,4 +40,4 @@ def render(engine: Engine, template: Template, flows: Sequence[Flow]) -> Rendere
     kept = engine.decide(batch, engine.compile_table(()), None, locations)
     for number, flow in enumerate(flows):  # which the kernel never sends
         batch.set_type(kept[2 * number : 2 * number + 2], flow.type)
-    return engine.render(batch, engine.compile_template(template), kept, locations)
+    return engine.render(batch, engine.compile_template(template, community_seed), kept, locations)

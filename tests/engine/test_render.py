@@ -6,7 +6,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from ipaddress import ip_address
 from typing import Any
 
@@ -30,6 +30,8 @@ SYSLOG = {form: syslog.make_template(form, "daemon", "gw1", 42) for form in ("rf
 TEMPLATES = {"json": json_lines.TEMPLATE, "journal": journal.TEMPLATE, "loki": loki.TEMPLATE, **SYSLOG}
 PLACES = [None, Location("Köln", "DE", 50.9, 6.9, 3320, 'DTAG "AS"'), Location(country="FR"), Location(asn=1)]
 
+POWERS = [10**power + less for power in range(3, 20) for less in (-1, 0)]
+
 numbers = st.integers(0, 2**32 - 1)
 times = st.integers(NANO, 2**63)
 
@@ -42,11 +44,12 @@ def flows(draw: st.DrawFn) -> Flow:
     protocol = draw(st.sampled_from([6, 17, 1, 58, 132, 89]))
     has_ports = protocol in (6, 17, 132)
     sport, dport, nat_port = (draw(st.integers(0, 65535)) if has_ports else ABSENT for _ in range(3))
-    counters = [draw(st.integers(0, 2**64 - 1)) for _ in range(4)] if draw(st.booleans()) else [ABSENT] * 4
+    amounts = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 1100), st.sampled_from(POWERS))
+    counters = [draw(amounts) for _ in range(4)] if draw(st.booleans()) else [ABSENT] * 4
     start = draw(st.sampled_from([0, 1])) and draw(times)
     is_icmp = protocol in (1, 58)
     icmp_id = draw(st.integers(0, 65535)) if is_icmp else ABSENT
-    event_type = draw(st.sampled_from([1, 2, 4, 8]))
+    event_type = draw(st.sampled_from([1, 2, 4, 8, 20]))
     return Flow(
         type=event_type,
         time=draw(times),
@@ -175,6 +178,31 @@ def describe(flow: Flow) -> dict[str, Any]:
     return fields
 
 
+def sum_up(flow: Flow) -> str:
+    """What a message says of a whole flow."""
+    if flow.type != EventType.FLOW:
+        return ""
+    text = ""
+    if flow.orig_packets != ABSENT:
+        text = f", sent {show_size(flow.orig_bytes)} in {show_packets(flow.orig_packets)}"
+        text += f", received {show_size(flow.reply_bytes)} in {show_packets(flow.reply_packets)}"
+    if flow.stop:
+        seconds = Decimal(flow.stop - flow.start).scaleb(-9).quantize(Decimal("0.001"), ROUND_DOWN)
+        text += f", lasted {seconds} s"
+    return text
+
+
+def show_packets(count: int) -> str:
+    return "1 packet" if count == 1 else f"{count} packets"
+
+
+def show_size(octets: int) -> str:
+    for unit, power in (("EB", 18), ("PB", 15), ("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
+        if octets >= 10**power:
+            return f"{Decimal(octets).scaleb(-power).quantize(Decimal('0.1'), ROUND_DOWN)} {unit}"
+    return f"{octets} B"
+
+
 def show(value: object) -> str:
     return f"{value:.9f}" if isinstance(value, Decimal) and value.as_tuple().exponent == -9 else str(value)
 
@@ -191,7 +219,7 @@ def test_every_sink_says_of_any_event_what_the_contract_says(batch: list[Flow]) 
         fields = describe(flow)
         text = (
             f"{fields['type']} {fields['prot']} connection from {show_end(flow.src, flow.sport)}"
-            f" to {show_end(flow.dst, flow.dport)}"
+            f" to {show_end(flow.dst, flow.dport)}{sum_up(flow)}"
         )
         shown = {name: show(value) for name, value in fields.items()}
         head = {"time": show_time(flow.time), "level": "INFO", "msg": text}

@@ -19,7 +19,7 @@ from tests.messages import attribute, build_message, nest
 NATIVE, PLAIN = ENGINES
 MUTATIONS = 100_000
 # What is 0 where it is not known is None in the core's description.
-ZERO_FOR_NONE = ("start", "stop")
+ZERO_FOR_NONE = ("start", "stop", "first_seen")
 
 
 NAMES = [field.name for field in dataclasses.fields(Flow) if not field.name.endswith("_location")]

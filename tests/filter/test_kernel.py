@@ -71,6 +71,18 @@ def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow
     assert keeps(compile_kernel(some, protocols=None, events=ALL), flow) or not kept
 
 
+@given(rules, flows())
+@settings(max_examples=100, deadline=None)
+def test_what_a_flows_beginning_is_remembered_from_is_passed_up_whatever_the_rules_say(
+    some: list[Rule], flow: Flow
+) -> None:
+    kernel = compile_kernel(some, protocols=TCP_UDP, events=EventType.DESTROY, remembers=True)
+    is_remembered = flow.type != EventType.UPDATE and flow.protocol in TCP_UDP
+
+    assert kernel.groups == EventType.NEW | EventType.DESTROY
+    assert keeps(kernel, flow) is is_remembered
+
+
 def count_fields(some: Sequence[Rule]) -> int:
     """How many attributes the program has to remember the places of."""
     plain = [push_not_inward(rule.expression) for rule in some]

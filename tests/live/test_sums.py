@@ -33,6 +33,8 @@ SETTINGS = {
     "sink.loki.batch_wait": "50ms",
 }
 
+PAUSE = 0.01  # seconds: a user may make 200 calls a second
+
 
 def flood() -> None:
     """One flow from each port, to nobody."""
@@ -89,6 +91,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
                 load.start()
                 while load.is_alive() or moments[-1][0]["events_received_total"] < SENT:
                     ask(client)
+                    threading.Event().wait(PAUSE)
                 for _ in range(20):
                     ask(client)
             store.let_go.set()
