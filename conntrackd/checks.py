@@ -73,6 +73,13 @@ NO_CORE_REMEDY: Final = (
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
 ENOUGH_BURST: Final = 10_000_000
+# Where to look when a sink's receiver does not take events: settings that there are.
+RECEIVERS: Final = {
+    "stream": f"check the file or its reader: {options.SINK_STREAM_WRITER.key}",
+    "journal": "systemctl status systemd-journald  # another sink where there is no journald",
+    "syslog": f"check that the receiver at {options.SINK_SYSLOG_ADDRESS.key} is up",
+    "loki": f"check that the receiver at {options.SINK_LOKI_ADDRESS.key} is up",
+}
 ZERO: Final = frozenset({"0", "0s"})
 
 
@@ -144,6 +151,7 @@ def check_kernel(root: Path, situation: Situation | None, config: Config) -> Ite
     if situation is not None and not (root / "proc/sys/net").exists():
         # The unit's sandbox hides the kernel's settings; conntrackctl looks at them from where it runs.
         yield check_tracking(situation.is_tracking, config, is_active=situation.is_active)
+        yield from check_extent(situation.is_tracking)
         yield Finding(NOTE, HIDDEN, "the service's sandbox hides the kernel's settings")
         return
     if not (root / SYSCTL / "nf_conntrack_count").exists():
@@ -154,6 +162,7 @@ def check_kernel(root: Path, situation: Situation | None, config: Config) -> Ite
     yield Finding(OK, "module", "nf_conntrack is loaded")
     is_tracking = tracking.is_tracking() if situation is None else situation.is_tracking
     yield check_tracking(is_tracking, config, is_active=situation is not None and situation.is_active)
+    yield from check_extent(is_tracking)
     yield from check_settings(root, config)
     yield check_table(root, config)
 
@@ -166,6 +175,19 @@ def check_tracking(is_tracking: bool | None, config: Config, *, is_active: bool)
     if is_tracking is None:
         return Finding(NOTE, "tracking", "unknown whether connections are tracked here")
     return Finding(OK, "tracking", "connections are tracked in this network namespace")
+
+
+def check_extent(is_tracking: bool | None) -> Iterator[Finding]:
+    """What is left out of tracking for certain. No more than notes: it may well be meant so."""
+    families = tracking.find_families() if is_tracking else None
+    if families is not None and len(families) == 1:
+        (tracked,) = families
+        (other,) = tracking.FAMILIES.keys() - families
+        text = f"connections of {tracked} are tracked, and no rule asks for those of {other}"
+        yield Finding(NOTE, "tracking", text, f"{advice.OWN_RULE} in a table of the family inet")
+    if is_tracking and tracking.has_exceptions():
+        text = "a rule with notrack leaves connections out of tracking: of them there are no events"
+        yield Finding(NOTE, "tracking", text, "nft list ruleset  # shows it")
 
 
 def check_saved_rules(root: Path) -> Iterator[Finding]:
@@ -303,7 +325,7 @@ def check_sink_state(name: str, status: SinkStatus, trouble: str = "") -> Findin
             severity = ERROR if status.state == "failed" else NOTE
             return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
         case "retrying":
-            return Finding(WARNING, "sink", text, f"check that the receiver at sink.{name}.address is up")
+            return Finding(WARNING, "sink", text, RECEIVERS[name])
     if trouble:
         remedy = f"a faster receiver, a larger sink.{name}.queue, or a filter that keeps less"
         return Finding(WARNING, "sink", f"{name} {trouble}", remedy)

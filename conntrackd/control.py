@@ -25,7 +25,7 @@ from conntrackd.bus.control import (
 )
 from conntrackd.config import options
 from conntrackd.config.options import Option
-from conntrackd.config.read import Config, changed, list_unapplied
+from conntrackd.config.read import Config, changed, list_unapplied, raise_mistakes
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
@@ -34,7 +34,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
 from conntrackd.sinks import SINKS, SinkKind
-from conntrackd.stats import SinkStats, Stats, list_counters, measure_process
+from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class DaemonControl:
         self._started = started = self._started or old
         rules = await self._compile(*read_texts(new), new)
         changes = changed(old, new)
+        await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
         if any(option.key.startswith("geoip.") for option in changes):
             geoip = await run_apart(daemon.open_geoip, new)
@@ -356,7 +357,7 @@ class DaemonControl:
         daemon = self._daemon
         with daemon.pipeline.lock:  # what stats.py says of their sums holds then
             counters = _to_counters(daemon.stats)
-            sinks = {name: _to_counters(outbox.snapshot()) for name, outbox in daemon.outboxes.items()}
+            sinks = {name: _count_sink(outbox) for name, outbox in daemon.outboxes.items()}
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
         counters["problems"] = len(daemon.problems)
@@ -374,7 +375,7 @@ class DaemonControl:
 
     def sink_status(self, name: str) -> SinkStatus:
         outbox = self._get_outbox(name)
-        return SinkStatus(outbox.state.value, outbox.error, _to_counters(outbox.snapshot()))
+        return SinkStatus(outbox.state.value, outbox.error, _count_sink(outbox))
 
     async def enable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).enable()
@@ -451,12 +452,26 @@ async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # n
         raise
 
 
+def _check_restart(config: Config, waiting: Sequence[Option[object]]) -> None:
+    """Raise what would keep the restart that these wait for from working."""
+    if waiting:
+        from conntrackd.verify import find_hindrances  # noqa: PLC0415  # most reloads do without
+
+        raise_mistakes(find_hindrances(config, waiting))
+
+
 def _show(option: Option[object], config: Config) -> str:
     return "another one" if option.secret else str(option.kind.render(config[option])) or "not set"
 
 
-def _to_counters(stats: Stats | SinkStats) -> dict[str, int]:
+def _to_counters(stats: Stats) -> dict[str, int]:
     return {counter.name: counter.value for counter in list_counters(stats)}
+
+
+def _count_sink(outbox: Outbox) -> dict[str, int]:
+    """Its counters; without a spool there are none of one."""
+    counters = list_counters(outbox.snapshot(), has_spool=outbox.has_spool)
+    return {counter.name: counter.value for counter in counters}
 
 
 def _name_protocol(number: int) -> str:

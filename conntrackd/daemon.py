@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -98,7 +98,7 @@ class Daemon:
         self.config = sources.read()
         # Before anything is opened in the directory: a second process is to leave it alone.
         state = StateDirectory(
-            self.config[options.STATE_DIRECTORY], self.config.origin(options.STATE_DIRECTORY)
+            self.config[options.STATE_DIRECTORY], self.config.locate(options.STATE_DIRECTORY)
         )
         self.stats = Stats()
         self.tails = Tails()
@@ -159,6 +159,10 @@ class Daemon:
             config[options.GEOIP_CACHE],
             self.stats,
             config[options.STATE_DIRECTORY],
+            [
+                config.locate(options.GEOIP_DATABASE, number)
+                for number in range(len(config[options.GEOIP_DATABASE]))
+            ],
         )
 
     # ---- running --------------------------------------------------------------------------------------
@@ -458,8 +462,12 @@ def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is not None and not os.access(path, os.R_OK):
-        reason = "not permitted" if path.exists() else "no such file"
+    if path is None:
+        return
+    reason = "" if os.access(path, os.R_OK, effective_ids=True) else "not permitted"
+    with suppress(PermissionError):
+        reason = "no such file" if not path.exists() else "is a directory" if path.is_dir() else reason
+    if reason:
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

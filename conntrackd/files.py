@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,6 +17,12 @@ KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+# Nobody can make anything there.
+KERNEL: Final = (Path("/proc"), Path("/sys"))
+# Of a directory that is to be made, its last part is; more would hide a typing error.
+MADE: Final = "name a directory in which conntrackd may write; only the last part of its path is made"
 
 
 class KindError(Exception):
@@ -45,6 +52,33 @@ def check(status: os.stat_result, limit: int) -> None:
         raise KindError(f"is {kind}, not a file")
     if status.st_size > limit:
         raise KindError(f"is larger than {render_limit(limit)}")
+
+
+def check_folder(folder: Path) -> Path:
+    """Raise KindError for what is not a directory and cannot become one, OSError where nobody may look.
+
+    Returns what there is of it: itself, or the one above it.
+    """
+    below: Path | None = None
+    for above in (folder, *folder.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            above.lstat()
+            break
+        below = above
+    if not above.is_dir():
+        raise KindError(f"{above} is not a directory")
+    if below is not None and below != folder:
+        raise KindError(f"there is no directory {below}")
+    if below is not None:
+        check_file_system(above)
+    return above
+
+
+def check_file_system(folder: Path) -> None:
+    """Raise KindError for a directory in which nobody can make anything; OSError where it is none."""
+    device = folder.stat().st_dev
+    if any(root.is_mount() and root.stat().st_dev == device for root in KERNEL):
+        raise KindError(f"in {folder} the kernel has its own files, and no other")
 
 
 def read_file(path: Path, limit: int) -> tuple[bytes, os.stat_result]:

@@ -185,8 +185,8 @@ def find_duration(flow: Flow) -> int | None:
 class Lost:
     """Events that did not arrive, reported to every sink past every filter. Times as in Flow.
 
-    `where` is `kernel` for events that the socket's buffer had no room for, `tracking` for those of a time in
-    which the kernel made none, `daemon` for those of a time in which nobody listened, else the sink whose
+    `where` is `kernel` for events that the socket's buffer had no room for, `tracking` and
+    `daemon` for a time in some or all of which the kernel made none or nobody listened, else the sink whose
     outbox dropped them, with the reason. A count that nobody knows is ABSENT.
     """
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 
-def _counter(unit: str, text: str) -> Any:  # noqa: ANN401  # a dataclass field stands in for its value
-    return field(default=0, metadata={"unit": unit, "help": text})
+def _counter(unit: str, text: str, *, spool: bool = False) -> Any:  # noqa: ANN401  # stands in for its value
+    return field(default=0, metadata={"unit": unit, "help": text, "spool": spool})
 
 
 @dataclass(slots=True)
@@ -60,12 +60,14 @@ class SinkStats:
     """
 
     sink_events_taken_total: int = _counter("events", "Events handed to this sink")
-    sink_events_restored_total: int = _counter("events", "Events found in this sink's spool at the start")
+    sink_events_restored_total: int = _counter(
+        "events", "Events found in this sink's spool at the start", spool=True
+    )
     sink_events_delivered_total: int = _counter("events", "Events that the sink has accepted")
     sink_events_dropped_queue_total: int = _counter("events", "Events dropped because the queue was full")
     sink_events_dropped_refused_total: int = _counter("events", "Events that the receiver refused for good")
     sink_events_dropped_spool_total: int = _counter(
-        "events", "Oldest events dropped because the spool was full"
+        "events", "Oldest events dropped because the spool was full", spool=True
     )
     sink_events_dropped_shutdown_total: int = _counter(
         "events", "Events left when the shutdown timeout expired"
@@ -74,14 +76,18 @@ class SinkStats:
     sink_events_dropped_failed_total: int = _counter(
         "events", "Events dropped after the sink failed for good"
     )
-    sink_events_dropped_damaged_total: int = _counter("events", "Events on disk that could not be read back")
+    sink_events_dropped_damaged_total: int = _counter(
+        "events", "Events on disk that could not be read back", spool=True
+    )
     sink_events_queued: int = _counter("events", "Events waiting in the queue")
-    sink_events_spooled: int = _counter("events", "Events waiting on disk")
+    sink_events_spooled: int = _counter("events", "Events waiting on disk", spool=True)
     sink_oldest_event_ns: int = _counter("ns since 1970", "Time of the oldest event that waits, 0 for none")
     sink_batches_delivered_total: int = _counter("batches", "Batches that the sink has accepted")
     sink_retries_total: int = _counter("batches", "Failed attempts that were retried")
-    sink_spool_errors_total: int = _counter("batches", "Batches that could not be written to the spool")
-    sink_spool_damaged_total: int = _counter("files", "Damaged spools that were set aside")
+    sink_spool_errors_total: int = _counter(
+        "batches", "Batches that could not be written to the spool", spool=True
+    )
+    sink_spool_damaged_total: int = _counter("files", "Damaged spools that were set aside", spool=True)
     sink_bytes_total: int = _counter("bytes", "Bytes written")
 
     def count_dropped(self, reason: str, events: int) -> None:
@@ -122,13 +128,14 @@ class Counter:
     value: int
 
 
-def list_counters(stats: Stats | SinkStats) -> list[Counter]:
-    """All counters in their order, read once."""
+def list_counters(stats: Stats | SinkStats, *, has_spool: bool = True) -> list[Counter]:
+    """All counters in their order, read once. `has_spool`: those of a spool too."""
     return [
         Counter(
             counter.name, counter.metadata["unit"], counter.metadata["help"], getattr(stats, counter.name)
         )
         for counter in fields(stats)
+        if has_spool or not counter.metadata["spool"]
     ]
 
 

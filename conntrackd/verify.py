@@ -5,13 +5,13 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 
 import os
 import pwd
-import ssl
+import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
@@ -30,6 +30,9 @@ from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats
+
+if TYPE_CHECKING:  # it costs memory that a daemon without TLS does not need
+    import ssl
 
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
@@ -53,14 +56,17 @@ class Report:
         except ManyErrors as error:
             self.mistakes += error.errors
         except ConntrackdError as error:
-            self.mistakes.append(error)
+            if _is_hidden(error.__cause__):
+                self.untried.append(f"{error.origin}: {error.message}: {SUDO}")
+            else:
+                self.mistakes.append(error)
         else:
             return True
         return False
 
-    def fail(self, option: Option[Any], message: str, hint: str = "") -> None:
-        """A setting with which nothing would work."""
-        self.mistakes.append(self.config.explain(option, message, hint, ": "))
+    def fail(self, option: Option[Any], message: str, hint: str = "", item: int = -1) -> None:
+        """A setting with which nothing would work; `item`: of a list, this one."""
+        self.mistakes.append(ConfigError(message, hint=hint, origin=self.config.locate(option, item)))
 
 
 def verify(reading: Reading) -> Report:
@@ -78,6 +84,22 @@ def verify(reading: Reading) -> Report:
             _verify_sink(report, kind)
     _verify_metrics(report)
     return report
+
+
+def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[ConntrackdError]:
+    """What would keep the next start from working, of the changes that wait for it."""
+    report, state = Report(config), config[options.STATE_DIRECTORY]
+    waiting = set(changes)
+    if options.STATE_DIRECTORY in waiting and state is not None:
+        _verify_folder(report, options.STATE_DIRECTORY, state)
+    name = config[options.CONNTRACK_NETNS]
+    if options.CONNTRACK_NETNS in waiting and name is not None:
+        report.attempt(lambda: namespace.check(name, config.locate(options.CONNTRACK_NETNS)))
+    for kind in SINKS:
+        folder = kind.find_spool(config) if kind.enabled(config) else None
+        if kind.spool is not None and kind.spool.path in waiting and folder is not None:
+            _verify_folder(report, kind.spool.path, folder)
+    return report.mistakes
 
 
 # ---- rules --------------------------------------------------------------------------------------------
@@ -110,25 +132,28 @@ def _verify_rules(report: Report) -> None:
 
 def _verify_databases(report: Report) -> None:
     locale = report.config[options.GEOIP_LOCALE]
-    for path in report.config[options.GEOIP_DATABASE]:
-        if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES):
+    for number, path in enumerate(report.config[options.GEOIP_DATABASE]):
+        if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES, number):
             # Late, as in daemon.py. Without a directory nothing is kept.
             from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
-            report.attempt(lambda path=path: GeoIP([path], locale, 0, Stats()))  # type: ignore[misc]
+            origin = report.config.locate(options.GEOIP_DATABASE, number)
+            report.attempt(lambda path=path, origin=origin: GeoIP([path], locale, 0, Stats(), None, [origin]))  # type: ignore[misc]
 
 
-def _verify_file(report: Report, option: Option[Any], path: Path, limit: int = MAX_SECRET) -> bool:
+def _verify_file(
+    report: Report, option: Option[Any], path: Path, limit: int = MAX_SECRET, item: int = -1
+) -> bool:
     """Whether it is there to be read. The owner of one that is not for us may be who the daemon runs as."""
     try:
         files.open_file(path, limit).close()
     except files.KindError as error:
-        report.fail(option, f"{path} {error}")
+        report.fail(option, f"{path} {error}", item=item)
     except OSError as error:
         if _is_hidden(error):
             report.untried.append(f"{option.key}: {path}: {SUDO}")
         else:
-            report.fail(option, f"{path}: {error.strerror}")
+            report.fail(option, f"{path}: {error.strerror}", item=item)
     else:
         if not _may_service_read(report.config, path):
             message = f"{path} cannot be read by user {SERVICE}, which the service runs as"
@@ -194,6 +219,7 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
             _verify_writer(report)
         case "syslog":
             address = config[options.SINK_SYSLOG_ADDRESS]
+            _verify_local(report, address)
             report.untried.append(f"sink.syslog: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("tls://"):
                 ours = (options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
@@ -220,7 +246,7 @@ def _verify_metrics(report: Report) -> None:
         option = options.METRICS_TEXTFILE if listen is None else options.METRICS_LISTEN
         report.fail(option, error.message, error.hint)
     if textfile is not None and not textfile.parent.is_dir():
-        report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is no directory")
+        report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is not a directory")
     elif textfile is not None:
         _verify_folder(report, options.METRICS_TEXTFILE, textfile.parent)
     if listen is None or listen.startswith("unix:"):
@@ -250,6 +276,29 @@ def _verify_writer(report: Report) -> None:
         report.fail(options.SINK_STREAM_WRITER, f"{path} cannot be written: the file system is read-only")
 
 
+def _verify_local(report: Report, address: str) -> None:
+    """A local server's socket. One that is not there may come with its server."""
+    parts = urlsplit(address)
+    if not parts.scheme.startswith("unix"):
+        return
+    path, option = Path(unquote(parts.path)), options.SINK_SYSLOG_ADDRESS
+    try:
+        is_there = stat.S_ISSOCK(path.stat().st_mode)
+    except FileNotFoundError:
+        message = f"there is no socket {path} now"
+        report.warnings.append(
+            report.config.explain(option, message, "journald and rsyslog have /dev/log", ": ")
+        )
+    except OSError as error:
+        if _is_hidden(error):
+            report.untried.append(f"{option.key}: {path}: {SUDO}")
+        else:
+            report.fail(option, f"{path}: {error.strerror}")
+    else:
+        if not is_there:
+            report.fail(option, f"{path} is not a socket", "journald and rsyslog have /dev/log")
+
+
 def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certificate) -> None:
     """The files alone, and then together as the sink uses them."""
     config = report.config
@@ -271,8 +320,10 @@ def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certifi
             report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
 
 
-def _list_expired(context: ssl.SSLContext) -> Iterator[str]:
+def _list_expired(context: "ssl.SSLContext") -> Iterator[str]:
     """The names of authorities whose time is over."""
+    import ssl  # noqa: PLC0415  # see above
+
     for certificate in context.get_ca_certs():
         if ssl.cert_time_to_seconds(str(certificate["notAfter"])) < time.time():
             subject: Any = certificate.get("subject", ())
@@ -286,22 +337,26 @@ def _verify_secrets(report: Report) -> None:
         path = report.config[option]
         if path is not None and _verify_file(report, option, path):
             try:
-                read_secret(path, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
+                read_secret(path, {}, ascii_only=option is options.SINK_LOKI_TOKEN_FILE)
             except SinkTrouble as error:
                 report.fail(option, error.reason)
 
 
 def _verify_folder(report: Report, option: Option[Any], folder: Path) -> None:
     """Whether it is a directory, or can be made."""
-    above = folder
-    while not os.path.lexists(above) and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        report.fail(
-            option, f"{folder}: {above} is not a directory", "name a directory in which conntrackd may write"
-        )
-    elif not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
-        if os.geteuid():
-            report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
-        else:
-            report.fail(option, f"{folder}: {above} is on a read-only file system")
+    try:
+        above = files.check_folder(folder)
+    except files.KindError as error:
+        report.fail(option, f"{folder}: {error}", files.MADE)
+        return
+    except OSError:
+        above = folder.parent
+        if os.geteuid() == 0:
+            report.fail(option, f"{folder}: cannot be looked at")
+            return
+    if os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        return
+    if os.geteuid():
+        report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
+    else:
+        report.fail(option, f"{folder}: {above} is on a read-only file system")

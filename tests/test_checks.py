@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shlex
 import socket
 from pathlib import Path
@@ -12,7 +13,9 @@ from conntrackd import advice, checks
 from conntrackd.bus.control import Finding, SinkStatus
 from conntrackd.checks import Situation, examine
 from conntrackd.cli.doctor import address_reader
+from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import Config, read_config
+from conntrackd.sinks import SINKS
 
 NOWHERE = Path("/nonexistent")
 
@@ -208,6 +211,18 @@ def test_what_the_daemon_knows_is_told(
     situation: Situation, trouble: tuple[str, str, str], root: Path
 ) -> None:
     assert list_trouble(examine(configure(sink__stream__enable="true"), situation, root=root)) == [trouble]
+
+
+@pytest.mark.parametrize("state", ["refused", "retrying", "failed", "disabled"])
+def test_what_is_to_be_done_about_a_sink_names_settings_that_there_are(state: str, root: Path) -> None:
+    sinks = {kind.name: SinkStatus(state, "away", {}) for kind in SINKS}
+    findings = examine(configure(), Situation(True, 64 << 20, 0, sinks), root=root)
+    remedies = [each.remedy for each in findings if each.check == "sink" and each.remedy]
+    words = [word for remedy in remedies for word in re.findall(r"sink[.\w]+", remedy)]
+
+    known = {option.key for option in OPTIONS}
+    assert [word for word in words if not any(key.startswith(word) for key in known)] == []
+    assert len(remedies) >= len(sinks)
 
 
 def test_without_a_sink_or_a_namespace_that_is_named_the_doctor_says_so(root: Path) -> None:

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,13 +18,17 @@ from conntrackd.active_filter import Filter, compile_filter
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.spool import Spool
 from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.metrics.table import METRICS, State
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
-from conntrackd.stats import Stats
+from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
+from tests.delivery.fakes import FakeSink
 from tests.engine.feed import ENGINES
 
 
@@ -38,6 +43,40 @@ def make_control() -> DaemonControl:
         pipeline=SimpleNamespace(readers=(None,)),
     )
     return DaemonControl(cast(Daemon, daemon))
+
+
+def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "loki", 1 << 20)
+    daemon = SimpleNamespace(
+        stats=Stats(),
+        tails=Tails(),
+        pipeline=SimpleNamespace(lock=threading.Lock(), protocols={}),
+        outboxes={
+            "stream": Outbox(FakeSink(), queue=1, stats=SinkStats()),
+            "loki": Outbox(FakeSink(), queue=1, stats=SinkStats(), spool=spool),
+        },
+        problems=[],
+        source=SimpleNamespace(events=None),
+        filter=SimpleNamespace(list_counts=list),
+    )
+    with closing(spool):
+        asked = DaemonControl(cast(Daemon, daemon))
+        statuses = {name: asked.sink_status(name).counters for name in daemon.outboxes}
+        answers = [asked.statistics().sinks, statuses]
+        state = cast(State, SimpleNamespace(statistics=asked.statistics(), sinks={}, now_ns=0))
+        shown = {
+            sample for metric in METRICS if metric.section == "sinks" for sample, _ in metric.read(state)
+        }
+
+    assert ("loki", "spool") in shown
+    assert ("stream", "spool") not in shown
+    of_spool = {
+        *("sink_events_restored_total", "sink_events_dropped_spool_total", "sink_events_spooled"),
+        *("sink_events_dropped_damaged_total", "sink_spool_errors_total", "sink_spool_damaged_total"),
+    }
+    for answer in answers:
+        assert answer["loki"].keys() - answer["stream"].keys() == of_spool
+        assert not [name for name in answer["stream"] if "spool" in name]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -7,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.config.options import CONNTRACK_NETNS, SINK_LOKI_SPOOL, STATE_DIRECTORY
 from conntrackd.config.read import read_fragment
-from conntrackd.daemon import Sources
-from conntrackd.verify import Report, verify
+from conntrackd.daemon import Daemon, Sources
+from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.errors import ConfigError
+from conntrackd.sinks import SINKS
+from conntrackd.verify import Report, find_hindrances, verify
+from tests.bus.private import as_user
 from tests.geoip.test_databases import BERLIN, write_database
 from tests.odd_files import make_odd_file
 from tests.sinks.authority import Authority
@@ -63,7 +69,7 @@ sink:
         "rules:2: unknown protocol 'TPC', did you mean TCP?",
         "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
-        "geoip.database: rules is not a usable database: its metadata is missing",
+        "conntrackd.yaml:4: geoip.database: rules is not a usable database: its metadata is missing",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
         "conntrackd.yaml:6: state_directory: rules/state: rules is not a directory",
         "conntrackd.yaml:8: sink.stream.writer: file:///nowhere/x: no directory /nowhere",
@@ -74,6 +80,135 @@ sink:
         "conntrackd.yaml:9: sink.loki.password_file: pw: No such file or directory",
     ]
     assert "conntrackd.yaml:3: this rule can never match" in str(report.warnings[-1])
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("filter_file: gone.rules", "gone.rules: cannot be read"),
+        ("state_directory: gone/state", "gone/state: there is no directory gone"),
+        ("state_directory: gone/a/b/state", "gone/a/b/state: there is no directory gone"),
+        ("state_directory: conntrackd.yaml", "conntrackd.yaml: conntrackd.yaml is not a directory"),
+        ("state_directory: conntrackd.yaml/x", "conntrackd.yaml/x: conntrackd.yaml is not a directory"),
+        ("state_directory: /proc/x", "/proc/x: in /proc the kernel has its own files"),
+        ("geoip.database: [gone.mmdb]", "gone.mmdb"),
+        ("conntrack.replay: gone.nl", "gone.nl: no such file"),
+        ("conntrack.replay: /", "/: is a directory"),
+        ("sink.stream.writer: file:///gone/x", "file:///gone/x: no directory /gone"),
+        ("sink.stream.writer: file:///proc/x", "file:///proc/x: in /proc the kernel has its own files"),
+        ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),
+        ("sink.loki.spool: /sys/x", "/sys/x: in /sys the kernel has its own files"),
+    ],
+)
+def test_a_path_whose_target_is_missing_is_named_alike_with_its_line_by_run_and_check(
+    line: str, missing: str, check: Check, tmp_path: Path
+) -> None:
+    text = "sink.stream.enable: true\nsink.loki.enable: true\n" + line
+
+    found = [tell(check(text), tmp_path)]
+    with pytest.raises(ConfigError) as error:
+        Daemon(Sources({}, {}, etc=tmp_path))
+    found.append([str(error.value).splitlines()[0].replace(f"{tmp_path}/", "").replace(str(tmp_path), "")])
+
+    key = line.partition(":")[0]
+    assert all(len(each) == 1 for each in found)
+    assert all(each[0].startswith(f"conntrackd.yaml:3: {key}: {missing}") for each in found), found
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("sink.loki.tls.ca: gone.pem", "sink.loki.tls.ca: cannot use gone.pem"),
+        ("sink.loki.token_file: gone", "sink.loki.token_file: cannot read gone"),
+        (
+            "sink.loki: {username: u, password_file: gone}",
+            "sink.loki.password_file: cannot read gone",
+        ),
+        ("sink.loki.tls: {cert: conntrackd.yaml, key: gone.key}", "sink.loki.tls.key: cannot use gone.key"),
+        ("sink.syslog.tls.ca: gone.pem", "sink.syslog.tls.ca: cannot use gone.pem"),
+    ],
+)
+def test_a_file_that_a_sink_has_to_do_without_is_named_with_the_line_of_its_setting(
+    line: str, reason: str, tmp_path: Path
+) -> None:
+    name = line.split(".")[1].partition(":")[0]
+    scheme = "https" if name == "loki" else "tls"
+    text = f"sink.{name}.enable: true\nsink.{name}.address: {scheme}://127.0.0.1:9\n{line}"
+    (tmp_path / "conntrackd.yaml").write_text(text)
+    config = Sources({}, {}, etc=tmp_path).read()
+    sink = next(kind for kind in SINKS if kind.name == name).create(config)
+
+    with pytest.raises(SinkUnavailable) as absence:
+        sink.open()
+    sink.close()
+
+    told = absence.value.reason.replace(f"{tmp_path}/", "")
+    assert told == f"conntrackd.yaml:3: {reason}: No such file or directory"
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("line", "untried", "mistakes"),
+    [
+        ("sink.stream.writer: file://%s/x/log", ["conntrackd.yaml:2: sink.stream.writer"], []),
+        ("state_directory: %s/x/y", ["state_directory"], []),
+        ("sink.syslog: {enable: true, address: 'unix://%s/x'}", ["sink.syslog.address", "sink.syslog"], []),
+        ("conntrack.replay: %s/x", [], ["conntrackd.yaml:2: conntrack.replay: hidden/x: not permitted"]),
+    ],
+)
+def test_what_an_ordinary_user_may_not_look_at_is_named_with_its_setting(
+    line: str, untried: list[str], mistakes: list[str], tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        hidden = Path(folder, "hidden")
+        hidden.mkdir(mode=0o700)
+        text = f"sink.stream: {{enable: true}}\n{line.replace('%s', str(hidden))}\n"
+        Path(folder, "conntrackd.yaml").write_text(text)
+        with as_user(65534):
+            report = verify(Sources({}, {}, etc=Path(folder)).examine())
+
+        names = [each.replace(f"{folder}/", "").partition(": whether")[0] for each in report.untried]
+        assert [name.startswith(start) for name, start in zip(names, untried, strict=True)] == [True] * len(
+            untried
+        )
+        assert tell(report, Path(folder)) == mistakes
+
+
+def test_what_would_keep_the_next_start_from_working_is_found_before_it(tmp_path: Path) -> None:
+    (tmp_path / "conntrackd.yaml").write_text(
+        "state_directory: gone/x\nconntrack.netns: nowhere\nsink.loki:\n  enable: true\n  spool: gone/y\n"
+    )
+    config = Sources({}, {}, etc=tmp_path).read()
+    found = find_hindrances(config, [STATE_DIRECTORY, CONNTRACK_NETNS, SINK_LOKI_SPOOL])
+
+    assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in found] == [
+        "conntrackd.yaml:1: state_directory: gone/x: there is no directory gone",
+        "conntrackd.yaml:2: conntrack.netns: there is no network namespace 'nowhere'",
+        "conntrackd.yaml:5: sink.loki.spool: gone/y: there is no directory gone",
+    ]
+    assert find_hindrances(config, []) == []
+
+
+def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    text = f"sink.syslog: {{enable: true, address: 'unix://{tmp_path}/%s'}}"
+    absent, odd, below = (check(text % name) for name in ("absent", "file", "file/x"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/log")
+        good = check(text % "log")
+
+    assert [tell(each, tmp_path) for each in (absent, odd, below, good)] == [
+        [],
+        ["conntrackd.yaml:1: sink.syslog.address: file is not a socket"],
+        ["conntrackd.yaml:1: sink.syslog.address: file/x: Not a directory"],
+        [],
+    ]
+    assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in absent.warnings] == [
+        "conntrackd.yaml:1: sink.syslog.address: there is no socket absent now"
+    ]
+    assert good.warnings == []
 
 
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
@@ -87,7 +222,7 @@ def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path)
     report = check(
         f"{STREAM}state_directory: state\ngeoip.database: city.mmdb\nfilter: [drop country DE]\n"
         f"{LOKI}tls: {{ca: ca.pem, cert: {client}, key: {client}}}, username: u, password_file: pw}}\n"
-        f"{SYSLOG}tls.ca: ca.pem, spool: a/b/c}}"
+        f"{SYSLOG}tls.ca: ca.pem, spool: c}}"
     )
 
     assert (report.mistakes, report.warnings) == ([], [])
@@ -133,7 +268,7 @@ def test_a_secret_that_cannot_be_sent_is_refused(content: bytes, check: Check, t
 
     (mistake,) = check(f"{LOKI}token_file: token}}").mistakes
 
-    assert mistake.origin == f"{tmp_path}/conntrackd.yaml:1"
+    assert mistake.origin == f"{tmp_path}/conntrackd.yaml:1: sink.loki.token_file"
 
 
 @pytest.mark.privileged
@@ -199,7 +334,7 @@ def test_metrics_need_a_library_and_a_folder(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"{STREAM}metrics.textfile: missing/x.prom"
-    assert tell(check(text), tmp_path) == ["conntrackd.yaml:2: metrics.textfile: missing is no directory"]
+    assert tell(check(text), tmp_path) == ["conntrackd.yaml:2: metrics.textfile: missing is not a directory"]
 
     (tmp_path / "missing").mkdir()
     assert tell(check(text), tmp_path) == []

@@ -22,6 +22,7 @@ from conntrackd.errors import (
     UnavailableError,
     UsageError,
 )
+from conntrackd.text import quote
 
 NAME: Final = "org.conntrackd1"
 PATH: Final = "/org/conntrackd1"
@@ -266,8 +267,8 @@ class Client:
 
 
 def connect(address: str) -> socket.socket:
-    """A socket to the first of the addresses that takes one. Raises OSError or WireError."""
-    last: OSError | wire.WireError = wire.WireError("not the address of a unix socket")
+    """A socket to the first of the addresses that takes one. Raises OSError; UsageError for no address."""
+    last: OSError | None = None
     for entry in address.split(";"):
         transport, _, rest = entry.partition(":")
         options = dict(pair.split("=", 1) for pair in rest.split(",") if "=" in pair)
@@ -285,6 +286,9 @@ def connect(address: str) -> socket.socket:
             last = error
         else:
             return sock
+    if last is None:
+        hint = f"the address of a unix socket, such as {SYSTEM_BUS}"
+        raise UsageError(f"{quote(address)} is not a usable bus address", hint=hint)
     raise last
 
 

@@ -16,6 +16,7 @@ from conntrackd.cli.common import (
     print_table,
 )
 from conntrackd.cli.verb import Verb
+from conntrackd.errors import UnavailableError
 
 DEGRADED: Final = 4
 """The daemon runs, and something is wrong (systemctl's and LSB's 3 is: it does not run)."""
@@ -53,10 +54,20 @@ def show_status(arguments: Namespace) -> int:
         properties, sinks = client.read_properties(), client.read_sinks()
     problems = list_problems(properties, sinks)
     if arguments.json:
-        print_json({"healthy": not problems, **properties, "Problems": problems, "Sinks": sinks})
+        print_json(
+            {"healthy": not problems, "running": True, **properties, "Problems": problems, "Sinks": sinks}
+        )
     else:
         print_lines(render_status(properties, sinks, problems), indent=LABEL)
     return DEGRADED if problems else 0
+
+
+def render_silence(error: UnavailableError) -> dict[str, Any]:
+    """What `status --json` has where no daemon answers; `running` as far as that is known."""
+    from conntrackd.bus.client import NotRunningError  # noqa: PLC0415  # for a mistake alone
+
+    is_running = None if not isinstance(error, NotRunningError) else False
+    return {"healthy": False, "running": is_running, "Problems": [str(error)], "Sinks": {}}
 
 
 def list_problems(properties: Mapping[str, Any], sinks: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, report, stats, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.common import explain_silence
+from conntrackd.cli.common import explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
-from conntrackd.errors import UnavailableError
+from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
 VERSION_HELP: Final = "print the version"
@@ -50,18 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
         verb.add_arguments(subparser)
-        subparser.set_defaults(run=verb.run)
+        subparser.set_defaults(run=verb.run, known=subparser.list_flags())
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
-    chosen = build_parser().parse_args(arguments)
+    chosen, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        raise _explain_unknown(unknown, chosen.known)
     try:
         status: int = chosen.run(chosen)
     except UnavailableError as error:
-        raise explain_silence(error, chosen) from error
+        explained = explain_silence(error, chosen)
+        if chosen.run is control.show_status and chosen.json:
+            print_json(control.render_silence(explained))
+        raise explained from error
     return status
+
+
+def _explain_unknown(arguments: Sequence[str], known: Sequence[str]) -> UsageError:
+    """Without a value that may have come with them."""
+    from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
+
+    flags = [text.partition("=")[0] for text in arguments if text.startswith("-")]
+    word = (flags or arguments)[0]
+    hint = suggest(word, known) or f"'{PROGRAM} --help' lists what is available"
+    return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 
 def main() -> NoReturn:

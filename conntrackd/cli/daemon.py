@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from conntrackd import VERSION
 from conntrackd.cli import report
+from conntrackd.cli.common import parse_count
 from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
 from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="record raw netlink messages to a file",
     )
     command.add_argument("file", metavar="FILE", type=Path, help="output file, replaced if it exists")
-    command.add_argument("--count", metavar="N", type=int, help="stop after N messages")
+    command.add_argument("--count", metavar="N", type=parse_count, help="stop after N messages")
     command.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
     command.set_defaults(run=record, known=["--count", "--netns"])
     command = commands.add_parser("version", help="print the version")
@@ -101,8 +102,6 @@ def record(arguments: argparse.Namespace) -> int:
     """Write what the kernel sends to a file, whatever the configuration says."""
     from conntrackd.source import record as recorder  # noqa: PLC0415
 
-    if arguments.count is not None and arguments.count < 1:
-        raise UsageError("--count must be at least 1")
     try:
         count = recorder.record(arguments.file, arguments.count, arguments.netns, _log_progress)
     except OSError as error:

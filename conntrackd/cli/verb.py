@@ -35,6 +35,10 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
 
+    def list_flags(self) -> list[str]:
+        """The options that it takes."""
+        return list(self._option_string_actions)
+
 
 class Verb(NamedTuple):
     """`filter check` and the like. Its module imports late what it needs, so that all start quickly."""

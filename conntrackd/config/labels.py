@@ -31,12 +31,14 @@ FIELDS: Final = frozenset(
 def _parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Names and values of NAME=VALUE items, names once each and bounded."""
     labels: dict[str, str] = {}
+    twice: list[str] = []
     for item in items:
         name, equals, value = (part.strip() for part in item.partition("="))
         _check_label(item, name, equals, value)
-        if name in labels:
-            raise BadValueError(name, "is given twice")
+        twice += [name] if name in labels and name not in twice else []
         labels[name] = value
+    if twice:
+        raise BadValueError(", ".join(twice), "is given twice" if len(twice) == 1 else "are given twice")
     possible = MAX_LABELS - len((OWN_LABELS | DEFAULT_LABELS) - labels.keys())
     if len(labels) > possible:
         own = ", ".join(sorted((OWN_LABELS | DEFAULT_LABELS) - labels.keys()))
@@ -61,9 +63,9 @@ def _check_label(item: str, name: str, equals: str, value: str) -> None:
         raise BadValueError(item, "has a value that is too long or has control characters")
 
 
-def get_joined_label(labels: Sequence[tuple[str, str]]) -> str:
-    """The name of a label whose value seems to hold another one (`a=1 b=2`), empty for none."""
-    return next((name for name, value in labels if re.search(r"\s[a-zA-Z_][a-zA-Z0-9_]*=", value)), "")
+def list_joined_labels(labels: Sequence[tuple[str, str]]) -> list[str]:
+    """The names of labels whose value seems to hold another one (`a=1 b=2`)."""
+    return [name for name, value in labels if re.search(r"\s[a-zA-Z_][a-zA-Z0-9_]*=", value)]
 
 
 LABELS: Final = ValueType(

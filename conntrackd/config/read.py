@@ -16,10 +16,12 @@ from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
 from conntrackd.config import options, together
-from conntrackd.config.document import Entry, Items, Node, Scalar, Section, read_document, read_text
+from conntrackd.config.document import Entry, Node, Scalar, Section, read_document, read_text
+from conntrackd.config.nodes import list_items
 from conntrackd.config.options import OPTIONS, Option
-from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, ValueType, parse_flag
+from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.files import KindError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
 
@@ -31,6 +33,7 @@ FOLDER: Final = "conntrackd.d"
 PREFIX: Final = "CONNTRACKD_"
 ENVIRONMENT: Final = "environment"
 DEFAULT: Final = "default"
+SERVICE_MANAGER: Final = "STATE_DIRECTORY"  # the variable of systemd.exec(5)
 # No settings: engine.VARIABLE, and what lets the package be installed beside conntrack-tools' daemon.
 FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
 MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
@@ -43,7 +46,6 @@ MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one o
 BY_KEY: Final = {option.key: option for option in OPTIONS}
 BY_VARIABLE: Final = {option.variable: option for option in OPTIONS}
 SECTIONS: Final = frozenset(key[: dot.start()] for key in BY_KEY for dot in re.finditer(r"\.", key))
-NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,18 @@ class Config:
         """Where each item of a list stands."""
         return self.settings[option.key].origins
 
+    def locate(self, option: Option[object], item: int = -1) -> str:
+        """A setting's name, and where it was made; `item`: of a list, this one."""
+        origins = self.origins(option)
+        origin = origins[item] if 0 <= item < len(origins) else self.origin(option)
+        if origin in (option.flag, option.variable, SERVICE_MANAGER):
+            return origin
+        return option.key if origin == DEFAULT else f"{origin}: {option.key}"
+
     def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
         origin = self.origin(option)
-        named = origin in (option.flag, option.variable)
+        named = origin in (option.flag, option.variable, SERVICE_MANAGER)
         origin = "" if origin == DEFAULT else origin
         return ConfigError(message if named else f"{option.key}{joint}{message}", hint=hint, origin=origin)
 
@@ -270,9 +280,9 @@ class _Draft:
 
     def add_service_manager(self, environ: Mapping[str, str]) -> None:
         """The directory that systemd made for the service (systemd.exec(5), StateDirectory=)."""
-        directory = environ.get("STATE_DIRECTORY", "").split(":")[0]
+        directory = environ.get(SERVICE_MANAGER, "").split(":")[0]
         if directory:
-            self.set(options.STATE_DIRECTORY, [directory], _Source("STATE_DIRECTORY"))
+            self.set(options.STATE_DIRECTORY, [directory], _Source(SERVICE_MANAGER))
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         """Ours, and those that an orchestrator or another program gives the same beginning."""
@@ -301,7 +311,7 @@ class _Draft:
             if len(items) > MAX_ITEMS:
                 raise BadValueError("", f"has {len(items)} items, the maximum is {MAX_ITEMS}")
             for item in items:
-                _check_characters(item)
+                check_characters(item)
             if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
                 self.settings[option.key] = Setting(option.kind.off, source.origin)
                 return
@@ -309,19 +319,17 @@ class _Draft:
                 items = [str(source.folder / item) if item else item for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
-            self._refuse(option, error, source, items)
+            faults = option.kind.find_faults(items) if len(items) <= MAX_ITEMS else []
+            for number, fault in faults or [(-1, error)]:
+                origin = source.origins[number] if source.origins and number >= 0 else source.origin
+                self._refuse(option, fault, replace(source, origin=origin))
             return
         origins = source.origins or (source.origin,) * len(items)
         self.settings[option.key] = Setting(value, source.origin, origins)
 
-    def _refuse(
-        self, option: Option[object], error: BadValueError, source: _Source, items: Sequence[str]
-    ) -> None:
-        origin = source.origin
-        if source.origins and error.text in items:
-            origin = source.origins[list(items).index(error.text)]
+    def _refuse(self, option: Option[object], error: BadValueError, source: _Source) -> None:
         shown = "" if not error.text else "the value " if option.secret else f"{quote(error.text)} "
-        self._fail(option.key, f"{shown}{error.message}", error.hint, origin, source.names_key)
+        self._fail(option.key, f"{shown}{error.message}", error.hint, source.origin, source.names_key)
 
     def _fail(self, key: str, message: str, hint: str, origin: str, names_key: bool = False) -> None:
         text = message if names_key else f"{key}: {message}"
@@ -357,10 +365,19 @@ class _Draft:
                 self._fail(key, "is a section and has no value of its own", hint, _origin(path, entry.line))
 
     def _set_node(self, option: Option[object], node: Node, path: Path, origin: str) -> None:
+        lines: list[tuple[str, int]] = []
+        is_right = True
         try:
-            lines = list(_list_items(option, node))
+            for item, line in list_items(option, node):
+                if isinstance(item, BadValueError):
+                    is_right = False
+                    self._refuse(option, item, _Source(_origin(path, line)))
+                else:
+                    lines.append((item, line))
         except BadValueError as error:
-            self._refuse(option, error, _Source(origin), ())
+            self._refuse(option, error, _Source(origin))
+            return
+        if not (lines or is_right):
             return
         origins = tuple(_origin(path, line) for _, line in lines)
         source = _Source(origin, folder=self._folder, origins=origins)
@@ -369,51 +386,6 @@ class _Draft:
 
 def _origin(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
-
-
-def _list_items(option: Option[object], node: Node) -> Iterator[tuple[str, int]]:
-    """Texts and their lines: the items of a list, those in one text, or the one value."""
-    kind = option.kind
-    match node:
-        case Section():
-            raise BadValueError("", f"must be {kind.expected}, not a section")
-        case Items() if not kind.separator:
-            raise BadValueError("", f"must be {kind.expected}, not a list")
-        case Items():
-            for item in node.items:
-                if not isinstance(item, Scalar):
-                    raise BadValueError("", f"must be {kind.expected}, not a list or section in a list")
-                _check_type(kind, item)
-                yield item.text, item.line
-        case Scalar() if option.is_optional and _means_off(node):
-            yield "", node.line
-        case Scalar():
-            _check_type(kind, node)
-            lines = node.text.split("\n") if kind.separator == "\n" else [node.text]
-            for number, text in enumerate(lines):
-                yield from ((item, node.line and node.line + number) for item in kind.split(text))
-
-
-def _means_off(scalar: Scalar) -> bool:
-    """`off` is a word for false in YAML, and JSON and TOML have no other one."""
-    return scalar.type == "null" or scalar.text.lower() in (
-        OFF_WORDS if scalar.type == "text" else {"off", "false"} if scalar.type == "flag" else ()
-    )
-
-
-def _check_type(kind: ValueType[object], scalar: Scalar) -> None:
-    if scalar.type == "null":
-        raise BadValueError("", "has no value", f"set it to {kind.expected}, or remove the key")
-    if scalar.type != "text" and scalar.type not in kind.scalars:
-        hint = "put it in quotes" if not kind.scalars else ""
-        raise BadValueError(scalar.text, f"is a {NOUNS[scalar.type]}, expected {kind.expected}", hint)
-
-
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line or environment, or a lone \ud800 in JSON
-        raise BadValueError(text, "is not UTF-8 text") from error
 
 
 def _list_keys(section: str) -> str:
@@ -458,7 +430,14 @@ def read_rules(config: Config) -> list[RuleText]:
     Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
     """
     path = config[options.FILTER_FILE]
-    return list_rules(config, _list_lines(path) if path is not None else ())
+    try:
+        return list_rules(config, _list_lines(path) if path is not None else ())
+    except ConfigError as error:
+        if isinstance(
+            error.__cause__, OSError | KindError
+        ):  # nothing is wrong in the file: it is the wrong one
+            error.origin = f"{config.locate(options.FILTER_FILE)}: {error.origin}"
+        raise
 
 
 def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:

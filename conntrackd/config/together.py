@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.labels import get_joined_label
+from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
@@ -19,6 +19,19 @@ SERVES: Final[dict[Option[object], Option[object]]] = {
     options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
+# What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
+LIVE: Final[tuple[Option[object], ...]] = (
+    options.CONNTRACK_BUFFER,
+    options.CONNTRACK_ACTIVATE,
+    options.CONNTRACK_NETNS,
+    options.CONNTRACK_SNAPSHOT,
+    options.CONNTRACK_READERS,
+    options.CONNTRACK_RESYNC,
+    options.CONNTRACK_RELIABLE,
+    options.CONNTRACK_KERNEL_FILTER,
+    options.BUS_ENABLE,
+    options.BUS_ADDRESS,
+)
 
 
 class SettingIssue(NamedTuple):
@@ -120,12 +133,15 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
         if config[option] and config[options.CONNTRACK_REPLAY]:
             yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
     yield from _list_idle_sinks(config)
+    replay = options.CONNTRACK_REPLAY
+    for option in LIVE if config[replay] is not None else ():
+        if config.is_set(option) and config[option] not in (option.default, False):
+            yield SettingIssue(option, (replay,), f"has no effect in a replay ({replay.key})", "")
     syslog = options.SINK_SYSLOG_ADDRESS
     for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
         if config.is_set(option) and not config[syslog].startswith(STREAMS):
             yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    name = get_joined_label(config[options.SINK_LOKI_LABELS])
-    if name:
+    for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
         message = f"the value of {name} seems to contain another label"
         yield SettingIssue(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
 

@@ -57,6 +57,32 @@ class ValueType(Generic[T_co]):
             return [text]
         return [item.strip() for item in text.split(self.separator) if item.strip()]
 
+    def find_faults(self, items: Sequence[str]) -> list[tuple[int, BadValueError]]:
+        """Each item that is wrong, with its number; -1 for what is wrong with the others together."""
+        faults: list[tuple[int, BadValueError]] = []
+        good = []
+        for number, item in enumerate(items):
+            try:
+                check_characters(item)
+                self.parse([item])
+                good.append(item)
+            except BadValueError as error:
+                faults.append((number, error))
+        try:
+            if good or not items:
+                self.parse(good)
+        except BadValueError as error:
+            faults.append((-1, error))
+        return faults
+
+
+def check_characters(text: str) -> None:
+    """Raise BadValueError for what is no UTF-8: bytes of the command line, or a lone surrogate in JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadValueError(text, "is not UTF-8 text") from error
+
 
 def parse_flag(text: str) -> bool:
     """Yes or no, in all the words that YAML 1.1 has for it, and 1 and 0."""

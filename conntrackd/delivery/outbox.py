@@ -75,6 +75,11 @@ class Outbox(Inlet):
         """The last trouble, in one line, empty for none yet; kept when the sink works again."""
         return self._error or (self._disk.error if self._disk is not None else "")
 
+    @property
+    def has_spool(self) -> bool:
+        """Whether what cannot be delivered now can wait on disk."""
+        return self._disk is not None
+
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
         with self._lock:

@@ -34,9 +34,17 @@ class GeoIP:
     """Looks addresses up, for all readers of events. refresh() belongs to one other thread."""
 
     def __init__(
-        self, paths: Sequence[Path], locale: str, cache: int, stats: Stats, directory: Path | None = None
+        self,
+        paths: Sequence[Path],
+        locale: str,
+        cache: int,
+        stats: Stats,
+        directory: Path | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         """`cache` is in addresses; what was made of a file is kept in `directory` for the next start.
+
+        `origins`: where each path is set.
 
         Raises ConfigError for a file that cannot be used.
         """
@@ -49,7 +57,13 @@ class GeoIP:
         self._stats = stats
         self._lock = threading.Lock()
         self._identities = self._seen = [_identify(path) for path in self._paths]
-        self._databases = [_Database(path, locale, directory) for path in self._paths]
+        self._databases = []
+        for number, path in enumerate(self._paths):
+            try:
+                self._databases.append(_Database(path, locale, directory))
+            except ConfigError as error:
+                error.origin = origins[number] if number < len(origins) else ""
+                raise
 
     def look_up(self, address: bytes) -> Location | None:
         """Where a 4 or 16 bytes address is; None where no database knows it."""
@@ -152,4 +166,4 @@ def _identify(path: Path) -> Identity:
 
 
 def _explain(path: Path, reason: str) -> ConfigError:
-    return ConfigError(f"{path} {reason}", origin="geoip.database", hint="a file such as GeoLite2-City.mmdb")
+    return ConfigError(f"{path} {reason}", hint="a file such as GeoLite2-City.mmdb")

@@ -54,10 +54,10 @@ def _open_unix(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """What a process that was killed has left. Raises OSError where somebody listens, or it is no socket."""
+    """What a killed process has left. Raises OSError where somebody listens, or it is not a socket."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "there is something else that is no socket")
+            raise OSError(errno.EEXIST, "there is something else that is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -87,7 +87,7 @@ def adopt_listeners(descriptors: Iterable[int]) -> list[socket.socket]:
             listener = socket.socket(fileno=descriptor)
         except OSError:
             os.close(descriptor)
-            logger.warning("metrics: what systemd passed is no socket")
+            logger.warning("metrics: what systemd passed is not a socket")
             continue
         is_stream = listener.type == socket.SOCK_STREAM
         if not is_stream or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

@@ -56,10 +56,10 @@ class Metric:
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
-HELP: Final = {each.name: str(each.metadata["help"]) for kind in (Stats, SinkStats) for each in fields(kind)}
+HELP: Final = {item.name: str(item.metadata["help"]) for kind in (Stats, SinkStats) for item in fields(kind)}
 TYPES: Final = {name: f"events_{name}_total" for name in ("new", "update", "destroy")}
 # `events_tcp_total` and its like, which there are only for protocols that have been seen.
-NAMED: Final = {each.name for each in fields(Stats)}
+NAMED: Final = {item.name for item in fields(Stats)}
 
 # Of nf_conntrack, for each CPU, under the names of `conntrack -S`.
 CPU_COUNTERS: Final = {
@@ -93,11 +93,12 @@ def _count(section: str, name: str) -> Metric:
 
 
 def _count_sink(name: str) -> Metric:
-    """A counter or number of SinkStats, for each sink."""
+    """A counter or number of SinkStats, for each sink that has it: those of a spool need one."""
 
     def read(state: State) -> Samples:
         for sink, counters in state.statistics.sinks.items():
-            yield (sink,), counters[name]
+            if name in counters:
+                yield (sink,), counters[name]
 
     return Metric("sinks", f"conntrackd_{name}", HELP[name], ("sink",), read)
 
@@ -149,7 +150,8 @@ def _read_lost(state: State) -> Samples:
 def _read_dropped(state: State) -> Samples:
     for sink, counters in state.statistics.sinks.items():
         for reason, name in DROPPED.items():
-            yield (sink, reason), counters[name]
+            if name in counters:
+                yield (sink, reason), counters[name]
 
 
 def _read_states(state: State) -> Samples:

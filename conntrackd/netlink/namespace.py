@@ -10,14 +10,16 @@ from conntrackd.errors import NotPermittedError, UnavailableError
 from conntrackd.resources import raise_descriptors
 
 NAMED: Final = Path("/run/netns")
+OWN: Final = Path("/proc/thread-self/ns/net")
 
 
 @contextmanager
-def enter(name: str | None) -> Iterator[None]:
+def enter(name: str | None, origin: str = "") -> Iterator[None]:
     """What is opened inside belongs to the namespace and stays there afterwards. None: stay where we are.
 
-    A name is one of /run/netns, a path that of any namespace. Raises UnavailableError for one that is none,
-    NotPermittedError without CAP_SYS_ADMIN, ResourceError where no more files may be opened.
+    A name is one of /run/netns, a path that of any namespace; `origin` is where it was given. Raises
+    UnavailableError for one that is none, NotPermittedError without CAP_SYS_ADMIN, ResourceError where no
+    more files may be opened.
     """
     if name is None:
         yield
@@ -25,10 +27,10 @@ def enter(name: str | None) -> Iterator[None]:
     # Late: pyroute2 takes 7 MB and 60 ms, which only those pay who asked for a namespace.
     from pyroute2 import netns  # noqa: PLC0415
 
-    check(name)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    check(name, origin)
+    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _change(name)
+        _change(name, origin)
         try:
             yield
         finally:
@@ -37,18 +39,22 @@ def enter(name: str | None) -> Iterator[None]:
         os.close(home)
 
 
-def check(name: str) -> None:
+def check(name: str, origin: str = "") -> None:
     """Raise UnavailableError where there is no such namespace; that takes no privilege."""
     try:
-        # What `ip netns` mounts, and what /proc has, looks like a plain file.
-        is_there = find(name).is_file()
+        # What `ip netns` mounts, and what /proc has, looks like a plain file, of the namespaces' file system.
+        is_there, device = find(name).is_file(), find(name).stat().st_dev
+    except FileNotFoundError:
+        is_there = False
     except OSError:
         return  # a folder that only root may look into: entering will show
+    if is_there and device != OWN.stat().st_dev:
+        raise UnavailableError(f"{name!r} is not a network namespace: it is another file", origin=origin)
     if not is_there:
         names = sorted(path.name for path in NAMED.iterdir()) if NAMED.is_dir() else []
         raise UnavailableError(
             f"there is no network namespace {name!r}",
-            origin="conntrack.netns",
+            origin=origin,
             hint=f"known: {', '.join(names) or 'there are none'}",
         )
 
@@ -58,7 +64,7 @@ def find(name: str) -> Path:
     return NAMED / name
 
 
-def _change(name: str) -> None:
+def _change(name: str, origin: str) -> None:
     from pyroute2 import netns  # noqa: PLC0415
 
     try:
@@ -67,11 +73,11 @@ def _change(name: str) -> None:
     except PermissionError as error:
         raise NotPermittedError(
             f"not permitted to enter network namespace {name!r}: CAP_SYS_ADMIN is missing",
-            origin="conntrack.netns",
+            origin=origin,
             hint="run it as root",
         ) from error
     except OSError as error:
         raise_descriptors(error)
         raise UnavailableError(
-            f"{name!r} is not a network namespace: {os.strerror(error.errno or 0)}", origin="conntrack.netns"
+            f"{name!r} is not a network namespace: {os.strerror(error.errno or 0)}", origin=origin
         ) from error

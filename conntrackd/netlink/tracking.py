@@ -6,7 +6,8 @@ user sees silence.
 
 import socket
 import struct
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -42,11 +43,13 @@ IPTABLES: Final = (
     Path("/proc/thread-self/net/ip6_tables_names"),
 )
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
+FAMILIES: Final = {"IPv4": int(socket.AF_INET), "IPv6": int(socket.AF_INET6)}
 HOOKS: Final = range(5)  # enum nf_inet_hooks: PRE_ROUTING to POST_ROUTING
 # The functions that nf_conntrack registers begin so: ipv4_conntrack_in, ipv6_conntrack_local, ...
 HOOK_FUNCTIONS: Final = (b"ipv4_conntrack_", b"ipv6_conntrack_")
 # Expressions of nftables for which conntrack is switched on, and those that carry a match of iptables.
 TRACKING_EXPRESSIONS: Final = (b"ct", b"nat", b"masq", b"redir", b"connlimit", b"synproxy", b"flow_offload")
+NOTRACK: Final = b"notrack"
 FOREIGN_EXPRESSIONS: Final = (b"match", b"target")
 ANSWER_SECONDS: Final = 2.0
 NEWS_BYTES: Final = 4096
@@ -91,15 +94,52 @@ def is_asked_for() -> bool | None:
     return listed if listed is not None else _look_at_rules()
 
 
-def _look_at_hooks() -> bool | None:
+def find_families() -> frozenset[str] | None:
+    """Of IPv4 and IPv6, those that are tracked in this thread's network namespace. None: unknown.
+
+    A rule in a table of the family `ip` has connections of IPv4 tracked alone.
+    """
+    found = {name: _look_at_hooks((family,)) for name, family in FAMILIES.items()}
+    if None not in found.values():
+        return frozenset(name for name, is_seen in found.items() if is_seen)
+    return _look_at_families()
+
+
+def _look_at_families() -> frozenset[str] | None:
+    """As find_families(), by the tables of the rules that ask for tracking."""
+    if _look_at_rules() is not True:
+        return None
+    try:
+        rules = _dump_rules() or b""
+    except OSError:
+        return None
+    if any(_name(expression) in rules for expression in FOREIGN_EXPRESSIONS):
+        return None
+    asking = [
+        rule for rule in split(rules) if any(_name(expression) in rule for expression in TRACKING_EXPRESSIONS)
+    ]
+    named = {rule[HEADER.size] for rule in asking}  # nfgen_family
+    # Of every other family, such as inet and bridge, both are tracked.
+    is_both = bool(named - set(FAMILIES.values()))
+    return frozenset(name for name, family in FAMILIES.items() if is_both or family in named)
+
+
+def has_exceptions() -> bool:
+    """Whether a rule of nftables leaves connections out (`notrack`); False where that is unknown."""
+    try:
+        rules = _dump_rules()
+    except OSError:
+        return False
+    return rules is not None and _name(NOTRACK) in rules
+
+
+def _look_at_hooks(families: Iterable[int] = FAMILIES.values()) -> bool | None:
     """Whether one of the functions that the kernel calls for each packet is conntrack's. None: unknown."""
     is_told = False
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(ANSWER_SECONDS)
-            netlink.bind((0, 0))
+        with _open() as netlink:
             # Where connections are tracked the first answer says so.
-            for family, hook in product((socket.AF_INET, socket.AF_INET6), HOOKS):
+            for family, hook in product(families, HOOKS):
                 attributes = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
                 answer = _dump(netlink, NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, family, attributes)
                 if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
@@ -124,10 +164,7 @@ def _look_at_rules() -> bool | None:
     try:
         if any(_read_names(path) for path in IPTABLES):
             return None
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(ANSWER_SECONDS)
-            netlink.bind((0, 0))
-            rules = _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC)
+        rules = _dump_rules()
     except OSError:
         return None
     if rules is None:
@@ -135,6 +172,21 @@ def _look_at_rules() -> bool | None:
     if any(_name(expression) in rules for expression in TRACKING_EXPRESSIONS):
         return True
     return None if any(_name(expression) in rules for expression in FOREIGN_EXPRESSIONS) else False
+
+
+def _dump_rules() -> bytes | None:
+    """All rules of nftables. Raises OSError."""
+    with _open() as netlink:
+        return _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC)
+
+
+@contextmanager
+def _open() -> Iterator[socket.socket]:
+    """A socket to ask over."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(ANSWER_SECONDS)
+        netlink.bind((0, 0))
+        yield netlink
 
 
 def _read_names(path: Path) -> str:

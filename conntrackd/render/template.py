@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from conntrackd.flow import NANO, Lost
 from conntrackd.render.rendered import Rendered
 
+UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -109,7 +110,9 @@ def describe_loss(lost: Lost) -> str:
     """One sentence."""
     events = "1 event" if lost.count == 1 else f"{lost.count} events"
     if lost.count < 0:  # nobody knows how many
-        events = "all events" if lost.where in {"daemon", "tracking"} else "events"
+        events = "events"
     where = PLACES.get(lost.where) or f"sink {lost.where}"
     because = f" ({lost.reason})" if lost.reason else ""
-    return f"LOST {events} in {where}{because}"
+    # Both times are those of a look or a note: some events between them may have been heard.
+    window = ": between since and until some may be missing" if lost.where in UNSURE else ""
+    return f"LOST {events} in {where}{because}{window}"

@@ -1,6 +1,7 @@
 """SINKS: the list of kinds, and how a sink of each is made."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,8 @@ from conntrackd.config.read import Config
 from conntrackd.delivery.sink import Sink
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Store
+from conntrackd.errors import ConfigError
+from conntrackd.files import MADE, KindError, check_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,20 @@ class SinkKind:
         return directory or None
 
     def open_spool(self, config: Config) -> Store | None:
-        """Its spool, where it has one. ConfigError as Spool says."""
+        """Its spool, where it has one. ConfigError as Spool says, and where its directory cannot be made."""
         directory = self.find_spool(config)
         if self.spool is None or directory is None:
             return None
-        return Spool(directory, self.name, config[self.spool.size])
+        origin = config.locate(self.spool.path if config[self.spool.path] else options.STATE_DIRECTORY)
+        try:
+            with suppress(OSError):  # what it says then is better
+                check_folder(directory)
+            return Spool(directory, self.name, config[self.spool.size])
+        except KindError as error:
+            raise ConfigError(f"{directory}: {error}", origin=origin, hint=MADE) from error
+        except ConfigError as error:
+            error.origin = origin
+            raise
 
 
 def _is_acknowledged(config: Config) -> bool:

@@ -15,14 +15,14 @@ from conntrackd import VERSION
 from conntrackd.config import options
 from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
-from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.rendered import Rendered, join
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
-from conntrackd.sinks.secrets import encode_basic, read_secret, read_stamp
+from conntrackd.sinks.secrets import Origins, encode_basic, list_origins, read_secret, read_stamp
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -55,6 +55,7 @@ class Settings:
     username: str | None = None
     password_file: Path | None = None
     token_file: Path | None = None
+    origins: Origins = field(default_factory=dict)
     tls: Tls = field(default_factory=Tls)
 
 
@@ -72,11 +73,15 @@ def create(config: Config) -> "Loki":
             username=config[options.SINK_LOKI_USERNAME],
             password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
             token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
+            origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
             tls=Tls(
                 ca=config[options.SINK_LOKI_TLS_CA],
                 cert=config[options.SINK_LOKI_TLS_CERT],
                 key=config[options.SINK_LOKI_TLS_KEY],
                 verify=config[options.SINK_LOKI_TLS_VERIFY],
+                origins=list_origins(
+                    config, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
+                ),
             ),
         )
     )
@@ -128,7 +133,14 @@ class Loki:
                 self._hint = f" (/ready: {reply.hide(self._secrets).reason})"
 
     def write(self, parts: Sequence[Rendered]) -> int:
-        """One push. Returns the number of bytes of the body."""
+        """One push. Returns the number of bytes of the body. Every reason names the server."""
+        try:
+            return self._write(parts)
+        except SinkTrouble as trouble:
+            trouble.reason = f"{self._settings.address}: {trouble.reason}"
+            raise
+
+    def _write(self, parts: Sequence[Rendered]) -> int:
         if read_stamp(self._secret_files) != self._secret_stamp:
             with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
                 self._headers = self._make_headers()
@@ -195,11 +207,11 @@ class Loki:
             headers["X-Scope-OrgID"] = settings.tenant
         stamp = read_stamp(self._secret_files)
         if settings.token_file is not None:
-            token = read_secret(settings.token_file)
+            token = read_secret(settings.token_file, settings.origins)
             self._secrets = (token,)
             headers["Authorization"] = f"Bearer {token}"
         elif settings.username is not None and settings.password_file is not None:
-            password = read_secret(settings.password_file, ascii_only=False)
+            password = read_secret(settings.password_file, settings.origins, ascii_only=False)
             encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
             self._secrets = (encoded, password)
             headers["Authorization"] = f"Basic {encoded}"

@@ -1,17 +1,26 @@
 """Secrets in small files that others write while the daemon runs, and how to see that they were renewed."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from conntrackd.config.options import File, Option
+from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.files import KindError, read_file
 
 MAX_SECRET: Final = 64 << 10
 
+Origins = Mapping[Path, str]
+"""The setting that names a file, and where that is made."""
 Stamp = tuple[tuple[int, ...], ...]
 """What changes when a file is replaced, for each of some files."""
+
+
+def list_origins(config: Config, *options: Option[File]) -> Origins:
+    """Of the files that these name."""
+    return {path: config.locate(option) for option in options if (path := config[option]) is not None}
 
 
 def read_stamp(paths: Iterable[Path | None]) -> Stamp:
@@ -27,8 +36,21 @@ def _read_stamp(path: Path) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def read_secret(path: Path, *, ascii_only: bool = True) -> str:
+def read_secret(path: Path, origins: Origins, *, ascii_only: bool = True) -> str:
     """The first line of a file, in UTF-8. The reasons never contain any of it."""
+    try:
+        return _read_secret(path, ascii_only=ascii_only)
+    except SinkUnavailable as absence:
+        absence.reason = say_origin(path, origins, absence.reason)
+        raise
+
+
+def say_origin(path: Path, origins: Origins, reason: str) -> str:
+    """A reason with the setting that names the file; systemd's credentials have none."""
+    return f"{origins[path]}: {reason}" if path in origins else reason
+
+
+def _read_secret(path: Path, *, ascii_only: bool) -> str:
     try:
         content, _ = read_file(path, MAX_SECRET)
     except KindError as error:

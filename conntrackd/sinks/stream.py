@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
+from conntrackd.files import KindError, check_file_system
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 
@@ -318,8 +319,14 @@ def create(config: Config) -> StreamSink:
     if writer == "discard":
         return StreamSink(None)
     path = Path(unquote(urlsplit(writer).path))
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else f"no directory {path.parent}"
-        hint = "file:///PATH names a file in a directory that exists"
-        raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
+    hint = "file:///PATH names a file in a directory that exists"
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a directory" if path.is_dir() else f"no directory {path.parent}"
+            raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ")
+        if not path.exists():
+            check_file_system(path.parent)
+    except (KindError, OSError) as error:
+        what = str(error) if isinstance(error, KindError) else describe(error)
+        raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ") from error
     return StreamSink(path)

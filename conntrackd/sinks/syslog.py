@@ -26,6 +26,7 @@ from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
 from conntrackd.sinks.addresses import Addresses
+from conntrackd.sinks.secrets import list_origins
 from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
 
 BATCH_EVENTS: Final = 1024
@@ -295,6 +296,9 @@ def create(config: Config) -> SyslogSink:
         cert=config[options.SINK_SYSLOG_TLS_CERT],
         key=config[options.SINK_SYSLOG_TLS_KEY],
         verify=config[options.SINK_SYSLOG_TLS_VERIFY],
+        origins=list_origins(
+            config, options.SINK_SYSLOG_TLS_CA, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY
+        ),
     )
     return SyslogSink(
         target,

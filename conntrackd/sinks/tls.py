@@ -1,13 +1,13 @@
 """TLS as every sink uses it: whom to trust, who we are, and the reason of a failure for people."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.files import KindError, open_file
-from conntrackd.sinks.secrets import Stamp, read_stamp
+from conntrackd.sinks.secrets import Origins, Stamp, read_stamp, say_origin
 
 if TYPE_CHECKING:  # it costs memory that only those pay who use TLS
     import ssl
@@ -24,6 +24,7 @@ class Tls:
     cert: Path | None = None
     key: Path | None = None
     verify: bool = True
+    origins: Origins = field(default_factory=dict)
 
 
 def make_context(tls: Tls) -> "ssl.SSLContext":
@@ -32,7 +33,7 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
 
     for path in (tls.ca, tls.cert, tls.key):
         if path is not None:
-            _check_file(path)
+            _check_file(path, tls.origins)
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -44,22 +45,23 @@ def make_context(tls: Tls) -> "ssl.SSLContext":
             # An empty password fails; without one OpenSSL would ask for it at the terminal.
             context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path)
-        raise SinkUnavailable(f"cannot use {files}: {name_cause(error)}") from error
+        paths = [path for path in (tls.ca, tls.cert, tls.key) if path]
+        reason = f"cannot use {', '.join(map(str, paths))}: {name_cause(error)}"
+        raise SinkUnavailable(say_origin(paths[0], tls.origins, reason) if paths else reason) from error
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, origins: Origins) -> None:
     """Before OpenSSL opens it, which would wait for a named pipe."""
     try:
         open_file(path, MAX_CERTIFICATES).close()
     except KindError as error:
-        raise SinkUnavailable(f"{path} {error}") from error
+        raise SinkUnavailable(say_origin(path, origins, f"{path} {error}")) from error
     except OSError as error:
-        raise SinkUnavailable(f"cannot use {path}: {error.strerror}") from error
+        raise SinkUnavailable(say_origin(path, origins, f"cannot use {path}: {error.strerror}")) from error
 
 
 class Credentials:

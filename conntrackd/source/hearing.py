@@ -135,10 +135,10 @@ class Hearing:
 
     def resume(self, deaf_ns: int) -> None:
         """An earlier process heard nothing from then on."""
-        self._deaf_ns, self._reason = deaf_ns, "nothing was heard"
+        self._deaf_ns, self._reason = deaf_ns, "the kernel made no events"
 
     def pop_gap(self, now_ns: int, *, at_end: bool = False) -> tuple[int, int, str] | None:
-        """When and why nothing was heard, once it is over, or at the daemon's end."""
+        """Between which looks events may be missing and why, once it is over, or at the daemon's end."""
         if not self._deaf_ns or (not at_end and any(fault in REASONS for fault in self.faults)):
             return None
         since, self._deaf_ns = self._deaf_ns, 0

@@ -90,7 +90,7 @@ class KernelSource:
         config = self._config
         # What looks for the C library, to enter a namespace, has other words for this.
         try_descriptors(ENTER_DESCRIPTORS)
-        with enter(config[options.CONNTRACK_NETNS]):
+        with enter(config[options.CONNTRACK_NETNS], config.locate(options.CONNTRACK_NETNS)):
             self._activate(stored.pop(STORED_TABLE, []))
             stack.callback(self._close_table)
             self.events = self._open_sockets(rules, stored)
@@ -144,7 +144,7 @@ class KernelSource:
         if self._table is not None:
             self._table.ensure()
         else:
-            with enter(self._config[options.CONNTRACK_NETNS]):
+            with enter(self._config[options.CONNTRACK_NETNS], self._config.locate(options.CONNTRACK_NETNS)):
                 self._table = TrackingTable.open()
             self._notifier.store(STORED_TABLE, self._table.fileno())
 
@@ -255,7 +255,7 @@ class KernelSource:
         if gap is None:
             return
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (gap.since, gap.until)]
-        logger.warning("conntrackd was not running from %s to %s: the events of that time are lost", *times)
+        logger.warning("conntrackd was not running between %s and %s: events of that time are lost", *times)
         self._pipeline.report_lost(gap)
 
     def listen(self, number: int) -> None:
@@ -330,7 +330,7 @@ class KernelSource:
             return
         since, until, reason = gap
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
-        logger.warning("no events were received from %s to %s: %s", *times, reason)
+        logger.warning("between %s and %s events may be missing: %s", *times, reason)
         self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
         # The next process goes on from here, where it is not over.
         self._state.note_deaf(until if at_end else 0)

@@ -26,7 +26,7 @@ def record(path: Path, limit: int | None, namespace: str | None, report: Callabl
     """
     count = 0
     with ExitStack() as stack:
-        with enter(namespace):
+        with enter(namespace, "--netns"):
             if tracking.is_tracking() is False:
                 report(
                     f"warning: {tracking.NOT_TRACKED}\n"

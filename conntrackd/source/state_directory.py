@@ -12,6 +12,7 @@ from typing import Final
 
 from conntrackd import resources
 from conntrackd.errors import ConfigError
+from conntrackd.files import MADE, KindError, check_folder
 from conntrackd.flow import ABSENT, NANO, Lost
 from conntrackd.netlink.shares import NAME
 
@@ -23,7 +24,7 @@ class StateDirectory:
     """The files `deaf`, `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
 
     def __init__(self, directory: Path | None, origin: str = "") -> None:
-        """`origin`: where the directory is set.
+        """`origin`: the setting, and where it is made.
 
         Raises ConfigError where there is none and none can be made, or another process has it.
         """
@@ -83,14 +84,16 @@ def _name_drops(socket: str) -> str:
 
 def _lock(directory: Path, origin: str) -> int:
     """flock of the directory itself, which takes no right to write there. Returns what holds it."""
-    what = directory if origin.lower().endswith("state_directory") else f"state_directory: {directory}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        check_folder(directory)
+        directory.mkdir(exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except KindError as error:
+        raise ConfigError(f"{directory}: {error}", origin=origin, hint=MADE) from error
     except OSError as error:
         resources.raise_descriptors(error)
         raise ConfigError(
-            f"{what}: {error.strerror}",
+            f"{directory}: {error.strerror}",
             origin=origin,
             hint="choose a directory that conntrackd can write to",
         ) from error
@@ -99,7 +102,7 @@ def _lock(directory: Path, origin: str) -> int:
     except BlockingIOError as error:
         os.close(lock)
         raise ConfigError(
-            f"{what} is in use by {_describe_holder(directory)}",
+            f"{directory} is in use by {_describe_holder(directory)}",
             origin=origin,
             hint="each conntrackd process needs its own state directory",
         ) from error

@@ -63,6 +63,7 @@ def test_status_is_4_when_something_is_wrong_and_says_what(
 ) -> None:
     assert ctl.run(["status", "--json"]) == 4
     found = json.loads(capsys.readouterr().out)
+    assert found["running"]
     assert (found["healthy"], found["Problems"]) == (False, ["sink loki is retrying: connection refused"])
     assert found["Sinks"]["journal"]["State"] == "ok"
 
@@ -76,6 +77,20 @@ def test_without_a_daemon_a_sentence_says_so_and_the_status_is_3(words: list[str
         "conntrackd is not running, or not on this bus\nhint: systemctl start conntrackd"
     )
     assert caught.value.exit_status == 3
+
+
+def test_status_in_json_is_an_object_where_no_daemon_answers(
+    bus: PrivateBus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for words in (["status", "--json"], ["status", "--json", "--bus.address", "unix:path=/nonexistent"]):
+        with pytest.raises(NotRunningError) as caught:
+            ctl.run(words)
+        found.append((json.loads(capsys.readouterr().out), str(caught.value)))
+
+    assert [told for told, _ in found] == [
+        {"healthy": False, "running": False, "Problems": [said], "Sinks": {}} for _, said in found
+    ]
 
 
 def test_without_a_bus_a_sentence_says_so() -> None:
@@ -192,6 +207,12 @@ def test_every_help_ends_with_one_line_break(
         (["relaod"], "unknown command 'relaod'\nhint: did you mean reload?"),
         (["fitler"], "unknown command 'fitler'\nhint: did you mean filter?"),
         (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
+        (["status", "--jsn"], "unknown option '--jsn'\nhint: did you mean --json?"),
+        (["filter", "set", "log any", "--fro=9"], "unknown option '--fro'\nhint: did you mean --for?"),
+        (["status", "now"], "unknown argument 'now'\nhint: 'conntrackctl --help' lists what is available"),
+        (["status", "--bus.address", "bogus"], "'bogus' is not a usable bus address\nhint: the "),
+        (["doctor", "--bus.address", "tcp:host=a"], "'tcp:host=a' is not a usable bus address"),
+        (["stats", "--bus.address", "unix:pth=/x"], "'unix:pth=/x' is not a usable bus address"),
         (["log-level", "7"], "unknown level '7'\nhint: one of: debug, info, warn, error"),
         (["top", "--by", "\x1b"], "unknown --by '\\x1b'\nhint: one of: src, dst, port, country, flow"),
         (
@@ -206,6 +227,7 @@ def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> N
         ctl.run(words)
 
     assert str(caught.value).startswith(said)
+    assert caught.value.exit_status == 64
 
 
 # ---- changes ------------------------------------------------------------------------------------------

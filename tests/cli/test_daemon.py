@@ -8,7 +8,7 @@ import pytest
 from conntrackd import VERSION
 from conntrackd.cli.daemon import build_parser, parse_and_run
 from conntrackd.cli.render import collect_flags
-from conntrackd.errors import ConfigError, ManyErrors, UsageError
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UsageError
 
 STREAM = "sink.stream: {enable: true, writer: discard}\n"
 
@@ -80,6 +80,29 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
 
     assert parse_and_run(["run", flag, "x-y"]) == parse_and_run(["run", f"{flag}=x-y"]) == 0
     assert found == [{key: ["x-y"]}] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rum"], "unknown command 'rum'\nhint: did you mean run?"),
+        (["chekc", "--config", "x"], "unknown command 'chekc'\nhint: did you mean check?"),
+        (["recrod", "x"], "unknown command 'recrod'\nhint: did you mean record?"),
+        (["x"], "unknown command 'x'\nhint: one of: run, check, record, version"),
+        (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
+        (
+            ["record", "x", "--count", "many"],
+            "argument --count: 'many' is not a number of 1 or more\n"
+            "hint: 'conntrackd record --help' lists what is available",
+        ),
+        (["check", "--fragmnet", "x"], "unknown option '--fragmnet'\nhint: did you mean --fragment?"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_with_what_was_meant(words: list[str], said: str) -> None:
+    with pytest.raises(ConntrackdError) as caught:
+        parse_and_run(words)
+
+    assert str(caught.value) == said
 
 
 def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:

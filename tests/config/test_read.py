@@ -221,7 +221,7 @@ def test_a_missing_file_of_rules_is_reported(read: Read, etc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_rules(read("filter_file: rules"))
 
-    assert caught.value.origin == f"{etc}/rules"
+    assert caught.value.origin == f"{etc}/conntrackd.yaml:1: filter_file: {etc}/rules"
 
 
 def test_all_mistakes_are_reported_at_once(mistakes: Callable[..., list[str]]) -> None:
@@ -356,6 +356,57 @@ def test_a_secret_is_not_repeated_when_it_stands_where_its_file_should(
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (
+            "sink.loki.labels:\n  - env\n  - env=prod\n  - 1a=b\n  - a: b\n  - city=x\n  - env=b\n  - 5\n",
+            [
+                ":5: sink.loki.labels: must be labels such as env=prod,team=platform, "
+                "not a list or section in a list",
+                ":8: sink.loki.labels: '5' is a number, expected labels such as env=prod,team=platform",
+                ":2: sink.loki.labels: 'env' is not a valid label",
+                ":4: sink.loki.labels: '1a' is not a valid label name",
+                ":6: sink.loki.labels: 'city' would hide the field of that name",
+                ":1: sink.loki.labels: 'env' is given twice",
+            ],
+        ),
+        (
+            "conntrack:\n  protocols:\n    - tpc\n    - udp\n    - 300\n  events: [old, new, older]\n",
+            [
+                ":3: conntrack.protocols: 'tpc' is not a valid protocol",
+                ":5: conntrack.protocols: '300' is not a valid protocol",
+                ":6: conntrack.events: 'old' is not one of new, update, destroy",
+                ":6: conntrack.events: 'older' is not one of new, update, destroy",
+            ],
+        ),
+        (
+            "filter:\n  - 1\n  - 2\n",
+            [f":{n}: filter: '{n - 1}' is a number, expected filter rules" for n in (2, 3)],
+        ),
+    ],
+)
+def test_of_a_list_every_item_that_is_wrong_is_named_with_its_line(
+    text: str, wrong: list[str], mistakes: Callable[..., list[str]]
+) -> None:
+    assert [found.splitlines()[0] for found in mistakes(text)] == [f"conntrackd.yaml{line}" for line in wrong]
+
+
+def test_of_a_list_on_the_command_line_every_item_that_is_wrong_is_named(
+    mistakes: Callable[..., list[str]],
+) -> None:
+    found = mistakes(
+        flags={"conntrack.protocols": ["tpc,udp", "x"]}, environ={"CONNTRACKD_SINK_LOKI_LABELS": "a,b=c,d"}
+    )
+
+    assert [line.splitlines()[0] for line in found] == [
+        "CONNTRACKD_SINK_LOKI_LABELS: 'a' is not a valid label",
+        "CONNTRACKD_SINK_LOKI_LABELS: 'd' is not a valid label",
+        "--conntrack.protocols: 'tpc' is not a valid protocol",
+        "--conntrack.protocols: 'x' is not a valid protocol",
+    ]
+
+
 def test_a_file_full_of_mistakes_is_not_reported_to_its_end(mistakes: Callable[..., list[str]]) -> None:
     found = mistakes("".join(f"key{number}: 1\n" for number in range(1000)))
 
@@ -404,7 +455,7 @@ def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
     ("text", "message"),
     [
         ("log any\n" * 1_000_000, "rules:1001: more than 1,000 rules"),
-        ("#" * 10_000_000, "rules: is larger than 8 MiB"),
+        ("#" * 10_000_000, "conntrackd.yaml:1: filter_file: rules: is larger than 8 MiB"),
     ],
 )
 def test_a_file_of_too_many_rules_is_read_no_further(read: Read, etc: Path, text: str, message: str) -> None:
@@ -651,12 +702,13 @@ def test_what_is_no_file_of_reasonable_size_is_refused_by_its_kind(name: str, ki
     make_odd_file(etc / name, kind)
     if name == "rules":
         (etc / "conntrackd.yaml").write_text("filter_file: rules")
+    named_by = f"{etc}/conntrackd.yaml:1: filter_file: " if name == "rules" else ""
 
     with pytest.raises(ConfigError) as caught:
         read_rules(read_config({}, {}, etc=etc))
 
     assert (caught.value.origin, caught.value.message) == (
-        str(etc / name),
+        f"{named_by}{etc / name}",
         {
             "pipe": "is a named pipe, not a file",
             "device": "is a device, not a file",
@@ -769,6 +821,19 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
             "sink.syslog.framing has no effect on udp://localhost:514",
         ),
         ("sink.syslog: {enable: true, framing: lf, address: tcp://a}", ""),
+        (
+            "conntrack: {replay: a.nl, netns: office}",
+            "conntrack.netns has no effect in a replay (conntrack.replay)",
+        ),
+        (
+            "conntrack: {replay: a.nl, resync: snapshot}",
+            "conntrack.resync has no effect in a replay (conntrack.replay)",
+        ),
+        (
+            "{conntrack.replay: a.nl, bus.address: 'unix:path=/x'}",
+            "bus.address has no effect in a replay (conntrack.replay)",
+        ),
+        ("conntrack: {replay: a.nl, activate: false, resync: off, events: [new]}", ""),
         (
             "sink.loki: {enable: on, labels: a=1 b=2}",
             "sink.loki.labels the value of a seems to contain another label",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrackd.config import values
-from conntrackd.config.labels import LABELS, get_joined_label
+from conntrackd.config.labels import LABELS, list_joined_labels
 from conntrackd.config.options import LOKI_PATHS
 from conntrackd.config.values import BadValueError, ValueType
 from conntrackd.flow import EventType
@@ -290,7 +290,8 @@ def test_labels_of_ones_own_replace_those_of_the_daemon_and_leave_their_room() -
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("a=1 b=2", "a"), ("x=y,site=Hall 3", ""), ("x=y,a=1 b2=3", "a"), ("a=b=c", "")]
+    ("text", "names"),
+    [("a=1 b=2", "a"), ("x=y,site=Hall 3", ""), ("c=1 d=2,x=y,a=1 b2=3", "c a"), ("a=b=c", "")],
 )
-def test_a_label_that_holds_another_is_noticed(text: str, name: str) -> None:
-    assert get_joined_label(parse(LABELS, text)) == name
+def test_a_label_that_holds_another_is_noticed(text: str, names: str) -> None:
+    assert list_joined_labels(parse(LABELS, text)) == names.split()

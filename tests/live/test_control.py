@@ -199,8 +199,12 @@ def test_a_reload_with_one_mistake_changes_nothing_and_names_it(
         ("sink: {stream: {enable: true, colour: red}}", "1: unknown key 'sink.stream.colour'"),
         ("sink: {stream: {enable: 7.5}}", "1: sink.stream.enable: "),
         (None, " cannot be read: "),
+        (
+            "sink: {stream: {enable: true}}\nstate_directory: /nonexistent/x",
+            "2: state_directory: /nonexistent/x: there is no directory /nonexistent",
+        ),
     ],
-    ids=["syntax error", "unknown field", "wrong type", "missing file"],
+    ids=["syntax error", "unknown field", "wrong type", "missing file", "no restart"],
 )
 def test_a_configuration_that_cannot_be_used_changes_nothing(
     text: str | None,
@@ -250,7 +254,7 @@ def test_a_reload_that_fails_half_way_leaves_no_spool_open(
         }
         configuration.write_text(json.dumps({"sink": settings}))
         if spool == bad:
-            with pytest.raises(DaemonError, match="cannot use the spool"):
+            with pytest.raises(DaemonError, match=r"sink\.loki\.spool: .* is not a directory"):
                 ctl.run(["reload"])
             after = count_descriptors(running)
         else:

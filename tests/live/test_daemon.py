@@ -101,7 +101,7 @@ def test_a_closed_pipe_ends_it_quietly(net: Network) -> None:
             ["unknown protocol 'TPC'", "^^^", "mean TCP?"],
         ),
         ([STREAM, "--sink.stream.writer", "file:///nowhere/x"], 78, ["no directory /nowhere"]),
-        ([STREAM, "--conntrack.netns", "nowhere"], 69, ["no network namespace 'nowhere'"]),
+        ([STREAM, "--conntrack.netns", "nowhere"], 69, ["--conntrack.netns: there is no network namespace"]),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_starts(
@@ -112,6 +112,17 @@ def test_what_is_wrong_is_said_and_nothing_starts(
     assert (done.returncode, done.stdout) == (status, "")
     assert all(word in done.stderr for word in words), done.stderr
     assert not any(word in done.stderr for word in ("Traceback", "listening"))
+
+
+@pytest.mark.privileged
+def test_a_namespace_that_is_missing_is_named_alike_with_its_line_by_run_and_check(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text("sink.stream.enable: true\nconntrack.netns: nowhere\n")
+    done = [run(command, "--config", str(path)) for command in ("run", "check")]
+
+    assert [each.returncode for each in done] == [69, 78]
+    place = f"conntrackd: {path}:2: conntrack.netns: there is no network namespace 'nowhere'\n"
+    assert [each.stderr.partition("hint:")[0] for each in done] == [place, place]
 
 
 def test_check_says_the_same_without_running(tmp_path: Path) -> None:
@@ -336,7 +347,7 @@ def test_a_reload_of_what_is_no_file_waits_for_nothing(
         odd.unlink()
         make_odd_file(odd, kind)
         os.kill(running.process.pid, signal.SIGHUP)
-        running.wait(lambda: any(f"reload: {odd}: is " in line for line in running.said), "the refusal")
+        running.wait(lambda: any(f"{odd}: is " in line for line in running.said), "the refusal")
         talk(net, 1)
         running.wait_for_events(1)
         assert running.stop() == 0

@@ -209,7 +209,10 @@ def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_to
         "connections were not tracked",
         False,
     )
-    assert lost["msg"] == "LOST all events in the kernel (connections were not tracked)"
+    assert lost["msg"] == (
+        "LOST events in the kernel (connections were not tracked): "
+        "between since and until some may be missing"
+    )
     assert lost["since"] < lost["until"]
     assert running.stop() == 0
 
@@ -312,6 +315,42 @@ def test_what_is_tracked_without_a_rule_is_no_problem(
 
     wait_until(is_well, 3 * SECONDS)
     assert len(before) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "rule", "notes"),
+    [
+        ("inet", "ct state new accept", []),
+        (
+            "ip",
+            "ct state new accept",
+            ["connections of IPv4 are tracked, and no rule asks for those of IPv6"],
+        ),
+        (
+            "ip6",
+            "ct state new accept",
+            ["connections of IPv6 are tracked, and no rule asks for those of IPv4"],
+        ),
+        ("inet", "udp dport 53 notrack", []),  # nothing is tracked at all, which is said elsewhere
+        ("inet", "ct state new accept; udp dport 53 notrack", ["a rule with notrack"]),
+    ],
+)
+def test_what_is_left_out_of_tracking_is_noted_and_no_problem(
+    family: str, rule: str, notes: list[str], net: Network, start: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside(net.router, "nft", "flush", "ruleset")
+    lines = "\n".join(rule.split("; "))
+    net.load(f"table {family} x {{ chain y {{ type filter hook prerouting priority -300;\n{lines}\n}}\n}}")
+    start()
+    found = [
+        row["message"]
+        for row in ask(capsys, "doctor")
+        if row["check"] == "tracking" and row["severity"] == "note"
+    ]
+
+    assert [each.startswith(note) for each, note in zip(found, notes, strict=True)] == [True] * len(notes)
+    is_tracked = "ct state" in rule
+    assert [each for each in find_problems(capsys) if is_tracked or "not tracked" not in each] == []
 
 
 def test_a_table_that_is_nearly_full_is_a_problem(net: Network) -> None:

@@ -52,7 +52,7 @@ def find_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -
     }
     for name, sink in sinks.items():
         dropped = sum(value for key, value in sink.items() if key.startswith("sink_events_dropped_"))
-        there = sum(sink[f"sink_events_{item}"] for item in ("delivered_total", "queued", "spooled"))
+        there = sum(sink.get(f"sink_events_{item}", 0) for item in ("delivered_total", "queued", "spooled"))
         sums[f"{name}: accepted"] = counters["events_accepted_total"] - sink["sink_events_taken_total"]
         sums[f"{name}: taken"] = sink["sink_events_taken_total"] - there - dropped
     return {name: value for name, value in sums.items() if value}

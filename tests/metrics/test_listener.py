@@ -62,7 +62,7 @@ def test_neither_one_that_is_in_use_nor_a_file_is_replaced(tmp_path: Path) -> No
         with pytest.raises(OSError, match="in use"):
             open_listener(f"unix://{path}")
         connect(path)
-    with pytest.raises(OSError, match="no socket"):
+    with pytest.raises(OSError, match="not a socket"):
         open_listener(f"unix://{file}")
     assert file.read_text() == "precious"
 
@@ -80,7 +80,7 @@ def test_what_systemd_passes_and_does_not_listen_is_closed_and_told(caplog: pyte
             pass
 
     assert caplog.text.count("does not listen") == 2
-    assert caplog.text.count("is no socket") == 1
+    assert caplog.text.count("is not a socket") == 1
 
 
 def test_a_socket_of_systemds_keeps_its_path(tmp_path: Path) -> None:

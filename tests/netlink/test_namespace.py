@@ -26,11 +26,12 @@ def test_a_namespace_is_entered_by_name_and_by_path() -> None:
             assert find_here() == home
 
 
-@pytest.mark.privileged
-def test_a_file_that_is_no_namespace_is_reported(tmp_path: Path) -> None:
+def test_a_file_that_is_no_namespace_is_reported_without_privilege(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
 
+    with pytest.raises(UnavailableError, match="is not a network namespace"):
+        check(str(path))
     with pytest.raises(UnavailableError, match="is not a network namespace"), enter(str(path)):
         pass
 

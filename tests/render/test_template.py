@@ -55,7 +55,10 @@ def test_a_loss_has_its_number_its_times_and_its_place() -> None:
     [
         (Lost(1, 0, 0, "kernel"), "LOST 1 event in the kernel's buffer"),
         (Lost(2, 0, 0, "loki", "spool"), "LOST 2 events in sink loki (spool)"),
-        (Lost(ABSENT, 0, 0, "daemon", "not running"), "LOST all events in the daemon (not running)"),
+        (
+            Lost(ABSENT, 0, 0, "daemon", "not running"),
+            "LOST events in the daemon (not running): between since and until some may be missing",
+        ),
         (Lost(ABSENT, 0, 0, "kernel", "merged"), "LOST events in the kernel's buffer (merged)"),
     ],
 )

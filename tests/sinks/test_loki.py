@@ -13,7 +13,7 @@ import pytest
 from conntrackd import VERSION
 from conntrackd.config.read import read_config
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import SinkUnavailable
+from conntrackd.delivery.sink import SinkTrouble, SinkUnavailable
 from conntrackd.sinks.loki import Loki, create
 from conntrackd.stats import SinkStats
 from tests.sinks import loki_server
@@ -193,9 +193,23 @@ def test_readiness_is_a_hint_and_never_a_gate(server: Server, store: Store) -> N
 
     assert len(store.query()) == 1
     assert caught.value.reason == (
-        "the server replied 500: empty ring"
+        f"http://127.0.0.1:{server.port}: the server replied 500: empty ring"
         " (/ready: the server replied 503: Ingester not ready: waiting for 15s)"
     )
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 413, 429, 500])
+def test_whatever_loki_refuses_the_reason_names_its_address_once(
+    status: int, server: Server, store: Store
+) -> None:
+    store.faults.append(say(status, "no"))
+    settings = make_settings(server.port)
+
+    with pytest.raises(SinkTrouble) as caught:
+        push(settings, [make_flow(1)])
+
+    assert caught.value.reason.startswith(f"{settings.address}: ")
+    assert caught.value.reason.count("127.0.0.1") == 1
 
 
 def test_no_redirect_is_followed_and_no_token_leaves(server: Server, store: Store, tmp_path: Path) -> None:
@@ -258,7 +272,7 @@ def test_a_deadline_holds_for_a_reply_that_comes_a_byte_at_a_time(server: Server
     with pytest.raises(SinkUnavailable) as caught:
         push(make_settings(server.port, timeout=0.3), [make_flow(1)])
 
-    assert caught.value.reason == "no reply within 0.3 s"
+    assert caught.value.reason == f"http://127.0.0.1:{server.port}: no reply within 0.3 s"
 
 
 @pytest.mark.parametrize("status", [200, 204])

@@ -53,6 +53,8 @@ def test_a_sink_that_acknowledges_has_a_spool_where_there_is_a_place_for_it(
     tmp_path: Path, settings: dict[str, str], with_spool: dict[str, str]
 ) -> None:
     """Directories are below the test's own."""
+    for name in ("tmp", "var"):
+        (tmp_path / name).mkdir()
     config = configure(
         tmp_path,
         **{
