@@ -32,6 +32,8 @@ PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
 # and of a syslog message; events and bytes of a push to Loki, compressed.
 LINE, ENTRY, MESSAGE = 264, 355, 288
 PUSH_EVENTS, PUSH_BYTES = 5350, 114_000
+# Asks something of each event, and keeps it: what the filter costs is the only difference.
+KEEP_ALL: Final = "drop duration > 1h\nlog any"
 SEGMENT: Final = 64  # what messages are padded to a multiple of, to be sent many a call
 
 Rows = Iterator[tuple[str, Subject]]
@@ -114,8 +116,7 @@ def _list_variants(scratch: Path) -> Rows:
     """The daemon with one thing that is different."""
     one_client = {"CONNTRACKD_FILTER": f"log source address {ONE_CLIENT}\ndrop any"}
     not_in_kernel = {"CONNTRACKD_CONNTRACK_KERNEL_FILTER": "false"}
-    # Asks something of each event, and keeps it: what the filter costs is the only difference.
-    keep_all = {"CONNTRACKD_FILTER": "drop duration > 1h\nlog any", **not_in_kernel}
+    keep_all = {"CONNTRACKD_FILTER": KEEP_ALL, **not_in_kernel}
     woken = _floor("floor, woken for each event", "-w")
     yield "floor-woken", woken
     at = f"{woken.name}, 10,000 events/s"
@@ -171,6 +172,13 @@ def _list_sinks(path: Path, ports: Mapping[str, int], count: Count, count_but_lo
             f"conntrackd, four sinks, {said}", DAEMON, path, count, environ=_four_sinks(way, ports)
         )
         yield f"sinks{name}", replace(sinks, rate=rate, floor=f"floor{end}", other=f"syscalls{name}")
+    at = SINKS_RATES["-40k"]
+    own = {f"CONNTRACKD_SINK_{sink}_FILTER": KEEP_ALL for sink in ("STREAM", "JOURNAL", "SYSLOG", "LOKI")}
+    filtered = Subject(
+        f"conntrackd, four sinks, each with a filter that keeps all{_say_rate(at)}", DAEMON, path, count,
+        environ={**_four_sinks("udp", ports), **own},
+    )  # fmt: skip
+    yield "sink-filter", replace(filtered, rate=at, floor="floor-40k", other="sinks-udp-40k")
 
 
 def list_backlogs(scratch: Path) -> list[Subject]:

@@ -1,12 +1,14 @@
 """Rules in force: from text to what decides, in the kernel and here, and the change from one to another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conntrackd import bpf
 from conntrackd.config import options
-from conntrackd.config.read import Config, read_rules
+from conntrackd.config.read import Config, list_rules, read_rules
+from conntrackd.config.sets import read_sets
 from conntrackd.engine import Engine, RuleTable
+from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_rules
@@ -14,32 +16,45 @@ from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
+from conntrackd.sinks import SINKS
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """A list of rules and what became of it. `origin` says where it comes from, as people see it."""
+class CoreFilter:
+    """A list of rules and what became of it. `origin` says where it comes from, as people see it.
+
+    Of a sink's own filter this is all; none of it is in the kernel, which serves all sinks.
+    """
 
     rules: tuple[str, ...]
     """In their canonical form."""
     origin: str
     tables: tuple[RuleTable, ...]
     """One for each reader."""
-    groups: int
-    """The kernel's groups that can matter, EventType bits."""
-    program: bytes | None
-    instructions: int
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
-    records: Records
-    """What becomes of what they keep."""
 
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
         return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter(CoreFilter):
+    """The global filter, of which the kernel gets a part."""
+
+    groups: int
+    """The kernel's groups that can matter, EventType bits."""
+    program: bytes | None
+    instructions: int
+    sets: Sets
+    """Of the configuration, whether the rules name them or not: those that are set at run time may."""
+    records: Records
+    """What becomes of what they keep."""
 
     def explain(self, config: Config) -> str:
         """What became of the rules, for people."""
@@ -48,13 +63,18 @@ class Filter:
 
 
 def compile_filter(
-    texts: Sequence[RuleText], origin: str, config: Config, engine: Engine, readers: int = 1
+    texts: Sequence[RuleText],
+    origin: str,
+    config: Config,
+    engine: Engine,
+    readers: int = 1,
+    sets: Sets = NO_SETS,
 ) -> Filter:
-    """All that the rules become, for these settings. Raises the mistakes; changes nothing.
+    """All that the rules become, for these settings and sets. Raises the mistakes; changes nothing.
 
     `readers` is the number of those that run: another one in the settings waits for a restart.
     """
-    rules, records = parse_rules(texts), find_records(config)
+    rules, records = parse_rules(texts, sets), find_records(config)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
     remembers = records.remembered > 0
     groups, program = events | (REMEMBERED if remembers else 0), None
@@ -70,8 +90,45 @@ def compile_filter(
         instructions=0 if program is None else len(program),
         warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
+        sets=sets,
         records=records,
     )
+
+
+def compile_sink_filter(
+    texts: Sequence[RuleText],
+    origin: str,
+    config: Config,
+    engine: Engine,
+    readers: int = 1,
+    sets: Sets = NO_SETS,
+) -> CoreFilter:
+    """The same for the rules of one sink, which decide about what the global filter keeps."""
+    rules = parse_rules(texts, sets)
+    return CoreFilter(
+        rules=tuple(render(rule) for rule in rules),
+        origin=origin,
+        tables=tuple(engine.compile_table(rules) for _ in range(readers)),
+        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
+        parsed=tuple(rules),
+    )
+
+
+def compile_sink_filters(
+    rules: Config, config: Config, engine: Engine, readers: int, sets: Sets
+) -> dict[str, CoreFilter]:
+    """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes."""
+    origin, found = name_origin(rules), {}
+    mistakes: list[ConntrackdError] = []
+    for kind in filter(lambda kind: kind.enabled(config), SINKS):
+        try:
+            texts = list_rules(rules, option=kind.filter)
+            found[kind.name] = compile_sink_filter(texts, origin, config, engine, readers, sets)
+        except ManyErrors as error:
+            mistakes += error.errors
+    if mistakes:
+        raise ManyErrors(mistakes)
+    return found
 
 
 def make_scope(config: Config) -> EventScope:
@@ -87,27 +144,53 @@ def make_scope(config: Config) -> EventScope:
 
 
 def read_filter(config: Config, engine: Engine) -> Filter:
-    """The filter of the configuration for a start. Raises the mistakes of its rules."""
+    """The filter of the configuration for a start. Raises the mistakes of its rules and sets."""
+    return compile_filter(*read_texts(config), config, engine, count_readers(config), read_sets(config))
+
+
+def read_sink_filters(config: Config, engine: Engine, sets: Sets) -> dict[str, CoreFilter]:
+    """Those of the sinks, likewise, with the sets that were read for it."""
+    return compile_sink_filters(config, config, engine, count_readers(config), sets)
+
+
+def count_readers(config: Config) -> int:
+    """How many there are at a start."""
     is_replay = config[options.CONNTRACK_REPLAY] is not None  # which is one sequence
-    return compile_filter(
-        *read_texts(config), config, engine, 1 if is_replay else config[options.CONNTRACK_READERS]
-    )
+    return 1 if is_replay else config[options.CONNTRACK_READERS]
 
 
 def read_texts(config: Config) -> tuple[list[RuleText], str]:
     """The rules as they were written, and where."""
-    return read_rules(config), ", ".join(map(str, config.paths)) or "command line and environment"
+    return read_rules(config), name_origin(config)
 
 
-def change_filter(pipeline: Pipeline, events: EventSockets | None, old: Filter, new: Filter) -> None:
-    """Replace `old` by `new` while events flow. `events` is None in a replay.
+def name_origin(config: Config) -> str:
+    """Where the rules of a configuration come from, for people."""
+    return ", ".join(map(str, config.paths)) or "command line and environment"
 
-    No event is lost that both would keep, and none is decided by half of each: what the kernel drops, one
-    program drops alone, which is as its own filter decides; what it passes up, one table decides alone.
+
+def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[RuleTable]]:
+    """What decides for those sinks that have rules of their own: others cost nothing."""
+    return {name: own.tables for name, own in sinks.items() if own.rules}
+
+
+def change_filter(
+    pipeline: Pipeline,
+    events: EventSockets | None,
+    old: Filter,
+    new: Filter,
+    sinks: Mapping[str, CoreFilter],
+) -> None:
+    """Replace `old` by `new` while events flow, and all the sinks' own filters by `sinks`.
+
+    `events` is None in a replay. No event is lost that both would keep, and none is decided by half of each:
+    what the kernel drops, one program drops alone, which is as its own filter decides; what it passes up, the
+    tables of one change decide alone.
     """
     if events is not None:
         events.join(new.groups & ~old.groups)
         events.attach(new.program)
-    pipeline.tables, pipeline.records = new.tables, new.records
+    pipeline.set_tables(new.tables, list_sink_tables(sinks))
+    pipeline.records = new.records
     if events is not None:
         events.leave(old.groups & ~new.groups)

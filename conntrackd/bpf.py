@@ -24,8 +24,11 @@ BPF_IMM: Final = 0x00
 BPF_ABS: Final = 0x20
 BPF_IND: Final = 0x40
 BPF_MEM: Final = 0x60
+BPF_MUL: Final = 0x20
 BPF_AND: Final = 0x50
+BPF_RSH: Final = 0x70
 BPF_MOD: Final = 0x90
+BPF_XOR: Final = 0xA0
 BPF_JA: Final = 0x00
 BPF_JEQ: Final = 0x10
 BPF_JGT: Final = 0x20
@@ -56,7 +59,10 @@ LD_MEM: Final = BPF_LD | BPF_MEM
 LDX_IMM: Final = BPF_LDX | BPF_IMM
 LDX_MEM: Final = BPF_LDX | BPF_MEM
 ST: Final = BPF_ST
+MUL: Final = BPF_ALU | BPF_MUL | BPF_K
 AND: Final = BPF_ALU | BPF_AND | BPF_K
+RSH: Final = BPF_ALU | BPF_RSH | BPF_K
+XOR_X: Final = BPF_ALU | BPF_XOR | BPF_X
 MOD: Final = BPF_ALU | BPF_MOD | BPF_K
 JA: Final = BPF_JMP | BPF_JA
 JEQ: Final = BPF_JMP | BPF_JEQ | BPF_K
@@ -76,7 +82,10 @@ TEXTS: Final = {
     LDX_IMM: "ldx #{k}",
     LDX_MEM: "ldx M[{k}]",
     ST: "st M[{k}]",
+    MUL: "mul #{k:#x}",
     AND: "and #{k:#x}",
+    RSH: "rsh #{k}",
+    XOR_X: "xor x",
     MOD: "mod #{k}",
     JA: "ja {target}",
     JEQ: "jeq #{k:#x}, {yes}, {no}",

@@ -7,13 +7,18 @@ what changed, or what is wrong, and then nothing has changed.
 import asyncio
 import gc
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import VERSION, logs
-from conntrackd.active_filter import Filter, compile_filter, read_texts
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    compile_filter,
+    compile_sink_filters,
+    read_texts,
+)
+from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import (
     DaemonStatus,
     FilterStatus,
@@ -26,13 +31,17 @@ from conntrackd.bus.control import (
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import Config, changed, list_unapplied, raise_mistakes
+from conntrackd.config.sets import read_sets
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.listing import list_set_changes
+from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
+from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -42,12 +51,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # The kernel counts a buffer twice; people see the size that conntrack.buffer asks for.
 COUNTED: Final = 2
 TAILS_OF_ROOT: Final = 2
-RUN_TIME: Final = "until a reload or restart"
 # Changes of this time are cleared up after together.
 COLLECT_SECONDS: Final = 1.0
 
@@ -104,7 +110,9 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         self._started = started = self._started or old
-        rules = await self._compile(*read_texts(new), new)
+        sets = await run_apart(read_sets, new)
+        rules = await self._compile(*read_texts(new), new, sets)
+        own = await self._compile_sinks(new, new, sets)
         changes = changed(old, new)
         await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -122,6 +130,7 @@ class DaemonControl:
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
+        lines += list_set_changes(daemon.configured_filter.sets, rules.sets)
         lines += [
             f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
             for option in list_unapplied(changed(started, new))
@@ -136,13 +145,15 @@ class DaemonControl:
         daemon.source.look()
         daemon.metrics.apply(metrics)
         logs.set_level(new[options.LOG_LEVEL])
-        self._put_in_force(rules)
+        going = {kind.name: daemon.sink_filters.in_force[kind.name] for kind, made in sinks if made is None}
+        daemon.sink_filters.configure(own)
+        self._put_in_force(rules, {**going, **own})  # no sink gets what its filter drops before it is gone
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
         await self._apply_sinks(sinks)
-        warnings = [*map(str, new.warnings), *rules.warnings]
+        warnings = [*map(str, new.warnings), *rules.warnings, *list_warnings(own)]
         return [*lines, *warnings] or ["nothing has changed"]
 
     def _list_without_spool(self, old: Config, new: Config) -> list[str]:
@@ -170,7 +181,10 @@ class DaemonControl:
                     found.append((kind, self._daemon.create_outbox(kind, new)))
                 elif is_there and not wanted:
                     found.append((kind, None))
-                elif wanted and any(option.key.startswith(f"sink.{kind.name}.") for option in changes):
+                elif wanted and any(
+                    option.key.startswith(f"sink.{kind.name}.") and option is not kind.filter
+                    for option in changes
+                ):
                     found.append((kind, kind.create(new)))
         except BaseException:
             for _, made in found:
@@ -204,13 +218,18 @@ class DaemonControl:
             return await self._count(self._reload_filter())
 
     async def _reload_filter(self) -> list[str]:
-        # With the rules of now, the other settings as they were: what they say is a reload's affair.
+        # With the rules and sets of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        texts, origin = read_texts(await run_apart(daemon.sources.read))
-        rules = await self._compile(texts, origin, daemon.config)
-        self._put_in_force(rules)
+        new = await run_apart(daemon.sources.read)
+        texts, origin = read_texts(new)
+        sets = await run_apart(read_sets, new)
+        rules = await self._compile(texts, origin, daemon.config, sets)
+        own = await self._compile_sinks(new, daemon.config, sets)
+        daemon.sink_filters.configure(own)
+        self._put_in_force(rules, own)
         daemon.configured_filter = rules
-        return self._describe(rules)
+        lines = [line for name, filter_ in own.items() if filter_.rules for line in describe(name, filter_)]
+        return [*self._describe(rules), *lines]
 
     async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
         stats = self._daemon.stats
@@ -239,11 +258,11 @@ class DaemonControl:
 
     # ---- the filter -----------------------------------------------------------------------------------
 
-    def _put_in_force(self, rules: Filter) -> None:
+    def _put_in_force(self, rules: Filter, sinks: Mapping[str, CoreFilter]) -> None:
         if self._revert is not None:
             self._revert.cancel()
             self._revert = None
-        self._daemon.set_filter(rules)
+        self._daemon.set_filter(rules, sinks)
 
     def _describe(self, rules: Filter) -> list[str]:
         count = len(rules.rules)
@@ -253,35 +272,42 @@ class DaemonControl:
             f"warning: {warning}" for warning in rules.warnings
         ]
 
-    async def _compile(self, rules: Sequence[RuleText], origin: str, config: Config) -> Filter:
+    async def _compile(
+        self, rules: Sequence[RuleText], origin: str, config: Config, sets: Sets | None = None
+    ) -> Filter:
         """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
         Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
         for the other.
         """
         readers = len(self._daemon.pipeline.readers)
-        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers)
+        known = self._daemon.configured_filter.sets if sets is None else sets
+        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers, known)
+
+    async def _compile_sinks(self, rules: Config, config: Config, sets: Sets) -> dict[str, CoreFilter]:
+        readers = len(self._daemon.pipeline.readers)
+        return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers, sets)
 
     async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers)
+        sets = daemon.configured_filter.sets
+        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
             return await self._count(self._set_filter(rules, timeout_s))
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
         texts = [RuleText(rule) for rule in rules]
-        new = await self._compile(texts, f"run time, {lasts}", self._daemon.config)
-        self._put_in_force(new)
+        new = await self._compile(texts, name_run_time(timeout_s), self._daemon.config)
+        self._put_in_force(new, self._daemon.sink_filters.in_force)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
         return self._describe(new)
 
     def _end_run_time(self) -> None:
         self._revert = None
-        self._daemon.set_filter(self._daemon.configured_filter)
+        self._daemon.set_filter(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
         logger.info("the run-time filter has expired, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
@@ -289,7 +315,7 @@ class DaemonControl:
             return await self._count(self._reset_filter())
 
     async def _reset_filter(self) -> list[str]:
-        self._put_in_force(self._daemon.configured_filter)
+        self._put_in_force(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
         return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
@@ -349,6 +375,8 @@ class DaemonControl:
             yield "filter"
         if logs.get_level() != daemon.config[options.LOG_LEVEL]:
             yield "log level"
+        for name in daemon.sink_filters.list_changed():
+            yield f"filter of sink {name}"
         for name, outbox in daemon.outboxes.items():
             if outbox.state is SinkState.DISABLED:
                 yield f"sink {name}"
@@ -368,6 +396,22 @@ class DaemonControl:
         counters |= {measure.name: measure.value for measure in measure_process()}
         return Statistics(counters, sinks, daemon.filter.list_counts())
 
+    # ---- the filters of sinks -------------------------------------------------------------------------
+
+    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
+        async with self._turn:
+            self._get_outbox(name)
+            return await self._count(self._daemon.sink_filters.set(name, rules, timeout_s))
+
+    async def reset_sink_filter(self, name: str) -> list[str]:
+        async with self._turn:
+            self._get_outbox(name)
+            return await self._count(self._daemon.sink_filters.reset(name))
+
+    async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
+        self._get_outbox(name)
+        return await self._daemon.sink_filters.explain(name, rules)
+
     # ---- sinks ----------------------------------------------------------------------------------------
 
     def list_sinks(self) -> list[str]:
@@ -375,7 +419,11 @@ class DaemonControl:
 
     def sink_status(self, name: str) -> SinkStatus:
         outbox = self._get_outbox(name)
-        return SinkStatus(outbox.state.value, outbox.error, _count_sink(outbox))
+        filters = self._daemon.sink_filters
+        counters = _count_sink(outbox)
+        return SinkStatus(
+            outbox.state.value, outbox.error, counters, filters.get_status(name), filters.list_counts(name)
+        )
 
     async def enable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).enable()
@@ -406,50 +454,6 @@ class DaemonControl:
 
     def subscribe(self, listener: Listener) -> None:
         self._daemon.listeners.append(listener)
-
-
-async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
-    """Its result, from a thread of its own. The loop's helpers stay free for a stop, which waits for none."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
-
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = function(*arguments)
-        except BaseException as error:  # is raised where it is waited for
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    try:
-        threading.Thread(target=work, daemon=True, name="control").start()
-    except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
-    return await future
-
-
-async def run_to_its_end(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
-    """As run_apart(), but a caller who goes away waits as well.
-
-    Nobody can stop the thread, and the next one's turn is after this one: or calls that are given up at once
-    would run side by side. Who cancels twice, as the daemon's end does, does not wait.
-    """
-    running = asyncio.ensure_future(run_apart(function, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        running.cancelled() or running.exception()  # retrieved: nobody is left to be informed
-        raise
 
 
 def _check_restart(config: Config, waiting: Sequence[Option[object]]) -> None:

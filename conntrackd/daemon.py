@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import checks, resources
-from conntrackd.active_filter import Filter, change_filter, read_filter
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    change_filter,
+    list_sink_tables,
+    read_filter,
+    read_sink_filters,
+)
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
@@ -36,6 +43,7 @@ from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.records import find_community_seed
+from conntrackd.sink_filters import SinkFilters, list_warnings
 from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.source.kernel import KernelSource
 from conntrackd.source.state_directory import StateDirectory
@@ -105,6 +113,7 @@ class Daemon:
         self.start_us = time.time_ns() // 1000
         self.engine = load_engine(sources.environ)
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
+        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine, self.filter.sets))
         self.outboxes = {
             kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
         }
@@ -115,6 +124,7 @@ class Daemon:
             tuple(self.outboxes.values()),
             self.tails,
             self.stats,
+            list_sink_tables(self.sink_filters.in_force),
         )
         self.pipeline.on_lost = self._note_lost
         self.pipeline.records = self.filter.records
@@ -309,7 +319,8 @@ class Daemon:
             size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        for warning in (*self.config.warnings, *self.filter.warnings, *self.list_problems()):
+        own = list_warnings(self.sink_filters.in_force)
+        for warning in (*self.config.warnings, *self.filter.warnings, *own, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
@@ -440,9 +451,9 @@ class Daemon:
         )
         return checks.examine(self.config, situation)
 
-    def set_filter(self, new: Filter) -> None:
-        """Put it in the place of the one in force, while events flow."""
-        change_filter(self.pipeline, self.source.events, self.filter, new)
+    def set_filter(self, new: Filter, sinks: Mapping[str, CoreFilter]) -> None:
+        """Replace the one in force, while events flow, together with those of the sinks."""
+        change_filter(self.pipeline, self.source.events, self.filter, new, sinks)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()

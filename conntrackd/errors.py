@@ -104,6 +104,8 @@ class RuleError(ConfigError):
 
 def show_controls(text: str) -> str:
     """The text with everything but line ends that a terminal would obey (ESC, U+202E, ...) made visible."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text

@@ -157,6 +157,8 @@ class Flow:
     master_dst: bytes = b""
     master_sport: int = ABSENT
     master_dport: int = ABSENT
+    sample_rate: int = ABSENT
+    """What the rules say of it, and no attribute: it stands for so many flows."""
 
 
 def compute_nat(flow: Flow) -> int:

@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Locations, RuleTable, Tally
@@ -23,6 +24,14 @@ logger = logging.getLogger(__name__)
 
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
+NO_SINKS: Final[Mapping[str, Sequence[RuleTable]]] = MappingProxyType({})
+
+
+class Tables(NamedTuple):
+    """What decides for one reader: the global filter, and by their names those of sinks that have one."""
+
+    filter: RuleTable
+    sinks: Mapping[str, RuleTable]
 
 
 class Pipeline:
@@ -36,10 +45,11 @@ class Pipeline:
         outboxes: Sequence[Outbox],
         tails: Tails,
         stats: Stats,
+        sink_tables: Mapping[str, Sequence[RuleTable]] = NO_SINKS,
     ) -> None:
-        """`tables`: the filter in force, one for each reader."""
+        """`tables`: the filter in force, one for each reader; `sink_tables`: see set_tables()."""
         self.engine = engine
-        self.tables = tuple(tables)
+        self.tables = _arrange(tables, sink_tables)
         self.outboxes = tuple(outboxes)
         self.tails = tails
         self.stats = stats
@@ -62,6 +72,13 @@ class Pipeline:
         """Changes with the databases."""
         self.readers = tuple(Reader(self, number) for number in range(len(self.tables)))
         self._turns = (0,) * len(self.readers)
+
+    def set_tables(self, tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]) -> None:
+        """All filters, each for every reader, from the next batch on: none is decided by some of each.
+
+        A sink that is not in `sink_tables` has no filter of its own. From any thread.
+        """
+        self.tables = _arrange(tables, sink_tables)
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -143,3 +160,13 @@ class Pipeline:
             while not (outbox.has_room(events) or self.stopping):
                 self.readers[0].turns += 1
                 outbox.flush(ROOM_SECONDS, at_once=False)
+
+
+def _arrange(
+    tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]
+) -> tuple[Tables, ...]:
+    """By reader what is by filter."""
+    return tuple(
+        Tables(table, {name: own[number] for name, own in sink_tables.items()})
+        for number, table in enumerate(tables)
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Received, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Received, RuleTable, Selection
 from conntrackd.flow import ABSENT, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
@@ -22,7 +22,7 @@ from conntrackd.source.table_guard import RELEASED, RELEASING, Guard
 from conntrackd.tails import Tail
 
 if TYPE_CHECKING:
-    from conntrackd.pipeline import Pipeline
+    from conntrackd.pipeline import Pipeline, Tables
 
 # How often a reader without events looks whether it is to stop. It costs 2 wake-ups a second.
 PATIENCE_MS: Final = 500
@@ -50,6 +50,20 @@ class ReportedDrops(NamedTuple):
 
     name: str = ""
     drops: int = 0
+
+
+class Share(NamedTuple):
+    """What of a batch is for one sink."""
+
+    outbox: Outbox
+    events: Selection
+    """Those that the global filter keeps, and the sink's own, where it has one."""
+    own: RuleTable | None = None
+    """The sink's own filter, which knows what sample of its own an event is in."""
+    room: int = 0
+    """How many of the first ones its outbox takes."""
+    rendered: Rendered | None = None
+    """These, in the form of the sink; None for none."""
 
 
 class Reader:
@@ -140,11 +154,14 @@ class Reader:
         records, forgotten = self._find_records(), 0
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
-        kept = self._decide(batch)
+        tables = pipeline.tables[self._number]
+        kept = self._decide(batch, tables.filter)
+        shares = self._divide(batch, tables, kept)  # as the kernel's types, which rules ask for
         ended = batch.of_types(kept, EventType.DESTROY) if records.of_flows else b""
+        whole = _list_ended(batch, shares) if ended and records.of_events else []
         if ended and not records.of_events:
             batch.set_type(ended, EventType.FLOW)
-        rendered, wanted = self._render_all(batch, kept), self._render_tails(batch, kept)
+        rendered, wanted = self._render_all(batch, shares), self._render_tails(batch, kept)
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -159,7 +176,7 @@ class Reader:
                 pipeline.count(batch.tally(kept))
                 self._hand_on(batch, kept, rendered, wanted)
         if ended and records.of_events:
-            self._hand_on_flows(batch, ended)
+            self._hand_on_flows(batch, ended, whole)
 
     def _find_records(self) -> Records:
         """What is to be written now. What is remembered of flows is this reader's share of them."""
@@ -170,18 +187,17 @@ class Reader:
             self._flows = pipeline.engine.open_flows(most) if most else None
         return self._records
 
-    def _hand_on_flows(self, batch: EventBatch, ended: Selection) -> None:
+    def _hand_on_flows(self, batch: EventBatch, ended: Selection, shares: list[Share]) -> None:
         """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""
         batch.set_type(ended, EventType.FLOW)
-        rendered, wanted = self._render_all(batch, ended), self._render_tails(batch, ended)
+        rendered, wanted = self._render_all(batch, shares), self._render_tails(batch, ended)
         with self._pipeline.lock:
             self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES
             self._hand_on(batch, ended, rendered, wanted)
 
-    def _decide(self, batch: EventBatch) -> Selection:
+    def _decide(self, batch: EventBatch, table: RuleTable) -> Selection:
         """What the rules keep, with its locations."""
-        pipeline, locations = self._pipeline, self._locations
-        engine, table = pipeline.engine, pipeline.tables[self._number]
+        locations, engine = self._locations, self._pipeline.engine
         if locations is None:
             return engine.decide(batch, table, None, None)
         if table.needs_location:
@@ -191,14 +207,25 @@ class Reader:
         locations.locate(batch, kept)
         return kept
 
-    def _render_all(self, batch: EventBatch, kept: Selection) -> list[tuple[Outbox, Rendered | None, int]]:
-        """For each outbox what it has room for, in the form of its sink, and how many events that are."""
-        count = len(kept) // INDEX_BYTES
-        found: list[tuple[Outbox, Rendered | None, int]] = []
-        for outbox in self._pipeline.outboxes if count else ():
-            room = min(outbox.get_room(), count)
-            rendered = self._render(batch, outbox.template, kept[: room * INDEX_BYTES]) if room else None
-            found.append((outbox, rendered, room))
+    def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
+        """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
+        engine, found = self._pipeline.engine, []
+        for outbox in self._pipeline.outboxes if kept else ():
+            own = tables.sinks.get(outbox.name) if tables.sinks else None
+            events = kept
+            if own is not None:
+                events = engine.decide(batch, own, kept, self._locations, is_part=True)
+            found.append(Share(outbox, events, own))
+        return found
+
+    def _render_all(self, batch: EventBatch, shares: list[Share]) -> list[Share]:
+        """The same with as much as there is room for, in the form of each sink."""
+        found = []
+        for outbox, events, own, *_ in shares:
+            room, rendered = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0, None
+            if room:
+                rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES], own)
+            found.append(Share(outbox, events, own, room, rendered))
         return found
 
     def _render_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Rendered]]:
@@ -206,34 +233,39 @@ class Reader:
         tails, engine = self._pipeline.tails, self._pipeline.engine
         found: list[tuple[Tail, Rendered]] = []
         for tail in tails.wanting if kept else ():
-            wanted = engine.decide(batch, tail.rules[self._number], kept, self._locations)
+            own = tail.rules[self._number]
+            wanted = engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
-                found.append((tail, self._render(batch, tails.template, wanted)))
+                found.append((tail, self._render(batch, tails.template, wanted, own)))
         return found
 
-    def _render(self, batch: EventBatch, template: Template, selection: Selection) -> Rendered:
+    def _render(
+        self, batch: EventBatch, template: Template, selection: Selection, part: object = None
+    ) -> Rendered:
         engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
         compiled = self._templates.get(wanted)
         if compiled is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
             compiled = self._templates[wanted] = engine.compile_template(*wanted)
-        return engine.render(batch, compiled, selection, self._locations)
+        return engine.render(batch, compiled, selection, self._locations, part)
 
     def _hand_on(
         self,
         batch: EventBatch,
         kept: Selection,
-        rendered: list[tuple[Outbox, Rendered | None, int]],
+        shares: list[Share],
         wanted: list[tuple[Tail, Rendered]],
     ) -> None:
         """Under the pipeline's lock."""
-        count = len(kept) // INDEX_BYTES
-        for outbox, part, room in rendered:
-            if part is not None:
-                outbox.put(part)
+        for outbox, events, _, room, rendered in shares:
+            count = len(events) // INDEX_BYTES
+            if rendered is not None:
+                outbox.put(rendered)
             if room < count:
-                outbox.drop(count - room, batch.time(kept, room), batch.time(kept, -1))
+                outbox.drop(count - room, batch.time(events, room), batch.time(events, -1))
+            if len(events) < len(kept):
+                outbox.leave_out((len(kept) - len(events)) // INDEX_BYTES)
         for tail, part in wanted:
             self._pipeline.tails.put(tail, part)
 
@@ -293,13 +325,22 @@ class Reader:
     def _report_flows(self, resync: Resync, fresh: Selection) -> None:
         """Flows of the table that the sinks have not heard of: decided as the NEW that was lost."""
         pipeline, batch, locations = self._pipeline, resync.batch, self._locations
+        tables = pipeline.tables[self._number]
         if locations is not None:
             locations.locate(batch, fresh)
         batch.set_type(fresh, EventType.NEW)
-        kept = pipeline.engine.decide(batch, pipeline.tables[self._number], fresh, locations)
+        kept = pipeline.engine.decide(batch, tables.filter, fresh, locations)
         count = len(kept) // INDEX_BYTES
         if count:
+            shares = self._divide(batch, tables, kept)
             batch.set_type(kept, EventType.SNAPSHOT)
             resync.note_reported(batch, kept)
             pipeline.stats.events_snapshot_total += count
-            self._hand_on(batch, kept, self._render_all(batch, kept), self._render_tails(batch, kept))
+            self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, kept))
+
+
+def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:
+    """Of what each sink gets, the flows that have ended."""
+    return [
+        Share(outbox, batch.of_types(events, EventType.DESTROY), own) for outbox, events, own, *_ in shares
+    ]

@@ -26,7 +26,9 @@ class Stats:
     events_malformed_total: int = _counter("events", "Messages that are not an event, or a truncated one")
     events_forged_total: int = _counter("events", "Messages sent by a process instead of the kernel")
     events_filtered_total: int = _counter("events", "Events dropped by a rule, a protocol or an event type")
-    events_accepted_total: int = _counter("events", "Events handed to the sinks")
+    events_accepted_total: int = _counter(
+        "events", "Events that the global filter keeps: each sink gets them, but for what its own leaves out"
+    )
     events_new_total: int = _counter("events", "NEW events handed to the sinks")
     events_update_total: int = _counter("events", "UPDATE events handed to the sinks")
     events_destroy_total: int = _counter("events", "DESTROY events handed to the sinks")
@@ -56,10 +58,14 @@ class Stats:
 class SinkStats:
     """What became of the events of one sink.
 
-    At every moment: restored + taken = delivered + queued + spooled + all the dropped ones.
+    At every moment: restored + taken = delivered + queued + spooled + all the dropped ones; and what the
+    global filter has kept since there is this sink, flows of the table included, = taken + filtered.
     """
 
     sink_events_taken_total: int = _counter("events", "Events handed to this sink")
+    sink_events_filtered_total: int = _counter(
+        "events", "Events that the global filter keeps, and this sink's own does not"
+    )
     sink_events_restored_total: int = _counter(
         "events", "Events found in this sink's spool at the start", spool=True
     )

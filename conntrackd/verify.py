@@ -5,26 +5,30 @@ Nothing is made or changed: a directory that the daemon would make is looked at 
 
 import os
 import pwd
+import re
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd import files
-from conntrackd.active_filter import compile_filter, make_scope
+from conntrackd.active_filter import compile_filter, compile_sink_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
+from conntrackd.config.sets import list_set_files
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
+from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
@@ -37,6 +41,7 @@ if TYPE_CHECKING:  # it costs memory that a daemon without TLS does not need
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
 Certificate = Option[Path | None]
+SET_WORD: Final = re.compile(r"@([\w-]+)")
 SUDO: Final = "permission denied; try sudo conntrackd check"
 
 
@@ -69,17 +74,20 @@ class Report:
         self.mistakes.append(ConfigError(message, hint=hint, origin=self.config.locate(option, item)))
 
 
-def verify(reading: Reading) -> Report:
-    """All that can be tried."""
+def verify(reading: Reading, *, alone: bool = False) -> Report:
+    """All that can be tried. `alone`: of one file, whose rules may name sets of another one."""
     config = reading.config
     report = Report(config, list(reading.mistakes), list(config.warnings))
-    _verify_rules(report)
+    known = _verify_sets(report, are_all=not alone and reading.knows(options.SETS.key))
+    _verify_rules(report, known)
     _verify_databases(report)
     _verify_namespace(report)
     state = config[options.STATE_DIRECTORY]
     if state is not None:
         _verify_folder(report, options.STATE_DIRECTORY, state)
     for kind in SINKS:
+        if kind.enabled(config) or not config.is_set(kind.enable):  # of a fragment alone: maybe elsewhere
+            _verify_sink_rules(report, kind, known)
         if kind.enabled(config):
             _verify_sink(report, kind)
     _verify_metrics(report)
@@ -105,7 +113,7 @@ def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[Conn
 # ---- rules --------------------------------------------------------------------------------------------
 
 
-def _verify_rules(report: Report) -> None:
+def _verify_rules(report: Report, known: "_KnownSets") -> None:
     """Those that can be read, whatever is wrong with the others and with the file."""
     config = report.config
     try:
@@ -119,12 +127,67 @@ def _verify_rules(report: Report) -> None:
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
-    rules: list[Rule] = []
+    _verify_texts(
+        report, texts, known, lambda sets: compile_filter(texts, "", config, load_engine(), sets=sets)
+    )
+
+
+def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> None:
+    config = report.config
+    texts = list_rules(config, option=kind.filter)
+    _verify_texts(
+        report, texts, known, lambda sets: compile_sink_filter(texts, "", config, load_engine(), sets=sets)
+    )
+
+
+def _verify_texts(
+    report: Report, texts: Sequence[RuleText], known: "_KnownSets", compile_all: Callable[[Sets], object]
+) -> None:
+    """Each of these rules and, where all can be read, what they become together."""
+    sets, rules = known.list_for(texts), list[Rule]()
     for number, text in enumerate(texts, 1):
-        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number)))  # type: ignore[misc]
-    report.warnings += list_warnings(rules, make_scope(config))
+        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]
+    if known.is_whole:
+        report.warnings += list_warnings(rules, make_scope(report.config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_filter(texts, "", config, load_engine()))
+        report.attempt(lambda: compile_all(sets))
+
+
+class _KnownSets(NamedTuple):
+    """The sets that rules may name."""
+
+    sets: Sets
+    is_whole: bool
+    """Each was read: else one may be empty to us alone."""
+    are_all: bool
+    """Where they are not, another file may have those that are missing."""
+
+    def list_for(self, texts: Sequence[RuleText]) -> Sets:
+        """These, and empty ones for the other names where another file may have them."""
+        if self.are_all:
+            return self.sets
+        names = {name.lower() for text in texts for name in SET_WORD.findall(text.text)}
+        return {**{name: make_empty_set(name, Path(name)) for name in names}, **self.sets}
+
+
+def _verify_sets(report: Report, *, are_all: bool) -> _KnownSets:
+    """Read the sets; one that cannot be read is empty, so that rules may name it."""
+    found: dict[str, AddressSet] = {}
+    is_whole = are_all
+    for file in list_set_files(report.config):
+        found[file.name] = make_empty_set(file.name, file.path)
+        try:
+            room = MAX_ENTRIES - sum(known.entries for known in found.values())
+            found[file.name] = file.read(room)
+        except ConntrackdError as error:
+            is_whole = False
+            if _is_hidden(error.__cause__):
+                report.untried.append(f"{options.SETS.key}: {file.path}: {SUDO}")
+            else:
+                report.mistakes += error.errors if isinstance(error, ManyErrors) else [error]
+        else:
+            _warn_of_access(report, options.SETS, file.path)
+    return _KnownSets(found, is_whole, are_all)
 
 
 # ---- what is read -------------------------------------------------------------------------------------
@@ -155,12 +218,16 @@ def _verify_file(
         else:
             report.fail(option, f"{path}: {error.strerror}", item=item)
     else:
-        if not _may_service_read(report.config, path):
-            message = f"{path} cannot be read by user {SERVICE}, which the service runs as"
-            hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
-            report.warnings.append(report.config.explain(option, message, hint, ": "))
+        _warn_of_access(report, option, path)
         return True
     return False
+
+
+def _warn_of_access(report: Report, option: Option[Any], path: Path) -> None:
+    if not _may_service_read(report.config, path):
+        message = f"{path} cannot be read by user {SERVICE}, which the service runs as"
+        hint = f"chgrp {SERVICE} '{path}' && chmod g+r '{path}', and x for its folders"
+        report.warnings.append(report.config.explain(option, message, hint, ": "))
 
 
 def _may_service_read(config: Config, path: Path) -> bool:

@@ -71,7 +71,7 @@ void open_kit(struct kit *kit, const char *path)
 	kit->template_count = read_word(&at);
 	kit->message_bytes = read_word(&at);
 	require(kit->template_count <= KIT_TEMPLATES);
-	kit->table = open_table(at, program_bytes);
+	kit->table = open_table(at, program_bytes, NULL, 0);
 	require(kit->table && kit->table->location_words == 1 && table_set_location(kit->table, 3, bits));
 	kit->messages = at + program_bytes;
 	at = kit->messages + kit->message_bytes;
@@ -161,7 +161,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		kept[index] = (uint16_t)index;
 	for (int round = 0; round < 2; round++)
 		require(locate(&kit->locations, events, kept, count, round == 0, answer, &kit->locations));
-	kept_count = decide(kit->table, events, NULL, count, kept);
+	kept_count = decide(kit->table, events, NULL, count, kept, false);
 	require(kept_count <= count);
 	if (count_ids(&kit->ids) > 5000)
 		clear_ids(&kit->ids);

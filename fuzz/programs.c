@@ -30,12 +30,12 @@ int LLVMFuzzerInitialize(int *count, char ***words)
 static void try_table(const uint8_t *program, size_t size)
 {
 	static const uint8_t bits[MAX_WORDS * 8] = { 0xa5, 1 };
-	struct table *table = open_table(program, size);
+	struct table *table = open_table(program, size, NULL, 0);
 	uint16_t kept[KIT_EVENTS];
 
 	if (table && table->location_words <= MAX_WORDS && !table_set_location(table, 2, bits))
 		abort();
-	if (table && decide(table, events, NULL, event_count, kept) > event_count)
+	if (table && decide(table, events, NULL, event_count, kept, false) > event_count)
 		abort();
 	close_table(table);
 }

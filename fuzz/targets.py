@@ -10,16 +10,16 @@ import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 from conntrackd.bus import limits, wire
-from conntrackd.cli.jsonline import decode_json_line
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import read_config, read_rules
 from conntrackd.core import _core as core
 from conntrackd.engine import Engine, EventBatch, Received
-from conntrackd.engine.native import NativeEngine
+from conntrackd.engine.native import NativeEngine, open_table
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError
 from conntrackd.filter import grammar
@@ -27,11 +27,13 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.render import render
+from conntrackd.filter.sets import make_empty_set, read_lines
 from conntrackd.filter.shadowing import list_shadowed
-from conntrackd.filter.table import assemble, compile_table
+from conntrackd.filter.table import compile_table
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
+from conntrackd.render.parse import decode_json_line
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 
@@ -154,21 +156,27 @@ def check_table(data: bytes) -> None:
     assert sum(table.counts) <= len(batch)
 
 
+SETS: Final = {
+    "bad": read_lines("bad", Path("bad"), BytesIO(b"10.0.0.0/8\n2001:db8::1\n")),
+    "empty": make_empty_set("empty", Path("empty")),
+}
+
+
 def check_rules(data: bytes) -> None:
     """Rules, or mistakes that can be shown; what is a rule is its canonical text too, and compiles."""
     texts = data.decode(errors="replace").splitlines()
     try:
-        rules = grammar.parse_rules([RuleText(text) for text in texts])
+        rules = grammar.parse_rules([RuleText(text) for text in texts], SETS)
     except ManyErrors as error:
         check_report(error, RuleError)
         return
     for rule in rules:
         canonical = render(rule)
         if len(canonical) <= grammar.MAX_LENGTH:  # it has longer words than the user may have written
-            again = grammar.parse_rule(RuleText(canonical))
+            again = grammar.parse_rule(RuleText(canonical), 1, SETS)
             assert again == rule, f"{canonical!r} is not {rule.text!r}"
             assert render(again) == canonical
-    core.Table(assemble(compile_table(rules)))  # which refuses a program that is not right
+    open_table(compile_table(rules))  # which refuses a program that is not right
     compile_kernel(rules, protocols=None, events=7)
     for shadowed in list_shadowed(rules):
         check_report(shadowed.to_warning(), RuleError)

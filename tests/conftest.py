@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     engine = config.getoption("--engine")
-    if engine is not None:  # see find_engine(); children have it from here
+    if engine is not None:  # see load_engine(); children have it from here
         os.environ["CONNTRACKD_ENGINE"] = engine
     config.pluginmanager.register(Privileged(), "conntrackd-privileged")
 

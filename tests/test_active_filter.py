@@ -172,7 +172,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
     changes, old = 0, filters[0]
     while sender.is_alive():
         new = filters[(changes + 1) % len(filters)]
-        change_filter(pipeline, events, old, new)
+        change_filter(pipeline, events, old, new, {})
         changes, old = changes + 1, new
     sender.join()
     pipeline.stop()

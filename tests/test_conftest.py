@@ -120,13 +120,13 @@ def test_the_engine_that_was_chosen_is_that_of_this_process_and_its_children(
 import subprocess
 import sys
 
-ASK = "from conntrackd.engine import find_engine; print(find_engine().name)"
+ASK = "from conntrackd.engine import load_engine; print(load_engine().name)"
 
 def test_it():
-    from conntrackd.engine import find_engine
+    from conntrackd.engine import load_engine
 
     asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
-    assert [find_engine().name, asked.stdout.strip()] == [{name!r}] * 2
+    assert [load_engine().name, asked.stdout.strip()] == [{name!r}] * 2
 """
     status, output = run(project, text, *words, prefix=[])
 

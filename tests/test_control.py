@@ -26,6 +26,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.metrics.table import METRICS, State
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
+from conntrackd.sink_filters import SinkFilters
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.delivery.fakes import FakeSink
@@ -41,6 +42,7 @@ def make_control() -> DaemonControl:
         tails=tails,
         notifier=notifier,
         pipeline=SimpleNamespace(readers=(None,)),
+        configured_filter=SimpleNamespace(sets={}),
     )
     return DaemonControl(cast(Daemon, daemon))
 
@@ -59,6 +61,7 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
         source=SimpleNamespace(events=None),
         filter=SimpleNamespace(list_counts=list),
     )
+    daemon.sink_filters = SinkFilters(cast(Daemon, daemon), {})
     with closing(spool):
         asked = DaemonControl(cast(Daemon, daemon))
         statuses = {name: asked.sink_status(name).counters for name in daemon.outboxes}

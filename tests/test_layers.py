@@ -10,10 +10,11 @@ ROOT = Path(__file__).parent.parent / "conntrackd"
 # Lowest first; a folder stands for all modules in it that are not named themselves.
 LAYERS = (
     # words that everything uses, and the event path in C, which knows none of them
-    ("", "errors", "files", "flow", "bpf", "stats", "lean", "text", "units", "core"),
+    ("", "apart", "errors", "files", "flow", "bpf", "stats", "lean", "text", "units", "core"),
     # parts, each alone
     (
         "config.values",
+        "config.field_list",
         "config.labels",
         "config.listen",
         "config.options",
@@ -24,6 +25,7 @@ LAYERS = (
         "resources",
         "netlink",
         "filter",
+        "render.fields",
     ),
     # text and its delivery
     ("config", "render", "delivery"),
@@ -32,10 +34,10 @@ LAYERS = (
     # moving parts
     (
         *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
-        *("bus", "advice", "progress", "metrics"),
+        *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
-    ("control", "daemon"),
+    ("control", "daemon", "sink_filters"),
     # people
     ("cli", "__main__"),
 )
@@ -49,6 +51,7 @@ PLAIN_C = (
         "flows",
         "ids",
         "locate",
+        "prefixes",
         "receive",
         "render",
         "send",

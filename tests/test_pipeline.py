@@ -199,7 +199,7 @@ def test_what_the_rules_drop_is_rendered_for_nobody_and_counted(engine: Engine) 
         2,
         2,
     )
-    assert pipeline.tables[0].counts == [2, 2]
+    assert pipeline.tables[0].filter.counts == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_what_is_remembered_outlives_a_change_of_the_rules(engine: Engine) -> No
     pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
     replay(pipeline, TALK[:4])
     pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
-    pipeline.tables = (engine.compile_table(parse("drop source address 10.0.0.2")),)
+    pipeline.set_tables([engine.compile_table(parse("drop source address 10.0.0.2"))], {})
     replay(pipeline, TALK[4:])
 
     assert list_records(outbox) == [("FLOW", 1, 1)]

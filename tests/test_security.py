@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 # test(1), as the service's user; by conntrackctl polkit's agent, and systemctl and journalctl, which tell why
 # there is no daemon.
 STARTERS = {"geoip/databases.py", "source/table_guard.py", "verify.py", "bus/agent.py", "cli/unit.py"}
+STARTERS |= {"cli/pager.py", "history/journal.py"}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "code", "codeop", "pty"}
 STARTING = re.compile(
     r"subprocess\..*|Popen|os\.(exec|spawn|posix_spawn|fork)\w*|asyncio\.create_subprocess_\w+"

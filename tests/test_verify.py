@@ -358,3 +358,50 @@ def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
         "ansible-tmp.source:3: log.level: 'loud' is not one of debug, info, warn, error",
         "ansible-tmp.source:4: unexpected 'prot', did you mean port?",
     ]
+
+
+def test_the_rules_of_each_sink_are_checked_with_their_places(check: Check, tmp_path: Path) -> None:
+    report = check(
+        f"{STREAM}sink.stream.filter: [log prot, log any, log port 22]\nsink.loki.filter: [log prot]\n"
+    )
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:2: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+    ]
+    assert any("log port 22" in str(warning) for warning in report.warnings)
+
+
+def test_rules_of_a_sink_that_is_switched_off_are_kept_for_later(check: Check, tmp_path: Path) -> None:
+    report = check(f"{STREAM}sink.loki: {{enable: false, filter: [x]}}\n")
+
+    assert tell(report, tmp_path) == []
+
+
+def test_sets_are_read_and_what_is_wrong_with_them_is_no_fault_of_the_rules(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "good").write_text("10.0.0.0/8\n")
+    (tmp_path / "bad").write_text("10.0.0.1\nnothing\n")
+    (tmp_path / "empty").write_text("# not yet\n")
+    rules = "filter: ['log address @good', 'drop address @bad,@gone']\n"
+    report = check(f"{STREAM}{rules}sets:\n  good: good\n  bad: bad\n  gone: gone\n")
+
+    assert tell(report, tmp_path) == [
+        "bad:2: 'nothing' is not a valid address",
+        "conntrackd.yaml:6: sets: gone: gone: No such file or directory",
+    ]
+    assert report.warnings == []
+    report = check(
+        f"{STREAM}filter: ['log address @empty', 'log address @god']\nsets: {{empty: empty, good: good}}"
+    )
+    assert tell(report, tmp_path) == ["conntrackd.yaml:2: there is no set '@god', did you mean good?"]
+    assert "the set @empty is empty" in str(report.warnings[0])
+
+
+def test_a_file_alone_may_name_a_set_of_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "10-more.yaml"
+    path.write_text("filter: ['log address @bad', 'drop address 10.0.0.1/8']")
+
+    found = verify(read_fragment(path, tmp_path), alone=True)
+    assert tell(found, tmp_path) == ["10-more.yaml:1: '10.0.0.1/8' has host bits set under its prefix length"]

@@ -7,7 +7,7 @@ of `conntrackctl status` has 150.
 import array
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import unquote
@@ -135,6 +135,13 @@ class Client:
         found = [interfaces[SINK] for interfaces in objects.values()]
         return {sink["Name"]: sink for sink in sorted(found, key=lambda sink: str(sink["Name"]))}
 
+    def read_sink(self, name: str) -> dict[str, Any]:
+        """Properties of one sink. Raises UnavailableError where there is none of this name."""
+        sinks = self.read_sinks()
+        if name not in sinks:
+            raise _explain_sink(name, sinks)
+        return Properties(sinks[name])
+
     def open_tail(self, rules: list[str], limit: int) -> int:
         """The reading end of a pipe with JSON lines, for the caller to close."""
         (index,) = self.call("Tail", "asu", rules, limit)
@@ -146,11 +153,7 @@ class Client:
         objects = self._call(NAME, PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
         names = {str(interfaces[SINK]["Name"]): str(path) for path, interfaces in objects.items()}
         if name not in names:
-            there = ", ".join(sorted(names)) or "none"
-            raise UnavailableError(
-                f"the daemon has no sink {name[:64]}",
-                hint=f"sinks: {there}; enable another with sink.NAME.enable in conntrackd.yaml and reload",
-            )
+            raise _explain_sink(name, names)
         return names[name]
 
     # ---- one call -------------------------------------------------------------------------------------
@@ -264,6 +267,14 @@ class Client:
         line, _, rest = bytes(self._received).partition(b"\r\n")
         self._received = bytearray(rest)
         return line
+
+
+def _explain_sink(name: str, sinks: Iterable[str]) -> UnavailableError:
+    there = ", ".join(sorted(sinks)) or "none"
+    return UnavailableError(
+        f"the daemon has no sink {name[:64]}",
+        hint=f"sinks: {there}; enable another with sink.NAME.enable in conntrackd.yaml and reload",
+    )
 
 
 def connect(address: str) -> socket.socket:

@@ -26,6 +26,9 @@ class FilterStatus:
     """Length of the program in the kernel, 0 where there is none."""
 
 
+NO_FILTER: Final = FilterStatus((), "")
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """What `conntrackctl status` is about. `problems` is empty while the daemon is healthy."""
@@ -37,7 +40,7 @@ class DaemonStatus:
     buffer: int
     log_level: str
     run_time: tuple[str, ...] = ()
-    """What is not as it is configured, until a reload or restart: `filter`, `log level`, `sink NAME`."""
+    """What is not as it is configured: `filter`, `log level`, `filter of sink NAME`, `sink NAME`."""
     problems: tuple[str, ...] = ()
     """One line each."""
 
@@ -49,6 +52,10 @@ class SinkStatus:
     state: str
     error: str
     counters: Mapping[str, int]
+    filter: FilterStatus = NO_FILTER
+    """Its own, which decides about what the global one keeps."""
+    rule_matches: Sequence[int] = ()
+    """As that of Statistics; empty where it has no rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +143,13 @@ class Control(Protocol):
 
     async def disable_sink(self, name: str) -> list[str]:
         """Until it is enabled, a reload or restart."""
+
+    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
+        """As set_filter(), for one sink, of what the global filter keeps."""
+
+    async def reset_sink_filter(self, name: str) -> list[str]: ...
+
+    async def explain_sink_filter(self, name: str, rules: list[str]) -> str: ...
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
         """True when all that waited has left in time."""

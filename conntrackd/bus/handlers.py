@@ -23,6 +23,11 @@ LEVELS: Final = LOG_LEVEL.kind.words
 SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 
 
+def _check_timeout(timeout_s: int) -> None:
+    if timeout_s > MAX_TIMEOUT_S:
+        raise UsageError("a filter lasts 31 days at most", hint="a timeout of 0 lasts until a reload")
+
+
 class ManagerHandlers:
     """org.conntrackd1.Manager."""
 
@@ -36,8 +41,7 @@ class ManagerHandlers:
         return await self._control.reload_filter()
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        if timeout_s > MAX_TIMEOUT_S:
-            raise UsageError("a filter lasts 31 days at most", hint="a timeout of 0 lasts until a reload")
+        _check_timeout(timeout_s)
         return await self._control.set_filter(rules, timeout_s)
 
     async def reset_filter(self) -> list[str]:
@@ -140,6 +144,16 @@ class SinkHandlers:
     async def flush(self) -> bool:
         return await self._control.flush_sink(self._name, FLUSH_SECONDS)
 
+    async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
+        _check_timeout(timeout_s)
+        return await self._control.set_sink_filter(self._name, rules, timeout_s)
+
+    async def reset_filter(self) -> list[str]:
+        return await self._control.reset_sink_filter(self._name)
+
+    async def explain_filter(self, rules: list[str]) -> str:
+        return await self._control.explain_sink_filter(self._name, rules)
+
     @property
     def name(self) -> str:
         return self._name
@@ -155,3 +169,23 @@ class SinkHandlers:
     @property
     def counters(self) -> Counters:
         return dict(self._control.sink_status(self._name).counters)
+
+    @property
+    def rules(self) -> list[str]:
+        return list(self._control.sink_status(self._name).filter.rules)
+
+    @property
+    def rule_count(self) -> int:
+        return len(self._control.sink_status(self._name).filter.rules)
+
+    @property
+    def rule_matches(self) -> list[int]:
+        return list(self._control.sink_status(self._name).rule_matches)
+
+    @property
+    def filter_origin(self) -> str:
+        return self._control.sink_status(self._name).filter.origin
+
+    @property
+    def filter_expires(self) -> int:
+        return self._control.sink_status(self._name).filter.expires_s

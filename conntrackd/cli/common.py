@@ -33,6 +33,11 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_sink(parser: ArgumentParser) -> None:
+    """Whose rules are meant."""
+    parser.add_argument("--sink", metavar="NAME", help="the rules of this sink alone")
+
+
 def add_updates(parser: ArgumentParser) -> None:
     """For a view that is refreshed."""
     parser.add_argument(

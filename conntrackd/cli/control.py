@@ -8,6 +8,7 @@ from typing import Any, Final
 from conntrackd.cli.common import (
     LEVELS,
     add_json,
+    add_sink,
     connect,
     parse_seconds,
     print_changes,
@@ -25,8 +26,13 @@ DROPPED: Final = "sink_events_dropped_"
 LABEL: Final = 11  # columns before the text of a line of `status`
 
 
-def add_set_arguments(parser: ArgumentParser) -> None:
+def add_sink_arguments(parser: ArgumentParser) -> None:
     add_json(parser)
+    add_sink(parser)
+
+
+def add_set_arguments(parser: ArgumentParser) -> None:
+    add_sink_arguments(parser)
     parser.add_argument("rules", nargs="+", metavar="RULE", help="rules, in order")
     parser.add_argument(
         "--for",
@@ -106,9 +112,11 @@ def render_status(
         f"log level: {properties['LogLevel']}",
     ]
     lines += [f"sink:      {name} {render_sink(sink)}" for name, sink in sinks.items()]
-    changes = [change for change in properties["RunTimeChanges"] if not (ends and change == "filter")]
-    if ends:
-        lines.append(f"run time:  filter: for {render_age(ends)} more")
+    timed = {"filter": ends} | {
+        f"filter of sink {name}": sink.get("FilterExpires", 0) for name, sink in sinks.items()
+    }
+    lines += [f"run time:  {what}: for {render_age(left)} more" for what, left in timed.items() if left]
+    changes = [what for what in properties["RunTimeChanges"] if not timed.get(what)]
     if changes:
         lines.append(f"run time:  {', '.join(changes)}: until a reload or restart")
     return lines + [f"problem:   {problem}" for problem in problems]
@@ -120,7 +128,9 @@ def render_sink(sink: Mapping[str, Any]) -> str:
     text = f"{sink['State']}, {counters.get('sink_events_delivered_total', 0)} delivered"
     waiting = counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
     dropped = count_dropped(counters)
+    filtered = counters.get("sink_events_filtered_total", 0)
     text += f", {waiting} waiting" if waiting else ""
+    text += f", {filtered} filtered" if filtered else ""
     text += f", {dropped} dropped" if dropped else ""
     return text + (f" ({sink['LastError']})" if sink["LastError"] else "")
 
@@ -158,15 +168,18 @@ def set_log_level(arguments: Namespace) -> int:
 def show_filter(arguments: Namespace) -> int:
     """The rules in force, one a line, as a file of rules would have them."""
     with connect(arguments) as client:
-        properties = client.read_properties()
-        statistics = client.call("GetStatistics")
+        if arguments.sink is None:
+            properties, matches = client.read_properties(), client.call("GetStatistics")[2]
+        else:
+            properties = client.read_sink(arguments.sink)
+            matches = properties["RuleMatches"]
     if "Rules" not in properties:
         from conntrackd.errors import NotPermittedError  # noqa: PLC0415
 
         raise NotPermittedError(
             "not permitted to see the rules", hint="run it as root, for example with sudo"
         )
-    rules, matches = properties["Rules"], statistics[2]
+    rules = properties["Rules"]
     if arguments.json:
         expires = properties["FilterExpires"]
         print_json(
@@ -181,13 +194,13 @@ def show_filter(arguments: Namespace) -> int:
 
 def set_filter(arguments: Namespace) -> int:
     with connect(arguments) as client:
-        changes = client.call("SetFilter", "asu", arguments.rules, arguments.seconds)[0]
+        changes = client.call("SetFilter", "asu", arguments.rules, arguments.seconds, sink=arguments.sink)[0]
     return print_changes(arguments, changes)
 
 
 def reset_filter(arguments: Namespace) -> int:
     with connect(arguments) as client:
-        return print_changes(arguments, client.call("ResetFilter")[0])
+        return print_changes(arguments, client.call("ResetFilter", sink=arguments.sink)[0])
 
 
 def list_sinks(arguments: Namespace) -> int:
@@ -240,9 +253,9 @@ VERBS: Final = (
     Verb(("status",), "show health, sinks and losses", add_json, show_status),
     Verb(("reload",), "reload the configuration, all or nothing", add_json, reload),
     Verb(("reload-filter",), "reload the filter rules only", add_json, reload_filter),
-    Verb(("filter", "show"), "show the rules in force", add_json, show_filter),
+    Verb(("filter", "show"), "show the rules in force", add_sink_arguments, show_filter),
     Verb(("filter", "set"), "replace the rules until a reload or restart", add_set_arguments, set_filter),
-    Verb(("filter", "reset"), "restore the configured rules", add_json, reset_filter),
+    Verb(("filter", "reset"), "restore the configured rules", add_sink_arguments, reset_filter),
     Verb(("sink", "list"), "list sinks and their states", add_json, list_sinks),
     Verb(("sink", "enable"), "resume a sink", add_name_argument, enable_sink),
     Verb(("sink", "disable"), "disable a sink", add_name_argument, disable_sink),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from conntrackd import VERSION
-from conntrackd.cli import control, doctor, report, stats, tail, top
+from conntrackd.cli import control, doctor, events, report, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.common import explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
@@ -19,6 +19,8 @@ VERBS: Final[tuple[Verb, ...]] = (
     *stats.VERBS,
     *tail.VERBS,
     *top.VERBS,
+    *events.VERBS,
+    *summary.VERBS,
     *doctor.VERBS,
     *filter_verbs.VERBS,
 )

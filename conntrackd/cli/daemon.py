@@ -87,7 +87,7 @@ def check(arguments: argparse.Namespace) -> int:
     elif arguments.config is not None or collect_flags(arguments):
         raise UsageError("--fragment checks a single file and takes no other settings")
     else:
-        result = verify(read_fragment(arguments.fragment))
+        result = verify(read_fragment(arguments.fragment), alone=True)
     for warning in result.warnings:
         report.warn(PROGRAM, warning)
     for text in result.untried:

@@ -5,17 +5,18 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.common import add_bus, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, add_sink, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
+    from conntrackd.config.options import Option
     from conntrackd.config.read import Config
     from conntrackd.filter.ast import Rule
     from conntrackd.filter.evaluate import Decision
@@ -23,8 +24,6 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 PROGRAM: Final = "conntrackctl"
 # Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
 NOWHERE: Final = Path("/nonexistent")
-# A line of the stream has 300 to 1,000 characters.
-MAX_LINE_BYTES: Final = 64 << 10
 # Wrong lines that are reported one by one.
 MAX_REPORTED: Final = 100
 
@@ -40,6 +39,7 @@ def add_rule_arguments(parser: ArgumentParser) -> None:
 
 def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
+    add_sink(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
 
@@ -64,7 +64,7 @@ def check(arguments: Namespace) -> int:
     """Report every mistake in the rules, and warn of those that can never match."""
     if arguments.json:
         return check_as_json(arguments)
-    rules = read_rules(read_settings(arguments))
+    rules = read_rules(read_settings(arguments), arguments.sink)
     warn_unreachable(rules)
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
@@ -76,7 +76,7 @@ def check_as_json(arguments: Namespace) -> int:
     from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
     try:
-        rules = read_rules(read_settings(arguments))
+        rules = read_rules(read_settings(arguments), arguments.sink)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
         print_json({"rules": [], "mistakes": [to_json(mistake) for mistake in mistakes], "warnings": []})
@@ -101,19 +101,26 @@ def explain(arguments: Namespace) -> int:
     if arguments.running:
         return explain_running(arguments)
     from conntrackd.config.options import CONNTRACK_PROTOCOLS  # noqa: PLC0415
-    from conntrackd.filter.explain import explain_rules, list_sections  # noqa: PLC0415
+    from conntrackd.filter.explain import list_sections, list_sink_sections, render_sections  # noqa: PLC0415
     from conntrackd.records import find_records, find_types  # noqa: PLC0415
 
+    if arguments.sink is not None and arguments.bpf:
+        hint = "conntrackctl filter explain --bpf shows it"
+        raise UsageError("the program in the kernel is of the global filter, and of no sink's", hint=hint)
     config = read_settings(arguments)
-    rules = read_rules(config)
+    rules = read_rules(config, arguments.sink)
     warn_unreachable(rules)
-    protocols, events = config[CONNTRACK_PROTOCOLS], find_types(config)
-    remembers = find_records(config).remembered > 0
-    wanted = {"core": arguments.core, "listing": arguments.bpf, "remembers": remembers}
-    if arguments.json:
-        print_json(to_object(list_sections(rules, protocols, events, **wanted)))
+    if arguments.sink is not None:
+        sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
     else:
-        print(explain_rules(rules, protocols, events, **wanted))
+        protocols, events = config[CONNTRACK_PROTOCOLS], find_types(config)
+        remembers = find_records(config).remembered > 0
+        wanted = {"core": arguments.core, "listing": arguments.bpf, "remembers": remembers}
+        sections = list_sections(rules, protocols, events, **wanted)
+    if arguments.json:
+        print_json(to_object(sections))
+    else:
+        print(render_sections(sections))
     return 0
 
 
@@ -126,7 +133,7 @@ def explain_running(arguments: Namespace) -> int:
             "--core and --bpf do not go with --running", hint="conntrackctl filter show prints the rules"
         )
     with connect(arguments) as client:
-        lines = client.call("ExplainFilter", "as", [])[0].splitlines()
+        lines = client.call("ExplainFilter", "as", [], sink=arguments.sink)[0].splitlines()
     if arguments.json:
         print_json(to_object(parse_sections(lines)))
     else:
@@ -150,6 +157,8 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
     """The stable form: the rules alone, and what else there is by a name of its own."""
     words = {title.lower().replace(" ", "_"): lines for title, lines in sections.items()}
     rules = [match[1] for line in words.pop("rules", []) if (match := re.fullmatch(r" *\d+  (.*)", line))]
+    if "settings" not in words:  # of a sink
+        return {"rules": rules, **words}
     settings = dict(line.split(": ", 1) for line in words.pop("settings", []))
     groups = [line for line in words.pop("groups_joined", []) if not line.startswith("none")]
     return {"rules": rules, "settings": settings, "groups": ", ".join(groups).lower().split(", "), **words}
@@ -157,13 +166,15 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
 
 def try_out(arguments: Namespace) -> int:
     """Evaluate the rules alone against recorded events; what `conntrack.*` excludes is not in a recording."""
+    from conntrackd.history.lines import number_lines  # noqa: PLC0415
+
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes: list[DataError] = []
     with ExitStack() as stack:
         file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
-        for number, line in _read_lines(file):
+        for number, line in number_lines(file):
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
@@ -184,21 +195,39 @@ def read_settings(arguments: Namespace) -> "Config":
     """The settings that the arguments name; of this machine's daemon only where they name no rules."""
     from conntrackd.config.read import ETC, read_config  # noqa: PLC0415
 
-    rules = [*arguments.filter, *getattr(arguments, "rules", [])]
-    overrides = {"filter": rules} if rules else {}
+    rules, sink = [*arguments.filter, *getattr(arguments, "rules", [])], getattr(arguments, "sink", None)
+    overrides = {"filter" if sink is None else find_sink_option(sink).key: rules} if rules else {}
     if arguments.filter_file is not None:
+        if sink is not None:
+            raise UsageError("the rules of a sink stand in no file of rules", hint="without --filter-file")
         overrides["filter_file"] = [arguments.filter_file]
     if overrides and arguments.config is None:
         return read_config(overrides, {}, None, NOWHERE)
     return read_config(overrides, os.environ, arguments.config, ETC)
 
 
-def read_rules(config: "Config") -> "list[Rule]":
-    """The rules of the settings. Raises what is wrong with them, all of it."""
+def find_sink_option(name: str) -> "Option[tuple[str, ...]]":
+    """The setting with the rules of a sink of this name. Raises UsageError."""
+    from conntrackd.sinks import SINKS  # noqa: PLC0415
+    from conntrackd.text import quote, suggest  # noqa: PLC0415
+
+    found = {kind.name: kind.filter for kind in SINKS}
+    if name not in found:
+        hint = suggest(name, found) or f"one of: {', '.join(found)}"
+        raise UsageError(f"unknown sink {quote(name)}", hint=hint)
+    return found[name]
+
+
+def read_rules(config: "Config", sink: str | None = None) -> "list[Rule]":
+    """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it."""
     from conntrackd.config import read as settings  # noqa: PLC0415
+    from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-    return parse_rules(settings.read_rules(config))
+    texts = settings.read_rules(config)
+    if sink is not None:
+        texts = settings.list_rules(config, option=find_sink_option(sink))
+    return parse_rules(texts, read_sets(config))
 
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
@@ -222,8 +251,9 @@ def warn_of_status(rules: "Sequence[Rule]") -> None:
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     """What the rules do with the event of a line. No filter reaches a LOST record."""
-    from conntrackd.cli.jsonline import decode_json_line  # noqa: PLC0415
     from conntrackd.filter.evaluate import Decision, evaluate  # noqa: PLC0415
+    from conntrackd.history.lines import MAX_LINE_BYTES  # noqa: PLC0415
+    from conntrackd.render.parse import decode_json_line  # noqa: PLC0415
 
     if len(line) > MAX_LINE_BYTES:
         raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: not an event")
@@ -235,18 +265,6 @@ def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
     return sys.stdin.buffer
-
-
-def _read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that hold something; of one that is too long just enough to see that it is."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        rest = line
-        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES + 1)
-        if line.strip():
-            yield number, line
 
 
 def _render_decision(number: int, decision: "Decision", *, as_json: bool) -> str:

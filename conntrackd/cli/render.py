@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.cli import metrics_page, report
-from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE, Option
+from conntrackd.config.options import (
+    CONNTRACK_ACTIVATE,
+    FILTER,
+    FILTER_FILE,
+    OPTIONS,
+    SETS,
+    SINK_JOURNAL_ENABLE,
+    Option,
+)
 from conntrackd.config.values import FLAG
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
 from conntrackd.text import quote, suggest
 
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'
+OF_THE_FILTER: Final = frozenset({FILTER.key, FILTER_FILE.key, SETS.key})
 MARKDOWN_BEGIN: Final = "<!-- generated: begin -->"
 MARKDOWN_END: Final = "<!-- generated: end -->"
 WRITE: Final = "python -m conntrackd.cli.render --write"
@@ -35,7 +44,7 @@ def get_section(option: Option[object]) -> str:
     """`sink.loki` for all that is below it, else the first word; empty for the daemon's own."""
     words = option.key.split(".")
     if len(words) == 1:
-        return "filter" if words[0].startswith("filter") else ""
+        return "filter" if words[0] in OF_THE_FILTER else ""
     return ".".join(words[:2]) if words[0] == "sink" else words[0]
 
 

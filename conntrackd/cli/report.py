@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from conntrackd.errors import (
@@ -30,6 +31,8 @@ def run(program: str, function: Callable[[], int | None]) -> NoReturn:
     A reader that goes away (`| head`) has had enough: that is not a failure, and nothing is printed.
     """
     fill_standard()
+    if isinstance(sys.stdout, TextIOWrapper):  # of a city's name a terminal in Latin 1 has what it can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = function() or 0
         sys.stdout.flush()

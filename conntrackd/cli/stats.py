@@ -4,11 +4,14 @@ import shutil
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.common import add_json, add_updates, connect, print_json, print_table, render_bytes
 from conntrackd.cli.control import render_age
 from conntrackd.cli.verb import Verb
+
+if TYPE_CHECKING:  # what runs imports it late
+    from conntrackd.bus.client import Client
 
 # What is looked for also where it is 0.
 KEPT: Final = ("events_received_total", "events_lost_total", "events_accepted_total")
@@ -38,15 +41,16 @@ def show_stats(arguments: Namespace) -> int:
         try:
             while True:
                 now, (counters, sinks, matches) = time.monotonic(), client.call("GetStatistics")
+                own = read_sink_matches(client)
                 numbers = flatten(counters, sinks)
                 if first is None:
                     first = numbers if arguments.reset_view else {}
                 view = {name: value - _start(name, first) for name, value in numbers.items()}
                 rates = compute_rates(before, now, numbers)
                 if arguments.json:
-                    print_json(to_json(view, rates, matches))
+                    print_json(to_json(view, rates, matches, own))
                 else:
-                    rows = render_rows(view, rates, matches, time.time_ns())
+                    rows = render_rows(view, rates, {"": matches, **own}, time.time_ns())
                     if goes_on and sys.stdout.isatty():
                         print(CLEAR, end="")
                         rows = cut_rows(rows, shutil.get_terminal_size().lines)
@@ -59,6 +63,12 @@ def show_stats(arguments: Namespace) -> int:
                 time.sleep(arguments.interval)
         except KeyboardInterrupt:
             return 0
+
+
+def read_sink_matches(client: "Client") -> dict[str, list[int]]:
+    """What the rules of sinks have decided, of those that have some."""
+    found = {name: sink.get("RuleMatches", []) for name, sink in client.read_sinks().items()}
+    return {name: matches for name, matches in found.items() if matches}
 
 
 def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:
@@ -89,27 +99,38 @@ def compute_rates(before: tuple[float, Numbers] | None, now: float, numbers: Num
     }
 
 
-def to_json(view: Numbers, rates: Mapping[str, float], matches: list[int]) -> dict[str, Any]:
-    """The stable form: `counters`, `sinks`, `rates` (per second) and `rule_matches`."""
+def to_json(
+    view: Numbers, rates: Mapping[str, float], matches: list[int], own: Mapping[str, list[int]]
+) -> dict[str, Any]:
+    """The stable form: `counters`, `sinks`, `rates` (per second), `rule_matches` and those of sinks."""
     counters: Numbers = {}
     sinks: dict[str, Numbers] = {}
     for name, value in view.items():
         plain, _, sink = name.removesuffix("}").partition("{")
         (sinks.setdefault(sink, {}) if sink else counters)[plain] = value
     rounded = {name: round(value, 1) for name, value in rates.items()}
-    return {"counters": counters, "sinks": sinks, "rates": rounded, "rule_matches": matches}
+    return {
+        "counters": counters,
+        "sinks": sinks,
+        "rates": rounded,
+        "rule_matches": matches,
+        "sink_rule_matches": dict(own),
+    }
 
 
 def render_rows(
-    view: Numbers, rates: Mapping[str, float], matches: list[int], now_ns: int
+    view: Numbers, rates: Mapping[str, float], matches: Mapping[str, list[int]], now_ns: int
 ) -> list[list[str]]:
-    """A heading, a row for each counter that is not 0, and one for each rule."""
+    """A heading, a row for each counter that is not 0, and one for each rule: by sink, without one of all."""
     rows = [["COUNTER", "VALUE", "PER SECOND"]]
     for name, value in view.items():
         if value or name in KEPT:
             rows.append([name, render_value(name, value, now_ns), render_rate(name, rates.get(name))])
-    for number, count in enumerate(matches):
-        rows.append([f"decided by rule {number}" if number else "decided by no rule", str(count), ""])
+    for sink, counts in matches.items():
+        whose = f"{{{sink}}}" if sink else ""
+        for number, count in enumerate(counts):
+            rule = f"rule {number}" if number else "no rule"
+            rows.append([f"decided by {rule}{whose}", str(count), ""])
     return rows
 
 

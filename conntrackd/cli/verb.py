@@ -1,5 +1,6 @@
 """A verb of conntrackctl: a row of the table in ctl.py. The parser and --help of both programs."""
 
+import re
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
@@ -21,6 +22,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # as argparse takes them
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **settings})
+        self._negative_number_matcher = re.compile(r"-\d")  # `--since -1h` has a value, and not a flag
 
     def _check_value(self, action: Action, value: Any) -> None:  # noqa: ANN401
         if action.choices is None or value in action.choices:

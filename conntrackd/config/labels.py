@@ -23,6 +23,7 @@ FIELDS: Final = frozenset(
         *["lost", "since", "until", "where"],
         *["country_code", "src_country_code", "icmp_id", "nat_icmp_id", "reply_zone", "ct_labels", "helper"],
         *["secctx", "master", "master_prot", "master_src", "master_dst", "master_sport", "master_dport"],
+        "sample_rate",
         *["community_id", "first_seen"],
     ]
 )

@@ -14,6 +14,11 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
     """Texts and their lines, or what is wrong with one: the items of a list or text, or the one value."""
     kind = option.kind
     match node:
+        case Section() if kind.is_table:
+            for entry in node.entries:
+                if not isinstance(entry.node, Scalar):
+                    raise BadValueError(entry.key, "is a name, and takes one value")
+                yield f"{entry.key}={entry.node.text}", entry.line
         case Section():
             raise BadValueError("", f"must be {kind.expected}, not a section")
         case Items() if not kind.separator:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
+from conntrackd.config.field_list import FIELD_LIST
 from conntrackd.config.labels import LABELS
 from conntrackd.config.listen import LISTEN, TEXTFILE
 from conntrackd.config.values import (
@@ -31,6 +32,7 @@ from conntrackd.config.values import (
     size,
     url,
 )
+from conntrackd.config.values import SETS as SET_FILES
 from conntrackd.flow import EventType, Protocol
 
 File = Path | None
@@ -86,6 +88,8 @@ FACILITIES: Final = (
     *(f"local{number}" for number in range(8)),
 )
 WAITING: Final = "Events to queue in memory before new ones are dropped"
+CHOSEN: Final = "Fields to write in place of all, or -NAME,... for those to leave out"
+OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
 ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 LOG_LEVEL = Option(
@@ -184,6 +188,13 @@ FILTER_FILE = Option[File](
     "File with one rule per line, applied before those of filter",
     example="/etc/conntrackd/filter.rules",
 )
+SETS = Option(
+    "sets",
+    SET_FILES,
+    (),
+    "Named sets of addresses and networks for rules (@NAME), and their files",
+    example="bad=/etc/conntrackd/bad.txt",
+)
 GEOIP_DATABASE = Option(
     "geoip.database",
     PATHS,
@@ -209,8 +220,16 @@ SINK_STREAM_WRITER = Option(
     "Destination of JSON lines: stdout, stderr, discard or file:///PATH",
 )
 SINK_STREAM_QUEUE = Option("sink.stream.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_STREAM_FILTER = Option(
+    "sink.stream.filter", RULES, (), OWN_RULES, example="drop protocol UDP and destination port 53"
+)
+SINK_STREAM_FIELDS = Option("sink.stream.fields", FIELD_LIST, (), CHOSEN, example="-msg,-flow")
 SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
 SINK_JOURNAL_QUEUE = Option("sink.journal.queue", QUEUE, QUEUE_DEFAULT_JOURNAL, WAITING)
+SINK_JOURNAL_FILTER = Option(
+    "sink.journal.filter", RULES, (), OWN_RULES, example="log type DESTROY\ndrop any"
+)
+SINK_JOURNAL_FIELDS = Option("sink.journal.fields", FIELD_LIST, (), CHOSEN, example="-flow,-time")
 SINK_SYSLOG_ENABLE = Option("sink.syslog.enable", FLAG, False, "Send events to a syslog server")
 SINK_SYSLOG_ADDRESS = Option(
     "sink.syslog.address",
@@ -240,6 +259,11 @@ SINK_SYSLOG_FACILITY = Option(
     "sink.syslog.facility", one_of(*FACILITIES), "daemon", "Facility of the messages"
 )
 SINK_SYSLOG_QUEUE = Option("sink.syslog.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_SYSLOG_FILTER = Option(
+    "sink.syslog.filter", RULES, (), OWN_RULES, example="drop destination network LOCAL,PRIVATE"
+)
+SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
+SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
 SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",
     PATH,
@@ -293,6 +317,10 @@ SINK_LOKI_LABELS = Option(
     example="env=prod,team=platform",
 )
 SINK_LOKI_QUEUE = Option("sink.loki.queue", QUEUE, QUEUE_DEFAULT, WAITING)
+SINK_LOKI_FILTER = Option("sink.loki.filter", RULES, (), OWN_RULES, example="log type NEW\ndrop any")
+SINK_LOKI_FIELDS = Option(
+    "sink.loki.fields", FIELD_LIST, (), CHOSEN, example="time,msg,type,prot,src,dst,dport"
+)
 SINK_LOKI_BATCH_SIZE = Option(
     "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch once it reaches this size"
 )

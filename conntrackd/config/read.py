@@ -316,7 +316,7 @@ class _Draft:
                 self.settings[option.key] = Setting(option.kind.off, source.origin)
                 return
             if option.kind.is_path and source.folder is not None:
-                items = [str(source.folder / item) if item else item for item in items]
+                items = [option.kind.find_path(source.folder, item) for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
             faults = option.kind.find_faults(items) if len(items) <= MAX_ITEMS else []
@@ -440,11 +440,14 @@ def read_rules(config: Config) -> list[RuleText]:
         raise
 
 
-def list_rules(config: Config, lines: Iterable[tuple[str, str]] = ()) -> list[RuleText]:
-    """The rules of `filter` behind these lines and their origins. ConfigError for too many."""
+def list_rules(
+    config: Config,
+    lines: Iterable[tuple[str, str]] = (),
+    option: Option[tuple[str, ...]] = options.FILTER,
+) -> list[RuleText]:
+    """The rules of an option behind these lines and their origins. ConfigError for too many."""
     rules: list[RuleText] = []
-    inline = zip(config[options.FILTER], config.origins(options.FILTER), strict=True)
-    for text, origin in chain(lines, inline):
+    for text, origin in chain(lines, zip(config[option], config.origins(option), strict=True)):
         if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
             rules.append(RuleText(text.strip(), origin))
         if len(rules) > MAX_ITEMS:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
+from conntrackd.render.forms import explain_choice
 
 if TYPE_CHECKING:
     from conntrackd.config.read import Config
@@ -66,6 +68,7 @@ def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
             "",
         )
     yield from _check_event_types(config)
+    yield from _check_fields(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
         hint = "it guards a single socket: remove conntrack.readers"
         others = (options.CONNTRACK_READERS,)
@@ -86,6 +89,32 @@ def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
     if config[options.SINK_SYSLOG_SPOOL] and not config[syslog].startswith(STREAMS):
         hint = "only TCP and TLS detect that the server is unavailable"
         yield SettingIssue(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
+
+
+def _check_fields(config: "Config") -> Iterator[SettingIssue]:
+    """Fields that a sink's records cannot be without."""
+    forms = {
+        options.SINK_STREAM_FIELDS: "stream",
+        options.SINK_JOURNAL_FIELDS: "journal",
+        options.SINK_SYSLOG_FIELDS: get_syslog_form(config),
+        options.SINK_LOKI_FIELDS: "loki",
+    }
+    for option, form in forms.items():
+        names = choose_names(config[option])
+        fault, hint = ("", "") if names is None else explain_choice(form, names)
+        if fault:
+            others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
+            yield SettingIssue(option, others if option is options.SINK_SYSLOG_FIELDS else (), fault, hint)
+
+
+def get_syslog_form(config: "Config") -> str:
+    """journald, rsyslog and syslog-ng read what comes over /dev/log as syslog(3) writes it."""
+    is_local = config[options.SINK_SYSLOG_ADDRESS].startswith("unix")
+    return (
+        "rfc3164"
+        if is_local and not config.is_set(options.SINK_SYSLOG_FORMAT)
+        else config[options.SINK_SYSLOG_FORMAT]
+    )
 
 
 def _check_event_types(config: "Config") -> Iterator[SettingIssue]:

@@ -18,6 +18,8 @@ MAX_TEXT: Final = 4096  # PATH_MAX, and as long as a rule may be
 MAX_METAVAR: Final = 4  # words that help can list in place of a name
 # Words for "not set", in every format: a drop-in can take back what a file before it says.
 OFF_WORDS: Final = frozenset({"", "off", "none", "null"})
+MAX_SETS: Final = 64  # each is open for a moment, and named where one is misspelt
+SET_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 MAX_HOST: Final = 255  # RFC 5424, 6
 MAX_ZONE: Final = 15  # an interface's name has IFNAMSIZ - 1 bytes at most
 
@@ -50,6 +52,8 @@ class ValueType(Generic[T_co]):
     is_path: bool = False
     off: object = None
     """What stands for "not set", where the setting is optional."""
+    is_table: bool = False
+    """Whether the items are NAME=VALUE, and a file may say them as a section, too."""
 
     def split(self, text: str) -> list[str]:
         """The items of a list that came as one text; the text itself where the type is not a list."""
@@ -74,6 +78,11 @@ class ValueType(Generic[T_co]):
         except BadValueError as error:
             faults.append((-1, error))
         return faults
+
+    def find_path(self, folder: Path, item: str) -> str:
+        """An item that is a path, or names one, of a file in this folder."""
+        name, equals, path = item.partition("=") if self.is_table else ("", "", item)
+        return f"{name}{equals}{folder / path.strip()}" if path.strip() else item
 
 
 def check_characters(text: str) -> None:
@@ -255,6 +264,24 @@ def parse_rules(items: Sequence[str]) -> tuple[str, ...]:
         if len(item) > MAX_TEXT:
             raise BadValueError(item, f"has more than {MAX_TEXT} characters")
     return tuple(items)
+
+
+def parse_sets(items: Sequence[str]) -> tuple[tuple[str, Path], ...]:
+    """Names of sets and their files: what is in them is read with the rules."""
+    found: dict[str, Path] = {}
+    for item in items:
+        name, equals, path = (part.strip() for part in item.partition("="))
+        if not equals or not path:
+            raise BadValueError(item, "names no file", "NAME=PATH, such as bad=/etc/conntrackd/bad.txt")
+        if not SET_NAME.fullmatch(name.lower()):
+            hint = "up to 32 letters, digits, - and _, a letter in front"
+            raise BadValueError(item, "does not begin with a valid name of a set", hint)
+        if name.lower() in found:
+            raise BadValueError(item, "has the name of another set")
+        found[name.lower()] = parse_path(path)
+    if len(found) > MAX_SETS:
+        raise BadValueError("", f"has {len(found)} sets, {MAX_SETS} are possible")
+    return tuple(found.items())
 
 
 def _one(parse: Callable[[str], T_co]) -> Callable[[Sequence[str]], T_co]:
@@ -447,5 +474,15 @@ EVENTS: Final = ValueType(
     render_events,
     separator=",",
     words=(*EVENT_NAMES, "all"),
+)
+SETS: Final = ValueType(
+    "NAME=PATH,...",
+    "names and files of sets, such as bad=/etc/conntrackd/bad.txt",
+    parse_sets,
+    lambda value: ", ".join(f"{name}={path}" for name, path in value),
+    separator=",",
+    is_path=True,
+    off=(),
+    is_table=True,
 )
 RULES: Final = ValueType("RULE", "filter rules", parse_rules, "\n".join, separator="\n", off=())

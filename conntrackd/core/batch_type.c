@@ -16,14 +16,20 @@ static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 	struct batch *batch = (struct batch *)self;
 	struct selection selection;
 	PyObject *table, *among;
+	int is_part = 0;
 	size_t count;
 
-	if (!PyArg_ParseTuple(arguments, "O!O:decide", find_state(self)->table, &table, &among) ||
+	if (!PyArg_ParseTuple(arguments, "O!O|p:decide", find_state(self)->table, &table, &among, &is_part) ||
 	    !open_selection(batch, among, &selection) || !claim_object(table))
 		return NULL;
+	if (is_part && !reserve_rates(open_object_table(table), batch->count)) {
+		leave_object(table);
+		return PyErr_NoMemory();
+	}
 	claim_object(self);
 	Py_BEGIN_ALLOW_THREADS
-	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes);
+	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes,
+		       is_part != 0);
 	Py_END_ALLOW_THREADS
 	leave_object(table);
 	leave_object(self);
@@ -81,21 +87,35 @@ static PyObject *make_bytes(const void *bytes, size_t size)
 	return PyBytes_FromStringAndSize(size ? bytes : "", (Py_ssize_t)size);
 }
 
+/* A table that nobody uses now, or None. False with an exception. */
+static bool is_table(PyObject *self, PyObject *object)
+{
+	if (object == Py_None)
+		return true;
+	if (!Py_IS_TYPE(object, find_state(self)->table)) {
+		PyErr_SetString(PyExc_TypeError, "a part is decided by a Table");
+		return false;
+	}
+	return is_idle(object);
+}
+
 static PyObject *batch_render(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count, moments;
 	struct selection selection;
-	PyObject *object, *kept;
+	PyObject *object, *kept, *part = Py_None;
 	struct template *template;
 	PyObject *result = NULL;
 	bool has_memory;
 
-	if (!PyArg_ParseTuple(arguments, "O!O:render", find_state(self)->template, &object, &kept) ||
-	    !open_selection(batch, kept, &selection) || !claim_object(object))
+	if (!PyArg_ParseTuple(arguments, "O!O|O:render", find_state(self)->template, &object, &kept, &part) ||
+	    !is_table(self, part) || !open_selection(batch, kept, &selection) || !claim_object(object))
 		return NULL;
 	claim_object(self);
+	if (part != Py_None)
+		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
 	template = open_object_template(object);
 	Py_BEGIN_ALLOW_THREADS
 	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
@@ -108,6 +128,8 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 				       list_found_streams(streams, stream_count),
 				       make_bytes(batch->output.moments, moments * sizeof(uint64_t)),
 				       selection.count ? batch->events[selection.indexes[0]].time : 0);
+	if (part != Py_None)
+		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
 	leave_object(object);
 	leave_object(self);
 	return has_memory ? result : PyErr_NoMemory();
@@ -264,12 +286,13 @@ static PyMethodDef methods[] = {
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
 	{ "decide", batch_decide, METH_VARARGS,
-	  "(table, selection) -> the selection that the rules keep: indexes as native uint16, in\n"
-	  "bytes. Here and below None is the selection of all events." },
+	  "(table, selection, is_part=False) -> the selection that the rules keep: indexes as native uint16, in\n"
+	  "bytes. Here and below None is the selection of all events. is_part: of what another table has kept." },
 	{ "locate", batch_locate, METH_VARARGS,
 	  "(locations, selection, is_first) -> addresses that are not known yet, 4 or 16 bytes each." },
 	{ "render", batch_render, METH_VARARGS,
-	  "(template, selection) -> text, ends as uint32, streams (type, protocol, events), moments as uint64,\n"
+	  "(template, selection, part=None) -> text, ends as uint32, streams (type, protocol, events), moments as "
+	  "uint64,\n"
 	  "time of the first event." },
 	{ "tally", batch_tally, METH_O, "(selection) -> (type, protocol, events) of each kind that is there." },
 	{ "of_types", batch_of_types, METH_VARARGS, "(selection, mask) -> those whose type is in the mask." },

@@ -8,6 +8,7 @@
 
 #include "ids.h"
 #include "locate.h"
+#include "prefixes.h"
 #include "render.h"
 
 /* How each of our objects begins. Busy: a call on it works without Python's lock, or makes objects from it. */
@@ -17,7 +18,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *set;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -26,6 +27,7 @@ PyTypeObject *create_table_type(PyObject *module);
 PyTypeObject *create_template_type(PyObject *module);
 PyTypeObject *create_locations_type(PyObject *module);
 PyTypeObject *create_ids_type(PyObject *module);
+PyTypeObject *create_set_type(PyObject *module);
 PyTypeObject *create_flows_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
@@ -47,8 +49,12 @@ struct table *open_object_table(PyObject *object);
 struct template *open_object_template(PyObject *object);
 struct locations *open_object_locations(PyObject *object);
 struct ids *open_object_ids(PyObject *object);
+const struct prefixes *open_object_set(PyObject *object);
 
 /* Bytes that hold native numbers of this size: how many, or -1 with an exception. */
 Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what);
+
+/* Functions of the module that are not in module.c. */
+PyObject *core_sort_prefixes(PyObject *module, PyObject *arguments);
 
 #endif

@@ -2,6 +2,7 @@
 #include "decide.h"
 
 #include <endian.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum form { BYTE, HALF, WORD, WIDE, IPV4, IPV6, LOCATION, FOUND };
@@ -163,6 +164,10 @@ static inline bool answer(const struct table *table, uint32_t at_test, const str
 
 	if ((event->has & source->need) != source->need)
 		return false;
+	if (test->word && source->form == IPV4)
+		return has_ipv4(table->sets[test->word - 1], at);
+	if (test->word && source->form == IPV6)
+		return has_ipv6(table->sets[test->word - 1], at);
 	if (source->form == IPV6) {
 		struct address address = read_address(at);
 
@@ -181,7 +186,55 @@ static inline bool answer(const struct table *table, uint32_t at_test, const str
 	return true;
 }
 
-size_t decide(struct table *table, const struct event *events, const uint16_t *among, size_t count, uint16_t *kept)
+static inline void set_rate(struct event *event, uint32_t rate)
+{
+	event->sample_rate = rate;
+	event->has = rate ? event->has | HAS_SAMPLE_RATE : event->has & ~HAS_SAMPLE_RATE;
+}
+
+static inline bool is_kept(const struct table *table, uint32_t rule, const struct event *event)
+{
+	const uint32_t rate = table->rates[rule];
+
+	return table->keeps[rule] && (!rate || mix_id(event->id) <= UINT32_MAX / rate);
+}
+
+/* Samples are nested: the smaller one is the sample of both. */
+static inline uint32_t choose_rate(uint32_t one, uint32_t other)
+{
+	return one > other ? one : other;
+}
+
+bool reserve_rates(struct table *table, size_t count)
+{
+	uint32_t *grown;
+
+	if (count <= table->part_slots)
+		return true;
+	grown = realloc(table->part_rates, count * sizeof(*grown));
+	if (!grown)
+		return false;
+	memset(grown + table->part_slots, 0, (count - table->part_slots) * sizeof(*grown));
+	table->part_rates = grown;
+	table->part_slots = count;
+	return true;
+}
+
+void exchange_rates(struct table *table, struct event *events, const uint16_t *indexes, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		struct event *event = &events[indexes[i]];
+		uint32_t rate = event->sample_rate;
+
+		if (indexes[i] >= table->part_slots)
+			continue;
+		set_rate(event, table->part_rates[indexes[i]]);
+		table->part_rates[indexes[i]] = rate;
+	}
+}
+
+size_t decide(struct table *table, struct event *events, const uint16_t *among, size_t count, uint16_t *kept,
+	      bool is_part)
 {
 	const uint32_t tests = table->test_count;
 	size_t kept_count = 0;
@@ -200,7 +253,11 @@ size_t decide(struct table *table, const struct event *events, const uint16_t *a
 		/* Others may read them meanwhile, and nobody else writes. */
 		__atomic_store_n(&table->counts[rule], table->counts[rule] + 1, __ATOMIC_RELAXED);
 		kept[kept_count] = index;
-		kept_count += table->keeps[rule];
+		if (!is_part)
+			set_rate(&events[index], table->rates[rule]);
+		else if (index < table->part_slots)
+			table->part_rates[index] = choose_rate(table->rates[rule], events[index].sample_rate);
+		kept_count += is_kept(table, rule, &events[index]);
 	}
 	return kept_count;
 }

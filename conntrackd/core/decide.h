@@ -8,8 +8,9 @@
 #define CONNTRACKD_DECIDE_H
 
 #include "event.h"
+#include "prefixes.h"
 
-#define PROGRAM_FORMAT 0x63740002u /* changes with anything below that programs are made of */
+#define PROGRAM_FORMAT 0x63740003u /* changes with anything below that programs are made of */
 #define MAX_LOCATIONS (1u << 24) /* more than geoip.cache can hold, so that what grows has an end */
 
 /* What a test asks about, in the order of CORE_FIELDS in filter/table.py. Addresses of another family, and what the
@@ -51,7 +52,8 @@ enum field {
 /*
  * A program is this header and, one behind the other: tests; the numbers' lower and upper bounds; the addresses'
  * lower and upper bounds; the rule of each number's and then of each address's interval (0: none, it is only a set);
- * for each rule from 0 (what no rule matched) whether it keeps events, a byte each. All in the machine's byte order.
+ * for each rule from 0 (what no rule matched) the N of its sample 1/N, 0 for all flows, and then whether it keeps
+ * events, a byte each. All in the machine's byte order.
  *
  * A target below the count of tests is a test. Those from there on are ends: rule 0, rule 1, ...; behind the last rule
  * "the rule that was found", and then "left out", which is dropped and counted nowhere.
@@ -61,11 +63,12 @@ struct program_header {
 	uint32_t tests, rules, numbers, addresses;
 	uint32_t start; /* the first target */
 	uint32_t location_words; /* of 64 bits, for each Location */
-	uint32_t reserved; /* 0 */
+	uint32_t sets; /* of networks, which the table is given beside the program */
 };
 
 /* Yes: the value under the mask (of one number; an address has none) lies in one of `count` intervals from `first` on,
- * and the interval's rule is found, unless a lower one is already. */
+ * and the interval's rule is found, unless a lower one is already. Where the field is an address and `word` is not 0,
+ * there are no intervals: the address is in set number word - 1. */
 struct test {
 	uint64_t mask;
 	uint32_t yes, no;
@@ -111,6 +114,7 @@ struct table {
 	const uint64_t *number_lows, *number_highs;
 	const struct address *address_lows, *address_highs;
 	const uint32_t *number_rules, *address_rules;
+	const uint32_t *rates; /* this and the next: of each rule */
 	const uint8_t *keeps;
 	uint8_t *program;
 	struct index *indexes; /* of each test */
@@ -118,10 +122,15 @@ struct table {
 	uint64_t *locations; /* location_words for each number below location_slots; all 0 is unknown */
 	uint32_t location_words, location_slots;
 	uint32_t last_location; /* the highest number that was set */
+	const struct prefixes **sets; /* which last longer than the table */
+	uint32_t set_count;
+	uint32_t *part_rates; /* of events by their index, as the last decision about a part has left them */
+	size_t part_slots;
 };
 
-/* NULL: the program is not one, or there is no memory for it (errno is ENOMEM then, else EINVAL). */
-struct table *open_table(const uint8_t *program, size_t bytes);
+/* NULL: the program is not one, or not one for so many sets, or there is no memory for it (errno is ENOMEM then, else
+ * EINVAL). The list of sets is copied. */
+struct table *open_table(const uint8_t *program, size_t bytes, const struct prefixes *const *sets, uint32_t set_count);
 void close_table(struct table *table);
 
 /* Bits of a Location, location_words * 8 bytes. False: the number is 0 or too high, or there is no memory. Neither this
@@ -129,7 +138,27 @@ void close_table(struct table *table);
 bool table_set_location(struct table *table, uint32_t number, const uint8_t *bits);
 
 /* Of `count` events, those at the indexes `among` (NULL: the first ones), writes the indexes of those that are kept, in
- * their order, and returns how many they are. `kept` has room for all, and may be `among`. */
-size_t decide(struct table *table, const struct event *events, const uint16_t *among, size_t count, uint16_t *kept);
+ * their order, and returns how many they are. `kept` has room for all, and may be `among`. Sets the sample_rate of
+ * events; `is_part`: they are what another table has kept, which keeps its rates, and those of this table go where
+ * reserve_rates() has made room. */
+size_t decide(struct table *table, struct event *events, const uint16_t *among, size_t count, uint16_t *kept,
+	      bool is_part);
+
+/* Room for the rates of so many events. False for want of memory. */
+bool reserve_rates(struct table *table, size_t count);
+
+/* Exchanges the rates of these events with what they are by this table too: of a sample of a sample the smaller one.
+ * Called again it gives them back. Events without room had no decision by the table. */
+void exchange_rates(struct table *table, struct event *events, const uint16_t *indexes, size_t count);
+
+/* filter/sample.py, mix(). Of two samples of one id the smaller is a part of the larger. */
+static inline uint32_t mix_id(uint32_t id)
+{
+	id ^= id >> 16;
+	id *= 0x7feb352du;
+	id ^= id >> 15;
+	id *= 0x846ca68bu;
+	return id ^ id >> 16;
+}
 
 #endif

@@ -63,6 +63,7 @@ enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 #define IS_IPV6 (1ULL << 41)
 #define HAS_SRC_LOCATION (1ULL << 42)
 #define HAS_DST_LOCATION (1ULL << 43)
+#define HAS_SAMPLE_RATE (1ULL << 47)
 
 struct event {
 	uint64_t has;
@@ -76,6 +77,7 @@ struct event {
 	uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
 	uint32_t id, status, mark, timeout;
 	uint32_t src_location, dst_location; /* numbers of Locations, 0 for none */
+	uint32_t sample_rate; /* one of so many flows, 0 where it is not a sample: see decide() and set_rates() */
 	uint16_t sport, dport, reply_sport, reply_dport, master_sport, master_dport;
 	uint16_t icmp_id, reply_icmp_id, zone, reply_zone;
 	uint8_t type, family, protocol, state, icmp_type, icmp_code, reason, nat, master_protocol;

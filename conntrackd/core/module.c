@@ -179,7 +179,8 @@ static int execute(PyObject *module)
 	    add_type(module, &state->template, create_template_type) < 0 ||
 	    add_type(module, &state->locations, create_locations_type) < 0 ||
 	    add_type(module, &state->ids, create_ids_type) < 0 ||
-	    add_type(module, &state->flows, create_flows_type) < 0 || add_names(module) < 0)
+	    add_type(module, &state->flows, create_flows_type) < 0 ||
+	    add_type(module, &state->set, create_set_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
 }
@@ -194,6 +195,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->template);
 	Py_VISIT(state->locations);
 	Py_VISIT(state->ids);
+	Py_VISIT(state->set);
 	Py_VISIT(state->flows);
 	return 0;
 }
@@ -207,6 +209,7 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->template);
 	Py_CLEAR(state->locations);
 	Py_CLEAR(state->ids);
+	Py_CLEAR(state->set);
 	Py_CLEAR(state->flows);
 	return 0;
 }
@@ -222,6 +225,9 @@ static PyMethodDef functions[] = {
 	  "next one or 0. Each part is a datagram." },
 	{ "frame", core_frame, METH_VARARGS,
 	  "(text, ends, number, framing) -> text, ends: syslog messages with their numbers and frames." },
+	{ "sort_prefixes", core_sort_prefixes, METH_VARARGS,
+	  "(entries, address_bytes) -> how many bytes are left of the buffer, which is sorted in place: each entry\n"
+	  "is an address and a byte of its prefix length, and those within another one go." },
 	{ 0 },
 };
 static PyModuleDef_Slot module_slots[] = {

@@ -10,7 +10,7 @@
 #define MAX_INDEX_ENTRIES (1u << 18) /* of all: tests that come after 1 MiB of them are bisected without an index */
 
 /* Where each part of the program begins; false when they do not add up to its length. No sum can overflow: it is of
- * seven products of 32 bits and a small number. */
+ * eight products of 32 bits and a small number. */
 static bool find_parts(struct table *table, const struct program_header *header, size_t bytes)
 {
 	const uint64_t numbers = header->numbers, addresses = header->addresses;
@@ -23,6 +23,7 @@ static bool find_parts(struct table *table, const struct program_header *header,
 		addresses * sizeof(struct address),
 		numbers * sizeof(uint32_t),
 		addresses * sizeof(uint32_t),
+		(header->rules + (uint64_t)1) * sizeof(uint32_t),
 		header->rules + (uint64_t)1,
 	};
 	const uint8_t *parts[sizeof(sizes) / sizeof(sizes[0])];
@@ -41,7 +42,8 @@ static bool find_parts(struct table *table, const struct program_header *header,
 	table->address_highs = (const void *)parts[5];
 	table->number_rules = (const void *)parts[6];
 	table->address_rules = (const void *)parts[7];
-	table->keeps = parts[8];
+	table->rates = (const void *)parts[8];
+	table->keeps = parts[9];
 	return at == bytes;
 }
 
@@ -87,6 +89,8 @@ static bool is_test_valid(const struct table *table, const struct program_header
 		return false;
 	if (test->yes <= place || test->no <= place || test->yes >= targets || test->no >= targets)
 		return false;
+	if (test->word && test->field >= FIELD_SRC_IPV4)
+		return test->word <= header->sets && test->mask == UINT64_MAX && !test->first && !test->count;
 	if (is_location(test->field) ? test->word >= header->location_words : test->word != 0)
 		return false;
 	if (is_address && test->mask != UINT64_MAX)
@@ -103,7 +107,7 @@ static bool check_program(struct table *table, const struct program_header *head
 {
 	uint32_t numbers = 0, addresses = 0;
 
-	if (header->format != PROGRAM_FORMAT || header->reserved || header->location_words > UINT16_MAX)
+	if (header->format != PROGRAM_FORMAT || header->sets != table->set_count || header->location_words > UINT16_MAX)
 		return false;
 	if ((uint64_t)header->tests + header->rules + 3 > UINT32_MAX ||
 	    header->start >= header->tests + header->rules + 3)
@@ -196,11 +200,20 @@ static bool load_program(struct table *table, const uint8_t *program, size_t byt
 	return table->counts && make_indexes(table);
 }
 
-struct table *open_table(const uint8_t *program, size_t bytes)
+static bool copy_sets(struct table *table, const struct prefixes *const *sets, uint32_t set_count)
+{
+	table->sets = calloc((size_t)set_count + 1, sizeof(*table->sets));
+	table->set_count = set_count;
+	for (uint32_t i = 0; table->sets && i < set_count; i++)
+		table->sets[i] = sets[i];
+	return table->sets != NULL;
+}
+
+struct table *open_table(const uint8_t *program, size_t bytes, const struct prefixes *const *sets, uint32_t set_count)
 {
 	struct table *table = calloc(1, sizeof(*table));
 
-	if (table && !load_program(table, program, bytes)) {
+	if (table && (!copy_sets(table, sets, set_count) || !load_program(table, program, bytes))) {
 		int error = errno;
 
 		close_table(table);
@@ -219,6 +232,8 @@ void close_table(struct table *table)
 	free(table->indexes);
 	free(table->index_entries);
 	free(table->locations);
+	free(table->sets);
+	free(table->part_rates);
 	free(table);
 }
 

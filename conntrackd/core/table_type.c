@@ -4,40 +4,70 @@
 #include "decide.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
 struct table_object {
 	struct object object;
 	struct table *table;
+	PyObject *sets; /* a tuple, which the table points into; NULL for none */
 };
+
+/* Opens a table with the sets of a tuple (NULL: there are none). NULL with an exception. */
+static struct table *open_with_sets(const char *program, Py_ssize_t bytes, PyObject *sets, PyTypeObject *set_type)
+{
+	const Py_ssize_t count = sets ? PyTuple_Size(sets) : 0;
+	const struct prefixes **list = calloc((size_t)count + 1, sizeof(*list));
+	struct table *table;
+
+	if (!list) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	for (Py_ssize_t i = 0; i < count; i++) {
+		PyObject *set = PyTuple_GetItem(sets, i);
+
+		if (!Py_IS_TYPE(set, set_type)) {
+			PyErr_SetString(PyExc_TypeError, "sets are of AddressSet");
+			free(list);
+			return NULL;
+		}
+		list[i] = open_object_set(set);
+	}
+	errno = EINVAL;
+	table = count > UINT16_MAX ? NULL : open_table((const uint8_t *)program, (size_t)bytes, list, (uint32_t)count);
+	if (!table && errno == ENOMEM)
+		PyErr_NoMemory();
+	else if (!table)
+		PyErr_SetString(PyExc_ValueError, "not a program of rules that this core can run");
+	free(list);
+	return table;
+}
 
 static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "program", NULL };
+	static char *names[] = { "program", "sets", NULL };
+	struct table_object *self = make_object(type);
+	PyObject *sets = NULL;
 	const char *program;
 	Py_ssize_t bytes;
-	struct table *table;
-	struct table_object *self;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "y#:Table", names, &program, &bytes))
+	if (!self)
 		return NULL;
-	table = open_table((const uint8_t *)program, (size_t)bytes);
-	if (!table) {
-		if (errno == ENOMEM)
-			return PyErr_NoMemory();
-		PyErr_SetString(PyExc_ValueError, "not a program of rules that this core can run");
+	if (PyArg_ParseTupleAndKeywords(arguments, keywords, "y#|O!:Table", names, &program, &bytes, &PyTuple_Type,
+					&sets))
+		self->table = open_with_sets(program, bytes, sets, find_state((PyObject *)self)->set);
+	if (!self->table) {
+		Py_DECREF(self);
 		return NULL;
 	}
-	self = make_object(type);
-	if (self)
-		self->table = table;
-	else
-		close_table(table);
+	self->sets = Py_XNewRef(sets);
 	return (PyObject *)self;
 }
 
 static void free_table(PyObject *object)
 {
 	close_table(((struct table_object *)object)->table);
+	Py_XDECREF(((struct table_object *)object)->sets);
 	free_object(object);
 }
 

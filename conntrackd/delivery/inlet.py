@@ -83,6 +83,11 @@ class Inlet:
             self._stats.sink_events_taken_total += events
             self._drop(events, since, until, self._drop_reason())
 
+    def leave_out(self, events: int) -> None:
+        """Counts events that are none for this sink: its own filter says so."""
+        with self._lock:
+            self._stats.sink_events_filtered_total += events
+
     def report(self, lost: Lost) -> None:
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
         with self._lock:

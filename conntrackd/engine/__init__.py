@@ -162,8 +162,14 @@ class Engine(Protocol):
         table: Opaque,
         among: Selection | None,
         locations: Opaque | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
-        """Those that the rules keep, in their order."""
+        """Those that the rules keep, in their order, each with the rate of the sample that it is in.
+
+        `is_part`: they are what another table has kept, whose rates they keep. Those of this one are for
+        render(), until its next decision.
+        """
 
     def render(
         self,
@@ -171,8 +177,12 @@ class Engine(Protocol):
         template: Opaque,
         selection: Selection,
         locations: Opaque | None,
+        part: Opaque | None = None,
     ) -> Rendered:
-        """The events of a selection, at least one, in the form of a compiled template."""
+        """The events of a selection, at least one, in the form of a compiled template.
+
+        `part` is the table that has decided about them as a part: the sample is that of both.
+        """
 
 
 def load_engine(environ: Mapping[str, str] | None = None) -> Engine:

@@ -48,6 +48,12 @@ class NativeTable:
         self.core.set_location(number, self.description.compute_location_bits(location))
 
 
+def open_table(table: Table) -> core.Table:
+    """A table in the core. The networks of its sets are not copied, whatever the number of tables."""
+    sets = tuple(core.AddressSet(found.networks[4], found.networks[16]) for found in table.sets)
+    return core.Table(assemble(table), sets)
+
+
 @dataclass(slots=True)
 class NativeTemplate:
     """A template in the core."""
@@ -58,7 +64,7 @@ class NativeTemplate:
 
     def learn(self, number: int, location: Location) -> None:
         """A Location's texts."""
-        self.core.set_location_texts(number, *render_location(self.template.syntax, location))
+        self.core.set_location_texts(number, *render_location(self.template, location))
 
 
 class NativeLocations:
@@ -136,7 +142,7 @@ class NativeEngine:
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
     ) -> NativeTable:
         table = compile_table(rules, protocols, events)
-        return NativeTable(tuple(rules), table, core.Table(assemble(table)))
+        return NativeTable(tuple(rules), table, open_table(table))
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
         return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
@@ -147,10 +153,12 @@ class NativeEngine:
         table: NativeTable,
         among: Selection | None,
         locations: NativeLocations | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
         if locations is not None and table.needs_location:
             locations.teach(table)
-        return batch.decide(table.core, among)
+        return batch.decide(table.core, among, is_part)
 
     def render(
         self,
@@ -158,9 +166,12 @@ class NativeEngine:
         template: NativeTemplate,
         selection: Selection,
         locations: NativeLocations | None,
+        part: NativeTable | None = None,
     ) -> Rendered:
         if locations is not None:
             locations.teach(template)
-        text, ends, streams, moments, time = batch.render(template.core, selection)
+        text, ends, streams, moments, time = batch.render(
+            template.core, selection, None if part is None else part.core
+        )
         kinds = tuple(Stream(*stream) for stream in streams)
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -7,12 +7,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, LookUp, Selection, Tally
 from conntrackd.filter.ast import Rule, uses_location
-from conntrackd.filter.evaluate import evaluate, is_left_out
+from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
 from conntrackd.flow import ABSENT, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
@@ -168,13 +168,18 @@ class PlainTable:
     events: int
     needs_location: bool
     counts: list[int]
+    part_rates: dict[int, int] = field(default_factory=dict)
 
-    def keeps(self, flow: Flow) -> bool:
-        """Decide, and count who did."""
+    def decide(self, flow: Flow) -> Decision:
+        """What becomes of it; counts who decided."""
         decision = evaluate(self.rules, flow, self.protocols, self.events)
         if not is_left_out(flow, self.protocols, self.events):
             self.counts[decision.rule_number] += 1
-        return decision.keep
+        return decision
+
+    def find_rate(self, decision: Decision) -> int:
+        """The N of the sample 1/N of the rule that decided, 0 for none."""
+        return self.rules[decision.rule_number - 1].sample if decision.rule_number else 0
 
 
 class PlainLocations:
@@ -290,14 +295,37 @@ class PlainEngine:
         return PlainTemplate(template, community_seed)
 
     def decide(
-        self, batch: PlainBatch, table: PlainTable, among: Selection | None, _: PlainLocations | None
+        self,
+        batch: PlainBatch,
+        table: PlainTable,
+        among: Selection | None,
+        _: PlainLocations | None,
+        *,
+        is_part: bool = False,
     ) -> Selection:
-        return batch.make_selection(i for i in batch.list_indexes(among) if table.keeps(batch.flows[i]))
+        kept = []
+        for index in batch.list_indexes(among):
+            decision = table.decide(batch.flows[index])
+            flow, rate = batch.flows[index], table.find_rate(decision)
+            if is_part:
+                table.part_rates[index] = max(rate, flow.sample_rate) or ABSENT
+            else:
+                flow.sample_rate = rate or ABSENT
+            kept += [index] if decision.keep else []
+        return batch.make_selection(kept)
 
     def render(
-        self, batch: PlainBatch, template: PlainTemplate, selection: Selection, _: PlainLocations | None
+        self,
+        batch: PlainBatch,
+        template: PlainTemplate,
+        selection: Selection,
+        _: PlainLocations | None,
+        part: PlainTable | None = None,
     ) -> Rendered:
-        moments = batch.list_moments()
-        chosen = [moments[index] for index in batch.list_indexes(selection)]
+        moments, indexes = batch.list_moments(), batch.list_indexes(selection)
         flows = batch.select(selection)
+        if part is not None:
+            rates = [part.part_rates[index] for index in indexes]
+            flows = [replace(flow, sample_rate=rate) for flow, rate in zip(flows, rates, strict=True)]
+        chosen = [moments[index] for index in indexes]
         return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)

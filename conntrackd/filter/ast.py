@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from conntrackd.filter.fields import NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.filter.sets import AddressSet
 
 Span = tuple[int, int]
 Range = tuple[int, int]
@@ -86,6 +87,16 @@ class AddressIn:
 
 
 @dataclass(frozen=True, slots=True)
+class SetIn:
+    """An address lies in a named set; the name alone is compared, for rules of one configuration."""
+
+    fields: tuple[Field, ...]
+    name: str
+    addresses: AddressSet = field(compare=False)
+    span: Span = field(default=NO_SPAN, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkIn:
     """An address lies in one of these networks (names of fields.NETWORKS, sorted). See expand_network()."""
 
@@ -141,7 +152,17 @@ class Or:
 
 
 Leaf = (
-    Anything | TypeIs | NumberIn | StatusHas | NatHas | MarkIn | AddressIn | NetworkIn | LocationIn | Compare
+    Anything
+    | TypeIs
+    | NumberIn
+    | StatusHas
+    | NatHas
+    | MarkIn
+    | AddressIn
+    | SetIn
+    | NetworkIn
+    | LocationIn
+    | Compare
 )
 Expression = Leaf | Not | And | Or
 
@@ -154,6 +175,8 @@ class Rule:
     expression: Expression
     text: str = field(default="", compare=False)
     origin: str = field(default="", compare=False)
+    sample: int = 0
+    """One flow of so many is logged, and the others are not, though the rule matches; 0: each is."""
 
 
 def negate(item: Expression, span: Span = NO_SPAN) -> Expression:
@@ -183,6 +206,12 @@ def list_leaves(expression: Expression) -> Iterator[Leaf]:
             yield from list_leaves(item)
         case _:
             yield expression
+
+
+def find_sets(rules: Iterable[Rule]) -> dict[str, AddressSet]:
+    """The sets that rules name, in the order of their names."""
+    leaves = (leaf for rule in rules for leaf in list_leaves(rule.expression) if isinstance(leaf, SetIn))
+    return {leaf.name: leaf.addresses for leaf in sorted(leaves, key=lambda leaf: leaf.name)}
 
 
 def uses_location(rules: Sequence[Rule]) -> bool:

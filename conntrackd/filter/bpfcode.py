@@ -5,7 +5,7 @@ the message does not carry. Rules then are tests one below the other, with the s
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -28,15 +28,19 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
     compute_span,
     list_leaves,
     merge_ranges,
 )
-from conntrackd.filter.fields import DURATION, FAMILIES, FAMILY, Field, Prefix
+from conntrackd.filter.attributes import is_undecidable, list_fields
+from conntrackd.filter.fields import FAMILIES, FAMILY, Field, Prefix
+from conntrackd.filter.sample import FACTORS, SHIFTS, find_limit
 from conntrackd.flow import EventType, Nat
 from conntrackd.netlink.constants import (
+    CTA_ID,
     IPCTNL_MSG_CT_DELETE,
     IPCTNL_MSG_CT_NEW,
     NFGENMSG_LEN,
@@ -63,10 +67,6 @@ WORD: Final = 0xFFFFFFFF
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 
 
-def is_undecidable(leaf: Leaf) -> bool:
-    return isinstance(leaf, LocationIn) or (isinstance(leaf, Compare) and leaf.subject is DURATION)
-
-
 @dataclass(frozen=True, slots=True)
 class Goal:
     """Where to go when a condition holds and when it does not; `unsure` is for the undecidable."""
@@ -88,6 +88,7 @@ class Program:
         self._marks = 0
         self.written = 0
         self._slots: dict[Field, int] = {}
+        self._samples: dict[int, str] = {}
 
     def write(self) -> list[Instruction] | None:
         """Compile the rules; None as soon as they are too long, with `written` the number of rules so far.
@@ -99,7 +100,7 @@ class Program:
         and goes on to the next rule behind one that drops.
         """
         wanted = [fields.PROTOCOL] if self._protocols is not None else []
-        wanted += [field for rule in self._rules for field in _list_fields(rule.expression)]
+        wanted += [field for rule in self._rules for field in list_fields(rule.expression)]
         for field in dict.fromkeys(wanted):
             if len(self._slots) < SPARE_SLOT:
                 self._slots[field] = len(self._slots)
@@ -113,6 +114,10 @@ class Program:
             self.written += 1
             if self._count_steps() > bpf.ROOM:
                 return None
+        if self._samples:
+            self._add(bpf.JA, yes=ACCEPT)
+        for rate, label in self._samples.items():
+            self._write_sample(rate, label)
         self._steps += [Label(ACCEPT), Step(bpf.RET, bpf.ALL_BYTES)]
         if any(isinstance(step, Step) and DROP in (step.yes, step.no) for step in self._steps):
             self._steps += [Label(DROP), Step(bpf.RET, 0)]
@@ -214,12 +219,32 @@ class Program:
     # ---- rules ----------------------------------------------------------------------------------------
 
     def _write_rule(self, rule: Rule) -> None:
-        matches = ACCEPT if rule.keep else DROP
+        matches = self._find_end(rule) if rule.keep else DROP
         following = self._new_label()
         # Unknown: an event that a rule may keep is kept, one that a rule may drop goes on to the next rule.
         unsure = matches if rule.keep else following
         self._write(rule.expression, Goal(matches, following, unsure))
         self._mark(following)
+
+    def _find_end(self, rule: Rule) -> str:
+        """Where what a rule that logs matches goes: through its sample only where the match is sure."""
+        if not rule.sample or any(map(self._is_unsure, list_leaves(rule.expression))):
+            return ACCEPT
+        return self._samples.setdefault(rule.sample, f"sample {rule.sample}")
+
+    def _write_sample(self, rate: int, label: str) -> None:
+        """As is_sampled() of sample.py. What has no id is malformed, which is counted above."""
+        carried = self._new_label()
+        self._mark(label)
+        self._write_walk((CTA_ID,), ACCEPT)
+        self._add(bpf.JEQ, 0, ACCEPT, carried)
+        self._mark(carried)
+        self._add(bpf.TAX)
+        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+        for shift, factors in zip(SHIFTS, (*((factor,) for factor in FACTORS), ()), strict=True):
+            self._steps += [Step(bpf.TAX), Step(bpf.RSH, shift), Step(bpf.XOR_X)]
+            self._steps += [Step(bpf.MUL, factor) for factor in factors]
+        self._add(bpf.JGT, find_limit(rate), DROP, ACCEPT)
 
     def _write(self, expression: Expression, goal: Goal) -> None:
         match expression:
@@ -246,7 +271,7 @@ class Program:
 
     def _write_leaf(self, leaf: Leaf, true: str, false: str, goal: Goal) -> None:
         """To `true` where the leaf is true, to `false` where it is false, to goal.no where it is unknown."""
-        if is_undecidable(leaf) or not all(self._is_at_hand(field) for field in _list_fields(leaf)):
+        if self._is_unsure(leaf):
             self._add(bpf.JA, yes=goal.unsure)
             return
         match leaf:
@@ -274,13 +299,13 @@ class Program:
                 self._write_nat(mask, true, false)
             case Compare():
                 self._write_comparison(leaf, true, false, goal.no)
-            case NetworkIn() | LocationIn():
+            case NetworkIn() | LocationIn() | SetIn():
                 raise AssertionError("is expanded, or undecidable")
             case _:
                 assert_never(leaf)
 
-    def _is_at_hand(self, field: Field) -> bool:
-        return field in self._slots
+    def _is_unsure(self, leaf: Leaf) -> bool:
+        return is_undecidable(leaf) or not all(field in self._slots for field in list_fields(leaf))
 
     def _load_value(self, field: Field) -> None:
         """A = the value of a field that the message carries."""
@@ -457,25 +482,3 @@ class Program:
 
 def _is_address(field: Field) -> bool:
     return len(field.paths) == 2 and field.size == 16
-
-
-def _list_fields(expression: Expression) -> Iterator[Field]:
-    """The attributes of the message that a condition asks for."""
-    for leaf in list_leaves(expression):
-        match leaf:
-            case NumberIn(asked) | AddressIn(asked):
-                yield from (field for field in asked if field.paths)
-            case StatusHas():
-                yield fields.STATUS
-            case MarkIn():
-                yield fields.MARK
-            case NatHas(mask):
-                if mask & Nat.SNAT:
-                    yield from (fields.SRC, fields.REPLY_DST, fields.SPORT, fields.REPLY_DPORT)
-                    yield from fields.ICMP_IDS.values()
-                if mask & Nat.DNAT:
-                    yield from (fields.DST, fields.REPLY_SRC, fields.DPORT, fields.REPLY_SPORT)
-            case Compare(subject) if subject.paths:
-                yield subject
-            case _:
-                pass

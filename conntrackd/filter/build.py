@@ -16,6 +16,7 @@ from conntrackd.filter.ast import (
     NetworkIn,
     NumberIn,
     Range,
+    SetIn,
     StatusHas,
     TypeIs,
     conjoin,
@@ -24,6 +25,8 @@ from conntrackd.filter.ast import (
     sort_prefixes,
 )
 from conntrackd.filter.diagnostics import Mistake, suggest
+from conntrackd.filter.sample import MAX_RATE
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
 from conntrackd.units import SIZE_UNITS
@@ -73,8 +76,9 @@ EITHER: Final = Side(reply=False, end=None)
 class Builder:
     """Makes leaves, and collects the mistakes found on the way; a leaf of a mistake is still a leaf."""
 
-    def __init__(self) -> None:
+    def __init__(self, sets: Sets = NO_SETS) -> None:
         self.mistakes: list[Mistake] = []
+        self._sets = sets
 
     def build(self, keyword: str, words: list[Word], span: Range) -> Expression:
         """A condition of the form `keyword value,value`."""
@@ -106,15 +110,16 @@ class Builder:
         self, side: Side, words: list[Word], ports: list[Range] | None, span: Range
     ) -> Expression:
         """Addresses; with ports those of the same side, so that `either` becomes two conditions."""
-        prefixes = sort_prefixes(self._collect(words, _parse_prefix))
+        prefixes = sort_prefixes(self._collect((word for word in words if not _is_set(word)), _parse_prefix))
+        sets = self._collect(filter(_is_set, words), self._parse_set)
         if ports is None:
-            return AddressIn(self._get_fields("address", side, span), prefixes, span)
+            return self._join_lists(side, prefixes, sets, span)
         sides = [side] if side.end is not None else [Side(side.reply, 0), Side(side.reply, 1)]
         return disjoin(
             (
                 conjoin(
                     [
-                        AddressIn(self._get_fields("address", end, span), prefixes, span),
+                        self._join_lists(end, prefixes, sets, span),
                         self.build_ports(end, ports, span),
                     ],
                     span,
@@ -123,6 +128,22 @@ class Builder:
             ),
             span,
         )
+
+    def _join_lists(
+        self, side: Side, prefixes: tuple[fields.Prefix, ...], sets: tuple[str, ...], span: Range
+    ) -> Expression:
+        """What is written out and what is in sets."""
+        asked = self._get_fields("address", side, span)
+        written = [AddressIn(asked, prefixes, span)] if prefixes or not sets else []
+        return disjoin([*written, *(SetIn(asked, name, self._sets[name], span) for name in sets)], span)
+
+    def _parse_set(self, word: str) -> str:
+        name = word[1:].lower()
+        if name in self._sets:
+            return name
+        known = ", ".join(f"@{name}" for name in self._sets)
+        hint = f"known here: {known}" if known else f"sets: {{{name or 'NAME'}: FILE}} in the configuration"
+        raise Invalid(f"there is no set {quote(word)}{suggest(name, self._sets)}", hint)
 
     def build_comparison(self, kind: str, reply: bool, operator: str, word: Word, span: Range) -> Expression:
         parse = {"bytes": _parse_size, "duration": _parse_duration, "packets": _parse_packets}[kind]
@@ -135,6 +156,14 @@ class Builder:
     def build_icmp_id(self, reply: bool, pairs: list[tuple[Word, Word]], span: Range) -> Expression:
         ranges = self.parse_ranges("ICMP identifier", pairs)
         return NumberIn((fields.ICMP_IDS[reply],), tuple(sorted(set(ranges))), span)
+
+    def parse_sample(self, keep: bool, keyword: Word, word: Word) -> int:
+        """`1/100`, of a rule that logs."""
+        if not keep:
+            message = "a rule that drops has no sample"
+            hint = "what it drops is nowhere; `log ... sample 1/N` logs one flow of N and drops the others"
+            self.mistakes.append(Mistake(message, keyword.start, word.end, hint))
+        return self._parse_or(word, _parse_rate, 0)
 
     def parse_ranges(self, kind: str, pairs: list[tuple[Word, Word]]) -> list[Range]:
         """Numbers and ranges of ports or identifiers."""
@@ -216,6 +245,10 @@ class Builder:
             return []
 
 
+def _is_set(word: Word) -> bool:
+    return word.text.startswith("@")
+
+
 def _to_ranges(numbers: Iterable[int]) -> tuple[Range, ...]:
     return tuple((number, number) for number in numbers)
 
@@ -234,6 +267,13 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         if number <= maximum:
             return number
     raise Invalid(f"{quote(word)} is not a valid {kind}", f"a number from 0 to {maximum}")
+
+
+def _parse_rate(word: str) -> int:
+    one, _, rate = word.partition("/")
+    if one == "1" and NUMBER.fullmatch(rate) and rate.isdecimal() and 2 <= int(rate) <= MAX_RATE:
+        return int(rate)
+    raise Invalid(f"{quote(word)} is not a valid sample", f"1/N for one flow of N, from 1/2 to 1/{MAX_RATE}")
 
 
 def _parse_zone(word: str) -> int:

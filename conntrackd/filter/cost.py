@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     NumberIn,
     Or,
     Rule,
+    SetIn,
 )
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.fields import NETWORKS, PUBLIC
@@ -103,6 +104,8 @@ def _measure(expression: Expression, *, negated: bool) -> Size:
         case NumberIn(fields, ranges):
             asks = int(negated and fields[0].optional)  # whether the event carries it
             return Size(len(fields) * (_count_written(ranges) + asks), lists=0 if negated else 1)
+        case SetIn(fields):  # a list like others, however long
+            return Size(LONGEST_WRITTEN * len(fields))
         case LocationIn(fields):
             return Size(3 * len(fields))
         case MarkIn(marks):

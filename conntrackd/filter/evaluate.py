@@ -23,10 +23,12 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.filter.sample import is_sampled
 from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat, find_duration
 
 # What there can be: SNAPSHOT is what events of the other types are called later.
@@ -53,7 +55,7 @@ def evaluate(
         return Decision(False, 0)
     for number, rule in enumerate(rules, 1):
         if evaluate_expression(rule.expression, flow) is True:
-            return Decision(rule.keep, number)
+            return Decision(rule.keep and is_sampled(flow.id, rule.sample), number)
     return Decision(True, 0)
 
 
@@ -87,6 +89,8 @@ def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: P
             return any_of(_is_in_ranges(_read(field, flow), ranges) for field in fields)
         case AddressIn(fields, prefixes):
             return any(_is_in_prefixes(_read(field, flow), prefixes) for field in fields)
+        case SetIn(fields, _, addresses):
+            return any(_read(field, flow) in addresses for field in fields)
         case NetworkIn(fields, names):
             return any(name_network(_read(field, flow)) in names for field in fields)
         case LocationIn(fields, values):

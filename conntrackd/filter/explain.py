@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from conntrackd import bpf
 from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
-from conntrackd.filter.ast import Rule
+from conntrackd.filter.ast import Rule, find_sets
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.listing import render_table
+from conntrackd.filter.listing import describe_set, render_table
 from conntrackd.filter.render import render
 from conntrackd.filter.table import compile_table
 from conntrackd.flow import EventType
@@ -23,6 +23,11 @@ def explain_rules(
 ) -> str:
     """Sections with headings; on demand with the core's table and the kernel's program."""
     sections = list_sections(rules, protocols, events, core=core, listing=listing, remembers=remembers)
+    return render_sections(sections)
+
+
+def render_sections(sections: dict[str, list[str]]) -> str:
+    """As text with headings."""
     return "\n\n".join(
         "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections.items()
     )
@@ -42,8 +47,7 @@ def list_sections(
     groups = [event_type.name or "" for event_type in EventType if event_type & kernel.groups]
     program = kernel.program
     sections = {
-        "Rules": [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)]
-        or ["none: every event is logged"],
+        "Rules": _list_rules(rules),
         "Settings": [
             f"{CONNTRACK_EVENTS.key}: {CONNTRACK_EVENTS.kind.render(EventType(events))}",
             f"{CONNTRACK_PROTOCOLS.key}: {CONNTRACK_PROTOCOLS.kind.render(protocols)}",
@@ -54,8 +58,33 @@ def list_sections(
         ],
         "Left to the core": kernel.notes or ["nothing"],
     }
+    sets = find_sets(rules)
+    if sets:
+        sections["Sets"] = [f"{describe_set(found)} from {found.path}" for found in sets.values()]
     if core:
         sections["Table in the core"] = render_table(compile_table(rules, protocols, events)).splitlines()
     if listing:
         sections["BPF"] = ["none"] if program is None else bpf.render(program).splitlines()
     return sections
+
+
+def explain_sink_rules(sink: str, rules: Sequence[Rule], *, core: bool = False) -> str:
+    """The same for the rules of one sink."""
+    return render_sections(list_sink_sections(sink, rules, core=core))
+
+
+def list_sink_sections(sink: str, rules: Sequence[Rule], *, core: bool = False) -> dict[str, list[str]]:
+    """The lines of each section, by its heading."""
+    sections = {
+        "Rules": _list_rules(rules),
+        "Evaluated": [f"in the core, for sink {sink} alone, on events that the global filter keeps"],
+    }
+    if core:
+        sections["Table in the core"] = render_table(compile_table(rules)).splitlines()
+    return sections
+
+
+def _list_rules(rules: Sequence[Rule]) -> list[str]:
+    return [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)] or [
+        "none: every event is logged"
+    ]

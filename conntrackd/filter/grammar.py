@@ -18,6 +18,7 @@ from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.build import EITHER, Builder, Side, Word
 from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
@@ -29,6 +30,8 @@ MAX_NESTING: Final = 64
 MAX_MISTAKES: Final = 100  # that are reported; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
+# A keyword behind a condition only. Anywhere else it is a value: there may be a city of that name.
+SAMPLE: Final = "SAMPLE"
 KEYWORDS: Final = {
     **dict.fromkeys((*LOG, "DROP", "DENY"), "ACTION"),
     **dict.fromkeys(("SOURCE", "SRC"), "SOURCE"),
@@ -38,6 +41,7 @@ KEYWORDS: Final = {
     **dict.fromkeys(("BYTES", "PACKETS", "DURATION"), "COUNTER"),
     "ICMP ID": "IDENTIFIER",  # one word with a blank in it: ICMP is a protocol, and ID a country
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
+    SAMPLE: SAMPLE,
 }
 # Beside the space. A rule may have line breaks where it is an item of a list.
 BLANKS: Final = "\t\r\n"
@@ -100,8 +104,10 @@ def t_error(t: lex.LexToken) -> None:
 
 
 def p_rule(p: yacc.YaccProduction) -> None:
-    """rule : ACTION expression"""
-    p[0] = (p[1].text.upper() in LOG, p[2])
+    """rule : ACTION expression
+    | ACTION expression SAMPLE value"""
+    keep = p[1].text.upper() in LOG
+    p[0] = (keep, p[2], p.parser.builder.parse_sample(keep, p[3], p[4]) if len(p) > 3 else 0)
 
 
 def p_expression(p: yacc.YaccProduction) -> None:
@@ -267,7 +273,7 @@ class Words:
         return next(self._found, None)
 
 
-def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
+def parse_rules(lines: Sequence[RuleText], sets: Sets = NO_SETS) -> list[Rule]:
     """One rule for each text. Raises ManyErrors with a RuleError for each mistake, MAX_MISTAKES at most.
 
     What they would become is bounded too (cost.py): who has rules may have them compiled.
@@ -279,7 +285,7 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
     errors: list[ConntrackdError] = []
     for number, line in enumerate(lines, 1):
         try:
-            rules.append(parse_rule(line, number))
+            rules.append(parse_rule(line, number, sets))
         except ManyErrors as error:
             errors += error.errors
         if len(errors) > MAX_MISTAKES:
@@ -290,23 +296,24 @@ def parse_rules(lines: Sequence[RuleText]) -> list[Rule]:
     return rules
 
 
-def parse_rule(line: RuleText, number: int = 1) -> Rule:
-    """One rule, which is the list's `number`th. Raises ManyErrors."""
+def parse_rule(line: RuleText, number: int = 1, sets: Sets = NO_SETS) -> Rule:
+    """One rule, which is the list's `number`th, with these named sets. Raises ManyErrors."""
     origin = line.origin or f"rule {number}"
     if len(line.text) > MAX_LENGTH:
         message = f"a rule of {len(line.text):,} characters: at most {MAX_LENGTH:,} are allowed"
         raise ManyErrors([RuleError(message, origin=origin)])
-    parsed, mistakes = _parse(line.text)
+    parsed, mistakes = _parse(line.text, sets)
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
         raise ManyErrors([mistake.to_error(line.text, origin) for mistake in mistakes])
-    return Rule(*parsed, line.text, origin)
+    keep, expression, sample = parsed
+    return Rule(keep, expression, line.text, origin, sample)
 
 
-def _parse(text: str) -> tuple[tuple[bool, Expression] | None, list[Mistake]]:
-    """The action and expression, or what is wrong with them."""
+def _parse(text: str, sets: Sets = NO_SETS) -> tuple[tuple[bool, Expression, int] | None, list[Mistake]]:
+    """The action, the expression and the sample, or what is wrong with them."""
     parser = copy.copy(_build_parser())
-    parser.builder = Builder()
+    parser.builder = Builder(sets)
     mistakes: list[Mistake] = parser.builder.mistakes
     parsed = None
     try:
@@ -357,6 +364,7 @@ def _cut(text: str) -> list[lex.LexToken]:
     lexer.input(text)
     found = list(_measure(lexer))
     _check_nesting(found)
+    _classify_samples(found)
     _classify_commas(found)
     return found
 
@@ -383,6 +391,14 @@ def _check_nesting(found: list[lex.LexToken]) -> None:
         if depth > MAX_NESTING:
             message = f"parentheses in more than {MAX_NESTING} levels"
             raise Stop(Mistake(message, token.lexpos, token.endlexpos))
+
+
+def _classify_samples(found: list[lex.LexToken]) -> None:
+    """The word is a value wherever a condition has not ended before it."""
+    ends = VALUES | {"ANY", "RPAREN"}
+    for place, token in enumerate(found):
+        if token.type == SAMPLE and (place == 0 or found[place - 1].type not in ends):
+            token.type = "WORD"
 
 
 def _classify_commas(found: list[lex.LexToken]) -> None:

@@ -5,7 +5,7 @@ decide (a country, a duration) it takes for true where the rule keeps events and
 them: then at most something is passed up that need not be.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -16,16 +16,25 @@ from conntrackd.filter.ast import (
     Anything,
     Compare,
     Expression,
+    LocationIn,
     Not,
     Or,
     Rule,
+    SetIn,
     TypeIs,
     list_leaves,
     push_not_inward,
 )
-from conntrackd.filter.bpfcode import Program, is_undecidable
+from conntrackd.filter.attributes import is_undecidable
+from conntrackd.filter.bpfcode import Program
 from conntrackd.flow import EventType
 
+# Conditions that the program cannot decide, and why.
+LEFT_TO_THE_CORE: Final[Mapping[type, str]] = {
+    Compare: "the duration is computed there",
+    LocationIn: "locations are looked up there",
+    SetIn: "sets are searched there",
+}
 # From the one a flow's beginning is remembered, with the other it is forgotten: of all flows, kept or not.
 REMEMBERED: Final = int(EventType.NEW | EventType.DESTROY)
 REMEMBERS: Final = "conntrack.records: NEW and DESTROY are passed up to remember when flows began"
@@ -128,10 +137,6 @@ def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
 
 
 def _explain(number: int, rule: Rule) -> Iterator[str]:
-    kinds = {
-        "the duration is computed there" if isinstance(leaf, Compare) else "locations are looked up there"
-        for leaf in list_leaves(rule.expression)
-        if is_undecidable(leaf)
-    }
+    kinds = {LEFT_TO_THE_CORE[type(leaf)] for leaf in list_leaves(rule.expression) if is_undecidable(leaf)}
     for kind in sorted(kinds):
         yield f"rule {number}: {kind}"

@@ -1,11 +1,12 @@
 """The table of tests as a person reads it: a line for each test, with where it leads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Final
 
 from conntrackd.filter import fields
 from conntrackd.filter.merge import Interval
+from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import FOUND, MAX_NUMBER, WORD_BITS, Condition, Table, Test
 
 # Of a long list the first of it; all of 1,000 addresses help nobody.
@@ -29,6 +30,19 @@ PHRASES: Final[Mapping[str, str]] = {
         if kind in {"address", "port"}
     },
 }
+
+
+def describe_set(addresses: AddressSet) -> str:
+    """Its name and its size, in place of a million networks."""
+    count = addresses.entries
+    return f"@{addresses.name} ({count:,} {'entry' if count == 1 else 'entries'})"
+
+
+def list_set_changes(old: Sets, new: Sets) -> Iterator[str]:
+    """Sets that hold something else than before; that there are others is a change of the setting."""
+    for name, found in new.items():
+        if name in old and not found.has_same(old[name]):
+            yield f"set {describe_set(found)} has changed"
 
 
 def render_table(table: Table) -> str:
@@ -60,6 +74,8 @@ def _render_question(table: Table, test: Test) -> str:
         return f"{side} {_render_condition(table.conditions[bit])}"
     name, _, _ = test.field.partition(".")
     phrase = PHRASES.get(name, name)
+    if test.word:
+        return f"{phrase} in {describe_set(table.sets[test.word - 1])}"
     if test.mask not in (MAX_NUMBER, (1 << 32) - 1):
         phrase += f" & {test.mask:#x}"
     shown = [_render_interval(test.field, interval) for interval in test.intervals[:SHOWN]]

@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     Span,
     TypeIs,
     compute_span,
@@ -119,6 +120,8 @@ def list_empty_values(expression: Expression) -> Iterator[NeverMatch]:
             case AddressIn(_, prefixes, span):
                 for prefix in prefixes:
                     yield from _check_mapped(prefix, span)
+            case SetIn(_, name, addresses, span) if not addresses.entries:
+                yield NeverMatch(f"the set @{name} is empty and never matches", span, f"see {addresses.path}")
             case LocationIn(asked, values, span) if set(asked) <= COUNTRIES:
                 for code in values:
                     yield from _check_country(code, span)

@@ -21,6 +21,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
 )
@@ -40,7 +41,8 @@ UNREPLIED_TREE: Final = Not(StatusHas(int(Status.SEEN_REPLY)))
 
 def render(rule: Rule) -> str:
     """One rule as it would be written by somebody who always writes alike."""
-    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}"
+    sample = f" sample 1/{rule.sample}" if rule.sample else ""
+    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}{sample}"
 
 
 def render_expression(expression: Expression) -> str:
@@ -82,6 +84,8 @@ def _render_leaf(leaf: Leaf) -> str:
             text = (
                 f"{_render_side('address', asked)} {','.join(render_prefix(prefix) for prefix in prefixes)}"
             )
+        case SetIn(asked, name):
+            text = f"{_render_side('address', asked)} @{name}"
         case NetworkIn(asked, names):
             text = f"{_render_side('network', asked)} {','.join(names)}"
         case LocationIn():

@@ -23,6 +23,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
     compute_span,
@@ -257,6 +258,8 @@ def _covers(wide: Expression, narrow: Expression) -> bool:  # one for each kind 
             return bits & ~mask == 0
         case LocationIn(), LocationIn():
             return set(narrow.fields) <= set(wide.fields) and set(narrow.values) <= set(wide.values)
+        case SetIn(), SetIn():
+            return wide.name == narrow.name and set(narrow.fields) <= set(wide.fields)
         case MarkIn(), MarkIn():
             return all(
                 any(mask & ~bits == 0 and value & mask == rest for rest, mask in wide.marks)

@@ -25,6 +25,7 @@ from conntrackd.filter.ast import (
     Or,
     Range,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
     compute_span,
@@ -36,9 +37,10 @@ from conntrackd.filter.ast import (
 from conntrackd.filter.evaluate import ALL, is_located_in
 from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, flatten, list_intervals, list_runs
+from conntrackd.filter.sets import AddressSet
 from conntrackd.flow import Location
 
-FORMAT: Final = 0x63740002
+FORMAT: Final = 0x63740003
 MAX_NUMBER: Final = (1 << 64) - 1
 # Bytes of an address -> what is added to its attribute; each family is a field of its own.
 FAMILY_SUFFIXES: Final = {4: ".ipv4", 16: ".ipv6"}
@@ -70,7 +72,7 @@ class Test(NamedTuple):
     no: int
     mask: int = MAX_NUMBER
     word: int = 0
-    """Of a Location's bits: which 64 of them."""
+    """Of a Location's bits: which 64 of them. Of an address without intervals: the set's number, from 1."""
 
 
 class Question(NamedTuple):
@@ -96,9 +98,13 @@ class Table:
     tests: tuple[Test, ...]
     keeps: tuple[bool, ...]
     """Of each rule from 0 whether it keeps events."""
+    rates: tuple[int, ...]
+    """Of each rule from 0 the N of its sample 1/N; 0: it has none."""
     start: int
     conditions: tuple[Condition, ...]
     """Of each bit of a Location."""
+    sets: tuple[AddressSet, ...]
+    """That tests name by their number."""
 
     @property
     def found_end(self) -> int:
@@ -130,7 +136,7 @@ def assemble(table: Table) -> bytes:
     tests, numbers, addresses = [], list[Interval](), list[Interval]()
     for test in table.tests:
         intervals = addresses if test.field.endswith(".ipv6") else numbers
-        first, count = len(intervals), len(test.intervals)
+        first, count = len(intervals) if test.intervals else 0, len(test.intervals)
         tests.append(
             struct.pack(
                 "=QIIIIHHI", test.mask, test.yes, test.no, first, count, NUMBERS[test.field], test.word, 0
@@ -138,7 +144,7 @@ def assemble(table: Table) -> bytes:
         )
         intervals += test.intervals
     counts = (len(tests), len(table.keeps) - 1, len(numbers), len(addresses))
-    header = struct.pack("=8I", FORMAT, *counts, table.start, table.location_words, 0)
+    header = struct.pack("=8I", FORMAT, *counts, table.start, table.location_words, len(table.sets))
     found = [interval.number for interval in (*numbers, *addresses)]
     return b"".join(
         [
@@ -149,6 +155,7 @@ def assemble(table: Table) -> bytes:
             *(struct.pack("=QQ", *divmod(interval.low, 1 << 64)) for interval in addresses),
             *(struct.pack("=QQ", *divmod(interval.high, 1 << 64)) for interval in addresses),
             struct.pack(f"={len(found)}I", *found),
+            struct.pack(f"={len(table.rates)}I", *table.rates),
             bytes(table.keeps),
         ]
     )
@@ -166,6 +173,7 @@ class _Writer:
         self._rules = rules
         self._tests: list[Test] = []
         self._conditions: dict[Condition, int] = {}
+        self._sets: dict[AddressSet, int] = {}
 
     def write(self, protocols: frozenset[int] | None, events: int) -> Table:
         target = self._end(0)
@@ -202,8 +210,10 @@ class _Writer:
         return Table(
             tuple(test._replace(yes=targets[test.yes], no=targets[test.no]) for test in tests),
             (True, *(rule.keep for rule in self._rules)),
+            (0, *(rule.sample for rule in self._rules)),
             targets[start],
             tuple(self._conditions),
+            tuple(self._sets),
         )
 
     # Each of these writes tests that lead to `yes` where something is true, else to `no`.
@@ -234,6 +244,9 @@ class _Writer:
             case LocationIn(fields, values):
                 for field in reversed(fields):
                     no = self._write_location(field, values, True, yes, no)
+            case SetIn(fields, _, addresses):
+                for field in reversed(fields):
+                    no = self._write_set(field, addresses, yes, no)
             case _:
                 for question in reversed(list(_list_questions(leaf))):
                     no = self._write_question(question, yes, no)
@@ -269,6 +282,15 @@ class _Writer:
         word, bit = divmod(self._conditions.setdefault(condition, len(self._conditions)), WORD_BITS)
         mask = 1 << bit
         return self._add(Test(location, (Interval(mask, mask, 0),), yes, no, mask, word))
+
+    def _write_set(self, field: Field, addresses: AddressSet, yes: int, no: int) -> int:
+        """One test for each family; the addresses themselves are no part of the table."""
+        number = self._sets.setdefault(addresses, len(self._sets) + 1)
+        for size, suffix in FAMILY_SUFFIXES.items():
+            if addresses.networks[size]:
+                self._tests.append(Test(field.attribute + suffix, (), yes, no, word=number))
+                no = len(self._tests) - 1
+        return no
 
     def _write_run(self, run: Run, no: int) -> int:
         """Look-ups, one for each field and family: the lowest rule that any of them finds decides."""
@@ -306,7 +328,7 @@ def _list_questions(leaf: Leaf) -> Iterator[Question]:  # noqa: PLR0912  # one f
                     yield Question(field.attribute + suffix, spans)
         case Compare(subject, operator, number):
             yield Question(subject.attribute, _list_compared(subject, operator, number))
-        case Anything() | NetworkIn() | LocationIn():
+        case Anything() | NetworkIn() | LocationIn() | SetIn():
             raise AssertionError(f"{leaf} does not compare a number")
         case _:
             assert_never(leaf)

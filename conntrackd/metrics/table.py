@@ -227,7 +227,7 @@ def _list_sinks() -> Iterator[Metric]:
     section = "sinks"
     text = f"1 for the state that the sink is in, else 0: {', '.join(state.value for state in SinkState)}"
     yield Metric(section, "conntrackd_sink_state", text, ("sink", "state"), _read_states)
-    for name in ("taken", "restored", "delivered"):
+    for name in ("taken", "filtered", "restored", "delivered"):
         yield _count_sink(f"sink_events_{name}_total")
     text = f"Events that were dropped, by reason: {', '.join(DROPPED)}"
     yield Metric(section, "conntrackd_sink_events_dropped_total", text, ("sink", "reason"), _read_dropped)

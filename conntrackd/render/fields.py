@@ -3,7 +3,7 @@
 Every format writes the same fields in the same order, and differs only in what stands around a value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
@@ -98,6 +98,7 @@ FIELDS: Final = (
     OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
     OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
     OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
+    OutputField("sample_rate", Kind.NUMBER, "sample_rate", "for how many flows this one stands"),
     OutputField(
         "community_id", Kind.COMMUNITY_ID, "community_id", "what other programs call the flow, too"
     ),
@@ -125,6 +126,21 @@ NETWORK: Final = (
     PlaceField("asn", "asn", "number of the autonomous system"),
     PlaceField("as_org", "as_org", "who runs it"),
 )
+
+
+# What stands before all fields, as far as the form has it at all.
+HEADS: Final = ("time", "level", "msg")
+# What every event has. They are the first of FIELDS and come first in any choice.
+ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
+
+
+def list_names() -> Iterator[str]:
+    """Names of all that a record of an event can have, in their order."""
+    yield from HEADS
+    yield from (output.name for output in FIELDS)
+    for places in (PLACE, NETWORK):
+        for prefix in ("", "src_"):
+            yield from (f"{prefix}{place.name}" for place in places)
 
 
 def list_place_values(

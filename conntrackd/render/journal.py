@@ -18,9 +18,25 @@ def _open(name: str) -> str:
 
 
 SYNTAX: Final = Syntax(_open, "\n", _open, "\n", make_visible)
-TEMPLATE: Final = Template(
-    "MESSAGE=$message\nPRIORITY=$priority\nSYSLOG_IDENTIFIER=conntrackd\nMESSAGE_ID=$id\nEVENT_TIME=$time\n$fields",
-    SYNTAX,
-    {"priority": str(INFO), "id": EVENT_ID},
-    {"priority": str(WARNING), "id": LOST_ID},
-)
+TEXT: Final = "MESSAGE=$message\nPRIORITY=$priority\nSYSLOG_IDENTIFIER=conntrackd\nMESSAGE_ID=$id\n"
+TIME: Final = "EVENT_TIME=$time\n"
+
+
+def _make_template(names: frozenset[str] | None) -> Template:
+    has_time = names is None or "time" in names
+    return Template(
+        f"{TEXT}{TIME if has_time else ''}$fields",
+        SYNTAX,
+        {"priority": str(INFO), "id": EVENT_ID},
+        {"priority": str(WARNING), "id": LOST_ID},
+        fields=names,
+        loss_text=f"{TEXT}{TIME}$fields",
+    )
+
+
+TEMPLATE: Final = _make_template(None)
+
+
+def make_template(names: frozenset[str] | None) -> Template:
+    """Entries with these fields; None for all."""
+    return TEMPLATE if names is None else _make_template(names)

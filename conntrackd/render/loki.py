@@ -34,13 +34,30 @@ METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape
 # Loki drops an entry with the time and the line of another, and does not look at the metadata. The updates of
 # one flow that were read in one batch have the same time and line: the later ones get the next nanoseconds.
 # The comma is for the next entry; a body goes without the last one.
-TEMPLATE: Final = Template(
-    '["$moment","$message",{"level":"$level"$fields}],',
-    METADATA,
-    {"level": "INFO"},
-    {"level": "WARN"},
-    by_stream=True,
-)
+TEXT: Final = '["$moment","$message",{"level":"$level"$fields}],'
+BARE_TEXT: Final = '["$moment","$message",{$fields}],'
+
+
+def _make_template(names: frozenset[str] | None) -> Template:
+    is_bare = names is not None and "level" not in names
+    return Template(
+        BARE_TEXT if is_bare else TEXT,
+        METADATA,
+        {"level": "INFO"},
+        {"level": "WARN"},
+        by_stream=True,
+        fields=names,
+        loss_text=TEXT,
+        is_bare=is_bare,
+    )
+
+
+TEMPLATE: Final = _make_template(None)
+
+
+def make_template(names: frozenset[str] | None) -> Template:
+    """Entries with these fields; None for all."""
+    return TEMPLATE if names is None else _make_template(names)
 
 
 def name_stream(event: int, protocol: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from conntrackd.render.fields import (
     list_place_values,
 )
 from conntrackd.render.rendered import Rendered, Stream
-from conntrackd.render.template import Syntax, Template, render_bsd_time, render_time
+from conntrackd.render.template import Template, render_bsd_time, render_time
 
 UNITS: Final = " kMGTPE"
 WORD: Final = re.compile(r"\$([a-z]+)")
@@ -69,7 +69,7 @@ def _render_flow(
     community_seed: int | None,
 ) -> str:
     words: dict[str, Callable[[], str]] = {
-        "fields": lambda: _render_fields(template.syntax, flow, label_names, community_seed),
+        "fields": lambda: _render_fields(template, flow, label_names, community_seed),
         "message": lambda: describe_flow(flow),
         "type": lambda: TYPE_NAMES[flow.type],
         "time": lambda: render_time(flow.time),
@@ -140,10 +140,12 @@ def render_duration(nanoseconds: int) -> str:
 
 
 def _render_fields(
-    syntax: Syntax, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
+    template: Template, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
 ) -> str:
-    texts = []
+    texts, syntax, names = [], template.syntax, template.fields
     for output in FIELDS:
+        if names is not None and output.name not in names:
+            continue
         value = get_value(flow, output, community_seed)
         if value is None:
             continue
@@ -155,10 +157,12 @@ def _render_fields(
     for fields in (PLACE, NETWORK):
         for location, prefix in ((flow.dst_location, ""), (flow.src_location, "src_")):
             for name, value in list_place_values(fields, location, prefix):
-                texts.append(
-                    syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
-                )
-    return "".join(texts)
+                if names is None or name in names:
+                    texts.append(
+                        syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
+                    )
+    text = "".join(texts)
+    return text[1:] if template.is_bare else text
 
 
 def get_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text

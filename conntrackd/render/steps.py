@@ -27,7 +27,7 @@ MARK: Final = "VALUE"
 # struct step and struct slice of core/render.h
 STEP: Final = struct.Struct("=QHHHHIIII")
 SLICE: Final = struct.Struct("=II")
-if STEP.size != core.STEP_BYTES:  # find_engine() does without the core then
+if STEP.size != core.STEP_BYTES:  # load_engine() does without the core then
     raise ImportError("the core was built from another version of core/render.h")
 
 
@@ -160,9 +160,13 @@ def _add_word(
 ) -> None:
     match word:
         case "fields":
+            is_first = template.is_bare
             for output in FIELDS:
+                if template.fields is not None and output.name not in template.fields:
+                    continue
                 if output.kind is not Kind.COMMUNITY_ID:
-                    _add_field(steps, template.syntax, output, label_names)
+                    was_written = _add_field(steps, template.syntax, output, label_names, is_first=is_first)
+                    is_first = is_first and not was_written
                 elif community_seed is not None:
                     around = split_syntax(template.syntax, output.name, is_text=True)
                     steps.add(StepKind.COMMUNITY_ID, around=around, table=(community_seed, 0))
@@ -196,10 +200,15 @@ def _add_message(steps: Steps) -> None:
     steps.add(StepKind.DURATION, "duration", needs=needs, around=(", lasted ", " s"), table=(0, SHORT))
 
 
-def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str]) -> None:
-    around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
+def _add_field(
+    steps: Steps, syntax: Syntax, output: OutputField, label_names: Mapping[int, str], *, is_first: bool
+) -> bool:
+    """Whether the form has it at all. The first one may stand without what separates it from others."""
+    opening, closing = around = split_syntax(syntax, output.name, is_text=output.kind in IS_TEXT)
     if around == ("", ""):
-        return
+        return False
+    if is_first:
+        around = (opening[1:], closing)
     table = (0, 0)
     if output.kind in (Kind.NAME, Kind.LABELS):
         table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
@@ -207,6 +216,7 @@ def _add_field(steps: Steps, syntax: Syntax, output: OutputField, label_names: M
     for name in output.needs:
         needs |= core.HAS[name]
     steps.add(STEP_KINDS[output.kind], output.attribute, needs=needs, around=around, table=table)
+    return True
 
 
 def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]:
@@ -216,11 +226,16 @@ def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]
     return opening, closing
 
 
-def render_location(syntax: Syntax, location: Location) -> Iterator[bytes]:
+def render_location(template: Template, location: Location) -> Iterator[bytes]:
     """A Location's texts in the order of PLACES."""
+    names = template.fields
     for fields, end in PLACES:
         values = list_place_values(fields, location, "src_" if end == "src" else "")
-        yield "".join([render_value(syntax, name, value) for name, value in values]).encode()
+        yield "".join(
+            render_value(template.syntax, name, value)
+            for name, value in values
+            if names is None or name in names
+        ).encode()
 
 
 def render_value(syntax: Syntax, name: str, value: str | float) -> str:

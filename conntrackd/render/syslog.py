@@ -6,6 +6,8 @@ from contextlib import suppress
 from typing import Final
 
 from conntrackd.config.options import FACILITIES
+from conntrackd.render.fields import HEADS
+from conntrackd.render.json import write_object
 from conntrackd.render.template import JSON_SYNTAX, Syntax, Template, make_visible
 
 APP_NAME: Final = "conntrackd"
@@ -24,34 +26,53 @@ def escape_value(value: str) -> str:
 
 # PARAM-VALUE is always in quotes.
 PARAMETERS: Final = Syntax(' {}="'.format, '"', ' {}="'.format, '"', escape_value)
-FORMATS: Final = {
-    "rfc5424": (
-        PARAMETERS,
-        f'<$priority>1 $micros $host $app $pid $type [meta sequenceId="{NUMBER}"][{SD_ID}$fields] $message',
-    ),
-    "rfc3164": (PARAMETERS, "<$priority>$bsd $origin$app[$pid]: $message$fields"),
-    "cee": (
-        JSON_SYNTAX,
-        '<$priority>$bsd $origin$app[$pid]: @cee: {"time":"$time","level":"$level","msg":"$message"$fields}',
-    ),
-}
+SYNTAXES: Final = {"rfc5424": PARAMETERS, "rfc3164": PARAMETERS, "cee": JSON_SYNTAX}
+BSD: Final = "<$priority>$bsd $origin$app[$pid]: "
+
+
+def _write_text(form: str, names: frozenset[str] | None) -> str:
+    """A message with these fields; None for all."""
+    message = "$message" if names is None or "msg" in names else ""
+    if form == "cee":
+        return f"{BSD}@cee: {write_object(names)}"
+    if form == "rfc3164":
+        return f"{BSD}{message}$fields"
+    data = f'[meta sequenceId="{NUMBER}"][{SD_ID}$fields]'
+    return f"<$priority>1 $micros $host $app $pid $type {data} {message}".rstrip()
+
+
+def _is_bare(form: str, names: frozenset[str] | None) -> bool:
+    """Whether the fields have nothing before them that they are to be separated from."""
+    heads = {"rfc5424": None, "rfc3164": {"msg"}, "cee": set(HEADS)}[form]
+    return names is not None and heads is not None and not names & heads
 
 
 def make_template(
-    form: str, facility: str, host: str = "", pid: int = 0, *, is_local: bool = False
+    form: str,
+    facility: str,
+    host: str = "",
+    pid: int = 0,
+    *,
+    is_local: bool = False,
+    names: frozenset[str] | None = None,
 ) -> Template:
-    """`is_local`: to a socket of this host, over which RFC 3164's messages carry no name of it."""
+    """`is_local`: to a socket of this host, over which RFC 3164's messages carry no name of it.
+
+    `names`: of the fields; None for all.
+    """
     host = clean_name(host or socket.gethostname())
     # As syslog(3): rsyslog, syslog-ng and journald take what stands there for the program.
     origin = "" if is_local else f"{host} "
     own = {"host": host, "origin": origin, "app": APP_NAME, "pid": str(pid or os.getpid())}
     base = number_facility(facility) * 8
-    syntax, text = FORMATS[form]
     return Template(
-        text,
-        syntax,
+        _write_text(form, names),
+        SYNTAXES[form],
         {**own, "priority": str(base + INFO), "level": "INFO"},
         {**own, "priority": str(base + WARNING), "level": "WARN"},
+        fields=names,
+        loss_text=_write_text(form, None),
+        is_bare=_is_bare(form, names),
     )
 
 

@@ -67,6 +67,12 @@ class Template:
     """And where it is a loss."""
     by_stream: bool = False
     """Whether the events of a batch are kept apart by type and protocol."""
+    fields: frozenset[str] | None = None
+    """Names of those of an event that `$fields` has; None for all. A loss has all of its own."""
+    loss_text: str = ""
+    """In place of `text` where the record is a loss, and `text` is not for it."""
+    is_bare: bool = False
+    """Whether the first field of an event stands without the character that separates it from others."""
 
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
@@ -80,7 +86,7 @@ class Template:
             "bsd": render_bsd_time(lost.until),
             "moment": str(lost.until),
         }
-        text = string.Template(self.text).substitute({**self.loss, **own}).encode()
+        text = string.Template(self.loss_text or self.text).substitute({**self.loss, **own}).encode()
         return Rendered(text, array("I", (len(text),)).tobytes(), 0, lost.until)
 
 

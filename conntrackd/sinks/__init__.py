@@ -33,6 +33,8 @@ class SinkKind:
     name: str
     enable: Option[bool]
     queue: Option[int]
+    filter: Option[tuple[str, ...]]
+    fields: Option[tuple[str, ...]]
     spool: SpoolOptions | None = None
 
     def enabled(self, config: Config) -> bool:
@@ -83,18 +85,34 @@ def _is_acknowledged(config: Config) -> bool:
 
 
 SINKS: Final = (
-    SinkKind("stream", options.SINK_STREAM_ENABLE, options.SINK_STREAM_QUEUE),
-    SinkKind("journal", options.SINK_JOURNAL_ENABLE, options.SINK_JOURNAL_QUEUE),
+    SinkKind(
+        "stream",
+        options.SINK_STREAM_ENABLE,
+        options.SINK_STREAM_QUEUE,
+        options.SINK_STREAM_FILTER,
+        options.SINK_STREAM_FIELDS,
+    ),
+    SinkKind(
+        "journal",
+        options.SINK_JOURNAL_ENABLE,
+        options.SINK_JOURNAL_QUEUE,
+        options.SINK_JOURNAL_FILTER,
+        options.SINK_JOURNAL_FIELDS,
+    ),
     SinkKind(
         "syslog",
         options.SINK_SYSLOG_ENABLE,
         options.SINK_SYSLOG_QUEUE,
+        options.SINK_SYSLOG_FILTER,
+        options.SINK_SYSLOG_FIELDS,
         SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
     ),
     SinkKind(
         "loki",
         options.SINK_LOKI_ENABLE,
         options.SINK_LOKI_QUEUE,
+        options.SINK_LOKI_FILTER,
+        options.SINK_LOKI_FIELDS,
         SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
     ),
 )

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config
 from conntrackd.delivery.datagrams import DatagramSocket
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.netlink.constants import SO_SNDBUFFORCE
 from conntrackd.render import journal
 from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 BATCH_EVENTS: Final = 256
@@ -32,11 +35,11 @@ class JournalSink:
     """Sends to journald, and waits for it."""
 
     name = "journal"
-    template = journal.TEMPLATE
     batch_events = BATCH_EVENTS
     batch_wait = 0.0  # the reader has gathered already
 
-    def __init__(self, path: Path = SOCKET) -> None:
+    def __init__(self, path: Path = SOCKET, template: Template = journal.TEMPLATE) -> None:
+        self.template = template
         self._path = path
         self._socket: DatagramSocket | None = None
 
@@ -72,6 +75,6 @@ class JournalSink:
             sock.close()
 
 
-def create(_: Config) -> JournalSink:
+def create(config: Config) -> JournalSink:
     """The sink as configured, which is not much."""
-    return JournalSink()
+    return JournalSink(template=journal.make_template(choose_names(config[options.SINK_JOURNAL_FIELDS])))

@@ -13,6 +13,7 @@ from typing import Final
 
 from conntrackd import VERSION
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
@@ -47,6 +48,8 @@ class Settings:
 
     address: str
     labels: tuple[tuple[str, str], ...] = ()
+    fields: frozenset[str] | None = None
+    """Names of those that are written; None for all."""
     host: str = field(default_factory=socket.gethostname)
     batch_size: int = 1 << 20
     batch_wait: float = 1.0
@@ -60,31 +63,55 @@ class Settings:
 
 
 def create(config: Config) -> "Loki":
-    """The sink as configured. systemd's credentials `loki.password`, `loki.token` stand in for the files."""
-    return Loki(
-        Settings(
-            address=config[options.SINK_LOKI_ADDRESS],
-            labels=config[options.SINK_LOKI_LABELS],
-            host=get_host(config),
-            batch_size=config[options.SINK_LOKI_BATCH_SIZE],
-            batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
-            timeout=config[options.SINK_LOKI_TIMEOUT],
-            tenant=config[options.SINK_LOKI_TENANT],
-            username=config[options.SINK_LOKI_USERNAME],
-            password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
-            token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
-            origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
-            tls=Tls(
-                ca=config[options.SINK_LOKI_TLS_CA],
-                cert=config[options.SINK_LOKI_TLS_CERT],
-                key=config[options.SINK_LOKI_TLS_KEY],
-                verify=config[options.SINK_LOKI_TLS_VERIFY],
-                origins=list_origins(
-                    config, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
-                ),
+    """The sink as configured."""
+    return Loki(read_settings(config))
+
+
+def read_settings(config: Config) -> Settings:
+    """As configured. systemd's credentials `loki.password`, `loki.token` stand in for the files."""
+    return Settings(
+        address=config[options.SINK_LOKI_ADDRESS],
+        labels=config[options.SINK_LOKI_LABELS],
+        fields=choose_names(config[options.SINK_LOKI_FIELDS]),
+        host=get_host(config),
+        batch_size=config[options.SINK_LOKI_BATCH_SIZE],
+        batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
+        timeout=config[options.SINK_LOKI_TIMEOUT],
+        tenant=config[options.SINK_LOKI_TENANT],
+        username=config[options.SINK_LOKI_USERNAME],
+        password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
+        token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
+        origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
+        tls=Tls(
+            ca=config[options.SINK_LOKI_TLS_CA],
+            cert=config[options.SINK_LOKI_TLS_CERT],
+            key=config[options.SINK_LOKI_TLS_KEY],
+            verify=config[options.SINK_LOKI_TLS_VERIFY],
+            origins=list_origins(
+                config, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
             ),
-        )
+        ),
     )
+
+
+def make_labels(settings: Settings) -> dict[str, str]:
+    """Those of every stream."""
+    return {"service_name": "conntrackd", "host": settings.host, **dict(settings.labels)}
+
+
+def make_headers(settings: Settings) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Of every request, and the secrets in them. SinkUnavailable where a secret cannot be read."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+    if settings.tenant is not None:
+        headers["X-Scope-OrgID"] = settings.tenant
+    if settings.token_file is not None:
+        token = read_secret(settings.token_file, settings.origins)
+        return {**headers, "Authorization": f"Bearer {token}"}, (token,)
+    if settings.username is not None and settings.password_file is not None:
+        password = read_secret(settings.password_file, settings.origins, ascii_only=False)
+        encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
+        return {**headers, "Authorization": f"Basic {encoded}"}, (encoded, password)
+    return headers, ()
 
 
 def _find_credential(name: str) -> Path | None:
@@ -98,13 +125,13 @@ class Loki:
     """A Sink. See sink.py for the contract."""
 
     name = "loki"
-    template = loki.TEMPLATE
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.template = loki.make_template(settings.fields)
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock
-        self._labels = {"service_name": "conntrackd", "host": settings.host, **dict(settings.labels)}
+        self._labels = make_labels(settings)
         self._event_size = 300.0  # bytes of an event in a body; corrected by what is written
         self._connection: HttpConnection | None = None
         self._headers: dict[str, str] = {}
@@ -201,19 +228,8 @@ class Loki:
             connection.close()
 
     def _make_headers(self) -> dict[str, str]:
-        settings = self._settings
-        headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
-        if settings.tenant is not None:
-            headers["X-Scope-OrgID"] = settings.tenant
         stamp = read_stamp(self._secret_files)
-        if settings.token_file is not None:
-            token = read_secret(settings.token_file, settings.origins)
-            self._secrets = (token,)
-            headers["Authorization"] = f"Bearer {token}"
-        elif settings.username is not None and settings.password_file is not None:
-            password = read_secret(settings.password_file, settings.origins, ascii_only=False)
-            encoded = base64.b64encode(encode_basic(settings.username, password)).decode()
-            self._secrets = (encoded, password)
-            headers["Authorization"] = f"Basic {encoded}"
+        headers, secrets = make_headers(self._settings)
+        self._secrets = secrets or self._secrets
         self._secret_stamp = stamp
         return headers

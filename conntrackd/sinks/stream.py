@@ -13,11 +13,13 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
@@ -48,17 +50,18 @@ class StreamSink:
     """
 
     name = "stream"
-    template = json.TEMPLATE
 
     def __init__(
         self,
         path: Path | None,
         standard: int | None = None,
         *,
+        template: Template = json.TEMPLATE,
         slow: float = SLOW_SECONDS,
         stall: float = STALL_SECONDS,
     ) -> None:
         """A path, the number of a standard descriptor, or neither: then events are rendered and discarded."""
+        self.template = template
         self.batch_events = BATCH_EVENTS
         self.batch_wait = 0.0  # the reader has gathered already
         self._path = path
@@ -310,14 +313,15 @@ def _count_whole(parts: Sequence[Rendered], size: int) -> int:
 def create(config: Config) -> StreamSink:
     """The sink as configured."""
     writer = config[options.SINK_STREAM_WRITER]
+    template = json.make_template(choose_names(config[options.SINK_STREAM_FIELDS]))
     if writer in STANDARD:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:
             hint = "file:///PATH writes to a file"
             raise config.explain(options.SINK_STREAM_WRITER, f"{writer} is closed", hint, ": ")
-        return StreamSink(None, STANDARD[writer])
+        return StreamSink(None, STANDARD[writer], template=template)
     if writer == "discard":
-        return StreamSink(None)
+        return StreamSink(None, template=template)
     path = Path(unquote(urlsplit(writer).path))
     hint = "file:///PATH names a file in a directory that exists"
     try:
@@ -329,4 +333,4 @@ def create(config: Config) -> StreamSink:
     except (KindError, OSError) as error:
         what = str(error) if isinstance(error, KindError) else describe(error)
         raise config.explain(options.SINK_STREAM_WRITER, f"{writer}: {what}", hint, ": ") from error
-    return StreamSink(path)
+    return StreamSink(path, template=template)

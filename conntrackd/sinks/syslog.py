@@ -12,7 +12,9 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
+from conntrackd.config.together import get_syslog_form
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
     MAX_SEQUENCE,
@@ -282,13 +284,12 @@ def create(config: Config) -> SyslogSink:
         target = Target(parts.scheme, path=unquote(parts.path))
     else:
         target = Target(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme])
-    # journald, rsyslog and syslog-ng read what comes over /dev/log as syslog(3) writes it.
-    is_own = bool(target.path) and not config.is_set(options.SINK_SYSLOG_FORMAT)
     template = make_template(
-        "rfc3164" if is_own else config[options.SINK_SYSLOG_FORMAT],
+        get_syslog_form(config),
         config[options.SINK_SYSLOG_FACILITY],
         get_host(config),
         is_local=bool(target.path),
+        names=choose_names(config[options.SINK_SYSLOG_FIELDS]),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS
     tls = Tls(

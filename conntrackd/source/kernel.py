@@ -6,11 +6,10 @@ import os
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Final
 
 from conntrackd import advice, checks
-from conntrackd.active_filter import Filter, change_filter
+from conntrackd.active_filter import Filter
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.errors import ConntrackdError
@@ -204,13 +203,14 @@ class KernelSource:
         return open_share(share, groups=rules.groups, buffer=buffer, program=rules.program)
 
     def _put_in_force(self, rules: Filter, events: EventSockets) -> None:
-        """In sockets of the last process, which may have had another filter."""
+        """In sockets of the last process, which may have had another filter. Tables are in force already."""
         groups = 0
         for share in self._stored:
             groups |= events.sockets[share].read_groups()
         if self._stored:
             events.join(rules.groups)
-            change_filter(self._pipeline, events, replace(rules, groups=groups), rules)
+            events.attach(rules.program)
+            events.leave(groups & ~rules.groups)
 
     def _store(self, events: EventSockets) -> bool:
         """Have systemd keep all of them. A second time under the same name there would be two."""

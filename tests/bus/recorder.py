@@ -116,6 +116,22 @@ class Recorder:
         self.set_state(name, "ok")
         return [f"sink {name} is enabled"]
 
+    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
+        await self._note("set_sink_filter", name, tuple(rules), timeout_s)
+        own = FilterStatus(tuple(rules), "run-time", timeout_s)
+        self.sinks[name] = replace(self.sinks[name], filter=own, rule_matches=(0,) * (len(rules) + 1))
+        for listener in self.listeners:
+            listener.sink_changed(name)
+        return [f"sink {name}: {len(rules)} rules"]
+
+    async def reset_sink_filter(self, name: str) -> list[str]:
+        await self._note("reset_sink_filter", name)
+        return [f"sink {name}: 0 rules"]
+
+    async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
+        await self._note("explain_sink_filter", name, tuple(rules))
+        return "Rules\n     1  drop any"
+
     async def disable_sink(self, name: str) -> list[str]:
         await self._note("disable_sink", name)
         self.set_state(name, "disabled")

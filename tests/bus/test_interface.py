@@ -37,6 +37,9 @@ METHODS: Final = {
     (SINK, "Enable"): CONTROL,
     (SINK, "Disable"): CONTROL,
     (SINK, "Flush"): CONTROL,
+    (SINK, "SetFilter"): CONTROL,
+    (SINK, "ResetFilter"): CONTROL,
+    (SINK, "ExplainFilter"): OBSERVE,
 }
 
 

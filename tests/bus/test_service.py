@@ -11,6 +11,7 @@ from conntrackd.bus import wire
 from conntrackd.bus.client import MANAGER, PATH, PROPERTIES, SINK, Client
 from conntrackd.bus.connection import clean_text
 from conntrackd.bus.interface import load, parse_interfaces
+from conntrackd.errors import ConntrackdError
 from tests.bus.private import JOURNAL, ROOT, PrivateBus, Raw, Served, call, count_descriptors, wait_until
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
@@ -49,6 +50,23 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
     ("journal", "Enable", "", [], [["sink journal is enabled"]], ("enable_sink", "journal")),
     ("journal", "Disable", "", [], [["sink journal is disabled"]], ("disable_sink", "journal")),
     ("journal", "Flush", "", [], [True], ("flush_sink", "journal", 10.0)),
+    (
+        "loki",
+        "SetFilter",
+        "asu",
+        [["log any"], 600],
+        [["sink loki: 1 rules"]],
+        ("set_sink_filter", "loki", ("log any",), 600),
+    ),
+    ("loki", "ResetFilter", "", [], [["sink loki: 0 rules"]], ("reset_sink_filter", "loki")),
+    (
+        "journal",
+        "ExplainFilter",
+        "as",
+        [["drop any"]],
+        ["Rules\n     1  drop any"],
+        ("explain_sink_filter", "journal", ("drop any",)),
+    ),
 ]
 VALUES: Final = {
     "Version": "2.0.0",
@@ -71,6 +89,11 @@ LOKI: Final = {
     "State": "retrying",
     "LastError": "connection refused",
     "Counters": {"sink_events_delivered_total": 0},
+    "Rules": [],
+    "RuleCount": 0,
+    "RuleMatches": [],
+    "FilterOrigin": "",
+    "FilterExpires": 0,
 }
 
 
@@ -256,8 +279,30 @@ def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() 
     page = (ROOT / "man/org.conntrackd1.5").read_text()
     said = page.partition("signal changes")[2].partition("change all the time")[0]
 
-    assert silent == {"Manager.Counters", "Manager.FilterExpires", "Sink.Counters"}
+    assert silent == {
+        "Manager.Counters",
+        "Manager.FilterExpires",
+        "Sink.Counters",
+        "Sink.FilterExpires",
+        "Sink.RuleMatches",
+    }
     assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
+
+
+def test_another_filter_of_a_sink_is_told_there_without_its_rules(listener: Raw, client: Client) -> None:
+    client.call("SetFilter", "asu", ["log any"], 60, sink="loki")
+
+    message, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
+
+    assert (message.path, body) == (
+        f"{PATH}/sink/loki",
+        [SINK, {"RuleCount": 1, "FilterOrigin": "run-time"}, ["Rules"]],
+    )
+
+
+def test_a_filter_of_a_sink_lasts_no_longer_than_that_of_all(client: Client) -> None:
+    with pytest.raises(ConntrackdError, match="a filter lasts 31 days at most"):
+        client.call("SetFilter", "asu", ["log any"], 32 * 86_400, sink="loki")
 
 
 def test_another_log_level_is_told(listener: Raw, client: Client) -> None:

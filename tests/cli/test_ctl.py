@@ -176,6 +176,31 @@ def test_what_has_a_time_is_not_said_to_last_until_a_reload(
     assert "until a reload" not in said
 
 
+def test_a_filter_of_a_sink_is_shown_with_its_time_and_its_matches(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_well(served)
+    own = FilterStatus(("log type NEW",), "run time, for 600 s", expires_s=125)
+    counters = {"sink_events_delivered_total": 9, "sink_events_filtered_total": 4}
+    served.control.sinks["loki"] = SinkStatus("ok", "", counters, own, (4, 9))
+    served.control.present = replace(served.control.present, run_time=("filter of sink loki",))
+
+    ctl.run(["filter", "show", "--sink", "loki"])
+    assert capsys.readouterr().out == "# from run time, for 600 s, reverts in 2 min 5 s\nlog type NEW\n"
+    ctl.run(["filter", "show", "--sink", "loki", "--json"])
+    assert json.loads(capsys.readouterr().out) == {
+        "rules": ["log type NEW"],
+        "origin": "run time, for 600 s",
+        "expires_s": 125,
+        "matches": [4, 9],
+    }
+    ctl.run(["status"])
+    said = capsys.readouterr().out
+    assert "sink:      loki ok, 9 delivered, 4 filtered\n" in said
+    assert "run time:  filter of sink loki: for 2 min 5 s more\n" in said
+    assert "until a reload" not in said
+
+
 @pytest.mark.parametrize(("run", "name"), [(ctl.run, "conntrackctl"), (daemon.parse_and_run, "conntrackd")])
 def test_both_programs_tell_their_version(
     run: Callable[[list[str]], int], name: str, capsys: pytest.CaptureFixture[str]
@@ -245,6 +270,16 @@ def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> N
             "filter: 2 rules, until a restart or reload\n",
         ),
         (["filter", "reset"], ("reset_filter",), ""),
+        (
+            ["filter", "set", "--sink", "loki", "log any", "--for", "10m"],
+            ("set_sink_filter", "loki", ("log any",), 600),
+            "sink loki: 1 rules\n",
+        ),
+        (
+            ["filter", "reset", "--sink", "loki", "--json"],
+            ("reset_sink_filter", "loki"),
+            '{"changes": ["sink loki: 0 rules"]}\n',
+        ),
         (
             ["sink", "enable", "loki"],
             ("enable_sink", "loki"),

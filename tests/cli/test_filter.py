@@ -228,3 +228,42 @@ def test_a_line_of_any_kind_is_an_event_or_told(text: str) -> None:
     assert (done.returncode, done.stdout) == (65, "")
     assert done.stderr.startswith("conntrackctl: standard input:1: ")
     assert len(done.stderr) < 300
+
+
+def test_the_rules_of_a_sink_are_checked_and_explained_from_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text("filter: [log any]\nsink.loki.filter:\n  - drop country DE\n  - log protocol TPC\n")
+    bad = ctl("check", "--sink", "loki", "--config", str(path))
+    good = ctl("check", "--config", str(path))
+    path.write_text("sink.loki.filter: [DENY country DE]\n")
+    explained = ctl("explain", "--sink", "loki", "--core", "--json", "--config", str(path))
+
+    assert (bad.returncode, good.returncode) == (78, 0)
+    assert f"{path}:4: unknown protocol 'TPC'" in bad.stderr
+    assert json.loads(explained.stdout) == {
+        "rules": ["drop country DE"],
+        "evaluated": ["in the core, for sink loki alone, on events that the global filter keeps"],
+        "table_in_the_core": [
+            "begin at 0",
+            "   0  source country is DE: rule 1 (drop), else 1",
+            "   1  destination country is DE: rule 1 (drop), else no rule (log)",
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["explain", "--sink", "lokki", "log any"], "unknown sink 'lokki'\nhint: did you mean loki?"),
+        (
+            ["explain", "--sink", "loki", "--bpf", "log any"],
+            "of the global filter, and of no sink's\nhint: con",
+        ),
+        (["check", "--sink", "loki", "--filter-file", "x"], "stand in no file of rules"),
+    ],
+)
+def test_what_cannot_be_asked_of_the_rules_of_a_sink_is_told(words: list[str], said: str) -> None:
+    done = ctl(*words)
+
+    assert (done.returncode, done.stdout) == (64, "")
+    assert said in done.stderr

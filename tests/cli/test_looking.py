@@ -99,6 +99,8 @@ def configuration(tmp_path: Path) -> Path:
         (CTL, ("filter", "check", "--config", "{configuration}")),
         (CTL, ("filter", "explain", "--config", "{configuration}", "--bpf", "--core")),
         (CTL, ("filter", "test", "--filter", "log any")),
+        (CTL, ("events", "--from", "file:{events}", "log any", "drop any")),
+        (CTL, ("summary", "--from", "file:{events}")),
         (DAEMON, ("--help",)),
         (DAEMON, ("--version",)),
         (DAEMON, ("version",)),
@@ -112,7 +114,7 @@ def test_row_44_a_command_that_looks_changes_nothing(
     module: str, arguments: tuple[str, ...], configuration: Path
 ) -> None:
     before = list_all(configuration.parent)
-    words = [word.format(configuration=configuration) for word in arguments]
+    words = [word.format(configuration=configuration, events=configuration) for word in arguments]
     # No bus there: what would start a daemon has nobody to ask.
     nowhere = f"unix:path={configuration.parent}/bus"
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from conntrackd.cli import ctl, top
+from conntrackd.cli import talkers as counting
+from conntrackd.cli.lines import Style, render_full, render_json, render_short
 from conntrackd.cli.stats import cut_rows, render_rows
-from conntrackd.cli.tail import print_chunk, render_full, render_json, render_short
+from conntrackd.cli.tail import print_chunk
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Location
 from conntrackd.render.json import TEMPLATE
@@ -52,7 +54,28 @@ def test_stats_has_counters_sinks_and_rules(served: Served, capsys: pytest.Captu
         "sinks": {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
         "rates": {},
         "rule_matches": [3, 1, 1],
+        "sink_rule_matches": {},
     }
+
+
+def test_rules_of_a_sink_are_counted_beside_those_of_all(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ctl.run(["filter", "set", "--sink", "loki", "log type NEW", "drop any"])
+    capsys.readouterr()
+
+    ctl.run(["stats", "--json"])
+    assert json.loads(capsys.readouterr().out)["sink_rule_matches"] == {"loki": [0, 0, 0]}
+    ctl.run(["stats"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "decided by" in line]
+    assert [" ".join(line) for line in lines] == [
+        "decided by no rule 3",
+        "decided by rule 1 1",
+        "decided by rule 2 1",
+        "decided by no rule{loki} 0",
+        "decided by rule 1{loki} 0",
+        "decided by rule 2{loki} 0",
+    ]
 
 
 def test_a_view_that_was_reset_counts_from_now_on_with_rates(
@@ -75,7 +98,7 @@ def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
     }
     rates = {"events_lost_total": 0.0, "process_cpu_us_total": 12_000.0, "sink_bytes_total{loki}": 512.0}
 
-    assert render_rows(view, rates, [], 66 * 10**9)[1:] == [
+    assert render_rows(view, rates, {}, 66 * 10**9)[1:] == [
         ["events_lost_total", "0", "0.0"],
         ["buffer_bytes", "2.0 KiB", ""],
         ["process_cpu_us_total", "1.5 s", "1.2 %"],
@@ -141,22 +164,22 @@ def test_the_time_of_day_is_that_of_status_and_json_has_utc(
 ) -> None:
     zone(name)
 
-    assert render_short(EVENT, False).startswith(f"{shown} NEW")
-    assert json.loads(render_json(EVENT, False))["time"] == EVENT["time"]
+    assert render_short(EVENT).startswith(f"{shown} NEW")
+    assert json.loads(render_json(EVENT))["time"] == EVENT["time"]
 
 
 @pytest.mark.parametrize("text", ["", "never", "2025-11-22T10:34:43.000000000", "9999-12-31T23:59:59+00:00"])
 def test_a_time_of_any_form_is_shown_somehow(text: str) -> None:
-    assert "NEW" in render_short(EVENT | {"time": text}, False)
+    assert "NEW" in render_short(EVENT | {"time": text})
 
 
 def test_the_short_form_has_what_a_person_looks_for(zone: Callable[[str], None]) -> None:
     zone("UTC")
-    assert render_short(EVENT, False) == (
+    assert render_short(EVENT) == (
         "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443  SYN_SENT"
     )
-    assert render_short(LOST, False) == "10:34:43.000 LOST 5 events"
-    assert render_short(EVENT, True).startswith("10:34:43.000 \x1b[32mNEW ")
+    assert render_short(LOST) == "10:34:43.000 LOST 5 events"
+    assert render_short(EVENT, Style(colour=True)).startswith("10:34:43.000 \x1b[32mNEW ")
 
 
 def test_the_names_are_those_that_the_sinks_write() -> None:
@@ -165,15 +188,15 @@ def test_the_names_are_those_that_the_sinks_write() -> None:
     flow.src_location = Location(city="Nuremberg", country="DE")
     flow.dst_location = Location(city="Lyon", country="FR")
     record = json.loads(render(TEMPLATE, [flow]).text)
-    talkers = top.Talkers("country")
+    talkers = counting.Talkers("country")
     talkers.add(record)
 
-    assert render_short(record, False).endswith("  SYN_SENT, Nuremberg, DE, Lyon, FR, 120 bytes")
+    assert render_short(record).endswith("  SYN_SENT, Nuremberg, DE, Lyon, FR, 120 bytes")
     assert talkers.list(1) == [("FR", 1, 120)]
 
 
 def test_the_full_form_has_every_field() -> None:
-    lines = render_full(EVENT, False).splitlines()
+    lines = render_full(EVENT).splitlines()
 
     assert lines == [*(f"{name}: {value}" for name, value in EVENT.items()), ""][: len(lines)]
     assert len(lines) == len(EVENT)
@@ -186,7 +209,9 @@ def test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal(
     evil = "\x1b]0;owned\x07\u202e\x9b31m\n"
     record = EVENT | {"src_city": evil, "src": evil, "prot": evil, evil: evil}
 
-    print_chunk(json.dumps(record, ensure_ascii=False).encode() + b"\n", form, is_terminal=True, colour=False)
+    print_chunk(
+        json.dumps(record, ensure_ascii=False).encode() + b"\n", form, is_terminal=True, style=Style()
+    )
 
     text = capsys.readouterr().out
     assert text.count("\n") == {"short": 1, "full": len(record) + 1, "json": 1}[form]
@@ -241,8 +266,8 @@ def test_an_interrupt_ends_a_view_without_a_word(words: list[str], bus: PrivateB
 
 
 def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "MAX_KEYS", 4)
-    talkers = top.Talkers("src")
+    monkeypatch.setattr(counting, "MAX_KEYS", 4)
+    talkers = counting.Talkers("src")
     for number in range(4):
         talkers.add(EVENT | {"src": f"10.0.0.{number}"})
     talkers.add(EVENT | {"src": "10.0.0.3", "bytes": 100, "reply_bytes": 20})
@@ -259,7 +284,7 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
 ) -> None:
     """A stop of the daemon, and what the kernel merged into later events."""
     gap = {name: value for name, value in LOST.items() if name != "lost"}
-    talkers = top.Talkers("src")
+    talkers = counting.Talkers("src")
     for record in (EVENT, LOST, gap, gap | {"lost": None}):
         talkers.add(record)
 
@@ -279,13 +304,13 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
     ],
 )
 def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
-    assert top.make_key(EVENT, by) == key
+    assert counting.make_key(EVENT, by) == key
 
 
 def test_the_table_of_top_takes_no_text_for_markup_or_commands() -> None:
     from rich.console import Console  # noqa: PLC0415
 
-    talkers = top.Talkers("src")
+    talkers = counting.Talkers("src")
     talkers.add(EVENT | {"src": "[red]\x1b[31m"})
     console = Console(width=60, force_terminal=False)
     with console.capture() as capture:

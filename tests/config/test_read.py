@@ -292,13 +292,13 @@ conntrack:
         (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
-            "hint: valid keys: log, conntrack, filter, filter_file, geoip, community_id, sink, bus, metrics, "
-            "shutdown_timeout, state_directory, host",
+            "hint: valid keys: log, conntrack, filter, filter_file, sets, geoip, community_id, sink, bus, "
+            "metrics, shutdown_timeout, state_directory, host",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue",
+            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue, filter, fields",
         ),
         (
             "sink.loki.password_file: a",
@@ -316,6 +316,30 @@ conntrack:
             "sink.syslog.spool: a",
             ":1: sink.syslog.spool has no effect on udp://localhost:514\n"
             "hint: only TCP and TLS detect that the server is unavailable",
+        ),
+        (
+            "sink.stream.fields:\n- src\n- dpotr",
+            ":3: sink.stream.fields: 'dpotr' is not a field of a record\nhint: did you mean dport?",
+        ),
+        (
+            "sink.loki.fields: -time",
+            ":1: sink.loki.fields leaves out time: an entry of Loki's has one\n"
+            "hint: with time among them it can be",
+        ),
+        (
+            "sink.stream.fields: [dport, bytes]",
+            ":1: sink.stream.fields has no field that is there in every record\n"
+            "hint: add one of time, level, msg, type, flow, prot, src, dst",
+        ),
+        (
+            "sink.syslog.fields: -type",
+            ":1: sink.syslog.fields leaves out type: it stands in the header of the message\n"
+            "hint: with type among them it can be",
+        ),
+        (
+            "sink.syslog: {format: rfc3164, fields: src}",
+            ":1: sink.syslog.fields leaves out time: it stands in the header of the message\n"
+            "hint: with time among them it can be",
         ),
     ],
 )
@@ -896,3 +920,17 @@ def test_any_bytes_of_the_hosts_name_are_text_in_the_records(
 
     assert get_host(read()) == shown
     assert get_host(read("host: edge1")) == "edge1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sink.syslog: {format: cee, fields: '-type,-time'}",
+        "sink.syslog: {format: rfc3164, fields: -type}",
+        "sink.syslog: {address: 'unix:///dev/log', fields: -type}",
+        "sink.loki.fields: [-level, -flow]",
+        "sink.journal.fields: off",
+    ],
+)
+def test_fields_that_the_form_in_use_can_be_without_may_be_left_out(text: str, read: Read) -> None:
+    assert read(text).warnings

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from conntrackd.core import _core as core
 from conntrackd.engine import SLOT_BYTES
+from conntrackd.engine.native import open_table
 from conntrackd.filter.evaluate import Decision
-from conntrackd.filter.table import Table, assemble
+from conntrackd.filter.table import Table
 from conntrackd.flow import EventType, Flow, Location
 from tests.engine.feed import RECEIVED_NS
 from tests.messages import build_message
@@ -18,7 +19,7 @@ class Core:
     def __init__(self, table: Table) -> None:
         self._description = table
         self._numbers: dict[Location | None, int] = {None: 0}
-        self.table = core.Table(assemble(table))
+        self.table = open_table(table)
 
     def keep(self, flows: Sequence[Flow], among: Sequence[int] | None = None) -> list[int]:
         """The indexes of those that are kept."""

@@ -20,6 +20,23 @@ static uint32_t program_bytes, event_count;
 static struct event *events;
 static uint16_t *kept;
 
+/* 10.0.0.0/8 and 192.0.2.7, 2001:db8::/32; and nothing. */
+static const uint8_t ipv4[] = { 10, 0, 0, 0, 8, 192, 0, 2, 7, 32 };
+static const uint8_t ipv6[17] = { 0x20, 0x01, 0x0d, 0xb8, [16] = 32 };
+static const struct prefixes set = { ipv4, ipv6, 2, 1 }, empty;
+static const struct prefixes *const sets[] = { &set, &empty };
+
+/* How many sets the first program asks for, of those that there are. */
+static uint32_t count_sets(void)
+{
+	struct program_header header;
+
+	if (program_bytes < sizeof(header))
+		return 0;
+	memcpy(&header, program, sizeof(header));
+	return header.sets < 2 ? header.sets : 2;
+}
+
 static void read_file(const char *name)
 {
 	FILE *file = fopen(name, "rb");
@@ -64,13 +81,13 @@ static void set_locations(struct table *table, uint8_t fill)
 
 static int print_decisions(void)
 {
-	struct table *table = open_table(program, program_bytes);
+	struct table *table = open_table(program, program_bytes, sets, count_sets());
 
 	if (!table)
 		return 2;
 	for (uint32_t i = 0; i < event_count; i++) {
 		const uint16_t index = (uint16_t)i;
-		size_t found = decide(table, events, &index, 1, kept);
+		size_t found = decide(table, events, &index, 1, kept, i % 2);
 		uint32_t rule = 0;
 
 		while (rule <= table->rules && !table->counts[rule])
@@ -128,13 +145,16 @@ static bool try_mutation(uint64_t seed)
 		bytes = next_random(&seed) % (bytes + 1);
 		copy = realloc(copy, bytes ? bytes : 1);
 	}
-	table = open_table(copy, bytes);
+	table = open_table(copy, bytes, sets, count_sets());
 	free(copy);
 	if (!table)
 		return false;
 	if (table->location_words < 64) /* what is right, and needs gigabytes */
 		set_locations(table, (uint8_t)next_random(&seed));
-	decide(table, events, NULL, event_count, kept);
+	decide(table, events, NULL, event_count, kept, false);
+	if (!reserve_rates(table, event_count))
+		exit(2);
+	exchange_rates(table, events, kept, decide(table, events, NULL, event_count, kept, true));
 	close_table(table);
 	return true;
 }
@@ -151,7 +171,7 @@ static int mutate(uint64_t count)
 
 static int measure(int rounds)
 {
-	struct table *table = open_table(program, program_bytes);
+	struct table *table = open_table(program, program_bytes, sets, count_sets());
 	double best = 1e9;
 
 	if (!table)
@@ -161,7 +181,7 @@ static int measure(int rounds)
 		double ns;
 
 		clock_gettime(CLOCK_MONOTONIC, &from);
-		decide(table, events, NULL, event_count, kept);
+		decide(table, events, NULL, event_count, kept, false);
 		clock_gettime(CLOCK_MONOTONIC, &to);
 		ns = ((double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec)) / event_count;
 		best = ns < best ? ns : best;

@@ -26,7 +26,7 @@ SRC, SPORT, TYPE, TIME, SRC_LOCATION, HELPER, LABELS = map(
     core.FIELDS.index, ("src", "sport", "type", "time", "src_location", "helper", "labels")
 )
 POOL = b"0123456789"
-EMPTY = struct.pack("=8I", FORMAT, 0, 0, 0, 0, 0, 0, 0) + b"\1"
+EMPTY = struct.pack("=8I", FORMAT, 0, 0, 0, 0, 0, 0, 0) + b"\0\0\0\0\1"
 
 
 def step(

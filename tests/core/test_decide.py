@@ -11,12 +11,15 @@ from typing import Any, Final
 import pytest
 
 from conntrackd.core import _core as core
+from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
+from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.table import FORMAT, NUMBERS, assemble, compile_table
 from conntrackd.flow import Flow
 from tests.core.build import build_driver, make_environment
 from tests.core.deciding import load
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
+from tests.filter.strategies import SETS
 from tests.messages import build_message
 
 MUTATIONS: Final = 50_000
@@ -31,6 +34,11 @@ RULES: Final = {
     ],
     "a look-up": [
         f"drop source address 10.{number}.0.0/24,2001:db8:{number}::/48 on port 80" for number in range(20)
+    ],
+    "sets": [
+        "log address @four",
+        "drop not source address @empty,@four and port 1-9",
+        "log port 80 sample 1/3",
     ],
     "two fields": [f"{'log' if number % 2 else 'drop'} address 10.0.0.{number}" for number in range(30)],
 }
@@ -70,7 +78,8 @@ def test_under_sanitizers_it_decides_as_the_reference_does(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_program_that_was_changed_is_refused_or_harmless(name: str, tmp_path: Path) -> None:
-    program = assemble(compile_table(parse(*RULES[name]), frozenset({1, 6, 17})))
+    rules = parse_rules([RuleText(text) for text in RULES[name]], SETS)
+    program = assemble(compile_table(rules, frozenset({1, 6, 17})))
     opened = int(run_driver(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
 
     assert 0 < opened < MUTATIONS // 2  # a bound that moves a little is a program too
@@ -98,7 +107,7 @@ def test_a_long_list_is_searched_as_a_short_one(step: int, tmp_path: Path) -> No
 
 def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
     test = struct.pack("=QIIIIHHI", (1 << 64) - 1, 1, 1, 0, 1, 0, 0, 0)
-    program = struct.pack("=8I", FORMAT, 1, 0, 0, 0, 0, 0, 0) + test + b"\1"
+    program = struct.pack("=8I", FORMAT, 1, 0, 0, 0, 0, 0, 0) + test + bytes(4) + b"\1"
 
     assert run_driver(tmp_path, "decide", program, EVENTS, status=2) == ""
 
@@ -122,7 +131,7 @@ HEADER: Final = 32
 SMALL: Final = assemble(compile_table(parse("drop source port 22,80-90")))
 LOWS: Final = HEADER + 32
 HIGHS: Final = LOWS + 16
-FOUND: Final = HIGHS + 16
+FOUND: Final = HIGHS + 16  # and behind it the rates of two rules
 
 
 @pytest.mark.parametrize(
@@ -136,7 +145,7 @@ FOUND: Final = HIGHS + 16
         ("intervals whose bytes overflow 32 bits", 12, "I", 0x20000002),
         ("a start behind the last end", 20, "I", 5),
         ("more words than a test can name", 24, "I", 0x10000),
-        ("something reserved", 28, "I", 1),
+        ("a set that it is not given", 28, "I", 1),
         ("a jump to itself", HEADER + 8, "I", 0),
         ("a jump behind the last end", HEADER + 8, "I", 5),
         ("a jump far away", HEADER + 12, "I", 0xFFFFFFFF),
@@ -152,7 +161,7 @@ FOUND: Final = HIGHS + 16
         ("an interval that ends before it begins", LOWS, "Q", 23),
         ("intervals out of order", HIGHS, "Q", 80),
         ("a rule that there is not", FOUND, "I", 2),
-        ("what is neither kept nor dropped", FOUND + 8, "B", 2),
+        ("what is neither kept nor dropped", FOUND + 16, "B", 2),
     ],
 )
 def test_a_program_with_one_thing_wrong_is_refused(name: str, place: int, form: str, value: int) -> None:

@@ -17,6 +17,7 @@ from conntrackd.delivery.compression import compress
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkUnavailable
 from conntrackd.delivery.spool import Spool
+from conntrackd.render import loki
 from conntrackd.sinks import syslog
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
@@ -131,7 +132,7 @@ def test_an_older_version_takes_no_spool_of_this_one_for_its_own(tmp_path: Path)
 def test_what_is_cut_into_parts_stays_on_disk_until_all_of_it_has_arrived(tmp_path: Path) -> None:
     class Away:
         name, batch_events, batch_wait = "loki", 10, 0.0
-        template = Loki.template
+        template = loki.TEMPLATE
 
         def __init__(self) -> None:
             self.written: list[int] = []

@@ -7,15 +7,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config import document
+from conntrackd.config import document, sets
 from conntrackd.config import read as config
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import ConntrackdError
+from conntrackd.filter.sets import MAX_ENTRIES
 
 ROOM: Final = document.MAX_FILE - 256
 TOML_ROOM: Final = document.MAX_TOML - 256
@@ -53,7 +54,23 @@ FILES: Final[dict[str, Callable[[], tuple[str, str]]]] = {
     "rules in empty lines": lambda: (RULES, repeat("\n", config.MAX_RULE_FILE - 256) + "log any\n"),
     "one long rule": lambda: (RULES, "log any " * ((config.MAX_RULE_FILE - 256) // 8)),
 }
+# Of sets: as many entries as there may be, in no order.
+SETS: Final[dict[str, Callable[[], Iterable[str]]]] = {
+    "networks of IPv6 with comments": lambda: (f"2001:{n:x}:{n & 0xFFF:x}::/48 # {n}\n" for n in scatter(16)),
+    "addresses of IPv4": lambda: (
+        f"{n >> 24}.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}\n" for n in scatter(32)
+    ),
+    "nothing that is right": lambda: (f"{n}\n" for n in scatter(32)),
+}
 LISTS: Final = tuple(option.key for option in OPTIONS if option.kind.separator)
+
+
+ODD: Final = 0x9E3779B1
+
+
+def scatter(bits: int) -> Iterable[int]:
+    """MAX_ENTRIES numbers of so many bits."""
+    return (n * ODD % (1 << bits) for n in range(MAX_ENTRIES))
 
 
 def measure(work: Callable[[], object]) -> tuple[int, int]:
@@ -80,6 +97,14 @@ def read_file(kind: str, folder: Path) -> tuple[int, int]:
     return measure(lambda: config.read_rules(config.read_config({}, {}, main)))
 
 
+def read_set(kind: str, folder: Path) -> tuple[int, int]:
+    """A set of the configuration."""
+    with (folder / "set").open("w") as file:
+        file.writelines(SETS[kind]())
+    given = config.read_config({"sets": [f"bad={folder}/set"]}, {})
+    return measure(lambda: sets.read_sets(given))
+
+
 def read_list(key: str) -> tuple[int, int]:
     """An option with as many items, as long as they may be."""
     items = [f"{n:04}={'x' * 4000}" for n in range(1000)]
@@ -89,4 +114,7 @@ def read_list(key: str) -> tuple[int, int]:
 if __name__ == "__main__":
     wanted, directory = sys.argv[1], Path(sys.argv[2])
     config.read_config({}, {})
-    print(*(read_file(wanted, directory) if wanted in FILES else read_list(wanted)))
+    if wanted in SETS:
+        print(*read_set(wanted, directory))
+    else:
+        print(*(read_file(wanted, directory) if wanted in FILES else read_list(wanted)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.producer import FIRST_TARGET
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
 from tests.sinks.loki_server import Fault, Handler, say
@@ -315,6 +316,28 @@ def test_row_42_a_sink_that_refuses_everything_says_so_and_the_others_go_on(rig:
 
     rig.evaluate(42, f"Loki says {status} to everything for a while, a queue of 2,000")
     assert set(rig.tallies["loki"].dropped) == {"queue"}  # what there was no room for, and nothing else
+
+
+def test_row_42_what_a_sinks_own_filter_drops_is_no_loss_of_a_sink_that_refuses(rig: Rig) -> None:
+    keep(rig, say(503, "no"))
+    rig.tallies["loki"].filtered = frozenset(range(1000, 4000))
+    rig.tallies["syslog"].filtered = frozenset(range(2000, 3000))
+    own = [
+        *("--sink.loki.filter", f"drop destination port {FIRST_TARGET + 1000}-{FIRST_TARGET + 3999}"),
+        *("--sink.syslog.filter", f"drop destination port {FIRST_TARGET + 2000}-{FIRST_TARGET + 2999}"),
+    ]
+    with rig.daemon("--sink.loki.queue", "2000", *own) as running:
+        running.wait_for_start()
+        rig.producer.send(6000, 5000)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", "syslog", "journal", seconds=5)
+        running.wait(lambda: says(running, "the server replied 503: no"), "the trouble")
+        rig.receivers.loki.faults.clear()
+        rig.wait_for_law(60)
+        rig.send_fresh(10)
+        assert running.stop() == 0
+
+    rig.evaluate(42, "Loki says 503 for a while, a filter of its own, a queue of 2,000")
+    assert set(rig.tallies["loki"].dropped) == {"queue"}
 
 
 def says(running: Running, text: str) -> bool:

@@ -21,6 +21,8 @@ class Tally:
     kind: str = "NEW"
     seen: Counter[int] = field(default_factory=Counter)
     payloads: dict[int, int] = field(default_factory=dict)
+    filtered: frozenset[int] = frozenset()
+    """Those that are none for this sink, by a filter of its own."""
     lost: int = 0
     """Told as lost before the daemon had it."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -37,7 +39,7 @@ class Tally:
 
     @property
     def accounted(self) -> int:
-        return self.delivered + self.lost + self.dropped.total()
+        return self.delivered + len(self.filtered) + self.lost + self.dropped.total()
 
     def add(self, records: list[Record]) -> None:
         for record in records:
@@ -100,11 +102,12 @@ def evaluate(
         assert not tally.strange, f"{tally.name}: unknown or changed: {tally.strange[:3]}"
         beyond = [number for number in tally.seen if not first <= number < first + sent]
         assert not beyond, f"{tally.name}: not sent now: {beyond[:3]}"
+        assert not tally.filtered & tally.seen.keys(), f"{tally.name}: got what its own filter drops"
         assert tally.duplicated <= duplicates, f"{tally.name}: {tally.duplicated} came twice"
         total = tally.accounted + filtered + died
         assert total == sent, (
             f"{tally.name}: sent {sent}, but delivered {tally.delivered} + lost {tally.lost} + filtered "
-            f"{filtered} + dropped {dict(tally.dropped)} + died {died} = {total}"
+            f"{filtered} and {len(tally.filtered)} + dropped {dict(tally.dropped)} + died {died} = {total}"
         )
     _compare(tallies)
     return Verdict(

@@ -1,7 +1,9 @@
 """Random rules and random events that have something to do with each other: both draw from small pools."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Final, TypeVar
 
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from conntrackd.filter.ast import (
     NetworkIn,
     NumberIn,
     Rule,
+    SetIn,
     StatusHas,
     TypeIs,
     conjoin,
@@ -25,7 +28,14 @@ from conntrackd.filter.ast import (
     negate,
     sort_prefixes,
 )
+from conntrackd.filter.sets import AddressSet, read_lines
 from conntrackd.flow import ABSENT, EventType, Flow, Location, Protocol, TcpState
+
+
+def make_set(name: str, *networks: str) -> AddressSet:
+    """A set of a file with these lines."""
+    return read_lines(name, Path("/sets") / name, BytesIO("\n".join(networks).encode()))
+
 
 V = TypeVar("V", int, str, tuple[int, int])
 
@@ -52,6 +62,13 @@ PORTS: Final = (0, 1, 22, 53, 79, 80, 81, 90, 443, 8080, 32768, 65535)
 PROTOCOLS: Final = (1, 6, 17, 33, 47, 58, 132, 136, 0, 2, 255)
 PORTLESS: Final = (Protocol.ICMP, Protocol.ICMPV6, 0, 2, 255)
 WITH_ICMP_IDS: Final = (Protocol.ICMP, Protocol.ICMPV6)
+SETS: Final = {
+    "all": make_set("all", *NETWORKS.split()),
+    "empty": make_set("empty"),
+    "four": make_set("four", "10.0.0.0/31", "192.0.2.7"),
+    "six": make_set("six", "2001:db8::1", "2001:db8::/64", "fe80::/10"),
+    "some": make_set("some", "10.0.0.0/8", "10.1.0.1", "128.0.0.0/1", "8000::/1", "::1"),
+}
 MARKS: Final = (0, 1, 0x10, 0x1F, 0xF0, 0x80000000, 0xFFFFFFFF)
 MASKS: Final = (0xFFFFFFFF, 0xF0, 0x0F, 0x80000000, 0)
 ZONES: Final = (0, 1, 3, 65535)
@@ -62,6 +79,7 @@ OPTIONAL: Final = (
     *fields.ICMP_IDS.values(),
     *fields.COUNTERS.values(),
 )
+RATES: Final = (2, 3, 10, 1_000_000)
 SECOND: Final = 10**9
 START: Final = 1_700_000_000 * SECOND
 DURATIONS: Final = (0, 10**6, 999 * 10**6, SECOND, 60 * SECOND, 3600 * SECOND)
@@ -215,6 +233,11 @@ set_leaves: list[st.SearchStrategy[Expression]] = [
 ]
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
+    st.builds(
+        lambda asked, found: SetIn(asked, found.name, found),
+        one_or_both(find_pairs("address")),
+        st.sampled_from(list(SETS.values())),
+    ),
     st.builds(LocationIn, one_or_both(find_pairs("country")), lists_of(COUNTRY_WORDS)),
     st.builds(
         LocationIn, one_or_both(find_pairs("city")), lists_of(sorted(city.casefold() for city in CITIES[1:]))
@@ -244,7 +267,10 @@ def expressions(leaves: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expr
 
 
 def rules_of(leaves: st.SearchStrategy[Expression]) -> st.SearchStrategy[list[Rule]]:
-    return st.lists(st.builds(Rule, st.booleans(), expressions(leaves)), max_size=6)
+    """Some of those that log do so with a sample of the flows."""
+    samples = st.sampled_from((0, 0, *RATES))
+    logging = st.builds(Rule, st.just(True), expressions(leaves), sample=samples)
+    return st.lists(logging | st.builds(Rule, st.just(False), expressions(leaves)), max_size=6)
 
 
 kernel_rules = rules_of(kernel_leaves)

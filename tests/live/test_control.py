@@ -321,3 +321,38 @@ def test_a_sink_switched_off_drops_and_counts_and_goes_on_afterwards(
     talk(net, 2)
 
     running.wait(lambda: len(running.lines) > before + 1, "events after it was enabled")
+
+
+def test_a_set_is_read_again_by_a_reload_and_a_bad_one_changes_nothing(
+    running: Running, net: Network, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = configuration.with_name("ours.txt")
+    addresses.write_text("192.0.2.0/24 # nobody\n")
+    rules = "filter: [drop protocol TCP, log source address @ours, drop any]"
+    configuration.write_text(f"sink: {{stream: {{enable: true}}}}\nsets: {{ours: ours.txt}}\n{rules}\n")
+    assert f"sets is ours={addresses}" in ask(capsys, "reload")["changes"]
+    talk(net, 2)
+    settle(running)
+    assert count_new(running) == 0
+
+    addresses.write_text("192.0.2.0/24\n10.1.0.2\n2001:db8::/32\n")
+    assert ask(capsys, "reload")["changes"] == ["set @ours (3 entries) has changed"]
+    talk(net, 3)
+    running.wait(lambda: count_new(running) == 3, "three events")
+
+    addresses.write_text("192.0.2.0/24\nnothing\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait(lambda: any("nothing has changed" in line for line in running.said), "the refusal")
+    assert f"reload: {addresses}:2: 'nothing' is not a valid address" in "".join(running.said)
+    talk(net, 2)
+    running.wait(lambda: count_new(running) == 5, "two more events")
+
+    # Rules of the run time and those who only look have the sets in force, too.
+    assert ask(capsys, "filter", "set", "drop address @ours")["changes"]
+    talk(net, 2)
+    settle(running)
+    assert count_new(running) == 5
+    sets = ask(capsys, "filter", "explain", "--running")["sets"]
+    assert sets == [f"@ours (3 entries) from {addresses}"]
+    with pytest.raises(DaemonError, match="there is no set '@our', did you mean ours"):
+        ctl.run(["filter", "set", "drop address @our"])

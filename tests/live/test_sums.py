@@ -53,7 +53,8 @@ def find_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -
     for name, sink in sinks.items():
         dropped = sum(value for key, value in sink.items() if key.startswith("sink_events_dropped_"))
         there = sum(sink.get(f"sink_events_{item}", 0) for item in ("delivered_total", "queued", "spooled"))
-        sums[f"{name}: accepted"] = counters["events_accepted_total"] - sink["sink_events_taken_total"]
+        handed = sink["sink_events_taken_total"] + sink["sink_events_filtered_total"]
+        sums[f"{name}: accepted"] = counters["events_accepted_total"] - handed
         sums[f"{name}: taken"] = sink["sink_events_taken_total"] - there - dropped
     return {name: value for name, value in sums.items() if value}
 
@@ -81,6 +82,8 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
             "sink.loki.spool": os.fspath(tmp_path),
             "sink.syslog.address": f"udp://127.0.0.1:{find_port()}",
             "filter": "drop source port 10000-11999",
+            "sink.stream.filter": "drop source port 12000-12499",
+            "sink.loki.filter": "drop source port 13000-13999\nlog any",
             "bus.enable": "true",
         }
         environ = {f"CONNTRACKD_{key.upper().replace('.', '_')}": value for key, value in settings.items()}
@@ -105,3 +108,5 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
     assert sinks["syslog"]["sink_events_delivered_total"] == 0
     assert sinks["syslog"]["sink_events_dropped_queue_total"] == SENT - 2000 - 3000
     assert sinks["loki"]["sink_events_delivered_total"] > 0
+    filtered = {name: sink["sink_events_filtered_total"] for name, sink in sinks.items()}
+    assert filtered == {"stream": 500, "syslog": 0, "loki": 1000}

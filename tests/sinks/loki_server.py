@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qsl
 
 NANO = 1_000_000_000
 BLOCKED = "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'"
@@ -87,6 +88,8 @@ class Store:
     duplicates: int = 0
     ready: int = 200
     lock: threading.Lock = field(default_factory=threading.Lock)
+    answers: dict[str, Callable[["Store", Mapping[str, str]], tuple[int, str]]] = field(default_factory=dict)
+    """Status and text for the parameters of a GET, by path."""
     let_go: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -211,6 +214,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a reply is written in two pieces
     server: "Server"
 
     def log_message(self, format: str, *args: object) -> None:
@@ -236,9 +240,13 @@ class Handler(BaseHTTPRequestHandler):
         return request
 
     def do_GET(self) -> None:
-        """Only /ready is there."""
-        self.read_request()
+        """Only /ready and what a test gives are there."""
+        request = self.read_request()
         store = self.server.store
+        path, _, query = request.path.partition("?")
+        if path in store.answers:
+            self.reply(*store.answers[path](store, dict(parse_qsl(query))))
+            return
         if self.path.endswith("/ready"):
             self.reply(store.ready, "ready" if store.ready == 200 else "Ingester not ready: waiting for 15s")
         else:

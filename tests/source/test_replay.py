@@ -29,3 +29,21 @@ def test_old_events_go_into_the_sinks_of_the_service_only_where_it_is_asked_for(
     assert (service.exists(), ours.exists()) == (names_a_file, not names_a_file)
     assert json.loads((service if names_a_file else ours).read_text().splitlines()[0])["prot"] == "TCP"
     assert any("is not read" in line for line in caplog.messages) is not names_a_file
+
+
+def test_a_stream_has_the_fields_that_were_asked_for(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.json"
+    overrides = {
+        "conntrack.replay": [str(RECORDING)],
+        "sink.stream.enable": ["true"],
+        "sink.stream.writer": [f"file://{ours}"],
+        "sink.stream.fields": ["src,dst,sport", "dport,msg"],
+        "sink.stream.filter": ["log type NEW", "drop any"],
+    }
+
+    daemon.run(Sources(overrides, {}, None, etc=tmp_path))
+
+    records = [json.loads(line) for line in ours.read_text().splitlines()]
+    assert records
+    assert {tuple(record) for record in records} == {("msg", "src", "dst", "sport", "dport")}
+    assert {record["msg"][:8] for record in records} == {"NEW TCP "}

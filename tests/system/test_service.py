@@ -68,6 +68,11 @@ def test_real_connections_are_records_with_all_fields(service: Machine) -> None:
     assert (tcp["EVENT_SRC"], tcp["EVENT_DPORT"], tcp["_SYSTEMD_UNIT"]) == ("127.0.0.1", "8080", SERVICE)
     assert (udp["EVENT_DST"], udp["EVENT_DPORT"], udp["PRIORITY"]) == ("127.0.0.1", "9", "6")
     assert tcp["MESSAGE"] == f"NEW TCP connection from 127.0.0.1:{tcp['EVENT_SPORT']} to 127.0.0.1:8080"
+    rules = ("log type NEW and destination port 8080", "drop any")
+    for source in ((), ("--from", "journal")):  # the package's configuration has the journal on, and no file
+        shown = service.run("conntrackctl", "events", *source, "-o", "jsonl", "--since", "-1h", *rules)
+        (record,) = (json.loads(line) for line in shown.splitlines())
+        assert (record["sport"], record["msg"]) == (int(tcp["EVENT_SPORT"]), tcp["MESSAGE"])
 
 
 def test_conntrackctl_controls_it(service: Machine) -> None:

@@ -1,0 +1,236 @@
+"""Records as people and programs read them: the one way of drawing lines, for `tail` and `events`."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from conntrackd.errors import show_controls
+
+Record = Mapping[str, Any]
+
+COLOURS: Final = {
+    "NEW": "32",
+    "UPDATE": "36",
+    "DESTROY": "33",
+    "SNAPSHOT": "34",
+    "FLOW": "33",
+    "LOST": "1;31",
+}
+# As the sinks name them: what has no prefix is the destination's, or the source's own direction.
+PLACES: Final = ("src_city", "src_country", "city", "country")
+SIZES: Final = ("bytes", "reply_bytes")
+# What names of services may stand for: a source's port is its own choice.
+SERVICES: Final = ("dport", "nat_dport", "master_dport")
+TIMES: Final = ("time", "start", "stop", "first_seen", "since", "until")
+# Columns of `table` and `wide`, and the room that most values need; others push the rest to the right.
+TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state", "bytes", "reply_bytes")
+WIDE: Final = (*TABLE, "nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "duration", "country", "reason")
+WIDTHS: Final = {"time": 23, "type": 8, "state": 11, "src": 15, "dst": 15, "nat_src": 15, "nat_dst": 15}
+WIDTH: Final = 7
+# To the right; a port of a destination may be a name.
+NUMBERS: Final = frozenset({"sport", "nat_sport", "bytes", "reply_bytes", "packets", "duration"})
+GAP: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How lines are drawn. The defaults are those of `tail`."""
+
+    colour: bool = False
+    has_dates: bool = False
+    """Whether the date stands before the time of day."""
+    utc: bool = False
+    services: bool = False
+    """Whether ports of destinations have the names of /etc/services."""
+    fields: tuple[str, ...] = ()
+    """Those that are shown, in this order; none for all of them, or the usual ones."""
+    width: int | None = None
+    """Of the terminal; None where lines have no end."""
+
+
+PLAIN: Final = Style()
+
+
+def should_colour(wish: str = "auto") -> bool:
+    """`always`, `never`, or `auto`: on a terminal that can, unless NO_COLOR is set."""
+    if wish != "auto":
+        return wish == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def render_short(record: Record, style: Style = PLAIN) -> str:
+    """One line: time, event, protocol, ends, and what else is known."""
+    time, kind = render_time(str(record.get("time", "")), style), str(record.get("type", ""))
+    host = f" {show_line(record['host'])}" if record.get("host") else ""
+    if kind == "LOST":
+        return paint(f"{time}{host} {show_line(record.get('msg', ''))}", kind, style)
+    ends = f"{render_end(record, 'src', 'sport', style)} -> {render_end(record, 'dst', 'dport', style)}"
+    extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
+    sizes = [record[name] for name in SIZES if name in record]
+    if sizes:
+        extra.append(f"{sum(sizes)} bytes")
+    text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
+    rest = f"  {', '.join(extra)}" if extra else ""
+    return f"{time}{host} {paint(text, kind, style)}{show_line(rest)}"
+
+
+def render_full(record: Record, style: Style = PLAIN) -> str:
+    """All fields, one a line, and an empty line at the end."""
+    lines = [
+        f"{show_line(name)}: {render_value(record, name, style, shorten=False)}"
+        for name in choose(record, style.fields)
+    ]
+    lines[:1] = [paint(lines[0], str(record.get("type", "")), style)] if lines else []
+    return "\n".join(lines) + "\n"
+
+
+def render_json(record: Record, style: Style = PLAIN) -> str:
+    """In ASCII: no terminal obeys it. Times are as they were written, unless UTC is asked for."""
+    chosen = {name: record[name] for name in choose(record, style.fields)}
+    if style.utc:
+        chosen |= {name: to_utc(chosen[name]) for name in TIMES if name in chosen}
+    return json.dumps(chosen)
+
+
+def render_csv(values: Sequence[str]) -> str:
+    """A row of RFC 4180, without its end."""
+    import csv  # noqa: PLC0415  # for one form alone
+    import io  # noqa: PLC0415
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
+
+
+def render_csv_record(record: Record, style: Style) -> str:
+    """The fields of the style; empty where the record has none."""
+    times = {name: to_utc(record[name]) for name in TIMES if style.utc and name in record}
+    values = {**record, **times}
+    return render_csv([show_line("" if values.get(name) is None else values[name]) for name in style.fields])
+
+
+def render_heading(style: Style) -> str:
+    """The names of the columns."""
+    return render_row([name.upper() for name in style.fields], style)
+
+
+def render_table_record(record: Record, style: Style) -> str:
+    """A row below the heading. A loss, which has none of these fields, is a sentence."""
+    kind = str(record.get("type", ""))
+    if kind == "LOST":
+        return paint(
+            cut(
+                f"{render_time(str(record.get('time', '')), style)}{GAP}{show_line(record.get('msg', ''))}",
+                style.width,
+            ),
+            kind,
+            style,
+        )
+    return paint(render_row([render_value(record, name, style) for name in style.fields], style), kind, style)
+
+
+def render_row(cells: Sequence[str], style: Style) -> str:
+    """Cells in columns of fixed width: a row is drawn before the next one is known."""
+    padded = [
+        cell.rjust(WIDTH) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
+        for name, cell in zip(style.fields, cells, strict=True)
+    ]
+    return cut(GAP.join(padded).rstrip(), style.width)
+
+
+def cut(line: str, width: int | None) -> str:
+    """No longer than that, with a mark where something is missing."""
+    return line if width is None or len(line) <= width else f"{line[: width - 1]}…"
+
+
+def choose(record: Record, fields: Sequence[str]) -> Sequence[str]:
+    """The names of what is shown of a record."""
+    return [name for name in fields if name in record] if fields else list(record)
+
+
+def render_value(record: Record, name: str, style: Style, *, shorten: bool = True) -> str:
+    """One value for people."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if name in TIMES and (shorten or style.utc):
+        return render_time(str(value), style) if shorten else to_utc(value)
+    if style.services and name in SERVICES:
+        return name_service(value, str(record.get("prot", "")))
+    return show_line(value)
+
+
+def render_time(text: str, style: Style = PLAIN) -> str:
+    """The time of day here, as `status` has it, with the date where the style asks for it."""
+    moment = parse_moment(text)
+    if moment is None:
+        return show_line(text)[11:23]
+    from datetime import UTC  # noqa: PLC0415
+
+    form = "%Y-%m-%d %H:%M:%S.%f" if style.has_dates else "%H:%M:%S.%f"
+    return f"{moment.astimezone(UTC if style.utc else None):{form}}"[:-3]
+
+
+def to_utc(text: object) -> str:
+    """A time as the sinks write it, with all its digits, and +00:00."""
+    moment = parse_moment(str(text))
+    if moment is None:
+        return str(text)
+    from datetime import UTC  # noqa: PLC0415
+
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}{str(text)[19:29]}+00:00"
+
+
+def parse_moment(text: str) -> Any:  # noqa: ANN401  # datetime, which is imported late
+    """A time with its offset; None where it is none."""
+    from datetime import datetime  # noqa: PLC0415  # for people alone
+
+    try:
+        moment = datetime.fromisoformat(text)
+        moment.astimezone()
+    except (ValueError, OverflowError):
+        return None
+    return moment
+
+
+def render_end(record: Record, address: str, port: str, style: Style = PLAIN) -> str:
+    """`192.0.2.1:443`, `[2001:db8::1]:443`."""
+    text = str(record.get(address, ""))
+    text = f"[{text}]" if ":" in text and port in record else text
+    return f"{text}:{render_value(record, port, style)}" if port in record else text
+
+
+def name_service(port: object, protocol: str) -> str:
+    """`https` for 443, where /etc/services knows it."""
+    return _find_service(port, protocol.lower()) if isinstance(port, int) else show_line(port)
+
+
+@cache  # of 65,536 ports and a handful of protocols
+def _find_service(port: int, protocol: str) -> str:
+    try:
+        return show_line(socket.getservbyport(port, protocol))
+    except (OSError, OverflowError):
+        return str(port)
+
+
+def show_line(value: object) -> str:
+    """Text of others on one line, with everything visible that a terminal would obey."""
+    return show_controls(str(value)).replace("\n", "\\n")
+
+
+def paint(text: str, kind: str, style: Style) -> str:
+    """In the colour of the event's type."""
+    return f"\033[{COLOURS[kind]}m{text}\033[0m" if style.colour and kind in COLOURS else text
+
+
+FORMS: Final[Mapping[str, Callable[[Record, Style], str]]] = {
+    "short": render_short,
+    "full": render_full,
+    "json": render_json,
+}
+"""Those of `tail`."""

@@ -1,0 +1,73 @@
+"""What the verbs that look back have in common: which events, of which time, out of which source."""
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from conntrackd.cli import report
+from conntrackd.errors import DataError
+
+if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
+    from conntrackd.filter.ast import Rule
+    from conntrackd.history.selection import Selection
+    from conntrackd.history.source import Source
+
+PROGRAM: Final = "conntrackctl"
+
+
+def add_selection(parser: ArgumentParser) -> None:
+    """Rules, times and the source."""
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
+    parser.add_argument("--since", metavar="TIME", help="from when on, such as -1h or 'yesterday 14:00'")
+    parser.add_argument("--until", metavar="TIME", help="until when")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        help="journal, journal:DIRECTORY, file:PATH or loki (default: that of a sink which is on)",
+    )
+
+
+@contextmanager
+def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
+    """The source, of which nothing is read yet; at the end what could not be read is reported on stderr."""
+    from conntrackd.history.selection import Selection  # noqa: PLC0415
+    from conntrackd.history.source import open_source  # noqa: PLC0415
+    from conntrackd.history.times import parse_span  # noqa: PLC0415
+    from conntrackd.netlink.labels import read_label_names  # noqa: PLC0415
+
+    span = parse_span(arguments.since, arguments.until, time.time_ns())
+    labels = {name: bit for bit, name in read_label_names().items()}
+    selection = Selection(span, read_rules(arguments.rules), labels)
+    source = open_source(arguments.source, selection)
+    try:
+        yield source, selection
+    finally:
+        source.close()
+        for warning in selection.damage.list_warnings():
+            report.warn(PROGRAM, warning)
+
+
+def read_rules(texts: list[str]) -> "list[Rule]":
+    """Those of the command line; a warning where they leave nothing out, which nobody asks for.
+
+    Sets are those of this machine's configuration, which is read for nothing else.
+    """
+    from conntrackd.cli.filter import warn_of_status  # noqa: PLC0415
+    from conntrackd.config.sets import read_sets  # noqa: PLC0415
+    from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
+    from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
+    from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
+    from conntrackd.history.source import read_configuration  # noqa: PLC0415
+
+    sets = read_sets(read_configuration()) if any("@" in text for text in texts) else NO_SETS
+    rules = parse_rules([RuleText(text) for text in texts], sets)
+    warn_of_status(rules)
+    if rules and all(rule.keep for rule in rules):
+        message = "no rule drops anything, so all events are shown"
+        report.warn(
+            PROGRAM, DataError(message, hint="a last rule 'drop any' leaves out what no other one logs")
+        )
+    return rules

@@ -1,0 +1,56 @@
+"""Who talks, how often and how much: what `top` and `summary` count by."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from conntrackd.cli.lines import SIZES, render_end
+
+# A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
+MAX_KEYS: Final = 65_536
+BY: Final = ("src", "dst", "port", "country", "flow")
+
+
+class Talkers:
+    """Events and bytes by key; bytes come with the end of a flow, if the kernel counts them."""
+
+    def __init__(self, by: str) -> None:
+        self._by = by
+        self._rows: dict[str, tuple[int, int]] = {}
+        self.events = 0
+        self.lost = 0
+        self.gaps = 0
+        """Losses of which the number is not known."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One record."""
+        if record.get("type") == "LOST":
+            # Of some losses nobody knows the number: a stop, what the kernel merged into later events.
+            lost = record.get("lost")
+            self.lost += lost or 0
+            self.gaps += lost is None
+            return
+        self.events += 1
+        key = make_key(record, self._by)
+        events, size = self._rows.get(key, (0, 0))
+        size += sum(int(record.get(name, 0)) for name in SIZES)
+        self._rows[key] = events + 1, size
+        if len(self._rows) > MAX_KEYS:
+            self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
+
+    def list(self, count: int) -> list[tuple[str, int, int]]:
+        """The largest: by bytes where there are some, then by events."""
+        rows = sorted(self._rows.items(), key=lambda row: (-row[1][1], -row[1][0], row[0]))
+        return [(key, events, size) for key, (events, size) in rows[:count]]
+
+
+def make_key(record: Mapping[str, Any], by: str) -> str:
+    """What the record is counted under."""
+    match by:
+        case "port":
+            return f"{record.get('prot', '')} {record.get('dport', '-')}"
+        case "country":
+            return str(record.get("country") or record.get("src_country") or "unknown")
+        case "flow":
+            ends = f"{render_end(record, 'src', 'sport')} -> {render_end(record, 'dst', 'dport')}"
+            return f"{record.get('prot', '')} {ends}"
+    return str(record.get(by, "-"))

@@ -1,0 +1,52 @@
+"""The sets that the configuration names, read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from conntrackd.config import options
+from conntrackd.config.read import Config
+from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
+from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, read_set
+
+
+class SetFile(NamedTuple):
+    """A set, and where the configuration names it."""
+
+    name: str
+    path: Path
+    origin: str
+
+    def read(self, room: int = MAX_ENTRIES) -> AddressSet:
+        """Raises ConfigError, of the setting's origin where the file cannot be read, and ManyErrors."""
+        try:
+            return read_set(self.name, self.path, room)
+        except ConfigError as error:
+            if not error.origin:
+                error.origin = self.origin
+                error.message = f"{options.SETS.key}: {self.name}: {error.message}"
+            raise
+
+
+def list_set_files(config: Config) -> Iterator[SetFile]:
+    """In the order of the setting."""
+    for (name, path), origin in zip(config[options.SETS], config.origins(options.SETS), strict=True):
+        yield SetFile(name, path, origin)
+
+
+def read_sets(config: Config) -> Sets:
+    """All of them, or ManyErrors for what is wrong with any of them. Takes a second for a million lines."""
+    found: dict[str, AddressSet] = {}
+    errors: list[ConntrackdError] = []
+    for file in list_set_files(config):
+        try:
+            room = MAX_ENTRIES - sum(known.entries for known in found.values())
+            found[file.name] = file.read(room)
+        except ManyErrors as error:
+            errors += error.errors
+        except ConfigError as error:
+            errors.append(error)
+    if errors:
+        raise ManyErrors(errors)
+    return MappingProxyType(found)

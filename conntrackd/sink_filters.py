@@ -1,0 +1,120 @@
+"""The filters of single sinks: those of the configuration, those in force, and how long these last.
+
+All of it happens in the thread of the event loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from conntrackd.active_filter import CoreFilter, compile_sink_filter, list_sink_tables
+from conntrackd.apart import run_apart, run_to_its_end
+from conntrackd.bus.control import NO_FILTER, FilterStatus
+from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.explain import explain_sink_rules
+
+if TYPE_CHECKING:
+    from conntrackd.daemon import Daemon
+
+logger = logging.getLogger(__name__)
+
+RUN_TIME: Final = "until a reload or restart"
+
+
+class SinkFilters:
+    """By the name of the sink; every sink that there is has one, which may have no rules."""
+
+    def __init__(self, daemon: "Daemon", configured: Mapping[str, CoreFilter]) -> None:
+        self._daemon = daemon
+        self._configured = dict(configured)
+        self._in_force = dict(configured)
+        self._reverts: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def in_force(self) -> Mapping[str, CoreFilter]:
+        """What decides now."""
+        return self._in_force
+
+    def configure(self, configured: Mapping[str, CoreFilter]) -> None:
+        """Those of the configuration, in the place of all others. The caller puts them in force."""
+        for name in list(self._reverts):
+            self._forget_revert(name)
+        self._configured, self._in_force = dict(configured), dict(configured)
+
+    async def set(self, name: str, rules: Sequence[str], timeout_s: int) -> list[str]:
+        """Until reset() or configure(), or for a time; as lines for people. Raises the mistakes."""
+        new = await run_apart(compile_sink_filter, *self._prepare(rules, name_run_time(timeout_s)))
+        lines = self._put_in_force(name, new)
+        if timeout_s:
+            loop = asyncio.get_running_loop()
+            self._reverts[name] = loop.call_later(timeout_s, self._end_run_time, name)
+        return lines
+
+    async def reset(self, name: str) -> list[str]:
+        """Back to that of the configuration."""
+        return self._put_in_force(name, self._configured[name])
+
+    async def explain(self, name: str, rules: Sequence[str]) -> str:
+        """What becomes of the rules; with none, of those in force."""
+        shown = self._in_force[name]
+        if rules:
+            shown = await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
+        return await run_to_its_end(explain_sink_rules, name, shown.parsed)
+
+    def list_changed(self) -> list[str]:
+        """Names of the sinks whose filter is not the one of the configuration."""
+        return [name for name, rules in self._in_force.items() if rules is not self._configured[name]]
+
+    def get_status(self, name: str) -> FilterStatus:
+        """As it is shown to people."""
+        rules, revert = self._in_force.get(name), self._reverts.get(name)
+        if rules is None:  # a reload has removed it, and its sink is on its way out
+            return NO_FILTER
+        left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
+        return FilterStatus(rules.rules, rules.origin, left)
+
+    def list_counts(self, name: str) -> list[int]:
+        """Events that each rule of a sink's filter decided; empty where it has no rules."""
+        rules = self._in_force.get(name)
+        return rules.list_counts() if rules is not None and rules.rules else []
+
+    def _prepare(self, rules: Sequence[str], origin: str) -> tuple[object, ...]:
+        """What compile_sink_filter() takes."""
+        daemon = self._daemon
+        texts, readers = [RuleText(rule) for rule in rules], len(daemon.pipeline.readers)
+        return texts, origin, daemon.config, daemon.engine, readers, daemon.configured_filter.sets
+
+    def _put_in_force(self, name: str, new: CoreFilter) -> list[str]:
+        daemon = self._daemon
+        self._forget_revert(name)
+        self._in_force[name] = new
+        daemon.pipeline.set_tables(daemon.filter.tables, list_sink_tables(self._in_force))
+        daemon.tell_sink(name)
+        return describe(name, new)
+
+    def _end_run_time(self, name: str) -> None:
+        lines = self._put_in_force(name, self._configured[name])
+        logger.info("the run-time filter has expired, %s", lines[0])
+
+    def _forget_revert(self, name: str) -> None:
+        timer = self._reverts.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+
+def name_run_time(timeout_s: int) -> str:
+    """Where rules come from that somebody has set, and how long they last."""
+    return f"run time, {f'for {timeout_s} s' if timeout_s else RUN_TIME}"
+
+
+def describe(name: str, rules: CoreFilter) -> list[str]:
+    """The filter of one sink, for people."""
+    count = len(rules.rules)
+    first = f"{count} rule{'' if count == 1 else 's'} in force for sink {name}, from {rules.origin}"
+    return [first, *(f"warning: {warning}" for warning in rules.warnings)]
+
+
+def list_warnings(own: Mapping[str, CoreFilter]) -> list[str]:
+    """What is doubtful in the filters of sinks."""
+    return [warning for rules in own.values() for warning in rules.warnings]

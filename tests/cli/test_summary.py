@@ -1,0 +1,105 @@
+"""conntrackctl summary: totals and tops of a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conntrackd.cli import ctl
+from conntrackd.cli.summary import Summary, render_bar, render_summary
+from conntrackd.errors import UsageError
+from conntrackd.flow import ABSENT, EventType, Location, Lost
+from tests.history.written import load, write_file, write_lines
+from tests.sinks.flows import BASE, make_flow
+
+
+@pytest.fixture
+def lines() -> list[bytes]:
+    """Three of one source, one of another, which has the bytes; two losses, one of a number nobody knows."""
+    flows = [make_flow(1), make_flow(1), make_flow(1), make_flow(2, EventType.DESTROY)]
+    flows[3].orig_packets = flows[3].reply_packets = 1
+    flows[3].orig_bytes, flows[3].reply_bytes = 1000, 24
+    flows[3].dport = flows[3].reply_sport = 53
+    flows[0].dst_location = Location(country="Germany")
+    return write_lines([*flows, Lost(5, BASE, BASE, "kernel"), Lost(ABSENT, BASE, BASE, "daemon")])
+
+
+@pytest.fixture
+def path(tmp_path: Path, lines: list[bytes]) -> Path:
+    return write_file(tmp_path / "events.json", lines)
+
+
+def summarize(lines: list[bytes], *by: str) -> Summary:
+    summary = Summary(by)
+    for line in lines:
+        summary.add(load(line))
+    return summary
+
+
+def test_totals_and_tops_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["summary", "--from", f"file:{path}", "--by", "src,port,country,type", "-n", "1", "-o", "json"]
+
+    assert ctl.run(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found.pop("first") < found.pop("last")) is False  # of the loss, which was written last
+    assert found == {
+        "events": 4,
+        "types": {"NEW": 3, "DESTROY": 1},
+        "bytes": 1024,
+        "lost": 5,
+        "gaps": 1,
+        "by": {
+            "src": [{"key": "10.0.0.2", "events": 1, "bytes": 1024}],
+            "port": [{"key": "TCP 53", "events": 1, "bytes": 1024}],
+            "country": [{"key": "unknown", "events": 3, "bytes": 1024}],
+            "type": [{"key": "DESTROY", "events": 1, "bytes": 1024}],
+        },
+    }
+
+
+def test_totals_and_bars_for_people(lines: list[bytes]) -> None:
+    shown = list(render_summary(summarize(lines, "src", "mark"), 20))
+
+    assert [shown[0], *shown[2:]] == [
+        "events: 4 (3 NEW, 1 DESTROY)",
+        "bytes:  1.0 KiB",
+        "lost:   5, 1 gap of unknown size",
+        "",
+        "SRC          EVENTS       BYTES",
+        "10.0.0.2          1     1.0 KiB  ████████████████████",
+        "10.0.0.1          3           -",
+        "",
+        "MARK     EVENTS       BYTES",
+        "-             4     1.0 KiB  ████████████████████",
+    ]
+    only_new = list(render_summary(summarize(lines[:3], "src"), 20))
+    assert only_new[-1] == "10.0.0.1          3           -  ████████████████████"
+
+
+def test_nothing_is_said_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_file(tmp_path / "empty.json", [])
+
+    assert ctl.run(["summary", "--from", f"file:{path}", "--since", "1h"]) == 0
+    assert capsys.readouterr().out == "events: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "bar"),
+    [(0, 100, ""), (1, 1_000_000, "▏"), (100, 100, "█" * 20), (50, 100, "█" * 10), (3, 160, "▍"), (0, 0, "")],
+)
+def test_a_bar_has_eighths_of_a_column(value: int, largest: int, bar: str) -> None:
+    assert render_bar(value, largest) == bar
+
+
+def test_rules_and_times_hold_for_it_too(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = ["log destination port 53", "drop any"]
+
+    assert ctl.run(["summary", "--from", f"file:{path}", "-o", "json", *rules]) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == 1
+    assert ctl.run(["summary", "--from", f"file:{path}", "-o", "json", "--since", "now"]) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == 0
+
+
+def test_what_nothing_can_be_counted_by_is_said() -> None:
+    with pytest.raises(UsageError, match="'prt' is not a field of an event, did you mean"):
+        ctl.run(["summary", "--by", "src,prt"])
