@@ -25,9 +25,11 @@ export function createHealth(daemon) {
         // The command names the mistake of a unit that could not start; here nothing can be asked.
         let said = "";
         try {
-            said = await cockpit.spawn(["conntrackctl", "status"], { superuser: "try", err: "out" });
+            const process = cockpit.spawn(["conntrackctl", "status"], { superuser: "try", err: "out" });
+            process.stream(data => { said += data });
+            await process;
         } catch (error) {
-            said = [error.message, daemon.problem].filter(Boolean).join("\n");
+            said = said || error.message; // status 3, with the reason in what it says
         }
         if (!daemon.running)
             problems.replaceChildren(element("li", {}, element("pre", {}, said.trim())));
