@@ -14,6 +14,8 @@ RUN_PACKAGES := gcc libc6-dev libpython3-dev python3-venv
 # And what the tests, the linters and the benchmark need.
 TEST_PACKAGES := $(RUN_PACKAGES) clang conntrack cpio cppcheck dbus debugedit dpkg-dev elfutils file fish \
 	iproute2 libclang-rt-dev mandoc nftables openssl polkitd procps python3-dbusmock rpm rsyslog systemd util-linux zsh
+# What boots a Debian, and looks at a page.
+SYSTEM_PACKAGES := chromium chromium-driver debootstrap systemd-container
 # Builds the core, in the virtual environment too: pip would fetch another one for each build.
 SETUPTOOLS := setuptools==80.9.0
 CORE_SOURCES := setup.py $(wildcard conntrackd/core/*.[ch])
@@ -84,14 +86,12 @@ endef
 # runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it
 # the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
 test-system: $(VENV)/ready $(CORE)
-	@dpkg -s debootstrap systemd-container >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		debootstrap systemd-container >&2; }
+	$(call install,$(SYSTEM_PACKAGES))
 	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
-	$(PYTHON) -m ruff check conntrackd tests bench fuzz setup.py
-	$(PYTHON) -m ruff format --check conntrackd tests bench fuzz setup.py
+	$(PYTHON) -m ruff check conntrackd contrib tests bench fuzz setup.py
+	$(PYTHON) -m ruff format --check conntrackd contrib tests bench fuzz setup.py
 	$(PYTHON) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -Iconntrackd/core -Ifuzz -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))

@@ -19,6 +19,8 @@ OFFERED: Final = (
     *("conntrackd", "python3-dbus-fast", "python3-maxminddb", "python3-ply", "python3-pyroute2"),
     *("python3-prometheus-client", "python3-rich", "python3-yaml", "logrotate", "nfct"),
 )
+# The web console that the page is part of.
+CONSOLE: Final = ("cockpit-bridge", "cockpit-ws")
 BUILD: Final = (
     *("build-essential", "debhelper", "dh-python", "pybuild-plugin-pyproject", "python3-all", "python3-dev"),
     *("python3-hypothesis", "python3-pytest", "python3-pytest-mock", "python3-setuptools"),
@@ -102,7 +104,7 @@ class Distribution:
 
     def _make_pool(self) -> None:
         """Debian's packages that are not in the base, as a repository; by the machine's own apt."""
-        contents = " ".join((*BASE, *OFFERED, *BUILD))
+        contents = " ".join((*BASE, *OFFERED, *CONSOLE, *BUILD))
         if is_made_of(self.pool, contents):
             return
         shutil.rmtree(self.pool, ignore_errors=True)
@@ -121,7 +123,7 @@ class Distribution:
         }
         apt = ("apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items()))
         run(*apt, "update")
-        run(*apt, "install", "--yes", "--download-only", *OFFERED, *BUILD)
+        run(*apt, "install", "--yes", "--download-only", *OFFERED, *CONSOLE, *BUILD)
         shutil.rmtree(state)
         index(self.pool)
         keep(self.pool, contents)
@@ -175,7 +177,7 @@ class Distribution:
         (repository / "build.log").write_text(said)
         if not version:
             self._check(root, repository)
-        for package in (root / "build").glob("conntrackd*.deb"):
+        for package in (root / "build").glob("*conntrackd*.deb"):
             shutil.copy2(package, repository)
         index(repository)
         shutil.rmtree(root)
