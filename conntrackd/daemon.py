@@ -7,12 +7,11 @@ and the main one with asyncio for D-Bus, signals and the watchdog, which is what
 import asyncio
 import gc
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +37,7 @@ from conntrackd.flow import EventType
 from conntrackd.lean import without
 from conntrackd.metrics.listener import PASSED
 from conntrackd.metrics.service import Metrics
-from conntrackd.netlink.recording import read_batches
+from conntrackd.netlink.recording import find_fault, read_batches
 from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
@@ -475,10 +474,7 @@ def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
     if path is None:
         return
-    reason = "" if os.access(path, os.R_OK, effective_ids=True) else "not permitted"
-    with suppress(PermissionError):
-        reason = "no such file" if not path.exists() else "is a directory" if path.is_dir() else reason
-    if reason:
+    if reason := find_fault(path):
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

@@ -94,6 +94,7 @@ sink:
         ("geoip.database: [gone.mmdb]", "gone.mmdb"),
         ("conntrack.replay: gone.nl", "gone.nl: no such file"),
         ("conntrack.replay: /", "/: is a directory"),
+        ("conntrack.replay: conntrackd.yaml", "conntrackd.yaml: is not a recording of netlink messages"),
         ("sink.stream.writer: file:///gone/x", "file:///gone/x: no directory /gone"),
         ("sink.stream.writer: file:///proc/x", "file:///proc/x: in /proc the kernel has its own files"),
         ("sink.loki.spool: gone/spool", "gone/spool: there is no directory gone"),

@@ -31,6 +31,26 @@ def write_batch(file: BinaryIO, batch: "EventBatch", limit: int) -> int:
     return count
 
 
+def find_fault(path: Path) -> str:
+    """Why the file cannot be replayed, as far as its first message shows; empty where it may be."""
+    try:
+        if not path.is_file():  # a pipe is left for the replay itself
+            return "is a directory" if path.is_dir() else "" if path.exists() else "no such file"
+        with path.open("rb") as file:
+            begin = file.read(NLMSG_HDRLEN)
+    except PermissionError:
+        return "not permitted"
+    except OSError as error:
+        return error.strerror or str(error)
+    if begin and (len(begin) < NLMSG_HDRLEN or not _is_length(HEADER.unpack(begin)[0])):
+        return "is not a recording of netlink messages"
+    return ""
+
+
+def _is_length(length: int) -> bool:
+    return NLMSG_HDRLEN <= length <= MAX_MESSAGE
+
+
 def read_batches(path: Path, received_ns: int, batch: "EventBatch") -> Iterator[tuple[int, int]]:
     """Load the batch again and again; gives messages and malformed ones of each load.
 
@@ -44,7 +64,7 @@ def read_batches(path: Path, received_ns: int, batch: "EventBatch") -> Iterator[
             content, begin, offset = content[offset:] + more, begin + offset, 0
             while len(content) - offset >= NLMSG_HDRLEN:
                 length, kind, *_ = HEADER.unpack_from(content, offset)
-                if not NLMSG_HDRLEN <= length <= MAX_MESSAGE:
+                if not _is_length(length):
                     raise _explain(path, begin + offset)
                 if offset + length > len(content):
                     break
