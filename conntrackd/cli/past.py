@@ -65,7 +65,7 @@ def read_rules(texts: list[str]) -> "list[Rule]":
     sets = read_sets(read_configuration()) if any("@" in text for text in texts) else NO_SETS
     rules = parse_rules([RuleText(text) for text in texts], sets)
     warn_of_status(rules)
-    if rules and all(rule.keep for rule in rules):
+    if rules and all(rule.keep and not rule.sample for rule in rules):
         message = "no rule drops anything, so all events are shown"
         report.warn(
             PROGRAM, DataError(message, hint="a last rule 'drop any' leaves out what no other one logs")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from conntrackd.cli.common import get_width, parse_count, print_json, render_bytes
-from conntrackd.cli.lines import SIZES, Record, cut, show_line
+from conntrackd.cli.lines import Record, cut, show_line
 from conntrackd.cli.past import add_selection, open_selected
-from conntrackd.cli.talkers import BY, Talkers
+from conntrackd.cli.talkers import BY, Sizes, Talkers
 from conntrackd.cli.verb import Verb
 
 USUAL: Final = "src,dst,port,country"
@@ -60,6 +60,7 @@ class Summary:
     def __init__(self, by: Iterable[str]) -> None:
         self.types: Counter[str] = Counter()
         self.size = 0
+        self._sizes = Sizes()
         self.first = ""
         self.last = ""
         self.talkers = {name: Talkers(name) for name in by}
@@ -75,9 +76,10 @@ class Summary:
             self.losses.add(record)
             return
         self.types[kind] += 1
-        self.size += sum(record.get(name, 0) for name in SIZES)
+        size = self._sizes.count(record)
+        self.size += size
         for talkers in self.talkers.values():
-            talkers.add(record)
+            talkers.count(record, size)
 
 
 def show_summary(arguments: Namespace) -> int:

@@ -8,6 +8,35 @@ from conntrackd.cli.lines import SIZES, render_end
 # A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
 MAX_KEYS: Final = 65_536
 BY: Final = ("src", "dst", "port", "country", "flow")
+# A FLOW comes behind the DESTROYs of its batch, of up to 256 events; there are up to 16 readers.
+MAX_ENDS: Final = 4096
+# What a FLOW has of its DESTROY; a field that is not written is None in both.
+SAME: Final = ("time", "flow", "prot", "src", "dst", "sport", "dport", "icmp_id", *SIZES)
+
+
+class Sizes:
+    """Bytes of records, those of a flow once: where both are written, a FLOW repeats its DESTROY."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[Any, ...], int] = {}
+        """DESTROYs whose FLOW may still come, and how many are alike; the oldest first."""
+
+    def count(self, record: Mapping[str, Any]) -> int:
+        """What the record adds to the sum."""
+        size = sum(int(record.get(name, 0)) for name in SIZES)
+        kind = record.get("type")
+        if not size or kind not in ("DESTROY", "FLOW"):
+            return size
+        key = tuple(record.get(name) for name in SAME)
+        alike = self._ends.pop(key, 0)
+        if kind == "DESTROY":
+            self._ends[key] = alike + 1
+            if len(self._ends) > MAX_ENDS:
+                del self._ends[next(iter(self._ends))]
+            return size
+        if alike > 1:
+            self._ends[key] = alike - 1
+        return 0 if alike else size
 
 
 class Talkers:
@@ -16,6 +45,7 @@ class Talkers:
     def __init__(self, by: str) -> None:
         self._by = by
         self._rows: dict[str, tuple[int, int]] = {}
+        self._sizes = Sizes()
         self.events = 0
         self.lost = 0
         self.gaps = 0
@@ -29,11 +59,14 @@ class Talkers:
             self.lost += lost or 0
             self.gaps += lost is None
             return
+        self.count(record, self._sizes.count(record))
+
+    def count(self, record: Mapping[str, Any], size: int) -> None:
+        """One record that is not a loss, and what it adds to the bytes."""
         self.events += 1
         key = make_key(record, self._by)
-        events, size = self._rows.get(key, (0, 0))
-        size += sum(int(record.get(name, 0)) for name in SIZES)
-        self._rows[key] = events + 1, size
+        events, before = self._rows.get(key, (0, 0))
+        self._rows[key] = events + 1, before + size
         if len(self._rows) > MAX_KEYS:
             self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, read_set
+
+# On the command line and in the environment the origin is the setting already.
+NAMES_SETTING: Final = (options.SETS.flag, options.SETS.variable)
 
 
 class SetFile(NamedTuple):
@@ -25,7 +28,8 @@ class SetFile(NamedTuple):
         except ConfigError as error:
             if not error.origin:
                 error.origin = self.origin
-                error.message = f"{options.SETS.key}: {self.name}: {error.message}"
+                named = "" if self.origin in NAMES_SETTING else f"{options.SETS.key}: "
+                error.message = f"{named}{self.name}: {error.message}"
             raise
 
 

@@ -429,6 +429,9 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         end = len(text.rstrip())
         return Mistake(f"the rule ends where {wanted} is missing", end, end + 1)
     word = token.value.text
+    if expected == {"$end"}:  # only a sample ends a rule for good
+        hint = "a sample ends the rule; conditions stand before it"
+        return Mistake(f"unexpected {quote(word)} behind the sample", token.lexpos, token.endlexpos, hint)
     words = [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected]
     near = suggest(word, words) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"

@@ -8,7 +8,7 @@ from conntrackd.errors import ConntrackdError, DataError, NotPermittedError
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.history.times import Span
-from conntrackd.render.parse import find_nanoseconds, parse_record
+from conntrackd.render.parse import LEFT_OUT, find_nanoseconds, parse_record
 
 
 @dataclass(slots=True)
@@ -55,4 +55,11 @@ class Selection:
         time = find_nanoseconds(record.get("time")) if flow is None else flow.time
         if time is None:
             raise DataError("its time cannot be read")
-        return self.span.holds(time) and (flow is None or evaluate(self.rules, flow).keep)
+        if flow is None:
+            return self.span.holds(time)
+        if self.span != ALWAYS and record.get("time") is None:
+            raise DataError("the required field 'time' is missing", hint=LEFT_OUT)
+        keep, number = evaluate(self.rules, flow)
+        if number and self.rules[number - 1].sample and record.get("flow") is None:
+            raise DataError("the required field 'flow' is missing, which a sample asks for", hint=LEFT_OUT)
+        return keep and self.span.holds(time)

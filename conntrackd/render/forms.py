@@ -42,7 +42,7 @@ def explain_choice(form: str, names: frozenset[str]) -> tuple[str, str]:
     needs, heads = FORMS[form]
     for name, reason in needs.items():
         if name not in names:
-            return f"leaves out {name}: {reason}", f"with {name} among them it can be"
+            return f"leaves out {name}: {reason}", f"it has to be written: add {name}, or remove -{name}"
     rest = names - needs.keys() - set(HEADS)
     # Where no head stands before it a field is the first, and it has to be known which one.
     has_first = bool(rest & set(ALWAYS)) or (form == "loki" and not rest)

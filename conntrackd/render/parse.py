@@ -42,6 +42,7 @@ TURNED: Final = {
     "reply_icmp_id": "icmp_id",
 }
 NEEDED: Final = {"src": "src", "dst": "dst", "type": "type", "protocol": "prot"}
+LEFT_OUT: Final = "what sink.NAME.fields leaves out cannot be read back, see conntrackd-events(7)"
 MAX_LABELS: Final = 128
 # RFC 3339: date and time, the fraction of the second, the offset.
 TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -123,7 +124,7 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
         values["labels"] = _find_bits(values["labels"], labels or {})
     for attribute, name in NEEDED.items():
         if attribute not in values:
-            _refuse(record, name, "")
+            _refuse(record, name, LEFT_OUT)
     if len(values["src"]) != len(values["dst"]):
         raise DataError("src and dst are not of one family")
     for attribute, other in TURNED.items():

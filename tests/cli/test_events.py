@@ -232,6 +232,13 @@ def test_rules_that_leave_nothing_out_are_noticed(path: Path, capsys: pytest.Cap
     )
 
 
+def test_a_sample_leaves_something_out(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(path, "log any sample 1/1000000")
+
+    written = capsys.readouterr()
+    assert (written.out.count("\n") < 4, written.err) == (True, "")
+
+
 def test_damage_is_reported_at_the_end(
     path: Path, lines: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:

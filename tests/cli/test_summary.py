@@ -7,6 +7,7 @@ import pytest
 
 from conntrackd.cli import ctl
 from conntrackd.cli.summary import Summary, render_bar, render_summary
+from conntrackd.cli.talkers import MAX_ENDS, Sizes, Talkers
 from conntrackd.errors import UsageError
 from conntrackd.flow import ABSENT, EventType, Location, Lost
 from tests.history.written import load, write_file, write_lines
@@ -55,6 +56,29 @@ def test_totals_and_tops_as_json(path: Path, capsys: pytest.CaptureFixture[str])
             "type": [{"key": "DESTROY", "events": 1, "bytes": 1024}],
         },
     }
+
+
+def test_bytes_of_a_flow_are_counted_once_where_both_records_are_written() -> None:
+    """conntrack.records: both; the second and the third flow differ in a field that is not written."""
+    ends = [{"type": "DESTROY", "src": f"10.0.0.{end}", "bytes": 10, "reply_bytes": 5} for end in (1, 2, 2)]
+    flows = [end | {"type": "FLOW"} for end in ends]
+    alone = {"type": "FLOW", "src": "10.0.0.1", "bytes": 7}
+    summary, top = Summary(["src"]), Talkers("src")
+    for record in (*ends, *flows, alone):
+        summary.add(record)
+        top.add(record)
+
+    assert (summary.size, summary.types) == (52, {"DESTROY": 3, "FLOW": 4})
+    assert summary.talkers["src"].list(2) == top.list(2) == [("10.0.0.2", 4, 30), ("10.0.0.1", 3, 22)]
+
+
+def test_ends_that_no_flow_repeats_do_not_add_up_in_memory() -> None:
+    sizes = Sizes()
+    for flow in range(MAX_ENDS + 1):
+        assert sizes.count({"type": "DESTROY", "flow": flow, "bytes": 1}) == 1
+
+    assert sizes.count({"type": "FLOW", "flow": 1, "bytes": 1}) == 0
+    assert sizes.count({"type": "FLOW", "flow": 0, "bytes": 1}) == 1  # forgotten
 
 
 def test_totals_and_bars_for_people(lines: list[bytes]) -> None:

@@ -193,6 +193,8 @@ def test_the_names_are_those_that_the_sinks_write() -> None:
 
     assert render_short(record).endswith("  SYN_SENT, Nuremberg, DE, Lyon, FR, 120 bytes")
     assert talkers.list(1) == [("FR", 1, 120)]
+    del record["bytes"]  # as sink.stream.fields can
+    assert render_short(record).endswith("Lyon, FR")
 
 
 def test_the_full_form_has_every_field() -> None:

@@ -324,7 +324,7 @@ conntrack:
         (
             "sink.loki.fields: -time",
             ":1: sink.loki.fields leaves out time: an entry of Loki's has one\n"
-            "hint: with time among them it can be",
+            "hint: it has to be written: add time, or remove -time",
         ),
         (
             "sink.stream.fields: [dport, bytes]",
@@ -334,12 +334,12 @@ conntrack:
         (
             "sink.syslog.fields: -type",
             ":1: sink.syslog.fields leaves out type: it stands in the header of the message\n"
-            "hint: with type among them it can be",
+            "hint: it has to be written: add type, or remove -type",
         ),
         (
             "sink.syslog: {format: rfc3164, fields: src}",
             ":1: sink.syslog.fields leaves out time: it stands in the header of the message\n"
-            "hint: with time among them it can be",
+            "hint: it has to be written: add time, or remove -time",
         ),
     ],
 )

@@ -86,3 +86,10 @@ def test_sets_have_room_for_so_many_together(tmp_path: Path, monkeypatch: pytest
     assert {name: found.entries for name, found in read_sets(config).items()} == {"a": 2}
     with pytest.raises(ManyErrors, match="more than 1,000,000 addresses"):
         read_sets(read(tmp_path, "sets: {a: two, b: two}"))
+
+
+def test_the_setting_is_named_once_where_it_stands_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        read_sets(read(tmp_path, "", flags=[f"bad={tmp_path}/nowhere"]))
+
+    assert str(caught.value) == f"--sets: bad: {tmp_path}/nowhere: No such file or directory"

@@ -75,6 +75,8 @@ def test_a_sample_ends_a_rule_and_the_word_is_a_value_elsewhere(text: str, rende
         ("log any sample 10", "10", "'10' is not a valid sample"),
         ("log any sample 1/0x10", "1/0x10", "'1/0x10' is not a valid sample"),
         ("log any sample", " ", "the rule ends where a value is missing"),
+        ("log any sample 1/2 and type NEW", "and", "unexpected 'and' behind the sample"),
+        ("log any sample 1/2 sample 1/3", "sample", "unexpected 'sample' behind the sample"),
         ("drop any sample 1/2", "sample 1/2", "a rule that drops has no sample"),
         ("log any smaple 1/2", "smaple", "unexpected 'smaple', did you mean sample?"),
         ("log sample 1/2 any", "sample", "unexpected 'sample'"),

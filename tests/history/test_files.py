@@ -1,6 +1,7 @@
 """Files of events, rotated and compressed, read as one."""
 
 import bz2
+import json
 import lzma
 import os
 import threading
@@ -265,3 +266,22 @@ def test_without_permission_there_is_a_hint_who_may_read_it(path: Path) -> None:
     with as_user(65534), pytest.raises(NotPermittedError, match="you may not read") as caught:
         read(path)
     assert caught.value.hint == "run it as root, such as with sudo"
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "span"),
+    [("flow", ("log any sample 1/2", "drop any"), Span()), ("time", (), Span(BASE)), ("prot", (), Span())],
+)
+def test_what_is_asked_for_and_was_never_written_is_reported(
+    tmp_path: Path, name: str, rules: tuple[str, ...], span: Span
+) -> None:
+    """As sink.stream.fields can leave it out."""
+    record = load(write_lines([make_flow(1)])[0])
+    del record[name]
+    path = write_file(tmp_path / "events.json", [json.dumps(record).encode() + b"\n"])
+    selection = select(*rules, span=span)
+
+    assert read(path, selection) == []
+    (warning,) = selection.damage.list_warnings()
+    assert f"the required field '{name}' is missing" in str(warning)
+    assert "sink.NAME.fields" in warning.hint
