@@ -15,6 +15,7 @@ from conntrackd.active_filter import (
     CoreFilter,
     Filter,
     compile_filter,
+    compile_sink_filter,
     compile_sink_filters,
     read_texts,
 )
@@ -288,10 +289,10 @@ class DaemonControl:
         readers = len(self._daemon.pipeline.readers)
         return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers, sets)
 
-    async def _compile_to_look(self, rules: Sequence[str], readers: int = 1) -> Filter:
+    async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
         sets = daemon.configured_filter.sets
-        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, readers, sets)
+        return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, 1, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
@@ -331,7 +332,12 @@ class DaemonControl:
                 f"{len(self._daemon.tails)} tails are open, the last {TAILS_OF_ROOT} are reserved for root",
                 hint="end one of them, for example with ^C",
             )
-        new = await self._compile_to_look(rules, len(self._daemon.pipeline.readers))
+        # As a sink's own: it decides about what the global filter keeps, whatever that is by then.
+        texts, daemon = [RuleText(rule) for rule in rules], self._daemon
+        readers, sets = len(daemon.pipeline.readers), daemon.configured_filter.sets
+        new = await run_to_its_end(
+            compile_sink_filter, texts, "", daemon.config, daemon.engine, readers, sets
+        )
         cost.check_tail(new.parsed)
         return self._daemon.tails.open(new.tables, limit)
 

@@ -161,7 +161,8 @@ class Reader:
         whole = _list_ended(batch, shares) if ended and records.of_events else []
         if ended and not records.of_events:
             batch.set_type(ended, EventType.FLOW)
-        rendered, wanted = self._render_all(batch, shares), self._render_tails(batch, kept)
+        rendered = self._render_all(batch, shares)
+        wanted = self._render_tails(batch, self._divide_tails(batch, kept))
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -190,7 +191,8 @@ class Reader:
     def _hand_on_flows(self, batch: EventBatch, ended: Selection, shares: list[Share]) -> None:
         """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""
         batch.set_type(ended, EventType.FLOW)
-        rendered, wanted = self._render_all(batch, shares), self._render_tails(batch, ended)
+        rendered = self._render_all(batch, shares)
+        wanted = self._render_tails(batch, self._divide_tails(batch, ended))
         with self._pipeline.lock:
             self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES
             self._hand_on(batch, ended, rendered, wanted)
@@ -228,16 +230,25 @@ class Reader:
             found.append(Share(outbox, events, own, room, rendered))
         return found
 
-    def _render_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Rendered]]:
-        """For each tail what it wants of the events that the sinks get."""
-        tails, engine = self._pipeline.tails, self._pipeline.engine
-        found: list[tuple[Tail, Rendered]] = []
-        for tail in tails.wanting if kept else ():
+    def _divide_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Selection]]:
+        """What each tail wants of the events that the sinks get, where it wants any."""
+        pipeline = self._pipeline
+        found: list[tuple[Tail, Selection]] = []
+        for tail in pipeline.tails.wanting if kept else ():
             own = tail.rules[self._number]
-            wanted = engine.decide(batch, own, kept, self._locations, is_part=True)
+            wanted = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
-                found.append((tail, self._render(batch, tails.template, wanted, own)))
+                found.append((tail, wanted))
         return found
+
+    def _render_tails(
+        self, batch: EventBatch, wanted: list[tuple[Tail, Selection]]
+    ) -> list[tuple[Tail, Rendered]]:
+        """The same as lines."""
+        template = self._pipeline.tails.template
+        return [
+            (tail, self._render(batch, template, events, tail.rules[self._number])) for tail, events in wanted
+        ]
 
     def _render(
         self, batch: EventBatch, template: Template, selection: Selection, part: object = None
@@ -332,11 +343,11 @@ class Reader:
         kept = pipeline.engine.decide(batch, tables.filter, fresh, locations)
         count = len(kept) // INDEX_BYTES
         if count:
-            shares = self._divide(batch, tables, kept)
+            shares, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
             batch.set_type(kept, EventType.SNAPSHOT)
             resync.note_reported(batch, kept)
             pipeline.stats.events_snapshot_total += count
-            self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, kept))
+            self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
 
 
 def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:

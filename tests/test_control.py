@@ -23,6 +23,7 @@ from conntrackd.delivery.spool import Spool
 from conntrackd.engine import Tally
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.flow import EventType
 from conntrackd.metrics.table import METRICS, State
 from conntrackd.netlink.recording import read_batches
 from conntrackd.pipeline import Pipeline
@@ -31,6 +32,8 @@ from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.delivery.fakes import FakeSink
 from tests.engine.feed import ENGINES
+from tests.messages import build_message
+from tests.sinks.flows import make_flows
 
 
 def make_control() -> DaemonControl:
@@ -180,6 +183,21 @@ def test_a_tail_that_would_hold_up_the_events_of_all_is_refused(rules: list[str]
 
     with pytest.raises(ManyErrors, match="comparisons: at most 1,024 are allowed"):
         asyncio.run(make_control().open_tail(rules, 0))
+
+
+def test_a_tail_gets_what_the_filter_keeps_also_when_the_settings_change_while_it_is_open() -> None:
+    opened: list[Any] = []
+    control = make_control()
+    daemon = cast(Any, control._daemon)
+    daemon.config = read_config({"conntrack.events": ["DESTROY"]}, {})
+    daemon.tails.open = lambda tables, limit: opened.extend(tables)
+    asyncio.run(control.open_tail(["log any"], 0))
+    batch = ENGINES[0].open_batch()
+    batch.load(b"".join(map(build_message, make_flows(3))), 0, 1)
+    every = batch.of_types(None, EventType.NEW)
+    batch.set_type(every, EventType.SNAPSHOT)
+
+    assert ENGINES[0].decide(batch, opened[0], every, None, is_part=True) == every != b""
 
 
 def test_counters_are_read_between_two_batches_and_never_in_one() -> None:

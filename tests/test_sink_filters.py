@@ -241,6 +241,31 @@ def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -
 
 
 @engines
+def test_flows_of_the_table_are_for_a_tail_that_wants_new_ones(engine: Engine) -> None:
+    pipeline = make_pipeline(engine, [Gathering("stream")])
+    shown: list[str] = []
+    wanting = tuple(
+        SimpleNamespace(rules=[engine.compile_table(parse(*rules))])
+        for rules in (["log type NEW", "drop any"], ["drop type NEW"])
+    )
+    pipeline.tails = cast(
+        Tails,
+        SimpleNamespace(
+            wanting=wanting,
+            template=json.TEMPLATE,
+            put=lambda tail, part: shown.append(f"{wanting.index(tail)} {part.text.decode()}"),
+        ),
+    )
+    batch = engine.open_batch()
+    batch.load(build_message(make_flow(0)), 0, RECEIVED_NS)
+    resync = SimpleNamespace(batch=batch, note_reported=lambda *_: None)
+
+    pipeline.readers[0]._report_flows(cast(Resync, resync), batch.of_types(None, EventType.NEW))
+
+    assert [(line[0], '"type":"SNAPSHOT"' in line) for line in shown] == [("0", True)]
+
+
+@engines
 @pytest.mark.parametrize("of_events", [False, True])
 def test_a_flow_is_for_a_sink_that_takes_its_end(engine: Engine, of_events: bool) -> None:
     outboxes = [Gathering("stream"), Gathering("loki")]

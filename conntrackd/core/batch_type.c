@@ -114,8 +114,10 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	    !is_table(self, part) || !open_selection(batch, kept, &selection) || !claim_object(object))
 		return NULL;
 	claim_object(self);
-	if (part != Py_None)
+	if (part != Py_None) { /* another decision by it would change what is given back below */
+		claim_object(part);
 		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
+	}
 	template = open_object_template(object);
 	Py_BEGIN_ALLOW_THREADS
 	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
@@ -128,8 +130,10 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 				       list_found_streams(streams, stream_count),
 				       make_bytes(batch->output.moments, moments * sizeof(uint64_t)),
 				       selection.count ? batch->events[selection.indexes[0]].time : 0);
-	if (part != Py_None)
+	if (part != Py_None) {
 		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
+		leave_object(part);
+	}
 	leave_object(object);
 	leave_object(self);
 	return has_memory ? result : PyErr_NoMemory();

@@ -25,16 +25,22 @@ class TextFile:
     def write(self, page: bytes) -> None:
         """Whole, or not at all: who reads sees the old page or the new one. Raises OSError."""
         with self._lock:
-            if not self._is_over:
-                _replace(self.path, page)
+            if self._is_over:
+                return
+            _replace(self.path, page)
+            if self._is_over:  # the end has not waited for it
+                self._unlink()
 
     def remove(self) -> None:
         """For good: numbers of a daemon that has ended would be read as those of one that stands still."""
+        self._is_over = True
         if self._lock.acquire(timeout=REMOVE_SECONDS):
-            with suppress(OSError):
-                self.path.unlink()
-            self._is_over = True
+            self._unlink()
             self._lock.release()
+
+    def _unlink(self) -> None:
+        with suppress(OSError):
+            self.path.unlink()
 
 
 def _replace(path: Path, page: bytes) -> None:

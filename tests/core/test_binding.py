@@ -7,17 +7,19 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from conntrackd.core import _core as core
+from conntrackd.engine.native import open_table
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.render.json import TEMPLATE
 from conntrackd.render.steps import STEP, StepKind, compile_template
 from tests.engine.feed import MESSAGES, QUEUE, pair
 
-TYPES = (core.Batch, core.Table, core.Template, core.Locations, core.Ids)
+TYPES = (core.Batch, core.Table, core.Template, core.Locations, core.Ids, core.Flows, core.AddressSet)
 PROGRAM = assemble(compile_table([]))
 ALL_BITS = (1 << 64) - 1
 
@@ -256,6 +258,31 @@ def test_a_batch_belongs_to_the_thread_that_is_in_it() -> None:
             reader.join()
 
     assert batch.tally(None)
+
+
+def test_a_table_whose_rates_are_lent_to_a_batch_decides_nothing_meanwhile() -> None:
+    batch, other, template = core.Batch(4096, 4096, False), load(MESSAGES[0]), compile_template(TEMPLATE, {})
+    batch.load(MESSAGES[0] * 4096, 0, 0)
+    part = open_table(compile_table(()))
+    batch.decide(part, None, True)
+
+    def render_often() -> None:
+        for _ in range(100):
+            with suppress(RuntimeError):
+                batch.render(template, None, part)
+
+    renderer = threading.Thread(target=render_often)
+    renderer.start()
+    refused = 0
+    while renderer.is_alive() and not refused:
+        try:
+            other.decide(part, b"", True)
+        except RuntimeError:
+            refused += 1
+    renderer.join()
+
+    assert refused
+    assert batch.decide(part, None, True)
 
 
 def test_a_call_that_fails_leaves_everything_usable() -> None:

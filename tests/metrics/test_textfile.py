@@ -61,11 +61,12 @@ def test_it_does_not_come_back_after_its_end(tmp_path: Path) -> None:
 
 def test_the_end_does_not_wait_for_a_write_that_hangs(tmp_path: Path, mocker: MockerFixture) -> None:
     mocker.patch.object(textfile, "REMOVE_SECONDS", 0.05)
-    hangs, goes_on = threading.Event(), threading.Event()
+    hangs, goes_on, write = threading.Event(), threading.Event(), textfile._replace
 
     def hang(path: Path, page: bytes) -> None:
         hangs.set()
         assert goes_on.wait(10)
+        write(path, page)
 
     mocker.patch.object(textfile, "_replace", hang)
     file = TextFile(tmp_path / "conntrackd.prom")
@@ -78,3 +79,7 @@ def test_the_end_does_not_wait_for_a_write_that_hangs(tmp_path: Path, mocker: Mo
     assert thread.is_alive()
     goes_on.set()
     thread.join(10)
+
+    assert list(tmp_path.iterdir()) == []
+    file.write(b"of a thread that was late\n")
+    assert list(tmp_path.iterdir()) == []
