@@ -190,7 +190,6 @@ def change_filter(
     if events is not None:
         events.join(new.groups & ~old.groups)
         events.attach(new.program)
-    pipeline.set_tables(new.tables, list_sink_tables(sinks))
-    pipeline.records = new.records
+    pipeline.set_tables(new.tables, list_sink_tables(sinks), new.records)
     if events is not None:
         events.leave(old.groups & ~new.groups)

@@ -124,9 +124,9 @@ class Daemon:
             self.tails,
             self.stats,
             list_sink_tables(self.sink_filters.in_force),
+            self.filter.records,
         )
         self.pipeline.on_lost = self._note_lost
-        self.pipeline.records = self.filter.records
         self.pipeline.community_seed = find_community_seed(self.config)
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
 NO_SINKS: Final[Mapping[str, Sequence[RuleTable]]] = MappingProxyType({})
+ONLY_EVENTS: Final = Records()
 
 
 class Tables(NamedTuple):
@@ -32,6 +33,8 @@ class Tables(NamedTuple):
 
     filter: RuleTable
     sinks: Mapping[str, RuleTable]
+    records: Records
+    """What is written of what they keep."""
 
 
 class Pipeline:
@@ -46,10 +49,11 @@ class Pipeline:
         tails: Tails,
         stats: Stats,
         sink_tables: Mapping[str, Sequence[RuleTable]] = NO_SINKS,
+        records: Records = ONLY_EVENTS,
     ) -> None:
-        """`tables`: the filter in force, one for each reader; `sink_tables`: see set_tables()."""
+        """`tables`: the filter in force, one for each reader; `sink_tables`, `records`: see set_tables()."""
         self.engine = engine
-        self.tables = _arrange(tables, sink_tables)
+        self.tables = _arrange(tables, sink_tables, records)
         self.outboxes = tuple(outboxes)
         self.tails = tails
         self.stats = stats
@@ -63,8 +67,6 @@ class Pipeline:
         self.keeps_socket = False
         self.resync: Resync | None = None
         self.guard: Guard | None = None
-        self.records = Records()
-        """What is written of what the rules keep."""
         self.community_seed: int | None = None
         """Of the field `community_id`, which no event has without one."""
         self._geoip = geoip
@@ -73,12 +75,18 @@ class Pipeline:
         self.readers = tuple(Reader(self, number) for number in range(len(self.tables)))
         self._turns = (0,) * len(self.readers)
 
-    def set_tables(self, tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]) -> None:
+    def set_tables(
+        self,
+        tables: Sequence[RuleTable],
+        sink_tables: Mapping[str, Sequence[RuleTable]],
+        records: Records = ONLY_EVENTS,
+    ) -> None:
         """All filters, each for every reader, from the next batch on: none is decided by some of each.
 
-        A sink that is not in `sink_tables` has no filter of its own. From any thread.
+        A sink that is not in `sink_tables` has no filter of its own; `records` is what is written of what is
+        kept. From any thread.
         """
-        self.tables = _arrange(tables, sink_tables)
+        self.tables = _arrange(tables, sink_tables, records)
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -163,10 +171,10 @@ class Pipeline:
 
 
 def _arrange(
-    tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]]
+    tables: Sequence[RuleTable], sink_tables: Mapping[str, Sequence[RuleTable]], records: Records
 ) -> tuple[Tables, ...]:
     """By reader what is by filter."""
     return tuple(
-        Tables(table, {name: own[number] for name, own in sink_tables.items()})
+        Tables(table, {name: own[number] for name, own in sink_tables.items()}, records)
         for number, table in enumerate(tables)
     )

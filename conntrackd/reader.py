@@ -151,10 +151,11 @@ class Reader:
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
-        records, forgotten = self._find_records(), 0
+        tables = pipeline.tables[self._number]
+        records, forgotten = tables.records, 0
+        self._remember(records)
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
-        tables = pipeline.tables[self._number]
         kept = self._decide(batch, tables.filter)
         shares = self._divide(batch, tables, kept)  # as the kernel's types, which rules ask for
         ended = batch.of_types(kept, EventType.DESTROY) if records.of_flows else b""
@@ -179,14 +180,12 @@ class Reader:
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
 
-    def _find_records(self) -> Records:
-        """What is to be written now. What is remembered of flows is this reader's share of them."""
-        pipeline = self._pipeline
-        if self._records != pipeline.records:
-            self._records = pipeline.records
-            most = math.ceil(self._records.remembered / len(pipeline.readers))
-            self._flows = pipeline.engine.open_flows(most) if most else None
-        return self._records
+    def _remember(self, records: Records) -> None:
+        """As many flows as these say, of which each reader has its share."""
+        if self._records != records:
+            self._records = records
+            most = math.ceil(records.remembered / len(self._pipeline.readers))
+            self._flows = self._pipeline.engine.open_flows(most) if most else None
 
     def _hand_on_flows(self, batch: EventBatch, ended: Selection, shares: list[Share]) -> None:
         """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""

@@ -89,7 +89,8 @@ class SinkFilters:
         daemon = self._daemon
         self._forget_revert(name)
         self._in_force[name] = new
-        daemon.pipeline.set_tables(daemon.filter.tables, list_sink_tables(self._in_force))
+        own = list_sink_tables(self._in_force)
+        daemon.pipeline.set_tables(daemon.filter.tables, own, daemon.filter.records)
         daemon.notify_sink_changed(name)
         return describe(name, new)
 

@@ -32,7 +32,7 @@ from conntrackd.sinks.stream import StreamSink
 from conntrackd.source.resync import Resync
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from tests.engine.feed import ENGINES, RECEIVED_NS
+from tests.engine.feed import ENGINES, RECEIVED_NS, set_records
 from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
@@ -285,7 +285,7 @@ def list_records(outbox: Gathering) -> list[tuple[str, int, int]]:
 def test_flows_are_written_when_they_end_and_nothing_else(engine: Engine, remembered: int) -> None:
     outbox, stats = Gathering(), Stats()
     pipeline = make_pipeline(engine, [outbox], stats=stats, events=EventType.DESTROY)
-    pipeline.records = Records(of_events=False, of_flows=True, remembered=remembered)
+    set_records(pipeline, Records(of_events=False, of_flows=True, remembered=remembered))
     replay(pipeline, TALK)
 
     assert list_records(outbox) == [("FLOW", flow, flow if remembered else 0) for flow in (1, 2)]
@@ -296,7 +296,7 @@ def test_flows_are_written_when_they_end_and_nothing_else(engine: Engine, rememb
 def test_both_are_written_each_flow_behind_its_destroy(engine: Engine) -> None:
     outbox, stats = Gathering(), Stats()
     pipeline = make_pipeline(engine, [outbox], parse("drop source address 10.0.0.2"), stats=stats)
-    pipeline.records = Records(of_flows=True, remembered=10)
+    set_records(pipeline, Records(of_flows=True, remembered=10))
     replay(pipeline, TALK)
 
     events = [("NEW", 1, 0), ("NEW", 3, 0), ("UPDATE", 1, 0), ("DESTROY", 1, 1)]
@@ -316,7 +316,7 @@ class Filling(Gathering):
 def test_what_an_outbox_has_no_room_for_is_counted_of_both_kinds(engine: Engine) -> None:
     outbox, stats = Filling(5), Stats()
     pipeline = make_pipeline(engine, [outbox], stats=stats)
-    pipeline.records = Records(of_flows=True)
+    set_records(pipeline, Records(of_flows=True))
     replay(pipeline, TALK)
 
     first, second = BASE + 10**9, BASE + 2 * 10**9
@@ -336,7 +336,7 @@ def assert_sums_hold(stats: Stats, taken: int) -> None:
 def test_flows_that_did_not_fit_are_counted_and_written_without_their_beginning(engine: Engine) -> None:
     outbox, stats = Gathering(), Stats()
     pipeline = make_pipeline(engine, [outbox], stats=stats, events=EventType.DESTROY)
-    pipeline.records = Records(of_events=False, of_flows=True, remembered=1)
+    set_records(pipeline, Records(of_events=False, of_flows=True, remembered=1))
     replay(pipeline, TALK)
 
     assert list_records(outbox) == [("FLOW", 1, 0), ("FLOW", 2, 0)]
@@ -346,10 +346,10 @@ def test_flows_that_did_not_fit_are_counted_and_written_without_their_beginning(
 def test_what_is_remembered_outlives_a_change_of_the_rules(engine: Engine) -> None:
     outbox = Gathering()
     pipeline = make_pipeline(engine, [outbox], parse("drop type NEW,UPDATE"))
-    pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
+    set_records(pipeline, Records(of_events=False, of_flows=True, remembered=10))
     replay(pipeline, TALK[:4])
-    pipeline.records = Records(of_events=False, of_flows=True, remembered=10)
-    pipeline.set_tables([engine.compile_table(parse("drop source address 10.0.0.2"))], {})
+    changed = [engine.compile_table(parse("drop source address 10.0.0.2"))]
+    pipeline.set_tables(changed, {}, Records(of_events=False, of_flows=True, remembered=10))
     replay(pipeline, TALK[4:])
 
     assert list_records(outbox) == [("FLOW", 1, 1)]

@@ -31,7 +31,7 @@ from conntrackd.render.rendered import Rendered
 from conntrackd.source.resync import Resync
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
-from tests.engine.feed import ENGINES, RECEIVED_NS
+from tests.engine.feed import ENGINES, RECEIVED_NS, set_records
 from tests.engine.rendering import Databases
 from tests.filter import strategies
 from tests.filter.rows import parse
@@ -271,7 +271,7 @@ def test_a_flow_is_for_a_sink_that_takes_its_end(engine: Engine, of_events: bool
     outboxes = [Gathering("stream"), Gathering("loki")]
     own = {"stream": parse("log type DESTROY", "drop any"), "loki": parse("drop type DESTROY")}
     pipeline = make_pipeline(engine, outboxes, own=own)
-    pipeline.records = Records(of_events=of_events, of_flows=True)
+    set_records(pipeline, Records(of_events=of_events, of_flows=True))
 
     process(pipeline, [replace(flow, type=int(EventType.DESTROY)) for flow in make_flows(2)])
 

@@ -10,6 +10,8 @@ from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.netlink.constants import NLMSG_NOOP
 from conntrackd.netlink.message import HEADER
+from conntrackd.pipeline import Pipeline
+from conntrackd.records import Records
 
 CORPUS = sorted((Path(__file__).parent.parent / "netlink" / "corpus").glob("*.nl"))
 # net.unix.max_dgram_qlen is 10 on some machines
@@ -49,3 +51,8 @@ def read_messages(path: Path) -> list[bytes]:
 
 
 MESSAGES = [message for path in CORPUS for message in read_messages(path)]
+
+
+def set_records(pipeline: Pipeline, records: Records) -> None:
+    """What is written from the next batch on, by the filters in force."""
+    pipeline.tables = tuple(tables._replace(records=records) for tables in pipeline.tables)

@@ -232,6 +232,10 @@ set_leaves: list[st.SearchStrategy[Expression]] = [
     *(st.builds(NumberIn, st.just((field,)), port_ranges) for field in fields.ICMP_IDS.values()),
 ]
 
+durations: st.SearchStrategy[Expression] = st.builds(
+    Compare, st.just(fields.DURATION), st.sampled_from(fields.OPERATORS), st.sampled_from(DURATIONS)
+)
+
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(
         lambda asked, found: SetIn(asked, found.name, found),
@@ -248,9 +252,7 @@ other_leaves: st.SearchStrategy[Expression] = st.one_of(
         st.sampled_from(fields.OPERATORS),
         st.sampled_from(COUNTS),
     ),
-    st.builds(
-        Compare, st.just(fields.DURATION), st.sampled_from(fields.OPERATORS), st.sampled_from(DURATIONS)
-    ),
+    durations,
 )
 
 
