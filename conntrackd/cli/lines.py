@@ -72,7 +72,7 @@ def render_short(record: Record, style: Style = PLAIN) -> str:
     ends = f"{render_end(record, 'src', 'sport', style)} -> {render_end(record, 'dst', 'dport', style)}"
     extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
     sizes = [record[name] for name in SIZES if name in record]
-    if len(sizes) == len(SIZES):  # sink.NAME.fields can leave out one, and a part is no sum
+    if len(sizes) == len(SIZES):  # sink.NAME.fields can leave out one, and a part is not the sum
         extra.append(f"{sum(sizes)} bytes")
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
     rest = f"  {', '.join(extra)}" if extra else ""
