@@ -251,14 +251,16 @@ def warn_of_status(rules: "Sequence[Rule]") -> None:
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     """What the rules do with the event of a line. No filter reaches a LOST record."""
-    from conntrackd.filter.evaluate import Decision, evaluate  # noqa: PLC0415
+    from conntrackd.filter.evaluate import Decision  # noqa: PLC0415
     from conntrackd.history.lines import MAX_LINE_BYTES  # noqa: PLC0415
-    from conntrackd.render.parse import decode_json_line  # noqa: PLC0415
+    from conntrackd.history.selection import evaluate_record  # noqa: PLC0415
+    from conntrackd.render.parse import parse_line, parse_record  # noqa: PLC0415
 
     if len(line) > MAX_LINE_BYTES:
         raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: not an event")
-    flow = decode_json_line(line)
-    return Decision(True, 0) if flow is None else evaluate(rules, flow)
+    record = parse_line(line)
+    flow = parse_record(record)
+    return Decision(True, 0) if flow is None else evaluate_record(rules, record, flow)
 
 
 def _open_input() -> BinaryIO:

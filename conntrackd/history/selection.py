@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from conntrackd.errors import ConntrackdError, DataError, NotPermittedError
 from conntrackd.filter.ast import Rule
-from conntrackd.filter.evaluate import evaluate
+from conntrackd.filter.evaluate import Decision, evaluate
+from conntrackd.flow import Flow
 from conntrackd.history.times import Span
 from conntrackd.render.parse import LEFT_OUT, find_nanoseconds, parse_record
 
@@ -59,7 +60,13 @@ class Selection:
             return self.span.holds(time)
         if self.span != ALWAYS and record.get("time") is None:
             raise DataError("the required field 'time' is missing", hint=LEFT_OUT)
-        keep, number = evaluate(self.rules, flow)
-        if number and self.rules[number - 1].sample and record.get("flow") is None:
-            raise DataError("the required field 'flow' is missing, which a sample asks for", hint=LEFT_OUT)
-        return keep and self.span.holds(time)
+        return evaluate_record(self.rules, record, flow).keep and self.span.holds(time)
+
+
+def evaluate_record(rules: Sequence[Rule], record: Mapping[str, Any], flow: Flow) -> Decision:
+    """What the rules say of a record that was read as `flow`. Raises DataError where a sample is not known."""
+    decision = evaluate(rules, flow)
+    number = decision.rule_number
+    if number and rules[number - 1].sample and record.get("flow") is None:
+        raise DataError("the required field 'flow' is missing, which a sample asks for", hint=LEFT_OUT)
+    return decision

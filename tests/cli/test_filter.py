@@ -199,6 +199,15 @@ def test_a_record_of_a_flow_is_decided_as_its_destroy() -> None:
     assert ctl("test", *(f"--filter={rule}" for rule in rules), text=line).stdout == "drop\t2\n"
 
 
+def test_a_sample_is_not_guessed_of_a_record_without_the_flows_number() -> None:
+    line = '{"type":"NEW","prot":"UDP","src":"10.0.0.1","dst":"10.0.0.2"}\n'
+
+    done = ctl("test", "--filter", "log any sample 1/2", text=line)
+
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "the required field 'flow' is missing, which a sample asks for" in done.stderr
+
+
 def test_no_standard_input_is_told() -> None:
     program = "from conntrackd.cli.ctl import main; main()"
     words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]
