@@ -25,7 +25,9 @@ SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 
 def _check_timeout(timeout_s: int) -> None:
     if timeout_s > MAX_TIMEOUT_S:
-        raise UsageError("a filter lasts 31 days at most", hint="a timeout of 0 lasts until a reload")
+        raise UsageError(
+            "a filter lasts 31 days at most", hint="without --for, on the bus with 0, it lasts until a reload"
+        )
 
 
 class ManagerHandlers:

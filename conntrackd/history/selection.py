@@ -64,7 +64,7 @@ class Selection:
 
 
 def evaluate_record(rules: Sequence[Rule], record: Mapping[str, Any], flow: Flow) -> Decision:
-    """What the rules say of a record that was read as `flow`. Raises DataError where a sample is not known."""
+    """What the rules say of a record read as `flow`. Raises DataError where a sample is not known."""
     decision = evaluate(rules, flow)
     number = decision.rule_number
     if number and rules[number - 1].sample and record.get("flow") is None:
