@@ -4,6 +4,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli import report
@@ -28,6 +29,7 @@ def add_selection(parser: ArgumentParser) -> None:
         metavar="SOURCE",
         help="journal, journal:DIRECTORY, file:PATH or loki (default: that of a sink which is on)",
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file of conntrackd")
 
 
 @contextmanager
@@ -40,8 +42,8 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
 
     span = parse_span(arguments.since, arguments.until, time.time_ns())
     labels = {name: bit for bit, name in read_label_names().items()}
-    selection = Selection(span, read_rules(arguments.rules), labels)
-    source = open_source(arguments.source, selection)
+    selection = Selection(span, read_rules(arguments.rules, arguments.config), labels)
+    source = open_source(arguments.source, selection, arguments.config)
     try:
         yield source, selection
     finally:
@@ -50,10 +52,10 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
             report.warn(PROGRAM, warning)
 
 
-def read_rules(texts: list[str]) -> "list[Rule]":
+def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     """Those of the command line; a warning where they leave nothing out, which nobody asks for.
 
-    Sets are those of this machine's configuration, which is read for nothing else.
+    Sets are those of the configuration, which is read for nothing else.
     """
     from conntrackd.cli.filter import warn_of_status  # noqa: PLC0415
     from conntrackd.config.sets import read_sets  # noqa: PLC0415
@@ -62,7 +64,7 @@ def read_rules(texts: list[str]) -> "list[Rule]":
     from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
     from conntrackd.history.source import read_configuration  # noqa: PLC0415
 
-    sets = read_sets(read_configuration()) if any("@" in text for text in texts) else NO_SETS
+    sets = read_sets(read_configuration(path)) if any("@" in text for text in texts) else NO_SETS
     rules = parse_rules([RuleText(text) for text in texts], sets)
     warn_of_status(rules)
     if rules and all(rule.keep and not rule.sample for rule in rules):

@@ -37,9 +37,9 @@ class Source(Protocol):
         """Let go what is open."""
 
 
-def open_source(named: str | None, selection: Selection) -> Source:
-    """The one that is named (see FORMS), or else the first that is on in the configuration."""
-    kind, _, rest = (named or find_source()).partition(":")
+def open_source(named: str | None, selection: Selection, path: Path | None = None) -> Source:
+    """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`)."""
+    kind, _, rest = (named or find_source(path)).partition(":")
     if kind == "file" and rest:
         from conntrackd.history.files import FileSource  # noqa: PLC0415
 
@@ -52,23 +52,23 @@ def open_source(named: str | None, selection: Selection) -> Source:
         from conntrackd.history.loki import LokiSource  # noqa: PLC0415
         from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
 
-        return LokiSource(read_settings(read_configuration()), selection)
+        return LokiSource(read_settings(read_configuration(path)), selection)
     raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
 
 
-def find_source() -> str:
+def find_source(path: Path | None) -> str:
     """In the words of --from: a file is read the fastest."""
-    found = find_sinks(read_configuration())
+    found = find_sinks(read_configuration(path))
     if not found:
         hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
         raise UnavailableError("no sink is on that can be read back: a file, the journal or Loki", hint=hint)
     return found[0]
 
 
-def read_configuration() -> Config:
-    """That of this machine's daemon."""
+def read_configuration(path: Path | None) -> Config:
+    """That of this file, else of this machine's daemon."""
     try:
-        return read_config({}, os.environ)
+        return read_config({}, os.environ, path)
     except ConntrackdError as error:
         message = f"the configuration does not say where events are: {error.message}"
         hint = "conntrackctl events --from journal, or file:PATH, needs none"

@@ -319,6 +319,17 @@ def test_the_configuration_says_where_events_are(
     assert "--from" in caught.value.hint
 
 
+def test_another_configuration_says_where_events_are_and_has_its_sets(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts").write_text("10.0.0.0/8\n")
+    other = tmp_path / "other.yaml"
+    other.write_text(f"sink.stream: {{enable: true, writer: 'file://{path}'}}\nsets: {{hosts: hosts}}\n")
+
+    assert ctl.run(["events", "--config", str(other), "drop address @hosts"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1  # the LOST record
+
+
 # ---- pipes and terminals ------------------------------------------------------------------------------
 
 
