@@ -369,6 +369,8 @@ class _Draft:
         is_right = True
         try:
             for item, line in list_items(option, node):
+                if len(self.mistakes) > MAX_MISTAKES:
+                    return  # a list may have a million
                 if isinstance(item, BadValueError):
                     is_right = False
                     self._refuse(option, item, _Source(_origin(path, line)))
