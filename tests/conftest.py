@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test has a timer: where two packages are built at once an example takes a second that takes 2 ms alone.
+settings.register_profile("conntrackd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("conntrackd")
 
 # include/uapi/linux/capability.h; a container's root has its uid without these
 CAP_NET_ADMIN: Final = 12
