@@ -167,7 +167,7 @@ def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:
         f"{MAX_RULE_FILE >> 20} MiB, of which the rules",
         f"{MAX_SECRET >> 10} KiB",
         f"{values.MAX_ITEMS:,} items of {values.MAX_TEXT:,} characters",
-        f"a rest of {['', '', '', 'three'][int(limits.REST)]} times what it took",
+        f"a pause of {['', '', '', 'three'][int(limits.REST)]} times its duration",
         f"{server.RATE:g} connections a second, {server.MAX_CONNECTIONS} at a time",
         f"{request.MAX_HEAD:,} bytes, {server.DEADLINE_SECONDS:g} s each",
         f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are reserved for root",
@@ -192,7 +192,7 @@ def test_files_of_events_are_for_the_group_and_spools_for_nobody_else() -> None:
 
     assert FILE_MODE & ~int(mask, 8) == FILE_MODE == 0o640
     assert "(mode 0640, " in (ROOT / "SECURITY.md").read_text()
-    assert "`sink.stream.writer` has mode 0640" in (ROOT / "README.md").read_text()
+    assert "with mode 0640 for a log shipper" in (ROOT / "README.md").read_text()
 
 
 def test_every_tool_of_the_development_environment_has_one_version() -> None:
