@@ -39,6 +39,8 @@ export function createSinks(daemon) {
     }
 
     daemon.addEventListener("changed", () => {
+        if (list.querySelector("button:active"))
+            return; // a click that is under way would be lost
         const focused = document.activeElement && document.activeElement.id;
         const columns = [_("Sink"), _("State"), _("Delivered"), _("Waiting"), _("Dropped"), _("Switch")];
         list.replaceChildren(table(columns, Object.entries(daemon.sinks).map(renderSink)));

@@ -3,6 +3,7 @@
 import re
 from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
 from conntrackd.config.values import BadValueError, ValueType, parse_path, parse_text
@@ -29,7 +30,9 @@ def parse_listen(text: str) -> str:
         )
     if int(match[3]) not in PORTS:
         raise BadValueError(text, f"has a port that is not from {PORTS[0]} to {PORTS[-1]}")
-    return f"[{address}]:{int(match[3])}" if address.version == 6 else f"{address}:{int(match[3])}"
+    # As the C library writes it: Python 3.13 writes mapped addresses as others do, 3.11 does not.
+    shown = inet_ntop(AF_INET6 if address.version == 6 else AF_INET, address.packed)
+    return f"[{shown}]:{int(match[3])}" if address.version == 6 else f"{shown}:{int(match[3])}"
 
 
 def parse_textfile(text: str) -> Path:

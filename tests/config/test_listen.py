@@ -15,7 +15,7 @@ from conntrackd.config.values import BadValueError
         ("0.0.0.0:09477", "0.0.0.0:9477"),
         ("[::1]:65535", "[::1]:65535"),
         ("[0:0::1]:1", "[::1]:1"),
-        ("[::ffff:192.0.2.1]:80", "[::ffff:c000:201]:80"),
+        ("[::ffff:c000:201]:80", "[::ffff:192.0.2.1]:80"),
         ("unix:///run/conntrackd/metrics.sock", "unix:///run/conntrackd/metrics.sock"),
         (f"unix:///{'x' * 106}", f"unix:///{'x' * 106}"),
     ],

@@ -396,10 +396,10 @@ def _pour(handler: Handler, piece: bytes) -> bool:
 
 
 def send_endless(status: int) -> Fault:
-    """A body without end."""
+    """A body without end, which begins in the same segment: a 204 is believed where nothing comes with it."""
 
     def fault(handler: Handler) -> bool:
-        handler.wfile.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % status)
+        handler.wfile.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % status + b"x" * 1000)
         return _pour(handler, b"x" * 65536)
 
     return fault

@@ -39,7 +39,7 @@ ROUNDS = itertools.count(1)  # of flows that no round before had
 
 
 class Page:
-    """What a user sees and does there, each thing by its id."""
+    """What a user sees and does there, by its id; what is drawn anew meanwhile is looked for again."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -62,7 +62,17 @@ class Page:
         self.wait(lambda: text in self.read(name), f"{text!r} in {name}")
 
     def click(self, name: str) -> None:
-        self.find(name).click()
+        self._act(lambda: self.find(name).click(), name)
+
+    def press(self, name: str, key: str) -> None:
+        self._act(lambda: self.find(name).send_keys(key), name)
+
+    def _act(self, act: Callable[[], None], name: str) -> None:
+        def attempt() -> bool:
+            act()
+            return True
+
+        self.wait(attempt, f"{name} is not there for long enough")
 
     def write(self, name: str, text: str) -> None:
         field = self.find(name)
@@ -152,7 +162,7 @@ def test_an_administrator_uses_each_control(console: Machine, suite: Suite, tmp_
 
         page.click("sink-journal-switch")
         page.wait_for("health-state", "Degraded")
-        page.find("sink-journal-switch").send_keys(Keys.SPACE)  # by keyboard
+        page.press("sink-journal-switch", Keys.SPACE)  # by keyboard
         page.wait_for("health-state", "Healthy")
         page.click("sink-journal-flush")
         page.wait_for("sinks-status", "journal: emptied")
@@ -176,7 +186,7 @@ def test_who_may_only_look_changes_nothing_and_is_told_so(console: Machine, tmp_
         page.wait_for("editor-state", "1 rule, no mistakes")
         page.click("editor-apply")
         page.wait(lambda: page.find("editor-state").get_attribute("class") == "error", "a refusal")
-        assert page.find("sink-journal-switch").get_attribute("aria-checked") == "true"
+        page.wait(lambda: page.find("sink-journal-switch").get_attribute("aria-checked") == "true", "on")
 
 
 def test_who_may_not_even_look_reads_that(console: Machine, tmp_path: Path) -> None:
