@@ -1,27 +1,17 @@
 // Events a second as lines that move: received, logged, lost, dropped.
 
+import { sumDropped } from "./daemon.js";
 import { _, card, element, number } from "./dom.js";
 
 const SAMPLES = 60;
 const [WIDTH, HEIGHT] = [240, 48];
 const SVG = "http://www.w3.org/2000/svg";
 
-function sumDropped(sinks) {
-    let sum = 0;
-    for (const counters of Object.values(sinks)) {
-        for (const [name, value] of Object.entries(counters)) {
-            if (name.startsWith("sink_events_dropped_"))
-                sum += value;
-        }
-    }
-    return sum;
-}
-
 const GRAPHS = [
     { id: "received", title: () => _("Received"), read: ({ counters }) => counters.events_received_total },
     { id: "accepted", title: () => _("Logged"), read: ({ counters }) => counters.events_accepted_total },
     { id: "lost", title: () => _("Lost"), read: ({ counters }) => counters.events_lost_total, bad: true },
-    { id: "dropped", title: () => _("Dropped by sinks"), read: ({ sinks }) => sumDropped(sinks), bad: true },
+    { id: "dropped", title: () => _("Dropped by sinks"), read: ({ sinks }) => Object.values(sinks).reduce((sum, sink) => sum + sumDropped(sink), 0), bad: true },
 ];
 
 export function createCounters(daemon) {

@@ -69,6 +69,12 @@ export class Daemon extends EventTarget {
     }
 }
 
+/* What a sink has dropped, for whatever reason. */
+export function sumDropped(counters) {
+    return Object.entries(counters).filter(([name]) => name.startsWith("sink_events_dropped_"))
+        .reduce((sum, [, value]) => sum + value, 0);
+}
+
 /* Variants as Cockpit has them ({t, v}) -> their values. */
 function unwrap(values) {
     return Object.fromEntries(Object.entries(values).map(

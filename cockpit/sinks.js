@@ -1,5 +1,6 @@
 // Where events go: state, error and counters of each sink, and its switch.
 
+import { sumDropped } from "./daemon.js";
 import { _, button, card, describe, element, number, table } from "./dom.js";
 
 export function createSinks(daemon) {
@@ -21,8 +22,6 @@ export function createSinks(daemon) {
     function renderSink([name, sink]) {
         const counters = daemon.statistics.sinks[name] || {};
         const is_on = sink.State !== "disabled";
-        const dropped = Object.entries(counters).filter(([key]) => key.startsWith("sink_events_dropped_"))
-            .reduce((sum, [, value]) => sum + value, 0);
         const flip = button(is_on ? _("On") : _("Off"), () => call(name, is_on ? "Disable" : "Enable"),
                             { id: `sink-${name}-switch`, role: "switch", "aria-checked": String(is_on), "aria-label": name });
         const flush = button(_("Flush"), () => call(name, "Flush"), { id: `sink-${name}-flush`, "aria-label": cockpit.format(_("Flush $0"), name) });
@@ -33,7 +32,7 @@ export function createSinks(daemon) {
             sink.LastError ? element("div", {}, state, element("pre", {}, sink.LastError)) : state,
             number(counters.sink_events_delivered_total || 0),
             number(waiting),
-            number(dropped),
+            number(sumDropped(counters)),
             element("div", { class: "controls" }, flip, flush),
         ];
     }

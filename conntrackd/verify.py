@@ -20,7 +20,7 @@ from conntrackd.active_filter import compile_filter, compile_sink_filter, make_s
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
-from conntrackd.config.sets import list_set_files
+from conntrackd.config.sets import try_sets
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
@@ -28,7 +28,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
-from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
+from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
@@ -174,19 +174,16 @@ def _verify_sets(report: Report, *, are_all: bool) -> _KnownSets:
     """Read the sets; one that cannot be read is empty, so that rules may name it."""
     found: dict[str, AddressSet] = {}
     is_whole = are_all
-    for file in list_set_files(report.config):
-        found[file.name] = make_empty_set(file.name, file.path)
-        try:
-            room = MAX_ENTRIES - sum(known.entries for known in found.values())
-            found[file.name] = file.read(room)
-        except ConntrackdError as error:
-            is_whole = False
-            if _is_hidden(error.__cause__):
-                report.untried.append(f"{options.SETS.key}: {file.path}: {SUDO}")
-            else:
-                report.mistakes += error.errors if isinstance(error, ManyErrors) else [error]
-        else:
+    for file, result in try_sets(report.config):
+        if isinstance(result, AddressSet):
+            found[file.name] = result
             _warn_of_access(report, options.SETS, file.path)
+            continue
+        found[file.name], is_whole = make_empty_set(file.name, file.path), False
+        if _is_hidden(result.__cause__):
+            report.untried.append(f"{options.SETS.key}: {file.path}: {SUDO}")
+        else:
+            report.mistakes += result.errors if isinstance(result, ManyErrors) else [result]
     return _KnownSets(found, is_whole, are_all)
 
 

@@ -33,7 +33,7 @@ from conntrackd.filter.table import compile_table
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
-from conntrackd.render.parse import decode_json_line
+from conntrackd.render.parse import parse_line, parse_record
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 
@@ -231,7 +231,7 @@ def check_recording(data: bytes) -> None:
             lines = NATIVE.render(batch, template, kept, None).text.splitlines() if kept else []
             assert len(lines) == len(batch)
             for index, line in enumerate(lines):
-                again, known = decode_json_line(line), batch.describe(index)
+                again, known = parse_record(parse_line(line)), batch.describe(index)
                 assert again is not None
                 assert make_key(again) == find_written(known), f"{again} is not {known}"
     except DataError as error:
@@ -269,7 +269,7 @@ def check_events(data: bytes) -> None:
     """Lines of `filter test`: an event that rules can be evaluated for, or DataError."""
     for line in data.splitlines():
         try:
-            flow = decode_json_line(line)
+            flow = parse_record(parse_line(line))
         except DataError as error:
             check_report(error, DataError)
             continue

@@ -120,7 +120,7 @@ rooms = st.sampled_from((0, 1, 3, 1000))
 
 
 @engines
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(
     strategies.rules,
     st.fixed_dictionaries(dict.fromkeys(SINKS, strategies.rules)),

@@ -39,18 +39,28 @@ def list_set_files(config: Config) -> Iterator[SetFile]:
         yield SetFile(name, path, origin)
 
 
+def try_sets(config: Config) -> Iterator[tuple[SetFile, AddressSet | ConntrackdError]]:
+    """Each of them, or what is wrong with it; all that can be read share the room for entries."""
+    room = MAX_ENTRIES
+    for file in list_set_files(config):
+        try:
+            found = file.read(room)
+        except (ConfigError, ManyErrors) as error:
+            yield file, error
+        else:
+            room -= found.entries
+            yield file, found
+
+
 def read_sets(config: Config) -> Sets:
     """All of them, or ManyErrors for what is wrong with any of them. Takes a second for a million lines."""
     found: dict[str, AddressSet] = {}
     errors: list[ConntrackdError] = []
-    for file in list_set_files(config):
-        try:
-            room = MAX_ENTRIES - sum(known.entries for known in found.values())
-            found[file.name] = file.read(room)
-        except ManyErrors as error:
-            errors += error.errors
-        except ConfigError as error:
-            errors.append(error)
+    for file, result in try_sets(config):
+        if isinstance(result, AddressSet):
+            found[file.name] = result
+        else:
+            errors += result.errors if isinstance(result, ManyErrors) else [result]
     if errors:
         raise ManyErrors(errors)
     return MappingProxyType(found)

@@ -63,11 +63,6 @@ def _refuse_constant(word: str) -> NoReturn:
 _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
-def decode_json_line(line: bytes) -> Flow | None:
-    """The event of one line; None for a LOST record, which no filter reaches. Raises DataError."""
-    return parse_record(parse_line(line))
-
-
 def parse_record(record: Mapping[str, Any], labels: Mapping[str, int] | None = None) -> Flow | None:
     """As parse_flow(); None for a LOST record, of which the number is checked, and nothing else."""
     if record.get("type") != LOST:

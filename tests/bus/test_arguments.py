@@ -58,7 +58,7 @@ def test_the_methods_that_take_something_are_all_here() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_any_arguments_are_answered_or_refused_with_our_own_words(name: str, client: Client) -> None:
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(VALUES[METHODS[name]])
     def check(arguments: list[Any]) -> None:
         try:

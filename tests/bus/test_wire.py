@@ -41,7 +41,7 @@ def make_header(signature: str) -> wire.Header:
     return wire.Header(wire.METHOD_CALL, 0, 7, "/a", "a.b", "Member", destination="a.b", signature=signature)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(BODIES)
 def test_what_dbus_fast_writes_is_read_as_it_was_meant(body: list[tuple[str, Any]]) -> None:
     signature = "".join(kind for kind, _ in body)
@@ -60,7 +60,7 @@ def test_what_dbus_fast_writes_is_read_as_it_was_meant(body: list[tuple[str, Any
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(body=BODIES)
 def test_what_is_written_is_read_again_in_both_byte_orders(order: str, body: list[tuple[str, Any]]) -> None:
     signature = "".join(kind for kind, _ in body)
@@ -78,7 +78,7 @@ def test_a_variant_is_read_as_its_value() -> None:
     assert wire.parse_body(data, wire.parse_header(data)) == [{"a": "x", "b": ["y"], "c": 3}]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 300))
 @example(b"\0", 86)
 def test_bytes_of_any_kind_are_read_or_refused_and_nothing_else(noise: bytes, place: int) -> None:

@@ -275,9 +275,7 @@ class LawWithoutSpool(Law):
     with_store = False
 
 
-THOROUGH = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+THOROUGH = settings(max_examples=200, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 
 
 def test_no_event_is_unaccounted_for_whatever_happens_to_sink_and_disk() -> None:

@@ -109,13 +109,13 @@ def mutate(numbers: random.Random, message: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=400), min_size=1, max_size=QUEUE))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_read_the_same_of_random_bytes(some: list[bytes]) -> None:
     compare(some)
 
 
 @given(st.lists(flows(located=False), min_size=1, max_size=QUEUE))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_read_the_same_of_generated_events(some: list[Flow]) -> None:
     assert compare(build_message(flow) for flow in some) == 0
 

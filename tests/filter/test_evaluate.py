@@ -103,7 +103,7 @@ def test_each_address_is_in_one_network_by_name() -> None:
 
 
 @given(strategies.rules, strategies.flows())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nots_pushed_inward_are_true_of_the_same_events(rules: list[Rule], flow: Flow) -> None:
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
 

@@ -170,7 +170,7 @@ def test_no_depth_of_nesting_is_recursed_into(text: str) -> None:
     assert found in {"parentheses in more than 64 levels", "log any"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(strategies.rules)
 def test_the_canonical_text_of_any_rules_is_these_rules(rules: list[Rule]) -> None:
     assert parse_rules([RuleText(render(rule)) for rule in rules], strategies.SETS) == rules

@@ -64,7 +64,7 @@ def keeps(compiled: KernelFilter, flow: Flow) -> bool:
 
 
 @given(rules, flows())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow) -> None:
     kept = evaluate(some, flow).keep
 
@@ -72,7 +72,7 @@ def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow
 
 
 @given(rules, flows())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_a_flows_beginning_is_remembered_from_is_passed_up_whatever_the_rules_say(
     some: list[Rule], flow: Flow
 ) -> None:
@@ -90,7 +90,7 @@ def count_fields(some: Sequence[Rule]) -> int:
 
 
 @given(kernel_rules, flows(located=False))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule], flow: Flow) -> None:
     assume(count_fields(some) <= bpfcode.SPARE_SLOT)
     kept = evaluate(some, flow, TCP_UDP).keep

@@ -107,7 +107,7 @@ def test_counters_are_known_of_the_flows_of_the_table_too() -> None:
     assert list_warnings(parse("log type NEW and bytes > 10"), EventScope(has_table=True)) == []
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(strategies.rules)
 def test_no_recorded_event_matches_a_rule_that_is_said_never_to(rules: list[Rule]) -> None:
     assert FLOWS

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
@@ -167,7 +167,6 @@ def sets_prefix(number: int, length: int) -> tuple[bytes, int]:
     return number.to_bytes(4, "big"), length
 
 
-@settings(deadline=None)
 @given(st.lists(networks, max_size=40), st.lists(st.integers(0, (1 << 32) - 1), max_size=10))
 def test_core_and_reference_sort_and_search_alike(
     found: Sequence[tuple[bytes, int]], more: list[int]

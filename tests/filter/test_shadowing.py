@@ -74,7 +74,7 @@ def test_a_rule_that_something_is_left_for_is_not_claimed(before: str, rule: str
     assert list_shadowed(parse(before, rule)) == []
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(strategies.rules, batches)
 @example(parse("drop port 80", "log not port 80"), [])
 def test_no_event_is_decided_by_a_rule_that_is_said_never_to_match(

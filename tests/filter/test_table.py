@@ -51,13 +51,13 @@ def long_lists(draw: st.DrawFn) -> list[Rule]:
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(strategies.rules, batches)
 def test_the_core_decides_as_the_reference_does(rules: list[Rule], batch: list[Flow]) -> None:
     check(rules, batch)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(long_lists(), batches)
 def test_rules_that_share_a_look_up_decide_as_if_they_stood_alone(
     rules: list[Rule], batch: list[Flow]
@@ -65,7 +65,7 @@ def test_rules_that_share_a_look_up_decide_as_if_they_stood_alone(
     check(rules, batch)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     strategies.rules,
     batches,
@@ -78,7 +78,7 @@ def test_other_protocols_and_types_are_left_out_before_any_rule(
     check(rules, batch, protocols, events)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(strategies.rules, batches, st.data())
 def test_only_those_that_are_asked_about_are_decided(
     rules: list[Rule], batch: list[Flow], data: st.DataObject
@@ -241,7 +241,7 @@ def test_what_cannot_be_reached_is_no_part_of_the_table() -> None:
     assert compile_table(parse("drop not any and port 1")).tests == ()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(strategies.rules | long_lists())
 def test_jumps_lead_forward(rules: list[Rule]) -> None:
     tests = compile_table(rules).tests
@@ -331,7 +331,6 @@ def test_a_compiler_broken_on_purpose_is_found_out(name: str, monkeypatch: pytes
     @settings(
         max_examples=20_000,
         report_multiple_bugs=False,
-        deadline=None,
         database=None,
         derandomize=True,
         phases=[Phase.generate],

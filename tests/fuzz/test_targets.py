@@ -57,7 +57,7 @@ def mutations(draw: st.DrawFn, target: str) -> bytes:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_mutated_input_is_read_or_refused_with_our_own_words(target: str) -> None:
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(mutations(target))
     def check(data: bytes) -> None:
         TARGETS[target](data)
@@ -66,7 +66,7 @@ def test_mutated_input_is_read_or_refused_with_our_own_words(target: str) -> Non
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=300))
 def test_random_input_is_read_or_refused_with_our_own_words(target: str, data: bytes) -> None:
     TARGETS[target](data)

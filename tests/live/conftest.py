@@ -6,8 +6,18 @@ from pathlib import Path
 import pytest
 
 from tests.bus.private import PrivateBus
+from tests.live import traffic
 from tests.live.daemon import Running, daemon
-from tests.live.network import Network
+from tests.live.network import TRACKING, Network, network
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    """A router that tracks connections, with a server behind it; some modules have one of their own."""
+    with network() as built:
+        built.load(TRACKING)
+        with traffic.serve(built.server):
+            yield built
 
 
 @pytest.fixture

@@ -18,18 +18,10 @@ from tests.faults.producer import Producer, find_number, prepare, produce
 from tests.live import traffic
 from tests.live.control import ask
 from tests.live.daemon import Event, Running, daemon, run, settle
-from tests.live.network import TRACKING, Network, call_inside, inside, network
+from tests.live.network import Network, call_inside, inside, network
 
 pytestmark = pytest.mark.privileged
 READERS = pytest.mark.parametrize("readers", [2, 3])
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 @pytest.fixture(scope="module")

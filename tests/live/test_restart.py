@@ -25,7 +25,7 @@ from tests.bus.private import wait_until
 from tests.live import traffic
 from tests.live.control import flood as flood_from
 from tests.live.daemon import Running, command, daemon, environment, run, settle
-from tests.live.network import TRACKING, Network, call_inside, inside, network
+from tests.live.network import TRACKING, Network, call_inside, inside
 from tests.live.test_daemon import flood
 
 pytestmark = pytest.mark.privileged
@@ -108,14 +108,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "notify")
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 @contextmanager

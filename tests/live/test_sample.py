@@ -2,27 +2,18 @@
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
 
 import pytest
 
 from conntrackd.filter.sample import is_sampled
 from tests.live import traffic
 from tests.live.daemon import Event, Running, daemon
-from tests.live.network import TRACKING, Network, call_inside, inside, network
+from tests.live.network import Network, call_inside, inside
 
 pytestmark = pytest.mark.privileged
 FLOWS = 120
 RATE = 4
 RULE = f"log protocol TCP and destination address 10.2.0.2 sample 1/{RATE}"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 def arguments(net: Network, *more: str) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from tests.bus.private import PrivateBus
 from tests.live import traffic
 from tests.live.daemon import daemon, run
-from tests.live.network import TRACKING, Network, call_inside, network
+from tests.live.network import Network, call_inside
 from tests.sinks.loki_server import Handler, Store, run_server
 
 pytestmark = pytest.mark.privileged
@@ -33,14 +33,6 @@ def repeat_later(handler: Handler) -> bool:
 def bus() -> Iterator[PrivateBus]:
     with PrivateBus() as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 @pytest.mark.parametrize("kind", ["token", "password"])

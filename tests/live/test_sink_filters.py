@@ -13,10 +13,9 @@ from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError, UnavailableError
 from conntrackd.netlink.constants import SO_RCVBUFFORCE
 from tests.bus.private import PrivateBus, wait_until
-from tests.live import traffic
 from tests.live.control import ask, count_new, count_sources, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
-from tests.live.network import TRACKING, Network, inside, network
+from tests.live.network import Network, inside
 from tests.live.test_sums import find_imbalance
 from tests.sinks.loki_server import Store, run_server
 
@@ -37,14 +36,6 @@ sink:
     batch_wait: 50ms
     filter: drop source port {drops}
 """
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 
 import pytest
@@ -14,21 +14,13 @@ from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
 from tests.engine.feed import ENGINES, PATIENCE_MS
 from tests.live import traffic
-from tests.live.network import TRACKING, Network, call_inside, network
+from tests.live.network import Network, call_inside
 from tests.messages import build_message
 from tests.sinks.flows import make_flow
 
 pytestmark = pytest.mark.privileged
 
 MESSAGE = build_message(make_flow(7))
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING)
-        with traffic.serve(built.server):
-            yield built
 
 
 def forge(port: int, messages: Sequence[bytes]) -> None:

@@ -43,7 +43,7 @@ def passes(compiled: KernelFilter, message: bytes) -> bool:
 
 
 @given(st.sampled_from(TOTALS), flows())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_event_is_in_one_share_which_its_flow_alone_decides(total: int, flow: Flow) -> None:
     ended = replace(flow, type=4, time=flow.time + 1)
 
@@ -52,7 +52,7 @@ def test_each_event_is_in_one_share_which_its_flow_alone_decides(total: int, flo
 
 
 @given(st.sampled_from(TOTALS), kernel_rules, flows(located=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_share_has_of_its_events_exactly_what_the_filter_passes(
     total: int, some: list[Rule], flow: Flow
 ) -> None:

@@ -94,7 +94,7 @@ def choices(draw: st.DrawFn) -> tuple[str, frozenset[str]]:
     return form, names
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(choices(), st.lists(flows(), min_size=1, max_size=3))
 def test_a_record_has_the_chosen_fields_of_the_whole_record_and_no_others(
     choice: tuple[str, frozenset[str]], batch: list[Flow]
