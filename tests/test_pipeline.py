@@ -239,7 +239,7 @@ def test_one_reader_that_stands_still_is_noticed_and_the_others_do_not_hide_it(e
     assert seen == [True, False, False, True, False, False, True]
 
 
-def test_a_table_is_not_decided_before_each_reader_has_read_what_may_tell_of_its_flows(
+def test_a_table_is_not_decided_before_each_reader_has_read_what_may_concern_its_flows(
     engine: Engine,
 ) -> None:
     pipeline = Pipeline(engine, [engine.compile_table(())] * 2, None, [], Tails(), Stats())

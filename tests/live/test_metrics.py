@@ -172,7 +172,7 @@ def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) ->
             get(("127.0.0.1", ours))
 
 
-def test_an_address_in_use_is_told_and_nothing_is_started(net: Network) -> None:
+def test_an_address_in_use_is_reported_and_nothing_is_started(net: Network) -> None:
     with ExitStack() as stack:
         taken = find_port()
         arguments = ["--sink.stream.enable", "--conntrack.netns", net.router]
@@ -187,7 +187,7 @@ def test_an_address_in_use_is_told_and_nothing_is_started(net: Network) -> None:
         ]
 
 
-def test_without_the_library_it_is_told_what_to_install(net: Network) -> None:
+def test_without_the_library_the_message_says_what_to_install(net: Network) -> None:
     command = [
         sys.executable,
         "-c",
