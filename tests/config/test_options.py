@@ -14,8 +14,8 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events records flows_max heartbeat protocols buffer activate netns replay snapshot readers resync"
-            " reliable kernel_filter",
+            "events records flows_max heartbeat protocols buffer activate netns replay snapshot readers"
+            " resync reliable kernel_filter",
         ),
         ("", "filter filter_file sets"),
         ("geoip.", "database locale cache"),
