@@ -63,7 +63,9 @@ def test_deltas_add_up_and_a_killed_daemon_counts_nothing_twice() -> None:
     with network() as net, traffic.serve(net.server):
         net.load(TRACKING + SNAT)
         net.set("net.netfilter.nf_conntrack_acct", 1)
-        net.set("net.netfilter.nf_conntrack_events", 1)  # flows that began without a listener end with an event
+        net.set(
+            "net.netfilter.nf_conntrack_events", 1
+        )  # flows that began without a listener end with an event
         arguments = ["--conntrack.netns", net.router, "--conntrack.heartbeat", "1s", "--sink.stream.enable"]
         talk(net.client, OLD)
         with daemon(*arguments, "--conntrack.records", "flows") as first:

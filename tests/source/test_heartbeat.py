@@ -3,16 +3,19 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conntrackd.config.read import read_config
 from conntrackd.engine import Engine, EventBatch
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
 from conntrackd.source import heartbeat as module
 from conntrackd.source.heartbeat import Heartbeat
+from conntrackd.source.kernel import KernelSource
 from conntrackd.stats import Stats
 from tests.engine.feed import ENGINES, RECEIVED_NS
 from tests.messages import build_message
@@ -284,18 +287,28 @@ def test_counters_that_somebody_has_set_to_0_are_counted_from_there(engine: Engi
     assert [record[3] for record in bench.log] == [(10, 1000, 5, 500), (3, 2000, 6, 600)]
 
 
+def list_problems(beat: Heartbeat) -> list[str]:
+    """What `status` says."""
+    config, pipeline = read_config({}, {}), SimpleNamespace(heartbeat=beat)
+    source = KernelSource(config, None, None, pipeline, Stats())  # type: ignore[arg-type]  # not asked
+    return source.list_problems()
+
+
 @both
-def test_where_the_kernel_counts_nothing_records_say_so_and_status_too(engine: Engine) -> None:
+def test_where_the_kernel_counts_nothing_records_have_no_counters_and_status_says_why(engine: Engine) -> None:
     bench = Bench(engine, Kernel({1: (-1, -1, -1, -1)}))
-    assert bench.beat.has_counters
+    assert list_problems(bench.beat) == []
     bench.read()
-    assert not bench.beat.has_counters
+    (problem,) = list_problems(bench.beat)
     bench.read()
 
-    assert bench.log == [("ALIVE", 1, (None,) * 4, None)]
+    ((kind, number, counters, deltas),) = bench.log
+    assert (kind, number, any(counters), deltas) == ("ALIVE", 1, False, None)
+    assert problem.startswith("ALIVE records come without counters: ")
+    assert "net.netfilter.nf_conntrack_acct=1" in problem
     bench.kernel.flows = {}
     bench.read()
-    assert bench.beat.has_counters
+    assert list_problems(bench.beat) == []
 
 
 @both
