@@ -13,6 +13,7 @@ from conntrackd.config.read import read_config
 from conntrackd.engine import Engine, EventBatch
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import EventType, Flow
+from conntrackd.render import json
 from conntrackd.source import heartbeat as module
 from conntrackd.source.heartbeat import Heartbeat
 from conntrackd.source.kernel import KernelSource
@@ -74,10 +75,12 @@ class Bench:
     def __init__(self, engine: Engine, kernel: Kernel, limit: int = 1000) -> None:
         self.kernel, self.stats, self.now = kernel, Stats(), 100.0
         self.log: list[Record] = []
+        self.text = b""
         self.without_room = 0
         self._queue: list[Flow] = []
         self._engine, self._limit = engine, limit
         self._batch = engine.open_batch()
+        self._template = engine.compile_template(json.TEMPLATE)
         self.restart()
 
     def restart(self) -> None:
@@ -120,6 +123,10 @@ class Bench:
             self.step()
 
     def _write(self, kind: str, batch: EventBatch, indexes: "list[int] | range") -> None:
+        selection = b"".join(index.to_bytes(2, "little") for index in indexes)
+        if selection:
+            batch.set_type(selection, EventType[kind])
+            self.text += self._engine.render(batch, self._template, selection, None).text
         for index in indexes:
             found = batch.describe(index)
             deltas = [found[f"{name}_delta"] for name in COUNTERS]
@@ -183,7 +190,7 @@ def test_what_records_add_is_what_a_flow_comes_to_and_nothing_twice(
     bench, known = play(ENGINES[0], steps, limit)
     other, _ = play(ENGINES[1], steps, limit)
 
-    assert bench.log == other.log
+    assert (bench.log, bench.text) == (other.log, other.text)
     last = {number: counters for kind, number, counters, _ in bench.log if kind == "DESTROY"}
     assert last.keys() == known.keys()
     for number, counters in last.items():
