@@ -346,16 +346,17 @@ def test_with_more_ends_than_are_noted_chunks_are_left_out(
     monkeypatch.setattr(module, "MAX_ENDED", 3)
     bench = Bench(engine, Kernel())
     bench.read()
-    bench.kernel.flows = {number: (number, number, 0, 0) for number in range(1, 25)}
+    bench.kernel.flows = {number: (number, number, 0, 0) for number in range(2, 25)}
     bench.step()
     bench.step()  # the first chunk is read, and the second one filled
-    for number in (1, 2, 3, 4):
+    for number in (2, 3, 4, 5):
         bench.end(number)
     bench.read()
     alive = [number for kind, number, *_ in bench.log if kind == "ALIVE"]
 
-    assert alive == [number for number in range(6, 25) if number % 5]
-    assert len(bench.list_spans(1)) == 1
+    # The chunk of 6 and 7 is the third; the next one begins with 7 again.
+    assert alive == [number for number in range(7, 25) if number % 5]
+    assert len(bench.list_spans(2)) == 1
 
 
 @both
