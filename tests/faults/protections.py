@@ -596,20 +596,20 @@ MUTATIONS: Final = (
     Mutation(
         "no more flows are remembered than may be",
         "conntrackd/core/flows.c",
-        "if (flows->used >= flows->limit) {",
-        "if (!flows->limit) {",
+        "if (slots->used >= slots->limit) {",
+        "if (!slots->limit) {",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "a flow that was forgotten leaves none behind it unfindable",
-        "conntrackd/core/flows.c",
-        "if (distance < ((slot - hole) & mask))",
+        "conntrackd/core/slots.c",
+        "if (distance < ((number - hole) & mask))",
         "if (distance + 1 > 0)",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "flows of one id are told apart",
-        "conntrackd/core/flows.c",
+        "conntrackd/core/slots.c",
         "uint64_t)event->dport << 32",
         "uint64_t)event->family << 32",
         "tests/engine/test_flows.py::test_an_id_that_another_flow_has_too_is_no_mistake",
@@ -617,8 +617,8 @@ MUTATIONS: Final = (
     Mutation(
         "no more flows are counted than may be",
         "conntrackd/core/deltas.c",
-        "if (deltas->used >= deltas->limit ||",
-        "if (!deltas->limit ||",
+        "if (slots->used >= slots->limit ||",
+        "if (!slots->limit ||",
         "tests/source/test_heartbeat.py::"
         "test_where_there_is_no_room_records_come_without_deltas_and_are_counted",
     ),
