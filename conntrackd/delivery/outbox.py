@@ -89,7 +89,7 @@ class Outbox(Inlet):
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
         with self._lock:
-            return self.delays.snapshot()
+            return self._delays.snapshot()
 
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
