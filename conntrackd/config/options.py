@@ -275,7 +275,6 @@ SINK_SYSLOG_FILTER = Option(
     "sink.syslog.filter", RULES, (), OWN_RULES, example="drop destination network LOCAL,PRIVATE"
 )
 SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
-SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
 SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",
     PATH,
