@@ -466,8 +466,8 @@ MUTATIONS: Final = (
     Mutation(
         "a variable of an orchestrator does not keep it from starting",
         "conntrackd/config/read.py",
-        "find_one_typo(name, BY_VARIABLE)",
-        "find_near(name, BY_VARIABLE)",
+        "find_one_typo(name, known_names)",
+        "find_near(name, known_names)",
         "tests/config/test_read.py::test_a_variable_that_is_none_of_ours_is_a_warning",
     ),
     Mutation(
@@ -486,7 +486,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a spool that is off has no place in the state directory",
-        "conntrackd/sinks/__init__.py",
+        "conntrackd/config/together.py",
         "if directory is None and state is not None:",
         "if not directory and state is not None:",
         "tests/config/test_read.py::test_a_spool_that_is_off_is_reported_from_one_that_nobody_set",

@@ -302,7 +302,7 @@ def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
         syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
         configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
         assert ctl.run(["reload"]) == 0
-        reported.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
+        reported.append("sink syslog gets its spool at the next start" in capsys.readouterr().out)
 
     assert reported == [False, False, True, True, False]
 

@@ -1,0 +1,121 @@
+"""What a reload changes in the sinks: prepared whole in a thread, then applied without a fault.
+
+A sink that the new configuration does not name goes as one that it turns off: it has its time to deliver, and
+what is left stays in its spool, if it has one, or is dropped and counted. The spool's files stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from conntrackd.config import options
+from conntrackd.config.options import Option
+from conntrackd.config.read import Config
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink
+from conntrackd.sinks import ConfiguredSink, list_sinks
+
+if TYPE_CHECKING:
+    from conntrackd.daemon import Daemon
+
+
+class SinkChange(NamedTuple):
+    """`made`: an outbox to add, a sink to put into its outbox, None to remove it."""
+
+    name: str
+    made: Outbox | Sink | None
+    queue: int = 0
+    """Of the sink that is put into its outbox."""
+
+
+def check_kinds(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> None:
+    """Raise where one that runs is to be of another kind: what waits for it was written for the old one."""
+    for sink in new.named.values():
+        if sink.name in outboxes and sink.name in old.named and not old.has(sink):
+            message = (
+                f"is {sink.kind}, and the sink {sink.name} that runs is of kind {old.named[sink.name].kind}"
+            )
+            hint = "use another name, remove it by one reload and add it by the next, or restart"
+            raise new.explain(sink.kind_option, message, hint)
+
+
+def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) -> list[SinkChange]:
+    """Whatever can be wrong with them is raised, and then nothing of it is left."""
+    found: list[SinkChange] = []
+    wanted = [sink for sink in list_sinks(new) if sink.is_enabled]
+    try:
+        for sink in wanted:
+            if sink.name not in daemon.outboxes:
+                found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
+            elif any(sink.owns(option) for option in changes if not _is_filter(sink, option)):
+                queue = sink.config[sink.kind.queue]
+                found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
+    except BaseException:
+        for change in found:
+            if isinstance(change.made, Outbox):
+                change.made.stop(0.0)  # or its spool would be in use for the next reload
+        raise
+    names = {sink.name for sink in wanted}
+    return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
+
+
+def _is_filter(sink: ConfiguredSink, option: Option[object]) -> bool:
+    return option.key == sink.config.resolve(sink.kind.filter).key
+
+
+async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
+    """From the next batch on. Returns when those that go have ended."""
+    removed = []
+    for outbox in daemon.outboxes.values():
+        outbox.enable()  # what was switched off at run time lasts until now
+        outbox.reopen()
+    for name, made, queue in changes:
+        if made is None:
+            removed.append(daemon.outboxes.pop(name))
+        elif isinstance(made, Outbox):
+            daemon.outboxes[name] = made
+            made.start()
+        else:
+            daemon.outboxes[name].replace(made, queue)
+    daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+    if removed:
+        await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
+    for name, *_ in changes:
+        daemon.notify_sink_changed(name)
+
+
+def describe(old: Config, new: Config) -> list[str]:
+    """Which sinks are named now, and which are not any more."""
+    lines = [
+        f"sink {sink.name} ({sink.kind}) is new{'' if new[sink.enable] else ', and off'}"
+        for sink in new.named.values()
+        if not old.has(sink)
+    ]
+    return lines + [
+        f"sink {sink.name} ({sink.kind}) is removed" for sink in old.named.values() if not new.has(sink)
+    ]
+
+
+def list_without_spool(daemon: "Daemon", old: Config, new: Config, without: Sequence[str]) -> list[str]:
+    """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
+    found = []
+    for name, kind, view in list_sinks(new):
+        if name not in daemon.outboxes or not kind.enabled(view):
+            continue
+        before = old.view(name)
+        if kind.gains_spool(before, view) or (name in without and not kind.gains_spool(view, before)):
+            found.append(name)
+    return found
+
+
+def adopt(started: Config, new: Config, changes: Sequence[SinkChange]) -> Config:
+    """The settings with which all runs, of which those of a sink that was added are the new ones.
+
+    Compared with these the next reload reports what waits for a restart.
+    """
+    added = {change.name for change in changes if isinstance(change.made, Outbox)}
+    fresh = [option for sink in list_sinks(new) if sink.name in added for option in sink.list_options()]
+    settings = {**started.settings, **{option.key: new.settings[option.key] for option in fresh}}
+    own = {name: sink for name, sink in new.named.items() if name in added or started.has(sink)}
+    return replace(started, settings=MappingProxyType(settings), named=MappingProxyType(own))
