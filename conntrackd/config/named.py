@@ -171,7 +171,7 @@ def _list_mentioned(item: Deferred) -> Iterator[tuple[str, str, int]]:
                 continue
             seen.update([key] if rest else ())
             todo += [(f"{key}.{inner.key}", inner) for inner in node.entries]
-        elif rest and not is_null(node):
+        elif len(rest) == 2 or (rest and not is_null(node)):
             kind = node.text if rest[1:] == ["kind"] and isinstance(node, Scalar) else ""
             yield rest[0], kind, entry.line
 

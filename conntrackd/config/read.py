@@ -345,7 +345,7 @@ class _Draft:
             self._add_section(Section([entry]), prefix, path, seen)
         for name, mention in self._mentions.items() if not alone else ():
             key = f"{named.SECTION}.{name}"
-            if not mention.kind and key not in self.unsure:
+            if not mention.kind and not {key, f"{key}.kind"} & self.unsure:
                 hint = f"add {key}.kind: one of {', '.join(named.KINDS)}"
                 self._fail(key, "has no kind", hint, mention.origin)
 

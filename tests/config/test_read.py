@@ -552,6 +552,26 @@ def test_any_value_of_any_key_is_taken_or_reported(option: Option[Any], name: st
         assert (result.exit_status, str(result).isascii(), len(str(result)) < 1000) == (78, True, True)
 
 
+@pytest.mark.parametrize("key", ["sinks", "sinks.a", "sinks.a.kind", "sinks.a.b.c"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_anything_in_the_place_of_named_sinks_is_nothing_or_reported(
+    key: str, name: str, tmp_path: Path
+) -> None:
+    value: Any = HOSTILE[name]
+    for word in reversed(key.split(".")):
+        value = {word: value}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value))
+
+    result = attempt(path=path)
+
+    if isinstance(result, Config):
+        assert not result.named
+        assert value in ({"sinks": None}, {"sinks": {}}, {"sinks": {"a": None}}, {"sinks": {"a": {}}})
+    else:
+        assert (result.exit_status, str(result).isascii(), len(str(result)) < 1000) == (78, True, True)
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner))
 

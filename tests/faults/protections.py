@@ -36,6 +36,27 @@ MUTATIONS: Final = (
         "tests/test_sink_filters.py::test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end",
     ),
     Mutation(
+        "there are only so many named sinks",
+        "conntrackd/config/named.py",
+        "(len(found) >= MAX_SINKS or explain_name(name))",
+        "explain_name(name)",
+        "tests/config/test_named.py::test_there_is_a_bound",
+    ),
+    Mutation(
+        "a file of aliases names no sink again and again",
+        "conntrackd/config/named.py",
+        "if rest and (key in seen or len(seen) > MAX_SINKS or explain_name(rest[0])):",
+        "if False:",
+        "tests/config/test_named.py::test_an_alias_of_many_keys_is_not_looked_at_for_every_name",
+    ),
+    Mutation(
+        "a secret of one sink is not sent to the server of another",
+        "conntrackd/sinks/loki.py",
+        'name = "loki" if config.sink is None else config.sink.name',
+        'name = "loki"',
+        "tests/config/test_named.py::test_credentials_are_those_of_the_name_and_never_of_another_sink",
+    ),
+    Mutation(
         "an overrun does not stop the queue",
         "conntrackd/netlink/socket.py",
         "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
