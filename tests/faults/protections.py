@@ -587,8 +587,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a reload that fails leaves nothing open",
-        "conntrackd/control.py",
-        "made.stop(0.0)",
+        "conntrackd/sink_changes.py",
+        "change.made.stop(0.0)",
         "pass",
         "tests/live/test_control.py::test_a_reload_that_fails_half_way_leaves_no_spool_open",
     ),
