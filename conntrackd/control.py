@@ -110,7 +110,7 @@ class DaemonControl:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
         started = self._started or old
-        sink_changes.check_kinds(old, new, daemon.outboxes)
+        sink_changes.check_sinks(old, new, daemon.outboxes)
         sets = await run_apart(read_sets, new)
         rules = await self._compile(*read_texts(new), new, sets)
         own = await self._compile_sinks(new, new, sets)

@@ -4,6 +4,7 @@ A sink that the new configuration does not name goes as one that it turns off: i
 what is left stays in its spool, if it has one, or is dropped and counted. The spool's files stay.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -29,8 +30,11 @@ class SinkChange(NamedTuple):
     """Of the sink that is put into its outbox."""
 
 
-def check_kinds(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> None:
-    """Raise where one that runs is to be of another kind: what waits for it was written for the old one."""
+def check_sinks(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> None:
+    """Raise where one that runs is to be of another kind, or its spool is to be that of a new one.
+
+    What waits for it was written for the old kind, and goes to the spool until it has ended.
+    """
     for sink in new.named.values():
         if sink.name in outboxes and sink.name in old.named and not old.has(sink):
             message = (
@@ -38,6 +42,20 @@ def check_kinds(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> Non
             )
             hint = "use another name, remove it by one reload and add it by the next, or restart"
             raise new.explain(sink.kind_option, message, hint)
+    held = {
+        (sink.kind.name, os.path.realpath(folder)): sink.name
+        for sink in list_sinks(old)
+        if sink.name in outboxes and (folder := sink.kind.find_spool(sink.config)) is not None
+    }
+    for name, kind, view in list_sinks(new):
+        folder = kind.find_spool(view) if name not in outboxes and kind.enabled(view) else None
+        holder = None if folder is None else held.get((kind.name, os.path.realpath(folder)))
+        if holder is not None and kind.spool is not None:
+            message = f"is {folder}, which sink {holder} has until it is removed"
+            hint = (
+                f"use another directory, remove {holder} by one reload and add {name} by the next, or restart"
+            )
+            raise view.explain(kind.spool.path, message, hint)
 
 
 def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) -> list[SinkChange]:

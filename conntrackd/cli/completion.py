@@ -14,7 +14,9 @@ from conntrackd.text import quote
 
 # In the place of the sinks that the running daemon has: only the shell can ask for them.
 NAMED: Final = "\0"
-ASK: Final = "type conntrackctl >/dev/null 2>&1 && conntrackctl sink list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
+ASK: Final = (
+    "type conntrackctl >/dev/null 2>&1 && conntrackctl sink list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
+)
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
 

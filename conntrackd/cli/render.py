@@ -110,6 +110,16 @@ SAMPLE_HEAD: Final = """\
 """
 
 
+SAMPLE_SINKS: Final = """
+# More sinks, with names of their own and all settings of their kind
+#sinks:
+#  audit:
+#    kind: loki
+#    address: https://loki.example.org
+#    filter: [log destination port 22, drop any]
+"""
+
+
 def render_sample() -> str:
     """Every setting with its reason; commented out, but for what the first event needs."""
     lines = [SAMPLE_HEAD.rstrip()]
@@ -121,7 +131,7 @@ def render_sample() -> str:
         indent = "  " * len(section)
         lines.append(f"{indent}# {option.help}")
         lines += [f"{indent}{line}" for line in _render_setting(option, name)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n{SAMPLE_SINKS}"
 
 
 def _render_headers(above: list[str], section: list[str]) -> Iterator[str]:

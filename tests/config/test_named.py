@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from conntrackd.cli.render import SAMPLE_SINKS
 from conntrackd.config import named, options
 from conntrackd.config.document import MAX_NODES, read_document
 from conntrackd.config.options import OPTIONS, Option
@@ -14,12 +15,14 @@ from conntrackd.config.read import Config, changed, check_sinks, read_config, re
 from conntrackd.config.values import FLAG
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ConfigError, ManyErrors
-from conntrackd.sink_changes import SinkChange, adopt, check_kinds, describe
+from conntrackd.sink_changes import SinkChange, adopt, describe
+from conntrackd.sink_changes import check_sinks as check_running
 from conntrackd.sinks import find_sink, list_sinks
 from conntrackd.sinks.loki import read_settings
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import FakeSink
 
+ROOT: Final = Path(__file__).parents[2]
 KIND_HINT: Final = "one of stream, journal, syslog, loki"
 OUTPUT_HINT: Final = "hint: each sink needs an output of its own"
 NAMING: Final = "use up to 32 lower-case letters, digits and - between them, such as audit"
@@ -367,6 +370,18 @@ def test_a_sink_that_is_made_on_the_command_line_leaves_the_files_alone(
     assert stands_alone(flags, {}) == alone
 
 
+def test_the_examples_of_the_sample_and_the_manual_are_valid(tmp_path: Path) -> None:
+    page = (ROOT / "man" / "conntrackd.yaml.5").read_text().partition(".Sh SEVERAL SINKS OF A KIND")[2]
+    manual = page.partition(".Bd -literal -offset indent\n")[2].partition(".Ed")[0]
+    sample = SAMPLE_SINKS.replace("\n#", "\n").replace("\n More", "\n# More")
+
+    found = [
+        [(sink.name, sink.kind) for sink in read(tmp_path, text).named.values()] for text in (manual, sample)
+    ]
+
+    assert found == [[("audit", "loki"), ("siem", "syslog")], [("audit", "loki")]]
+
+
 # ---- what carries the names ---------------------------------------------------------------------------
 
 
@@ -431,12 +446,26 @@ def test_a_reload_reports_what_has_become_of_named_sinks(tmp_path: Path) -> None
         *("sink b (loki) is removed", "sink c (loki) is removed"),
     ]
     with pytest.raises(ConfigError) as caught:
-        check_kinds(old, new, dict.fromkeys("abc"))  # type: ignore[arg-type]
+        check_running(old, new, dict.fromkeys("abc"))  # type: ignore[arg-type]
     assert str(caught.value).endswith(
         "conntrackd.yaml:1: sinks.c.kind is journal, and the sink c that runs is of kind loki\n"
         "hint: use another name, remove it by one reload and add it by the next, or restart"
     )
-    check_kinds(old, new, dict.fromkeys("ab"))  # type: ignore[arg-type]  # it is off
+    check_running(old, new, dict.fromkeys("ab"))  # type: ignore[arg-type]  # it is off
+
+
+def test_a_spool_does_not_go_to_another_sink_by_one_reload(tmp_path: Path) -> None:
+    old = read(tmp_path, f"sink.loki: {{enable: true, spool: {tmp_path}}}")
+    new = read(tmp_path, f"sinks.a: {{kind: loki, spool: {tmp_path}}}\nsinks.b: {{kind: journal}}")
+
+    with pytest.raises(ConfigError) as caught:
+        check_running(old, new, {"loki": None})  # type: ignore[dict-item]
+    assert str(caught.value).endswith(
+        f"conntrackd.yaml:1: sinks.a.spool is {tmp_path}, which sink loki has until it is removed\n"
+        "hint: use another directory, remove loki by one reload and add a by the next, or restart"
+    )
+    check_running(old, new, {})
+    check_running(new, new, {"a": None})  # type: ignore[dict-item]
 
 
 def test_what_waits_for_a_restart_is_compared_with_what_a_sink_was_made_with(tmp_path: Path) -> None:
