@@ -4,21 +4,28 @@ A sink that the new configuration does not name goes as one that it turns off: i
 what is left stays in its spool, if it has one, or is dropped and counted. The spool's files stay.
 """
 
+import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import Config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
+from conntrackd.pipeline import Pipeline
 from conntrackd.sinks import ConfiguredSink, list_sinks
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
+
+
+BATCH_SECONDS: Final = 3.0
+LOOK_SECONDS: Final = 0.002
 
 
 class SinkChange(NamedTuple):
@@ -98,9 +105,22 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
             daemon.outboxes[name].replace(made, queue)
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
     if removed:
+        await _wait_for_batches(daemon.pipeline)
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
     for name, *_ in changes:
         daemon.notify_sink_changed(name)
+
+
+async def _wait_for_batches(pipeline: Pipeline) -> None:
+    """Until those who were there have what was divided among them: who is stopped takes nothing more.
+
+    A batch takes milliseconds; a reader that stands still is not waited for, and is a problem of its own.
+    """
+    with pipeline.lock:  # under which losses and flows of the table are handed on
+        begun = [(reader, reader.begun) for reader in pipeline.readers]
+    deadline = time.monotonic() + BATCH_SECONDS
+    while any(reader.done < number for reader, number in begun) and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def describe(old: Config, new: Config) -> list[str]:

@@ -43,6 +43,13 @@ MUTATIONS: Final = (
         "tests/config/test_named.py::test_there_is_a_bound",
     ),
     Mutation(
+        "a batch that is on its way to a sink arrives before the sink is stopped",
+        "conntrackd/sink_changes.py",
+        "        await _wait_for_batches(daemon.pipeline)",
+        "        pass",
+        "tests/test_sink_changes.py::test_a_sink_is_stopped_when_no_batch_is_on_its_way_to_it",
+    ),
+    Mutation(
         "a file of aliases names no sink again and again",
         "conntrackd/config/named.py",
         "if rest and (key in seen or len(seen) > MAX_SINKS or explain_name(rest[0])):",
