@@ -73,6 +73,8 @@ class Reader:
     def __init__(self, pipeline: "Pipeline", number: int) -> None:
         self.turns = 0
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
+        self.begun = self.done = 0
+        """Batches: while they differ, one is on its way to the outboxes among which it was divided."""
         self.reported = ReportedDrops()
         """Which socket is read, and how far its losses are reported."""
         self.emptied_at = -math.inf
@@ -154,6 +156,7 @@ class Reader:
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
+        self.begun += 1
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
@@ -188,6 +191,7 @@ class Reader:
                 self._hand_on(batch, kept, rendered, wanted)
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
+        self.done = self.begun
 
     def _remember(self, records: Records) -> None:
         """As many flows as these say, of which each reader has its share."""

@@ -27,9 +27,15 @@ class Inlet:
     """
 
     def __init__(
-        self, sink: Sink, queue: int, stats: SinkStats, spool: Store | None, clock: Callable[[], float]
+        self,
+        sink: Sink,
+        queue: int,
+        stats: SinkStats,
+        spool: Store | None,
+        clock: Callable[[], float],
+        name: str = "",
     ) -> None:
-        self.name = sink.name
+        self.name = name or sink.name
         self.queue = queue
         self._stats = stats
         self._clock = clock
@@ -45,7 +51,7 @@ class Inlet:
         self._direct = sink if isinstance(sink, DirectSink) else None
         self._opened = False
         # The thread's own:
-        self._disk = None if spool is None else DiskBuffer(spool, sink.name, stats, self._lock, clock=clock)
+        self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
 
     @property
     def template(self) -> Template:
