@@ -98,8 +98,8 @@ test-system: $(VENV)/ready $(CORE)
 	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
-	$(PYTHON) -m ruff check conntrackd contrib tests bench fuzz setup.py
-	$(PYTHON) -m ruff format --check conntrackd contrib tests bench fuzz setup.py
+	$(PYTHON) -m ruff check conntrackd contrib cockpit tests bench fuzz setup.py
+	$(PYTHON) -m ruff format --check conntrackd contrib cockpit tests bench fuzz setup.py
 	$(PYTHON) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	gcc -std=c11 -Wall -Wextra -Werror -fsyntax-only -D_GNU_SOURCE= -Iconntrackd/core -Ifuzz -I$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))") $(filter %.c,$(C_FILES))

@@ -4,6 +4,8 @@ Pictures of it are left in build/cockpit.
 """
 
 import itertools
+import json
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -205,7 +207,7 @@ def test_without_a_daemon_it_says_so_and_comes_back_with_it(console: Machine, tm
         page.wait_for("health-state", "Healthy")
 
 
-def test_it_fits_a_telephone_and_follows_the_dark_style(
+def test_it_fits_a_telephone_in_german_too_and_follows_the_dark_style(
     console: Machine, suite: Suite, tmp_path: Path
 ) -> None:
     with open_page(console, "root", tmp_path) as page:
@@ -223,3 +225,21 @@ def test_it_fits_a_telephone_and_follows_the_dark_style(
         )
         assert page.driver.execute_script(read_colour) != light
         page.picture(f"{suite.distribution.suite}-narrow-dark")
+
+        page.driver.add_cookie({"name": "CockpitLang", "value": "de-de", "path": "/"})
+        page.driver.refresh()
+        page.wait_for("health-state", "In Ordnung")
+        assert page.driver.execute_script("return document.documentElement.lang") == "de"
+        assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        shown = page.driver.execute_script(
+            "return [...document.querySelectorAll('h2, button, label, option, th')].map(item => item.textContent)"
+        )
+        assert len(set(shown)) > 20
+        assert set(shown) <= read_german()
+        page.picture(f"{suite.distribution.suite}-german")
+
+
+def read_german() -> set[str]:
+    """All that the translation says."""
+    rows = re.findall(r"\[null, (.*)\]", (ROOT / "cockpit/po.de.js").read_text())
+    return {text for row in rows for text in json.loads(f"[{row}]")}
