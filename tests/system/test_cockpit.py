@@ -232,7 +232,8 @@ def test_it_fits_a_telephone_in_german_too_and_follows_the_dark_style(
         assert page.driver.execute_script("return document.documentElement.lang") == "de"
         assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
         shown = page.driver.execute_script(
-            "return [...document.querySelectorAll('h2, button, label, option, th')].map(item => item.textContent)"
+            "return [...document.querySelectorAll('h2, button, label, option, th')]"
+            ".map(item => item.textContent)"
         )
         assert len(set(shown)) > 20
         assert set(shown) <= read_german()
