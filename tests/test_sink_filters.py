@@ -16,6 +16,7 @@ from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, l
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import INDEX_BYTES, Engine
 from conntrackd.errors import ManyErrors
@@ -57,6 +58,7 @@ class Gathering:
         self.dropped: list[tuple[int, int, int]] = []
         self.left_out = 0
         self.losses: list[Lost] = []
+        self.delays = Delays()
 
     def get_room(self) -> int:
         return self.room
