@@ -109,6 +109,7 @@ class Screen(Paper):
     def draw(self, lines: Sequence[str], heading: int = 0, foot: str = "") -> None:
         """Draw over the last view, in one write and without clearing before it: nothing flickers."""
         self._last = lines, heading, foot
+        foot = "" if self._keyboard is None else foot  # which is about keys
         width, height = self.size
         shown = [cut(show_line(line), width) for line in lines[: height - bool(foot)]]
         if heading < len(shown):
