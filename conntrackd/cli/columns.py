@@ -29,13 +29,24 @@ def cut(line: str, width: int | None) -> str:
     """No wider than that, with a mark where something is missing."""
     if width is None or measure(line) <= width:
         return line
-    room, kept = width - 1, 0
-    for character in line:
+    return f"{_take(line, width - 1)}…"[: max(width, 0)]
+
+
+def shorten(text: str, width: int) -> str:
+    """As cut(), in the middle: what distinguishes an address are its last digits, too."""
+    if measure(text) <= width:
+        return text
+    end = _take(text[::-1], (width - 1) // 2)[::-1]
+    return f"{_take(text, width - 1 - measure(end))}…{end}"[: max(width, 0)]
+
+
+def _take(text: str, room: int) -> str:
+    """As many characters as fit."""
+    for number, character in enumerate(text):
         room -= _measure_character(character)
         if room < 0:
-            break
-        kept += 1
-    return f"{line[:kept]}…"[: max(width, 0)]
+            return text[:number]
+    return text
 
 
 def pad(text: str, width: int, *, to_right: bool = False) -> str:
@@ -72,7 +83,7 @@ def lay_out(
                 widths[texts[-1]] += max(0, room - sum(widths[number] for number in texts))
     for row in cells:
         line = GAP.join(
-            pad(cut(cell, size), size, to_right=is_right)
+            pad(shorten(cell, size), size, to_right=is_right)
             for cell, size, is_right in zip(row, widths, right, strict=True)
         )
         yield cut(line.rstrip(), width)
