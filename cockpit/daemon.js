@@ -14,6 +14,7 @@ export class Daemon extends EventTarget {
         this.running = null;
         this.properties = {};
         this.sinks = {};
+        this.paths = {};
         this.statistics = null;
         this.client = cockpit.dbus(NAME, { bus: "system", superuser: "try" });
         this.client.addEventListener("owner", (_event, owner) => this.setOwner(owner));
@@ -28,7 +29,7 @@ export class Daemon extends EventTarget {
     }
 
     callSink(name, method) {
-        return this.client.call(`${PATH}/sink/${name}`, SINK, method, [], { type: "" });
+        return this.client.call(this.paths[name], SINK, method, [], { type: "" });
     }
 
     setOwner(owner, options = {}) {
@@ -56,9 +57,12 @@ export class Daemon extends EventTarget {
 
     async refresh() {
         this.properties = await this.getAll(PATH, MANAGER);
-        const names = Object.keys(this.statistics ? this.statistics.sinks : {});
-        const all = await Promise.all(names.map(name => this.getAll(`${PATH}/sink/${name}`, SINK)));
-        this.sinks = Object.fromEntries(names.map((name, place) => [name, all[place]]));
+        // In one call, and by their own names: a path has no hyphen, and a reload may remove a sink in between.
+        const [objects] = await this.client.call(PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects", [],
+                                                 { type: "" });
+        const found = Object.entries(objects).map(([path, interfaces]) => [path, unwrap(interfaces[SINK])]);
+        this.paths = Object.fromEntries(found.map(([path, sink]) => [sink.Name, path]));
+        this.sinks = Object.fromEntries(found.map(([_path, sink]) => [sink.Name, sink]));
         this.dispatchEvent(new Event("changed"));
     }
 

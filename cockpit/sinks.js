@@ -20,7 +20,7 @@ export function createSinks(daemon) {
     }
 
     function renderSink([name, sink]) {
-        const counters = daemon.statistics.sinks[name] || {};
+        const counters = (daemon.statistics && daemon.statistics.sinks[name]) || {};
         const is_on = sink.State !== "disabled";
         const flip = button(is_on ? _("On") : _("Off"), () => call(name, is_on ? "Disable" : "Enable"),
                             { id: `sink-${name}-switch`, role: "switch", "aria-checked": String(is_on), "aria-label": name });

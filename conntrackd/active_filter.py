@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from conntrackd import bpf
 from conntrackd.config import options
-from conntrackd.config.read import Config, list_rules, read_rules
+from conntrackd.config.read import Config
+from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import read_sets
 from conntrackd.engine import Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
@@ -22,7 +23,7 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
-from conntrackd.sinks import SINKS
+from conntrackd.sinks import list_sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +123,17 @@ def compile_sink_filter(
 def compile_sink_filters(
     rules: Config, config: Config, engine: Engine, readers: int, sets: Sets
 ) -> dict[str, CoreFilter]:
-    """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes."""
+    """Of each sink that `config` enables, by its name: what `rules` has for it. Raises all mistakes.
+
+    Of a named one that `rules` does not have, or not of this kind, it is what `config` has.
+    """
     origin, found = name_origin(rules), {}
     mistakes: list[ConntrackdError] = []
-    for kind in filter(lambda kind: kind.enabled(config), SINKS):
+    for name, kind, own in filter(lambda sink: sink.is_enabled, list_sinks(config)):
         try:
-            texts = list_rules(rules, option=kind.filter)
-            found[kind.name] = compile_sink_filter(texts, origin, config, engine, readers, sets)
+            view = rules.view(name) if own.sink is None or rules.has(own.sink) else own
+            texts = list_rules(view, option=kind.filter)
+            found[name] = compile_sink_filter(texts, origin, config, engine, readers, sets)
         except ManyErrors as error:
             mistakes += error.errors
     if mistakes:

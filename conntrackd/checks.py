@@ -20,7 +20,7 @@ from conntrackd.config.read import Config
 from conntrackd.errors import ConntrackdError
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
-from conntrackd.sinks import SINKS
+from conntrackd.sinks import ConfiguredSink, list_sinks
 from conntrackd.source import hearing
 from conntrackd.units import render_size
 
@@ -73,12 +73,12 @@ NO_CORE_REMEDY: Final = (
 HIDDEN: Final = "settings"
 # More than a machine can log in any interval: what the shipped unit asks for.
 ENOUGH_BURST: Final = 10_000_000
-# Where to look when a sink's receiver does not take events: settings that there are.
+# Where to look when a sink's receiver does not take events: settings that there are, behind the sink's name.
 RECEIVERS: Final = {
-    "stream": f"check the file or its reader: {options.SINK_STREAM_WRITER.key}",
+    "stream": "check the file or its reader: {}writer",
     "journal": "systemctl status systemd-journald  # another sink where there is no journald",
-    "syslog": f"check that the receiver at {options.SINK_SYSLOG_ADDRESS.key} is up",
-    "loki": f"check that the receiver at {options.SINK_LOKI_ADDRESS.key} is up",
+    "syslog": "check that the receiver at {}address is up",
+    "loki": "check that the receiver at {}address is up",
 }
 ZERO: Final = frozenset({"0", "0s"})
 
@@ -120,7 +120,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     if situation is not None:
         found += [check_engine(situation), check_program(situation, config), check_loss(situation)]
     found += check_geoip(config)
-    if config[options.SINK_JOURNAL_ENABLE]:
+    if any(sink.is_enabled and sink.kind.name == "journal" for sink in list_sinks(config)):
         found.append(check_journal_rate(root))
     found += check_sinks(config, situation, root)
     found += [check_clock(time.time(), is_synchronized()), check_packages(root)]
@@ -305,42 +305,47 @@ def check_geoip(config: Config, now: float | None = None) -> Iterator[Finding]:
 
 def check_sinks(config: Config, situation: Situation | None, root: Path) -> Iterator[Finding]:
     """Whether each sink's receiver can be reached: as the daemon sees it, or tried from here."""
-    enabled = [kind.name for kind in SINKS if kind.enabled(config)]
+    sinks = {sink.name: sink for sink in list_sinks(config)}
+    enabled = [sink.name for sink in sinks.values() if sink.is_enabled]
     if not enabled:
         yield Finding(
             ERROR, "sink", "no sink is enabled", "in conntrackd.yaml: sink: {journal: {enable: true}}"
         )
     for name in enabled if situation is None else situation.sinks:
         if situation is None:
-            yield check_receiver(name, config, root)
-        else:
-            yield check_sink_state(name, situation.sinks[name], situation.troubles.get(name, ""))
+            yield check_receiver(sinks[name], root)
+        elif name in sinks:  # else a reload has just removed it
+            yield check_sink_state(sinks[name], situation.sinks[name], situation.troubles.get(name, ""))
 
 
-def check_sink_state(name: str, status: SinkStatus, trouble: str = "") -> Finding:
+def check_sink_state(sink: ConfiguredSink, status: SinkStatus, trouble: str = "") -> Finding:
     """What the outbox says, and what comes out of it."""
+    name, prefix = sink.name, sink.prefix
     text = f"{name} is {status.state}{f': {status.error}' if status.error else ''}"
     match status.state:
         case "refused":
-            return Finding(ERROR, "sink", text, f"check the receiver's log, and sink.{name} here")
+            return Finding(
+                ERROR, "sink", text, f"check the receiver's log, and {prefix.removesuffix('.')} here"
+            )
         case "failed" | "disabled":
             severity = ERROR if status.state == "failed" else NOTE
             return Finding(severity, "sink", text, f"conntrackctl sink enable {name}")
         case "retrying":
-            return Finding(WARNING, "sink", text, RECEIVERS[name])
+            return Finding(WARNING, "sink", text, RECEIVERS[sink.kind.name].format(prefix))
     if trouble:
-        remedy = f"a faster receiver, a larger sink.{name}.queue, or a filter that keeps less"
+        remedy = f"a faster receiver, a larger {prefix}queue, or a filter that keeps less"
         return Finding(WARNING, "sink", f"{name} {trouble}", remedy)
     return Finding(OK, "sink", text)
 
 
-def check_receiver(name: str, config: Config, root: Path) -> Finding:
+def check_receiver(sink: ConfiguredSink, root: Path) -> Finding:
     """A connection, as far as that shows anything."""
-    match name:
+    name, config = sink.name, sink.config
+    match sink.kind.name:
         case "journal":
             if not (root / JOURNAL_SOCKET).exists():
-                return Finding(ERROR, "sink", "journal: journald is not running here", "use another sink")
-            return Finding(OK, "sink", "journal: journald is running")
+                return Finding(ERROR, "sink", f"{name}: journald is not running here", "use another sink")
+            return Finding(OK, "sink", f"{name}: journald is running")
         case "syslog":
             address = config[options.SINK_SYSLOG_ADDRESS]
         case "loki":
@@ -349,7 +354,7 @@ def check_receiver(name: str, config: Config, root: Path) -> Finding:
             return Finding(OK, "sink", f"{name} is enabled")
     reason = try_address(address)
     if reason:
-        return Finding(WARNING, "sink", f"{name}: {address}: {reason}", f"fix sink.{name}.address")
+        return Finding(WARNING, "sink", f"{name}: {address}: {reason}", f"fix {sink.prefix}address")
     return Finding(OK, "sink", f"{name}: {address} can be reached")
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import VERSION, logs
+from conntrackd import VERSION, logs, sink_changes
 from conntrackd.active_filter import (
     CoreFilter,
     Filter,
@@ -34,7 +34,7 @@ from conntrackd.config.options import Option
 from conntrackd.config.read import Config, changed, list_unapplied, raise_mistakes
 from conntrackd.config.sets import read_sets
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import Sink, SinkState
+from conntrackd.delivery.sink import SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
@@ -43,7 +43,6 @@ from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
-from conntrackd.sinks import SINKS, SinkKind
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
@@ -110,7 +109,8 @@ class DaemonControl:
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
-        self._started = started = self._started or old
+        started = self._started or old
+        sink_changes.check_sinks(old, new, daemon.outboxes)
         sets = await run_apart(read_sets, new)
         rules = await self._compile(*read_texts(new), new, sets)
         own = await self._compile_sinks(new, new, sets)
@@ -123,22 +123,24 @@ class DaemonControl:
         metrics = None
         try:
             metrics = daemon.metrics.prepare(new)
-            sinks = await run_apart(self._prepare_sinks, new, changes)  # opens spools, reads certificates
+            sinks = await run_apart(sink_changes.prepare, daemon, new, changes)  # spools, certificates
         except BaseException:
             daemon.source.deactivate(old)
             if metrics is not None:
                 metrics.close()
             raise
+        known_sets = daemon.configured_filter.sets
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
-        lines += list_set_changes(daemon.configured_filter.sets, rules.sets)
+        lines += [*sink_changes.describe(old, new), *list_set_changes(known_sets, rules.sets)]
+        self._started = started = sink_changes.adopt(started, new, sinks)
         lines += [
             f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
             for option in list_unapplied(changed(started, new))
         ]
-        self._spoolless = self._list_without_spool(old, new)
+        self._spoolless = sink_changes.list_without_spool(daemon, old, new, self._spoolless)
         lines += [
-            f"sink.{name} gets its spool at the next start: systemctl restart conntrackd"
+            f"sink {name} gets its spool at the next start: systemctl restart conntrackd"
             for name in self._spoolless
         ]
         daemon.config = new
@@ -146,73 +148,16 @@ class DaemonControl:
         daemon.source.look()
         daemon.metrics.apply(metrics)
         logs.set_level(new[options.LOG_LEVEL])
-        going = {kind.name: daemon.sink_filters.in_force[kind.name] for kind, made in sinks if made is None}
+        going = {name: daemon.sink_filters.in_force[name] for name, made, _ in sinks if made is None}
         daemon.sink_filters.configure(own)
         self._put_in_force(rules, {**going, **own})  # no sink gets what its filter drops before it is gone
         daemon.configured_filter = rules
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
-        await self._apply_sinks(sinks)
+        await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *rules.warnings, *list_warnings(own)]
         return [*lines, *warnings] or ["nothing has changed"]
-
-    def _list_without_spool(self, old: Config, new: Config) -> list[str]:
-        """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
-        return [
-            kind.name
-            for kind in SINKS
-            if kind.name in self._daemon.outboxes
-            and kind.enabled(new)
-            and (
-                kind.gains_spool(old, new)
-                or (kind.name in self._spoolless and not kind.gains_spool(new, old))
-            )
-        ]
-
-    def _prepare_sinks(
-        self, new: Config, changes: Sequence[Option[object]]
-    ) -> list[tuple[SinkKind, Outbox | Sink | None]]:
-        """For each sink to change: an outbox to add, a sink to put into its outbox, None to remove."""
-        found: list[tuple[SinkKind, Outbox | Sink | None]] = []
-        try:
-            for kind in SINKS:
-                is_there, wanted = kind.name in self._daemon.outboxes, kind.enabled(new)
-                if wanted and not is_there:
-                    found.append((kind, self._daemon.create_outbox(kind, new)))
-                elif is_there and not wanted:
-                    found.append((kind, None))
-                elif wanted and any(
-                    option.key.startswith(f"sink.{kind.name}.") and option is not kind.filter
-                    for option in changes
-                ):
-                    found.append((kind, kind.create(new)))
-        except BaseException:
-            for _, made in found:
-                if isinstance(made, Outbox):
-                    made.stop(0.0)  # or its spool would be in use for the next reload
-            raise
-        return found
-
-    async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox | Sink | None]]) -> None:
-        daemon = self._daemon
-        removed = []
-        for outbox in daemon.outboxes.values():
-            outbox.enable()  # what was switched off at run time lasts until now
-            outbox.reopen()
-        for kind, new in sinks:
-            if new is None:
-                removed.append(daemon.outboxes.pop(kind.name))
-            elif isinstance(new, Outbox):
-                daemon.outboxes[kind.name] = new
-                new.start()
-            else:
-                daemon.outboxes[kind.name].replace(new, daemon.config[kind.queue])
-        daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
-        if removed:
-            await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
-        for kind, _ in sinks:
-            daemon.notify_sink_changed(kind.name)
 
     async def reload_filter(self) -> list[str]:
         async with self._turn:
@@ -455,7 +400,7 @@ class DaemonControl:
         if outbox is None:
             known = ", ".join(self._daemon.outboxes)
             raise UsageError(
-                f"unknown sink {name!r}", hint=f"one of: {known}; enable others with sink.NAME.enable"
+                f"unknown sink {name!r}", hint=f"one of: {known}; others are off or not in the configuration"
             )
         return outbox
 

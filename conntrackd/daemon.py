@@ -43,7 +43,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.records import find_community_seed
 from conntrackd.sink_filters import SinkFilters, list_warnings
-from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.sinks import ConfiguredSink, find_sink, list_sinks
 from conntrackd.source.kernel import KernelSource
 from conntrackd.source.state_directory import StateDirectory
 from conntrackd.stats import SinkStats, Stats
@@ -114,7 +114,7 @@ class Daemon:
         self.configured_filter = self.filter = read_filter(self.config, self.engine)
         self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine, self.filter.sets))
         self.outboxes = {
-            kind.name: self.create_outbox(kind, self.config) for kind in SINKS if kind.enabled(self.config)
+            sink.name: self.create_outbox(sink) for sink in list_sinks(self.config) if sink.is_enabled
         }
         self.pipeline = Pipeline(
             self.engine,
@@ -147,14 +147,15 @@ class Daemon:
 
     # ---- building -------------------------------------------------------------------------------------
 
-    def create_outbox(self, kind: SinkKind, config: Config) -> Outbox:
+    def create_outbox(self, sink: ConfiguredSink) -> Outbox:
         """A sink behind its outbox, not yet started. Raises ConfigError."""
         return Outbox(
-            kind.create(config),
-            queue=config[kind.queue],
+            sink.kind.create(sink.config),
+            queue=sink.config[sink.kind.queue],
             stats=SinkStats(),
-            spool=kind.open_spool(config),
-            on_failed=lambda reason: self._note_failed(kind.name, reason),
+            spool=sink.kind.open_spool(sink.config),
+            on_failed=lambda reason: self._note_failed(sink.name, reason),
+            name=sink.name,
         )
 
     def open_geoip(self, config: Config) -> "GeoIP | None":
@@ -343,7 +344,9 @@ class Daemon:
 
     def describe_trouble(self, name: str, outbox: Outbox) -> str:
         """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
-        wait = self.config[options.SINK_LOKI_BATCH_WAIT] if name == "loki" else 0.0
+        sink = find_sink(self.config, name)
+        is_loki = sink is not None and sink.kind.name == "loki"
+        wait = sink.config[options.SINK_LOKI_BATCH_WAIT] if sink is not None and is_loki else 0.0
         return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:

@@ -6,7 +6,7 @@ reads it once a batch, so that no batch is decided by half of each. What readers
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
@@ -73,6 +73,8 @@ class Reader:
     def __init__(self, pipeline: "Pipeline", number: int) -> None:
         self.turns = 0
         """Grows while the loop goes round, events or not: what the watchdog looks at."""
+        self.begun = self.done = 0
+        """Batches: while they differ, one is on its way to the outboxes among which it was divided."""
         self.reported = ReportedDrops()
         """Which socket is read, and how far its losses are reported."""
         self.emptied_at = -math.inf
@@ -154,6 +156,7 @@ class Reader:
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
+        self.begun += 1
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
@@ -188,6 +191,7 @@ class Reader:
                 self._hand_on(batch, kept, rendered, wanted)
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
+        self.done = self.begun
 
     def _remember(self, records: Records) -> None:
         """As many flows as these say, of which each reader has its share."""
@@ -283,9 +287,8 @@ class Reader:
         is_timed = bool(kept) and batch.time(kept, 0) != batch.received_ns
         for outbox, events, _, room, rendered in shares:
             count = len(events) // INDEX_BYTES
-            outbox.delays.is_timed = is_timed
             if rendered is not None:
-                outbox.put(rendered)
+                outbox.put(rendered, is_timed=is_timed)
             if room < count:
                 outbox.drop(count - room, batch.time(events, room), batch.time(events, -1))
             if len(events) < len(kept):
@@ -347,18 +350,27 @@ class Reader:
 
     def _report_flows(self, resync: Resync, fresh: Selection) -> None:
         """Flows of the table that the sinks have not heard of: decided as the NEW that was lost."""
-        pipeline, batch, locations = self._pipeline, resync.batch, self._locations
+
+        def note(kept: Selection) -> None:
+            resync.batch.set_type(kept, EventType.SNAPSHOT)
+            resync.note_reported(resync.batch, kept)
+            self._pipeline.stats.events_snapshot_total += len(kept) // INDEX_BYTES
+
+        self._report_found(resync.batch, fresh, EventType.NEW, note)
+
+    def _report_found(
+        self, batch: EventBatch, found: Selection, event_type: EventType, note: Callable[[Selection], None]
+    ) -> None:
+        """Flows of the table, which rules know by this type. What they keep `note` gets, then the sinks."""
+        pipeline, locations = self._pipeline, self._locations
         tables = pipeline.tables[self._number]
         if locations is not None:
-            locations.locate(batch, fresh)
-        batch.set_type(fresh, EventType.NEW)
-        kept = pipeline.engine.decide(batch, tables.filter, fresh, locations)
-        count = len(kept) // INDEX_BYTES
-        if count:
+            locations.locate(batch, found)
+        batch.set_type(found, event_type)
+        kept = pipeline.engine.decide(batch, tables.filter, found, locations)
+        if kept:
             shares, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
-            batch.set_type(kept, EventType.SNAPSHOT)
-            resync.note_reported(batch, kept)
-            pipeline.stats.events_snapshot_total += count
+            note(kept)
             self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
 
     def _has_table_room(self) -> bool:
@@ -379,18 +391,13 @@ class Reader:
 
     def _report_living(self, heartbeat: Heartbeat, living: Selection) -> None:
         """Those of the chunk that the rules keep. What another one has counted is for its next record."""
-        pipeline, batch, locations = self._pipeline, heartbeat.batch, self._locations
-        tables = pipeline.tables[self._number]
-        if locations is not None:
-            locations.locate(batch, living)
-        batch.set_type(living, EventType.ALIVE)
-        kept = pipeline.engine.decide(batch, tables.filter, living, locations)
-        if not kept:
-            return
-        pipeline.stats.heartbeats_without_room_total += heartbeat.advance(kept)
-        pipeline.stats.heartbeats_total += len(kept) // INDEX_BYTES
-        shares, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
-        self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
+
+        def note(kept: Selection) -> None:
+            stats = self._pipeline.stats
+            stats.heartbeats_without_room_total += heartbeat.advance(kept)
+            stats.heartbeats_total += len(kept) // INDEX_BYTES
+
+        self._report_found(heartbeat.batch, living, EventType.ALIVE, note)
 
 
 def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -19,7 +19,8 @@ from conntrackd import files
 from conntrackd.active_filter import compile_filter, compile_sink_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.options import Option
-from conntrackd.config.read import ETC, Config, Reading, list_rules, read_rules
+from conntrackd.config.read import ETC, Config, Reading
+from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import try_sets
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
@@ -32,7 +33,7 @@ from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
-from conntrackd.sinks import SINKS, SinkKind
+from conntrackd.sinks import ConfiguredSink, SinkKind, list_sinks
 from conntrackd.stats import Stats
 
 if TYPE_CHECKING:  # it costs memory that a daemon without TLS does not need
@@ -85,11 +86,12 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
     state = config[options.STATE_DIRECTORY]
     if state is not None:
         _verify_folder(report, options.STATE_DIRECTORY, state)
-    for kind in SINKS:
-        if kind.enabled(config) or not config.is_set(kind.enable):  # of a fragment alone: maybe elsewhere
-            _verify_sink_rules(report, kind, known)
-        if kind.enabled(config):
-            _verify_sink(report, kind)
+    for sink in list_sinks(config):
+        own = replace(report, config=sink.config)  # and what is found goes to the same lists
+        if sink.is_enabled or not sink.config.is_set(sink.kind.enable):  # of a fragment: maybe elsewhere
+            _verify_sink_rules(own, sink.kind, known)
+        if sink.is_enabled:
+            _verify_sink(own, sink)
     _verify_metrics(report)
     return report
 
@@ -98,15 +100,17 @@ def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[Conn
     """What would keep the next start from working, of the changes that wait for it."""
     report, state = Report(config), config[options.STATE_DIRECTORY]
     waiting = set(changes)
+    keys = {option.key for option in waiting}
     if options.STATE_DIRECTORY in waiting and state is not None:
         _verify_folder(report, options.STATE_DIRECTORY, state)
     name = config[options.CONNTRACK_NETNS]
     if options.CONNTRACK_NETNS in waiting and name is not None:
         report.attempt(lambda: namespace.check(name, config.locate(options.CONNTRACK_NETNS)))
-    for kind in SINKS:
-        folder = kind.find_spool(config) if kind.enabled(config) else None
-        if kind.spool is not None and kind.spool.path in waiting and folder is not None:
-            _verify_folder(report, kind.spool.path, folder)
+    for sink in list_sinks(config):
+        spool, view = sink.kind.spool, sink.config
+        folder = sink.kind.find_spool(view) if sink.is_enabled else None
+        if spool is not None and folder is not None and view.resolve(spool.path).key in keys:
+            _verify_folder(replace(report, config=view), spool.path, folder)
     return report.mistakes
 
 
@@ -211,7 +215,7 @@ def _verify_file(
         report.fail(option, f"{path} {error}", item=item)
     except OSError as error:
         if _is_hidden(error):
-            report.untried.append(f"{option.key}: {path}: {SUDO}")
+            report.untried.append(f"{report.config.resolve(option).key}: {path}: {SUDO}")
         else:
             report.fail(option, f"{path}: {error.strerror}", item=item)
     else:
@@ -269,9 +273,9 @@ def _verify_namespace(report: Report) -> None:
 # ---- sinks --------------------------------------------------------------------------------------------
 
 
-def _verify_sink(report: Report, kind: SinkKind) -> None:
+def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
     """That it could work, if its receiver did."""
-    config = report.config
+    config, kind, name = report.config, sink.kind, sink.prefix.removesuffix(".")
     if not report.attempt(lambda: kind.create(config)):
         return
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
@@ -284,13 +288,13 @@ def _verify_sink(report: Report, kind: SinkKind) -> None:
         case "syslog":
             address = config[options.SINK_SYSLOG_ADDRESS]
             _verify_local(report, address)
-            report.untried.append(f"sink.syslog: whether {address} can be reached; conntrackctl doctor")
+            report.untried.append(f"{name}: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("tls://"):
                 ours = (options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
                 _verify_tls(report, options.SINK_SYSLOG_TLS_CA, *ours)
         case "loki":
             address = config[options.SINK_LOKI_ADDRESS]
-            report.untried.append(f"sink.loki: whether {address} can be reached; conntrackctl doctor")
+            report.untried.append(f"{name}: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("https://"):
                 _verify_tls(
                     report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
@@ -335,7 +339,8 @@ def _verify_writer(report: Report) -> None:
     if is_writable:
         return
     if os.geteuid():
-        report.untried.append(f"sink.stream.writer: whether the service may write {path}; {SUDO}")
+        key = report.config.resolve(options.SINK_STREAM_WRITER).key
+        report.untried.append(f"{key}: whether the service may write {path}; {SUDO}")
     else:
         report.fail(options.SINK_STREAM_WRITER, f"{path} cannot be written: the file system is read-only")
 
@@ -355,7 +360,7 @@ def _verify_local(report: Report, address: str) -> None:
         )
     except OSError as error:
         if _is_hidden(error):
-            report.untried.append(f"{option.key}: {path}: {SUDO}")
+            report.untried.append(f"{report.config.resolve(option).key}: {path}: {SUDO}")
         else:
             report.fail(option, f"{path}: {error.strerror}")
     else:
@@ -421,6 +426,7 @@ def _verify_folder(report: Report, option: Option[Any], folder: Path) -> None:
     if os.access(above, os.W_OK | os.X_OK, effective_ids=True):
         return
     if os.geteuid():
-        report.untried.append(f"{option.key}: whether the service may write in {above}; {SUDO}")
+        key = report.config.resolve(option).key
+        report.untried.append(f"{key}: whether the service may write in {above}; {SUDO}")
     else:
         report.fail(option, f"{folder}: {above} is on a read-only file system")

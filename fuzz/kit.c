@@ -160,7 +160,7 @@ static void count_checked(struct kit *kit, struct event *events, size_t count)
 	for (size_t index = 0; index < count; index++) {
 		(void)see_flow(deltas, &events[index]);
 		(void)advance_flow(deltas, &events[index]);
-		require(deltas->used <= KIT_FLOWS);
+		require(deltas->slots.used <= KIT_FLOWS);
 		end_flow(deltas, &events[index]);
 	}
 	sweep_flows(deltas);
@@ -190,7 +190,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		require(has_id(&kit->ids, events[index].id) == (events[index].id % 3 != 0));
 	}
 	for (size_t index = 0; index < count; index++) {
-		require(note_event(&kit->flows, &events[index], &forgotten) && kit->flows.used <= KIT_FLOWS);
+		require(note_event(&kit->flows, &events[index], &forgotten) && kit->flows.slots.used <= KIT_FLOWS);
 		if (events[index].type == TYPE_DESTROY && events[index].id % 2)
 			set_type(&events[index], TYPE_FLOW);
 	}

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from conntrackd.bus import limits, wire
 from conntrackd.config.options import OPTIONS
-from conntrackd.config.read import read_config, read_rules
+from conntrackd.config.read import read_config
+from conntrackd.config.rules import read_rules
 from conntrackd.core import _core as core
 from conntrackd.engine import Engine, EventBatch, Received
 from conntrackd.engine.native import NativeEngine, open_table

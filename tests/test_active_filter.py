@@ -11,7 +11,6 @@ import pytest
 
 from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
-from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
@@ -140,12 +139,11 @@ class Gathering:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.delays = Delays()
 
     def get_room(self) -> int:
         return 1 << 20
 
-    def put(self, rendered: Rendered) -> None:
+    def put(self, rendered: Rendered, **_: object) -> None:
         self.lines += rendered.text.splitlines()
 
     def report(self, _: object) -> None:

@@ -317,6 +317,24 @@ def test_each_kind_of_sink_is_tried_from_here(tmp_path: Path) -> None:
     assert found == {"stream": "ok", "journal": "error", "syslog": "warning", "loki": "warning"}
 
 
+def test_named_sinks_are_examined_by_their_names(tmp_path: Path) -> None:
+    flags = {"sinks.a.kind": ["loki"], "sinks.a.address": ["http://127.0.0.1:1"], "sinks.b.kind": ["journal"]}
+    config = read_config(flags, {}, etc=tmp_path)
+    away = {name: SinkStatus("retrying", "away", {}) for name in ("a", "b", "gone")}
+    situation = checks.Situation(True, 0, sinks=away)
+    here = list(checks.check_sinks(config, None, tmp_path))
+    seen = list(checks.check_sinks(config, situation, tmp_path))
+
+    assert [(finding.severity, finding.remedy) for finding in here] == [
+        ("warning", "fix sinks.a.address"),
+        ("error", "use another sink"),
+    ]
+    assert here[0].message.startswith("a: http://127.0.0.1:1: ")
+    assert [finding.message for finding in seen] == ["a is retrying: away", "b is retrying: away"]
+    assert seen[0].remedy == "check that the receiver at sinks.a.address is up"
+    assert "journald" in seen[1].remedy
+
+
 @pytest.mark.parametrize(
     ("now", "synchronized", "severity"),
     [(0.0, True, "error"), (2e9, False, "note"), (2e9, None, "ok"), (2e9, True, "ok")],

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
 from conntrackd.engine import ALL_EVENTS, Engine
@@ -86,7 +85,7 @@ class Gathering:
         self.room = room
         self.given: list[Rendered] = []
         self.dropped: list[tuple[int, int, int]] = []
-        self.delays = Delays()
+        self.is_timed: bool | None = None
 
     def get_room(self) -> int:
         return self.room
@@ -94,8 +93,9 @@ class Gathering:
     def has_room(self, _: int) -> bool:
         return True
 
-    def put(self, rendered: Rendered) -> None:
+    def put(self, rendered: Rendered, *, is_timed: bool = False) -> None:
         self.given.append(rendered)
+        self.is_timed = is_timed
 
     def drop(self, count: int, since: int, until: int) -> None:
         self.dropped.append((count, since, until))
@@ -162,7 +162,7 @@ def test_sinks_get_an_event_in_their_forms(engine: Engine, monkeypatch: pytest.M
     outboxes.append(Gathering(template=loki.TEMPLATE))
     seen: list[Rendered] = []
     for outbox in outboxes:
-        monkeypatch.setattr(outbox, "put", seen.append)
+        monkeypatch.setattr(outbox, "put", lambda rendered, **_: seen.append(rendered))
         monkeypatch.setattr(outbox, "flush", lambda _, **__: True)
     flow, stats = make_flow(7), Stats()
     replay(make_pipeline(engine, outboxes, stats=stats), [flow])
@@ -312,18 +312,17 @@ def test_an_outbox_learns_whether_the_kernel_gives_the_time(
     engine: Engine, time: int, is_timed: bool
 ) -> None:
     outbox = Gathering()
-    outbox.delays.is_timed = not is_timed
 
     replay(make_pipeline(engine, [outbox]), [make_flow(1, EventType.NEW, time=time)])
 
-    assert outbox.delays.is_timed is is_timed
+    assert outbox.is_timed is is_timed
 
 
 class Filling(Gathering):
     """Its room does not come back."""
 
-    def put(self, rendered: Rendered) -> None:
-        super().put(rendered)
+    def put(self, rendered: Rendered, *, is_timed: bool = False) -> None:
+        super().put(rendered, is_timed=is_timed)
         self.room -= rendered.events
 
 

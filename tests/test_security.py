@@ -13,7 +13,7 @@ from conntrackd.bus.handlers import FLUSH_SECONDS
 from conntrackd.bus.interface import load
 from conntrackd.checks import CONNECT_SECONDS
 from conntrackd.config import document, values
-from conntrackd.config.read import MAX_RULE_FILE
+from conntrackd.config.rules import MAX_RULE_FILE
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.filter import cost, grammar
 from conntrackd.metrics import request, server

@@ -16,7 +16,6 @@ from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, l
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
-from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import INDEX_BYTES, Engine
 from conntrackd.errors import ManyErrors
@@ -58,12 +57,11 @@ class Gathering:
         self.dropped: list[tuple[int, int, int]] = []
         self.left_out = 0
         self.losses: list[Lost] = []
-        self.delays = Delays()
 
     def get_room(self) -> int:
         return self.room
 
-    def put(self, rendered: Rendered) -> None:
+    def put(self, rendered: Rendered, **_: object) -> None:
         records = [parser.loads(line) for line in rendered.text.splitlines()]
         self.flows += [record["flow"] for record in records]
         self.types += [record["type"] for record in records]

@@ -373,6 +373,26 @@ def test_the_rules_of_each_sink_are_checked_with_their_places(check: Check, tmp_
     assert any("log port 22" in str(warning) for warning in report.warnings)
 
 
+def test_a_named_sink_is_tried_with_its_own_settings(check: Check, tmp_path: Path) -> None:
+    report = check(
+        f"{STREAM}sinks:\n  a: {{kind: stream, writer: 'file:///nowhere/x', filter: [log prot]}}\n"
+        "  b: {kind: loki, address: 'https://b', tls: {ca: ca.pem}, token_file: token}\n"
+        "  c: {kind: syslog, address: 'unix:///nowhere'}\n  d: {kind: loki, enable: no, tls: {ca: d.pem}}\n"
+    )
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:6: sinks.d.tls.ca has no effect on http://localhost:3100",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:3: sinks.a.writer: file:///nowhere/x: no directory /nowhere",
+        "conntrackd.yaml:4: sinks.b.tls.ca: ca.pem: No such file or directory",
+        "conntrackd.yaml:4: sinks.b.token_file: token: No such file or directory",
+    ]
+    assert [str(warning).partition(": ")[2].splitlines()[0] for warning in report.warnings] == [
+        "sinks.c.address: there is no socket /nowhere now"
+    ]
+    assert [text.partition(":")[0] for text in report.untried] == ["sinks.b", "sinks.c"]
+
+
 def test_rules_of_a_sink_that_is_switched_off_are_kept_for_later(check: Check, tmp_path: Path) -> None:
     report = check(f"{STREAM}sink.loki: {{enable: false, filter: [x]}}\n")
 

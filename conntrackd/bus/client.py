@@ -273,7 +273,7 @@ def _explain_sink(name: str, sinks: Iterable[str]) -> UnavailableError:
     there = ", ".join(sorted(sinks)) or "none"
     return UnavailableError(
         f"the daemon has no sink {name[:64]}",
-        hint=f"sinks: {there}; enable another with sink.NAME.enable in conntrackd.yaml and reload",
+        hint=f"sinks: {there}; enable another in conntrackd.yaml and reload",
     )
 
 

@@ -13,6 +13,11 @@ from conntrackd.errors import UsageError
 from conntrackd.sinks import SINKS
 from conntrackd.text import quote
 
+# In the place of the sinks that the running daemon has: only the shell can ask for them.
+NAMED: Final = "\0"
+ASK: Final = (
+    "type conntrackctl >/dev/null 2>&1 && conntrackctl sink list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
+)
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
 
@@ -51,8 +56,8 @@ def list_contexts(parser: argparse.ArgumentParser, path: str = "") -> list[Conte
 def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
     if action.choices is not None:
         return tuple(map(str, action.choices))
-    if action.metavar == "NAME" and not action.option_strings:
-        return tuple(kind.name for kind in SINKS)
+    if action.metavar == "NAME" and (not action.option_strings or "--sink" in action.option_strings):
+        return (*(kind.name for kind in SINKS), NAMED)
     if "--by" in action.option_strings:
         return BY
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
@@ -77,9 +82,9 @@ def _render_bash(program: str, contexts: list[Context]) -> str:
     body = _render_cases(
         contexts,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
-        words="mapfile -t COMPREPLY < <(compgen -W '{}' -- \"$current\")",
-        both='mapfile -t COMPREPLY < <(compgen -W \'{}\' -- "$current"; compgen -f -- "$current")',
-    )
+        words='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current")',
+        both='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current"; compgen -f -- "$current")',
+    ).replace(NAMED, f"$({ASK})")
     name = f"_{program}"
     return f"""\
 # bash completion for {program}; generated from its parser
@@ -103,7 +108,7 @@ for word in "${{(@)words[2,CURRENT-1]}}"; do
 {_render_walk(contexts)}
 done
 {_render_cases(contexts, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
-"""
+""".replace(NAMED, f"$({ASK})")
 
 
 def _render_walk(contexts: list[Context]) -> str:
@@ -140,7 +145,7 @@ def _render_fish(program: str, contexts: list[Context]) -> str:
         for flag, text in context.flags.items():
             name = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
             lines.append(f"{start} {name}{_render_fish_values(context, flag)} -d {_quote_fish(text)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace(NAMED, f"({ASK})".replace("'", "\\'")) + "\n"
 
 
 def _render_fish_values(context: Context, flag: str) -> str:

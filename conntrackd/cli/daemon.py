@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.common import parse_count
-from conntrackd.cli.render import add_flags, collect_flags, explain_unknown
+from conntrackd.cli.render import NAMED_FLAG, add_flags, add_named_flags, collect_flags, explain_unknown
 from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
@@ -26,8 +26,8 @@ CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTI
 FRAGMENT: Final = "check one file of conntrackd.d on its own"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands; the chosen one's function is `run` of what is parsed."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """All commands; the chosen one's function is `run` of what is parsed, from these words."""
     parser = Parser(
         prog=PROGRAM,
         description="Log the kernel's connection tracking events as structured records.",
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--config", metavar="PATH", help="read only this file")
         add_flags(command)
-        known = ["--config", *(option.flag for option in OPTIONS)]
+        known = ["--config", *(option.flag for option in OPTIONS), *add_named_flags(command, words)]
         if function is check:
             command.add_argument("--fragment", metavar="PATH", type=Path, help=FRAGMENT)
             known.append("--fragment")
@@ -130,13 +130,17 @@ def _read_sources(arguments: argparse.Namespace) -> "Sources":
 def _spell(text: str) -> str:
     """`--filter-file` is `--filter_file`: other programs write their options so."""
     name, equals, value = text.partition("=")
-    flag = "--" + name.removeprefix("--").replace("-", "_")
-    return flag + equals + value if flag in FLAGS and name.startswith("--") else text
+    if not name.startswith("--"):
+        return text
+    head, dot, end = name.rpartition(".") if NAMED_FLAG.fullmatch(name) else ("--", "", name[2:])
+    flag = head + dot + end.replace("-", "_")  # the name of a sink has its hyphens
+    return flag + equals + value if flag in FLAGS or dot else text
 
 
 def parse_and_run(texts: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
-    arguments, unknown = build_parser().parse_known_args([_spell(text) for text in texts])
+    words = [_spell(text) for text in texts]
+    arguments, unknown = build_parser(words).parse_known_args(words)
     if unknown:
         raise explain_unknown(unknown, arguments.known)
     status: int = arguments.run(arguments)

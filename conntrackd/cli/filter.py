@@ -196,37 +196,57 @@ def read_settings(arguments: Namespace) -> "Config":
     from conntrackd.config.read import ETC, read_config  # noqa: PLC0415
 
     rules, sink = [*arguments.filter, *getattr(arguments, "rules", [])], getattr(arguments, "sink", None)
-    overrides = {"filter" if sink is None else find_sink_option(sink).key: rules} if rules else {}
-    if arguments.filter_file is not None:
-        if sink is not None:
+    key, nowhere = "filter", arguments.config is None
+    if sink is not None:
+        if arguments.filter_file is not None:
             raise UsageError("the rules of a sink stand in no file of rules", hint="without --filter-file")
+        known = read_config({}, os.environ, arguments.config, ETC) if is_own_name(sink) else None
+        # A sink that a configuration names is nothing without it.
+        key, nowhere = find_sink_filter(known, sink).key, nowhere and known is None
+    overrides = {key: rules} if rules else {}
+    if arguments.filter_file is not None:
         overrides["filter_file"] = [arguments.filter_file]
-    if overrides and arguments.config is None:
+    if overrides and nowhere:
         return read_config(overrides, {}, None, NOWHERE)
     return read_config(overrides, os.environ, arguments.config, ETC)
 
 
-def find_sink_option(name: str) -> "Option[tuple[str, ...]]":
-    """The setting with the rules of a sink of this name. Raises UsageError."""
-    from conntrackd.sinks import SINKS  # noqa: PLC0415
+def is_own_name(sink: str) -> bool:
+    """Whether it is a name that only a configuration can give."""
+    from conntrackd.config.named import KINDS, explain_name  # noqa: PLC0415
+
+    return sink not in KINDS and explain_name(sink) is None
+
+
+def find_sink_filter(config: "Config | None", name: str) -> "Option[tuple[str, ...]]":
+    """The setting with the rules of a sink of this name; of one of its own with its configuration.
+
+    Raises UsageError.
+    """
+    from conntrackd.sinks import SINKS, find_sink  # noqa: PLC0415
     from conntrackd.text import quote, suggest  # noqa: PLC0415
 
+    sink = None if config is None else find_sink(config, name)
+    if sink is not None:
+        return sink.config.resolve(sink.kind.filter)
     found = {kind.name: kind.filter for kind in SINKS}
     if name not in found:
-        hint = suggest(name, found) or f"one of: {', '.join(found)}"
-        raise UsageError(f"unknown sink {quote(name)}", hint=hint)
+        known = [*found, *(config.named if config is not None else ())]
+        raise UsageError(
+            f"unknown sink {quote(name)}", hint=suggest(name, known) or f"one of: {', '.join(known)}"
+        )
     return found[name]
 
 
 def read_rules(config: "Config", sink: str | None = None) -> "list[Rule]":
     """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it."""
-    from conntrackd.config import read as settings  # noqa: PLC0415
+    from conntrackd.config import rules  # noqa: PLC0415
     from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-    texts = settings.read_rules(config)
+    texts = rules.read_rules(config)
     if sink is not None:
-        texts = settings.list_rules(config, option=find_sink_option(sink))
+        texts = rules.list_rules(config, option=find_sink_filter(config, sink))
     return parse_rules(texts, read_sets(config))
 
 

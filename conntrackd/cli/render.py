@@ -4,13 +4,16 @@
 """
 
 import argparse
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from conntrackd.cli import metrics_page, report
+from conntrackd.config.named import SECTION, SETTINGS, find_setting
 from conntrackd.config.options import (
     CONNTRACK_ACTIVATE,
     FILTER,
@@ -29,6 +32,8 @@ END: Final = '.\\" generated: end'
 OF_THE_FILTER: Final = frozenset({FILTER.key, FILTER_FILE.key, SETS.key})
 MARKDOWN_BEGIN: Final = "<!-- generated: begin -->"
 MARKDOWN_END: Final = "<!-- generated: end -->"
+# The name may be a wrong one: reading says so.
+NAMED_FLAG: Final = re.compile(rf"--{SECTION}\.([^.=]+)\.[^=]+(?:=.*)?", re.DOTALL)
 WRITE: Final = "python -m conntrackd.cli.render --write"
 
 
@@ -48,8 +53,10 @@ def get_section(option: Option[object]) -> str:
     return ".".join(words[:2]) if words[0] == "sink" else words[0]
 
 
-def _add_flag(group: argparse._ArgumentGroup, option: Option[object]) -> None:
-    text = option.help + (f" (default: {option.default_text})" if option.default_text else "")
+def _add_flag(group: argparse._ActionsContainer, option: Option[object]) -> None:
+    text = option.help
+    if option.default_text and text is not argparse.SUPPRESS:
+        text += f" (default: {option.default_text})"
     group.add_argument(
         option.flag,
         dest=option.key,
@@ -63,10 +70,26 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option[object]) -> None:
     )
 
 
+def add_named_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Flags for the named sinks on this command line, and all that these might have: `--sinks.audit.kind`.
+
+    A configuration may have more, so that there is nothing to show in --help.
+    """
+    names = dict.fromkeys(match[1] for word in words if (match := NAMED_FLAG.fullmatch(word)))
+    given = dict.fromkeys(word.partition("=")[0] for word in words if NAMED_FLAG.fullmatch(word))
+    for flag in given:
+        option = find_setting(flag.split(".", 2)[2])
+        if option is not None:
+            _add_flag(parser, replace(option, key=flag.removeprefix("--"), help=argparse.SUPPRESS))
+    ends = dict.fromkeys(["kind", *(end for own in SETTINGS.values() for end in own)])
+    return [f"--{SECTION}.{name}.{end}" for name in names for end in ends]
+
+
 def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
     """The texts that were given, by key, for read_config."""
     given = vars(namespace)
-    return {option.key: list(given[option.key]) for option in OPTIONS if option.key in given}
+    own = [key for key in given if key.startswith(f"{SECTION}.")]
+    return {key: list(given[key]) for key in (*(option.key for option in OPTIONS), *own) if key in given}
 
 
 def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
@@ -87,6 +110,16 @@ SAMPLE_HEAD: Final = """\
 """
 
 
+SAMPLE_SINKS: Final = """
+# More sinks, with names of their own and all settings of their kind
+#sinks:
+#  audit:
+#    kind: loki
+#    address: https://loki.example.org
+#    filter: [log destination port 22, drop any]
+"""
+
+
 def render_sample() -> str:
     """Every setting with its reason; commented out, but for what the first event needs."""
     lines = [SAMPLE_HEAD.rstrip()]
@@ -98,7 +131,7 @@ def render_sample() -> str:
         indent = "  " * len(section)
         lines.append(f"{indent}# {option.help}")
         lines += [f"{indent}{line}" for line in _render_setting(option, name)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n{SAMPLE_SINKS}"
 
 
 def _render_headers(above: list[str], section: list[str]) -> Iterator[str]:

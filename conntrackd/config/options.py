@@ -3,6 +3,7 @@
 A setting is a typed constant, so that `config[CONNTRACK_BUFFER]` is an int to the type checker too.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
@@ -63,7 +64,7 @@ class Option(Generic[T_co]):
     @property
     def variable(self) -> str:
         """Its name in the environment."""
-        return "CONNTRACKD_" + self.key.upper().replace(".", "_")
+        return "CONNTRACKD_" + re.sub(r"[.-]", "_", self.key.upper())
 
     @property
     def is_optional(self) -> bool:
@@ -274,7 +275,6 @@ SINK_SYSLOG_QUEUE = Option("sink.syslog.queue", QUEUE, QUEUE_DEFAULT, WAITING)
 SINK_SYSLOG_FILTER = Option(
     "sink.syslog.filter", RULES, (), OWN_RULES, example="drop destination network LOCAL,PRIVATE"
 )
-SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
 SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
 SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",

@@ -8,21 +8,19 @@ import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from io import StringIO
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
-from conntrackd.config import options, together
-from conntrackd.config.document import Entry, Node, Scalar, Section, read_document, read_text
+from conntrackd.config import named, options, together
+from conntrackd.config.document import Entry, Node, Scalar, Section, read_document
+from conntrackd.config.keys import Keys
+from conntrackd.config.named import NamedSink
 from conntrackd.config.nodes import list_items
 from conntrackd.config.options import OPTIONS, Option
 from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
-from conntrackd.files import KindError
-from conntrackd.filter.diagnostics import RuleText
 from conntrackd.text import find_near, find_one_typo, quote
 
 T = TypeVar("T")
@@ -36,16 +34,13 @@ DEFAULT: Final = "default"
 SERVICE_MANAGER: Final = "STATE_DIRECTORY"  # the variable of systemd.exec(5)
 # No settings: engine.VARIABLE, and what lets the package be installed beside conntrack-tools' daemon.
 FOREIGN_VARIABLES: Final = frozenset({"CONNTRACKD_ENGINE", "CONNTRACKD_REPLACE"})
-MAX_RULE_FILE: Final = 8 << 20  # bytes; 1,000 rules of 4,096 characters and their comments
 # Endings that packages, editors and people give to files that are not to be read.
 LEFT_OVER: Final = re.compile(
     r"~$|\.(bak|old|orig|save|sw[a-z]|tmp|disabled|off|sample|example|dist|md|txt|(rpm|dpkg-|ucf-)[a-z]+)$|README"
 )
 MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one on each line
 
-BY_KEY: Final = {option.key: option for option in OPTIONS}
-BY_VARIABLE: Final = {option.variable: option for option in OPTIONS}
-SECTIONS: Final = frozenset(key[: dot.start()] for key in BY_KEY for dot in re.finditer(r"\.", key))
+KEYS: Final = Keys(sections=[named.SECTION])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +59,54 @@ class Config:
     settings: Mapping[str, Setting]
     paths: tuple[Path, ...] = ()
     warnings: tuple[ConfigError, ...] = ()
+    named: Mapping[str, NamedSink] = field(default_factory=dict)
+    """The sinks beside those of the kinds' names."""
+    sink: NamedSink | None = None
+    """Whose settings the options `sink.KIND.*` are here; None where they are those of the kind's name."""
+
+    def view(self, name: str) -> "Config":
+        """The same where the options of a kind are those of the sink of this name."""
+        return replace(self, sink=self.named.get(name))
+
+    def list_views(self) -> Iterator[tuple[str, str, "Config"]]:
+        """Name, kind and view of every sink, enabled or not."""
+        for kind in named.KINDS:
+            yield kind, kind, self.view(kind)
+        for sink in self.named.values():
+            yield sink.name, sink.kind, self.view(sink.name)
+
+    def has(self, sink: NamedSink) -> bool:
+        """Whether it names the sink, too, and as the same kind."""
+        return sink.name in self.named and self.named[sink.name].kind == sink.kind
+
+    def resolve(self, option: Option[T]) -> Option[T]:
+        """The option whose setting this one is here. KeyError for one of another kind than the sink's."""
+        if self.sink is None or not option.key.startswith("sink."):
+            return option
+        return cast(Option[T], self.sink.options[option.key])
 
     def __getitem__(self, option: Option[T]) -> T:
         """The value of an option, in the option's type."""
-        return cast(T, self.settings[option.key].value)
+        return cast(T, self._find(option).value)
+
+    def _find(self, option: Option[object]) -> Setting:
+        return self.settings[self.resolve(option).key]
 
     def origin(self, option: Option[object]) -> str:
         """`file:line`, the variable, the flag, or `default`."""
-        return self.settings[option.key].origin
+        return self._find(option).origin
 
     def is_set(self, option: Option[object]) -> bool:
         """Whether anybody has set it, to whatever."""
-        return self.settings[option.key].origin != DEFAULT
+        return self._find(option).origin != DEFAULT
 
     def origins(self, option: Option[object]) -> tuple[str, ...]:
         """Where each item of a list stands."""
-        return self.settings[option.key].origins
+        return self._find(option).origins
 
     def locate(self, option: Option[object], item: int = -1) -> str:
         """A setting's name, and where it was made; `item`: of a list, this one."""
+        option = self.resolve(option)
         origins = self.origins(option)
         origin = origins[item] if 0 <= item < len(origins) else self.origin(option)
         if origin in (option.flag, option.variable, SERVICE_MANAGER):
@@ -91,6 +115,7 @@ class Config:
 
     def explain(self, option: Option[object], message: str, hint: str = "", joint: str = " ") -> ConfigError:
         """What is wrong with a setting, where it was made. A flag or variable names it already."""
+        option = self.resolve(option)
         origin = self.origin(option)
         named = origin in (option.flag, option.variable, SERVICE_MANAGER)
         origin = "" if origin == DEFAULT else origin
@@ -145,14 +170,9 @@ def read_all(
         paths = _list_files(etc, draft)
     for file in paths:
         draft.add_file(file)
+    draft.add_sinks(environ, overrides)
     draft.add_environment(environ)
-    for key, texts in overrides.items():
-        option = BY_KEY[key]
-        # A list may be given in parts; of any other option the last word counts.
-        items = [item for text in texts for item in option.kind.split(text)]
-        draft.set(
-            option, items if option.kind.separator else items[-1:], _Source(option.flag, names_key=True)
-        )
+    draft.add_flags(overrides)
     return draft.finish(tuple(paths))
 
 
@@ -160,6 +180,7 @@ def read_fragment(path: Path, etc: Path = ETC) -> Reading:
     """One file of conntrackd.d, wherever it is now; what it needs of others is not asked."""
     draft = _Draft()
     draft.add_file(path, etc / FOLDER)
+    draft.add_sinks({}, {}, alone=True)
     return draft.finish((path,), alone=True)
 
 
@@ -170,10 +191,12 @@ def stands_alone(overrides: Mapping[str, Sequence[str]], environ: Mapping[str, s
     """
     if options.CONNTRACK_REPLAY.key in overrides or environ.get(options.CONNTRACK_REPLAY.variable):
         return True
-    return any(
-        key.startswith("sink.") and key.endswith(".enable") and texts and _is_true(texts[-1])
-        for key, texts in overrides.items()
-    )
+    switches = {key: texts[-1] for key, texts in overrides.items() if texts and key.endswith(".enable")}
+    wanted = [text for key, text in switches.items() if key.startswith("sink.")]
+    for key in overrides:
+        if key.startswith(f"{named.SECTION}.") and key.endswith(".kind"):  # it makes one, that is on
+            wanted.append(switches.get(f"{key.removesuffix('kind')}enable", "true"))
+    return any(map(_is_true, wanted))
 
 
 def _is_true(text: str) -> bool:
@@ -242,11 +265,17 @@ class _Draft:
         self.warnings: list[ConfigError] = []
         self.unsure: set[str] = set()
         self._folder = Path()
+        self._keys = KEYS
+        self._mentions: Mapping[str, named.Mention] = {}
+        self._sinks: dict[str, NamedSink] = {}
+        self._deferred: list[named.Deferred] | None = []
+        """What files say of named sinks, until add_sinks()."""
 
     def finish(self, paths: tuple[Path, ...], *, alone: bool = False) -> Reading:
         """What has come of it. `alone`: where the rest of the settings is not known."""
         unsure = frozenset(self.unsure)
-        reading = Reading(Config(MappingProxyType(self.settings), paths), tuple(self.mistakes), unsure)
+        config = Config(MappingProxyType(self.settings), paths, named=MappingProxyType(self._sinks))
+        reading = Reading(config, tuple(self.mistakes), unsure)
         if alone:
             return reading
         mistakes, warnings = (
@@ -287,20 +316,61 @@ class _Draft:
     def add_environment(self, environ: Mapping[str, str]) -> None:
         """Ours, and those that an orchestrator or another program gives the same beginning."""
         for name in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
-            option = BY_VARIABLE.get(name)
+            option = self._keys.by_variable.get(name)
             if option is not None:
                 self.set(option, option.kind.split(environ[name]), _Source(name, names_key=True))
             elif name not in FOREIGN_VARIABLES:
                 self._note_unknown(name)
 
+    def add_sinks(
+        self, environ: Mapping[str, str], overrides: Mapping[str, Sequence[str]], *, alone: bool = False
+    ) -> None:
+        """What the files say of named sinks, for which all that is said of their kinds has to be known.
+
+        `alone`: where another file may say it.
+        """
+        deferred, self._deferred = self._deferred or [], None
+        self._mentions = named.find_mentions(deferred, environ, overrides)
+        sections = [named.SECTION]
+        extra: list[Option[object]] = []
+        for name, mention in self._mentions.items():
+            sections.append(f"{named.SECTION}.{name}")
+            extra.append(named.make_kind_option(name))
+            if mention.known_kind:
+                self._sinks[name] = sink = named.make_sink(name, mention.known_kind)
+                extra += sink.options.values()
+        self._keys = Keys([*OPTIONS, *extra], sections)
+        self.settings |= {option.key: Setting(option.default, DEFAULT) for option in extra}
+        for entry, prefix, path, self._folder, seen in deferred:
+            self._add_section(Section([entry]), prefix, path, seen)
+        for name, mention in self._mentions.items() if not alone else ():
+            key = f"{named.SECTION}.{name}"
+            if not mention.kind and not {key, f"{key}.kind"} & self.unsure:
+                hint = f"add {key}.kind: one of {', '.join(named.KINDS)}"
+                self._fail(key, "has no kind", hint, mention.origin)
+
+    def add_flags(self, overrides: Mapping[str, Sequence[str]]) -> None:
+        """What the command line says, by key."""
+        for key, texts in overrides.items():
+            option = self._keys.by_key.get(key)
+            if option is None:
+                self._refuse_key(key, f"--{key}")
+                continue
+            # A list may be given in parts; of any other option the last word counts.
+            items = [item for text in texts for item in option.kind.split(text)]
+            self.set(
+                option, items if option.kind.separator else items[-1:], _Source(option.flag, names_key=True)
+            )
+
     def _note_unknown(self, name: str) -> None:
-        near = name.upper() if name.upper() in BY_VARIABLE else find_one_typo(name, BY_VARIABLE)
+        known_names = self._keys.by_variable
+        near = name.upper() if name.upper() in known_names else find_one_typo(name, known_names)
         message = f"unknown variable {quote(name)}"
         if near:
-            self.unsure.add(BY_VARIABLE[near].key)
+            self.unsure.add(known_names[near].key)
             self.mistakes.append(ConfigError(message, hint=f"did you mean {near}?", origin=ENVIRONMENT))
         else:
-            rest = {known.removeprefix(PREFIX): known for known in BY_VARIABLE}
+            rest = {known.removeprefix(PREFIX): known for known in known_names}
             meant = find_near(name.removeprefix(PREFIX), rest)
             hint = f"did you mean {rest[meant]}?" if meant else "'conntrackd run --help' shows all options"
             self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, origin=ENVIRONMENT))
@@ -342,17 +412,28 @@ class _Draft:
                 return  # to look for near misses takes 70 us a key, and nobody reads on
             key = prefix + entry.key
             origin = _origin(path, entry.line)
+            if self._deferred is not None and key.partition(".")[0] == named.SECTION:
+                self._deferred.append(named.Deferred(entry, prefix, path, self._folder, seen))
+                continue
             if key in seen:
                 self._fail(key, "is given twice", f"first in {seen[key]}" if entry.line else "", origin)
-            elif key in BY_KEY:
-                self._set_node(BY_KEY[key], entry.node, path, origin)
-            elif key in SECTIONS:
+            elif key in self._keys.by_key:
+                self._set_node(self._keys.by_key[key], entry.node, path, origin)
+            elif key in self._keys.sections:
                 self._add_subsection(key, entry, path, seen)
             else:
-                hint = _suggest_key(key)
-                self.unsure.add(_get_section(key))
-                self.mistakes.append(ConfigError(f"unknown key {quote(key)}", hint=hint, origin=origin))
+                self._refuse_key(key, origin)
             seen.setdefault(key, origin)
+
+    def _refuse_key(self, key: str, origin: str) -> None:
+        """One that there is not, with the one that was meant."""
+        if key.startswith(f"{named.SECTION}."):
+            fault = named.explain_key(key, self._mentions, self._sinks)
+        else:
+            fault = f"unknown key {quote(key)}", self._keys.suggest(key)
+        if fault is not None:
+            self.unsure.add(self._keys.find_section(key))
+            self.mistakes.append(ConfigError(fault[0], hint=fault[1], origin=origin))
 
     def _add_subsection(self, key: str, entry: Entry, path: Path, seen: dict[str, str]) -> None:
         match entry.node:
@@ -361,7 +442,8 @@ class _Draft:
             case Scalar(type="null"):
                 pass  # every key in it is commented out
             case _:
-                hint = f"its keys are: {_list_keys(key)}"
+                hint = f"its keys are: {self._keys.list_inside(key)}"
+                hint = named.EXAMPLE if key == named.SECTION else hint
                 self._fail(key, "is a section and has no value of its own", hint, _origin(path, entry.line))
 
     def _set_node(self, option: Option[object], node: Node, path: Path, origin: str) -> None:
@@ -390,83 +472,24 @@ def _origin(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def _list_keys(section: str) -> str:
-    depth = len(section) + 1 if section else 0
-    inside = [key[depth:] for key in BY_KEY if key.startswith(f"{section}." if section else "")]
-    return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
-
-
-def _get_section(key: str) -> str:
-    """The innermost section that the key stands in, empty for none."""
-    parts = key.split(".")
-    inner = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
-    return next((name for name in inner if name in SECTIONS), "")
-
-
-def _suggest_key(key: str) -> str:
-    """The nearest key of the section that it stands in; of no section, one whose last words it is."""
-    section = _get_section(key)
-    prefix = f"{section}." if section else ""
-    same_end = [known for known in BY_KEY if known.endswith(f".{key}")]
-    if len(same_end) == 1:
-        return f"did you mean {same_end[0]}?"
-    inside = [known for known in (*BY_KEY, *sorted(SECTIONS)) if known.startswith(prefix)]
-    by_rest = {known.removeprefix(prefix): known for known in inside}
-    near = find_near(key.removeprefix(prefix), by_rest)
-    return f"did you mean {by_rest[near]}?" if near else f"valid keys: {_list_keys(section)}"
-
-
 def check_sinks(config: Config) -> None:
     """Raise where no sink is enabled: nobody starts a logger that logs nowhere."""
     switches = [option for option in OPTIONS if re.fullmatch(r"sink\..*\.enable", option.key)]
-    if not any(config[option] for option in switches):
+    own = [sink.enable for sink in config.named.values()]
+    if not any(config[option] for option in [*switches, *own]):
         file = config.paths[-1] if config.paths else ETC / "conntrackd.yaml"
         flags = ", ".join(switch.flag for switch in switches)
         hint = f"one of {flags} on the command line, or 'sink.journal.enable: true' in {file}"
         raise ConfigError("no sink is enabled: events would go nowhere", hint=hint)
 
 
-def read_rules(config: Config) -> list[RuleText]:
-    """The rules as they were written: those of `filter_file` first, then those of `filter`.
-
-    Empty lines and lines of comment are left out; a comment behind a rule is the grammar's.
-    """
-    path = config[options.FILTER_FILE]
-    try:
-        return list_rules(config, _list_lines(path) if path is not None else ())
-    except ConfigError as error:
-        if isinstance(
-            error.__cause__, OSError | KindError
-        ):  # nothing is wrong in the file: it is the wrong one
-            error.origin = f"{config.locate(options.FILTER_FILE)}: {error.origin}"
-        raise
-
-
-def list_rules(
-    config: Config,
-    lines: Iterable[tuple[str, str]] = (),
-    option: Option[tuple[str, ...]] = options.FILTER,
-) -> list[RuleText]:
-    """The rules of an option behind these lines and their origins. ConfigError for too many."""
-    rules: list[RuleText] = []
-    for text, origin in chain(lines, zip(config[option], config.origins(option), strict=True)):
-        if not all(line.startswith("#") for line in map(str.strip, text.splitlines()) if line):
-            rules.append(RuleText(text.strip(), origin))
-        if len(rules) > MAX_ITEMS:
-            raise ConfigError(f"more than {MAX_ITEMS:,} rules", origin=origin)
-    return rules
-
-
-def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that hold something, with their origins, one at a time: a file of empty ones took a gigabyte."""
-    for number, line in enumerate(StringIO(read_text(path, MAX_RULE_FILE)), 1):
-        if line != "\n" and not line.startswith("#") and (text := line.strip()):
-            yield text, f"{path}:{number}"
-
-
 def changed(old: Config, new: Config) -> list[Option[object]]:
-    """The options that differ; `reload` of each says whether a reload can apply it."""
-    return [option for option in OPTIONS if old[option] != new[option]]
+    """The options that differ; `reload` of each says whether a reload can apply it.
+
+    Of the sinks that only one of them names, or as another kind, there is none.
+    """
+    own = [option for sink in new.named.values() for option in sink.options.values() if old.has(sink)]
+    return [option for option in (*OPTIONS, *own) if old[option] != new[option]]
 
 
 def list_unapplied(changes: Iterable[Option[object]]) -> list[Option[object]]:

@@ -1,12 +1,14 @@
 """Settings that are right alone, and together contradict each other (mistakes) or do nothing (warnings)."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.options import OPTIONS, File, Option, Spool
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.forms import explain_choice
@@ -21,6 +23,21 @@ SERVES: Final[dict[Option[object], Option[object]]] = {
     options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
+JOINED: Final = "labels are separated by commas: a=1,b=2"
+# By the kind of a sink.
+ENABLES: Final = {
+    "stream": options.SINK_STREAM_ENABLE,
+    "journal": options.SINK_JOURNAL_ENABLE,
+    "syslog": options.SINK_SYSLOG_ENABLE,
+    "loki": options.SINK_LOKI_ENABLE,
+}
+FIELDS: Final = {
+    "stream": options.SINK_STREAM_FIELDS,
+    "journal": options.SINK_JOURNAL_FIELDS,
+    "syslog": options.SINK_SYSLOG_FIELDS,
+    "loki": options.SINK_LOKI_FIELDS,
+}
+SPOOLS: Final = {"syslog": options.SINK_SYSLOG_SPOOL, "loki": options.SINK_LOKI_SPOOL}
 # What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
 LIVE: Final[tuple[Option[object], ...]] = (
     options.CONNTRACK_BUFFER,
@@ -50,6 +67,11 @@ class SettingIssue(NamedTuple):
         """Of all options that it is about."""
         return (self.option.key, *(option.key for option in self.others))
 
+    def of(self, view: "Config") -> "SettingIssue":
+        """The same, of the settings of the view's sink."""
+        others = tuple(map(view.resolve, self.others))
+        return self._replace(option=view.resolve(self.option), others=others)
+
     def to_error(self, config: "Config") -> ConfigError:
         """Add where the option is set."""
         return config.explain(self.option, self.message, self.hint)
@@ -57,55 +79,59 @@ class SettingIssue(NamedTuple):
 
 def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
     """What contradicts each other."""
-    # Not the other way round: the password may be a credential of systemd's.
-    yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
-    yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
-    yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
-    if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
-        yield SettingIssue(
-            options.SINK_LOKI_TOKEN_FILE,
-            (options.SINK_LOKI_USERNAME,),
-            "and sink.loki.username exclude each other",
-            "",
-        )
+    for _, kind, view in config.list_views():
+        yield from (issue.of(view) for issue in _list_sink_mistakes(kind, view))
     yield from _check_event_types(config)
-    yield from _check_fields(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
         hint = "it guards a single socket: remove conntrack.readers"
         others = (options.CONNTRACK_READERS,)
         yield SettingIssue(
             options.CONNTRACK_RELIABLE, others, "cannot be combined with several readers", hint
         )
-    loki, syslog = options.SINK_LOKI_ADDRESS, options.SINK_SYSLOG_ADDRESS
-    tls = {
-        options.SINK_LOKI_TLS_CA: (loki, "https"),
-        options.SINK_LOKI_TLS_CERT: (loki, "https"),
-        options.SINK_SYSLOG_TLS_CA: (syslog, "tls"),
-        options.SINK_SYSLOG_TLS_CERT: (syslog, "tls"),
-    }
-    for option, (address, scheme) in tls.items():
-        if config[option] and not config[address].startswith(f"{scheme}://"):
-            message = f"has no effect on {config[address]}"
-            yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
-    if config[options.SINK_SYSLOG_SPOOL] and not config[syslog].startswith(STREAMS):
-        hint = "only TCP and TLS detect that the server is unavailable"
-        yield SettingIssue(options.SINK_SYSLOG_SPOOL, (syslog,), f"has no effect on {config[syslog]}", hint)
+    yield from _list_clashes(config)
 
 
-def _check_fields(config: "Config") -> Iterator[SettingIssue]:
+def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
+    """Of one sink, of this kind."""
+    match kind:
+        case "loki":
+            # Not the other way round: the password may be a credential of systemd's.
+            yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
+            yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
+            if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
+                user = options.SINK_LOKI_USERNAME
+                message = f"and {config.resolve(user).key} exclude each other"
+                yield SettingIssue(options.SINK_LOKI_TOKEN_FILE, (user,), message, "")
+            for file in (options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT):
+                yield from _check_scheme(config, file, options.SINK_LOKI_ADDRESS, "https")
+        case "syslog":
+            address, spool = options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_SPOOL
+            yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
+            for file in (options.SINK_SYSLOG_TLS_CA, options.SINK_SYSLOG_TLS_CERT):
+                yield from _check_scheme(config, file, address, "tls")
+            if config[spool] and not config[address].startswith(STREAMS):
+                hint = "only TCP and TLS detect that the server is unavailable"
+                yield SettingIssue(spool, (address,), f"has no effect on {config[address]}", hint)
+    yield from _check_fields(kind, config)
+
+
+def _check_scheme(
+    config: "Config", option: Option[File], address: Option[str], scheme: str
+) -> Iterator[SettingIssue]:
+    """A file for TLS where there is none."""
+    if config[option] and not config[address].startswith(f"{scheme}://"):
+        message = f"has no effect on {config[address]}"
+        yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
+
+
+def _check_fields(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Fields that a sink's records cannot be without."""
-    forms = {
-        options.SINK_STREAM_FIELDS: "stream",
-        options.SINK_JOURNAL_FIELDS: "journal",
-        options.SINK_SYSLOG_FIELDS: get_syslog_form(config),
-        options.SINK_LOKI_FIELDS: "loki",
-    }
-    for option, form in forms.items():
-        names = choose_names(config[option])
-        fault, hint = ("", "") if names is None else explain_choice(form, names)
-        if fault:
-            others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
-            yield SettingIssue(option, others if option is options.SINK_SYSLOG_FIELDS else (), fault, hint)
+    names = choose_names(config[FIELDS[kind]])
+    form = get_syslog_form(config) if kind == "syslog" else kind
+    fault, hint = ("", "") if names is None else explain_choice(form, names)
+    if fault:
+        others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
+        yield SettingIssue(FIELDS[kind], others if kind == "syslog" else (), fault, hint)
 
 
 def get_syslog_form(config: "Config") -> str:
@@ -116,6 +142,61 @@ def get_syslog_form(config: "Config") -> str:
         if is_local and not config.is_set(options.SINK_SYSLOG_FORMAT)
         else config[options.SINK_SYSLOG_FORMAT]
     )
+
+
+# ---- two sinks ----------------------------------------------------------------------------------------
+
+
+def find_spool(config: "Config", option: Option[Spool], kind: str) -> File:
+    """Where a spool is that makes sense: as set, or in the state directory, by the name of its sink."""
+    directory, state = config[option], config[options.STATE_DIRECTORY]
+    if directory is None and state is not None:
+        # No file of the state directory's own can have such a name.
+        directory = state / (kind if config.sink is None else f"sink-{config.sink.name}")
+    return directory or None
+
+
+def has_receipts(config: "Config") -> bool:
+    """Whether a syslog server's system says what has arrived."""
+    return config[options.SINK_SYSLOG_ADDRESS].startswith(STREAMS)
+
+
+def _list_clashes(config: "Config") -> Iterator[SettingIssue]:
+    """Sinks that cannot be on together: both would write to one output, or keep events in one directory."""
+    outputs: dict[str, Option[object]] = {}
+    spools: dict[str, Option[object]] = {}
+    for _, kind, view in config.list_views():
+        if not view[ENABLES[kind]]:
+            continue
+        writer, spool = view[options.SINK_STREAM_WRITER] if kind == "stream" else "discard", SPOOLS.get(kind)
+        if writer != "discard":
+            output = view.resolve(options.SINK_STREAM_WRITER)
+            yield from _note(outputs, _find_output(writer), output, writer, "an output")
+        if spool is None or (kind == "syslog" and not has_receipts(view)):
+            continue
+        folder = find_spool(view, spool, kind)
+        if folder is not None and view.sink is None:
+            # The two of the kinds' names may share one: their files have other names, and some do share one.
+            spools.setdefault(os.path.realpath(folder), spool)
+        elif folder is not None:
+            kept = view.resolve(spool)
+            yield from _note(spools, os.path.realpath(folder), kept, str(folder), "a directory")
+
+
+def _note(
+    found: dict[str, Option[object]], key: str, option: Option[object], text: str, what: str
+) -> Iterator[SettingIssue]:
+    """Where the same thing is another sink's already."""
+    first = found.setdefault(key, option)
+    if first is not option:
+        hint = f"each sink needs {what} of its own"
+        yield SettingIssue(option, (first,), f"is {text}, and so is {first.key}", hint)
+
+
+def _find_output(writer: str) -> str:
+    """What a writer is written to, whatever the path."""
+    parts = urlsplit(writer)
+    return os.path.realpath(unquote(parts.path)) if parts.scheme == "file" else writer
 
 
 def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
@@ -140,14 +221,15 @@ def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
             )
 
 
-def _check_pair(config: "Config", first: Option[object], second: Option[object]) -> Iterator[SettingIssue]:
-    yield from _check_need(config, first, second)
-    yield from _check_need(config, second, first)
+def _check_pair(config: "Config", first: Option[object], kept: Option[object]) -> Iterator[SettingIssue]:
+    yield from _check_need(config, first, kept)
+    yield from _check_need(config, kept, first)
 
 
 def _check_need(config: "Config", option: Option[object], needed: Option[object]) -> Iterator[SettingIssue]:
     if config[option] and not config[needed]:
-        yield SettingIssue(option, (needed,), "has no effect alone", f"set {needed.key} too")
+        key = config.resolve(needed).key
+        yield SettingIssue(option, (needed,), "has no effect alone", f"set {key} too")
 
 
 def list_warnings(config: "Config") -> Iterator[SettingIssue]:
@@ -169,13 +251,21 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     for option in LIVE if config[replay] is not None else ():
         if config.is_set(option) and config[option] not in (option.default, False):
             yield SettingIssue(option, (replay,), f"has no effect in a replay ({replay.key})", "")
-    syslog = options.SINK_SYSLOG_ADDRESS
-    for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
-        if config.is_set(option) and not config[syslog].startswith(STREAMS):
-            yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
-        message = f"the value of {name} seems to contain another label"
-        yield SettingIssue(options.SINK_LOKI_LABELS, (), message, "labels are separated by commas: a=1,b=2")
+    for _, kind, view in config.list_views():
+        yield from (issue.of(view) for issue in _list_sink_warnings(kind, view))
+
+
+def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
+    """Of one sink, of this kind."""
+    if kind == "syslog":
+        syslog = options.SINK_SYSLOG_ADDRESS
+        for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
+            if config.is_set(option) and not has_receipts(config):
+                yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
+    if kind == "loki":
+        for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
+            message, hint = f"the value of {name} seems to contain another label", JOINED
+            yield SettingIssue(options.SINK_LOKI_LABELS, (), message, hint)
 
 
 def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:

@@ -90,6 +90,17 @@ bool open_selection(struct batch *batch, PyObject *object, struct selection *sel
 	return true;
 }
 
+struct batch *parse_selection(PyObject *self, PyObject *arguments, const char *format, struct selection *selection,
+			      int *flag)
+{
+	PyObject *batch, *selected = Py_None;
+
+	if (!PyArg_ParseTuple(arguments, format, find_state(self)->batch, &batch, &selected, flag) ||
+	    !open_selection((struct batch *)batch, selected, selection))
+		return NULL;
+	return (struct batch *)batch;
+}
+
 PyObject *make_selection(const struct batch *batch, size_t count)
 {
 	return PyBytes_FromStringAndSize((const char *)batch->indexes, (Py_ssize_t)(count * sizeof(uint16_t)));

@@ -36,6 +36,12 @@ bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length
  */
 bool open_selection(struct batch *batch, PyObject *object, struct selection *selection);
 
+/* The batch and the selection of it, all where there is none, that a method of another type is given; and a flag behind
+ * them where the format has one. NULL with an exception.
+ */
+struct batch *parse_selection(PyObject *self, PyObject *arguments, const char *format, struct selection *selection,
+			      int *flag);
+
 /* The first `count` of the batch's indexes as bytes. */
 PyObject *make_selection(const struct batch *batch, size_t count);
 

@@ -55,6 +55,11 @@ const struct prefixes *open_object_set(PyObject *object);
 /* Bytes that hold native numbers of this size: how many, or -1 with an exception. */
 Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what);
 
+/* The only argument of a new object: how many it may hold, at least `least`; and a seed for its hashes. False with an
+ * exception.
+ */
+bool parse_limit(PyObject *arguments, const char *format, Py_ssize_t least, size_t *limit, uint64_t *seed);
+
 /* Functions of the module that are not in module.c. */
 PyObject *core_sort_prefixes(PyObject *module, PyObject *arguments);
 

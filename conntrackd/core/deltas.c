@@ -1,15 +1,11 @@
 /* See deltas.h. */
 #include "deltas.h"
 
-#include "flows.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-#define FIRST_CAPACITY 1024
 #define SWEPT_SLOTS 16384 /* at a time, 0.1 ms */
 #define READINGS_MISSED 2 /* a DESTROY that the kernel has made by then is read by then */
 #define HAS_COUNTERS (HAS_ORIG_PACKETS | HAS_ORIG_BYTES | HAS_REPLY_PACKETS | HAS_REPLY_BYTES)
+
+static const uint64_t nothing[COUNTERS];
 
 static void read_counters(const struct event *event, uint64_t counters[COUNTERS])
 {
@@ -22,7 +18,6 @@ static void read_counters(const struct event *event, uint64_t counters[COUNTERS]
 /* Where one is below what it was, somebody has set all of them to 0 (conntrack -z). */
 static void set_deltas(struct event *event, const uint64_t last[COUNTERS])
 {
-	static const uint64_t nothing[COUNTERS];
 	uint64_t now[COUNTERS];
 
 	read_counters(event, now);
@@ -41,77 +36,37 @@ static bool is_counted(const struct event *event)
 	return (event->has & HAS_COUNTERS) == HAS_COUNTERS;
 }
 
-static size_t find_slot(const struct deltas *deltas, uint64_t flow)
-{
-	size_t slot = flow & (deltas->capacity - 1);
-
-	while (deltas->slots[slot].flow && deltas->slots[slot].flow != flow)
-		slot = (slot + 1) & (deltas->capacity - 1);
-	return slot;
-}
-
 bool open_deltas(struct deltas *deltas, size_t limit, uint64_t seed)
 {
-	*deltas = (struct deltas){
-		.capacity = FIRST_CAPACITY, .limit = limit ? limit : 1, .seed = seed, .is_whole = true
-	};
-	deltas->slots = calloc(FIRST_CAPACITY, sizeof(*deltas->slots));
-	return deltas->slots != NULL;
+	*deltas = (struct deltas){ .is_whole = true };
+	return open_slots(&deltas->slots, sizeof(struct counted), limit, seed);
 }
 
 void close_deltas(struct deltas *deltas)
 {
-	free(deltas->slots);
+	close_slots(&deltas->slots);
 }
 
-static bool grow(struct deltas *deltas)
+/* The slot of the flow, or the free one that it would have. */
+static struct counted *find_counted(const struct deltas *deltas, uint64_t flow)
 {
-	struct counted *old = deltas->slots;
-	size_t count = deltas->capacity;
-
-	deltas->slots = calloc(2 * count, sizeof(*old));
-	if (!deltas->slots) {
-		deltas->slots = old;
-		return false;
-	}
-	deltas->capacity = 2 * count;
-	for (size_t slot = 0; slot < count; slot++)
-		if (old[slot].flow)
-			deltas->slots[find_slot(deltas, old[slot].flow)] = old[slot];
-	free(old);
-	return true;
-}
-
-/* What follows in the same run moves up, unless that would be before its home: no slot is ever left dead. */
-static void remove_slot(struct deltas *deltas, size_t hole)
-{
-	size_t mask = deltas->capacity - 1;
-
-	for (size_t slot = (hole + 1) & mask; deltas->slots[slot].flow; slot = (slot + 1) & mask) {
-		size_t distance = (slot - deltas->slots[slot].flow) & mask;
-
-		if (distance < ((slot - hole) & mask))
-			continue;
-		deltas->slots[hole] = deltas->slots[slot];
-		hole = slot;
-	}
-	deltas->slots[hole].flow = 0;
-	deltas->used--;
+	return get_slot(&deltas->slots, find_slot(&deltas->slots, flow));
 }
 
 /* NULL where there is no room. None is forgotten for it: its next record would count all of it again. */
 static struct counted *add_flow(struct deltas *deltas, uint64_t flow, const struct event *event)
 {
+	struct slots *slots = &deltas->slots;
 	struct counted *slot;
 
-	if (deltas->used >= deltas->limit || (4 * (deltas->used + 1) > 3 * deltas->capacity && !grow(deltas))) {
+	if (slots->used >= slots->limit || !make_room(slots)) {
 		deltas->without_room++;
 		return NULL;
 	}
-	slot = &deltas->slots[find_slot(deltas, flow)];
+	slot = find_counted(deltas, flow);
 	*slot = (struct counted){ .flow = flow, .seen = deltas->reading };
 	read_counters(event, slot->counters);
-	deltas->used++;
+	slots->used++;
 	return slot;
 }
 
@@ -132,8 +87,8 @@ void end_reading(struct deltas *deltas)
 
 bool see_flow(struct deltas *deltas, const struct event *event)
 {
-	uint64_t flow = hash_flow(event, deltas->seed);
-	struct counted *slot = &deltas->slots[find_slot(deltas, flow)];
+	uint64_t flow = hash_flow(event, deltas->slots.seed);
+	struct counted *slot = find_counted(deltas, flow);
 	bool is_first = slot->seen != deltas->reading;
 
 	if (!is_counted(event))
@@ -152,9 +107,8 @@ bool see_flow(struct deltas *deltas, const struct event *event)
 
 bool advance_flow(struct deltas *deltas, struct event *event)
 {
-	static const uint64_t nothing[COUNTERS];
-	uint64_t flow = hash_flow(event, deltas->seed);
-	struct counted *slot = &deltas->slots[find_slot(deltas, flow)];
+	uint64_t flow = hash_flow(event, deltas->slots.seed);
+	struct counted *slot = find_counted(deltas, flow);
 
 	if (!is_counted(event))
 		return true;
@@ -172,15 +126,16 @@ bool advance_flow(struct deltas *deltas, struct event *event)
 
 void end_flow(struct deltas *deltas, struct event *event)
 {
-	static const uint64_t nothing[COUNTERS];
-	size_t slot;
+	const struct counted *slot;
+	size_t number;
 
 	if (!(event->type & TYPE_DESTROY) || !is_counted(event))
 		return;
-	slot = find_slot(deltas, hash_flow(event, deltas->seed));
-	if (deltas->slots[slot].flow) {
-		set_deltas(event, deltas->slots[slot].counters);
-		remove_slot(deltas, slot);
+	number = find_slot(&deltas->slots, hash_flow(event, deltas->slots.seed));
+	slot = get_slot(&deltas->slots, number);
+	if (slot->flow) {
+		set_deltas(event, slot->counters);
+		remove_slot(&deltas->slots, number);
 	} else if (deltas->is_complete) {
 		set_deltas(event, nothing);
 	}
@@ -188,13 +143,13 @@ void end_flow(struct deltas *deltas, struct event *event)
 
 void sweep_flows(struct deltas *deltas)
 {
-	size_t mask = deltas->capacity - 1;
+	size_t capacity = deltas->slots.capacity, mask = capacity - 1;
 
-	for (size_t left = SWEPT_SLOTS < deltas->capacity ? SWEPT_SLOTS : deltas->capacity; left; left--) {
-		const struct counted *slot = &deltas->slots[deltas->hand];
+	for (size_t left = SWEPT_SLOTS < capacity ? SWEPT_SLOTS : capacity; left; left--) {
+		const struct counted *slot = get_slot(&deltas->slots, deltas->hand);
 
 		if (slot->flow && slot->seen + READINGS_MISSED < deltas->reading)
-			remove_slot(deltas, deltas->hand); /* another one may stand here now */
+			remove_slot(&deltas->slots, deltas->hand); /* another one may stand here now */
 		else
 			deltas->hand = (deltas->hand + 1) & mask;
 	}

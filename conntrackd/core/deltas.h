@@ -2,23 +2,20 @@
 #ifndef CONNTRACKD_DELTAS_H
 #define CONNTRACKD_DELTAS_H
 
-#include "event.h"
+#include "slots.h"
 
 #define COUNTERS 4
 
 struct counted {
-	uint64_t flow; /* see hash_flow(); 0 for a free slot */
+	uint64_t flow; /* see slots.h */
 	uint64_t counters[COUNTERS]; /* at the last record that was written of it, or when it was found */
 	uint32_t seen; /* the last reading of the table that has found it */
 	uint32_t based; /* the reading that has found it first, of what was there before; 0: its beginning is known */
 };
 
 struct deltas {
-	struct counted *slots;
-	size_t capacity; /* a power of two; up to three quarters are used */
-	size_t used, limit;
+	struct slots slots; /* of flows that are counted */
 	size_t hand; /* where it is looked next for flows that are gone */
-	uint64_t seed; /* so that nobody can choose flows that meet */
 	uint32_t reading; /* the number of the current one, from 1; one that was not whole is begun again */
 	bool is_whole; /* the last one came to its end */
 	bool is_complete; /* one has found a place for each flow: what is not here has begun since, with counters at 0

@@ -3,8 +3,6 @@
 
 #include "deltas.h"
 
-#include <sys/random.h>
-
 struct deltas_object {
 	struct object object;
 	struct deltas deltas;
@@ -17,20 +15,14 @@ static struct deltas *open_object_deltas(PyObject *object)
 
 static PyObject *deltas_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
-	Py_ssize_t limit;
 	PyObject *self;
 	uint64_t seed;
+	size_t limit;
 
-	if (!PyArg_ParseTuple(arguments, "n:Deltas", &limit))
+	if (!parse_limit(arguments, "n:Deltas", 1, &limit, &seed))
 		return NULL;
-	if (limit < 1) {
-		PyErr_SetString(PyExc_ValueError, "a limit below 1");
-		return NULL;
-	}
-	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		return PyErr_SetFromErrno(PyExc_OSError);
 	self = make_object(type);
-	if (self && !open_deltas(open_object_deltas(self), (size_t)limit, seed)) {
+	if (self && !open_deltas(open_object_deltas(self), limit, seed)) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -41,17 +33,6 @@ static void deltas_dealloc(PyObject *self)
 {
 	close_deltas(open_object_deltas(self));
 	free_object(self);
-}
-
-/* The batch and the selection of these arguments. NULL with an exception. */
-static struct batch *open_batch(PyObject *self, PyObject *arguments, struct selection *selection)
-{
-	PyObject *object, *selected = Py_None;
-
-	if (!PyArg_ParseTuple(arguments, "O!|O", find_state(self)->batch, &object, &selected) ||
-	    !open_selection((struct batch *)object, selected, selection))
-		return NULL;
-	return (struct batch *)object;
 }
 
 static PyObject *deltas_begin(PyObject *self, PyObject *Py_UNUSED(arguments))
@@ -69,7 +50,7 @@ static PyObject *deltas_finish(PyObject *self, PyObject *Py_UNUSED(arguments))
 static PyObject *deltas_see(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
-	struct batch *batch = open_batch(self, arguments, &selection);
+	struct batch *batch = parse_selection(self, arguments, "O!:see", &selection, NULL);
 	size_t count = 0;
 
 	if (!batch)
@@ -87,43 +68,37 @@ static PyObject *deltas_see(PyObject *self, PyObject *arguments)
 static PyObject *deltas_advance(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
-	struct batch *batch = open_batch(self, arguments, &selection);
+	struct batch *batch = parse_selection(self, arguments, "O!O:advance", &selection, NULL);
 	size_t without_room = 0;
 
-	if (!batch)
-		return NULL;
-	for (size_t index = 0; index < selection.count; index++)
+	for (size_t index = 0; batch && index < selection.count; index++)
 		without_room += !advance_flow(open_object_deltas(self), &batch->events[selection.indexes[index]]);
-	return PyLong_FromSize_t(without_room);
+	return batch ? PyLong_FromSize_t(without_room) : NULL;
 }
 
 static PyObject *deltas_end(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
-	struct batch *batch = open_batch(self, arguments, &selection);
+	struct batch *batch = parse_selection(self, arguments, "O!:end", &selection, NULL);
 
-	if (!batch)
-		return NULL;
-	for (size_t index = 0; index < selection.count; index++)
+	for (size_t index = 0; batch && index < selection.count; index++)
 		end_flow(open_object_deltas(self), &batch->events[selection.indexes[index]]);
-	Py_RETURN_NONE;
+	return batch ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *deltas_hide(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
-	struct batch *batch = open_batch(self, arguments, &selection);
+	struct batch *batch = parse_selection(self, arguments, "O!O:hide", &selection, NULL);
 
-	if (!batch)
-		return NULL;
-	for (size_t index = 0; index < selection.count; index++)
+	for (size_t index = 0; batch && index < selection.count; index++)
 		batch->events[selection.indexes[index]].has &= ~HAS_DELTAS;
-	Py_RETURN_NONE;
+	return batch ? Py_NewRef(Py_None) : NULL;
 }
 
 static Py_ssize_t deltas_length(PyObject *self)
 {
-	return (Py_ssize_t)open_object_deltas(self)->used;
+	return (Py_ssize_t)open_object_deltas(self)->slots.used;
 }
 
 static PyMethodDef methods[] = {

@@ -3,8 +3,6 @@
 
 #include "flows.h"
 
-#include <sys/random.h>
-
 struct flows_object {
 	struct object object;
 	struct flows flows;
@@ -17,20 +15,14 @@ static struct flows *open_object_flows(PyObject *object)
 
 static PyObject *flows_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
-	Py_ssize_t limit;
 	PyObject *self;
 	uint64_t seed;
+	size_t limit;
 
-	if (!PyArg_ParseTuple(arguments, "n:Flows", &limit))
+	if (!parse_limit(arguments, "n:Flows", 1, &limit, &seed))
 		return NULL;
-	if (limit < 1) {
-		PyErr_SetString(PyExc_ValueError, "a limit below 1");
-		return NULL;
-	}
-	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		return PyErr_SetFromErrno(PyExc_OSError);
 	self = make_object(type);
-	if (self && !open_flows(open_object_flows(self), (size_t)limit, seed)) {
+	if (self && !open_flows(open_object_flows(self), limit, seed)) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -46,24 +38,18 @@ static void flows_dealloc(PyObject *self)
 static PyObject *flows_note(PyObject *self, PyObject *arguments)
 {
 	struct selection selection;
+	struct batch *batch = parse_selection(self, arguments, "O!:note", &selection, NULL);
 	size_t forgotten = 0;
-	struct batch *batch;
-	PyObject *object;
 
-	if (!PyArg_ParseTuple(arguments, "O!:note", find_state(self)->batch, &object))
-		return NULL;
-	batch = (struct batch *)object;
-	if (!open_selection(batch, Py_None, &selection))
-		return NULL;
-	for (size_t index = 0; index < selection.count; index++)
+	for (size_t index = 0; batch && index < selection.count; index++)
 		if (!note_event(open_object_flows(self), &batch->events[selection.indexes[index]], &forgotten))
 			return PyErr_NoMemory();
-	return PyLong_FromSize_t(forgotten);
+	return batch ? PyLong_FromSize_t(forgotten) : NULL;
 }
 
 static Py_ssize_t flows_length(PyObject *self)
 {
-	return (Py_ssize_t)open_object_flows(self)->used;
+	return (Py_ssize_t)open_object_flows(self)->slots.used;
 }
 
 static PyMethodDef methods[] = {

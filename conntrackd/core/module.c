@@ -6,6 +6,7 @@
 #include "send.h"
 
 #include <stdlib.h>
+#include <sys/random.h>
 
 struct module_state *find_state(PyObject *object)
 {
@@ -51,6 +52,24 @@ Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what)
 		return bytes / (Py_ssize_t)size;
 	PyErr_Format(PyExc_ValueError, "%s of %zd bytes", what, bytes);
 	return -1;
+}
+
+bool parse_limit(PyObject *arguments, const char *format, Py_ssize_t least, size_t *limit, uint64_t *seed)
+{
+	Py_ssize_t number;
+
+	if (!PyArg_ParseTuple(arguments, format, &number))
+		return false;
+	if (number < least) {
+		PyErr_Format(PyExc_ValueError, "a limit below %zd", least);
+		return false;
+	}
+	if (getrandom(seed, sizeof(*seed), 0) != sizeof(*seed)) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return false;
+	}
+	*limit = (size_t)number;
+	return true;
 }
 
 /* The parts of a text: their number, or -1 with an exception where they do not lie in it one behind the other. Both are

@@ -5,7 +5,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 
 struct locations_object {
@@ -32,20 +31,14 @@ struct ids *open_object_ids(PyObject *object)
 
 static PyObject *locations_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
-	Py_ssize_t limit;
 	PyObject *self;
 	uint64_t seed;
+	size_t limit;
 
-	if (!PyArg_ParseTuple(arguments, "n:Locations", &limit))
+	if (!parse_limit(arguments, "n:Locations", 0, &limit, &seed))
 		return NULL;
-	if (limit < 0) {
-		PyErr_SetString(PyExc_ValueError, "a limit below 0");
-		return NULL;
-	}
-	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		return PyErr_SetFromErrno(PyExc_OSError);
 	self = make_object(type);
-	if (self && !open_locations(open_object_locations(self), (size_t)limit, seed)) {
+	if (self && !open_locations(open_object_locations(self), limit, seed)) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -128,18 +121,6 @@ static void ids_dealloc(PyObject *self)
 {
 	close_ids(open_object_ids(self));
 	free_object(self);
-}
-
-/* A batch and a selection of it. */
-static struct batch *parse_selection(PyObject *self, PyObject *arguments, const char *format,
-				     struct selection *selection, int *flag)
-{
-	PyObject *batch, *selected;
-
-	if (!PyArg_ParseTuple(arguments, format, find_state(self)->batch, &batch, &selected, flag) ||
-	    !open_selection((struct batch *)batch, selected, selection))
-		return NULL;
-	return (struct batch *)batch;
 }
 
 static PyObject *ids_add(PyObject *self, PyObject *arguments)

@@ -20,11 +20,11 @@ class DelayCounts(NamedTuple):
 
 
 class Delays:
-    """Of one sink. All of it under its outbox's lock, but for `is_timed`, which the readers set."""
+    """Of one sink, under its outbox's lock."""
 
     def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self.is_timed = False
-        """Whether the kernel says when events happened. Else nothing is counted: their times are ours."""
+        """Whether the newest events have the kernel's time. Nothing is counted by ours."""
         self._clock_ns = clock_ns
         self._events = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0

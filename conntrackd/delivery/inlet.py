@@ -27,25 +27,31 @@ class Inlet:
     """
 
     def __init__(
-        self, sink: Sink, queue: int, stats: SinkStats, spool: Store | None, clock: Callable[[], float]
+        self,
+        sink: Sink,
+        queue: int,
+        stats: SinkStats,
+        spool: Store | None,
+        clock: Callable[[], float],
+        name: str = "",
     ) -> None:
-        self.name = sink.name
+        self.name = name or sink.name
         self.queue = queue
         self._stats = stats
         self._clock = clock
         self._lock = threading.Condition()
-        self.delays = Delays()
         # Guarded by the lock:
+        self._delays = Delays()
         self._state = SinkState.STARTING
         self._waiting = Queue()
-        self._in_flight = InFlight(stats, self.delays)
+        self._in_flight = InFlight(stats, self._delays)
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._next_sink: Sink | None = None
         self._sink = sink
         self._direct = sink if isinstance(sink, DirectSink) else None
         self._opened = False
         # The thread's own:
-        self._disk = None if spool is None else DiskBuffer(spool, sink.name, stats, self._lock, clock=clock)
+        self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
 
     @property
     def template(self) -> Template:
@@ -61,9 +67,10 @@ class Inlet:
         """How many events would be taken now; 0 also when the sink is out."""
         return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
 
-    def put(self, rendered: Rendered) -> None:
-        """Take the events, or as many of them as there is room for."""
+    def put(self, rendered: Rendered, *, is_timed: bool = False) -> None:
+        """Take the events, or as many of them as there is room for. `is_timed`: by the kernel's clock."""
         with self._lock:
+            self._delays.is_timed = is_timed
             self._stats.sink_events_taken_total += rendered.events
             if self._can_write_directly():
                 written = self._write_directly(rendered)
@@ -133,7 +140,7 @@ class Inlet:
             return 0
         stats = self._stats
         stats.sink_events_delivered_total += written
-        self.delays.add(rendered.time, written)
+        self._delays.add(rendered.time, written)
         stats.sink_batches_delivered_total += 1 if written else 0
         stats.sink_bytes_total += rendered.get_end(written)
         return written

@@ -49,9 +49,13 @@ class Outbox(Inlet):
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_failed: Callable[[str], None] = lambda _: None,
+        name: str = "",
     ) -> None:
-        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread."""
-        super().__init__(sink, queue, stats, spool, clock)
+        """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread.
+
+        `name`: where the configuration gives the sink another one than that of its kind.
+        """
+        super().__init__(sink, queue, stats, spool, clock, name)
         self._backoff = backoff or Backoff()
         self._on_failed = on_failed
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
@@ -89,7 +93,7 @@ class Outbox(Inlet):
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
         with self._lock:
-            return self.delays.snapshot()
+            return self._delays.snapshot()
 
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:

@@ -78,7 +78,8 @@ class Sink(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """That of its kind."""
 
     @property
     def template(self) -> Template:

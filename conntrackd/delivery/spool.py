@@ -50,8 +50,8 @@ class Spool:
     Its files have no more than `limit` bytes together, but always room for one packed.
     """
 
-    def __init__(self, directory: Path, name: str, limit: int) -> None:
-        """ConfigError when the directory cannot be used, or is in use. Damage raises nothing."""
+    def __init__(self, directory: Path, name: str, limit: int, sink: str = "") -> None:
+        """ConfigError when the directory cannot be used, or is in use. `sink` is as its name unless given."""
         self.rows = 0
         self.events = 0
         self.damage = ""
@@ -59,6 +59,7 @@ class Spool:
         self.restored: int | None = None
         self._directory = SpoolDirectory(directory, name)
         self._name = name
+        self._sink = sink or name
         self._limit = limit
         self._segment_size = min(MAX_SEGMENT, max(MIN_SEGMENT, limit // SEGMENTS))
         self._state = State()
@@ -196,7 +197,7 @@ class Spool:
 
     def _make_loss(self, events: int, reason: str, since: int = 0) -> Lost:
         now = time.time_ns()
-        return Lost(events, since or now, now, self._name, reason)
+        return Lost(events, since or now, now, self._sink, reason)
 
     def _note_damage(self, what: str, kept: str = "") -> None:
         text = "; ".join(part for part in (what, f"keeping it as {kept}" if kept else "") if part)

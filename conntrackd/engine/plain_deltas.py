@@ -46,6 +46,7 @@ class PlainDeltas:
         self._is_whole = True
         self._is_complete = False
         self._without_room = 0
+        self._swept = 0
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -61,8 +62,9 @@ class PlainDeltas:
 
     def see(self, batch: "PlainBatch", /) -> Selection:
         fresh = [index for index, flow in enumerate(batch.flows) if self._see(flow)]
-        missed = self._reading - READINGS_MISSED
-        self._flows = {key: found for key, found in self._flows.items() if found.seen >= missed}
+        if self._swept != self._reading:  # none goes missing later in a reading
+            self._swept, missed = self._reading, self._reading - READINGS_MISSED
+            self._flows = {key: found for key, found in self._flows.items() if found.seen >= missed}
         return batch.make_selection(fresh)
 
     def advance(self, batch: "PlainBatch", selection: Selection | None, /) -> int:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config.options import (
@@ -18,7 +18,10 @@ from conntrackd.history.selection import Selection
 from conntrackd.render.parse import Record
 from conntrackd.text import quote
 
-FORMS: Final = "journal, journal:DIRECTORY, file:PATH or loki"
+if TYPE_CHECKING:
+    from conntrackd.sinks.loki import Settings
+
+FORMS: Final = "journal, journal:DIRECTORY, file:PATH, loki or loki:NAME"
 
 
 class Source(Protocol):
@@ -48,11 +51,10 @@ def open_source(named: str | None, selection: Selection, path: Path | None = Non
         from conntrackd.history.journal import JournalSource  # noqa: PLC0415
 
         return JournalSource(rest, selection)
-    if kind == "loki" and not rest:
+    if kind == "loki":
         from conntrackd.history.loki import LokiSource  # noqa: PLC0415
-        from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
 
-        return LokiSource(read_settings(read_configuration(path)), selection)
+        return LokiSource(read_loki(rest, path), selection)
     raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
 
 
@@ -77,9 +79,26 @@ def read_configuration(path: Path | None) -> Config:
 
 def find_sinks(config: Config) -> list[str]:
     """Those that are on and can be read back."""
-    found = []
-    writer = urlsplit(config[SINK_STREAM_WRITER])
-    if config[SINK_STREAM_ENABLE] and writer.scheme == "file":
-        found.append(f"file:{unquote(writer.path)}")
-    found += ["journal"] if config[SINK_JOURNAL_ENABLE] else []
-    return found + (["loki"] if config[SINK_LOKI_ENABLE] else [])
+    files, journal, loki = list[str](), list[str](), list[str]()
+    for name, kind, view in config.list_views():
+        if kind == "stream" and view[SINK_STREAM_ENABLE]:
+            writer = urlsplit(view[SINK_STREAM_WRITER])
+            files += [f"file:{unquote(writer.path)}"] if writer.scheme == "file" else []
+        elif kind == "journal" and view[SINK_JOURNAL_ENABLE]:
+            journal = ["journal"]
+        elif kind == "loki" and view[SINK_LOKI_ENABLE]:
+            loki.append("loki" if view.sink is None else f"loki:{name}")
+    return files + journal + loki
+
+
+def read_loki(name: str, path: Path | None) -> "Settings":
+    """The settings of `sink.loki`, or of the sink of kind loki with a name. Raises UsageError."""
+    from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
+
+    config = read_configuration(path)
+    sink = config.named.get(name)
+    if name and (sink is None or sink.kind != "loki"):
+        known = [sink.name for sink in config.named.values() if sink.kind == "loki"]
+        hint = f"named sinks of kind loki: {', '.join(known) or 'none'}"
+        raise UsageError(f"--from: there is no sink {quote(name)} of kind loki", hint=hint)
+    return read_settings(config.view(name))

@@ -42,13 +42,19 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric. `read` finds its samples; a series that there is nothing for is left out."""
+class Declaration:
+    """What docs/METRICS.md says of one."""
 
     section: str
     name: str
     help: str
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Declaration):
+    """One metric. `read` finds its samples; a series that there is nothing for is left out."""
+
     read: Callable[[State], Samples]
 
     @property
@@ -58,13 +64,9 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(Declaration):
     """One histogram, with the buckets of delivery/delays.py."""
 
-    section: str
-    name: str
-    help: str
-    labels: tuple[str, ...]
     read: Callable[[State], Iterable[tuple[tuple[str, ...], DelayCounts]]]
 
     @property

@@ -1,15 +1,16 @@
-"""SINKS: the list of kinds, and how a sink of each is made."""
+"""SINKS: the list of kinds, and how a sink of each is made; list_sinks(): those that a configuration has."""
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from conntrackd.config import options
 from conntrackd.config.options import Option
 from conntrackd.config.read import Config
+from conntrackd.config.together import find_spool, has_receipts
 from conntrackd.delivery.sink import Sink
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import Store
@@ -24,11 +25,15 @@ class SpoolOptions:
     path: Option[options.Spool]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
+    """Whether the receiver does, with these settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class SinkKind:
-    """One kind of sink. Its module has the same name, and a function `create(config)`."""
+    """One kind of sink. Its module has the same name, and a function `create(config)`.
+
+    Of a configuration it sees the settings of one sink: Config.view().
+    """
 
     name: str
     enable: Option[bool]
@@ -58,10 +63,7 @@ class SinkKind:
         """Where its spool is, where it has one: as set, or in the state directory."""
         if self.spool is None or not self.spool.works(config):
             return None
-        directory, state = config[self.spool.path], config[options.STATE_DIRECTORY]
-        if directory is None and state is not None:
-            directory = state / self.name
-        return directory or None
+        return find_spool(config, self.spool.path, self.name)
 
     def open_spool(self, config: Config) -> Store | None:
         """Its spool, where it has one. ConfigError as Spool says, and where its directory cannot be made."""
@@ -72,16 +74,14 @@ class SinkKind:
         try:
             with suppress(OSError):  # what it says then is better
                 check_folder(directory)
-            return Spool(directory, self.name, config[self.spool.size])
+            # Its files have the kind's name: one of another kind could not send what is in them.
+            name = self.name if config.sink is None else config.sink.name
+            return Spool(directory, self.name, config[self.spool.size], name)
         except KindError as error:
             raise ConfigError(f"{directory}: {error}", origin=origin, hint=MADE) from error
         except ConfigError as error:
             error.origin = origin
             raise
-
-
-def _is_acknowledged(config: Config) -> bool:
-    return config[options.SINK_SYSLOG_ADDRESS].startswith(("tcp://", "tls://"))
 
 
 SINKS: Final = (
@@ -105,7 +105,7 @@ SINKS: Final = (
         options.SINK_SYSLOG_QUEUE,
         options.SINK_SYSLOG_FILTER,
         options.SINK_SYSLOG_FIELDS,
-        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, _is_acknowledged),
+        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, has_receipts),
     ),
     SinkKind(
         "loki",
@@ -116,3 +116,42 @@ SINKS: Final = (
         SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
     ),
 )
+
+
+class ConfiguredSink(NamedTuple):
+    """A sink as the configuration has it, enabled or not: `config` shows the kind its settings."""
+
+    name: str
+    kind: SinkKind
+    config: Config
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the configuration asks for it."""
+        return self.kind.enabled(self.config)
+
+    def list_options(self) -> list[Option[object]]:
+        """Its settings."""
+        if self.config.sink is not None:
+            return list(self.config.sink.options.values())
+        return [option for option in options.OPTIONS if self.owns(option)]
+
+    def owns(self, option: Option[object]) -> bool:
+        """Whether the option is one of its settings."""
+        return option.key.startswith(self.prefix)
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of its settings begin with."""
+        return f"sink.{self.name}." if self.config.sink is None else self.config.sink.prefix
+
+
+def list_sinks(config: Config) -> list[ConfiguredSink]:
+    """All of them: the one of each kind, and those that are named, in their order."""
+    kinds = {kind.name: kind for kind in SINKS}
+    return [ConfiguredSink(name, kinds[kind], view) for name, kind, view in config.list_views()]
+
+
+def find_sink(config: Config, name: str) -> ConfiguredSink | None:
+    """The one of this name."""
+    return next((sink for sink in list_sinks(config) if sink.name == name), None)

@@ -68,7 +68,11 @@ def create(config: Config) -> "Loki":
 
 
 def read_settings(config: Config) -> Settings:
-    """As configured. systemd's credentials `loki.password`, `loki.token` stand in for the files."""
+    """As configured. systemd's credentials `loki.password`, `loki.token` stand in for the files.
+
+    Those of a sink with a name of its own begin with that: what is for one server is not sent to another.
+    """
+    name = "loki" if config.sink is None else config.sink.name
     return Settings(
         address=config[options.SINK_LOKI_ADDRESS],
         labels=config[options.SINK_LOKI_LABELS],
@@ -79,8 +83,8 @@ def read_settings(config: Config) -> Settings:
         timeout=config[options.SINK_LOKI_TIMEOUT],
         tenant=config[options.SINK_LOKI_TENANT],
         username=config[options.SINK_LOKI_USERNAME],
-        password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential("loki.password"),
-        token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential("loki.token"),
+        password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential(f"{name}.password"),
+        token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential(f"{name}.token"),
         origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
         tls=Tls(
             ca=config[options.SINK_LOKI_TLS_CA],

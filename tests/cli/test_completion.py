@@ -119,6 +119,28 @@ def test_a_shell_offers_what_fits(
     assert SHELLS[shell](script, ["conntrackd", *words], folder) == offered
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("words", [["enable", "a"], ["show", "--sink", "a"]])
+def test_a_shell_offers_the_sinks_that_the_daemon_has(
+    shell: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    made = argparse.ArgumentParser("conntrackd")
+    commands = made.add_subparsers()
+    commands.add_parser("enable", help="a sink").add_argument("name", metavar="NAME")
+    commands.add_parser("show", help="rules").add_argument("--sink", metavar="NAME", help="of this sink")
+    script, asked = tmp_path / "completion", tmp_path / "conntrackctl"
+    script.write_text(render_completion(made, shell))
+    asked.write_text(
+        "#!/bin/sh\nprintf 'SINK    STATE\naudit   ok\na-1     ok  axe\nstream  ok\n'; echo no >&2\n"
+    )
+    asked.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    assert SHELLS[shell](script, ["conntrackd", *words], tmp_path) == ["a-1", "audit"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_option_is_completed_in_every_shell(shell: str, parser: argparse.ArgumentParser) -> None:
     words = set(re.findall(r"[\w.]+", render_completion(parser, shell)))

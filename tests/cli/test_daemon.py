@@ -65,6 +65,7 @@ def test_a_fragment_is_checked_without_a_sink(tmp_path: Path, capsys: pytest.Cap
         ("--state-directory", "state_directory"),
         ("--sink.loki.batch-size", "sink.loki.batch_size"),
         ("--conntrack.kernel-filter", "conntrack.kernel_filter"),
+        ("--sinks.a-b.batch-size", "sinks.a-b.batch_size"),
     ],
 )
 def test_a_flag_may_have_a_dash_where_its_key_has_another(

@@ -28,7 +28,7 @@ from conntrackd.cli.lines import (
 from conntrackd.config.read import read_config
 from conntrackd.errors import ConfigError, ManyErrors, UnavailableError, UsageError
 from conntrackd.flow import EventType, Location, Lost
-from conntrackd.history.source import find_sinks
+from conntrackd.history.source import find_sinks, read_loki
 from conntrackd.render.parse import NAMES
 from tests.history.written import load, write_file, write_lines
 from tests.live.daemon import environment
@@ -296,10 +296,33 @@ def test_mistakes_are_reported_before_anything_is_shown(
         ),
         ({"sink.loki.enable": ["true"]}, ["loki"]),
         ({"sink.syslog.enable": ["true"]}, []),
+        (
+            {
+                "sinks.a.kind": ["loki"],
+                "sinks.b.kind": ["stream"],
+                "sinks.b.writer": ["file:///b"],
+                "sinks.c.kind": ["journal"],
+                "sinks.d.kind": ["loki"],
+                "sinks.d.enable": ["no"],
+            },
+            ["file:/b", "journal", "loki:a"],
+        ),
     ],
 )
 def test_the_source_is_that_of_a_sink_which_is_on(settings: dict[str, list[str]], found: list[str]) -> None:
     assert find_sinks(read_config(settings, {}, None, Path("/nonexistent"))) == found
+
+
+def test_of_named_sinks_of_kind_loki_one_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text(
+        "sink.loki.address: http://z\nsinks: {a: {kind: loki, address: 'http://a'}, b: {kind: stream}}"
+    )
+
+    assert [read_loki(name, path).address for name in ("", "a")] == ["http://z", "http://a"]
+    for name in ("b", "c", "loki"):
+        with pytest.raises(UsageError, match=f"there is no sink '{name}' of kind loki\nhint: .*: a$"):
+            read_loki(name, path)
 
 
 def test_the_configuration_says_where_events_are(

@@ -260,6 +260,20 @@ def test_the_rules_of_a_sink_are_checked_and_explained_from_the_configuration(tm
     }
 
 
+def test_the_rules_of_a_named_sink_are_those_of_its_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text("sink.loki.filter: [log prot]\nsinks: {audit: {kind: loki, filter: [drop port 5]}}\n")
+    words = ["check", "--json", "--config", str(path), "--sink"]
+
+    assert json.loads(ctl(*words, "audit").stdout)["rules"] == ["drop port 5"]
+    assert json.loads(ctl(*words, "audit", "log any").stdout)["rules"] == ["log any"]
+    unknown = ctl("check", "--config", str(path), "--sink", "audti")
+    assert (unknown.returncode, unknown.stderr.splitlines()) == (
+        64,
+        ["conntrackctl: unknown sink 'audti'", "hint: did you mean audit?"],
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

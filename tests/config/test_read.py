@@ -22,8 +22,8 @@ from conntrackd.config.read import (
     get_host,
     list_unapplied,
     read_config,
-    read_rules,
 )
+from conntrackd.config.rules import read_rules
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
@@ -231,7 +231,7 @@ log:
 sink.stream:
   enabel: true
   writer: stdot
-sinks: {a: 1}
+snik: {a: 1}
 level: 1
 conntrack:
   protocols:
@@ -245,7 +245,7 @@ conntrack:
         "conntrackd.yaml:4: unknown key 'sink.stream.enabel'\nhint: did you mean sink.stream.enable?",
         "conntrackd.yaml:5: sink.stream.writer: 'stdot' is not one of stdout, stderr, discard, file:///PATH\n"
         "hint: did you mean stdout?",
-        "conntrackd.yaml:6: unknown key 'sinks'\nhint: did you mean sink?",
+        "conntrackd.yaml:6: unknown key 'snik'\nhint: did you mean sink?",
         "conntrackd.yaml:7: unknown key 'level'\nhint: did you mean log.level?",
         "conntrackd.yaml:11: conntrack.protocols: 'tpc' is not a valid protocol\nhint: did you mean tcp?",
         "conntrackd.yaml:12: conntrack.buffer: must be a size from 4K to 1023M, such as 64M, not a list",
@@ -548,6 +548,26 @@ def test_any_value_of_any_key_is_taken_or_reported(option: Option[Any], name: st
 
     if isinstance(result, Config):
         assert result.origin(option) == str(path)
+    else:
+        assert (result.exit_status, str(result).isascii(), len(str(result)) < 1000) == (78, True, True)
+
+
+@pytest.mark.parametrize("key", ["sinks", "sinks.a", "sinks.a.kind", "sinks.a.b.c"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_anything_in_the_place_of_named_sinks_is_nothing_or_reported(
+    key: str, name: str, tmp_path: Path
+) -> None:
+    value: Any = HOSTILE[name]
+    for word in reversed(key.split(".")):
+        value = {word: value}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value))
+
+    result = attempt(path=path)
+
+    if isinstance(result, Config):
+        assert not result.named
+        assert value in ({"sinks": None}, {"sinks": {}}, {"sinks": {"a": None}}, {"sinks": {"a": {}}})
     else:
         assert (result.exit_status, str(result).isascii(), len(str(result)) < 1000) == (78, True, True)
 

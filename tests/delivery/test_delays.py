@@ -43,9 +43,8 @@ def test_what_is_delivered_is_counted_once_and_what_is_refused_is_not(clock: Clo
     sink = FakeSink(batch_events=5)
     sink.faults.extend([None, SinkRefused("too bad")])
     outbox = make_outbox(sink, clock)
-    outbox.delays.is_timed = True
     for count in (5, 3):
-        outbox.put(make_events(count))
+        outbox.put(make_events(count), is_timed=True)
         run_until_idle(outbox, clock)
 
     assert sum(outbox.count_delays().events) == outbox.snapshot().sink_events_delivered_total == 5
@@ -54,11 +53,10 @@ def test_what_is_delivered_is_counted_once_and_what_is_refused_is_not(clock: Clo
 def test_what_is_written_at_once_is_counted_too(clock: Clock) -> None:
     sink = FakeDirectSink()
     outbox = make_outbox(sink, clock)
-    outbox.delays.is_timed = True
     run_until_idle(outbox, clock)
     assert outbox.state is SinkState.OK
     sink.room = 4
-    outbox.put(make_events(6))
+    outbox.put(make_events(6), is_timed=True)
     assert sum(outbox.count_delays().events) == 4
     run_until_idle(outbox, clock)
 

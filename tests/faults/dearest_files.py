@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config import document, sets
+from conntrackd.config import document, rules, sets
 from conntrackd.config import read as config
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import ConntrackdError
@@ -50,9 +50,9 @@ FILES: Final[dict[str, Callable[[], tuple[str, str]]]] = {
     "JSON small keys": lambda: ("c.json", '{"filter": [' + repeat('{"a":1},') + "{}]}"),
     "JSON numbers": lambda: ("c.json", '{"filter": [' + repeat("1,") + "1]}"),
     "TOML numbers": lambda: ("c.toml", "filter = [" + repeat("1,", TOML_ROOM) + "]"),
-    "rules in comments": lambda: (RULES, repeat("# x\n", config.MAX_RULE_FILE - 256) + "log any\n"),
-    "rules in empty lines": lambda: (RULES, repeat("\n", config.MAX_RULE_FILE - 256) + "log any\n"),
-    "one long rule": lambda: (RULES, "log any " * ((config.MAX_RULE_FILE - 256) // 8)),
+    "rules in comments": lambda: (RULES, repeat("# x\n", rules.MAX_RULE_FILE - 256) + "log any\n"),
+    "rules in empty lines": lambda: (RULES, repeat("\n", rules.MAX_RULE_FILE - 256) + "log any\n"),
+    "one long rule": lambda: (RULES, "log any " * ((rules.MAX_RULE_FILE - 256) // 8)),
 }
 # Of sets: as many entries as there may be, in no order.
 SETS: Final[dict[str, Callable[[], Iterable[str]]]] = {
@@ -94,7 +94,7 @@ def read_file(kind: str, folder: Path) -> tuple[int, int]:
         main = folder / "main.yaml"
         main.write_text(f"filter_file: {path}\n")
         main.chmod(0o644)
-    return measure(lambda: config.read_rules(config.read_config({}, {}, main)))
+    return measure(lambda: rules.read_rules(config.read_config({}, {}, main)))
 
 
 def read_set(kind: str, folder: Path) -> tuple[int, int]:

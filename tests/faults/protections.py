@@ -36,6 +36,34 @@ MUTATIONS: Final = (
         "tests/test_sink_filters.py::test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end",
     ),
     Mutation(
+        "there are only so many named sinks",
+        "conntrackd/config/named.py",
+        "(len(found) >= MAX_SINKS or explain_name(name))",
+        "explain_name(name)",
+        "tests/config/test_named.py::test_there_is_a_bound",
+    ),
+    Mutation(
+        "a batch that is on its way to a sink arrives before the sink is stopped",
+        "conntrackd/sink_changes.py",
+        "        await _wait_for_batches(daemon.pipeline)",
+        "        pass",
+        "tests/test_sink_changes.py::test_a_sink_is_stopped_when_no_batch_is_on_its_way_to_it",
+    ),
+    Mutation(
+        "a file of aliases names no sink again and again",
+        "conntrackd/config/named.py",
+        "if rest and (key in seen or len(seen) > MAX_SINKS or explain_name(rest[0])):",
+        "if False:",
+        "tests/config/test_named.py::test_an_alias_of_many_keys_is_not_looked_at_for_every_name",
+    ),
+    Mutation(
+        "a secret of one sink is not sent to the server of another",
+        "conntrackd/sinks/loki.py",
+        'name = "loki" if config.sink is None else config.sink.name',
+        'name = "loki"',
+        "tests/config/test_named.py::test_credentials_are_those_of_the_name_and_never_of_another_sink",
+    ),
+    Mutation(
         "an overrun does not stop the queue",
         "conntrackd/netlink/socket.py",
         "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
@@ -466,8 +494,8 @@ MUTATIONS: Final = (
     Mutation(
         "a variable of an orchestrator does not keep it from starting",
         "conntrackd/config/read.py",
-        "find_one_typo(name, BY_VARIABLE)",
-        "find_near(name, BY_VARIABLE)",
+        "find_one_typo(name, known_names)",
+        "find_near(name, known_names)",
         "tests/config/test_read.py::test_a_variable_that_is_none_of_ours_is_a_warning",
     ),
     Mutation(
@@ -486,7 +514,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a spool that is off has no place in the state directory",
-        "conntrackd/sinks/__init__.py",
+        "conntrackd/config/together.py",
         "if directory is None and state is not None:",
         "if not directory and state is not None:",
         "tests/config/test_read.py::test_a_spool_that_is_off_is_reported_from_one_that_nobody_set",
@@ -566,8 +594,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a reload that fails leaves nothing open",
-        "conntrackd/control.py",
-        "made.stop(0.0)",
+        "conntrackd/sink_changes.py",
+        "change.made.stop(0.0)",
         "pass",
         "tests/live/test_control.py::test_a_reload_that_fails_half_way_leaves_no_spool_open",
     ),
@@ -596,20 +624,20 @@ MUTATIONS: Final = (
     Mutation(
         "no more flows are remembered than may be",
         "conntrackd/core/flows.c",
-        "if (flows->used >= flows->limit) {",
-        "if (!flows->limit) {",
+        "if (slots->used >= slots->limit) {",
+        "if (!slots->limit) {",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "a flow that was forgotten leaves none behind it unfindable",
-        "conntrackd/core/flows.c",
-        "if (distance < ((slot - hole) & mask))",
+        "conntrackd/core/slots.c",
+        "if (distance < ((number - hole) & mask))",
         "if (distance + 1 > 0)",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "flows of one id are told apart",
-        "conntrackd/core/flows.c",
+        "conntrackd/core/slots.c",
         "uint64_t)event->dport << 32",
         "uint64_t)event->family << 32",
         "tests/engine/test_flows.py::test_an_id_that_another_flow_has_too_is_no_mistake",
@@ -617,8 +645,8 @@ MUTATIONS: Final = (
     Mutation(
         "no more flows are counted than may be",
         "conntrackd/core/deltas.c",
-        "if (deltas->used >= deltas->limit ||",
-        "if (!deltas->limit ||",
+        "if (slots->used >= slots->limit ||",
+        "if (!slots->limit ||",
         "tests/source/test_heartbeat.py::"
         "test_where_there_is_no_room_records_come_without_deltas_and_are_counted",
     ),

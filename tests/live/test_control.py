@@ -242,26 +242,25 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
 def test_a_reload_that_fails_half_way_leaves_no_spool_open(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = configuration.with_name("spool"), configuration.with_name("bad")
-    bad.write_text("no directory")
+    good, bad = configuration.with_name("spool"), configuration.with_name("bad") / "x"
     ask(capsys, "status")
     before, after = count_descriptors(running), -1
-    for spool in (bad, configuration.with_name("other")):
+    for writer in (f"file://{bad}", "discard"):
         settings = {
             "stream": {"enable": True},
             "syslog": {"enable": True, "address": "tcp://127.0.0.1:9", "spool": str(good)},
-            "loki": {"enable": True, "address": "http://127.0.0.1:9", "spool": str(spool)},
         }
-        configuration.write_text(json.dumps({"sink": settings}))
-        if spool == bad:
-            with pytest.raises(DaemonError, match=r"sink\.loki\.spool: .* is not a directory"):
+        own = {"last": {"kind": "stream", "writer": writer}}
+        configuration.write_text(json.dumps({"sink": settings, "sinks": own}))
+        if writer != "discard":
+            with pytest.raises(DaemonError, match=r"sinks\.last\.writer: .*: no directory "):
                 ctl.run(["reload"])
             after = count_descriptors(running)
         else:
             ask(capsys, "reload")
 
     assert after == before
-    assert list(ask(capsys, "status")["Sinks"]) == ["loki", "stream", "syslog"]
+    assert list(ask(capsys, "status")["Sinks"]) == ["last", "stream", "syslog"]
 
 
 def test_a_reload_takes_databases_and_refuses_what_is_none(
@@ -302,7 +301,7 @@ def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
         syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
         configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
         assert ctl.run(["reload"]) == 0
-        reported.append("sink.syslog gets its spool at the next start" in capsys.readouterr().out)
+        reported.append("sink syslog gets its spool at the next start" in capsys.readouterr().out)
 
     assert reported == [False, False, True, True, False]
 

@@ -51,10 +51,12 @@ def receive_syslog(messages: list[bytes]) -> Iterator[int]:
 
         thread = threading.Thread(target=read)
         thread.start()
-        yield sock.getsockname()[1]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.sendto(b"", sock.getsockname())
-        thread.join()
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.sendto(b"", sock.getsockname())
+            thread.join()
 
 
 def test_three_sinks_get_each_their_own_through_reloads_under_traffic(

@@ -1,0 +1,47 @@
+"""Keys: which there are, and which one was meant."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from conntrackd.config.options import OPTIONS, Option
+from conntrackd.text import find_near
+
+
+class Keys:
+    """Those of some options, by which they are looked up, and the sections in which they stand."""
+
+    def __init__(self, options: Iterable[Option[object]] = OPTIONS, sections: Iterable[str] = ()) -> None:
+        """`sections`: others, that hold none of these."""
+        self.by_key: Mapping[str, Option[object]] = {option.key: option for option in options}
+        self.by_variable: Mapping[str, Option[object]] = {
+            option.variable: option for option in self.by_key.values()
+        }
+        dots = {key[: dot.start()] for key in self.by_key for dot in re.finditer(r"\.", key)}
+        self.sections = frozenset({*sections, *dots})
+
+    def list_inside(self, section: str) -> str:
+        """The words that may stand in a section, empty for the outermost, as a hint shows them."""
+        depth = len(section) + 1 if section else 0
+        inside = [key[depth:] for key in self.by_key if key.startswith(f"{section}." if section else "")]
+        return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
+
+    def find_section(self, key: str) -> str:
+        """The innermost section that the key stands in, empty for none."""
+        parts = key.split(".")
+        inner = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+        return next((name for name in inner if name in self.sections), "")
+
+    def suggest(self, key: str) -> str:
+        """The nearest key of the section that it stands in; of no section, one whose last words it is."""
+        section = self.find_section(key)
+        prefix = f"{section}." if section else ""
+        same_end = [known for known in self.by_key if known.endswith(f".{key}")]
+        if len(same_end) == 1:
+            return f"did you mean {same_end[0]}?"
+        inside = [known for known in (*self.by_key, *sorted(self.sections)) if known.startswith(prefix)]
+        by_rest = {known.removeprefix(prefix): known for known in inside}
+        near = find_near(key.removeprefix(prefix), by_rest)
+        if near:
+            return f"did you mean {by_rest[near]}?"
+        elsewhere = "; those with names of their own stand in sinks" if section == "sink" else ""
+        return f"valid keys: {self.list_inside(section)}{elsewhere}"

@@ -1,0 +1,159 @@
+"""What a reload changes in the sinks: prepared whole in a thread, then applied without a fault.
+
+A sink that the new configuration does not name goes as one that it turns off: it has its time to deliver, and
+what is left stays in its spool, if it has one, or is dropped and counted. The spool's files stay.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from conntrackd.config import options
+from conntrackd.config.options import Option
+from conntrackd.config.read import Config
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink
+from conntrackd.pipeline import Pipeline
+from conntrackd.sinks import ConfiguredSink, list_sinks
+
+if TYPE_CHECKING:
+    from conntrackd.daemon import Daemon
+
+
+BATCH_SECONDS: Final = 3.0
+LOOK_SECONDS: Final = 0.002
+
+
+class SinkChange(NamedTuple):
+    """`made`: an outbox to add, a sink to put into its outbox, None to remove it."""
+
+    name: str
+    made: Outbox | Sink | None
+    queue: int = 0
+    """Of the sink that is put into its outbox."""
+
+
+def check_sinks(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> None:
+    """Raise where one that runs is to be of another kind, or its spool is to be that of a new one.
+
+    What waits for it was written for the old kind, and goes to the spool until it has ended.
+    """
+    for sink in new.named.values():
+        if sink.name in outboxes and sink.name in old.named and not old.has(sink):
+            message = (
+                f"is {sink.kind}, and the sink {sink.name} that runs is of kind {old.named[sink.name].kind}"
+            )
+            hint = "use another name, remove it by one reload and add it by the next, or restart"
+            raise new.explain(sink.kind_option, message, hint)
+    held = {
+        (sink.kind.name, os.path.realpath(folder)): sink.name
+        for sink in list_sinks(old)
+        if sink.name in outboxes and (folder := sink.kind.find_spool(sink.config)) is not None
+    }
+    for name, kind, view in list_sinks(new):
+        folder = kind.find_spool(view) if name not in outboxes and kind.enabled(view) else None
+        holder = None if folder is None else held.get((kind.name, os.path.realpath(folder)))
+        if holder is not None and kind.spool is not None:
+            message = f"is {folder}, which sink {holder} has until it is removed"
+            hint = (
+                f"use another directory, remove {holder} by one reload and add {name} by the next, or restart"
+            )
+            raise view.explain(kind.spool.path, message, hint)
+
+
+def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) -> list[SinkChange]:
+    """Whatever can be wrong with them is raised, and then nothing of it is left."""
+    found: list[SinkChange] = []
+    wanted = [sink for sink in list_sinks(new) if sink.is_enabled]
+    try:
+        for sink in wanted:
+            if sink.name not in daemon.outboxes:
+                found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
+            elif any(sink.owns(option) for option in changes if not _is_filter(sink, option)):
+                queue = sink.config[sink.kind.queue]
+                found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
+    except BaseException:
+        for change in found:
+            if isinstance(change.made, Outbox):
+                change.made.stop(0.0)  # or its spool would be in use for the next reload
+        raise
+    names = {sink.name for sink in wanted}
+    return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
+
+
+def _is_filter(sink: ConfiguredSink, option: Option[object]) -> bool:
+    return option.key == sink.config.resolve(sink.kind.filter).key
+
+
+async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
+    """From the next batch on. Returns when those that go have ended."""
+    removed = []
+    for outbox in daemon.outboxes.values():
+        outbox.enable()  # what was switched off at run time lasts until now
+        outbox.reopen()
+    for name, made, queue in changes:
+        if made is None:
+            removed.append(daemon.outboxes.pop(name))
+        elif isinstance(made, Outbox):
+            daemon.outboxes[name] = made
+            made.start()
+        else:
+            daemon.outboxes[name].replace(made, queue)
+    daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+    if removed:
+        await _wait_for_batches(daemon.pipeline)
+        await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
+    for name, *_ in changes:
+        daemon.notify_sink_changed(name)
+
+
+async def _wait_for_batches(pipeline: Pipeline) -> None:
+    """Until those who were there have what was divided among them: who is stopped takes nothing more.
+
+    A batch takes milliseconds; a reader that stands still is not waited for, and is a problem of its own.
+    """
+    with pipeline.lock:  # under which losses and flows of the table are handed on
+        begun = [(reader, reader.begun) for reader in pipeline.readers]
+    deadline = time.monotonic() + BATCH_SECONDS
+    while any(reader.done < number for reader, number in begun) and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def describe(old: Config, new: Config) -> list[str]:
+    """Which sinks are named now, and which are not any more."""
+    lines = [
+        f"sink {sink.name} ({sink.kind}) is new{'' if new[sink.enable] else ', and off'}"
+        for sink in new.named.values()
+        if not old.has(sink)
+    ]
+    return lines + [
+        f"sink {sink.name} ({sink.kind}) is removed" for sink in old.named.values() if not new.has(sink)
+    ]
+
+
+def list_without_spool(daemon: "Daemon", old: Config, new: Config, without: Sequence[str]) -> list[str]:
+    """Sinks for which a spool makes sense since a reload: nobody gets one while it runs."""
+    found = []
+    for name, kind, view in list_sinks(new):
+        if name not in daemon.outboxes or not kind.enabled(view):
+            continue
+        before = old.view(name)
+        if kind.gains_spool(before, view) or (name in without and not kind.gains_spool(view, before)):
+            found.append(name)
+    return found
+
+
+def adopt(started: Config, new: Config, changes: Sequence[SinkChange]) -> Config:
+    """The settings with which all runs, of which those of a sink that was added are the new ones.
+
+    Compared with these the next reload reports what waits for a restart.
+    """
+    added = {change.name for change in changes if isinstance(change.made, Outbox)}
+    fresh = [option for sink in list_sinks(new) if sink.name in added for option in sink.list_options()]
+    settings = {**started.settings, **{option.key: new.settings[option.key] for option in fresh}}
+    own = {name: sink for name, sink in new.named.items() if name in added or started.has(sink)}
+    return replace(started, settings=MappingProxyType(settings), named=MappingProxyType(own))

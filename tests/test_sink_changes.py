@@ -1,0 +1,54 @@
+"""A sink that a reload removes has all that was divided among the sinks of before, and then its time."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from conntrackd import sink_changes
+from conntrackd.config import options
+from conntrackd.daemon import Daemon
+from conntrackd.sink_changes import SinkChange
+
+
+def make_daemon(readers: list[Any], stopped: list[list[int]]) -> Daemon:
+    async def stop(outboxes: list[Any], _: float) -> None:
+        stopped.append([reader.done for reader in readers])
+
+    outbox = SimpleNamespace(enable=lambda: None, reopen=lambda: None)
+    pipeline = SimpleNamespace(readers=tuple(readers), lock=threading.Lock(), outboxes=(outbox,))
+    config = {options.SHUTDOWN_TIMEOUT: 1.0}
+    daemon = SimpleNamespace(outboxes={"a": outbox}, pipeline=pipeline, config=config, stop_outboxes=stop)
+    daemon.notify_sink_changed = lambda name: stopped.append([])
+    return cast(Daemon, daemon)
+
+
+def test_a_sink_is_stopped_when_no_batch_is_on_its_way_to_it() -> None:
+    idle, busy = SimpleNamespace(begun=7, done=7), SimpleNamespace(begun=4, done=3)
+    stopped: list[list[int]] = []
+    daemon = make_daemon([idle, busy], stopped)
+
+    async def run() -> None:
+        change = asyncio.create_task(sink_changes.apply(daemon, [SinkChange("a", None)]))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (daemon.pipeline.outboxes, stopped) == ((), [])  # the next batch has none of it, this one has
+        busy.begun = 5  # the reader goes on, and what it began since then is divided among others
+        busy.done = 4
+        await asyncio.wait_for(change, 10)
+
+    asyncio.run(run())
+
+    assert stopped == [[7, 4], []]
+
+
+def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_changes, "BATCH_SECONDS", 0.01)
+    stopped: list[list[int]] = []
+    daemon = make_daemon([SimpleNamespace(begun=1, done=0)], stopped)
+
+    asyncio.run(sink_changes.apply(daemon, [SinkChange("a", None)]))
+
+    assert stopped == [[0], []]
