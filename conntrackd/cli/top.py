@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from conntrackd.cli.columns import lay_out
-from conntrackd.cli.common import add_updates, connect, print_json, render_bytes
+from conntrackd.cli.common import add_updates, connect, render_bytes
 from conntrackd.cli.lines import show_line
 from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import QUIT, REFRESH, Paper, open_view
@@ -64,7 +64,7 @@ def show_top(arguments: Namespace) -> int:
 
             def show() -> None:
                 if arguments.json:
-                    print_json(to_json(ranking, arguments.by))
+                    view.draw([json.dumps(to_json(ranking, arguments.by))])
                 else:
                     view.draw(render_table(ranking, arguments.by, view.size), 1, FOOT)
 
