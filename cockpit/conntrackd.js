@@ -11,6 +11,7 @@ import { followTheme } from "./theme.js";
 function main() {
     followTheme();
     cockpit.translate();
+    document.documentElement.lang = (cockpit.language || "en").replace("_", "-");
     const page = document.getElementById("page");
     const daemon = new Daemon();
     const cards = [createHealth, createCounters, createSinks, createRules, createTail, createTop];

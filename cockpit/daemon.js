@@ -61,7 +61,8 @@ export class Daemon extends EventTarget {
         const [objects] = await this.client.call(PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects", [],
                                                  { type: "" });
         const found = Object.entries(objects).map(([path, interfaces]) => [path, unwrap(interfaces[SINK])]);
-        this.paths = Object.fromEntries(found.map(([path, sink]) => [sink.Name, path]));
+        for (const [path, sink] of found)
+            this.paths[sink.Name] = path; // none is forgotten: the daemon says of a sink that went that it is none
         this.sinks = Object.fromEntries(found.map(([_path, sink]) => [sink.Name, sink]));
         this.dispatchEvent(new Event("changed"));
     }

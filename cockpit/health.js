@@ -2,6 +2,7 @@
 
 import { _, button, card, describe, element } from "./dom.js";
 
+const SEVERITIES = { ok: () => _("good"), note: () => _("note"), warning: () => _("warning"), error: () => _("error") };
 const MARKS = { ok: "✓", note: "ℹ", warning: "⚠", error: "✗" };
 
 export function createHealth(daemon) {
@@ -64,7 +65,7 @@ function setState(state, kind, text) {
 }
 
 function renderFinding([severity, check, message, fix]) {
-    const mark = element("span", { class: "mark", title: severity }, MARKS[severity] || "?");
+    const mark = element("span", { class: "mark", title: severity in SEVERITIES ? SEVERITIES[severity]() : severity }, MARKS[severity] || "?");
     const lines = [mark, " ", element("strong", {}, check), ` ${message}`];
     if (fix)
         lines.push(element("pre", { class: "fix" }, fix));

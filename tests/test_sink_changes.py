@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from conntrackd import sink_changes
 from conntrackd.config import options
+from conntrackd.config.read import changed, read_config
 from conntrackd.daemon import Daemon
 from conntrackd.sink_changes import SinkChange
 
@@ -52,3 +54,20 @@ def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.Monkey
     asyncio.run(sink_changes.apply(daemon, [SinkChange("a", None)]))
 
     assert stopped == [[0], []]
+
+
+def test_a_host_name_makes_those_anew_that_write_it_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    text = (
+        "sink: {stream: {enable: true}, syslog: {enable: true, address: 'udp://127.0.0.1:514'}}\n"
+        "sinks: {siem: {kind: loki, address: 'http://127.0.0.1:3100'}, disk: {kind: stream, writer: 'file:///dev/null'}}\n"
+    )
+    path.write_text(text)
+    old = read_config({}, {}, path)
+    path.write_text(f"{text}host: edge2\n")
+    new = read_config({}, {}, path)
+    daemon = cast(Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "disk"))))
+
+    changes = sink_changes.prepare(daemon, new, changed(old, new))
+
+    assert [change.name for change in changes] == ["syslog", "siem"]

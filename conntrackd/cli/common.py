@@ -8,6 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from conntrackd.cli.columns import lay_out
 from conntrackd.errors import UnavailableError, show_controls
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
@@ -15,8 +16,6 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 
 LEVELS: Final = ("debug", "info", "warn", "error")
 UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-# With or without a unit, or nothing.
-NUMBER: Final = r"(?:[\d.,/]+(?: (?:[KMGT]?i?B|%|d|h|min|s))?(?: |$))*"
 SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -106,16 +105,8 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
 
 def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
     """Columns below their headings; numbers to the right; no wider than the terminal."""
-    limit = width or get_width()
-    cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [all(re.fullmatch(NUMBER, cell) for cell in column[1:]) for column in zip(*cells, strict=True)]
-    for row in cells:
-        line = "  ".join(
-            cell.rjust(size) if right else cell.ljust(size)
-            for cell, size, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        print(line if len(line) <= limit else f"{line[: limit - 1]}…")
+    for line in lay_out(rows, width or get_width()):
+        print(line)
 
 
 def render_bytes(value: float) -> str:

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from conntrackd.cli.talkers import BY
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
 from conntrackd.sinks import SINKS
@@ -57,6 +58,8 @@ def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
         return tuple(map(str, action.choices))
     if action.metavar == "NAME" and (not action.option_strings or "--sink" in action.option_strings):
         return (*(kind.name for kind in SINKS), NAMED)
+    if "--by" in action.option_strings:
+        return BY
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
     is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}
     return None if is_path else (kinds[0].words if kinds else ())

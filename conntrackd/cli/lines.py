@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from conntrackd.cli.columns import GAP, cut
 from conntrackd.errors import show_controls
 
 Record = Mapping[str, Any]
@@ -35,7 +36,6 @@ WIDTHS: Final = {"time": 23, "type": 8, "state": 11, "src": 15, "dst": 15, "nat_
 WIDTH: Final = 7
 # To the right; a port of a destination may be a name.
 NUMBERS: Final = frozenset({"sport", "nat_sport", "bytes", "reply_bytes", "packets", "duration"})
-GAP: Final = "  "
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,6 @@ def render_row(cells: Sequence[str], style: Style) -> str:
         for name, cell in zip(style.fields, cells, strict=True)
     ]
     return cut(GAP.join(padded).rstrip(), style.width)
-
-
-def cut(line: str, width: int | None) -> str:
-    """No longer than that, with a mark where something is missing."""
-    return line if width is None or len(line) <= width else f"{line[: width - 1]}…"
 
 
 def choose(record: Record, fields: Sequence[str]) -> Sequence[str]:

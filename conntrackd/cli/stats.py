@@ -1,13 +1,16 @@
 """conntrackctl stats: counters, and how fast they count."""
 
-import shutil
+import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.common import add_json, add_updates, connect, print_json, print_table, render_bytes
+from conntrackd.cli.columns import GAP, lay_out, measure, pad
+from conntrackd.cli.common import add_json, add_updates, connect, get_width, print_json, render_bytes
 from conntrackd.cli.control import render_age
+from conntrackd.cli.screen import QUIT, Paper, open_view
+from conntrackd.cli.sparkline import NARROWEST, History, choose_bars, render_sparkline
 from conntrackd.cli.verb import Verb
 
 if TYPE_CHECKING:  # what runs imports it late
@@ -15,7 +18,7 @@ if TYPE_CHECKING:  # what runs imports it late
 
 # What is looked for also where it is 0.
 KEPT: Final = ("events_received_total", "events_lost_total", "events_accepted_total")
-CLEAR: Final = "\033[H\033[2J"
+FOOT: Final = "q quit"
 Numbers = dict[str, int]
 
 
@@ -30,39 +33,94 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def show_stats(arguments: Namespace) -> int:
     """Once, or again and again."""
-    import sys  # noqa: PLC0415
-
     goes_on = arguments.watch or arguments.reset_view
-    views = (arguments.count or 0) if goes_on else 1
-    first: Numbers | None = None
-    before: tuple[float, Numbers] | None = None
-    shown = 0
     with connect(arguments) as client:
-        try:
-            while True:
-                now, (counters, sinks, matches) = time.monotonic(), client.call("GetStatistics")
-                own = read_sink_matches(client)
-                numbers = flatten(counters, sinks)
-                if first is None:
-                    first = numbers if arguments.reset_view else {}
-                view = {name: value - _start(name, first) for name, value in numbers.items()}
-                rates = compute_rates(before, now, numbers)
-                if arguments.json:
-                    print_json(to_json(view, rates, matches, own))
-                else:
-                    rows = render_rows(view, rates, {"": matches, **own}, time.time_ns())
-                    if goes_on and sys.stdout.isatty():
-                        print(CLEAR, end="")
-                        rows = cut_rows(rows, shutil.get_terminal_size().lines)
-                    print_table(rows)
-                sys.stdout.flush()
-                shown += 1
-                if shown == views:
-                    return 0
-                before = now, numbers
-                time.sleep(arguments.interval)
-        except KeyboardInterrupt:
+        if not goes_on:
+            view = Statistics(client, resets=False)
+            view.read()
+            show(view, arguments, Paper())
             return 0
+        try:
+            with Paper() if arguments.json else open_view() as screen:
+                watch(Statistics(client, resets=arguments.reset_view), arguments, screen)
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+def watch(view: "Statistics", arguments: Namespace, screen: Paper) -> None:
+    """Until q, or so many times."""
+    shown = 0
+    while True:
+        view.read()
+        show(view, arguments, screen)
+        shown += 1
+        if shown == arguments.count:
+            return
+        until = time.monotonic() + arguments.interval
+        while (left := until - time.monotonic()) > 0:
+            keys = screen.wait(left).keys
+            if QUIT in keys:
+                return
+            if keys:
+                show(view, arguments, screen)
+
+
+class Statistics:
+    """The numbers of the last reading, and how they went before."""
+
+    def __init__(self, client: "Client", *, resets: bool) -> None:
+        self._client = client
+        self._first: Numbers | None = None if resets else {}
+        self._before: tuple[float, Numbers] | None = None
+        self.numbers: Numbers = {}
+        self.rates: dict[str, float] = {}
+        self.matches: list[int] = []
+        self.own: dict[str, list[int]] = {}
+        self.history = History()
+
+    def read(self) -> None:
+        """Ask the daemon."""
+        now, (counters, sinks, self.matches) = time.monotonic(), self._client.call("GetStatistics")
+        self.own = read_sink_matches(self._client)
+        numbers = flatten(counters, sinks)
+        first = self._first = numbers if self._first is None else self._first
+        self.numbers = {name: value - _start(name, first) for name, value in numbers.items()}
+        self.rates = compute_rates(self._before, now, numbers)
+        self._before = now, numbers
+        # A moment has no course, and what counts up has one in its rate.
+        gauges = {
+            name: value for name, value in numbers.items() if not _is_total(name) and not _is_moment(name)
+        }
+        self.history.add({**gauges, **self.rates})
+
+
+def show(view: Statistics, arguments: Namespace, screen: Paper) -> None:
+    """One view: an object, or a table."""
+    if arguments.json:
+        print_json(to_json(view.numbers, view.rates, view.matches, view.own))
+        sys.stdout.flush()
+        return
+    rows = render_rows(view.numbers, view.rates, {"": view.matches, **view.own}, time.time_ns())
+    width, height = screen.size
+    if not screen.is_live or width is None or height is None:
+        screen.draw(list(lay_out(rows, get_width())))
+        return
+    rows = cut_rows(rows, height)
+    lines, names = list(lay_out(rows, width)), [row[0] for row in rows]
+    bars = choose_bars(sys.stdout.encoding)
+    screen.draw(list(add_sparklines(lines, names, view.history, width, bars)), 0, FOOT)
+
+
+def add_sparklines(
+    lines: Sequence[str], names: Sequence[str], history: History, width: int, bars: str
+) -> Iterator[str]:
+    """Each line with how its number went, where there is room for that."""
+    column = max(map(measure, lines), default=0) + len(GAP)
+    room = width - column
+    for line, name in zip(lines, names, strict=True):
+        spark = render_sparkline(history.list(name), room, bars) if room >= NARROWEST else ""
+        yield f"{pad(line, column)}{spark}".rstrip()
 
 
 def read_sink_matches(client: "Client") -> dict[str, list[int]]:
@@ -81,6 +139,10 @@ def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]])
 
 def _is_total(name: str) -> bool:
     return name.partition("{")[0].endswith("_total")
+
+
+def _is_moment(name: str) -> bool:
+    return name.partition("{")[0].endswith("_ns")
 
 
 def _start(name: str, first: Numbers) -> int:
@@ -154,7 +216,7 @@ def render_rate(name: str, rate: float | None) -> str:
 
 
 def cut_rows(rows: list[list[str]], height: int) -> list[list[str]]:
-    """What fits above the prompt of a terminal; the last row says how many there are."""
+    """What fits on a screen above the line of keys; the last row says how many there are."""
     room = max(2, height - 2)
     if len(rows) <= room:
         return rows

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from conntrackd.cli.columns import cut
 from conntrackd.cli.common import get_width, parse_count, print_json, render_bytes
-from conntrackd.cli.lines import Record, cut, show_line
+from conntrackd.cli.lines import Record, show_line
 from conntrackd.cli.past import add_selection, open_selected
 from conntrackd.cli.talkers import BY, Sizes, Talkers
 from conntrackd.cli.verb import Verb

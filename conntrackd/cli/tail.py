@@ -19,6 +19,7 @@ LOST: Final = b'"type":"LOST"'  # which no limit counts
 def add_rules(parser: ArgumentParser) -> None:
     """Which events: for the verbs that read a tail."""
     add_bus(parser)
+    parser.add_argument("rules", nargs="*", default=[], metavar="RULE", help="rules, as for --filter")
     parser.add_argument(
         "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
     )
@@ -40,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def show_tail(arguments: Namespace) -> int:
     """Until ^C, until there were so many, or until the daemon ends it."""
     with connect(arguments) as client:
-        pipe = client.open_tail(arguments.filter, arguments.count or 0)
+        pipe = client.open_tail(arguments.filter + arguments.rules, arguments.count or 0)
     is_terminal = sys.stdout.isatty()
     style = Style(colour=should_colour())
     seen = 0

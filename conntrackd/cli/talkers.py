@@ -8,6 +8,9 @@ from conntrackd.cli.lines import SIZES, render_end
 # A scan of the whole Internet must not eat the memory: above this, the smaller half is forgotten.
 MAX_KEYS: Final = 65_536
 BY: Final = ("src", "dst", "port", "country", "flow")
+Key = tuple[str, ...]
+Rows = dict[Key, tuple[int, int]]
+"""A value for each of what is counted by -> events, bytes."""
 # A FLOW comes behind the DESTROYs of its batch, of up to 256 events; there are up to 16 readers.
 MAX_ENDS: Final = 4096
 DELTAS: Final = tuple(f"{name}_delta" for name in SIZES)
@@ -54,9 +57,9 @@ def _measure(record: Mapping[str, Any]) -> int:
 class Talkers:
     """Events and bytes by key; bytes come with the end of a flow, if the kernel counts them."""
 
-    def __init__(self, by: str) -> None:
+    def __init__(self, *by: str) -> None:
         self._by = by
-        self._rows: dict[str, tuple[int, int]] = {}
+        self._rows: Rows = {}
         self._sizes = Sizes()
         self.events = 0
         self.lost = 0
@@ -76,16 +79,20 @@ class Talkers:
     def count(self, record: Mapping[str, Any], size: int) -> None:
         """One record that is not a loss, and what it adds to the bytes."""
         self.events += 1
-        key = make_key(record, self._by)
+        key = tuple(make_key(record, name) for name in self._by)
         events, before = self._rows.get(key, (0, 0))
         self._rows[key] = events + 1, before + size
         if len(self._rows) > MAX_KEYS:
             self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
 
+    def copy_rows(self) -> Rows:
+        """What is counted so far."""
+        return dict(self._rows)
+
     def list(self, count: int) -> list[tuple[str, int, int]]:
         """The largest: by bytes where there are some, then by events."""
         rows = sorted(self._rows.items(), key=lambda row: (-row[1][1], -row[1][0], row[0]))
-        return [(key, events, size) for key, (events, size) in rows[:count]]
+        return [(" ".join(key), events, size) for key, (events, size) in rows[:count]]
 
 
 def make_key(record: Mapping[str, Any], by: str) -> str:

@@ -2,115 +2,183 @@
 
 import json
 import os
-import select
-import sys
 import time
-from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING, Any, Final
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from typing import Any, Final
 
-from conntrackd.cli.common import add_updates, connect, print_json, render_bytes
+from conntrackd.cli.columns import lay_out
+from conntrackd.cli.common import add_updates, connect, render_bytes
 from conntrackd.cli.lines import show_line
+from conntrackd.cli.ranking import SORTS, Ranking
+from conntrackd.cli.screen import QUIT, REFRESH, Paper, open_view
+from conntrackd.cli.summary import parse_by
 from conntrackd.cli.tail import CHUNK, add_rules
 from conntrackd.cli.talkers import BY, Talkers
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
 
-if TYPE_CHECKING:
-    from rich.table import Table
+SHOWN: Final = 20  # rows, where no terminal's height says it
+FRAME: Final = 3  # lines of a view besides its rows: totals, headings, keys
+MAX_BY: Final = 5  # fields: more do not fit into 80 columns beside the numbers
+HEADINGS: Final = ("EVENTS", "EVENTS/S", "BYTES", "BYTES/S")
+# Columns of numbers do not move while these are enough.
+WIDTHS: Final = (7, 8, 9, 9)
+KEYS: Final = {"b": "bytes", "B": "bytes/s", "e": "events", "E": "events/s", "k": "key"}
+REVERSE: Final = "R"
+MOVES: Final = {"<": -1, ">": 1}
+FOOT: Final = "sort: b bytes  B bytes/s  e events  E events/s  k key  < >   R reverse   q quit"
 
-SHOWN: Final = 20
-FRAME: Final = 6  # lines of a table besides its rows, and the prompt below
+
+def parse_few(text: str) -> tuple[str, ...]:
+    """What rows are counted by, for argparse."""
+    names = parse_by(text)
+    if len(names) > MAX_BY:
+        raise ArgumentTypeError(f"{len(names)} fields: at most {MAX_BY} fit on a terminal")
+    return names
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rules(parser)
-    parser.add_argument("--by", choices=BY, default="src", help="field to count by (default: src)")
+    parser.add_argument(
+        "--by",
+        type=parse_few,
+        default="src",
+        metavar="NAMES",
+        help=f"count by these together: {', '.join(BY)}, or any field (default: src)",
+    )
+    parser.add_argument(
+        "--sort", choices=SORTS, default=SORTS[0], help=f"column to sort by (default: {SORTS[0]})"
+    )
     add_updates(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON per update")
 
 
 def show_top(arguments: Namespace) -> int:
-    """Until ^C, or after so many views."""
+    """Until ^C or q, or after so many views."""
     with connect(arguments) as client:
-        pipe = client.open_tail(arguments.filter, 0)
+        pipe = client.open_tail(arguments.filter + arguments.rules, 0)
+    ranking = Ranking(Talkers(*arguments.by), arguments.sort, time.monotonic())
     try:
-        if arguments.json:
-            return follow(pipe, arguments, lambda talkers: print_json(to_json(talkers, arguments.by)))
-        return show_tables(pipe, arguments)
+        with Paper() if arguments.json else open_view() as view:
+
+            def show() -> None:
+                if arguments.json:
+                    view.draw([json.dumps(to_json(ranking, arguments.by))])
+                else:
+                    view.draw(render_table(ranking, arguments.by, view.size), 1, FOOT)
+
+            if view.is_live:
+                show()
+            follow(pipe, view, ranking, arguments, show)
     except KeyboardInterrupt:
-        return 0
+        pass
     finally:
         os.close(pipe)
+    return 0
 
 
-def show_tables(pipe: int, arguments: Namespace) -> int:
-    """On a terminal a screen that is renewed, of which the last view stays; elsewhere one below the other."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-
-    console = Console()
-    if not console.is_terminal:
-        return follow(
-            pipe, arguments, lambda talkers: console.print(render_table(talkers, arguments.by, SHOWN))
-        )
-    last: Table | None = None
-
-    def show(talkers: Talkers) -> None:
-        nonlocal last
-        rows = max(1, min(SHOWN, console.height - FRAME))
-        last = render_table(talkers, arguments.by, rows)
-        live.update(last, refresh=True)
-
-    try:
-        with Live(console=console, auto_refresh=False, screen=True) as live:
-            return follow(pipe, arguments, show)
-    finally:
-        if last is not None:
-            console.print(last)
-
-
-def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  # Callable[[Talkers], None]
-    """Read, and show what there is after each interval."""
-    talkers, rest, views = Talkers(arguments.by), b"", 0
+def follow(pipe: int, view: Paper, ranking: Ranking, arguments: Namespace, show: Callable[[], None]) -> None:
+    """Read, and show what there is after each interval; obey keys at once."""
+    rest, views = b"", 0
     until = time.monotonic() + arguments.interval
     while True:
-        left = until - time.monotonic()
-        if left > 0 and select.select([pipe], [], [], left)[0]:
-            data = os.read(pipe, CHUNK)
-            if not data:
-                raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
-            lines, _, rest = (rest + data).rpartition(b"\n")
-            for line in lines.splitlines():
-                talkers.add(json.loads(line))
+        woken = view.wait(until - time.monotonic(), pipe)
+        if woken.has_data:
+            rest = read_records(pipe, rest, ranking.talkers)
+        if QUIT in woken.keys:
+            return
+        if sum([obey(key, ranking) for key in woken.keys]):
+            show()
         if time.monotonic() >= until:
-            show(talkers)
-            sys.stdout.flush()
+            ranking.tick(time.monotonic())
+            show()
             views += 1
             if views == arguments.count:
-                return 0
+                return
             until = time.monotonic() + arguments.interval
 
 
-def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
+def read_records(pipe: int, rest: bytes, talkers: Talkers) -> bytes:
+    """Count what is there, and return the beginning of the next line."""
+    data = os.read(pipe, CHUNK)
+    if not data:
+        raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
+    lines, _, rest = (rest + data).rpartition(b"\n")
+    for line in lines.splitlines():
+        talkers.add(json.loads(line))
+    return rest
+
+
+def obey(key: str, ranking: Ranking) -> bool:
+    """Change the order; whether the view is to be drawn again."""
+    if key in KEYS:
+        ranking.sort = KEYS[key]
+    elif key in MOVES:
+        ranking.sort = SORTS[(SORTS.index(ranking.sort) + MOVES[key]) % len(SORTS)]
+    elif key == REVERSE:
+        ranking.is_reversed = not ranking.is_reversed
+    return key in (*KEYS, *MOVES, REVERSE, REFRESH, " ")
+
+
+def to_json(ranking: Ranking, by: tuple[str, ...]) -> dict[str, Any]:
     """The stable form of one view."""
-    rows = [{"key": key, "events": events, "bytes": size} for key, events, size in talkers.list(SHOWN)]
-    return {"by": by, "events": talkers.events, "lost": talkers.lost, "gaps": talkers.gaps, "top": rows}
+    talkers = ranking.talkers
+    return {
+        "by": ",".join(by),
+        "sort": ranking.sort,
+        "events": talkers.events,
+        "events_per_second": round(ranking.event_rate, 1),
+        "lost": talkers.lost,
+        "gaps": talkers.gaps,
+        "top": [
+            {
+                "key": " ".join(row.key),
+                "values": dict(zip(by, row.key, strict=True)),
+                "events": row.events,
+                "events_per_second": round(row.event_rate, 1),
+                "bytes": row.size,
+                "bytes_per_second": round(row.byte_rate, 1),
+            }
+            for row in ranking.list(SHOWN)
+        ],
+    }
 
 
-def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
-    """For a terminal. Text is not markup: an organisation may be called `[red]`."""
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+def render_table(
+    ranking: Ranking, by: tuple[str, ...], size: tuple[int | None, int | None] = (None, None)
+) -> list[str]:
+    """Totals, headings, and as many rows as a terminal has room for; numbers stand at its right edge."""
+    width, height = size
+    rows = [(*(name.upper() for name in by), *map(str.rjust, HEADINGS, WIDTHS))]
+    for row in ranking.list(SHOWN if height is None else max(1, height - FRAME)):
+        numbers = (
+            render_count(row.events),
+            f"{row.event_rate:.1f}" if row.event_rate < 1e5 else render_count(row.event_rate),
+            render_bytes(row.size) if row.size else "-",
+            render_bytes(row.byte_rate) if row.byte_rate else "-",
+        )
+        rows.append((*map(show_line, row.key), *map(str.rjust, numbers, WIDTHS)))
+    columns = range(len(by), len(by) + len(HEADINGS))
+    return [render_totals(ranking), *lay_out(rows, width, numbers=columns, fills=True)]
 
-    lost = f", {talkers.lost} lost" if talkers.lost else ""
-    lost += f", {talkers.gaps} gap{'' if talkers.gaps == 1 else 's'} of unknown size" if talkers.gaps else ""
-    table = Table(title=f"{talkers.events} events{lost}", expand=True)
-    table.add_column(by.upper(), overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("EVENTS", justify="right")
-    table.add_column("BYTES", justify="right")
-    for key, events, size in talkers.list(rows):
-        table.add_row(Text(show_line(key)), str(events), render_bytes(size) if size else "-")
-    return table
+
+def render_totals(ranking: Ranking) -> str:
+    """`1234 events, 17.0 a second, 5 lost; sorted by bytes`."""
+    lost, gaps = ranking.talkers.lost, ranking.talkers.gaps
+    parts = [f"{ranking.events} events", f"{ranking.event_rate:.1f} a second"]
+    parts += [f"{lost} lost"] if lost else []
+    parts += [f"{gaps} gap{'' if gaps == 1 else 's'} of unknown size"] if gaps else []
+    return f"{', '.join(parts)}; sorted by {ranking.sort}{', reversed' if ranking.is_reversed else ''}"
+
+
+def render_count(number: float) -> str:
+    """With a unit where it is long: `12.3M`."""
+    for unit in ("", "k", "M", "G"):
+        if number < (1e7 if not unit else 1e4):
+            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f}T"
 
 
 VERBS: Final = (Verb(("top",), "show the top talkers, live", add_arguments, show_top),)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_interface
+from contextlib import suppress
+from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple, TypeVar
 
 from conntrackd.filter import fields
@@ -306,23 +307,22 @@ def _parse_mark(word: str) -> tuple[int, int]:
 
 
 def _parse_prefix(word: str) -> fields.Prefix:
+    # ip_network takes a net mask too, and scope ids: neither belongs to the language.
+    is_address = ADDRESS.fullmatch(word) is not None
+    with suppress(ValueError):
+        if is_address:
+            return fields.to_prefix(ip_network(word))
     try:
-        # ip_interface takes a net mask too, and scope ids: neither belongs to the language.
-        if not ADDRESS.fullmatch(word):
-            raise ValueError
-        interface = ip_interface(word)
+        interface = ip_interface(word if is_address else "")
     except ValueError:
         raise Invalid(
             f"{quote(word)} is not a valid address",
             "IPv4 or IPv6, with or without a prefix length, such as 10.0.0.0/8",
         ) from None
-    network = interface.network
-    if interface.ip != network.network_address:
-        raise Invalid(
-            f"{quote(word)} has host bits set under its prefix length",
-            f"did you mean {network} or {interface.ip}?",
-        )
-    return fields.to_prefix(network)
+    raise Invalid(
+        f"{quote(word)} has host bits set under its prefix length",
+        f"did you mean {interface.network} or {interface.ip}?",
+    )
 
 
 def _parse_country(word: str) -> str:

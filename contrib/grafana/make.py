@@ -19,9 +19,12 @@ PANELS: Final = {
     "table": "table",
     "bars": "bargauge",
     "logs": "logs",
+    "map": "geomap",
     "lines": "timeseries",
 }
 GOOD, BAD = "green", "red"
+# What the transformation `reduce` calls the last value of a series.
+LAST: Final = "Last *"
 
 
 def list_queries(panel: Mapping[str, Any]) -> dict[str, str]:
@@ -101,7 +104,7 @@ def _make_rows(rows: list[Mapping[str, Any]], source: str) -> Iterator[dict[str,
 
 def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
     kind = panel.get("kind", "lines")
-    is_of_a_moment = kind in {"stat", "table", "bars"}
+    is_of_a_moment = kind in {"stat", "table", "bars", "map"}
     targets = [
         {
             "refId": chr(ord("A") + number),
@@ -122,6 +125,8 @@ def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
         "targets": targets,
         "fieldConfig": {"defaults": _make_defaults(panel), "overrides": []},
     }
+    if kind == "map":
+        made |= _make_map(panel["key"])
     if kind == "table":
         names = {f"Value #{target['refId']}": target["legendFormat"] for target in targets}
         made["transformations"] = [
@@ -132,6 +137,42 @@ def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
             },
         ]
     return made
+
+
+def _make_map(key: str) -> dict[str, Any]:
+    """A circle on each country, by its code in a label; the larger, the more."""
+    layer = {
+        "type": "markers",
+        "name": "Countries",
+        "tooltip": True,
+        # Grafana has where countries are; the tiles of the map come from the network, and know of no country.
+        "location": {"mode": "lookup", "lookup": key, "gazetteer": "public/gazetteer/countries.json"},
+        "config": {
+            "showLegend": False,
+            "style": {
+                "size": {"field": LAST, "fixed": 5, "min": 4, "max": 30},
+                "color": {"field": LAST, "fixed": "dark-green"},
+                "opacity": 0.6,
+                "symbol": {"mode": "fixed", "fixed": "img/icons/marker/circle.svg"},
+            },
+        },
+    }
+    return {
+        "options": {
+            "view": {"id": "zero", "lat": 25, "lon": 0, "zoom": 1.5, "allLayers": True},
+            "basemap": {"type": "default", "name": "Map", "config": {}},
+            "controls": {"showZoom": True, "mouseWheelZoom": False, "showAttribution": True},
+            "tooltip": {"mode": "details"},
+            "layers": [layer],
+        },
+        # A row for each series, with its labels as columns: what a place is looked up in.
+        "transformations": [
+            {
+                "id": "reduce",
+                "options": {"mode": "seriesToRows", "reducers": ["lastNotNull"], "labelsToFields": True},
+            }
+        ],
+    }
 
 
 def _make_defaults(panel: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,37 @@
 """contrib/grafana: made from descriptions, of metrics and fields that exist; Prometheus runs its queries.
 
-No Loki is to be had here: its queries are held against the fields, and run by nobody.
+No Loki is to be had here: its queries are parsed by the grammar of Grafana's editor, held against the fields,
+and run by nobody. Nor are the images of compose.yaml, which is held against the files that it mounts.
 """
 
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 import pytest
+import yaml
 
+from conntrackd.config.options import METRICS_LISTEN
 from conntrackd.metrics.table import METRICS
 from conntrackd.render import loki
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
 from tests.metrics.prometheus import PROMETHEUS, prometheus
+from tests.metrics.test_alerts import promtool, with_promtool
 
 FOLDER: Final = Path(__file__).parents[2] / "contrib/grafana"
 # What Grafana puts in place of its variables.
-VALUES: Final = {"$host": ".*", "$sink": ".*", "$__range": "1h", "$__rate_interval": "1m"}
+VALUES: Final = {
+    **dict.fromkeys(("$host", "$sink", "$prot"), ".*"),
+    "$__range": "1h",
+    "$__rate_interval": "1m",
+    "$__auto": "1m",
+}
+# The parser that npm has, beside what calls it: `make` puts it there.
+LOGQL: Final = Path(__file__).parents[2] / ".venv" / "logql"
 OF_EVERY_TARGET: Final = {"instance", "job"}
 EVENT_FIELDS: Final = {field.name for field in FIELDS} | {
     f"{end}{field.name}" for end in ("", "src_") for field in (*PLACE, *NETWORK)
@@ -46,6 +58,13 @@ def list_expressions(name: str) -> list[str]:
     described = MAKE.describe(name)
     panels = [query for panel in MAKE.list_panels(described) for query in MAKE.list_queries(panel).values()]
     return [*panels, *described["annotations"].values()]
+
+
+def replace_variables(expression: str) -> str:
+    for name, value in VALUES.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression
+    return expression
 
 
 @dashboards
@@ -98,8 +117,106 @@ def test_each_field_of_an_event_exists() -> None:
 def test_prometheus_runs_each_query(tmp_path: Path) -> None:
     with prometheus(tmp_path, []) as server:
         for expression in list_expressions("health"):
-            asked = expression
-            for name, value in VALUES.items():
-                asked = asked.replace(name, value)
-            assert "$" not in asked
-            assert server.query(asked) == {}  # it scrapes nothing
+            assert server.query(replace_variables(expression)) == {}  # it scrapes nothing
+
+
+def parse(expressions: list[str]) -> list[list[str]]:
+    """What is wrong with each of them."""
+    done = subprocess.run(
+        ["node", "errors.js"],
+        cwd=LOGQL,
+        input=json.dumps(expressions),
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    errors: list[list[str]] = json.loads(done.stdout)
+    return errors
+
+
+@pytest.mark.skipif(not LOGQL.exists(), reason="the parser of LogQL is not there: make .venv/logql")
+def test_each_query_of_loki_is_logql() -> None:
+    expressions = [replace_variables(expression) for expression in list_expressions("events")]
+    damaged = [expression.replace(")", "", 1) for expression in expressions if ")" in expression]
+
+    assert parse(expressions) == [[]] * len(expressions)
+    assert all(parse(damaged))
+    assert len(damaged) > 10
+
+
+def test_the_map_looks_countries_up_by_a_field_of_its_query() -> None:
+    panels = json.loads(MAKE.write("events"))["panels"]
+    [panel] = [panel for panel in panels if panel["type"] == "geomap"]
+    [layer], [target] = panel["options"]["layers"], panel["targets"]
+    [reduce] = panel["transformations"]
+
+    assert f"sum by ({layer['location']['lookup']}) (" in target["expr"]
+    assert (target["instant"], reduce["options"]["labelsToFields"]) == (True, True)
+    assert layer["config"]["style"]["size"]["field"] == "Last *"  # what reduce makes of lastNotNull
+
+
+# ---- compose.yaml -------------------------------------------------------------------------------------
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def list_mounts() -> dict[str, dict[str, Path]]:
+    """Service -> path in its container -> file that is mounted there."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, service in read("compose.yaml")["services"].items():
+        parts = [volume.split(":") for volume in service["volumes"]]
+        assert all(part[2:] == ["ro"] for part in parts if part[0].startswith("."))
+        found[name] = {part[1]: FOLDER / part[0] for part in parts if part[0].startswith(".")}
+    return found
+
+
+def test_what_compose_mounts_is_there_and_where_it_is_looked_for() -> None:
+    mounts = list_mounts()
+    [provider] = read("provisioning.yaml")["providers"]
+
+    assert all(path.is_file() for files in mounts.values() for path in files.values())
+    assert "/etc/grafana/provisioning/dashboards/conntrackd.yaml" in mounts["grafana"]
+    assert "/etc/grafana/provisioning/datasources/conntrackd.yaml" in mounts["grafana"]
+    assert {
+        path.name
+        for inner, path in mounts["grafana"].items()
+        if Path(inner).parent == Path(provider["options"]["path"])
+    } == {f"conntrackd-{name}.json" for name in MAKE.NAMES}
+    assert set(read("prometheus.yaml")["rule_files"]) < set(mounts["prometheus"])
+
+
+def test_images_are_pinned_and_all_listen_where_they_are_looked_for_on_loopback() -> None:
+    services = read("compose.yaml")["services"]
+    sources = {source["type"]: source["url"] for source in read("datasources.yaml")["datasources"]}
+    flags = {
+        name: dict(flag.lstrip("-").split("=", 1) for flag in service.get("command", []))
+        for name, service in services.items()
+    }
+    loki, grafana = flags["loki"], services["grafana"]["environment"]
+
+    assert all(re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]) for service in services.values())
+    assert all(service["network_mode"] == "host" for service in services.values())
+    assert sources == {
+        "loki": f"http://{loki['server.http-listen-address']}:{loki['server.http-listen-port']}",
+        "prometheus": f"http://{flags['prometheus']['web.listen-address']}",
+    }
+    assert set(sources) == {MAKE.describe(name)["source"] for name in MAKE.NAMES}
+    assert loki["server.grpc-listen-address"] == grafana["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    # Those that conntrackd.yaml(5) and conntrackd-metrics(7) give as examples.
+    assert (sources["loki"].rpartition(":")[2], METRICS_LISTEN.example) == ("3100", "127.0.0.1:9477")
+    assert read("prometheus.yaml")["scrape_configs"][0]["static_configs"] == [
+        {"targets": [METRICS_LISTEN.example]}
+    ]
+
+
+@with_promtool
+def test_promtool_takes_the_configuration(tmp_path: Path) -> None:
+    inner, rules = next(item for item in list_mounts()["prometheus"].items() if "rules" in item[0])
+    path = tmp_path / "prometheus.yml"
+    path.write_text((FOLDER / "prometheus.yaml").read_text().replace(inner, str(rules.resolve())))
+
+    assert "SUCCESS" in promtool("check", "config", str(path))

@@ -94,7 +94,10 @@ def test_it_ships_what_it_should(suite: Suite) -> None:
         *("share/polkit-1/actions/org.conntrackd1.policy", "share/dbus-1/system.d/org.conntrackd1.conf"),
         *("etc/conntrackd/conntrackd.yaml", "etc/logrotate.d/conntrackd-events"),
         *("lib/systemd/system/conntrackd-metrics.socket", "share/man/man7/conntrackd-metrics.7.gz"),
-        "doc/conntrackd/examples/conntrackd.rules.yml",
+        *(
+            "doc/conntrackd/examples/prometheus/conntrackd.rules.yml",
+            "doc/conntrackd/examples/recipes/README.md",
+        ),
         *("lib/sysusers.d/conntrackd.conf", "doc/conntrackd/README.Debian"),
         "usr/lib/python3/dist-packages/conntrackd/core/_core.abi3.so",
     ):

@@ -4,6 +4,8 @@ Pictures of it are left in build/cockpit.
 """
 
 import itertools
+import json
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -61,6 +63,9 @@ class Page:
     def wait_for(self, name: str, text: str) -> None:
         self.wait(lambda: text in self.read(name), f"{text!r} in {name}")
 
+    def wait_for_state(self, name: str, state: str) -> None:
+        self.wait(lambda: self.find(name).get_attribute("aria-checked") == state, f"{name} is {state}")
+
     def click(self, name: str) -> None:
         self._act(lambda: self.find(name).click(), name)
 
@@ -93,7 +98,11 @@ def console(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         cities = MMDBWriter(6, "GeoLite2-City", languages=["en"], ipv4_compatible=True, float_type="f64")
         cities.insert_network(IPSet(["127.0.0.0/8"]), {"city": {"names": {"en": MARKUP}}})
         cities.to_db_file(str(machine.root / "srv/city.mmdb"))
-        machine.configure("geoip.database: [/srv/city.mmdb]\nsink.journal.enable: true\n")
+        machine.configure(
+            "geoip.database: [/srv/city.mmdb]\n"
+            "sink.journal.enable: true\n"
+            "sinks: {audit-log: {kind: stream, writer: 'file:///var/log/conntrackd/audit'}}\n"
+        )
         machine.start()
         machine.run("useradd", "--create-home", "joe")
         machine.run("useradd", "--create-home", "--groups", "conntrackd-observers", "ann")
@@ -166,6 +175,11 @@ def test_an_administrator_uses_each_control(console: Machine, suite: Suite, tmp_
         page.wait_for("health-state", "Healthy")
         page.click("sink-journal-flush")
         page.wait_for("sinks-status", "journal: emptied")
+        for state in ("false", "true"):  # its path on the bus has no hyphen
+            page.click("sink-audit-log-switch")
+            page.wait_for_state("sink-audit-log-switch", state)
+        page.click("sink-audit-log-flush")
+        page.wait_for("sinks-status", "audit-log: emptied")
         page.click("tail-start")
         page.wait_for("tail-start", "Follow")
 
@@ -186,7 +200,7 @@ def test_who_may_only_look_changes_nothing_and_reads_why(console: Machine, tmp_p
         page.wait_for("editor-state", "1 rule, no mistakes")
         page.click("editor-apply")
         page.wait(lambda: page.find("editor-state").get_attribute("class") == "error", "a refusal")
-        page.wait(lambda: page.find("sink-journal-switch").get_attribute("aria-checked") == "true", "on")
+        page.wait_for_state("sink-journal-switch", "true")
 
 
 def test_who_may_not_even_look_reads_that(console: Machine, tmp_path: Path) -> None:
@@ -205,7 +219,7 @@ def test_without_a_daemon_it_says_so_and_comes_back_with_it(console: Machine, tm
         page.wait_for("health-state", "Healthy")
 
 
-def test_it_fits_a_telephone_and_follows_the_dark_style(
+def test_it_fits_a_telephone_in_german_too_and_follows_the_dark_style(
     console: Machine, suite: Suite, tmp_path: Path
 ) -> None:
     with open_page(console, "root", tmp_path) as page:
@@ -223,3 +237,22 @@ def test_it_fits_a_telephone_and_follows_the_dark_style(
         )
         assert page.driver.execute_script(read_colour) != light
         page.picture(f"{suite.distribution.suite}-narrow-dark")
+
+        page.driver.add_cookie({"name": "CockpitLang", "value": "de-de", "path": "/"})
+        page.driver.refresh()
+        page.wait_for("health-state", "In Ordnung")
+        assert page.driver.execute_script("return document.documentElement.lang") == "de"
+        assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        shown = page.driver.execute_script(
+            "return [...document.querySelectorAll('h2, button, label, option, th')]"
+            ".map(item => item.textContent)"
+        )
+        assert len(set(shown)) > 20
+        assert set(shown) <= read_german()
+        page.picture(f"{suite.distribution.suite}-german")
+
+
+def read_german() -> set[str]:
+    """All that the translation says."""
+    rows = re.findall(r"\[null, (.*)\]", (ROOT / "cockpit/po.de.js").read_text())
+    return {text for row in rows for text in json.loads(f"[{row}]")}
