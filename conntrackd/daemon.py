@@ -424,7 +424,8 @@ class Daemon:
         if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
             return []
         # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
-        with without("_hashlib"):  # 3 MiB of OpenSSL: dbus-fast's hashes, which nobody asks for, go without
+        # And without what dbus-fast imports and nobody asks for: 3 MiB of OpenSSL for hashes, and GLib.
+        with without("_hashlib", "gi"):
             from conntrackd.bus.service import BusService  # noqa: PLC0415
 
         return [BusService(self.control, self.config[options.BUS_ADDRESS]).run()]

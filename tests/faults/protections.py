@@ -551,7 +551,7 @@ MUTATIONS: Final = (
     Mutation(
         "calls of one user are limited",
         "conntrackd/bus/session.py",
-        "if not self._limiter.admit(self.callers.key(header.sender)):",
+        'if not self._limiter.admit(self.callers.key(header.sender or "")):',
         "if False:",
         "tests/bus/test_refusals.py::"
         "test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_service",
@@ -562,6 +562,13 @@ MUTATIONS: Final = (
         "if body > longest:",
         "if False:",
         "tests/bus/test_refusals.py::test_what_is_refused_is_neither_parsed_nor_held",
+    ),
+    Mutation(
+        "a bus that closes the connection while it authenticates is not waited for",
+        "conntrackd/bus/transport.py",
+        "if not data or len(line) > MAX_LINE:",
+        "if data and len(line) > MAX_LINE:",
+        "tests/bus/test_lifetime.py::test_a_bus_that_hangs_up_while_it_authenticates_is_reported",
     ),
     Mutation(
         "the descriptor of a tail is closed here",
