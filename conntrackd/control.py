@@ -197,6 +197,8 @@ class DaemonControl:
     async def _apply_sinks(self, sinks: list[tuple[SinkKind, Outbox | Sink | None]]) -> None:
         daemon = self._daemon
         removed = []
+        if any(new is None for _, new in sinks):  # while those that go can still write it
+            daemon.pipeline.report_suppressed(at_once=True)
         for outbox in daemon.outboxes.values():
             outbox.enable()  # what was switched off at run time lasts until now
             outbox.reopen()
@@ -400,7 +402,7 @@ class DaemonControl:
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
         counters |= {measure.name: measure.value for measure in measure_process()}
-        return Statistics(counters, sinks, daemon.filter.list_counts())
+        return Statistics(counters, sinks, daemon.filter.list_counts(), daemon.filter.list_suppressed())
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 
@@ -428,7 +430,12 @@ class DaemonControl:
         filters = self._daemon.sink_filters
         counters = _count_sink(outbox)
         return SinkStatus(
-            outbox.state.value, outbox.error, counters, filters.get_status(name), filters.list_counts(name)
+            outbox.state.value,
+            outbox.error,
+            counters,
+            filters.get_status(name),
+            filters.list_counts(name),
+            filters.list_suppressed(name),
         )
 
     async def enable_sink(self, name: str) -> list[str]:

@@ -281,6 +281,7 @@ class Daemon:
         for reader in readers:
             await asyncio.to_thread(reader.join, max(0.0, deadline - time.monotonic()))
         self.source.end()
+        self.pipeline.report_suppressed(at_once=True)
         seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
@@ -383,6 +384,7 @@ class Daemon:
                 logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._report_states()
+            self.pipeline.report_suppressed()
             self.source.report_release()
             self.source.look_now_and_then()
             self._watch_problems()

@@ -56,6 +56,7 @@ class SinkStatus:
     """Its own, which decides about what the global one keeps."""
     rule_matches: Sequence[int] = ()
     """As that of Statistics; empty where it has no rules."""
+    rule_suppressed: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Statistics:
     counters: Mapping[str, int]
     sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rule_matches: Sequence[int] = ()
+    rule_suppressed: Sequence[int] = ()
+    """Of these matches, those that the limit of each rule has held back."""
 
 
 @dataclass(frozen=True, slots=True)

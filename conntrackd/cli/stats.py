@@ -41,16 +41,17 @@ def show_stats(arguments: Namespace) -> int:
         try:
             while True:
                 now, (counters, sinks, matches) = time.monotonic(), client.call("GetStatistics")
-                own = read_sink_matches(client)
+                own, suppressed = read_sink_matches(client), read_suppressed(client)
                 numbers = flatten(counters, sinks)
                 if first is None:
                     first = numbers if arguments.reset_view else {}
                 view = {name: value - _start(name, first) for name, value in numbers.items()}
                 rates = compute_rates(before, now, numbers)
                 if arguments.json:
-                    print_json(to_json(view, rates, matches, own))
+                    print_json({**to_json(view, rates, matches, own), **suppressed_to_json(suppressed)})
                 else:
                     rows = render_rows(view, rates, {"": matches, **own}, time.time_ns())
+                    rows += render_suppressed(suppressed)
                     if goes_on and sys.stdout.isatty():
                         print(CLEAR, end="")
                         rows = cut_rows(rows, shutil.get_terminal_size().lines)
@@ -69,6 +70,29 @@ def read_sink_matches(client: "Client") -> dict[str, list[int]]:
     """What the rules of sinks have decided, of those that have some."""
     found = {name: sink.get("RuleMatches", []) for name, sink in client.read_sinks().items()}
     return {name: matches for name, matches in found.items() if matches}
+
+
+def read_suppressed(client: "Client") -> dict[str, list[int]]:
+    """What the limits of rules have held back: of the global filter without a name, and by sink."""
+    found = {"": client.read_properties().get("RuleSuppressed", [])}
+    found |= {name: sink.get("RuleSuppressed", []) for name, sink in client.read_sinks().items()}
+    return {name: counts for name, counts in found.items() if counts}
+
+
+def suppressed_to_json(suppressed: Mapping[str, list[int]]) -> dict[str, Any]:
+    """As `rule_matches` and `sink_rule_matches`."""
+    own = {name: counts for name, counts in suppressed.items() if name}
+    return {"rule_suppressed": suppressed.get("", []), "sink_rule_suppressed": own}
+
+
+def render_suppressed(suppressed: Mapping[str, list[int]]) -> list[list[str]]:
+    """A row for each rule whose limit has held back something."""
+    return [
+        [f"beyond the limit of rule {number}{f'{{{sink}}}' if sink else ''}", str(count), ""]
+        for sink, counts in suppressed.items()
+        for number, count in enumerate(counts)
+        if count
+    ]
 
 
 def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:

@@ -94,7 +94,8 @@ def follow(pipe: int, arguments: Namespace, show: Any) -> int:  # noqa: ANN401  
 def to_json(talkers: Talkers, by: str) -> dict[str, Any]:
     """The stable form of one view."""
     rows = [{"key": key, "events": events, "bytes": size} for key, events, size in talkers.list(SHOWN)]
-    return {"by": by, "events": talkers.events, "lost": talkers.lost, "gaps": talkers.gaps, "top": rows}
+    missing = {"lost": talkers.lost, "gaps": talkers.gaps, "suppressed": talkers.suppressed}
+    return {"by": by, "events": talkers.events, **missing, "top": rows}
 
 
 def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
@@ -104,6 +105,7 @@ def render_table(talkers: Talkers, by: str, rows: int) -> "Table":
 
     lost = f", {talkers.lost} lost" if talkers.lost else ""
     lost += f", {talkers.gaps} gap{'' if talkers.gaps == 1 else 's'} of unknown size" if talkers.gaps else ""
+    lost += f", {talkers.suppressed} beyond a limit" if talkers.suppressed else ""
     table = Table(title=f"{talkers.events} events{lost}", expand=True)
     table.add_column(by.upper(), overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("EVENTS", justify="right")

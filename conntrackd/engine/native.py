@@ -35,8 +35,8 @@ class NativeTable:
 
     rules: tuple[Rule, ...]
     description: Table
+    limits: core.Limits | None
     core: core.Table
-    limits: core.Limits | None = None
     locations: Numbered = field(default_factory=Numbered)
 
     @property
@@ -156,7 +156,7 @@ class NativeEngine:
     ) -> NativeTable:
         table = compile_table(rules, protocols, events)
         own = limits if isinstance(limits, core.Limits) else self.open_limits(rules)
-        return NativeTable(tuple(rules), table, open_table(table, own), own)
+        return NativeTable(tuple(rules), table, own, open_table(table, own))
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
         return NativeTemplate(template, compile_template(template, self._label_names, community_seed))

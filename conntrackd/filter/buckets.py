@@ -24,7 +24,7 @@ class Held(NamedTuple):
     """What the limit of a rule has held back since it was asked last; times as in Flow."""
 
     rule: int
-    count: int
+    events: int
     since: int
     until: int
 
@@ -119,7 +119,7 @@ class Buckets:
 
     def _hold_back(self, rule: int, time: int) -> None:
         held = self._held.get(rule, Held(rule, 0, time, time))
-        self._held[rule] = Held(rule, held.count + 1, min(held.since, time), max(held.until, time))
+        self._held[rule] = Held(rule, held.events + 1, min(held.since, time), max(held.until, time))
         self._totals[rule] += 1
 
     @property

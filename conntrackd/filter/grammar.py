@@ -411,9 +411,7 @@ def _classify_ends(found: list[lex.LexToken]) -> None:
     ends = VALUES | {"ANY", "RPAREN"}
     is_limit = False
     for place, token in enumerate(found):
-        if is_limit:
-            token.type = "WORD"
-        elif token.type in {SAMPLE, LIMIT} and (place == 0 or found[place - 1].type not in ends):
+        if is_limit or (token.type in {SAMPLE, LIMIT} and (place == 0 or found[place - 1].type not in ends)):
             token.type = "WORD"
         is_limit |= token.type == LIMIT
 

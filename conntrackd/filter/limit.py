@@ -119,9 +119,7 @@ def _parse(words: "list[Word]") -> Limit:
         raise _Wrong(rate, f"{quote(rate.text)} is not a valid rate", hint)
     unit = match[2].lower()
     if unit not in UNITS:
-        raise _Wrong(
-            rate, f"unknown unit {quote(unit)}{suggest(unit, UNITS)}", f"one of: {', '.join(UNITS)}"
-        )
+        raise _Wrong(rate, f"unknown unit {quote(unit)}{suggest(unit, UNITS)}", f"one of: {', '.join(UNITS)}")
     count = burst = int(match[1])
     if words and words[0].text.lower() == "burst":
         burst = _parse_burst(words)

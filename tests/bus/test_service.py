@@ -92,6 +92,7 @@ LOKI: Final = {
     "Rules": [],
     "RuleCount": 0,
     "RuleMatches": [],
+    "RuleSuppressed": [],
     "FilterOrigin": "",
     "FilterExpires": 0,
 }
@@ -285,6 +286,8 @@ def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() 
         "Sink.Counters",
         "Sink.FilterExpires",
         "Sink.RuleMatches",
+        "Sink.RuleSuppressed",
+        "Manager.RuleSuppressed",
     }
     assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
 

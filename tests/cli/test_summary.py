@@ -49,6 +49,7 @@ def test_totals_and_tops_as_json(path: Path, capsys: pytest.CaptureFixture[str])
         "bytes": 1024,
         "lost": 5,
         "gaps": 1,
+        "suppressed": 0,
         "by": {
             "src": [{"key": "10.0.0.2", "events": 1, "bytes": 1024}],
             "port": [{"key": "TCP 53", "events": 1, "bytes": 1024}],

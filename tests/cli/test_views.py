@@ -55,6 +55,8 @@ def test_stats_has_counters_sinks_and_rules(served: Served, capsys: pytest.Captu
         "rates": {},
         "rule_matches": [3, 1, 1],
         "sink_rule_matches": {},
+        "rule_suppressed": [],
+        "sink_rule_suppressed": {},
     }
 
 

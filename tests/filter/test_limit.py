@@ -1,9 +1,10 @@
-"""`limit RATE` on a rule: the same in the reference and in the core, never more than it says, and nothing forgotten."""
+"""`limit RATE` on a rule: the same in reference and core, never more than it says, and nothing forgotten."""
 
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -63,7 +64,7 @@ class Deciding:
         return [0] * (len(self.rules) + 1) if self.limits is None else self.limits.totals
 
     def take(self) -> list[tuple[int, int, int, int]]:
-        return [] if self.limits is None else [tuple(held) for held in self.limits.take()]
+        return [] if self.limits is None else [(*held,) for held in self.limits.take()]
 
     @property
     def counts(self) -> list[int]:
@@ -77,7 +78,10 @@ class Deciding:
     ("text", "rendered"),
     [
         ("log any limit 10/second", "log any limit 10/second"),
-        ("ALLOW type NEW LIMIT 010/Minute BURST 20 PER Src # scans", "log type NEW limit 10/minute burst 20 per source"),
+        (
+            "ALLOW type NEW LIMIT 010/Minute BURST 20 PER Src # scans",
+            "log type NEW limit 10/minute burst 20 per source",
+        ),
         ("log (port 22) limit 3/hour burst 3 per dest", "log port 22 limit 3/hour per destination"),
         ("log any limit 100000/day per network/024", "log any limit 100000/day per network/24"),
         # What was a rule before is the same rule.
@@ -176,10 +180,12 @@ limits = st.builds(
     ipv6_bits=st.sampled_from([0, 1, 63, 64, 65, 127, 128]),
 )
 passing = st.integers(0, 3) | st.integers(0, 3 * NANO) | st.integers(0, 1 << 60)
-steps = st.lists(st.tuples(passing, st.lists(strategies.flows(), min_size=1, max_size=8)), min_size=1, max_size=12)
+steps = st.lists(
+    st.tuples(passing, st.lists(strategies.flows(), min_size=1, max_size=6)), min_size=1, max_size=6
+)
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(strategies.rules, st.lists(limits, min_size=1), steps)
 def test_core_and_reference_log_the_same_and_what_is_logged_and_held_back_is_what_matched(
     rules: list[Rule], chosen: list[Limit], batches: list[Step]
@@ -193,26 +199,24 @@ def test_core_and_reference_log_the_same_and_what_is_logged_and_held_back_is_wha
     decide_all(limited, batches)
 
 
+arrivals = st.lists(st.tuples(st.integers(0, 2 * NANO), st.integers(0, 2)), max_size=60)
+
+
 @settings(max_examples=60)
-@given(st.integers(1, 5), st.integers(1, 5), st.lists(st.tuples(st.integers(0, 2 * NANO), st.integers(0, 2)), max_size=60))
-def test_no_key_ever_has_more_than_its_burst_and_its_rate(
-    count: int, burst: int, arrivals: list[tuple[int, int]]
+@given(st.integers(1, 5), st.integers(1, 5), arrivals)
+def test_each_key_has_its_burst_and_its_rate_and_no_more(
+    count: int, burst: int, found: list[tuple[int, int]]
 ) -> None:
-    """Between any two times; and an event that finds a whole token there is logged."""
     for engine in ENGINES:
         deciding = Deciding(engine, parse(f"log any limit {count}/second burst {burst} per source"))
-        now, logged = 0, dict[int, list[int]]()
-        for passed, source in arrivals:
+        levels, now = dict.fromkeys(range(3), Fraction(burst)), 0
+        for passed, source in found:
             now += passed
-            kept = bool(deciding.keep([with_source(source)], now))
-            times = logged.setdefault(source, [])
-            within = [len(times) - n + 1 for n, then in enumerate(times) if (now - then) * count // NANO + burst <= len(times) - n]
-            assert kept is not bool(within) or not kept
-            times += [now] if kept else []
-        for times in logged.values():
-            for first, begin in enumerate(times):
-                for number, end in enumerate(times[first:], 1):
-                    assert number <= burst + (end - begin) * count // NANO
+            for key, level in levels.items():
+                levels[key] = min(Fraction(burst), level + Fraction(passed * count, NANO))
+            is_within = levels[source] >= 1
+            levels[source] -= is_within
+            assert bool(deciding.keep([with_source(source)], now)) is is_within
 
 
 def scan(deciding: Deciding, sources: Sequence[int], now: int) -> list[int]:
@@ -232,7 +236,9 @@ def test_more_keys_than_buckets_share_one_and_none_has_more_than_its_limit() -> 
     found = []
     for engine in ENGINES:
         deciding = Deciding(engine, rules)
-        logged = [scan(deciding, sources[: len(sources) >> 2 * hour], hour * 4 * 3600 * NANO) for hour in range(3)]
+        logged = [
+            scan(deciding, sources[: len(sources) >> 2 * hour], hour * 4 * 3600 * NANO) for hour in range(3)
+        ]
         assert sum(map(len, logged)) + deciding.totals[1] == deciding.counts[1] == len(sources) * 21 // 16
         for times, bound in (((0,), 4), ((0, 1), 8), ((1, 2), 8)):
             counted = Counter(source for part in times for source in logged[part])
