@@ -43,7 +43,7 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
         [
             {"events_received_total": 5, "events_lost_total": 0},
             {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
-            [3, 1, 1],
+            [3, 1, 4],
         ],
         None,
     ),
@@ -74,6 +74,7 @@ VALUES: Final = {
     "ConfigurationPaths": ["/etc/conntrackd/conntrackd.yaml"],
     "Rules": ["drop destination network LOCAL", "drop protocol UDP"],
     "RuleCount": 2,
+    "RuleSuppressed": [0, 0, 3],
     "FilterOrigin": "configuration",
     "FilterExpires": 0,
     "KernelGroups": ["new", "destroy"],

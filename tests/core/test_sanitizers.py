@@ -16,6 +16,7 @@ MUTATIONS = 1_000_000
 SUITE = (
     "tests/core/test_binding.py",
     "tests/engine",
+    "tests/filter/test_limit.py",
     "tests/filter/test_table.py",
     "tests/netlink",
     "tests/render",

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count as count_from
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -229,26 +231,52 @@ def scan(deciding: Deciding, sources: Sequence[int], now: int) -> list[int]:
     return found
 
 
-def test_more_keys_than_buckets_share_one_and_none_has_more_than_its_limit() -> None:
-    rules = parse("log any limit 1/hour burst 4 per source")
-    sources = list(range(1 << 24, (1 << 24) + 2 * buckets.SETS * buckets.WAYS)) * 2
+def test_so_many_keys_have_buckets_of_their_own_and_others_share() -> None:
+    rules, own = parse("log any limit 1/hour burst 4 per source"), buckets.SETS * buckets.WAYS
+    sources = list(range(1 << 24, (1 << 24) + 2 * own)) * 2
     random.Random(1).shuffle(sources)
     found = []
     for engine in ENGINES:
         deciding = Deciding(engine, rules)
-        logged = [
-            scan(deciding, sources[: len(sources) >> 2 * hour], hour * 4 * 3600 * NANO) for hour in range(3)
-        ]
-        assert sum(map(len, logged)) + deciding.totals[1] == deciding.counts[1] == len(sources) * 21 // 16
-        for times, bound in (((0,), 4), ((0, 1), 8), ((1, 2), 8)):
-            counted = Counter(source for part in times for source in logged[part])
-            assert max(counted.values()) <= bound
-        # As many as there are buckets have their own, and the rest is given what one source of each set has.
-        own = buckets.SETS * buckets.WAYS
-        assert own * 0.9 < len(set(logged[0])) <= own + buckets.SETS * 4
+        logged = scan(deciding, sources, 0)
+        assert len(logged) + deciding.totals[1] == deciding.counts[1] == len(sources)
+        assert own * 0.9 < len(set(logged)) <= own + buckets.SETS * 4
         found.append(logged)
 
     assert found[0] == found[1]
+
+
+def list_rivals(limit_of_keys: Limit, count: int) -> list[Flow]:
+    """Events of so many sources, all of one set."""
+    flows = map(with_source, count_from(1 << 24))
+    hashes = ((flow, buckets.find_hash(SEED, buckets.find_key(limit_of_keys, flow))) for flow in flows)
+    return list(islice((flow for flow, found in hashes if found % buckets.SETS == 0), count))
+
+
+RULES = parse("log any limit 2/hour burst 3 per source")
+RIVALS = list_rivals(Limit(2, "hour", 3, limit.SOURCE), buckets.WAYS + 3)
+waits = st.sampled_from((0, 1, 1800 * NANO, 3600 * NANO, 5400 * NANO))
+rounds = st.lists(st.tuples(waits, st.lists(st.integers(0, len(RIVALS) - 1), max_size=24)), max_size=8)
+
+
+@settings(max_examples=150)
+@given(rounds)
+def test_no_key_has_more_than_its_limit_though_buckets_are_few(
+    rounds_of: list[tuple[int, list[int]]],
+) -> None:
+    both, now, times = [Deciding(engine, RULES) for engine in ENGINES], 0, dict[int, list[int]]()
+    for passed, numbers in rounds_of:
+        now += passed
+        if not numbers:
+            continue
+        kept, other = (deciding.keep([RIVALS[number] for number in numbers], now) for deciding in both)
+        assert kept == other
+        for index in memoryview(kept).cast("H"):
+            times.setdefault(numbers[index], []).append(now)
+    for logged in times.values():
+        for first, begin in enumerate(logged):
+            for count, end in enumerate(logged[first:], 1):
+                assert count <= 3 + (end - begin) * 2 // (3600 * NANO)
 
 
 def test_the_keys_of_both_families_are_apart_and_a_network_is_one_key() -> None:

@@ -49,7 +49,7 @@ def make_state(*problems: str, cpus: Mapping[int, Mapping[int, int]] | None = No
     numbers = {number: 10 * number for number, _ in CPU_COUNTERS.values()}
     return State(
         make_status(*problems),
-        Statistics(make_counters(), make_sinks(), (5, 6)),
+        Statistics(make_counters(), make_sinks(), (5, 6), (0, 3)),
         {"journal": "ok", "loki": "retrying"},
         NOW_NS,
         TableFill(12, 262_144),
