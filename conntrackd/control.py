@@ -402,7 +402,9 @@ class DaemonControl:
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
         counters |= {measure.name: measure.value for measure in measure_process()}
-        return Statistics(counters, sinks, daemon.filter.list_counts(), daemon.filter.list_suppressed())
+        delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
+        counts, suppressed = daemon.filter.list_counts(), daemon.filter.list_suppressed()
+        return Statistics(counters, sinks, counts, delays, suppressed)
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What limits hold back: reported by rule, to whom it concerns, once a second, and never forgotten or lost twice."""
+"""What limits hold back: reported by rule, to whom it concerns, once a second, and never forgotten."""
 
 import json as parser
 from collections import Counter
@@ -146,7 +146,8 @@ def test_logged_and_reported_are_what_was_matched(steps: Sequence[str]) -> None:
 
 
 def read_record() -> dict[str, Any]:
-    return parser.loads(json.TEMPLATE.render_loss(HELD_BACK).text)
+    record: dict[str, Any] = parser.loads(json.TEMPLATE.render_loss(HELD_BACK).text)
+    return record
 
 
 def test_a_record_says_how_many_and_by_which_rule_at_the_level_of_events() -> None:

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from conntrackd.delivery.delays import DelayCounts
+
 asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
 """Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
 
@@ -66,8 +68,10 @@ class Statistics:
     counters: Mapping[str, int]
     sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rule_matches: Sequence[int] = ()
+    delays: Mapping[str, DelayCounts] = field(default_factory=dict)
+    """By sink: how late events were."""
     rule_suppressed: Sequence[int] = ()
-    """Of these matches, those that the limit of each rule has held back."""
+    """Of the matches, those that the limit of each rule has held back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ def test_totals_and_bars_for_people(lines: list[bytes]) -> None:
         "events: 4 (3 NEW, 1 DESTROY)",
         "bytes:  1.0 KiB",
         "lost:   5, 1 gap of unknown size",
+        "beyond a limit: 7",
         "",
         "SRC          EVENTS       BYTES",
         "10.0.0.2          1     1.0 KiB  ████████████████████",

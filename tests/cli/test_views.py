@@ -18,7 +18,7 @@ from conntrackd.cli.lines import Style, render_full, render_json, render_short
 from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import EventType, Location
+from conntrackd.flow import EventType, Location, Lost
 from conntrackd.render.json import TEMPLATE
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
@@ -138,7 +138,7 @@ def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -
     assert [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()] == [EVENT, EVENT]
 
 
-def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
+def test_a_tail_that_the_daemon_ends_is_reported(served: Served) -> None:
     set_tail(served, EVENT)
 
     with pytest.raises(UnavailableError, match="the daemon has closed the tail"):
@@ -284,7 +284,7 @@ def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_limit_held_back_is_a_sentence_and_counted_by_itself() -> None:
-    held = json.loads(json_lines.TEMPLATE.render_loss(Lost(7, 0, 0, "filter", "log any limit 1/day", 1)).text)
+    held = json.loads(TEMPLATE.render_loss(Lost(7, 0, 0, "filter", "log any limit 1/day", 1)).text)
     talkers = counting.Talkers("src")
     for record in (EVENT, held, held):
         talkers.add(record)
@@ -298,7 +298,10 @@ def test_what_a_limit_held_back_is_a_sentence_and_counted_by_itself() -> None:
 def test_a_tail_of_so_many_events_does_not_count_reports(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_tail(served, LOST, EVENT, {**LOST, "type": "SUPPRESSED"})
+    assert isinstance(served.control, Teller)
+    for rule in (0, 1):
+        served.control.text += TEMPLATE.render_loss(Lost(7, 0, 0, "filter", "", rule)).text
+    served.control.text += json.dumps(EVENT).encode() + b"\n"
 
     with pytest.raises(UnavailableError, match="the daemon has closed the tail"):
         ctl.run(["tail", "-n", "2"])

@@ -1,6 +1,7 @@
-"""A limit with the real kernel: what is logged and what is reported are what was sent, through reloads, with counters."""
+"""A limit with the real kernel: what is logged and what is reported are what was sent, through reloads."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ sink:
 """
 
 
-def count_held(records: list[dict[str, object]]) -> Counter[str]:
+def count_held(records: Iterable[Mapping[str, object]]) -> Counter[str]:
     """What records say was suppressed, by the setting of the rule."""
     found = Counter[str]()
     for record in records:
