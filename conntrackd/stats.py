@@ -18,7 +18,8 @@ class Stats:
     """What happened between the kernel and the outboxes. Written by the readers.
 
     At every moment of events: received = malformed + filtered + accepted; and of records: what an outbox has
-    taken and its sink's filter left out since the start = new + update + destroy + flows + snapshot.
+    taken and its sink's filter left out since the start = new + update + destroy + flows + heartbeats +
+    snapshot.
     """
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
@@ -28,7 +29,7 @@ class Stats:
     events_filtered_total: int = _counter("events", "Events dropped by a rule, a protocol or an event type")
     events_suppressed_total: int = _counter(
         "events",
-        "Events beyond a limit of the global filter, of those dropped, as SUPPRESSED records report them",
+        "Events, flows of the table included, that SUPPRESSED records say a global limit held back",
     )
     events_accepted_total: int = _counter(
         "events", "Events that the global filter keeps: each sink gets them, but for what its own leaves out"
@@ -39,6 +40,12 @@ class Stats:
     flows_total: int = _counter("flows", "Flows handed to the sinks as FLOW records (conntrack.records)")
     flows_forgotten_total: int = _counter(
         "flows", "Flows whose beginning was forgotten for want of room (conntrack.flows_max)"
+    )
+    heartbeats_total: int = _counter(
+        "flows", "Flows handed to the sinks as ALIVE records (conntrack.heartbeat)"
+    )
+    heartbeats_without_room_total: int = _counter(
+        "flows", "ALIVE records without deltas for want of room (conntrack.flows_max)"
     )
     events_snapshot_total: int = _counter(
         "flows", "Flows of the connection table handed to the sinks as SNAPSHOT, beside the events"

@@ -19,6 +19,7 @@ COLOURS: Final = {
     "DESTROY": "33",
     "SNAPSHOT": "34",
     "FLOW": "33",
+    "ALIVE": "32",
     "LOST": "1;31",
     "SUPPRESSED": "35",
 }

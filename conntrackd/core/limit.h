@@ -19,7 +19,7 @@
 
 enum limit_key { LIMIT_ALL, LIMIT_SOURCE, LIMIT_DESTINATION, LIMIT_KEYS };
 
-/* `count` events in `period` nanoseconds, and `burst` at once; a count of 0 is no limit. */
+/* `count` events in `period` nanoseconds, and `burst` at once. No limit: a count of 0. */
 struct limit {
 	uint64_t period;
 	uint32_t count, burst;
