@@ -88,6 +88,8 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
 async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     """From the next batch on. Returns when those that go have ended."""
     removed = []
+    if any(change.made is None for change in changes):  # and again below, what came since
+        daemon.pipeline.report_suppressed(at_once=True)
     for outbox in daemon.outboxes.values():
         outbox.enable()  # what was switched off at run time lasts until now
         outbox.reopen()
@@ -102,6 +104,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
     if removed:
         await _wait_for_batches(daemon.pipeline)
+        daemon.pipeline.report_suppressed(at_once=True, removed=removed)
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
     for name, *_ in changes:
         daemon.notify_sink_changed(name)

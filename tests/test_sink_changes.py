@@ -20,7 +20,12 @@ def make_daemon(readers: list[Any], stopped: list[list[int]]) -> Daemon:
         stopped.append([reader.done for reader in readers])
 
     outbox = SimpleNamespace(enable=lambda: None, reopen=lambda: None)
-    pipeline = SimpleNamespace(readers=tuple(readers), lock=threading.Lock(), outboxes=(outbox,))
+    pipeline = SimpleNamespace(
+        readers=tuple(readers),
+        lock=threading.Lock(),
+        outboxes=(outbox,),
+        report_suppressed=lambda **_: None,
+    )
     config = {options.SHUTDOWN_TIMEOUT: 1.0}
     daemon = SimpleNamespace(outboxes={"a": outbox}, pipeline=pipeline, config=config, stop_outboxes=stop)
     daemon.notify_sink_changed = lambda name: stopped.append([])

@@ -91,6 +91,10 @@ class ManagerHandlers:
         return len(self._control.status().filter.rules)
 
     @property
+    def rule_suppressed(self) -> list[int]:
+        return list(self._control.statistics().rule_suppressed)
+
+    @property
     def filter_origin(self) -> str:
         return self._control.status().filter.origin
 
@@ -181,6 +185,10 @@ class SinkHandlers:
     @property
     def rule_matches(self) -> list[int]:
         return list(self._control.sink_status(self._name).rule_matches)
+
+    @property
+    def rule_suppressed(self) -> list[int]:
+        return list(self._control.sink_status(self._name).rule_suppressed)
 
     @property
     def filter_origin(self) -> str:

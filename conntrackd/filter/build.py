@@ -26,6 +26,7 @@ from conntrackd.filter.ast import (
     sort_prefixes,
 )
 from conntrackd.filter.diagnostics import Mistake, suggest
+from conntrackd.filter.limit import Limit, parse_limit
 from conntrackd.filter.sample import MAX_RATE
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Nat, Status
@@ -165,6 +166,18 @@ class Builder:
             hint = "what it drops is nowhere; `log ... sample 1/N` logs one flow of N and drops the others"
             self.mistakes.append(Mistake(message, keyword.start, word.end, hint))
         return self._parse_or(word, _parse_rate, 0)
+
+    def parse_limit(self, keep: bool, words: list[Word]) -> Limit | None:
+        """`limit 10/second`, of a rule that logs."""
+        if not keep:
+            message = "a rule that drops has no limit"
+            hint = "`log ... limit RATE` logs so many and drops the others"
+            self.mistakes.append(Mistake(message, words[0].start, words[-1].end, hint))
+        limit = parse_limit(words[1:])
+        if isinstance(limit, Mistake):
+            self.mistakes.append(limit)
+            return None
+        return limit
 
     def parse_ranges(self, kind: str, pairs: list[tuple[Word, Word]]) -> list[Range]:
         """Numbers and ranges of ports or identifiers."""

@@ -47,7 +47,7 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
         [
             {"events_received_total": 5, "events_lost_total": 0},
             {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
-            [3, 1, 1],
+            [3, 1, 4],
         ],
         None,
     ),
@@ -78,6 +78,7 @@ VALUES: Final = {
     "ConfigurationPaths": ["/etc/conntrackd/conntrackd.yaml"],
     "Rules": ["drop destination network LOCAL", "drop protocol UDP"],
     "RuleCount": 2,
+    "RuleSuppressed": [0, 0, 3],
     "FilterOrigin": "configuration",
     "FilterExpires": 0,
     "KernelGroups": ["new", "destroy"],
@@ -96,6 +97,7 @@ LOKI: Final = {
     "Rules": [],
     "RuleCount": 0,
     "RuleMatches": [],
+    "RuleSuppressed": [],
     "FilterOrigin": "",
     "FilterExpires": 0,
 }
@@ -295,6 +297,8 @@ def test_every_property_signals_its_changes_but_for_those_that_the_manual_names(
         "Sink.Counters",
         "Sink.FilterExpires",
         "Sink.RuleMatches",
+        "Sink.RuleSuppressed",
+        "Manager.RuleSuppressed",
     }
     assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
 

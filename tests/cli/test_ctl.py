@@ -196,6 +196,7 @@ def test_a_filter_of_a_sink_is_shown_with_its_time_and_its_matches(
         "origin": "run time, for 600 s",
         "expires_s": 125,
         "matches": [4, 9],
+        "suppressed": [],
     }
     ctl.run(["status"])
     said = capsys.readouterr().out
@@ -339,9 +340,11 @@ def test_the_filter_is_shown_as_a_file_of_rules_would_have_it(
         "# from configuration",
         "drop destination network LOCAL",
         "drop protocol UDP",
+        "# rule 2: 3 of 4 events were beyond its limit",
     ]
     assert ctl.run(["filter", "show", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["matches"] == [3, 1, 1]
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["matches"], shown["suppressed"]) == ([3, 1, 4], [0, 0, 3])
 
 
 def test_the_rules_in_force_are_explained_by_the_daemon(
