@@ -28,9 +28,13 @@ class Kind(Enum):
     """The names of bits that are set, with commas between them."""
     COMMUNITY_ID = auto()
     """See community.py. Only where a seed is given: it is what a setting asks for."""
+    NANOSECONDS = auto()
+    """A duration as a whole number."""
+    LIST = auto()
+    """A number whose name is a list, with commas between; each form writes lists in its way."""
 
 
-IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION}
+IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION, Kind.NANOSECONDS, Kind.LIST}
 
 
 @dataclass(frozen=True, slots=True)
