@@ -173,7 +173,7 @@ ECS: Final = Schema(
     },
     has_points=True,
 )
-# https://github.com/open-telemetry/semantic-conventions, v1.44.0; of the data model of logs are the first four:
+# https://github.com/open-telemetry/semantic-conventions, v1.44.0; the first four are of the model of logs:
 # https://opentelemetry.io/docs/specs/otel/logs/data-model/
 OTEL_STATES: Final = {
     **{state.value: state.name.lower() for state in TcpState},
