@@ -400,7 +400,8 @@ class DaemonControl:
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
         counters |= {measure.name: measure.value for measure in measure_process()}
-        return Statistics(counters, sinks, daemon.filter.list_counts())
+        delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
+        return Statistics(counters, sinks, daemon.filter.list_counts(), delays)
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 

@@ -268,8 +268,11 @@ class Reader:
         wanted: list[tuple[Tail, Rendered]],
     ) -> None:
         """Under the pipeline's lock."""
+        # What the kernel gives no time has that of its batch.
+        is_timed = bool(kept) and batch.time(kept, 0) != batch.received_ns
         for outbox, events, _, room, rendered in shares:
             count = len(events) // INDEX_BYTES
+            outbox.delays.is_timed = is_timed
             if rendered is not None:
                 outbox.put(rendered)
             if room < count:

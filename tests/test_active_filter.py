@@ -11,6 +11,7 @@ import pytest
 
 from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
@@ -108,6 +109,7 @@ class Gathering:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.delays = Delays()
 
     def get_room(self) -> int:
         return 1 << 20

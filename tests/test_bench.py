@@ -251,7 +251,7 @@ def test_rows_are_chosen_by_patterns_in_the_order_of_the_table() -> None:
         choose(["file", "flie"])
 
 
-def test_a_row_that_cannot_be_measured_is_told_and_left_out(
+def test_a_row_that_cannot_be_measured_is_reported_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(subject: Subject, _load: Load) -> Measurement:

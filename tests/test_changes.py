@@ -48,7 +48,7 @@ TESTS: Final[dict[str, list[tuple[str, str]]]] = {
     "Configuration and rule files": [
         ("tests/live/test_daemon.py", "test_hangup_reloads_the_filter_and_refuses_a_bad_one"),
     ],
-    "Sysctls": [("tests/test_checks.py", "test_a_setting_of_the_kernel_is_told_with_its_sysctl")],
+    "Sysctls": [("tests/test_checks.py", "test_a_setting_of_the_kernel_is_reported_with_its_sysctl")],
     "The bus": [("tests/bus/test_lifetime.py", "test_the_service_comes_back_when_the_bus_does")],
     "The clock": [("tests/faults/test_process.py", "test_row_12_")],
     "The host's name": [("tests/sinks/test_loki.py", "test_the_name_of_the_host_is_the_one_of_the_start")],

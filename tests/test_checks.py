@@ -82,7 +82,7 @@ def test_where_all_is_well_nothing_is_found(root: Path) -> None:
         ("count", 999, ("error", "table", keep("nf_conntrack_max", 2000))),
     ],
 )
-def test_a_setting_of_the_kernel_is_told_with_its_sysctl(
+def test_a_setting_of_the_kernel_is_reported_with_its_sysctl(
     name: str, value: int, trouble: tuple[str, str, str], root: Path
 ) -> None:
     write(root, f"proc/sys/net/netfilter/nf_conntrack_{name}", value)
@@ -139,7 +139,7 @@ def test_advice_is_for_the_namespace_that_is_watched_and_for_who_reads_it() -> N
     assert address_reader("restart it", is_root=False) == "restart it"
 
 
-def test_a_missing_module_is_told_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
+def test_a_missing_module_is_reported_and_nothing_that_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net").mkdir(parents=True)
     found = list(checks.check_kernel(tmp_path, GOOD, configure()))
 
@@ -207,7 +207,7 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
         ),
     ],
 )
-def test_what_the_daemon_knows_is_told(
+def test_what_the_daemon_knows_is_reported(
     situation: Situation, trouble: tuple[str, str, str], root: Path
 ) -> None:
     assert list_trouble(examine(configure(sink__stream__enable="true"), situation, root=root)) == [trouble]
@@ -240,7 +240,7 @@ def test_without_the_capability_a_note_says_what_to_do(tmp_path: Path) -> None:
     assert checks.check_capability(tmp_path).remedy == "sudo conntrackctl doctor"
 
 
-def test_an_old_or_missing_database_is_told(tmp_path: Path) -> None:
+def test_an_old_or_missing_database_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, "city.mmdb", "")
     os.utime(path, (0, 0))
     config = configure(geoip__database=str(path))
@@ -279,7 +279,7 @@ def test_journalds_rate_limit_is_found_wherever_it_is_set(
     assert checks.check_journal_rate(tmp_path).severity == severity
 
 
-def test_a_receiver_is_tried_and_what_fails_is_told(tmp_path: Path) -> None:
+def test_a_receiver_is_tried_and_what_fails_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert checks.try_address(f"http://{address}") == ""
@@ -322,7 +322,7 @@ def test_the_kernel_says_whether_its_clock_is_kept_right(state: int, answer: boo
     assert checks.is_synchronized(adjtimex) is answer
 
 
-def test_the_other_conntrackd_is_told(tmp_path: Path) -> None:
+def test_the_other_conntrackd_is_reported(tmp_path: Path) -> None:
     assert checks.check_packages(tmp_path).severity == "ok"
     write(tmp_path, "etc/conntrackd/conntrackd.conf", "Sync {}")
     assert checks.check_packages(tmp_path).severity == "warning"

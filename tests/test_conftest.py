@@ -50,7 +50,7 @@ def run(
     return done.returncode, done.stdout
 
 
-def test_an_ordinary_user_is_told_in_one_line_what_was_left_out(project: Path) -> None:
+def test_an_ordinary_user_reads_in_one_line_what_was_left_out(project: Path) -> None:
     status, output = run(project, PRIVILEGED)
 
     line = "1 privileged tests left out (needs root (CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN)); to run them"

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
 from conntrackd.engine import ALL_EVENTS, Engine
@@ -85,6 +86,7 @@ class Gathering:
         self.room = room
         self.given: list[Rendered] = []
         self.dropped: list[tuple[int, int, int]] = []
+        self.delays = Delays()
 
     def get_room(self) -> int:
         return self.room
@@ -239,7 +241,7 @@ def test_one_reader_that_stands_still_is_noticed_and_the_others_do_not_hide_it(e
     assert seen == [True, False, False, True, False, False, True]
 
 
-def test_a_table_is_not_decided_before_each_reader_has_read_what_may_tell_of_its_flows(
+def test_a_table_is_not_decided_before_each_reader_has_read_what_may_concern_its_flows(
     engine: Engine,
 ) -> None:
     pipeline = Pipeline(engine, [engine.compile_table(())] * 2, None, [], Tails(), Stats())
@@ -303,6 +305,18 @@ def test_both_are_written_each_flow_behind_its_destroy(engine: Engine) -> None:
     assert list_records(outbox) == [*events, ("FLOW", 1, 1)]
     assert_sums_hold(stats, taken=5)
     assert (stats.events_accepted_total, stats.flows_total) == (4, 1)
+
+
+@pytest.mark.parametrize(("time", "is_timed"), [(BASE, True), (RECEIVED_NS, False)])
+def test_an_outbox_learns_whether_the_kernel_gives_the_time(
+    engine: Engine, time: int, is_timed: bool
+) -> None:
+    outbox = Gathering()
+    outbox.delays.is_timed = not is_timed
+
+    replay(make_pipeline(engine, [outbox]), [make_flow(1, EventType.NEW, time=time)])
+
+    assert outbox.delays.is_timed is is_timed
 
 
 class Filling(Gathering):

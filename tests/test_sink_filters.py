@@ -16,6 +16,7 @@ from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, l
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import INDEX_BYTES, Engine
 from conntrackd.errors import ManyErrors
@@ -57,6 +58,7 @@ class Gathering:
         self.dropped: list[tuple[int, int, int]] = []
         self.left_out = 0
         self.losses: list[Lost] = []
+        self.delays = Delays()
 
     def get_room(self) -> int:
         return self.room
@@ -196,7 +198,7 @@ def test_a_sink_without_rules_is_given_the_very_selection_of_all(engine: Engine)
 
 
 @engines
-def test_a_loss_is_told_to_every_sink_whatever_its_filter(engine: Engine) -> None:
+def test_a_loss_is_reported_to_every_sink_whatever_its_filter(engine: Engine) -> None:
     outboxes = [Gathering(name) for name in SINKS]
     pipeline = make_pipeline(engine, outboxes, own={name: parse("drop any") for name in SINKS})
     lost = Lost(3, 1, 2, "kernel", "")
@@ -326,7 +328,7 @@ def test_the_rules_of_each_enabled_sink_are_compiled_for_each_reader() -> None:
     assert {name: len(tables) for name, tables in list_sink_tables(found).items()} == {"loki": 3}
 
 
-def test_all_mistakes_in_all_filters_are_told_with_their_places() -> None:
+def test_all_mistakes_in_all_filters_are_reported_with_file_and_line() -> None:
     config = read_config(
         {"sink.stream.enable": ["yes"], "sink.stream.filter": ["log prot TCP"]},
         {"CONNTRACKD_SINK_LOKI_ENABLE": "yes", "CONNTRACKD_SINK_LOKI_FILTER": "log any\nlog protocol TPC"},

@@ -82,7 +82,9 @@ def test_a_tail_gets_what_its_rules_keep_and_ends_at_its_limit(
     assert [record["src"] for record in read_all(odd)] == ["10.0.0.1", "10.0.0.3", "10.0.0.5"]
 
 
-def test_losses_are_told_to_every_tail_whatever_its_rules(tails: Tails, opened: Callable[..., int]) -> None:
+def test_losses_are_reported_to_every_tail_whatever_its_rules(
+    tails: Tails, opened: Callable[..., int]
+) -> None:
     pipe = opened(lambda flows: [])
 
     tails.report(Lost(7, 1, 2, "kernel"))

@@ -46,7 +46,7 @@ def list_all(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
 
 
-def test_mistakes_of_every_stage_are_told_in_one_go(check: Check, tmp_path: Path) -> None:
+def test_mistakes_of_every_stage_are_reported_in_one_go(check: Check, tmp_path: Path) -> None:
     (tmp_path / "rules").write_text("log any\nlog protocol TPC\n")
     text = """\
 log.level: loud
@@ -305,7 +305,7 @@ def test_a_sink_that_is_not_enabled_is_not_tried(check: Check) -> None:
     assert check(f"{STREAM}sink.loki: {{enable: false, token_file: nowhere}}").mistakes == []
 
 
-def test_without_a_sink_that_is_told_beside_the_rest(check: Check) -> None:
+def test_without_a_sink_that_is_reported_beside_the_rest(check: Check) -> None:
     assert [str(mistake).split("\n")[0] for mistake in check("log.level: loud").mistakes][1:] == [
         "no sink is enabled: events would go nowhere"
     ]

@@ -46,6 +46,7 @@ RETIRED: Final = (
     Retired(r"\bIntake\b", "KernelSource", ("conntrackd", "man", "tests", *TOOLS, "CONTRIBUTING.md")),
     Retired(r"\bHandover\b", "StateDirectory", ("conntrackd", "man", "tests", *TOOLS, "CONTRIBUTING.md")),
     Retired(r"\b(T|t)old\b|\b(T|t)ells?\b", "report", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
+    Retired(r"def test_\w*_(told|tells?|judged?|mend(s|ed)?)(_|\()", "report", ("tests",)),
     Retired(r"\b[Jj]udg(e|ed|es|ing)\b|_judge\b", "evaluate", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
     Retired(r"\b[Mm]end(s|ed|ing)?\b", "fix", ("conntrackd", "man", *PAPERS, *TESTS, *TOOLS)),
     Retired(r"\bone's own\b", "custom, or whose it is", (*PARTS, *MODULES, *PAGES, *TOOLS)),

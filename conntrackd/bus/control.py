@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from conntrackd.delivery.delays import DelayCounts
+
 asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
 """Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
 
@@ -65,6 +67,8 @@ class Statistics:
     counters: Mapping[str, int]
     sinks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rule_matches: Sequence[int] = ()
+    delays: Mapping[str, DelayCounts] = field(default_factory=dict)
+    """By sink: how late events were."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Final
 
-from conntrackd.metrics.table import METRICS, Metric
+from conntrackd.metrics.table import METRICS, Histogram, Metric
 
 TITLES: Final = {
     "daemon": "The daemon",
@@ -43,7 +43,7 @@ def render_man(escape: Callable[[str], str]) -> str:
     return "\n".join(lines)
 
 
-def _describe(metric: Metric) -> str:
+def _describe(metric: Metric | Histogram) -> str:
     if not metric.labels:
         return metric.type
     return f"{metric.type} by {' and '.join(metric.labels)}"

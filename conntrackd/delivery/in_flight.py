@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.store import Row
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
@@ -12,11 +13,12 @@ from conntrackd.stats import SinkStats
 class InFlight:
     """In order. They are counted as spooled while they have a row on disk, else as queued."""
 
-    def __init__(self, stats: SinkStats) -> None:
+    def __init__(self, stats: SinkStats, delays: Delays) -> None:
         self.row: Row | None = None
         """Where all of them are on disk."""
         self._batches: deque[Batch] = deque()
         self._stats = stats
+        self._delays = delays
 
     def __bool__(self) -> bool:
         return bool(self._batches)
@@ -43,7 +45,7 @@ class InFlight:
     def settle(self, refused: int) -> Row | None:
         """The first is done with: delivered, but for what was refused. After the last one, its row too."""
         batch = self._batches.popleft()
-        self._count(batch.events - refused, refused)
+        self._count(batch, batch.events - refused, refused)
         return self._finish()
 
     def advance(self, written: int, refused: int = 0) -> Row | None:
@@ -51,7 +53,7 @@ class InFlight:
         batch = self._batches[0]
         written = min(written, batch.events)
         refused = min(refused, batch.events - written)
-        self._count(written, refused)
+        self._count(batch, written, refused)
         if batch.events and written + refused == batch.events:
             self._batches.popleft()
             return self._finish()
@@ -63,7 +65,7 @@ class InFlight:
         batch = self._batches.popleft()
         self._batches.extendleft(Batch.of((part,)) for part in reversed(parts))
         missing = batch.events - written - sum(part.events for part in parts)
-        self._count(written, missing)
+        self._count(batch, written, missing)
         return missing
 
     def _finish(self) -> Row | None:
@@ -72,11 +74,12 @@ class InFlight:
         done, self.row = self.row, None
         return done
 
-    def _count(self, delivered: int, refused: int) -> None:
+    def _count(self, batch: Batch, delivered: int, refused: int) -> None:
         stats = self._stats
         if self.row is None:
             stats.sink_events_queued -= delivered + refused
         else:
             stats.sink_events_spooled -= delivered + refused
         stats.sink_events_delivered_total += delivered
+        self._delays.add(batch.oldest, delivered)
         stats.sink_events_dropped_refused_total += refused

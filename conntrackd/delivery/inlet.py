@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
 from conntrackd.delivery.in_flight import InFlight
 from conntrackd.delivery.queue import Queue
@@ -33,10 +34,11 @@ class Inlet:
         self._stats = stats
         self._clock = clock
         self._lock = threading.Condition()
+        self.delays = Delays()
         # Guarded by the lock:
         self._state = SinkState.STARTING
         self._waiting = Queue()
-        self._in_flight = InFlight(stats)
+        self._in_flight = InFlight(stats, self.delays)
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._next_sink: Sink | None = None
         self._sink = sink
@@ -131,6 +133,7 @@ class Inlet:
             return 0
         stats = self._stats
         stats.sink_events_delivered_total += written
+        self.delays.add(rendered.time, written)
         stats.sink_batches_delivered_total += 1 if written else 0
         stats.sink_bytes_total += rendered.get_end(written)
         return written

@@ -14,6 +14,7 @@ from typing import Final
 
 from conntrackd.delivery.backoff import Backoff, Repeats
 from conntrackd.delivery.batch import Batch
+from conntrackd.delivery.delays import DelayCounts
 from conntrackd.delivery.inlet import Inlet
 from conntrackd.delivery.losses import describe_losses
 from conntrackd.delivery.sink import (
@@ -84,6 +85,11 @@ class Outbox(Inlet):
         """All counters of one moment."""
         with self._lock:
             return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
+
+    def count_delays(self) -> DelayCounts:
+        """How late events were, as far as the kernel gives their time."""
+        with self._lock:
+            return self.delays.snapshot()
 
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:

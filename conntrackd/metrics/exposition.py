@@ -4,15 +4,17 @@ Its registry is one of ours with nothing in it but the daemon: no collectors of 
 """
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from conntrackd.metrics.table import METRICS, State
+from conntrackd.delivery.delays import BOUNDS
+from conntrackd.metrics.table import METRICS, Histogram, State
 
 # Of every version of the library: what it chooses itself differs, and newer ones repeat what the client sent.
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,6 +37,9 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         for metric in METRICS:
+            if isinstance(metric, Histogram):
+                yield _render_histogram(metric, self._state)
+                continue
             family: CounterMetricFamily | GaugeMetricFamily
             if metric.type == "counter":
                 family = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
@@ -43,6 +48,15 @@ class _StateCollector(Collector):
             for labels, value in metric.read(self._state):
                 family.add_metric(labels, value)
             yield family
+
+
+def _render_histogram(metric: Histogram, state: State) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    bounds = (*map(str, BOUNDS), "+Inf")
+    for labels, counts in metric.read(state):
+        buckets = list(zip(bounds, map(float, accumulate(counts.events)), strict=True))
+        family.add_metric(labels, buckets, counts.seconds)
+    return family
 
 
 def render(state: State, content_type: str = TEXT) -> bytes:

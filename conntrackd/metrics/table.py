@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
 from conntrackd.bus.control import DaemonStatus, Statistics
+from conntrackd.delivery.delays import DelayCounts
 from conntrackd.delivery.sink import SinkState
 from conntrackd.flow import NANO
 from conntrackd.netlink import constants as c
@@ -54,6 +55,21 @@ class Metric:
     def type(self) -> Literal["counter", "gauge"]:
         """By the convention that a counter's name, and no other, ends so."""
         return "counter" if self.name.endswith("_total") else "gauge"
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """One histogram, with the buckets of delivery/delays.py."""
+
+    section: str
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[State], Iterable[tuple[tuple[str, ...], DelayCounts]]]
+
+    @property
+    def type(self) -> Literal["histogram"]:
+        return "histogram"
 
 
 HELP: Final = {item.name: str(item.metadata["help"]) for kind in (Stats, SinkStats) for item in fields(kind)}
@@ -166,6 +182,12 @@ def _read_ages(state: State) -> Samples:
         yield (sink,), max(0, state.now_ns - oldest) / NANO if oldest else 0
 
 
+def _read_delays(state: State) -> Iterator[tuple[tuple[str, ...], DelayCounts]]:
+    for sink, counts in state.statistics.delays.items():
+        if any(counts.events):
+            yield (sink,), counts
+
+
 def _read_rules(state: State) -> Samples:
     for number, count in enumerate(state.statistics.rule_matches):
         yield (str(number),), count
@@ -223,7 +245,7 @@ def _list_events() -> Iterator[Metric]:
     yield Metric(section, "conntrackd_rule_matches_total", text, ("rule",), _read_rules)
 
 
-def _list_sinks() -> Iterator[Metric]:
+def _list_sinks() -> Iterator[Metric | Histogram]:
     section = "sinks"
     text = f"1 for the state that the sink is in, else 0: {', '.join(state.value for state in SinkState)}"
     yield Metric(section, "conntrackd_sink_state", text, ("sink", "state"), _read_states)
@@ -235,6 +257,8 @@ def _list_sinks() -> Iterator[Metric]:
     yield _count_sink("sink_events_spooled")
     text = "Age of the oldest event that waits, 0 for none"
     yield Metric(section, "conntrackd_sink_oldest_event_age_seconds", text, ("sink",), _read_ages)
+    text = "Time from the kernel's time stamp to the sink, of the first event of each batch for all of it"
+    yield Histogram(section, "conntrackd_sink_delay_seconds", text, ("sink",), _read_delays)
     for name in ("batches_delivered", "retries", "spool_errors", "spool_damaged", "bytes"):
         yield _count_sink(f"sink_{name}_total")
 
@@ -256,4 +280,10 @@ def _list_process() -> Iterator[Metric]:
     yield _read_counter(section, "process_memory_peak_bytes", "Most memory that was in use")
 
 
-METRICS: Final = (*_list_daemon(), *_list_events(), *_list_sinks(), *_list_kernel(), *_list_process())
+METRICS: Final[tuple[Metric | Histogram, ...]] = (
+    *_list_daemon(),
+    *_list_events(),
+    *_list_sinks(),
+    *_list_kernel(),
+    *_list_process(),
+)

@@ -54,7 +54,7 @@ def test_the_service_comes_back_when_the_bus_does(bus: PrivateBus, served: Serve
         assert client.read_properties()["Version"] == "2.0.0"
 
 
-def test_a_reason_whose_text_changes_is_told_once_and_again_when_it_was_over(
+def test_a_reason_whose_text_changes_is_reported_once_and_again_when_it_was_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     service = BusService(Recorder(), "unix:path=/nowhere")
@@ -107,7 +107,7 @@ def test_a_bus_that_comes_after_the_service_is_found(caplog: pytest.LogCaptureFi
         bus.close()
 
 
-def test_a_name_that_another_has_is_waited_for_and_told(
+def test_a_name_that_another_has_is_waited_for_and_reported(
     bus: PrivateBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Raw(bus.address, {}) as owner:

@@ -149,7 +149,7 @@ def test_who_may_only_be_informed_reads_all_properties_but_the_rules(
         ordinary.ask("/org/conntrackd1", "org.freedesktop.DBus.Properties", "Get", "ss", MANAGER, "Rules")
 
 
-def test_what_needs_a_password_is_told_apart_where_nobody_can_be_asked(
+def test_what_needs_a_password_is_distinguished_where_nobody_can_be_asked(
     ordinary: Raw, polkit: FakePolkit
 ) -> None:
     polkit.answers = {CONTROL: (False, True)}

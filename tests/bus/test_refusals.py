@@ -64,7 +64,7 @@ def test_an_error_of_the_daemon_comes_whole(client: Client, served: Served) -> N
     assert caught.value.name == "org.conntrackd1.Error.InvalidArguments"
 
 
-def test_a_fault_of_ours_tells_its_type_to_the_caller_and_the_rest_to_the_log(
+def test_a_fault_of_ours_shows_its_type_to_the_caller_and_the_rest_to_the_log(
     client: Client, served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     served.control.failure = KeyError("a secret")
@@ -83,12 +83,12 @@ def test_no_caller_sees_an_inner_error_as_an_object(client: Client, served: Serv
         client.call("Reload")
 
 
-def test_an_unknown_log_level_is_told_with_those_there_are(client: Client) -> None:
+def test_an_unknown_log_level_is_reported_with_those_there_are(client: Client) -> None:
     with pytest.raises(DaemonError, match="unknown log level\nhint: one of: debug, info, warn, error"):
         client.call("SetLogLevel", "s", "loud")
 
 
-def test_a_sink_that_is_not_there_is_told_with_those_there_are(client: Client) -> None:
+def test_a_sink_that_is_not_there_is_reported_with_those_there_are(client: Client) -> None:
     with pytest.raises(UnavailableError, match="hint: sinks: journal, loki;"):
         client.call("Enable", sink="../../etc")
 

@@ -229,7 +229,7 @@ def listener(raw: Raw) -> Raw:
     return raw
 
 
-def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
+def test_what_changes_is_reported_together(listener: Raw, served: Served) -> None:
     async def change() -> None:
         served.control.set_state("loki", "ok")
         served.control.tell_lost(3)
@@ -257,7 +257,7 @@ def test_what_changes_is_told_together(listener: Raw, served: Served) -> None:
     }
 
 
-def test_a_problem_that_nobody_tells_is_told_when_it_comes_and_when_it_goes(
+def test_a_problem_that_nobody_signals_is_noticed_when_it_comes_and_when_it_goes(
     listener: Raw, served: Served
 ) -> None:
     control = served.control
@@ -269,7 +269,7 @@ def test_a_problem_that_nobody_tells_is_told_when_it_comes_and_when_it_goes(
         assert body == [MANAGER, {"Problems": list(problems), "Buffer": len(problems) << 20}, []]
 
 
-def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() -> None:
+def test_every_property_signals_its_changes_but_for_those_that_the_manual_names() -> None:
     silent = {
         f"{interface.name.rpartition('.')[2]}.{prop.name}"
         for interface in load().values()
@@ -289,7 +289,7 @@ def test_every_property_tells_its_changes_but_for_those_that_the_manual_names() 
     assert set(re.findall(r"(?m)^\.Va (\w+)", said)) == {prop.partition(".")[2] for prop in silent}
 
 
-def test_another_filter_of_a_sink_is_told_there_without_its_rules(listener: Raw, client: Client) -> None:
+def test_another_filter_of_a_sink_is_reported_there_without_its_rules(listener: Raw, client: Client) -> None:
     client.call("SetFilter", "asu", ["log any"], 60, sink="loki")
 
     message, body = listener.read_until(lambda each: each.member == "PropertiesChanged")
@@ -305,7 +305,7 @@ def test_a_filter_of_a_sink_lasts_no_longer_than_that_of_all(client: Client) -> 
         client.call("SetFilter", "asu", ["log any"], 32 * 86_400, sink="loki")
 
 
-def test_another_log_level_is_told(listener: Raw, client: Client) -> None:
+def test_another_log_level_is_reported(listener: Raw, client: Client) -> None:
     client.call("SetLogLevel", "s", "debug")
 
     _, body = listener.read_until(lambda header: header.member == "PropertiesChanged")
@@ -313,7 +313,7 @@ def test_another_log_level_is_told(listener: Raw, client: Client) -> None:
     assert body == [MANAGER, {"LogLevel": "debug", "RunTimeChanges": ["log level"]}, []]
 
 
-def test_sinks_that_come_and_go_are_told(listener: Raw, served: Served) -> None:
+def test_sinks_that_come_and_go_are_reported(listener: Raw, served: Served) -> None:
     async def change() -> None:
         sinks = served.control.sinks
         sinks["syslog"] = sinks.pop("loki")

@@ -154,7 +154,7 @@ def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> 
     assert "-l color -x -a 'always never' -d '100% colour'" in fish
 
 
-def test_another_shell_is_told(parser: argparse.ArgumentParser) -> None:
+def test_another_shell_is_reported(parser: argparse.ArgumentParser) -> None:
     with pytest.raises(UsageError, match="no completion for 'csh'"):
         render_completion(parser, "csh")
 

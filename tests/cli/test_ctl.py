@@ -99,14 +99,14 @@ def test_without_a_bus_a_sentence_says_so() -> None:
 
 
 @pytest.mark.privileged
-def test_who_may_not_is_told_what_to_do(served: Served) -> None:
+def test_who_may_not_reads_what_to_do(served: Served) -> None:
     with as_user(1), pytest.raises(NotPermittedError, match="only root may do this") as caught:
         ctl.run(["reload"])
 
     assert caught.value.hint == "run it as root, for example with sudo"
 
 
-def test_a_daemon_that_does_not_answer_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_answer_is_reported(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conntrackd.bus.client.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr("conntrackd.bus.client.PASSWORD_SECONDS", 0.2)
     release = served.hold()
@@ -134,7 +134,9 @@ def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytes
     assert (looked, max(waits)) == (ANSWER_SECONDS, PASSWORD_SECONDS)
 
 
-def test_an_older_daemon_is_told(bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_daemon_is_reported(
+    bus: PrivateBus, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(served.service._interfaces[MANAGER].properties, "RunTimeChanges")
     with pytest.raises(UnavailableError, match="are of different versions: no property RunTime"):
         ctl.run(["status"])
@@ -202,7 +204,7 @@ def test_a_filter_of_a_sink_is_shown_with_its_time_and_its_matches(
 
 
 @pytest.mark.parametrize(("run", "name"), [(ctl.run, "conntrackctl"), (daemon.parse_and_run, "conntrackd")])
-def test_both_programs_tell_their_version(
+def test_both_programs_print_their_version(
     run: Callable[[list[str]], int], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -247,7 +249,7 @@ def test_every_help_ends_with_one_line_break(
         ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' lists"),
     ],
 )
-def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> None:
+def test_a_mistake_is_reported_with_what_was_meant(words: list[str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         ctl.run(words)
 
@@ -304,7 +306,7 @@ def test_a_mistake_is_told_with_what_was_meant(words: list[str], said: str) -> N
         ),
     ],
 )
-def test_a_verb_asks_the_daemon_and_tells_what_changed(
+def test_a_verb_asks_the_daemon_and_prints_what_changed(
     words: list[str], asked: tuple[Any, ...], out: str, served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ctl.run(words) == 0
@@ -367,7 +369,7 @@ def test_a_table_is_no_wider_than_the_terminal_and_obeys_nothing(capsys: pytest.
 # ---- the rest -----------------------------------------------------------------------------------------
 
 
-def test_the_doctors_findings_come_with_the_line_that_mends(
+def test_the_doctors_findings_come_with_the_line_that_fixes(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ctl.run(["doctor"]) == 4
@@ -378,7 +380,7 @@ def test_the_doctors_findings_come_with_the_line_that_mends(
     ]
 
 
-def test_a_finding_that_is_long_goes_on_below_and_what_mends_it_stays_in_one_piece(
+def test_a_long_finding_goes_on_below_and_its_fix_stays_in_one_piece(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")

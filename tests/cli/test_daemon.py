@@ -98,7 +98,7 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         (["check", "--fragmnet", "x"], "unknown option '--fragmnet'\nhint: did you mean --fragment?"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told_with_what_was_meant(words: list[str], said: str) -> None:
+def test_a_mistake_on_the_command_line_is_reported_with_what_was_meant(words: list[str], said: str) -> None:
     with pytest.raises(ConntrackdError) as caught:
         parse_and_run(words)
 

@@ -129,7 +129,7 @@ def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:
         assert words in done.stdout
 
 
-def test_events_are_judged_with_the_number_of_the_rule(events: str, tmp_path: Path) -> None:
+def test_events_are_evaluated_with_the_number_of_the_rule(events: str, tmp_path: Path) -> None:
     rules = ["--filter", "log type NEW and family IPV4", "--filter", "drop family IPV4"]
     path = tmp_path / "events"
     path.write_text(events)
@@ -145,7 +145,7 @@ def test_events_are_judged_with_the_number_of_the_rule(events: str, tmp_path: Pa
     assert set(expected) == {"log\t-", "log\t1", "drop\t2"}
 
 
-def test_judgements_as_objects(events: str) -> None:
+def test_verdicts_as_objects(events: str) -> None:
     done = ctl("test", "--json", "--filter", "drop any", "-", text=events)
 
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -153,7 +153,7 @@ def test_judgements_as_objects(events: str) -> None:
     assert all("drop" in entry.values() for entry in found)
 
 
-def test_a_line_that_is_no_event_is_told_after_the_others_were_judged(events: str) -> None:
+def test_a_line_that_is_not_an_event_is_reported_after_the_others_were_evaluated(events: str) -> None:
     lines = events.splitlines()
     done = ctl("test", "--filter", "drop any", text="\n".join([lines[0], "nonsense", lines[1], '{"a": 1}']))
 
@@ -164,14 +164,14 @@ def test_a_line_that_is_no_event_is_told_after_the_others_were_judged(events: st
     ]
 
 
-def test_many_lines_that_are_no_events_are_not_all_told() -> None:
+def test_many_lines_that_are_no_events_are_not_all_reported() -> None:
     done = ctl("test", "--filter", "drop any", text="x\n" * 1000)
 
     assert (done.returncode, done.stdout) == (65, "")
     assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are not events"
 
 
-def test_rules_with_mistakes_judge_nothing(events: str) -> None:
+def test_rules_with_mistakes_evaluate_nothing(events: str) -> None:
     done = ctl("test", "--filter", "drop anx", text=events)
 
     assert (done.returncode, done.stdout) == (78, "")
@@ -208,7 +208,7 @@ def test_a_sample_is_not_guessed_of_a_record_without_the_flows_number() -> None:
     assert "the required field 'flow' is missing, which a sample asks for" in done.stderr
 
 
-def test_no_standard_input_is_told() -> None:
+def test_a_missing_standard_input_is_reported() -> None:
     program = "from conntrackd.cli.ctl import main; main()"
     words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]
     done = subprocess.run(words, text=True, capture_output=True, timeout=30, check=False, env=environment())
@@ -231,7 +231,7 @@ def test_no_standard_input_is_told() -> None:
         "x" * 70_000,
     ],
 )
-def test_a_line_of_any_kind_is_an_event_or_told(text: str) -> None:
+def test_a_line_of_any_kind_is_an_event_or_reported(text: str) -> None:
     done = ctl("test", "--filter", "drop any", text=text)
 
     assert (done.returncode, done.stdout) == (65, "")
@@ -271,7 +271,7 @@ def test_the_rules_of_a_sink_are_checked_and_explained_from_the_configuration(tm
         (["check", "--sink", "loki", "--filter-file", "x"], "stand in no file of rules"),
     ],
 )
-def test_what_cannot_be_asked_of_the_rules_of_a_sink_is_told(words: list[str], said: str) -> None:
+def test_what_cannot_be_asked_of_the_rules_of_a_sink_is_reported(words: list[str], said: str) -> None:
     done = ctl(*words)
 
     assert (done.returncode, done.stdout) == (64, "")

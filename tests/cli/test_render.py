@@ -100,7 +100,7 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
         (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
     ],
 )
-def test_an_unknown_argument_is_told_with_a_near_miss(arguments: list[str], text: str) -> None:
+def test_an_unknown_argument_is_reported_with_a_near_miss(arguments: list[str], text: str) -> None:
     assert str(explain_unknown(arguments, [option.flag for option in OPTIONS])) == text
 
 
@@ -177,7 +177,7 @@ def test_the_files_in_the_tree_are_up_to_date() -> None:
     assert list_stale(ROOT) == [], f"to bring them up to date: {WRITE}"
 
 
-def test_a_page_without_markers_is_told() -> None:
+def test_a_page_without_markers_is_reported() -> None:
     with pytest.raises(DataError) as caught:
         replace_between("text", "part", Path("man/x.8"))
 

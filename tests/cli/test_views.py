@@ -136,7 +136,7 @@ def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -
     assert [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()] == [EVENT, EVENT]
 
 
-def test_a_tail_that_the_daemon_ends_is_told(served: Served) -> None:
+def test_a_tail_that_the_daemon_ends_is_reported(served: Served) -> None:
     set_tail(served, EVENT)
 
     with pytest.raises(UnavailableError, match="the daemon has closed the tail"):

@@ -70,7 +70,7 @@ def test_yaml_knows_the_line_of_each_key_and_value() -> None:
         ("=", ("=", "text")),
     ],
 )
-def test_yaml_scalars_keep_their_text_and_tell_their_type(text: str, value: tuple[str, str]) -> None:
+def test_yaml_scalars_keep_their_text_and_report_their_type(text: str, value: tuple[str, str]) -> None:
     assert simplify(parse_yaml(f"a: {text}")) == {"a": value}
 
 
@@ -204,7 +204,7 @@ def test_a_file_that_every_user_may_change_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: is writable by every user\nhint: chmod o-w '{path}'"
 
 
-def test_a_link_is_judged_by_its_target(tmp_path: Path) -> None:
+def test_a_link_is_checked_by_its_target(tmp_path: Path) -> None:
     target = tmp_path / "target.yaml"
     target.write_text("a: 1")
     target.chmod(0o600)

@@ -44,7 +44,7 @@ def test_an_address_is_read(text: str, value: str) -> None:
         ("", "is empty"),
     ],
 )
-def test_what_is_none_is_told(text: str, message: str) -> None:
+def test_what_is_not_an_address_is_reported(text: str, message: str) -> None:
     with pytest.raises(BadValueError) as caught:
         LISTEN.parse([text])
 

@@ -466,7 +466,7 @@ def test_without_a_sink_the_error_says_how_to_enable_one(read: Read, etc: Path) 
     ]
 
 
-def test_a_reload_tells_what_it_can_apply(read: Read) -> None:
+def test_a_reload_reports_what_it_can_apply(read: Read) -> None:
     old = read("log.level: info\nconntrack.buffer: 1M")
     new = read("log.level: debug\nconntrack.buffer: 2M\nfilter: [log any]")
 

@@ -53,14 +53,18 @@ def test_a_flag_has_precedence_and_its_files_are_where_one_stands(tmp_path: Path
         (f"sets: [{','.join(f'a{n}=b' for n in range(65))}]", "1: sets: has 65 sets, 64 are possible"),
     ],
 )
-def test_a_mistake_of_the_setting_is_told_where_it_stands(text: str, message: str, tmp_path: Path) -> None:
+def test_a_mistake_of_the_setting_is_reported_where_it_stands(
+    text: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
 
     assert str(caught.value).splitlines()[0] == f"{tmp_path}/conntrackd.yaml:{message}"
 
 
-def test_all_that_is_wrong_with_any_file_is_told_and_what_is_missing_by_the_setting(tmp_path: Path) -> None:
+def test_all_that_is_wrong_with_any_file_is_reported_and_what_is_missing_by_the_setting(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "one").write_text("10.0.0.1\nx\n10.0.0.1/8\n")
     (tmp_path / "two").write_text("::/0\n")
     (tmp_path / "open").write_text("")

@@ -33,7 +33,7 @@ def test_a_loss_is_the_same_after_a_restart(lost: Lost) -> None:
     | st.binary(max_size=40).map(b"E".__add__)
     | st.binary(max_size=40).map(b"L".__add__)
 )
-def test_what_was_never_packed_is_told_from_what_was(data: bytes) -> None:
+def test_what_was_never_packed_is_distinguished_from_what_was(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         unpack_batch(data)
 

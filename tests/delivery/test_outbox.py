@@ -167,7 +167,7 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
     assert (stats.sink_events_dropped_queue_total, stats.sink_events_delivered_total) == (6, 7)
 
 
-def test_the_reader_is_told_how_much_there_is_room_for(clock: Clock) -> None:
+def test_the_reader_sees_how_much_there_is_room_for(clock: Clock) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
@@ -529,7 +529,7 @@ def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None
     assert outbox.snapshot().sink_events_dropped_disabled_total == 5
 
 
-def test_what_a_disabled_sink_missed_is_told_when_it_comes_back(clock: Clock) -> None:
+def test_what_a_disabled_sink_missed_is_reported_when_it_comes_back(clock: Clock) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock)

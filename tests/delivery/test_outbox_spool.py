@@ -117,7 +117,7 @@ def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock
     assert sink.numbers == list(range(8))
 
 
-def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
+def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
@@ -133,7 +133,7 @@ def test_a_loss_told_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool)
     assert sink.received == [0, [9, "kernel", ""]]
 
 
-def test_a_full_spool_drops_the_oldest_and_tells_how_many(clock: Clock, tmp_path: Path) -> None:
+def test_a_full_spool_drops_the_oldest_and_reports_how_many(clock: Clock, tmp_path: Path) -> None:
     sink = FakeSink(batch_events=1)
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
@@ -193,7 +193,7 @@ def test_a_loss_that_was_not_yet_reported_is_reported_by_the_next_process(
     assert (sink.received, second.received) == ([], [[3, "fake", "refused"]])
 
 
-def test_without_a_spool_the_log_has_what_the_sink_was_not_told(
+def test_without_a_spool_the_log_has_what_the_sink_did_not_get(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = FakeSink()

@@ -96,7 +96,7 @@ def test_a_loss_that_is_put_back_is_the_next_to_be_taken() -> None:
     assert queue.take(4) == Batch.of_loss(lost)
 
 
-def test_the_oldest_record_of_a_batch_tells_its_age() -> None:
+def test_the_oldest_record_of_a_batch_gives_its_age() -> None:
     queue = Queue()
     queue.append_lost(Lost(1, 5, 9, "kernel"), now=0.0)
 

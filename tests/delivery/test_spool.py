@@ -331,7 +331,7 @@ def test_a_spool_of_an_older_daemon_is_read_once(open_spool: OpenSpool, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["row", "file"])
-def test_of_a_damaged_one_what_can_be_read_is_delivered_and_the_rest_is_told(
+def test_of_a_damaged_one_what_can_be_read_is_delivered_and_the_rest_is_reported(
     open_spool: OpenSpool, tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "spool" / "fake.sqlite"

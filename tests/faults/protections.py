@@ -19,7 +19,7 @@ MUTATIONS: Final = (
         "conntrackd/pipeline.py",
         "self.stats.events_lost_total += max(0, lost.count)",
         "self.stats.events_lost_total += min(1, lost.count)",
-        "tests/live/test_daemon.py::test_an_overrun_is_counted_exactly_and_told",
+        "tests/live/test_daemon.py::test_an_overrun_is_counted_exactly_and_reported",
     ),
     Mutation(
         "what a sink's own filter leaves out is counted",
@@ -440,7 +440,7 @@ MUTATIONS: Final = (
         "conntrackd/daemon.py",
         "raise resources.explain_threads(len(self.outboxes) + len(readers) - 1) from error",
         "raise",
-        "tests/faults/test_limits.py::test_row_13_too_few_threads_are_told_and_nothing_starts",
+        "tests/faults/test_limits.py::test_row_13_too_few_threads_are_reported_and_nothing_starts",
     ),
     Mutation(
         "a file that everybody may change is refused",
@@ -754,7 +754,7 @@ MUTATIONS: Final = (
         "tracking.NOT_TRACKED if self.is_tracking is False else",
         "tracking.NOT_TRACKED if False else",
         "tests/live/test_hearing.py::"
-        "test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_told",
+        "test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_reported",
     ),
     Mutation(
         "a sink that refuses everything is not well",
@@ -957,7 +957,7 @@ MUTATIONS: Final = (
         "conntrackd/metrics/server.py",
         "except Exception as error:  # a mistake of ours costs one answer",
         "except ZeroDivisionError as error:",
-        "tests/metrics/test_server.py::test_a_mistake_of_ours_costs_one_answer_and_is_told",
+        "tests/metrics/test_server.py::test_a_mistake_of_ours_costs_one_answer_and_is_reported",
     ),
     Mutation(
         "a link is not followed where metrics are written",

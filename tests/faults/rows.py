@@ -24,7 +24,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     9: [("tests/live/test_restart.py", "test_another_descriptor_is_refused")],
     10: [
-        ("tests/live/test_restart.py", "test_the_time_in_which_nobody_listened_is_told"),
+        ("tests/live/test_restart.py", "test_the_time_in_which_nobody_listened_is_reported"),
         ("tests/system/test_service.py", "test_the_time_between_stop_and_start"),
     ],
     11: [(PROCESS, "test_row_11_")],
@@ -133,7 +133,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         ("tests/config/test_document.py", "test_an_exploding_yaml_file"),
         ("tests/config/test_document.py", "test_a_bad_file_is_reported_with_its_place"),
         ("tests/config/test_document.py", "test_a_file_that_every_user_may_change"),
-        ("tests/config/test_document.py", "test_a_link_is_judged_by_its_target"),
+        ("tests/config/test_document.py", "test_a_link_is_checked_by_its_target"),
     ],
     32: [
         ("tests/cli/test_views.py", "test_nothing_from_a_network_or_a_database"),

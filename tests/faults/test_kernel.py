@@ -45,7 +45,7 @@ def test_row_01_a_stopped_reader_accounts_for_every_event_in_each_sink(rig: Rig)
     assert verdict.delivered + verdict.lost == 50_001
 
 
-def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_told(rig: Rig) -> None:
+def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_reported(rig: Rig) -> None:
     with rig.daemon("--conntrack.buffer", "2M") as running:
         running.wait_for_start()
         rig.producer.send(200_000)
@@ -190,7 +190,7 @@ def count_entries(rig: Rig) -> int:
 
 # With 2 the kernel asks whether anybody on the machine listens, in whichever namespace: nobody else may.
 @pytest.mark.parametrize(("setting", "expected"), [(2, 0), (1, 1000)])
-def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel_is_told_so(
+def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel_is_asked_to(
     rig: Rig, setting: int, expected: int
 ) -> None:
     rig.choose("stream", kind="DESTROY")

@@ -58,7 +58,7 @@ def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, b
     assert not any("too many files" in line for line in running.said)
 
 
-def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
+def test_row_13_too_few_descriptors_are_reported_and_tried_again(rig: Rig) -> None:
     """What opens last waits until it may."""
     with rig.daemon(prefix=["prlimit", "--nofile=10:64"]) as running:
         running.wait(lambda: any("too many files are open" in line for line in running.said), "the reason")
@@ -75,7 +75,7 @@ def test_row_13_too_few_descriptors_are_told_and_tried_again(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("descriptors", range(6, 10))
-def test_row_13_fewer_than_the_daemon_itself_needs_are_told_and_nothing_starts(descriptors: int) -> None:
+def test_row_13_fewer_than_the_daemon_itself_needs_are_reported_and_nothing_starts(descriptors: int) -> None:
     done = start("prlimit", f"--nofile={descriptors}")
 
     assert done.returncode == 71
@@ -84,7 +84,7 @@ def test_row_13_fewer_than_the_daemon_itself_needs_are_told_and_nothing_starts(d
 
 
 @pytest.mark.parametrize("descriptors", range(10, 18))
-def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its_name_or_enough(
+def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_reported_by_its_name_or_enough(
     descriptors: int, rig: Rig
 ) -> None:
     """Whatever it is that cannot be opened: no other file, directory or kernel is to blame."""
@@ -99,7 +99,7 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_told_by_its
 
 
 @pytest.mark.parametrize("threads", range(1, 7))
-def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> None:
+def test_row_13_too_few_threads_are_reported_and_nothing_starts(threads: int) -> None:
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
 
     assert done.returncode == 71
@@ -107,7 +107,7 @@ def test_row_13_too_few_threads_are_told_and_nothing_starts(threads: int) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_row_13_a_guard_that_cannot_be_started_is_told() -> None:
+def test_row_13_a_guard_that_cannot_be_started_is_reported() -> None:
     done = start(*STRANGER, "prlimit", "--nproc=1", arguments=["--conntrack.reliable"])
 
     assert done.returncode == 71
@@ -122,7 +122,7 @@ def test_row_13_as_many_threads_as_it_says_are_enough_to_start_and_to_stop() -> 
 
 
 @pytest.mark.parametrize("mebibytes", [32, 40, 48, 64])
-def test_row_13_too_little_memory_to_start_is_told(mebibytes: int) -> None:
+def test_row_13_too_little_memory_to_start_is_reported(mebibytes: int) -> None:
     done = start("prlimit", f"--as={mebibytes << 20}")
 
     assert done.returncode in {69, 71, 75}

@@ -217,7 +217,7 @@ class Pipe(File):
         return [read_line(line) for line in lines]
 
 
-def test_row_20_a_pipe_that_nobody_reads_holds_up_nobody_and_is_told_what_it_missed(rig: Rig) -> None:
+def test_row_20_a_pipe_that_nobody_reads_holds_up_nobody_and_learns_what_it_missed(rig: Rig) -> None:
     pipe = rig.receivers.stream = Pipe(rig.receivers.stream.path)
     with rig.daemon("--sink.stream.queue", "2000") as running:
         running.wait_for_start()

@@ -36,7 +36,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_once_stays_mended(name: str) -> None:
+def test_what_was_found_once_stays_fixed(name: str) -> None:
     target, data = FOUND[name]
 
     TARGETS[target](b64decode(data))

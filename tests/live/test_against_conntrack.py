@@ -162,7 +162,7 @@ def test_the_events_are_those_of_conntrack_in_their_order(rules: str, accounting
     }
 
 
-def test_an_identifier_that_alone_is_translated_is_told_and_asked_for() -> None:
+def test_an_identifier_that_alone_is_translated_is_reported_and_asked_for() -> None:
     with network() as net:
         net.load(TRACKING + SNAT)
         rules = ["--filter", "log nat SNAT and icmp id 77 and not reply icmp id 77", "--filter", "drop any"]

@@ -80,7 +80,7 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
     assert (before["tracking"], after["tracking"]) == ("error", "ok")
 
 
-def test_signals_tell_what_the_daemon_does(
+def test_signals_report_what_the_daemon_does(
     net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", str(configuration), "--conntrack.netns", net.router, "--conntrack.buffer", "64K"]

@@ -122,7 +122,7 @@ def test_what_was_changed_at_run_time_is_named_until_a_reload(
     assert ask(capsys, "log-level", "info")["changes"] == ["log level is info, as configured"]
 
 
-def test_what_waits_for_a_restart_is_told_by_each_reload_until_it_is_taken_back(
+def test_what_waits_for_a_restart_is_reported_by_each_reload_until_it_is_taken_back(
     running: Running, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = configuration.read_text()

@@ -238,7 +238,7 @@ def test_a_damaged_recording_is_replayed_up_to_the_damage(tmp_path: Path) -> Non
 
 
 @pytest.mark.privileged
-def test_an_overrun_is_counted_exactly_and_told(net: Network) -> None:
+def test_an_overrun_is_counted_exactly_and_reported(net: Network) -> None:
     arguments = ["--conntrack.netns", net.router, "--conntrack.buffer", "64K", "--conntrack.protocols", "udp"]
     with daemon(*arguments, "--conntrack.events", "new", STREAM) as running:
         running.wait_for_start()

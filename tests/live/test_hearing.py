@@ -186,7 +186,7 @@ def is_joined(net: Network) -> bool:
 # ---- without it ---------------------------------------------------------------------------------------
 
 
-def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_told(
+def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_reported(
     net: Network, start: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running = start()
@@ -244,7 +244,7 @@ def read_all(news: News) -> list[bytes]:
     return found
 
 
-def test_a_gap_that_lasts_until_the_end_is_told_at_the_end(net: Network, start: Any) -> None:
+def test_a_gap_that_lasts_until_the_end_is_reported_at_the_end(net: Network, start: Any) -> None:
     running = start()
     inside(net.router, "nft", "flush", "ruleset")
     running.wait(lambda: any("not tracked" in line for line in running.said), "the warning")

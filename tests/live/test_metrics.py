@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from conntrackd.resources import is_kernel
 from tests.live.control import ask, talk
 from tests.live.daemon import ROOT, Running, daemon, environment, settle
 from tests.live.network import TRACKING, Network, inside, network
@@ -97,6 +98,29 @@ def test_a_scrape_says_what_stats_and_conntrack_say(
     assert {name: value for name, value in found.items() if name.startswith("conntrackd_kernel_")} == told
 
 
+def test_delays_are_counted_where_the_kernel_gives_the_time(
+    net: Network, port: int, running: Running
+) -> None:
+    def count() -> tuple[float, float]:
+        found = scrape(("127.0.0.1", port))
+        name = "conntrackd_sink_delay_seconds_count{stream}"
+        return found.get(name, 0), found["conntrackd_sink_events_delivered_total{stream}"]
+
+    talk(net, TALKS)
+    settle(running)
+    delayed, delivered = count()
+    assert (delayed, delivered > 0) == (0, True)
+    net.set("net.netfilter.nf_conntrack_timestamp", 1)
+    try:
+        talk(net, TALKS)
+        settle(running)
+        wait_until(lambda: count()[1] >= delivered + TALKS, "a page, which is up to a second old")
+        timed, total = count()
+    finally:
+        net.set("net.netfilter.nf_conntrack_timestamp", 0)
+    assert timed == (total - delivered if is_kernel(6, 14) else 0)
+
+
 def test_health_is_that_of_status(
     net: Network, port: int, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +196,7 @@ def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) ->
             get(("127.0.0.1", ours))
 
 
-def test_an_address_in_use_is_told_and_nothing_is_started(net: Network) -> None:
+def test_an_address_in_use_is_reported_and_nothing_is_started(net: Network) -> None:
     with ExitStack() as stack:
         taken = find_port()
         arguments = ["--sink.stream.enable", "--conntrack.netns", net.router]
@@ -187,7 +211,7 @@ def test_an_address_in_use_is_told_and_nothing_is_started(net: Network) -> None:
         ]
 
 
-def test_without_the_library_it_is_told_what_to_install(net: Network) -> None:
+def test_without_the_library_the_message_says_what_to_install(net: Network) -> None:
     command = [
         sys.executable,
         "-c",

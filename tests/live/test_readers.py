@@ -91,7 +91,7 @@ def count_ends(running: Running) -> int:
 
 
 @READERS
-def test_losses_of_all_readers_are_told_together_and_exactly(producer: Producer, readers: int) -> None:
+def test_losses_of_all_readers_are_reported_together_and_exactly(producer: Producer, readers: int) -> None:
     more = ("--conntrack.buffer", "16K", "--conntrack.events", "new", "--conntrack.protocols", "udp")
     with daemon(*arguments(producer.network, readers, *more)) as running:
         running.wait_for_start()
@@ -119,7 +119,7 @@ def count_after(running: Running, first: int) -> int:
 
 
 @READERS
-def test_after_a_loss_each_flow_of_the_table_has_been_told_once(producer: Producer, readers: int) -> None:
+def test_after_a_loss_each_flow_of_the_table_has_been_reported_once(producer: Producer, readers: int) -> None:
     more = ["--conntrack.resync", "snapshot", "--conntrack.buffer", "16K", "--conntrack.protocols", "udp"]
     more += ["--conntrack.events", "new,destroy"]
     with daemon(*arguments(producer.network, readers, *more)) as running:
@@ -143,7 +143,7 @@ def count_flows(running: Running) -> int:
 
 
 @READERS
-def test_a_table_that_is_read_while_flows_come_tells_each_of_them_once(
+def test_a_table_that_is_read_while_flows_come_reports_each_of_them_once(
     producer: Producer, readers: int
 ) -> None:
     """Each flow is in the table, or its NEW comes: never both, whichever reader has it."""

@@ -545,7 +545,7 @@ def read_cpu(running: Running) -> float:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_time_in_which_nobody_listened_is_told(net: Network, tmp_path: Path, number: int) -> None:
+def test_the_time_in_which_nobody_listened_is_reported(net: Network, tmp_path: Path, number: int) -> None:
     places = {"STATE_DIRECTORY": os.fspath(tmp_path)}
     arguments = ("--sink.stream.enable", "--conntrack.netns", net.router)
     # Flows of the tests before would end now.

@@ -74,7 +74,7 @@ def test_the_flows_of_the_table_are_written_at_the_start_when_asked(producer: Pr
     assert any("received 10 events, lost 0, logged 10" in line for line in running.said)
 
 
-def test_after_a_loss_each_flow_of_the_table_has_been_told_once(producer: Producer) -> None:
+def test_after_a_loss_each_flow_of_the_table_has_been_reported_once(producer: Producer) -> None:
     more = ("--conntrack.resync", "snapshot", "--conntrack.buffer", "16K", "--conntrack.events", "new")
     with daemon(*arguments(producer.network, *more)) as running:
         running.wait_for_start()
@@ -93,7 +93,7 @@ def test_after_a_loss_each_flow_of_the_table_has_been_told_once(producer: Produc
     assert set(seen.values()) == {1}
 
 
-def test_rules_judge_a_flow_of_the_table_as_its_new_event(producer: Producer) -> None:
+def test_rules_evaluate_a_flow_of_the_table_as_its_new_event(producer: Producer) -> None:
     producer.send(100)
     rules = ("--filter", "log type NEW and destination port 1030", "--filter", "drop any")
     with daemon(*arguments(producer.network, "--conntrack.snapshot", *rules)) as running:
@@ -119,7 +119,7 @@ def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_pat
     assert find_numbers(second.events, "SNAPSHOT") == list(range(50))
 
 
-def test_what_the_kernel_merges_in_reliable_mode_is_told_without_a_number(producer: Producer) -> None:
+def test_what_the_kernel_merges_in_reliable_mode_is_reported_without_a_number(producer: Producer) -> None:
     more = ("--conntrack.reliable", "--conntrack.buffer", "16K", "--conntrack.events", "new,destroy")
     with daemon(*arguments(producer.network, *more)) as running:
         running.wait_for_start()

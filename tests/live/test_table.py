@@ -58,7 +58,7 @@ def test_every_flow_of_the_table_is_read_with_all_its_fields(producer: Producer,
 
 
 @pytest.mark.privileged
-def test_who_may_not_read_the_table_is_told_so() -> None:
+def test_who_may_not_read_the_table_gets_a_warning() -> None:
     child = os.fork()
     if child == 0:
         status = 1

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from conntrackd.bus.control import DaemonStatus, FilterStatus, Statistics
+from conntrackd.delivery.delays import BOUNDS, DelayCounts
 from conntrackd.metrics.table import CPU_COUNTERS, State
 from conntrackd.netlink.table import TableFill
 from conntrackd.stats import SinkStats, Stats
@@ -15,6 +16,8 @@ OTHERS = (
     *("problems", "tails_open", "tails_opened_total", "tails_dropped_total"),
     *("process_memory_bytes", "process_memory_peak_bytes", "process_cpu_us_total"),
 )
+
+DELAYS = DelayCounts((1, *[0] * (len(BOUNDS) - 1), 2), 9000.5)
 
 
 def number(kind: type[Any], first: int) -> dict[str, int]:
@@ -49,7 +52,7 @@ def make_state(*problems: str, cpus: Mapping[int, Mapping[int, int]] | None = No
     numbers = {number: 10 * number for number, _ in CPU_COUNTERS.values()}
     return State(
         make_status(*problems),
-        Statistics(make_counters(), make_sinks(), (5, 6)),
+        Statistics(make_counters(), make_sinks(), (5, 6), {"journal": DELAYS, "loki": DelayCounts()}),
         {"journal": "ok", "loki": "retrying"},
         NOW_NS,
         TableFill(12, 262_144),

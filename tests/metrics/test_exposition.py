@@ -108,5 +108,8 @@ def test_what_control_says_is_gathered(mocker: MockerFixture) -> None:
 
     known = make_state("a problem", cpus={})
     assert found == replace(
-        known, now_ns=found.now_ns, table=None, statistics=replace(known.statistics, rule_matches=(3, 1, 1))
+        known,
+        now_ns=found.now_ns,
+        table=None,
+        statistics=replace(known.statistics, rule_matches=(3, 1, 1), delays={}),
     )

@@ -67,7 +67,9 @@ def test_neither_one_that_is_in_use_nor_a_file_is_replaced(tmp_path: Path) -> No
     assert file.read_text() == "precious"
 
 
-def test_what_systemd_passes_and_does_not_listen_is_closed_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_systemd_passes_and_does_not_listen_is_closed_and_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     given = open_listener("127.0.0.1:0")
     idle = socket.socket()
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -114,7 +114,7 @@ def test_an_answer_has_a_head_and_a_body() -> None:
     assert body == b"a page\n"
 
 
-def test_a_method_that_is_not_possible_is_told_those_that_are() -> None:
+def test_an_impossible_method_is_answered_with_those_that_are_possible() -> None:
     answer = render_refusal(HTTPStatus.METHOD_NOT_ALLOWED)
 
     assert b"\r\nAllow: GET, HEAD\r\n" in answer

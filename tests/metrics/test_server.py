@@ -201,7 +201,7 @@ def test_a_page_is_made_once_in_a_while_for_however_many(running: Running, mocke
     assert get(running.address).body == b"another one\n"
 
 
-def test_a_mistake_of_ours_costs_one_answer_and_is_told(
+def test_a_mistake_of_ours_costs_one_answer_and_is_reported(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     running.error = KeyError("secret of a stack")

@@ -61,7 +61,9 @@ def test_each_socket_of_systemds_is_listened_at_and_the_setting_is_not(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_socket_of_systemds_without_the_library_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_of_systemds_without_the_library_is_reported_and_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hide_library(monkeypatch)
     listener = open_listener("127.0.0.1:0")
     address = show_address(listener)
@@ -87,7 +89,7 @@ def test_a_change_that_is_not_made_gives_its_address_back(tmp_path: Path) -> Non
     assert not path.exists()
 
 
-def test_an_address_that_may_not_be_bound_is_told_with_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_may_not_be_bound_is_reported_with_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As SocketBindDeny= of the unit does it."""
 
     def refuse(address: str) -> None:

@@ -73,7 +73,7 @@ def test_the_wheel_has_what_a_service_needs(wheel: dict[str, bytes]) -> None:
     } <= installed
 
 
-def test_the_licence_is_told_in_spdx(wheel: dict[str, bytes]) -> None:
+def test_the_licence_is_named_in_spdx(wheel: dict[str, bytes]) -> None:
     (name,) = (name for name in wheel if name.endswith(".dist-info/METADATA"))
     reported = Parser().parsestr(wheel[name].decode())
 

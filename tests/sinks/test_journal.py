@@ -213,7 +213,7 @@ def test_a_journald_that_is_ended_and_started_in_mid_stream_has_everything(
 
 
 @pytest.mark.privileged
-def test_a_socket_that_nobody_holds_is_told() -> None:
+def test_a_socket_that_nobody_holds_is_reported() -> None:
     with journald() as first:
         path = first.socket
         sink = JournalSink(path)
@@ -260,7 +260,7 @@ def test_a_journald_that_has_gone_ends_a_write_that_waits(tmp_path: Path) -> Non
     assert 0 < caught.value.written < 5000
 
 
-def test_a_journald_that_stands_still_for_too_long_is_told_and_gets_everything_once(
+def test_a_journald_that_stands_still_for_too_long_is_reported_and_gets_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than the sink waits for it, several times."""

@@ -101,7 +101,7 @@ def test_a_password_is_sent_in_utf_8_with_its_accents_as_one_character(
     assert sent == [wanted] * 2
 
 
-def test_a_token_that_no_header_can_hold_is_an_outage_that_does_not_tell_it(
+def test_a_token_that_no_header_can_hold_is_an_outage_that_does_not_disclose_it(
     server: Server, store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("b\u00fcro", encoding="utf-8")
@@ -128,7 +128,7 @@ def test_a_secret_that_is_no_plain_file_is_refused_before_it_is_read(tmp_path: P
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two\nlines", b"\xff\xfe", b"\x00", b"\xc3", b"x" * 70_000])
-def test_a_secret_that_cannot_be_used_is_an_outage_that_does_not_tell_it(
+def test_a_secret_that_cannot_be_used_is_an_outage_that_does_not_disclose_it(
     server: Server, store: Store, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "token"

@@ -172,7 +172,7 @@ def test_only_what_is_too_old_is_replayed_where_the_limit_is_known() -> None:
     assert mark_replay(make(*make_flows(10)), BASE) is None
 
 
-def test_their_number_tells_what_is_too_old_within_the_second_of_the_limit() -> None:
+def test_their_number_shows_what_is_too_old_within_the_second_of_the_limit() -> None:
     replay = mark_replay(make(*make_flows(10)), BASE + 4_000_000, 2)
     assert replay is not None
 

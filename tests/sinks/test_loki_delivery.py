@@ -435,7 +435,7 @@ def answer(_: loki_server.Handler) -> bool:
 
 
 @pytest.mark.parametrize("faults", [(say(422), say(422)), (answer, loki_server.refuse_one)])
-def test_a_loss_that_is_refused_is_told_when_something_is_accepted(
+def test_a_loss_that_is_refused_is_reported_when_something_is_accepted(
     server: Server, store: Store, tmp_path: Path, faults: tuple[Fault, Fault]
 ) -> None:
     """It was on disk, too. The events before it are refused with it, or are not."""

@@ -269,7 +269,7 @@ def test_a_full_device_is_tried_again() -> None:
     assert caught.value.written == 0
 
 
-def test_a_directory_that_has_gone_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_a_directory_that_has_gone_is_reported_and_tried_again(tmp_path: Path) -> None:
     with pytest.raises(SinkUnavailable, match="gone/events"):
         StreamSink(tmp_path / "gone/events").open()
 
@@ -334,7 +334,7 @@ def test_a_named_pipe_waits_for_its_reader_and_for_the_next(tmp_path: Path) -> N
     assert (first, second) == (make_events(1).text, make_events(1, 1).text)
 
 
-def test_a_pipe_that_nobody_reads_is_told_as_trouble(pipe: tuple[int, int]) -> None:
+def test_a_pipe_that_nobody_reads_is_reported_as_trouble(pipe: tuple[int, int]) -> None:
     sink = StreamSink(None, pipe[1], slow=0.02, stall=0.02)
     sink.open()
 

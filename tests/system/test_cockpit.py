@@ -176,7 +176,7 @@ def send_until_shown(machine: Machine, page: Page) -> bool:
     return "UDP" in page.read("tail-events") and "127.0.0.1" in page.read("top-list")
 
 
-def test_who_may_only_look_changes_nothing_and_is_told_so(console: Machine, tmp_path: Path) -> None:
+def test_who_may_only_look_changes_nothing_and_reads_why(console: Machine, tmp_path: Path) -> None:
     with open_page(console, "ann", tmp_path) as page:
         page.wait_for("health-state", "Healthy")
         page.click("sink-journal-switch")

@@ -16,7 +16,7 @@ def run_probe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_a_sandbox_would_refuse_is_told_as_let_through(tmp_path: Path) -> None:
+def test_what_a_sandbox_would_refuse_is_reported_as_let_through(tmp_path: Path) -> None:
     words = [word for name in LEFT_OUT for word in ("--without", name)]
     done = run_probe(tmp_path, *words)
 

@@ -230,7 +230,7 @@ def test_systemctl_restart_has_the_events_of_the_gap(service: Machine) -> None:
     _wait_for_flows(service, first, GAP)
 
 
-def test_the_time_between_stop_and_start_is_told(service: Machine) -> None:
+def test_the_time_between_stop_and_start_is_reported(service: Machine) -> None:
     before = service.count("EVENT_TYPE=LOST")
     service.run("systemctl", "stop", SERVICE)
     service.send(140_000, 10)
