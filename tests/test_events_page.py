@@ -9,10 +9,13 @@ from typing import Final
 
 import pytest
 
+from conntrackd.cli.schema_page import list_members
 from conntrackd.config import labels
 from conntrackd.netlink.message import VALUES
-from conntrackd.render.fields import FIELDS, NETWORK, PLACE
+from conntrackd.render import fields
+from conntrackd.render.fields import FIELDS, LOSS_NAMES, NETWORK, PLACE
 from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE
+from conntrackd.render.schema import ECS, ECS_VERSION, OTEL
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "man" / "conntrackd-events.7").read_text()
@@ -48,11 +51,26 @@ def test_every_field_is_in_the_table_in_its_order_and_no_other() -> None:
 
 
 def test_every_field_of_a_loss_is_in_the_table_and_no_other() -> None:
-    names = ["type", "lost", "since", "until", "where", "reason"]
-
-    assert list_fields(LOST) == [(name, f"EVENT_{name.upper()}") for name in names]
+    assert list_fields(LOST) == [(name, f"EVENT_{name.upper()}") for name in LOSS_NAMES]
     assert f".Ql {EVENT_ID}\n" in PAGE
     assert f".Ql {LOST_ID} ." in PAGE or f".Ql {LOST_ID}\n" in PAGE
+
+
+def test_every_field_is_in_the_table_of_other_schemas() -> None:
+    section = re.split(r"^\.Sh ", PAGE, flags=re.MULTILINE)[6]
+    tables = re.split(r"^\.Ss ", section, flags=re.MULTILINE)
+
+    assert section.startswith("NAMES IN OTHER SCHEMAS\n")
+    for schema in (ECS, OTEL):
+        shown = set(re.findall(r"\bVa (\S+)", section))
+        for name in fields.list_names():
+            row = re.search(rf"^\.It Va {name} Ta .*$", tables[1], re.MULTILINE)
+            assert row is not None
+            assert schema.rename(name) in row[0].split()
+            assert set(list_members(schema, name)) <= shown
+        for is_loss in (False, True):
+            assert schema.list_constants("gw1", is_loss=is_loss).keys() <= shown
+    assert f"Elastic Common Schema {ECS_VERSION};" in section
 
 
 def test_no_label_of_ones_own_can_hide_a_field_of_the_table() -> None:

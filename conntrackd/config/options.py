@@ -433,7 +433,7 @@ HOST = Option[Text](
     "host",
     HOSTNAME,
     None,
-    "Host name in syslog and Loki, instead of the system's",
+    "Host name in syslog, Loki and other schemas, instead of the system's",
     example="edge1",
 )
 

@@ -10,6 +10,8 @@ from conntrackd.config.options import OPTIONS, Option
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.forms import explain_choice
+from conntrackd.render.loki import list_metadata
+from conntrackd.render.schema import SCHEMAS
 
 if TYPE_CHECKING:
     from conntrackd.config.read import Config
@@ -69,6 +71,7 @@ def list_mistakes(config: "Config") -> Iterator[SettingIssue]:
         )
     yield from _check_event_types(config)
     yield from _check_fields(config)
+    yield from _check_labels(config)
     if config[options.CONNTRACK_RELIABLE] and config[options.CONNTRACK_READERS] > 1:
         hint = "it guards a single socket: remove conntrack.readers"
         others = (options.CONNTRACK_READERS,)
@@ -105,6 +108,20 @@ def _check_fields(config: "Config") -> Iterator[SettingIssue]:
         if fault:
             others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
             yield SettingIssue(option, others if option is options.SINK_SYSLOG_FIELDS else (), fault, hint)
+
+
+def _check_labels(config: "Config") -> Iterator[SettingIssue]:
+    """Labels that Loki would show in place of a field; those with our own names are none."""
+    schema = SCHEMAS[config[options.SINK_LOKI_SCHEMA]]
+    if schema.is_native:
+        return
+    for name, _ in config[options.SINK_LOKI_LABELS]:
+        if name in list_metadata(schema):
+            message = (
+                f"has {name}, which would hide the field of that name in sink.loki.schema: {schema.name}"
+            )
+            hint = "give the label another name"
+            yield SettingIssue(options.SINK_LOKI_LABELS, (options.SINK_LOKI_SCHEMA,), message, hint)
 
 
 def get_syslog_form(config: "Config") -> str:

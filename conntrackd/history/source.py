@@ -9,13 +9,16 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config.options import (
     SINK_JOURNAL_ENABLE,
     SINK_LOKI_ENABLE,
+    SINK_LOKI_SCHEMA,
     SINK_STREAM_ENABLE,
+    SINK_STREAM_SCHEMA,
     SINK_STREAM_WRITER,
 )
 from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError, ConntrackdError, UnavailableError, UsageError
 from conntrackd.history.selection import Selection
 from conntrackd.render.parse import Record
+from conntrackd.render.schema import NATIVE
 from conntrackd.text import quote
 
 FORMS: Final = "journal, journal:DIRECTORY, file:PATH or loki"
@@ -52,7 +55,12 @@ def open_source(named: str | None, selection: Selection, path: Path | None = Non
         from conntrackd.history.loki import LokiSource  # noqa: PLC0415
         from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
 
-        return LokiSource(read_settings(read_configuration(path)), selection)
+        settings = read_settings(read_configuration(path))
+        if not settings.schema.is_native:
+            message = f"sink.loki.schema is {settings.schema.name}: conntrackctl reads native records alone"
+            hint = "--config FILE, with sink.loki.schema: native in it, reads what was written before"
+            raise UnavailableError(message, hint=hint)
+        return LokiSource(settings, selection)
     raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
 
 
@@ -61,7 +69,8 @@ def find_source(path: Path | None) -> str:
     found = find_sinks(read_configuration(path))
     if not found:
         hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
-        raise UnavailableError("no sink is on that can be read back: a file, the journal or Loki", hint=hint)
+        message = "no sink is on that can be read back: the journal, or a file or Loki with the schema native"
+        raise UnavailableError(message, hint=hint)
     return found[0]
 
 
@@ -76,10 +85,12 @@ def read_configuration(path: Path | None) -> Config:
 
 
 def find_sinks(config: Config) -> list[str]:
-    """Those that are on and can be read back."""
+    """Those that are on and can be read back: not in the names of another schema."""
     found = []
     writer = urlsplit(config[SINK_STREAM_WRITER])
-    if config[SINK_STREAM_ENABLE] and writer.scheme == "file":
+    is_native = config[SINK_STREAM_SCHEMA] == NATIVE.name
+    if config[SINK_STREAM_ENABLE] and writer.scheme == "file" and is_native:
         found.append(f"file:{unquote(writer.path)}")
     found += ["journal"] if config[SINK_JOURNAL_ENABLE] else []
-    return found + (["loki"] if config[SINK_LOKI_ENABLE] else [])
+    is_native = config[SINK_LOKI_SCHEMA] == NATIVE.name
+    return found + (["loki"] if config[SINK_LOKI_ENABLE] and is_native else [])

@@ -137,6 +137,9 @@ HEADS: Final = ("time", "level", "msg")
 # What every event has. They are the first of FIELDS and come first in any choice.
 ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
 
+# Of a LOST record.
+LOSS_NAMES: Final = ("type", "lost", "since", "until", "where", "reason")
+
 
 def list_names() -> Iterator[str]:
     """Names of all that a record of an event can have, in their order."""

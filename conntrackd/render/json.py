@@ -1,10 +1,9 @@
 """JSON lines, as the stream sink and the tails write them."""
 
-from collections.abc import Mapping
 from typing import Final
 
 from conntrackd.render.fields import HEADS
-from conntrackd.render.schema import NATIVE, Schema
+from conntrackd.render.schema import NATIVE, Constants, Schema
 from conntrackd.render.template import JSON_SYNTAX, Syntax, Template
 
 WORDS: Final = {"time": "$time", "level": "$level", "msg": "$message"}
@@ -19,7 +18,7 @@ def write_object(names: frozenset[str] | None = None, schema: Schema = NATIVE) -
     return f"{{{','.join(heads)}$fields}}"
 
 
-def write_constants(syntax: Syntax, constants: Mapping[str, str | tuple[str, ...]]) -> str:
+def write_constants(syntax: Syntax, constants: Constants) -> str:
     """What `$constants` is, without a comma before it."""
     return "".join(
         syntax.text(name, value)

@@ -1,13 +1,15 @@
 """Entries of Loki's push request.
 
-A stream has few and bounded labels, `type` and `prot` in every schema; every other field is structured metadata, so that queries show the same
-names as everywhere without a stream for each connection. The line is the message.
+A stream has few and bounded labels, `type` and `prot` in every schema; every other field is structured
+metadata, so that queries show the same names as everywhere without a stream for each connection. The line is
+the message.
 https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
 """
 
 from typing import Final
 
 from conntrackd.flow import EventType, Protocol
+from conntrackd.render.fields import FIELDS, LOSS_NAMES, list_names
 from conntrackd.render.json import CONSTANTS, write_constants
 from conntrackd.render.schema import NATIVE, Schema
 from conntrackd.render.template import Syntax, Template, escape_json, make_visible
@@ -71,6 +73,15 @@ TEMPLATE: Final = _make_template(None)
 def make_template(names: frozenset[str] | None, schema: Schema = NATIVE) -> Template:
     """Entries with these fields; None for all."""
     return TEMPLATE if names is None and schema.is_native else _make_template(names, schema)
+
+
+def list_metadata(schema: Schema) -> frozenset[str]:
+    """Names that entries can have in this schema, which is not our own."""
+    outputs = (shown for output in FIELDS for shown in schema.list_outputs(output))
+    names = [*map(schema.rename, list_names()), *(output.name for output in outputs)]
+    names += [*schema.list_constants(), *schema.list_constants(is_loss=True)]
+    names += map(schema.rename_loss, LOSS_NAMES)
+    return frozenset(METADATA.open_text(name)[2:-3] for name in names)
 
 
 def name_stream(event: int, protocol: int) -> dict[str, str]:

@@ -21,7 +21,9 @@ TRANSPORTS: Final = {
     **{protocol.value: protocol.name.lower() for protocol in Protocol},
     Protocol.ICMPV6.value: "ipv6-icmp",
 }
-LOST: Final = "LOST"
+
+
+Constants = Mapping[str, str | tuple[str, ...]]
 
 
 class Member(NamedTuple):
@@ -51,10 +53,11 @@ class Schema:
     members: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
     losses: Mapping[str, str] = field(default_factory=dict)
     """The names of a LOST record that are not as in `members`."""
-    loss_type: str = LOST
-    constants: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    type_prefix: str = ""
+    """What stands before the type of a record, in lower case."""
+    constants: Constants = field(default_factory=dict)
     """What stands in every event: a text, or a list of texts."""
-    loss_constants: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    loss_constants: Constants = field(default_factory=dict)
     has_points: bool = False
     """Whether latitude and longitude are one field."""
 
@@ -79,6 +82,10 @@ class Schema:
             for member in self.members[output.name]:
                 yield member.show(output)
 
+    def name_type(self, text: str) -> str:
+        """The type of a record as a text."""
+        return text if self.is_native else f"{self.type_prefix}{text.lower()}"
+
     def rename_loss(self, name: str) -> str:
         """The same for a field of a LOST record."""
         return self.losses.get(name) or self.rename(name)
@@ -88,11 +95,13 @@ class Schema:
         is_part = self.has_points and name.removeprefix("src_") in {"lat", "lon"}
         return "" if is_part else self.rename(name)
 
-    def list_constants(self, host: str = "", *, is_loss: bool = False) -> dict[str, str | tuple[str, ...]]:
+    def list_constants(
+        self, host: str | None = None, *, is_loss: bool = False
+    ) -> dict[str, str | tuple[str, ...]]:
         """What stands in each record; the host and the service where it has them nowhere else."""
         if self.is_native:
             return {}
-        origin = {"host.name": host, "service.name": SERVICE} if host else {}
+        origin = {"host.name": host, "service.name": SERVICE} if host is not None else {}
         return {**(self.loss_constants if is_loss else self.constants), **origin}
 
 
@@ -158,7 +167,6 @@ ECS: Final = Schema(
         },
     },
     losses={"since": "event.start", "until": "event.end"},
-    loss_type="lost",
     constants={
         "ecs.version": ECS_VERSION,
         "event.kind": "event",
@@ -207,6 +215,13 @@ OTEL: Final = Schema(
             )
         },
     },
-    loss_type=f"{OWN}lost",
+    type_prefix=OWN,
 )
 SCHEMAS: Final[Mapping[str, Schema]] = {schema.name: schema for schema in (NATIVE, ECS, OTEL)}
+
+
+def find_schema(record: Mapping[str, object]) -> Schema | None:
+    """That of a line of JSON, by what stands in each; None for our own."""
+    if "ecs.version" in record:
+        return ECS
+    return OTEL if "service.name" in record else None

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 from conntrackd.flow import NANO, Location, Lost
 from conntrackd.render.fields import FIELDS, OutputField, PlaceField, list_place_values
 from conntrackd.render.rendered import Rendered
-from conntrackd.render.schema import LOST, NATIVE, Schema
+from conntrackd.render.schema import NATIVE, Schema
 
+LOST: Final = "LOST"
 UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -104,14 +105,15 @@ class Template:
             shown = self.schema.rename_place(name)
             if shown:
                 texts.append(self._render_value(shown, value))
-            elif name == lon and lat in chosen:  # one alone is no point
+            elif name == lon and lat in chosen:  # a point has both
                 point = self.syntax.write_point(float(chosen[lat]), float(chosen[lon]))
                 texts.append(self.syntax.number(self.schema.rename(name), point))
         return "".join(texts)
 
     def _render_value(self, name: str, value: str | float) -> str:
-        is_text = isinstance(value, str)
-        return self.syntax.text(name, value) if is_text else self.syntax.number(name, value)
+        if isinstance(value, str):
+            return self.syntax.text(name, value)
+        return self.syntax.number(name, value)
 
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
@@ -129,9 +131,9 @@ class Template:
         return Rendered(text, array("I", (len(text),)).tobytes(), 0, lost.until)
 
     def _render_loss_fields(self, lost: Lost) -> str:
-        values = {**dict(list_loss_values(lost)), "type": self.schema.loss_type}
-        return "".join(
-            self._render_value(self.schema.rename_loss(name), value) for name, value in values.items()
+        type_text = self.schema.name_type(LOST)
+        return self._render_value(self.schema.rename_loss("type"), type_text) + "".join(
+            self._render_value(self.schema.rename_loss(name), value) for name, value in list_loss_values(lost)
         )
 
 
@@ -151,8 +153,7 @@ def render_bsd_time(nanoseconds: int) -> str:
 
 
 def list_loss_values(lost: Lost) -> Iterator[tuple[str, str | int]]:
-    """By our own names."""
-    yield "type", LOST
+    """By our own names, but for the type."""
     if lost.count >= 0:
         yield "lost", lost.count
     yield "since", render_time(lost.since)
