@@ -298,7 +298,8 @@ conntrack:
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue, filter, fields, schema",
+            ":1: unknown key 'sink.stream.qqqq'\n"
+            "hint: valid keys: enable, writer, queue, filter, fields, schema",
         ),
         (
             "sink.loki.password_file: a",
