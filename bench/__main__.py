@@ -16,10 +16,11 @@ from bench.arena import CORE, BenchError, Load, be_gateway, compile_program, ent
 from bench.backlog import Backlog, measure_backlog
 from bench.capture import capture
 from bench.flood import measure_floods
+from bench.heartbeat import measure_heartbeats
 from bench.latency import measure_latency
 from bench.parts import Part, measure_parts
 from bench.receivers import start_receivers
-from bench.rows import ROWS, list_backlogs, list_rows, write_template
+from bench.rows import ROWS, list_backlogs, list_rows, make_heartbeat, write_template
 from bench.soak import measure_memory, soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
 from bench.table import Report, render_json, render_tables, summarize_all
@@ -27,11 +28,12 @@ from bench.table import Report, render_json, render_tables, summarize_all
 # The names that stand for tables of their own.
 LATENCY: Final = "latency"
 BACKLOG: Final = "backlog"
+HEARTBEAT: Final = "heartbeat"
 MEMORY: Final = "memory"
 SOAK: Final = "soak"
 FLOOD: Final = "flood"
 PARTS: Final = "parts"
-NAMES: Final = [*ROWS, LATENCY, BACKLOG, MEMORY, SOAK, FLOOD, PARTS]
+NAMES: Final = [*ROWS, LATENCY, BACKLOG, HEARTBEAT, MEMORY, SOAK, FLOOD, PARTS]
 # Whom the tables of their own are about.
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
 MEMORY_ROWS: Final = ("file", "sinks-udp")
@@ -113,6 +115,7 @@ def run(arguments: argparse.Namespace) -> Report:
             rows=summarize_all(chosen, measure_all(chosen, load, arguments.repeat)),
             latency=measure_latency(latency_rows) if LATENCY in wanted else (),
             backlog=list(measure_backlogs(path)) if BACKLOG in wanted else (),
+            heartbeats=[measure_heartbeats(make_heartbeat(path))] if HEARTBEAT in wanted else (),
             memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),
             floods=measure_floods(rows["null"], path, arguments.repeat) if FLOOD in wanted else (),

@@ -12,6 +12,8 @@ from typing import Final
 
 from bench.arena import BUILD
 from bench.backlog import BUFFER as BACKLOG_BUFFER
+from bench.heartbeat import MEASURED_S as HEARTBEAT_S
+from bench.heartbeat import SAID_S
 from bench.subject import Subject, count_lines, parse_shown
 from conntrackd.render import json
 from conntrackd.render.journal import EVENT_ID
@@ -187,6 +189,13 @@ def list_backlogs(scratch: Path) -> list[Subject]:
     one = replace(_daemon("conntrackd, JSON to a file, one reader", buffer, path), cores="0,1")
     environ = {**one.environ, "CONNTRACKD_CONNTRACK_READERS": "2"}
     return [one, replace(one, name="the same, two readers", environ=environ)]
+
+
+def make_heartbeat(scratch: Path) -> Subject:
+    """The daemon that writes each flow of the table, and hears of no event."""
+    environ = {"CONNTRACKD_CONNTRACK_HEARTBEAT": f"{HEARTBEAT_S}s", "CONNTRACKD_CONNTRACK_EVENTS": "destroy"}
+    name = f"conntrackd, JSON to a file, heartbeat of {SAID_S} s"
+    return _daemon(name, environ, scratch / "heartbeat")
 
 
 DAEMON: Final = (sys.executable, "-m", "conntrackd", "run")

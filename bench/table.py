@@ -7,6 +7,7 @@ from statistics import median
 
 from bench.backlog import Backlog
 from bench.flood import Flood
+from bench.heartbeat import Heartbeats
 from bench.latency import Latency
 from bench.parts import Part
 from bench.soak import Memory, Step
@@ -40,6 +41,7 @@ class Report:
     memory: Sequence[Memory] = ()
     latency: Sequence[Latency] = ()
     backlog: Sequence[Backlog] = ()
+    heartbeats: Sequence[Heartbeats] = ()
     parts: Sequence[Part] = ()
     floods: Sequence[Flood] = ()
 
@@ -88,6 +90,7 @@ def render_tables(report: Report) -> str:
         render_markdown(report.rows) if report.rows else "",
         render_latency(report.latency) if report.latency else "",
         render_backlog(report.backlog) if report.backlog else "",
+        render_heartbeats(report.heartbeats) if report.heartbeats else "",
         render_memory(report.memory) if report.memory else "",
         render_soak(report.soak) if report.soak else "",
         render_floods(report.floods) if report.floods else "",
@@ -160,6 +163,16 @@ def render_backlog(backlogs: Sequence[Backlog]) -> str:
             f"{backlog.rate / backlogs[0].rate:.2f}",
         )
         for backlog in backlogs
+    ]
+    return render_table([head, *cells])
+
+
+def render_heartbeats(rows: Sequence[Heartbeats]) -> str:
+    """What flows that live take of a core."""
+    head = ("subject", "flows", "CPU per flow", "of a core")
+    cells = [
+        (row.subject, f"{row.flows:,}", f"{row.us_per_flow:.2f} us", f"{row.core_percent:.2f} %")
+        for row in rows
     ]
     return render_table([head, *cells])
 

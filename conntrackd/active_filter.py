@@ -11,12 +11,14 @@ from conntrackd.engine import Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.evaluate import ALL
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import EventScope, list_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
+from conntrackd.flow import EventType
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
@@ -77,14 +79,17 @@ def compile_filter(
     rules, records = parse_rules(texts, sets), find_records(config)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
     remembers = records.remembered > 0
-    groups, program = events | (REMEMBERED if remembers else 0), None
+    groups, program = events & ALL | (REMEMBERED if remembers else 0), None
     if config[options.CONNTRACK_KERNEL_FILTER]:
         kernel = compile_kernel(rules, protocols=protocols, events=events, remembers=remembers)
         groups, program = kernel.groups, kernel.program
     return Filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        tables=tuple(engine.compile_table(rules, protocols, events) for _ in range(readers)),
+        # Heartbeats last until a restart, whatever a reload says of them.
+        tables=tuple(
+            engine.compile_table(rules, protocols, events | EventType.ALIVE) for _ in range(readers)
+        ),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),

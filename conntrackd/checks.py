@@ -212,6 +212,8 @@ def check_settings(root: Path, config: Config) -> Iterator[Finding]:
         if read_number(root / SYSCTL / f"nf_conntrack_{name}") == 0:
             is_missed = config[options.CONNTRACK_RECORDS] != "events"
             level, what = (WARNING, "FLOW records") if is_missed else (NOTE, "events")
+            if name == "acct" and config[options.CONNTRACK_HEARTBEAT] is not None:
+                level, what = WARNING, "ALIVE and FLOW records" if is_missed else "ALIVE records"
             yield _advise(level, name, f"{what} come without {lack}", f"nf_conntrack_{name}", 1, config)
         else:
             yield Finding(OK, name, f"nf_conntrack_{name} is on")

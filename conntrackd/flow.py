@@ -16,7 +16,8 @@ class EventType(IntFlag):
     """What happened to the flow; the values are bits, so that sets of them are integers too.
 
     SNAPSHOT is not an event of the kernel's: the flow was found in its table (resync.py). Nor is FLOW: a
-    DESTROY that stands for the whole flow (records.py), and has its bit for every test of the type.
+    DESTROY that stands for the whole flow (records.py), and has its bit for every test of the type. ALIVE
+    is a flow that was found in the table at an interval (heartbeat.py); rules know it by this name.
     """
 
     NEW = 1
@@ -24,6 +25,7 @@ class EventType(IntFlag):
     DESTROY = 4
     SNAPSHOT = 8
     FLOW = 16 | DESTROY
+    ALIVE = 32
 
 
 class Protocol(IntEnum):
@@ -157,6 +159,11 @@ class Flow:
     master_dst: bytes = b""
     master_sport: int = ABSENT
     master_dport: int = ABSENT
+    orig_packets_delta: int = ABSENT
+    """This and the next three: what of the counters came since the flow's last record, and no attribute."""
+    orig_bytes_delta: int = ABSENT
+    reply_packets_delta: int = ABSENT
+    reply_bytes_delta: int = ABSENT
     sample_rate: int = ABSENT
     """What the rules say of it, and no attribute: it stands for so many flows."""
 

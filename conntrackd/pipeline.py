@@ -12,6 +12,7 @@ from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.reader import Reader
 from conntrackd.records import Records
+from conntrackd.source.heartbeat import Heartbeat
 from conntrackd.source.resync import Resync
 from conntrackd.source.table_guard import Guard
 from conntrackd.stats import Stats
@@ -66,6 +67,7 @@ class Pipeline:
         self.stopping = False
         self.keeps_socket = False
         self.resync: Resync | None = None
+        self.heartbeat: Heartbeat | None = None
         self.guard: Guard | None = None
         self.community_seed: int | None = None
         """Of the field `community_id`, which no event has without one."""

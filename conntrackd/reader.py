@@ -17,6 +17,7 @@ from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
+from conntrackd.source.heartbeat import Heartbeat
 from conntrackd.source.resync import Resync
 from conntrackd.source.table_guard import RELEASED, RELEASING, Guard
 from conntrackd.tails import Tail
@@ -100,13 +101,18 @@ class Reader:
         while not pipeline.stopping:
             resync = pipeline.resync  # another thread may end it
             is_reading = resync is not None and resync.is_reading
-            datagrams = self._turn(
-                events,
-                LAST_MS if is_reading else PATIENCE_MS,
-                0 if is_reading else self._compute_gather(size),
-            )
+            heartbeat = pipeline.heartbeat if self._number == 0 else None
+            patience_ms = LAST_MS if is_reading else PATIENCE_MS
+            gather_us = 0 if is_reading else self._compute_gather(size)
+            if heartbeat is not None:
+                left = heartbeat.compute_patience()
+                patience_ms = min(patience_ms, math.ceil(left * 1000))
+                gather_us = min(gather_us, int(left * 1_000_000))
+            datagrams = self._turn(events, patience_ms, gather_us)
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
+            if heartbeat is not None and datagrams < SLOTS and heartbeat.is_due():
+                self._beat(heartbeat)
         if pipeline.keeps_socket:
             # Nobody knows whether there will be a next process: it finds what comes after this.
             end = time.monotonic() + KEPT_SECONDS
@@ -157,6 +163,9 @@ class Reader:
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter)
+        if pipeline.heartbeat is not None:
+            with pipeline.lock:
+                pipeline.heartbeat.end(batch)
         shares = self._divide(batch, tables, kept)  # as the kernel's types, which rules ask for
         ended = batch.of_types(kept, EventType.DESTROY) if records.of_flows else b""
         whole = _list_ended(batch, shares) if ended and records.of_events else []
@@ -190,6 +199,8 @@ class Reader:
     def _hand_on_flows(self, batch: EventBatch, ended: Selection, shares: list[Share]) -> None:
         """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""
         batch.set_type(ended, EventType.FLOW)
+        if self._pipeline.heartbeat is not None:
+            self._pipeline.heartbeat.hide(batch, ended)
         rendered = self._render_all(batch, shares)
         wanted = self._render_tails(batch, self._divide_tails(batch, ended))
         with self._pipeline.lock:
@@ -323,10 +334,9 @@ class Reader:
         lock: what another reader hands on may not come between the decision about a flow and its report.
         """
         pipeline = self._pipeline
-        outboxes = pipeline.outboxes
         if not all(resync.is_settled(reader.emptied_at) for reader in pipeline.readers):
             return
-        if any(outbox.state is SinkState.OK and not outbox.has_room(TABLE_ROOM) for outbox in outboxes):
+        if not self._has_table_room():
             return
         with pipeline.lock:
             fresh = resync.step()
@@ -350,6 +360,37 @@ class Reader:
             resync.note_reported(batch, kept)
             pipeline.stats.events_snapshot_total += count
             self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
+
+    def _has_table_room(self) -> bool:
+        """Whether each sink that works has room for flows of the table."""
+        outboxes = self._pipeline.outboxes
+        return all(outbox.state is not SinkState.OK or outbox.has_room(TABLE_ROOM) for outbox in outboxes)
+
+    def _beat(self, heartbeat: Heartbeat) -> None:
+        """Write the chunk of the table that was read, and read the next one. Under the lock, as above."""
+        if not self._has_table_room():
+            heartbeat.postpone()
+            return
+        with self._pipeline.lock:
+            living = heartbeat.take()
+            if living:
+                self._report_living(heartbeat, living)
+            heartbeat.go_on()
+
+    def _report_living(self, heartbeat: Heartbeat, living: Selection) -> None:
+        """Those of the chunk that the rules keep. What another one has counted is for its next record."""
+        pipeline, batch, locations = self._pipeline, heartbeat.batch, self._locations
+        tables = pipeline.tables[self._number]
+        if locations is not None:
+            locations.locate(batch, living)
+        batch.set_type(living, EventType.ALIVE)
+        kept = pipeline.engine.decide(batch, tables.filter, living, locations)
+        if not kept:
+            return
+        pipeline.stats.heartbeats_without_room_total += heartbeat.advance(kept)
+        pipeline.stats.heartbeats_total += len(kept) // INDEX_BYTES
+        shares, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
+        self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
 
 
 def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:

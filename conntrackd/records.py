@@ -32,10 +32,10 @@ def find_records(config: Config) -> Records:
 
 
 def find_types(config: Config) -> int:
-    """The event types that rules evaluate, EventType bits."""
-    if config[options.CONNTRACK_RECORDS] == "flows":
-        return int(EventType.DESTROY)
-    return int(config[options.CONNTRACK_EVENTS])
+    """The types that rules evaluate, EventType bits: ALIVE is one where flows have heartbeats."""
+    is_alone = config[options.CONNTRACK_RECORDS] == "flows"
+    types = EventType.DESTROY if is_alone else config[options.CONNTRACK_EVENTS]
+    return int(types if config[options.CONNTRACK_HEARTBEAT] is None else types | EventType.ALIVE)
 
 
 def _is_start_reported(config: Config) -> bool:

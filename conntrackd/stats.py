@@ -18,7 +18,8 @@ class Stats:
     """What happened between the kernel and the outboxes. Written by the readers.
 
     At every moment of events: received = malformed + filtered + accepted; and of records: what an outbox has
-    taken and its sink's filter left out since the start = new + update + destroy + flows + snapshot.
+    taken and its sink's filter left out since the start = new + update + destroy + flows + heartbeats +
+    snapshot.
     """
 
     events_received_total: int = _counter("events", "Events read from the kernel, malformed ones included")
@@ -35,6 +36,12 @@ class Stats:
     flows_total: int = _counter("flows", "Flows handed to the sinks as FLOW records (conntrack.records)")
     flows_forgotten_total: int = _counter(
         "flows", "Flows whose beginning was forgotten for want of room (conntrack.flows_max)"
+    )
+    heartbeats_total: int = _counter(
+        "flows", "Flows handed to the sinks as ALIVE records (conntrack.heartbeat)"
+    )
+    heartbeats_without_room_total: int = _counter(
+        "flows", "ALIVE records without deltas for want of room (conntrack.flows_max)"
     )
     events_snapshot_total: int = _counter(
         "flows", "Flows of the connection table handed to the sinks as SNAPSHOT, beside the events"

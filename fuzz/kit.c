@@ -78,7 +78,7 @@ void open_kit(struct kit *kit, const char *path)
 	for (size_t index = 0; index < kit->template_count; index++)
 		open_one(&kit->templates[index], &at);
 	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids) &&
-		open_flows(&kit->flows, KIT_FLOWS, 1));
+		open_flows(&kit->flows, KIT_FLOWS, 1) && open_deltas(&kit->deltas, KIT_FLOWS, 1));
 }
 
 void close_kit(struct kit *kit)
@@ -89,6 +89,7 @@ void close_kit(struct kit *kit)
 	close_locations(&kit->locations);
 	close_ids(&kit->ids);
 	close_flows(&kit->flows);
+	close_deltas(&kit->deltas);
 	close_output(&kit->output);
 	free(kit->bytes);
 }
@@ -150,6 +151,23 @@ void render_checked(struct template *template, const struct event *events, size_
 	frame_checked(output, count);
 }
 
+/* As if each event had been found in the table, and each datagram were all of it. */
+static void count_checked(struct kit *kit, struct event *events, size_t count)
+{
+	struct deltas *deltas = &kit->deltas;
+
+	begin_reading(deltas);
+	for (size_t index = 0; index < count; index++) {
+		(void)see_flow(deltas, &events[index]);
+		(void)advance_flow(deltas, &events[index]);
+		require(deltas->used <= KIT_FLOWS);
+		end_flow(deltas, &events[index]);
+	}
+	sweep_flows(deltas);
+	if (count % 2)
+		end_reading(deltas);
+}
+
 size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 {
 	struct event events[KIT_EVENTS];
@@ -176,6 +194,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		if (events[index].type == TYPE_DESTROY && events[index].id % 2)
 			set_type(&events[index], TYPE_FLOW);
 	}
+	count_checked(kit, events, count);
 	for (size_t index = 0; index < kit->template_count; index++)
 		render_checked(&kit->templates[index], events, count, &kit->output);
 	return count;

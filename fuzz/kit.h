@@ -3,6 +3,7 @@
 #define CONNTRACKD_FUZZ_KIT_H
 
 #include "decide.h"
+#include "deltas.h"
 #include "flows.h"
 #include "ids.h"
 #include "locate.h"
@@ -18,6 +19,7 @@ struct kit {
 	struct locations locations;
 	struct ids ids;
 	struct flows flows;
+	struct deltas deltas;
 	struct output output;
 	uint8_t *bytes; /* of the file */
 	const uint8_t *messages; /* events that go through what is fuzzed itself */

@@ -26,6 +26,8 @@ from conntrackd.stats import Stats
 from conntrackd.tails import Tails
 from tests.engine.feed import ENGINES
 from tests.live.network import TRACKING, Network, call_inside, inside, network
+from tests.messages import build_message
+from tests.sinks.flows import make_flows
 
 ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
@@ -66,6 +68,7 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
         ({"RECORDS": "both", "EVENTS": "destroy"}, 0, EventType.NEW | EventType.DESTROY, True),
         ({"RECORDS": "both"}, 1, ALL, True),
         ({"EVENTS": "destroy"}, 0, EventType.DESTROY, True),
+        ({"EVENTS": "destroy", "HEARTBEAT": "1m", "KERNEL_FILTER": "no"}, 0, EventType.DESTROY, False),
     ],
 )
 def test_the_kernel_is_asked_for_what_flows_are_written_from(
@@ -89,6 +92,34 @@ def test_a_rule_about_a_type_that_no_flow_is_written_from_is_in_vain() -> None:
 
     assert "can never match" in warning
     assert "conntrack.records: flows" in warning
+
+
+def test_a_rule_about_flows_that_live_is_in_vain_without_heartbeats() -> None:
+    (warning,) = make(read(), "drop type ALIVE").warnings
+
+    assert "can never match" in warning
+    assert "set conntrack.heartbeat" in warning
+    for records in ("events", "flows"):
+        for rule in ("drop type ALIVE", "drop type ALIVE and bytes < 1M"):
+            assert make(read(CONNTRACK_HEARTBEAT="60s", CONNTRACK_RECORDS=records), rule).warnings == ()
+
+
+@pytest.mark.parametrize("records", ["events", "flows"])
+def test_flows_that_live_are_no_matter_of_event_types_and_none_of_the_kernels(records: str) -> None:
+    made = make(
+        read(CONNTRACK_HEARTBEAT="60s", CONNTRACK_RECORDS=records, CONNTRACK_EVENTS="destroy"),
+        "drop type ALIVE and destination port 22",
+        "log type ALIVE",
+        "drop type UPDATE",
+    )
+    (table,) = made.tables
+    batch = ENGINES[0].open_batch()
+    batch.load(b"".join(map(build_message, make_flows(3))), 0, 1)
+    batch.set_type(None, EventType.ALIVE)
+
+    assert len(ENGINES[0].decide(batch, table, None, None)) == 3 * 2
+    assert table.counts == [0, 0, 3, 0]
+    assert made.groups & ~EventType.NEW == EventType.DESTROY
 
 
 def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:

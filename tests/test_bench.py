@@ -14,6 +14,7 @@ from bench.__main__ import NAMES, choose, measure_all
 from bench.arena import BenchError, Load, Traffic, compile_program
 from bench.backlog import Backlog
 from bench.flood import Flood, summarize_floods
+from bench.heartbeat import Heartbeats
 from bench.latency import Chunk, Latency, find_delays, find_most
 from bench.parts import Part
 from bench.proc import Listener, add_listeners, parse_listeners, parse_switches
@@ -131,6 +132,7 @@ def test_latency_backlog_and_memory_are_tables_of_their_own() -> None:
     report = Report(
         latency=[Latency("floor", 0, 0, 0.0, 0.0), Latency("file", 1000, 8, 1.25, 119.0, 5.5, 9.75)],
         backlog=[Backlog("one", 330_000, 0, 300_000), Backlog("two", 330_000, 7, 540_000)],
+        heartbeats=[Heartbeats("file", 100_000, 9.5, 1.583)],
         memory=[Memory("file", 28.0, 29.5, 33.0)],
     )
 
@@ -144,6 +146,10 @@ def test_latency_backlog_and_memory_are_tables_of_their_own() -> None:
         "|---------|--------------:|-----:|--------------:|-------------:|",
         "| one     |       330,000 |    0 |       300,000 |         1.00 |",
         "| two     |       330,000 |    7 |       540,000 |         1.80 |",
+        "",
+        "| subject |   flows | CPU per flow | of a core |",
+        "|---------|--------:|-------------:|----------:|",
+        "| file    | 100,000 |      9.50 us |    1.58 % |",
         "",
         "| subject |  started | idle after events |     peak |",
         "|---------|---------:|------------------:|---------:|",
@@ -189,6 +195,7 @@ def test_the_json_has_one_object_a_row() -> None:
         "memory": [],
         "latency": [],
         "backlog": [],
+        "heartbeats": [],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
         "floods": [],
     }

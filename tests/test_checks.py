@@ -105,6 +105,18 @@ def test_whoever_asks_for_flows_is_advised_to_have_them_counted_and_timed(
     ]
 
 
+@pytest.mark.parametrize(("name", "severity"), [("acct", "warning"), ("timestamp", "note")])
+def test_whoever_asks_for_heartbeats_is_advised_to_have_flows_counted(
+    name: str, severity: str, root: Path
+) -> None:
+    write(root, f"proc/sys/net/netfilter/nf_conntrack_{name}", 0)
+    config = configure(sink__stream__enable="true", conntrack__heartbeat="60s")
+
+    assert list_trouble(examine(config, GOOD, root=root)) == [
+        (severity, name, keep(f"nf_conntrack_{name}", 1))
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

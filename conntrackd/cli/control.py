@@ -99,6 +99,7 @@ def render_status(
     groups = ", ".join(properties["KernelGroups"]) or "none"
     received, lost = counters.get("events_received_total", 0), counters.get("events_lost_total", 0)
     found, flows = counters.get("events_snapshot_total", 0), counters.get("flows_total", 0)
+    alive = counters.get("heartbeats_total", 0)
     lines = [
         f"conntrackd {properties['Version']}: {'degraded' if problems else 'healthy'}",
         f"since:     {since} ({render_age(time.time() - started)} ago)",
@@ -108,6 +109,7 @@ def render_status(
         f"kernel:    events {groups}; filter of {properties['KernelInstructions']} instructions",
         f"events:    {received} received, {counters.get('events_accepted_total', 0)} logged, {lost} lost"
         + (f"; {flows} FLOW records" if flows else "")
+        + (f"; {alive} ALIVE records" if alive else "")
         + (f"; {found} flows from the table" if found else ""),
         f"log level: {properties['LogLevel']}",
     ]

@@ -19,6 +19,7 @@ COLOURS: Final = {
     "DESTROY": "33",
     "SNAPSHOT": "34",
     "FLOW": "33",
+    "ALIVE": "32",
     "LOST": "1;31",
 }
 # As the sinks name them: what has no prefix is the destination's, or the source's own direction.

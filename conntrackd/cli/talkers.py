@@ -10,12 +10,16 @@ MAX_KEYS: Final = 65_536
 BY: Final = ("src", "dst", "port", "country", "flow")
 # A FLOW comes behind the DESTROYs of its batch, of up to 256 events; there are up to 16 readers.
 MAX_ENDS: Final = 4096
+DELTAS: Final = tuple(f"{name}_delta" for name in SIZES)
 # What a FLOW has of its DESTROY; a field that is not written is None in both.
 SAME: Final = ("time", "flow", "prot", "src", "dst", "sport", "dport", "icmp_id", *SIZES)
 
 
 class Sizes:
-    """Bytes of records, those of a flow once: where both are written, a FLOW repeats its DESTROY."""
+    """Bytes of records, those of a flow once: where both are written, a FLOW repeats its DESTROY.
+
+    Where flows have ALIVE records, each record adds what came since the last one.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[tuple[Any, ...], int] = {}
@@ -23,9 +27,9 @@ class Sizes:
 
     def count(self, record: Mapping[str, Any]) -> int:
         """What the record adds to the sum."""
-        size = sum(int(record.get(name, 0)) for name in SIZES)
+        total, size = sum(int(record.get(name, 0)) for name in SIZES), _measure(record)
         kind = record.get("type")
-        if not size or kind not in ("DESTROY", "FLOW"):
+        if not total or kind not in ("DESTROY", "FLOW"):
             return size
         key = tuple(record.get(name) for name in SAME)
         alike = self._ends.pop(key, 0)
@@ -37,6 +41,14 @@ class Sizes:
         if alike > 1:
             self._ends[key] = alike - 1
         return 0 if alike else size
+
+
+def _measure(record: Mapping[str, Any]) -> int:
+    """Of an ALIVE that does not say what is new, nobody knows what has been counted before."""
+    deltas = [int(record[name]) for name in DELTAS if name in record]
+    if deltas or record.get("type") == "ALIVE":
+        return sum(deltas)
+    return sum(int(record.get(name, 0)) for name in SIZES)
 
 
 class Talkers:

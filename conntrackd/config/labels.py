@@ -25,6 +25,7 @@ FIELDS: Final = frozenset(
         *["secctx", "master", "master_prot", "master_src", "master_dst", "master_sport", "master_dport"],
         "sample_rate",
         *["community_id", "first_seen"],
+        *["packets_delta", "bytes_delta", "reply_packets_delta", "reply_bytes_delta"],
     ]
 )
 

@@ -37,6 +37,7 @@ from conntrackd.flow import EventType, Protocol
 
 File = Path | None
 Text = str | None
+Seconds = float | None
 Spool = Path | Literal[False] | None  # off, or that of the state directory
 T_co = TypeVar("T_co", covariant=True)
 
@@ -80,8 +81,11 @@ QUEUE: Final = count(1, 10_000_000)
 QUEUE_DEFAULT: Final = 32_768
 # journald stores some 20,000 records a second; a flush of 60,000 flows reached it with 295 and 1,403 dropped.
 QUEUE_DEFAULT_JOURNAL: Final = 65_536
-# A flow takes 21 to 43 bytes (core/flows.h): 0.7 GB at most, while the kernel takes 5 GB for as many.
+# A flow takes 21 to 43 bytes (core/flows.h), with heartbeats 64 to 128 more (core/deltas.h): 2.9 GB at most,
+# while the kernel takes 5 GB for as many.
 FLOWS: Final = count(0, 1 << 24)
+# Below a second the records are more than the traffic; who waits longer than a day has the end of the flow.
+HEARTBEAT: Final = duration(1, 86_400)
 SPOOL_MAX: Final = size(1 << 20, 1 << 40)
 FACILITIES: Final = (
     *["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"],
@@ -111,7 +115,15 @@ CONNTRACK_FLOWS_MAX = Option(
     "conntrack.flows_max",
     FLOWS,
     262_144,
-    "Number of flows whose start is remembered, if the kernel has none",
+    "Number of flows whose start and last counters are remembered",
+)
+CONNTRACK_HEARTBEAT = Option[Seconds](
+    "conntrack.heartbeat",
+    HEARTBEAT,
+    None,
+    "Write each flow that lives as an ALIVE record, at this interval",
+    example="60s",
+    reload=False,
 )
 CONNTRACK_PROTOCOLS = Option(
     "conntrack.protocols", PROTOCOLS, frozenset({Protocol.TCP, Protocol.UDP}), "Protocols to process"

@@ -32,6 +32,7 @@ LIVE: Final[tuple[Option[object], ...]] = (
     options.CONNTRACK_READERS,
     options.CONNTRACK_RESYNC,
     options.CONNTRACK_RELIABLE,
+    options.CONNTRACK_HEARTBEAT,
     options.CONNTRACK_KERNEL_FILTER,
     options.BUS_ENABLE,
     options.BUS_ADDRESS,
@@ -171,9 +172,11 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     for option, needed in SERVES.items():
         if config.is_set(option) and not config[needed]:
             yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
-    if config.is_set(options.CONNTRACK_FLOWS_MAX) and config[options.CONNTRACK_RECORDS] == "events":
-        others = (options.CONNTRACK_RECORDS,)
-        message, hint = "has no effect without FLOW records", "set conntrack.records to flows or both"
+    is_remembered = config[options.CONNTRACK_RECORDS] != "events" or config[options.CONNTRACK_HEARTBEAT]
+    if config.is_set(options.CONNTRACK_FLOWS_MAX) and not is_remembered:
+        others = (options.CONNTRACK_RECORDS, options.CONNTRACK_HEARTBEAT)
+        message = "has no effect without FLOW and ALIVE records"
+        hint = "set conntrack.records to flows or both, or conntrack.heartbeat"
         yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
     for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
         if config[option] and config[options.CONNTRACK_REPLAY]:

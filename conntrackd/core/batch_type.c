@@ -180,7 +180,7 @@ static PyObject *batch_set_type(PyObject *self, PyObject *arguments)
 	if (!PyArg_ParseTuple(arguments, "Oi:set_type", &among, &type) || !open_selection(batch, among, &selection))
 		return NULL;
 	if (type != TYPE_NEW && type != TYPE_UPDATE && type != TYPE_DESTROY && type != TYPE_SNAPSHOT &&
-	    type != TYPE_FLOW) {
+	    type != TYPE_FLOW && type != TYPE_ALIVE) {
 		PyErr_SetString(PyExc_ValueError, "there is no such type of events");
 		return NULL;
 	}

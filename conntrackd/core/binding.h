@@ -18,7 +18,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *set;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *set;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -29,6 +29,7 @@ PyTypeObject *create_locations_type(PyObject *module);
 PyTypeObject *create_ids_type(PyObject *module);
 PyTypeObject *create_set_type(PyObject *module);
 PyTypeObject *create_flows_type(PyObject *module);
+PyTypeObject *create_deltas_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);

@@ -304,9 +304,9 @@ void set_first_seen(struct event *event, uint64_t time)
 void set_type(struct event *event, uint8_t type)
 {
 	event->type = type;
-	event->has &= ~IS_FLOW;
-	if (type == TYPE_FLOW)
-		event->has |= IS_FLOW;
+	event->has &= ~IS_WHOLE;
+	if (type == TYPE_FLOW || type == TYPE_ALIVE)
+		event->has |= IS_WHOLE;
 }
 
 bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason, struct event *event)

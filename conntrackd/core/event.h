@@ -14,8 +14,15 @@
 #define LABEL_BYTES 16 /* include/net/netfilter/nf_conntrack_labels.h: 128 bits */
 
 /* Types of events, as flow.py's EventType. SNAPSHOT: found in the connection table. FLOW: a DESTROY that stands for the
- * whole flow, and has its bit for whoever asks. */
-enum { TYPE_NEW = 1, TYPE_UPDATE = 2, TYPE_DESTROY = 4, TYPE_SNAPSHOT = 8, TYPE_FLOW = 16 | TYPE_DESTROY };
+ * whole flow, and has its bit for whoever asks. ALIVE: found in the table at an interval. */
+enum {
+	TYPE_NEW = 1,
+	TYPE_UPDATE = 2,
+	TYPE_DESTROY = 4,
+	TYPE_SNAPSHOT = 8,
+	TYPE_FLOW = 16 | TYPE_DESTROY,
+	TYPE_ALIVE = 32,
+};
 enum { REASON_TIMEOUT = 0, REASON_CLOSED = 1 };
 enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 
@@ -57,13 +64,14 @@ enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 #define HAS_STOP (1ULL << 38)
 #define HAS_DURATION (1ULL << 39) /* both of them, or first_seen */
 #define HAS_FIRST_SEEN (1ULL << 45)
-#define IS_FLOW (1ULL << 46) /* of type FLOW */
+#define IS_WHOLE (1ULL << 46) /* of type FLOW or ALIVE: what the flow comes to so far */
 #define IS_BACKWARD (1ULL << 44)
 #define IS_IPV4 (1ULL << 40)
 #define IS_IPV6 (1ULL << 41)
 #define HAS_SRC_LOCATION (1ULL << 42)
 #define HAS_DST_LOCATION (1ULL << 43)
 #define HAS_SAMPLE_RATE (1ULL << 47)
+#define HAS_DELTAS (1ULL << 50) /* all four: see deltas.h */
 
 struct event {
 	uint64_t has;
@@ -75,6 +83,7 @@ struct event {
 	uint64_t duration; /* nanoseconds between start and stop; IS_BACKWARD: the clock was set back between them */
 	uint64_t duration_rank; /* what durations are compared by: 0 where it is negative, else one more than it is */
 	uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
+	uint64_t orig_packets_delta, orig_bytes_delta, reply_packets_delta, reply_bytes_delta;
 	uint32_t id, status, mark, timeout;
 	uint32_t src_location, dst_location; /* numbers of Locations, 0 for none */
 	uint32_t sample_rate; /* one of so many flows, 0 where it is not a sample: see decide() and exchange_rates() */

@@ -13,10 +13,9 @@ static uint64_t mix(uint64_t hash, uint64_t value)
 	return hash ^ hash >> 32;
 }
 
-/* What NEW and DESTROY of a flow have alike, and no other flow of its time has. */
-static uint64_t find_flow(const struct flows *flows, const struct event *event)
+uint64_t hash_flow(const struct event *event, uint64_t seed)
 {
-	uint64_t halves[4], hash = flows->seed;
+	uint64_t halves[4], hash = seed;
 
 	memcpy(halves, event->src, ADDRESS_BYTES);
 	memcpy(halves + 2, event->dst, ADDRESS_BYTES);
@@ -103,7 +102,7 @@ static void forget_one(struct flows *flows)
 
 static bool remember(struct flows *flows, const struct event *event, size_t *forgotten)
 {
-	uint64_t flow = find_flow(flows, event);
+	uint64_t flow = hash_flow(event, flows->seed);
 	size_t slot = find_slot(flows, flow);
 
 	if (!flows->slots[slot].flow) {
@@ -128,7 +127,7 @@ bool note_event(struct flows *flows, struct event *event, size_t *forgotten)
 		return remember(flows, event, forgotten);
 	if (event->type != TYPE_DESTROY)
 		return true;
-	slot = find_slot(flows, find_flow(flows, event));
+	slot = find_slot(flows, hash_flow(event, flows->seed));
 	if (!flows->slots[slot].flow)
 		return true;
 	if (!(event->has & HAS_START))

@@ -4,6 +4,9 @@
 
 #include "event.h"
 
+/* What all events of a flow have alike, and no other flow of its time has: a hash that is never 0. */
+uint64_t hash_flow(const struct event *event, uint64_t seed);
+
 /* A flow goes by a hash of its id and its original tuple: ids alone, of 32 bits, are given twice too often. */
 struct beginning {
 	uint64_t flow; /* 0 for a free slot */

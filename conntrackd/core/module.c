@@ -137,7 +137,7 @@ static int add_names(PyObject *module)
 	} bits[] = {
 		{ "nat", HAS_NAT },     { "mark", HAS_MARK }, { "zone", HAS_ZONE }, { "reply_zone", HAS_REPLY_ZONE },
 		{ "start", HAS_START }, { "stop", HAS_STOP }, { "ipv4", IS_IPV4 },  { "ipv6", IS_IPV6 },
-		{ "whole", IS_FLOW },
+		{ "whole", IS_WHOLE },
 	};
 	PyObject *names = PyTuple_New((Py_ssize_t)event_field_count), *has = PyDict_New();
 	int failed = !names || !has;
@@ -180,6 +180,7 @@ static int execute(PyObject *module)
 	    add_type(module, &state->locations, create_locations_type) < 0 ||
 	    add_type(module, &state->ids, create_ids_type) < 0 ||
 	    add_type(module, &state->flows, create_flows_type) < 0 ||
+	    add_type(module, &state->deltas, create_deltas_type) < 0 ||
 	    add_type(module, &state->set, create_set_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
@@ -197,6 +198,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->ids);
 	Py_VISIT(state->set);
 	Py_VISIT(state->flows);
+	Py_VISIT(state->deltas);
 	return 0;
 }
 
@@ -211,6 +213,7 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->ids);
 	Py_CLEAR(state->set);
 	Py_CLEAR(state->flows);
+	Py_CLEAR(state->deltas);
 	return 0;
 }
 

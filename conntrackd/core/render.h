@@ -82,7 +82,7 @@ struct stream {
 	uint8_t type, protocol;
 	uint32_t events;
 };
-#define MAX_STREAMS 1280 /* of five types and 256 protocols */
+#define MAX_STREAMS 1536 /* of six types and 256 protocols */
 
 /* The kinds among these events, in the order in which they are met. `streams` is of MAX_STREAMS. */
 size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams);

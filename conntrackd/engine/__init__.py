@@ -123,6 +123,29 @@ class Flows(Protocol):
         """
 
 
+class Deltas(Protocol):
+    """What flows had counted at their last record. See core/deltas.h."""
+
+    def __len__(self) -> int: ...
+    def begin(self) -> None:
+        """The table is read from its beginning."""
+
+    def finish(self) -> None:
+        """It has been read to its end; without this it is the same reading that is begun again."""
+
+    def see(self, batch: Opaque, /) -> Selection:
+        """Flows of the table that this reading has not seen before."""
+
+    def advance(self, batch: Opaque, selection: Selection | None, /) -> int:
+        """Give them their deltas, unless nobody knows; how many there is no room for."""
+
+    def end(self, batch: Opaque, /) -> None:
+        """Give the DESTROYs of these events their deltas, and forget their flows."""
+
+    def hide(self, batch: Opaque, selection: Selection | None, /) -> None:
+        """These have no deltas any more."""
+
+
 class Locations(Protocol):
     """What the databases say of addresses, remembered."""
 
@@ -149,6 +172,7 @@ class Engine(Protocol):
     def open_batch(self) -> EventBatch: ...
     def open_ids(self) -> Ids: ...
     def open_flows(self, limit: int) -> Flows: ...
+    def open_deltas(self, limit: int) -> Deltas: ...
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
     def compile_table(
         self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS

@@ -135,6 +135,9 @@ class NativeEngine:
     def open_flows(self, limit: int) -> core.Flows:
         return core.Flows(limit)
 
+    def open_deltas(self, limit: int) -> core.Deltas:
+        return core.Deltas(limit)
+
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, LookUp, Selection, Tally
+from conntrackd.engine.plain_deltas import PlainDeltas, identify
 from conntrackd.filter.ast import Rule, uses_location
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
 from conntrackd.flow import ABSENT, EventType, Flow, Location
@@ -22,10 +23,6 @@ from conntrackd.render.plain import render_flows
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 
-SAME_IN_NEW_AND_DESTROY: Final = (
-    *("id", "family", "protocol", "zone", "src", "dst", "sport", "dport"),
-    *("icmp_type", "icmp_code", "icmp_id"),
-)
 FIELD_NAMES: Final = tuple(field.name for field in fields(Flow))
 
 
@@ -245,7 +242,7 @@ class PlainFlows:
     def note(self, batch: PlainBatch, /) -> int:
         forgotten = 0
         for flow in batch.flows:
-            key = tuple(getattr(flow, name) for name in SAME_IN_NEW_AND_DESTROY)
+            key = identify(flow)
             if flow.type == EventType.NEW:
                 if key not in self._times and len(self._times) >= self._limit:
                     del self._times[min(self._times, key=self._times.__getitem__)]
@@ -282,6 +279,9 @@ class PlainEngine:
 
     def open_flows(self, limit: int) -> PlainFlows:
         return PlainFlows(limit)
+
+    def open_deltas(self, limit: int) -> PlainDeltas:
+        return PlainDeltas(limit)
 
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)

@@ -31,7 +31,7 @@ from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.filter.sample import is_sampled
 from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat, find_duration
 
-# What there can be: SNAPSHOT is what events of the other types are called later.
+# What there can be of the kernel's: SNAPSHOT is what events of the other types are called later.
 ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
     {"<": lt, "<=": le, "=": eq, "!=": ne, ">=": ge, ">": gt}

@@ -56,7 +56,7 @@ MAX_STEPS: Final = 10_000
 class EventScope:
     """What the settings let in."""
 
-    events: int = ALL_EVENTS
+    events: int = ALL_EVENTS | EventType.ALIVE
     protocols: frozenset[int] = ALL_PROTOCOLS
     has_locations: bool = True
     """Whether a database says where addresses are."""
@@ -197,7 +197,8 @@ class _Search:
                     "this rule can never match: no location is known", span, "set geoip.database"
                 )
             case Compare(subject, span=span):
-                left = world if self._scope.has_table else self._narrow_types(world, EventType.DESTROY, span)
+                counted = EventType.DESTROY | EventType.ALIVE
+                left = world if self._scope.has_table else self._narrow_types(world, counted, span)
                 ranges = to_ranges(leaf) if holds else ()
                 return (
                     left
@@ -220,8 +221,8 @@ class _Search:
             names = [
                 str(event_type.name).lower() for event_type in EventType if event_type & mask & ALL_EVENTS
             ]
-            hint = f"add {', '.join(names)} to conntrack.events"
-            if self._scope.has_flows_alone:
+            hint = f"add {', '.join(names)} to conntrack.events" if names else "set conntrack.heartbeat"
+            if self._scope.has_flows_alone and names:
                 hint = "with conntrack.records: flows, only DESTROY events are evaluated"
             return NeverMatch("this rule can never match: events of this type are not processed", span, hint)
         return NeverMatch("this rule can never match: no event of its type has this", span)

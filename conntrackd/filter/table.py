@@ -38,7 +38,7 @@ from conntrackd.filter.evaluate import ALL, is_located_in
 from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, flatten, list_intervals, list_runs
 from conntrackd.filter.sets import AddressSet
-from conntrackd.flow import Location
+from conntrackd.flow import EventType, Location
 
 FORMAT: Final = 0x63740003
 MAX_NUMBER: Final = (1 << 64) - 1
@@ -188,7 +188,7 @@ class _Writer:
                 number -= 1
         left_out = self._end(len(self._rules) + 2)
         if events & ALL != ALL:
-            target = self._write(TypeIs(events & ALL), target, left_out)
+            target = self._write(TypeIs(events & (ALL | EventType.ALIVE)), target, left_out)
         if protocols is not None:
             ranges = [(protocol, protocol) for protocol in map(int, protocols)]
             target = self._write_question(Question("protocol", ranges), target, left_out)

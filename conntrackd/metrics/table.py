@@ -232,7 +232,10 @@ def _list_events() -> Iterator[Metric]:
     yield Metric(section, "conntrackd_events_by_type_total", text, ("type",), _read_types)
     text = "Events handed to the sinks, by protocol, for those that were seen"
     yield Metric(section, "conntrackd_events_by_protocol_total", text, ("protocol",), _read_protocols)
-    for name in ("flows_total", "flows_forgotten_total", "events_snapshot_total", "events_retried_total"):
+    for name in (
+        *("flows_total", "flows_forgotten_total", "heartbeats_total", "heartbeats_without_room_total"),
+        *("events_snapshot_total", "events_retried_total"),
+    ):
         yield _count(section, name)
     yield _count(section, "table_readings_total")
     yield _count(section, "table_errors_total")

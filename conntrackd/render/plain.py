@@ -85,11 +85,11 @@ def describe_flow(flow: Flow) -> str:
     protocol = PROTOCOL_NAMES.get(flow.protocol) or str(flow.protocol)
     source, destination = _render_end(flow.src, flow.sport), _render_end(flow.dst, flow.dport)
     text = f"{TYPE_NAMES[flow.type]} {protocol} connection from {source} to {destination}"
-    return text + "".join(_list_sums(flow)) if flow.type == EventType.FLOW else text
+    return text + "".join(_list_sums(flow)) if flow.type in (EventType.FLOW, EventType.ALIVE) else text
 
 
 def _list_sums(flow: Flow) -> Iterator[str]:
-    """What a whole flow comes to."""
+    """What a flow comes to, in the end or so far."""
     for verb, octets, packets in (
         ("sent", flow.orig_bytes, flow.orig_packets),
         ("received", flow.reply_bytes, flow.reply_packets),

@@ -191,7 +191,7 @@ def _add_word(
 
 
 def _add_message(steps: Steps) -> None:
-    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`, and behind that what a whole flow comes to."""
+    """`NEW TCP connection from 10.0.0.1:1024 to 10.0.0.2:80`, and behind that what a flow comes to."""
     steps.add(StepKind.NAME, "type", table=steps.keep_names(TYPE_NAMES))
     steps.add_text(" ")
     steps.add(StepKind.NAME, "protocol", table=steps.keep_names(PROTOCOL_NAMES))

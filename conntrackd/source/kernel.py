@@ -34,6 +34,7 @@ from conntrackd.reader import ReportedDrops
 from conntrackd.resources import has_descriptors, try_descriptors
 from conntrackd.source.changeover import Changeover
 from conntrackd.source.hearing import Hearing
+from conntrackd.source.heartbeat import Heartbeat
 from conntrackd.source.resync import Resync
 from conntrackd.source.state_directory import StateDirectory
 from conntrackd.source.table_guard import LIMIT, RELIABLE, Guard
@@ -49,6 +50,8 @@ STORED_TABLE: Final = "table"
 # A loss is a problem for so long: it is over, but for who asks every few minutes.
 LOSS_SECONDS: Final = 300.0
 ENTER_DESCRIPTORS: Final = 3
+ACCT: Final = "nf_conntrack_acct"
+NO_COUNTERS: Final = "ALIVE records come without counters: flows that began without accounting have none"
 
 
 class KernelSource:
@@ -95,6 +98,7 @@ class KernelSource:
             self.events = self._open_sockets(rules, stored)
             stack.callback(self.events.close)
             self._open_resync(stack)
+            self._open_heartbeat(stack)
             if has_descriptors():
                 self.news = News()
                 stack.callback(self.news.close)
@@ -249,6 +253,15 @@ class KernelSource:
         if at_start:
             self._pipeline.resync.request(at_start=True)
 
+    def _open_heartbeat(self, stack: ExitStack) -> None:
+        """In the events' network namespace."""
+        interval = self._config[options.CONNTRACK_HEARTBEAT]
+        if interval is None:
+            return
+        table, limit = ConntrackTable(), self._config[options.CONNTRACK_FLOWS_MAX]
+        stack.callback(table.close)
+        self._pipeline.heartbeat = Heartbeat(table, self._pipeline.engine, self._stats, interval, limit)
+
     def _report_gap(self) -> None:
         """Report the time between the last process and this one as a loss of unknown size."""
         gap = self._state.find_gap(time.time_ns())
@@ -357,6 +370,9 @@ class KernelSource:
                 )
             if not self.events.has_room:
                 problems.append(f"{checks.NO_ROOM}\nhint: {advice.advise_room(self._config)}")
+        heartbeat = self._pipeline.heartbeat
+        if heartbeat is not None and not heartbeat.has_counters:
+            problems.append(f"{NO_COUNTERS}\nhint: {advice.advise_conntrack(ACCT, 1, self._config)}")
         if time.monotonic() - self._lost_at < LOSS_SECONDS:
             problems.append(
                 f"{self._stats.events_lost_total} events were lost in the kernel\n"

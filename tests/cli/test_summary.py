@@ -72,6 +72,18 @@ def test_bytes_of_a_flow_are_counted_once_where_both_records_are_written() -> No
     assert summary.talkers["src"].list(2) == top.list(2) == [("10.0.0.2", 4, 30), ("10.0.0.1", 3, 22)]
 
 
+def test_bytes_of_flows_that_live_are_counted_once() -> None:
+    flow = {"src": "10.0.0.1", "flow": 1, "reply_bytes": 0, "reply_bytes_delta": 0}
+    living = [flow | {"type": "ALIVE", "bytes": size, "bytes_delta": 10} for size in (10, 20)]
+    unknown = {"type": "ALIVE", "flow": 2, "bytes": 99, "reply_bytes": 99}
+    end = flow | {"type": "DESTROY", "bytes": 25, "bytes_delta": 5}
+    whole = {"type": "FLOW", "src": "10.0.0.1", "flow": 1, "bytes": 25, "reply_bytes": 0}
+    sizes = Sizes()
+
+    assert [sizes.count(record) for record in (*living, unknown, end, whole)] == [10, 10, 0, 5, 0]
+    assert [Sizes().count(record) for record in (end | {"type": "FLOW"}, whole)] == [5, 25]
+
+
 def test_ends_that_no_flow_repeats_do_not_add_up_in_memory() -> None:
     sizes = Sizes()
     for flow in range(MAX_ENDS + 1):

@@ -14,8 +14,8 @@ KEYS = [
         ("log.", "level"),
         (
             "conntrack.",
-            "events records flows_max protocols buffer activate netns replay snapshot readers resync"
-            " reliable kernel_filter",
+            "events records flows_max heartbeat protocols buffer activate netns replay snapshot readers"
+            " resync reliable kernel_filter",
         ),
         ("", "filter filter_file sets"),
         ("geoip.", "database locale cache"),
@@ -147,6 +147,7 @@ def test_what_is_opened_once_waits_for_a_restart_and_says_so() -> None:
     assert waiting == {
         *("conntrack.buffer", "conntrack.netns", "conntrack.replay"),
         *("conntrack.snapshot", "conntrack.readers", "conntrack.resync", "conntrack.reliable"),
+        "conntrack.heartbeat",
         *("sink.syslog.spool", "sink.syslog.spool_max", "sink.loki.spool", "sink.loki.spool_max"),
         *("bus.enable", "bus.address", "state_directory"),
     }

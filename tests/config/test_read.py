@@ -842,8 +842,13 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
     [
         ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
         ("community_id.seed: 1", "community_id.seed has no effect without community_id.enable"),
-        ("conntrack.flows_max: 10", "conntrack.flows_max has no effect without FLOW records"),
+        ("conntrack.flows_max: 10", "conntrack.flows_max has no effect without FLOW and ALIVE records"),
         ("conntrack: {flows_max: 10, records: both}", ""),
+        ("conntrack: {flows_max: 10, heartbeat: 60}", ""),
+        (
+            "conntrack: {replay: a, heartbeat: 1m}",
+            "conntrack.heartbeat has no effect in a replay (conntrack.replay)",
+        ),
         (
             "{conntrack.replay: a, metrics.listen: 'unix:///a'}",
             "metrics.listen has no effect in a replay",

@@ -57,7 +57,7 @@ def flows(draw: st.DrawFn) -> Flow:
     start = draw(st.sampled_from([0, 1])) and draw(times)
     is_icmp = protocol in (1, 58)
     icmp_id = draw(st.integers(0, 65535)) if is_icmp else ABSENT
-    event_type = draw(st.sampled_from([1, 2, 4, 8, 20]))
+    event_type = draw(st.sampled_from([1, 2, 4, 8, 20, 32]))
     return Flow(
         type=event_type,
         time=draw(times),
@@ -187,8 +187,8 @@ def describe(flow: Flow) -> dict[str, Any]:
 
 
 def sum_up(flow: Flow) -> str:
-    """What a message says of a whole flow."""
-    if flow.type != EventType.FLOW:
+    """What a message says of a whole flow, or of one so far."""
+    if flow.type not in (EventType.FLOW, EventType.ALIVE):
         return ""
     text = ""
     if flow.orig_packets != ABSENT:

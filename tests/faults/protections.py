@@ -615,6 +615,28 @@ MUTATIONS: Final = (
         "tests/engine/test_flows.py::test_an_id_that_another_flow_has_too_is_no_mistake",
     ),
     Mutation(
+        "no more flows are counted than may be",
+        "conntrackd/core/deltas.c",
+        "if (deltas->used >= deltas->limit ||",
+        "if (!deltas->limit ||",
+        "tests/source/test_heartbeat.py::"
+        "test_where_there_is_no_room_records_come_without_deltas_and_are_counted",
+    ),
+    Mutation(
+        "a flow that had no room at the start is not taken for a new one",
+        "conntrackd/core/deltas.c",
+        "deltas->is_complete || !deltas->without_room",
+        "true",
+        "tests/source/test_heartbeat.py::test_what_had_no_room_at_the_start_is_not_taken_for_new_after_it",
+    ),
+    Mutation(
+        "no more ends are noted than may be while the table is read",
+        "conntrackd/source/heartbeat.py",
+        "if len(self._ended[0]) > MAX_ENDED:",
+        "if False:",
+        "tests/source/test_heartbeat.py::test_with_more_ends_than_are_noted_chunks_are_left_out",
+    ),
+    Mutation(
         "the seed of a Community ID has 16 bits",
         "conntrackd/core/template.c",
         "return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;",

@@ -125,7 +125,7 @@ OTEL_OF_STATE: Final = {"SYN_SENT": "syn_sent", "ESTABLISHED": "established", "2
 
 
 def expect_ecs(native: Record, flow: Flow) -> Record:
-    of_type = {"NEW": "start", "UPDATE": "info", "SNAPSHOT": "info"}.get(native["type"], "end")
+    of_type = {"NEW": "start", "DESTROY": "end", "FLOW": "end"}.get(native["type"], "info")
     found = expect_common(native, flow)
     found |= {"ecs.version": "9.4.0", "event.kind": "event", "event.category": ["network"]}
     found |= {"event.action": native["type"].lower(), "event.type": ["connection", of_type]}
