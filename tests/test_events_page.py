@@ -9,11 +9,14 @@ from typing import Final
 
 import pytest
 
+from conntrackd.cli.schema_page import list_members
 from conntrackd.config import labels
 from conntrackd.flow import Lost
 from conntrackd.netlink.message import VALUES
-from conntrackd.render.fields import FIELDS, NETWORK, PLACE
+from conntrackd.render import fields
+from conntrackd.render.fields import FIELDS, HELD_NAMES, LOSS_NAMES, NETWORK, PLACE
 from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID, TEMPLATE
+from conntrackd.render.schema import ECS, ECS_VERSION, OTEL
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "man" / "conntrackd-events.7").read_text()
@@ -49,21 +52,34 @@ def test_every_field_is_in_the_table_in_its_order_and_no_other() -> None:
 
 
 def test_every_field_of_a_loss_is_in_the_table_and_no_other() -> None:
-    names = ["type", "lost", "since", "until", "where", "reason"]
-
-    assert list_fields(LOST) == [(name, f"EVENT_{name.upper()}") for name in names]
+    assert list_fields(LOST) == [(name, f"EVENT_{name.upper()}") for name in LOSS_NAMES]
     assert f".Ql {EVENT_ID}\n" in PAGE
     assert f".Ql {LOST_ID} ." in PAGE or f".Ql {LOST_ID}\n" in PAGE
 
 
 def test_every_field_of_what_a_limit_held_back_is_in_the_table_and_no_other() -> None:
     held = TEMPLATE.render_loss(Lost(5, 0, 0, "filter", "log any limit 1/day", 3)).text.decode()
-    names = ["type", "suppressed", "rule", "since", "until", "where", "reason"]
 
-    assert list_fields(SUPPRESSED) == [(name, f"EVENT_{name.upper()}") for name in names]
-    assert re.findall(r"^EVENT_(\w+)=", held, re.MULTILINE) == ["TIME", *map(str.upper, names)]
+    assert list_fields(SUPPRESSED) == [(name, f"EVENT_{name.upper()}") for name in HELD_NAMES]
+    assert re.findall(r"^EVENT_(\w+)=", held, re.MULTILINE) == ["TIME", *map(str.upper, HELD_NAMES)]
     assert f"MESSAGE_ID={SUPPRESSED_ID}\n" in held
     assert f".Ql {SUPPRESSED_ID}\n" in PAGE
+
+
+def test_every_field_is_in_the_table_of_other_schemas() -> None:
+    section = PAGE.partition(".Sh NAMES IN OTHER SCHEMAS\n")[2].partition("\n.Sh ")[0]
+    tables = re.split(r"^\.Ss ", section, flags=re.MULTILINE)
+
+    for schema in (ECS, OTEL):
+        shown = set(re.findall(r"\bVa (\S+)", section))
+        for name in fields.list_names():
+            row = re.search(rf"^\.It Va {name} Ta .*$", tables[1], re.MULTILINE)
+            assert row is not None
+            assert schema.rename(name) in row[0].split()
+            assert set(list_members(schema, name)) <= shown
+        for is_loss in (False, True):
+            assert schema.list_constants("gw1", is_loss=is_loss).keys() <= shown
+    assert f"Elastic Common Schema {ECS_VERSION};" in section
 
 
 def test_no_label_of_ones_own_can_hide_a_field_of_the_table() -> None:

@@ -61,18 +61,18 @@ def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.Monkey
     assert stopped == [[0], []]
 
 
-def test_a_host_name_makes_those_anew_that_write_it_and_nothing_else(tmp_path: Path) -> None:
+def test_a_host_name_makes_those_anew_that_can_write_it_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "conntrackd.yaml"
     text = (
         "sink: {stream: {enable: true}, syslog: {enable: true, address: 'udp://127.0.0.1:514'}}\n"
-        "sinks: {siem: {kind: loki, address: 'http://127.0.0.1:3100'}, disk: {kind: stream, writer: 'file:///dev/null'}}\n"
+        "sinks: {siem: {kind: loki, address: 'http://127.0.0.1:3100'}, own: {kind: journal}}\n"
     )
     path.write_text(text)
     old = read_config({}, {}, path)
     path.write_text(f"{text}host: edge2\n")
     new = read_config({}, {}, path)
-    daemon = cast(Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "disk"))))
+    daemon = cast(Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "own"))))
 
     changes = sink_changes.prepare(daemon, new, changed(old, new))
 
-    assert [change.name for change in changes] == ["syslog", "siem"]
+    assert [change.name for change in changes] == ["stream", "syslog", "siem"]

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from conntrackd.cli import metrics_page, report
+from conntrackd.cli import metrics_page, report, schema_page
 from conntrackd.config.named import SECTION, SETTINGS, find_setting
 from conntrackd.config.options import (
     CONNTRACK_ACTIVATE,
@@ -208,6 +208,7 @@ def render_files(root: Path) -> dict[Path, str]:
 
     parts = {
         root / "man/conntrackd.8": render_man_flags(),
+        root / "man/conntrackd-events.7": schema_page.render_man(),
         root / "man/conntrackd-metrics.7": metrics_page.render_man(escape_mdoc),
         root / "man/conntrackd.yaml.5": render_man_settings(),
         root / "docs/METRICS.md": metrics_page.render_markdown(),

@@ -94,6 +94,8 @@ FACILITIES: Final = (
 )
 WAITING: Final = "Events to queue in memory before new ones are dropped"
 CHOSEN: Final = "Fields to write in place of all, or -NAME,... for those to leave out"
+SCHEMA: Final = one_of("native", "ecs", "otel")
+SCHEMA_HELP: Final = "Names of the fields: conntrackd's, or those of ECS or OpenTelemetry"
 OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
 ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
@@ -237,6 +239,7 @@ SINK_STREAM_FILTER = Option(
     "sink.stream.filter", RULES, (), OWN_RULES, example="drop protocol UDP and destination port 53"
 )
 SINK_STREAM_FIELDS = Option("sink.stream.fields", FIELD_LIST, (), CHOSEN, example="-msg,-flow")
+SINK_STREAM_SCHEMA = Option("sink.stream.schema", SCHEMA, "native", SCHEMA_HELP)
 SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
 SINK_JOURNAL_QUEUE = Option("sink.journal.queue", QUEUE, QUEUE_DEFAULT_JOURNAL, WAITING)
 SINK_JOURNAL_FILTER = Option(
@@ -333,6 +336,7 @@ SINK_LOKI_FILTER = Option("sink.loki.filter", RULES, (), OWN_RULES, example="log
 SINK_LOKI_FIELDS = Option(
     "sink.loki.fields", FIELD_LIST, (), CHOSEN, example="time,msg,type,prot,src,dst,dport"
 )
+SINK_LOKI_SCHEMA = Option("sink.loki.schema", SCHEMA, "native", SCHEMA_HELP)
 SINK_LOKI_BATCH_SIZE = Option(
     "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch once it reaches this size"
 )
@@ -441,7 +445,7 @@ HOST = Option[Text](
     "host",
     HOSTNAME,
     None,
-    "Host name in syslog and Loki, instead of the system's",
+    "Host name in syslog, Loki and other schemas, instead of the system's",
     example="edge1",
 )
 

@@ -12,6 +12,8 @@ from conntrackd.config.options import OPTIONS, File, Option, Spool
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.forms import explain_choice
+from conntrackd.render.loki import list_metadata
+from conntrackd.render.schema import SCHEMAS
 
 if TYPE_CHECKING:
     from conntrackd.config.read import Config
@@ -104,6 +106,7 @@ def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
                 yield SettingIssue(options.SINK_LOKI_TOKEN_FILE, (user,), message, "")
             for file in (options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT):
                 yield from _check_scheme(config, file, options.SINK_LOKI_ADDRESS, "https")
+            yield from _check_labels(config)
         case "syslog":
             address, spool = options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_SPOOL
             yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
@@ -132,6 +135,19 @@ def _check_fields(kind: str, config: "Config") -> Iterator[SettingIssue]:
     if fault:
         others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
         yield SettingIssue(FIELDS[kind], others if kind == "syslog" else (), fault, hint)
+
+
+def _check_labels(config: "Config") -> Iterator[SettingIssue]:
+    """Labels that Loki would show in place of a field; those with our own names are none."""
+    schema = SCHEMAS[config[options.SINK_LOKI_SCHEMA]]
+    if schema.is_native:
+        return
+    for name, _ in config[options.SINK_LOKI_LABELS]:
+        if name in list_metadata(schema):
+            setting = f"{config.resolve(options.SINK_LOKI_SCHEMA).key}: {schema.name}"
+            message = f"has {name}, which would hide the field of that name in {setting}"
+            hint = "give the label another name"
+            yield SettingIssue(options.SINK_LOKI_LABELS, (options.SINK_LOKI_SCHEMA,), message, hint)
 
 
 def get_syslog_form(config: "Config") -> str:

@@ -37,16 +37,17 @@ static char *write_endpoint(char *at, const struct event *event, const struct st
 	return write_number(at, read_field(event, port));
 }
 
-/* Seconds. */
-static char *write_duration(char *at, const struct event *event, bool is_short)
+static char *write_duration(char *at, const struct event *event, enum duration_style style)
 {
 	uint32_t fraction = (uint32_t)(event->duration % NANO);
 
 	if (event->has & IS_BACKWARD)
 		*at++ = '-';
+	if (style == STYLE_NANOSECONDS)
+		return write_number(at, event->duration);
 	at = write_number(at, event->duration / NANO);
 	*at++ = '.';
-	return is_short ? write_padded(at, fraction / 1000000, 3) : write_padded(at, fraction, 9);
+	return style == STYLE_SHORT ? write_padded(at, fraction / 1000000, 3) : write_padded(at, fraction, 9);
 }
 
 static char *write_packets(char *at, uint64_t packets)
@@ -133,7 +134,7 @@ static char *write_value(char *at, struct template *template, const struct step 
 	case STEP_TIME:
 		return write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
 	case STEP_DURATION:
-		return write_duration(at, event, step->length);
+		return write_duration(at, event, (enum duration_style)step->length);
 	case STEP_PLACE:
 		return write_place(at, template, step, read_field(event, field));
 	case STEP_OWN_TEXT:

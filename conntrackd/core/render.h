@@ -17,12 +17,18 @@ enum step_kind {
 	STEP_ADDRESS, /* a field */
 	STEP_ENDPOINT, /* an address and, where the event has it, the port at `offset`: 10.0.0.1:80, [fe80::1]:80 */
 	STEP_TIME, /* a field; `length` is its time_style */
-	STEP_DURATION, /* with nine decimals, or with three where `length` is not 0 */
+	STEP_DURATION, /* `length` is its duration_style */
 	STEP_PLACE, /* the text number `offset` (0 to 3) of a Location: the field is its number */
 	STEP_OWN_TEXT, /* what the kernel gives as text: a field of helper or secctx */
 	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
 	STEP_AMOUNT, /* a field for people: `12 packets`, or `3.4 kB` where `length` is not 0 */
 	STEP_COMMUNITY_ID, /* with `offset` as its seed */
+};
+
+enum duration_style {
+	STYLE_SECONDS, /* with nine decimals */
+	STYLE_SHORT, /* with three */
+	STYLE_NANOSECONDS, /* a whole number */
 };
 
 /* A step is taken where the event has all bits of `needs`. */

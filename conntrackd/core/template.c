@@ -56,7 +56,7 @@ static int64_t bound_step(const struct template *template, const struct step *st
 	case STEP_TIME:
 		return size == 8 && step->length <= STYLE_BSD ? TIME_TEXT : -1;
 	case STEP_DURATION:
-		return DURATION_TEXT;
+		return step->length <= STYLE_NANOSECONDS ? DURATION_TEXT : -1;
 	case STEP_PLACE:
 		return size == 4 && step->offset < PLACES ? 0 : -1;
 	case STEP_OWN_TEXT:

@@ -9,13 +9,16 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config.options import (
     SINK_JOURNAL_ENABLE,
     SINK_LOKI_ENABLE,
+    SINK_LOKI_SCHEMA,
     SINK_STREAM_ENABLE,
+    SINK_STREAM_SCHEMA,
     SINK_STREAM_WRITER,
 )
 from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError, ConntrackdError, UnavailableError, UsageError
 from conntrackd.history.selection import Selection
 from conntrackd.render.parse import Record
+from conntrackd.render.schema import NATIVE
 from conntrackd.text import quote
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ def find_source(path: Path | None) -> str:
     found = find_sinks(read_configuration(path))
     if not found:
         hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
-        raise UnavailableError("no sink is on that can be read back: a file, the journal or Loki", hint=hint)
+        message = "no sink is on that can be read back: the journal, or a file or Loki with the schema native"
+        raise UnavailableError(message, hint=hint)
     return found[0]
 
 
@@ -78,21 +82,24 @@ def read_configuration(path: Path | None) -> Config:
 
 
 def find_sinks(config: Config) -> list[str]:
-    """Those that are on and can be read back."""
+    """Those that are on and can be read back: not in the names of another schema."""
     files, journal, loki = list[str](), list[str](), list[str]()
     for name, kind, view in config.list_views():
-        if kind == "stream" and view[SINK_STREAM_ENABLE]:
+        if kind == "stream" and view[SINK_STREAM_ENABLE] and view[SINK_STREAM_SCHEMA] == NATIVE.name:
             writer = urlsplit(view[SINK_STREAM_WRITER])
             files += [f"file:{unquote(writer.path)}"] if writer.scheme == "file" else []
         elif kind == "journal" and view[SINK_JOURNAL_ENABLE]:
             journal = ["journal"]
-        elif kind == "loki" and view[SINK_LOKI_ENABLE]:
+        elif kind == "loki" and view[SINK_LOKI_ENABLE] and view[SINK_LOKI_SCHEMA] == NATIVE.name:
             loki.append("loki" if view.sink is None else f"loki:{name}")
     return files + journal + loki
 
 
 def read_loki(name: str, path: Path | None) -> "Settings":
-    """The settings of `sink.loki`, or of the sink of kind loki with a name. Raises UsageError."""
+    """The settings of `sink.loki`, or of the sink of kind loki with a name.
+
+    Raises UsageError, and UnavailableError where its records are not in our own names.
+    """
     from conntrackd.sinks.loki import read_settings  # noqa: PLC0415
 
     config = read_configuration(path)
@@ -101,4 +108,10 @@ def read_loki(name: str, path: Path | None) -> "Settings":
         known = [sink.name for sink in config.named.values() if sink.kind == "loki"]
         hint = f"named sinks of kind loki: {', '.join(known) or 'none'}"
         raise UsageError(f"--from: there is no sink {quote(name)} of kind loki", hint=hint)
-    return read_settings(config.view(name))
+    view = config.view(name)
+    if view[SINK_LOKI_SCHEMA] != NATIVE.name:
+        key = view.resolve(SINK_LOKI_SCHEMA).key
+        message = f"{key} is {view[SINK_LOKI_SCHEMA]}: conntrackctl reads native records alone"
+        hint = f"--config FILE, with {key}: native in it, reads what was written before"
+        raise UnavailableError(message, hint=hint)
+    return read_settings(view)

@@ -28,9 +28,13 @@ class Kind(Enum):
     """The names of bits that are set, with commas between them."""
     COMMUNITY_ID = auto()
     """See community.py. Only where a seed is given: it is what a setting asks for."""
+    NANOSECONDS = auto()
+    """A duration as a whole number."""
+    LIST = auto()
+    """A number whose name is a list, with commas between; each form writes lists in its way."""
 
 
-IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION}
+IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION, Kind.NANOSECONDS, Kind.LIST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,11 @@ NETWORK: Final = (
 HEADS: Final = ("time", "level", "msg")
 # What every event has. They are the first of FIELDS and come first in any choice.
 ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
+
+# Of a LOST record, of a SUPPRESSED one, and of both.
+LOSS_NAMES: Final = ("type", "lost", "since", "until", "where", "reason")
+HELD_NAMES: Final = ("type", "suppressed", "rule", "since", "until", "where", "reason")
+REPORT_NAMES: Final = (*LOSS_NAMES[:2], *HELD_NAMES[1:])
 
 
 def list_names() -> Iterator[str]:

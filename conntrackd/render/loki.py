@@ -1,13 +1,17 @@
 """Entries of Loki's push request.
 
-A stream has few and bounded labels; every other field is structured metadata, so that queries show the same
-names as everywhere without a stream for each connection. The line is the message.
+A stream has few and bounded labels, `type` and `prot` in every schema; every other field is structured
+metadata, so that queries show the same names as everywhere without a stream for each connection. The line is
+the message.
 https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
 """
 
 from typing import Final
 
 from conntrackd.flow import EventType, Protocol
+from conntrackd.render.fields import FIELDS, REPORT_NAMES, list_names
+from conntrackd.render.json import CONSTANTS, write_constants
+from conntrackd.render.schema import NATIVE, Schema
 from conntrackd.render.template import Syntax, Template, escape_json, make_visible
 
 LOST: Final = "LOST"
@@ -29,36 +33,56 @@ class _Metadata(Syntax):
         return "" if name in LABELS else super().text(name, value)
 
 
-METADATA: Final = _Metadata(',"{}":"'.format, '"', ',"{}":"'.format, '"', escape_metadata)
+def _open(name: str) -> str:
+    """A name that LogQL can say: as Loki itself renames what comes to it by OTLP."""
+    return f',"{name.replace(".", "_")}":"'
+
+
+METADATA: Final = _Metadata(_open, '"', _open, '"', escape_metadata)
 
 
 # Loki drops an entry with the time and the line of another, and does not look at the metadata. The updates of
 # one flow that were read in one batch have the same time and line: the later ones get the next nanoseconds.
 # The comma is for the next entry; a body goes without the last one.
-TEXT: Final = '["$moment","$message",{"level":"$level"$fields}],'
-BARE_TEXT: Final = '["$moment","$message",{$fields}],'
+TEXT: Final = '["$moment","$message",{HEADS$fields}],'
 
 
-def _make_template(names: frozenset[str] | None) -> Template:
-    is_bare = names is not None and "level" not in names
+def _make_template(names: frozenset[str] | None, schema: Schema = NATIVE) -> Template:
+    # The labels of each stream say which host and which service it is.
+    event, loss = (
+        write_constants(METADATA, schema.list_constants(is_loss=is_loss)) for is_loss in (False, True)
+    )
+    level = METADATA.text(schema.rename("level"), "$level").removeprefix(",")
+    rest = [CONSTANTS] if event else []
+    heads = [*([level] if names is None or "level" in names else []), *rest]
     return Template(
-        BARE_TEXT if is_bare else TEXT,
+        TEXT.replace("HEADS", ",".join(heads)),
         METADATA,
-        {"level": "INFO"},
-        {"level": "WARN"},
+        {"level": "INFO", "constants": event},
+        {"level": "WARN", "constants": loss},
         by_stream=True,
         fields=names,
-        loss_text=TEXT,
-        is_bare=is_bare,
+        loss_text=TEXT.replace("HEADS", ",".join([level, *rest])),
+        is_bare=not heads,
+        schema=schema,
     )
 
 
 TEMPLATE: Final = _make_template(None)
 
 
-def make_template(names: frozenset[str] | None) -> Template:
+def make_template(names: frozenset[str] | None, schema: Schema = NATIVE) -> Template:
     """Entries with these fields; None for all."""
-    return TEMPLATE if names is None else _make_template(names)
+    return TEMPLATE if names is None and schema.is_native else _make_template(names, schema)
+
+
+def list_metadata(schema: Schema) -> frozenset[str]:
+    """Names that entries can have in this schema, which is not our own."""
+    outputs = (shown for output in FIELDS for shown in schema.list_outputs(output))
+    names = [*map(schema.rename, list_names()), *(output.name for output in outputs)]
+    names += [*schema.list_constants(), *schema.list_constants(is_loss=True)]
+    names += map(schema.rename_loss, REPORT_NAMES)
+    return frozenset(METADATA.open_text(name)[2:-3] for name in names)
 
 
 def name_stream(event: int, protocol: int) -> dict[str, str]:

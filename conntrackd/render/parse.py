@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 from conntrackd.errors import DataError
 from conntrackd.flow import ABSENT, NANO, Flow, Location
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE, Kind, OutputField
+from conntrackd.render.schema import find_schema
 
 Record = dict[str, Any]
 Parse = Callable[[Any], Any]
@@ -44,6 +45,9 @@ TURNED: Final = {
 }
 NEEDED: Final = {"src": "src", "dst": "dst", "type": "type", "protocol": "prot"}
 LEFT_OUT: Final = "what sink.NAME.fields leaves out cannot be read back, see conntrackd-events(7)"
+OTHER_NAMES: Final = (
+    "conntrackctl reads conntrackd's own names alone: sink.stream.schema: native, or another sink"
+)
 MAX_LABELS: Final = 128
 # RFC 3339: date and time, the fraction of the second, the offset.
 TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -121,6 +125,9 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
         values["labels"] = _find_bits(values["labels"], labels or {})
     for attribute, name in NEEDED.items():
         if attribute not in values:
+            schema = find_schema(record)
+            if schema is not None:
+                raise DataError(f"its fields have the names of {schema.name}", hint=OTHER_NAMES)
             _refuse(record, name, LEFT_OUT)
     if len(values["src"]) != len(values["dst"]):
         raise DataError("src and dst are not of one family")

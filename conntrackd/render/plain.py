@@ -10,7 +10,6 @@ from typing import Any, Final
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
 from conntrackd.render.community import compute_community_id
 from conntrackd.render.fields import (
-    FIELDS,
     IS_TEXT,
     NETWORK,
     PLACE,
@@ -18,7 +17,6 @@ from conntrackd.render.fields import (
     TYPE_NAMES,
     Kind,
     OutputField,
-    list_place_values,
 )
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Template, render_bsd_time, render_time
@@ -142,25 +140,21 @@ def render_duration(nanoseconds: int) -> str:
 def _render_fields(
     template: Template, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
 ) -> str:
-    texts, syntax, names = [], template.syntax, template.fields
-    for output in FIELDS:
-        if names is not None and output.name not in names:
-            continue
+    texts, syntax = [], template.syntax
+    for output in template.list_outputs():
         value = get_value(flow, output, community_seed)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
+        if output.kind is Kind.LIST and value in output.names:
+            text = syntax.write_list(text)
         if output.kind in IS_TEXT:
             texts.append(syntax.text(output.name, text))
         else:
             texts.append(f"{syntax.open_number(output.name)}{text}{syntax.close_number}")
     for fields in (PLACE, NETWORK):
         for location, prefix in ((flow.dst_location, ""), (flow.src_location, "src_")):
-            for name, value in list_place_values(fields, location, prefix):
-                if names is None or name in names:
-                    texts.append(
-                        syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
-                    )
+            texts.append(template.render_places(fields, location, prefix))
     text = "".join(texts)
     return text[1:] if template.is_bare else text
 
@@ -184,9 +178,9 @@ def get_value(flow: Flow, output: OutputField, community_seed: int | None) -> An
 
 def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str]) -> str:  # noqa: ANN401
     match output.kind:
-        case Kind.NUMBER | Kind.COMMUNITY_ID:
+        case Kind.NUMBER | Kind.NANOSECONDS | Kind.COMMUNITY_ID:
             return str(value)
-        case Kind.NAME:
+        case Kind.NAME | Kind.LIST:
             return output.names.get(value) or str(value)
         case Kind.ADDRESS:
             return render_address(value)

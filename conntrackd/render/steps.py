@@ -10,7 +10,6 @@ from typing import Final
 from conntrackd.core import _core as core
 from conntrackd.flow import Location
 from conntrackd.render.fields import (
-    FIELDS,
     IS_TEXT,
     NETWORK,
     PLACE,
@@ -18,7 +17,6 @@ from conntrackd.render.fields import (
     TYPE_NAMES,
     Kind,
     OutputField,
-    list_place_values,
 )
 from conntrackd.render.template import Syntax, Template
 
@@ -56,6 +54,14 @@ class TimeStyle(IntEnum):
     BSD = 2
 
 
+class DurationStyle(IntEnum):
+    """enum duration_style of core/render.h."""
+
+    SECONDS = 0
+    SHORT = 1
+    NANOSECONDS = 2
+
+
 STEP_KINDS: Final = {
     Kind.NUMBER: StepKind.NUMBER,
     Kind.NAME: StepKind.NAME,
@@ -64,9 +70,10 @@ STEP_KINDS: Final = {
     Kind.DURATION: StepKind.DURATION,
     Kind.OWN_TEXT: StepKind.OWN_TEXT,
     Kind.LABELS: StepKind.LABELS,
+    Kind.NANOSECONDS: StepKind.DURATION,
+    Kind.LIST: StepKind.NAME,
 }
 PACKETS, SIZE = 0, 1  # styles of an amount
-SHORT: Final = 1  # style of a duration
 # What stands before each amount in a message.
 AMOUNTS: Final = (
     (", sent ", "orig_bytes", SIZE),
@@ -161,9 +168,7 @@ def _add_word(
     match word:
         case "fields":
             is_first = template.is_bare
-            for output in FIELDS:
-                if template.fields is not None and output.name not in template.fields:
-                    continue
+            for output in template.list_outputs():
                 if output.kind is not Kind.COMMUNITY_ID:
                     was_written = _add_field(steps, template.syntax, output, label_names, is_first=is_first)
                     is_first = is_first and not was_written
@@ -197,7 +202,9 @@ def _add_message(steps: Steps) -> None:
         needs = core.HAS["whole"] | core.HAS[name]
         steps.add(StepKind.AMOUNT, name, needs=needs, around=(text, ""), table=(0, style))
     needs = core.HAS["whole"] | core.HAS["duration"]
-    steps.add(StepKind.DURATION, "duration", needs=needs, around=(", lasted ", " s"), table=(0, SHORT))
+    steps.add(
+        StepKind.DURATION, "duration", needs=needs, around=(", lasted ", " s"), table=(0, DurationStyle.SHORT)
+    )
 
 
 def _add_field(
@@ -212,6 +219,10 @@ def _add_field(
     table = (0, 0)
     if output.kind in (Kind.NAME, Kind.LABELS):
         table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
+    elif output.kind is Kind.LIST:
+        table = steps.keep_names({key: syntax.write_list(name) for key, name in output.names.items()})
+    elif output.kind is Kind.NANOSECONDS:
+        table = (0, DurationStyle.NANOSECONDS)
     needs = core.HAS[output.attribute]
     for name in output.needs:
         needs |= core.HAS[name]
@@ -228,16 +239,5 @@ def split_syntax(syntax: Syntax, name: str, *, is_text: bool) -> tuple[str, str]
 
 def render_location(template: Template, location: Location) -> Iterator[bytes]:
     """A Location's texts in the order of PLACES."""
-    names = template.fields
     for fields, end in PLACES:
-        values = list_place_values(fields, location, "src_" if end == "src" else "")
-        yield "".join(
-            render_value(template.syntax, name, value)
-            for name, value in values
-            if names is None or name in names
-        ).encode()
-
-
-def render_value(syntax: Syntax, name: str, value: str | float) -> str:
-    """One field of a Location."""
-    return syntax.text(name, value) if isinstance(value, str) else syntax.number(name, value)
+        yield template.render_places(fields, location, "src_" if end == "src" else "").encode()

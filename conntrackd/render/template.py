@@ -4,12 +4,14 @@ import json
 import string
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from conntrackd.flow import NANO, Lost
+from conntrackd.flow import NANO, Location, Lost
+from conntrackd.render.fields import FIELDS, OutputField, PlaceField, list_place_values
 from conntrackd.render.rendered import HELD, Rendered, Stream
+from conntrackd.render.schema import NATIVE, Schema
 
 UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
@@ -24,13 +26,17 @@ class Syntax(NamedTuple):
     open_number: Callable[[str], str]
     close_number: str
     escape: Callable[[str], str]
+    write_list: Callable[[str], str] = str
+    """`a,b` as a list; it stands where numbers do."""
+    write_point: Callable[[float, float], str] = "{},{}".format
+    """Latitude and longitude, which stand there too."""
 
     def text(self, name: str, value: str) -> str:
         """One field whose value is text."""
         return f"{self.open_text(name)}{self.escape(value)}{self.close_text}"
 
-    def number(self, name: str, value: float) -> str:
-        """One field whose value is a number."""
+    def number(self, name: str, value: float | str) -> str:
+        """One field whose value is a number, or a list or a point that was written."""
         return f"{self.open_number(name)}{value}{self.close_number}"
 
 
@@ -46,7 +52,14 @@ def escape_json(value: str) -> str:
     return json.dumps(value, ensure_ascii=not value.isprintable())[1:-1]
 
 
-JSON_SYNTAX: Final = Syntax(',"{}":"'.format, '"', ',"{}":'.format, "", escape_json)
+def _write_json_list(words: str) -> str:
+    return json.dumps(words.split(","), separators=(",", ":"))
+
+
+JSON_SYNTAX: Final = Syntax(
+    *(',"{}":"'.format, '"', ',"{}":'.format, "", escape_json, _write_json_list),
+    '{{"lat":{},"lon":{}}}'.format,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,6 +88,33 @@ class Template:
     """In place of `text` where the record is a loss, and `text` is not for it."""
     is_bare: bool = False
     """Whether the first field of an event stands without the character that separates it from others."""
+    schema: Schema = NATIVE
+    """Whose names the fields have; `fields` has our own all the same."""
+
+    def list_outputs(self) -> Iterator[OutputField]:
+        """Those of FIELDS that it has, by the names of its schema."""
+        for output in FIELDS:
+            if self.fields is None or output.name in self.fields:
+                yield from self.schema.list_outputs(output)
+
+    def render_places(self, fields: tuple[PlaceField, ...], location: Location | None, prefix: str) -> str:
+        """What is known of a Location, as far as it is written."""
+        known = dict(list_place_values(fields, location, prefix))
+        chosen = {name: value for name, value in known.items() if self.fields is None or name in self.fields}
+        texts, lat, lon = [], f"{prefix}lat", f"{prefix}lon"
+        for name, value in chosen.items():
+            shown = self.schema.rename_place(name)
+            if shown:
+                texts.append(self._render_value(shown, value))
+            elif name == lon and lat in chosen:  # a point has both
+                point = self.syntax.write_point(float(chosen[lat]), float(chosen[lon]))
+                texts.append(self.syntax.number(self.schema.rename(name), point))
+        return "".join(texts)
+
+    def _render_value(self, name: str, value: str | float) -> str:
+        if isinstance(value, str):
+            return self.syntax.text(name, value)
+        return self.syntax.number(name, value)
 
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
@@ -82,7 +122,7 @@ class Template:
         words = {**self.event, **(self.held or {})} if lost.rule else self.loss
         own = {
             "message": describe_loss(lost),
-            "fields": _render_fields(self.syntax, lost),
+            "fields": self._render_loss_fields(lost),
             "type": lost.type,
             "time": when,
             "micros": when[:26] + when[29:],
@@ -92,6 +132,12 @@ class Template:
         text = string.Template(self.loss_text or self.text).substitute({**words, **own}).encode()
         streams = (Stream(HELD, 0, 1),) if lost.rule and self.by_stream else ()
         return Rendered(text, array("I", (len(text),)).tobytes(), 0, lost.until, streams)
+
+    def _render_loss_fields(self, lost: Lost) -> str:
+        type_text = self.schema.name_type(lost.type)
+        return self._render_value(self.schema.rename_loss("type"), type_text) + "".join(
+            self._render_value(self.schema.rename_loss(name), value) for name, value in list_loss_values(lost)
+        )
 
 
 def render_time(nanoseconds: int) -> str:
@@ -109,13 +155,17 @@ def render_bsd_time(nanoseconds: int) -> str:
     return f"{MONTHS[local.tm_mon - 1]} {local.tm_mday:2} {time.strftime('%H:%M:%S', local)}"
 
 
-def _render_fields(syntax: Syntax, lost: Lost) -> str:
-    text, number = syntax.text, syntax.number
-    count = "suppressed" if lost.rule else "lost"
-    fields = text("type", lost.type) + (number(count, lost.count) if lost.count >= 0 else "")
-    fields += number("rule", lost.rule) if lost.rule else ""
-    fields += text("since", render_time(lost.since)) + text("until", render_time(lost.until))
-    return fields + text("where", lost.where) + (text("reason", lost.reason) if lost.reason else "")
+def list_loss_values(lost: Lost) -> Iterator[tuple[str, str | int]]:
+    """By our own names, but for the type."""
+    if lost.count >= 0:
+        yield "suppressed" if lost.rule else "lost", lost.count
+    if lost.rule:
+        yield "rule", lost.rule
+    yield "since", render_time(lost.since)
+    yield "until", render_time(lost.until)
+    yield "where", lost.where
+    if lost.reason:
+        yield "reason", lost.reason
 
 
 def describe_loss(lost: Lost) -> str:

@@ -93,6 +93,7 @@ SINKS: Final = (
         options.SINK_STREAM_QUEUE,
         options.SINK_STREAM_FILTER,
         options.SINK_STREAM_FIELDS,
+        shared=(options.HOST,),
     ),
     SinkKind(
         "journal",
@@ -108,7 +109,7 @@ SINKS: Final = (
         options.SINK_SYSLOG_FILTER,
         options.SINK_SYSLOG_FIELDS,
         SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, has_receipts),
-        (options.HOST,),
+        shared=(options.HOST,),
     ),
     SinkKind(
         "loki",
@@ -117,7 +118,7 @@ SINKS: Final = (
         options.SINK_LOKI_FILTER,
         options.SINK_LOKI_FIELDS,
         SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
-        (options.HOST,),
+        shared=(options.HOST,),
     ),
 )
 

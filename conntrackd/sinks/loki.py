@@ -19,6 +19,7 @@ from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.rendered import Rendered, join
+from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
@@ -50,6 +51,8 @@ class Settings:
     labels: tuple[tuple[str, str], ...] = ()
     fields: frozenset[str] | None = None
     """Names of those that are written; None for all."""
+    schema: Schema = NATIVE
+    """Whose names they have."""
     host: str = field(default_factory=socket.gethostname)
     batch_size: int = 1 << 20
     batch_wait: float = 1.0
@@ -77,6 +80,7 @@ def read_settings(config: Config) -> Settings:
         address=config[options.SINK_LOKI_ADDRESS],
         labels=config[options.SINK_LOKI_LABELS],
         fields=choose_names(config[options.SINK_LOKI_FIELDS]),
+        schema=SCHEMAS[config[options.SINK_LOKI_SCHEMA]],
         host=get_host(config),
         batch_size=config[options.SINK_LOKI_BATCH_SIZE],
         batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
@@ -131,7 +135,7 @@ class Loki:
     name = "loki"
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        self.template = loki.make_template(settings.fields)
+        self.template = loki.make_template(settings.fields, settings.schema)
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock

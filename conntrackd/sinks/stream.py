@@ -14,11 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
-from conntrackd.config.read import Config
+from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
+from conntrackd.render.schema import SCHEMAS
 from conntrackd.render.template import Template
 
 # A write of this many events costs as much per event as a larger one.
@@ -313,7 +314,11 @@ def _count_whole(parts: Sequence[Rendered], size: int) -> int:
 def create(config: Config) -> StreamSink:
     """The sink as configured."""
     writer = config[options.SINK_STREAM_WRITER]
-    template = json.make_template(choose_names(config[options.SINK_STREAM_FIELDS]))
+    template = json.make_template(
+        choose_names(config[options.SINK_STREAM_FIELDS]),
+        SCHEMAS[config[options.SINK_STREAM_SCHEMA]],
+        get_host(config),
+    )
     if writer in STANDARD:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:

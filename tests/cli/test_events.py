@@ -29,9 +29,12 @@ from conntrackd.config.read import read_config
 from conntrackd.errors import ConfigError, ManyErrors, UnavailableError, UsageError
 from conntrackd.flow import EventType, Location, Lost
 from conntrackd.history.source import find_sinks, read_loki
+from conntrackd.render.json import make_template
 from conntrackd.render.parse import NAMES
+from conntrackd.render.schema import ECS
 from tests.history.written import load, write_file, write_lines
 from tests.live.daemon import environment
+from tests.rendering import list_texts, render
 from tests.sinks.flows import BASE, make_flow, make_flows
 
 NANO = 10**9
@@ -312,6 +315,21 @@ def test_mistakes_are_reported_before_anything_is_shown(
             },
             ["file:/b", "journal", "loki:a"],
         ),
+        (
+            {
+                "sink.stream.enable": ["true"],
+                "sink.stream.writer": ["file:///a"],
+                "sink.stream.schema": ["ecs"],
+                "sink.journal.enable": ["true"],
+                "sink.loki.enable": ["true"],
+                "sink.loki.schema": ["otel"],
+                "sinks.a.kind": ["loki"],
+                "sinks.b.kind": ["stream"],
+                "sinks.b.writer": ["file:///b"],
+                "sinks.b.schema": ["otel"],
+            },
+            ["journal", "loki:a"],
+        ),
     ],
 )
 def test_the_source_is_that_of_a_sink_which_is_on(settings: dict[str, list[str]], found: list[str]) -> None:
@@ -345,6 +363,24 @@ def test_the_configuration_says_where_events_are(
     with pytest.raises(ConfigError, match="the configuration does not say where events are: ") as caught:
         ctl.run(["events"])
     assert "--from" in caught.value.hint
+
+
+def test_what_has_other_names_is_refused_by_whoever_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONNTRACKD_SINK_LOKI_SCHEMA", "otel")
+    with pytest.raises(UnavailableError, match=r"sink\.loki\.schema is otel: conntrackctl reads") as caught:
+        ctl.run(["events", "--from", "loki"])
+    assert "--config" in caught.value.hint
+
+    texts = list_texts(render(make_template(None, ECS, "gw1"), make_flows(3)))
+    path = write_file(tmp_path / "ecs.json", texts)
+    assert ctl.run(["events", "--from", f"file:{path}"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "3 records are damaged and left out" in shown.err
+    assert "its fields have the names of ecs" in shown.err
+    assert "sink.stream.schema: native" in shown.err
 
 
 def test_another_configuration_says_where_events_are_and_has_its_sets(

@@ -298,7 +298,8 @@ conntrack:
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (
             "sink: {stream: {qqqq: 1}}",
-            ":1: unknown key 'sink.stream.qqqq'\nhint: valid keys: enable, writer, queue, filter, fields",
+            ":1: unknown key 'sink.stream.qqqq'\n"
+            "hint: valid keys: enable, writer, queue, filter, fields, schema",
         ),
         (
             "sink.loki.password_file: a",
@@ -325,6 +326,15 @@ conntrack:
             "sink.loki.fields: -time",
             ":1: sink.loki.fields leaves out time: an entry of Loki's has one\n"
             "hint: it has to be written: add time, or remove -time",
+        ),
+        (
+            "sink.loki: {schema: ecs, labels: [site=a, source_ip=b]}",
+            ":1: sink.loki.labels has source_ip, which would hide the field of that name in "
+            "sink.loki.schema: ecs\nhint: give the label another name",
+        ),
+        (
+            "sink.stream.schema: esc",
+            ":1: sink.stream.schema: 'esc' is not one of native, ecs, otel\nhint: did you mean ecs?",
         ),
         (
             "sink.stream.fields: [dport, bytes]",

@@ -107,6 +107,8 @@ def test_each_sink_writes_it_where_it_is_asked_for(name: str) -> None:
         "journal": f"\nEVENT_COMMUNITY_ID={expected}\n",
         "loki": f',"community_id":"{expected}"',
         "cee": f',"community_id":"{expected}"',
+        "ecs": f',"network.community_id":"{expected}"',
+        "otel in loki": f',"conntrackd_community_id":"{expected}"',
     }
 
     for engine in ENGINES:

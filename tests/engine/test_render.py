@@ -18,6 +18,7 @@ from conntrackd.engine import Engine
 from conntrackd.flow import ABSENT, EventType, Flow, Location, Nat, Protocol, Reason, TcpState
 from conntrackd.render import journal, loki, syslog
 from conntrackd.render import json as json_lines
+from conntrackd.render.schema import ECS, OTEL
 from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
@@ -27,7 +28,14 @@ from tests.sinks.flows import BASE, make_flows
 NANO = 10**9
 NATIVE, PLAIN = ENGINES
 SYSLOG = {form: syslog.make_template(form, "daemon", "gw1", 42) for form in ("rfc5424", "rfc3164", "cee")}
-TEMPLATES = {"json": json_lines.TEMPLATE, "journal": journal.TEMPLATE, "loki": loki.TEMPLATE, **SYSLOG}
+TEMPLATES = {
+    "json": json_lines.TEMPLATE,
+    "journal": journal.TEMPLATE,
+    "loki": loki.TEMPLATE,
+    **SYSLOG,
+    "ecs": json_lines.make_template(None, ECS, "gw1"),
+    "otel in loki": loki.make_template(None, OTEL),
+}
 PLACES = [None, Location("Köln", "DE", 50.9, 6.9, 3320, 'DTAG "AS"'), Location(country="FR"), Location(asn=1)]
 
 POWERS = [10**power + less for power in range(3, 20) for less in (-1, 0)]

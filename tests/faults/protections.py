@@ -1003,6 +1003,13 @@ MUTATIONS: Final = (
         "tests/core/test_bounds.py::test_a_step_out_of_bounds_is_refused",
     ),
     Mutation(
+        "a duration has three styles",
+        "conntrackd/core/template.c",
+        "return step->length <= STYLE_NANOSECONDS ? DURATION_TEXT : -1;",
+        "return DURATION_TEXT;",
+        "tests/core/test_bounds.py::test_a_step_out_of_bounds_is_refused",
+    ),
+    Mutation(
         "a Location has four texts",
         "conntrackd/core/template.c",
         "size == 4 && step->offset < PLACES ? 0 : -1",

@@ -1,5 +1,7 @@
 """A filter for each sink of a daemon that hears the kernel: reloads under traffic, run time, the sums."""
 
+import json
+import os
 import re
 import socket
 import threading
@@ -209,6 +211,32 @@ def test_other_fields_are_written_from_a_reload_on(
     events = running.events
     assert all({"msg", "flow"} <= event.keys() for event in events[:before])
     assert not any({"msg", "flow"} & event.keys() for event in events[before:])
+
+
+def test_other_names_are_written_from_a_reload_on_and_a_tail_has_ours(
+    running: Running,
+    net: Network,
+    bus: PrivateBus,
+    configuration: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configuration.write_text(
+        "host: gw1\nsink: {stream: {enable: true, schema: ecs}}\nfilter: [drop protocol TCP]\n"
+    )
+    assert "sink.stream.schema is ecs" in ask(capsys, "reload")["changes"]
+    with bus.connect() as client:
+        tail = client.open_tail(["log type NEW", "drop any"], 3)
+    talk(net, 3)
+    with os.fdopen(tail, "rb") as file:
+        shown = [json.loads(line) for line in file]
+    mark = b'"event.action":"new"'
+    running.wait(lambda: sum(mark in line for line in running.lines) == 3, "three events")
+
+    records = [json.loads(line) for line in running.lines if mark in line]
+    assert [record["source.port"] for record in records] == [event["sport"] for event in shown]
+    assert {
+        (*record["event.type"], record["network.transport"], record["host.name"]) for record in records
+    } == {("connection", "start", "udp", "gw1")}
 
 
 def test_what_becomes_of_the_rules_of_a_sink_is_explained(

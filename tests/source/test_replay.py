@@ -47,3 +47,22 @@ def test_a_stream_has_the_fields_that_were_asked_for(tmp_path: Path) -> None:
     assert records
     assert {tuple(record) for record in records} == {("msg", "src", "dst", "sport", "dport")}
     assert {record["msg"][:8] for record in records} == {"NEW TCP "}
+
+
+@pytest.mark.parametrize(("schema", "source"), [("ecs", "source.ip"), ("otel", "source.address")])
+def test_a_stream_has_the_names_that_were_asked_for(schema: str, source: str, tmp_path: Path) -> None:
+    found = {}
+    for name in ("native", schema):
+        overrides = {
+            "conntrack.replay": [str(RECORDING)],
+            "sink.stream.enable": ["true"],
+            "sink.stream.writer": [f"file://{tmp_path / name}"],
+            "sink.stream.schema": [name],
+            "host": ["gw1"],
+        }
+        daemon.run(Sources(overrides, {}, None, etc=tmp_path))
+        found[name] = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    assert len(found["native"]) > 1
+    assert [record[source] for record in found[schema]] == [record["src"] for record in found["native"]]
+    assert {record["host.name"] for record in found[schema]} == {"gw1"}
