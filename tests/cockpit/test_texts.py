@@ -21,9 +21,11 @@ SAME: Final = {
     "preserveAspectRatio": "SVG",
     "viewBox": "SVG",
     "GetAll": "D-Bus",
+    "GetManagedObjects": "D-Bus",
     "org.conntrackd1.Manager": "D-Bus",
     "org.conntrackd1.Sink": "D-Bus",
     "org.freedesktop.DBus.Error.AccessDenied": "D-Bus",
+    "org.freedesktop.DBus.ObjectManager": "D-Bus",
     "org.freedesktop.DBus.Properties": "D-Bus",
 }
 
