@@ -43,7 +43,7 @@ test-dbus-fast: $(VENV)/ready $(CORE)
 		$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 			--target build/dbus-fast-$$version dbus-fast==$$version && echo "dbus-fast $$version" && \
 		PYTHONPATH=$(CURDIR)/build/dbus-fast-$$version $(PYTHON) -m pytest \
-			tests/bus tests/live/test_bus.py tests/live/test_control.py || exit 1; \
+			tests/bus tests/cli/test_ctl.py tests/live/test_bus.py tests/live/test_control.py || exit 1; \
 	done
 
 # The metrics with the versions of prometheus_client that Debian has.

@@ -1,40 +1,37 @@
 """Calls the daemon until standard input is closed: python -m bench.caller ADDRESS UID CALLS_PER_SECOND."""
 
+import asyncio
 import os
 import select
-import socket
 import sys
 import time
 from typing import Final
 
-from conntrackd.bus import wire
-from conntrackd.bus.client import MANAGER, NAME, PATH, Client
+from dbus_fast import Message
+
+from conntrackd.bus.names import MANAGER, MANAGER_PATH, NAME
+from conntrackd.bus.transport import Transport
 
 SLICES: Final = 100  # in a second
 
 
-class Caller(Client):
-    """Sends without waiting for the answers, which it throws away."""
-
-    def connect(self) -> socket.socket:
-        self._connect()
-        assert self._socket is not None
-        return self._socket
-
-
-def flood(sock: socket.socket, rate: int) -> int:
-    """The number of calls that the bus has taken."""
-    header = wire.Header(
-        wire.METHOD_CALL, serial=2, path=PATH, interface=MANAGER, member="GetStatistics", destination=NAME
-    )
-    data = wire.encode_call(header, []) * (rate // SLICES)
+async def flood(bus: Transport, rate: int) -> int:
+    """The number of calls that the bus has taken. Nobody looks at the answers."""
     sent, begin = 0, time.monotonic()
-    while not select.select([0], [], [], max(0.0, begin + sent / rate - time.monotonic()))[0]:
-        sock.sendall(data)
-        sent += rate // SLICES
-        while select.select([sock], [], [], 0)[0] and sock.recv(1 << 20):
-            pass
+    while not select.select([0], [], [], 0)[0]:
+        calls = [Message(NAME, MANAGER_PATH, MANAGER, "GetStatistics") for _ in range(rate // SLICES)]
+        await asyncio.gather(*map(bus.send, calls))
+        sent += len(calls)
+        await asyncio.sleep(max(0.0, begin + sent / rate - time.monotonic()))
     return sent
+
+
+async def run(address: str, rate: int) -> None:
+    bus = Transport(address)
+    await bus.connect()
+    print("ready", flush=True)
+    print(await flood(bus, rate), flush=True)
+    bus.end()
 
 
 def main() -> None:
@@ -42,11 +39,7 @@ def main() -> None:
     os.setgroups([])
     os.setegid(user)
     os.seteuid(user)
-    caller = Caller(address, {})
-    sock = caller.connect()
-    print("ready", flush=True)
-    print(flood(sock, rate), flush=True)
-    caller.close()
+    asyncio.run(run(address, rate))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import read_sets
-from conntrackd.engine import Engine, RuleTable
+from conntrackd.engine import ALL_EVENTS, Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
@@ -44,6 +44,11 @@ class CoreFilter:
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
         return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
+
+    def list_suppressed(self) -> list[int]:
+        """Events that the limit of each rule has held back, likewise; all are 0 where no rule has one."""
+        limits = self.tables[0].limits
+        return [0] * (len(self.rules) + 1) if limits is None else limits.totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,7 @@ def compile_filter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
         # Heartbeats last until a restart, whatever a reload says of them.
-        tables=tuple(
-            engine.compile_table(rules, protocols, events | EventType.ALIVE) for _ in range(readers)
-        ),
+        tables=_compile_tables(engine, rules, readers, protocols, events | EventType.ALIVE),
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
@@ -99,6 +102,18 @@ def compile_filter(
         sets=sets,
         records=records,
     )
+
+
+def _compile_tables(
+    engine: Engine,
+    rules: Sequence[Rule],
+    readers: int,
+    protocols: frozenset[int] | None = None,
+    events: int = ALL_EVENTS,
+) -> tuple[RuleTable, ...]:
+    """One for each reader, with the same limits: these are of the daemon, whatever reads its events."""
+    limits = engine.open_limits(rules)
+    return tuple(engine.compile_table(rules, protocols, events, limits) for _ in range(readers))
 
 
 def compile_sink_filter(
@@ -114,7 +129,7 @@ def compile_sink_filter(
     return CoreFilter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
-        tables=tuple(engine.compile_table(rules) for _ in range(readers)),
+        tables=_compile_tables(engine, rules, readers),
         warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
     )

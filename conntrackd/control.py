@@ -346,7 +346,8 @@ class DaemonControl:
         counters["buffer_bytes"] = self._measure_buffer()
         counters |= {measure.name: measure.value for measure in measure_process()}
         delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
-        return Statistics(counters, sinks, daemon.filter.list_counts(), delays)
+        counts, suppressed = daemon.filter.list_counts(), daemon.filter.list_suppressed()
+        return Statistics(counters, sinks, counts, delays, suppressed)
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 
@@ -374,7 +375,12 @@ class DaemonControl:
         filters = self._daemon.sink_filters
         counters = _count_sink(outbox)
         return SinkStatus(
-            outbox.state.value, outbox.error, counters, filters.get_status(name), filters.list_counts(name)
+            outbox.state.value,
+            outbox.error,
+            counters,
+            filters.get_status(name),
+            filters.list_counts(name),
+            filters.list_suppressed(name),
         )
 
     async def enable_sink(self, name: str) -> list[str]:

@@ -282,6 +282,7 @@ class Daemon:
         for reader in readers:
             await asyncio.to_thread(reader.join, max(0.0, deadline - time.monotonic()))
         self.source.end()
+        self.pipeline.report_suppressed(at_once=True)
         seconds = 0 if self._hurry else self.config[options.SHUTDOWN_TIMEOUT]
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
@@ -386,6 +387,7 @@ class Daemon:
                 logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
             self._report_states()
+            self.pipeline.report_suppressed()
             self.source.report_release()
             self.source.look_now_and_then()
             self._watch_problems()
@@ -424,7 +426,7 @@ class Daemon:
         if not self.config[options.BUS_ENABLE] or self.config[options.CONNTRACK_REPLAY] is not None:
             return []
         # Late: dbus-fast takes memory that a container with the stream sink alone does not need.
-        with without("_hashlib"):  # 3 MiB of OpenSSL: dbus-fast's hashes, which nobody asks for, go without
+        with without("_hashlib", "gi"):  # 3 MiB of OpenSSL and GLib, of which nobody asks anything
             from conntrackd.bus.service import BusService  # noqa: PLC0415
 
         return [BusService(self.control, self.config[options.BUS_ADDRESS]).run()]

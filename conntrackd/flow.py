@@ -197,6 +197,9 @@ class Lost:
     `where` is `kernel` for events that the socket's buffer had no room for, `tracking` and
     `daemon` for a time in some or all of which the kernel made none or nobody listened, else the sink whose
     outbox dropped them, with the reason. A count that nobody knows is ABSENT.
+
+    With a `rule` nothing is lost: so many events were beyond the limit of the rule with this number in the
+    setting that is named by `where`; the reason is its text.
     """
 
     count: int
@@ -204,3 +207,9 @@ class Lost:
     until: int
     where: str
     reason: str = ""
+    rule: int = 0
+
+    @property
+    def type(self) -> str:
+        """Of the record."""
+        return "SUPPRESSED" if self.rule else "LOST"

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def without(name: str) -> Iterator[None]:
-    """Have imports of a module fail, for those who can do without it; not where it is loaded already."""
-    is_loaded = name in sys.modules
-    if not is_loaded:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's convention for a module that is not there
+def without(*names: str) -> Iterator[None]:
+    """Have imports of these fail, for those who can do without them; not of those that are loaded already."""
+    missing = [name for name in names if name not in sys.modules]
+    # None is Python's convention for a module that is not there.
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        if not is_loaded:
+        for name in missing:
             del sys.modules[name]

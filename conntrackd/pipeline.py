@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from conntrackd.source.heartbeat import Heartbeat
 from conntrackd.source.resync import Resync
 from conntrackd.source.table_guard import Guard
 from conntrackd.stats import Stats
+from conntrackd.suppressed import Suppressed
 from conntrackd.tails import Tails
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class Pipeline:
         """Changes with the databases."""
         self.readers = tuple(Reader(self, number) for number in range(len(self.tables)))
         self._turns = (0,) * len(self.readers)
+        self._suppressed = Suppressed()
+        self._suppressed.replace(tables[0], sink_tables, self._turns)
 
     def set_tables(
         self,
@@ -88,7 +92,9 @@ class Pipeline:
         A sink that is not in `sink_tables` has no filter of its own; `records` is what is written of what is
         kept. From any thread.
         """
-        self.tables = _arrange(tables, sink_tables, records)
+        with self.lock:
+            self.tables = _arrange(tables, sink_tables, records)
+            self._suppressed.replace(tables[0], sink_tables, self._list_turns())
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -112,11 +118,14 @@ class Pipeline:
 
     def has_moved(self) -> bool:
         """Whether each reader has gone round since the last time that this was so."""
-        turns = tuple(reader.turns for reader in self.readers)
+        turns = self._list_turns()
         if any(now == then for now, then in zip(turns, self._turns, strict=True)):
             return False
         self._turns = turns
         return True
+
+    def _list_turns(self) -> tuple[int, ...]:
+        return tuple(reader.turns for reader in self.readers)
 
     def replay(self, batches: Iterable[tuple[int, int]]) -> None:
         """Process a recording, loaded into the first reader's batch; waits for sinks slower than the file."""
@@ -164,6 +173,22 @@ class Pipeline:
             if self.resync is not None:
                 self.resync.request()
         self.on_lost(max(0, lost.count))
+
+    def report_suppressed(self, *, at_once: bool = False, removed: Sequence[Outbox] = ()) -> None:
+        """Report what limits have held back to the sinks that it would have gone to, past every filter.
+
+        `removed` are some that get no events any more. To be called all the time: it does something once a
+        second at most, unless `at_once`. From any thread.
+        """
+        with self.lock:
+            found = self._suppressed.take(time.monotonic(), self._list_turns(), at_once=at_once)
+            for name, held in found:
+                self.stats.events_suppressed_total += 0 if name else held.count
+                for outbox in (*self.outboxes, *removed):
+                    if name in ("", outbox.name):
+                        outbox.report(held)
+                if not name:
+                    self.tails.report(held)
 
     def _wait_for_room(self, events: int) -> None:
         for outbox in self.outboxes:

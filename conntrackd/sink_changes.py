@@ -18,7 +18,7 @@ from conntrackd.config.read import Config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
 from conntrackd.pipeline import Pipeline
-from conntrackd.sinks import ConfiguredSink, list_sinks
+from conntrackd.sinks import list_sinks
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
@@ -73,7 +73,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
         for sink in wanted:
             if sink.name not in daemon.outboxes:
                 found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
-            elif any(sink.owns(option) for option in changes if not _is_filter(sink, option)):
+            elif any(sink.uses(option) for option in changes):
                 queue = sink.config[sink.kind.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
     except BaseException:
@@ -85,13 +85,11 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
     return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
 
 
-def _is_filter(sink: ConfiguredSink, option: Option[object]) -> bool:
-    return option.key == sink.config.resolve(sink.kind.filter).key
-
-
 async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     """From the next batch on. Returns when those that go have ended."""
     removed = []
+    if any(change.made is None for change in changes):  # and again below, what came since
+        daemon.pipeline.report_suppressed(at_once=True)
     for outbox in daemon.outboxes.values():
         outbox.enable()  # what was switched off at run time lasts until now
         outbox.reopen()
@@ -106,6 +104,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
     if removed:
         await _wait_for_batches(daemon.pipeline)
+        daemon.pipeline.report_suppressed(at_once=True, removed=removed)
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
     for name, *_ in changes:
         daemon.notify_sink_changed(name)

@@ -79,6 +79,11 @@ class SinkFilters:
         rules = self._in_force.get(name)
         return rules.list_counts() if rules is not None and rules.rules else []
 
+    def list_suppressed(self, name: str) -> list[int]:
+        """Of these events, those that the limit of each rule has held back."""
+        rules = self._in_force.get(name)
+        return rules.list_suppressed() if rules is not None and rules.rules else []
+
     def _prepare(self, rules: Sequence[str], origin: str) -> tuple[object, ...]:
         """What compile_sink_filter() takes."""
         daemon = self._daemon

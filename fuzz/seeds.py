@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from conntrackd.bus import wire
 from conntrackd.config.options import OPTIONS
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import KEYWORDS, parse_rules
@@ -42,15 +41,6 @@ TABLE: Final = (
     "drop not country DE,FR",
     'log city "Ulm" or mark 1/3',
     "drop bytes > 10M and duration < 1m",
-)
-CALLS: Final = (
-    ("as", [["drop port 53", "log any"]]),
-    ("s", ["loki"]),
-    ("sb", ["x", True]),
-    ("a{st}", [{"events_received_total": 7}]),
-    ("a(ssss)(id)", [[("a", "b", "c", "d")], (-1, 0.5)]),
-    ("a{sv}v", [{"a": ("as", ["b"])}, ("v", ("u", 3))]),
-    ("aaynqxgo", [[[1, 2], []], -1, 65535, -(2**63), "a{sv}", "/org/conntrackd1"]),
 )
 
 
@@ -99,14 +89,6 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
     yield "config", b"\1" + JSON_SETTINGS.encode()
     yield "config", b"\2" + TOML_SETTINGS.encode()
     yield from (("config", b"\0" + text.encode()) for text in YAML_SETTINGS)
-    for order in "<>":
-        for signature, values in CALLS:
-            header = wire.Header(
-                *(wire.METHOD_CALL, 0, 7, "/org/conntrackd1", "org.conntrackd1.Manager1", "SetFilter"),
-                destination="org.conntrackd1",
-                signature=signature,
-            )
-            yield "wire", wire.encode_call(header, values, order=order)
 
 
 def list_words(target: str) -> list[str]:

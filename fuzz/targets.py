@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-from conntrackd.bus import limits, wire
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import read_config
 from conntrackd.config.rules import read_rules
@@ -200,27 +199,6 @@ def check_config(data: bytes) -> None:
         path.unlink()
 
 
-def check_wire(data: bytes) -> None:
-    """A message within the limits, WireError or LimitError; written, what was read is read again as it is."""
-    try:
-        head, body = wire.measure(data) if len(data) >= wire.FIXED else (len(data) + 1, 0)
-        if head + body > len(data):
-            return
-        header = wire.parse_header(data)
-        values = wire.parse_body(data, header)
-    except wire.WireError:
-        return
-    try:
-        limits.check_arguments(values)
-    except limits.LimitError as error:
-        check_report(error, limits.LimitError)
-    if "v" not in header.signature:  # a variant's type is not kept
-        again = wire.encode_call(header, values)
-        parsed = wire.parse_header(again)
-        assert parsed == header, f"{parsed} is not {header}"
-        assert repr(wire.parse_body(again, parsed)) == repr(values)  # by text: NaN is not itself
-
-
 def check_recording(data: bytes) -> None:
     """A replay: a recording or DataError; the line of each event is read again as that event."""
     path = SCRATCH / f"conntrackd-fuzz-{os.getpid()}.nl"
@@ -322,7 +300,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "table": check_table,
     "rules": check_rules,
     "config": check_config,
-    "wire": check_wire,
     "recording": check_recording,
     "events": check_events,
 }

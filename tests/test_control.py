@@ -62,7 +62,7 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
         },
         problems=[],
         source=SimpleNamespace(events=None),
-        filter=SimpleNamespace(list_counts=list),
+        filter=SimpleNamespace(list_counts=list, list_suppressed=list),
     )
     daemon.sink_filters = SinkFilters(cast(Daemon, daemon), {})
     with closing(spool):
@@ -221,7 +221,7 @@ def test_counters_are_read_between_two_batches_and_never_in_one() -> None:
         outboxes={},
         problems=[],
         source=SimpleNamespace(events=None),
-        filter=SimpleNamespace(list_counts=lambda: table.counts),
+        filter=SimpleNamespace(list_counts=lambda: table.counts, list_suppressed=list),
     )
     corpus = Path(__file__).parent / "netlink" / "corpus" / "tcp.nl"
     reader = threading.Thread(target=pipeline.replay, args=(read_batches(corpus, 0, batch),))

@@ -10,13 +10,14 @@ from typing import Final
 import pytest
 
 from conntrackd.config import labels
+from conntrackd.flow import Lost
 from conntrackd.netlink.message import VALUES
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
-from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE
+from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID, TEMPLATE
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "man" / "conntrackd-events.7").read_text()
-EVENT, LOST, KERNEL = re.split(r"^\.Sh .*\n", PAGE, flags=re.MULTILINE)[3:6]
+EVENT, LOST, SUPPRESSED, KERNEL = re.split(r"^\.Sh .*\n", PAGE, flags=re.MULTILINE)[3:7]
 WALK: Final = (ROOT / "conntrackd" / "core" / "event.c").read_text()
 HEADER: Final = Path("/usr/include/linux/netfilter/nfnetlink_conntrack.h")
 ATTRIBUTES: Final = dict(re.findall(r"^\.It Dv (CTA_[A-Z0-9_*]+) Ta (.*)$", KERNEL, re.MULTILINE))
@@ -55,8 +56,18 @@ def test_every_field_of_a_loss_is_in_the_table_and_no_other() -> None:
     assert f".Ql {LOST_ID} ." in PAGE or f".Ql {LOST_ID}\n" in PAGE
 
 
+def test_every_field_of_what_a_limit_held_back_is_in_the_table_and_no_other() -> None:
+    held = TEMPLATE.render_loss(Lost(5, 0, 0, "filter", "log any limit 1/day", 3)).text.decode()
+    names = ["type", "suppressed", "rule", "since", "until", "where", "reason"]
+
+    assert list_fields(SUPPRESSED) == [(name, f"EVENT_{name.upper()}") for name in names]
+    assert re.findall(r"^EVENT_(\w+)=", held, re.MULTILINE) == ["TIME", *map(str.upper, names)]
+    assert f"MESSAGE_ID={SUPPRESSED_ID}\n" in held
+    assert f".Ql {SUPPRESSED_ID}\n" in PAGE
+
+
 def test_no_label_of_ones_own_can_hide_a_field_of_the_table() -> None:
-    names = {name for name, _ in (*list_fields(EVENT), *list_fields(LOST))}
+    names = {name for name, _ in (*list_fields(EVENT), *list_fields(LOST), *list_fields(SUPPRESSED))}
 
     assert names - labels.OWN_LABELS - labels.FIELDS == set()
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify"),
+        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify", "suppressed"),
         *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all

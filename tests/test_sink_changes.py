@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from conntrackd import sink_changes
 from conntrackd.config import options
+from conntrackd.config.read import changed, read_config
 from conntrackd.daemon import Daemon
 from conntrackd.sink_changes import SinkChange
 
@@ -18,7 +20,12 @@ def make_daemon(readers: list[Any], stopped: list[list[int]]) -> Daemon:
         stopped.append([reader.done for reader in readers])
 
     outbox = SimpleNamespace(enable=lambda: None, reopen=lambda: None)
-    pipeline = SimpleNamespace(readers=tuple(readers), lock=threading.Lock(), outboxes=(outbox,))
+    pipeline = SimpleNamespace(
+        readers=tuple(readers),
+        lock=threading.Lock(),
+        outboxes=(outbox,),
+        report_suppressed=lambda **_: None,
+    )
     config = {options.SHUTDOWN_TIMEOUT: 1.0}
     daemon = SimpleNamespace(outboxes={"a": outbox}, pipeline=pipeline, config=config, stop_outboxes=stop)
     daemon.notify_sink_changed = lambda name: stopped.append([])
@@ -52,3 +59,20 @@ def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.Monkey
     asyncio.run(sink_changes.apply(daemon, [SinkChange("a", None)]))
 
     assert stopped == [[0], []]
+
+
+def test_a_host_name_makes_those_anew_that_write_it_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    text = (
+        "sink: {stream: {enable: true}, syslog: {enable: true, address: 'udp://127.0.0.1:514'}}\n"
+        "sinks: {siem: {kind: loki, address: 'http://127.0.0.1:3100'}, disk: {kind: stream, writer: 'file:///dev/null'}}\n"
+    )
+    path.write_text(text)
+    old = read_config({}, {}, path)
+    path.write_text(f"{text}host: edge2\n")
+    new = read_config({}, {}, path)
+    daemon = cast(Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "disk"))))
+
+    changes = sink_changes.prepare(daemon, new, changed(old, new))
+
+    assert [change.name for change in changes] == ["syslog", "siem"]

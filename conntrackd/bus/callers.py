@@ -7,8 +7,9 @@ from typing import Final
 
 from dbus_fast import Message, MessageFlag
 
-from conntrackd.bus.connection import BUS, Connection
+from conntrackd.bus.connection import Connection
 from conntrackd.bus.limits import MAX_CALLERS
+from conntrackd.bus.transport import BUS
 
 LOOK_UP_SECONDS: Final = 10.0
 

@@ -58,6 +58,7 @@ class SinkStatus:
     """Its own, which decides about what the global one keeps."""
     rule_matches: Sequence[int] = ()
     """As that of Statistics; empty where it has no rules."""
+    rule_suppressed: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Statistics:
     rule_matches: Sequence[int] = ()
     delays: Mapping[str, DelayCounts] = field(default_factory=dict)
     """By sink: how late events were."""
+    rule_suppressed: Sequence[int] = ()
+    """Of the matches, those that the limit of each rule has held back."""
 
 
 @dataclass(frozen=True, slots=True)

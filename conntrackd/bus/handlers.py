@@ -4,15 +4,13 @@ interface.py checks them against the XML: coroutines are methods, properties are
 those of the XML in Python's spelling, the annotations are its signatures.
 """
 
-from typing import Final, NewType
+from typing import Final
 
 from conntrackd.bus.control import Control
+from conntrackd.bus.interface import Descriptor
 from conntrackd.config.options import LOG_LEVEL
 from conntrackd.errors import UsageError
 from conntrackd.flow import EventType
-
-Descriptor = NewType("Descriptor", int)
-"""A file descriptor that is the caller's when it has been sent, and closed here."""
 
 Counters = dict[str, int]
 
@@ -91,6 +89,10 @@ class ManagerHandlers:
     @property
     def rule_count(self) -> int:
         return len(self._control.status().filter.rules)
+
+    @property
+    def rule_suppressed(self) -> list[int]:
+        return list(self._control.statistics().rule_suppressed)
 
     @property
     def filter_origin(self) -> str:
@@ -183,6 +185,10 @@ class SinkHandlers:
     @property
     def rule_matches(self) -> list[int]:
         return list(self._control.sink_status(self._name).rule_matches)
+
+    @property
+    def rule_suppressed(self) -> list[int]:
+        return list(self._control.sink_status(self._name).rule_suppressed)
 
     @property
     def filter_origin(self) -> str:

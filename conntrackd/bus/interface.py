@@ -1,6 +1,7 @@
-"""org.conntrackd1.xml -> methods, properties, signals and their polkit actions; checked against the handlers.
+"""org.conntrackd1.xml -> methods, properties, signals and their polkit actions. Knows no handler.
 
-The XML is the contract: a method that names no action, or differs from its handler, does not load.
+The XML is the contract: a method that names no action does not load, and the service does not start with
+handlers that differ from it (check_handlers()).
 """
 
 import inspect
@@ -9,15 +10,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, NewType, get_type_hints
 
-from conntrackd.bus.handlers import Descriptor, ManagerHandlers, SinkHandlers
-
-NAME: Final = "org.conntrackd1"
-MANAGER_PATH: Final = "/org/conntrackd1"
-SINK_PATH: Final = "/org/conntrackd1/sink"
-MANAGER: Final = "org.conntrackd1.Manager"
-SINK: Final = "org.conntrackd1.Sink"
+from conntrackd.bus.names import MANAGER, SINK, SINK_PATH
 
 ACTION: Final = "org.conntrackd1.Action"
 EMITS: Final = "org.freedesktop.DBus.Property.EmitsChangedSignal"
@@ -25,6 +20,9 @@ INFO: Final = "org.conntrackd1.info"
 OBSERVE: Final = "org.conntrackd1.observe"
 CONTROL: Final = "org.conntrackd1.control"
 ACTIONS: Final = (INFO, OBSERVE, CONTROL)
+
+Descriptor = NewType("Descriptor", int)
+"""A file descriptor that is the caller's when it has been sent, and closed here."""
 
 # How the signatures that occur here are annotated in Python.
 TYPES: Final[dict[str, Any]] = {
@@ -219,17 +217,11 @@ def _compare(interface: Interface, what: str, code: object, xml: object) -> None
 
 
 def load() -> dict[str, Interface]:
-    """The interfaces by name, once they are found to agree with their handlers."""
+    """The interfaces by name."""
     interfaces = parse_interfaces(read_xml())
-    _check_names(interfaces)
-    check_handlers(interfaces[MANAGER], ManagerHandlers)
-    check_handlers(interfaces[SINK], SinkHandlers)
-    return interfaces
-
-
-def _check_names(interfaces: dict[str, Interface]) -> None:
     if set(interfaces) != {MANAGER, SINK}:
         raise ContractError(f"interfaces are {sorted(interfaces)}")
+    return interfaces
 
 
 def to_path(name: str) -> str:

@@ -1,24 +1,20 @@
 """What is at which path: the objects, their properties, and how they introduce themselves."""
 
-from typing import Any, Final
+from typing import Final
 
 from dbus_fast import Variant
 
-from conntrackd.bus.connection import clean_text
 from conntrackd.bus.control import Control
 from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
-from conntrackd.bus.interface import MANAGER, MANAGER_PATH, SINK, Interface, Property, to_path
+from conntrackd.bus.interface import Interface, Property, to_path
+from conntrackd.bus.names import MANAGER, MANAGER_PATH, SINK
+from conntrackd.bus.transport import to_body
 from conntrackd.errors import ConntrackdError
 
 DOCTYPE: Final = (
     '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
     ' "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
 )
-PROPERTIES: Final = "org.freedesktop.DBus.Properties"
-INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
-PEER: Final = "org.freedesktop.DBus.Peer"
-OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
-
 # https://dbus.freedesktop.org/doc/dbus-specification.html, "Standard Interfaces"
 STANDARD: Final = """\
 <interface name="org.freedesktop.DBus.Introspectable">
@@ -161,15 +157,3 @@ class Objects:
     def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:
         """The answer of GetManagedObjects: the objects below the manager."""
         return {path: {SINK: self.read_all(path, actions)} for path in self.list_sinks()}
-
-
-def to_body(value: Any) -> Any:  # noqa: ANN401  # any value of a handler
-    """A handler's value as dbus-fast expects it: structs as lists, text as the bus can carry it."""
-    match value:
-        case str():
-            return clean_text(value)
-        case list() | tuple():
-            return [to_body(item) for item in value]
-        case dict():
-            return {to_body(key): to_body(item) for key, item in value.items()}
-    return value

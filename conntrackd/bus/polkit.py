@@ -6,8 +6,9 @@ from typing import Final
 
 from dbus_fast import Message, MessageFlag, Variant
 
-from conntrackd.bus.connection import Connection, RemoteError, Service
+from conntrackd.bus.connection import Connection
 from conntrackd.bus.interface import INFO
+from conntrackd.bus.transport import RemoteError, Service
 from conntrackd.errors import NotPermittedError
 
 POLKIT: Final = Service(

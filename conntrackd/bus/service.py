@@ -6,17 +6,19 @@ import os
 from typing import Final
 
 from conntrackd.bus import interface
-from conntrackd.bus.connection import BUS, Connection
+from conntrackd.bus.connection import Connection
 from conntrackd.bus.control import Control
+from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
 from conntrackd.bus.limits import REST, Limiter, Turns
+from conntrackd.bus.names import MANAGER, NAME, SINK, SYSTEM_BUS
 from conntrackd.bus.objects import Objects
 from conntrackd.bus.session import Session
 from conntrackd.bus.signals import Signals
+from conntrackd.bus.transport import BUS
 from conntrackd.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
-SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 CONNECT_SECONDS: Final = 10.0
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
@@ -36,6 +38,8 @@ class BusService:
 
     def __init__(self, control: Control, address: str | None = None) -> None:
         self._interfaces = interface.load()
+        interface.check_handlers(self._interfaces[MANAGER], ManagerHandlers)
+        interface.check_handlers(self._interfaces[SINK], SinkHandlers)
         self._address = get_bus_address(address)
         self._objects = Objects(control, self._interfaces)
         self._signals = Signals(control, self._objects, self._interfaces)
@@ -85,14 +89,14 @@ class BusService:
             session = Session(bus, self._objects, self._interfaces, self._limiter, self._turns)
             bus.add_message_handler(session.take)
             bus.take_over()
-            reply = await bus.ask(BUS, "RequestName", "su", [interface.NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
+            reply = await bus.ask(BUS, "RequestName", "su", [NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
             if reply[0] != PRIMARY_OWNER:
-                raise UnavailableError(f"{interface.NAME} is owned by another process")
+                raise UnavailableError(f"{NAME} is owned by another process")
             self._signals.attach(bus)
             self._delay = FIRST_DELAY
             self._told.clear()
             self.ready.set()
-            logger.info("bus: %s is on %s", interface.NAME, self._address)
+            logger.info("bus: %s is on %s", NAME, self._address)
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
         finally:
             self.ready.clear()

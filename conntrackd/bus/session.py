@@ -10,23 +10,15 @@ from typing import Any, Final
 
 from dbus_fast import Message, MessageFlag, MessageType
 
-from conntrackd.bus import limits, wire
+from conntrackd.bus import limits
 from conntrackd.bus.callers import Callers
-from conntrackd.bus.connection import Connection, RemoteError, make_error
+from conntrackd.bus.connection import Connection, make_error
 from conntrackd.bus.control import asked_by_root
-from conntrackd.bus.interface import CONTROL, INFO, MANAGER_PATH, OBSERVE, Interface, Method
-from conntrackd.bus.objects import (
-    INTROSPECTABLE,
-    OBJECT_MANAGER,
-    PEER,
-    PROPERTIES,
-    Objects,
-    ReadOnlyError,
-    UnknownInterfaceError,
-    UnknownMethodError,
-    to_body,
-)
+from conntrackd.bus.interface import CONTROL, INFO, OBSERVE, Interface, Method
+from conntrackd.bus.names import INTROSPECTABLE, MANAGER_PATH, OBJECT_MANAGER, PEER, PROPERTIES
+from conntrackd.bus.objects import Objects, ReadOnlyError, UnknownInterfaceError, UnknownMethodError
 from conntrackd.bus.polkit import ROOT, Polkit
+from conntrackd.bus.transport import RemoteError, to_body
 from conntrackd.errors import ConntrackdError, NotPermittedError
 
 logger = logging.getLogger(__name__)
@@ -96,14 +88,12 @@ class Session:
 
     # ---- before anything is parsed --------------------------------------------------------------------
 
-    def find_refusal(self, header: wire.Header, body: int) -> ConntrackdError | None:
+    def find_refusal(self, header: Message, body: int) -> ConntrackdError | None:
         """The reason to refuse a call by its header, or None."""
         longest = limits.MAX_RULES_BODY if header.member in self._long else limits.MAX_BODY
         if body > longest:
             return limits.LimitError(f"the call has {body} bytes, at most {longest} are allowed")
-        if header.unix_fds:
-            return limits.LimitError("no method accepts a file descriptor")
-        if not self._limiter.admit(self.callers.key(header.sender)):
+        if not self._limiter.admit(self.callers.key(header.sender or "")):
             return limits.LimitError(f"too many calls, at most {limits.RATE:g} a second are allowed")
         return None
 

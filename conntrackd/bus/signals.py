@@ -7,8 +7,10 @@ from dbus_fast import Message
 
 from conntrackd.bus.connection import Connection
 from conntrackd.bus.control import Control
-from conntrackd.bus.interface import INFO, MANAGER, MANAGER_PATH, SINK, Interface
-from conntrackd.bus.objects import OBJECT_MANAGER, PROPERTIES, Objects, to_body
+from conntrackd.bus.interface import INFO, Interface
+from conntrackd.bus.names import MANAGER, MANAGER_PATH, OBJECT_MANAGER, PROPERTIES, SINK
+from conntrackd.bus.objects import Objects
+from conntrackd.bus.transport import to_body
 
 # Changes within this time are sent together.
 GATHER_SECONDS: Final = 0.1

@@ -175,6 +175,7 @@ def show_filter(arguments: Namespace) -> int:
         else:
             properties = client.read_sink(arguments.sink)
             matches = properties["RuleMatches"]
+        suppressed = properties.get("RuleSuppressed", [])
     if "Rules" not in properties:
         from conntrackd.errors import NotPermittedError  # noqa: PLC0415
 
@@ -184,13 +185,15 @@ def show_filter(arguments: Namespace) -> int:
     rules = properties["Rules"]
     if arguments.json:
         expires = properties["FilterExpires"]
-        print_json(
-            {"rules": rules, "origin": properties["FilterOrigin"], "expires_s": expires, "matches": matches}
-        )
+        origin = {"rules": rules, "origin": properties["FilterOrigin"], "expires_s": expires}
+        print_json({**origin, "matches": matches, "suppressed": suppressed})
         return 0
     origin, ends = properties["FilterOrigin"], properties["FilterExpires"]
     print_lines([f"# from {origin}{f', reverts in {render_age(ends)}' if ends else ''}"])
     print_lines(rules or ["# none: every event is logged"])
+    for number, (decided, held) in enumerate(zip(matches, suppressed, strict=False)):
+        if held:
+            print_lines([f"# rule {number}: {held} of {decided} events were beyond its limit"])
     return 0
 
 

@@ -181,7 +181,7 @@ def try_out(arguments: Namespace) -> int:
                 error.origin = f"{name}:{number}"
                 mistakes.append(error)
                 continue
-            print(_render_decision(number, decision, as_json=arguments.json))
+            print(_render_decision(number, decision, rules, as_json=arguments.json))
     if len(mistakes) > MAX_REPORTED:
         raise ManyErrors(
             [*mistakes[:MAX_REPORTED], DataError(f"{len(mistakes) - MAX_REPORTED} more lines are not events")]
@@ -270,7 +270,7 @@ def warn_of_status(rules: "Sequence[Rule]") -> None:
 
 
 def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
-    """What the rules do with the event of a line. No filter reaches a LOST record."""
+    """What the rules do with the event of a line. No filter reaches a report."""
     from conntrackd.filter.evaluate import Decision  # noqa: PLC0415
     from conntrackd.history.lines import MAX_LINE_BYTES  # noqa: PLC0415
     from conntrackd.history.selection import evaluate_record  # noqa: PLC0415
@@ -289,11 +289,17 @@ def _open_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _render_decision(number: int, decision: "Decision", *, as_json: bool) -> str:
+def _render_decision(number: int, decision: "Decision", rules: "Sequence[Rule]", *, as_json: bool) -> str:
+    """With the rule's limit, within which alone the event is logged: there is none in a file's time."""
+    from conntrackd.filter.limit import render_limit  # noqa: PLC0415
+
     action, rule = "log" if decision.keep else "drop", decision.rule_number
+    limit = rules[rule - 1].limit if rule else None
+    text = "" if limit is None else render_limit(limit)
     if as_json:
-        return json.dumps({"line": number, "decision": action, "rule": rule or None})
-    return f"{action}\t{rule or '-'}"
+        own = {"limit": text} if text else {}
+        return json.dumps({"line": number, "decision": action, "rule": rule or None, **own})
+    return "\t".join([action, str(rule or "-"), *([f"limit {text}"] if text else [])])
 
 
 VERBS: Final = (

@@ -22,7 +22,10 @@ COLOURS: Final = {
     "FLOW": "33",
     "ALIVE": "32",
     "LOST": "1;31",
+    "SUPPRESSED": "35",
 }
+# Records that are no event, but a sentence.
+REPORTS: Final = ("LOST", "SUPPRESSED")
 # As the sinks name them: what has no prefix is the destination's, or the source's own direction.
 PLACES: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
@@ -68,7 +71,7 @@ def render_short(record: Record, style: Style = PLAIN) -> str:
     """One line: time, event, protocol, ends, and what else is known."""
     time, kind = render_time(str(record.get("time", "")), style), str(record.get("type", ""))
     host = f" {show_line(record['host'])}" if record.get("host") else ""
-    if kind == "LOST":
+    if kind in REPORTS:
         return paint(f"{time}{host} {show_line(record.get('msg', ''))}", kind, style)
     ends = f"{render_end(record, 'src', 'sport', style)} -> {render_end(record, 'dst', 'dport', style)}"
     extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
@@ -123,7 +126,7 @@ def render_heading(style: Style) -> str:
 def render_table_record(record: Record, style: Style) -> str:
     """A row below the heading. A loss, which has none of these fields, is a sentence."""
     kind = str(record.get("type", ""))
-    if kind == "LOST":
+    if kind in REPORTS:
         return paint(
             cut(
                 f"{render_time(str(record.get('time', '')), style)}{GAP}{show_line(record.get('msg', ''))}",

@@ -61,11 +61,13 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     from conntrackd.config.sets import read_sets  # noqa: PLC0415
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
+    from conntrackd.filter.limit import refuse_limits  # noqa: PLC0415
     from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
     from conntrackd.history.source import read_configuration  # noqa: PLC0415
 
     sets = read_sets(read_configuration(path)) if any("@" in text for text in texts) else NO_SETS
     rules = parse_rules([RuleText(text) for text in texts], sets)
+    refuse_limits(rules, "what was logged has passed its limits: nothing is limited here")
     warn_of_status(rules)
     if rules and all(rule.keep and not rule.sample for rule in rules):
         message = "no rule drops anything, so all events are shown"

@@ -77,12 +77,13 @@ class Statistics:
         self.rates: dict[str, float] = {}
         self.matches: list[int] = []
         self.own: dict[str, list[int]] = {}
+        self.suppressed: dict[str, list[int]] = {}
         self.history = History()
 
     def read(self) -> None:
         """Ask the daemon."""
         now, (counters, sinks, self.matches) = time.monotonic(), self._client.call("GetStatistics")
-        self.own = read_sink_matches(self._client)
+        self.own, self.suppressed = read_sink_matches(self._client), read_suppressed(self._client)
         numbers = flatten(counters, sinks)
         first = self._first = numbers if self._first is None else self._first
         self.numbers = {name: value - _start(name, first) for name, value in numbers.items()}
@@ -98,10 +99,12 @@ class Statistics:
 def show(view: Statistics, arguments: Namespace, screen: Paper) -> None:
     """One view: an object, or a table."""
     if arguments.json:
-        print_json(to_json(view.numbers, view.rates, view.matches, view.own))
+        numbers = to_json(view.numbers, view.rates, view.matches, view.own)
+        print_json({**numbers, **suppressed_to_json(view.suppressed)})
         sys.stdout.flush()
         return
     rows = render_rows(view.numbers, view.rates, {"": view.matches, **view.own}, time.time_ns())
+    rows += render_suppressed(view.suppressed)
     width, height = screen.size
     if not screen.is_live or width is None or height is None:
         screen.draw(list(lay_out(rows, get_width())))
@@ -127,6 +130,29 @@ def read_sink_matches(client: "Client") -> dict[str, list[int]]:
     """What the rules of sinks have decided, of those that have some."""
     found = {name: sink.get("RuleMatches", []) for name, sink in client.read_sinks().items()}
     return {name: matches for name, matches in found.items() if matches}
+
+
+def read_suppressed(client: "Client") -> dict[str, list[int]]:
+    """What the limits of rules have held back: of the global filter without a name, and by sink."""
+    found = {"": client.read_properties().get("RuleSuppressed", [])}
+    found |= {name: sink.get("RuleSuppressed", []) for name, sink in client.read_sinks().items()}
+    return {name: counts for name, counts in found.items() if counts}
+
+
+def suppressed_to_json(suppressed: Mapping[str, list[int]]) -> dict[str, Any]:
+    """As `rule_matches` and `sink_rule_matches`."""
+    own = {name: counts for name, counts in suppressed.items() if name}
+    return {"rule_suppressed": suppressed.get("", []), "sink_rule_suppressed": own}
+
+
+def render_suppressed(suppressed: Mapping[str, list[int]]) -> list[list[str]]:
+    """A row for each rule whose limit has held back something."""
+    return [
+        [f"beyond the limit of rule {number}{f'{{{sink}}}' if sink else ''}", str(count), ""]
+        for sink, counts in suppressed.items()
+        for number, count in enumerate(counts)
+        if count
+    ]
 
 
 def flatten(counters: Mapping[str, int], sinks: Mapping[str, Mapping[str, int]]) -> Numbers:

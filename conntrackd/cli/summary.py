@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from conntrackd.cli.columns import cut
 from conntrackd.cli.common import get_width, parse_count, print_json, render_bytes
-from conntrackd.cli.lines import Record, show_line
+from conntrackd.cli.lines import REPORTS, Record, show_line
 from conntrackd.cli.past import add_selection, open_selected
 from conntrackd.cli.talkers import BY, Sizes, Talkers
 from conntrackd.cli.verb import Verb
@@ -66,14 +66,14 @@ class Summary:
         self.last = ""
         self.talkers = {name: Talkers(name) for name in by}
         self.losses = Talkers("type")
-        """Of LOST records alone: they are the same, whatever is counted by."""
+        """Of reports alone: they are the same, whatever is counted by."""
 
     def add(self, record: Record) -> None:
         """One record. Times are those of the first and the last that was written."""
         self.first = self.first or str(record.get("time", ""))
         self.last = str(record.get("time", ""))
         kind = str(record.get("type", ""))
-        if kind == "LOST":
+        if kind in REPORTS:
             self.losses.add(record)
             return
         self.types[kind] += 1
@@ -107,6 +107,7 @@ def to_json(summary: Summary, count: int) -> dict[str, Any]:
         "bytes": summary.size,
         "lost": summary.losses.lost,
         "gaps": summary.losses.gaps,
+        "suppressed": summary.losses.suppressed,
         "by": {
             name: [{"key": key, "events": events, "bytes": size} for key, events, size in talkers.list(count)]
             for name, talkers in summary.talkers.items()
@@ -129,6 +130,8 @@ def render_summary(summary: Summary, count: int) -> Iterator[str]:
     if lost or gaps:
         unknown = f"{gaps} gap{'' if gaps == 1 else 's'} of unknown size" if gaps else ""
         yield f"lost:   {', '.join(filter(None, (str(lost) if lost else '', unknown)))}"
+    if summary.losses.suppressed:
+        yield f"beyond a limit: {summary.losses.suppressed}"
     for name, talkers in summary.talkers.items():
         rows = talkers.list(count)
         if rows:

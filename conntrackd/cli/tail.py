@@ -13,7 +13,7 @@ from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
 
 CHUNK: Final = 1 << 20
-LOST: Final = b'"type":"LOST"'  # which no limit counts
+REPORTS: Final = (b'"type":"LOST"', b'"type":"SUPPRESSED"')  # which no limit counts
 
 
 def add_rules(parser: ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def show_tail(arguments: Namespace) -> int:
     seen = 0
     try:
         for chunk in read_chunks(pipe):
-            seen += chunk.count(b"\n") - chunk.count(LOST)
+            seen += chunk.count(b"\n") - sum(map(chunk.count, REPORTS))
             print_chunk(chunk, arguments.form, is_terminal=is_terminal, style=style)
     except KeyboardInterrupt:
         return 0

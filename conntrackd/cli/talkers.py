@@ -63,6 +63,7 @@ class Talkers:
         self._sizes = Sizes()
         self.events = 0
         self.lost = 0
+        self.suppressed = 0
         self.gaps = 0
         """Losses of which the number is not known."""
 
@@ -74,10 +75,13 @@ class Talkers:
             self.lost += lost or 0
             self.gaps += lost is None
             return
+        if record.get("type") == "SUPPRESSED":
+            self.suppressed += record.get("suppressed") or 0
+            return
         self.count(record, self._sizes.count(record))
 
     def count(self, record: Mapping[str, Any], size: int) -> None:
-        """One record that is not a loss, and what it adds to the bytes."""
+        """One record of an event, and what it adds to the bytes."""
         self.events += 1
         key = tuple(make_key(record, name) for name in self._by)
         events, before = self._rows.get(key, (0, 0))

@@ -131,6 +131,7 @@ def to_json(ranking: Ranking, by: tuple[str, ...]) -> dict[str, Any]:
         "events_per_second": round(ranking.event_rate, 1),
         "lost": talkers.lost,
         "gaps": talkers.gaps,
+        "suppressed": talkers.suppressed,
         "top": [
             {
                 "key": " ".join(row.key),
@@ -165,10 +166,11 @@ def render_table(
 
 def render_totals(ranking: Ranking) -> str:
     """`1234 events, 17.0 a second, 5 lost; sorted by bytes`."""
-    lost, gaps = ranking.talkers.lost, ranking.talkers.gaps
+    lost, gaps, suppressed = ranking.talkers.lost, ranking.talkers.gaps, ranking.talkers.suppressed
     parts = [f"{ranking.events} events", f"{ranking.event_rate:.1f} a second"]
     parts += [f"{lost} lost"] if lost else []
     parts += [f"{gaps} gap{'' if gaps == 1 else 's'} of unknown size"] if gaps else []
+    parts += [f"{suppressed} beyond a limit"] if suppressed else []
     return f"{', '.join(parts)}; sorted by {ranking.sort}{', reversed' if ranking.is_reversed else ''}"
 
 

@@ -20,7 +20,7 @@ FIELDS: Final = frozenset(
         *["packets", "bytes", "reply_packets", "reply_bytes", "start", "stop", "duration"],
         *["mark", "zone", "city", "country", "lat", "lon", "asn", "as_org"],
         *["src_city", "src_country", "src_lat", "src_lon", "src_asn", "src_as_org"],
-        *["lost", "since", "until", "where"],
+        *["lost", "suppressed", "rule", "since", "until", "where"],
         *["country_code", "src_country_code", "icmp_id", "nat_icmp_id", "reply_zone", "ct_labels", "helper"],
         *["secctx", "master", "master_prot", "master_src", "master_dst", "master_sport", "master_dport"],
         "sample_rate",

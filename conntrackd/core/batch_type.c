@@ -16,16 +16,18 @@ static PyObject *batch_decide(PyObject *self, PyObject *arguments)
 	struct batch *batch = (struct batch *)self;
 	struct selection selection;
 	PyObject *table, *among;
+	unsigned long long now = 0;
 	int is_part = 0;
 	size_t count;
 
-	if (!PyArg_ParseTuple(arguments, "O!O|p:decide", find_state(self)->table, &table, &among, &is_part) ||
+	if (!PyArg_ParseTuple(arguments, "O!O|pK:decide", find_state(self)->table, &table, &among, &is_part, &now) ||
 	    !open_selection(batch, among, &selection) || !claim_object(table))
 		return NULL;
 	if (is_part && !reserve_rates(open_object_table(table), batch->count)) {
 		leave_object(table);
 		return PyErr_NoMemory();
 	}
+	open_object_table(table)->now = now;
 	claim_object(self);
 	Py_BEGIN_ALLOW_THREADS
 	count = decide(open_object_table(table), batch->events, selection.indexes, selection.count, batch->indexes,
@@ -290,8 +292,9 @@ static PyMethodDef methods[] = {
 	{ "datagrams", batch_datagrams, METH_VARARGS,
 	  "(limit) -> number, bytes: the datagrams of the last receive, one behind the other, each padded." },
 	{ "decide", batch_decide, METH_VARARGS,
-	  "(table, selection, is_part=False) -> the selection that the rules keep: indexes as native uint16, in\n"
-	  "bytes. Here and below None is the selection of all events. is_part: of what another table has kept." },
+	  "(table, selection, is_part=False, now=0) -> the selection that the rules keep: indexes as native uint16,\n"
+	  "in bytes. Here and below None is the selection of all events. is_part: of what another table has kept;\n"
+	  "now: in nanoseconds, for the rules' limits." },
 	{ "locate", batch_locate, METH_VARARGS,
 	  "(locations, selection, is_first) -> addresses that are not known yet, 4 or 16 bytes each." },
 	{ "render", batch_render, METH_VARARGS,

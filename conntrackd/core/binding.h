@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include "ids.h"
+#include "limit.h"
 #include "locate.h"
 #include "prefixes.h"
 #include "render.h"
@@ -18,7 +19,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *set;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -30,6 +31,7 @@ PyTypeObject *create_ids_type(PyObject *module);
 PyTypeObject *create_set_type(PyObject *module);
 PyTypeObject *create_flows_type(PyObject *module);
 PyTypeObject *create_deltas_type(PyObject *module);
+PyTypeObject *create_limits_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);
@@ -50,6 +52,7 @@ struct table *open_object_table(PyObject *object);
 struct template *open_object_template(PyObject *object);
 struct locations *open_object_locations(PyObject *object);
 struct ids *open_object_ids(PyObject *object);
+struct limits *open_object_limits(PyObject *object);
 const struct prefixes *open_object_set(PyObject *object);
 
 /* Bytes that hold native numbers of this size: how many, or -1 with an exception. */

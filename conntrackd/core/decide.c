@@ -199,6 +199,12 @@ static inline bool is_kept(const struct table *table, uint32_t rule, const struc
 	return table->keeps[rule] && (!rate || mix_id(event->id) <= UINT32_MAX / rate);
 }
 
+/* Of an event that is kept: what is beyond the limit of the rule that keeps it is counted there, and dropped. */
+static inline bool is_within_limit(const struct table *table, uint32_t rule, const struct event *event)
+{
+	return !table->limits || take_token(table->limits, rule, event, table->now);
+}
+
 /* Samples are nested: the smaller one is the sample of both. */
 static inline uint32_t choose_rate(uint32_t one, uint32_t other)
 {
@@ -257,7 +263,7 @@ size_t decide(struct table *table, struct event *events, const uint16_t *among, 
 			set_rate(&events[index], table->rates[rule]);
 		else if (index < table->part_slots)
 			table->part_rates[index] = choose_rate(table->rates[rule], events[index].sample_rate);
-		kept_count += is_kept(table, rule, &events[index]);
+		kept_count += is_kept(table, rule, &events[index]) && is_within_limit(table, rule, &events[index]);
 	}
 	return kept_count;
 }

@@ -8,6 +8,7 @@
 #define CONNTRACKD_DECIDE_H
 
 #include "event.h"
+#include "limit.h"
 #include "prefixes.h"
 
 #define PROGRAM_FORMAT 0x63740003u /* changes with anything below that programs are made of */
@@ -126,6 +127,8 @@ struct table {
 	uint32_t set_count;
 	uint32_t *part_rates; /* of events by their index, as the last decision about a part has left them */
 	size_t part_slots;
+	struct limits *limits; /* for so many rules, which last longer than the table; NULL: no rule has one */
+	uint64_t now; /* when the next decisions are made, of take_token()'s clock */
 };
 
 /* NULL: the program is not one, or not one for so many sets, or there is no memory for it (errno is ENOMEM then, else

@@ -200,6 +200,7 @@ static int execute(PyObject *module)
 	    add_type(module, &state->ids, create_ids_type) < 0 ||
 	    add_type(module, &state->flows, create_flows_type) < 0 ||
 	    add_type(module, &state->deltas, create_deltas_type) < 0 ||
+	    add_type(module, &state->limits, create_limits_type) < 0 ||
 	    add_type(module, &state->set, create_set_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
@@ -218,6 +219,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->set);
 	Py_VISIT(state->flows);
 	Py_VISIT(state->deltas);
+	Py_VISIT(state->limits);
 	return 0;
 }
 
@@ -233,6 +235,7 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->set);
 	Py_CLEAR(state->flows);
 	Py_CLEAR(state->deltas);
+	Py_CLEAR(state->limits);
 	return 0;
 }
 

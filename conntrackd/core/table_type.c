@@ -10,6 +10,7 @@ struct table_object {
 	struct object object;
 	struct table *table;
 	PyObject *sets; /* a tuple, which the table points into; NULL for none */
+	PyObject *limits; /* which the table points into, too; NULL for none */
 };
 
 /* Opens a table with the sets of a tuple (NULL: there are none). NULL with an exception. */
@@ -43,20 +44,39 @@ static struct table *open_with_sets(const char *program, Py_ssize_t bytes, PyObj
 	return table;
 }
 
+/* False with an exception: they are none, or not for as many rules as the table has. */
+static bool add_limits(struct table_object *self, PyObject *limits, PyTypeObject *limits_type)
+{
+	if (!limits || limits == Py_None)
+		return true;
+	if (!Py_IS_TYPE(limits, limits_type)) {
+		PyErr_SetString(PyExc_TypeError, "limits are of Limits");
+		return false;
+	}
+	self->limits = Py_NewRef(limits);
+	self->table->limits = open_object_limits(limits);
+	if (self->table->limits->rules == (uint64_t)self->table->rules + 1)
+		return true;
+	PyErr_SetString(PyExc_ValueError, "limits of other rules");
+	return false;
+}
+
 static PyObject *make_table(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = { "program", "sets", NULL };
+	static char *names[] = { "program", "sets", "limits", NULL };
 	struct table_object *self = make_object(type);
-	PyObject *sets = NULL;
+	struct module_state *state;
+	PyObject *sets = NULL, *limits = NULL;
 	const char *program;
 	Py_ssize_t bytes;
 
 	if (!self)
 		return NULL;
-	if (PyArg_ParseTupleAndKeywords(arguments, keywords, "y#|O!:Table", names, &program, &bytes, &PyTuple_Type,
-					&sets))
-		self->table = open_with_sets(program, bytes, sets, find_state((PyObject *)self)->set);
-	if (!self->table) {
+	state = find_state((PyObject *)self);
+	if (PyArg_ParseTupleAndKeywords(arguments, keywords, "y#|O!O:Table", names, &program, &bytes, &PyTuple_Type,
+					&sets, &limits))
+		self->table = open_with_sets(program, bytes, sets, state->set);
+	if (!self->table || !add_limits(self, limits, state->limits)) {
 		Py_DECREF(self);
 		return NULL;
 	}
@@ -68,6 +88,7 @@ static void free_table(PyObject *object)
 {
 	close_table(((struct table_object *)object)->table);
 	Py_XDECREF(((struct table_object *)object)->sets);
+	Py_XDECREF(((struct table_object *)object)->limits);
 	free_object(object);
 }
 
@@ -129,7 +150,7 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-	{ Py_tp_doc, PyDoc_STR("Table(program): rules as filter/table.py assembles them") },
+	{ Py_tp_doc, PyDoc_STR("Table(program, sets=(), limits=None): rules as filter/table.py assembles them") },
 	{ Py_tp_new, make_table },
 	{ Py_tp_dealloc, free_table },
 	{ Py_tp_methods, methods },

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conntrackd.delivery.compression import compress, decompress
+from conntrackd.delivery.losses import dump_loss
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered, join, pack, unpack
 from conntrackd.render.template import Template
@@ -54,8 +55,7 @@ def pack_batch(batch: Batch) -> bytes:
     """As a spool keeps it."""
     if batch.lost is None:
         return EVENTS + compress([pack(join(batch.parts))])
-    lost = batch.lost
-    return LOSS + json.dumps([lost.count, lost.since, lost.until, lost.where, lost.reason]).encode()
+    return LOSS + json.dumps(dump_loss(batch.lost)).encode()
 
 
 def is_packed(data: bytes) -> bool:

@@ -18,6 +18,7 @@ SLOT_BYTES: Final = 2048
 # What is done once a batch counts where there are few events in it; more slots than this leave the cache.
 SLOTS: Final = 256
 INDEX_BYTES: Final = 2
+SEED_BITS: Final = 64  # of limits
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 REPORTS_REASON: Final = (5, 10)
@@ -82,6 +83,18 @@ class EventBatch(Protocol):
         """All fields of an event by their name in Flow; None for what it does not carry."""
 
 
+class Limits(Protocol):
+    """The token buckets of rules with a limit, shared by the tables of these rules. From any thread."""
+
+    @property
+    def totals(self) -> list[int]:
+        """Events that the limit of each rule has held back; index 0 is what no rule matched."""
+
+    def take(self) -> Sequence[tuple[int, int, int, int]]:
+        """Of each rule whose limit has held back some since the last time: its number, how many, the times
+        of the first and the last, as in Flow."""
+
+
 class RuleTable(Protocol):
     """Rules in force, with the counts of events that each of them decided."""
 
@@ -95,6 +108,10 @@ class RuleTable(Protocol):
     @property
     def counts(self) -> list[int]:
         """Index 0: events that no rule matched."""
+
+    @property
+    def limits(self) -> Limits | None:
+        """None where no rule has one."""
 
 
 class Ids(Protocol):
@@ -174,9 +191,21 @@ class Engine(Protocol):
     def open_flows(self, limit: int) -> Flows: ...
     def open_deltas(self, limit: int) -> Deltas: ...
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
+    def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Limits | None:
+        """Full buckets for those of the rules that have a limit; None where none has.
+
+        `seed` says which keys compete for buckets: one that nobody knows, where it is not given.
+        """
+
     def compile_table(
-        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
-    ) -> RuleTable: ...
+        self,
+        rules: Sequence[Rule],
+        protocols: frozenset[int] | None = None,
+        events: int = ALL_EVENTS,
+        limits: Limits | None = None,
+    ) -> RuleTable:
+        """`limits` are those of the same rules, which have own ones where they are not given."""
+
     def compile_template(self, template: Template, community_seed: int | None = None) -> Opaque:
         """Without a seed no event has a Community ID."""
 
@@ -188,8 +217,11 @@ class Engine(Protocol):
         locations: Opaque | None,
         *,
         is_part: bool = False,
+        now: int | None = None,
     ) -> Selection:
         """Those that the rules keep, in their order, each with the rate of the sample that it is in.
+
+        `now`, by which buckets fill: nanoseconds of time.monotonic_ns(), where it is not given.
 
         `is_part`: they are what another table has kept, whose rates they keep. Those of this one are for
         render(), until its next decision.

@@ -1,12 +1,15 @@
 """The engine in C: what conntrackd.core offers, with what Python knows of it beside."""
 
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from conntrackd.core import _core as core
-from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SLOT_BYTES, SLOTS, LookUp, Selection
+from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.limit import assemble_limits, has_limits
 from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import Location
 from conntrackd.netlink.labels import read_label_names
@@ -32,6 +35,7 @@ class NativeTable:
 
     rules: tuple[Rule, ...]
     description: Table
+    limits: core.Limits | None
     core: core.Table
     locations: Numbered = field(default_factory=Numbered)
 
@@ -48,10 +52,10 @@ class NativeTable:
         self.core.set_location(number, self.description.compute_location_bits(location))
 
 
-def open_table(table: Table) -> core.Table:
+def open_table(table: Table, limits: core.Limits | None = None) -> core.Table:
     """A table in the core. The networks of its sets are not copied, whatever the number of tables."""
     sets = tuple(core.AddressSet(found.networks[4], found.networks[16]) for found in table.sets)
-    return core.Table(assemble(table), sets)
+    return core.Table(assemble(table), sets, limits)
 
 
 @dataclass(slots=True)
@@ -141,11 +145,21 @@ class NativeEngine:
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 
+    def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> core.Limits | None:
+        if not has_limits(rules):
+            return None
+        return core.Limits(assemble_limits(rules), secrets.randbits(SEED_BITS) if seed is None else seed)
+
     def compile_table(
-        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+        self,
+        rules: Sequence[Rule],
+        protocols: frozenset[int] | None = None,
+        events: int = ALL_EVENTS,
+        limits: Limits | None = None,
     ) -> NativeTable:
         table = compile_table(rules, protocols, events)
-        return NativeTable(tuple(rules), table, open_table(table))
+        own = limits if isinstance(limits, core.Limits) else self.open_limits(rules)
+        return NativeTable(tuple(rules), table, own, open_table(table, own))
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
         return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
@@ -158,10 +172,13 @@ class NativeEngine:
         locations: NativeLocations | None,
         *,
         is_part: bool = False,
+        now: int | None = None,
     ) -> Selection:
         if locations is not None and table.needs_location:
             locations.teach(table)
-        return batch.decide(table.core, among, is_part)
+        if table.limits is None:
+            return batch.decide(table.core, among, is_part)
+        return batch.decide(table.core, among, is_part, time.monotonic_ns() if now is None else now)
 
     def render(
         self,

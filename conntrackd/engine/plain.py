@@ -1,5 +1,6 @@
 """The engine in plain Python: the reference of walk, decide and render, for a daemon that has no core."""
 
+import secrets
 import select
 import socket
 import time
@@ -10,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
-from conntrackd.engine import ALL_EVENTS, SLOT_BYTES, SLOTS, LookUp, Selection, Tally
+from conntrackd.engine import ALL_EVENTS, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection, Tally
 from conntrackd.engine.plain_deltas import PlainDeltas, identify
 from conntrackd.filter.ast import Rule, uses_location
+from conntrackd.filter.buckets import Buckets
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
+from conntrackd.filter.limit import has_limits
 from conntrackd.flow import ABSENT, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
@@ -165,13 +168,16 @@ class PlainTable:
     events: int
     needs_location: bool
     counts: list[int]
+    limits: Buckets | None = None
     part_rates: dict[int, int] = field(default_factory=dict)
 
-    def decide(self, flow: Flow) -> Decision:
+    def decide(self, flow: Flow, now: int) -> Decision:
         """What becomes of it; counts who decided."""
         decision = evaluate(self.rules, flow, self.protocols, self.events)
         if not is_left_out(flow, self.protocols, self.events):
             self.counts[decision.rule_number] += 1
+        if decision.keep and self.limits is not None:
+            return decision._replace(keep=self.limits.take_token(decision.rule_number, flow, now))
         return decision
 
     def find_rate(self, decision: Decision) -> int:
@@ -286,10 +292,21 @@ class PlainEngine:
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)
 
+    def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Buckets | None:
+        if not has_limits(rules):
+            return None
+        return Buckets(rules, secrets.randbits(SEED_BITS) if seed is None else seed)
+
     def compile_table(
-        self, rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+        self,
+        rules: Sequence[Rule],
+        protocols: frozenset[int] | None = None,
+        events: int = ALL_EVENTS,
+        limits: Limits | None = None,
     ) -> PlainTable:
-        return PlainTable(tuple(rules), protocols, events, uses_location(rules), [0] * (len(rules) + 1))
+        own = limits if isinstance(limits, Buckets) else self.open_limits(rules)
+        counts = [0] * (len(rules) + 1)
+        return PlainTable(tuple(rules), protocols, events, uses_location(rules), counts, own)
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> PlainTemplate:
         return PlainTemplate(template, community_seed)
@@ -302,10 +319,11 @@ class PlainEngine:
         _: PlainLocations | None,
         *,
         is_part: bool = False,
+        now: int | None = None,
     ) -> Selection:
-        kept = []
+        kept, moment = [], time.monotonic_ns() if now is None else now
         for index in batch.list_indexes(among):
-            decision = table.decide(batch.flows[index])
+            decision = table.decide(batch.flows[index], moment)
             flow, rate = batch.flows[index], table.find_rate(decision)
             if is_part:
                 table.part_rates[index] = max(rate, flow.sample_rate) or ABSENT

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from conntrackd.filter.fields import NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.filter.limit import Limit
 from conntrackd.filter.sets import AddressSet
 
 Span = tuple[int, int]
@@ -177,6 +178,8 @@ class Rule:
     origin: str = field(default="", compare=False)
     sample: int = 0
     """One flow of so many is logged, and the others are not, though the rule matches; 0: each is."""
+    limit: Limit | None = None
+    """How many of the events are logged, and the others are not, though the rule matches."""
 
 
 def negate(item: Expression, span: Span = NO_SPAN) -> Expression:

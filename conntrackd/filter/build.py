@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_interface
+from contextlib import suppress
+from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple, TypeVar
 
 from conntrackd.filter import fields
@@ -25,6 +26,7 @@ from conntrackd.filter.ast import (
     sort_prefixes,
 )
 from conntrackd.filter.diagnostics import Mistake, suggest
+from conntrackd.filter.limit import Limit, parse_limit
 from conntrackd.filter.sample import MAX_RATE
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Nat, Status
@@ -164,6 +166,18 @@ class Builder:
             hint = "what it drops is nowhere; `log ... sample 1/N` logs one flow of N and drops the others"
             self.mistakes.append(Mistake(message, keyword.start, word.end, hint))
         return self._parse_or(word, _parse_rate, 0)
+
+    def parse_limit(self, keep: bool, words: list[Word]) -> Limit | None:
+        """`limit 10/second`, of a rule that logs."""
+        if not keep:
+            message = "a rule that drops has no limit"
+            hint = "`log ... limit RATE` logs so many and drops the others"
+            self.mistakes.append(Mistake(message, words[0].start, words[-1].end, hint))
+        limit = parse_limit(words[1:])
+        if isinstance(limit, Mistake):
+            self.mistakes.append(limit)
+            return None
+        return limit
 
     def parse_ranges(self, kind: str, pairs: list[tuple[Word, Word]]) -> list[Range]:
         """Numbers and ranges of ports or identifiers."""
@@ -306,23 +320,22 @@ def _parse_mark(word: str) -> tuple[int, int]:
 
 
 def _parse_prefix(word: str) -> fields.Prefix:
+    # ip_network takes a net mask too, and scope ids: neither belongs to the language.
+    is_address = ADDRESS.fullmatch(word) is not None
+    with suppress(ValueError):
+        if is_address:
+            return fields.to_prefix(ip_network(word))
     try:
-        # ip_interface takes a net mask too, and scope ids: neither belongs to the language.
-        if not ADDRESS.fullmatch(word):
-            raise ValueError
-        interface = ip_interface(word)
+        interface = ip_interface(word if is_address else "")
     except ValueError:
         raise Invalid(
             f"{quote(word)} is not a valid address",
             "IPv4 or IPv6, with or without a prefix length, such as 10.0.0.0/8",
         ) from None
-    network = interface.network
-    if interface.ip != network.network_address:
-        raise Invalid(
-            f"{quote(word)} has host bits set under its prefix length",
-            f"did you mean {network} or {interface.ip}?",
-        )
-    return fields.to_prefix(network)
+    raise Invalid(
+        f"{quote(word)} has host bits set under its prefix length",
+        f"did you mean {interface.network} or {interface.ip}?",
+    )
 
 
 def _parse_country(word: str) -> str:

@@ -27,6 +27,7 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.fields import NETWORKS, PUBLIC
+from conntrackd.filter.limit import MAX_RULES, refuse_limits
 
 MAX_CHARACTERS: Final = 256 << 10  # of all rules together: some 16,000 addresses
 MAX_WORDS: Final = 40 << 10
@@ -60,13 +61,19 @@ def check_texts(rules: Sequence[RuleText]) -> None:
         raise _refuse(f"the rules have {words:,} words", MAX_WORDS)
 
 
-def check_rules(rules: Iterable[Rule]) -> None:
+def check_rules(rules: Sequence[Rule]) -> None:
     """Raises ManyErrors where the rules would become more than may be compiled."""
     _check_comparisons(rules, MAX_COMPARISONS)
+    limits = sum(rule.limit is not None for rule in rules)
+    if limits > MAX_RULES:
+        message = f"{limits:,} rules have a limit: at most {MAX_RULES} may have one"
+        hint = "one rule with a list, or with a limit for each source, counts for many"
+        raise ManyErrors([RuleError(message, hint=hint)])
 
 
 def check_tail(rules: Iterable[Rule]) -> None:
-    """Raises ManyErrors where a tail with these rules would hold up the events of all."""
+    """Raises ManyErrors where a tail with these rules would hold up the events of all, or has limits."""
+    refuse_limits(rules, "a tail has no limits: nobody reports what they hold back")
     _check_comparisons(rules, MAX_TAIL_COMPARISONS)
 
 

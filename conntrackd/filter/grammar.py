@@ -18,6 +18,7 @@ from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.build import EITHER, Builder, Side, Word
 from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
+from conntrackd.filter.limit import BOTH, BOTH_HINT, Limit
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.text import quote
 
@@ -30,8 +31,9 @@ MAX_NESTING: Final = 64
 MAX_MISTAKES: Final = 100  # that are reported; 1,000 rules of nothing else took a minute and 2.5 GB
 
 LOG: Final = ("LOG", "ALLOW")
-# A keyword behind a condition only. Anywhere else it is a value: there may be a city of that name.
+# Keywords behind a condition only. Anywhere else they are values: there may be a city of that name.
 SAMPLE: Final = "SAMPLE"
+LIMIT: Final = "LIMIT"
 KEYWORDS: Final = {
     **dict.fromkeys((*LOG, "DROP", "DENY"), "ACTION"),
     **dict.fromkeys(("SOURCE", "SRC"), "SOURCE"),
@@ -42,10 +44,13 @@ KEYWORDS: Final = {
     "ICMP ID": "IDENTIFIER",  # one word with a blank in it: ICMP is a protocol, and ID a country
     **{word: word for word in ("OR", "AND", "NOT", "REPLY", "ADDRESS", "NETWORK", "PORT", "ON", "ANY")},
     SAMPLE: SAMPLE,
+    LIMIT: LIMIT,
 }
 # Beside the space. A rule may have line breaks where it is an item of a list.
 BLANKS: Final = "\t\r\n"
 VALUES: Final = frozenset(("WORD", "NUMBER", "STRING"))
+Parsed = tuple[bool, Expression, int, Limit | None]
+"""Whether to log, what, the sample and the limit."""
 # What is missing, said by the first of these that the parser could go on with.
 EXPECTED: Final = {
     "ACTION": "an action ('log' or 'drop')",
@@ -105,9 +110,17 @@ def t_error(t: lex.LexToken) -> None:
 
 def p_rule(p: yacc.YaccProduction) -> None:
     """rule : ACTION expression
-    | ACTION expression SAMPLE value"""
-    keep = p[1].text.upper() in LOG
-    p[0] = (keep, p[2], p.parser.builder.parse_sample(keep, p[3], p[4]) if len(p) > 3 else 0)
+    | ACTION expression SAMPLE value
+    | ACTION expression limit"""
+    keep, builder = p[1].text.upper() in LOG, p.parser.builder
+    sample = builder.parse_sample(keep, p[3], p[4]) if len(p) == 5 else 0
+    p[0] = (keep, p[2], sample, builder.parse_limit(keep, p[3]) if len(p) == 4 else None)
+
+
+def p_limit(p: yacc.YaccProduction) -> None:
+    """limit : LIMIT value
+    | limit value"""
+    p[0] = [*p[1], p[2]] if isinstance(p[1], list) else [p[1], p[2]]
 
 
 def p_expression(p: yacc.YaccProduction) -> None:
@@ -306,12 +319,12 @@ def parse_rule(line: RuleText, number: int = 1, sets: Sets = NO_SETS) -> Rule:
     if parsed is None:
         mistakes = _explain_cel(line.text) or mistakes
         raise ManyErrors([mistake.to_error(line.text, origin) for mistake in mistakes])
-    keep, expression, sample = parsed
-    return Rule(keep, expression, line.text, origin, sample)
+    keep, expression, sample, limit = parsed
+    return Rule(keep, expression, line.text, origin, sample, limit)
 
 
-def _parse(text: str, sets: Sets = NO_SETS) -> tuple[tuple[bool, Expression, int] | None, list[Mistake]]:
-    """The action, the expression and the sample, or what is wrong with them."""
+def _parse(text: str, sets: Sets = NO_SETS) -> tuple[Parsed | None, list[Mistake]]:
+    """What is in a rule, or what is wrong with it."""
     parser = copy.copy(_build_parser())
     parser.builder = Builder(sets)
     mistakes: list[Mistake] = parser.builder.mistakes
@@ -364,7 +377,7 @@ def _cut(text: str) -> list[lex.LexToken]:
     lexer.input(text)
     found = list(_measure(lexer))
     _check_nesting(found)
-    _classify_samples(found)
+    _classify_ends(found)
     _classify_commas(found)
     return found
 
@@ -393,12 +406,14 @@ def _check_nesting(found: list[lex.LexToken]) -> None:
             raise Stop(Mistake(message, token.lexpos, token.endlexpos))
 
 
-def _classify_samples(found: list[lex.LexToken]) -> None:
-    """The word is a value wherever a condition has not ended before it."""
+def _classify_ends(found: list[lex.LexToken]) -> None:
+    """The words are values wherever a condition has not ended before them, and all is behind a limit."""
     ends = VALUES | {"ANY", "RPAREN"}
+    is_limit = False
     for place, token in enumerate(found):
-        if token.type == SAMPLE and (place == 0 or found[place - 1].type not in ends):
+        if is_limit or (token.type in {SAMPLE, LIMIT} and (place == 0 or found[place - 1].type not in ends)):
             token.type = "WORD"
+        is_limit |= token.type == LIMIT
 
 
 def _classify_commas(found: list[lex.LexToken]) -> None:
@@ -430,6 +445,8 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         return Mistake(f"the rule ends where {wanted} is missing", end, end + 1)
     word = token.value.text
     if expected == {"$end"}:  # only a sample ends a rule for good
+        if word.upper() == LIMIT:
+            return Mistake(BOTH, token.lexpos, token.endlexpos, BOTH_HINT)
         hint = "a sample ends the rule; conditions stand before it"
         return Mistake(f"unexpected {quote(word)} behind the sample", token.lexpos, token.endlexpos, hint)
     words = [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected]

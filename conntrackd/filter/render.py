@@ -25,6 +25,7 @@ from conntrackd.filter.ast import (
     StatusHas,
     TypeIs,
 )
+from conntrackd.filter.limit import render_limit
 from conntrackd.flow import Status
 from conntrackd.units import SIZE_UNITS, render_whole
 
@@ -42,7 +43,8 @@ UNREPLIED_TREE: Final = Not(StatusHas(int(Status.SEEN_REPLY)))
 def render(rule: Rule) -> str:
     """One rule as it would be written by somebody who always writes alike."""
     sample = f" sample 1/{rule.sample}" if rule.sample else ""
-    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}{sample}"
+    limit = f" limit {render_limit(rule.limit)}" if rule.limit is not None else ""
+    return f"{'log' if rule.keep else 'drop'} {render_expression(rule.expression)}{sample}{limit}"
 
 
 def render_expression(expression: Expression) -> str:

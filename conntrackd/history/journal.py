@@ -18,7 +18,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.flow import NANO
 from conntrackd.history.conditions import find_conditions
 from conntrackd.history.selection import Selection
-from conntrackd.render.journal import EVENT_ID, LOST_ID, WARNING
+from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID, WARNING
 from conntrackd.render.parse import NAMES, Record, parse_text
 
 # How much later than it happened an event may stand in the journal and still be found by --until: journald
@@ -138,7 +138,7 @@ def read_entry(entry: Mapping[str, Any]) -> Record:
 
 
 def list_matches(rules: Sequence[Rule]) -> list[str]:
-    """The words for journalctl: LOST records, and the events that the rules can keep, or more than those."""
+    """The words for journalctl: reports, and the events that the rules can keep, or more than those."""
     wanted = find_conditions(rules)
     groups = [[f"MESSAGE_ID={EVENT_ID}"]] if wanted is None else []
     for condition in wanted or ():
@@ -146,4 +146,7 @@ def list_matches(rules: Sequence[Rule]) -> list[str]:
         groups.append([f"MESSAGE_ID={EVENT_ID}", *fields])
     if sum(map(len, groups)) > MAX_MATCHES:
         groups = [[f"MESSAGE_ID={EVENT_ID}"]]
-    return [word for group in groups for word in (*group, "+")] + [f"MESSAGE_ID={LOST_ID}"]
+    return [word for group in groups for word in (*group, "+")] + [
+        f"MESSAGE_ID={LOST_ID}",
+        f"MESSAGE_ID={SUPPRESSED_ID}",
+    ]

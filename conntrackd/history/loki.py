@@ -15,7 +15,7 @@ from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.flow import NANO
 from conntrackd.history.conditions import find_conditions
 from conntrackd.history.selection import Selection
-from conntrackd.render.parse import NAMES, Record, parse_text
+from conntrackd.render.parse import NAMES, REPORTS, Record, parse_text
 from conntrackd.render.template import render_time
 from conntrackd.sinks.loki import Settings, make_headers, make_labels
 from conntrackd.sinks.tls import make_context, name_cause
@@ -184,12 +184,15 @@ class LokiSource:
 
 
 def make_query(labels: Mapping[str, str], selection: Selection) -> str:
-    """LogQL: the sink's own streams; of them LOST records, and what the rules can keep, or more than that."""
+    """LogQL: the sink's own streams; of them reports, and what the rules can keep, or more than that."""
     chosen = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in labels.items())
     conditions = find_conditions(selection.rules)
     if conditions is None:
         return f"{{{chosen}}}"
-    groups = ['type="LOST"', *(_render_condition(condition) for condition in conditions)]
+    groups = [
+        *(f'type="{name}"' for name in REPORTS),
+        *(_render_condition(condition) for condition in conditions),
+    ]
     return f"{{{chosen}}} | {' or '.join(groups)}"
 
 

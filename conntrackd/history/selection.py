@@ -51,7 +51,7 @@ class Selection:
     damage: Damage = field(default_factory=Damage)
 
     def accepts(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record is wanted. LOST records pass every rule. Raises DataError."""
+        """Whether the record is wanted. LOST and SUPPRESSED records pass every rule. Raises DataError."""
         flow = parse_record(record, self.labels)
         time = find_nanoseconds(record.get("time")) if flow is None else flow.time
         if time is None:

@@ -195,6 +195,11 @@ def _read_rules(state: State) -> Samples:
         yield (str(number),), count
 
 
+def _read_suppressed(state: State) -> Samples:
+    for number, count in enumerate(state.statistics.rule_suppressed):
+        yield (str(number),), count
+
+
 def _read_entries(state: State) -> Samples:
     yield from () if state.table is None else _one(state.table.entries)
 
@@ -228,7 +233,7 @@ def _list_events() -> Iterator[Metric]:
     yield _count(section, "events_received_total")
     text = f"{HELP['events_lost_total']}; `where` is always kernel"
     yield Metric(section, "conntrackd_events_lost_total", text, ("where",), _read_lost)
-    for name in ("malformed", "forged", "filtered", "accepted"):
+    for name in ("malformed", "forged", "filtered", "suppressed", "accepted"):
         yield _count(section, f"events_{name}_total")
     text = "Events handed to the sinks, by type: new, update, destroy"
     yield Metric(section, "conntrackd_events_by_type_total", text, ("type",), _read_types)
@@ -248,6 +253,8 @@ def _list_events() -> Iterator[Metric]:
     yield _count(section, "buffer_peak_bytes")
     text = "Events that a rule decided, by its number, 0 for no rule; begins anew with another filter"
     yield Metric(section, "conntrackd_rule_matches_total", text, ("rule",), _read_rules)
+    text = "Events beyond the limit of a rule, by its number, of those that it decided; 0 without a limit"
+    yield Metric(section, "conntrackd_rule_suppressed_total", text, ("rule",), _read_suppressed)
 
 
 def _list_sinks() -> Iterator[Metric | Histogram]:

@@ -7,9 +7,10 @@ from typing import Final
 
 from conntrackd.render.template import Syntax, Template, make_visible
 
-# Of these two kinds of messages, made once with `systemd-id128 new`: journalctl MESSAGE_ID=...
+# Of these three kinds of messages, made once with `systemd-id128 new`: journalctl MESSAGE_ID=...
 EVENT_ID: Final = "0c9dd05e29894436947944875e347a2c"
 LOST_ID: Final = "6f16e6d0f38344c283a33bebfc27c046"
+SUPPRESSED_ID: Final = "10ca537565604bb9bb7b05f01f34e14c"
 INFO, WARNING = 6, 4  # syslog(3)
 
 
@@ -29,6 +30,7 @@ def _make_template(names: frozenset[str] | None) -> Template:
         SYNTAX,
         {"priority": str(INFO), "id": EVENT_ID},
         {"priority": str(WARNING), "id": LOST_ID},
+        {"id": SUPPRESSED_ID},
         fields=names,
         loss_text=f"{TEXT}{TIME}$fields",
     )

@@ -11,6 +11,7 @@ from conntrackd.flow import EventType, Protocol
 from conntrackd.render.template import Syntax, Template, escape_json, make_visible
 
 LOST: Final = "LOST"
+SUPPRESSED: Final = "SUPPRESSED"
 LABELS: Final = frozenset({"type", "prot"})
 PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
 

@@ -19,7 +19,8 @@ from conntrackd.render.fields import FIELDS, NETWORK, PLACE, Kind, OutputField
 Record = dict[str, Any]
 Parse = Callable[[Any], Any]
 
-LOST: Final = "LOST"
+# Types of records that are none of an event, with the field that has the number of these.
+REPORTS: Final = {"LOST": "lost", "SUPPRESSED": "suppressed"}
 MAX_U8: Final = (1 << 8) - 1
 MAX_U16: Final = (1 << 16) - 1
 MAX_U32: Final = (1 << 32) - 1
@@ -64,12 +65,13 @@ _decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def parse_record(record: Mapping[str, Any], labels: Mapping[str, int] | None = None) -> Flow | None:
-    """As parse_flow(); None for a LOST record, of which the number is checked, and nothing else."""
-    if record.get("type") != LOST:
+    """As parse_flow(); None for a report, of which the number is checked, and nothing else."""
+    name = REPORTS.get(str(record.get("type")))
+    if name is None:
         return parse_flow(record, labels)
-    lost = record.get("lost")
-    if lost is not None and (type(lost) is not int or not 0 <= lost <= MAX_U64):
-        _refuse(record, "lost", f"a number from 0 to {MAX_U64}")
+    count = record.get(name)
+    if count is not None and (type(count) is not int or not 0 <= count <= MAX_U64):
+        _refuse(record, name, f"a number from 0 to {MAX_U64}")
     return None
 
 
@@ -273,19 +275,19 @@ READERS: Final[Mapping[str, tuple[str, Parse]]] = {
     for output in (*OTHERS, *FIELDS)
     if output.attribute not in COMPUTED
 }
-# Of events and of LOST records, in the order in which the stream has them; the host is the journal's.
+# Of events and of reports, in the order in which the stream has them; the host is the journal's.
 NAMES: Final = tuple(
     dict.fromkeys(
         (
             *("time", "level", "host", "msg", *(output.name for output in FIELDS)),
-            *(*PLACES, "lost", "since", "until", "where", "reason"),
+            *(*PLACES, *REPORTS.values(), "rule", "since", "until", "where", "reason"),
         )
     )
 )
-# What is a number in JSON; `lost` is a field of LOST records alone.
+# What is a number in JSON; the last ones are fields of reports alone.
 TEXTS: Final[Mapping[str, Callable[[str], int | float]]] = {
     **{output.name: int for output in FIELDS if output.kind is Kind.NUMBER},
     **{output.name: float for output in FIELDS if output.kind is Kind.DURATION},
     **{name: NUMBERS_OF_PLACES[at] for name, (_, at) in PLACES.items() if at in NUMBERS_OF_PLACES},
-    "lost": int,
+    **dict.fromkeys((*REPORTS.values(), "rule"), int),
 }

@@ -16,6 +16,8 @@ MAGIC: Final = 0x31525443
 # Magic, time, events, bytes of `ends` and of `moments`, number of streams; these three and the text follow.
 HEADER: Final = struct.Struct("=IQIIII")
 PACKED_STREAM: Final = struct.Struct("=BBI?")
+# The type of a stream that is of no events, but of what limits held back.
+HELD: Final = 255
 
 
 class Stream(NamedTuple):
@@ -35,7 +37,7 @@ class Rendered:
     `text` is all of them, one behind the other; `ends` an array('I') as bytes: where each one's text ends.
     `streams` cover all events in order, and `moments` is then an array('Q') as bytes: the time of each, in
     nanoseconds since the epoch, no two of one stream and batch the same. A loss has a text with one end, but
-    no events: see Template.render_loss().
+    no events, and a stream where it is one of its own: see Template.render_loss().
     """
 
     text: bytes

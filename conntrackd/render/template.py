@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from conntrackd.flow import NANO, Lost
-from conntrackd.render.rendered import Rendered
+from conntrackd.render.rendered import HELD, Rendered, Stream
 
 UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
@@ -65,6 +65,8 @@ class Template:
     """The template's own words where the record is an event."""
     loss: Mapping[str, str]
     """And where it is a loss."""
+    held: Mapping[str, str] | None = None
+    """Where it is what a limit held back, those that are not as of an event."""
     by_stream: bool = False
     """Whether the events of a batch are kept apart by type and protocol."""
     fields: frozenset[str] | None = None
@@ -77,17 +79,19 @@ class Template:
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
         when = render_time(lost.until)
+        words = {**self.event, **(self.held or {})} if lost.rule else self.loss
         own = {
             "message": describe_loss(lost),
             "fields": _render_fields(self.syntax, lost),
-            "type": "LOST",
+            "type": lost.type,
             "time": when,
             "micros": when[:26] + when[29:],
             "bsd": render_bsd_time(lost.until),
             "moment": str(lost.until),
         }
-        text = string.Template(self.loss_text or self.text).substitute({**self.loss, **own}).encode()
-        return Rendered(text, array("I", (len(text),)).tobytes(), 0, lost.until)
+        text = string.Template(self.loss_text or self.text).substitute({**words, **own}).encode()
+        streams = (Stream(HELD, 0, 1),) if lost.rule and self.by_stream else ()
+        return Rendered(text, array("I", (len(text),)).tobytes(), 0, lost.until, streams)
 
 
 def render_time(nanoseconds: int) -> str:
@@ -107,7 +111,9 @@ def render_bsd_time(nanoseconds: int) -> str:
 
 def _render_fields(syntax: Syntax, lost: Lost) -> str:
     text, number = syntax.text, syntax.number
-    fields = text("type", "LOST") + (number("lost", lost.count) if lost.count >= 0 else "")
+    count = "suppressed" if lost.rule else "lost"
+    fields = text("type", lost.type) + (number(count, lost.count) if lost.count >= 0 else "")
+    fields += number("rule", lost.rule) if lost.rule else ""
     fields += text("since", render_time(lost.since)) + text("until", render_time(lost.until))
     return fields + text("where", lost.where) + (text("reason", lost.reason) if lost.reason else "")
 
@@ -117,6 +123,8 @@ def describe_loss(lost: Lost) -> str:
     events = "1 event" if lost.count == 1 else f"{lost.count} events"
     if lost.count < 0:  # nobody knows how many
         events = "events"
+    if lost.rule:
+        return f"SUPPRESSED {events} beyond the limit of rule {lost.rule} of {lost.where}"
     where = PLACES.get(lost.where) or f"sink {lost.where}"
     because = f" ({lost.reason})" if lost.reason else ""
     # Both times are those of a look or a note: some events between them may have been heard.

@@ -41,6 +41,8 @@ class SinkKind:
     filter: Option[tuple[str, ...]]
     fields: Option[tuple[str, ...]]
     spool: SpoolOptions | None = None
+    shared: tuple[Option[object], ...] = ()
+    """What its records have of the settings that belong to no sink: a change of them makes the sink anew."""
 
     def enabled(self, config: Config) -> bool:
         """Whether the configuration asks for it."""
@@ -106,6 +108,7 @@ SINKS: Final = (
         options.SINK_SYSLOG_FILTER,
         options.SINK_SYSLOG_FIELDS,
         SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, has_receipts),
+        (options.HOST,),
     ),
     SinkKind(
         "loki",
@@ -114,6 +117,7 @@ SINKS: Final = (
         options.SINK_LOKI_FILTER,
         options.SINK_LOKI_FIELDS,
         SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
+        (options.HOST,),
     ),
 )
 
@@ -139,6 +143,12 @@ class ConfiguredSink(NamedTuple):
     def owns(self, option: Option[object]) -> bool:
         """Whether the option is one of its settings."""
         return option.key.startswith(self.prefix)
+
+    def uses(self, option: Option[object]) -> bool:
+        """Whether a change of the option makes it anew: not one of its filter, which the core applies."""
+        if option.key == self.config.resolve(self.kind.filter).key:
+            return False
+        return self.owns(option) or option in self.kind.shared
 
     @property
     def prefix(self) -> str:

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from conntrackd.render.loki import LOST, name_stream
-from conntrackd.render.rendered import Rendered, Stream
+from conntrackd.render.loki import LOST, SUPPRESSED, name_stream
+from conntrackd.render.rendered import HELD, Rendered, Stream
 
 REPLAY: Final = {"replay": "1"}
 LABEL: Final = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 Kind = tuple[int, int, bool]
 """What distinguishes a stream from the others of this host: type, protocol, whether it is a replay."""
 LOSS: Final[Kind] = (0, 0, False)
+REPORTS: Final = {LOSS[0]: LOST, HELD: SUPPRESSED}
+"""By the type of the stream: what is not of events."""
 
 
 def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -39,7 +41,7 @@ def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[
 
 
 def _list_loss(part: Rendered) -> Iterator[tuple[Stream, memoryview]]:
-    yield Stream(0, 0, 1), memoryview(part.text)
+    yield (part.streams[0] if part.streams else Stream(*LOSS[:2], 1)), memoryview(part.text)
 
 
 def get_kind(stream: Stream) -> Kind:
@@ -49,8 +51,9 @@ def get_kind(stream: Stream) -> Kind:
 
 def _make_labels(kind: Kind) -> dict[str, str]:
     event, protocol, is_replay = kind
-    own = name_stream(event, protocol) if event else {"type": LOST}
-    return {**own, **(REPLAY if is_replay else {})}
+    if event in REPORTS:
+        return {"type": REPORTS[event]}
+    return {**name_stream(event, protocol), **(REPLAY if is_replay else {})}
 
 
 def _open_stream(labels: Mapping[str, str], kind: Kind) -> bytes:
@@ -65,7 +68,7 @@ def halve(events: Rendered) -> tuple[Rendered, ...]:
 
 def list_kinds(events: Rendered) -> tuple[Kind, ...]:
     """Of the streams in a push."""
-    return tuple(dict.fromkeys(map(get_kind, events.streams))) if events.events else (LOSS,)
+    return tuple(dict.fromkeys(map(get_kind, events.streams))) or (LOSS,)
 
 
 def split_streams(events: Rendered, last: str = "") -> tuple[Rendered, ...]:

@@ -44,6 +44,7 @@ REFUSAL: Final = re.compile(
     rf"|stream (?P<rich>{STREAM}) (?:has structured|has too many structured|includes structured) [^;]*"
     r")(?:; |\s*$)"
 )
+REPORT: Final = re.compile(r'type="(?:LOST|SUPPRESSED)"')
 OLDEST: Final = "oldest acceptable timestamp is: "
 
 
@@ -128,8 +129,8 @@ def count_refusals(said: str) -> Refusals | None:
         if match is None:
             return None
         count = int(match["count"] or 1)
-        # A LOST record is not an event: its loss is counted where it happened.
-        events = 0 if 'type="LOST"' in (match["dated"] or match["long"] or match["rich"]) else count
+        # A LOST or SUPPRESSED record is not an event: what it reports is counted where it happened.
+        events = 0 if REPORT.search(match["dated"] or match["long"] or match["rich"]) else count
         losses += count - events
         if match["oldest"]:
             old, old_events = old + count, old_events + events

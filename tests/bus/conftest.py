@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from conntrackd.bus.client import Client
-from tests.bus.private import PrivateBus, Raw, Served
+from tests.bus.private import PrivateBus, Served
+from tests.bus.raw import Raw
 
 
 @pytest.fixture

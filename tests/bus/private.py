@@ -1,19 +1,16 @@
 """A bus of the test's own, the service on it, and the users who call."""
 
-import array
 import asyncio
 import os
-import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from conntrackd.bus import wire
-from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, PATH, Client
+from conntrackd.bus.client import Client
 from conntrackd.bus.service import BusService
 from tests.bus.recorder import Recorder
 
@@ -173,60 +170,6 @@ class Served:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(SECONDS)
         self._loop.close()
-
-
-def call(member: str, signature: str = "", path: str = PATH, interface: str = MANAGER) -> wire.Header:
-    return wire.Header(
-        wire.METHOD_CALL,
-        path=path,
-        interface=interface,
-        member=member,
-        destination="org.conntrackd1",
-        signature=signature,
-    )
-
-
-class Raw(Client):
-    """A client that sends whatever a test wants, and sees every message that comes."""
-
-    def __enter__(self) -> "Raw":
-        self._connect()
-        return self
-
-    def post(self, header: wire.Header, values: Sequence[Any], descriptors: Sequence[int] = ()) -> int:
-        """Send without waiting; the serial."""
-        self._serial += 1
-        header.serial = self._serial
-        header.unix_fds = len(descriptors)
-        return self.post_bytes(wire.encode_call(header, list(values)), descriptors)
-
-    def post_bytes(self, data: bytes, descriptors: Sequence[int] = ()) -> int:
-        assert self._socket is not None
-        rights = array.array("i", descriptors).tobytes()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
-        sent = self._socket.sendmsg([data], ancillary)
-        if sent < len(data):  # the bus may have closed the connection by now
-            self._socket.sendall(data[sent:])
-        return self._serial
-
-    def read(self) -> tuple[wire.Header, list[Any]]:
-        """The next message."""
-        data = self._read_message()
-        header = wire.parse_header(data)
-        return header, wire.parse_body(data, header)
-
-    def read_until(self, wanted: Callable[[wire.Header], bool]) -> tuple[wire.Header, list[Any]]:
-        while True:
-            header, body = self.read()
-            if wanted(header):
-                return header, body
-
-    def ask_bus(self, member: str, signature: str, *values: Any) -> list[Any]:
-        return self._call(BUS, BUS_PATH, BUS, member, signature, list(values))
-
-    def ask(self, path: str, interface: str, member: str, signature: str, *values: Any) -> list[Any]:
-        """Any call to the service."""
-        return self._call("org.conntrackd1", path, interface, member, signature, list(values))
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class Recorder:
 
     def statistics(self) -> Statistics:
         sinks = {name: sink.counters for name, sink in self.sinks.items()}
-        return Statistics(self.counters, sinks, (3, 1, 1))
+        return Statistics(self.counters, sinks, (3, 1, 4), rule_suppressed=(0, 0, 3))
 
     def list_sinks(self) -> list[str]:
         return list(self.sinks)

@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from conntrackd.bus.interface import MANAGER, Interface, Method, load
+from conntrackd.bus.interface import Interface, Method, load
+from conntrackd.bus.names import MANAGER
 from tests.bus.private import PrivateBus, Served
 
 # The caller is root: where no polkit answers, nobody else may change anything.

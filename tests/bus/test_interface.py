@@ -10,9 +10,7 @@ from conntrackd.bus.interface import (
     ACTIONS,
     CONTROL,
     INFO,
-    MANAGER,
     OBSERVE,
-    SINK,
     ContractError,
     check_handlers,
     load,
@@ -20,6 +18,7 @@ from conntrackd.bus.interface import (
     read_xml,
     to_path,
 )
+from conntrackd.bus.names import MANAGER, SINK
 from tests.bus.private import ROOT
 
 # Who needs what: reviewed by hand, so that no edit of the XML alone can give a right away.

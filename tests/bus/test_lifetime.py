@@ -1,11 +1,18 @@
 """Callers, buses and owners of the name that come and go."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from conntrackd.bus.client import Client, NotRunningError
-from conntrackd.bus.connection import RemoteError
 from conntrackd.bus.service import BusService
-from tests.bus.private import PrivateBus, Raw, Served, call, wait_until
+from conntrackd.bus.transport import RemoteError
+from tests.bus.private import SECONDS, PrivateBus, Served, wait_until
+from tests.bus.raw import Raw, call
 from tests.bus.recorder import Recorder
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
@@ -52,6 +59,28 @@ def test_the_service_comes_back_when_the_bus_does(bus: PrivateBus, served: Serve
 
     with bus.connect() as client:
         assert client.read_properties()["Version"] == "2.0.0"
+
+
+def test_a_bus_that_hangs_up_while_it_authenticates_is_reported(tmp_path: Path) -> None:
+    """In a process of its own: dbus-fast would read the end again and again, which nothing interrupts."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(os.fspath(tmp_path / "bus"))
+        listener.listen()
+        command = [sys.executable, "-c", "from conntrackd.cli import ctl; ctl.main()", "status"]
+        command += ["--bus.address", f"unix:path={tmp_path}/bus"]
+        caller = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            with listener.accept()[0] as connection:
+                while b"AUTH" not in connection.recv(100):
+                    pass
+                connection.shutdown(socket.SHUT_WR)  # and not close(), which could be an error to write to
+                said = caller.communicate(timeout=SECONDS)[1]
+        finally:
+            caller.kill()
+            caller.wait()
+
+    assert caller.returncode == 3
+    assert "cannot connect to D-Bus: what answers there does not authenticate" in said
 
 
 def test_a_reason_whose_text_changes_is_reported_once_and_again_when_it_was_over(

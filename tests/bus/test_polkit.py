@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from dbus_fast import Message, MessageType
+from dbus_fast import Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 
-from conntrackd.bus import wire
 from conntrackd.bus.client import Client, DaemonError
-from conntrackd.bus.interface import CONTROL, INFO, MANAGER, OBSERVE, load
+from conntrackd.bus.interface import CONTROL, INFO, OBSERVE, load
+from conntrackd.bus.names import MANAGER
 from conntrackd.errors import NotPermittedError
-from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Raw, Served, as_user, wait_until
+from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Served, as_user, wait_until
+from tests.bus.raw import Raw, call
 
 pytestmark = pytest.mark.privileged
 
@@ -180,10 +181,9 @@ def test_a_caller_who_goes_while_polkit_asks_for_his_password_ends_the_dialogue(
     header = {"path": "/org/conntrackd1", "interface": MANAGER, "member": "Reload"}
     with other:
         other.post(
-            wire.Header(
-                wire.METHOD_CALL,
-                wire.ALLOW_INTERACTIVE_AUTHORIZATION,
-                destination="org.conntrackd1",
+            Message(
+                "org.conntrackd1",
+                flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
                 **header,  # type: ignore[arg-type]
             ),
             [],
@@ -218,7 +218,7 @@ def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_sign
             assert member.read_until(lambda header: header.member == "EventsLost")[1] == [1]
             # The bus has passed the signal on before this answer: the stranger would have it by now.
             stranger.ask_bus("GetId", "")
-            assert stranger._received == b""
+            assert stranger.received == b""
             for name in ("org.conntrackd1", "org.freedesktop.PolicyKit1"):
                 with pytest.raises((NotPermittedError, DaemonError)):
                     stranger.ask_bus("RequestName", "su", name, 0)
@@ -236,15 +236,8 @@ def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
         admit = served.service._limiter.admit
         served.service._limiter.admit = lambda user: seen.append(str(user)) or admit(user)  # type: ignore[func-returns-value]
         with stranger:
-            header = wire.Header(
-                wire.METHOD_CALL,
-                path="/org/conntrackd1",
-                interface=MANAGER,
-                member="GetStatistics",
-                destination="org.conntrackd1",
-            )
             for _ in range(1000):
-                stranger.post(header, [])
+                stranger.post(call("GetStatistics"), [])
             answers = [stranger.read_until(lambda header: header.reply_serial > 1)[0] for _ in range(1000)]
         assert {answer.error_name for answer in answers} == {"org.freedesktop.DBus.Error.AccessDenied"}
         assert seen == []

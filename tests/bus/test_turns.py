@@ -7,7 +7,8 @@ import pytest
 
 from conntrackd.bus.limits import Turns
 from conntrackd.bus.polkit import Polkit
-from tests.bus.private import PrivateBus, Raw, Served, as_user, call, wait_until
+from tests.bus.private import PrivateBus, Served, as_user, wait_until
+from tests.bus.raw import Raw, call
 
 STRANGER = 1
 RULES = [["log any"]]

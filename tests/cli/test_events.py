@@ -221,6 +221,11 @@ def test_rules_times_and_the_last_ones(path: Path, capsys: pytest.CaptureFixture
     assert show(capsys, path, "--since", "-1h") == ""
 
 
+def test_a_limit_is_refused_where_nobody_reports_what_it_holds_back(path: Path) -> None:
+    with pytest.raises(ManyErrors, match="what was logged has passed its limits: nothing is limited here"):
+        run(path, "log destination port 53 limit 1/day", "drop any")
+
+
 def test_rules_that_leave_nothing_out_are_noticed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(path, "log destination port 53")
 

@@ -199,6 +199,23 @@ def test_a_record_of_a_flow_is_decided_as_its_destroy() -> None:
     assert ctl("test", *(f"--filter={rule}" for rule in rules), text=line).stdout == "drop\t2\n"
 
 
+def test_a_limit_stands_beside_the_decision_of_its_rule() -> None:
+    lines = "\n".join(
+        f'{{"type":"{kind}","prot":"UDP","src":"10.0.0.1","dst":"10.0.0.2"}}'
+        for kind in ("NEW", "NEW", "UPDATE")
+    )
+    rules = ["--filter", "log type NEW limit 1/day per src", "--filter", "drop any"]
+    limited = {"decision": "log", "rule": 1, "limit": "1/day per source"}
+
+    assert ctl("test", *rules, text=lines).stdout == "log\t1\tlimit 1/day per source\n" * 2 + "drop\t2\n"
+    objects = [json.loads(line) for line in ctl("test", "--json", *rules, text=lines).stdout.splitlines()]
+    assert objects == [
+        {"line": 1, **limited},
+        {"line": 2, **limited},
+        {"line": 3, "decision": "drop", "rule": 2},
+    ]
+
+
 def test_a_sample_is_not_guessed_of_a_record_without_the_flows_number() -> None:
     line = '{"type":"NEW","prot":"UDP","src":"10.0.0.1","dst":"10.0.0.2"}\n'
 

@@ -22,7 +22,8 @@ def lines() -> list[bytes]:
     flows[3].orig_bytes, flows[3].reply_bytes = 1000, 24
     flows[3].dport = flows[3].reply_sport = 53
     flows[0].dst_location = Location(country="Germany")
-    return write_lines([*flows, Lost(5, BASE, BASE, "kernel"), Lost(ABSENT, BASE, BASE, "daemon")])
+    held = Lost(7, BASE, BASE, "filter", "log any limit 1/day", 1)
+    return write_lines([*flows, held, Lost(5, BASE, BASE, "kernel"), Lost(ABSENT, BASE, BASE, "daemon")])
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def test_totals_and_tops_as_json(path: Path, capsys: pytest.CaptureFixture[str])
         "bytes": 1024,
         "lost": 5,
         "gaps": 1,
+        "suppressed": 7,
         "by": {
             "src": [{"key": "10.0.0.2", "events": 1, "bytes": 1024}],
             "port": [{"key": "TCP 53", "events": 1, "bytes": 1024}],
@@ -100,6 +102,7 @@ def test_totals_and_bars_for_people(lines: list[bytes]) -> None:
         "events: 4 (3 NEW, 1 DESTROY)",
         "bytes:  1.0 KiB",
         "lost:   5, 1 gap of unknown size",
+        "beyond a limit: 7",
         "",
         "SRC          EVENTS       BYTES",
         "10.0.0.2          1     1.0 KiB  ████████████████████",

@@ -20,7 +20,7 @@ from conntrackd.cli.ranking import Ranking
 from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import EventType, Location
+from conntrackd.flow import EventType, Location, Lost
 from conntrackd.render.json import TEMPLATE
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
@@ -55,8 +55,10 @@ def test_stats_has_counters_sinks_and_rules(served: Served, capsys: pytest.Captu
         "counters": {"events_received_total": 5, "events_lost_total": 0},
         "sinks": {"journal": {"sink_events_delivered_total": 7}, "loki": {"sink_events_delivered_total": 0}},
         "rates": {},
-        "rule_matches": [3, 1, 1],
+        "rule_matches": [3, 1, 4],
         "sink_rule_matches": {},
+        "rule_suppressed": [0, 0, 3],
+        "sink_rule_suppressed": {},
     }
 
 
@@ -73,7 +75,7 @@ def test_rules_of_a_sink_are_counted_beside_those_of_all(
     assert [" ".join(line) for line in lines] == [
         "decided by no rule 3",
         "decided by rule 1 1",
-        "decided by rule 2 1",
+        "decided by rule 2 4",
         "decided by no rule{loki} 0",
         "decided by rule 1{loki} 0",
         "decided by rule 2{loki} 0",
@@ -120,7 +122,7 @@ def test_stats_for_people_name_each_rule(served: Served, capsys: pytest.CaptureF
     assert ctl.run(["stats"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == "events_received_total 5"
-    assert lines[-2:] == ["decided by rule 1 1", "decided by rule 2 1"]
+    assert lines[-3:] == ["decided by rule 1 1", "decided by rule 2 4", "beyond the limit of rule 2 3"]
 
 
 # ---- tail and top -------------------------------------------------------------------------------------
@@ -289,6 +291,34 @@ def test_top_counts_and_keeps_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (talkers.events, talkers.lost, talkers.gaps) == (6, 5, 0)
 
 
+def test_what_a_limit_held_back_is_a_sentence_and_counted_by_itself() -> None:
+    held = json.loads(TEMPLATE.render_loss(Lost(7, 0, 0, "filter", "log any limit 1/day", 1)).text)
+    talkers = counting.Talkers("src")
+    for record in (EVENT, held, held):
+        talkers.add(record)
+
+    assert (talkers.events, talkers.lost, talkers.suppressed) == (1, 0, 14)
+    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking.tick(2.0)
+    assert top.to_json(ranking, ("src",))["suppressed"] == 14
+    assert top.render_table(ranking, ("src",))[0] == (
+        "1 events, 0.5 a second, 14 beyond a limit; sorted by bytes"
+    )
+    assert render_short(held)[12:] == " SUPPRESSED 7 events beyond the limit of rule 1 of filter"
+
+
+def test_a_tail_of_so_many_events_does_not_count_reports(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(served.control, Teller)
+    for rule in (0, 1):
+        served.control.text += TEMPLATE.render_loss(Lost(7, 0, 0, "filter", "", rule)).text
+    served.control.text += json.dumps(EVENT).encode() + b"\n"
+
+    with pytest.raises(UnavailableError, match="the daemon has closed the tail"):
+        ctl.run(["tail", "-n", "2"])
+
+
 def test_top_takes_a_loss_of_which_nobody_knows_the_number(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +338,7 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
         "events_per_second": 0.5,
         "lost": 5,
         "gaps": 2,
+        "suppressed": 0,
         "top": [
             {
                 "key": EVENT["src"],

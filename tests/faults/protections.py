@@ -551,7 +551,7 @@ MUTATIONS: Final = (
     Mutation(
         "calls of one user are limited",
         "conntrackd/bus/session.py",
-        "if not self._limiter.admit(self.callers.key(header.sender)):",
+        'if not self._limiter.admit(self.callers.key(header.sender or "")):',
         "if False:",
         "tests/bus/test_refusals.py::"
         "test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_service",
@@ -562,6 +562,13 @@ MUTATIONS: Final = (
         "if body > longest:",
         "if False:",
         "tests/bus/test_refusals.py::test_what_is_refused_is_neither_parsed_nor_held",
+    ),
+    Mutation(
+        "a bus that closes the connection while it authenticates is not waited for",
+        "conntrackd/bus/transport.py",
+        "if not data or len(line) > MAX_LINE:",
+        "if data and len(line) > MAX_LINE:",
+        "tests/bus/test_lifetime.py::test_a_bus_that_hangs_up_while_it_authenticates_is_reported",
     ),
     Mutation(
         "the descriptor of a tail is closed here",
@@ -740,6 +747,48 @@ MUTATIONS: Final = (
         "entry[address_bytes] > address_bytes * 8 || ",
         "",
         "tests/filter/test_sets.py::test_what_is_no_sorted_set_the_core_refuses",
+    ),
+    Mutation(
+        "a limit of rules from outside is checked",
+        "conntrackd/core/limit.c",
+        "limit->period <= MAX_PERIOD && ",
+        "",
+        "tests/filter/test_limit.py::test_limits_that_are_none_are_refused",
+    ),
+    Mutation(
+        "a filter has only so many rules with a limit",
+        "conntrackd/core/limit.c",
+        "++limited > MAX_LIMITS",
+        "++limited > MAX_LIMITS + 9",
+        "tests/filter/test_limit.py::test_limits_that_are_none_are_refused",
+    ),
+    Mutation(
+        "a key begins with what the shared bucket has left",
+        "conntrackd/core/limit.c",
+        "key.low, shared->level, now",
+        "key.low, find_capacity(limit), now",
+        "tests/filter/test_limit.py::test_no_key_has_more_than_its_limit_though_buckets_are_few",
+    ),
+    Mutation(
+        "a table has the limits of its own rules",
+        "conntrackd/core/table_type.c",
+        "self->table->limits->rules == (uint64_t)self->table->rules + 1",
+        "self->table->limits->rules",
+        "tests/filter/test_limit.py::test_limits_of_other_rules_are_refused",
+    ),
+    Mutation(
+        "what a filter that was replaced has held back is reported",
+        "conntrackd/suppressed.py",
+        "self._retired += [(one, turns) for one in self._in_force if id(one.limits) not in kept]",
+        "self._retired += []",
+        "tests/test_suppressed.py::test_logged_and_reported_are_what_was_matched",
+    ),
+    Mutation(
+        "what limits have held back is reported at the end",
+        "conntrackd/daemon.py",
+        "self.pipeline.report_suppressed(at_once=True)",
+        "pass",
+        "tests/live/test_limit.py::test_logged_and_suppressed_are_what_was_sent",
     ),
     Mutation(
         "every flow of a sample has all of its events",

@@ -97,10 +97,9 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     26: [
         ("tests/bus/test_refusals.py", "test_more_than_anyone_may_ask"),
         ("tests/bus/test_refusals.py", "test_what_is_refused_is_neither_parsed_nor_held"),
-        ("tests/bus/test_refusals.py", "test_descriptors_are_refused"),
+        ("tests/bus/test_refusals.py", "test_descriptors_that_come_with_a_call"),
         ("tests/bus/test_refusals.py", "test_text_that_is_no_utf8"),
         ("tests/bus/test_refusals.py", "test_a_variant_that_is_too_deep"),
-        ("tests/bus/test_wire.py", "test_depth_is_bounded"),
     ],
     27: [
         ("tests/bus/test_lifetime.py", "test_the_service_comes_back_when_the_bus_does"),

@@ -14,7 +14,8 @@ from conntrackd.bus.client import Client
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.errors import ConntrackdError
 from conntrackd.tails import MAX_TAILS
-from tests.bus.private import PrivateBus, Raw, as_user, call
+from tests.bus.private import PrivateBus, as_user
+from tests.bus.raw import Raw, call
 from tests.bus.test_polkit import FakePolkit
 from tests.faults.producer import produce
 from tests.filter.dearest import collect

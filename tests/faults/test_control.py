@@ -13,8 +13,11 @@ from typing import Any, Final
 
 import pytest
 
-from conntrackd.bus.client import MANAGER, PATH, SINK, DaemonError
-from tests.bus.private import PrivateBus, Raw
+from conntrackd.bus.client import DaemonError
+from conntrackd.bus.names import MANAGER, SINK
+from conntrackd.bus.names import MANAGER_PATH as PATH
+from tests.bus.private import PrivateBus
+from tests.bus.raw import Raw
 from tests.faults.figures import Row, note
 from tests.faults.producer import FIRST_SOURCE, FIRST_TARGET, TARGETS, Producer, prepare, produce
 from tests.faults.rig import wait_until

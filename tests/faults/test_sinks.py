@@ -13,8 +13,9 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from conntrackd.bus.client import PATH
-from tests.bus.private import PrivateBus, Raw
+from conntrackd.bus.names import MANAGER_PATH as PATH
+from tests.bus.private import PrivateBus
+from tests.bus.raw import Raw
 from tests.faults.producer import find_number
 from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until

@@ -19,14 +19,15 @@ from conntrackd.history import journal as reading
 from conntrackd.history.conditions import find_conditions
 from conntrackd.history.journal import JournalSource, list_matches, read_entry
 from conntrackd.history.times import Span
-from conntrackd.render.journal import EVENT_ID, LOST_ID
+from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID
 from conntrackd.sinks.journal import JournalSink
 from tests.filter import strategies
 from tests.history.written import list_flows, load, select, write_lines
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.test_journal import Journald, journald, send
 
-EVENT, LOST = f"MESSAGE_ID={EVENT_ID}", f"MESSAGE_ID={LOST_ID}"
+EVENT = f"MESSAGE_ID={EVENT_ID}"
+REPORTS = (f"MESSAGE_ID={LOST_ID}", f"MESSAGE_ID={SUPPRESSED_ID}")
 
 
 @pytest.fixture(scope="module")
@@ -163,22 +164,25 @@ def test_without_journalctl_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("rules", "matches"),
     [
-        ([], [EVENT, "+", LOST]),
-        (["log destination port 443"], [EVENT, "+", LOST]),
-        (["log destination port 443", "drop any"], [EVENT, "EVENT_DPORT=443", "+", LOST]),
-        (["drop protocol UDP", "log state CLOSE", "drop any"], [EVENT, "EVENT_STATE=CLOSE", "+", LOST]),
-        (["log any"], [EVENT, "+", LOST]),
-        (["drop any", "log port 1"], [LOST]),
-        (["log destination port 1-2", "drop any"], [EVENT, "EVENT_DPORT=1", "EVENT_DPORT=2", "+", LOST]),
-        (["log destination port 1-999", "drop any"], [EVENT, "+", LOST]),
-        (["log port 443", "drop any"], [EVENT, "+", LOST]),  # of either side
-        (["log not destination port 443", "drop any"], [EVENT, "+", LOST]),
+        ([], [EVENT, "+", *REPORTS]),
+        (["log destination port 443"], [EVENT, "+", *REPORTS]),
+        (["log destination port 443", "drop any"], [EVENT, "EVENT_DPORT=443", "+", *REPORTS]),
+        (["drop protocol UDP", "log state CLOSE", "drop any"], [EVENT, "EVENT_STATE=CLOSE", "+", *REPORTS]),
+        (["log any"], [EVENT, "+", *REPORTS]),
+        (["drop any", "log port 1"], [*REPORTS]),
+        (["log destination port 1-2", "drop any"], [EVENT, "EVENT_DPORT=1", "EVENT_DPORT=2", "+", *REPORTS]),
+        (["log destination port 1-999", "drop any"], [EVENT, "+", *REPORTS]),
+        (["log port 443", "drop any"], [EVENT, "+", *REPORTS]),  # of either side
+        (["log not destination port 443", "drop any"], [EVENT, "+", *REPORTS]),
         (
             ["log type NEW and source address 10.0.0.1", "log destination port 53", "drop any"],
-            [EVENT, "EVENT_TYPE=NEW", "EVENT_SRC=10.0.0.1", "+", EVENT, "EVENT_DPORT=53", "+", LOST],
+            [EVENT, "EVENT_TYPE=NEW", "EVENT_SRC=10.0.0.1", "+", EVENT, "EVENT_DPORT=53", "+", *REPORTS],
         ),
-        (["log destination address ::/0 and source port 5", "drop any"], [EVENT, "EVENT_SPORT=5", "+", LOST]),
-        (["log zone 0", "drop any"], [EVENT, "+", LOST]),  # which is not written
+        (
+            ["log destination address ::/0 and source port 5", "drop any"],
+            [EVENT, "EVENT_SPORT=5", "+", *REPORTS],
+        ),
+        (["log zone 0", "drop any"], [EVENT, "+", *REPORTS]),  # which is not written
     ],
 )  # fmt: skip
 def test_the_simple_parts_of_rules_become_matches(rules: list[str], matches: list[str]) -> None:
@@ -189,7 +193,7 @@ def test_there_are_only_so_many_matches(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(reading, "MAX_MATCHES", 3)
     rules = [f"log destination port {number}" for number in range(5)]
 
-    assert list_matches(select(*rules, "drop any").rules) == [EVENT, "+", LOST]
+    assert list_matches(select(*rules, "drop any").rules) == [EVENT, "+", *REPORTS]
 
 
 @given(strategies.rules, strategies.flows())

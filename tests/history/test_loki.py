@@ -129,7 +129,8 @@ def test_rules_become_logql_and_are_evaluated_all_the_same(server: Server) -> No
     assert list_flows(read(settings, *rules)) == [1, 2, 3, 5, -1]
     query = make_query({"host": "gw"}, select(*rules))
     assert query == (
-        '{host="gw"} | type="LOST" or (src=~"10.0.0.2" and type=~"NEW|UPDATE") or (dport=~"443")'
+        '{host="gw"} | type="LOST" or type="SUPPRESSED" or '
+        '(src=~"10.0.0.2" and type=~"NEW|UPDATE") or (dport=~"443")'
     )
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbus_fast import Message, MessageFlag, MessageType
 
-from conntrackd.bus import wire
-from conntrackd.bus.client import BUS, BUS_PATH, MANAGER, Client, DaemonError, NotRunningError
+from conntrackd.bus.client import Client, DaemonError, NotRunningError
+from conntrackd.bus.connection import parse_header
+from conntrackd.bus.names import BUS, BUS_PATH, MANAGER
 from conntrackd.errors import ConntrackdError, NotPermittedError
-from tests.bus.private import STAND_IN, PrivateBus, Raw, as_user, wait_until
+from tests.bus.private import STAND_IN, PrivateBus, as_user, wait_until
+from tests.bus.raw import Raw, call
 from tests.live import traffic
 from tests.live.control import ask, count_descriptors, count_new, count_sources, flood, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
@@ -47,14 +50,8 @@ def test_a_flood_from_root_is_limited_and_costs_no_event(
     running: Running, net: Network, bus: PrivateBus
 ) -> None:
     sent = 2000
-    header = wire.Header(
-        wire.METHOD_CALL,
-        flags=wire.NO_REPLY_EXPECTED,
-        path="/org/conntrackd1",
-        interface=MANAGER,
-        member="GetStatistics",
-        destination="org.conntrackd1",
-    )
+    header = call("GetStatistics")
+    header.flags = MessageFlag.NO_REPLY_EXPECTED
     load = start_flood(net, 20_000, sent)
     with Raw(bus.address, {}) as raw:
         for _ in range(10_000):
@@ -128,10 +125,7 @@ def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
             stranger, *allowed = listeners
             heard = [hear(caller, "SinkStateChanged") for caller in allowed]
             # What the others have heard by now, the bus has passed on before it answers this.
-            question = wire.Header(
-                wire.METHOD_CALL, path=BUS_PATH, interface=BUS, member="GetId", destination=BUS
-            )
-            stranger.post(question, [])
+            stranger.post(Message(BUS, BUS_PATH, BUS, "GetId"), [])
             heard.append(hear(stranger, ""))
             for listener in listeners:
                 listener.close()
@@ -160,11 +154,12 @@ def hear(raw: Raw, last: str) -> bytes:
     """All that has come from the daemon, until this signal or the next answer of the bus."""
     heard = b""
     while True:
-        data = raw._read_message()
-        header = wire.parse_header(data)
+        data = raw.read_bytes()
+        header = parse_header(data)
+        assert header is not None
         if header.sender != BUS:
             heard += data
-        if header.member == last and (last or header.type == wire.METHOD_RETURN):
+        if (header.member or "") == last and (last or header.message_type is MessageType.METHOD_RETURN):
             return heard
 
 

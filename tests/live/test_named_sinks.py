@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.bus.client import PATH
+from conntrackd.bus.names import MANAGER_PATH, SINK_PATH
 from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError
 from conntrackd.history.source import find_sinks, read_configuration
-from tests.bus.private import PrivateBus, Raw
+from tests.bus.private import PrivateBus
+from tests.bus.raw import Raw
 from tests.live.control import ask, count_sources, start_flood
 from tests.live.daemon import daemon, settle
 from tests.live.network import Network, inside
@@ -71,7 +72,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
             Raw(bus.address, {}) as listener,
         ):
             running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
-            listener.ask_bus("AddMatch", "s", f"type='signal',path='{PATH}'")
+            listener.ask_bus("AddMatch", "s", f"type='signal',path='{MANAGER_PATH}'")
             thread = start_flood(net, FIRST, FLOWS)
             running.wait(lambda: len(running.lines) > 200, "some events")
             path.write_text((CONFIGURATION + DEAD + COMING).format(**values))
@@ -83,9 +84,10 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
                 assert ask(capsys, "sink", "flush", name) == {"emptied": True}
             stats, status = ask(capsys, "stats"), ask(capsys, "status")
             signals = {
-                header.member: body[0]
-                for header, body in (
-                    listener.read_until(lambda header: header.member.startswith("Interfaces")) for _ in "12"
+                message.member: body[0]
+                for message, body in (
+                    listener.read_until(lambda message: str(message.member).startswith("Interfaces"))
+                    for _ in "12"
                 )
             }
             path.write_text(path.read_text().replace("kind: syslog", "kind: journal"))
@@ -127,7 +129,10 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
     assert 0 < len(going) < FLOWS
     assert sorted(coming) == everything[len(going) :]
     # And all by their names.
-    assert signals == {"InterfacesAdded": f"{PATH}/sink/coming", "InterfacesRemoved": f"{PATH}/sink/going"}
+    assert signals == {
+        "InterfacesAdded": f"{SINK_PATH}/coming",
+        "InterfacesRemoved": f"{SINK_PATH}/going",
+    }
     # The sums hold for all of them; of what was before it came it has nothing.
     assert find_imbalance(stats["counters"], stats["sinks"]) == {"coming: accepted": len(going)}
     assert list(status["Sinks"]) == ["coming", "dead", "disk-1", "siem", "stream", "syslog"]

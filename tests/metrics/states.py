@@ -52,7 +52,7 @@ def make_state(*problems: str, cpus: Mapping[int, Mapping[int, int]] | None = No
     numbers = {number: 10 * number for number, _ in CPU_COUNTERS.values()}
     return State(
         make_status(*problems),
-        Statistics(make_counters(), make_sinks(), (5, 6), {"journal": DELAYS, "loki": DelayCounts()}),
+        Statistics(make_counters(), make_sinks(), (5, 6), {"journal": DELAYS, "loki": DelayCounts()}, (0, 3)),
         {"journal": "ok", "loki": "retrying"},
         NOW_NS,
         TableFill(12, 262_144),

@@ -1,0 +1,80 @@
+"""A limit with the real kernel: what is logged and what is reported are what was sent, through reloads."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.bus.private import PrivateBus
+from tests.live.control import ask, count_new, start_flood
+from tests.live.daemon import daemon, settle
+from tests.live.network import Network, inside
+from tests.sinks.loki_server import Store, run_server
+
+pytestmark = pytest.mark.privileged
+FLOWS = 6000
+CONFIGURATION = """\
+conntrack: {{events: new, protocols: udp, netns: {netns}, readers: 2, kernel_filter: {by_kernel}}}
+filter: [log destination port 9 limit 100/second burst 400 per source, drop any]
+sink:
+  stream: {{enable: true}}
+  loki:
+    enable: true
+    address: http://127.0.0.1:{loki}
+    batch_wait: 50ms
+    filter: log any limit 10/second burst 100
+"""
+
+
+def count_held(records: Iterable[Mapping[str, object]]) -> Counter[str]:
+    """What records say was suppressed, by the setting of the rule."""
+    found = Counter[str]()
+    for record in records:
+        found[str(record["where"])] += int(str(record["suppressed"]))
+    return found
+
+
+def test_logged_and_suppressed_are_what_was_sent(
+    net: Network, bus: PrivateBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside(net.router, "conntrack", "-F")
+    store, path = Store(), tmp_path / "conntrackd.yaml"
+    with run_server(store) as server:
+        texts = [
+            CONFIGURATION.format(netns=net.router, loki=server.port, by_kernel=by_kernel)
+            for by_kernel in ("true", "false")
+        ]
+        path.write_text(texts[0])
+        arguments = ["--config", str(path), "--bus.address", bus.address]
+        with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running:
+            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            start_flood(net, 10_000, FLOWS // 2).join()
+            settle(running)
+            shown = ask(capsys, "filter", "show")
+            own = ask(capsys, "filter", "show", "--sink", "loki")
+            before = count_new(running)
+            thread, changes = start_flood(net, 10_000 + FLOWS // 2, FLOWS // 2), 0
+            while thread.is_alive() or changes < 2:
+                changes += 1
+                ask(capsys, "reload")
+            settle(running)
+            stats = ask(capsys, "stats")
+            assert running.stop() == 0
+
+    logged = [event for event in running.events if event["type"] == "NEW"]
+    held = [event for event in running.events if event["type"] == "SUPPRESSED"]
+    entries = [dict(entry.metadata) for entry in store.query(type="NEW")]
+    reports = [dict(entry.metadata) for entry in store.query(type="SUPPRESSED")]
+    assert len(logged) + len(held) == len(running.events), "nothing is lost"
+    assert stats["counters"]["events_received_total"] == FLOWS
+    assert len(logged) + count_held(held)["filter"] == FLOWS
+    assert len(entries) + count_held(reports)["sink.loki.filter"] == len(logged)
+    assert count_held(reports)["filter"] == count_held(held)["filter"]
+    # By rule, and before any reload.
+    assert shown["matches"] == [0, FLOWS // 2, 0]
+    assert shown["suppressed"] == [0, FLOWS // 2 - before, 0]
+    assert 400 <= before < FLOWS // 2
+    assert own["matches"] == [0, before]
+    assert own["suppressed"][1] > 0
+    assert stats["counters"]["events_filtered_total"] == FLOWS - len(logged)
