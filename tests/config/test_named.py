@@ -152,7 +152,10 @@ def test_json_and_toml_name_sinks_too(name: str, text: str, tmp_path: Path) -> N
         ),
         (
             "sinks: {a: {kind: stream, zzzz: x}}",
-            ["unknown key 'sinks.a.zzzz'\nhint: valid keys: kind, enable, writer, queue, filter, fields, schema"],
+            [
+                "unknown key 'sinks.a.zzzz'\n"
+                "hint: valid keys: kind, enable, writer, queue, filter, fields, schema"
+            ],
         ),
         (
             "sinks: {a: {kind: loki, facility: user}}",
