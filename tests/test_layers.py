@@ -17,6 +17,8 @@ LAYERS = (
         "config.field_list",
         "config.labels",
         "config.listen",
+        "config.option",
+        "config.anonymize",
         "config.options",
         "config.document",
         "geoip",
@@ -44,6 +46,7 @@ LAYERS = (
 # What does the work in C, and what binds it to Python.
 PLAIN_C = (
     *(
+        "anonymize",
         "community",
         "decide",
         "event",

@@ -31,7 +31,8 @@ class CryptoPan:
         self._fill = [pad & ~mask for mask in self._before]
 
     def _encrypt(self, blocks: bytes) -> bytes:
-        return self._cipher.encryptor().update(blocks)
+        encrypted: bytes = self._cipher.encryptor().update(blocks)
+        return encrypted
 
     def write(self, addresses: Sequence[bytes]) -> list[bytes]:
         """The pseudonym of each, of 4 or 16 bytes."""

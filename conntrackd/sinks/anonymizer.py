@@ -14,7 +14,7 @@ from conntrackd.sinks.secrets import find_credential
 CREDENTIAL: Final = "anonymize_key"
 NO_LIBRARY: Final = "is pseudonym, and the Python package cryptography is missing"
 INSTALL: Final = "apt install python3-cryptography (dnf on Fedora and RHEL)"
-# Whoever writes too much by a digit is told how much it is.
+# More than a key has, so that the size of what is none can be named.
 MOST_READ: Final = 4096
 
 

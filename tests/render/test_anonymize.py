@@ -147,7 +147,7 @@ def test_only_addresses_of_the_networks_that_are_meant_are_others(
 def test_the_community_id_is_that_of_what_is_written(engine: Engine) -> None:
     anonymizer, flow = Anonymizer(KEY), make_translated()
     written = anonymizer.write([flow.src, flow.dst, flow.reply_src, flow.reply_dst])
-    shown = dict(zip(("src", "dst", "reply_src", "reply_dst"), written, strict=True))
+    shown: Any = dict(zip(("src", "dst", "reply_src", "reply_dst"), written, strict=True))
     plain = json.loads(render(engine, json_lines.TEMPLATE, [replace(flow, **shown)], 0).text)
 
     assert show(engine, anonymizer, flow, 0)["community_id"] == plain["community_id"]
@@ -213,7 +213,7 @@ def test_what_is_remembered_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPa
     for first in range(0, 300, 10):
         batch.load(b"".join(map(build_message, make_flows(10, first))), 0, RECEIVED_NS)
         kept = NATIVE.decide(batch, NATIVE.compile_table(()), None, None)
-        written.learn(batch, kept)
+        written.learn(batch, kept)  # type: ignore[arg-type]
         assert len(written.core) <= 20 + 11
         template = NATIVE.compile_template(json_lines.TEMPLATE)
         text = batch.render(template.core, kept, None, written.core)[0]  # type: ignore[attr-defined]
