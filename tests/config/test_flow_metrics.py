@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conntrackd.config import options
 from conntrackd.config.flow_metrics import (
@@ -52,6 +54,30 @@ NAMING: Final = "hint: up to 32 letters, digits and _ between them, such as by_p
 NO_FIELD: Final = "is not a field to count connections by\nhint:"
 ALIKE: Final = f"what NEW and DESTROY say alike: {', '.join(FIELDS)}"
 BLIND: Final = "count no connection that"
+PIECES: Final = (
+    *(
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ": ",
+        "&x ",
+        "*x",
+        "!!int ",
+        "'",
+        '"',
+        "\\",
+        "\n",
+        "- ",
+        "#",
+        "~",
+        "? ",
+        "|",
+        "\x07",
+    ),
+    *("name", "by", "where", "max_series", "bytes", "a", "zone", "log any", "1", "true", "\ud800"),
+)
 Read = Callable[..., Config]
 
 
@@ -149,8 +175,19 @@ def test_a_section_of_aliases_is_not_written_out(read: Read) -> None:
         read(text)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_any_text_is_an_item_or_a_mistake(text: str) -> None:
+    for item in (text, f"{{{text}}}", f"{{name: a, {text}}}"):
+        try:
+            found = FLOW_METRICS.parse([item])
+        except BadValueError:
+            continue
+        assert FLOW_METRICS.parse(FLOW_METRICS.split(FLOW_METRICS.render(found))) == found
+
+
 @pytest.mark.parametrize(
-    ("settings", "warning"),
+    ("overridden", "warning"),
     [
         ({}, ""),
         ({"conntrack.records": "both"}, ""),
@@ -169,8 +206,8 @@ def test_a_section_of_aliases_is_not_written_out(read: Read) -> None:
         ({"conntrack.replay": "x.nl"}, "has no effect in a replay"),
     ],
 )
-def test_what_cannot_be_counted_is_a_warning(settings: dict[str, str], warning: str) -> None:
-    overrides = {key: [value] for key, value in settings.items()}
+def test_what_cannot_be_counted_is_a_warning(overridden: dict[str, str], warning: str) -> None:
+    overrides = {key: [value] for key, value in overridden.items()}
     config = read_config({**overrides, "metrics.flows": ["{name: a}"]}, {}, etc=Path("/nowhere"))
 
     found = [str(error).removeprefix("--metrics.flows: ") for error in config.warnings]
