@@ -37,7 +37,9 @@ TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state",
 WIDE: Final = (*TABLE, "nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "duration", "country", "reason")
 WIDTHS: Final = {"time": 23, "type": 8, "state": 11, "src": 15, "dst": 15, "nat_src": 15, "nat_dst": 15}
 WIDTH: Final = 7
-# To the right; a port of a destination may be a name.
+# Of both ends in a short line: what follows is a column, and with the time of day and a state all is 80 wide.
+ENDS_WIDTH: Final = 39
+# To the right, below their headings; a port of a destination may be a name.
 NUMBERS: Final = frozenset({"sport", "nat_sport", "bytes", "reply_bytes", "packets", "duration"})
 
 
@@ -79,7 +81,7 @@ def render_short(record: Record, style: Style = PLAIN) -> str:
     if len(sizes) == len(SIZES):  # sink.NAME.fields can leave out one, and a part is not the sum
         extra.append(f"{sum(sizes)} bytes")
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
-    rest = f"  {', '.join(extra)}" if extra else ""
+    rest = f"{' ' * (ENDS_WIDTH - len(ends))}{GAP}{', '.join(extra)}" if extra else ""
     return f"{time}{host} {paint(text, kind, style)}{show_line(rest)}"
 
 
@@ -141,7 +143,7 @@ def render_table_record(record: Record, style: Style) -> str:
 def render_row(cells: Sequence[str], style: Style) -> str:
     """Cells in columns of fixed width: a row is drawn before the next one is known."""
     padded = [
-        cell.rjust(WIDTH) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
+        cell.rjust(max(WIDTH, len(name))) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
         for name, cell in zip(style.fields, cells, strict=True)
     ]
     return cut(GAP.join(padded).rstrip(), style.width)

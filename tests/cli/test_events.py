@@ -80,9 +80,9 @@ def show(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> str:
 
 def test_the_short_form_is_that_of_tail_with_the_date(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(capsys, path, "--numeric").splitlines() == [
-        "2025-11-22 10:34:43.000 NEW      TCP   10.0.0.0:40000 -> 192.0.2.1:443  SYN_SENT",
-        "2025-11-22 10:34:43.001 DESTROY  TCP   10.0.0.1:40000 -> 192.0.2.1:443  SYN_SENT, 120 bytes",
-        "2025-11-22 10:34:43.002 NEW      TCP   10.0.0.2:40000 -> 192.0.2.1:53  SYN_SENT",
+        "2025-11-22 10:34:43.000 NEW      TCP   10.0.0.0:40000 -> 192.0.2.1:443          SYN_SENT",
+        "2025-11-22 10:34:43.001 DESTROY  TCP   10.0.0.1:40000 -> 192.0.2.1:443          SYN_SENT, 120 bytes",
+        "2025-11-22 10:34:43.002 NEW      TCP   10.0.0.2:40000 -> 192.0.2.1:53           SYN_SENT",
         "2025-11-22 10:34:43.003 LOST 5 events in the kernel's buffer",
     ]
 
@@ -145,7 +145,7 @@ def test_a_table_has_columns_and_wide_more_of_them(path: Path, capsys: pytest.Ca
         "          BYTES  REPLY_BYTES",
         "43.000  NEW       TCP      10.0.0.0           40000  192.0.2.1        443      SYN_SENT",
         "43.001  DESTROY   TCP      10.0.0.1           40000  192.0.2.1        443      SYN_SENT"
-        "         100       20",
+        "         100           20",
         "43.002  NEW       TCP      10.0.0.2           40000  192.0.2.1        53       SYN_SENT",
         "43.003  LOST 5 events in the kernel's buffer",
     ]

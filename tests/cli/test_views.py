@@ -180,7 +180,7 @@ def test_a_time_of_any_form_is_shown_somehow(text: str) -> None:
 def test_the_short_form_has_what_a_person_looks_for(zone: Callable[[str], None]) -> None:
     zone("UTC")
     assert render_short(EVENT) == (
-        "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443  SYN_SENT"
+        "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443      SYN_SENT"
     )
     assert render_short(LOST) == "10:34:43.000 LOST 5 events"
     assert render_short(EVENT, Style(colour=True)).startswith("10:34:43.000 \x1b[32mNEW ")
