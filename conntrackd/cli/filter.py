@@ -286,6 +286,8 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
 def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
+    if sys.stdin.isatty():
+        report.print_error(PROGRAM, "reading events from this terminal, one JSON object a line; ^D ends them")
     return sys.stdin.buffer
 
 

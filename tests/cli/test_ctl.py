@@ -238,7 +238,10 @@ def test_every_help_ends_with_one_line_break(
         (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
         (["status", "--jsn"], "unknown option '--jsn'\nhint: did you mean --json?"),
         (["filter", "set", "log any", "--fro=9"], "unknown option '--fro'\nhint: did you mean --for?"),
-        (["status", "now"], "unknown argument 'now'\nhint: 'conntrackctl --help' lists what is available"),
+        (
+            ["status", "now"],
+            "unknown argument 'now'\nhint: 'conntrackctl status --help' lists what is available",
+        ),
         (["status", "--bus.address", "bogus"], "'bogus' is not a usable bus address\nhint: the "),
         (["doctor", "--bus.address", "tcp:host=a"], "'tcp:host=a' is not a usable bus address"),
         (["stats", "--bus.address", "unix:pth=/x"], "'unix:pth=/x' is not a usable bus address"),
@@ -250,6 +253,10 @@ def test_every_help_ends_with_one_line_break(
         (
             ["tail", "-n", "0"],
             "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
+        ),
+        (
+            ["--json", "status"],
+            "unknown option '--json' before the command\nhint: options of a command stand behind it",
         ),
         ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' lists"),
     ],

@@ -32,6 +32,7 @@ from conntrackd.history.source import find_sinks, read_loki
 from conntrackd.render.json import make_template
 from conntrackd.render.parse import NAMES
 from conntrackd.render.schema import ECS
+from tests.cli.terminal import Terminal
 from tests.history.written import load, write_file, write_lines
 from tests.live.daemon import environment
 from tests.rendering import list_texts, render
@@ -432,6 +433,16 @@ def test_a_terminal_gets_colours_and_its_pager(path: Path, tmp_path: Path) -> No
     assert (status, text.count("2025-11-22"), "paged" in text, "\x1b" in text) == (0, 4, False, False)
     for wrong in ("/nonexistent/pager", "less '", ""):
         assert run_on_terminal(*source, PAGER=wrong)[1].count("2025-11-22") == 4
+
+
+def test_on_a_terminal_nothing_is_not_silence(path: Path) -> None:
+    words = command("--from", f"file:{path}", "--until", "2020-01-01")
+    with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"], PAGER="") as terminal:
+        assert terminal.finish() == 0
+        assert [line for line in terminal.list_lines() if line] == [
+            "conntrackctl: nothing was found",
+            "hint: rules, --since and --until choose; --from names another source",
+        ]
 
 
 def test_a_pager_that_is_left_early_ends_it_quietly(path: Path) -> None:
