@@ -99,7 +99,7 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
     if getattr(arguments, "json", False):
         print_json({"changes": list(changes)})
     else:
-        print_lines(changes)
+        print_lines(changes, indent=2)
     return 0
 
 

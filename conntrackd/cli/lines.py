@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -31,6 +31,7 @@ PLACES: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
 # What names of services may stand for: a source's port is its own choice.
 SERVICES: Final = ("dport", "nat_dport", "master_dport")
+TRANSLATIONS: Final = (("SNAT", "nat_src", "nat_sport"), ("DNAT", "nat_dst", "nat_dport"))
 TIMES: Final = ("time", "start", "stop", "first_seen", "since", "until")
 # Columns of `table` and `wide`, and the room that most values need; others push the rest to the right.
 TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state", "bytes", "reply_bytes")
@@ -76,13 +77,24 @@ def render_short(record: Record, style: Style = PLAIN) -> str:
     if kind in REPORTS:
         return paint(f"{time}{host} {show_line(record.get('msg', ''))}", kind, style)
     ends = f"{render_end(record, 'src', 'sport', style)} -> {render_end(record, 'dst', 'dport', style)}"
-    extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
+    states = [str(record["state"])] if record.get("state") else []
+    extra = [*states, *list_translations(record, style)]
+    extra += [str(record[name]) for name in PLACES if record.get(name)]
     sizes = [record[name] for name in SIZES if name in record]
     if len(sizes) == len(SIZES):  # sink.NAME.fields can leave out one, and a part is not the sum
         extra.append(f"{sum(sizes)} bytes")
+    if isinstance(duration := record.get("duration"), int | float):
+        extra.append(f"{duration:.1f} s")
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
     rest = f"{' ' * (ENDS_WIDTH - len(ends))}{GAP}{', '.join(extra)}" if extra else ""
     return f"{time}{host} {paint(text, kind, style)}{show_line(rest)}"
+
+
+def list_translations(record: Record, style: Style) -> Iterator[str]:
+    """`SNAT 198.51.100.1:1025`: what the other side sees; by that name somebody asks for the flow."""
+    for kind, address, port in TRANSLATIONS:
+        if record.get("nat") in (kind, "BOTH") and address in record:
+            yield f"{kind} {render_end(record, address, port, style)}"
 
 
 def render_full(record: Record, style: Style = PLAIN) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from conntrackd.bus.client import ANSWER_SECONDS, PASSWORD_SECONDS, NotRunningEr
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.bus.names import MANAGER
 from conntrackd.cli import ctl, daemon
-from conntrackd.cli.common import print_table
+from conntrackd.cli.common import print_changes, print_table
 from conntrackd.cli.control import render_age
 from conntrackd.cli.doctor import print_findings
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError, UsageError
@@ -405,6 +406,15 @@ def test_a_long_finding_goes_on_below_and_its_fix_stays_in_one_piece(
         "         tracked in this place",
         f"         fix: {'x' * 50}",
     ]
+
+
+def test_what_has_changed_is_wrapped_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_changes(Namespace(json=False), ["1 rule in force; 55 instructions in the kernel"])
+
+    assert capsys.readouterr().out == "1 rule in force; 55 instructions in the\n  kernel\n"
 
 
 def test_the_doctor_works_without_a_daemon(bus: PrivateBus, capsys: pytest.CaptureFixture[str]) -> None:

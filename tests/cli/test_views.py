@@ -186,6 +186,29 @@ def test_the_short_form_has_what_a_person_looks_for(zone: Callable[[str], None])
     assert render_short(EVENT, Style(colour=True)).startswith("10:34:43.000 \x1b[32mNEW ")
 
 
+@pytest.mark.parametrize(
+    ("nat", "shown"),
+    [
+        ("SNAT", "SYN_SENT, SNAT 198.51.100.1:1025"),
+        ("DNAT", "SYN_SENT, DNAT [2001:db8::9]:8443"),
+        ("BOTH", "SYN_SENT, SNAT 198.51.100.1:1025, DNAT [2001:db8::9]:8443"),
+        ("NONE", "SYN_SENT"),
+    ],
+)
+def test_the_short_form_has_what_an_address_is_translated_to(nat: str, shown: str) -> None:
+    ends = {"nat_src": "198.51.100.1", "nat_sport": 1025, "nat_dst": "2001:db8::9", "nat_dport": 8443}
+
+    assert render_short(EVENT | ends | {"nat": nat}).endswith(f"  {shown}")
+    assert render_short(EVENT | {"nat": nat}).endswith("  SYN_SENT")  # as sink.stream.fields can
+
+
+def test_the_short_form_says_how_long_a_connection_lasted() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    flow.start, flow.stop = 10**18, 10**18 + 1_250_000_000
+
+    assert render_short(json.loads(render(TEMPLATE, [flow]).text)).endswith("  SYN_SENT, 1.2 s")
+
+
 def test_the_names_are_those_that_the_sinks_write() -> None:
     flow = make_flow(1, EventType.DESTROY)
     flow.orig_packets, flow.orig_bytes, flow.reply_packets, flow.reply_bytes = 1, 100, 1, 20
