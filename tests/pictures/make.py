@@ -52,7 +52,7 @@ class Picture(NamedTuple):
     """A command line of conntrackctl, the terminal's columns and lines, and when enough is shown."""
 
     words: str
-    size: tuple[int, int] = (116, 40)
+    size: tuple[int, int] = (120, 40)
     is_enough: Callable[[list[str]], bool] | None = None
     """None: what it has printed when it has ended."""
 
@@ -75,7 +75,7 @@ def has_ends(lines: list[str]) -> bool:
 PICTURED: Final = {
     "stats": Picture("stats --watch", (104, 22), is_enough=has_course),
     "top": Picture("top --by src,dst,dport", (100, 16), is_enough=has_count),
-    "tail": Picture("tail 'drop type UPDATE'", (104, 16), is_enough=has_ends),
+    "tail": Picture("tail 'drop type UPDATE'", (116, 16), is_enough=has_ends),
     "status": Picture("status"),
     "doctor": Picture("doctor"),
     "filter-explain": Picture("filter explain --filter 'log destination port 443 and country Germany'"),
