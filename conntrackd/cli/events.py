@@ -36,7 +36,7 @@ NOTHING: Final = "nothing was found\nhint: rules, --since and --until choose; --
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("--last", type=parse_count, metavar="N", help="the last N of them")
+    parser.add_argument("-n", "--last", dest="last", type=parse_count, metavar="N", help="the last N of them")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until ^C")
     parser.add_argument(
         "-o", dest="form", choices=FORMS, metavar="FORM", help=f"{', '.join(FORMS)} (default: short)"

@@ -256,6 +256,11 @@ def test_every_help_ends_with_one_line_break(
             "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
         ),
         (
+            ["events", "log", "type", "NEW"],
+            "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
+        ),
+        (["tail", "--filter", "DROP", "any"], "argument --filter: a rule is one argument: put it in quotes"),
+        (
             ["--json", "status"],
             "unknown option '--json' before the command\nhint: options of a command stand behind it",
         ),

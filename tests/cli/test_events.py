@@ -94,7 +94,7 @@ def test_times_are_local_or_utc(
     monkeypatch.setenv("TZ", "XYZ-5:30")
     time.tzset()
 
-    assert show(capsys, path, "--last", "1").startswith("2025-11-22 16:04:43.003 LOST")
+    assert show(capsys, path, "-n", "1").startswith("2025-11-22 16:04:43.003 LOST")
     assert show(capsys, path, "--last", "1", "--utc").startswith("2025-11-22 10:34:43.003 LOST")
     assert show(capsys, path, "--since", "2025-11-22 16:04:43.002", "-o", "jsonl").count("\n") == 2
     assert show(capsys, path, "--since", "2025-11-22 10:34:43.002 UTC", "-o", "jsonl").count("\n") == 2

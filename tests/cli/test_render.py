@@ -97,7 +97,11 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
         (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
-        (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
+        (
+            ["extra"],
+            "unknown argument 'extra'\n"
+            "hint: --help lists what is available; a value with spaces needs quotes",
+        ),
     ],
 )
 def test_an_unknown_argument_is_reported_with_a_near_miss(arguments: list[str], text: str) -> None:
