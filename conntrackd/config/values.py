@@ -183,7 +183,10 @@ def parse_writer(text: str) -> str:
     """stdout, stderr, discard, or an absolute path as file:///PATH."""
     if text.startswith("file:///") and len(text) > len("file:///"):
         return parse_text(text)
-    return _parse_word(text, ("stdout", "stderr", "discard", "file:///PATH"))
+    words = ("stdout", "stderr", "discard", "file:///PATH")
+    if text.startswith("/"):
+        raise BadValueError(text, f"is not one of {', '.join(words)}", f"did you mean file://{text}?")
+    return _parse_word(text, words)
 
 
 def _parse_word(text: str, words: tuple[str, ...]) -> str:

@@ -99,7 +99,11 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
         (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
-        (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
+        (
+            ["extra"],
+            "unknown argument 'extra'\n"
+            "hint: --help lists what is available; a value with spaces needs quotes",
+        ),
     ],
 )
 def test_an_unknown_argument_is_reported_with_a_near_miss(arguments: list[str], text: str) -> None:
@@ -213,3 +217,15 @@ def test_man_pages_have_no_fault(name: str) -> None:
     # The other pages of this package are found when it is installed.
     faults = [line for line in done.stdout.splitlines() if "referenced manual not found" not in line]
     assert faults == []
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
+@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+def test_a_man_page_fits_80_columns(page: Path) -> None:
+    shown = subprocess.run(
+        ["mandoc", "-Tascii", str(page)], capture_output=True, text=True, check=True
+    ).stdout
+    lines = re.sub(r".\x08", "", shown).expandtabs().splitlines()  # bold is struck twice
+
+    assert len(lines) > 100
+    assert [line for line in lines if len(line) > 80] == []
