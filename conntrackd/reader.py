@@ -164,6 +164,7 @@ class Reader:
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter)
+        self._count_flows(batch, kept)
         if pipeline.heartbeat is not None:
             with pipeline.lock:
                 pipeline.heartbeat.end(batch)
@@ -220,6 +221,17 @@ class Reader:
         kept = engine.decide(batch, table, None, None)
         locations.locate(batch, kept)
         return kept
+
+    def _count_flows(self, batch: EventBatch, kept: Selection) -> None:
+        """What metrics.flows asks for, of what the global filter keeps."""
+        pipeline = self._pipeline
+        for metric in pipeline.flow_metrics if kept else ():
+            events = kept
+            if metric.tables:
+                own = metric.tables[self._number]
+                events = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
+            with pipeline.lock:
+                metric.series.count(batch, events)
 
     def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""

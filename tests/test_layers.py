@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.field_list",
+        "config.flow_metrics",
         "config.labels",
         "config.listen",
         "config.option",
@@ -58,7 +59,9 @@ PLAIN_C = (
         "receive",
         "render",
         "send",
+        "series",
         "sha1",
+        "slots",
     ),
     *("table", "template", "text"),
 )
