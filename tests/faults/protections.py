@@ -106,6 +106,13 @@ MUTATIONS: Final = (
         "tests/live/test_anonymize.py::test_each_sink_writes_its_own_pseudonyms_and_a_reload_takes_another_key",
     ),
     Mutation(
+        "what a reload has replaced is forgotten by the readers",
+        "conntrackd/reader.py",
+        "            if wanted[0] in used and wanted[1] == pipeline.community_seed",
+        "            if used",
+        "tests/test_pipeline.py::test_what_a_sink_of_before_a_reload_wrote_in_place_of_addresses_is_forgotten",
+    ),
+    Mutation(
         "a secret of one sink is not sent to the server of another",
         "conntrackd/sinks/loki.py",
         'name = "loki" if config.sink is None else config.sink.name',
