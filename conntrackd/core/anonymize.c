@@ -11,14 +11,15 @@ static const struct {
 	size_t offset;
 	uint64_t needs;
 	unsigned side;
+	size_t twin; /* the place before it that has the same address where nothing is translated; else itself */
 } places[EVENT_ADDRESSES] = {
-	{ offsetof(struct event, src), 0, SIDE_SOURCE },
-	{ offsetof(struct event, dst), 0, SIDE_DESTINATION },
+	{ offsetof(struct event, src), 0, SIDE_SOURCE, 0 },
+	{ offsetof(struct event, dst), 0, SIDE_DESTINATION, 1 },
 	/* Replies come from the destination after its translation, and go to the source after its own. */
-	{ offsetof(struct event, reply_src), 0, SIDE_DESTINATION },
-	{ offsetof(struct event, reply_dst), 0, SIDE_SOURCE },
-	{ offsetof(struct event, master_src), HAS_MASTER_SRC, SIDE_SOURCE },
-	{ offsetof(struct event, master_dst), HAS_MASTER_DST, SIDE_DESTINATION },
+	{ offsetof(struct event, reply_src), 0, SIDE_DESTINATION, 1 },
+	{ offsetof(struct event, reply_dst), 0, SIDE_SOURCE, 0 },
+	{ offsetof(struct event, master_src), HAS_MASTER_SRC, SIDE_SOURCE, 4 },
+	{ offsetof(struct event, master_dst), HAS_MASTER_DST, SIDE_DESTINATION, 5 },
 };
 
 static uint8_t *address_at(struct event *event, size_t place)
@@ -29,6 +30,12 @@ static uint8_t *address_at(struct event *event, size_t place)
 static const uint8_t *read_address(const struct event *event, size_t place)
 {
 	return (const uint8_t *)event + places[place].offset;
+}
+
+/* Another place's address, and the same: one look is enough for both. */
+static bool is_twin(const uint8_t *address, const uint8_t *other)
+{
+	return address != other && memcmp(address, other, ADDRESS_BYTES) == 0;
 }
 
 static bool equals_another(const struct event *event, size_t place, unsigned sides)
@@ -97,7 +104,8 @@ bool find_unknown(struct anonymizer *anonymizer, const struct event *events, con
 		for (size_t place = 0; place < EVENT_ADDRESSES; place++) {
 			const uint8_t *address = read_address(event, place);
 
-			if (!is_concealed(event, place, anonymizer->sides) ||
+			if (is_twin(address, read_address(event, places[place].twin)) ||
+			    !is_concealed(event, place, anonymizer->sides) ||
 			    find_location(numbers, address, event->family))
 				continue;
 			if (!put_location(numbers, address, event->family, NOT_KNOWN) ||
@@ -137,9 +145,14 @@ bool conceal(struct anonymizer *anonymizer, struct event *events, const uint16_t
 			memcpy(anonymizer->saved[index][place], address_at(event, place), ADDRESS_BYTES);
 			is_here[place] = is_concealed(event, place, anonymizer->sides);
 		}
-		for (size_t place = 0; place < EVENT_ADDRESSES; place++)
-			if (is_here[place])
+		for (size_t place = 0; place < EVENT_ADDRESSES; place++) {
+			size_t twin = places[place].twin;
+
+			if (is_twin(anonymizer->saved[index][place], anonymizer->saved[index][twin]))
+				memcpy(address_at(event, place), address_at(event, twin), ADDRESS_BYTES);
+			else if (is_here[place])
 				write_concealed(anonymizer, event->family, address_at(event, place));
+		}
 	}
 	return true;
 }
