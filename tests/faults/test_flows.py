@@ -178,6 +178,9 @@ def test_killed_again_and_again_no_record_is_written_twice_and_what_it_had_not_r
         assert died <= kills * MOST_IN_MEMORY
     for record in (*found["DESTROY"], *found["FLOW"]):
         assert_sums(record, load.table[identify(record)], load.counted[identify(record)])
+    # What a killed process remembered of the beginnings is gone.
+    assert all(("first_seen" in record) != ("incomplete" in record) for record in found["FLOW"])
+    assert any("incomplete" in record for record in found["FLOW"])
 
 
 # ---- heartbeats -------------------------------------------------------------------------------------------
