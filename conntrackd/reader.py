@@ -88,6 +88,7 @@ class Reader:
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
+        self._tables: Tables | None = None
         self._records = Records()
         self._flows: Flows | None = None
 
@@ -160,7 +161,7 @@ class Reader:
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
-        tables = pipeline.tables[self._number]
+        tables = self._take_tables()
         records, forgotten = tables.records, 0
         self._remember(records)
         if self._flows is not None:  # before the rules ask how long a flow lasted
@@ -192,6 +193,14 @@ class Reader:
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
         self.done = self.begun
+
+    def _take_tables(self) -> "Tables":
+        """Those in force, for a batch, with the sets of now."""
+        tables = self._pipeline.tables[self._number]
+        if tables is not self._tables:
+            self._tables = tables
+            tables.use_sets()
+        return tables
 
     def _remember(self, records: Records) -> None:
         """As many flows as these say, of which each reader has its share."""
@@ -246,10 +255,12 @@ class Reader:
 
     def _divide_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Selection]]:
         """What each tail wants of the events that the sinks get, where it wants any."""
-        pipeline = self._pipeline
+        pipeline, sets = self._pipeline, None if self._tables is None else self._tables.sets
         found: list[tuple[Tail, Selection]] = []
         for tail in pipeline.tails.wanting if kept else ():
-            own = tail.rules[self._number]
+            own: Any = tail.rules[self._number]
+            if sets is not None:  # a tail is opened at any time, with the sets of then
+                own.use_sets(sets)
             wanted = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
                 found.append((tail, wanted))
@@ -363,7 +374,7 @@ class Reader:
     ) -> None:
         """Flows of the table, which rules know by this type. What they keep `note` gets, then the sinks."""
         pipeline, locations = self._pipeline, self._locations
-        tables = pipeline.tables[self._number]
+        tables = self._take_tables()
         if locations is not None:
             locations.locate(batch, found)
         batch.set_type(found, event_type)

@@ -60,7 +60,8 @@ class SinkFilters:
         shown = self._in_force[name]
         if rules:
             shown = await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
-        return await run_to_its_end(explain_sink_rules, name, shown.parsed)
+        parsed = shown.list_parsed(self._daemon.live_sets.in_force)
+        return await run_to_its_end(explain_sink_rules, name, parsed)
 
     def list_changed(self) -> list[str]:
         """Names of the sinks whose filter is not the one of the configuration."""
@@ -88,7 +89,7 @@ class SinkFilters:
         """What compile_sink_filter() takes."""
         daemon = self._daemon
         texts, readers = [RuleText(rule) for rule in rules], len(daemon.pipeline.readers)
-        return texts, origin, daemon.config, daemon.engine, readers, daemon.configured_filter.sets
+        return texts, origin, daemon.config, daemon.engine, readers, daemon.live_sets.in_force
 
     def _put_in_force(self, name: str, new: CoreFilter) -> list[str]:
         daemon = self._daemon

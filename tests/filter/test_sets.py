@@ -182,7 +182,7 @@ def test_core_and_reference_sort_and_search_alike(
         addresses += [network.broadcast_address.packed for network in chosen]
         addresses += [number.to_bytes(4, "big") for number in more] if size == 4 else []
         both = {4: bytearray(), 16: bytearray()} | {size: by_core}
-        made = AddressSet("x", Path("x"), len(chosen), both)  # type: ignore[arg-type]
+        made = AddressSet("x", Path("x"), len(chosen), both)
 
         assert by_core == plainly
         expected = [any(ip_in(address, network) for network in chosen) for address in addresses]
@@ -358,8 +358,12 @@ def test_what_is_explained_is_the_set_and_its_size() -> None:
 
     assert sections["Sets"] == ["@many (1,234 entries) from /sets/many", "@one (1 entry) from /sets/one"]
     assert sections["Table in the core"][2:] == [
+        # A test for each family: run-time changes may add addresses of any.
         "   1  source address in @many (1,234 entries): rule 1 (drop), else 2",
-        "   2  source address in @one (1 entry): rule 2 (log), else 3",
-        "   3  destination address in @one (1 entry): rule 2 (log), else no rule (log)",
+        "   2  source address in @many (1,234 entries): rule 1 (drop), else 3",
+        "   3  source address in @one (1 entry): rule 2 (log), else 4",
+        "   4  source address in @one (1 entry): rule 2 (log), else 5",
+        "   5  destination address in @one (1 entry): rule 2 (log), else 6",
+        "   6  destination address in @one (1 entry): rule 2 (log), else no rule (log)",
     ]
     assert "Sets" not in list_sections(parse("drop any"), EVERY, ALL)
