@@ -94,7 +94,8 @@ class LiveSets:
 
     def list_entries(self, name: str, after: str) -> list[SetEntry]:
         """A page of the entries, with those that were removed. Raises UsageError."""
-        read, changes = self._find(name), self._changes.get(name, {})
+        read = self._find(name)
+        changes = self._changes.get(read.name, {})
         least = _pack([after])[0] if after else b""
         own = sorted((entry for entry, change in changes.items() if change.is_added), key=_get_order)
         own = [entry for entry in own if not after or _get_order(entry) > _get_order(least)]

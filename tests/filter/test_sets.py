@@ -24,7 +24,15 @@ from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import list_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.sets import CHUNK, AddressSet, pack_entry, read_lines, read_set, sort_plainly
+from conntrackd.filter.sets import (
+    CHUNK,
+    AddressSet,
+    pack_entry,
+    read_lines,
+    read_set,
+    sort_plainly,
+    unpack_entry,
+)
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.flow import Flow
@@ -190,6 +198,42 @@ def test_core_and_reference_sort_and_search_alike(
         assert find_in_core(made, addresses) == expected
 
 
+@given(st.lists(networks, max_size=30), st.lists(networks, max_size=10), st.data())
+def test_a_changed_set_is_as_one_that_is_read_anew(
+    found: Sequence[tuple[bytes, int]], more: Sequence[tuple[bytes, int]], data: st.DataObject
+) -> None:
+    entries = [pack_entry(str(ip_network(pair))) for pair in found]
+    made = read("".join(f"{unpack_entry(entry)}\n" for entry in entries).encode())
+    removed = set(data.draw(st.lists(st.sampled_from(entries)))) if entries else set()
+    added = sorted({pack_entry(str(ip_network(pair))) for pair in more} - set(entries))
+    left = [*(entry for entry in entries if entry not in removed), *added]
+    changed, fresh = made.change(added, removed), read("".join(f"{unpack_entry(e)}\n" for e in left).encode())
+
+    assert (changed.entries, dict(changed.networks)) == (len(left), dict(fresh.networks))
+    assert dict(changed.covered) == dict(fresh.covered)
+    assert list(changed.list_entries()) == sorted(left, key=lambda entry: (len(entry), entry))
+    for entry in left:
+        later = sorted((e for e in left if (len(e), e) > (len(entry), entry)), key=lambda e: (len(e), e))
+        assert list(changed.list_entries(entry)) == later
+        whole = changed.find_network(entry)
+        assert whole is not None
+        assert ip_network(unpack_entry(entry)).subnet_of(ip_network(unpack_entry(whole)))  # type: ignore[arg-type]
+    assert [changed.has_entry(entry) for entry in entries] == [entry not in removed for entry in entries]
+    core.AddressSet(changed.networks[4], changed.networks[16])  # which looks whether they are sorted
+
+
+def test_a_network_that_only_begins_alike_is_not_around_an_address() -> None:
+    found = read(b"10.1.0.0/16\n10.1.0.0/24\n192.0.2.7\n")
+
+    around = [found.find_network(pack_entry(text)) for text in ("10.0.0.0/15", "10.2.0.0", "9.0.0.0", "::1")]
+    assert around == [None] * 4
+    assert found.find_network(pack_entry("10.1.255.255")) == pack_entry("10.1.0.0/16")
+    assert (found.has_entry(pack_entry("10.1.0.0/24")), found.has_entry(pack_entry("10.1.0.0/20"))) == (
+        True,
+        False,
+    )
+
+
 def ip_in(address: bytes, network: object) -> bool:
     return ip_network((address, len(address) * 8)).subnet_of(network)  # type: ignore[arg-type]
 
@@ -260,6 +304,26 @@ def test_a_table_is_opened_with_the_sets_that_it_names_and_no_others() -> None:
         core.Table(program, (one, b""))  # type: ignore[arg-type]
     assert core.Table(program, (one, one)).counts == [0, 0, 0]
     assert open_table(compiled).counts == [0, 0, 0]
+
+
+def test_a_table_takes_other_sets_in_the_place_of_its_own_and_as_many() -> None:
+    compiled = compile_table(parse("drop address @four", "drop address @six"))
+    table = Core(compiled)
+    flow = replace(FLOW, src=bytes([172, 16, 0, 1]), dst=bytes([172, 16, 0, 2]))
+    one, none = core.AddressSet(pack_entry("172.16.0.2"), b""), core.AddressSet(b"", b"")
+    before = table.keep([flow])
+    given_sets = tuple({"four": none, "six": one}[found.name] for found in compiled.sets)
+    table.table.use_sets(given_sets)
+    after = table.keep([flow])
+
+    assert (before, after, table.table.counts) == ([0], [], [1, 0, 1])
+    assert table.table.sets == given_sets
+    for wrong in ((), (one,), (one, one, one), [one, one]):
+        with pytest.raises(ValueError, match="not as many sets as the table has"):
+            table.table.use_sets(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sets are of AddressSet"):
+        table.table.use_sets((one, b""))  # type: ignore[arg-type]
+    assert table.keep([flow]) == []  # by those that it has
 
 
 # -- rules

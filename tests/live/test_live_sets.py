@@ -1,11 +1,17 @@
 """Sets that are changed while a daemon hears the kernel: in force at once, for a time, until a reload."""
 
+import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from conntrackd.cli import ctl
+from conntrackd.errors import ConntrackdError
 from tests.bus.private import PrivateBus
 from tests.live.control import ask, count_new, talk
 from tests.live.daemon import Running, daemon, settle
@@ -91,3 +97,100 @@ def test_what_is_added_is_logged_from_then_on_and_what_is_removed_is_not(
     assert removed == [f"{CLIENT} is no longer in @bad, as its file has it"]
     assert matches == [0, 3, 2]  # counters of rules go on
     assert count_matches(capsys) == [0, 6, 5]
+
+
+def test_what_is_for_a_time_ends_by_itself(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(capsys, "add", "bad", CLIENT, "--for", "2s")
+    (status, _) = ask(capsys, "set", "list")
+    talk(net, 1)
+    running.wait(lambda: count_new(running) == 1, "the event")
+    running.wait(
+        lambda: any("run-time changes of set @bad have expired" in line for line in running.said), "it"
+    )
+    talk(net, 2)
+    settle(running)
+
+    assert 1 <= status["expires_s"] <= 2
+    assert (status["entries"], status["added"], status["used_by"]) == (3, 1, ["rule 1"])
+    assert count_new(running) == 1
+    assert ask(capsys, "status")["RunTimeChanges"] == []
+    assert show(capsys) == [("192.0.2.0/24", ""), ("2001:db8::1", "")]
+
+
+def test_sighup_and_a_restart_take_all_from_the_files(
+    net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run(net, bus, configuration) as running:
+        change(capsys, "add", "bad", CLIENT, "--for", "1h")
+        change(capsys, "remove", "bad", "2001:db8::1")
+        ctl.run(["status"])
+        status = capsys.readouterr().out
+        ctl.run(["set", "show", "bad"])
+        shown = capsys.readouterr().out
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(
+            lambda: any("set @bad (2 entries) has changed" in line for line in running.said), "the reload"
+        )
+        reloaded = show(capsys)
+        change(capsys, "add", "bad", CLIENT)
+        assert running.stop() == 0
+    with run(net, bus, configuration) as running:
+        restarted = show(capsys)
+        talk(net, 1)
+        settle(running)
+        assert count_new(running) == 0
+
+    assert "run time:  set bad: see conntrackctl set list\n" in status
+    first, *_, last = shown.splitlines()
+    assert (first, last) == (
+        f"{CLIENT}  # added at run time, for 59 min 59 s more",
+        "# 2001:db8::1  # removed at run time, until a reload or restart",
+    ) or first.startswith(f"{CLIENT}  # added at run time, for ")
+    assert reloaded == restarted == [("192.0.2.0/24", ""), ("2001:db8::1", "")]
+
+
+def test_a_file_is_read_anew_and_a_mistake_in_it_changes_nothing(
+    running: Running, net: Network, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = configuration.with_name("bad.txt")
+    file.write_text(f"{CLIENT}\n")
+    changes = change(capsys, "reload", "bad")
+    file.write_text("nonsense\n")
+    for words, message in (
+        (["reload"], r"bad\.txt:1: 'nonsense' is not a valid address"),
+        (["reload", "bax"], "there is no set 'bax'\nhint: did you mean bad?"),
+        (
+            ["add", "bad", "10.0.0.1/8"],
+            "host bits set under its prefix length\nhint: did you mean 10.0.0.0/8?",
+        ),
+        (["remove", "bad", *(f"10.0.{n >> 8}.{n & 255}" for n in range(1001))], "a list of 1001 is too long"),
+        (["add", "bad", CLIENT, "--for", "32d"], "31 days at most"),
+    ):
+        with pytest.raises(ConntrackdError) as caught:
+            ctl.run(["set", *words])
+        assert re.search(message.replace("?", r"\?"), str(caught.value)), str(caught.value)
+    talk(net, 1)
+    running.wait(lambda: count_new(running) == 1, "the event")
+
+    assert changes == ["set @bad (1 entry) has changed"]
+    assert show(capsys) == [(CLIENT, "")]
+
+
+def test_a_tail_that_is_open_follows(
+    running: Running, net: Network, bus: PrivateBus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(capsys, "add", "bad", CLIENT)
+    with bus.connect() as client:
+        tail = client.open_tail(["log address @other", "drop any"], 2)
+    talk(net, 1)
+    running.wait(lambda: count_new(running) == 1, "the event")
+    change(capsys, "add", "other", CLIENT)
+    (_, status) = ask(capsys, "set", "list")
+    talk(net, 2)
+    with os.fdopen(tail, "rb") as file:
+        shown = [json.loads(line)["src"] for line in file]
+
+    assert shown == [CLIENT, CLIENT]
+    assert status["used_by"] == ["rule 1 of sink stream", "tail"]
