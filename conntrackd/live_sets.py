@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_CHANGES: Final = 10_000
 PAGE: Final = 2000  # entries that are shown at a time
 SHOWN: Final = 3  # entries of a change that its answer names
+USES: Final = 8  # rules that are named for each set; all filters may have thousands
 # A change may end so much later than it was to: of a large set each end is a rebuild.
 GATHER_SECONDS: Final = 1.0
 
@@ -117,7 +118,7 @@ class LiveSets:
             added,
             len(changes) - added,
             self._compute_left(ends),
-            tuple(uses),
+            (*uses[:USES], f"{len(uses) - USES} more") if len(uses) > USES else tuple(uses),
         )
 
     def _show(self, entry: bytes, change: Change | None) -> SetEntry:

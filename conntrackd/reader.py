@@ -150,6 +150,8 @@ class Reader:
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
+        else:
+            self._take_tables()  # or those of before would stay in memory
         self._account(events, received)
         if received.datagrams < SLOTS:  # nothing was left in the queue
             self.emptied_at = began

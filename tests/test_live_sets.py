@@ -198,6 +198,17 @@ async def show_all(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> list[Any]
     return found
 
 
+def test_of_many_rules_that_name_a_set_some_are_shown(folder: Path) -> None:
+    rules = ", ".join(f"log address @own and port {port}" for port in range(1, 12))
+    text = (folder / "conntrackd.yaml").read_text()
+    (folder / "conntrackd.yaml").write_text(text.replace("filter: [drop port 1,", f"filter: [{rules},"))
+    daemon = Daemon(Sources(environ={"CONNTRACKD_BUS_ENABLE": "no"}, etc=folder))
+    (bad, own) = daemon.control.list_sets()
+
+    assert bad.uses == ("rule 12", "rule 1 of sink stream")
+    assert own.uses == (*(f"rule {number}" for number in range(1, 9)), "3 more")
+
+
 # -- files
 
 
@@ -365,11 +376,14 @@ def test_all_filters_follow_with_their_next_batch_and_go_on_counting(
 def test_a_batch_is_decided_by_the_sets_of_before_or_of_after(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the old set for the global rules and the new one for the sink's there would be an event in it."""
+    """With the old set for the global rules and the new one for the others there would be an event."""
     sets = {"bad": make_set("bad", "192.0.2.1")}
-    outbox = Gathering("loki")
+    outbox, shown = Gathering("loki"), list[int]()
     rules, own = (parse_rules([RuleText(text)], sets) for text in ("log any", "drop address @bad"))
     pipeline = make_pipeline(engine, [outbox], rules, {"loki": own})
+    pipeline.tails.wanting = (cast(Tail, SimpleNamespace(rules=[engine.compile_table(own)])),)
+    monkeypatch.setattr(pipeline.tails, "put", lambda tail, rendered: shown.append(rendered.events))
+    pipeline.set_sets(engine.open_sets(sets))
     decide = engine.decide
 
     def change_and_decide(*arguments: Any, **named: Any) -> bytes:
@@ -378,7 +392,7 @@ def test_a_batch_is_decided_by_the_sets_of_before_or_of_after(
 
     monkeypatch.setattr(engine, "decide", change_and_decide)
     process(pipeline, make_flows(2))
-    first = list(outbox.flows)
+    first = [*outbox.flows, *shown]
     process(pipeline, make_flows(2))
 
-    assert (first, outbox.flows) == ([], [0, 1])
+    assert (first, outbox.flows, shown) == ([], [0, 1], [2])

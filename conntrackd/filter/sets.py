@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
 from ipaddress import ip_network
+from itertools import chain
 from os import fstat
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -110,7 +111,7 @@ class AddressSet:
         for size in (4, 16):
             if by_size[size] or gone[size]:
                 parts = (_cut(found[size], gone[size]) for found in (self.networks, self.covered))
-                found = bytearray().join((*parts, *by_size[size]))
+                found = bytearray().join((*chain(*parts), *by_size[size]))
                 networks[size], covered[size] = sort_entries(found, size)
         return AddressSet(self.name, self.path, _count(networks) + _count(covered), networks, covered)
 
@@ -253,17 +254,17 @@ def _list_from(entries: bytearray, size: int, after: bytes) -> Iterator[bytes]:
         yield bytes(entries[at : at + size + 1])
 
 
-def _cut(entries: bytearray, removed: Iterable[bytes]) -> bytearray:
-    """The same without these, as often as they are there."""
-    parts, begin = [], 0
+def _cut(entries: bytearray, removed: Iterable[bytes]) -> Iterator[memoryview]:
+    """The same in parts, without these, as often as they are there."""
+    whole, begin = memoryview(entries), 0
     for entry in sorted(removed):
         start, is_there = _find(entries, entry)
-        parts.append(entries[begin:start])
+        yield whole[begin:start]
         while is_there:
             start += len(entry)
             is_there = entries[start : start + len(entry)] == entry
         begin = start
-    return bytearray().join((*parts, entries[begin:]))
+    yield whole[begin:]
 
 
 def find_sort() -> Callable[[bytearray, int], int]:
