@@ -41,10 +41,6 @@ class CoreFilter:
     warnings: tuple[str, ...]
     parsed: tuple[Rule, ...]
 
-    def list_parsed(self, sets: Sets) -> tuple[Rule, ...]:
-        """As they decide now, with the sets of now."""
-        return put_sets(self.parsed, sets)
-
     def list_counts(self) -> list[int]:
         """Events that each rule decided; index 0: no rule matched."""
         return [sum(counts) for counts in zip(*(table.counts for table in self.tables), strict=True)]
@@ -69,7 +65,9 @@ class Filter(CoreFilter):
     def explain(self, config: Config, sets: Sets) -> str:
         """What became of the rules, for people; with the sets of now."""
         protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
-        return explain_rules(self.list_parsed(sets), protocols, events, remembers=self.records.remembered > 0)
+        return explain_rules(
+            put_sets(self.parsed, sets), protocols, events, remembers=self.records.remembered > 0
+        )
 
 
 def compile_filter(

@@ -266,8 +266,8 @@ class LiveSets:
                     await self._put_in_force(self._read, left, names)
             except (ConntrackdError, MemoryError) as error:
                 logger.error("sets: run-time changes have expired, retrying their end in 1 s: %s", error)
-                self._set_timer()
-                return
+                names = []
+            self._set_timer()  # also where the clock was a moment early
         for name in names:
             logger.info("run-time changes of set @%s have expired", name)
 

@@ -60,8 +60,7 @@ class SinkFilters:
         shown = self._in_force[name]
         if rules:
             shown = await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
-        parsed = shown.list_parsed(self._daemon.live_sets.in_force)
-        return await run_to_its_end(explain_sink_rules, name, parsed)
+        return await run_to_its_end(explain_sink_rules, name, shown.parsed)
 
     def list_changed(self) -> list[str]:
         """Names of the sinks whose filter is not the one of the configuration."""

@@ -95,6 +95,8 @@ def test_a_change_is_of_the_file_and_never_in_it(daemon: Daemon, folder: Path) -
     assert status.uses == ("rule 2", "rule 1 of sink stream")
     assert (other.name, other.path, other.entries, other.uses) == ("own", str(folder / "own.txt"), 0, ())
     assert daemon.live_sets.list_changed() == ["bad"]
+    (explained,) = do(lambda: daemon.control.explain_filter([]))
+    assert "@bad (4 entries)" in explained
     in_force = daemon.live_sets.in_force["bad"]
     # What was within the network that is removed is there again.
     assert [bytes([10, 1, 0, last]) in in_force for last in (1, 2)] == [True, False]

@@ -793,8 +793,8 @@ MUTATIONS: Final = (
     Mutation(
         "the end of a run-time change is tried again",
         "conntrackd/live_sets.py",
-        "                self._set_timer()\n                return",
-        "                return",
+        "            self._set_timer()  # also",
+        "            # also",
         "tests/test_live_sets.py::test_an_end_that_fails_is_tried_again",
     ),
     Mutation(

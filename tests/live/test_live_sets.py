@@ -13,9 +13,10 @@ import pytest
 from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError
 from tests.bus.private import PrivateBus
-from tests.live.control import ask, count_new, talk
+from tests.live.control import ask, count_new, count_sources, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import Network, inside
+from tests.live.test_sums import find_imbalance
 
 pytestmark = pytest.mark.privileged
 
@@ -97,6 +98,30 @@ def test_what_is_added_is_logged_from_then_on_and_what_is_removed_is_not(
     assert removed == [f"{CLIENT} is no longer in @bad, as its file has it"]
     assert matches == [0, 3, 2]  # counters of rules go on
     assert count_matches(capsys) == [0, 6, 5]
+
+
+def test_under_traffic_each_event_is_decided_once_whatever_the_set_is(
+    running: Running, net: Network, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thread, changes = start_flood(net, 30_000, 4000), 0
+    while thread.is_alive() or changes < 4:
+        changes += 1
+        change(capsys, "add" if changes % 2 else "remove", "bad", CLIENT)
+    if changes % 2 == 0:
+        change(capsys, "add", "bad", CLIENT)
+    thread.join()
+    ports = start_flood(net, 34_000, 100)
+    ports.join()
+    running.wait(lambda: 34_099 in count_sources(running), "the last event")
+    settle(running)
+    stats = ask(capsys, "stats")
+
+    logged = count_sources(running)
+    assert len(logged) == len(set(logged))
+    assert [port for port in logged if port >= 34_000] == list(range(34_000, 34_100))
+    assert stats["counters"]["events_accepted_total"] == len(logged)
+    assert sum(count_matches(capsys)) >= 4100
+    assert find_imbalance(stats["counters"], stats["sinks"]) == {}
 
 
 def test_what_is_for_a_time_ends_by_itself(
