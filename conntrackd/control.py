@@ -43,6 +43,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
+from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.records import find_community_seed
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
@@ -118,6 +119,7 @@ class DaemonControl:
         opened = await run_apart(daemon.engine.open_sets, sets)
         rules = await self._compile(*read_texts(new), new, sets)
         own = await self._compile_sinks(new, new, sets)
+        flow_metrics = await run_apart(open_flow_metrics, new, daemon.pipeline, sets)
         changes = changed(old, new)
         await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -157,6 +159,7 @@ class DaemonControl:
         # No sink gets what its filter drops before it is gone.
         self._put_in_force(rules, {**going, **own}, opened)
         daemon.configured_filter = rules
+        daemon.pipeline.flow_metrics = flow_metrics
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
@@ -177,9 +180,11 @@ class DaemonControl:
         rules = await self._compile(texts, origin, daemon.config, sets)
         own = await self._compile_sinks(new, daemon.config, sets)
         opened = await run_apart(daemon.engine.open_sets, sets)
+        flow_metrics = await run_apart(open_flow_metrics, daemon.config, daemon.pipeline, sets)
         daemon.sink_filters.configure(own)
         daemon.live_sets.configure(new, sets)
         self._put_in_force(rules, own, opened)
+        daemon.pipeline.flow_metrics = flow_metrics
         daemon.configured_filter = rules
         lines = [line for name, filter_ in own.items() if filter_.rules for line in describe(name, filter_)]
         return [*self._describe(rules), *lines]
@@ -347,6 +352,7 @@ class DaemonControl:
         with daemon.pipeline.lock:  # what stats.py says of their sums holds then
             counters = _to_counters(daemon.stats)
             sinks = {name: _count_sink(outbox) for name, outbox in daemon.outboxes.items()}
+            flows = [metric.snapshot() for metric in daemon.pipeline.flow_metrics]
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
         counters["problems"] = len(daemon.problems)
@@ -357,7 +363,7 @@ class DaemonControl:
         counters |= {measure.name: measure.value for measure in measure_process()}
         delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
         counts, suppressed = daemon.filter.list_counts(), daemon.filter.list_suppressed()
-        return Statistics(counters, sinks, counts, delays, suppressed)
+        return Statistics(counters, sinks, counts, delays, suppressed, flows)
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 

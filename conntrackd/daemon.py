@@ -37,6 +37,7 @@ from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
 from conntrackd.live_sets import LiveSets
+from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.metrics.listener import PASSED
 from conntrackd.metrics.service import Metrics
 from conntrackd.netlink.recording import find_fault, read_batches
@@ -131,6 +132,7 @@ class Daemon:
         )
         self.pipeline.on_lost = self._note_lost
         self.pipeline.community_seed = find_community_seed(self.config)
+        self.pipeline.flow_metrics = open_flow_metrics(self.config, self.pipeline, sets)
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
@@ -477,9 +479,7 @@ def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is None:
-        return
-    if reason := find_fault(path):
+    if path is not None and (reason := find_fault(path)):
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

@@ -142,10 +142,13 @@ class LiveSets:
             for number, rule in enumerate(rules, 1):
                 for name in find_sets([rule]):
                     found.setdefault(name, []).append(f"rule {number}{whose}")
-        for tail in daemon.tails.wanting:
-            tables: Sequence[Any] = tail.rules
-            for name in find_sets(tables[0].rules):
-                found.setdefault(name, []).append("tail")
+        others: list[tuple[str, Sequence[Any]]] = [("tail", tail.rules) for tail in daemon.tails.wanting]
+        others += [
+            (f"metric {metric.setting.name}", metric.tables) for metric in daemon.pipeline.flow_metrics
+        ]
+        for what, tables in others:
+            for name in find_sets(tables[0].rules if tables else ()):
+                found.setdefault(name, []).append(what)
         return found
 
     def _find(self, name: str) -> AddressSet:

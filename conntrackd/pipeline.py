@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
+from conntrackd.metrics.flows import FlowMetric
 from conntrackd.reader import Reader
 from conntrackd.records import Records
 from conntrackd.source.heartbeat import Heartbeat
@@ -80,6 +81,8 @@ class Pipeline:
         self.guard: Guard | None = None
         self.community_seed: int | None = None
         """Of the field `community_id`, which no event has without one."""
+        self.flow_metrics: Sequence[FlowMetric] = ()
+        """What connections are counted by. Replaced as a whole, from any thread."""
         self._geoip = geoip
         self.generation = 0
         """Changes with the databases."""

@@ -169,6 +169,7 @@ class Reader:
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter)
+        self._count_flows(batch, kept)
         if pipeline.heartbeat is not None:
             with pipeline.lock:
                 pipeline.heartbeat.end(batch)
@@ -204,6 +205,12 @@ class Reader:
             tables.use_sets()
         return tables
 
+    def _use_sets(self, table: Any) -> Any:  # noqa: ANN401  # of the engine
+        """A table that comes at any time, with the sets of then; with those of this batch."""
+        if self._tables is not None and self._tables.sets is not None:
+            table.use_sets(self._tables.sets)
+        return table
+
     def _remember(self, records: Records) -> None:
         """As many flows as these say, of which each reader has its share."""
         if self._records != records:
@@ -234,6 +241,17 @@ class Reader:
         locations.locate(batch, kept)
         return kept
 
+    def _count_flows(self, batch: EventBatch, kept: Selection) -> None:
+        """What metrics.flows asks for, of what the global filter keeps."""
+        pipeline = self._pipeline
+        for metric in pipeline.flow_metrics if kept else ():
+            events = kept
+            if metric.tables:
+                own = self._use_sets(metric.tables[self._number])
+                events = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
+            with pipeline.lock:
+                metric.series.count(batch, events)
+
     def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
         engine, found = self._pipeline.engine, []
@@ -257,12 +275,10 @@ class Reader:
 
     def _divide_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Selection]]:
         """What each tail wants of the events that the sinks get, where it wants any."""
-        pipeline, sets = self._pipeline, None if self._tables is None else self._tables.sets
+        pipeline = self._pipeline
         found: list[tuple[Tail, Selection]] = []
         for tail in pipeline.tails.wanting if kept else ():
-            own: Any = tail.rules[self._number]
-            if sets is not None:  # a tail is opened at any time, with the sets of then
-                own.use_sets(sets)
+            own = self._use_sets(tail.rules[self._number])
             wanted = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
                 found.append((tail, wanted))

@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.field_list",
+        "config.flow_metrics",
         "config.labels",
         "config.listen",
         "config.options",
@@ -55,7 +56,9 @@ PLAIN_C = (
         "receive",
         "render",
         "send",
+        "series",
         "sha1",
+        "slots",
     ),
     *("table", "template", "text"),
 )

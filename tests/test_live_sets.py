@@ -15,6 +15,7 @@ from conntrackd.engine import Engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UsageError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
+from conntrackd.metrics.flows import FlowMetric
 from conntrackd.tails import Tail
 from tests.engine.feed import ENGINES
 from tests.filter.strategies import make_set
@@ -356,6 +357,11 @@ def test_all_filters_follow_with_their_next_batch_and_go_on_counting(
     rules = parse("drop source address @bad", "log source address @gone", "drop any")
     pipeline = make_pipeline(engine, outboxes, rules, {"loki": parse("drop destination address @bad")})
     tail = SimpleNamespace(rules=[engine.compile_table(parse("log address @bad", "drop any"))])
+    series = SimpleNamespace(count=lambda batch, events: None)
+    metric = SimpleNamespace(
+        series=series, tables=[engine.compile_table(parse("log address @bad", "drop any"))]
+    )
+    pipeline.flow_metrics = (cast(FlowMetric, metric),)
     pipeline.tails.wanting = (cast(Tail, tail),)
     shown: list[int] = []
     monkeypatch.setattr(pipeline.tails, "put", lambda tail, rendered: shown.append(rendered.events))
@@ -371,7 +377,7 @@ def test_all_filters_follow_with_their_next_batch_and_go_on_counting(
     assert shown == [2]
     assert pipeline.tables[0].filter.counts == [0, 1, 7, 0]
     assert pipeline.tables[0].sinks["loki"].counts == [5, 2]
-    assert tail.rules[0].counts == [0, 2, 5]
+    assert tail.rules[0].counts == metric.tables[0].counts == [0, 2, 5]
 
 
 @engines

@@ -8,7 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from conntrackd.config.flow_metrics import FlowMetricSetting
 from conntrackd.delivery.delays import DelayCounts
+from conntrackd.engine import Counts, Value
 
 asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
 """Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
@@ -90,6 +92,16 @@ class SetEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowCounts:
+    """What was counted for an item of metrics.flows: see engine.Series."""
+
+    setting: FlowMetricSetting
+    series: Sequence[tuple[tuple[Value, ...], Counts]]
+    other: Counts
+    overflows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters by name; `rule_matches` as Selector.counts: index 0 for events that no rule decided."""
 
@@ -100,6 +112,7 @@ class Statistics:
     """By sink: how late events were."""
     rule_suppressed: Sequence[int] = ()
     """Of the matches, those that the limit of each rule has held back."""
+    flows: Sequence[FlowCounts] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from conntrackd.cli.common import (
     LEVELS,
     add_json,
+    add_rule,
     add_sink,
     connect,
     parse_seconds,
@@ -33,7 +34,7 @@ def add_sink_arguments(parser: ArgumentParser) -> None:
 
 def add_set_arguments(parser: ArgumentParser) -> None:
     add_sink_arguments(parser)
-    parser.add_argument("rules", nargs="+", metavar="RULE", help="rules, in order")
+    add_rule(parser, "rules", nargs="+", help="rules, in order")
     parser.add_argument(
         "--for",
         dest="seconds",

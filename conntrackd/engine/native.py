@@ -1,13 +1,24 @@
 """The engine in C: what conntrackd.core offers, with what Python knows of it beside."""
 
 import secrets
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from conntrackd.core import _core as core
-from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection
+from conntrackd.engine import (
+    ALL_EVENTS,
+    INDEX_BYTES,
+    SEED_BITS,
+    SLOT_BYTES,
+    SLOTS,
+    Limits,
+    LookUp,
+    Selection,
+    SeriesField,
+)
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.limit import assemble_limits, has_limits
 from conntrackd.filter.sets import AddressSet, Sets
@@ -157,6 +168,13 @@ class NativeEngine:
 
     def open_deltas(self, limit: int) -> core.Deltas:
         return core.Deltas(limit)
+
+    def open_series(self, fields: Sequence[SeriesField], limit: int) -> core.Series:
+        packed = (
+            struct.pack("=QQ", core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
+            for attribute, needs_nat in fields
+        )
+        return core.Series(b"".join(packed), limit, secrets.randbits(SEED_BITS))
 
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)

@@ -11,8 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
-from conntrackd.engine import ALL_EVENTS, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection, Tally
+from conntrackd.engine import (
+    ALL_EVENTS,
+    SEED_BITS,
+    SLOT_BYTES,
+    SLOTS,
+    Limits,
+    LookUp,
+    Selection,
+    SeriesField,
+    Tally,
+)
 from conntrackd.engine.plain_deltas import PlainDeltas, identify
+from conntrackd.engine.plain_series import PlainSeries
 from conntrackd.filter.ast import Rule, put_sets, uses_location
 from conntrackd.filter.buckets import Buckets
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
@@ -295,6 +306,9 @@ class PlainEngine:
 
     def open_deltas(self, limit: int) -> PlainDeltas:
         return PlainDeltas(limit)
+
+    def open_series(self, fields: Sequence[SeriesField], limit: int) -> PlainSeries:
+        return PlainSeries(fields, limit)
 
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)

@@ -170,6 +170,7 @@ complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l since -x -d 
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l until -x -d 'until when'
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l from -x -d 'journal, journal:DIRECTORY, file:PATH or loki (default: that of a sink which is on)'
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l config -r -F -d 'configuration file of conntrackd'
+complete -c conntrackctl -n '__fish_seen_subcommand_from events' -s n -x -d 'the last N of them'
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l last -x -d 'the last N of them'
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -s f -d 'go on with what comes, until ^C'
 complete -c conntrackctl -n '__fish_seen_subcommand_from events' -l follow -d 'go on with what comes, until ^C'
