@@ -204,11 +204,13 @@ async def show_all(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> list[Any]
 def test_of_many_rules_that_name_a_set_some_are_shown(folder: Path) -> None:
     rules = ", ".join(f"log address @own and port {port}" for port in range(1, 12))
     text = (folder / "conntrackd.yaml").read_text()
-    (folder / "conntrackd.yaml").write_text(text.replace("filter: [drop port 1,", f"filter: [{rules},"))
+    text = text.replace("filter: [drop port 1,", f"filter: [{rules},")
+    metrics = "metrics.flows: ['{name: a, by: [destination.port], where: log address @bad}']\n"
+    (folder / "conntrackd.yaml").write_text(text + metrics)
     daemon = Daemon(Sources(environ={"CONNTRACKD_BUS_ENABLE": "no"}, etc=folder))
     (bad, own) = daemon.control.list_sets()
 
-    assert bad.uses == ("rule 12", "rule 1 of sink stream")
+    assert bad.uses == ("rule 12", "rule 1 of sink stream", "metric a")
     assert own.uses == (*(f"rule {number}" for number in range(1, 9)), "3 more")
 
 
