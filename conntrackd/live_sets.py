@@ -6,7 +6,7 @@ All of it happens in the thread of the event loop, one change at a time; what ta
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from heapq import merge
 from types import MappingProxyType
@@ -177,37 +177,39 @@ class LiveSets:
         """Add entries to what is in force, or remove them; as lines for people. Raises UsageError."""
         read, entries = self._find(name), _pack(texts)
         ends = asyncio.get_running_loop().time() + timeout_s if timeout_s else math.inf
-        changes, done = dict(self._changes.get(read.name, {})), list[bytes]()
-        lines: list[str] = []
+        changes, done, undone = dict(self._changes.get(read.name, {})), list[bytes](), list[bytes]()
         for entry in entries:
             if read.has_entry(entry) is not is_added:
                 changes[entry] = Change(is_added, ends)
                 done.append(entry)
             elif changes.pop(entry, None) is not None:
-                again = f"in @{read.name} again" if is_added else f"no longer in @{read.name}"
-                lines.append(f"{unpack_entry(entry)} is {again}, as its file has it")
-            else:
-                lines.append(self._explain_present(entry, read.name, is_added=is_added))
+                undone.append(entry)
         self._check_room(read, changes)
         if changes != self._changes.get(read.name, {}):
             await self._put_in_force(self._read, {**self._changes, read.name: changes}, [read.name])
+        lines, what = list[str](), f"{'added to' if is_added else 'removed from'} @{read.name}"
         if done:
-            what = f"added to @{read.name}" if is_added else f"removed from @{read.name}"
-            lasts = f"for {timeout_s} s" if timeout_s else RUN_TIME
-            lines.insert(0, f"{what} {lasts}: {_list_some(done)}")
+            lines.append(f"{what} {f'for {timeout_s} s' if timeout_s else RUN_TIME}: {_list_some(done)}")
+        if undone:
+            lines.append(f"{what} again, as its file has it: {_list_some(undone)}")
+        left = set(entries).difference(done, undone)
+        lines += self._explain_left(read.name, left, entries, is_added=is_added)
         if read.name not in self._list_uses():
             lines.append(f"no rule in force names @{read.name}")
         return lines
 
-    def _explain_present(self, entry: bytes, name: str, *, is_added: bool) -> str:
-        """Why there is nothing to add or to remove."""
-        text, network = unpack_entry(entry), self._in_force[name].find_network(entry)
-        if is_added:
-            return f"{text} is in @{name} already"
-        if network is None:
-            return f"{text} is not in @{name}"
-        whole = unpack_entry(network)
-        return f"{text} stays in @{name} as a part of {whole}, which can be removed"
+    def _explain_left(
+        self, name: str, left: Set[bytes], entries: Iterable[bytes], *, is_added: bool
+    ) -> Iterator[str]:
+        """Why there was nothing to add or to remove; and what stays, though it was removed."""
+        for entry in entries:
+            text, network = unpack_entry(entry), self._in_force[name].find_network(entry)
+            if is_added and entry in left:
+                yield f"{text} is in @{name} already"
+            elif not is_added and network is not None:
+                yield f"{text} stays in @{name} as a part of {unpack_entry(network)}, which can be removed"
+            elif entry in left:
+                yield f"{text} is not in @{name}"
 
     def _check_room(self, read: AddressSet, changes: Mapping[bytes, Change]) -> None:
         others = sum(len(found) for name, found in self._changes.items() if name != read.name)

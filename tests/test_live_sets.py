@@ -112,20 +112,25 @@ def test_what_is_there_already_or_is_not_gets_a_kind_answer_and_the_rest_is_done
         add(daemon, "192.0.2.7"),
         add(daemon, "::1", name="own", seconds=60),
         add(daemon, "::1", name="own", seconds=3600),
+        remove(daemon, "10.1.0.1"),
     )
 
     assert answers == [
         [f"added to @bad {LASTS}: 192.0.2.8, ::1, ::2 and 1 more", "192.0.2.7 is in @bad already"],
         [
             f"removed from @bad {LASTS}: 192.0.2.7",
+            "removed from @bad again, as its file has it: 192.0.2.8",
             "192.0.2.9 is not in @bad",
             "10.9.0.0/16 stays in @bad as a part of 10.0.0.0/8, which can be removed",
-            "192.0.2.8 is no longer in @bad, as its file has it",
         ],
-        ["192.0.2.7 is in @bad again, as its file has it"],
+        ["added to @bad again, as its file has it: 192.0.2.7"],
         ["192.0.2.7 is in @bad already"],
         ["added to @own for 60 s: ::1", "no rule in force names @own"],
         ["added to @own for 3600 s: ::1", "no rule in force names @own"],
+        [
+            f"removed from @bad {LASTS}: 10.1.0.1",
+            "10.1.0.1 stays in @bad as a part of 10.0.0.0/8, which can be removed",
+        ],
     ]
 
 

@@ -95,7 +95,7 @@ def test_what_is_added_is_logged_from_then_on_and_what_is_removed_is_not(
     assert (before, logged, filtered, count_new(running)) == (0, 3, 3, 3)
     assert added == [f"added to @bad until a reload or restart: {CLIENT}, 2001:db8::/32"]
     assert in_other == ["added to @other until a reload or restart: 10.2.0.0/16"]
-    assert removed == [f"{CLIENT} is no longer in @bad, as its file has it"]
+    assert removed == [f"removed from @bad again, as its file has it: {CLIENT}"]
     assert matches == [0, 3, 2]  # counters of rules go on
     assert count_matches(capsys) == [0, 6, 5]
 
