@@ -40,7 +40,7 @@ LAYERS = (
         *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
-    ("control", "daemon", "sink_changes", "sink_filters"),
+    ("control", "daemon", "live_sets", "sink_changes", "sink_filters"),
     # people
     ("cli", "__main__"),
 )

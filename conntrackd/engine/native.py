@@ -3,7 +3,7 @@
 import secrets
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,7 @@ from conntrackd.engine import (
 )
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.limit import assemble_limits, has_limits
+from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import Location
 from conntrackd.netlink.labels import read_label_names
@@ -35,6 +36,8 @@ MAX_LOCATIONS: Final = 16_384
 
 # Addresses whose written form the core knows, for one sink and reader: 4 MB. Above it all are forgotten.
 MAX_WRITTEN: Final = 32_768
+OpenSets = Mapping[str, core.AddressSet]
+"""By their names."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class NativeTable:
     limits: core.Limits | None
     core: core.Table
     locations: Numbered = field(default_factory=Numbered)
+    opened: OpenSets = field(default_factory=dict)
+    """What it uses in the place of the sets that it was compiled with."""
 
     @property
     def needs_location(self) -> bool:
@@ -63,6 +68,11 @@ class NativeTable:
     def counts(self) -> list[int]:
         return self.core.counts
 
+    def use_sets(self, opened: OpenSets, /) -> None:
+        if opened is not self.opened:
+            self.opened, known = opened, zip(self.description.sets, self.core.sets, strict=True)
+            self.core.use_sets(tuple(opened.get(found.name, own) for found, own in known))
+
     def learn(self, number: int, location: Location) -> None:
         """What the rules ask about a Location."""
         self.core.set_location(number, self.description.compute_location_bits(location))
@@ -70,8 +80,12 @@ class NativeTable:
 
 def open_table(table: Table, limits: core.Limits | None = None) -> core.Table:
     """A table in the core. The networks of its sets are not copied, whatever the number of tables."""
-    sets = tuple(core.AddressSet(found.networks[4], found.networks[16]) for found in table.sets)
-    return core.Table(assemble(table), sets, limits)
+    return core.Table(assemble(table), tuple(map(open_set, table.sets)), limits)
+
+
+def open_set(addresses: AddressSet) -> core.AddressSet:
+    """A set in the core, without a copy of its networks."""
+    return core.AddressSet(addresses.networks[4], addresses.networks[16])
 
 
 @dataclass(slots=True)
@@ -188,6 +202,9 @@ class NativeEngine:
         if not has_limits(rules):
             return None
         return core.Limits(assemble_limits(rules), secrets.randbits(SEED_BITS) if seed is None else seed)
+
+    def open_sets(self, sets: Sets) -> OpenSets:
+        return {name: open_set(found) for name, found in sets.items()}
 
     def compile_table(
         self,
