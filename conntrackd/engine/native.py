@@ -32,8 +32,6 @@ from conntrackd.render.template import Template
 
 # Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
 MAX_LOCATIONS: Final = 16_384
-
-
 # Addresses whose written form the core knows, for one sink and reader: 4 MB. Above it all are forgotten.
 MAX_WRITTEN: Final = 32_768
 OpenSets = Mapping[str, core.AddressSet]
