@@ -42,8 +42,6 @@ LONG_GATHER_BYTES: Final = 26 << 20
 # Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
 TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
-# Templates that are compiled at a time; every reload makes new ones.
-MAX_TEMPLATES: Final = 32
 
 
 class ReportedDrops(NamedTuple):
@@ -299,10 +297,19 @@ class Reader:
         engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
         compiled = self._templates.get(wanted)
         if compiled is None:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._templates.clear()
+            self._forget_templates()
             compiled = self._templates[wanted] = engine.compile_template(*wanted)
         return engine.render(batch, compiled, selection, self._locations, part)
+
+    def _forget_templates(self) -> None:
+        """Of sinks that a reload has made anew; what they write in place of addresses takes megabytes."""
+        pipeline = self._pipeline
+        used = {pipeline.tails.template, *(outbox.template for outbox in pipeline.outboxes)}
+        self._templates = {
+            wanted: compiled
+            for wanted, compiled in self._templates.items()
+            if wanted[0] in used and wanted[1] == pipeline.community_seed
+        }
 
     def _hand_on(
         self,

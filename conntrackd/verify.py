@@ -22,6 +22,7 @@ from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import try_sets
+from conntrackd.config.together import ANONYMIZE
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
@@ -281,6 +282,9 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
     config, kind, name = report.config, sink.kind, sink.prefix.removesuffix(".")
     if not report.attempt(lambda: kind.create(config)):
         return
+    key_file = ANONYMIZE[kind.name].key_file
+    if (key := config[key_file]) is not None:
+        _warn_of_access(report, key_file, key)
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
         is_own = bool(config[kind.spool.path])
         if is_own or folder.parent.is_dir():  # else that is reported for the state directory

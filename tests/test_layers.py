@@ -18,6 +18,8 @@ LAYERS = (
         "config.flow_metrics",
         "config.labels",
         "config.listen",
+        "config.option",
+        "config.anonymize",
         "config.options",
         "config.document",
         "geoip",
@@ -45,6 +47,7 @@ LAYERS = (
 # What does the work in C, and what binds it to Python.
 PLAIN_C = (
     *(
+        "anonymize",
         "community",
         "decide",
         "event",

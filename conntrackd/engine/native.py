@@ -25,14 +25,15 @@ from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import Location
 from conntrackd.netlink.labels import read_label_names
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.steps import compile_template, render_location
 from conntrackd.render.template import Template
 
 # Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
 MAX_LOCATIONS: Final = 16_384
-
-
+# Addresses whose written form the core knows, for one sink and reader: 4 MB. Above it all are forgotten.
+MAX_WRITTEN: Final = 32_768
 OpenSets = Mapping[str, core.AddressSet]
 """By their names."""
 
@@ -91,11 +92,27 @@ class NativeTemplate:
 
     template: Template
     core: core.Template
+    written: "NativeWritten | None" = None
     locations: Numbered = field(default_factory=Numbered)
 
     def learn(self, number: int, location: Location) -> None:
         """A Location's texts."""
         self.core.set_location_texts(number, *render_location(self.template, location))
+
+
+class NativeWritten:
+    """What one sink writes in place of addresses, remembered."""
+
+    def __init__(self, anonymizer: Anonymizer) -> None:
+        self._anonymizer = anonymizer
+        self.core = core.Anonymizer(MAX_WRITTEN, anonymizer.sides)
+
+    def learn(self, batch: core.Batch, selection: Selection) -> None:
+        """What is to be known before these events are rendered. Each address is asked about once."""
+        unknown = self.core.find_unknown(batch, selection)
+        if unknown:
+            for address, written in zip(unknown, self._anonymizer.write(unknown), strict=True):
+                self.core.put(address, written)
 
 
 class NativeLocations:
@@ -199,7 +216,10 @@ class NativeEngine:
         return NativeTable(tuple(rules), table, own, open_table(table, own))
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
-        return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
+        written = None if template.anonymizer is None else NativeWritten(template.anonymizer)
+        return NativeTemplate(
+            template, compile_template(template, self._label_names, community_seed), written
+        )
 
     def decide(
         self,
@@ -227,8 +247,14 @@ class NativeEngine:
     ) -> Rendered:
         if locations is not None:
             locations.teach(template)
+        written = template.written
+        if written is not None:
+            written.learn(batch, selection)
         text, ends, streams, moments, time = batch.render(
-            template.core, selection, None if part is None else part.core
+            template.core,
+            selection,
+            None if part is None else part.core,
+            None if written is None else written.core,
         )
         kinds = tuple(Stream(*stream) for stream in streams)
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -21,6 +21,7 @@ from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.schema import SCHEMAS
 from conntrackd.render.template import Template
+from conntrackd.sinks.anonymizer import read_anonymizer
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
@@ -318,7 +319,7 @@ def create(config: Config) -> StreamSink:
         choose_names(config[options.SINK_STREAM_FIELDS]),
         SCHEMAS[config[options.SINK_STREAM_SCHEMA]],
         get_host(config),
-    )
+    ).anonymize(read_anonymizer(config, "stream"))
     if writer in STANDARD:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:
