@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from conntrackd.render.fields import FIELDS, REPORT_NAMES, list_names
+from conntrackd.render.fields import FIELDS, REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.schema import ECS, OTEL, Schema
 
 SCHEMAS: Final = (ECS, OTEL)
@@ -12,7 +12,7 @@ EMPTY: Final = "\\&"
 
 
 def render_man() -> str:
-    """One table of events, one of what stands in all of them, one of LOST records."""
+    """One table of events, one of what is reported, and what stands in each of them."""
     events = [
         row for name in list_names() for row in _list_rows(name, [list_members(s, name) for s in SCHEMAS])
     ]
@@ -23,12 +23,15 @@ def render_man() -> str:
         [
             ".Ss Names of the fields of an event",
             *_render_table(events),
-            ".Ss What stands in every event, and in every SUPPRESSED record",
-            *_render_constants(is_loss=False),
+            ".Ss What stands in every event",
+            *_render_constants(""),
             ".Ss Names of the fields of a LOST or SUPPRESSED record",
             *_render_table(losses),
-            ".Ss What stands in every LOST record",
-            *_render_constants(is_loss=True),
+            *(
+                line
+                for report in REPORTS
+                for line in (f".Ss What stands in every {report} record", *_render_constants(report))
+            ),
         ]
     )
 
@@ -53,11 +56,11 @@ def _render_table(rows: list[str]) -> list[str]:
     return [f".Bl -column {WIDTHS}", ".It Sy Name Ta Sy ecs Ta Sy otel", *rows, ".El"]
 
 
-def _render_constants(*, is_loss: bool) -> Iterator[str]:
+def _render_constants(report: str) -> Iterator[str]:
     yield '.Bl -column "otel" "event.category" "pipeline_error"'
     yield ".It Sy Schema Ta Sy Name Ta Sy Value"
     for schema in SCHEMAS:
-        for name, value in schema.list_constants("the host's name", is_loss=is_loss).items():
+        for name, value in schema.list_constants("the host's name", report=report).items():
             text = value if isinstance(value, str) else f"[{', '.join(value)}]"
             yield f".It {schema.name} Ta Va {name} Ta {text}"
     yield ".El"
