@@ -36,6 +36,11 @@ LINE, ENTRY, MESSAGE = 264, 355, 288
 PUSH_EVENTS, PUSH_BYTES = 5350, 114_000
 # Asks something of each event, and keeps it: what the filter costs is the only difference.
 KEEP_ALL: Final = "drop duration > 1h\nlog any"
+# Of the generator's clients 200 have a series, and the others are counted together.
+COUNTED: Final = (
+    "{name: by_port, by: [protocol, destination.port], bytes: true}\n"
+    "{name: by_client, by: [source.address], bytes: true}"
+)
 SEGMENT: Final = 64  # what messages are padded to a multiple of, to be sent many a call
 
 Rows = Iterator[tuple[str, Subject]]
@@ -137,6 +142,12 @@ def _list_variants(scratch: Path) -> Rows:
         scratch / "community-id",
     )
     yield "community-id", replace(named, other="file")
+    counted = _daemon(
+        "conntrackd, JSON to a file, connections counted by port and by client",
+        {"CONNTRACKD_METRICS_FLOWS": COUNTED},
+        scratch / "flow-metrics",
+    )
+    yield "flow-metrics", replace(counted, other="file")
     # Without the kernel's timestamps: beginnings are remembered. It has a line for each DESTROY.
     flows = _daemon(
         "conntrackd, a record for each flow, JSON to a file",

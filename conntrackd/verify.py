@@ -31,6 +31,7 @@ from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
 from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
+from conntrackd.metrics.flows import list_conditions, parse_condition
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
 from conntrackd.sinks import ConfiguredSink, SinkKind, list_sinks
@@ -93,6 +94,8 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
         if sink.is_enabled:
             _verify_sink(own, sink)
     _verify_metrics(report)
+    for _, texts in list_conditions(config):
+        _verify_texts(report, texts, known, lambda sets, texts=texts: parse_condition(texts, sets))  # type: ignore[misc]
     return report
 
 

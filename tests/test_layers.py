@@ -15,6 +15,7 @@ LAYERS = (
     (
         "config.values",
         "config.field_list",
+        "config.flow_metrics",
         "config.labels",
         "config.listen",
         "config.options",
@@ -37,7 +38,7 @@ LAYERS = (
         *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
-    ("control", "daemon", "sink_changes", "sink_filters"),
+    ("control", "daemon", "live_sets", "sink_changes", "sink_filters"),
     # people
     ("cli", "__main__"),
 )
@@ -55,7 +56,9 @@ PLAIN_C = (
         "receive",
         "render",
         "send",
+        "series",
         "sha1",
+        "slots",
     ),
     *("table", "template", "text"),
 )

@@ -426,3 +426,24 @@ def test_a_file_alone_may_name_a_set_of_another_one(tmp_path: Path) -> None:
 
     found = verify(read_fragment(path, tmp_path), alone=True)
     assert tell(found, tmp_path) == ["10-more.yaml:1: '10.0.0.1/8' has host bits set under its prefix length"]
+
+
+def test_rules_of_metrics_are_checked_with_the_sets(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("192.0.2.0/24\n")
+    text = f"""{STREAM}
+sets: {{bad: bad.txt}}
+metrics.flows:
+- {{name: a, where: log source address @bad}}
+- name: b
+  where: [log prot TCP, drop any, log any]
+- {{name: c, where: log any limit 1/second}}
+- {{name: d, where: [drop any, log any]}}
+"""
+
+    report = check(text)
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:6: metrics.flows: b: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:8: metrics.flows: c: a limit would count what opens and not what closes",
+    ]
+    assert "conntrackd.yaml:9: metrics.flows: d: this rule can never match" in str(report.warnings[-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.common import add_bus, add_sink, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
@@ -30,9 +30,7 @@ MAX_REPORTED: Final = 100
 
 def add_rule_arguments(parser: ArgumentParser) -> None:
     """Where the rules come from; without any of these it is what the daemon on this machine would read."""
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
-    )
+    add_rule(parser, "--filter", action="append", default=[], help="filter rule; can be repeated")
     parser.add_argument("--filter-file", metavar="FILE", help="file with one rule per line")
     parser.add_argument("--config", metavar="FILE", help="configuration file of conntrackd")
 
@@ -41,7 +39,7 @@ def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
     add_sink(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
+    add_rule(parser, "rules", nargs="*", help="rules, as for --filter")
 
 
 def add_explain_arguments(parser: ArgumentParser) -> None:
@@ -286,6 +284,8 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
 def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
+    if sys.stdin.isatty():
+        report.print_error(PROGRAM, "reading events from this terminal, one JSON object a line; ^D ends them")
     return sys.stdin.buffer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
 from conntrackd.config.field_list import FIELD_LIST
+from conntrackd.config.flow_metrics import FLOW_METRICS
 from conntrackd.config.labels import LABELS
 from conntrackd.config.listen import LISTEN, TEXTFILE
 from conntrackd.config.values import (
@@ -426,6 +427,13 @@ METRICS_TEXTFILE = Option[File](
     None,
     "File for node_exporter's textfile collector, written every 15 seconds",
     example="/run/conntrackd/conntrackd.prom",
+)
+METRICS_FLOWS = Option(
+    "metrics.flows",
+    FLOW_METRICS,
+    (),
+    "Connections to count, by the values of chosen fields",
+    example="{name: by_port, by: [protocol, destination.port], max_series: 200}",
 )
 SHUTDOWN_TIMEOUT = Option(
     "shutdown_timeout",

@@ -259,9 +259,10 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
         message = "has no effect without FLOW and ALIVE records"
         hint = "set conntrack.records to flows or both, or conntrack.heartbeat"
         yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
-    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
+    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE, options.METRICS_FLOWS):
         if config[option] and config[options.CONNTRACK_REPLAY]:
             yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
+    yield from _list_blind_metrics(config)
     yield from _list_idle_sinks(config)
     replay = options.CONNTRACK_REPLAY
     for option in LIVE if config[replay] is not None else ():
@@ -269,6 +270,26 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
             yield SettingIssue(option, (replay,), f"has no effect in a replay ({replay.key})", "")
     for _, kind, view in config.list_views():
         yield from (issue.of(view) for issue in _list_sink_warnings(kind, view))
+
+
+def _list_blind_metrics(config: "Config") -> Iterator[SettingIssue]:
+    """Counts of connections that open or close unseen."""
+    if not config[options.METRICS_FLOWS]:
+        return
+    option = options.METRICS_FLOWS
+    if config[options.CONNTRACK_RECORDS] == "flows":
+        hint = "set conntrack.records to both"
+        message = "count no connection that opens with conntrack.records: flows"
+        yield SettingIssue(option, (options.CONNTRACK_RECORDS,), message, hint)
+        return
+    for needed, verb in ((EventType.NEW, "opens"), (EventType.DESTROY, "closes")):
+        if not config[options.CONNTRACK_EVENTS] & needed:
+            name = str(needed.name).lower()
+            message, hint = (
+                f"count no connection that {verb} without {name} events",
+                f"add {name} to conntrack.events",
+            )
+            yield SettingIssue(option, (options.CONNTRACK_EVENTS,), message, hint)
 
 
 def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:

@@ -19,7 +19,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set, *series;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -32,6 +32,7 @@ PyTypeObject *create_set_type(PyObject *module);
 PyTypeObject *create_flows_type(PyObject *module);
 PyTypeObject *create_deltas_type(PyObject *module);
 PyTypeObject *create_limits_type(PyObject *module);
+PyTypeObject *create_series_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);

@@ -58,7 +58,7 @@ class Schema:
     constants: Constants = field(default_factory=dict)
     """What stands in every event: a text, or a list of texts."""
     report_constants: Mapping[str, Constants] = field(default_factory=dict)
-    """And in every record of one of these types, which is no event."""
+    """And in every report of one of these types."""
     has_points: bool = False
     """Whether latitude and longitude are one field."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.terminal import Terminal
 from tests.live.daemon import ROOT, environment
 
 EVENTS = ROOT / "tests" / "netlink" / "corpus" / "tcp.nl"
@@ -38,6 +39,14 @@ def events() -> str:
         env=environment(),
     )
     return done.stdout
+
+
+def test_events_are_asked_for_where_a_terminal_is_the_input() -> None:
+    words = [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", "filter", "test"]
+    with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"]) as terminal:
+        terminal.wait(lambda lines: lines[0].startswith("conntrackctl: reading events from this terminal"))
+        terminal.press("\x04")
+        assert terminal.finish() == 0
 
 
 def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:

@@ -28,7 +28,7 @@ KEYS = [
         ("sink.loki.", "tenant username password_file token_file"),
         ("sink.loki.", "tls.ca tls.cert tls.key tls.verify spool spool_max"),
         ("bus.", "enable address"),
-        ("metrics.", "listen textfile"),
+        ("metrics.", "listen textfile flows"),
         ("", "shutdown_timeout state_directory host"),
     )
     for name in names.split()
