@@ -25,7 +25,7 @@ from conntrackd.config.sets import try_sets
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
-from conntrackd.filter.ast import Rule
+from conntrackd.filter.ast import Anything, Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
@@ -142,15 +142,19 @@ def _verify_rules(report: Report, known: "_KnownSets") -> None:
 def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> None:
     config = report.config
     texts = list_rules(config, option=kind.filter)
-    _verify_texts(
+    rules = _verify_texts(
         report, texts, known, lambda sets: compile_sink_filter(texts, "", config, load_engine(), sets=sets)
     )
+    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
+    if len(rules) == len(texts) and not next(ends, True):
+        hint = "put a rule that logs before the one that drops any, or switch off the sink"
+        report.warnings.append(config.explain(kind.filter, "logs no event", hint))
 
 
 def _verify_texts(
     report: Report, texts: Sequence[RuleText], known: "_KnownSets", compile_all: Callable[[Sets], object]
-) -> None:
-    """Each of these rules and, where all can be read, what they become together."""
+) -> list[Rule]:
+    """Each of these rules and, where all can be read, what they become together. Those that can be read."""
     sets, rules = known.list_for(texts), list[Rule]()
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]
@@ -158,6 +162,7 @@ def _verify_texts(
         report.warnings += list_warnings(rules, make_scope(report.config))
     if len(rules) == len(texts):
         report.attempt(lambda: compile_all(sets))
+    return rules
 
 
 class _KnownSets(NamedTuple):
