@@ -22,6 +22,7 @@ from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import try_sets
+from conntrackd.config.together import FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
@@ -34,6 +35,7 @@ from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
+from conntrackd.render.parse import NEEDED
 from conntrackd.sinks import ConfiguredSink, SinkKind, list_sinks
 from conntrackd.stats import Stats
 
@@ -290,6 +292,7 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
         is_own = bool(config[kind.spool.path])
         if is_own or folder.parent.is_dir():  # else that is reported for the state directory
             _verify_folder(report, kind.spool.path if is_own else options.STATE_DIRECTORY, folder)
+    _warn_of_fields(report, kind)
     match kind.name:
         case "stream":
             _verify_writer(report)
@@ -308,6 +311,20 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
                     report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
                 )
             _verify_secrets(report)
+
+
+def _warn_of_fields(report: Report, kind: SinkKind) -> None:
+    """What is left out and conntrackctl needs. Who lists the fields that are written knows what is there."""
+    config, option = report.config, FIELDS[kind.name]
+    if kind.name == "syslog" or not any(word.startswith("-") for word in config[option]):
+        return
+    schema = {"stream": options.SINK_STREAM_SCHEMA, "loki": options.SINK_LOKI_SCHEMA}.get(kind.name)
+    if schema is not None and config[schema] != "native":  # which it does not read at all
+        return
+    missing = ", ".join(name for name in NEEDED.values() if f"-{name}" in config[option])
+    if missing:
+        message = f"leaves out {missing}: conntrackctl events and summary cannot read such records"
+        report.warnings.append(config.explain(option, message, "let the fields be written"))
 
 
 def _verify_metrics(report: Report) -> None:
