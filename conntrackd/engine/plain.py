@@ -102,6 +102,8 @@ class PlainBatch:
     def set_type(self, selection: Selection | None, event_type: int, /) -> None:
         for flow in self.select(selection):
             flow.type = event_type
+            is_incomplete = event_type == EventType.FLOW and not (flow.start or flow.first_seen)
+            flow.incomplete = 1 if is_incomplete else ABSENT
 
     def time(self, selection: Selection | None, position: int, /) -> int:
         return self.select(selection)[position].time

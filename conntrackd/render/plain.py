@@ -180,7 +180,7 @@ def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str
     match output.kind:
         case Kind.NUMBER | Kind.NANOSECONDS | Kind.COMMUNITY_ID:
             return str(value)
-        case Kind.NAME | Kind.LIST:
+        case Kind.NAME | Kind.LIST | Kind.TRUTH:
             return output.names.get(value) or str(value)
         case Kind.ADDRESS:
             return render_address(value)
