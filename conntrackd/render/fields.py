@@ -149,6 +149,7 @@ ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
 # Of a LOST record, of a SUPPRESSED one, and of both.
 LOSS_NAMES: Final = ("type", "lost", "since", "until", "where", "reason")
 HELD_NAMES: Final = ("type", "suppressed", "rule", "since", "until", "where", "reason")
+REPORTS: Final = ("LOST", "SUPPRESSED")
 REPORT_NAMES: Final = (*LOSS_NAMES[:2], *HELD_NAMES[1:])
 
 

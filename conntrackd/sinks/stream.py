@@ -245,8 +245,8 @@ class StreamSink:
         # EIO is what a terminal gives whose other end is closed.
         gone = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, *((errno.EIO,) if self._is_slow else ()))
         if error.errno in gone:
-            return SinkFailed("closed by its reader")
-        return SinkUnavailable(describe(error))
+            return SinkFailed("standard output: closed by its reader")
+        return SinkUnavailable(f"standard output: {describe(error)}")
 
 
 def _open_file(path: Path) -> int:

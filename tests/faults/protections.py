@@ -875,6 +875,27 @@ MUTATIONS: Final = (
         "tests/filter/test_limit.py::test_no_key_has_more_than_its_limit_though_buckets_are_few",
     ),
     Mutation(
+        "a key has its burst and no more",
+        "conntrackd/core/limit.c",
+        "return limit->burst * limit->period;",
+        "return (limit->burst + 1) * limit->period;",
+        "tests/filter/test_limit.py::test_each_key_has_its_burst_and_its_rate_and_no_more",
+    ),
+    Mutation(
+        "what a limit held back is no error to those who read ECS",
+        "conntrackd/render/schema.py",
+        '("SUPPRESSED", "event")',
+        '("SUPPRESSED", "pipeline_error")',
+        "tests/render/test_schema.py::test_what_a_limit_held_back_has_one_too_and_is_no_error",
+    ),
+    Mutation(
+        "a name of ECS is that of the field",
+        "conntrackd/render/schema.py",
+        '"nat_src": (Member("source.nat.ip"),)',
+        '"nat_src": (Member("destination.nat.ip"),)',
+        "tests/render/test_schema.py::test_a_record_says_the_same_by_other_names",
+    ),
+    Mutation(
         "a table has the limits of its own rules",
         "conntrackd/core/table_type.c",
         "self->table->limits->rules == (uint64_t)self->table->rules + 1",
