@@ -1,4 +1,4 @@
-"""The XML, the handlers and the packages' files agree, and a method without an action does not load."""
+"""The XML, Control and the packages' files agree, and a method without an action does not load."""
 
 import xml.etree.ElementTree as ET
 from typing import Final
