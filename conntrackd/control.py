@@ -1,4 +1,4 @@
-"""What can be asked of the daemon while it runs: bus/control.py's Control, done.
+"""What can be asked of the daemon while it runs: bus/control.py's Control, which is the XML, done.
 
 A change is prepared whole, with everything that can be wrong with it, and only then made: the answer says
 what changed, or what is wrong, and then nothing has changed.
@@ -21,7 +21,10 @@ from conntrackd.active_filter import (
 )
 from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import (
+    FLUSH_SECONDS,
+    Control,
     DaemonStatus,
+    Descriptor,
     FilterStatus,
     Finding,
     Listener,
@@ -61,7 +64,7 @@ TAILS_OF_ROOT: Final = 2
 COLLECT_SECONDS: Final = 1.0
 
 
-class DaemonControl:
+class DaemonControl(Control):
     """The daemon's Control. Every method runs in the thread of the event loop."""
 
     def __init__(self, daemon: "Daemon") -> None:
@@ -224,7 +227,7 @@ class DaemonControl:
 
     def _describe(self, rules: Filter) -> list[str]:
         count = len(rules.rules)
-        instructions = self.status().filter.instructions
+        instructions = self._count_instructions()
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
             f"warning: {warning}" for warning in rules.warnings
@@ -284,7 +287,7 @@ class DaemonControl:
         sets = self._daemon.live_sets.in_force
         return await run_to_its_end(candidate.explain, self._daemon.config, sets)
 
-    async def open_tail(self, rules: list[str], limit: int) -> int:
+    async def tail(self, rules: list[str], limit: int) -> Descriptor:
         if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
             raise UnavailableError(
                 f"{len(self._daemon.tails)} tails are open, the last {TAILS_OF_ROOT} are reserved for root",
@@ -297,15 +300,15 @@ class DaemonControl:
             compile_sink_filter, texts, "", daemon.config, daemon.engine, readers, sets
         )
         cost.check_tail(new.parsed)
-        return self._daemon.tails.open(new.tables, limit)
+        return Descriptor(self._daemon.tails.open(new.tables, limit))
 
     # ---- what there is to know ------------------------------------------------------------------------
 
-    async def examine(self) -> list[Finding]:
+    async def doctor(self) -> list[Finding]:
         self._daemon.source.look(is_timed=False)
         return await run_to_its_end(self._daemon.examine)
 
-    def set_log_level(self, level: str) -> list[str]:
+    async def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
         for listener in self._daemon.listeners:
             listener.log_level_changed()
@@ -316,18 +319,21 @@ class DaemonControl:
         daemon, revert = self._daemon, self._revert
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
         rules = daemon.filter
-        has_room = daemon.source.events is None or daemon.source.events.has_room
-        instructions = rules.instructions if has_room else 0
         return DaemonStatus(
             version=VERSION,
             start_us=daemon.start_us,
             paths=tuple(map(str, daemon.config.paths)),
-            filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, instructions),
+            filter=FilterStatus(rules.rules, rules.origin, left, rules.groups, self._count_instructions()),
             buffer=self._measure_buffer(),
             log_level=logs.get_level(),
             run_time=tuple(self._list_run_time()),
             problems=tuple(problem.replace("\nhint: ", "; ") for problem in self._daemon.list_problems()),
         )
+
+    def _count_instructions(self) -> int:
+        """Of the program that the kernel runs."""
+        events = self._daemon.source.events
+        return self._daemon.filter.instructions if events is None or events.has_room else 0
 
     def _measure_buffer(self) -> int:
         events = self._daemon.source.events
@@ -383,7 +389,7 @@ class DaemonControl:
 
     # ---- sets -----------------------------------------------------------------------------------------
 
-    def list_sets(self) -> list[SetStatus]:
+    async def list_sets(self) -> list[SetStatus]:
         return self._daemon.live_sets.list_statuses()
 
     async def show_set(self, name: str, after: str) -> list[SetEntry]:
@@ -429,13 +435,13 @@ class DaemonControl:
         self._daemon.notify_sink_changed(name)
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
-    async def flush_sink(self, name: str, timeout_s: float) -> bool:
+    async def flush_sink(self, name: str) -> bool:
         outbox = self._get_outbox(name)
         if outbox.is_out():
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
-        return await run_apart(outbox.flush, timeout_s)
+        return await run_apart(outbox.flush, FLUSH_SECONDS)
 
     def _get_outbox(self, name: str) -> Outbox:
         outbox = self._daemon.outboxes.get(name)

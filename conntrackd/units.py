@@ -9,6 +9,12 @@ SIZE_UNITS: Final[Mapping[str, int]] = MappingProxyType({"G": 1 << 30, "M": 1 <<
 """Bytes in a unit."""
 DURATION_UNITS: Final[Mapping[str, int]] = MappingProxyType({"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1})
 """Milliseconds in a unit."""
+SECOND_UNITS: Final[Mapping[str, int]] = MappingProxyType(
+    {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+)
+"""Seconds in a unit that is spelled out."""
+BYTE_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+"""Each 1024 times the one before, in what people read."""
 
 
 def render_whole(number: int, units: Mapping[str, int]) -> str:
@@ -33,6 +39,15 @@ def render_duration(seconds: float) -> str:
         if seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
     return f"{seconds * 1000:g}ms"
+
+
+def render_bytes(size: float) -> str:
+    """A number of bytes for people: `64.0 MiB`."""
+    for unit in BYTE_UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {BYTE_UNITS[-1]}"
 
 
 def render_limit(size: int) -> str:

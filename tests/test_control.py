@@ -89,7 +89,7 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
     ("ask", "answer"),
     [
         (lambda item: item.check_filter(["DENY any"]), ["drop any"]),
-        (lambda item: item.open_tail(["drop any"], 1), 7),
+        (lambda item: item.tail(["drop any"], 1), 7),
     ],
 )
 def test_the_loop_turns_while_rules_are_compiled(ask: Any, answer: object, mocker: MockerFixture) -> None:
@@ -182,7 +182,7 @@ def test_a_tail_that_would_hold_up_the_events_of_all_is_refused(rules: list[str]
     asyncio.run(make_control().check_filter(rules))
 
     with pytest.raises(ManyErrors, match="comparisons: at most 1,024 are allowed"):
-        asyncio.run(make_control().open_tail(rules, 0))
+        asyncio.run(make_control().tail(rules, 0))
 
 
 def test_a_tail_gets_what_the_filter_keeps_also_when_the_settings_change_while_it_is_open() -> None:
@@ -191,7 +191,7 @@ def test_a_tail_gets_what_the_filter_keeps_also_when_the_settings_change_while_i
     daemon = cast(Any, control._daemon)
     daemon.config = read_config({"conntrack.events": ["DESTROY"]}, {})
     daemon.tails.open = lambda tables, limit: opened.extend(tables)
-    asyncio.run(control.open_tail(["log any"], 0))
+    asyncio.run(control.tail(["log any"], 0))
     batch = ENGINES[0].open_batch()
     batch.load(b"".join(map(build_message, make_flows(3))), 0, 1)
     every = batch.of_types(None, EventType.NEW)

@@ -82,7 +82,7 @@ def test_a_change_is_of_the_file_and_never_in_it(daemon: Daemon, folder: Path) -
         remove(daemon, "192.0.2.7", "10.0.0.0/8"),
         show(daemon, "@BAD"),
     )
-    (status, other) = daemon.control.list_sets()
+    (status, other) = daemon.live_sets.list_statuses()
 
     assert shown == [
         ("10.0.0.0/8", "removed"),
@@ -181,9 +181,9 @@ def test_so_many_entries_may_differ_from_the_files_and_no_more(
     ) as caught:
         do(add(daemon, "::1", "::2"))
     assert caught.value.hint == f"change {folder}/bad.txt, then: conntrackctl set reload bad"
-    assert [(found.added, found.removed) for found in daemon.control.list_sets()] == [(0, 1), (1, 0)]
+    assert [(found.added, found.removed) for found in daemon.live_sets.list_statuses()] == [(0, 1), (1, 0)]
     do(add(daemon, "192.0.2.7"), add(daemon, "::1", "::2"))
-    assert [(found.added, found.removed) for found in daemon.control.list_sets()] == [(2, 0), (1, 0)]
+    assert [(found.added, found.removed) for found in daemon.live_sets.list_statuses()] == [(2, 0), (1, 0)]
 
 
 def test_pages_are_bounded_and_together_all_of_it(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_of_many_rules_that_name_a_set_some_are_shown(folder: Path) -> None:
     metrics = "metrics.flows: ['{name: a, by: [destination.port], where: log address @bad}']\n"
     (folder / "conntrackd.yaml").write_text(text + metrics)
     daemon = Daemon(Sources(environ={"CONNTRACKD_BUS_ENABLE": "no"}, etc=folder))
-    (bad, own) = daemon.control.list_sets()
+    (bad, own) = daemon.live_sets.list_statuses()
 
     assert bad.uses == ("rule 12", "rule 1 of sink stream", "metric a")
     assert own.uses == (*(f"rule {number}" for number in range(1, 9)), "3 more")
@@ -300,7 +300,7 @@ def test_what_is_for_a_time_ends_by_itself_and_the_rest_stays(
         await add(daemon, "::1", "::2", seconds=60)()
         await remove(daemon, "192.0.2.7", seconds=60)()
         await add(daemon, "::2", "::3")()
-        left = daemon.control.list_sets()[0].expires_s
+        left = daemon.live_sets.list_statuses()[0].expires_s
         ended.clear()
         now = loop.time()
         monkeypatch.setattr(loop, "time", lambda: now + 61)
@@ -344,7 +344,7 @@ def test_an_end_that_fails_is_tried_again(
 
     asyncio.run(run())
 
-    assert daemon.control.list_sets()[0].added == 0
+    assert daemon.live_sets.list_statuses()[0].added == 0
     assert "retrying their end in 1 s" in caplog.text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.bus import limits
-from conntrackd.bus.handlers import FLUSH_SECONDS
+from conntrackd.bus.control import FLUSH_SECONDS
 from conntrackd.bus.interface import load
 from conntrackd.checks import CONNECT_SECONDS
 from conntrackd.config import document, flow_metrics, values

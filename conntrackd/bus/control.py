@@ -1,16 +1,23 @@
-"""What the bus can ask of the daemon, in the daemon's own types: no D-Bus here.
+"""What the bus can ask of the daemon: the methods of the XML, in the daemon's own types. No D-Bus here.
 
-daemon.py implements Control; tests implement it with a recorder.
+conntrackd/control.py implements Control; tests implement it with a recorder.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, NewType, Protocol
 
 from conntrackd.config.flow_metrics import FlowMetricSetting
 from conntrackd.delivery.delays import DelayCounts
 from conntrackd.engine import Counts, Value
+
+Counters = dict[str, int]
+Descriptor = NewType("Descriptor", int)
+"""A file descriptor that is the caller's when it has been sent, and closed here."""
+
+FLUSH_SECONDS: Final = 10.0
 
 asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
 """Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
@@ -63,8 +70,7 @@ class SinkStatus:
     rule_suppressed: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SetStatus:
+class SetStatus(NamedTuple):
     """A named set of addresses as it is now."""
 
     name: str
@@ -81,8 +87,7 @@ class SetStatus:
     """Which rules name it, for people: `rule 2`, `rule 1 of sink loki`, `tail`."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetEntry:
+class SetEntry(NamedTuple):
     """An address or network; `change` is empty, `added` or `removed`: what was done to it at run time."""
 
     text: str
@@ -115,8 +120,7 @@ class Statistics:
     flows: Sequence[FlowCounts] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """A result of the doctor: `severity` is ok, note, warning or error; `remedy` is the fix."""
 
     severity: str
@@ -144,78 +148,124 @@ class Listener(Protocol):
         """To be read again from status()."""
 
 
-class Control(Protocol):
+class Control(ABC):
     """The daemon. Called in the thread of the event loop; what takes time is a coroutine.
+
+    The coroutines are the methods of org.conntrackd1.xml, and nothing else is one: interface.py compares
+    their names and types. Those of a sink take its name first.
 
     Faults are errors of conntrackd.errors, and change nothing. The `changes` that some return are lines that
     describe to a person what is different now, and how long it lasts.
     """
 
+    # ---- org.conntrackd1.Manager ----------------------------------------------------------------------
+
+    @abstractmethod
     async def reload(self) -> list[str]:
         """Everything that a reload can change, from the configuration. All or nothing."""
 
+    @abstractmethod
     async def reload_filter(self) -> list[str]:
         """The rules alone, from the configuration."""
 
+    @abstractmethod
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
         """These rules until reload, reset or restart; for a time, where `timeout_s` is not 0."""
 
+    @abstractmethod
     async def reset_filter(self) -> list[str]:
         """Back from run-time rules to those of the configuration as it was last read."""
 
+    @abstractmethod
+    async def set_log_level(self, level: str) -> list[str]:
+        """One of those there are, until a reload or restart."""
+
+    @abstractmethod
     async def check_filter(self, rules: list[str]) -> list[str]:
         """The rules in their canonical form, or all their mistakes. Changes nothing."""
 
+    @abstractmethod
     async def explain_filter(self, rules: list[str]) -> str:
         """What the rules become, in Python and in the kernel; with no rules, those in force."""
 
-    async def open_tail(self, rules: list[str], limit: int) -> int:
-        """The reading end of a pipe that carries JSON lines, for the caller to close. 0 means no limit."""
+    @abstractmethod
+    async def tail(self, rules: list[str], limit: int) -> Descriptor:
+        """The reading end of a pipe that carries JSON lines. 0 means no limit."""
 
-    async def examine(self) -> list[Finding]:
-        """The doctor's findings, seen from the daemon."""
-
-    def set_log_level(self, level: str) -> list[str]:
-        """One of those there are, until a reload or restart."""
-
-    def status(self) -> DaemonStatus: ...
-
-    def statistics(self) -> Statistics: ...
-
-    def list_sinks(self) -> list[str]:
-        """Names of all sinks there are, those that are disabled at run time included."""
-
-    def sink_status(self, name: str) -> SinkStatus: ...
-
-    async def enable_sink(self, name: str) -> list[str]: ...
-
-    async def disable_sink(self, name: str) -> list[str]:
-        """Until it is enabled, a reload or restart."""
-
-    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
-        """As set_filter(), for one sink, of what the global filter keeps."""
-
-    async def reset_sink_filter(self, name: str) -> list[str]: ...
-
-    async def explain_sink_filter(self, name: str, rules: list[str]) -> str: ...
-
-    def list_sets(self) -> list[SetStatus]:
+    @abstractmethod
+    async def list_sets(self) -> list[SetStatus]:
         """All sets that the configuration names."""
 
+    @abstractmethod
     async def show_set(self, name: str, after: str) -> list[SetEntry]:
         """The entries behind `after`, or the first where it is empty: a bounded number, none at the end."""
 
+    @abstractmethod
     async def reload_sets(self, names: list[str]) -> list[str]:
         """Read their files anew, all of them where there are no names; what was changed in them is over."""
 
+    @abstractmethod
     async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
         """Until it is reloaded, or a restart; for a time, where `timeout_s` is not 0."""
 
+    @abstractmethod
     async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
         """Likewise."""
 
-    async def flush_sink(self, name: str, timeout_s: float) -> bool:
-        """True when all that waited has left in time."""
+    @abstractmethod
+    async def doctor(self) -> list[Finding]:
+        """The doctor's findings, seen from the daemon."""
 
+    async def get_statistics(self) -> tuple[Counters, dict[str, Counters], list[int]]:
+        """Counters of the daemon, of each sink, and matches of the rules."""
+        statistics = self.statistics()
+        sinks = {name: dict(counters) for name, counters in statistics.sinks.items()}
+        return dict(statistics.counters), sinks, list(statistics.rule_matches)
+
+    # ---- org.conntrackd1.Sink -------------------------------------------------------------------------
+
+    @abstractmethod
+    async def enable_sink(self, name: str) -> list[str]:
+        """As configured."""
+
+    @abstractmethod
+    async def disable_sink(self, name: str) -> list[str]:
+        """Until it is enabled, a reload or restart."""
+
+    @abstractmethod
+    async def flush_sink(self, name: str) -> bool:
+        """True when all that waited has left within FLUSH_SECONDS."""
+
+    @abstractmethod
+    async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
+        """As set_filter(), for one sink, of what the global filter keeps."""
+
+    @abstractmethod
+    async def reset_sink_filter(self, name: str) -> list[str]:
+        """As reset_filter(), for one sink."""
+
+    @abstractmethod
+    async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
+        """As explain_filter(), for one sink."""
+
+    # ---- what properties, signals and metrics are made of (properties.py) -----------------------------
+
+    @abstractmethod
+    def status(self) -> DaemonStatus:
+        """What there is to know of this moment, without counters."""
+
+    @abstractmethod
+    def statistics(self) -> Statistics:
+        """The counters of this moment."""
+
+    @abstractmethod
+    def list_sinks(self) -> list[str]:
+        """Names of all sinks there are, those that are disabled at run time included."""
+
+    @abstractmethod
+    def sink_status(self, name: str) -> SinkStatus:
+        """The same of a sink, with its counters."""
+
+    @abstractmethod
     def subscribe(self, listener: Listener) -> None:
         """For the life of the daemon."""

@@ -1,7 +1,7 @@
-"""org.conntrackd1.xml -> methods, properties, signals and their polkit actions. Knows no handler.
+"""org.conntrackd1.xml -> methods, properties, signals and their polkit actions. Knows nothing of the daemon.
 
 The XML is the contract: a method that names no action does not load, and the service does not start with
-handlers that differ from it (check_handlers()).
+a Control or properties that differ from it (check_control(), check_properties()).
 """
 
 import inspect
@@ -10,8 +10,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NewType, get_type_hints
+from typing import Any, Final, get_type_hints
 
+from conntrackd.bus.control import Descriptor, Finding, SetEntry, SetStatus
 from conntrackd.bus.names import MANAGER, SINK, SINK_PATH
 
 ACTION: Final = "org.conntrackd1.Action"
@@ -21,15 +22,12 @@ OBSERVE: Final = "org.conntrackd1.observe"
 CONTROL: Final = "org.conntrackd1.control"
 ACTIONS: Final = (INFO, OBSERVE, CONTROL)
 
-Descriptor = NewType("Descriptor", int)
-"""A file descriptor that is the caller's when it has been sent, and closed here."""
-
 # How the signatures that occur here are annotated in Python.
 TYPES: Final[dict[str, Any]] = {
     "": type(None),
-    "a(ssu)": list[tuple[str, str, int]],
-    "a(ssuuuuas)": list[tuple[str, str, int, int, int, int, list[str]]],
-    "a(ssss)": list[tuple[str, str, str, str]],
+    "a(ssss)": list[Finding],
+    "a(ssu)": list[SetEntry],
+    "a(ssuuuuas)": list[SetStatus],
     "a{sa{st}}": dict[str, dict[str, int]],
     "a{st}": dict[str, int],
     "as": list[str],
@@ -56,16 +54,13 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method; `handler` is the name of the coroutine that answers it."""
+    """One method; `handler` is the name of the coroutine of Control that answers it."""
 
     name: str
+    handler: str
     action: str
     takes: tuple[Argument, ...]
     gives: tuple[Argument, ...]
-
-    @property
-    def handler(self) -> str:
-        return to_snake(self.name)
 
     @property
     def in_signature(self) -> str:
@@ -86,7 +81,8 @@ class Property:
     emits: str
 
     @property
-    def handler(self) -> str:
+    def attribute(self) -> str:
+        """Its name in Python."""
         return to_snake(self.name)
 
 
@@ -131,7 +127,8 @@ def parse_interfaces(text: str) -> dict[str, Interface]:
 
 
 def _parse_interface(element: ET.Element) -> Interface:
-    methods = [_parse_method(child) for child in element.iter("method")]
+    is_sink = element.attrib["name"] == SINK
+    methods = [_parse_method(child, is_sink=is_sink) for child in element.iter("method")]
     properties = [_parse_property(child) for child in element.iter("property")]
     signals = [
         Signal(child.attrib["name"], _parse_arguments(child, None)) for child in element.iter("signal")
@@ -149,9 +146,12 @@ def _parse_interface(element: ET.Element) -> Interface:
     )
 
 
-def _parse_method(element: ET.Element) -> Method:
+def _parse_method(element: ET.Element, *, is_sink: bool) -> Method:
+    # One class has the methods of both interfaces: SetFilter of a sink is set_sink_filter().
+    verb, *rest = to_snake(element.attrib["name"]).split("_")
     return Method(
         element.attrib["name"],
+        "_".join([verb, *(["sink"] if is_sink else []), *rest]),
         _read_action(element),
         _parse_arguments(element, "in"),
         _parse_arguments(element, "out"),
@@ -181,41 +181,41 @@ def _read_action(element: ET.Element) -> str:
     return found[0]
 
 
-def check_handlers(interface: Interface, kind: type) -> None:
-    """Raises ContractError unless the class has exactly what the interface promises, with the same types."""
-    methods = {name for name, _ in inspect.getmembers(kind, inspect.iscoroutinefunction) if name[0] != "_"}
-    properties = {
-        name
-        for name, _ in inspect.getmembers(kind, lambda member: isinstance(member, property))
-        if name[0] != "_"
-    }
-    _compare(interface, "methods", methods, {method.handler for method in interface.methods.values()})
-    _compare(interface, "properties", properties, {prop.handler for prop in interface.properties.values()})
-    for method in interface.methods.values():
-        _check_method(interface, method, getattr(kind, method.handler))
-    for prop in interface.properties.values():
-        getter = getattr(kind, prop.handler).fget
-        _compare(interface, prop.name, get_type_hints(getter)["return"], TYPES[prop.type])
+def check_control(interfaces: dict[str, Interface], control: type) -> None:
+    """Raises ContractError unless the class has exactly the methods of the interfaces, of the same types."""
+    found = {name for name, _ in inspect.getmembers(control, inspect.iscoroutinefunction) if name[0] != "_"}
+    methods = [method for interface in interfaces.values() for method in interface.methods.values()]
+    _compare("methods", found, {method.handler for method in methods})
+    for interface in interfaces.values():
+        first: list[tuple[str, type]] = [("name", str)] if interface.name == SINK else []
+        for method in interface.methods.values():
+            _check_method(method, first, getattr(control, method.handler))
 
 
-def _check_method(interface: Interface, method: Method, handler: Callable[..., Any]) -> None:
+def _check_method(method: Method, first: list[tuple[str, type]], handler: Callable[..., Any]) -> None:
     hints = get_type_hints(handler)
     result = hints.pop("return")
     gives: Any = tuple[tuple(TYPES[argument.type] for argument in method.gives)]  # type: ignore[misc]
     if len(method.gives) < 2:
         gives = TYPES[method.out_signature]
-    _compare(interface, method.name, result, gives)
-    _compare(
-        interface,
-        method.name,
-        list(hints.items()),
-        [(argument.name, TYPES[argument.type]) for argument in method.takes],
-    )
+    _compare(method.handler, result, gives)
+    takes = [(argument.name, TYPES[argument.type]) for argument in method.takes]
+    _compare(method.handler, list(hints.items()), [*first, *takes])
 
 
-def _compare(interface: Interface, what: str, code: object, xml: object) -> None:
+def check_properties(interface: Interface, kind: type) -> None:
+    """As check_control(), for the properties of an interface."""
+    members = inspect.getmembers(kind, lambda member: isinstance(member, property))
+    properties = {prop.attribute: prop for prop in interface.properties.values()}
+    _compare(f"{interface.name}: properties", {name for name, _ in members}, set(properties))
+    for name, member in members:
+        hint = get_type_hints(member.fget)["return"]
+        _compare(f"{interface.name}: {name}", hint, TYPES[properties[name].type])
+
+
+def _compare(what: str, code: object, xml: object) -> None:
     if code != xml:
-        raise ContractError(f"{interface.name} {what}: the code has {code}, the XML has {xml}")
+        raise ContractError(f"{what}: the code has {code}, the XML has {xml}")
 
 
 def load() -> dict[str, Interface]:

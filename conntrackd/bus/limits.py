@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-from conntrackd.errors import ConntrackdError
+from conntrackd.bus.interface import Argument
+from conntrackd.config.options import LOG_LEVEL
+from conntrackd.errors import ConntrackdError, UsageError
 
 # What the filter language takes (filter/cost.py) is what the bus carries.
 MAX_RULES: Final = 1000
@@ -18,6 +20,9 @@ MAX_RULES_BODY: Final = MAX_RULES_TEXT + MAX_RULES * 8 + 64
 # Any other call: two names and a word.
 MAX_BODY: Final = 2 * MAX_TEXT
 MAX_ERROR_TEXT: Final = 65536
+# What may be asked of a run-time filter; more is a mistake (or never).
+MAX_TIMEOUT_S: Final = 31 * 24 * 3600
+LEVELS: Final = LOG_LEVEL.kind.words
 
 # Nobody types or scripts more than this; a flood beyond it is answered slowly, and then not read.
 RATE: Final = 200.0  # calls a second of one user
@@ -79,6 +84,18 @@ def check_arguments(values: Iterable[object]) -> None:
             if len(value) > MAX_RULES:
                 raise LimitError(f"a list of {len(value)} is too long, at most {MAX_RULES} are allowed")
             check_texts(text for text in value if isinstance(text, str))
+
+
+def check_values(values: Iterable[tuple[Argument, object]]) -> None:
+    """Raises UsageError where an argument has a value that no call takes."""
+    for argument, value in values:
+        if argument.name == "timeout_s" and isinstance(value, int) and value > MAX_TIMEOUT_S:
+            raise UsageError(
+                "a run-time change lasts 31 days at most",
+                hint="without --for, on the bus with 0, it lasts until a reload",
+            )
+        if argument.name == "level" and value not in LEVELS:
+            raise UsageError("unknown log level", hint=f"one of: {', '.join(LEVELS)}")
 
 
 class Running:

@@ -1,13 +1,14 @@
 """What is at which path: the objects, their properties, and how they introduce themselves."""
 
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from dbus_fast import Variant
 
 from conntrackd.bus.control import Control
-from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
-from conntrackd.bus.interface import Interface, Property, to_path
+from conntrackd.bus.interface import Interface, Method, Property, to_path
 from conntrackd.bus.names import MANAGER, MANAGER_PATH, SINK
+from conntrackd.bus.properties import ManagerProperties, SinkProperties
 from conntrackd.bus.transport import to_body
 from conntrackd.errors import ConntrackdError
 
@@ -101,28 +102,32 @@ class Objects:
     def __init__(self, control: Control, interfaces: dict[str, Interface]) -> None:
         self._control = control
         self._interfaces = interfaces
-        self._manager = ManagerHandlers(control)
 
     def list_sinks(self) -> dict[str, str]:
         """Paths and names."""
         return {to_path(name): name for name in self._control.list_sinks()}
 
-    def find(self, path: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
-        """The interface at a path and what answers it. Raises UnknownObjectError."""
+    def find(self, path: str) -> tuple[Interface, tuple[str, ...]]:
+        """The interface at a path, and the name of the sink that it is of. Raises UnknownObjectError."""
         if path == MANAGER_PATH:
-            return self._interfaces[MANAGER], self._manager
+            return self._interfaces[MANAGER], ()
         # The path is looked up among those there are: no text of a caller becomes a name.
         name = self.list_sinks().get(path)
         if name is None:
             raise UnknownObjectError("no such object")
-        return self._interfaces[SINK], SinkHandlers(self._control, name)
+        return self._interfaces[SINK], (name,)
 
-    def get_interface(self, path: str, name: str) -> tuple[Interface, ManagerHandlers | SinkHandlers]:
+    def get_interface(self, path: str, name: str) -> tuple[Interface, tuple[str, ...]]:
         """As find(), for this interface; an empty name is the one there is."""
-        interface, target = self.find(path)
+        interface, sink = self.find(path)
         if name not in {"", interface.name}:
             raise UnknownInterfaceError("the object has no such interface")
-        return interface, target
+        return interface, sink
+
+    def get_handler(self, method: Method) -> Callable[..., Awaitable[object]]:
+        """What answers a method: takes the name of the sink, where it is one's, and the arguments."""
+        handler: Callable[..., Awaitable[object]] = getattr(self._control, method.handler)
+        return handler
 
     def introspect(self, path: str) -> str:
         """The XML of the contract for an object, and the names of those below it for any path on the way."""
@@ -145,14 +150,16 @@ class Objects:
             raise UnknownPropertyError("no such property")
         return properties[name]
 
-    def read(self, path: str, prop: Property) -> Variant:
-        """The value of a property now."""
-        return Variant(prop.type, to_body(getattr(self.find(path)[1], prop.handler)))
+    def read(self, path: str, wanted: Iterable[Property]) -> dict[str, Variant]:
+        """The values of an object's properties, all of one moment."""
+        _, sink = self.find(path)
+        values = SinkProperties(self._control, *sink) if sink else ManagerProperties(self._control)
+        return {prop.name: Variant(prop.type, to_body(getattr(values, prop.attribute))) for prop in wanted}
 
     def read_all(self, path: str, actions: set[str]) -> dict[str, Variant]:
         """All properties of an object that may be read with these actions."""
         properties = self.find(path)[0].properties.values()
-        return {prop.name: self.read(path, prop) for prop in properties if prop.action in actions}
+        return self.read(path, [prop for prop in properties if prop.action in actions])
 
     def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:
         """The answer of GetManagedObjects: the objects below the manager."""

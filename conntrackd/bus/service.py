@@ -8,10 +8,10 @@ from typing import Final
 from conntrackd.bus import interface
 from conntrackd.bus.connection import Connection
 from conntrackd.bus.control import Control
-from conntrackd.bus.handlers import ManagerHandlers, SinkHandlers
 from conntrackd.bus.limits import REST, Limiter, Turns
 from conntrackd.bus.names import MANAGER, NAME, SINK, SYSTEM_BUS
 from conntrackd.bus.objects import Objects
+from conntrackd.bus.properties import ManagerProperties, SinkProperties
 from conntrackd.bus.session import Session
 from conntrackd.bus.signals import Signals
 from conntrackd.bus.transport import BUS
@@ -38,8 +38,9 @@ class BusService:
 
     def __init__(self, control: Control, address: str | None = None) -> None:
         self._interfaces = interface.load()
-        interface.check_handlers(self._interfaces[MANAGER], ManagerHandlers)
-        interface.check_handlers(self._interfaces[SINK], SinkHandlers)
+        interface.check_control(self._interfaces, type(control))
+        interface.check_properties(self._interfaces[MANAGER], ManagerProperties)
+        interface.check_properties(self._interfaces[SINK], SinkProperties)
         self._address = get_bus_address(address)
         self._objects = Objects(control, self._interfaces)
         self._signals = Signals(control, self._objects, self._interfaces)

@@ -163,24 +163,25 @@ class Session:
         return await standard[1](call)
 
     async def _call_handler(self, call: Call) -> Reply:
-        interface, target = self._objects.get_interface(call.path, call.message.interface or "")
+        interface, sink = self._objects.get_interface(call.path, call.message.interface or "")
         method = interface.methods.get(call.message.member or "")
         if method is None:
             raise UnknownMethodError(f"{interface.name} has no such method")
         await self._authorize(call, method.action)
         _check_signature(call.message, method.in_signature)
         limits.check_arguments(call.message.body)
-        handler = getattr(target, method.handler)
+        limits.check_values(zip(method.takes, call.message.body, strict=True))
+        handler = self._objects.get_handler(method)
         asked_by_root.set(call.user == ROOT)
         if method.action != CONTROL:
             async with self._find_turns(call, method):
-                return _to_reply(method, await handler(*call.message.body))
+                return _to_reply(method, await handler(*sink, *call.message.body))
         async with self._changing:
             task = asyncio.current_task()
             assert task is not None
             self._committed.add(task)
             logger.info("bus: user %d: %s", call.user, method.name)
-            return _to_reply(method, await handler(*call.message.body))
+            return _to_reply(method, await handler(*sink, *call.message.body))
 
     def _find_turns(self, call: Call, method: Method) -> AbstractAsyncContextManager[None]:
         """What a call that takes time has to wait for: others of its kind, and root for root's alone."""
@@ -244,7 +245,7 @@ class Session:
         interface, name = call.message.body
         prop = self._objects.get_property(call.path, interface, name)
         await self._authorize(call, prop.action)
-        return "v", [self._objects.read(call.path, prop)]
+        return "v", [self._objects.read(call.path, [prop])[prop.name]]
 
     async def _get_all(self, call: Call) -> Reply:
         self._objects.get_interface(call.path, call.message.body[0])

@@ -114,11 +114,14 @@ class Signals:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         return {
-            path: {
-                prop.name: self._objects.read(path, prop)
-                for prop in self._objects.find(path)[0].properties.values()
-                if prop.emits in {"true", "invalidates"}
-            }
+            path: self._objects.read(
+                path,
+                [
+                    prop
+                    for prop in self._objects.find(path)[0].properties.values()
+                    if prop.emits in {"true", "invalidates"}
+                ],
+            )
             for path in (MANAGER_PATH, *self._objects.list_sinks())
         }
 

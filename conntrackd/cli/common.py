@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.columns import lay_out
 from conntrackd.errors import UnavailableError, show_controls
+from conntrackd.units import SECOND_UNITS
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.bus.client import Client
 
 LEVELS: Final = ("debug", "info", "warn", "error")
 ACTIONS: Final = ("log", "drop")
-UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+UNITS: Final = {"": 1, **{unit[0]: seconds for unit, seconds in SECOND_UNITS.items()}}
 
 
 def add_bus(parser: ArgumentParser) -> None:
@@ -113,15 +113,6 @@ def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> N
     """Columns below their headings; numbers to the right; no wider than the terminal."""
     for line in lay_out(rows, width or get_width()):
         print(line)
-
-
-def render_bytes(value: float) -> str:
-    """`64.0 MiB`."""
-    for unit in SIZES[:-1]:
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} {SIZES[-1]}"
 
 
 def parse_seconds(text: str) -> int:

@@ -21,7 +21,7 @@ KEYS: Final = ("severity", "check", "message", "remedy")
 ROOT_COMMANDS: Final = frozenset(
     {"apt", "echo", "geoipupdate", "ip", "modprobe", "nsenter", "sysctl", "systemctl", "timedatectl"}
 )
-Row = tuple[str, str, str, str]
+FindingRow = tuple[str, str, str, str]
 
 
 def show_findings(arguments: Namespace) -> int:
@@ -42,7 +42,7 @@ def show_findings(arguments: Namespace) -> int:
     return DEGRADED if {"warning", "error"} & set(severities) else 0
 
 
-def list_rows(arguments: Namespace) -> Iterator[Row]:
+def list_rows(arguments: Namespace) -> Iterator[FindingRow]:
     """The daemon's own findings; where none runs, those from here, of which some take seconds."""
     from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
     from conntrackd.checks import HIDDEN  # noqa: PLC0415
@@ -69,7 +69,7 @@ def address_reader(remedy: str, *, is_root: bool) -> str:
     return (f"sudo sh -c {shlex.quote(line)}" if ";" in line else f"sudo {line}") + comment + note
 
 
-def examine_kernel_here() -> list[Row]:
+def examine_kernel_here() -> list[FindingRow]:
     """The kernel's settings, where the daemon's sandbox hides them from it; in the namespace it watches."""
     from conntrackd.checks import check_kernel  # noqa: PLC0415
     from conntrackd.config.options import CONNTRACK_NETNS  # noqa: PLC0415
@@ -87,7 +87,7 @@ def examine_kernel_here() -> list[Row]:
     return [row for row in rows if row[1] != "tracking"]
 
 
-def examine_here() -> list[Row]:
+def examine_here() -> list[FindingRow]:
     """With the configuration that the daemon would read."""
     from conntrackd.checks import examine  # noqa: PLC0415
     from conntrackd.config.read import read_config  # noqa: PLC0415
@@ -100,7 +100,7 @@ def examine_here() -> list[Row]:
     return [(finding.severity, finding.check, finding.message, finding.remedy) for finding in examine(config)]
 
 
-def print_findings(rows: list[Row], *, colour: bool) -> None:
+def print_findings(rows: list[FindingRow], *, colour: bool) -> None:
     """One line per finding and the fix below it, unwrapped so that it can be copied."""
     for severity, check, message, remedy in rows:
         mark = MARKS.get(severity, severity)

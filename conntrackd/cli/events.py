@@ -10,7 +10,7 @@ from conntrackd.cli.common import get_width, parse_count
 from conntrackd.cli.lines import (
     TABLE,
     WIDE,
-    Record,
+    RecordView,
     Style,
     render_csv,
     render_csv_record,
@@ -116,7 +116,7 @@ def find_fields(form: str, *, has_host: bool) -> tuple[str, ...]:
     return {"table": TABLE, "wide": WIDE}.get(form, ())
 
 
-def list_records(source: "Source", arguments: Namespace) -> Iterator[Record]:
+def list_records(source: "Source", arguments: Namespace) -> Iterator[RecordView]:
     """In the order of their time, as far as they were written so."""
     last = arguments.last
     if last is None and arguments.follow and arguments.since is None:
@@ -126,12 +126,12 @@ def list_records(source: "Source", arguments: Namespace) -> Iterator[Record]:
         yield from source.follow()
 
 
-def drop_hostnames(records: Iterable[Record]) -> Iterator[Record]:
+def drop_hostnames(records: Iterable[RecordView]) -> Iterator[RecordView]:
     """The same without the field."""
     return ({name: value for name, value in record.items() if name != "host"} for record in records)
 
 
-def write(records: Iterable[Record], form: str, style: Style, *, is_live: bool) -> bool:
+def write(records: Iterable[RecordView], form: str, style: Style, *, is_live: bool) -> bool:
     """To stdout; each one at once, where somebody waits for the next. Whether there was any."""
     if form == "json":
         return write_list(records, style)
@@ -145,7 +145,7 @@ def write(records: Iterable[Record], form: str, style: Style, *, is_live: bool) 
     return is_found
 
 
-def find_renderer(form: str, style: Style) -> tuple[Callable[[Record, Style], str], str]:
+def find_renderer(form: str, style: Style) -> tuple[Callable[[RecordView, Style], str], str]:
     """What draws a record, and what stands above the first one."""
     match form:
         case "full":
@@ -159,7 +159,7 @@ def find_renderer(form: str, style: Style) -> tuple[Callable[[Record, Style], st
     return render_short, ""
 
 
-def write_list(records: Iterable[Record], style: Style) -> bool:
+def write_list(records: Iterable[RecordView], style: Style) -> bool:
     """One JSON list, a record on each line of it. Whether there was any."""
     separator = "["
     for record in records:

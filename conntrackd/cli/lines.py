@@ -12,7 +12,7 @@ from typing import Any, Final
 from conntrackd.cli.columns import GAP, cut
 from conntrackd.errors import show_controls
 
-Record = Mapping[str, Any]
+RecordView = Mapping[str, Any]
 
 COLOURS: Final = {
     "NEW": "32",
@@ -70,7 +70,7 @@ def should_colour(wish: str = "auto") -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def render_short(record: Record, style: Style = PLAIN) -> str:
+def render_short(record: RecordView, style: Style = PLAIN) -> str:
     """One line: time, event, protocol, ends, and what else is known."""
     time, kind = render_time(str(record.get("time", "")), style), str(record.get("type", ""))
     host = f" {show_line(record['host'])}" if record.get("host") else ""
@@ -90,14 +90,14 @@ def render_short(record: Record, style: Style = PLAIN) -> str:
     return f"{time}{host} {paint(text, kind, style)}{show_line(rest)}"
 
 
-def list_translations(record: Record, style: Style) -> Iterator[str]:
+def list_translations(record: RecordView, style: Style) -> Iterator[str]:
     """`SNAT 198.51.100.1:1025`: what the other side sees; by that name somebody asks for the flow."""
     for kind, address, port in TRANSLATIONS:
         if record.get("nat") in (kind, "BOTH") and address in record:
             yield f"{kind} {render_end(record, address, port, style)}"
 
 
-def render_full(record: Record, style: Style = PLAIN) -> str:
+def render_full(record: RecordView, style: Style = PLAIN) -> str:
     """All fields, one a line, and an empty line at the end."""
     lines = [
         f"{show_line(name)}: {render_value(record, name, style, shorten=False)}"
@@ -107,7 +107,7 @@ def render_full(record: Record, style: Style = PLAIN) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_json(record: Record, style: Style = PLAIN) -> str:
+def render_json(record: RecordView, style: Style = PLAIN) -> str:
     """In ASCII: no terminal obeys it. Times are as they were written, unless UTC is asked for."""
     chosen = {name: record[name] for name in choose(record, style.fields)}
     if style.utc:
@@ -125,7 +125,7 @@ def render_csv(values: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def render_csv_record(record: Record, style: Style) -> str:
+def render_csv_record(record: RecordView, style: Style) -> str:
     """The fields of the style; empty where the record has none."""
     times = {name: to_utc(record[name]) for name in TIMES if style.utc and name in record}
     values = {**record, **times}
@@ -137,7 +137,7 @@ def render_heading(style: Style) -> str:
     return render_row([name.upper() for name in style.fields], style)
 
 
-def render_table_record(record: Record, style: Style) -> str:
+def render_table_record(record: RecordView, style: Style) -> str:
     """A row below the heading. A loss, which has none of these fields, is a sentence."""
     kind = str(record.get("type", ""))
     if kind in REPORTS:
@@ -161,12 +161,12 @@ def render_row(cells: Sequence[str], style: Style) -> str:
     return cut(GAP.join(padded).rstrip(), style.width)
 
 
-def choose(record: Record, fields: Sequence[str]) -> Sequence[str]:
+def choose(record: RecordView, fields: Sequence[str]) -> Sequence[str]:
     """The names of what is shown of a record."""
     return [name for name in fields if name in record] if fields else list(record)
 
 
-def render_value(record: Record, name: str, style: Style, *, shorten: bool = True) -> str:
+def render_value(record: RecordView, name: str, style: Style, *, shorten: bool = True) -> str:
     """One value for people."""
     value = record.get(name)
     if value is None:
@@ -211,7 +211,7 @@ def parse_moment(text: str) -> Any:  # noqa: ANN401  # datetime, which is import
     return moment
 
 
-def render_end(record: Record, address: str, port: str, style: Style = PLAIN) -> str:
+def render_end(record: RecordView, address: str, port: str, style: Style = PLAIN) -> str:
     """`192.0.2.1:443`, `[2001:db8::1]:443`."""
     text = str(record.get(address, ""))
     text = f"[{text}]" if ":" in text and port in record else text
@@ -241,7 +241,7 @@ def paint(text: str, kind: str, style: Style) -> str:
     return f"\033[{COLOURS[kind]}m{text}\033[0m" if style.colour and kind in COLOURS else text
 
 
-FORMS: Final[Mapping[str, Callable[[Record, Style], str]]] = {
+FORMS: Final[Mapping[str, Callable[[RecordView, Style], str]]] = {
     "short": render_short,
     "full": render_full,
     "json": render_json,

@@ -13,7 +13,7 @@ from conntrackd.errors import DataError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.filter.ast import Rule
-    from conntrackd.history.selection import Selection
+    from conntrackd.history.selection import HistorySelection
     from conntrackd.history.source import Source
 
 PROGRAM: Final = "conntrackctl"
@@ -34,16 +34,16 @@ def add_selection(parser: ArgumentParser) -> None:
 
 
 @contextmanager
-def open_selected(arguments: Namespace) -> Iterator["tuple[Source, Selection]"]:
+def open_selected(arguments: Namespace) -> Iterator["tuple[Source, HistorySelection]"]:
     """The source, of which nothing is read yet; at the end what could not be read is reported on stderr."""
-    from conntrackd.history.selection import Selection  # noqa: PLC0415
+    from conntrackd.history.selection import HistorySelection  # noqa: PLC0415
     from conntrackd.history.source import open_source  # noqa: PLC0415
     from conntrackd.history.times import parse_span  # noqa: PLC0415
     from conntrackd.netlink.labels import read_label_names  # noqa: PLC0415
 
     span = parse_span(arguments.since, arguments.until, time.time_ns())
     labels = {name: bit for bit, name in read_label_names().items()}
-    selection = Selection(span, read_rules(arguments.rules, arguments.config), labels)
+    selection = HistorySelection(span, read_rules(arguments.rules, arguments.config), labels)
     source = open_source(arguments.source, selection, arguments.config)
     try:
         yield source, selection

@@ -11,7 +11,7 @@ SORTS: Final = ("bytes", "bytes/s", "events", "events/s", "key")
 NUMBERS: Final = re.compile(r"([0-9]{1,18})")
 
 
-class Row(NamedTuple):
+class RankedRow(NamedTuple):
     """One line of a ranking; rates are per second of the last interval."""
 
     key: Key
@@ -42,19 +42,19 @@ class Ranking:
         self.event_rate = (self.talkers.events - self.events) / self._seconds
         self.events = self.talkers.events
 
-    def list(self, count: int) -> list[Row]:
+    def list(self, count: int) -> list[RankedRow]:
         """The first ones in this order: names upward, numbers downward, or the other way round."""
         choose = heapq.nlargest if self.is_reversed else heapq.nsmallest
         return choose(count, map(self._make_row, self._rows), key=self._rank)
 
-    def _make_row(self, key: Key) -> Row:
+    def _make_row(self, key: Key) -> RankedRow:
         events, size = self._rows[key]
         # What was forgotten in between counts from 0 again.
         events_before, size_before = self._before.get(key, (0, 0))
         event_rate = max(0, events - events_before) / self._seconds
-        return Row(key, events, event_rate, size, max(0, size - size_before) / self._seconds)
+        return RankedRow(key, events, event_rate, size, max(0, size - size_before) / self._seconds)
 
-    def _rank(self, row: Row) -> tuple[Any, ...]:
+    def _rank(self, row: RankedRow) -> tuple[Any, ...]:
         """What is compared. Where the column says nothing: bytes, events, key."""
         first = {
             "bytes": -row.size,

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.columns import GAP, lay_out, measure, pad
-from conntrackd.cli.common import add_json, add_updates, connect, get_width, print_json, render_bytes
+from conntrackd.cli.common import add_json, add_updates, connect, get_width, print_json
 from conntrackd.cli.control import render_age
 from conntrackd.cli.screen import QUIT, Paper, open_view
 from conntrackd.cli.sparkline import NARROWEST, History, render_sparkline
 from conntrackd.cli.verb import Verb
+from conntrackd.units import render_bytes
 
 if TYPE_CHECKING:  # what runs imports it late
     from conntrackd.bus.client import Client
@@ -36,19 +37,19 @@ def show_stats(arguments: Namespace) -> int:
     goes_on = arguments.watch or arguments.reset_view
     with connect(arguments) as client:
         if not goes_on:
-            view = Statistics(client, resets=False)
+            view = StatisticsView(client, resets=False)
             view.read()
             show(view, arguments, Paper())
             return 0
         try:
             with Paper() if arguments.json else open_view() as screen:
-                watch(Statistics(client, resets=arguments.reset_view), arguments, screen)
+                watch(StatisticsView(client, resets=arguments.reset_view), arguments, screen)
         except KeyboardInterrupt:
             pass
     return 0
 
 
-def watch(view: "Statistics", arguments: Namespace, screen: Paper) -> None:
+def watch(view: "StatisticsView", arguments: Namespace, screen: Paper) -> None:
     """Until q, or so many times."""
     shown = 0
     while True:
@@ -66,7 +67,7 @@ def watch(view: "Statistics", arguments: Namespace, screen: Paper) -> None:
                 show(view, arguments, screen)
 
 
-class Statistics:
+class StatisticsView:
     """The numbers of the last reading, and how they went before."""
 
     def __init__(self, client: "Client", *, resets: bool) -> None:
@@ -96,7 +97,7 @@ class Statistics:
         self.history.add({**gauges, **self.rates})
 
 
-def show(view: Statistics, arguments: Namespace, screen: Paper) -> None:
+def show(view: StatisticsView, arguments: Namespace, screen: Paper) -> None:
     """One view: an object, or a table."""
     if arguments.json:
         numbers = to_json(view.numbers, view.rates, view.matches, view.own)

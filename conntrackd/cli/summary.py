@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from conntrackd.cli.columns import cut
-from conntrackd.cli.common import get_width, parse_count, print_json, render_bytes
-from conntrackd.cli.lines import REPORTS, Record, show_line
+from conntrackd.cli.common import get_width, parse_count, print_json
+from conntrackd.cli.lines import REPORTS, RecordView, show_line
 from conntrackd.cli.past import add_selection, open_selected
 from conntrackd.cli.talkers import BY, Sizes, Talkers
 from conntrackd.cli.verb import Verb
+from conntrackd.units import render_bytes
 
 USUAL: Final = "src,dst,port,country"
 SHOWN: Final = 20
@@ -70,7 +71,7 @@ class Summary:
         self.losses = Talkers("type")
         """Of reports alone: they are the same, whatever is counted by."""
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RecordView) -> None:
         """One record. Times are those of the first and the last that was written."""
         self.first = self.first or str(record.get("time", ""))
         self.last = str(record.get("time", ""))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from conntrackd.cli.columns import lay_out
-from conntrackd.cli.common import add_updates, connect, render_bytes
+from conntrackd.cli.common import add_updates, connect
 from conntrackd.cli.lines import show_line
 from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import QUIT, REFRESH, Paper, open_view
@@ -17,6 +17,7 @@ from conntrackd.cli.tail import CHUNK, add_rules
 from conntrackd.cli.talkers import BY, Talkers
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
+from conntrackd.units import render_bytes
 
 SHOWN: Final = 20  # rows, where no terminal's height says it
 FRAME: Final = 3  # lines of a view besides its rows: totals, headings, keys

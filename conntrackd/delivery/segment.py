@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.delivery.losses import Losses, dump_losses, load_losses
-from conntrackd.delivery.spool_state import State
+from conntrackd.delivery.spool_state import SpoolState
 from conntrackd.delivery.store import PackedBatch
 
 MARK: Final = b"\xffctrow\x01\n"
@@ -131,7 +131,7 @@ def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
         at = head.end
 
 
-def scan_segment(path: Path, state: State) -> Segment:
+def scan_segment(path: Path, state: SpoolState) -> Segment:
     """What is left in a file. `is_kept` means for now that it has bytes outside of rows."""
     segment = Segment(path)
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)

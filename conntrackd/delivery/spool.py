@@ -31,7 +31,7 @@ from conntrackd.delivery.segment import (
     scan_segment,
 )
 from conntrackd.delivery.spool_directory import SAFE, SpoolDirectory, write_all
-from conntrackd.delivery.spool_state import State
+from conntrackd.delivery.spool_state import SpoolState
 from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.errors import ConfigError
 from conntrackd.flow import ABSENT, Lost
@@ -62,7 +62,7 @@ class Spool:
         self._sink = sink or name
         self._limit = limit
         self._segment_size = min(MAX_SEGMENT, max(MIN_SEGMENT, limit // SEGMENTS))
-        self._state = State()
+        self._state = SpoolState()
         self._known = False  # whether _state is what this process has made it, and not to be read
         self._segments: deque[Segment] = deque()
         self._reader: tuple[Path, int] | None = None
@@ -115,31 +115,31 @@ class Spool:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         self.restored = self.events
 
-    def _read_state(self) -> State | None:
+    def _read_state(self) -> SpoolState | None:
         """None where there is none, or none that can be read: that one is kept aside."""
         state, kept = self._directory.read_state()
         if kept:
             self._note_damage("its state cannot be read", kept)
         return state
 
-    def _read_segments(self, state: State | None) -> Iterator[Segment]:
+    def _read_segments(self, state: SpoolState | None) -> Iterator[Segment]:
         """In the order of their numbers, each with what is left of it."""
         for path in self._directory.list_segments():
             try:
                 if path.is_symlink() or not path.is_file():
                     raise OSError(errno.EINVAL, "not a plain file")
-                yield scan_segment(path, state or State())
+                yield scan_segment(path, state or SpoolState())
             except OSError as error:
                 if error.errno in PASSING - {errno.EIO}:
                     raise
                 self._note_damage(f"{path.name} cannot be read", self._directory.keep(path))
 
-    def _settle(self, state: State | None) -> None:
+    def _settle(self, state: SpoolState | None) -> None:
         """Compare what is there with what should be, and record what is missing."""
         # The state knows how many events the rows below its `next` hold: fewer are damage, and one loss.
         # Newer rows are appends that it does not know yet: they count, and what they report is reported.
         # Without a state nothing can be compared, and the loss has no number.
-        before = state or State()
+        before = state or SpoolState()
         losses, missing = before.losses, 0
         if state is None:
             if self.damage or self._segments:
@@ -178,7 +178,7 @@ class Spool:
         path = self._path.with_name(f"{self._name}-missing")
         self._segments.appendleft(Segment(path, rows=1, events=events, last=self._state.done))
 
-    def _look_behind(self, state: State) -> tuple[int, list[Lost]]:
+    def _look_behind(self, state: SpoolState) -> tuple[int, list[Lost]]:
         """Events in rows that the state knows of, and the losses that newer rows report."""
         events = 0
         reported: list[Lost] = []

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from conntrackd.delivery.spool_state import State, encode_state, read_state
+from conntrackd.delivery.spool_state import SpoolState, encode_state, read_state
 from conntrackd.errors import ConfigError
 
 MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must not fill itself
@@ -67,7 +67,7 @@ class SpoolDirectory:
 
     # ---- the state ------------------------------------------------------------------------------------
 
-    def read_state(self) -> tuple[State | None, str]:
+    def read_state(self) -> tuple[SpoolState | None, str]:
         """None where there is none, or none that can be read: that one is kept under the name that comes."""
         path = self.path / f"{self._name}.state"
         if not path.is_symlink() and not path.exists():
@@ -77,7 +77,7 @@ class SpoolDirectory:
             state = read_state(path)
         return state, self.keep(path) if state is None else ""
 
-    def write_state(self, state: State, *, sync: bool = False) -> None:
+    def write_state(self, state: SpoolState, *, sync: bool = False) -> None:
         """In place, so that a full disk has room for it."""
         if self._state is not None and os.fstat(self._state).st_nlink == 0:
             self.close()  # somebody has removed it

@@ -15,7 +15,7 @@ FORMAT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SpoolState:
     """Rows up to number `done` are delivered, and those of the `cut` have gone to keep the bound.
 
     So `events` are in rows with a number below `next`: what cannot be read of them is known by that.
@@ -33,7 +33,7 @@ class State:
         return number <= self.done or self.cut[0] <= number <= self.cut[1]
 
 
-def encode_state(state: State) -> bytes:
+def encode_state(state: SpoolState) -> bytes:
     """Both copies."""
     values = [FORMAT, state.turn, state.done, state.next, state.events, list(state.cut)]
     losses = state.losses
@@ -45,13 +45,13 @@ def encode_state(state: State) -> bytes:
     return slot * 2
 
 
-def decode_state(data: bytes) -> State | None:
+def decode_state(data: bytes) -> SpoolState | None:
     """The newer of the copies that are whole. A process that is killed leaves two that differ by one turn."""
     found = [_decode_slot(data[start : start + SLOT]) for start in (0, SLOT)]
     return max((state for state in found if state is not None), key=lambda state: state.turn, default=None)
 
 
-def _decode_slot(slot: bytes) -> State | None:
+def _decode_slot(slot: bytes) -> SpoolState | None:
     checksum, _, text = slot.rstrip(b" \n").partition(b" ")
     try:
         if int(checksum, 16) != zlib.crc32(text):
@@ -60,12 +60,12 @@ def _decode_slot(slot: bytes) -> State | None:
         numbers = [int(number) for number in (turn, done, following, events, first, last)]
         if form != FORMAT or min(numbers) < 0:
             return None
-        return State(turn, done, following, events, (first, last), join_losses(load_losses(losses)))
+        return SpoolState(turn, done, following, events, (first, last), join_losses(load_losses(losses)))
     except (ValueError, TypeError):
         return None
 
 
-def read_state(path: Path) -> State | None:
+def read_state(path: Path) -> SpoolState | None:
     """None where there is none that can be read. OSError as read(2) says."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:

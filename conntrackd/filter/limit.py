@@ -13,12 +13,13 @@ from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import Mistake, suggest
 from conntrackd.flow import NANO
 from conntrackd.text import quote
+from conntrackd.units import SECOND_UNITS
 
 if TYPE_CHECKING:  # they have limits
     from conntrackd.filter.ast import Rule
     from conntrackd.filter.build import Word
 
-UNITS: Final[Mapping[str, int]] = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+UNITS: Final = SECOND_UNITS
 # MAX_LIMIT of core/limit.h: with it a level of a bucket has 64 bits.
 MAX_COUNT: Final = 100_000
 # MAX_LIMITS of core/limit.h: so many rules by key have buckets of 11.25 MiB.

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 IPV4_BYTES: Final = 4
 # A tenth of it is what the largest known database takes.
 REWRITE_SECONDS: Final = 120.0
-Record = dict[str, Any]
+DatabaseRecord = dict[str, Any]
 Identity = tuple[int, int, int]
 
 
@@ -70,7 +70,7 @@ class GeoIP:
         text = inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)
         with self._lock:
             self._stats.geoip_lookups_total += 1
-        found: Record | None = None
+        found: DatabaseRecord | None = None
         for database in self._databases:
             record = database.find(text)
             if record is not None:
@@ -123,7 +123,7 @@ class _Database:
         finally:
             os.close(memory)
 
-    def find(self, text: str) -> Record | None:
+    def find(self, text: str) -> DatabaseRecord | None:
         """Arguments of the address's Location, as far as they are known."""
         if self._only_ipv4 and ":" in text:
             return None

@@ -20,7 +20,7 @@ from conntrackd.history.lines import (
     number_lines,
     read_backwards,
 )
-from conntrackd.history.selection import Selection
+from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import Record, parse_line
 
 # No bound for a log, whose lines are read one by one.
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 class FileSource:
     """What is in a file of the stream, and in those that it was rotated into."""
 
-    def __init__(self, path: Path, selection: Selection) -> None:
+    def __init__(self, path: Path, selection: HistorySelection) -> None:
         self._path = path
         self._selection = selection
         self._gate = Gate(selection.span)

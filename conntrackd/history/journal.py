@@ -17,7 +17,7 @@ from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.flow import NANO
 from conntrackd.history.conditions import find_conditions
-from conntrackd.history.selection import Selection
+from conntrackd.history.selection import HistorySelection
 from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID, WARNING
 from conntrackd.render.parse import NAMES, Record, parse_text
 
@@ -34,7 +34,7 @@ HINT: Final = "run it as root, such as with sudo; members of the groups systemd-
 class JournalSource:
     """What journalctl prints of the events; the journal of this machine, or in a directory."""
 
-    def __init__(self, directory: str, selection: Selection) -> None:
+    def __init__(self, directory: str, selection: HistorySelection) -> None:
         self._directory = directory
         self._selection = selection
         self._cursor = ""

@@ -14,7 +14,7 @@ from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.flow import NANO
 from conntrackd.history.conditions import find_conditions
-from conntrackd.history.selection import Selection
+from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import NAMES, REPORTS, Record, parse_text
 from conntrackd.render.template import render_time
 from conntrackd.sinks.loki import Settings, make_headers, make_labels
@@ -35,7 +35,7 @@ OVERLAP: Final = 30 * NANO
 HINT: Final = "sink.loki.* in the configuration is what is used; root may read its secrets"
 
 
-class Entry(NamedTuple):
+class LokiEntry(NamedTuple):
     """One line, with the labels of its stream and its own."""
 
     time: int
@@ -46,14 +46,14 @@ class Entry(NamedTuple):
 class LokiSource:
     """What query_range returns for the labels that the sink writes."""
 
-    def __init__(self, settings: Settings, selection: Selection) -> None:
+    def __init__(self, settings: Settings, selection: HistorySelection) -> None:
         self._settings = settings
         self._selection = selection
         self._query = make_query(make_labels(settings), selection)
         since, until = selection.span
         self._end = (time.time_ns() if until is None else until) + 1  # Loki leaves out the end itself
         self._begin = self._end - RANGE if since is None else since
-        self._seen: set[Entry] = set()
+        self._seen: set[LokiEntry] = set()
         """What was read of the last OVERLAP before the end, for follow()."""
         self._oldest = 0
         """What is older was not asked for."""
@@ -100,7 +100,7 @@ class LokiSource:
             self._seen = {entry for entry in self._seen.union(fresh) if entry.time >= begin}
             time.sleep(POLL_SECONDS)
 
-    def _note(self, entries: Iterator[Entry], *, is_last: bool = False) -> Iterator[Entry]:
+    def _note(self, entries: Iterator[LokiEntry], *, is_last: bool = False) -> Iterator[LokiEntry]:
         for entry in entries:
             if entry.time >= self._end - OVERLAP:
                 self._seen.add(entry)
@@ -108,7 +108,7 @@ class LokiSource:
                 self._oldest = entry.time
             yield entry
 
-    def _choose(self, entries: Iterator[Entry] | list[Entry]) -> Iterator[Record]:
+    def _choose(self, entries: Iterator[LokiEntry] | list[LokiEntry]) -> Iterator[Record]:
         for entry in entries:
             try:
                 record = read_entry(entry)
@@ -119,9 +119,9 @@ class LokiSource:
 
     # ---- pages ----------------------------------------------------------------------------------------
 
-    def _read_forward(self, begin: int, end: int) -> Iterator[Entry]:
+    def _read_forward(self, begin: int, end: int) -> Iterator[LokiEntry]:
         """In the order of time. A page begins with the time at which the one before it ended."""
-        seen: set[Entry] = set()
+        seen: set[LokiEntry] = set()
         while begin < end:
             limit = min(end, begin + RANGE)
             page = self._ask(begin, limit, "forward")
@@ -135,9 +135,9 @@ class LokiSource:
             begin = last if last > begin or fresh else last + 1
             seen = {entry for entry in page if entry.time == last}
 
-    def _read_backward(self, begin: int, end: int) -> Iterator[Entry]:
+    def _read_backward(self, begin: int, end: int) -> Iterator[LokiEntry]:
         """The newest first."""
-        seen: set[Entry] = set()
+        seen: set[LokiEntry] = set()
         while begin < end:
             limit = max(begin, end - RANGE)
             page = self._ask(limit, end, "backward")
@@ -150,7 +150,7 @@ class LokiSource:
             end = first + 1 if fresh else first
             seen = {entry for entry in page if entry.time == first}
 
-    def _ask(self, begin: int, end: int, direction: str) -> list[Entry]:
+    def _ask(self, begin: int, end: int, direction: str) -> list[LokiEntry]:
         parameters = {
             "query": self._query,
             "start": begin,
@@ -183,7 +183,7 @@ class LokiSource:
         raise kind(message, hint=HINT)
 
 
-def make_query(labels: Mapping[str, str], selection: Selection) -> str:
+def make_query(labels: Mapping[str, str], selection: HistorySelection) -> str:
     """LogQL: the sink's own streams; of them reports, and what the rules can keep, or more than that."""
     chosen = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in labels.items())
     conditions = find_conditions(selection.rules)
@@ -202,14 +202,14 @@ def _render_condition(condition: Mapping[str, list[str]]) -> str:
     return f"({' and '.join(parts)})"
 
 
-def read_reply(body: bytes) -> list[Entry]:
+def read_reply(body: bytes) -> list[LokiEntry]:
     """The entries of a reply, as they stand there. Raises UnavailableError for anything else."""
     try:
         data = json.loads(body)["data"]
         if data["resultType"] != "streams":
             raise ValueError(data["resultType"])
         return [
-            Entry(int(moment), str(line), tuple(sorted(stream["stream"].items())))
+            LokiEntry(int(moment), str(line), tuple(sorted(stream["stream"].items())))
             for stream in data["result"]
             for moment, line, *_ in stream["values"]
         ]
@@ -217,7 +217,7 @@ def read_reply(body: bytes) -> list[Entry]:
         raise UnavailableError("this is not a reply of Loki's query_range", hint=HINT) from None
 
 
-def read_entry(entry: Entry) -> Record:
+def read_entry(entry: LokiEntry) -> Record:
     """An entry -> the record that the stream would have, with the host. Labels of one's own are left out."""
     own: dict[str, Any] = {**dict(entry.labels), "msg": entry.line, "time": render_time(entry.time)}
     return {name: parse_text(name, own[name]) for name in NAMES if isinstance(own.get(name), str)}

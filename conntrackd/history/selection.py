@@ -42,7 +42,7 @@ ALWAYS: Final = Span()
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class HistorySelection:
     """A time, rules as the daemon has them, and where damage is counted."""
 
     span: Span = ALWAYS

@@ -16,7 +16,7 @@ from conntrackd.config.options import (
 )
 from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError, ConntrackdError, UnavailableError, UsageError
-from conntrackd.history.selection import Selection
+from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import Record
 from conntrackd.render.schema import NATIVE
 from conntrackd.text import quote
@@ -43,7 +43,7 @@ class Source(Protocol):
         """Let go what is open."""
 
 
-def open_source(named: str | None, selection: Selection, path: Path | None = None) -> Source:
+def open_source(named: str | None, selection: HistorySelection, path: Path | None = None) -> Source:
     """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`)."""
     kind, _, rest = (named or find_source(path)).partition(":")
     if kind == "file" and rest:

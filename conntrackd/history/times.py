@@ -9,13 +9,14 @@ from typing import Final, NamedTuple
 from conntrackd.errors import UsageError
 from conntrackd.flow import NANO
 from conntrackd.text import quote
+from conntrackd.units import SECOND_UNITS
 
 UNITS: Final = {
-    **dict.fromkeys(("s", "sec", "second", "seconds"), 1),
-    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
-    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600),
-    **dict.fromkeys(("d", "day", "days"), 86_400),
-    **dict.fromkeys(("w", "week", "weeks"), 7 * 86_400),
+    **dict.fromkeys(("s", "sec", "second", "seconds"), SECOND_UNITS["second"]),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), SECOND_UNITS["minute"]),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), SECOND_UNITS["hour"]),
+    **dict.fromkeys(("d", "day", "days"), SECOND_UNITS["day"]),
+    **dict.fromkeys(("w", "week", "weeks"), 7 * SECOND_UNITS["day"]),
 }
 DAYS: Final = {"yesterday": -1, "today": 0, "tomorrow": 1}
 PART: Final = re.compile(r"(\d{1,9}) ?([a-z]+) ?")
@@ -29,7 +30,7 @@ POINT: Final = re.compile(
 )
 # Years that the calendar has, with a day on each side for any offset.
 EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
-MAX_SECONDS: Final = 100 * 366 * 86_400
+MAX_SECONDS: Final = 100 * 366 * SECOND_UNITS["day"]
 FORMS: Final = (
     "such as -1h, 30min ago, now, today, yesterday 14:00, 14:00, 2026-11-27 14:00:05, 2026-11-27T14:00:05Z "
     "or @1764252005; local time, unless UTC or an offset is given"

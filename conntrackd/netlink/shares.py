@@ -16,7 +16,7 @@ NAME: Final = "events"
 NAME_FORM: Final = re.compile(rf"{NAME}(?:-(\d+)-of-(\d+))?")
 
 
-class Share(NamedTuple):
+class SocketShare(NamedTuple):
     """Part `number`, from 0, of `total`."""
 
     number: int
@@ -28,9 +28,9 @@ class Share(NamedTuple):
         return NAME if self.total == 1 else f"{NAME}-{self.number}-of-{self.total}"
 
 
-def list_shares(total: int) -> list[Share]:
+def list_shares(total: int) -> list[SocketShare]:
     """All of them."""
-    return [Share(number, total) for number in range(total)]
+    return [SocketShare(number, total) for number in range(total)]
 
 
 def is_name(name: str) -> bool:
@@ -44,7 +44,7 @@ def is_whole(names: Collection[str]) -> bool:
     return any(all(share.name in names for share in list_shares(total)) for total in totals)
 
 
-def compile_share(share: Share, program: bytes | None) -> bytes | None:
+def compile_share(share: SocketShare, program: bytes | None) -> bytes | None:
     """The program that lets through what is in the share and what `program` lets through of it."""
     if share.total == 1:
         return program
@@ -68,13 +68,13 @@ def compile_share(share: Share, program: bytes | None) -> bytes | None:
 class EventSockets:
     """One for each share; to who changes the filter or asks how full they are, as if it were one."""
 
-    def __init__(self, sockets: Mapping[Share, EventSocket]) -> None:
+    def __init__(self, sockets: Mapping[SocketShare, EventSocket]) -> None:
         self.sockets = dict(sorted(sockets.items()))
 
     @classmethod
     def open(cls, total: int, *, groups: int, buffer: int, program: bytes | None = None) -> "EventSockets":
         """See EventSocket.open(). The buffer is that of each."""
-        opened: dict[Share, EventSocket] = {}
+        opened: dict[SocketShare, EventSocket] = {}
         try:
             for share in list_shares(total):
                 opened[share] = open_share(share, groups=groups, buffer=buffer, program=program)
@@ -123,6 +123,6 @@ class EventSockets:
             action(events)
 
 
-def open_share(share: Share, *, groups: int, buffer: int, program: bytes | None) -> EventSocket:
+def open_share(share: SocketShare, *, groups: int, buffer: int, program: bytes | None) -> EventSocket:
     """A socket for one share of these events."""
     return EventSocket.open(groups=groups, buffer=buffer, program=compile_share(share, program))

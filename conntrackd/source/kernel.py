@@ -19,7 +19,7 @@ from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import (
     NAME,
     EventSockets,
-    Share,
+    SocketShare,
     is_name,
     is_whole,
     list_shares,
@@ -73,7 +73,7 @@ class KernelSource:
         self._stats = stats
         self._guard: Guard | None = None
         self._changeover: Changeover | None = None
-        self._stored: set[Share] = set()
+        self._stored: set[SocketShare] = set()
         """Sockets that systemd keeps."""
         self._reported: list[ReportedDrops] = []
         """Of each reader's socket, at the start."""
@@ -177,7 +177,7 @@ class KernelSource:
             what = "the socket" if len(found) == 1 else f"{len(found)} sockets"
             queued = sum(one.measure().used for one in found.values())
             logger.info("took over %s of the last process with %d bytes queued", what, queued)
-        sockets: dict[Share, EventSocket] = {}
+        sockets: dict[SocketShare, EventSocket] = {}
         old: list[tuple[EventSocket, ReportedDrops]] = []
         for share in list_shares(self._config[options.CONNTRACK_READERS]):
             events = found.pop(share.name, None)
@@ -199,7 +199,7 @@ class KernelSource:
             self._changeover = Changeover(old, opened)
         return opened
 
-    def _open_share(self, share: Share, rules: Filter) -> EventSocket:
+    def _open_share(self, share: SocketShare, rules: Filter) -> EventSocket:
         """A new socket, of which no drop is reported: what is noted was another one's of this name."""
         if self._state.read_drops(share.name):
             self._state.note_drops(share.name, 0)

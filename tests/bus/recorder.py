@@ -6,7 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from conntrackd.bus.control import (
+    FLUSH_SECONDS,
+    Control,
     DaemonStatus,
+    Descriptor,
     FilterStatus,
     Finding,
     Listener,
@@ -19,8 +22,8 @@ from conntrackd.errors import ConntrackdError, RuleError, UsageError
 from conntrackd.flow import EventType
 
 
-class Recorder:
-    """Implements conntrackd.bus.control.Control."""
+class Recorder(Control):
+    """Implements Control for tests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -93,14 +96,14 @@ class Recorder:
         await self._note("explain_filter", tuple(rules))
         return "def select(batch): ..."
 
-    async def open_tail(self, rules: list[str], limit: int) -> int:
+    async def tail(self, rules: list[str], limit: int) -> Descriptor:
         await self._note("open_tail", tuple(rules), limit)
         reading, writing = os.pipe()
         os.write(writing, b'{"msg":"one"}\n')
         os.close(writing)
-        return reading
+        return Descriptor(reading)
 
-    async def examine(self) -> list[Finding]:
+    async def doctor(self) -> list[Finding]:
         await self._note("examine")
         return [
             Finding(
@@ -108,7 +111,7 @@ class Recorder:
             )
         ]
 
-    def set_log_level(self, level: str) -> list[str]:
+    async def set_log_level(self, level: str) -> list[str]:
         self.asked.append(("set_log_level", level))
         self.present = replace(self.present, log_level=level, run_time=("log level",))
         for listener in self.listeners:
@@ -149,8 +152,8 @@ class Recorder:
         await self._note("explain_sink_filter", name, tuple(rules))
         return "Rules\n     1  drop any"
 
-    def list_sets(self) -> list[SetStatus]:
-        self.asked.append(("list_sets",))
+    async def list_sets(self) -> list[SetStatus]:
+        await self._note("list_sets")
         return list(self.sets)
 
     async def show_set(self, name: str, after: str) -> list[SetEntry]:
@@ -174,8 +177,8 @@ class Recorder:
         self.set_state(name, "disabled")
         return [f"sink {name} is disabled"]
 
-    async def flush_sink(self, name: str, timeout_s: float) -> bool:
-        await self._note("flush_sink", name, timeout_s)
+    async def flush_sink(self, name: str) -> bool:
+        await self._note("flush_sink", name, FLUSH_SECONDS)
         return True
 
     def subscribe(self, listener: Listener) -> None:

@@ -1,25 +1,34 @@
-"""The XML, the handlers and the packages' files agree, and a method without an action does not load."""
+"""The XML, Control and the packages' files agree, and a method without an action does not load."""
 
 import xml.etree.ElementTree as ET
 from typing import Final
 
 import pytest
 
-from conntrackd.bus.handlers import ManagerHandlers
+from conntrackd.bus.control import Control
 from conntrackd.bus.interface import (
     ACTIONS,
     CONTROL,
     INFO,
     OBSERVE,
     ContractError,
-    check_handlers,
+    Interface,
+    check_control,
+    check_properties,
     load,
     parse_interfaces,
     read_xml,
     to_path,
 )
 from conntrackd.bus.names import MANAGER, SINK
+from conntrackd.bus.properties import ManagerProperties
 from tests.bus.private import ROOT
+
+
+def check(interfaces: dict[str, Interface]) -> None:
+    check_control(interfaces, Control)
+    check_properties(interfaces[MANAGER], ManagerProperties)
+
 
 # Who needs what: reviewed by hand, so that no edit of the XML alone can give a right away.
 METHODS: Final = {
@@ -107,20 +116,20 @@ def test_what_has_no_action_or_could_be_written_or_is_there_twice_does_not_load(
         ('<property name="Version"', '<property name="Edition"'),
     ],
 )
-def test_an_xml_that_differs_from_the_handlers_does_not_load(old: str, new: str) -> None:
+def test_an_xml_that_differs_from_the_code_does_not_load(old: str, new: str) -> None:
     interfaces = parse_interfaces(read_xml().replace(old, new, 1))
 
     with pytest.raises(ContractError):
-        check_handlers(interfaces[MANAGER], ManagerHandlers)
+        check(interfaces)
 
 
 def test_a_handler_that_the_xml_does_not_know_does_not_load() -> None:
-    class More(ManagerHandlers):
+    class More(Control):
         async def shut_down(self) -> None:
             """Not in the XML."""
 
     with pytest.raises(ContractError, match="shut_down"):
-        check_handlers(load()[MANAGER], More)
+        check_control(load(), More)
 
 
 def test_the_polkit_policy_has_the_actions_and_control_needs_a_password() -> None:

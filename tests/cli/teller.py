@@ -2,6 +2,7 @@
 
 import os
 
+from conntrackd.bus.control import Descriptor
 from tests.bus.recorder import Recorder
 
 
@@ -11,7 +12,7 @@ class Teller(Recorder):
     text = b""
     is_endless = False
 
-    async def open_tail(self, rules: list[str], limit: int) -> int:
+    async def tail(self, rules: list[str], limit: int) -> Descriptor:
         await self._note("open_tail", tuple(rules), limit)
         reading, writing = os.pipe()
         os.write(writing, self.text)
@@ -19,4 +20,4 @@ class Teller(Recorder):
             self.pipes.append(writing)
         else:
             os.close(writing)
-        return reading
+        return Descriptor(reading)

@@ -11,7 +11,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.flow import Flow, Lost
 from conntrackd.history.files import FileSource
-from conntrackd.history.selection import Selection
+from conntrackd.history.selection import HistorySelection
 from conntrackd.history.times import Span
 from conntrackd.render.json import TEMPLATE
 from tests.rendering import list_texts, render_all
@@ -31,11 +31,13 @@ def write_file(path: Path, lines: Iterable[bytes], *, mtime: float | None = None
     return path
 
 
-def select(*rules: str, span: Span = Span()) -> Selection:  # noqa: B008  # a value
-    return Selection(span, parse_rules([RuleText(rule) for rule in rules]))
+def select(*rules: str, span: Span = Span()) -> HistorySelection:  # noqa: B008  # a value
+    return HistorySelection(span, parse_rules([RuleText(rule) for rule in rules]))
 
 
-def read(path: Path, selection: Selection | None = None, *, last: int | None = None) -> list[dict[str, Any]]:
+def read(
+    path: Path, selection: HistorySelection | None = None, *, last: int | None = None
+) -> list[dict[str, Any]]:
     source = FileSource(path, selection or select())
     try:
         return list(source.read()) if last is None else source.read_last(last)

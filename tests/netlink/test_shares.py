@@ -10,7 +10,7 @@ from conntrackd import bpf
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.kernel import KernelFilter, compile_kernel
 from conntrackd.flow import Flow
-from conntrackd.netlink.shares import Share, compile_share, is_name, is_whole, list_shares
+from conntrackd.netlink.shares import SocketShare, compile_share, is_name, is_whole, list_shares
 from conntrackd.netlink.socket import attach_program
 from tests.engine.feed import MESSAGES, pair
 from tests.filter.strategies import flows, kernel_rules
@@ -94,8 +94,8 @@ def test_the_longest_filter_still_fits_behind_a_share() -> None:
 
 
 def test_one_share_is_the_filter_as_it_is() -> None:
-    assert compile_share(Share(0, 1), None) is None
-    assert compile_share(Share(0, 1), b"12345678") == b"12345678"
+    assert compile_share(SocketShare(0, 1), None) is None
+    assert compile_share(SocketShare(0, 1), b"12345678") == b"12345678"
 
 
 @pytest.mark.parametrize(
