@@ -28,6 +28,7 @@ GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
 # At 40,000 events/s one core has the time for all four sinks.
 SINKS_RATES: Final = {"": 0, "-40k": 40_000, "-150k": 150_000}
 TEMPLATE: Final = "template"  # a file in the scratch directory
+KEY: Final = "pseudonyms.key"
 LOADED: Final = 75_000  # for a file alone
 PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
 # What the daemon writes for the generator's events, in the mean: bytes of a line, of an entry of the journal
@@ -90,6 +91,12 @@ def write_template(scratch: Path) -> None:
     (scratch / TEMPLATE).write_bytes(content)
 
 
+def write_key(scratch: Path) -> None:
+    """That of pseudonyms: any will do, if nobody else may read it."""
+    (scratch / KEY).touch(mode=0o600)
+    (scratch / KEY).write_bytes(bytes(32))
+
+
 def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
     """The floor, the core alone, the daemon and its rival, all at one rate."""
     at, floor, rival = _say_rate(rate), f"floor{end}", f"conntrack{end}"
@@ -142,6 +149,10 @@ def _list_variants(scratch: Path) -> Rows:
         scratch / "community-id",
     )
     yield "community-id", replace(named, other="file")
+    for mode, key in (("truncate", ""), ("pseudonym", str(scratch / KEY))):
+        chosen = {"CONNTRACKD_SINK_STREAM_ANONYMIZE": mode, "CONNTRACKD_SINK_STREAM_ANONYMIZE_KEY_FILE": key}
+        row = _daemon(f"conntrackd, JSON to a file, addresses by {mode}", chosen, scratch / mode)
+        yield mode, replace(row, other="file")
     counted = _daemon(
         "conntrackd, JSON to a file, connections counted by port and by client",
         {"CONNTRACKD_METRICS_FLOWS": COUNTED},

@@ -45,7 +45,7 @@ def make_control() -> DaemonControl:
         tails=tails,
         notifier=notifier,
         pipeline=SimpleNamespace(readers=(None,)),
-        configured_filter=SimpleNamespace(sets={}),
+        live_sets=SimpleNamespace(in_force={}),
     )
     return DaemonControl(cast(Daemon, daemon))
 

@@ -77,8 +77,8 @@ def test_every_field_is_in_the_table_of_other_schemas() -> None:
             if members != [f"conntrackd.{name}"]:
                 assert f"\n.It Va {name} Ta Va {members[0]}\n" in tables[1]
                 assert set(members) <= shown
-        for is_loss in (False, True):
-            assert schema.list_constants("gw1", is_loss=is_loss).keys() <= shown
+        for report in ("", *fields.REPORTS):
+            assert schema.list_constants("gw1", report=report).keys() <= shown
     assert f"Elastic Common Schema {ECS_VERSION};" in section
 
 

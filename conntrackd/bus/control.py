@@ -44,7 +44,7 @@ class DaemonStatus:
     buffer: int
     log_level: str
     run_time: tuple[str, ...] = ()
-    """What is not as it is configured: `filter`, `log level`, `filter of sink NAME`, `sink NAME`."""
+    """What is not as configured: `filter`, `log level`, `filter of sink NAME`, `sink NAME`, `set NAME`."""
     problems: tuple[str, ...] = ()
     """One line each."""
 
@@ -61,6 +61,34 @@ class SinkStatus:
     rule_matches: Sequence[int] = ()
     """As that of Statistics; empty where it has no rules."""
     rule_suppressed: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """A named set of addresses as it is now."""
+
+    name: str
+    path: str
+    """Of its file."""
+    entries: int
+    added: int = 0
+    """Entries that are not in the file, but were added at run time."""
+    removed: int = 0
+    """Entries of the file that were removed at run time."""
+    expires_s: int = 0
+    """Seconds until the next of these changes ends by itself, 0 where none does."""
+    uses: tuple[str, ...] = ()
+    """Which rules name it, for people: `rule 2`, `rule 1 of sink loki`, `tail`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetEntry:
+    """An address or network; `change` is empty, `added` or `removed`: what was done to it at run time."""
+
+    text: str
+    change: str = ""
+    expires_s: int = 0
+    """Seconds until that ends by itself, 0 where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +198,21 @@ class Control(Protocol):
     async def reset_sink_filter(self, name: str) -> list[str]: ...
 
     async def explain_sink_filter(self, name: str, rules: list[str]) -> str: ...
+
+    def list_sets(self) -> list[SetStatus]:
+        """All sets that the configuration names."""
+
+    async def show_set(self, name: str, after: str) -> list[SetEntry]:
+        """The entries behind `after`, or the first where it is empty: a bounded number, none at the end."""
+
+    async def reload_sets(self, names: list[str]) -> list[str]:
+        """Read their files anew, all of them where there are no names; what was changed in them is over."""
+
+    async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        """Until it is reloaded, or a restart; for a time, where `timeout_s` is not 0."""
+
+    async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        """Likewise."""
 
     async def flush_sink(self, name: str, timeout_s: float) -> bool:
         """True when all that waited has left in time."""

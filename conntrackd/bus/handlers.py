@@ -24,7 +24,8 @@ SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 def _check_timeout(timeout_s: int) -> None:
     if timeout_s > MAX_TIMEOUT_S:
         raise UsageError(
-            "a filter lasts 31 days at most", hint="without --for, on the bus with 0, it lasts until a reload"
+            "a run-time change lasts 31 days at most",
+            hint="without --for, on the bus with 0, it lasts until a reload",
         )
 
 
@@ -60,6 +61,35 @@ class ManagerHandlers:
 
     async def tail(self, rules: list[str], limit: int) -> Descriptor:
         return Descriptor(await self._control.open_tail(rules, limit))
+
+    async def list_sets(self) -> list[tuple[str, str, int, int, int, int, list[str]]]:
+        return [
+            (
+                found.name,
+                found.path,
+                found.entries,
+                found.added,
+                found.removed,
+                found.expires_s,
+                list(found.uses),
+            )
+            for found in self._control.list_sets()
+        ]
+
+    async def show_set(self, name: str, after: str) -> list[tuple[str, str, int]]:
+        entries = await self._control.show_set(name, after)
+        return [(entry.text, entry.change, entry.expires_s) for entry in entries]
+
+    async def reload_sets(self, names: list[str]) -> list[str]:
+        return await self._control.reload_sets(names)
+
+    async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        _check_timeout(timeout_s)
+        return await self._control.add_to_set(name, entries, timeout_s)
+
+    async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        _check_timeout(timeout_s)
+        return await self._control.remove_from_set(name, entries, timeout_s)
 
     async def doctor(self) -> list[tuple[str, str, str, str]]:
         findings = await self._control.examine()

@@ -27,6 +27,8 @@ Descriptor = NewType("Descriptor", int)
 # How the signatures that occur here are annotated in Python.
 TYPES: Final[dict[str, Any]] = {
     "": type(None),
+    "a(ssu)": list[tuple[str, str, int]],
+    "a(ssuuuuas)": list[tuple[str, str, int, int, int, int, list[str]]],
     "a(ssss)": list[tuple[str, str, str, str]],
     "a{sa{st}}": dict[str, dict[str, int]],
     "a{st}": dict[str, int],

@@ -77,7 +77,7 @@ def check_arguments(values: Iterable[object]) -> None:
             check_texts([value])
         elif isinstance(value, list):
             if len(value) > MAX_RULES:
-                raise LimitError(f"{len(value)} rules are too many, at most {MAX_RULES} are allowed")
+                raise LimitError(f"a list of {len(value)} is too long, at most {MAX_RULES} are allowed")
             check_texts(text for text in value if isinstance(text, str))
 
 

@@ -119,7 +119,9 @@ def render_status(
         f"filter of sink {name}": sink.get("FilterExpires", 0) for name, sink in sinks.items()
     }
     lines += [f"run time:  {what}: for {render_age(left)} more" for what, left in timed.items() if left]
-    changes = [what for what in properties["RunTimeChanges"] if not timed.get(what)]
+    changed = properties["RunTimeChanges"]
+    lines += [f"run time:  {what}: see conntrackctl set list" for what in changed if what.startswith("set ")]
+    changes = [what for what in changed if not timed.get(what) and not what.startswith("set ")]
     if changes:
         lines.append(f"run time:  {', '.join(changes)}: until a reload or restart")
     return lines + [f"problem:   {problem}" for problem in problems]

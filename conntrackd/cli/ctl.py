@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from conntrackd import VERSION
-from conntrackd.cli import control, doctor, events, report, stats, summary, tail, top
+from conntrackd.cli import control, doctor, events, report, sets, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.common import explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
@@ -16,6 +16,7 @@ PROGRAM: Final = "conntrackctl"
 VERSION_HELP: Final = "print the version"
 VERBS: Final[tuple[Verb, ...]] = (
     *control.VERBS,
+    *sets.VERBS,
     *stats.VERBS,
     *tail.VERBS,
     *top.VERBS,
@@ -26,6 +27,7 @@ VERBS: Final[tuple[Verb, ...]] = (
 )
 GROUPS: Final = {
     "filter": "show, change and test filter rules",
+    "set": "list, show and change named sets of addresses",
     "sink": "list, enable, disable and flush sinks",
 }
 """Verbs with subcommands, and their help."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from conntrackd.render.fields import FIELDS, REPORT_NAMES, list_names
+from conntrackd.render.fields import FIELDS, REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.schema import ECS, OTEL, OWN, Schema
 
 SCHEMAS: Final = (ECS, OTEL)
@@ -28,12 +28,15 @@ def render_man() -> str:
         [
             ".Ss Names of the fields of an event",
             *_render_tables(events),
-            ".Ss What stands in every event, and in every SUPPRESSED record",
-            *_render_constants(is_loss=False),
+            ".Ss What stands in every event",
+            *_render_constants(""),
             ".Ss Names of the fields of a LOST or SUPPRESSED record",
             *_render_tables(losses),
-            ".Ss What stands in every LOST record",
-            *_render_constants(is_loss=True),
+            *(
+                line
+                for report in REPORTS
+                for line in (f".Ss What stands in every {report} record", *_render_constants(report))
+            ),
         ]
     )
 
@@ -58,11 +61,11 @@ def _render_tables(tables: Mapping[Schema, list[str]]) -> Iterator[str]:
         yield from (f".Bl -column {WIDTHS}", f".It Sy Name Ta Sy {schema.name}", *rows, ".El")
 
 
-def _render_constants(*, is_loss: bool) -> Iterator[str]:
+def _render_constants(report: str) -> Iterator[str]:
     yield '.Bl -column "otel" "event.category" "pipeline_error"'
     yield ".It Sy Schema Ta Sy Name Ta Sy Value"
     for schema in SCHEMAS:
-        for name, value in schema.list_constants("the host's name", is_loss=is_loss).items():
+        for name, value in schema.list_constants("the host's name", report=report).items():
             text = value if isinstance(value, str) else f"[{', '.join(value)}]"
             yield f".It {schema.name} Ta Va {name} Ta {text}"
     yield ".El"

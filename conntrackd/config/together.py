@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
+from conntrackd.config.anonymize import AnonymizeOptions
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.options import OPTIONS, File, Option, Spool
@@ -38,6 +39,12 @@ FIELDS: Final = {
     "journal": options.SINK_JOURNAL_FIELDS,
     "syslog": options.SINK_SYSLOG_FIELDS,
     "loki": options.SINK_LOKI_FIELDS,
+}
+ANONYMIZE: Final = {
+    "stream": options.SINK_STREAM_ANONYMIZE,
+    "journal": options.SINK_JOURNAL_ANONYMIZE,
+    "syslog": options.SINK_SYSLOG_ANONYMIZE,
+    "loki": options.SINK_LOKI_ANONYMIZE,
 }
 SPOOLS: Final = {"syslog": options.SINK_SYSLOG_SPOOL, "loki": options.SINK_LOKI_SPOOL}
 # What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
@@ -116,6 +123,15 @@ def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
                 hint = "only TCP and TLS detect that the server is unavailable"
                 yield SettingIssue(spool, (address,), f"has no effect on {config[address]}", hint)
     yield from _check_fields(kind, config)
+    yield from _check_key(kind, config)
+
+
+def _check_key(kind: str, config: "Config") -> Iterator[SettingIssue]:
+    """Who gives a key believes that it does something."""
+    own = ANONYMIZE[kind]
+    if config[own.key_file] and config[own.mode] != "pseudonym":
+        key = config.resolve(own.mode).key
+        yield SettingIssue(own.key_file, (own.mode,), f"has no effect without {key}: pseudonym", "")
 
 
 def _check_scheme(
@@ -294,6 +310,7 @@ def _list_blind_metrics(config: "Config") -> Iterator[SettingIssue]:
 
 def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Of one sink, of this kind."""
+    yield from _list_idle_anonymize(ANONYMIZE[kind], config)
     if kind == "syslog":
         syslog = options.SINK_SYSLOG_ADDRESS
         for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
@@ -303,6 +320,17 @@ def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
         for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
             message, hint = f"the value of {name} seems to contain another label", JOINED
             yield SettingIssue(options.SINK_LOKI_LABELS, (), message, hint)
+
+
+def _list_idle_anonymize(own: AnonymizeOptions, config: "Config") -> Iterator[SettingIssue]:
+    """What is about another way to write addresses than the one that is set."""
+    mode, key = config[own.mode], config.resolve(own.mode).key
+    idle: list[Option[object]] = [own.which, own.only] if mode == "none" else []
+    cut: list[Option[object]] = [own.ipv4_bits, own.ipv6_bits] if mode != "truncate" else []
+    for options_of, needed in ((idle, key), (cut, f"{key}: truncate")):
+        for option in options_of:
+            if config.is_set(option):
+                yield SettingIssue(option, (own.mode,), f"has no effect without {needed}", "")
 
 
 def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:

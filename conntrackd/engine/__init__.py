@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.sets import Sets
 from conntrackd.flow import EventType, Location
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
@@ -145,6 +146,12 @@ class RuleTable(Protocol):
     def limits(self) -> Limits | None:
         """None where no rule has one."""
 
+    def use_sets(self, opened: Opaque, /) -> None:
+        """What open_sets() has made, in the place of its sets, as far as that has the names.
+
+        From the next decision on; in the thread that decides by this table.
+        """
+
 
 class Ids(Protocol):
     """A set of flows' ids."""
@@ -250,6 +257,9 @@ class Engine(Protocol):
 
         `seed` says which keys compete for buckets: one that nobody knows, where it is not given.
         """
+
+    def open_sets(self, sets: Sets) -> Opaque:
+        """For the tables whose rules name them. Takes milliseconds for a million networks."""
 
     def compile_table(
         self,

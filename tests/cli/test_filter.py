@@ -62,6 +62,15 @@ def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     assert "did you mean NEW?" in bad.stderr
 
 
+def test_a_mistake_stands_where_the_rule_was_typed() -> None:
+    both = ctl("check", "--filter", "log type NWE", "log any", "drop port x")
+    of_sink = ctl("check", "--sink", "loki", "drop port x")
+
+    places = [line.split(": ")[1] for line in both.stderr.splitlines() if line.startswith("conntrackctl: ")]
+    assert places == ["--filter", "rule 3"]
+    assert of_sink.stderr.startswith("conntrackctl: rule 1: ")
+
+
 def test_rules_are_checked_for_a_program_too() -> None:
     good = ctl("check", "--json", "log type NEW", "drop any", "drop any")
     bad = ctl("check", "--json", "log type NWE", "drop port x")

@@ -128,8 +128,9 @@ def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path
     path = tmp_path / "sample.yaml"
     text = re.sub(r"(?m)^( *)#(?! )", r"\1", render_sample())
     text = re.sub(r"(?m)^( *)#  -", r"\1  -", text)
-    # These two contradict the defaults beside them, as they should.
+    # These contradict the defaults beside them, as they should.
     text = text.replace("udp://localhost:514", "tls://localhost").replace("http://", "https://")
+    text = text.replace("anonymize: none", "anonymize: pseudonym")
     path.write_text(re.sub(r"(?m)^ *token_file:.*\n", "", text))
 
     config = read_config({}, {}, path)
@@ -143,6 +144,7 @@ def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path
         "sink.journal.enable": True,
         "sink.syslog.address": "tls://localhost",
         "sink.loki.address": "https://localhost:3100",
+        **{f"sink.{kind}.anonymize": "pseudonym" for kind in ("stream", "journal", "syslog", "loki")},
     }
 
 
