@@ -29,12 +29,16 @@ PROMETHEUS_CLIENT := 0.16.0 0.21.1
 .PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
 	run-packages test-packages
 
+# What needs no privileges keeps a processor busy. A file stays in one process: its fixtures are made once.
+PARALLEL := --numprocesses auto --dist loadfile
+
 run: $(VENV)/run $(CORE)
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
 	@exec $(SUDO) $(PYTHON) -m conntrackd run --conntrack.activate --sink.stream.enable
 
 test: $(VENV)/ready $(CORE) $(VENV)/syslog-ng $(VENV)/prometheus $(VENV)/logql lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PARALLEL) -m 'not slow and not privileged'
+	$(PYTHON) -m pytest -m 'not slow and privileged'
 	$(PYTHON) -m pytest --engine plain tests/live/test_daemon.py tests/live/test_resync.py
 
 # The D-Bus interface with the versions of dbus-fast that Debian has.

@@ -28,6 +28,7 @@ GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
 # At 40,000 events/s one core has the time for all four sinks.
 SINKS_RATES: Final = {"": 0, "-40k": 40_000, "-150k": 150_000}
 TEMPLATE: Final = "template"  # a file in the scratch directory
+KEY: Final = "pseudonyms.key"
 LOADED: Final = 75_000  # for a file alone
 PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
 # What the daemon writes for the generator's events, in the mean: bytes of a line, of an entry of the journal
@@ -36,6 +37,11 @@ LINE, ENTRY, MESSAGE = 264, 355, 288
 PUSH_EVENTS, PUSH_BYTES = 5350, 114_000
 # Asks something of each event, and keeps it: what the filter costs is the only difference.
 KEEP_ALL: Final = "drop duration > 1h\nlog any"
+# Of the generator's clients 200 have a series, and the others are counted together.
+COUNTED: Final = (
+    "{name: by_port, by: [protocol, destination.port], bytes: true}\n"
+    "{name: by_client, by: [source.address], bytes: true}"
+)
 SEGMENT: Final = 64  # what messages are padded to a multiple of, to be sent many a call
 
 Rows = Iterator[tuple[str, Subject]]
@@ -83,6 +89,12 @@ def write_template(scratch: Path) -> None:
     parts = write_steps(json.TEMPLATE, {})
     content = struct.pack("=4I", *map(len, parts), json.TEMPLATE.by_stream) + b"".join(parts)
     (scratch / TEMPLATE).write_bytes(content)
+
+
+def write_key(scratch: Path) -> None:
+    """That of pseudonyms: any will do, if nobody else may read it."""
+    (scratch / KEY).touch(mode=0o600)
+    (scratch / KEY).write_bytes(bytes(32))
 
 
 def _list_listeners(scratch: Path, end: str, rate: int) -> Rows:
@@ -137,6 +149,16 @@ def _list_variants(scratch: Path) -> Rows:
         scratch / "community-id",
     )
     yield "community-id", replace(named, other="file")
+    for mode, key in (("truncate", ""), ("pseudonym", str(scratch / KEY))):
+        chosen = {"CONNTRACKD_SINK_STREAM_ANONYMIZE": mode, "CONNTRACKD_SINK_STREAM_ANONYMIZE_KEY_FILE": key}
+        row = _daemon(f"conntrackd, JSON to a file, addresses by {mode}", chosen, scratch / mode)
+        yield mode, replace(row, other="file")
+    counted = _daemon(
+        "conntrackd, JSON to a file, connections counted by port and by client",
+        {"CONNTRACKD_METRICS_FLOWS": COUNTED},
+        scratch / "flow-metrics",
+    )
+    yield "flow-metrics", replace(counted, other="file")
     # Without the kernel's timestamps: beginnings are remembered. It has a line for each DESTROY.
     flows = _daemon(
         "conntrackd, a record for each flow, JSON to a file",

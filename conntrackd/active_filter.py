@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.config.sets import read_sets
 from conntrackd.engine import ALL_EVENTS, Engine, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
-from conntrackd.filter.ast import Rule
+from conntrackd.filter.ast import Rule, put_sets
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import ALL
 from conntrackd.filter.explain import explain_rules
@@ -59,15 +59,15 @@ class Filter(CoreFilter):
     """The kernel's groups that can matter, EventType bits."""
     program: bytes | None
     instructions: int
-    sets: Sets
-    """Of the configuration, whether the rules name them or not: those that are set at run time may."""
     records: Records
     """What becomes of what they keep."""
 
-    def explain(self, config: Config) -> str:
-        """What became of the rules, for people."""
+    def explain(self, config: Config, sets: Sets) -> str:
+        """What became of the rules, for people; with the sets of now."""
         protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
-        return explain_rules(self.parsed, protocols, events, remembers=self.records.remembered > 0)
+        return explain_rules(
+            put_sets(self.parsed, sets), protocols, events, remembers=self.records.remembered > 0
+        )
 
 
 def compile_filter(
@@ -99,7 +99,6 @@ def compile_filter(
         instructions=0 if program is None else len(program),
         warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
         parsed=tuple(rules),
-        sets=sets,
         records=records,
     )
 
@@ -168,13 +167,13 @@ def make_scope(config: Config) -> EventScope:
     )
 
 
-def read_filter(config: Config, engine: Engine) -> Filter:
-    """The filter of the configuration for a start. Raises the mistakes of its rules and sets."""
-    return compile_filter(*read_texts(config), config, engine, count_readers(config), read_sets(config))
+def read_filter(config: Config, engine: Engine, sets: Sets) -> Filter:
+    """The filter of the configuration for a start, with the sets that were read. Raises the mistakes."""
+    return compile_filter(*read_texts(config), config, engine, count_readers(config), sets)
 
 
 def read_sink_filters(config: Config, engine: Engine, sets: Sets) -> dict[str, CoreFilter]:
-    """Those of the sinks, likewise, with the sets that were read for it."""
+    """Those of the sinks, likewise."""
     return compile_sink_filters(config, config, engine, count_readers(config), sets)
 
 
@@ -205,8 +204,11 @@ def change_filter(
     old: Filter,
     new: Filter,
     sinks: Mapping[str, CoreFilter],
+    sets: Any = None,  # noqa: ANN401  # what the engine has made
 ) -> None:
     """Replace `old` by `new` while events flow, and all the sinks' own filters by `sinks`.
+
+    `sets` as in Pipeline.set_tables().
 
     `events` is None in a replay. No event is lost that both would keep, and none is decided by half of each:
     what the kernel drops, one program drops alone, which is as its own filter decides; what it passes up, the
@@ -215,6 +217,6 @@ def change_filter(
     if events is not None:
         events.join(new.groups & ~old.groups)
         events.attach(new.program)
-    pipeline.set_tables(new.tables, list_sink_tables(sinks), new.records)
+    pipeline.set_tables(new.tables, list_sink_tables(sinks), new.records, sets)
     if events is not None:
         events.leave(old.groups & ~new.groups)

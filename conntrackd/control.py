@@ -28,6 +28,8 @@ from conntrackd.bus.control import (
     FilterStatus,
     Finding,
     Listener,
+    SetEntry,
+    SetStatus,
     SinkStatus,
     Statistics,
     asked_by_root,
@@ -44,6 +46,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
+from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.records import find_community_seed
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
@@ -70,7 +73,8 @@ class DaemonControl(Control):
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         self._collecting: asyncio.TimerHandle | None = None
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Of whoever changes something: one at a time."""
         self._spoolless: list[str] = []
         self._started: Config | None = None
         """The configuration at the start: each reload reports what still waits for a restart."""
@@ -100,7 +104,7 @@ class DaemonControl(Control):
                 self._daemon.notifier.ready()
 
     async def reload(self) -> list[str]:
-        async with self._turn:
+        async with self.turn:
             try:
                 return await self._count(self._reload())
             except ConntrackdError:
@@ -115,8 +119,10 @@ class DaemonControl(Control):
         started = self._started or old
         sink_changes.check_sinks(old, new, daemon.outboxes)
         sets = await run_apart(read_sets, new)
+        opened = await run_apart(daemon.engine.open_sets, sets)
         rules = await self._compile(*read_texts(new), new, sets)
         own = await self._compile_sinks(new, new, sets)
+        flow_metrics = await run_apart(open_flow_metrics, new, daemon.pipeline, sets)
         changes = changed(old, new)
         await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -132,10 +138,9 @@ class DaemonControl(Control):
             if metrics is not None:
                 metrics.close()
             raise
-        known_sets = daemon.configured_filter.sets
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
-        lines += [*sink_changes.describe(old, new), *list_set_changes(known_sets, rules.sets)]
+        lines += [*sink_changes.describe(old, new), *list_set_changes(daemon.live_sets.in_force, sets)]
         self._started = started = sink_changes.adopt(started, new, sinks)
         lines += [
             f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
@@ -153,8 +158,11 @@ class DaemonControl(Control):
         logs.set_level(new[options.LOG_LEVEL])
         going = {name: daemon.sink_filters.in_force[name] for name, made, _ in sinks if made is None}
         daemon.sink_filters.configure(own)
-        self._put_in_force(rules, {**going, **own})  # no sink gets what its filter drops before it is gone
+        daemon.live_sets.configure(new, sets)
+        # No sink gets what its filter drops before it is gone.
+        self._put_in_force(rules, {**going, **own}, opened)
         daemon.configured_filter = rules
+        daemon.pipeline.flow_metrics = flow_metrics
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
@@ -163,7 +171,7 @@ class DaemonControl(Control):
         return [*lines, *warnings] or ["nothing has changed"]
 
     async def reload_filter(self) -> list[str]:
-        async with self._turn:
+        async with self.turn:
             return await self._count(self._reload_filter())
 
     async def _reload_filter(self) -> list[str]:
@@ -174,8 +182,12 @@ class DaemonControl(Control):
         sets = await run_apart(read_sets, new)
         rules = await self._compile(texts, origin, daemon.config, sets)
         own = await self._compile_sinks(new, daemon.config, sets)
+        opened = await run_apart(daemon.engine.open_sets, sets)
+        flow_metrics = await run_apart(open_flow_metrics, daemon.config, daemon.pipeline, sets)
         daemon.sink_filters.configure(own)
-        self._put_in_force(rules, own)
+        daemon.live_sets.configure(new, sets)
+        self._put_in_force(rules, own, opened)
+        daemon.pipeline.flow_metrics = flow_metrics
         daemon.configured_filter = rules
         lines = [line for name, filter_ in own.items() if filter_.rules for line in describe(name, filter_)]
         return [*self._describe(rules), *lines]
@@ -207,11 +219,11 @@ class DaemonControl(Control):
 
     # ---- the filter -----------------------------------------------------------------------------------
 
-    def _put_in_force(self, rules: Filter, sinks: Mapping[str, CoreFilter]) -> None:
+    def _put_in_force(self, rules: Filter, sinks: Mapping[str, CoreFilter], sets: object = None) -> None:
         if self._revert is not None:
             self._revert.cancel()
             self._revert = None
-        self._daemon.set_filter(rules, sinks)
+        self._daemon.set_filter(rules, sinks, sets)
 
     def _describe(self, rules: Filter) -> list[str]:
         count = len(rules.rules)
@@ -230,7 +242,7 @@ class DaemonControl(Control):
         for the other.
         """
         readers = len(self._daemon.pipeline.readers)
-        known = self._daemon.configured_filter.sets if sets is None else sets
+        known = self._daemon.live_sets.in_force if sets is None else sets
         return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers, known)
 
     async def _compile_sinks(self, rules: Config, config: Config, sets: Sets) -> dict[str, CoreFilter]:
@@ -239,11 +251,11 @@ class DaemonControl(Control):
 
     async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        sets = daemon.configured_filter.sets
+        sets = daemon.live_sets.in_force
         return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, 1, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        async with self._turn:  # or a reload in the meantime would leave rules for settings that are gone
+        async with self.turn:  # or a reload in the meantime would leave rules for settings that are gone
             return await self._count(self._set_filter(rules, timeout_s))
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
@@ -260,7 +272,7 @@ class DaemonControl(Control):
         logger.info("the run-time filter has expired, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
-        async with self._turn:
+        async with self.turn:
             return await self._count(self._reset_filter())
 
     async def _reset_filter(self) -> list[str]:
@@ -272,7 +284,8 @@ class DaemonControl(Control):
 
     async def explain_filter(self, rules: list[str]) -> str:
         candidate = await self._compile_to_look(rules) if rules else self._daemon.filter
-        return await run_to_its_end(candidate.explain, self._daemon.config)
+        sets = self._daemon.live_sets.in_force
+        return await run_to_its_end(candidate.explain, self._daemon.config, sets)
 
     async def tail(self, rules: list[str], limit: int) -> Descriptor:
         if not asked_by_root.get() and len(self._daemon.tails) >= MAX_TAILS - TAILS_OF_ROOT:
@@ -282,7 +295,7 @@ class DaemonControl(Control):
             )
         # As a sink's own: it decides about what the global filter keeps, whatever that is by then.
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        readers, sets = len(daemon.pipeline.readers), daemon.configured_filter.sets
+        readers, sets = len(daemon.pipeline.readers), daemon.live_sets.in_force
         new = await run_to_its_end(
             compile_sink_filter, texts, "", daemon.config, daemon.engine, readers, sets
         )
@@ -334,6 +347,8 @@ class DaemonControl(Control):
             yield "log level"
         for name in daemon.sink_filters.list_changed():
             yield f"filter of sink {name}"
+        for name in daemon.live_sets.list_changed():
+            yield f"set {name}"
         for name, outbox in daemon.outboxes.items():
             if outbox.state is SinkState.DISABLED:
                 yield f"sink {name}"
@@ -343,6 +358,7 @@ class DaemonControl(Control):
         with daemon.pipeline.lock:  # what stats.py says of their sums holds then
             counters = _to_counters(daemon.stats)
             sinks = {name: _count_sink(outbox) for name, outbox in daemon.outboxes.items()}
+            flows = [metric.snapshot() for metric in daemon.pipeline.flow_metrics]
         for number, count in sorted(daemon.pipeline.protocols.items()):
             counters[f"events_{_name_protocol(number)}_total"] = count
         counters["problems"] = len(daemon.problems)
@@ -353,23 +369,43 @@ class DaemonControl(Control):
         counters |= {measure.name: measure.value for measure in measure_process()}
         delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
         counts, suppressed = daemon.filter.list_counts(), daemon.filter.list_suppressed()
-        return Statistics(counters, sinks, counts, delays, suppressed)
+        return Statistics(counters, sinks, counts, delays, suppressed, flows)
 
     # ---- the filters of sinks -------------------------------------------------------------------------
 
     async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
-        async with self._turn:
+        async with self.turn:
             self._get_outbox(name)
             return await self._count(self._daemon.sink_filters.set(name, rules, timeout_s))
 
     async def reset_sink_filter(self, name: str) -> list[str]:
-        async with self._turn:
+        async with self.turn:
             self._get_outbox(name)
             return await self._count(self._daemon.sink_filters.reset(name))
 
     async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
         self._get_outbox(name)
         return await self._daemon.sink_filters.explain(name, rules)
+
+    # ---- sets -----------------------------------------------------------------------------------------
+
+    async def list_sets(self) -> list[SetStatus]:
+        return self._daemon.live_sets.list_statuses()
+
+    async def show_set(self, name: str, after: str) -> list[SetEntry]:
+        return self._daemon.live_sets.list_entries(name, after)
+
+    async def reload_sets(self, names: list[str]) -> list[str]:
+        async with self.turn:
+            return await self._count(self._daemon.live_sets.reload(names))
+
+    async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        async with self.turn:
+            return await self._daemon.live_sets.change(name, entries, timeout_s, is_added=True)
+
+    async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        async with self.turn:
+            return await self._daemon.live_sets.change(name, entries, timeout_s, is_added=False)
 
     # ---- sinks ----------------------------------------------------------------------------------------
 

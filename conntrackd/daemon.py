@@ -28,6 +28,7 @@ from conntrackd.active_filter import (
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
+from conntrackd.config.sets import read_sets
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
@@ -35,6 +36,8 @@ from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
 from conntrackd.lean import without
+from conntrackd.live_sets import LiveSets
+from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.metrics.listener import PASSED
 from conntrackd.metrics.service import Metrics
 from conntrackd.netlink.recording import find_fault, read_batches
@@ -111,8 +114,9 @@ class Daemon:
         self.tails = Tails()
         self.start_us = time.time_ns() // 1000
         self.engine = load_engine(sources.environ)
-        self.configured_filter = self.filter = read_filter(self.config, self.engine)
-        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine, self.filter.sets))
+        self.live_sets = LiveSets(self, sets := read_sets(self.config))
+        self.configured_filter = self.filter = read_filter(self.config, self.engine, sets)
+        self.sink_filters = SinkFilters(self, read_sink_filters(self.config, self.engine, sets))
         self.outboxes = {
             sink.name: self.create_outbox(sink) for sink in list_sinks(self.config) if sink.is_enabled
         }
@@ -128,6 +132,7 @@ class Daemon:
         )
         self.pipeline.on_lost = self._note_lost
         self.pipeline.community_seed = find_community_seed(self.config)
+        self.pipeline.flow_metrics = open_flow_metrics(self.config, self.pipeline, sets)
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)
         self.listeners: list[Listener] = []
@@ -159,20 +164,17 @@ class Daemon:
         )
 
     def open_geoip(self, config: Config) -> "GeoIP | None":
-        if not config[options.GEOIP_DATABASE]:
+        if not (paths := config[options.GEOIP_DATABASE]):
             return None
         from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415  # maxminddb is for those who have a database
 
         return GeoIP(
-            config[options.GEOIP_DATABASE],
+            paths,
             config[options.GEOIP_LOCALE],
             config[options.GEOIP_CACHE],
             self.stats,
             config[options.STATE_DIRECTORY],
-            [
-                config.locate(options.GEOIP_DATABASE, number)
-                for number in range(len(config[options.GEOIP_DATABASE]))
-            ],
+            [config.locate(options.GEOIP_DATABASE, number) for number in range(len(paths))],
         )
 
     # ---- running --------------------------------------------------------------------------------------
@@ -455,9 +457,9 @@ class Daemon:
         )
         return checks.examine(self.config, situation)
 
-    def set_filter(self, new: Filter, sinks: Mapping[str, CoreFilter]) -> None:
-        """Replace the one in force, while events flow, together with those of the sinks."""
-        change_filter(self.pipeline, self.source.events, self.filter, new, sinks)
+    def set_filter(self, new: Filter, sinks: Mapping[str, CoreFilter], sets: object = None) -> None:
+        """Replace the one in force, while events flow, with those of the sinks: see change_filter()."""
+        change_filter(self.pipeline, self.source.events, self.filter, new, sinks, sets)
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
@@ -477,9 +479,7 @@ def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is None:
-        return
-    if reason := find_fault(path):
+    if path is not None and (reason := find_fault(path)):
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

@@ -166,6 +166,8 @@ class Flow:
     reply_bytes_delta: int = ABSENT
     sample_rate: int = ABSENT
     """What the rules say of it, and no attribute: it stands for so many flows."""
+    incomplete: int = ABSENT
+    """1 of a FLOW of which nobody knows when it began."""
 
 
 def compute_nat(flow: Flow) -> int:

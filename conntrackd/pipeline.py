@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Locations, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
+from conntrackd.metrics.flows import FlowMetric
 from conntrackd.reader import Reader
 from conntrackd.records import Records
 from conntrackd.source.heartbeat import Heartbeat
@@ -38,6 +39,13 @@ class Tables(NamedTuple):
     sinks: Mapping[str, RuleTable]
     records: Records
     """What is written of what they keep."""
+    sets: Any = None
+    """What the engine has made of the sets that all of these use, and tails; None: those they came with."""
+
+    def use_sets(self) -> None:
+        """In the thread of the reader, between two batches."""
+        for table in (self.filter, *self.sinks.values()) if self.sets is not None else ():
+            table.use_sets(self.sets)
 
 
 class Pipeline:
@@ -73,6 +81,8 @@ class Pipeline:
         self.guard: Guard | None = None
         self.community_seed: int | None = None
         """Of the field `community_id`, which no event has without one."""
+        self.flow_metrics: Sequence[FlowMetric] = ()
+        """What connections are counted by. Replaced as a whole, from any thread."""
         self._geoip = geoip
         self.generation = 0
         """Changes with the databases."""
@@ -86,15 +96,22 @@ class Pipeline:
         tables: Sequence[RuleTable],
         sink_tables: Mapping[str, Sequence[RuleTable]],
         records: Records = ONLY_EVENTS,
+        sets: Any = None,  # noqa: ANN401  # what the engine has made
     ) -> None:
         """All filters, each for every reader, from the next batch on: none is decided by some of each.
 
         A sink that is not in `sink_tables` has no filter of its own; `records` is what is written of what is
-        kept. From any thread.
+        kept; `sets` are those of Engine.open_sets(), None for the ones of before. From any thread.
         """
         with self.lock:
-            self.tables = _arrange(tables, sink_tables, records)
+            arranged = _arrange(tables, sink_tables, records)
+            self.tables = _put_sets(arranged, self.tables[0].sets if sets is None else sets)
             self._suppressed.replace(tables[0], sink_tables, self._list_turns())
+
+    def set_sets(self, sets: Any) -> None:  # noqa: ANN401  # what the engine has made
+        """The sets of all filters and tails alone, likewise: counters and limits of rules go on."""
+        with self.lock:
+            self.tables = _put_sets(self.tables, sets)
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -195,6 +212,10 @@ class Pipeline:
             while not (outbox.has_room(events) or self.stopping):
                 self.readers[0].turns += 1
                 outbox.flush(ROOM_SECONDS, at_once=False)
+
+
+def _put_sets(tables: Sequence[Tables], sets: Any) -> tuple[Tables, ...]:  # noqa: ANN401
+    return tuple(found._replace(sets=sets) for found in tables)
 
 
 def _arrange(

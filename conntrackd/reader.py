@@ -42,8 +42,6 @@ LONG_GATHER_BYTES: Final = 26 << 20
 # Flows of the table come in chunks of some 200. Events have precedence for the room in an outbox.
 TABLE_ROOM: Final = 256
 DROPS_MODULUS: Final = 1 << 32  # the kernel's counter is a u32
-# Templates that are compiled at a time; every reload makes new ones.
-MAX_TEMPLATES: Final = 32
 
 
 class ReportedDrops(NamedTuple):
@@ -88,6 +86,7 @@ class Reader:
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
+        self._tables: Tables | None = None
         self._records = Records()
         self._flows: Flows | None = None
 
@@ -149,6 +148,8 @@ class Reader:
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
+        else:
+            self._take_tables()  # or those of before would stay in memory
         self._account(events, received)
         if received.datagrams < SLOTS:  # nothing was left in the queue
             self.emptied_at = began
@@ -160,12 +161,13 @@ class Reader:
         pipeline = self._pipeline
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
-        tables = pipeline.tables[self._number]
+        tables = self._take_tables()
         records, forgotten = tables.records, 0
         self._remember(records)
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter)
+        self._count_flows(batch, kept)
         if pipeline.heartbeat is not None:
             with pipeline.lock:
                 pipeline.heartbeat.end(batch)
@@ -192,6 +194,20 @@ class Reader:
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
         self.done = self.begun
+
+    def _take_tables(self) -> "Tables":
+        """Those in force, for a batch, with the sets of now."""
+        tables = self._pipeline.tables[self._number]
+        if tables is not self._tables:
+            self._tables = tables
+            tables.use_sets()
+        return tables
+
+    def _use_sets(self, table: Any) -> Any:  # noqa: ANN401  # of the engine
+        """A table that comes at any time, with the sets of then; with those of this batch."""
+        if self._tables is not None and self._tables.sets is not None:
+            table.use_sets(self._tables.sets)
+        return table
 
     def _remember(self, records: Records) -> None:
         """As many flows as these say, of which each reader has its share."""
@@ -223,6 +239,17 @@ class Reader:
         locations.locate(batch, kept)
         return kept
 
+    def _count_flows(self, batch: EventBatch, kept: Selection) -> None:
+        """What metrics.flows asks for, of what the global filter keeps."""
+        pipeline = self._pipeline
+        for metric in pipeline.flow_metrics if kept else ():
+            events = kept
+            if metric.tables:
+                own = self._use_sets(metric.tables[self._number])
+                events = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
+            with pipeline.lock:
+                metric.series.count(batch, events)
+
     def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
         engine, found = self._pipeline.engine, []
@@ -249,7 +276,7 @@ class Reader:
         pipeline = self._pipeline
         found: list[tuple[Tail, Selection]] = []
         for tail in pipeline.tails.wanting if kept else ():
-            own = tail.rules[self._number]
+            own = self._use_sets(tail.rules[self._number])
             wanted = pipeline.engine.decide(batch, own, kept, self._locations, is_part=True)
             if wanted:
                 found.append((tail, wanted))
@@ -270,10 +297,19 @@ class Reader:
         engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
         compiled = self._templates.get(wanted)
         if compiled is None:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._templates.clear()
+            self._forget_templates()
             compiled = self._templates[wanted] = engine.compile_template(*wanted)
         return engine.render(batch, compiled, selection, self._locations, part)
+
+    def _forget_templates(self) -> None:
+        """Of sinks that a reload has made anew; what they write in place of addresses takes megabytes."""
+        pipeline = self._pipeline
+        used = {pipeline.tails.template, *(outbox.template for outbox in pipeline.outboxes)}
+        self._templates = {
+            wanted: compiled
+            for wanted, compiled in self._templates.items()
+            if wanted[0] in used and wanted[1] == pipeline.community_seed
+        }
 
     def _hand_on(
         self,
@@ -363,7 +399,7 @@ class Reader:
     ) -> None:
         """Flows of the table, which rules know by this type. What they keep `note` gets, then the sinks."""
         pipeline, locations = self._pipeline, self._locations
-        tables = pipeline.tables[self._number]
+        tables = self._take_tables()
         if locations is not None:
             locations.locate(batch, found)
         batch.set_type(found, event_type)

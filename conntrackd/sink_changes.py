@@ -18,7 +18,8 @@ from conntrackd.config.read import Config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
 from conntrackd.pipeline import Pipeline
-from conntrackd.sinks import list_sinks
+from conntrackd.sinks import ConfiguredSink, list_sinks
+from conntrackd.sinks.anonymizer import read_anonymizer
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
@@ -73,7 +74,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
         for sink in wanted:
             if sink.name not in daemon.outboxes:
                 found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
-            elif any(sink.uses(option) for option in changes):
+            elif any(sink.uses(option) for option in changes) or _has_another_key(daemon, sink):
                 queue = sink.config[sink.kind.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
     except BaseException:
@@ -83,6 +84,11 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
         raise
     names = {sink.name for sink in wanted}
     return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
+
+
+def _has_another_key(daemon: "Daemon", sink: ConfiguredSink) -> bool:
+    """Whether pseudonyms are others now, though all settings are the same. ConfigError for no key at all."""
+    return read_anonymizer(sink.config, sink.kind.name) != daemon.outboxes[sink.name].template.anonymizer
 
 
 async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:

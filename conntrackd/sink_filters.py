@@ -88,7 +88,7 @@ class SinkFilters:
         """What compile_sink_filter() takes."""
         daemon = self._daemon
         texts, readers = [RuleText(rule) for rule in rules], len(daemon.pipeline.readers)
-        return texts, origin, daemon.config, daemon.engine, readers, daemon.configured_filter.sets
+        return texts, origin, daemon.config, daemon.engine, readers, daemon.live_sets.in_force
 
     def _put_in_force(self, name: str, new: CoreFilter) -> list[str]:
         daemon = self._daemon

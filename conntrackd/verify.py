@@ -22,17 +22,20 @@ from conntrackd.config.options import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import try_sets
+from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
-from conntrackd.filter.ast import Rule
+from conntrackd.filter.ast import Anything, Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import list_warnings
 from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
+from conntrackd.metrics.flows import list_conditions, parse_condition
 from conntrackd.metrics.service import USE_UNIT, check_library
 from conntrackd.netlink import namespace
+from conntrackd.render.parse import NEEDED
 from conntrackd.sinks import ConfiguredSink, SinkKind, list_sinks
 from conntrackd.stats import Stats
 
@@ -93,6 +96,8 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
         if sink.is_enabled:
             _verify_sink(own, sink)
     _verify_metrics(report)
+    for _, texts in list_conditions(config):
+        _verify_texts(report, texts, known, lambda sets, texts=texts: parse_condition(texts, sets))  # type: ignore[misc]
     return report
 
 
@@ -139,15 +144,19 @@ def _verify_rules(report: Report, known: "_KnownSets") -> None:
 def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> None:
     config = report.config
     texts = list_rules(config, option=kind.filter)
-    _verify_texts(
+    rules = _verify_texts(
         report, texts, known, lambda sets: compile_sink_filter(texts, "", config, load_engine(), sets=sets)
     )
+    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
+    if len(rules) == len(texts) and not next(ends, True):
+        hint = "put a rule that logs before the one that drops any, or switch off the sink"
+        report.warnings.append(config.explain(kind.filter, "logs no event", hint))
 
 
 def _verify_texts(
     report: Report, texts: Sequence[RuleText], known: "_KnownSets", compile_all: Callable[[Sets], object]
-) -> None:
-    """Each of these rules and, where all can be read, what they become together."""
+) -> list[Rule]:
+    """Each of these rules and, where all can be read, what they become together. Those that can be read."""
     sets, rules = known.list_for(texts), list[Rule]()
     for number, text in enumerate(texts, 1):
         report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]
@@ -155,6 +164,7 @@ def _verify_texts(
         report.warnings += list_warnings(rules, make_scope(report.config))
     if len(rules) == len(texts):
         report.attempt(lambda: compile_all(sets))
+    return rules
 
 
 class _KnownSets(NamedTuple):
@@ -278,10 +288,14 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
     config, kind, name = report.config, sink.kind, sink.prefix.removesuffix(".")
     if not report.attempt(lambda: kind.create(config)):
         return
+    key_file = ANONYMIZE[kind.name].key_file
+    if (key := config[key_file]) is not None:
+        _warn_of_access(report, key_file, key)
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
         is_own = bool(config[kind.spool.path])
         if is_own or folder.parent.is_dir():  # else that is reported for the state directory
             _verify_folder(report, kind.spool.path if is_own else options.STATE_DIRECTORY, folder)
+    _warn_of_fields(report, kind)
     match kind.name:
         case "stream":
             _verify_writer(report)
@@ -300,6 +314,20 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
                     report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
                 )
             _verify_secrets(report)
+
+
+def _warn_of_fields(report: Report, kind: SinkKind) -> None:
+    """What is left out and conntrackctl needs. Who lists the fields that are written knows what is there."""
+    config, option = report.config, FIELDS[kind.name]
+    if kind.name == "syslog" or not any(word.startswith("-") for word in config[option]):
+        return
+    schema = {"stream": options.SINK_STREAM_SCHEMA, "loki": options.SINK_LOKI_SCHEMA}.get(kind.name)
+    if schema is not None and config[schema] != "native":  # which it does not read at all
+        return
+    missing = ", ".join(name for name in NEEDED.values() if f"-{name}" in config[option])
+    if missing:
+        message = f"leaves out {missing}: conntrackctl events and summary cannot read such records"
+        report.warnings.append(config.explain(option, message, "let the fields be written"))
 
 
 def _verify_metrics(report: Report) -> None:

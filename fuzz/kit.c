@@ -78,7 +78,8 @@ void open_kit(struct kit *kit, const char *path)
 	for (size_t index = 0; index < kit->template_count; index++)
 		open_one(&kit->templates[index], &at);
 	require(open_locations(&kit->locations, 500, 1) && open_ids(&kit->ids) &&
-		open_flows(&kit->flows, KIT_FLOWS, 1) && open_deltas(&kit->deltas, KIT_FLOWS, 1));
+		open_anonymizer(&kit->anonymizer, 500, 1, SIDE_SOURCE) && open_flows(&kit->flows, KIT_FLOWS, 1) &&
+		open_deltas(&kit->deltas, KIT_FLOWS, 1));
 }
 
 void close_kit(struct kit *kit)
@@ -87,6 +88,7 @@ void close_kit(struct kit *kit)
 		close_template(&kit->templates[index]);
 	close_table(kit->table);
 	close_locations(&kit->locations);
+	close_anonymizer(&kit->anonymizer);
 	close_ids(&kit->ids);
 	close_flows(&kit->flows);
 	close_deltas(&kit->deltas);
@@ -168,6 +170,30 @@ static void count_checked(struct kit *kit, struct event *events, size_t count)
 		end_reading(deltas);
 }
 
+/* Python's part of find_unknown(): every fourth address is written as it is. */
+static bool answer_written(void *context, const uint8_t *address, size_t bytes)
+{
+	uint8_t padded[ADDRESS_BYTES] = { 0 }, written[ADDRESS_BYTES] = { 0 };
+
+	memcpy(padded, address, bytes);
+	memcpy(written, address, padded[3] % 4 ? bytes - 1 : bytes);
+	return put_written(context, padded, bytes == 4 ? 2 : 10, written);
+}
+
+/* A text with other addresses, after which the events are what they were. */
+static void render_concealed(struct kit *kit, struct event *events, const uint16_t *kept, size_t count)
+{
+	struct event before[KIT_EVENTS];
+
+	memcpy(before, events, count * sizeof(*events));
+	require(find_unknown(&kit->anonymizer, events, kept, count, answer_written, &kit->anonymizer) &&
+		conceal(&kit->anonymizer, events, kept, count));
+	for (size_t index = 0; index < kit->template_count; index++)
+		render_checked(&kit->templates[index], events, count, &kit->output);
+	reveal(&kit->anonymizer, events, kept, count);
+	require(memcmp(before, events, count * sizeof(*events)) == 0);
+}
+
 size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 {
 	struct event events[KIT_EVENTS];
@@ -177,6 +203,7 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 
 	for (size_t index = 0; index < count; index++)
 		kept[index] = (uint16_t)index;
+	render_concealed(kit, events, kept, count);
 	for (int round = 0; round < 2; round++)
 		require(locate(&kit->locations, events, kept, count, round == 0, answer, &kit->locations));
 	kept_count = decide(kit->table, events, NULL, count, kept, false);

@@ -2,6 +2,7 @@
 #ifndef CONNTRACKD_FUZZ_KIT_H
 #define CONNTRACKD_FUZZ_KIT_H
 
+#include "anonymize.h"
 #include "decide.h"
 #include "deltas.h"
 #include "flows.h"
@@ -17,6 +18,7 @@ struct kit {
 	struct template templates[KIT_TEMPLATES];
 	size_t template_count;
 	struct locations locations;
+	struct anonymizer anonymizer;
 	struct ids ids;
 	struct flows flows;
 	struct deltas deltas;

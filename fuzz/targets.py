@@ -33,6 +33,7 @@ from conntrackd.filter.table import compile_table
 from conntrackd.flow import ABSENT, Flow, Location
 from conntrackd.netlink.recording import read_batches
 from conntrackd.render import journal, json, loki
+from conntrackd.render.anonymize import SOURCE, Anonymizer
 from conntrackd.render.parse import parse_line, parse_record
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
@@ -44,6 +45,7 @@ TEMPLATES: Final = (
     journal.TEMPLATE,
     loki.TEMPLATE,
     *(make_template(form, "daemon", "gw1", 42) for form in ("rfc5424", "rfc3164", "cee")),
+    json.TEMPLATE.anonymize(Anonymizer(sides=SOURCE)),
 )
 # More Locations than there are would be memory, and no finding.
 MAX_WORDS: Final = 64

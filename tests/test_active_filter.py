@@ -15,6 +15,7 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.kernel import REMEMBERS
+from conntrackd.filter.sets import NO_SETS
 from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets
@@ -83,7 +84,7 @@ def test_the_kernel_is_asked_for_what_flows_are_written_from(
 
     assert (some.groups, some.program is not None) == (groups, has_program)
     assert (some.records.remembered > 0) == (groups & EventType.NEW > 0 and groups != ALL)
-    assert (REMEMBERS in some.explain(config)) == (some.records.remembered > 0)
+    assert (REMEMBERS in some.explain(config, NO_SETS)) == (some.records.remembered > 0)
 
 
 def test_a_rule_about_a_type_that_no_flow_is_written_from_is_in_vain() -> None:

@@ -45,7 +45,7 @@ def make_control() -> DaemonControl:
         tails=tails,
         notifier=notifier,
         pipeline=SimpleNamespace(readers=(None,)),
-        configured_filter=SimpleNamespace(sets={}),
+        live_sets=SimpleNamespace(in_force={}),
     )
     return DaemonControl(cast(Daemon, daemon))
 
@@ -55,7 +55,7 @@ def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> Non
     daemon = SimpleNamespace(
         stats=Stats(),
         tails=Tails(),
-        pipeline=SimpleNamespace(lock=threading.Lock(), protocols={}),
+        pipeline=SimpleNamespace(lock=threading.Lock(), protocols={}, flow_metrics=()),
         outboxes={
             "stream": Outbox(FakeSink(), queue=1, stats=SinkStats()),
             "loki": Outbox(FakeSink(), queue=1, stats=SinkStats(), spool=spool),

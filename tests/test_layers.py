@@ -15,8 +15,11 @@ LAYERS = (
     (
         "config.values",
         "config.field_list",
+        "config.flow_metrics",
         "config.labels",
         "config.listen",
+        "config.option",
+        "config.anonymize",
         "config.options",
         "config.document",
         "geoip",
@@ -37,13 +40,14 @@ LAYERS = (
         *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all
-    ("control", "daemon", "sink_changes", "sink_filters"),
+    ("control", "daemon", "live_sets", "sink_changes", "sink_filters"),
     # people
     ("cli", "__main__"),
 )
 # What does the work in C, and what binds it to Python.
 PLAIN_C = (
     *(
+        "anonymize",
         "community",
         "decide",
         "event",
@@ -55,7 +59,9 @@ PLAIN_C = (
         "receive",
         "render",
         "send",
+        "series",
         "sha1",
+        "slots",
     ),
     *("table", "template", "text"),
 )

@@ -1,6 +1,7 @@
 """The loop's decisions; what it does with events is in live/."""
 
 import socket
+import weakref
 from collections.abc import Iterator, Sequence
 from json import loads
 from types import SimpleNamespace
@@ -26,7 +27,9 @@ from conntrackd.reader import (
 )
 from conntrackd.records import Records
 from conntrackd.render import journal, json, loki
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered
+from conntrackd.render.template import Template
 from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.source.resync import Resync
@@ -105,6 +108,36 @@ class Gathering:
 
     def flush(self, _: float, *, at_once: bool = True) -> bool:
         return True
+
+
+class Counting:
+    """In the place of an engine: which compiled templates there are."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.compiled: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def compile_template(self, template: Template, seed: int | None = None) -> Any:
+        found = self._engine.compile_template(template, seed)
+        if found.written is not None:
+            self.compiled.add(found.written)
+        return found
+
+
+def test_what_a_sink_of_before_a_reload_wrote_in_place_of_addresses_is_forgotten() -> None:
+    """It is up to 4 MB for each."""
+    engine = Counting(ENGINES[0])
+    outbox = Gathering()
+    pipeline = make_pipeline(cast(Engine, engine), [outbox])
+    for bits in range(1, 30):
+        outbox.template = json.TEMPLATE.anonymize(Anonymizer(ipv4_bits=bits))
+        replay(pipeline, make_flows(1))
+
+    assert len(outbox.given) == 29
+    assert len(engine.compiled) == 1
 
 
 # -- when the reader waits

@@ -12,7 +12,7 @@ from conntrackd.bus import limits
 from conntrackd.bus.control import FLUSH_SECONDS
 from conntrackd.bus.interface import load
 from conntrackd.checks import CONNECT_SECONDS
-from conntrackd.config import document, values
+from conntrackd.config import document, flow_metrics, values
 from conntrackd.config.rules import MAX_RULE_FILE
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.filter import cost, grammar
@@ -170,6 +170,7 @@ def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:
         f"a pause of {['', '', '', 'three'][int(limits.REST)]} times its duration",
         f"{server.RATE:g} connections a second, {server.MAX_CONNECTIONS} at a time",
         f"{request.MAX_HEAD:,} bytes, {server.DEADLINE_SECONDS:g} s each",
+        f"in each of {flow_metrics.MAX_METRICS} items, {flow_metrics.MAX_SERIES:,} in all",
         f"the last {['', '', 'two'][TAILS_OF_ROOT]} tails are reserved for root",
     }
 

@@ -12,6 +12,7 @@ from conntrackd import sink_changes
 from conntrackd.config import options
 from conntrackd.config.read import changed, read_config
 from conntrackd.daemon import Daemon
+from conntrackd.render import json
 from conntrackd.sink_changes import SinkChange
 
 
@@ -71,7 +72,10 @@ def test_a_host_name_makes_those_anew_that_can_write_it_and_nothing_else(tmp_pat
     old = read_config({}, {}, path)
     path.write_text(f"{text}host: edge2\n")
     new = read_config({}, {}, path)
-    daemon = cast(Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "own"))))
+    outbox = SimpleNamespace(template=json.TEMPLATE)
+    daemon = cast(
+        Daemon, SimpleNamespace(outboxes=dict.fromkeys(("stream", "syslog", "siem", "own"), outbox))
+    )
 
     changes = sink_changes.prepare(daemon, new, changed(old, new))
 

@@ -361,8 +361,8 @@ def test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end(
     daemon = Daemon(Sources(environ={"CONNTRACKD_BUS_ENABLE": "no"}, etc=tmp_path))
     change, seen = daemon.set_filter, list[tuple[list[str], list[str]]]()
 
-    def change_and_look(new: Filter, sinks: Mapping[str, CoreFilter]) -> None:
-        change(new, sinks)
+    def change_and_look(new: Filter, sinks: Mapping[str, CoreFilter], sets: object) -> None:
+        change(new, sinks, sets)
         names = [outbox.name for outbox in daemon.pipeline.outboxes]
         seen.append((names, list(daemon.pipeline.tables[0].sinks)))
 

@@ -399,6 +399,46 @@ def test_rules_of_a_sink_that_is_switched_off_are_kept_for_later(check: Check, t
     assert tell(report, tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("rules", "is_told"),
+    [
+        ("drop any", True),
+        ("drop port 22, drop any, log any", True),
+        ("log type NEW, drop any", False),
+        ("drop port 22", False),
+    ],
+)
+def test_a_sink_whose_rules_log_nothing_is_a_warning(check: Check, rules: str, *, is_told: bool) -> None:
+    report = check(f"{STREAM}sink.stream.filter: [{rules}]\n")
+
+    assert report.mistakes == []
+    told = [warning for warning in report.warnings if "logs no event" in warning.message]
+    assert len(told) == is_told
+    assert all("switch off the sink" in warning.hint for warning in told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ("sink.stream.fields: -type,-msg,-src", "src, type"),
+        ("sink.stream.fields: -msg", ""),
+        ("sink.stream.fields: src,dst,dport", ""),
+        ("sink.stream.fields: -type\nsink.stream.schema: ecs", ""),
+        ("sink.journal: {enable: true, fields: -prot}", "prot"),
+        ("sink.syslog: {enable: true, address: 'udp://127.0.0.1:5140', fields: -src}", ""),
+    ],
+)
+def test_fields_without_which_nothing_is_read_back_are_a_warning(
+    check: Check, settings: str, names: str
+) -> None:
+    report = check(f"{STREAM}{settings}\n")
+    told = [warning.message for warning in report.warnings if "leaves out" in warning.message]
+
+    assert report.mistakes == []
+    assert len(told) == bool(names)
+    assert all(f"leaves out {names}: conntrackctl events and summary cannot read" in text for text in told)
+
+
 def test_sets_are_read_and_what_is_wrong_with_them_is_no_fault_of_the_rules(
     check: Check, tmp_path: Path
 ) -> None:
@@ -426,3 +466,24 @@ def test_a_file_alone_may_name_a_set_of_another_one(tmp_path: Path) -> None:
 
     found = verify(read_fragment(path, tmp_path), alone=True)
     assert tell(found, tmp_path) == ["10-more.yaml:1: '10.0.0.1/8' has host bits set under its prefix length"]
+
+
+def test_rules_of_metrics_are_checked_with_the_sets(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("192.0.2.0/24\n")
+    text = f"""{STREAM}
+sets: {{bad: bad.txt}}
+metrics.flows:
+- {{name: a, where: log source address @bad}}
+- name: b
+  where: [log prot TCP, drop any, log any]
+- {{name: c, where: log any limit 1/second}}
+- {{name: d, where: [drop any, log any]}}
+"""
+
+    report = check(text)
+
+    assert tell(report, tmp_path) == [
+        "conntrackd.yaml:6: metrics.flows: b: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:8: metrics.flows: c: a limit would count what opens and not what closes",
+    ]
+    assert "conntrackd.yaml:9: metrics.flows: d: this rule can never match" in str(report.warnings[-1])

@@ -9,7 +9,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, NewType, Protocol
 
+from conntrackd.config.flow_metrics import FlowMetricSetting
 from conntrackd.delivery.delays import DelayCounts
+from conntrackd.engine import Counts, Value
 
 Counters = dict[str, int]
 Descriptor = NewType("Descriptor", int)
@@ -49,7 +51,7 @@ class DaemonStatus:
     buffer: int
     log_level: str
     run_time: tuple[str, ...] = ()
-    """What is not as it is configured: `filter`, `log level`, `filter of sink NAME`, `sink NAME`."""
+    """What is not as configured: `filter`, `log level`, `filter of sink NAME`, `sink NAME`, `set NAME`."""
     problems: tuple[str, ...] = ()
     """One line each."""
 
@@ -68,6 +70,42 @@ class SinkStatus:
     rule_suppressed: Sequence[int] = ()
 
 
+class SetStatus(NamedTuple):
+    """A named set of addresses as it is now."""
+
+    name: str
+    path: str
+    """Of its file."""
+    entries: int
+    added: int = 0
+    """Entries that are not in the file, but were added at run time."""
+    removed: int = 0
+    """Entries of the file that were removed at run time."""
+    expires_s: int = 0
+    """Seconds until the next of these changes ends by itself, 0 where none does."""
+    uses: tuple[str, ...] = ()
+    """Which rules name it, for people: `rule 2`, `rule 1 of sink loki`, `tail`."""
+
+
+class SetEntry(NamedTuple):
+    """An address or network; `change` is empty, `added` or `removed`: what was done to it at run time."""
+
+    text: str
+    change: str = ""
+    expires_s: int = 0
+    """Seconds until that ends by itself, 0 where it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCounts:
+    """What was counted for an item of metrics.flows: see engine.Series."""
+
+    setting: FlowMetricSetting
+    series: Sequence[tuple[tuple[Value, ...], Counts]]
+    other: Counts
+    overflows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters by name; `rule_matches` as Selector.counts: index 0 for events that no rule decided."""
@@ -79,6 +117,7 @@ class Statistics:
     """By sink: how late events were."""
     rule_suppressed: Sequence[int] = ()
     """Of the matches, those that the limit of each rule has held back."""
+    flows: Sequence[FlowCounts] = ()
 
 
 class Finding(NamedTuple):
@@ -152,6 +191,26 @@ class Control(ABC):
     @abstractmethod
     async def tail(self, rules: list[str], limit: int) -> Descriptor:
         """The reading end of a pipe that carries JSON lines. 0 means no limit."""
+
+    @abstractmethod
+    async def list_sets(self) -> list[SetStatus]:
+        """All sets that the configuration names."""
+
+    @abstractmethod
+    async def show_set(self, name: str, after: str) -> list[SetEntry]:
+        """The entries behind `after`, or the first where it is empty: a bounded number, none at the end."""
+
+    @abstractmethod
+    async def reload_sets(self, names: list[str]) -> list[str]:
+        """Read their files anew, all of them where there are no names; what was changed in them is over."""
+
+    @abstractmethod
+    async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        """Until it is reloaded, or a restart; for a time, where `timeout_s` is not 0."""
+
+    @abstractmethod
+    async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        """Likewise."""
 
     @abstractmethod
     async def doctor(self) -> list[Finding]:

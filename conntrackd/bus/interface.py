@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from conntrackd.bus.control import Descriptor, Finding
+from conntrackd.bus.control import Descriptor, Finding, SetEntry, SetStatus
 from conntrackd.bus.names import MANAGER, SINK, SINK_PATH
 
 ACTION: Final = "org.conntrackd1.Action"
@@ -26,6 +26,8 @@ ACTIONS: Final = (INFO, OBSERVE, CONTROL)
 TYPES: Final[dict[str, Any]] = {
     "": type(None),
     "a(ssss)": list[Finding],
+    "a(ssu)": list[SetEntry],
+    "a(ssuuuuas)": list[SetStatus],
     "a{sa{st}}": dict[str, dict[str, int]],
     "a{st}": dict[str, int],
     "as": list[str],

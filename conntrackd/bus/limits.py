@@ -82,7 +82,7 @@ def check_arguments(values: Iterable[object]) -> None:
             check_texts([value])
         elif isinstance(value, list):
             if len(value) > MAX_RULES:
-                raise LimitError(f"{len(value)} rules are too many, at most {MAX_RULES} are allowed")
+                raise LimitError(f"a list of {len(value)} is too long, at most {MAX_RULES} are allowed")
             check_texts(text for text in value if isinstance(text, str))
 
 
@@ -91,7 +91,7 @@ def check_values(values: Iterable[tuple[Argument, object]]) -> None:
     for argument, value in values:
         if argument.name == "timeout_s" and isinstance(value, int) and value > MAX_TIMEOUT_S:
             raise UsageError(
-                "a filter lasts 31 days at most",
+                "a run-time change lasts 31 days at most",
                 hint="without --for, on the bus with 0, it lasts until a reload",
             )
         if argument.name == "level" and value not in LEVELS:

@@ -28,7 +28,7 @@ Answer = Callable[["Call"], Awaitable[Reply]]
 
 MACHINE_ID: Final = Path("/etc/machine-id")
 # Of what takes no rules, what takes time all the same.
-SLOW: Final = ("Doctor", "ExplainFilter")
+SLOW: Final = ("Doctor", "ExplainFilter", "ListSets", "ShowSet")
 
 
 class ArgumentsError(ConntrackdError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
     from conntrackd.bus.client import Client
 
 LEVELS: Final = ("debug", "info", "warn", "error")
+ACTIONS: Final = ("log", "drop")
 UNITS: Final = {"": 1, **{unit[0]: seconds for unit, seconds in SECOND_UNITS.items()}}
 
 
@@ -35,6 +36,11 @@ def add_json(parser: ArgumentParser) -> None:
 def add_sink(parser: ArgumentParser) -> None:
     """Whose rules are meant."""
     parser.add_argument("--sink", metavar="NAME", help="the rules of this sink alone")
+
+
+def add_rule(parser: ArgumentParser, *names: str, **settings: Any) -> None:  # noqa: ANN401  # argparse's
+    """An argument that is rules."""
+    parser.add_argument(*names, metavar="RULE", type=parse_rule, **settings)
 
 
 def add_updates(parser: ArgumentParser) -> None:
@@ -99,7 +105,7 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
     if getattr(arguments, "json", False):
         print_json({"changes": list(changes)})
     else:
-        print_lines(changes)
+        print_lines(changes, indent=2)
     return 0
 
 
@@ -115,6 +121,13 @@ def parse_seconds(text: str) -> int:
     if match is None or int(match[1]) == 0:
         raise ArgumentTypeError(f"{text!r} is not a valid time: give a number with s, m, h or d, such as 10m")
     return int(match[1]) * UNITS[match[2]]
+
+
+def parse_rule(text: str) -> str:
+    """As it is, for argparse; but `log type NEW` without quotes is three arguments, which are no rules."""
+    if text.lower() in ACTIONS:
+        raise ArgumentTypeError(f"a rule is one argument: put it in quotes, such as '{text} type NEW'")
+    return text
 
 
 def parse_count(text: str) -> int:

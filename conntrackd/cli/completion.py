@@ -13,10 +13,10 @@ from conntrackd.errors import UsageError
 from conntrackd.sinks import SINKS
 from conntrackd.text import quote
 
-# In the place of the sinks that the running daemon has: only the shell can ask for them.
-NAMED: Final = "\0"
+# In the place of the sinks and sets that the running daemon has: only the shell can ask for them.
+NAMED: Final = {"NAME": "\0sink\0", "SET": "\0set\0"}
 ASK: Final = (
-    "type conntrackctl >/dev/null 2>&1 && conntrackctl sink list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
+    "type conntrackctl >/dev/null 2>&1 && conntrackctl {} list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
 )
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
@@ -45,7 +45,7 @@ def list_contexts(parser: argparse.ArgumentParser, path: str = "") -> list[Conte
                 contexts += list_contexts(inner, f"{context.path} {name}")
         if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
             values = _list_values(action)
-            context.choices, context.takes_paths = values or (), values is None
+            context.choices, context.takes_paths = (*context.choices, *(values or ())), values is None
         for flag in action.option_strings:
             context.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
             if action.nargs not in {0, "?"}:
@@ -57,12 +57,22 @@ def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
     if action.choices is not None:
         return tuple(map(str, action.choices))
     if action.metavar == "NAME" and (not action.option_strings or "--sink" in action.option_strings):
-        return (*(kind.name for kind in SINKS), NAMED)
+        return (*(kind.name for kind in SINKS), NAMED["NAME"])
+    if action.metavar == "SET":
+        return (NAMED["SET"],)
     if "--by" in action.option_strings:
         return BY
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
     is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}
     return None if is_path else (kinds[0].words if kinds else ())
+
+
+def _ask_by_shell(text: str, start: str = "$", quotation: str = "'") -> str:
+    """With the command that asks, in the shell's own words for the output of one."""
+    for mark in NAMED.values():
+        question = ASK.format(mark.strip("\0")).replace("'", quotation)
+        text = text.replace(mark, f"{start}({question})")
+    return text
 
 
 def render_completion(parser: argparse.ArgumentParser, shell: str) -> str:
@@ -79,12 +89,13 @@ def render_completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _render_bash(program: str, contexts: list[Context]) -> str:
-    body = _render_cases(
+    cases = _render_cases(
         contexts,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
         words='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current")',
         both='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current"; compgen -f -- "$current")',
-    ).replace(NAMED, f"$({ASK})")
+    )
+    body = _ask_by_shell(cases)
     name = f"_{program}"
     return f"""\
 # bash completion for {program}; generated from its parser
@@ -100,7 +111,7 @@ complete -o filenames -F {name} {program}
 
 
 def _render_zsh(program: str, contexts: list[Context]) -> str:
-    return f"""\
+    text = f"""\
 #compdef {program}
 # generated from the parser of {program}
 local previous=${{words[CURRENT-1]}} context={program} word
@@ -108,7 +119,8 @@ for word in "${{(@)words[2,CURRENT-1]}}"; do
 {_render_walk(contexts)}
 done
 {_render_cases(contexts, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
-""".replace(NAMED, f"$({ASK})")
+"""
+    return _ask_by_shell(text)
 
 
 def _render_walk(contexts: list[Context]) -> str:
@@ -132,8 +144,12 @@ def _render_cases(contexts: list[Context], *, paths: str, words: str, both: str)
 
 def _render_fish(program: str, contexts: list[Context]) -> str:
     lines = [f"# fish completion for {program}; generated from its parser", f"complete -c {program} -f"]
+    paths = [context.path for context in contexts if context.path.count(" ") == 2]
     for context in contexts:
-        here = [f"__fish_seen_subcommand_from {word}" for word in context.path.split()[1:]]
+        path = context.path.split()[1:]
+        here = [f"__fish_seen_subcommand_from {word}" for word in path]
+        if others := [words[1] for words in map(str.split, paths) if words[2:] == path[:1]]:
+            here.append(f"not __fish_seen_subcommand_from {' '.join(others)}")  # `filter set` is not `set`
         if context.commands:
             here.append(f"not __fish_seen_subcommand_from {' '.join(context.commands)}")
         start = f"complete -c {program} -n '{'; and '.join(here) or 'true'}'"
@@ -145,7 +161,7 @@ def _render_fish(program: str, contexts: list[Context]) -> str:
         for flag, text in context.flags.items():
             name = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
             lines.append(f"{start} {name}{_render_fish_values(context, flag)} -d {_quote_fish(text)}")
-    return "\n".join(lines).replace(NAMED, f"({ASK})".replace("'", "\\'")) + "\n"
+    return _ask_by_shell("\n".join(lines), "", "\\'") + "\n"
 
 
 def _render_fish_values(context: Context, flag: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from conntrackd.cli.common import (
     LEVELS,
     add_json,
+    add_rule,
     add_sink,
     connect,
     parse_seconds,
@@ -33,7 +34,7 @@ def add_sink_arguments(parser: ArgumentParser) -> None:
 
 def add_set_arguments(parser: ArgumentParser) -> None:
     add_sink_arguments(parser)
-    parser.add_argument("rules", nargs="+", metavar="RULE", help="rules, in order")
+    add_rule(parser, "rules", nargs="+", help="rules, in order")
     parser.add_argument(
         "--for",
         dest="seconds",
@@ -118,7 +119,9 @@ def render_status(
         f"filter of sink {name}": sink.get("FilterExpires", 0) for name, sink in sinks.items()
     }
     lines += [f"run time:  {what}: for {render_age(left)} more" for what, left in timed.items() if left]
-    changes = [what for what in properties["RunTimeChanges"] if not timed.get(what)]
+    changed = properties["RunTimeChanges"]
+    lines += [f"run time:  {what}: see conntrackctl set list" for what in changed if what.startswith("set ")]
+    changes = [what for what in changed if not timed.get(what) and not what.startswith("set ")]
     if changes:
         lines.append(f"run time:  {', '.join(changes)}: until a reload or restart")
     return lines + [f"problem:   {problem}" for problem in problems]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from conntrackd import VERSION
-from conntrackd.cli import control, doctor, events, report, stats, summary, tail, top
+from conntrackd.cli import control, doctor, events, report, sets, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.common import explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
@@ -16,6 +16,7 @@ PROGRAM: Final = "conntrackctl"
 VERSION_HELP: Final = "print the version"
 VERBS: Final[tuple[Verb, ...]] = (
     *control.VERBS,
+    *sets.VERBS,
     *stats.VERBS,
     *tail.VERBS,
     *top.VERBS,
@@ -26,12 +27,13 @@ VERBS: Final[tuple[Verb, ...]] = (
 )
 GROUPS: Final = {
     "filter": "show, change and test filter rules",
+    "set": "list, show and change named sets of addresses",
     "sink": "list, enable, disable and flush sinks",
 }
 """Verbs with subcommands, and their help."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
     parser = Parser(prog=PROGRAM, description="Control conntrackd and test filter rules.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
@@ -52,15 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
         verb.add_arguments(subparser)
-        subparser.set_defaults(run=verb.run, known=subparser.list_flags())
+        subparser.set_defaults(run=verb.run, known=subparser.list_flags(), prog=subparser.prog)
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
-    chosen, unknown = build_parser().parse_known_args(arguments)
+    parser = build_parser()
+    parser.refuse_early(arguments)
+    chosen, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise _explain_unknown(unknown, chosen.known)
+        raise _explain_unknown(unknown, chosen.known, chosen.prog)
     try:
         status: int = chosen.run(chosen)
     except UnavailableError as error:
@@ -71,13 +75,13 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _explain_unknown(arguments: Sequence[str], known: Sequence[str]) -> UsageError:
+def _explain_unknown(arguments: Sequence[str], known: Sequence[str], prog: str) -> UsageError:
     """Without a value that may have come with them."""
     from conntrackd.text import quote, suggest  # noqa: PLC0415  # for a mistake alone
 
     flags = [text.partition("=")[0] for text in arguments if text.startswith("-")]
     word = (flags or arguments)[0]
-    hint = suggest(word, known) or f"'{PROGRAM} --help' lists what is available"
+    hint = suggest(word, known) or f"'{prog} --help' lists what is available"
     return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 

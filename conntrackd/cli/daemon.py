@@ -26,7 +26,7 @@ CHECK_USAGE: Final = "conntrackd check [--config PATH | --fragment PATH] [--OPTI
 FRAGMENT: Final = "check one file of conntrackd.d on its own"
 
 
-def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+def build_parser(words: Sequence[str] = ()) -> Parser:
     """All commands; the chosen one's function is `run` of what is parsed, from these words."""
     parser = Parser(
         prog=PROGRAM,
@@ -55,6 +55,7 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "record",
         help="record raw netlink messages to a file",
+        description="Record raw netlink messages to a file, for 'conntrackd run --conntrack.replay FILE'.",
     )
     command.add_argument("file", metavar="FILE", type=Path, help="output file, replaced if it exists")
     command.add_argument("--count", metavar="N", type=parse_count, help="stop after N messages")
@@ -140,7 +141,9 @@ def _spell(text: str) -> str:
 def parse_and_run(texts: Sequence[str]) -> int:
     """Do what the command line says, and return the exit status."""
     words = [_spell(text) for text in texts]
-    arguments, unknown = build_parser(words).parse_known_args(words)
+    parser = build_parser(words)
+    parser.refuse_early(words)
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         raise explain_unknown(unknown, arguments.known)
     status: int = arguments.run(arguments)

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from conntrackd.cli import report
 from conntrackd.cli.common import get_width, parse_count
 from conntrackd.cli.lines import (
     TABLE,
@@ -20,7 +21,7 @@ from conntrackd.cli.lines import (
     render_table_record,
     should_colour,
 )
-from conntrackd.cli.past import add_selection, open_selected
+from conntrackd.cli.past import PROGRAM, add_selection, open_selected
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UsageError
 
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 FORMS: Final = ("short", "full", "json", "jsonl", "csv", "table", "wide")
 # What --follow begins with, unless --since or --last is given; as journalctl -f.
 FOLLOWED: Final = 10
+NOTHING: Final = "nothing was found\nhint: rules, --since and --until choose; --from names another source"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_selection(parser)
-    parser.add_argument("--last", type=parse_count, metavar="N", help="the last N of them")
+    parser.add_argument("-n", "--last", dest="last", type=parse_count, metavar="N", help="the last N of them")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until ^C")
     parser.add_argument(
         "-o", dest="form", choices=FORMS, metavar="FORM", help=f"{', '.join(FORMS)} (default: short)"
@@ -54,16 +56,19 @@ def show_events(arguments: Namespace) -> int:
     from conntrackd.cli.pager import paged  # noqa: PLC0415  # subprocess, for this verb alone
 
     form, style = find_form(arguments)
+    is_found, is_terminal = True, sys.stdout.isatty()
     with open_selected(arguments) as (source, _):
         try:
             with paged(wanted=not (arguments.no_pager or arguments.follow)):
                 records = list_records(source, arguments)
                 if arguments.no_hostname:
                     records = drop_hostnames(records)
-                write(records, form, style, is_live=arguments.follow)
+                is_found = write(records, form, style, is_live=arguments.follow)
         except KeyboardInterrupt:
             if not arguments.follow:
                 raise
+    if is_terminal and not is_found and not arguments.follow:  # a program sees that there is nothing
+        report.print_error(PROGRAM, NOTHING)
     return 0
 
 
@@ -126,16 +131,18 @@ def drop_hostnames(records: Iterable[RecordView]) -> Iterator[RecordView]:
     return ({name: value for name, value in record.items() if name != "host"} for record in records)
 
 
-def write(records: Iterable[RecordView], form: str, style: Style, *, is_live: bool) -> None:
-    """To stdout; each one at once, where somebody waits for the next."""
+def write(records: Iterable[RecordView], form: str, style: Style, *, is_live: bool) -> bool:
+    """To stdout; each one at once, where somebody waits for the next. Whether there was any."""
     if form == "json":
-        write_list(records, style)
-        return
+        return write_list(records, style)
     render, heading = find_renderer(form, style)
     if heading:
         print(heading, flush=is_live)
+    is_found = False
     for record in records:
+        is_found = True
         print(render(record, style), flush=is_live)
+    return is_found
 
 
 def find_renderer(form: str, style: Style) -> tuple[Callable[[RecordView, Style], str], str]:
@@ -152,13 +159,15 @@ def find_renderer(form: str, style: Style) -> tuple[Callable[[RecordView, Style]
     return render_short, ""
 
 
-def write_list(records: Iterable[RecordView], style: Style) -> None:
-    """One JSON list, a record on each line of it."""
+def write_list(records: Iterable[RecordView], style: Style) -> bool:
+    """One JSON list, a record on each line of it. Whether there was any."""
     separator = "["
     for record in records:
         print(f"{separator}{render_json(record, style)}", end="")
         separator = ",\n "
-    print("[]" if separator == "[" else "]")
+    is_found = separator != "["
+    print("]" if is_found else "[]")
+    return is_found
 
 
 VERBS: Final = (Verb(("events",), "show what was logged", add_arguments, show_events),)

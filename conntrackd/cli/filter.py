@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.common import add_bus, add_sink, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
@@ -30,9 +30,7 @@ MAX_REPORTED: Final = 100
 
 def add_rule_arguments(parser: ArgumentParser) -> None:
     """Where the rules come from; without any of these it is what the daemon on this machine would read."""
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
-    )
+    add_rule(parser, "--filter", action="append", default=[], help="filter rule; can be repeated")
     parser.add_argument("--filter-file", metavar="FILE", help="file with one rule per line")
     parser.add_argument("--config", metavar="FILE", help="configuration file of conntrackd")
 
@@ -41,7 +39,7 @@ def add_check_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
     add_sink(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
+    add_rule(parser, "rules", nargs="*", help="rules, as for --filter")
 
 
 def add_explain_arguments(parser: ArgumentParser) -> None:
@@ -64,7 +62,7 @@ def check(arguments: Namespace) -> int:
     """Report every mistake in the rules, and warn of those that can never match."""
     if arguments.json:
         return check_as_json(arguments)
-    rules = read_rules(read_settings(arguments), arguments.sink)
+    rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     warn_unreachable(rules)
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
@@ -76,7 +74,7 @@ def check_as_json(arguments: Namespace) -> int:
     from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
     try:
-        rules = read_rules(read_settings(arguments), arguments.sink)
+        rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
         print_json({"rules": [], "mistakes": [to_json(mistake) for mistake in mistakes], "warnings": []})
@@ -108,7 +106,7 @@ def explain(arguments: Namespace) -> int:
         hint = "conntrackctl filter explain --bpf shows it"
         raise UsageError("the program in the kernel is of the global filter, and of no sink's", hint=hint)
     config = read_settings(arguments)
-    rules = read_rules(config, arguments.sink)
+    rules = read_rules(config, arguments.sink, arguments.rules)
     warn_unreachable(rules)
     if arguments.sink is not None:
         sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
@@ -238,15 +236,23 @@ def find_sink_filter(config: "Config | None", name: str) -> "Option[tuple[str, .
     return found[name]
 
 
-def read_rules(config: "Config", sink: str | None = None) -> "list[Rule]":
-    """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it."""
-    from conntrackd.config import rules  # noqa: PLC0415
+def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] = ()) -> "list[Rule]":
+    """The rules of the settings, or of a sink in them. Raises what is wrong with them, all of it.
+
+    Those that were `typed` as arguments are called by their numbers.
+    """
+    from conntrackd.config import options, rules  # noqa: PLC0415
     from conntrackd.config.sets import read_sets  # noqa: PLC0415
+    from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-    texts = rules.read_rules(config)
-    if sink is not None:
-        texts = rules.list_rules(config, option=find_sink_filter(config, sink))
+    option = options.FILTER if sink is None else find_sink_filter(config, sink)
+    texts = rules.read_rules(config) if sink is None else rules.list_rules(config, option=option)
+    arguments = {text.strip() for text in typed}
+    texts = [
+        RuleText(rule.text) if rule.origin == option.flag and rule.text in arguments else rule
+        for rule in texts
+    ]
     return parse_rules(texts, read_sets(config))
 
 
@@ -286,6 +292,8 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
 def _open_input() -> BinaryIO:
     if sys.__stdin__ is None:  # it was closed before we were started
         raise UsageError("standard input is closed", hint="name a file, or pipe events to it")
+    if sys.stdin.isatty():
+        report.print_error(PROGRAM, "reading events from this terminal, one JSON object a line; ^D ends them")
     return sys.stdin.buffer
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -31,13 +31,16 @@ PLACES: Final = ("src_city", "src_country", "city", "country")
 SIZES: Final = ("bytes", "reply_bytes")
 # What names of services may stand for: a source's port is its own choice.
 SERVICES: Final = ("dport", "nat_dport", "master_dport")
+TRANSLATIONS: Final = (("SNAT", "nat_src", "nat_sport"), ("DNAT", "nat_dst", "nat_dport"))
 TIMES: Final = ("time", "start", "stop", "first_seen", "since", "until")
 # Columns of `table` and `wide`, and the room that most values need; others push the rest to the right.
 TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state", "bytes", "reply_bytes")
 WIDE: Final = (*TABLE, "nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "duration", "country", "reason")
 WIDTHS: Final = {"time": 23, "type": 8, "state": 11, "src": 15, "dst": 15, "nat_src": 15, "nat_dst": 15}
 WIDTH: Final = 7
-# To the right; a port of a destination may be a name.
+# Of both ends in a short line: what follows is a column, and with the time of day and a state all is 80 wide.
+ENDS_WIDTH: Final = 39
+# To the right, below their headings; a port of a destination may be a name.
 NUMBERS: Final = frozenset({"sport", "nat_sport", "bytes", "reply_bytes", "packets", "duration"})
 
 
@@ -74,13 +77,24 @@ def render_short(record: RecordView, style: Style = PLAIN) -> str:
     if kind in REPORTS:
         return paint(f"{time}{host} {show_line(record.get('msg', ''))}", kind, style)
     ends = f"{render_end(record, 'src', 'sport', style)} -> {render_end(record, 'dst', 'dport', style)}"
-    extra = [str(record[name]) for name in ("state", *PLACES) if record.get(name)]
+    states = [str(record["state"])] if record.get("state") else []
+    extra = [*states, *list_translations(record, style)]
+    extra += [str(record[name]) for name in PLACES if record.get(name)]
     sizes = [record[name] for name in SIZES if name in record]
     if len(sizes) == len(SIZES):  # sink.NAME.fields can leave out one, and a part is not the sum
         extra.append(f"{sum(sizes)} bytes")
+    if isinstance(duration := record.get("duration"), int | float):
+        extra.append(f"{duration:.1f} s")
     text = f"{kind:<8} {show_line(record.get('prot', '')):<5} {show_line(ends)}"
-    rest = f"  {', '.join(extra)}" if extra else ""
+    rest = f"{' ' * (ENDS_WIDTH - len(ends))}{GAP}{', '.join(extra)}" if extra else ""
     return f"{time}{host} {paint(text, kind, style)}{show_line(rest)}"
+
+
+def list_translations(record: RecordView, style: Style) -> Iterator[str]:
+    """`SNAT 198.51.100.1:1025`: what the other side sees; by that name somebody asks for the flow."""
+    for kind, address, port in TRANSLATIONS:
+        if record.get("nat") in (kind, "BOTH") and address in record:
+            yield f"{kind} {render_end(record, address, port, style)}"
 
 
 def render_full(record: RecordView, style: Style = PLAIN) -> str:
@@ -141,7 +155,7 @@ def render_table_record(record: RecordView, style: Style) -> str:
 def render_row(cells: Sequence[str], style: Style) -> str:
     """Cells in columns of fixed width: a row is drawn before the next one is known."""
     padded = [
-        cell.rjust(WIDTH) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
+        cell.rjust(max(WIDTH, len(name))) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
         for name, cell in zip(style.fields, cells, strict=True)
     ]
     return cut(GAP.join(padded).rstrip(), style.width)

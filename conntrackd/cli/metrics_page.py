@@ -5,7 +5,8 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Final
 
-from conntrackd.metrics.table import METRICS, Histogram, Metric
+from conntrackd.metrics.flow_table import FLOW_METRICS, FlowMetricDeclaration
+from conntrackd.metrics.table import FLOWS, METRICS, Histogram, Metric
 
 TITLES: Final = {
     "daemon": "The daemon",
@@ -13,18 +14,20 @@ TITLES: Final = {
     "sinks": "Sinks",
     "kernel": "The kernel's connection table",
     "process": "The process",
+    FLOWS: "Connections (metrics.flows)",
 }
 HEADING: Final = "| metric | type | labels | what it is |"
 WIDTH: Final = 76
+ALL: Final = (*METRICS, *FLOW_METRICS)
 
 
 def render_markdown() -> str:
     """A table for each section."""
     lines = []
-    for section, members in groupby(METRICS, lambda metric: metric.section):
+    for section, members in groupby(ALL, lambda metric: metric.section):
         lines += [f"### {TITLES[section]}", "", HEADING, "|---|---|---|---|"]
         for metric in members:
-            labels = ", ".join(f"`{label}`" for label in metric.labels)
+            labels = ", ".join([*_list_chosen(metric), *(f"`{label}`" for label in metric.labels)])
             lines.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |")
         lines.append("")
     return "\n".join(lines)
@@ -33,7 +36,7 @@ def render_markdown() -> str:
 def render_man(escape: Callable[[str], str]) -> str:
     """An mdoc list for each section; `escape` makes text safe for it."""
     lines = []
-    for section, members in groupby(METRICS, lambda metric: metric.section):
+    for section, members in groupby(ALL, lambda metric: metric.section):
         lines += [f".Ss {escape(TITLES[section])}", ".Bl -tag -width Ds"]
         for metric in members:
             lines.append(f".It Ic {metric.name}")
@@ -43,7 +46,10 @@ def render_man(escape: Callable[[str], str]) -> str:
     return "\n".join(lines)
 
 
-def _describe(metric: Metric | Histogram) -> str:
-    if not metric.labels:
-        return metric.type
-    return f"{metric.type} by {' and '.join(metric.labels)}"
+def _describe(metric: Metric | Histogram | FlowMetricDeclaration) -> str:
+    labels = [*_list_chosen(metric), *metric.labels]
+    return f"{metric.type} by {' and '.join(labels)}" if labels else metric.type
+
+
+def _list_chosen(metric: Metric | Histogram | FlowMetricDeclaration) -> list[str]:
+    return ["the chosen fields"] if isinstance(metric, FlowMetricDeclaration) else []

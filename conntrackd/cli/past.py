@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli import report
+from conntrackd.cli.common import add_rule
 from conntrackd.errors import DataError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
@@ -20,7 +21,7 @@ PROGRAM: Final = "conntrackctl"
 
 def add_selection(parser: ArgumentParser) -> None:
     """Rules, times and the source."""
-    parser.add_argument("rules", nargs="*", metavar="RULE", help="rules, as for --filter")
+    add_rule(parser, "rules", nargs="*", help="rules, as for --filter")
     parser.add_argument("--since", metavar="TIME", help="from when on, such as -1h or 'yesterday 14:00'")
     parser.add_argument("--until", metavar="TIME", help="until when")
     parser.add_argument(

@@ -96,7 +96,8 @@ def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> Conntrack
     """The error for arguments that no parser took, without a value that may have come with them."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     word = (flags or list(arguments))[0]
-    hint = suggest(word, known) or "--help lists what is available"
+    quotes = "" if flags else "; a value with spaces needs quotes"
+    hint = suggest(word, known) or f"--help lists what is available{quotes}"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
     return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 

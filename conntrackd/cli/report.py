@@ -8,6 +8,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import Final, NoReturn
 
+from conntrackd.cli.charset import ERRORS
 from conntrackd.errors import (
     ConntrackdError,
     ManyErrors,
@@ -32,7 +33,7 @@ def run(program: str, function: Callable[[], int | None]) -> NoReturn:
     """
     fill_standard()
     if isinstance(sys.stdout, TextIOWrapper):  # of a city's name a terminal in Latin 1 has what it can show
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors=ERRORS)
     try:
         status = function() or 0
         sys.stdout.flush()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, NamedTuple, Self
 
+from conntrackd.cli.charset import ERRORS
 from conntrackd.cli.columns import cut, measure, pad
 from conntrackd.cli.lines import show_line
 
@@ -173,7 +174,7 @@ class Screen(Paper):
 
     def _write(self, text: str) -> None:
         """All of it at once, without the buffer of stdout, which a handler must not enter again."""
-        data = text.encode(sys.stdout.encoding, "backslashreplace")
+        data = text.encode(sys.stdout.encoding, ERRORS)
         while data:
             data = data[os.write(1, data) :]
 

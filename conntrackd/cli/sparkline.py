@@ -7,8 +7,6 @@ from typing import Final
 KEPT: Final = 120  # values of a number: no line is longer
 NARROWEST: Final = 8  # columns: with less room there is no line
 BARS: Final = "▁▂▃▄▅▆▇█"
-# Where the terminal's character set has no bars.
-PLAIN_BARS: Final = "_.-:=+*#"
 
 
 class History:
@@ -27,19 +25,10 @@ class History:
         return tuple(self._values.get(name, ()))
 
 
-def render_sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
+def render_sparkline(values: Sequence[float], width: int) -> str:
     """The last values that fit, from 0 to the largest of them; only what is 0 has the lowest bar."""
     shown = values[-width:] if width > 0 else ()
     largest = max(shown, default=0)
     return "".join(
-        bars[max(1, round(value / largest * (len(bars) - 1)))] if value > 0 else bars[0] for value in shown
+        BARS[max(1, round(value / largest * (len(BARS) - 1)))] if value > 0 else BARS[0] for value in shown
     )
-
-
-def choose_bars(encoding: str) -> str:
-    """What can be shown in this character set."""
-    try:
-        BARS.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return PLAIN_BARS
-    return BARS

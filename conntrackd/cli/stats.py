@@ -10,7 +10,7 @@ from conntrackd.cli.columns import GAP, lay_out, measure, pad
 from conntrackd.cli.common import add_json, add_updates, connect, get_width, print_json
 from conntrackd.cli.control import render_age
 from conntrackd.cli.screen import QUIT, Paper, open_view
-from conntrackd.cli.sparkline import NARROWEST, History, choose_bars, render_sparkline
+from conntrackd.cli.sparkline import NARROWEST, History, render_sparkline
 from conntrackd.cli.verb import Verb
 from conntrackd.units import render_bytes
 
@@ -112,18 +112,15 @@ def show(view: StatisticsView, arguments: Namespace, screen: Paper) -> None:
         return
     rows = cut_rows(rows, height)
     lines, names = list(lay_out(rows, width)), [row[0] for row in rows]
-    bars = choose_bars(sys.stdout.encoding)
-    screen.draw(list(add_sparklines(lines, names, view.history, width, bars)), 0, FOOT)
+    screen.draw(list(add_sparklines(lines, names, view.history, width)), 0, FOOT)
 
 
-def add_sparklines(
-    lines: Sequence[str], names: Sequence[str], history: History, width: int, bars: str
-) -> Iterator[str]:
+def add_sparklines(lines: Sequence[str], names: Sequence[str], history: History, width: int) -> Iterator[str]:
     """Each line with how its number went, where there is room for that."""
     column = max(map(measure, lines), default=0) + len(GAP)
     room = width - column
     for line, name in zip(lines, names, strict=True):
-        spark = render_sparkline(history.list(name), room, bars) if room >= NARROWEST else ""
+        spark = render_sparkline(history.list(name), room) if room >= NARROWEST else ""
         yield f"{pad(line, column)}{spark}".rstrip()
 
 

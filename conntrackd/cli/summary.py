@@ -62,6 +62,8 @@ class Summary:
     def __init__(self, by: Iterable[str]) -> None:
         self.types: Counter[str] = Counter()
         self.size = 0
+        self.sampled = 0
+        """Records of a sample: with them the sums are estimates."""
         self._sizes = Sizes()
         self.first = ""
         self.last = ""
@@ -77,11 +79,13 @@ class Summary:
         if kind in REPORTS:
             self.losses.add(record)
             return
-        self.types[kind] += 1
-        size = self._sizes.count(record)
+        weight = max(1, int(record.get("sample_rate", 1)))
+        self.sampled += weight > 1
+        self.types[kind] += weight
+        size = weight * self._sizes.count(record)
         self.size += size
         for talkers in self.talkers.values():
-            talkers.count(record, size)
+            talkers.count(record, size, weight)
 
 
 def show_summary(arguments: Namespace) -> int:
@@ -106,6 +110,7 @@ def to_json(summary: Summary, count: int) -> dict[str, Any]:
         "events": summary.types.total(),
         "types": dict(summary.types),
         "bytes": summary.size,
+        "sampled": summary.sampled,
         "lost": summary.losses.lost,
         "gaps": summary.losses.gaps,
         "suppressed": summary.losses.suppressed,
@@ -125,6 +130,8 @@ def render_summary(summary: Summary, count: int) -> Iterator[str]:
     yield f"events: {summary.types.total()}{f' ({types})' if types else ''}"
     if summary.first:
         yield f"time:   {render_time(summary.first, style)} to {render_time(summary.last, style)}"
+    if summary.sampled:
+        yield f"estimated: {summary.sampled} of the records are of samples, and count by their sample_rate"
     if summary.size:
         yield f"bytes:  {render_bytes(summary.size)}"
     lost, gaps = summary.losses.lost, summary.losses.gaps

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Final
 
-from conntrackd.cli.common import add_bus, connect, parse_count
+from conntrackd.cli.common import add_bus, add_rule, connect, parse_count
 from conntrackd.cli.lines import FORMS, Style, should_colour
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -19,10 +19,8 @@ REPORTS: Final = (b'"type":"LOST"', b'"type":"SUPPRESSED"')  # which no limit co
 def add_rules(parser: ArgumentParser) -> None:
     """Which events: for the verbs that read a tail."""
     add_bus(parser)
-    parser.add_argument("rules", nargs="*", default=[], metavar="RULE", help="rules, as for --filter")
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="RULE", help="filter rule; can be repeated"
-    )
+    add_rule(parser, "rules", nargs="*", default=[], help="rules, as for --filter")
+    add_rule(parser, "--filter", action="append", default=[], help="filter rule; can be repeated")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -80,12 +80,12 @@ class Talkers:
             return
         self.count(record, self._sizes.count(record))
 
-    def count(self, record: Mapping[str, Any], size: int) -> None:
-        """One record of an event, and what it adds to the bytes."""
-        self.events += 1
+    def count(self, record: Mapping[str, Any], size: int, weight: int = 1) -> None:
+        """One record of an event, for how many it stands, and what it adds to the bytes."""
+        self.events += weight
         key = tuple(make_key(record, name) for name in self._by)
         events, before = self._rows.get(key, (0, 0))
-        self._rows[key] = events + 1, before + size
+        self._rows[key] = events + weight, before + size
         if len(self._rows) > MAX_KEYS:
             self._rows = dict(sorted(self._rows.items(), key=lambda row: row[1])[MAX_KEYS // 2 :])
 

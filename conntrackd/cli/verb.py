@@ -2,7 +2,7 @@
 
 import re
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from conntrackd.errors import UsageError
@@ -36,6 +36,18 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
+
+    def refuse_early(self, words: Sequence[str]) -> None:
+        """Raises for an option before the command that is not one there: argparse would miss the command."""
+        flag = words[0].partition("=")[0] if words else ""
+        if not flag.startswith("-") or flag in self._option_string_actions:
+            return
+        from conntrackd.text import quote  # noqa: PLC0415  # for a mistake alone
+
+        raise UsageError(
+            f"unknown option {quote(flag)} before the command",
+            hint=f"options of a command stand behind it; '{self.prog} --help' lists what is available",
+        )
 
     def list_flags(self) -> list[str]:
         """The options that it takes."""

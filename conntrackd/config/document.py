@@ -199,8 +199,19 @@ def parse_yaml(text: str) -> Node:
         _fail(line, f"has a character that YAML does not allow: {chr(error.character)!a}")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        hint = "indent with spaces, not with tabs" if "'\\t'" in (error.problem or "") else ""
-        _fail(mark.line + 1 if mark else 0, f"is not valid YAML: {error.problem or error.context}", hint)
+        problem = error.problem or error.context or ""
+        _fail(mark.line + 1 if mark else 0, f"is not valid YAML: {problem}", _explain_problem(problem))
+
+
+def _explain_problem(problem: str) -> str:
+    """What to do, where the words of the YAML library do not say it."""
+    if "'\\t'" in problem:
+        return "indent with spaces, not with tabs"
+    if problem.startswith(
+        ("expected <block end>", "mapping values are not allowed", "could not find expected ':'")
+    ):
+        return "a key ends in ': ', and keys of one level begin in one column"
+    return ""
 
 
 class _TreeBuilder:

@@ -24,7 +24,7 @@ FIELDS: Final = frozenset(
         *["country_code", "src_country_code", "icmp_id", "nat_icmp_id", "reply_zone", "ct_labels", "helper"],
         *["secctx", "master", "master_prot", "master_src", "master_dst", "master_sport", "master_dport"],
         "sample_rate",
-        *["community_id", "first_seen"],
+        *["community_id", "first_seen", "incomplete"],
         *["packets_delta", "bytes_delta", "reply_packets_delta", "reply_bytes_delta"],
     ]
 )

@@ -23,6 +23,8 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
             raise BadValueError("", f"must be {kind.expected}, not a section")
         case Items() if not kind.separator:
             raise BadValueError("", f"must be {kind.expected}, not a list")
+        case Items() if len(node.items) > kind.max_items:
+            raise BadValueError("", f"has {len(node.items)} items, the maximum is {kind.max_items}")
         case Items():
             for item in node.items:
                 yield _read_item(kind, item), item.line
@@ -36,6 +38,11 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
 
 
 def _read_item(kind: ValueType[object], item: Node) -> str | BadValueError:
+    if isinstance(item, Section) and kind.write_section is not None:
+        try:
+            return kind.write_section(item)
+        except BadValueError as error:
+            return error
     if not isinstance(item, Scalar):
         return BadValueError("", f"must be {kind.expected}, not a list or section in a list")
     try:

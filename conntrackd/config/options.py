@@ -3,14 +3,17 @@
 A setting is a typed constant, so that `config[CONNTRACK_BUFFER]` is an int to the type checker too.
 """
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final
 
+from conntrackd.config.anonymize import AnonymizeOptions, make_anonymize
 from conntrackd.config.field_list import FIELD_LIST
+from conntrackd.config.flow_metrics import FLOW_METRICS
 from conntrackd.config.labels import LABELS
 from conntrackd.config.listen import LISTEN, TEXTFILE
+from conntrackd.config.option import File as File  # noqa: PLC0414  # this module's users need them, too
+from conntrackd.config.option import Option as Option  # noqa: PLC0414
+from conntrackd.config.option import Seconds, Text
+from conntrackd.config.option import Spool as Spool  # noqa: PLC0414
 from conntrackd.config.values import (
     BUS,
     EVENTS,
@@ -26,7 +29,6 @@ from conntrackd.config.values import (
     TENANT,
     USER,
     WRITER,
-    ValueType,
     count,
     duration,
     one_of,
@@ -35,47 +37,6 @@ from conntrackd.config.values import (
 )
 from conntrackd.config.values import SETS as SET_FILES
 from conntrackd.flow import EventType, Protocol
-
-File = Path | None
-Text = str | None
-Seconds = float | None
-Spool = Path | Literal[False] | None  # off, or that of the state directory
-T_co = TypeVar("T_co", covariant=True)
-
-
-# No slots: typing could then not note the type of Option[Path | None] on it (a TypeError in CPython 3.11).
-@dataclass(frozen=True, eq=False)
-class Option(Generic[T_co]):
-    """One setting. `example` stands in the sample where the default is nothing to show."""
-
-    key: str
-    kind: ValueType[T_co]
-    default: T_co
-    help: str
-    example: str = ""
-    reload: bool = True
-    secret: bool = False
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return f"--{self.key}"
-
-    @property
-    def variable(self) -> str:
-        """Its name in the environment."""
-        return "CONNTRACKD_" + re.sub(r"[.-]", "_", self.key.upper())
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether it can be set to nothing."""
-        return self.default is None or self.default == ()
-
-    @property
-    def default_text(self) -> str:
-        """The default as a person would write it, empty for none."""
-        return "" if self.default is None else self.kind.render(self.default)
-
 
 # An event takes 0.2 to 0.5 kB while it waits, in each sink's form: a full outbox of this size holds 10 MB.
 QUEUE: Final = count(1, 10_000_000)
@@ -240,12 +201,14 @@ SINK_STREAM_FILTER = Option(
 )
 SINK_STREAM_FIELDS = Option("sink.stream.fields", FIELD_LIST, (), CHOSEN, example="-msg,-flow")
 SINK_STREAM_SCHEMA = Option("sink.stream.schema", SCHEMA, "native", SCHEMA_HELP)
+SINK_STREAM_ANONYMIZE = make_anonymize("stream")
 SINK_JOURNAL_ENABLE = Option("sink.journal.enable", FLAG, False, "Write events to the systemd journal")
 SINK_JOURNAL_QUEUE = Option("sink.journal.queue", QUEUE, QUEUE_DEFAULT_JOURNAL, WAITING)
 SINK_JOURNAL_FILTER = Option(
     "sink.journal.filter", RULES, (), OWN_RULES, example="log type DESTROY\ndrop any"
 )
 SINK_JOURNAL_FIELDS = Option("sink.journal.fields", FIELD_LIST, (), CHOSEN, example="-flow,-time")
+SINK_JOURNAL_ANONYMIZE = make_anonymize("journal")
 SINK_SYSLOG_ENABLE = Option("sink.syslog.enable", FLAG, False, "Send events to a syslog server")
 SINK_SYSLOG_ADDRESS = Option(
     "sink.syslog.address",
@@ -279,6 +242,7 @@ SINK_SYSLOG_FILTER = Option(
     "sink.syslog.filter", RULES, (), OWN_RULES, example="drop destination network LOCAL,PRIVATE"
 )
 SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
+SINK_SYSLOG_ANONYMIZE = make_anonymize("syslog")
 SINK_SYSLOG_TLS_CA = Option[File](
     "sink.syslog.tls.ca",
     PATH,
@@ -337,6 +301,7 @@ SINK_LOKI_FIELDS = Option(
     "sink.loki.fields", FIELD_LIST, (), CHOSEN, example="time,msg,type,prot,src,dst,dport"
 )
 SINK_LOKI_SCHEMA = Option("sink.loki.schema", SCHEMA, "native", SCHEMA_HELP)
+SINK_LOKI_ANONYMIZE = make_anonymize("loki")
 SINK_LOKI_BATCH_SIZE = Option(
     "sink.loki.batch_size", size(1024, 64 << 20), 1 << 20, "Send a batch once it reaches this size"
 )
@@ -427,6 +392,13 @@ METRICS_TEXTFILE = Option[File](
     "File for node_exporter's textfile collector, written every 15 seconds",
     example="/run/conntrackd/conntrackd.prom",
 )
+METRICS_FLOWS = Option(
+    "metrics.flows",
+    FLOW_METRICS,
+    (),
+    "Connections to count, by the values of chosen fields",
+    example="{name: by_port, by: [protocol, destination.port], max_series: 200}",
+)
 SHUTDOWN_TIMEOUT = Option(
     "shutdown_timeout",
     duration(0, 3600),
@@ -450,6 +422,9 @@ HOST = Option[Text](
 )
 
 OPTIONS: tuple[Option[object], ...] = tuple(
-    value for value in list(globals().values()) if isinstance(value, Option)
+    option
+    for value in list(globals().values())
+    if isinstance(value, Option | AnonymizeOptions)
+    for option in (value if isinstance(value, AnonymizeOptions) else (value,))
 )
 """All the constants above, in their order."""

@@ -19,7 +19,7 @@ from conntrackd.config.keys import Keys
 from conntrackd.config.named import NamedSink
 from conntrackd.config.nodes import list_items
 from conntrackd.config.options import OPTIONS, Option
-from conntrackd.config.values import MAX_ITEMS, OFF_WORDS, BadValueError, check_characters, parse_flag
+from conntrackd.config.values import OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.text import find_near, find_one_typo, quote
 
@@ -378,8 +378,8 @@ class _Draft:
     def set(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
         """Parse the value and set it over what was there."""
         try:
-            if len(items) > MAX_ITEMS:
-                raise BadValueError("", f"has {len(items)} items, the maximum is {MAX_ITEMS}")
+            if len(items) > option.kind.max_items:
+                raise BadValueError("", f"has {len(items)} items, the maximum is {option.kind.max_items}")
             for item in items:
                 check_characters(item)
             if option.is_optional and len(items) == 1 and items[0].lower() in OFF_WORDS:
@@ -389,7 +389,7 @@ class _Draft:
                 items = [option.kind.find_path(source.folder, item) for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
-            faults = option.kind.find_faults(items) if len(items) <= MAX_ITEMS else []
+            faults = option.kind.find_faults(items) if len(items) <= option.kind.max_items else []
             for number, fault in faults or [(-1, error)]:
                 origin = source.origins[number] if source.origins and number >= 0 else source.origin
                 self._refuse(option, fault, replace(source, origin=origin))

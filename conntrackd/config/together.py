@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
+from conntrackd.config.anonymize import AnonymizeOptions
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.options import OPTIONS, File, Option, Spool
@@ -38,6 +39,12 @@ FIELDS: Final = {
     "journal": options.SINK_JOURNAL_FIELDS,
     "syslog": options.SINK_SYSLOG_FIELDS,
     "loki": options.SINK_LOKI_FIELDS,
+}
+ANONYMIZE: Final = {
+    "stream": options.SINK_STREAM_ANONYMIZE,
+    "journal": options.SINK_JOURNAL_ANONYMIZE,
+    "syslog": options.SINK_SYSLOG_ANONYMIZE,
+    "loki": options.SINK_LOKI_ANONYMIZE,
 }
 SPOOLS: Final = {"syslog": options.SINK_SYSLOG_SPOOL, "loki": options.SINK_LOKI_SPOOL}
 # What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
@@ -116,6 +123,15 @@ def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
                 hint = "only TCP and TLS detect that the server is unavailable"
                 yield SettingIssue(spool, (address,), f"has no effect on {config[address]}", hint)
     yield from _check_fields(kind, config)
+    yield from _check_key(kind, config)
+
+
+def _check_key(kind: str, config: "Config") -> Iterator[SettingIssue]:
+    """Who gives a key believes that it does something."""
+    own = ANONYMIZE[kind]
+    if config[own.key_file] and config[own.mode] != "pseudonym":
+        key = config.resolve(own.mode).key
+        yield SettingIssue(own.key_file, (own.mode,), f"has no effect without {key}: pseudonym", "")
 
 
 def _check_scheme(
@@ -259,9 +275,10 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
         message = "has no effect without FLOW and ALIVE records"
         hint = "set conntrack.records to flows or both, or conntrack.heartbeat"
         yield SettingIssue(options.CONNTRACK_FLOWS_MAX, others, message, hint)
-    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE):
+    for option in (options.METRICS_LISTEN, options.METRICS_TEXTFILE, options.METRICS_FLOWS):
         if config[option] and config[options.CONNTRACK_REPLAY]:
             yield SettingIssue(option, (options.CONNTRACK_REPLAY,), "has no effect in a replay", "")
+    yield from _list_blind_metrics(config)
     yield from _list_idle_sinks(config)
     replay = options.CONNTRACK_REPLAY
     for option in LIVE if config[replay] is not None else ():
@@ -271,8 +288,29 @@ def list_warnings(config: "Config") -> Iterator[SettingIssue]:
         yield from (issue.of(view) for issue in _list_sink_warnings(kind, view))
 
 
+def _list_blind_metrics(config: "Config") -> Iterator[SettingIssue]:
+    """Counts of connections that open or close unseen."""
+    if not config[options.METRICS_FLOWS]:
+        return
+    option = options.METRICS_FLOWS
+    if config[options.CONNTRACK_RECORDS] == "flows":
+        hint = "set conntrack.records to both"
+        message = "count no connection that opens with conntrack.records: flows"
+        yield SettingIssue(option, (options.CONNTRACK_RECORDS,), message, hint)
+        return
+    for needed, verb in ((EventType.NEW, "opens"), (EventType.DESTROY, "closes")):
+        if not config[options.CONNTRACK_EVENTS] & needed:
+            name = str(needed.name).lower()
+            message, hint = (
+                f"count no connection that {verb} without {name} events",
+                f"add {name} to conntrack.events",
+            )
+            yield SettingIssue(option, (options.CONNTRACK_EVENTS,), message, hint)
+
+
 def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Of one sink, of this kind."""
+    yield from _list_idle_anonymize(ANONYMIZE[kind], config)
     if kind == "syslog":
         syslog = options.SINK_SYSLOG_ADDRESS
         for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
@@ -282,6 +320,17 @@ def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
         for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
             message, hint = f"the value of {name} seems to contain another label", JOINED
             yield SettingIssue(options.SINK_LOKI_LABELS, (), message, hint)
+
+
+def _list_idle_anonymize(own: AnonymizeOptions, config: "Config") -> Iterator[SettingIssue]:
+    """What is about another way to write addresses than the one that is set."""
+    mode, key = config[own.mode], config.resolve(own.mode).key
+    idle: list[Option[object]] = [own.which, own.only] if mode == "none" else []
+    cut: list[Option[object]] = [own.ipv4_bits, own.ipv6_bits] if mode != "truncate" else []
+    for options_of, needed in ((idle, key), (cut, f"{key}: truncate")):
+        for option in options_of:
+            if config.is_set(option):
+                yield SettingIssue(option, (own.mode,), f"has no effect without {needed}", "")
 
 
 def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:

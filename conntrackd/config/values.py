@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from conntrackd.config.document import Section
 from conntrackd.flow import EventType, Protocol
 from conntrackd.text import suggest
 from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
@@ -54,6 +55,9 @@ class ValueType(Generic[T_co]):
     """What stands for "not set", where the setting is optional."""
     is_table: bool = False
     """Whether the items are NAME=VALUE, and a file may say them as a section, too."""
+    max_items: int = MAX_ITEMS
+    write_section: Callable[[Section], str] | None = None
+    """Of a type whose items are sections in a file: the same as a text. Raises BadValueError."""
 
     def split(self, text: str) -> list[str]:
         """The items of a list that came as one text; the text itself where the type is not a list."""
@@ -179,7 +183,10 @@ def parse_writer(text: str) -> str:
     """stdout, stderr, discard, or an absolute path as file:///PATH."""
     if text.startswith("file:///") and len(text) > len("file:///"):
         return parse_text(text)
-    return _parse_word(text, ("stdout", "stderr", "discard", "file:///PATH"))
+    words = ("stdout", "stderr", "discard", "file:///PATH")
+    if text.startswith("/"):
+        raise BadValueError(text, f"is not one of {', '.join(words)}", f"did you mean file://{text}?")
+    return _parse_word(text, words)
 
 
 def _parse_word(text: str, words: tuple[str, ...]) -> str:

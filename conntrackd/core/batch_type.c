@@ -89,16 +89,45 @@ static PyObject *make_bytes(const void *bytes, size_t size)
 	return PyBytes_FromStringAndSize(size ? bytes : "", (Py_ssize_t)size);
 }
 
-/* A table that nobody uses now, or None. False with an exception. */
-static bool is_table(PyObject *self, PyObject *object)
+/* One of this type that nobody uses now, or None. False with an exception. */
+static bool is_free(PyObject *object, PyTypeObject *type)
 {
 	if (object == Py_None)
 		return true;
-	if (!Py_IS_TYPE(object, find_state(self)->table)) {
-		PyErr_SetString(PyExc_TypeError, "a part is decided by a Table");
+	if (!Py_IS_TYPE(object, type)) {
+		PyErr_SetString(PyExc_TypeError, "a part is decided by a Table, and concealed by an Anonymizer");
 		return false;
 	}
 	return is_idle(object);
+}
+
+/* For as long as a text is made: the samples of a part, and what is written in place of addresses. False for want of
+ * memory.
+ */
+static bool begin_render(struct batch *batch, const struct selection *selection, PyObject *part, PyObject *anonymizer)
+{
+	if (anonymizer != Py_None &&
+	    !conceal(open_object_anonymizer(anonymizer), batch->events, selection->indexes, selection->count))
+		return false;
+	if (anonymizer != Py_None)
+		claim_object(anonymizer);
+	if (part != Py_None) { /* another decision by it would change what is given back below */
+		claim_object(part);
+		exchange_rates(open_object_table(part), batch->events, selection->indexes, selection->count);
+	}
+	return true;
+}
+
+static void end_render(struct batch *batch, const struct selection *selection, PyObject *part, PyObject *anonymizer)
+{
+	if (part != Py_None) {
+		exchange_rates(open_object_table(part), batch->events, selection->indexes, selection->count);
+		leave_object(part);
+	}
+	if (anonymizer != Py_None) {
+		reveal(open_object_anonymizer(anonymizer), batch->events, selection->indexes, selection->count);
+		leave_object(anonymizer);
+	}
 }
 
 static PyObject *batch_render(PyObject *self, PyObject *arguments)
@@ -107,19 +136,20 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count, moments;
 	struct selection selection;
-	PyObject *object, *kept, *part = Py_None;
+	PyObject *object, *kept, *part = Py_None, *anonymizer = Py_None;
 	struct template *template;
 	PyObject *result = NULL;
 	bool has_memory;
 
-	if (!PyArg_ParseTuple(arguments, "O!O|O:render", find_state(self)->template, &object, &kept, &part) ||
-	    !is_table(self, part) || !open_selection(batch, kept, &selection) || !claim_object(object))
+	if (!PyArg_ParseTuple(arguments, "O!O|OO:render", find_state(self)->template, &object, &kept, &part,
+			      &anonymizer) ||
+	    !is_free(part, find_state(self)->table) || !is_free(anonymizer, find_state(self)->anonymizer) ||
+	    !open_selection(batch, kept, &selection) || !is_idle(object))
 		return NULL;
+	if (!begin_render(batch, &selection, part, anonymizer))
+		return PyErr_NoMemory();
+	claim_object(object);
 	claim_object(self);
-	if (part != Py_None) { /* another decision by it would change what is given back below */
-		claim_object(part);
-		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
-	}
 	template = open_object_template(object);
 	Py_BEGIN_ALLOW_THREADS
 	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
@@ -132,10 +162,7 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 				       list_found_streams(streams, stream_count),
 				       make_bytes(batch->output.moments, moments * sizeof(uint64_t)),
 				       selection.count ? batch->events[selection.indexes[0]].time : 0);
-	if (part != Py_None) {
-		exchange_rates(open_object_table(part), batch->events, selection.indexes, selection.count);
-		leave_object(part);
-	}
+	end_render(batch, &selection, part, anonymizer);
 	leave_object(object);
 	leave_object(self);
 	return has_memory ? result : PyErr_NoMemory();

@@ -6,6 +6,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include "anonymize.h"
 #include "ids.h"
 #include "limit.h"
 #include "locate.h"
@@ -19,7 +20,7 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set, *series, *anonymizer;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -32,6 +33,8 @@ PyTypeObject *create_set_type(PyObject *module);
 PyTypeObject *create_flows_type(PyObject *module);
 PyTypeObject *create_deltas_type(PyObject *module);
 PyTypeObject *create_limits_type(PyObject *module);
+PyTypeObject *create_anonymizer_type(PyObject *module);
+PyTypeObject *create_series_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);
@@ -53,6 +56,7 @@ struct template *open_object_template(PyObject *object);
 struct locations *open_object_locations(PyObject *object);
 struct ids *open_object_ids(PyObject *object);
 struct limits *open_object_limits(PyObject *object);
+struct anonymizer *open_object_anonymizer(PyObject *object);
 const struct prefixes *open_object_set(PyObject *object);
 
 /* Bytes that hold native numbers of this size: how many, or -1 with an exception. */

@@ -304,9 +304,12 @@ void set_first_seen(struct event *event, uint64_t time)
 void set_type(struct event *event, uint8_t type)
 {
 	event->type = type;
-	event->has &= ~IS_WHOLE;
+	event->has &= ~(IS_WHOLE | HAS_INCOMPLETE);
 	if (type == TYPE_FLOW || type == TYPE_ALIVE)
 		event->has |= IS_WHOLE;
+	event->incomplete = type == TYPE_FLOW && !(event->has & (HAS_START | HAS_FIRST_SEEN));
+	if (event->incomplete)
+		event->has |= HAS_INCOMPLETE;
 }
 
 bool walk_message(const uint8_t *message, size_t length, uint64_t received_ns, bool reports_reason, struct event *event)

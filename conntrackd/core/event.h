@@ -71,6 +71,7 @@ enum { NAT_SNAT = 1, NAT_DNAT = 2 };
 #define HAS_SRC_LOCATION (1ULL << 42)
 #define HAS_DST_LOCATION (1ULL << 43)
 #define HAS_SAMPLE_RATE (1ULL << 47)
+#define HAS_INCOMPLETE (1ULL << 51)
 #define HAS_DELTAS (1ULL << 50) /* all four: see deltas.h */
 
 struct event {
@@ -90,6 +91,7 @@ struct event {
 	uint16_t sport, dport, reply_sport, reply_dport, master_sport, master_dport;
 	uint16_t icmp_id, reply_icmp_id, zone, reply_zone;
 	uint8_t type, family, protocol, state, icmp_type, icmp_code, reason, nat, master_protocol;
+	uint8_t incomplete; /* 1 of a FLOW of which nobody knows when it began: see set_type() */
 	uint8_t helper_bytes;
 	uint16_t secctx_bytes;
 	const char *helper, *secctx; /* without an end of their own */

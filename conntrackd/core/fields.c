@@ -54,5 +54,6 @@ const struct event_field event_fields[] = {
 	TEXT(secctx, HAS_SECCTX),
 	NUMBER(labels, HAS_LABELS),
 	NUMBER(sample_rate, HAS_SAMPLE_RATE),
+	NUMBER(incomplete, HAS_INCOMPLETE),
 };
 const size_t event_field_count = sizeof(event_fields) / sizeof(event_fields[0]);

@@ -26,6 +26,13 @@ static size_t find_place(const struct locations *locations, const uint8_t *addre
 	return place;
 }
 
+const struct located *find_location(const struct locations *locations, const uint8_t *address, uint32_t family)
+{
+	const struct located *entry = &locations->entries[find_place(locations, address, family)];
+
+	return entry->family ? entry : NULL;
+}
+
 bool open_locations(struct locations *locations, size_t limit, uint64_t seed)
 {
 	*locations = (struct locations){ .limit = limit, .capacity = FIRST_CAPACITY, .seed = seed };

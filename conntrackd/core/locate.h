@@ -22,6 +22,8 @@ struct locations {
 bool open_locations(struct locations *locations, size_t limit, uint64_t seed);
 void close_locations(struct locations *locations);
 void forget_locations(struct locations *locations);
+/* The entry of an address, NULL for none: until the next put_location(). */
+const struct located *find_location(const struct locations *locations, const uint8_t *address, uint32_t family);
 bool put_location(struct locations *locations, const uint8_t *address, uint32_t family, uint32_t number);
 
 /* Sets both Locations of these events, as far as they are known. `is_first`: the batch was not located before.

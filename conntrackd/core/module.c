@@ -201,7 +201,9 @@ static int execute(PyObject *module)
 	    add_type(module, &state->flows, create_flows_type) < 0 ||
 	    add_type(module, &state->deltas, create_deltas_type) < 0 ||
 	    add_type(module, &state->limits, create_limits_type) < 0 ||
-	    add_type(module, &state->set, create_set_type) < 0 || add_names(module) < 0)
+	    add_type(module, &state->series, create_series_type) < 0 ||
+	    add_type(module, &state->set, create_set_type) < 0 ||
+	    add_type(module, &state->anonymizer, create_anonymizer_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
 }
@@ -220,6 +222,8 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->flows);
 	Py_VISIT(state->deltas);
 	Py_VISIT(state->limits);
+	Py_VISIT(state->anonymizer);
+	Py_VISIT(state->series);
 	return 0;
 }
 
@@ -236,6 +240,8 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->flows);
 	Py_CLEAR(state->deltas);
 	Py_CLEAR(state->limits);
+	Py_CLEAR(state->anonymizer);
+	Py_CLEAR(state->series);
 	return 0;
 }
 

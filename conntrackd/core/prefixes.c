@@ -24,22 +24,34 @@ static int compare_ipv6(const void *one, const void *other)
 	return memcmp(one, other, ENTRY_BYTES(ADDRESS_BYTES));
 }
 
+static void swap_entries(uint8_t *one, uint8_t *other, size_t size)
+{
+	uint8_t kept[ENTRY_BYTES(ADDRESS_BYTES)];
+
+	memcpy(kept, one, size);
+	memmove(one, other, size);
+	memcpy(other, kept, size);
+}
+
 /* Of two that begin alike the shorter one comes first, which is the larger network. */
 size_t sort_prefixes(uint8_t *entries, size_t count, size_t address_bytes)
 {
+	int (*const compare)(const void *, const void *) = address_bytes == IPV4_BYTES ? compare_ipv4 : compare_ipv6;
 	const size_t size = ENTRY_BYTES(address_bytes);
 	size_t left = 0;
 
 	if (count)
-		qsort(entries, count, size, address_bytes == IPV4_BYTES ? compare_ipv4 : compare_ipv6);
+		qsort(entries, count, size, compare);
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t *last = left ? entries + (left - 1) * size : NULL;
 
 		if (last && is_within(entries + i * size, last, last[address_bytes]))
 			continue;
-		memmove(entries + left * size, entries + i * size, size);
+		swap_entries(entries + left * size, entries + i * size, size);
 		left++;
 	}
+	if (left < count)
+		qsort(entries + left * size, count - left, size, compare);
 	return left;
 }
 

@@ -15,7 +15,8 @@ struct prefixes {
 	size_t ipv4_count, ipv6_count;
 };
 
-/* Sorts entries and leaves out those within another one; how many are left. Addresses of so many bytes. */
+/* Sorts entries: first those that are within no other one, and how many these are; then the rest. Addresses of so many
+ * bytes. */
 size_t sort_prefixes(uint8_t *entries, size_t count, size_t address_bytes);
 
 /* Whether each has as many bits as an address can have, and begins above the one before. */

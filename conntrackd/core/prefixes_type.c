@@ -16,8 +16,13 @@ const struct prefixes *open_object_set(PyObject *object)
 static Py_ssize_t check_entries(const Py_buffer *buffer, size_t address_bytes)
 {
 	const Py_ssize_t size = (Py_ssize_t)ENTRY_BYTES(address_bytes);
+	bool is_sorted;
 
-	if (buffer->len % size == 0 && are_prefixes_sorted(buffer->buf, (size_t)(buffer->len / size), address_bytes))
+	Py_BEGIN_ALLOW_THREADS
+	is_sorted = buffer->len % size == 0 &&
+		    are_prefixes_sorted(buffer->buf, (size_t)(buffer->len / size), address_bytes);
+	Py_END_ALLOW_THREADS
+	if (is_sorted)
 		return buffer->len / size;
 	PyErr_SetString(PyExc_ValueError, "not the networks of a set, sorted");
 	return -1;

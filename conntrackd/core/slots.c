@@ -27,6 +27,17 @@ uint64_t hash_flow(const struct event *event, uint64_t seed)
 	return hash ? hash : 1;
 }
 
+uint64_t hash_words(const void *words, size_t count, uint64_t seed)
+{
+	uint64_t hash = seed, word;
+
+	for (size_t number = 0; number < count; number++) {
+		memcpy(&word, (const uint8_t *)words + number * sizeof(word), sizeof(word));
+		hash = mix(hash, word);
+	}
+	return hash ? hash : 1;
+}
+
 bool open_slots(struct slots *slots, size_t size, size_t limit, uint64_t seed)
 {
 	*slots = (struct slots){ .size = size, .capacity = FIRST_CAPACITY, .limit = limit ? limit : 1, .seed = seed };

@@ -1,4 +1,6 @@
-/* A table by flow: slots of one size, each of which begins with the hash of its flow, 0 where it is free. */
+/* A table by flow, or by other keys: slots of one size, each of which begins with the hash of its key, 0 where it is
+ * free.
+ */
 #ifndef CONNTRACKD_SLOTS_H
 #define CONNTRACKD_SLOTS_H
 
@@ -16,6 +18,9 @@ struct slots {
  * original tuple: ids alone, of 32 bits, are given twice too often.
  */
 uint64_t hash_flow(const struct event *event, uint64_t seed);
+
+/* Of so many words, likewise. */
+uint64_t hash_words(const void *words, size_t count, uint64_t seed);
 
 bool open_slots(struct slots *slots, size_t size, size_t limit, uint64_t seed);
 void close_slots(struct slots *slots);

@@ -137,7 +137,39 @@ static PyObject *set_location(PyObject *object, PyObject *arguments)
 	Py_RETURN_NONE;
 }
 
+static PyObject *use_sets(PyObject *object, PyObject *sets)
+{
+	struct table_object *self = (struct table_object *)object;
+	PyTypeObject *set_type = find_state(object)->set;
+
+	if (!is_idle(object))
+		return NULL;
+	if (!PyTuple_Check(sets) || PyTuple_Size(sets) != (Py_ssize_t)self->table->set_count) {
+		PyErr_SetString(PyExc_ValueError, "not as many sets as the table has");
+		return NULL;
+	}
+	for (Py_ssize_t i = 0; i < PyTuple_Size(sets); i++)
+		if (!Py_IS_TYPE(PyTuple_GetItem(sets, i), set_type)) {
+			PyErr_SetString(PyExc_TypeError, "sets are of AddressSet");
+			return NULL;
+		}
+	for (Py_ssize_t i = 0; i < PyTuple_Size(sets); i++)
+		self->table->sets[i] = open_object_set(PyTuple_GetItem(sets, i));
+	Py_XDECREF(self->sets);
+	self->sets = Py_NewRef(sets);
+	Py_RETURN_NONE;
+}
+
+static PyObject *get_sets(PyObject *object, void *closure)
+{
+	PyObject *sets = ((struct table_object *)object)->sets;
+
+	(void)closure;
+	return sets ? Py_NewRef(sets) : PyTuple_New(0);
+}
+
 static PyMethodDef methods[] = {
+	{ "use_sets", use_sets, METH_O, PyDoc_STR("use_sets(sets): others in their place, from the next decision on") },
 	{ "set_location", set_location, METH_VARARGS,
 	  PyDoc_STR("set_location(number, bits): what the rules ask of it") },
 	{ NULL, NULL, 0, NULL },
@@ -145,6 +177,7 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef properties[] = {
 	{ "counts", get_counts, NULL, PyDoc_STR("events that each rule decided; index 0: no rule matched"), NULL },
+	{ "sets", get_sets, NULL, PyDoc_STR("those that it uses, in the order of their numbers"), NULL },
 	{ "locations", get_locations, NULL, PyDoc_STR("the highest number of a location that was set"), NULL },
 	{ NULL, NULL, NULL, NULL, NULL },
 };

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from conntrackd.filter.ast import Rule
+from conntrackd.filter.sets import Sets
 from conntrackd.flow import EventType, Location
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
@@ -22,6 +23,8 @@ SEED_BITS: Final = 64  # of limits
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 REPORTS_REASON: Final = (5, 10)
+# Seconds: what durations of connections are counted by, in series. core/series.c has the same.
+DURATION_BOUNDS: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 # Takes the reference where the core could be had, to compare them.
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
@@ -30,6 +33,36 @@ Opaque = Any
 """What an engine has made: of no use to the other one, nor to anybody else."""
 Tally = tuple[int, int, int]
 """An event type, a protocol, and how many events have both."""
+
+Value = int | bytes | None
+"""Of a field of an event: a number, an address, or None where the event has none."""
+
+
+class SeriesField(NamedTuple):
+    """A field of Flow by whose values connections are counted."""
+
+    attribute: str
+    needs_nat: bool = False
+    """Whether only a translated connection has it."""
+
+
+class Sums(NamedTuple):
+    """Of the connections of one series; each modulo 2^64."""
+
+    opened: int = 0
+    closed: int = 0
+    living: int = 0
+    orig_packets: int = 0
+    orig_bytes: int = 0
+    reply_packets: int = 0
+    reply_bytes: int = 0
+    seconds: int = 0
+    """This and the next: how long those of a known duration lasted together."""
+    nanoseconds: int = 0
+
+
+Counts = tuple[tuple[int, ...], tuple[int, ...]]
+"""Sums, and how many connections lasted at most as long as each of DURATION_BOUNDS, and longer than all."""
 
 
 class Received(NamedTuple):
@@ -113,6 +146,12 @@ class RuleTable(Protocol):
     def limits(self) -> Limits | None:
         """None where no rule has one."""
 
+    def use_sets(self, opened: Opaque, /) -> None:
+        """What open_sets() has made, in the place of its sets, as far as that has the names.
+
+        From the next decision on; in the thread that decides by this table.
+        """
+
 
 class Ids(Protocol):
     """A set of flows' ids."""
@@ -163,6 +202,25 @@ class Deltas(Protocol):
         """These have no deltas any more."""
 
 
+class Series(Protocol):
+    """Counts of connections by the values of some fields. See core/series.h."""
+
+    @property
+    def other(self) -> Counts:
+        """What was counted for want of room for one more series."""
+
+    @property
+    def overflows(self) -> int:
+        """How many events that was."""
+
+    def __len__(self) -> int: ...
+    def count(self, batch: Opaque, selection: Selection | None, /) -> None:
+        """Count what these open and close."""
+
+    def list(self) -> Sequence[tuple[tuple[Value, ...], Counts]]:
+        """The values of each series, and what was counted."""
+
+
 class Locations(Protocol):
     """What the databases say of addresses, remembered."""
 
@@ -190,12 +248,18 @@ class Engine(Protocol):
     def open_ids(self) -> Ids: ...
     def open_flows(self, limit: int) -> Flows: ...
     def open_deltas(self, limit: int) -> Deltas: ...
+    def open_series(self, fields: Sequence[SeriesField], limit: int) -> Series:
+        """At most so many series; what has no room in them is counted together."""
+
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Limits | None:
         """Full buckets for those of the rules that have a limit; None where none has.
 
         `seed` says which keys compete for buckets: one that nobody knows, where it is not given.
         """
+
+    def open_sets(self, sets: Sets) -> Opaque:
+        """For the tables whose rules name them. Takes milliseconds for a million networks."""
 
     def compile_table(
         self,

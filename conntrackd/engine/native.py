@@ -1,24 +1,41 @@
 """The engine in C: what conntrackd.core offers, with what Python knows of it beside."""
 
 import secrets
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from conntrackd.core import _core as core
-from conntrackd.engine import ALL_EVENTS, INDEX_BYTES, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection
+from conntrackd.engine import (
+    ALL_EVENTS,
+    INDEX_BYTES,
+    SEED_BITS,
+    SLOT_BYTES,
+    SLOTS,
+    Limits,
+    LookUp,
+    Selection,
+    SeriesField,
+)
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.limit import assemble_limits, has_limits
+from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import Location
 from conntrackd.netlink.labels import read_label_names
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.steps import compile_template, render_location
 from conntrackd.render.template import Template
 
 # Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
 MAX_LOCATIONS: Final = 16_384
+# Addresses whose written form the core knows, for one sink and reader: 4 MB. Above it all are forgotten.
+MAX_WRITTEN: Final = 32_768
+OpenSets = Mapping[str, core.AddressSet]
+"""By their names."""
 
 
 @dataclass(slots=True)
@@ -38,6 +55,8 @@ class NativeTable:
     limits: core.Limits | None
     core: core.Table
     locations: Numbered = field(default_factory=Numbered)
+    opened: OpenSets = field(default_factory=dict)
+    """What it uses in the place of the sets that it was compiled with."""
 
     @property
     def needs_location(self) -> bool:
@@ -47,6 +66,11 @@ class NativeTable:
     def counts(self) -> list[int]:
         return self.core.counts
 
+    def use_sets(self, opened: OpenSets, /) -> None:
+        if opened is not self.opened:
+            self.opened, known = opened, zip(self.description.sets, self.core.sets, strict=True)
+            self.core.use_sets(tuple(opened.get(found.name, own) for found, own in known))
+
     def learn(self, number: int, location: Location) -> None:
         """What the rules ask about a Location."""
         self.core.set_location(number, self.description.compute_location_bits(location))
@@ -54,8 +78,12 @@ class NativeTable:
 
 def open_table(table: Table, limits: core.Limits | None = None) -> core.Table:
     """A table in the core. The networks of its sets are not copied, whatever the number of tables."""
-    sets = tuple(core.AddressSet(found.networks[4], found.networks[16]) for found in table.sets)
-    return core.Table(assemble(table), sets, limits)
+    return core.Table(assemble(table), tuple(map(open_set, table.sets)), limits)
+
+
+def open_set(addresses: AddressSet) -> core.AddressSet:
+    """A set in the core, without a copy of its networks."""
+    return core.AddressSet(addresses.networks[4], addresses.networks[16])
 
 
 @dataclass(slots=True)
@@ -64,11 +92,27 @@ class NativeTemplate:
 
     template: Template
     core: core.Template
+    written: "NativeWritten | None" = None
     locations: Numbered = field(default_factory=Numbered)
 
     def learn(self, number: int, location: Location) -> None:
         """A Location's texts."""
         self.core.set_location_texts(number, *render_location(self.template, location))
+
+
+class NativeWritten:
+    """What one sink writes in place of addresses, remembered."""
+
+    def __init__(self, anonymizer: Anonymizer) -> None:
+        self._anonymizer = anonymizer
+        self.core = core.Anonymizer(MAX_WRITTEN, anonymizer.sides)
+
+    def learn(self, batch: core.Batch, selection: Selection) -> None:
+        """What is to be known before these events are rendered. Each address is asked about once."""
+        unknown = self.core.find_unknown(batch, selection)
+        if unknown:
+            for address, written in zip(unknown, self._anonymizer.write(unknown), strict=True):
+                self.core.put(address, written)
 
 
 class NativeLocations:
@@ -142,6 +186,13 @@ class NativeEngine:
     def open_deltas(self, limit: int) -> core.Deltas:
         return core.Deltas(limit)
 
+    def open_series(self, fields: Sequence[SeriesField], limit: int) -> core.Series:
+        packed = (
+            struct.pack("=QQ", core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
+            for attribute, needs_nat in fields
+        )
+        return core.Series(b"".join(packed), limit, secrets.randbits(SEED_BITS))
+
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 
@@ -149,6 +200,9 @@ class NativeEngine:
         if not has_limits(rules):
             return None
         return core.Limits(assemble_limits(rules), secrets.randbits(SEED_BITS) if seed is None else seed)
+
+    def open_sets(self, sets: Sets) -> OpenSets:
+        return {name: open_set(found) for name, found in sets.items()}
 
     def compile_table(
         self,
@@ -162,7 +216,10 @@ class NativeEngine:
         return NativeTable(tuple(rules), table, own, open_table(table, own))
 
     def compile_template(self, template: Template, community_seed: int | None = None) -> NativeTemplate:
-        return NativeTemplate(template, compile_template(template, self._label_names, community_seed))
+        written = None if template.anonymizer is None else NativeWritten(template.anonymizer)
+        return NativeTemplate(
+            template, compile_template(template, self._label_names, community_seed), written
+        )
 
     def decide(
         self,
@@ -190,8 +247,14 @@ class NativeEngine:
     ) -> Rendered:
         if locations is not None:
             locations.teach(template)
+        written = template.written
+        if written is not None:
+            written.learn(batch, selection)
         text, ends, streams, moments, time = batch.render(
-            template.core, selection, None if part is None else part.core
+            template.core,
+            selection,
+            None if part is None else part.core,
+            None if written is None else written.core,
         )
         kinds = tuple(Stream(*stream) for stream in streams)
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -11,12 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
-from conntrackd.engine import ALL_EVENTS, SEED_BITS, SLOT_BYTES, SLOTS, Limits, LookUp, Selection, Tally
+from conntrackd.engine import (
+    ALL_EVENTS,
+    SEED_BITS,
+    SLOT_BYTES,
+    SLOTS,
+    Limits,
+    LookUp,
+    Selection,
+    SeriesField,
+    Tally,
+)
 from conntrackd.engine.plain_deltas import PlainDeltas, identify
-from conntrackd.filter.ast import Rule, uses_location
+from conntrackd.engine.plain_series import PlainSeries
+from conntrackd.filter.ast import Rule, put_sets, uses_location
 from conntrackd.filter.buckets import Buckets
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
 from conntrackd.filter.limit import has_limits
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import ABSENT, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
@@ -90,6 +102,8 @@ class PlainBatch:
     def set_type(self, selection: Selection | None, event_type: int, /) -> None:
         for flow in self.select(selection):
             flow.type = event_type
+            is_incomplete = event_type == EventType.FLOW and not (flow.start or flow.first_seen)
+            flow.incomplete = 1 if is_incomplete else ABSENT
 
     def time(self, selection: Selection | None, position: int, /) -> int:
         return self.select(selection)[position].time
@@ -170,6 +184,12 @@ class PlainTable:
     counts: list[int]
     limits: Buckets | None = None
     part_rates: dict[int, int] = field(default_factory=dict)
+    opened: Sets = field(default_factory=lambda: NO_SETS)
+    """What it uses in the place of the sets that it was compiled with."""
+
+    def use_sets(self, opened: Sets, /) -> None:
+        if opened is not self.opened:
+            self.opened, self.rules = opened, put_sets(self.rules, opened)
 
     def decide(self, flow: Flow, now: int) -> Decision:
         """What becomes of it; counts who decided."""
@@ -289,6 +309,9 @@ class PlainEngine:
     def open_deltas(self, limit: int) -> PlainDeltas:
         return PlainDeltas(limit)
 
+    def open_series(self, fields: Sequence[SeriesField], limit: int) -> PlainSeries:
+        return PlainSeries(fields, limit)
+
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)
 
@@ -296,6 +319,9 @@ class PlainEngine:
         if not has_limits(rules):
             return None
         return Buckets(rules, secrets.randbits(SEED_BITS) if seed is None else seed)
+
+    def open_sets(self, sets: Sets) -> Sets:
+        return sets
 
     def compile_table(
         self,

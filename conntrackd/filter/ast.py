@@ -16,11 +16,11 @@ LocationIn, which the core never sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from conntrackd.filter.fields import NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.filter.limit import Limit
-from conntrackd.filter.sets import AddressSet
+from conntrackd.filter.sets import AddressSet, Sets
 
 Span = tuple[int, int]
 Range = tuple[int, int]
@@ -215,6 +215,23 @@ def find_sets(rules: Iterable[Rule]) -> dict[str, AddressSet]:
     """The sets that rules name, in the order of their names."""
     leaves = (leaf for rule in rules for leaf in list_leaves(rule.expression) if isinstance(leaf, SetIn))
     return {leaf.name: leaf.addresses for leaf in sorted(leaves, key=lambda leaf: leaf.name)}
+
+
+def put_sets(rules: Iterable[Rule], sets: Sets) -> tuple[Rule, ...]:
+    """The same rules with these sets, as far as there are some of the names."""
+    return tuple(replace(rule, expression=_put_sets(rule.expression, sets)) for rule in rules)
+
+
+def _put_sets(expression: Expression, sets: Sets) -> Expression:
+    match expression:
+        case And(items) | Or(items):
+            return replace(expression, items=tuple(_put_sets(item, sets) for item in items))
+        case Not(item):
+            return replace(expression, item=_put_sets(item, sets))
+        case SetIn(_, name) if name in sets:
+            return replace(expression, addresses=sets[name])
+        case _:
+            return expression
 
 
 def uses_location(rules: Sequence[Rule]) -> bool:

@@ -6,13 +6,16 @@ no Python object is made for one; the core sorts them, and searches in the same 
 
 import re
 import stat
+from bisect import bisect_left
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import merge
 from ipaddress import ip_network
+from itertools import chain
 from os import fstat
 from pathlib import Path
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import MappingProxyType
 from typing import BinaryIO, Final
 
@@ -42,6 +45,11 @@ LENGTHS: Final = {4: _list_lengths(32), 16: _list_lengths(128)}
 WHOLE: Final = {4: (b"\x20", 0), 16: (b"\x80", 0)}
 
 
+Entries = Mapping[int, bytearray]
+"""By the bytes of an address, 4 or 16: addresses and prefix lengths, one behind the other, sorted."""
+NO_ENTRIES: Final[Entries] = MappingProxyType({4: bytearray(), 16: bytearray()})
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class AddressSet:
     """One set. Its networks are sorted, none of them is within another, and they are not changed any more."""
@@ -50,8 +58,9 @@ class AddressSet:
     path: Path
     entries: int
     """Lines that hold something."""
-    networks: MappingProxyType[int, bytearray] = field(repr=False)
-    """By the bytes of an address, 4 or 16: addresses and prefix lengths, one behind the other."""
+    networks: Entries = field(repr=False)
+    covered: Entries = field(default_factory=lambda: NO_ENTRIES, repr=False)
+    """What is within one of the networks, or there twice: it decides nothing until that is removed."""
 
     def __contains__(self, address: bytes) -> bool:
         """The reference, as plainly as can be: the core has the same search."""
@@ -71,6 +80,41 @@ class AddressSet:
         """Whether both hold the same addresses and networks."""
         return dict(self.networks) == dict(other.networks)
 
+    def has_entry(self, entry: bytes) -> bool:
+        """Whether there is this very address or network."""
+        size = len(entry) - 1
+        return any(_find(found[size], entry)[1] for found in (self.networks, self.covered))
+
+    def find_network(self, entry: bytes) -> bytes | None:
+        """The network that this one is within, or is."""
+        networks, size = self.networks[len(entry) - 1], len(entry)
+        start = _find(networks, entry[:-1] + b"\xff")[0] - size
+        found = bytes(networks[start : start + size]) if start >= 0 else b""
+        is_within = found and found[-1] <= entry[-1] and _is_within(entry[:-1], found)
+        return found if is_within else None
+
+    def list_entries(self, after: bytes = b"") -> Iterator[bytes]:
+        """All that come behind this one, in the order of their addresses, IPv4 first."""
+        for size in (4, 16):
+            if size + 1 < len(after):
+                continue
+            least = after if size + 1 == len(after) else b""
+            yield from merge(
+                *(_list_from(found[size], size, least) for found in (self.networks, self.covered))
+            )
+
+    def change(self, added: Iterable[bytes], removed: Iterable[bytes]) -> "AddressSet":
+        """Another one, without those that are removed, and with those that are added, which are not in it."""
+        networks, covered = dict(self.networks), dict(self.covered)
+        by_size = {size: [entry for entry in added if len(entry) == size + 1] for size in (4, 16)}
+        gone = {size: {entry for entry in removed if len(entry) == size + 1} for size in (4, 16)}
+        for size in (4, 16):
+            if by_size[size] or gone[size]:
+                parts = (_cut(found[size], gone[size]) for found in (self.networks, self.covered))
+                found = bytearray().join((*chain(*parts), *by_size[size]))
+                networks[size], covered[size] = sort_entries(found, size)
+        return AddressSet(self.name, self.path, _count(networks) + _count(covered), networks, covered)
+
 
 Sets = Mapping[str, AddressSet]
 """By their names."""
@@ -79,7 +123,7 @@ NO_SETS: Final[Sets] = MappingProxyType({})
 
 def make_empty_set(name: str, path: Path) -> AddressSet:
     """One that holds nothing."""
-    return AddressSet(name, path, 0, MappingProxyType({4: bytearray(), 16: bytearray()}))
+    return AddressSet(name, path, 0, NO_ENTRIES)
 
 
 def read_set(name: str, path: Path, room: int = MAX_ENTRIES) -> AddressSet:
@@ -125,9 +169,10 @@ def read_lines(name: str, path: Path, file: BinaryIO, room: int = MAX_ENTRIES) -
         mistakes.append(ConfigError(more, origin=str(path)))
     if mistakes:
         raise ManyErrors(mistakes)
+    covered = {}
     for size, found in networks.items():
-        del found[find_sort()(found, size) :]
-    return AddressSet(name, path, entries, MappingProxyType(networks))
+        networks[size], covered[size] = sort_entries(found, size)
+    return AddressSet(name, path, entries, MappingProxyType(networks), MappingProxyType(covered))
 
 
 def _list_lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -172,6 +217,56 @@ def explain(text: str) -> tuple[str, str]:
     return f"{quote(text)} has host bits set under its prefix length", f"did you mean {network}?"
 
 
+def unpack_entry(entry: bytes) -> str:
+    """As people write it: an address, or a network with its prefix length."""
+    address, length = entry[:-1], entry[-1]
+    text = inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+    return text if length == len(address) * 8 else f"{text}/{length}"
+
+
+def sort_entries(entries: bytearray, size: int) -> tuple[bytearray, bytearray]:
+    """Those that are within no other one, and the others. The core does it in place."""
+    left = find_sort()(entries, size)
+    covered = entries[left:]
+    del entries[left:]
+    return entries, covered
+
+
+def _count(entries: Entries) -> int:
+    return sum(len(found) // (size + 1) for size, found in entries.items())
+
+
+def _find(entries: bytearray, entry: bytes) -> tuple[int, bool]:
+    """Where an entry is, or would be, and whether it is there."""
+    size = len(entry)
+    positions = range(0, len(entries), size)
+    number = bisect_left(positions, entry, key=lambda at: bytes(entries[at : at + size]))
+    start = number * size
+    return start, entries[start : start + size] == entry
+
+
+def _list_from(entries: bytearray, size: int, after: bytes) -> Iterator[bytes]:
+    start, is_there = _find(entries, after) if after else (0, False)
+    while is_there:  # one that is there twice
+        start += size + 1
+        is_there = entries[start : start + size + 1] == after
+    for at in range(start, len(entries), size + 1):
+        yield bytes(entries[at : at + size + 1])
+
+
+def _cut(entries: bytearray, removed: Iterable[bytes]) -> Iterator[memoryview]:
+    """The same in parts, without these, as often as they are there."""
+    whole, begin = memoryview(entries), 0
+    for entry in sorted(removed):
+        start, is_there = _find(entries, entry)
+        yield whole[begin:start]
+        while is_there:
+            start += len(entry)
+            is_there = entries[start : start + len(entry)] == entry
+        begin = start
+    yield whole[begin:]
+
+
 def find_sort() -> Callable[[bytearray, int], int]:
     """The core's sort_prefixes(), or the reference where there is no core."""
     try:
@@ -182,12 +277,13 @@ def find_sort() -> Callable[[bytearray, int], int]:
 
 
 def sort_plainly(networks: bytearray, size: int) -> int:
-    """Sort in place, without those within another one; how many bytes are left."""
+    """Sort in place: first those that are within no other one, how many bytes these have; then the rest."""
     left: list[bytes] = []
+    rest: list[bytes] = []
     for entry in sorted(bytes(networks[at : at + size + 1]) for at in range(0, len(networks), size + 1)):
-        if not left or not _is_within(entry[:size], left[-1]):
-            left.append(entry)
-    networks[: len(left) * (size + 1)] = b"".join(left)
+        is_covered = left and _is_within(entry[:size], left[-1])
+        (rest if is_covered else left).append(entry)
+    networks[:] = b"".join((*left, *rest))
     return len(left) * (size + 1)
 
 

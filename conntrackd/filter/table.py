@@ -284,12 +284,11 @@ class _Writer:
         return self._add(Test(location, (Interval(mask, mask, 0),), yes, no, mask, word))
 
     def _write_set(self, field: Field, addresses: AddressSet, yes: int, no: int) -> int:
-        """One test for each family; the addresses themselves are no part of the table."""
+        """One test for each family, of which the set may get addresses; these are no part of the table."""
         number = self._sets.setdefault(addresses, len(self._sets) + 1)
-        for size, suffix in FAMILY_SUFFIXES.items():
-            if addresses.networks[size]:
-                self._tests.append(Test(field.attribute + suffix, (), yes, no, word=number))
-                no = len(self._tests) - 1
+        for suffix in FAMILY_SUFFIXES.values():
+            self._tests.append(Test(field.attribute + suffix, (), yes, no, word=number))
+            no = len(self._tests) - 1
         return no
 
     def _write_run(self, run: Run, no: int) -> int:

@@ -13,7 +13,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from conntrackd.bus.control import FlowCounts
 from conntrackd.delivery.delays import BOUNDS
+from conntrackd.metrics.flow_table import FLOW_METRICS, FlowMetricDeclaration, list_durations
 from conntrackd.metrics.table import METRICS, Histogram, State
 
 # Of every version of the library: what it chooses itself differs, and newer ones repeat what the client sent.
@@ -48,6 +50,10 @@ class _StateCollector(Collector):
             for labels, value in metric.read(self._state):
                 family.add_metric(labels, value)
             yield family
+        for counts in self._state.statistics.flows:
+            for declared in FLOW_METRICS:
+                if counts.setting.bytes or not declared.of_bytes:
+                    yield _render_flows(declared, counts)
 
 
 def _render_histogram(metric: Histogram, state: State) -> Family:
@@ -56,6 +62,20 @@ def _render_histogram(metric: Histogram, state: State) -> Family:
     for labels, counts in metric.read(state):
         buckets = list(zip(bounds, map(float, accumulate(counts.events)), strict=True))
         family.add_metric(labels, buckets, counts.seconds)
+    return family
+
+
+def _render_flows(declared: FlowMetricDeclaration, counts: FlowCounts) -> Family:
+    name, labels = declared.name_for(counts), (*counts.setting.labels, *declared.labels)
+    if declared.type == "histogram":
+        histogram = HistogramMetricFamily(name, declared.help, labels=labels)
+        for values, buckets, seconds in list_durations(counts):
+            histogram.add_metric(values, buckets, seconds)
+        return histogram
+    kind = CounterMetricFamily if declared.type == "counter" else GaugeMetricFamily
+    family: CounterMetricFamily | GaugeMetricFamily = kind(name, declared.help, labels=labels)
+    for values, number in declared.list_samples(counts):
+        family.add_metric(values, number)
     return family
 
 

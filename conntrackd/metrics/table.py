@@ -37,6 +37,7 @@ class State:
     """CPU -> its counters by CTA_STATS_*."""
 
 
+FLOWS: Final = "flows"
 Samples = Iterable[tuple[tuple[str, ...], float]]
 """Values of labels, and the number of these."""
 
@@ -208,6 +209,16 @@ def _read_limit(state: State) -> Samples:
     yield from () if state.table is None else _one(state.table.limit)
 
 
+def _read_series(state: State) -> Samples:
+    for counts in state.statistics.flows:
+        yield (counts.setting.name,), len(counts.series)
+
+
+def _read_overflows(state: State) -> Samples:
+    for counts in state.statistics.flows:
+        yield (counts.setting.name,), counts.overflows
+
+
 def _list_daemon() -> Iterator[Metric]:
     section = "daemon"
     text = "Always 1; the labels say what is running"
@@ -292,10 +303,21 @@ def _list_process() -> Iterator[Metric]:
     yield _read_counter(section, "process_memory_peak_bytes", "Most memory that was in use")
 
 
+def _list_flows() -> Iterator[Metric]:
+    """Of each item; its own metrics are in flow_table.py."""
+    name = "conntrackd_flow_series"
+    yield Metric(
+        FLOWS, name, "Series of an item of metrics.flows, without the one `other`", ("metric",), _read_series
+    )
+    text = "Events counted in the series `other`, as there were max_series others"
+    yield Metric(FLOWS, f"{name}_overflows_total", text, ("metric",), _read_overflows)
+
+
 METRICS: Final[tuple[Metric | Histogram, ...]] = (
     *_list_daemon(),
     *_list_events(),
     *_list_sinks(),
     *_list_kernel(),
     *_list_process(),
+    *_list_flows(),
 )

@@ -32,9 +32,11 @@ class Kind(Enum):
     """A duration as a whole number."""
     LIST = auto()
     """A number whose name is a list, with commas between; each form writes lists in its way."""
+    TRUTH = auto()
+    """`true`, where it is: what is not has no such field."""
 
 
-IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION, Kind.NANOSECONDS, Kind.LIST}
+IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION, Kind.NANOSECONDS, Kind.LIST, Kind.TRUTH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,9 @@ FIELDS: Final = (
     OutputField("stop", Kind.TIME, "stop", "time of the end"),
     OutputField("first_seen", Kind.TIME, "first_seen", "time of its NEW, where there is no start"),
     OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
+    OutputField(
+        "incomplete", Kind.TRUTH, "incomplete", "when it began is not known, of a FLOW", names={1: "true"}
+    ),
     OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
     OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),
     OutputField("icmp_id", Kind.NUMBER, "icmp_id", "identifier of an ICMP flow, its port"),
@@ -144,6 +149,7 @@ ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
 # Of a LOST record, of a SUPPRESSED one, and of both.
 LOSS_NAMES: Final = ("type", "lost", "since", "until", "where", "reason")
 HELD_NAMES: Final = ("type", "suppressed", "rule", "since", "until", "where", "reason")
+REPORTS: Final = ("LOST", "SUPPRESSED")
 REPORT_NAMES: Final = (*LOSS_NAMES[:2], *HELD_NAMES[1:])
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from conntrackd.render.fields import HEADS
+from conntrackd.render.fields import HEADS, REPORTS
 from conntrackd.render.schema import NATIVE, Constants, Schema
 from conntrackd.render.template import JSON_SYNTAX, Syntax, Template
 
@@ -29,13 +29,14 @@ def write_constants(syntax: Syntax, constants: Constants) -> str:
 
 
 def _make_template(names: frozenset[str] | None, schema: Schema = NATIVE, host: str = "") -> Template:
-    constants = [schema.list_constants(host, is_loss=is_loss) for is_loss in (False, True)]
-    event, loss = (write_constants(JSON_SYNTAX, values) for values in constants)
+    constants = [schema.list_constants(host, report=report) for report in ("", *REPORTS)]
+    event, loss, held = (write_constants(JSON_SYNTAX, values) for values in constants)
     return Template(
         f"{write_object(names, schema)}\n",
         JSON_SYNTAX,
         {"level": "INFO", "constants": event},
         {"level": "WARN", "constants": loss},
+        {"constants": held},
         fields=names,
         loss_text=f"{write_object(None, schema)}\n",
         is_bare=schema.is_native and names is not None and not names & set(HEADS),

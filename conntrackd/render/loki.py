@@ -9,7 +9,7 @@ https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
 from typing import Final
 
 from conntrackd.flow import EventType, Protocol
-from conntrackd.render.fields import FIELDS, REPORT_NAMES, list_names
+from conntrackd.render.fields import FIELDS, REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.json import CONSTANTS, write_constants
 from conntrackd.render.schema import NATIVE, Schema
 from conntrackd.render.template import Syntax, Template, escape_json, make_visible
@@ -49,8 +49,8 @@ TEXT: Final = '["$moment","$message",{HEADS$fields}],'
 
 def _make_template(names: frozenset[str] | None, schema: Schema = NATIVE) -> Template:
     # The labels of each stream say which host and which service it is.
-    event, loss = (
-        write_constants(METADATA, schema.list_constants(is_loss=is_loss)) for is_loss in (False, True)
+    event, loss, held = (
+        write_constants(METADATA, schema.list_constants(report=report)) for report in ("", *REPORTS)
     )
     level = METADATA.text(schema.rename("level"), "$level").removeprefix(",")
     rest = [CONSTANTS] if event else []
@@ -60,6 +60,7 @@ def _make_template(names: frozenset[str] | None, schema: Schema = NATIVE) -> Tem
         METADATA,
         {"level": "INFO", "constants": event},
         {"level": "WARN", "constants": loss},
+        {"constants": held},
         by_stream=True,
         fields=names,
         loss_text=TEXT.replace("HEADS", ",".join([level, *rest])),
@@ -80,7 +81,7 @@ def list_metadata(schema: Schema) -> frozenset[str]:
     """Names that entries can have in this schema, which is not our own."""
     outputs = (shown for output in FIELDS for shown in schema.list_outputs(output))
     names = [*map(schema.rename, list_names()), *(output.name for output in outputs)]
-    names += [*schema.list_constants(), *schema.list_constants(is_loss=True)]
+    names += (name for report in ("", *REPORTS) for name in schema.list_constants(report=report))
     names += map(schema.rename_loss, REPORT_NAMES)
     return frozenset(METADATA.open_text(name)[2:-3] for name in names)
 

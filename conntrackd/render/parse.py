@@ -242,6 +242,21 @@ def _labels(output: OutputField) -> Parse:
     return parse
 
 
+def _truth(output: OutputField) -> Parse:
+    def parse(value: Any) -> int:  # noqa: ANN401
+        if value is not True:
+            _refuse({output.name: value}, output.name, "true")
+        return 1
+
+    return parse
+
+
+def _convert_truth(text: str) -> bool:
+    if text != "true":
+        raise ValueError(text)
+    return True
+
+
 def _find_bits(names: list[str], labels: Mapping[str, int]) -> bytes:
     bits = 0
     for name in names:
@@ -274,6 +289,7 @@ MAKERS: Final[Mapping[Kind, Callable[[OutputField], Parse]]] = {
     Kind.TIME: _time,
     Kind.OWN_TEXT: _own_text,
     Kind.LABELS: _labels,
+    Kind.TRUTH: _truth,
 }
 # The time stands before the fields; the status in no field: who adds it to a line has it read.
 OTHERS: Final = (OutputField("time", Kind.TIME, "time", ""), OutputField("status", Kind.NUMBER, "status", ""))
@@ -295,6 +311,7 @@ NAMES: Final = tuple(
 TEXTS: Final[Mapping[str, Callable[[str], int | float]]] = {
     **{output.name: int for output in FIELDS if output.kind is Kind.NUMBER},
     **{output.name: float for output in FIELDS if output.kind is Kind.DURATION},
+    **{output.name: _convert_truth for output in FIELDS if output.kind is Kind.TRUTH},
     **{name: NUMBERS_OF_PLACES[at] for name, (_, at) in PLACES.items() if at in NUMBERS_OF_PLACES},
     **dict.fromkeys((*REPORTS.values(), "rule"), int),
 }

@@ -8,6 +8,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
+from conntrackd.render.anonymize import conceal
 from conntrackd.render.community import compute_community_id
 from conntrackd.render.fields import (
     IS_TEXT,
@@ -66,9 +67,11 @@ def _render_flow(
     label_names: Mapping[int, str],
     community_seed: int | None,
 ) -> str:
+    shown = flow if template.anonymizer is None else conceal(flow, template.anonymizer)
+    nat = compute_nat(flow)  # of the addresses that there are
     words: dict[str, Callable[[], str]] = {
-        "fields": lambda: _render_fields(template, flow, label_names, community_seed),
-        "message": lambda: describe_flow(flow),
+        "fields": lambda: _render_fields(template, shown, nat, label_names, community_seed),
+        "message": lambda: describe_flow(shown),
         "type": lambda: TYPE_NAMES[flow.type],
         "time": lambda: render_time(flow.time),
         "micros": lambda: render_micros(flow.time),
@@ -138,11 +141,11 @@ def render_duration(nanoseconds: int) -> str:
 
 
 def _render_fields(
-    template: Template, flow: Flow, label_names: Mapping[int, str], community_seed: int | None
+    template: Template, flow: Flow, nat: int, label_names: Mapping[int, str], community_seed: int | None
 ) -> str:
     texts, syntax = [], template.syntax
     for output in template.list_outputs():
-        value = get_value(flow, output, community_seed)
+        value = get_value(flow, nat, output, community_seed)
         if value is None:
             continue
         text = _render_value(output, value, label_names)
@@ -159,13 +162,13 @@ def _render_fields(
     return text[1:] if template.is_bare else text
 
 
-def get_value(flow: Flow, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
+def get_value(flow: Flow, nat: int, output: OutputField, community_seed: int | None) -> Any:  # noqa: ANN401  # a number, bytes or text
     """What the field shows; None where the event has none."""
-    if output.needs == ("nat",) and not compute_nat(flow):
+    if output.needs == ("nat",) and not nat:
         return None
     match output.attribute:
         case "nat":
-            value: Any = compute_nat(flow)
+            value: Any = nat
         case "community_id":
             return None if community_seed is None else compute_community_id(flow, community_seed)
         case "duration":
@@ -180,7 +183,7 @@ def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str
     match output.kind:
         case Kind.NUMBER | Kind.NANOSECONDS | Kind.COMMUNITY_ID:
             return str(value)
-        case Kind.NAME | Kind.LIST:
+        case Kind.NAME | Kind.LIST | Kind.TRUTH:
             return output.names.get(value) or str(value)
         case Kind.ADDRESS:
             return render_address(value)

@@ -57,7 +57,8 @@ class Schema:
     """What stands before the type of a record, in lower case."""
     constants: Constants = field(default_factory=dict)
     """What stands in every event: a text, or a list of texts."""
-    loss_constants: Constants = field(default_factory=dict)
+    report_constants: Mapping[str, Constants] = field(default_factory=dict)
+    """And in every report of one of these types."""
     has_points: bool = False
     """Whether latitude and longitude are one field."""
 
@@ -96,13 +97,13 @@ class Schema:
         return "" if is_part else self.rename(name)
 
     def list_constants(
-        self, host: str | None = None, *, is_loss: bool = False
+        self, host: str | None = None, *, report: str = ""
     ) -> dict[str, str | tuple[str, ...]]:
-        """What stands in each record; the host and the service where it has them nowhere else."""
+        """What stands in each event, or in each report of this type; its origin where nothing else has it."""
         if self.is_native:
             return {}
         origin = {"host.name": host, "service.name": SERVICE} if host is not None else {}
-        return {**(self.loss_constants if is_loss else self.constants), **origin}
+        return {**self.report_constants.get(report, self.constants), **origin}
 
 
 def _name_types(prefix: str) -> dict[int, str]:
@@ -172,12 +173,15 @@ ECS: Final = Schema(
         "event.kind": "event",
         "event.category": ("network",),
     },
-    # That data may be missing is what a pipeline_error says there.
-    loss_constants={
-        "ecs.version": ECS_VERSION,
-        "event.kind": "pipeline_error",
-        "event.category": ("network",),
-        "event.type": ("info",),
+    # That data may be missing is what a pipeline_error says there. What a limit held back is not missing.
+    report_constants={
+        report: {
+            "ecs.version": ECS_VERSION,
+            "event.kind": kind,
+            "event.category": ("network",),
+            "event.type": ("info",),
+        }
+        for report, kind in (("LOST", "pipeline_error"), ("SUPPRESSED", "event"))
     },
     has_points=True,
 )

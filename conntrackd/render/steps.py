@@ -72,6 +72,7 @@ STEP_KINDS: Final = {
     Kind.LABELS: StepKind.LABELS,
     Kind.NANOSECONDS: StepKind.DURATION,
     Kind.LIST: StepKind.NAME,
+    Kind.TRUTH: StepKind.NAME,
 }
 PACKETS, SIZE = 0, 1  # styles of an amount
 # What stands before each amount in a message.
@@ -217,7 +218,7 @@ def _add_field(
     if is_first:
         around = (opening[1:], closing)
     table = (0, 0)
-    if output.kind in (Kind.NAME, Kind.LABELS):
+    if output.kind in (Kind.NAME, Kind.LABELS, Kind.TRUTH):
         table = steps.keep_names(label_names if output.kind is Kind.LABELS else output.names)
     elif output.kind is Kind.LIST:
         table = steps.keep_names({key: syntax.write_list(name) for key, name in output.names.items()})

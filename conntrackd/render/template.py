@@ -5,10 +5,11 @@ import string
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from conntrackd.flow import NANO, Location, Lost
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.fields import FIELDS, OutputField, PlaceField, list_place_values
 from conntrackd.render.rendered import HELD, Rendered, Stream
 from conntrackd.render.schema import NATIVE, Schema
@@ -90,6 +91,12 @@ class Template:
     """Whether the first field of an event stands without the character that separates it from others."""
     schema: Schema = NATIVE
     """Whose names the fields have; `fields` has our own all the same."""
+    anonymizer: Anonymizer | None = None
+    """What stands in place of addresses; None where they are written."""
+
+    def anonymize(self, anonymizer: Anonymizer | None) -> "Template":
+        """The same with this in place of addresses."""
+        return self if anonymizer is None else replace(self, anonymizer=anonymizer)
 
     def list_outputs(self) -> Iterator[OutputField]:
         """Those of FIELDS that it has, by the names of its schema."""
@@ -118,6 +125,8 @@ class Template:
 
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
+        if lost.rule and self.anonymizer is not None:
+            lost = replace(lost, reason="")  # the rule's text, which may name addresses
         when = render_time(lost.until)
         words = {**self.event, **(self.held or {})} if lost.rule else self.loss
         own = {

@@ -22,6 +22,7 @@ from conntrackd.netlink.constants import SO_SNDBUFFORCE
 from conntrackd.render import journal
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
+from conntrackd.sinks.anonymizer import read_anonymizer
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 BATCH_EVENTS: Final = 256
@@ -77,4 +78,5 @@ class JournalSink:
 
 def create(config: Config) -> JournalSink:
     """The sink as configured, which is not much."""
-    return JournalSink(template=journal.make_template(choose_names(config[options.SINK_JOURNAL_FIELDS])))
+    template = journal.make_template(choose_names(config[options.SINK_JOURNAL_FIELDS]))
+    return JournalSink(template=template.anonymize(read_anonymizer(config, "journal")))

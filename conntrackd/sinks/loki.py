@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import os
 import socket
 import time
 from collections import Counter
@@ -18,13 +17,22 @@ from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.compression import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered, join
 from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
+from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
 from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
-from conntrackd.sinks.secrets import Origins, encode_basic, list_origins, read_secret, read_stamp
+from conntrackd.sinks.secrets import (
+    Origins,
+    encode_basic,
+    find_credential,
+    list_origins,
+    read_secret,
+    read_stamp,
+)
 from conntrackd.sinks.tls import Tls
 
 PUSH: Final = "/loki/api/v1/push"
@@ -53,6 +61,7 @@ class Settings:
     """Names of those that are written; None for all."""
     schema: Schema = NATIVE
     """Whose names they have."""
+    anonymizer: Anonymizer | None = None
     host: str = field(default_factory=socket.gethostname)
     batch_size: int = 1 << 20
     batch_wait: float = 1.0
@@ -81,14 +90,15 @@ def read_settings(config: Config) -> Settings:
         labels=config[options.SINK_LOKI_LABELS],
         fields=choose_names(config[options.SINK_LOKI_FIELDS]),
         schema=SCHEMAS[config[options.SINK_LOKI_SCHEMA]],
+        anonymizer=read_anonymizer(config, "loki"),
         host=get_host(config),
         batch_size=config[options.SINK_LOKI_BATCH_SIZE],
         batch_wait=config[options.SINK_LOKI_BATCH_WAIT],
         timeout=config[options.SINK_LOKI_TIMEOUT],
         tenant=config[options.SINK_LOKI_TENANT],
         username=config[options.SINK_LOKI_USERNAME],
-        password_file=config[options.SINK_LOKI_PASSWORD_FILE] or _find_credential(f"{name}.password"),
-        token_file=config[options.SINK_LOKI_TOKEN_FILE] or _find_credential(f"{name}.token"),
+        password_file=config[options.SINK_LOKI_PASSWORD_FILE] or find_credential(f"{name}.password"),
+        token_file=config[options.SINK_LOKI_TOKEN_FILE] or find_credential(f"{name}.token"),
         origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
         tls=Tls(
             ca=config[options.SINK_LOKI_TLS_CA],
@@ -122,20 +132,13 @@ def make_headers(settings: Settings) -> tuple[dict[str, str], tuple[str, ...]]:
     return headers, ()
 
 
-def _find_credential(name: str) -> Path | None:
-    """systemd.exec(5), LoadCredential=."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(directory, name) if directory else None
-    return path if path is not None and path.exists() else None
-
-
 class Loki:
     """A Sink. See sink.py for the contract."""
 
     name = "loki"
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        self.template = loki.make_template(settings.fields, settings.schema)
+        self.template = loki.make_template(settings.fields, settings.schema).anonymize(settings.anonymizer)
         self.batch_wait = settings.batch_wait
         self._settings = settings
         self._clock = clock

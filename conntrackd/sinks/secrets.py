@@ -1,5 +1,6 @@
 """Secrets in small files that others write while the daemon runs, and how to see that they were renewed."""
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,13 @@ Stamp = tuple[tuple[int, ...], ...]
 def list_origins(config: Config, *options: Option[File]) -> Origins:
     """Of the files that these name."""
     return {path: config.locate(option) for option in options if (path := config[option]) is not None}
+
+
+def find_credential(name: str) -> Path | None:
+    """systemd.exec(5), LoadCredential=."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory, name) if directory else None
+    return path if path is not None and path.exists() else None
 
 
 def read_stamp(paths: Iterable[Path | None]) -> Stamp:

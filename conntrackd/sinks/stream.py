@@ -21,6 +21,7 @@ from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.schema import SCHEMAS
 from conntrackd.render.template import Template
+from conntrackd.sinks.anonymizer import read_anonymizer
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
@@ -244,8 +245,8 @@ class StreamSink:
         # EIO is what a terminal gives whose other end is closed.
         gone = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, *((errno.EIO,) if self._is_slow else ()))
         if error.errno in gone:
-            return SinkFailed("closed by its reader")
-        return SinkUnavailable(describe(error))
+            return SinkFailed("standard output: closed by its reader")
+        return SinkUnavailable(f"standard output: {describe(error)}")
 
 
 def _open_file(path: Path) -> int:
@@ -318,7 +319,7 @@ def create(config: Config) -> StreamSink:
         choose_names(config[options.SINK_STREAM_FIELDS]),
         SCHEMAS[config[options.SINK_STREAM_SCHEMA]],
         get_host(config),
-    )
+    ).anonymize(read_anonymizer(config, "stream"))
     if writer in STANDARD:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:

@@ -28,6 +28,7 @@ from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
 from conntrackd.sinks.addresses import Addresses
+from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.secrets import list_origins
 from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
 
@@ -303,7 +304,7 @@ def create(config: Config) -> SyslogSink:
     )
     return SyslogSink(
         target,
-        template,
+        template.anonymize(read_anonymizer(config, "syslog")),
         framing,
         tls if parts.scheme == "tls" else None,
         segments=config[options.SINK_SYSLOG_SEGMENTS],

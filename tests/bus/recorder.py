@@ -13,6 +13,8 @@ from conntrackd.bus.control import (
     FilterStatus,
     Finding,
     Listener,
+    SetEntry,
+    SetStatus,
     SinkStatus,
     Statistics,
 )
@@ -32,6 +34,14 @@ class Recorder(Control):
         self.sinks = {
             "journal": SinkStatus("ok", "", {"sink_events_delivered_total": 7}),
             "loki": SinkStatus("retrying", "connection refused", {"sink_events_delivered_total": 0}),
+        }
+        self.sets = [
+            SetStatus("bad", "/etc/bad.txt", 1234, 2, 1, 90, ("rule 1", "rule 2 of sink loki")),
+            SetStatus("own", "/etc/own.txt", 0),
+        ]
+        self.pages = {
+            "": [SetEntry("10.0.0.0/8"), SetEntry("192.0.2.7", "added", 90)],
+            "192.0.2.7": [SetEntry("2001:db8::1", "removed")],
         }
         self.counters = {"events_received_total": 5, "events_lost_total": 0}
         self.present = DaemonStatus(
@@ -141,6 +151,26 @@ class Recorder(Control):
     async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
         await self._note("explain_sink_filter", name, tuple(rules))
         return "Rules\n     1  drop any"
+
+    async def list_sets(self) -> list[SetStatus]:
+        await self._note("list_sets")
+        return list(self.sets)
+
+    async def show_set(self, name: str, after: str) -> list[SetEntry]:
+        await self._note("show_set", name, after)
+        return self.pages.get(after, [])
+
+    async def reload_sets(self, names: list[str]) -> list[str]:
+        await self._note("reload_sets", tuple(names))
+        return ["nothing has changed"]
+
+    async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        await self._note("add_to_set", name, tuple(entries), timeout_s)
+        return [f"added to @{name}"]
+
+    async def remove_from_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
+        await self._note("remove_from_set", name, tuple(entries), timeout_s)
+        return [f"removed from @{name}"]
 
     async def disable_sink(self, name: str) -> list[str]:
         await self._note("disable_sink", name)

@@ -30,9 +30,13 @@ WORDS = """
 # D-Bus has neither NUL nor halves of surrogate pairs in its strings.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 RULE = st.lists(st.sampled_from(WORDS.split()), max_size=12).map(" ".join).map("drop {}".format) | TEXT
+ADDRESSES = st.lists(st.sampled_from(["10.0.0.1", "10.0.0.0/8", "::1", "::/0", "10.1/8"]) | TEXT, max_size=4)
+SET = st.sampled_from(["bad", "@BAD"]) | TEXT
 VALUES: dict[str, st.SearchStrategy[list[Any]]] = {
     "s": st.tuples(st.sampled_from(["debug", "info"]) | TEXT).map(list),
     "as": st.tuples(st.lists(RULE, max_size=4)).map(list),
+    "ss": st.tuples(SET, st.sampled_from(["", "10.0.0.1"]) | TEXT).map(list),
+    "sasu": st.tuples(SET, ADDRESSES, st.integers(0, 2**32 - 1)).map(list),
     "asu": st.tuples(st.lists(RULE, max_size=4), st.integers(0, 2**32 - 1)).map(list),
 }
 
@@ -41,7 +45,9 @@ VALUES: dict[str, st.SearchStrategy[list[Any]]] = {
 def client(bus: PrivateBus, tmp_path: Path) -> Iterator[Client]:
     """To a daemon that is built and hears of nothing."""
     level = logging.getLogger().level
+    (tmp_path / "bad.txt").write_text("10.0.0.1\n")
     settings = {"sink.stream.enable": ["true"], "sink.stream.writer": ["discard"]}
+    settings["sets"] = [f"bad={tmp_path}/bad.txt"]
     daemon = Daemon(Sources(settings, etc=tmp_path))
     served = Served(bus.address, cast(Recorder, DaemonControl(daemon)))
     served.wait_ready()

@@ -1,4 +1,4 @@
-"""The XML, the handlers and the packages' files agree, and a method without an action does not load."""
+"""The XML, Control and the packages' files agree, and a method without an action does not load."""
 
 import xml.etree.ElementTree as ET
 from typing import Final
@@ -40,6 +40,11 @@ METHODS: Final = {
     (MANAGER, "CheckFilter"): OBSERVE,
     (MANAGER, "ExplainFilter"): OBSERVE,
     (MANAGER, "Tail"): OBSERVE,
+    (MANAGER, "ListSets"): OBSERVE,
+    (MANAGER, "ShowSet"): OBSERVE,
+    (MANAGER, "ReloadSets"): CONTROL,
+    (MANAGER, "AddToSet"): CONTROL,
+    (MANAGER, "RemoveFromSet"): CONTROL,
     (MANAGER, "Doctor"): OBSERVE,
     (MANAGER, "GetStatistics"): INFO,
     (SINK, "Enable"): CONTROL,

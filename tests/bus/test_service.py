@@ -71,6 +71,44 @@ CALLS: Final[list[tuple[str | None, str, str, list[Any], list[Any], Any]]] = [
         ["Rules\n     1  drop any"],
         ("explain_sink_filter", "journal", ("drop any",)),
     ),
+    (
+        None,
+        "ListSets",
+        "",
+        [],
+        [
+            [
+                ["bad", "/etc/bad.txt", 1234, 2, 1, 90, ["rule 1", "rule 2 of sink loki"]],
+                ["own", "/etc/own.txt", 0, 0, 0, 0, []],
+            ]
+        ],
+        ("list_sets",),
+    ),
+    (
+        None,
+        "ShowSet",
+        "ss",
+        ["bad", "192.0.2.7"],
+        [[["2001:db8::1", "removed", 0]]],
+        ("show_set", "bad", "192.0.2.7"),
+    ),
+    (None, "ReloadSets", "as", [["bad"]], [["nothing has changed"]], ("reload_sets", ("bad",))),
+    (
+        None,
+        "AddToSet",
+        "sasu",
+        ["bad", ["::1"], 60],
+        [["added to @bad"]],
+        ("add_to_set", "bad", ("::1",), 60),
+    ),
+    (
+        None,
+        "RemoveFromSet",
+        "sasu",
+        ["bad", ["::1"], 0],
+        [["removed from @bad"]],
+        ("remove_from_set", "bad", ("::1",), 0),
+    ),
 ]
 VALUES: Final = {
     "Version": "2.0.0",
@@ -315,7 +353,7 @@ def test_another_filter_of_a_sink_is_reported_there_without_its_rules(listener: 
 
 
 def test_a_filter_of_a_sink_lasts_no_longer_than_that_of_all(client: Client) -> None:
-    with pytest.raises(ConntrackdError, match="a filter lasts 31 days at most"):
+    with pytest.raises(ConntrackdError, match="a run-time change lasts 31 days at most"):
         client.call("SetFilter", "asu", ["log any"], 32 * 86_400, sink="loki")
 
 

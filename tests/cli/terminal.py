@@ -56,15 +56,20 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def wait(self, is_shown: Callable[[list[str]], bool]) -> list[str]:
+    def wait(self, is_shown: Callable[[list[str]], bool], seconds: float = SECONDS) -> list[str]:
         """What stands on the screen when it is as asked for."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         while not is_shown(lines := self.list_lines()):
             left = end - time.monotonic()
             assert left > 0, "\n".join(lines)
             assert select.select([self._master], [], [], left)[0], "\n".join(lines)
             self._read()
         return lines
+
+    def settle(self) -> None:
+        """See what has been begun to its end: a view may come in parts."""
+        while select.select([self._master], [], [], 0.2)[0]:
+            self._read()
 
     def finish(self) -> int:
         """Wait for the end of the program, and see what it has left."""

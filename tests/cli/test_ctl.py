@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from conntrackd.bus.client import ANSWER_SECONDS, PASSWORD_SECONDS, NotRunningEr
 from conntrackd.bus.control import FilterStatus, SinkStatus
 from conntrackd.bus.names import MANAGER
 from conntrackd.cli import ctl, daemon
-from conntrackd.cli.common import print_table
+from conntrackd.cli.common import print_changes, print_table
 from conntrackd.cli.control import render_age
 from conntrackd.cli.doctor import print_findings
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError, UsageError
@@ -238,7 +239,10 @@ def test_every_help_ends_with_one_line_break(
         (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
         (["status", "--jsn"], "unknown option '--jsn'\nhint: did you mean --json?"),
         (["filter", "set", "log any", "--fro=9"], "unknown option '--fro'\nhint: did you mean --for?"),
-        (["status", "now"], "unknown argument 'now'\nhint: 'conntrackctl --help' lists what is available"),
+        (
+            ["status", "now"],
+            "unknown argument 'now'\nhint: 'conntrackctl status --help' lists what is available",
+        ),
         (["status", "--bus.address", "bogus"], "'bogus' is not a usable bus address\nhint: the "),
         (["doctor", "--bus.address", "tcp:host=a"], "'tcp:host=a' is not a usable bus address"),
         (["stats", "--bus.address", "unix:pth=/x"], "'unix:pth=/x' is not a usable bus address"),
@@ -250,6 +254,15 @@ def test_every_help_ends_with_one_line_break(
         (
             ["tail", "-n", "0"],
             "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
+        ),
+        (
+            ["events", "log", "type", "NEW"],
+            "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
+        ),
+        (["tail", "--filter", "DROP", "any"], "argument --filter: a rule is one argument: put it in quotes"),
+        (
+            ["--json", "status"],
+            "unknown option '--json' before the command\nhint: options of a command stand behind it",
         ),
         ([], "the following arguments are required: COMMAND\nhint: 'conntrackctl --help' lists"),
     ],
@@ -398,6 +411,15 @@ def test_a_long_finding_goes_on_below_and_its_fix_stays_in_one_piece(
         "         tracked in this place",
         f"         fix: {'x' * 50}",
     ]
+
+
+def test_what_has_changed_is_wrapped_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_changes(Namespace(json=False), ["1 rule in force; 55 instructions in the kernel"])
+
+    assert capsys.readouterr().out == "1 rule in force; 55 instructions in the\n  kernel\n"
 
 
 def test_the_doctor_works_without_a_daemon(bus: PrivateBus, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,11 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         (["chekc", "--config", "x"], "unknown command 'chekc'\nhint: did you mean check?"),
         (["recrod", "x"], "unknown command 'recrod'\nhint: did you mean record?"),
         (["x"], "unknown command 'x'\nhint: one of: run, check, record, version"),
+        (
+            ["--sink.stream.enable"],
+            "unknown option '--sink.stream.enable' before the command\n"
+            "hint: options of a command stand behind it; 'conntrackd --help' lists what is available",
+        ),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
         (
             ["record", "x", "--count", "many"],

@@ -32,6 +32,7 @@ from conntrackd.history.source import find_sinks, read_loki
 from conntrackd.render.json import make_template
 from conntrackd.render.parse import NAMES
 from conntrackd.render.schema import ECS
+from tests.cli.terminal import Terminal
 from tests.history.written import load, write_file, write_lines
 from tests.live.daemon import environment
 from tests.rendering import list_texts, render
@@ -80,9 +81,9 @@ def show(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> str:
 
 def test_the_short_form_is_that_of_tail_with_the_date(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(capsys, path, "--numeric").splitlines() == [
-        "2025-11-22 10:34:43.000 NEW      TCP   10.0.0.0:40000 -> 192.0.2.1:443  SYN_SENT",
-        "2025-11-22 10:34:43.001 DESTROY  TCP   10.0.0.1:40000 -> 192.0.2.1:443  SYN_SENT, 120 bytes",
-        "2025-11-22 10:34:43.002 NEW      TCP   10.0.0.2:40000 -> 192.0.2.1:53  SYN_SENT",
+        "2025-11-22 10:34:43.000 NEW      TCP   10.0.0.0:40000 -> 192.0.2.1:443          SYN_SENT",
+        "2025-11-22 10:34:43.001 DESTROY  TCP   10.0.0.1:40000 -> 192.0.2.1:443          SYN_SENT, 120 bytes",
+        "2025-11-22 10:34:43.002 NEW      TCP   10.0.0.2:40000 -> 192.0.2.1:53           SYN_SENT",
         "2025-11-22 10:34:43.003 LOST 5 events in the kernel's buffer",
     ]
 
@@ -93,7 +94,7 @@ def test_times_are_local_or_utc(
     monkeypatch.setenv("TZ", "XYZ-5:30")
     time.tzset()
 
-    assert show(capsys, path, "--last", "1").startswith("2025-11-22 16:04:43.003 LOST")
+    assert show(capsys, path, "-n", "1").startswith("2025-11-22 16:04:43.003 LOST")
     assert show(capsys, path, "--last", "1", "--utc").startswith("2025-11-22 10:34:43.003 LOST")
     assert show(capsys, path, "--since", "2025-11-22 16:04:43.002", "-o", "jsonl").count("\n") == 2
     assert show(capsys, path, "--since", "2025-11-22 10:34:43.002 UTC", "-o", "jsonl").count("\n") == 2
@@ -145,7 +146,7 @@ def test_a_table_has_columns_and_wide_more_of_them(path: Path, capsys: pytest.Ca
         "          BYTES  REPLY_BYTES",
         "43.000  NEW       TCP      10.0.0.0           40000  192.0.2.1        443      SYN_SENT",
         "43.001  DESTROY   TCP      10.0.0.1           40000  192.0.2.1        443      SYN_SENT"
-        "         100       20",
+        "         100           20",
         "43.002  NEW       TCP      10.0.0.2           40000  192.0.2.1        53       SYN_SENT",
         "43.003  LOST 5 events in the kernel's buffer",
     ]
@@ -432,6 +433,16 @@ def test_a_terminal_gets_colours_and_its_pager(path: Path, tmp_path: Path) -> No
     assert (status, text.count("2025-11-22"), "paged" in text, "\x1b" in text) == (0, 4, False, False)
     for wrong in ("/nonexistent/pager", "less '", ""):
         assert run_on_terminal(*source, PAGER=wrong)[1].count("2025-11-22") == 4
+
+
+def test_on_a_terminal_nothing_is_not_silence(path: Path) -> None:
+    words = command("--from", f"file:{path}", "--until", "2020-01-01")
+    with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"], PAGER="") as terminal:
+        assert terminal.finish() == 0
+        assert [line for line in terminal.list_lines() if line] == [
+            "conntrackctl: nothing was found",
+            "hint: rules, --since and --until choose; --from names another source",
+        ]
 
 
 def test_a_pager_that_is_left_early_ends_it_quietly(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.terminal import Terminal
 from tests.live.daemon import ROOT, environment
 
 EVENTS = ROOT / "tests" / "netlink" / "corpus" / "tcp.nl"
@@ -40,6 +41,14 @@ def events() -> str:
     return done.stdout
 
 
+def test_events_are_asked_for_where_a_terminal_is_the_input() -> None:
+    words = [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", "filter", "test"]
+    with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"]) as terminal:
+        terminal.wait(lambda lines: lines[0].startswith("conntrackctl: reading events from this terminal"))
+        terminal.press("\x04")
+        assert terminal.finish() == 0
+
+
 def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     good = ctl("check", "--filter", "log type NEW", "--filter", "drop any")
     bad = ctl("check", "--filter", "log type NWE", "--filter", "drop port x")
@@ -51,6 +60,15 @@ def test_good_rules_are_good_and_bad_ones_are_all_shown() -> None:
     assert bad.returncode == 78
     assert bad.stderr.count("^") >= 2
     assert "did you mean NEW?" in bad.stderr
+
+
+def test_a_mistake_stands_where_the_rule_was_typed() -> None:
+    both = ctl("check", "--filter", "log type NWE", "log any", "drop port x")
+    of_sink = ctl("check", "--sink", "loki", "drop port x")
+
+    places = [line.split(": ")[1] for line in both.stderr.splitlines() if line.startswith("conntrackctl: ")]
+    assert places == ["--filter", "rule 3"]
+    assert of_sink.stderr.startswith("conntrackctl: rule 1: ")
 
 
 def test_rules_are_checked_for_a_program_too() -> None:

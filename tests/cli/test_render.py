@@ -21,9 +21,11 @@ from conntrackd.cli.render import (
     replace_between,
 )
 from conntrackd.cli.verb import HelpFormatter
+from conntrackd.config.flow_metrics import DEFAULT_SERIES, FIELDS, KEYS, MAX_SERIES
 from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 from conntrackd.config.read import check_sinks, read_config
 from conntrackd.errors import DataError
+from conntrackd.metrics.flow_table import FLOW_METRICS
 from conntrackd.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +99,11 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
         (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
-        (["extra"], "unknown argument 'extra'\nhint: --help lists what is available"),
+        (
+            ["extra"],
+            "unknown argument 'extra'\n"
+            "hint: --help lists what is available; a value with spaces needs quotes",
+        ),
     ],
 )
 def test_an_unknown_argument_is_reported_with_a_near_miss(arguments: list[str], text: str) -> None:
@@ -122,8 +128,9 @@ def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path
     path = tmp_path / "sample.yaml"
     text = re.sub(r"(?m)^( *)#(?! )", r"\1", render_sample())
     text = re.sub(r"(?m)^( *)#  -", r"\1  -", text)
-    # These two contradict the defaults beside them, as they should.
+    # These contradict the defaults beside them, as they should.
     text = text.replace("udp://localhost:514", "tls://localhost").replace("http://", "https://")
+    text = text.replace("anonymize: none", "anonymize: pseudonym")
     path.write_text(re.sub(r"(?m)^ *token_file:.*\n", "", text))
 
     config = read_config({}, {}, path)
@@ -137,6 +144,7 @@ def test_the_sample_with_everything_uncommented_sets_every_option(tmp_path: Path
         "sink.journal.enable": True,
         "sink.syslog.address": "tls://localhost",
         "sink.loki.address": "https://localhost:3100",
+        **{f"sink.{kind}.anonymize": "pseudonym" for kind in ("stream", "journal", "syslog", "loki")},
     }
 
 
@@ -169,6 +177,23 @@ def test_every_metric_is_in_both_papers_with_its_help_and_labels() -> None:
         assert f".It Ic {metric.name} {escape_mdoc(metric.help)} ({metric.type}" in page
 
 
+def test_what_counts_connections_is_in_both_papers() -> None:
+    page = (ROOT / "man/conntrackd-metrics.7").read_text()
+    section = page.partition(".Sh COUNTS OF CONNECTIONS\n")[2].partition("\n.Sh ")[0]
+    table = (ROOT / "docs/METRICS.md").read_text()
+    text = table.partition("## Connections, by what you choose\n")[2].partition("\n## ")[0]
+
+    for metric in FLOW_METRICS:
+        labels = ", ".join(["the chosen fields", *(f"`{label}`" for label in metric.labels)])
+        assert f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |\n" in table
+        assert f".It Ic {metric.name}\n" in page
+    assert [name for name in FIELDS if f".Ql {name}" not in section or f"`{name}`" not in text] == []
+    assert [key for key in KEYS if f".It Ic {key}\n" not in section or f"| `{key}` |" not in text] == []
+    for words in (section, text):
+        assert f"{MAX_SERIES:,} in all" in words
+        assert f"{DEFAULT_SERIES} by default" in words
+
+
 def test_text_for_man_pages_is_safe() -> None:
     assert escape_mdoc('.a-b\\c"') == "\\&.a\\-b\\ec\\(dq"
 
@@ -194,3 +219,15 @@ def test_man_pages_have_no_fault(name: str) -> None:
     # The other pages of this package are found when it is installed.
     faults = [line for line in done.stdout.splitlines() if "referenced manual not found" not in line]
     assert faults == []
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
+@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+def test_a_man_page_fits_80_columns(page: Path) -> None:
+    shown = subprocess.run(
+        ["mandoc", "-Tascii", str(page)], capture_output=True, text=True, check=True
+    ).stdout
+    lines = re.sub(r".\x08", "", shown).expandtabs().splitlines()  # bold is struck twice
+
+    assert len(lines) > 100
+    assert [line for line in lines if len(line) > 80] == []

@@ -48,6 +48,7 @@ def test_totals_and_tops_as_json(path: Path, capsys: pytest.CaptureFixture[str])
         "events": 4,
         "types": {"NEW": 3, "DESTROY": 1},
         "bytes": 1024,
+        "sampled": 0,
         "lost": 5,
         "gaps": 1,
         "suppressed": 7,
@@ -113,6 +114,21 @@ def test_totals_and_bars_for_people(lines: list[bytes]) -> None:
     ]
     only_new = list(render_summary(summarize(lines[:3], "src"), 20))
     assert only_new[-1] == "10.0.0.1          3           -  ████████████████████"
+
+
+def test_a_record_of_a_sample_counts_for_all_that_it_stands_for(lines: list[bytes]) -> None:
+    records = [load(line) for line in lines]
+    records[0]["sample_rate"], records[3]["sample_rate"] = 100, 10
+    summary = Summary(["src"])
+    for record in records:
+        summary.add(record)
+
+    assert dict(summary.types) == {"NEW": 102, "DESTROY": 10}
+    assert summary.talkers["src"].list(9) == [("10.0.0.2", 10, 10_240), ("10.0.0.1", 102, 0)]
+    assert (summary.size, summary.sampled, summary.losses.lost) == (10_240, 2, 5)
+    shown = list(render_summary(summary, 20))
+    assert shown[0] == "events: 112 (102 NEW, 10 DESTROY)"
+    assert shown[2] == "estimated: 2 of the records are of samples, and count by their sample_rate"
 
 
 def test_nothing_is_said_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

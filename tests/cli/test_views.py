@@ -180,10 +180,33 @@ def test_a_time_of_any_form_is_shown_somehow(text: str) -> None:
 def test_the_short_form_has_what_a_person_looks_for(zone: Callable[[str], None]) -> None:
     zone("UTC")
     assert render_short(EVENT) == (
-        "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443  SYN_SENT"
+        "10:34:43.000 NEW      TCP   10.0.0.1:40000 -> [2001:db8::1]:443      SYN_SENT"
     )
     assert render_short(LOST) == "10:34:43.000 LOST 5 events"
     assert render_short(EVENT, Style(colour=True)).startswith("10:34:43.000 \x1b[32mNEW ")
+
+
+@pytest.mark.parametrize(
+    ("nat", "shown"),
+    [
+        ("SNAT", "SYN_SENT, SNAT 198.51.100.1:1025"),
+        ("DNAT", "SYN_SENT, DNAT [2001:db8::9]:8443"),
+        ("BOTH", "SYN_SENT, SNAT 198.51.100.1:1025, DNAT [2001:db8::9]:8443"),
+        ("NONE", "SYN_SENT"),
+    ],
+)
+def test_the_short_form_has_what_an_address_is_translated_to(nat: str, shown: str) -> None:
+    ends = {"nat_src": "198.51.100.1", "nat_sport": 1025, "nat_dst": "2001:db8::9", "nat_dport": 8443}
+
+    assert render_short(EVENT | ends | {"nat": nat}).endswith(f"  {shown}")
+    assert render_short(EVENT | {"nat": nat}).endswith("  SYN_SENT")  # as sink.stream.fields can
+
+
+def test_the_short_form_says_how_long_a_connection_lasted() -> None:
+    flow = make_flow(1, EventType.DESTROY)
+    flow.start, flow.stop = 10**18, 10**18 + 1_250_000_000
+
+    assert render_short(json.loads(render(TEMPLATE, [flow]).text)).endswith("  SYN_SENT, 1.2 s")
 
 
 def test_the_names_are_those_that_the_sinks_write() -> None:

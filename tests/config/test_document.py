@@ -118,6 +118,28 @@ def test_an_empty_file_is_an_empty_table(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a: 1\n\tb: 2", "indent with spaces, not with tabs"),
+        ("sink:\n  stream:\n enable: true", "a key ends in ': ', and keys of one level begin in one column"),
+        (
+            "sink:\n  stream\n    enable: true",
+            "a key ends in ': ', and keys of one level begin in one column",
+        ),
+        ("a: {b", ""),
+    ],
+)
+def test_what_the_yaml_library_says_comes_with_what_to_do(text: str, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        read_document(path)
+
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("name", "text", "place", "message"),
     [
         (

@@ -154,7 +154,9 @@ def test_json_and_toml_name_sinks_too(name: str, text: str, tmp_path: Path) -> N
             "sinks: {a: {kind: stream, zzzz: x}}",
             [
                 "unknown key 'sinks.a.zzzz'\n"
-                "hint: valid keys: kind, enable, writer, queue, filter, fields, schema"
+                "hint: valid keys: kind, enable, writer, queue, filter, fields, schema, anonymize, "
+                "anonymize_which, anonymize_only, anonymize_ipv4_bits, anonymize_ipv6_bits, "
+                "anonymize_key_file"
             ],
         ),
         (

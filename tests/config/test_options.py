@@ -8,6 +8,9 @@ import pytest
 from conntrackd.config import options
 from conntrackd.config.options import OPTIONS, Option
 
+ANONYMIZE = "anonymize " + " ".join(
+    f"anonymize_{name}" for name in ("which", "only", "ipv4_bits", "ipv6_bits", "key_file")
+)
 KEYS = [
     f"{section}{name}"
     for section, names in (
@@ -20,15 +23,17 @@ KEYS = [
         ("", "filter filter_file sets"),
         ("geoip.", "database locale cache"),
         ("community_id.", "enable seed"),
-        ("sink.stream.", "enable writer queue filter fields schema"),
-        ("sink.journal.", "enable queue filter fields"),
+        ("sink.stream.", f"enable writer queue filter fields schema {ANONYMIZE}"),
+        ("sink.journal.", f"enable queue filter fields {ANONYMIZE}"),
         ("sink.syslog.", "enable address format framing segments facility queue filter fields"),
+        ("sink.syslog.", ANONYMIZE),
         ("sink.syslog.", "tls.ca tls.cert tls.key tls.verify spool spool_max"),
-        ("sink.loki.", "enable address labels queue filter fields schema batch_size batch_wait timeout"),
+        ("sink.loki.", f"enable address labels queue filter fields schema {ANONYMIZE}"),
+        ("sink.loki.", "batch_size batch_wait timeout"),
         ("sink.loki.", "tenant username password_file token_file"),
         ("sink.loki.", "tls.ca tls.cert tls.key tls.verify spool spool_max"),
         ("bus.", "enable address"),
-        ("metrics.", "listen textfile"),
+        ("metrics.", "listen textfile flows"),
         ("", "shutdown_timeout state_directory host"),
     )
     for name in names.split()
@@ -54,7 +59,10 @@ def test_no_key_is_also_a_section() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_a_setting_is_called_like_its_key(option: Option[Any]) -> None:
-    assert getattr(options, re.sub(r"\W", "_", option.key).upper()) is option
+    name, group, _ = option.key.partition(".anonymize")  # each sink's six have one name
+    found = getattr(options, re.sub(r"\W", "_", f"{name}{group}").upper())
+
+    assert option in found if group else found is option
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
@@ -104,8 +112,18 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "sink.stream.writer": "stdout",
         "sink.stream.queue": "32768",
         "sink.stream.schema": "native",
+        "sink.stream.anonymize": "none",
+        "sink.stream.anonymize_which": "both",
+        "sink.stream.anonymize_only": "all",
+        "sink.stream.anonymize_ipv4_bits": "8",
+        "sink.stream.anonymize_ipv6_bits": "80",
         "sink.journal.enable": "false",
         "sink.journal.queue": "65536",
+        "sink.journal.anonymize": "none",
+        "sink.journal.anonymize_which": "both",
+        "sink.journal.anonymize_only": "all",
+        "sink.journal.anonymize_ipv4_bits": "8",
+        "sink.journal.anonymize_ipv6_bits": "80",
         "sink.syslog.enable": "false",
         "sink.syslog.address": "udp://localhost:514",
         "sink.syslog.format": "rfc5424",
@@ -113,12 +131,22 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "sink.syslog.segments": "false",
         "sink.syslog.facility": "daemon",
         "sink.syslog.queue": "32768",
+        "sink.syslog.anonymize": "none",
+        "sink.syslog.anonymize_which": "both",
+        "sink.syslog.anonymize_only": "all",
+        "sink.syslog.anonymize_ipv4_bits": "8",
+        "sink.syslog.anonymize_ipv6_bits": "80",
         "sink.syslog.tls.verify": "true",
         "sink.syslog.spool_max": "256M",
         "sink.loki.enable": "false",
         "sink.loki.address": "http://localhost:3100",
         "sink.loki.queue": "32768",
         "sink.loki.schema": "native",
+        "sink.loki.anonymize": "none",
+        "sink.loki.anonymize_which": "both",
+        "sink.loki.anonymize_only": "all",
+        "sink.loki.anonymize_ipv4_bits": "8",
+        "sink.loki.anonymize_ipv6_bits": "80",
         "sink.loki.batch_size": "1M",
         "sink.loki.batch_wait": "1s",
         "sink.loki.timeout": "10s",

@@ -299,7 +299,8 @@ conntrack:
         (
             "sink: {stream: {qqqq: 1}}",
             ":1: unknown key 'sink.stream.qqqq'\n"
-            "hint: valid keys: enable, writer, queue, filter, fields, schema",
+            "hint: valid keys: enable, writer, queue, filter, fields, schema, anonymize, anonymize_which, "
+            "anonymize_only, anonymize_ipv4_bits, anonymize_ipv6_bits, anonymize_key_file",
         ),
         (
             "sink.loki.password_file: a",

@@ -124,6 +124,13 @@ def test_what_does_not_fit_is_reported(kind: ValueType[Any], text: str, shown: s
     assert (caught.value.text, caught.value.message) == (shown, message)
 
 
+def test_a_path_that_lacks_its_scheme_is_recognized() -> None:
+    with pytest.raises(BadValueError) as caught:
+        parse(values.WRITER, "/var/log/events.json")
+
+    assert caught.value.hint == "did you mean file:///var/log/events.json?"
+
+
 def test_a_password_in_an_address_is_not_repeated() -> None:
     with pytest.raises(BadValueError) as caught:
         parse(HTTP, "http://user:hunter2@host")

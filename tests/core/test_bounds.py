@@ -116,6 +116,7 @@ def test_a_name_out_of_the_pool_is_refused(names: bytes) -> None:
         lambda batch, selection: batch.decide(core.Table(EMPTY), selection),
         lambda batch, selection: batch.locate(core.Locations(1), selection, True),
         lambda batch, selection: batch.render(open_template(b""), selection),
+        lambda batch, selection: core.Anonymizer(1, 3).find_unknown(batch, selection),
         lambda batch, selection: core.Ids().add(batch, selection),
         lambda batch, selection: core.Ids().discard(batch, selection),
         lambda batch, selection: core.Ids().select(batch, selection, True),
@@ -178,3 +179,32 @@ def test_what_is_remembered_of_flows_grows() -> None:
         assert ids.add(batch, None) == b""
 
     assert len(ids) == first + SLOTS
+
+
+@pytest.mark.parametrize("sides", [0, 4, 7, 1 << 31])
+def test_there_are_two_sides_of_a_flow(sides: int) -> None:
+    with pytest.raises(ValueError, match="sides"):
+        core.Anonymizer(1, sides)
+
+
+@pytest.mark.parametrize(("address", "written"), [(b"", b""), (b"1234", b"12345"), (bytes(4), bytes(16))])
+def test_an_address_is_written_as_one_of_its_family(address: bytes, written: bytes) -> None:
+    with pytest.raises(ValueError, match="no address"):
+        core.Anonymizer(1, 3).put(address, written)
+
+
+def test_nothing_but_an_anonymizer_conceals() -> None:
+    batch = load([FLOW])
+
+    with pytest.raises(TypeError, match="Anonymizer"):
+        batch.render(open_template(b""), select(0), None, core.Table(EMPTY))  # type: ignore[arg-type]
+
+
+def test_who_is_selected_twice_is_revealed_all_the_same() -> None:
+    batch, anonymizer = load([FLOW]), core.Anonymizer(1, 3)
+    before = batch.describe(0)
+
+    batch.render(open_template(b""), select(0), None, anonymizer)
+    batch.set_type(select(0), 1)
+
+    assert {**batch.describe(0), "type": before["type"]} == before

@@ -17,6 +17,7 @@ SUITE = (
     "tests/core/test_binding.py",
     "tests/engine",
     "tests/filter/test_limit.py",
+    "tests/filter/test_sets.py",
     "tests/filter/test_table.py",
     "tests/netlink",
     "tests/render",

@@ -124,6 +124,23 @@ def test_a_flow_record_is_decided_as_the_destroy_that_it_is(engine: Engine) -> N
 
 
 @both
+def test_a_flow_record_without_a_beginning_is_incomplete_and_no_other_record_is(engine: Engine) -> None:
+    flows, batch = engine.open_flows(10), engine.open_batch()
+    events = [make(1, EventType.NEW, 0), *(make(number, EventType.DESTROY, 1) for number in (1, 2, 3))]
+    events[3].start = BASE
+    batch.load(b"".join(map(build_message, events)), 0, RECEIVED_NS)
+    flows.note(batch)
+
+    def list_incomplete(kind: EventType) -> list[int | None]:
+        batch.set_type(None, kind)
+        return [batch.describe(index)["incomplete"] for index in range(len(batch))]
+
+    assert list_incomplete(EventType.FLOW) == [1, None, 1, None]
+    for kind in (EventType.DESTROY, EventType.ALIVE):
+        assert list_incomplete(kind) == [None] * 4
+
+
+@both
 def test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted(engine: Engine) -> None:
     flows = engine.open_flows(3000)
     began = [make(number, EventType.NEW, number) for number in range(5000)]

@@ -158,10 +158,7 @@ def describe(flow: Flow) -> dict[str, Any]:
     if flow.orig_packets != ABSENT:
         fields |= {"packets": flow.orig_packets, "bytes": flow.orig_bytes}
         fields |= {"reply_packets": flow.reply_packets, "reply_bytes": flow.reply_bytes}
-    fields |= {"start": show_time(flow.start)} if flow.start else {}
-    if flow.stop:
-        fields["stop"] = show_time(flow.stop)
-        fields["duration"] = Decimal(flow.stop - flow.start).scaleb(-9)
+    fields |= describe_times(flow)
     if flow.icmp_type != ABSENT:
         fields |= {"icmp_type": flow.icmp_type, "icmp_code": flow.icmp_code}
     if flow.icmp_id != ABSENT:
@@ -183,6 +180,16 @@ def describe(flow: Flow) -> dict[str, Any]:
     for prefix, place in (("", flow.dst_location), ("src_", flow.src_location)):
         fields |= {f"{prefix}asn": place.asn} if place and place.asn else {}
         fields |= {f"{prefix}as_org": place.as_org} if place and place.as_org else {}
+    return fields
+
+
+def describe_times(flow: Flow) -> dict[str, Any]:
+    fields: dict[str, Any] = {"start": show_time(flow.start)} if flow.start else {}
+    if flow.stop:
+        fields["stop"] = show_time(flow.stop)
+        fields["duration"] = Decimal(flow.stop - flow.start).scaleb(-9)
+    if flow.type == EventType.FLOW and not flow.start:
+        fields["incomplete"] = True
     return fields
 
 
@@ -212,6 +219,8 @@ def show_size(octets: int) -> str:
 
 
 def show(value: object) -> str:
+    if value is True:
+        return "true"
     return f"{value:.9f}" if isinstance(value, Decimal) and value.as_tuple().exponent == -9 else str(value)
 
 

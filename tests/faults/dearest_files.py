@@ -36,6 +36,7 @@ FILES: Final[dict[str, Callable[[], tuple[str, str]]]] = {
     "YAML depth": lambda: ("c.yaml", "a: " + "[" * (DEPTH + 9) + repeat("1,") + "]" * (DEPTH + 9)),
     "YAML one text": lambda: ("c.yaml", f"filter: ['log any # {'x' * ROOM}']"),
     "YAML aliases": lambda: ("c.yaml", "a: &a [1,2,3,4,5,6,7,8]\n" + repeat("b: [*a,*a,*a,*a]\n")),
+    "YAML counts": lambda: ("c.yaml", "metrics.flows:\n" + ("- {name: a, by: [" + "a," * 400 + "]}\n") * 8),
     "YAML long lines": lambda: ("c.yaml", "filter: [" + repeat("'log any', ") + "]"),
     "JSON keys": lambda: ("c.json", json.dumps({f"k{n}": 1 for n in range(ROOM // 14)})),
     "JSON items": lambda: ("c.json", '{"filter": [' + repeat('"a", ') + '"a"]}'),

@@ -24,7 +24,15 @@ from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import list_warnings
 from conntrackd.filter.render import render
-from conntrackd.filter.sets import CHUNK, AddressSet, pack_entry, read_lines, read_set, sort_plainly
+from conntrackd.filter.sets import (
+    CHUNK,
+    AddressSet,
+    pack_entry,
+    read_lines,
+    read_set,
+    sort_plainly,
+    unpack_entry,
+)
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.flow import Flow
@@ -182,12 +190,48 @@ def test_core_and_reference_sort_and_search_alike(
         addresses += [network.broadcast_address.packed for network in chosen]
         addresses += [number.to_bytes(4, "big") for number in more] if size == 4 else []
         both = {4: bytearray(), 16: bytearray()} | {size: by_core}
-        made = AddressSet("x", Path("x"), len(chosen), both)  # type: ignore[arg-type]
+        made = AddressSet("x", Path("x"), len(chosen), both)
 
         assert by_core == plainly
         expected = [any(ip_in(address, network) for network in chosen) for address in addresses]
         assert [address in made for address in addresses] == expected
         assert find_in_core(made, addresses) == expected
+
+
+@given(st.lists(networks, max_size=30), st.lists(networks, max_size=10), st.data())
+def test_a_changed_set_is_as_one_that_is_read_anew(
+    found: Sequence[tuple[bytes, int]], more: Sequence[tuple[bytes, int]], data: st.DataObject
+) -> None:
+    entries = [pack_entry(str(ip_network(pair))) for pair in found]
+    made = read("".join(f"{unpack_entry(entry)}\n" for entry in entries).encode())
+    removed = set(data.draw(st.lists(st.sampled_from(entries)))) if entries else set()
+    added = sorted({pack_entry(str(ip_network(pair))) for pair in more} - set(entries))
+    left = [*(entry for entry in entries if entry not in removed), *added]
+    changed, fresh = made.change(added, removed), read("".join(f"{unpack_entry(e)}\n" for e in left).encode())
+
+    assert (changed.entries, dict(changed.networks)) == (len(left), dict(fresh.networks))
+    assert dict(changed.covered) == dict(fresh.covered)
+    assert list(changed.list_entries()) == sorted(left, key=lambda entry: (len(entry), entry))
+    for entry in left:
+        later = sorted((e for e in left if (len(e), e) > (len(entry), entry)), key=lambda e: (len(e), e))
+        assert list(changed.list_entries(entry)) == later
+        whole = changed.find_network(entry)
+        assert whole is not None
+        assert ip_network(unpack_entry(entry)).subnet_of(ip_network(unpack_entry(whole)))  # type: ignore[arg-type]
+    assert [changed.has_entry(entry) for entry in entries] == [entry not in removed for entry in entries]
+    core.AddressSet(changed.networks[4], changed.networks[16])  # which looks whether they are sorted
+
+
+def test_a_network_that_only_begins_alike_is_not_around_an_address() -> None:
+    found = read(b"10.1.0.0/16\n10.1.0.0/24\n192.0.2.7\n")
+
+    around = [found.find_network(pack_entry(text)) for text in ("10.0.0.0/15", "10.2.0.0", "9.0.0.0", "::1")]
+    assert around == [None] * 4
+    assert found.find_network(pack_entry("10.1.255.255")) == pack_entry("10.1.0.0/16")
+    assert (found.has_entry(pack_entry("10.1.0.0/24")), found.has_entry(pack_entry("10.1.0.0/20"))) == (
+        True,
+        False,
+    )
 
 
 def ip_in(address: bytes, network: object) -> bool:
@@ -260,6 +304,26 @@ def test_a_table_is_opened_with_the_sets_that_it_names_and_no_others() -> None:
         core.Table(program, (one, b""))  # type: ignore[arg-type]
     assert core.Table(program, (one, one)).counts == [0, 0, 0]
     assert open_table(compiled).counts == [0, 0, 0]
+
+
+def test_a_table_takes_other_sets_in_the_place_of_its_own_and_as_many() -> None:
+    compiled = compile_table(parse("drop address @four", "drop address @six"))
+    table = Core(compiled)
+    flow = replace(FLOW, src=bytes([172, 16, 0, 1]), dst=bytes([172, 16, 0, 2]))
+    one, none = core.AddressSet(pack_entry("172.16.0.2"), b""), core.AddressSet(b"", b"")
+    before = table.keep([flow])
+    given_sets = tuple({"four": none, "six": one}[found.name] for found in compiled.sets)
+    table.table.use_sets(given_sets)
+    after = table.keep([flow])
+
+    assert (before, after, table.table.counts) == ([0], [], [1, 0, 1])
+    assert table.table.sets == given_sets
+    for wrong in ((), (one,), (one, one, one), [one, one]):
+        with pytest.raises(ValueError, match="not as many sets as the table has"):
+            table.table.use_sets(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sets are of AddressSet"):
+        table.table.use_sets((one, b""))  # type: ignore[arg-type]
+    assert table.keep([flow]) == []  # by those that it has
 
 
 # -- rules
@@ -358,8 +422,12 @@ def test_what_is_explained_is_the_set_and_its_size() -> None:
 
     assert sections["Sets"] == ["@many (1,234 entries) from /sets/many", "@one (1 entry) from /sets/one"]
     assert sections["Table in the core"][2:] == [
+        # A test for each family: run-time changes may add addresses of any.
         "   1  source address in @many (1,234 entries): rule 1 (drop), else 2",
-        "   2  source address in @one (1 entry): rule 2 (log), else 3",
-        "   3  destination address in @one (1 entry): rule 2 (log), else no rule (log)",
+        "   2  source address in @many (1,234 entries): rule 1 (drop), else 3",
+        "   3  source address in @one (1 entry): rule 2 (log), else 4",
+        "   4  source address in @one (1 entry): rule 2 (log), else 5",
+        "   5  destination address in @one (1 entry): rule 2 (log), else 6",
+        "   6  destination address in @one (1 entry): rule 2 (log), else no rule (log)",
     ]
     assert "Sets" not in list_sections(parse("drop any"), EVERY, ALL)

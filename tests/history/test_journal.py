@@ -101,6 +101,22 @@ def test_what_comes_is_followed_behind_what_was_read() -> None:
 
 
 @pytest.mark.privileged
+def test_a_journal_of_two_boots_is_read_from_its_beginning() -> None:
+    with journald() as running:
+        send(JournalSink(running.socket), make_flows(5))
+        running.wait_for(5)
+        running.boot("01234567-89ab-4def-8123-456789abcdef")
+        send(JournalSink(running.socket), make_flows(3, 5))
+        entries = running.wait_for(8)
+        directory = f"/proc/{running._namespace}/root/run/log/journal"
+        found = list_flows(read(directory)), list_flows(read(directory, last=4))
+
+    boots = itertools.groupby(entries, key=lambda entry: entry["_BOOT_ID"])
+    assert [len(list(group)) for _, group in boots] == [5, 3]
+    assert found == ([*range(8)], [4, 5, 6, 7])
+
+
+@pytest.mark.privileged
 def test_a_directory_without_a_journal_has_no_events(tmp_path: Path) -> None:
     assert read(str(tmp_path)) == []
     with pytest.raises(UnavailableError, match=r"journalctl: .*No such file or directory"):

@@ -1,6 +1,7 @@
 """A record for each flow, on real connections through a gateway, against what the kernel's table says."""
 
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -14,7 +15,7 @@ import pytest
 from tests.bus.private import PrivateBus
 from tests.live import traffic
 from tests.live.control import ask, start_flood
-from tests.live.daemon import Running, daemon
+from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
 
 pytestmark = pytest.mark.privileged
@@ -167,6 +168,34 @@ def test_both_are_written_by_several_readers_and_rules_are_asked_about_the_destr
             assert record["first_seen"] == began[identify(record)]
             twin = ended.pop(identify(record))
             assert {**record, "type": "DESTROY", "msg": twin["msg"]} == twin
+
+
+def test_a_flow_whose_beginning_was_lost_or_came_before_the_daemon_says_so(net: Network) -> None:
+    net.set("net.netfilter.nf_conntrack_events", 1)  # an older flow ends with an event, too
+    words = ["--conntrack.netns", net.router, "--conntrack.records", "both", "--conntrack.protocols", "udp"]
+    start_flood(net, 10_000, 10).join()
+    with daemon(*words, "--conntrack.buffer", "64K", "--sink.stream.enable") as running:
+        running.wait_for_start()
+        running.process.send_signal(signal.SIGSTOP)
+        start_flood(net, 20_000, 1000).join()
+        running.process.send_signal(signal.SIGCONT)
+        running.wait(lambda: any(b'"LOST"' in line for line in running.lines), "a LOST record")
+        inside(net.router, "conntrack", "-D", "-p", "udp", "--orig-port-src", "10009")
+        inside(net.router, "conntrack", "-F")
+        running.wait(lambda: sum(b'"FLOW"' in line for line in running.lines) > 10, "the ends")
+        settle(running)
+        assert running.stop() == 0
+    ports = {
+        kind: {record["sport"] for record in running.events if record["type"] == kind}
+        for kind in ("NEW", "FLOW")
+    }
+    incomplete = {record["sport"] for record in running.events if "incomplete" in record}
+
+    assert {record["incomplete"] for record in running.events if "incomplete" in record} == {True}
+    assert {record["type"] for record in running.events if "incomplete" in record} == {"FLOW"}
+    assert incomplete == ports["FLOW"] - ports["NEW"]
+    assert 10_009 in incomplete
+    assert max(incomplete) >= 20_000
 
 
 def test_the_kernel_drops_by_the_rules_where_nothing_is_remembered() -> None:

@@ -31,6 +31,7 @@ def test_its_totals_are_those_of_the_daemon(tmp_path: Path) -> None:
     with prometheus(tmp_path, [f"127.0.0.1:{port}"]) as server, network() as net:
         net.load(TRACKING)
         arguments = ["--sink.stream.enable", "--conntrack.netns", net.router, "--filter=drop type UPDATE"]
+        arguments.append("--metrics.flows={name: by_port, by: [protocol, destination.port], bytes: true}")
         with traffic.serve(net.server), daemon(*arguments, f"--metrics.listen=127.0.0.1:{port}") as running:
             running.wait_for_start()
             wait_until(lambda: read_total(server, "up") == 1, "the first scrape")
@@ -56,6 +57,13 @@ def test_its_totals_are_those_of_the_daemon(tmp_path: Path) -> None:
                 (("type", "destroy"),): ROUNDS * TALKS,
             }
             assert read_total(server, "conntrackd_events_accepted_total") == written == 2 * ROUNDS * TALKS
+            by_port = (("destination_port", "8080"), ("protocol", "UDP"))
+            for end, number in (
+                ("opened_total", ROUNDS * TALKS),
+                ("closed_total", ROUNDS * TALKS),
+                ("living", 0),
+            ):
+                assert server.query(f"conntrackd_flows_by_port_{end}") == {by_port: number}
             assert server.query('up{job="conntrackd"}') == {(): 1}
             assert read_total(server, "count_over_time(conntrackd_healthy[1m])") > ROUNDS
             assert seen == sorted(seen)

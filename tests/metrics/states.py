@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from conntrackd.bus.control import DaemonStatus, FilterStatus, Statistics
+from conntrackd.bus.control import DaemonStatus, FilterStatus, FlowCounts, Statistics
+from conntrackd.config.flow_metrics import FlowMetricSetting
 from conntrackd.delivery.delays import BOUNDS, DelayCounts
 from conntrackd.metrics.table import CPU_COUNTERS, State
 from conntrackd.netlink.table import TableFill
@@ -18,6 +19,22 @@ OTHERS = (
 )
 
 DELAYS = DelayCounts((1, *[0] * (len(BOUNDS) - 1), 2), 9000.5)
+
+OF_PORTS = FlowCounts(
+    FlowMetricSetting("by_port", ("protocol", "destination.port", "nat.source.address"), bytes=True),
+    [
+        (
+            (6, 443, bytes([192, 0, 2, 9])),
+            ((70, 60, 10, 71, 72, 73, 74, 75, 500_000_000), (1, 0, 2, *[0] * 5, 3)),
+        ),
+        ((1, None, None), ((5, 4, 3, *[0] * 6), (0,) * 9)),
+    ],
+    ((9, 8, 7, *[0] * 6), (0,) * 9),
+    17,
+)
+IN_ALL = FlowCounts(
+    FlowMetricSetting("all"), [((), ((90, 91, 0, *[0] * 6), (0,) * 9))], ((0,) * 9, (0,) * 9), 0
+)
 
 
 def number(kind: type[Any], first: int) -> dict[str, int]:
@@ -52,7 +69,14 @@ def make_state(*problems: str, cpus: Mapping[int, Mapping[int, int]] | None = No
     numbers = {number: 10 * number for number, _ in CPU_COUNTERS.values()}
     return State(
         make_status(*problems),
-        Statistics(make_counters(), make_sinks(), (5, 6), {"journal": DELAYS, "loki": DelayCounts()}, (0, 3)),
+        Statistics(
+            make_counters(),
+            make_sinks(),
+            (5, 6),
+            {"journal": DELAYS, "loki": DelayCounts()},
+            (0, 3),
+            (OF_PORTS, IN_ALL),
+        ),
         {"journal": "ok", "loki": "retrying"},
         NOW_NS,
         TableFill(12, 262_144),

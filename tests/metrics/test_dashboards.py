@@ -25,18 +25,18 @@ from tests.metrics.test_alerts import promtool, with_promtool
 FOLDER: Final = Path(__file__).parents[2] / "contrib/grafana"
 # What Grafana puts in place of its variables.
 VALUES: Final = {
-    **dict.fromkeys(("$host", "$sink", "$prot"), ".*"),
+    **dict.fromkeys(("$environment", "$host", "$sink", "$prot"), ".*"),
     "$__range": "1h",
     "$__rate_interval": "1m",
     "$__auto": "1m",
 }
 # The parser that npm has, beside what calls it: `make` puts it there.
 LOGQL: Final = Path(__file__).parents[2] / ".venv" / "logql"
-OF_EVERY_TARGET: Final = {"instance", "job"}
+OF_EVERY_TARGET: Final = {"environment", "instance", "job"}
 EVENT_FIELDS: Final = {field.name for field in FIELDS} | {
     f"{end}{field.name}" for end in ("", "src_") for field in (*PLACE, *NETWORK)
 }
-STREAM_LABELS: Final = {*loki.LABELS, "service_name", "host"}
+STREAM_LABELS: Final = {*loki.LABELS, "service_name", "host", "environment"}
 LOGQL_NAME: Final = re.compile(r"(?:by \(|, |\| |unwrap |\{)(\w+)(?=[,)]| ?[!=]|\}| \[)")
 
 
@@ -209,7 +209,7 @@ def test_images_are_pinned_and_all_listen_where_they_are_looked_for_on_loopback(
     # Those that conntrackd.yaml(5) and conntrackd-metrics(7) give as examples.
     assert (sources["loki"].rpartition(":")[2], METRICS_LISTEN.example) == ("3100", "127.0.0.1:9477")
     assert read("prometheus.yaml")["scrape_configs"][0]["static_configs"] == [
-        {"targets": [METRICS_LISTEN.example]}
+        {"targets": [METRICS_LISTEN.example], "labels": {"environment": "test"}}
     ]
 
 

@@ -111,5 +111,7 @@ def test_what_control_says_is_gathered(mocker: MockerFixture) -> None:
         known,
         now_ns=found.now_ns,
         table=None,
-        statistics=replace(known.statistics, rule_matches=(3, 1, 4), rule_suppressed=(0, 0, 3), delays={}),
+        statistics=replace(
+            known.statistics, rule_matches=(3, 1, 4), rule_suppressed=(0, 0, 3), delays={}, flows=()
+        ),
     )

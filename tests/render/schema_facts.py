@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from conntrackd.cli.schema_page import list_members
-from conntrackd.render.fields import REPORT_NAMES, list_names
+from conntrackd.render.fields import REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.schema import ECS, OTEL, OWN, Schema
 
 TABLE: Final = Path(__file__).with_name("schema_facts.tsv")
@@ -32,8 +32,8 @@ def list_used(schema: Schema) -> set[str]:
     """The schema's own names that records can have."""
     names = {shown for name in list_names() for shown in list_members(schema, name)}
     names |= {schema.rename_loss(name) for name in REPORT_NAMES}
-    for is_loss in (False, True):
-        names |= schema.list_constants("gw1", is_loss=is_loss).keys()
+    for report in ("", *REPORTS):
+        names |= schema.list_constants("gw1", report=report).keys()
     own = LOG_RECORD if schema is OTEL else set()
     return {name for name in names if not name.startswith(OWN)} - own
 

@@ -32,6 +32,8 @@ __all__ = ["utc"]  # a fixture
 NATIVE, PLAIN = ENGINES
 BOTH: Final = pytest.mark.parametrize("schema", [ECS, OTEL], ids=lambda schema: schema.name)
 LOST: Final = Lost(3, 10**18, 10**18 + 5, "loki", "full")
+HELD: Final = Lost(7, 10**18, 10**18 + 5, "sinks.audit.filter", "log any limit 1/day", 3)
+REPORTED: Final = pytest.mark.parametrize("lost", [LOST, HELD], ids=lambda lost: lost.type)
 NAMES: Final = tuple(list_names())
 TIME: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}[+-]\d\d:\d\d"
 Record = dict[str, Any]
@@ -257,7 +259,7 @@ def list_of(schema: Schema, name: str) -> set[str]:
     return {schema.rename(name)} | more[schema.name].get(name, set())
 
 
-# ---- LOST ---------------------------------------------------------------------------------------------
+# ---- LOST and SUPPRESSED -------------------------------------------------------------------------------
 
 
 def test_a_loss_has_a_form_in_each_schema() -> None:
@@ -284,13 +286,41 @@ def test_a_loss_has_a_form_in_each_schema() -> None:
     }  # fmt: skip
 
 
-@BOTH
-def test_a_loss_in_loki_is_an_entry_of_texts(schema: Schema) -> None:
-    needs = frozenset({"time", "msg", "type", "prot", "src"})
-    moment, _, metadata = json.loads(loki.make_template(needs, schema).render_loss(LOST).text[:-1])
-    whole = load(lines.make_template(None, schema).render_loss(LOST).text)
+def test_what_a_limit_held_back_has_one_too_and_is_no_error() -> None:
+    since, until = show_time(HELD.since), show_time(HELD.until)
+    some = frozenset({"src"})
+    ecs, otel = (
+        load(lines.make_template(some, schema, "gw1").render_loss(HELD).text) for schema in (ECS, OTEL)
+    )
+    text = "SUPPRESSED 7 events beyond the limit of rule 3 of sinks.audit.filter"
 
-    assert moment == str(LOST.until)
+    check_types(ECS, ecs)
+    check_types(OTEL, otel)
+    assert ecs == {
+        "@timestamp": until, "log.level": "INFO", "message": text,
+        "ecs.version": "9.4.0", "event.kind": "event", "event.category": ["network"],
+        "event.type": ["info"], "host.name": "gw1", "service.name": "conntrackd",
+        "event.action": "suppressed", "conntrackd.suppressed": 7, "conntrackd.rule": 3,
+        "event.start": since, "event.end": until, "conntrackd.where": "sinks.audit.filter",
+        "event.reason": "log any limit 1/day",
+    }  # fmt: skip
+    assert otel == {
+        "timestamp": until, "severity_text": "INFO", "body": text,
+        "host.name": "gw1", "service.name": "conntrackd", "event_name": "conntrackd.suppressed",
+        "conntrackd.suppressed": 7, "conntrackd.rule": 3, "conntrackd.since": since,
+        "conntrackd.until": until, "conntrackd.where": "sinks.audit.filter",
+        "conntrackd.reason": "log any limit 1/day",
+    }  # fmt: skip
+
+
+@BOTH
+@REPORTED
+def test_a_report_in_loki_is_an_entry_of_texts(schema: Schema, lost: Lost) -> None:
+    needs = frozenset({"time", "msg", "type", "prot", "src"})
+    moment, _, metadata = json.loads(loki.make_template(needs, schema).render_loss(lost).text[:-1])
+    whole = load(lines.make_template(None, schema).render_loss(lost).text)
+
+    assert moment == str(lost.until)
     for name in (schema.rename("time"), schema.rename("msg"), "host.name", "service.name"):
         del whole[name]
     assert metadata == {name.replace(".", "_"): flatten(value) for name, value in whole.items()}

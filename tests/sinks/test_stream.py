@@ -474,7 +474,7 @@ def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int])
     assert reported.wait(LONG)
     outbox.stop(time.monotonic() + LONG)
 
-    assert reasons == ["closed by its reader"]
+    assert reasons == ["standard output: closed by its reader"]
     assert outbox.state is SinkState.FAILED
     assert find_imbalance(outbox.snapshot()) == 0
 

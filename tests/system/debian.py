@@ -17,7 +17,7 @@ BASE: Final = ("dbus", "iproute2", "libpam-systemd", "nftables", "polkitd", "sys
 # What the package may ask for, and the synchroniser of the same name.
 OFFERED: Final = (
     *("conntrackd", "python3-dbus-fast", "python3-maxminddb", "python3-ply", "python3-pyroute2"),
-    *("python3-prometheus-client", "python3-yaml", "logrotate", "nfct"),
+    *("python3-cryptography", "python3-prometheus-client", "python3-yaml", "logrotate", "nfct"),
 )
 # The web console that the page is part of.
 CONSOLE: Final = ("cockpit-bridge", "cockpit-ws")

@@ -1,0 +1,114 @@
+/* See series.h. */
+#include "series.h"
+
+#include "fields.h"
+
+#define NANO 1000000000ULL
+
+/* Nanoseconds. engine/__init__.py has the same in seconds. */
+static const uint64_t bounds[DURATION_BUCKETS - 1] = {
+	NANO / 10, NANO, 10 * NANO, 60 * NANO, 300 * NANO, 1800 * NANO, 7200 * NANO, 86400 * NANO,
+};
+
+bool open_series(struct series *series, size_t limit, uint64_t seed)
+{
+	size_t values = series->field_count * sizeof(struct series_value);
+
+	return open_slots(&series->slots, sizeof(struct one_series) + values, limit, seed);
+}
+
+void close_series(struct series *series)
+{
+	close_slots(&series->slots);
+}
+
+static struct series_value read_value(const struct event *event, const struct series_field *by)
+{
+	const struct event_field *field = &event_fields[by->number];
+	struct series_value value = { 0 };
+
+	if ((event->has & by->needs) != by->needs || (event->has & field->has) != field->has)
+		return value;
+	if (field->size == ADDRESS_BYTES) {
+		value.bytes = event->has & IS_IPV4 ? 4 : ADDRESS_BYTES;
+		memcpy(value.halves, (const uint8_t *)event + field->offset, ADDRESS_BYTES);
+	} else {
+		value.bytes = 1;
+		value.halves[0] = read_field(event, field);
+	}
+	return value;
+}
+
+/* The counts of the series that has these values, those of `other` where there is no room for one. */
+static struct counts *find_counts(struct series *series, const struct series_value *values)
+{
+	uint64_t hash =
+		hash_words(values, series->field_count * sizeof(*values) / sizeof(uint64_t), series->slots.seed);
+	struct slots *slots = &series->slots;
+	struct one_series *found = get_slot(slots, find_slot(slots, hash));
+
+	if (found->hash)
+		return &found->counts;
+	if (slots->used >= slots->limit) {
+		series->overflows++;
+		return &series->other;
+	}
+	if (!make_room(slots))
+		return NULL;
+	found = get_slot(slots, find_slot(slots, hash));
+	found->hash = hash;
+	memcpy(found->values, values, series->field_count * sizeof(*values));
+	slots->used++;
+	return &found->counts;
+}
+
+static void add_duration(struct counts *counts, const struct event *event)
+{
+	uint64_t duration = event->has & IS_BACKWARD ? 0 : event->duration;
+	size_t bucket = 0;
+
+	while (bucket < DURATION_BUCKETS - 1 && duration > bounds[bucket])
+		bucket++;
+	counts->durations[bucket]++;
+	counts->nanoseconds += duration % NANO;
+	counts->seconds += duration / NANO + counts->nanoseconds / NANO;
+	counts->nanoseconds %= NANO;
+}
+
+static void close_connection(struct counts *counts, const struct event *event)
+{
+	counts->closed++;
+	if (counts->living)
+		counts->living--;
+	if (event->has & HAS_ORIG_PACKETS)
+		counts->orig_packets += event->orig_packets;
+	if (event->has & HAS_ORIG_BYTES)
+		counts->orig_bytes += event->orig_bytes;
+	if (event->has & HAS_REPLY_PACKETS)
+		counts->reply_packets += event->reply_packets;
+	if (event->has & HAS_REPLY_BYTES)
+		counts->reply_bytes += event->reply_bytes;
+	if (event->has & HAS_DURATION)
+		add_duration(counts, event);
+}
+
+bool count_event(struct series *series, const struct event *event)
+{
+	struct series_value values[MAX_SERIES_FIELDS];
+	struct counts *counts;
+
+	if (event->type != TYPE_NEW && !(event->type & TYPE_DESTROY))
+		return true;
+	for (size_t field = 0; field < series->field_count; field++)
+		values[field] = read_value(event, &series->fields[field]);
+	counts = find_counts(series, values);
+	if (!counts)
+		return false;
+	if (event->type == TYPE_NEW) {
+		counts->opened++;
+		counts->living++;
+	} else {
+		close_connection(counts, event);
+	}
+	return true;
+}
