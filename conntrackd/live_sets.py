@@ -48,7 +48,7 @@ GATHER_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SetChange:
     """What was done with an entry at run time, which is not as the file has it."""
 
     is_added: bool
@@ -56,7 +56,7 @@ class Change:
     """When it is over by itself, a time of the event loop; infinity for never."""
 
 
-Changes = Mapping[str, Mapping[bytes, Change]]
+Changes = Mapping[str, Mapping[bytes, SetChange]]
 """By the name of the set and the entry."""
 
 
@@ -121,7 +121,7 @@ class LiveSets:
             (*uses[:USES], f"{len(uses) - USES} more") if len(uses) > USES else tuple(uses),
         )
 
-    def _show(self, entry: bytes, change: Change | None) -> SetEntry:
+    def _show(self, entry: bytes, change: SetChange | None) -> SetEntry:
         if change is None:
             return SetEntry(unpack_entry(entry))
         what = "added" if change.is_added else "removed"
@@ -180,7 +180,7 @@ class LiveSets:
         changes, done, undone = dict(self._changes.get(read.name, {})), list[bytes](), list[bytes]()
         for entry in entries:
             if read.has_entry(entry) is not is_added:
-                changes[entry] = Change(is_added, ends)
+                changes[entry] = SetChange(is_added, ends)
                 done.append(entry)
             elif changes.pop(entry, None) is not None:
                 undone.append(entry)
@@ -211,7 +211,7 @@ class LiveSets:
             elif entry in left:
                 yield f"{text} is not in @{name}"
 
-    def _check_room(self, read: AddressSet, changes: Mapping[bytes, Change]) -> None:
+    def _check_room(self, read: AddressSet, changes: Mapping[bytes, SetChange]) -> None:
         others = sum(len(found) for name, found in self._changes.items() if name != read.name)
         if others + len(changes) > MAX_CHANGES:
             raise UsageError(

@@ -163,3 +163,13 @@ def test_no_module_is_longer_than_a_person_reads_at_once() -> None:
     }
 
     assert long == {}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
