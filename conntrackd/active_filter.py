@@ -16,7 +16,7 @@ from conntrackd.filter.evaluate import ALL
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
-from conntrackd.filter.never import EventScope, list_warnings
+from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings, logs_nothing
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import EventType
@@ -125,11 +125,14 @@ def compile_sink_filter(
 ) -> CoreFilter:
     """The same for the rules of one sink, which decide about what the global filter keeps."""
     rules = parse_rules(texts, sets)
+    warnings = [str(warning) for warning in list_warnings(rules, make_scope(config))]
+    if logs_nothing(rules):
+        warnings.append(f"the filter logs no event\nhint: {LOGS_NOTHING_HINT}")
     return CoreFilter(
         rules=tuple(render(rule) for rule in rules),
         origin=origin,
         tables=_compile_tables(engine, rules, readers),
-        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
+        warnings=tuple(warnings),
         parsed=tuple(rules),
     )
 

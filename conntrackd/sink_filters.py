@@ -123,4 +123,4 @@ def describe(name: str, rules: CoreFilter) -> list[str]:
 
 def list_warnings(own: Mapping[str, CoreFilter]) -> list[str]:
     """What is doubtful in the filters of sinks."""
-    return [warning for rules in own.values() for warning in rules.warnings]
+    return [f"sink {name}: {warning}" for name, rules in own.items() for warning in rules.warnings]

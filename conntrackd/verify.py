@@ -26,10 +26,10 @@ from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
-from conntrackd.filter.ast import Anything, Rule
+from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import list_warnings
+from conntrackd.filter.never import LOGS_NOTHING_HINT, list_warnings, logs_nothing
 from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
@@ -147,10 +147,8 @@ def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> N
     rules = _verify_texts(
         report, texts, known, lambda sets: compile_sink_filter(texts, "", config, load_engine(), sets=sets)
     )
-    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
-    if len(rules) == len(texts) and not next(ends, True):
-        hint = "put a rule that logs before the one that drops any, or switch off the sink"
-        report.warnings.append(config.explain(kind.filter, "logs no event", hint))
+    if len(rules) == len(texts) and logs_nothing(rules):
+        report.warnings.append(config.explain(kind.filter, "logs no event", LOGS_NOTHING_HINT))
 
 
 def _verify_texts(

@@ -28,6 +28,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
+from conntrackd.sink_filters import list_warnings
 from conntrackd.source.resync import Resync
 from conntrackd.stats import Stats
 from conntrackd.tails import Tails
@@ -346,9 +347,10 @@ def test_a_rule_in_vain_is_a_warning_in_a_sinks_filter_too() -> None:
         {"sink.stream.enable": ["yes"], "sink.stream.filter": ["drop any", "log port 1"]}, {}
     )
 
-    (warning,) = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)["stream"].warnings
+    warning, nothing = list_warnings(compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS))
 
     assert "log port 1" in warning
+    assert nothing.startswith("sink stream: the filter logs no event\nhint: put a rule that logs before")
 
 
 def test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end(

@@ -9,7 +9,7 @@ from conntrackd.cli.columns import cut
 from conntrackd.cli.common import get_width, parse_count, print_json
 from conntrackd.cli.lines import REPORTS, RecordView, show_line
 from conntrackd.cli.past import add_selection, open_selected
-from conntrackd.cli.talkers import BY, Sizes, Talkers
+from conntrackd.cli.talkers import BY, Sizes, Talkers, weigh
 from conntrackd.cli.verb import Verb
 from conntrackd.units import render_bytes
 
@@ -79,7 +79,7 @@ class Summary:
         if kind in REPORTS:
             self.losses.add(record)
             return
-        weight = max(1, int(record.get("sample_rate", 1)))
+        weight = weigh(record)
         self.sampled += weight > 1
         self.types[kind] += weight
         size = weight * self._sizes.count(record)

@@ -78,7 +78,8 @@ class Talkers:
         if record.get("type") == "SUPPRESSED":
             self.suppressed += record.get("suppressed") or 0
             return
-        self.count(record, self._sizes.count(record))
+        weight = weigh(record)
+        self.count(record, weight * self._sizes.count(record), weight)
 
     def count(self, record: Mapping[str, Any], size: int, weight: int = 1) -> None:
         """One record of an event, for how many it stands, and what it adds to the bytes."""
@@ -97,6 +98,11 @@ class Talkers:
         """The largest: by bytes where there are some, then by events."""
         rows = sorted(self._rows.items(), key=lambda row: (-row[1][1], -row[1][0], row[0]))
         return [(" ".join(key), events, size) for key, (events, size) in rows[:count]]
+
+
+def weigh(record: Mapping[str, Any]) -> int:
+    """For how many a record of a sample stands; 1 for any other."""
+    return max(1, int(record.get("sample_rate", 1)))
 
 
 def make_key(record: Mapping[str, Any], by: str) -> str:

@@ -14,6 +14,7 @@ from conntrackd.filter import fields
 from conntrackd.filter.ast import (
     AddressIn,
     And,
+    Anything,
     Compare,
     Expression,
     Leaf,
@@ -37,6 +38,7 @@ from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed, to_ranges
 from conntrackd.flow import EventType, Protocol
 
+LOGS_NOTHING_HINT: Final = "put a rule that logs before the one that drops any, or switch off the sink"
 ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
@@ -93,6 +95,12 @@ class World:
     families: frozenset[int] = frozenset(fields.FAMILIES.values())
     numbers: dict[tuple[fields.Field, int], Ranges] = field(default_factory=dict)
     """Of a field, and for an address of each length in bytes."""
+
+
+def logs_nothing(rules: Sequence[Rule]) -> bool:
+    """Whether a rule drops any event before one logs. What no rule decides is logged."""
+    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
+    return not next(ends, True)
 
 
 def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:

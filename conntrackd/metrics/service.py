@@ -33,6 +33,8 @@ INSTALL: Final = (
     "pip install 'conntrackd[metrics]'"
 )
 USE_UNIT: Final = f"leave it out, and: systemctl enable {UNIT} && systemctl restart conntrackd"
+# The old socket serves until the reload is certain, so one that would overlap with it cannot be tried.
+KEEPS_PORT: Final = "metrics are still at {}: take another port, or systemctl restart conntrackd"
 
 
 def check_library() -> None:
@@ -107,6 +109,8 @@ class Metrics:
             return Change(config, open_listener(listen))
         except OSError as error:
             hint = USE_UNIT if error.errno in {errno.EPERM, errno.EACCES} else ""
+            if error.errno == errno.EADDRINUSE and _is_same_port(listen, self._address):
+                hint = KEEPS_PORT.format(self._address)
             message = f"{listen} cannot be bound: {error.strerror}"
             raise config.explain(options.METRICS_LISTEN, message, hint, ": ") from error
 
@@ -172,6 +176,12 @@ class Metrics:
         from conntrackd.metrics.exposition import render  # noqa: PLC0415
 
         return render(gather(self._control, self._namespace), content_type)
+
+
+def _is_same_port(new: str, old: str | None) -> bool:
+    """Whether both are of TCP, at the same port."""
+    both = [address for address in (new, old) if address and not address.startswith("unix://")]
+    return len(both) == 2 and both[0].rpartition(":")[2] == both[1].rpartition(":")[2]
 
 
 def _report_end(task: asyncio.Task[None]) -> None:

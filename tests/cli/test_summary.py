@@ -123,7 +123,12 @@ def test_a_record_of_a_sample_counts_for_all_that_it_stands_for(lines: list[byte
     for record in records:
         summary.add(record)
 
+    top = Talkers("src")
+    for record in records:
+        top.add(record)
+
     assert dict(summary.types) == {"NEW": 102, "DESTROY": 10}
+    assert (top.events, top.list(9)) == (112, summary.talkers["src"].list(9))
     assert summary.talkers["src"].list(9) == [("10.0.0.2", 10, 10_240), ("10.0.0.1", 102, 0)]
     assert (summary.size, summary.sampled, summary.losses.lost) == (10_240, 2, 5)
     shown = list(render_summary(summary, 20))

@@ -1,6 +1,7 @@
 """metrics/service.py: what asks for metrics, and what stands in the way."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -101,6 +102,20 @@ def test_an_address_that_may_not_be_bound_is_reported_with_the_unit(monkeypatch:
 
     assert caught.value.message.endswith("127.0.0.1:9477 cannot be bound: Operation not permitted")
     assert caught.value.hint.startswith("leave it out, and: systemctl enable conntrackd-metrics.socket")
+
+
+def test_a_port_that_a_reload_would_take_from_itself_is_reported_and_stays_open() -> None:
+    with closing(open_listener("127.0.0.1:0")) as free:
+        port = show_address(free).rpartition(":")[2]
+
+    def reload(metrics: Metrics) -> None:
+        metrics.open(configure(listen=f"127.0.0.1:{port}"), [])
+        with pytest.raises(ConfigError) as caught:
+            metrics.prepare(configure(listen=f"0.0.0.0:{port}"))
+        assert caught.value.hint.startswith(f"metrics are still at 127.0.0.1:{port}: take another port, or")
+        socket.create_connection(("127.0.0.1", int(port))).close()
+
+    run(reload)
 
 
 def test_the_page_is_written_and_read(tmp_path: Path) -> None:
