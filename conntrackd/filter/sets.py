@@ -209,7 +209,8 @@ def explain(text: str) -> tuple[str, str]:
         network = ip_network(text, strict=False) if ENTRY.fullmatch(text) else None
     except ValueError:
         network = None
-    if network is None or str(network.prefixlen) not in {text.partition("/")[2], str(network.max_prefixlen)}:
+    _, slash, length = text.partition("/")
+    if network is None or (slash and length != str(network.prefixlen)):
         hint = "IPv4 or IPv6, with or without a prefix length, one a line"
         return f"{quote(text)} is not a valid address", hint
     if network.network_address.packed.startswith(MAPPED):

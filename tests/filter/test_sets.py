@@ -96,6 +96,8 @@ def test_a_file_may_hold_nothing(content: bytes) -> None:
         ("10.0.0.0/33", "'10.0.0.0/33' is not a valid address"),
         ("10.0.0.0/", "'10.0.0.0/' is not a valid address"),
         ("10.0.0.0/255.0.0.0", "'10.0.0.0/255.0.0.0' is not a valid address"),
+        ("10.0.0.1/032", "'10.0.0.1/032' is not a valid address"),
+        ("10.0.0.1/255.255.255.255", "'10.0.0.1/255.255.255.255' is not a valid address"),
         ("10.0.0.1 10.0.0.2", "'10.0.0.1 10.0.0.2' is not a valid address"),
         ("2001:db8::/129", "'2001:db8::/129' is not a valid address"),
         ("fe80::1%eth0", "'fe80::1%eth0' is not a valid address"),
