@@ -72,7 +72,7 @@ class Scraper(threading.Thread):
         self.join(10)
 
 
-def test_totals_in_prometheus_are_those_of_the_kernel_whoever_else_reads_the_metrics(
+def test_totals_in_prometheus_are_those_of_the_verdict_whoever_else_reads_the_metrics(
     rig: Rig, tmp_path: Path
 ) -> None:
     rig.choose("stream")
