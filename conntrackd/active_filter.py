@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.engine import ALL_EVENTS, Engine, RuleTable
+from conntrackd.engine import ALL_EVENTS, Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets
 from conntrackd.filter.diagnostics import RuleText
@@ -207,7 +206,7 @@ def change_filter(
     old: Filter,
     new: Filter,
     sinks: Mapping[str, CoreFilter],
-    sets: Any = None,  # noqa: ANN401  # what the engine has made
+    sets: Opaque = None,
 ) -> None:
     """Replace `old` by `new` while events flow, and all the sinks' own filters by `sinks`.
 

@@ -16,7 +16,7 @@ from conntrackd.apart import run_apart
 from conntrackd.bus.control import SetEntry, SetStatus
 from conntrackd.config.read import Config
 from conntrackd.config.sets import list_set_files
-from conntrackd.engine import Engine
+from conntrackd.engine import Engine, Opaque
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UsageError
 from conntrackd.filter.ast import Rule, find_sets
 from conntrackd.filter.listing import list_set_changes
@@ -279,7 +279,7 @@ class LiveSets:
 
 def _build(
     engine: Engine, before: Sets, read: Sets, changes: Changes, names: Sequence[str]
-) -> tuple[Sets, Any]:
+) -> tuple[Sets, Opaque]:
     """The sets with the changes of these, and what the engine makes of all."""
     made = dict(before)
     for name in names:

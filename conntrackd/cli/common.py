@@ -33,6 +33,18 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_expiry(parser: ArgumentParser, example: str) -> None:
+    """For a change that may end by itself."""
+    parser.add_argument(
+        "--for",
+        dest="seconds",
+        type=parse_seconds,
+        default=0,
+        metavar="TIME",
+        help=f"revert after this time, such as {example}",
+    )
+
+
 def add_sink(parser: ArgumentParser) -> None:
     """Whose rules are meant."""
     parser.add_argument("--sink", metavar="NAME", help="the rules of this sink alone")

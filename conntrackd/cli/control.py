@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from conntrackd.cli.common import (
     LEVELS,
+    add_expiry,
     add_json,
     add_rule,
     add_sink,
     connect,
-    parse_seconds,
     print_changes,
     print_json,
     print_lines,
@@ -35,14 +35,7 @@ def add_sink_arguments(parser: ArgumentParser) -> None:
 def add_set_arguments(parser: ArgumentParser) -> None:
     add_sink_arguments(parser)
     add_rule(parser, "rules", nargs="+", help="rules, in order")
-    parser.add_argument(
-        "--for",
-        dest="seconds",
-        type=parse_seconds,
-        default=0,
-        metavar="TIME",
-        help="revert after this time, such as 10m",
-    )
+    add_expiry(parser, "10m")
 
 
 def add_level_argument(parser: ArgumentParser) -> None:

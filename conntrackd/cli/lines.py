@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.columns import GAP, cut
 from conntrackd.errors import show_controls
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 RecordView = Mapping[str, Any]
 
@@ -199,7 +202,7 @@ def to_utc(text: object) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}{str(text)[19:29]}+00:00"
 
 
-def parse_moment(text: str) -> Any:  # noqa: ANN401  # datetime, which is imported late
+def parse_moment(text: str) -> "datetime | None":
     """A time with its offset; None where it is none."""
     from datetime import datetime  # noqa: PLC0415  # for people alone
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli.common import (
+    add_expiry,
     add_json,
     connect,
-    parse_seconds,
     print_changes,
     print_json,
     print_lines,
@@ -37,14 +37,7 @@ def add_sets_argument(parser: ArgumentParser) -> None:
 def add_change_arguments(parser: ArgumentParser) -> None:
     add_set_argument(parser)
     parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="addresses and networks")
-    parser.add_argument(
-        "--for",
-        dest="seconds",
-        type=parse_seconds,
-        default=0,
-        metavar="TIME",
-        help="revert after this time, such as 1h",
-    )
+    add_expiry(parser, "1h")
 
 
 def list_sets(arguments: Namespace) -> int:

@@ -27,7 +27,6 @@ PLACES: Final = {
     "master_dst": DESTINATION,
 }
 """Each attribute of Flow that is an address, and whose."""
-CLASSES: Final = ("all", "private", "public")
 
 
 # No slots: cached_property keeps the cipher in the object's dictionary.
