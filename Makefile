@@ -29,8 +29,9 @@ PROMETHEUS_CLIENT := 0.16.0 0.21.1
 .PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
 	run-packages test-packages
 
-# What needs no privileges keeps a processor busy. A file stays in one process: its fixtures are made once.
-PARALLEL := --numprocesses auto --dist loadfile
+# What needs no privileges keeps a processor busy. A file stays in one process: its fixtures are made once. One of them
+# builds a package, which takes minutes where others work beside it.
+PARALLEL := --numprocesses auto --dist loadfile -o faulthandler_timeout=900
 
 run: $(VENV)/run $(CORE)
 	@echo 'conntrackd: for something to look at, in another terminal:  bash -c "echo hello > /dev/udp/127.0.0.1/9"' >&2
