@@ -217,7 +217,8 @@ size_t process(struct kit *kit, const uint8_t *datagram, size_t length)
 		require(has_id(&kit->ids, events[index].id) == (events[index].id % 3 != 0));
 	}
 	for (size_t index = 0; index < count; index++) {
-		require(note_event(&kit->flows, &events[index], &forgotten) && kit->flows.slots.used <= KIT_FLOWS);
+		note_event(&kit->flows, &events[index], &forgotten);
+		require(kit->flows.slots.used <= KIT_FLOWS);
 		if (events[index].type == TYPE_DESTROY && events[index].id % 2)
 			set_type(&events[index], TYPE_FLOW);
 	}

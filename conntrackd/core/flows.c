@@ -33,39 +33,35 @@ static void forget_one(struct flows *flows)
 	remove_slot(&flows->slots, number);
 }
 
-static bool remember(struct flows *flows, const struct event *event, size_t *forgotten)
+static void remember(struct flows *flows, const struct event *event, size_t *forgotten)
 {
 	uint64_t flow = hash_flow(event, flows->slots.seed);
 	struct slots *slots = &flows->slots;
 
 	if (!get_flow(slots, find_slot(slots, flow))) {
-		if (slots->used >= slots->limit) {
+		if (slots->used >= slots->limit || !make_room(slots)) { /* no memory is no room */
 			forget_one(flows);
 			++*forgotten;
-		} else if (!make_room(slots)) {
-			return false;
 		}
 		slots->used++;
 	}
 	*(struct beginning *)get_slot(slots, find_slot(slots, flow)) = (struct beginning){ flow, event->time };
-	return true;
 }
 
-bool note_event(struct flows *flows, struct event *event, size_t *forgotten)
+void note_event(struct flows *flows, struct event *event, size_t *forgotten)
 {
 	const struct beginning *slot;
 	size_t number;
 
 	if (event->type == TYPE_NEW)
-		return remember(flows, event, forgotten);
+		remember(flows, event, forgotten);
 	if (event->type != TYPE_DESTROY)
-		return true;
+		return;
 	number = find_slot(&flows->slots, hash_flow(event, flows->slots.seed));
 	slot = get_slot(&flows->slots, number);
 	if (!slot->flow)
-		return true;
+		return;
 	if (!(event->has & HAS_START))
 		set_first_seen(event, slot->time);
 	remove_slot(&flows->slots, number);
-	return true;
 }

@@ -18,8 +18,8 @@ bool open_flows(struct flows *flows, size_t limit, uint64_t seed);
 void close_flows(struct flows *flows);
 
 /* A NEW is remembered, and a DESTROY is given what was remembered of its flow, which is forgotten then. Where there is
- * no room, an old one is forgotten before its end, and counted. False for want of memory.
+ * no room, or no memory, an old one is forgotten before its end, and counted.
  */
-bool note_event(struct flows *flows, struct event *event, size_t *forgotten);
+void note_event(struct flows *flows, struct event *event, size_t *forgotten);
 
 #endif

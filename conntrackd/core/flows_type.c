@@ -42,8 +42,7 @@ static PyObject *flows_note(PyObject *self, PyObject *arguments)
 	size_t forgotten = 0;
 
 	for (size_t index = 0; batch && index < selection.count; index++)
-		if (!note_event(open_object_flows(self), &batch->events[selection.indexes[index]], &forgotten))
-			return PyErr_NoMemory();
+		note_event(open_object_flows(self), &batch->events[selection.indexes[index]], &forgotten);
 	return batch ? PyLong_FromSize_t(forgotten) : NULL;
 }
 

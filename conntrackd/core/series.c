@@ -49,12 +49,10 @@ static struct counts *find_counts(struct series *series, const struct series_val
 
 	if (found->hash)
 		return &found->counts;
-	if (slots->used >= slots->limit) {
+	if (slots->used >= slots->limit || !make_room(slots)) { /* no memory is no room */
 		series->overflows++;
 		return &series->other;
 	}
-	if (!make_room(slots))
-		return NULL;
 	found = get_slot(slots, find_slot(slots, hash));
 	found->hash = hash;
 	memcpy(found->values, values, series->field_count * sizeof(*values));
@@ -92,23 +90,20 @@ static void close_connection(struct counts *counts, const struct event *event)
 		add_duration(counts, event);
 }
 
-bool count_event(struct series *series, const struct event *event)
+void count_event(struct series *series, const struct event *event)
 {
 	struct series_value values[MAX_SERIES_FIELDS];
 	struct counts *counts;
 
 	if (event->type != TYPE_NEW && !(event->type & TYPE_DESTROY))
-		return true;
+		return;
 	for (size_t field = 0; field < series->field_count; field++)
 		values[field] = read_value(event, &series->fields[field]);
 	counts = find_counts(series, values);
-	if (!counts)
-		return false;
 	if (event->type == TYPE_NEW) {
 		counts->opened++;
 		counts->living++;
 	} else {
 		close_connection(counts, event);
 	}
-	return true;
 }

@@ -37,7 +37,7 @@ struct series {
 	struct slots slots;
 	struct series_field fields[MAX_SERIES_FIELDS];
 	size_t field_count;
-	struct counts other; /* of the events whose values have no series, for want of room */
+	struct counts other; /* of the events whose values have no series, for want of room or memory */
 	uint64_t overflows; /* how many these are */
 };
 
@@ -45,7 +45,7 @@ struct series {
 bool open_series(struct series *series, size_t limit, uint64_t seed);
 void close_series(struct series *series);
 
-/* A NEW opens a connection and a DESTROY closes it; other events count nothing. False for want of memory. */
-bool count_event(struct series *series, const struct event *event);
+/* A NEW opens a connection and a DESTROY closes it; other events count nothing. */
+void count_event(struct series *series, const struct event *event);
 
 #endif

@@ -75,8 +75,7 @@ static PyObject *series_count(PyObject *self, PyObject *arguments)
 	if (!batch || !is_idle(self))
 		return NULL;
 	for (size_t index = 0; index < selection.count; index++)
-		if (!count_event(open_object_series(self), &batch->events[selection.indexes[index]]))
-			return PyErr_NoMemory();
+		count_event(open_object_series(self), &batch->events[selection.indexes[index]]);
 	Py_RETURN_NONE;
 }
 

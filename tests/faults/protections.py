@@ -687,9 +687,16 @@ MUTATIONS: Final = (
     Mutation(
         "no more flows are remembered than may be",
         "conntrackd/core/flows.c",
-        "if (slots->used >= slots->limit) {",
-        "if (!slots->limit) {",
+        "if (slots->used >= slots->limit ||",
+        "if (!slots->limit ||",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
+    ),
+    Mutation(
+        "where there is no memory for one more flow, an old one is forgotten",
+        "conntrackd/core/flows.c",
+        "|| !make_room(slots))",
+        "|| (make_room(slots), false))",
+        "tests/core/test_memory.py::test_where_there_is_no_memory_there_is_no_room",
     ),
     Mutation(
         "a flow that was forgotten leaves none behind it unfindable",
@@ -1208,8 +1215,8 @@ MUTATIONS: Final = (
     Mutation(
         "an item of metrics.flows has as many series as it says",
         "conntrackd/core/series.c",
-        "if (slots->used >= slots->limit) {",
-        "if (false) {",
+        "if (slots->used >= slots->limit ||",
+        "if (false ||",
         "tests/engine/test_series.py::test_what_is_beyond_the_limit_is_counted_together",
     ),
     Mutation(

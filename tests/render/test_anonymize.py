@@ -13,7 +13,8 @@ from conntrackd.core import _core as core
 from conntrackd.engine import Engine, native
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render import json as json_lines
-from conntrackd.render.anonymize import SIDES, Anonymizer
+from conntrackd.render.anonymize import PLACES, SIDES, Anonymizer
+from conntrackd.render.fields import FIELDS, Kind
 from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES, RECEIVED_NS
 from tests.engine.rendering import render
@@ -223,3 +224,7 @@ def test_what_is_remembered_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPa
 
 def test_a_key_is_in_no_text() -> None:
     assert repr(KEY) not in repr(Anonymizer(KEY))
+
+
+def test_no_address_is_written_that_cannot_be_anonymized() -> None:
+    assert {field.attribute for field in FIELDS if field.kind is Kind.ADDRESS} == set(PLACES)
