@@ -89,8 +89,8 @@ def test_the_quick_part_of_the_tests_passes(fresh: Fresh) -> None:
     left_out = "--ignore=tests/packages/test_wheel.py"  # compares with git, which nobody needs here
     said = fresh.sh(
         "make .venv/ready lint && "
-        ".venv/bin/python -m pytest -q --color=no --numprocesses auto --dist loadfile -o faulthandler_timeout=900 "
-        f"-m 'not privileged and not slow' {left_out}",
+        ".venv/bin/python -m pytest -q --color=no --numprocesses auto --dist loadfile "
+        f"-o faulthandler_timeout=900 -m 'not privileged and not slow' {left_out}",
         seconds=1500,
     )
     assert re.search(r"\d{4} passed", said)
