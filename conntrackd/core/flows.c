@@ -39,7 +39,7 @@ static void remember(struct flows *flows, const struct event *event, size_t *for
 	struct slots *slots = &flows->slots;
 
 	if (!get_flow(slots, find_slot(slots, flow))) {
-		if (slots->used >= slots->limit || !make_room(slots)) { /* no memory is no room */
+		if (slots->used >= slots->limit || !make_room(slots)) { /* without memory there is no room */
 			forget_one(flows);
 			++*forgotten;
 		}

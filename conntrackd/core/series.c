@@ -49,7 +49,7 @@ static struct counts *find_counts(struct series *series, const struct series_val
 
 	if (found->hash)
 		return &found->counts;
-	if (slots->used >= slots->limit || !make_room(slots)) { /* no memory is no room */
+	if (slots->used >= slots->limit || !make_room(slots)) { /* without memory there is no room */
 		series->overflows++;
 		return &series->other;
 	}
