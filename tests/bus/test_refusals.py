@@ -224,7 +224,10 @@ def test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_ser
 
     refused = [answer for answer in answers if answer.message_type is MessageType.ERROR]
     assert {reply.error_name for reply in refused} == {"org.freedesktop.DBus.Error.LimitsExceeded"}
-    assert limits.BURST - limits.MAX_RUNNING <= count - len(refused) < count / 2
+    # Of a slow service the bus itself refuses some: it keeps few that are not answered.
+    unasked = [reply for reply in refused if reply.sender == "org.freedesktop.DBus"]
+    assert count - len(refused) + len(unasked) >= limits.BURST - limits.MAX_RUNNING
+    assert count - len(refused) < count / 2
 
 
 def test_so_many_calls_of_one_user_may_wait_and_no_more(raw: Raw, served: Served) -> None:

@@ -53,7 +53,8 @@ def test_top_keeps_its_shape_and_obeys_keys(size: tuple[int, int], bus: PrivateB
     with start(
         bus, size, "top", "--by", "src,dport,city", "log type NEW", "--filter", "drop any"
     ) as terminal:
-        lines = terminal.wait(lambda lines: "4 events" in lines[0])
+        # The line below the rows is drawn last.
+        lines = terminal.wait(lambda lines: "4 events" in lines[0] and lines[5].startswith("sort:"))
         assert talking.control.asked == [("open_tail", ("drop any", "log type NEW"), 0)]
         assert lines[1].split()[-4:] == ["EVENTS", "EVENTS/S", "BYTES", "BYTES/S"]
         # Each number ends below its heading, at the right edge, whatever stands before it.
