@@ -7,18 +7,42 @@ are its signatures.
 from functools import cached_property
 from typing import Final
 
-from conntrackd.bus.control import Control, Counters, Statistics
+from conntrackd.bus.control import Control, Counters, FilterStatus, Statistics
 from conntrackd.flow import EventType
 
 SHOWN_GROUPS: Final = (EventType.NEW, EventType.UPDATE, EventType.DESTROY)
 
 
-class ManagerProperties:
+class FilterProperties:
+    """Those that both have: of the global filter, and of a sink's own."""
+
+    def __init__(self, status: FilterStatus) -> None:
+        self._filter = status
+
+    @property
+    def rules(self) -> list[str]:
+        return list(self._filter.rules)
+
+    @property
+    def rule_count(self) -> int:
+        return len(self._filter.rules)
+
+    @property
+    def filter_origin(self) -> str:
+        return self._filter.origin
+
+    @property
+    def filter_expires(self) -> int:
+        return self._filter.expires_s
+
+
+class ManagerProperties(FilterProperties):
     """org.conntrackd1.Manager."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
         self._status = control.status()
+        super().__init__(self._status.filter)
 
     @cached_property
     def _statistics(self) -> Statistics:
@@ -38,24 +62,8 @@ class ManagerProperties:
         return list(self._status.paths)
 
     @property
-    def rules(self) -> list[str]:
-        return list(self._status.filter.rules)
-
-    @property
-    def rule_count(self) -> int:
-        return len(self._status.filter.rules)
-
-    @property
     def rule_suppressed(self) -> list[int]:
         return list(self._statistics.rule_suppressed)
-
-    @property
-    def filter_origin(self) -> str:
-        return self._status.filter.origin
-
-    @property
-    def filter_expires(self) -> int:
-        return self._status.filter.expires_s
 
     @property
     def kernel_groups(self) -> list[str]:
@@ -87,12 +95,13 @@ class ManagerProperties:
         return dict(self._statistics.counters)
 
 
-class SinkProperties:
+class SinkProperties(FilterProperties):
     """org.conntrackd1.Sink, of the sink with this name."""
 
     def __init__(self, control: Control, name: str) -> None:
         self._name = name
         self._status = control.sink_status(name)
+        super().__init__(self._status.filter)
 
     @property
     def name(self) -> str:
@@ -111,25 +120,9 @@ class SinkProperties:
         return dict(self._status.counters)
 
     @property
-    def rules(self) -> list[str]:
-        return list(self._status.filter.rules)
-
-    @property
-    def rule_count(self) -> int:
-        return len(self._status.filter.rules)
-
-    @property
     def rule_matches(self) -> list[int]:
         return list(self._status.rule_matches)
 
     @property
     def rule_suppressed(self) -> list[int]:
         return list(self._status.rule_suppressed)
-
-    @property
-    def filter_origin(self) -> str:
-        return self._status.filter.origin
-
-    @property
-    def filter_expires(self) -> int:
-        return self._status.filter.expires_s
