@@ -7,7 +7,8 @@ import pytest
 
 from tests.bus.private import PrivateBus
 from tests.live import traffic
-from tests.live.daemon import Running, daemon
+from tests.live.control import run_on_bus
+from tests.live.daemon import Running
 from tests.live.network import TRACKING, Network, network
 
 
@@ -36,15 +37,5 @@ def configuration(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
-    arguments = [
-        "--config",
-        str(configuration),
-        "--conntrack.netns",
-        net.router,
-        "--bus.address",
-        bus.address,
-    ]
-    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
-        made.wait_for_start()
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+    with run_on_bus(net, bus, configuration) as made:
         yield made

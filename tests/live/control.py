@@ -1,17 +1,38 @@
-"""What the tests of control do again and again: talk, ask, count."""
+"""What the tests of control do again and again: run it, talk, ask, count."""
 
 import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conntrackd.cli import ctl
+from tests.bus.private import PrivateBus
 from tests.live import traffic
-from tests.live.daemon import Running
+from tests.live.daemon import Running, daemon
 from tests.live.network import Network, call_inside
+
+
+@contextmanager
+def run_on_bus(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
+    """A daemon that has started with this configuration, and is on the bus."""
+    arguments = [
+        "--config",
+        str(configuration),
+        "--conntrack.netns",
+        net.router,
+        "--bus.address",
+        bus.address,
+    ]
+    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
+        made.wait_for_start()
+        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        yield made
 
 
 def talk(net: Network, times: int) -> None:

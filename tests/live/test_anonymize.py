@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from conntrackd.render.cryptopan import CryptoPan
 from tests.live import traffic
-from tests.live.daemon import daemon, settle
+from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
 
 pytestmark = pytest.mark.privileged
@@ -59,6 +60,19 @@ def write_key(path: Path, key: bytes) -> None:
     path.write_bytes(key)
 
 
+@contextmanager
+def run(net: Network, folder: Path) -> Iterator[Running]:
+    """A daemon that has started, with a key for each of the sinks that need one."""
+    for name, key in zip(("audit", "partner"), KEYS[:2], strict=True):
+        write_key(folder / f"{name}.key", key)
+    configuration = folder / "conntrackd.yaml"
+    inside(net.router, "conntrack", "-F")
+    configuration.write_text(CONFIGURATION.format(netns=net.router, folder=folder))
+    with daemon("--config", str(configuration)) as running:
+        running.wait_for_start()
+        yield running
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -81,13 +95,7 @@ def strip(event: dict[str, Any]) -> dict[str, Any]:
 def test_each_sink_writes_its_own_pseudonyms_and_a_reload_takes_another_key(
     net: Network, tmp_path: Path
 ) -> None:
-    for name, key in zip(("audit", "partner"), KEYS[:2], strict=True):
-        write_key(tmp_path / f"{name}.key", key)
-    configuration = tmp_path / "conntrackd.yaml"
-    inside(net.router, "conntrack", "-F")
-    configuration.write_text(CONFIGURATION.format(netns=net.router, folder=tmp_path))
-    with daemon("--config", str(configuration)) as running:
-        running.wait_for_start()
+    with run(net, tmp_path) as running:
         talk(net)
         settle(running)
         before = len(running.lines)
@@ -119,13 +127,7 @@ def test_each_sink_writes_its_own_pseudonyms_and_a_reload_takes_another_key(
 
 
 def test_a_reload_with_a_key_that_is_none_changes_nothing(net: Network, tmp_path: Path) -> None:
-    for name, key in zip(("audit", "partner"), KEYS[:2], strict=True):
-        write_key(tmp_path / f"{name}.key", key)
-    configuration = tmp_path / "conntrackd.yaml"
-    inside(net.router, "conntrack", "-F")
-    configuration.write_text(CONFIGURATION.format(netns=net.router, folder=tmp_path))
-    with daemon("--config", str(configuration)) as running:
-        running.wait_for_start()
+    with run(net, tmp_path) as running:
         write_key(tmp_path / "audit.key", KEYS[2][:-1])
         running.process.send_signal(signal.SIGHUP)
         running.wait(lambda: any("has 31 bytes" in line for line in running.said), "the mistake")

@@ -13,8 +13,8 @@ import pytest
 from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError
 from tests.bus.private import PrivateBus
-from tests.live.control import ask, count_new, count_sources, start_flood, talk
-from tests.live.daemon import Running, daemon, settle
+from tests.live.control import ask, count_new, count_sources, run_on_bus, start_flood, talk
+from tests.live.daemon import Running, settle
 from tests.live.network import Network, inside
 from tests.live.test_sums import find_imbalance
 
@@ -47,17 +47,7 @@ def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Runn
 @contextmanager
 def run(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
     inside(net.router, "conntrack", "-F")
-    arguments = [
-        "--config",
-        str(configuration),
-        "--conntrack.netns",
-        net.router,
-        "--bus.address",
-        bus.address,
-    ]
-    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
-        made.wait_for_start()
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+    with run_on_bus(net, bus, configuration) as made:
         yield made
 
 
