@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from heapq import merge
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from conntrackd.apart import run_apart
 from conntrackd.bus.control import SetEntry, SetStatus
@@ -135,21 +135,25 @@ class LiveSets:
 
     def _list_uses(self) -> dict[str, list[str]]:
         """Which rules in force name a set."""
-        daemon, found = self._daemon, dict[str, list[str]]()
-        filters: list[tuple[str, Sequence[Rule]]] = [("", daemon.filter.parsed)]
-        filters += [(f" of sink {name}", own.parsed) for name, own in daemon.sink_filters.in_force.items()]
-        for whose, rules in filters:
-            for number, rule in enumerate(rules, 1):
-                for name in find_sets([rule]):
-                    found.setdefault(name, []).append(f"rule {number}{whose}")
-        others: list[tuple[str, Sequence[Any]]] = [("tail", tail.rules) for tail in daemon.tails.wanting]
-        others += [
-            (f"metric {metric.setting.name}", metric.tables) for metric in daemon.pipeline.flow_metrics
-        ]
-        for what, tables in others:
-            for name in find_sets(tables[0].rules if tables else ()):
-                found.setdefault(name, []).append(what)
+        found = dict[str, list[str]]()
+        for use, rules in self._list_rules():
+            for name in find_sets(rules):
+                found.setdefault(name, []).append(use)
         return found
+
+    def _list_rules(self) -> Iterator[tuple[str, Sequence[Rule]]]:
+        """What decides, for people; each rule of a filter by itself."""
+        daemon = self._daemon
+        filters = {"": daemon.filter.parsed}
+        filters |= {f" of sink {name}": own.parsed for name, own in daemon.sink_filters.in_force.items()}
+        for whose, rules in filters.items():
+            for number, rule in enumerate(rules, 1):
+                yield f"rule {number}{whose}", [rule]
+        for tail in daemon.tails.wanting:
+            yield "tail", tail.rules[0].rules
+        for metric in daemon.pipeline.flow_metrics:
+            if metric.tables:
+                yield f"metric {metric.setting.name}", metric.tables[0].rules
 
     def _find(self, name: str) -> AddressSet:
         """As its file has it. Raises UsageError."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from conntrackd.engine import Opaque
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import Lost
 from conntrackd.render import json
@@ -34,7 +35,7 @@ PIPE_BYTES: Final = 1 << 20  # the largest that an unprivileged process may ask 
 class Tail:
     """One reader, and what it asked for."""
 
-    rules: Sequence[object]
+    rules: Sequence[Opaque]
     """What says which events it gets, one for each reader of events: nothing to this module."""
     pipe: int
     left: int | None
@@ -116,7 +117,7 @@ class Tails:
 
     # ---- for the daemon -------------------------------------------------------------------------------
 
-    def open(self, rules: Sequence[object], limit: int) -> int:
+    def open(self, rules: Sequence[Opaque], limit: int) -> int:
         """A new tail of the events that the rules keep, closed after `limit` of them, 0 for never.
 
         Returns the reading end of its pipe, which is the caller's. Raises UnavailableError beyond MAX_TAILS.

@@ -22,7 +22,7 @@ SECONDS = 10.0
 def put(tails: Tails, flows: list[Flow]) -> None:
     """As the reader does it: decides and renders for each."""
     for tail in tails.wanting:
-        if kept := tail.rules[0](flows):  # type: ignore[operator]  # nothing to the module
+        if kept := tail.rules[0](flows):  # nothing to the module
             tails.put(tail, render(tails.template, kept))
 
 
