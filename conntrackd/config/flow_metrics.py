@@ -6,14 +6,15 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from typing import Final
 
 from conntrackd.config.document import Items, Node, Scalar, Section, parse_yaml
 from conntrackd.config.values import BadValueError, ValueType, count, parse_flag
 from conntrackd.errors import ConfigError
-from conntrackd.render.fields import NAT_NAMES, PROTOCOL_NAMES, Kind
+from conntrackd.render.fields import FIELDS as OUTPUT_FIELDS
+from conntrackd.render.fields import Kind, OutputField
 from conntrackd.text import suggest
 
 # Each is a look at every event, and a decision where it has rules.
@@ -31,36 +32,24 @@ NAMING: Final = f"up to {MAX_NAME} letters, digits and _ between them, such as b
 PLAIN_WORD: Final = re.compile(r"[A-Za-z][\w.-]*( [\w.-]+)*")  # what YAML takes for text, without quotes
 
 
-@dataclass(frozen=True, slots=True)
-class FlowField:
-    """What connections are counted by: the attribute of Flow, and how its value is written.
-
-    NEW and DESTROY say the same of it. By any other field a connection would open in one series and be closed
-    in another.
-    """
-
-    attribute: str
-    kind: Kind
-    names: Mapping[int, str] = field(default_factory=dict)
-    needs_nat: bool = False
-
-
-FIELDS: Final[Mapping[str, FlowField]] = {
-    "protocol": FlowField("protocol", Kind.NAME, PROTOCOL_NAMES),
-    "family": FlowField("family", Kind.NAME, {AF_INET: "IPV4", AF_INET6: "IPV6"}),
-    "source.address": FlowField("src", Kind.ADDRESS),
-    "source.port": FlowField("sport", Kind.NUMBER),
-    "destination.address": FlowField("dst", Kind.ADDRESS),
-    "destination.port": FlowField("dport", Kind.NUMBER),
-    "icmp.type": FlowField("icmp_type", Kind.NUMBER),
-    "icmp.code": FlowField("icmp_code", Kind.NUMBER),
-    "zone": FlowField("zone", Kind.NUMBER),
-    "nat": FlowField("nat", Kind.NAME, NAT_NAMES),
-    # Replies come from and go to the addresses on the other side of a translation.
-    "nat.source.address": FlowField("reply_dst", Kind.ADDRESS, needs_nat=True),
-    "nat.source.port": FlowField("reply_dport", Kind.NUMBER, needs_nat=True),
-    "nat.destination.address": FlowField("reply_src", Kind.ADDRESS, needs_nat=True),
-    "nat.destination.port": FlowField("reply_sport", Kind.NUMBER, needs_nat=True),
+OUTPUTS: Final = {output.name: output for output in OUTPUT_FIELDS}
+# What connections are counted by. NEW and DESTROY say the same of it: by any other field a connection would
+# open in one series and be closed in another.
+FIELDS: Final[Mapping[str, OutputField]] = {
+    "protocol": OUTPUTS["prot"],
+    "family": OutputField("family", Kind.NAME, "family", "", names={AF_INET: "IPV4", AF_INET6: "IPV6"}),
+    "source.address": OUTPUTS["src"],
+    "source.port": OUTPUTS["sport"],
+    "destination.address": OUTPUTS["dst"],
+    "destination.port": OUTPUTS["dport"],
+    "icmp.type": OUTPUTS["icmp_type"],
+    "icmp.code": OUTPUTS["icmp_code"],
+    "zone": OUTPUTS["zone"],
+    "nat": OUTPUTS["nat"],
+    "nat.source.address": OUTPUTS["nat_src"],
+    "nat.source.port": OUTPUTS["nat_sport"],
+    "nat.destination.address": OUTPUTS["nat_dst"],
+    "nat.destination.port": OUTPUTS["nat_dport"],
 }
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final, Literal
 
 from conntrackd.bus.control import FlowCounts
-from conntrackd.config.flow_metrics import FIELDS, FlowField
+from conntrackd.config.flow_metrics import FIELDS
 from conntrackd.engine import DURATION_BOUNDS, Sums, Value
 from conntrackd.flow import NANO
 from conntrackd.metrics.table import FLOWS, Declaration, Samples
+from conntrackd.render.fields import OutputField
+from conntrackd.render.plain import render_value
 
 OTHER: Final = "other"
 NAME: Final = "NAME"
@@ -57,12 +58,8 @@ def _list_series(counts: FlowCounts) -> Iterator[tuple[tuple[str, ...], Sums, tu
         yield (OTHER,) * len(fields), Sums(*sums), durations
 
 
-def _render_value(field: FlowField, value: Value) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bytes):
-        return inet_ntop(AF_INET if len(value) == 4 else AF_INET6, value)
-    return field.names.get(value) or str(value)
+def _render_value(output: OutputField, value: Value) -> str:
+    return "" if value is None else render_value(output, value)
 
 
 def _read_packets(sums: Sums) -> Samples:

@@ -82,5 +82,6 @@ def parse_condition(texts: Sequence[RuleText], sets: Sets) -> list[Rule]:
 
 
 def _open_series(setting: FlowMetricSetting, engine: Engine) -> Series:
-    fields = [SeriesField(FIELDS[name].attribute, FIELDS[name].needs_nat) for name in setting.by]
+    outputs = [FIELDS[name] for name in setting.by]
+    fields = [SeriesField(output.attribute, needs_nat="nat" in output.needs) for output in outputs]
     return engine.open_series(fields, setting.max_series)

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_ntop
+from types import MappingProxyType
 from typing import Any, Final
 
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
@@ -22,6 +23,7 @@ from conntrackd.render.fields import (
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Template, render_bsd_time, render_time
 
+NO_LABELS: Final[Mapping[int, str]] = MappingProxyType({})
 UNITS: Final = " kMGTPE"
 WORD: Final = re.compile(r"\$([a-z]+)")
 # What no format has to escape, and no terminal obeys.
@@ -148,7 +150,7 @@ def _render_fields(
         value = get_value(flow, nat, output, community_seed)
         if value is None:
             continue
-        text = _render_value(output, value, label_names)
+        text = render_value(output, value, label_names)
         if output.kind is Kind.LIST and value in output.names:
             text = syntax.write_list(text)
         if output.kind in IS_TEXT:
@@ -179,7 +181,8 @@ def get_value(flow: Flow, nat: int, output: OutputField, community_seed: int | N
     return None if is_missing else value
 
 
-def _render_value(output: OutputField, value: Any, label_names: Mapping[int, str]) -> str:  # noqa: ANN401
+def render_value(output: OutputField, value: Any, label_names: Mapping[int, str] = NO_LABELS) -> str:  # noqa: ANN401
+    """What stands for a value that the event has."""
     match output.kind:
         case Kind.NUMBER | Kind.NANOSECONDS | Kind.COMMUNITY_ID:
             return str(value)
