@@ -1,5 +1,7 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import os
+import pwd
 import socket
 import sys
 import tempfile
@@ -287,6 +289,30 @@ def test_a_secret_that_the_service_may_not_read_is_a_warning(
 
         assert check(f"{LOKI}token_file: {token}}}").warnings == []
         assert "cannot be read by user nobody" in str(check(f"{LOKI}token_file: token}}").warnings)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("sink", "before"), [("sink.stream", "{enable: true"), ("sinks.audit", "{kind: stream")]
+)
+def test_a_key_of_pseudonyms_that_the_service_may_not_read_is_a_warning(
+    sink: str, before: str, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conntrackd.verify.SERVICE", "nobody")
+    monkeypatch.setattr("conntrackd.verify.ETC", tmp_path)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        key = Path(folder, "audit.key")
+        key.write_bytes(bytes(32))
+        key.chmod(0o640)
+        text = f"{sink}: {before}, writer: discard, anonymize: pseudonym, anonymize_key_file: {key}}}\n"
+
+        (warning,) = check(text).warnings
+        os.chown(key, -1, pwd.getpwnam("nobody").pw_gid)
+
+        message = f"{key} cannot be read by user nobody, which the service runs as"
+        assert warning.message == f"{sink}.anonymize_key_file: {message}"
+        assert check(text).warnings == []
 
 
 def test_an_authority_that_has_expired_is_a_warning(
