@@ -12,6 +12,8 @@ import pytest
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRefused, SinkUnavailable
 from conntrackd.delivery.spool import Spool
+from conntrackd.flow import Lost
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -115,6 +117,20 @@ def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock
     assert (during.sink_events_delivered_total, during.sink_events_queued) == (4, 0)
     assert during.sink_events_spooled == 4
     assert sink.numbers == list(range(8))
+
+
+def test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses(
+    clock: Clock, spool: Spool, tmp_path: Path
+) -> None:
+    sink = FakeSink()
+    sink.template, sink.away = sink.template.anonymize(Anonymizer()), AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.report(Lost(5, BASE, BASE, "filter", "log source address 10.0.0.77 limit 1/second", 3))
+    run_until_idle(outbox, clock)
+    on_disk = [path.read_bytes() for path in tmp_path.iterdir()]
+
+    assert any(b'"filter", "", 3]' in data for data in on_disk)
+    assert not any(b"10.0.0.77" in data for data in on_disk)
 
 
 def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:

@@ -87,9 +87,16 @@ MUTATIONS: Final = (
     Mutation(
         "no address stands in the record of what a rule suppressed",
         "conntrackd/render/template.py",
-        "        if lost.rule and self.anonymizer is not None:",
-        "        if False:",
+        "        lost = self.conceal(lost)",
+        "        lost = lost",
         "tests/render/test_anonymize.py::test_the_text_of_a_rule_is_left_out_of_what_it_suppressed",
+    ),
+    Mutation(
+        "no address stands in it on disk, where it waits",
+        "conntrackd/delivery/inlet.py",
+        "self._append_lost(self.template.conceal(lost))",
+        "self._append_lost(lost)",
+        "tests/delivery/test_outbox_spool.py::test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses",
     ),
     Mutation(
         "a key that every user may read is refused",
