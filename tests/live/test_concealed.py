@@ -182,7 +182,8 @@ def test_no_address_of_a_flow_reaches_a_receiver_or_the_disk(
 
     assert {event["type"] for event in running.events} == TYPES
     everything = {**received, "disk": disk}
-    for data in (*everything.values(), read_files(tmp_path / "state")):
+    log = "".join(running.said).encode()  # the journal has it beside the records
+    for data in (*everything.values(), read_files(tmp_path / "state"), log):
         assert find_addresses(data) == set()
     # What it was written instead, in every kind of record.
     packed = [ip_address(address).packed for address in ADDRESSES]
