@@ -99,6 +99,21 @@ MUTATIONS: Final = (
         "tests/delivery/test_outbox_spool.py::test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses",
     ),
     Mutation(
+        "a filter of a sink for a time ends with a reload",
+        "conntrackd/sink_filters.py",
+        "        for name in list(self._reverts):",
+        "        for name in ():",
+        "tests/live/test_sink_filters.py::test_a_filter_for_a_time_ends_with_its_sink_and_with_a_reload",
+    ),
+    Mutation(
+        "what was added to a set for a time is in it until then",
+        "conntrackd/live_sets.py",
+        "for entry, change in changes.items() if change.ends > now}",
+        "for entry, change in changes.items() if change.ends > now + 1}",
+        "tests/live/test_live_sets.py::"
+        "test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide",
+    ),
+    Mutation(
         "a key that every user may read is refused",
         "conntrackd/sinks/anonymizer.py",
         "    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):",
