@@ -6,7 +6,7 @@ reads it once a batch, so that no batch is decided by half of each. What readers
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
@@ -87,6 +87,7 @@ class Reader:
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
         self._tables: Tables | None = None
+        self._outboxes: Sequence[Outbox] = ()
         self._records = Records()
         self._flows: Flows | None = None
 
@@ -196,7 +197,8 @@ class Reader:
         self.done = self.begun
 
     def _take_tables(self) -> "Tables":
-        """Those in force, for a batch, with the sets of now."""
+        """Those in force, for a batch, with the sets of now; and the outboxes that the batch is for."""
+        self._outboxes = self._pipeline.outboxes  # first: the rules of one that comes are in force before it
         tables = self._pipeline.tables[self._number]
         if tables is not self._tables:
             self._tables = tables
@@ -253,7 +255,7 @@ class Reader:
     def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
         engine, found = self._pipeline.engine, []
-        for outbox in self._pipeline.outboxes if kept else ():
+        for outbox in self._outboxes if kept else ():
             own = tables.sinks.get(outbox.name) if tables.sinks else None
             events = kept
             if own is not None:

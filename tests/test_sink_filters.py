@@ -188,9 +188,10 @@ def test_a_sink_without_rules_is_given_the_very_selection_of_all(engine: Engine)
     pipeline = make_pipeline(engine, outboxes, own={"loki": parse("drop any"), "journal": []})
     reader = pipeline.readers[0]
     reader.batch.load(build_message(make_flow(1)), 0, RECEIVED_NS)
-    kept = engine.decide(reader.batch, pipeline.tables[0].filter, None, None)
+    tables = reader._take_tables()
+    kept = engine.decide(reader.batch, tables.filter, None, None)
 
-    filtered, whole = reader._divide(reader.batch, pipeline.tables[0], kept)
+    filtered, whole = reader._divide(reader.batch, tables, kept)
 
     assert list(pipeline.tables[0].sinks) == ["loki"]
     assert (filtered.events, whole.events is kept) == (b"", True)
@@ -304,6 +305,29 @@ def test_a_change_in_the_middle_of_a_batch_is_for_the_next_one(
 
     assert (changed, outbox.flows, outbox.left_out) == ([True], [], 4)
     assert pipeline.stats.events_filtered_total == 4
+
+
+@engines
+def test_a_sink_that_comes_in_the_middle_of_a_batch_gets_nothing_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules are in force before it is there, but not for a batch that has begun."""
+    outbox = Gathering("loki")
+    pipeline = make_pipeline(engine, [])
+    decide = engine.decide
+
+    def come_and_decide(*arguments: Any, **named: Any) -> bytes:
+        if not pipeline.outboxes:
+            everything = [engine.compile_table(parse("log any"))]
+            pipeline.set_tables(everything, {"loki": [engine.compile_table(parse("drop any"))]})
+            pipeline.outboxes = cast(tuple[Outbox, ...], (outbox,))
+        return decide(*arguments, **named)
+
+    monkeypatch.setattr(engine, "decide", come_and_decide)
+    process(pipeline, make_flows(4))
+    process(pipeline, make_flows(4))
+
+    assert (outbox.flows, outbox.left_out) == ([], 4)
 
 
 # -- from the settings

@@ -99,6 +99,13 @@ MUTATIONS: Final = (
         "tests/delivery/test_outbox_spool.py::test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses",
     ),
     Mutation(
+        "a sink that comes gets nothing of a batch that was decided without its rules",
+        "conntrackd/reader.py",
+        "        for outbox in self._outboxes if kept else ():",
+        "        for outbox in self._pipeline.outboxes if kept else ():",
+        "tests/test_sink_filters.py::test_a_sink_that_comes_in_the_middle_of_a_batch_gets_nothing_of_it",
+    ),
+    Mutation(
         "a filter of a sink for a time ends with a reload",
         "conntrackd/sink_filters.py",
         "        for name in list(self._reverts):",
