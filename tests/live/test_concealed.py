@@ -34,14 +34,14 @@ pytestmark = pytest.mark.privileged
 KEY = bytes(range(100, 132))
 # Of client, gateway (both sides) and server.
 ADDRESSES = [*("10.1.0.2", "10.1.0.1", "10.2.0.1", "10.2.0.2"), *("fd01::2", "fd01::1", "fd02::1", "fd02::2")]
-TYPES = {"NEW", "UPDATE", "DESTROY", "FLOW", "ALIVE", "LOST", "SUPPRESSED"}
+TYPES = {"NEW", "UPDATE", "DESTROY", "FLOW", "ALIVE", "SNAPSHOT", "LOST", "SUPPRESSED"}
 MODES = {
     "truncate": ("truncate", Anonymizer()),
     "pseudonym": ("pseudonym, anonymize_key_file: {folder}/key", Anonymizer(KEY)),
 }
 CONFIGURATION = """\
 host: gateway
-conntrack: {{netns: {netns}, records: both, heartbeat: 1s, protocols: 'tcp, udp', buffer: 64k}}
+conntrack: {{netns: {netns}, records: both, heartbeat: 1s, snapshot: true, buffer: 256k}}
 state_directory: {folder}/state
 community_id.enable: true
 filter:
@@ -160,12 +160,13 @@ def test_no_address_of_a_flow_reaches_a_receiver_or_the_disk(
     mode, anonymizer = MODES[name]
     with receive(tmp_path) as receivers:
         receivers.syslog.leave()
+        talk(net)  # for the table that is read at the start
         with run(net, bus, tmp_path, receivers, mode) as running:
             with bus.connect() as client:
                 tail = client.open_tail(["log type NEW and destination port 8080", "drop any"], 12)
-            talk(net)
+            talk(net)  # what is heard
             with os.fdopen(tail, "rb") as file:
-                seen = [json.loads(line)["src"] for line in file]
+                seen = [json.loads(line).get("src") for line in file]
             wait_for(running, "ALIVE")
             lose(net, running)
             for kind in ("LOST", "SUPPRESSED"):
@@ -194,4 +195,4 @@ def test_no_address_of_a_flow_reaches_a_receiver_or_the_disk(
         assert set(re.findall(r"\b[A-Z]{3,}\b", data.decode())) >= TYPES, where
     assert b'"filter", "", 1]' in disk
     # Who looks at the daemon itself sees all.
-    assert set(seen) == {"10.1.0.2", "fd01::2"}
+    assert {"10.1.0.2", "fd01::2"} <= set(seen)
