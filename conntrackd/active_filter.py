@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
+from conntrackd.config.sets import read_sets
 from conntrackd.engine import ALL_EVENTS, Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets
@@ -19,6 +21,7 @@ from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import EventType
+from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
@@ -67,6 +70,32 @@ class Filter(CoreFilter):
         return explain_rules(
             put_sets(self.parsed, sets), protocols, events, remembers=self.records.remembered > 0
         )
+
+
+class RuleChange(NamedTuple):
+    """All that decides, compiled: what a reload prepares, and then puts in force."""
+
+    config: Config
+    """Where they are written."""
+    filter: Filter
+    sinks: Mapping[str, CoreFilter]
+    sets: Sets
+    opened: Opaque
+    """What the engine has made of the sets."""
+    flow_metrics: Sequence[FlowMetric]
+
+
+def prepare_rules(rules: Config, config: Config, pipeline: Pipeline) -> RuleChange:
+    """What `rules` has, for the other settings of `config`. Raises the mistakes; changes nothing."""
+    engine, readers, sets = pipeline.engine, len(pipeline.readers), read_sets(rules)
+    return RuleChange(
+        rules,
+        compile_filter(*read_texts(rules), config, engine, readers, sets),
+        compile_sink_filters(rules, config, engine, readers, sets),
+        sets,
+        engine.open_sets(sets),
+        open_flow_metrics(config, pipeline, sets),
+    )
 
 
 def compile_filter(

@@ -57,10 +57,12 @@ class SinkFilters:
 
     async def explain(self, name: str, rules: Sequence[str]) -> str:
         """What becomes of the rules; with none, of those in force."""
-        shown = self._in_force[name]
-        if rules:
-            shown = await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
+        shown = await self.compile_to_look(rules) if rules else self._in_force[name]
         return await run_to_its_end(explain_sink_rules, name, shown.parsed)
+
+    async def compile_to_look(self, rules: Sequence[str]) -> CoreFilter:
+        """What the rules become for a sink. Raises the mistakes."""
+        return await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
 
     def list_changed(self) -> list[str]:
         """Names of the sinks whose filter is not the one of the configuration."""

@@ -31,8 +31,8 @@ MUTATIONS: Final = (
     Mutation(
         "a sink that a reload removes keeps its filter to its end",
         "conntrackd/control.py",
-        "self._put_in_force(rules, {**going, **own}, opened)",
-        "self._put_in_force(rules, own, opened)",
+        "sinks = {**daemon.sink_filters.in_force, **new.sinks}",
+        "sinks = new.sinks",
         "tests/test_sink_filters.py::test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end",
     ),
     Mutation(
@@ -643,9 +643,9 @@ MUTATIONS: Final = (
     Mutation(
         "a reload prepares all before it changes anything",
         "conntrackd/control.py",
-        "rules = await self._compile(*read_texts(new), new, sets)",
+        "rules = await run_apart(prepare_rules, new, new, daemon.pipeline)",
         "logs.set_level(new[options.LOG_LEVEL])\n"
-        "        rules = await self._compile(*read_texts(new), new, sets)",
+        "        rules = await run_apart(prepare_rules, new, new, daemon.pipeline)",
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
