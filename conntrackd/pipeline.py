@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import Engine, Locations, RuleTable, Tally
+from conntrackd.engine import Engine, Locations, Opaque, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.metrics.flows import FlowMetric
 from conntrackd.reader import Reader
@@ -39,7 +39,7 @@ class Tables(NamedTuple):
     sinks: Mapping[str, RuleTable]
     records: Records
     """What is written of what they keep."""
-    sets: Any = None
+    sets: Opaque = None
     """What the engine has made of the sets that all of these use, and tails; None: those they came with."""
 
     def use_sets(self) -> None:
@@ -96,7 +96,7 @@ class Pipeline:
         tables: Sequence[RuleTable],
         sink_tables: Mapping[str, Sequence[RuleTable]],
         records: Records = ONLY_EVENTS,
-        sets: Any = None,  # noqa: ANN401  # what the engine has made
+        sets: Opaque = None,
     ) -> None:
         """All filters, each for every reader, from the next batch on: none is decided by some of each.
 
@@ -108,7 +108,7 @@ class Pipeline:
             self.tables = _put_sets(arranged, self.tables[0].sets if sets is None else sets)
             self._suppressed.replace(tables[0], sink_tables, self._list_turns())
 
-    def set_sets(self, sets: Any) -> None:  # noqa: ANN401  # what the engine has made
+    def set_sets(self, sets: Opaque) -> None:
         """The sets of all filters and tails alone, likewise: counters and limits of rules go on."""
         with self.lock:
             self.tables = _put_sets(self.tables, sets)
@@ -214,7 +214,7 @@ class Pipeline:
                 outbox.flush(ROOM_SECONDS, at_once=False)
 
 
-def _put_sets(tables: Sequence[Tables], sets: Any) -> tuple[Tables, ...]:  # noqa: ANN401
+def _put_sets(tables: Sequence[Tables], sets: Opaque) -> tuple[Tables, ...]:
     return tuple(found._replace(sets=sets) for found in tables)
 
 

@@ -7,11 +7,11 @@ reads it once a batch, so that no batch is decided by half of each. What readers
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Received, RuleTable, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, Received, RuleTable, Selection
 from conntrackd.flow import ABSENT, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
@@ -82,7 +82,7 @@ class Reader:
         self.batch = pipeline.engine.open_batch()
         self._pipeline = pipeline
         self._number = number
-        self._templates: dict[tuple[Template, int | None], Any] = {}
+        self._templates: dict[tuple[Template, int | None], Opaque] = {}
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
@@ -203,7 +203,7 @@ class Reader:
             tables.use_sets()
         return tables
 
-    def _use_sets(self, table: Any) -> Any:  # noqa: ANN401  # of the engine
+    def _use_sets(self, table: RuleTable) -> RuleTable:
         """A table that comes at any time, with the sets of then; with those of this batch."""
         if self._tables is not None and self._tables.sets is not None:
             table.use_sets(self._tables.sets)

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd import files
 from conntrackd.active_filter import compile_filter, compile_sink_filter, make_scope
 from conntrackd.config import options
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import try_sets

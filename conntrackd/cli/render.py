@@ -14,6 +14,7 @@ from typing import Final
 
 from conntrackd.cli import metrics_page, report, schema_page
 from conntrackd.config.named import SECTION, SETTINGS, find_setting
+from conntrackd.config.option import Option
 from conntrackd.config.options import (
     CONNTRACK_ACTIVATE,
     FILTER,
@@ -21,7 +22,6 @@ from conntrackd.config.options import (
     OPTIONS,
     SETS,
     SINK_JOURNAL_ENABLE,
-    Option,
 )
 from conntrackd.config.values import FLAG
 from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError

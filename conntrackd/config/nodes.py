@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from conntrackd.config.document import Items, Node, Scalar, Section
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.values import OFF_WORDS, BadValueError, ValueType
 
 NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}

@@ -10,10 +10,7 @@ from conntrackd.config.field_list import FIELD_LIST
 from conntrackd.config.flow_metrics import FLOW_METRICS
 from conntrackd.config.labels import LABELS
 from conntrackd.config.listen import LISTEN, TEXTFILE
-from conntrackd.config.option import File as File  # noqa: PLC0414  # this module's users need them, too
-from conntrackd.config.option import Option as Option  # noqa: PLC0414
-from conntrackd.config.option import Seconds, Text
-from conntrackd.config.option import Spool as Spool  # noqa: PLC0414
+from conntrackd.config.option import File, Option, Seconds, SpoolPath, Text
 from conntrackd.config.values import (
     BUS,
     EVENTS,
@@ -264,7 +261,7 @@ SINK_SYSLOG_TLS_KEY = Option[File](
 SINK_SYSLOG_TLS_VERIFY = Option(
     "sink.syslog.tls.verify", FLAG, True, "Verify the server's certificate and name"
 )
-SINK_SYSLOG_SPOOL = Option[Spool](
+SINK_SYSLOG_SPOOL = Option[SpoolPath](
     "sink.syslog.spool",
     SPOOL,
     None,
@@ -352,7 +349,7 @@ SINK_LOKI_TLS_KEY = Option[File](
     secret=True,
 )
 SINK_LOKI_TLS_VERIFY = Option("sink.loki.tls.verify", FLAG, True, "Verify the server's certificate and name")
-SINK_LOKI_SPOOL = Option[Spool](
+SINK_LOKI_SPOOL = Option[SpoolPath](
     "sink.loki.spool",
     SPOOL,
     None,

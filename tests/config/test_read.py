@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from conntrackd import engine
 from conntrackd.config import options
 from conntrackd.config.document import MAX_FILE
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import (
     Config,
     changed,
