@@ -21,7 +21,7 @@ from conntrackd.config import options
 from conntrackd.config.option import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.config.sets import try_sets
+from conntrackd.config.sets import list_set_files, try_sets
 from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
@@ -30,7 +30,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import LOGS_NOTHING_HINT, list_warnings, logs_nothing
-from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
+from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
 from conntrackd.metrics.service import USE_UNIT, check_library
@@ -186,7 +186,7 @@ def _verify_sets(report: Report, *, are_all: bool) -> _KnownSets:
     """Read the sets; one that cannot be read is empty, so that rules may name it."""
     found: dict[str, AddressSet] = {}
     is_whole = are_all
-    for file, result in try_sets(report.config):
+    for file, result in try_sets(list_set_files(report.config), MAX_ENTRIES):
         if isinstance(result, AddressSet):
             found[file.name] = result
             _warn_of_access(report, options.SETS, file.path)

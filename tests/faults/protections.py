@@ -842,15 +842,15 @@ MUTATIONS: Final = (
     Mutation(
         "a page of a set is bounded",
         "conntrackd/live_sets.py",
-        "if len(found) == PAGE:",
+        "if len(found) == MAX_PAGE:",
         "if not found:",
         "tests/test_live_sets.py::test_pages_are_bounded_and_together_all_of_it",
     ),
     Mutation(
         "sets that are read anew have room for so many entries in all",
         "conntrackd/live_sets.py",
-        "room = MAX_ENTRIES - sum(other.entries for other in found.values() if other.name != name)",
-        "room = MAX_ENTRIES",
+        "MAX_ENTRIES - sum(others)",
+        "MAX_ENTRIES",
         "tests/test_live_sets.py::test_files_with_mistakes_change_no_set",
     ),
     Mutation(
