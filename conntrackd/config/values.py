@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from conntrackd.config.document import Section
 from conntrackd.flow import EventType, Protocol
 from conntrackd.text import suggest
 from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
@@ -56,8 +55,8 @@ class ValueType(Generic[T_co]):
     is_table: bool = False
     """Whether the items are NAME=VALUE, and a file may say them as a section, too."""
     max_items: int = MAX_ITEMS
-    write_section: Callable[[Section], str] | None = None
-    """Of a type whose items are sections in a file: the same as a text. Raises BadValueError."""
+    max_section: int = 0
+    """Of a type whose items are sections in a file: characters that one may have, written in one line."""
 
     def split(self, text: str) -> list[str]:
         """The items of a list that came as one text; the text itself where the type is not a list."""

@@ -1256,8 +1256,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a section of aliases is not written out",
-        "conntrackd/config/flow_metrics.py",
-        "if length > MAX_ITEM:",
+        "conntrackd/config/document.py",
+        "if len(text) > limit:",
         "if False:",
         "tests/config/test_flow_metrics.py::test_a_section_of_aliases_is_not_written_out",
     ),
