@@ -9,18 +9,17 @@ from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
 from conntrackd.config.sets import read_sets
-from conntrackd.engine import ALL_EVENTS, Engine, Opaque, RuleTable
+from conntrackd.engine import Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets
 from conntrackd.filter.diagnostics import RuleText
-from conntrackd.filter.evaluate import ALL
 from conntrackd.filter.explain import explain_rules
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings, logs_nothing
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
-from conntrackd.flow import EventType
+from conntrackd.flow import ALL_EVENTS, EventType
 from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
@@ -113,7 +112,7 @@ def compile_filter(
     rules, records = parse_rules(texts, sets), find_records(config)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
     remembers = records.remembered > 0
-    groups, program = events & ALL | (REMEMBERED if remembers else 0), None
+    groups, program = events & ALL_EVENTS | (REMEMBERED if remembers else 0), None
     if config[options.CONNTRACK_KERNEL_FILTER]:
         kernel = compile_kernel(rules, protocols=protocols, events=events, remembers=remembers)
         groups, program = kernel.groups, kernel.program

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, Received, RuleTable, Selection
-from conntrackd.flow import ABSENT, EventType, Lost
+from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
 from conntrackd.render.rendered import Rendered
@@ -121,7 +121,7 @@ class Reader:
                 pass
             return
         # Hear of no more, so that there is an end; then read what had come before.
-        events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+        events.leave(ALL_EVENTS)
         while self._turn(events, LAST_MS, 0):
             pass
 

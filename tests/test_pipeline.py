@@ -11,9 +11,9 @@ import pytest
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
-from conntrackd.engine import ALL_EVENTS, Engine
+from conntrackd.engine import Engine
 from conntrackd.filter.ast import Rule
-from conntrackd.flow import EventType, Flow, Location
+from conntrackd.flow import ALL_EVENTS, EventType, Flow, Location
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline

@@ -33,7 +33,7 @@ from conntrackd.config.values import (
     url,
 )
 from conntrackd.config.values import SETS as SET_FILES
-from conntrackd.flow import EventType, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 
 # An event takes 0.2 to 0.5 kB while it waits, in each sink's form: a full outbox of this size holds 10 MB.
 QUEUE: Final = count(1, 10_000_000)
@@ -55,7 +55,6 @@ CHOSEN: Final = "Fields to write in place of all, or -NAME,... for those to leav
 SCHEMA: Final = one_of("native", "ecs", "otel")
 SCHEMA_HELP: Final = "Names of the fields: conntrackd's, or those of ECS or OpenTelemetry"
 OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
-ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 LOG_LEVEL = Option(
     "log.level",
@@ -63,7 +62,7 @@ LOG_LEVEL = Option(
     "info",
     "Minimum severity of the daemon's own log on stderr",
 )
-CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Event types to process")
+CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, EventType(ALL_EVENTS), "Event types to process")
 CONNTRACK_RECORDS = Option(
     "conntrack.records",
     one_of("events", "flows", "both"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from conntrackd.flow import EventType, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 from conntrackd.text import suggest
 from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
 
@@ -184,7 +184,9 @@ def parse_writer(text: str) -> str:
         return parse_text(text)
     words = ("stdout", "stderr", "discard", "file:///PATH")
     if text.startswith("/"):
-        raise BadValueError(text, f"is not one of {', '.join(words)}", f"did you mean file://{text}?")
+        raise BadValueError(
+            text, f"is not one of {', '.join(words)}", f"did you mean file://{parse_text(text)}?"
+        )
     return _parse_word(text, words)
 
 
@@ -250,7 +252,7 @@ EVENT_NAMES: Final = {"new": EventType.NEW, "update": EventType.UPDATE, "destroy
 def parse_events(items: Sequence[str]) -> EventType:
     """Event types as a set of bits."""
     if [item.lower() for item in items] == ["all"]:
-        return EventType.NEW | EventType.UPDATE | EventType.DESTROY
+        return EventType(ALL_EVENTS)
     value = EventType(0)
     for item in items:
         value |= EVENT_NAMES[_parse_word(item, tuple(EVENT_NAMES))]
@@ -433,7 +435,6 @@ FLAG: Final = ValueType(
     frozenset({"flag", "number"}),
     words=("true", "false"),
 )
-TEXT: Final = ValueType("TEXT", "a text", _one(parse_text))
 NAMESPACE: Final = ValueType("NAME", "the name or path of a network namespace", _one(parse_namespace))
 HOSTNAME: Final = ValueType("NAME", "the name of a host", _one(parse_host))
 TENANT: Final = ValueType("TEXT", "a tenant's name", _one(parse_tenant))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conntrackd import engine
@@ -601,6 +601,7 @@ def test_a_random_value_in_yaml_is_taken_or_reported(
 
 
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.text("-:/=,.|&a1\udc80"))
+@example(option=options.SINK_STREAM_WRITER, text="/\x1b")
 def test_a_random_text_of_flag_or_variable_is_taken_or_reported(option: Option[Any], text: str) -> None:
     for flags, environ in (({option.key: [text]}, {}), ({}, {option.variable: text})):
         result = attempt(flags, environ)
