@@ -13,7 +13,7 @@ from conntrackd.engine import Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets
 from conntrackd.filter.diagnostics import RuleText
-from conntrackd.filter.explain import explain_rules
+from conntrackd.filter.explain import list_sections, render_sections
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings, logs_nothing
@@ -66,9 +66,9 @@ class Filter(CoreFilter):
     def explain(self, config: Config, sets: Sets) -> str:
         """What became of the rules, for people; with the sets of now."""
         protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
-        return explain_rules(
-            put_sets(self.parsed, sets), protocols, events, remembers=self.records.remembered > 0
-        )
+        remembers = self.records.remembered > 0
+        sections = list_sections(put_sets(self.parsed, sets), protocols, events, remembers=remembers)
+        return render_sections(sections)
 
 
 class RuleChange(NamedTuple):

@@ -129,8 +129,8 @@ MUTATIONS: Final = (
     Mutation(
         "a stored descriptor is checked",
         "conntrackd/netlink/socket.py",
-        "fault = _describe_fault(netlink)",
-        'fault = ""',
+        "netlink = adopt_netlink(descriptor, _describe_fault)",
+        "netlink = socket.socket(fileno=descriptor)",
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened",
     ),
     Mutation(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bus.private import PrivateBus
+from tests.faults.producer import Producer, prepare, produce
 from tests.live import traffic
 from tests.live.control import run_on_bus
 from tests.live.daemon import Running
@@ -19,6 +20,21 @@ def net() -> Iterator[Network]:
         built.load(TRACKING)
         with traffic.serve(built.server):
             yield built
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[Network]:
+    """One in which only a producer is heard."""
+    with network() as built:
+        prepare(built)
+        yield built
+
+
+@pytest.fixture
+def producer(silent: Network) -> Iterator[Producer]:
+    with produce(silent) as made:
+        made.forget()
+        yield made
 
 
 @pytest.fixture

@@ -3,30 +3,15 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.producer import Producer, find_number, prepare, produce
+from tests.faults.producer import Producer, find_number
 from tests.live.daemon import Event, Running, daemon, run
-from tests.live.network import Network, network
+from tests.live.network import Network
 
 pytestmark = pytest.mark.privileged
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        prepare(built)
-        yield built
-
-
-@pytest.fixture
-def producer(net: Network) -> Iterator[Producer]:
-    with produce(net) as made:
-        made.forget()
-        yield made
 
 
 def arguments(net: Network, *more: str) -> list[str]:
