@@ -44,6 +44,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
+from conntrackd.sink_changes import SinkChange
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -112,7 +113,6 @@ class DaemonControl(Control):
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
-        started = self._started or old
         sink_changes.check_sinks(old, new, daemon.outboxes)
         rules = await run_apart(prepare_rules, new, new, daemon.pipeline)
         changes = changed(old, new)
@@ -133,16 +133,7 @@ class DaemonControl(Control):
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [*sink_changes.describe(old, new), *list_set_changes(daemon.live_sets.in_force, rules.sets)]
-        self._started = started = sink_changes.adopt(started, new, sinks)
-        lines += [
-            f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
-            for option in list_unapplied(changed(started, new))
-        ]
-        self._spoolless = sink_changes.list_without_spool(daemon, old, new, self._spoolless)
-        lines += [
-            f"sink {name} gets its spool at the next start: systemctl restart conntrackd"
-            for name in self._spoolless
-        ]
+        lines += self._note_waiting(old, new, sinks)
         daemon.config = new
         daemon.source.deactivate(new)
         daemon.source.look()
@@ -155,6 +146,15 @@ class DaemonControl(Control):
         await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *rules.filter.warnings, *list_warnings(rules.sinks)]
         return [*lines, *warnings] or ["nothing has changed"]
+
+    def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
+        """What a restart applies and no reload does; as lines for people."""
+        self._started = sink_changes.adopt(self._started or old, new, sinks)
+        self._spoolless = sink_changes.list_without_spool(self._daemon, old, new, self._spoolless)
+        waiting = list_unapplied(changed(self._started, new))
+        lines = [f"{option.key} has changed and needs a restart" for option in waiting]
+        lines += [f"sink {name} gets its spool at the next start" for name in self._spoolless]
+        return [f"{line}: systemctl restart conntrackd" for line in lines]
 
     async def reload_filter(self) -> list[str]:
         async with self.turn:
