@@ -86,12 +86,6 @@ class Ledger(Running):
 
 
 @pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
-
-
-@pytest.fixture
 def configuration(tmp_path: Path) -> Path:
     path = tmp_path / "conntrackd.yaml"
     path.write_text(CONFIGURATIONS[0])

@@ -14,10 +14,10 @@ from tests.live.network import TRACKING, Network, network
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    """A router that tracks connections, with a server behind it; some modules have one of their own."""
+def net(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """A router that tracks connections, with a server behind it; a module may have a RULESET of its own."""
     with network() as built:
-        built.load(TRACKING)
+        built.load(getattr(request.module, "RULESET", TRACKING))
         with traffic.serve(built.server):
             yield built
 
