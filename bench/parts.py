@@ -13,6 +13,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from bench.capture import Capture
+from bench.rows import KEEP_ALL
 from conntrackd.active_filter import compile_filter
 from conntrackd.config.read import read_config
 from conntrackd.core._core import Batch
@@ -64,10 +65,12 @@ def measure_parts(events: Capture, gateway: Capture, scratch: Path) -> list[Part
         Part("decide: one address rule", time_decide(batches, list_addresses(1))),
         Part("decide: 1,000 address rules", time_decide(batches, list_addresses(1000))),
         Part("decide: 1,000 rules of five conditions", time_decide(batches, list_mixed(1000))),
+        Part("decide: the filter of a sink", time_decide(batches, KEEP_ALL.splitlines(), is_part=True)),
         # Memory for one address has none of an event's two, nor of the event's before.
         Part("locate: an address seen for the first time", time_locate(events, database, 1), "address"),
         Part("locate: a remembered address", time_locate(events, database, 1 << 18), "address"),
         *(Part(f"render: {name}", time_render(batches, form)) for name, form in TEMPLATES.items()),
+        Part("render: JSON lines with Community IDs", time_render(batches, json.TEMPLATE, community_seed=0)),
         *(
             Part(f"render: {name}, a gateway's events", time_render(translated, form))
             for name, form in TEMPLATES.items()
@@ -107,18 +110,19 @@ def time_walk(engine: Engine, events: Capture) -> float:
     return time_part(walk, len(events.positions))
 
 
-def time_decide(batches: Sequence[Batch], lines: Sequence[str]) -> float:
-    """A table of rules over all batches."""
+def time_decide(batches: Sequence[Batch], lines: Sequence[str], *, is_part: bool = False) -> float:
+    """A table of rules over all batches; `is_part`: as a sink's, after the table of all."""
     rules = parse_rules([RuleText(line) for line in lines])
     table = CORE.compile_table(rules, protocols=frozenset((6, 17)))
     return time_part(
-        lambda: [CORE.decide(batch, table, None, None) for batch in batches], sum(map(len, batches))
+        lambda: [CORE.decide(batch, table, None, None, is_part=is_part) for batch in batches],
+        sum(map(len, batches)),
     )
 
 
-def time_render(batches: Sequence[Batch], template: Template) -> float:
+def time_render(batches: Sequence[Batch], template: Template, *, community_seed: int | None = None) -> float:
     """The text of one sink."""
-    compiled = CORE.compile_template(template)
+    compiled = CORE.compile_template(template, community_seed)
     wanted = [(batch, batch.of_types(None, -1)) for batch in batches]
     return time_part(
         lambda: [CORE.render(batch, compiled, kept, None) for batch, kept in wanted], sum(map(len, batches))

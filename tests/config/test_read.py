@@ -543,7 +543,7 @@ HOSTILE: dict[str, Any] = {
     "huge integer": 10**4000,
     "true": True,
     "long": "x" * (MAX_FILE - 100),
-    "10 MB": "x" * 10_000_000,
+    "too long": "x" * MAX_FILE,
 }
 
 

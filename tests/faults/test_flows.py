@@ -185,7 +185,7 @@ def test_killed_again_and_again_no_record_is_written_twice_and_what_it_had_not_r
 
 # ---- heartbeats -------------------------------------------------------------------------------------------
 
-LIVING, SECONDS = 300, 27
+LIVING, SECONDS = 300, 30
 BEAT = 2
 DELTAS = tuple(f"{name}_delta" for name in COUNTERS)
 

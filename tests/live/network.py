@@ -102,7 +102,7 @@ def call_inside(namespace: str, function: Callable[..., Any], *arguments: Any) -
     process.start()
     theirs.close()
     try:
-        assert ours.poll(30), "no answer from the namespace"
+        assert ours.poll(60), "no answer from the namespace"
         kind, value = ours.recv()
     finally:
         process.join(10)
