@@ -477,6 +477,13 @@ MUTATIONS: Final = (
         "tests/cli/test_events.py::test_a_terminal_gets_colours_and_its_pager",
     ),
     Mutation(
+        "an entry of the journal that anybody may have logged takes no more memory than one of ours",
+        "conntrackd/history/journal.py",
+        "while line := output.readline(MAX_LINE):",
+        "while line := output.readline():",
+        "tests/history/test_journal.py::test_what_no_sink_writes_is_passed_over",
+    ),
+    Mutation(
         "a file that was rotated meanwhile is read once",
         "conntrackd/history/files.py",
         "status.st_ino != own and not is_older",
