@@ -128,7 +128,7 @@ class Reader:
     def drain(self, events: EventSocket, reported: ReportedDrops) -> Iterator[bytes]:
         """Process what is in a socket that hears of nothing more; gives its datagrams, a batch at a time."""
         self.reported = reported
-        while self._turn(events, 0, 0):
+        while self._receive(events, 0, 0):
             yield self.batch.datagrams(SLOTS)[1]
 
     def _compute_gather(self, size: int) -> int:
@@ -142,17 +142,22 @@ class Reader:
         return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
-        """One batch; how many datagrams were in it."""
-        self.turns += 1
+        """One batch of the reader's own socket; how many datagrams were in it."""
         began = time.monotonic()
+        datagrams = self._receive(events, patience_ms, gather_us)
+        if datagrams < SLOTS:  # nothing was left in the queue
+            self.emptied_at = began
+        return datagrams
+
+    def _receive(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
+        """The same of any socket."""
+        self.turns += 1
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
         else:
             self._take_tables()  # or those of before would stay in memory
         self._account(events, received)
-        if received.datagrams < SLOTS:  # nothing was left in the queue
-            self.emptied_at = began
         return received.datagrams
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
