@@ -31,7 +31,7 @@ class StateDirectory:
         Raises ConfigError where there is none and none can be made, or another process has it.
         """
         self._directory = directory
-        self._noted_ns = 0
+        self._noted = (0, 0)
         self._drops: dict[str, int] = {}
         self._held: dict[str, int] | None = None
         # Never closed: it goes with the process, however that ends. No child has it (close on exec).
@@ -98,11 +98,13 @@ class StateDirectory:
 
         To be called often: it is written now and then, or at once.
         """
-        if at_once or abs(until_ns - self._noted_ns) >= NOTE_SECONDS * NANO:
+        noted = (until_ns, min([until_ns, *held.values()]))
+        moved = max(abs(now - then) for now, then in zip(noted, self._noted, strict=True))
+        if at_once or moved >= NOTE_SECONDS * NANO:
             # Of two of different times nothing is left out as long as `listened` is the older one.
             if held != self._held and not self._write("held", json.dumps(held)):
                 return
-            self._held, self._noted_ns = held, until_ns
+            self._held, self._noted = held, noted
             self._write("listened", until_ns)
 
     def _read(self, name: str) -> int:
