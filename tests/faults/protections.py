@@ -141,6 +141,35 @@ MUTATIONS: Final = (
         "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
     ),
     Mutation(
+        "a kill is reported where the socket is taken over",
+        "conntrackd/source/kernel.py",
+        "self._state.find_kill if self._is_adopted else self._state.find_gap",
+        "(lambda _: None) if self._is_adopted else self._state.find_gap",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "events are read only with a note that says so",
+        "conntrackd/source/kernel.py",
+        "self._state.note_running(self._began_ns) and number == 0",
+        "self._state.note_running(0) and number == 0",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "a stop in order is no kill",
+        "conntrackd/daemon.py",
+        "        self.source.note_stopped()\n",
+        "",
+        "tests/live/test_restart.py::test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on",
+    ),
+    Mutation(
+        "what only a sink's memory had is within the period that a kill is reported with",
+        "conntrackd/source/kernel.py",
+        "self._pipeline.report_lost(gap, self._state.read_held())",
+        "self._pipeline.report_lost(gap)",
+        "tests/faults/test_process.py::"
+        "test_row_07_a_sink_that_was_away_gets_a_period_from_the_first_event_that_it_missed",
+    ),
+    Mutation(
         "a guard gives a full table back",
         "conntrackd/source/table_guard.py",
         "if share > LIMIT:",
