@@ -248,20 +248,21 @@ def test_row_07_a_sink_that_was_away_gets_a_period_from_the_first_event_that_it_
     assert middle < since < until
 
 
-@pytest.mark.parametrize("options", ["ro", "size=4k"])
+@pytest.mark.parametrize(("kind", "options"), [("read-only", "ro"), ("full", "size=4k")])
 def test_row_07_a_state_directory_that_takes_nothing_is_reported_and_events_arrive(
-    rig: Rig, options: str
+    rig: Rig, kind: str, options: str
 ) -> None:
     state = rig.directory / "state"
     state.mkdir()
     mount = ["sh", "-c", f'mount -t tmpfs -o {options} state "$0" && exec "$@"', os.fspath(state)]
     more = ["--state_directory", os.fspath(state), "--sink.loki.spool", "off", "--sink.syslog.spool", "off"]
     with rig.daemon(*more, prefix=mount) as running:
+        running.wait_for_start()
         rig.send_fresh()
         assert running.stop() == 0
 
     assert any("what a kill would lose is not reported" in line for line in running.said)
-    assert rig.evaluate(7, f"a state directory that is {options}").delivered == 1
+    assert rig.evaluate(7, f"a state directory that is {kind}").delivered == 1
 
 
 # ---- row 8 ------------------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
 ) -> None:
     """Forth and back twice, so that a socket has the name of one whose losses are told."""
     small: dict[str, Any] = {"CONNTRACKD_CONNTRACK_BUFFER": "16K", "STATE_DIRECTORY": os.fspath(tmp_path)}
-    counts = []
+    counts, ends = [], []
     for readers in (before, after, before, after):
         inside(net.router, "conntrack", "-F")
         if store.all:
@@ -329,9 +329,11 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
             running.process.send_signal(signal.SIGCONT)
             settle(running)
             counts.append(count_all(running))
+            ends.append(len(find_ends(running)))
             running.stop(signal.SIGKILL)
         store.catch_up()
 
+    assert ends == [0, 1, 1, 1]
     assert counts == [0, 1000, 1000, 2000, 1000, 2000, 1000, 2000]
 
 
