@@ -100,7 +100,8 @@ endef
 # the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
 test-system: $(VENV)/ready $(CORE)
 	$(call install,$(SYSTEM_PACKAGES))
-	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
+	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" \
+		--numprocesses auto --dist loadgroup -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff check conntrackd contrib cockpit tests bench fuzz setup.py

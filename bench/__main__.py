@@ -15,7 +15,7 @@ from typing import Final
 from bench.arena import CORE, BenchError, Load, be_gateway, compile_program, enter_namespaces
 from bench.backlog import Backlog, measure_backlog
 from bench.capture import capture
-from bench.flood import measure_floods
+from bench.flood import measure_floods, measure_scrapes
 from bench.heartbeat import measure_heartbeats
 from bench.latency import measure_latency
 from bench.parts import Part, measure_parts
@@ -32,8 +32,9 @@ HEARTBEAT: Final = "heartbeat"
 MEMORY: Final = "memory"
 SOAK: Final = "soak"
 FLOOD: Final = "flood"
+SCRAPED: Final = "scraped"
 PARTS: Final = "parts"
-NAMES: Final = [*ROWS, LATENCY, BACKLOG, HEARTBEAT, MEMORY, SOAK, FLOOD, PARTS]
+NAMES: Final = [*ROWS, LATENCY, BACKLOG, HEARTBEAT, MEMORY, SOAK, FLOOD, SCRAPED, PARTS]
 # Whom the tables of their own are about.
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
 MEMORY_ROWS: Final = ("file", "sinks-udp")
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> Report:
             memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),
             floods=measure_floods(rows["null"], path, arguments.repeat) if FLOOD in wanted else (),
+            scrapes=measure_scrapes(rows["file"], path, arguments.repeat) if SCRAPED in wanted else (),
             parts=measure_all_parts(path) if PARTS in wanted else (),
         )
 

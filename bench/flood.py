@@ -1,4 +1,7 @@
-"""10,000 calls a second over D-Bus, by somebody who may not and by root: what they cost the events."""
+"""10,000 calls a second over D-Bus, by somebody who may not and by root, or scrapes of the metrics a minute.
+
+What they cost the events.
+"""
 
 import os
 import socket
@@ -23,6 +26,9 @@ EVENTS: Final = 50_000
 FLOWS: Final = 91_000  # half a million events
 # Who floods, and as which user; `daemon` is one that every machine has.
 CALLERS: Final[Mapping[str, int | None]] = {"nobody": None, "an ordinary user": 1, "root": 0}
+# Who scrapes, and how often a second: Prometheus asks four times a minute, and here 10,000.
+SCRAPERS: Final[Mapping[str, int]] = {"nobody": 0, "a scraper": 167}
+METRICS_PORT: Final = 9477  # of a network of our own
 POLL_S: Final = 0.01
 WATCHDOG_S: Final = 0.12
 TURN_S: Final = WATCHDOG_S / 3  # in which the daemon's loop gives a sign of life
@@ -87,7 +93,22 @@ class Signs:
 def measure_floods(subject: Subject, scratch: Path, repeat: int) -> list[Flood]:
     """The same load for each caller, round by round; of each the middle run, and the worst loss."""
     rounds = [
-        [_measure(subject, scratch, name, user) for name, user in CALLERS.items()] for _ in range(repeat)
+        [_measure_calls(subject, scratch, name, user) for name, user in CALLERS.items()]
+        for _ in range(repeat)
+    ]
+    return [summarize_floods(runs) for runs in zip(*rounds, strict=True)]
+
+
+def measure_scrapes(subject: Subject, scratch: Path, repeat: int) -> list[Flood]:
+    """The same for who reads the metrics."""
+    environ = {**subject.environ, "CONNTRACKD_METRICS_LISTEN": f"127.0.0.1:{METRICS_PORT}"}
+    asked = replace(subject, environ=environ)
+    rounds = [
+        [
+            _measure(asked, scratch, name, ("bench.scraper", str(METRICS_PORT), str(rate)) if rate else ())
+            for name, rate in SCRAPERS.items()
+        ]
+        for _ in range(repeat)
     ]
     return [summarize_floods(runs) for runs in zip(*rounds, strict=True)]
 
@@ -105,19 +126,31 @@ def summarize_floods(runs: Sequence[Flood]) -> Flood:
     )
 
 
-def _measure(subject: Subject, scratch: Path, name: str, user: int | None) -> Flood:
+def _measure_calls(subject: Subject, scratch: Path, name: str, user: int | None) -> Flood:
     bus = PrivateBus(strict=True)
-    signs = Signs(scratch / "notify")
     environ = {
         **subject.environ,
         "CONNTRACKD_BUS_ENABLE": "true",
         "CONNTRACKD_BUS_ADDRESS": bus.address,
+    }
+    caller = () if user is None else ("bench.caller", bus.address, str(user), str(CALLS))
+    try:
+        bus.start()
+        return _measure(replace(subject, environ=environ), scratch, name, caller)
+    finally:
+        bus.close()
+
+
+def _measure(subject: Subject, scratch: Path, name: str, caller: Sequence[str]) -> Flood:
+    """While a module of ours calls, with these arguments; nobody where there is none."""
+    signs = Signs(scratch / "notify")
+    environ = {
+        **subject.environ,
         "NOTIFY_SOCKET": os.fspath(signs.path),
         "WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6)),
     }
     try:
-        bus.start()
-        with run_subject(replace(subject, environ=environ)) as session, _calling(bus, user) as calls:
+        with run_subject(replace(subject, environ=environ)) as session, _calling(caller) as calls:
             before = _read_cpu(session)
             signs.restart()
             begin = time.monotonic()
@@ -128,7 +161,6 @@ def _measure(subject: Subject, scratch: Path, name: str, user: int | None) -> Fl
             rate = calls() / seconds
     finally:
         signs.close()
-        bus.close()
     path, main = (new - old for new, old in zip(after, before, strict=True))
     events = traffic.count(subject.groups)
     return Flood(
@@ -149,8 +181,8 @@ def _wait_until_read(session: Session) -> None:
 
 
 @contextmanager
-def _calling(bus: PrivateBus, user: int | None) -> Iterator["Calls"]:
-    calls = Calls(None if user is None else _start_caller(bus.address, user))
+def _calling(caller: Sequence[str]) -> Iterator["Calls"]:
+    calls = Calls(_start_caller(caller) if caller else None)
     try:
         yield calls
     finally:
@@ -172,8 +204,8 @@ class Calls:
         return self._count
 
 
-def _start_caller(address: str, user: int) -> "subprocess.Popen[str]":
-    argv = [sys.executable, "-m", "bench.caller", address, str(user), str(CALLS)]
+def _start_caller(words: Sequence[str]) -> "subprocess.Popen[str]":
+    argv = [sys.executable, "-m", *words]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()

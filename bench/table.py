@@ -44,6 +44,7 @@ class Report:
     heartbeats: Sequence[Heartbeats] = ()
     parts: Sequence[Part] = ()
     floods: Sequence[Flood] = ()
+    scrapes: Sequence[Flood] = ()
 
 
 def summarize_all(subjects: Mapping[str, Subject], runs: Mapping[str, Sequence[Measurement]]) -> list[Row]:
@@ -94,6 +95,7 @@ def render_tables(report: Report) -> str:
         render_memory(report.memory) if report.memory else "",
         render_soak(report.soak) if report.soak else "",
         render_floods(report.floods) if report.floods else "",
+        render_floods(report.scrapes) if report.scrapes else "",
         render_parts(report.parts) if report.parts else "",
     ]
     return "\n\n".join(table for table in tables if table)

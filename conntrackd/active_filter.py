@@ -2,23 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.engine import ALL_EVENTS, Engine, Opaque, RuleTable
+from conntrackd.config.sets import read_sets
+from conntrackd.engine import Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets
 from conntrackd.filter.diagnostics import RuleText
-from conntrackd.filter.evaluate import ALL
-from conntrackd.filter.explain import explain_rules
+from conntrackd.filter.explain import list_sections, render_sections
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings, logs_nothing
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
-from conntrackd.flow import EventType
+from conntrackd.flow import ALL_EVENTS, EventType
+from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, find_records, find_types
@@ -64,9 +66,35 @@ class Filter(CoreFilter):
     def explain(self, config: Config, sets: Sets) -> str:
         """What became of the rules, for people; with the sets of now."""
         protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
-        return explain_rules(
-            put_sets(self.parsed, sets), protocols, events, remembers=self.records.remembered > 0
-        )
+        remembers = self.records.remembered > 0
+        sections = list_sections(put_sets(self.parsed, sets), protocols, events, remembers=remembers)
+        return render_sections(sections)
+
+
+class RuleChange(NamedTuple):
+    """All that decides, compiled: what a reload prepares, and then puts in force."""
+
+    config: Config
+    """Where they are written."""
+    filter: Filter
+    sinks: Mapping[str, CoreFilter]
+    sets: Sets
+    opened: Opaque
+    """What the engine has made of the sets."""
+    flow_metrics: Sequence[FlowMetric]
+
+
+def prepare_rules(rules: Config, config: Config, pipeline: Pipeline) -> RuleChange:
+    """What `rules` has, for the other settings of `config`. Raises the mistakes; changes nothing."""
+    engine, readers, sets = pipeline.engine, len(pipeline.readers), read_sets(rules)
+    return RuleChange(
+        rules,
+        compile_filter(*read_texts(rules), config, engine, readers, sets),
+        compile_sink_filters(rules, config, engine, readers, sets),
+        sets,
+        engine.open_sets(sets),
+        open_flow_metrics(config, pipeline, sets),
+    )
 
 
 def compile_filter(
@@ -84,7 +112,7 @@ def compile_filter(
     rules, records = parse_rules(texts, sets), find_records(config)
     protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
     remembers = records.remembered > 0
-    groups, program = events & ALL | (REMEMBERED if remembers else 0), None
+    groups, program = events & ALL_EVENTS | (REMEMBERED if remembers else 0), None
     if config[options.CONNTRACK_KERNEL_FILTER]:
         kernel = compile_kernel(rules, protocols=protocols, events=events, remembers=remembers)
         groups, program = kernel.groups, kernel.program

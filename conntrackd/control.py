@@ -14,10 +14,9 @@ from conntrackd import VERSION, logs, sink_changes
 from conntrackd.active_filter import (
     CoreFilter,
     Filter,
+    RuleChange,
     compile_filter,
-    compile_sink_filter,
-    compile_sink_filters,
-    read_texts,
+    prepare_rules,
 )
 from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import (
@@ -35,19 +34,17 @@ from conntrackd.bus.control import (
     asked_by_root,
 )
 from conntrackd.config import options
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.read import Config, changed, list_unapplied, raise_mistakes
-from conntrackd.config.sets import read_sets
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.listing import list_set_changes
-from conntrackd.filter.sets import Sets
 from conntrackd.flow import Protocol
-from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.records import find_community_seed
+from conntrackd.sink_changes import SinkChange
 from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
@@ -116,13 +113,8 @@ class DaemonControl(Control):
     async def _reload(self) -> list[str]:
         daemon = self._daemon
         old, new = daemon.config, await run_apart(daemon.sources.read)
-        started = self._started or old
         sink_changes.check_sinks(old, new, daemon.outboxes)
-        sets = await run_apart(read_sets, new)
-        opened = await run_apart(daemon.engine.open_sets, sets)
-        rules = await self._compile(*read_texts(new), new, sets)
-        own = await self._compile_sinks(new, new, sets)
-        flow_metrics = await run_apart(open_flow_metrics, new, daemon.pipeline, sets)
+        rules = await run_apart(prepare_rules, new, new, daemon.pipeline)
         changes = changed(old, new)
         await run_apart(_check_restart, new, list_unapplied(changes))
         geoip = daemon.pipeline.geoip  # which looks by itself whether its files have changed
@@ -140,35 +132,29 @@ class DaemonControl(Control):
             raise
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
-        lines += [*sink_changes.describe(old, new), *list_set_changes(daemon.live_sets.in_force, sets)]
-        self._started = started = sink_changes.adopt(started, new, sinks)
-        lines += [
-            f"{option.key} has changed and needs a restart: systemctl restart conntrackd"
-            for option in list_unapplied(changed(started, new))
-        ]
-        self._spoolless = sink_changes.list_without_spool(daemon, old, new, self._spoolless)
-        lines += [
-            f"sink {name} gets its spool at the next start: systemctl restart conntrackd"
-            for name in self._spoolless
-        ]
+        lines += [*sink_changes.describe(old, new), *list_set_changes(daemon.live_sets.in_force, rules.sets)]
+        lines += self._note_waiting(old, new, sinks)
         daemon.config = new
         daemon.source.deactivate(new)
         daemon.source.look()
         daemon.metrics.apply(metrics)
         logs.set_level(new[options.LOG_LEVEL])
-        going = {name: daemon.sink_filters.in_force[name] for name, made, _ in sinks if made is None}
-        daemon.sink_filters.configure(own)
-        daemon.live_sets.configure(new, sets)
-        # No sink gets what its filter drops before it is gone.
-        self._put_in_force(rules, {**going, **own}, opened)
-        daemon.configured_filter = rules
-        daemon.pipeline.flow_metrics = flow_metrics
+        self._apply(rules)
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
-        warnings = [*map(str, new.warnings), *rules.warnings, *list_warnings(own)]
+        warnings = [*map(str, new.warnings), *rules.filter.warnings, *list_warnings(rules.sinks)]
         return [*lines, *warnings] or ["nothing has changed"]
+
+    def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
+        """What a restart applies and no reload does; as lines for people."""
+        self._started = sink_changes.adopt(self._started or old, new, sinks)
+        self._spoolless = sink_changes.list_without_spool(self._daemon, old, new, self._spoolless)
+        waiting = list_unapplied(changed(self._started, new))
+        lines = [f"{option.key} has changed and needs a restart" for option in waiting]
+        lines += [f"sink {name} gets its spool at the next start" for name in self._spoolless]
+        return [f"{line}: systemctl restart conntrackd" for line in lines]
 
     async def reload_filter(self) -> list[str]:
         async with self.turn:
@@ -178,19 +164,21 @@ class DaemonControl(Control):
         # With the rules and sets of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
         new = await run_apart(daemon.sources.read)
-        texts, origin = read_texts(new)
-        sets = await run_apart(read_sets, new)
-        rules = await self._compile(texts, origin, daemon.config, sets)
-        own = await self._compile_sinks(new, daemon.config, sets)
-        opened = await run_apart(daemon.engine.open_sets, sets)
-        flow_metrics = await run_apart(open_flow_metrics, daemon.config, daemon.pipeline, sets)
-        daemon.sink_filters.configure(own)
-        daemon.live_sets.configure(new, sets)
-        self._put_in_force(rules, own, opened)
-        daemon.pipeline.flow_metrics = flow_metrics
-        daemon.configured_filter = rules
-        lines = [line for name, filter_ in own.items() if filter_.rules for line in describe(name, filter_)]
-        return [*self._describe(rules), *lines]
+        rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
+        self._apply(rules)
+        lines = [line for name, own in rules.sinks.items() if own.rules for line in describe(name, own)]
+        return [*self._describe(rules.filter), *lines]
+
+    def _apply(self, new: RuleChange) -> None:
+        """Replace all rules and sets, those of run time as well."""
+        daemon = self._daemon
+        # No sink gets what its filter drops before it is gone.
+        sinks = {**daemon.sink_filters.in_force, **new.sinks}
+        daemon.sink_filters.configure(new.sinks)
+        daemon.live_sets.configure(new.config, new.sets)
+        self._put_in_force(new.filter, sinks, new.opened)
+        daemon.configured_filter = new.filter
+        daemon.pipeline.flow_metrics = new.flow_metrics
 
     async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
         stats = self._daemon.stats
@@ -233,21 +221,15 @@ class DaemonControl(Control):
             f"warning: {warning}" for warning in rules.warnings
         ]
 
-    async def _compile(
-        self, rules: Sequence[RuleText], origin: str, config: Config, sets: Sets | None = None
-    ) -> Filter:
+    async def _compile(self, rules: Sequence[str], origin: str) -> Filter:
         """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.
 
         Changes come one at a time, and so do those who only look (bus/limits.py, Turns); neither waits here
         for the other.
         """
-        readers = len(self._daemon.pipeline.readers)
-        known = self._daemon.live_sets.in_force if sets is None else sets
-        return await run_apart(compile_filter, rules, origin, config, self._daemon.engine, readers, known)
-
-    async def _compile_sinks(self, rules: Config, config: Config, sets: Sets) -> dict[str, CoreFilter]:
-        readers = len(self._daemon.pipeline.readers)
-        return await run_apart(compile_sink_filters, rules, config, self._daemon.engine, readers, sets)
+        texts, daemon = [RuleText(rule) for rule in rules], self._daemon
+        readers, sets = len(daemon.pipeline.readers), daemon.live_sets.in_force
+        return await run_apart(compile_filter, texts, origin, daemon.config, daemon.engine, readers, sets)
 
     async def _compile_to_look(self, rules: Sequence[str]) -> Filter:
         texts, daemon = [RuleText(rule) for rule in rules], self._daemon
@@ -259,8 +241,7 @@ class DaemonControl(Control):
             return await self._count(self._set_filter(rules, timeout_s))
 
     async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        texts = [RuleText(rule) for rule in rules]
-        new = await self._compile(texts, name_run_time(timeout_s), self._daemon.config)
+        new = await self._compile(rules, name_run_time(timeout_s))
         self._put_in_force(new, self._daemon.sink_filters.in_force)
         if timeout_s:
             self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
@@ -294,11 +275,7 @@ class DaemonControl(Control):
                 hint="end one of them, for example with ^C",
             )
         # As a sink's own: it decides about what the global filter keeps, whatever that is by then.
-        texts, daemon = [RuleText(rule) for rule in rules], self._daemon
-        readers, sets = len(daemon.pipeline.readers), daemon.live_sets.in_force
-        new = await run_to_its_end(
-            compile_sink_filter, texts, "", daemon.config, daemon.engine, readers, sets
-        )
+        new = await self._daemon.sink_filters.compile_to_look(rules)
         cost.check_tail(new.parsed)
         return Descriptor(self._daemon.tails.open(new.tables, limit))
 

@@ -289,6 +289,7 @@ class Daemon:
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
         await self.stop_outboxes(self._stopping, seconds)
+        self.source.note_stopped()
         self.tails.close()
         stats = self.stats
         dropped = {name: outbox.snapshot().sum_dropped() for name, outbox in self.outboxes.items()}
@@ -331,8 +332,7 @@ class Daemon:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.source.list_problems()
         if self.engine.fault:
-            hint = checks.NO_CORE_REMEDY
-            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
+            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {checks.NO_CORE_REMEDY}")
         if self._stands_still:
             problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():

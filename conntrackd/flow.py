@@ -28,6 +28,10 @@ class EventType(IntFlag):
     ALIVE = 32
 
 
+ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+"""Those of the kernel: SNAPSHOT is what events of the other types are called later."""
+
+
 class Protocol(IntEnum):
     """The transport protocols that have a name here; all others go by their IANA number."""
 

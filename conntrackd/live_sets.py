@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 from conntrackd.apart import run_apart
 from conntrackd.bus.control import SetEntry, SetStatus
 from conntrackd.config.read import Config
-from conntrackd.config.sets import list_set_files
+from conntrackd.config.sets import list_set_files, read_files
 from conntrackd.engine import Engine, Opaque
-from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UsageError
+from conntrackd.errors import ConntrackdError, ManyErrors, UsageError
 from conntrackd.filter.ast import Rule, find_sets
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.filter.sets import (
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 # Entries that are added or removed at run time, in all sets: some 200 bytes each. More belong into a file.
 MAX_CHANGES: Final = 10_000
-PAGE: Final = 2000  # entries that are shown at a time
-SHOWN: Final = 3  # entries of a change that its answer names
-USES: Final = 8  # rules that are named for each set; all filters may have thousands
+MAX_PAGE: Final = 2000  # entries that are shown at a time
+MAX_NAMED: Final = 3  # entries of a change that its answer names
+MAX_USES: Final = 8  # rules that are named for each set; all filters may have thousands
 # A change may end so much later than it was to: of a large set each end is a rebuild.
 GATHER_SECONDS: Final = 1.0
 
@@ -70,15 +70,13 @@ class LiveSets:
         self._ended = -math.inf
         self.configure(daemon.config, sets)
 
-    @property
-    def in_force(self) -> Sets:
-        """What decides now."""
-        return self._in_force
-
     def configure(self, config: Config, sets: Sets) -> None:
         """Those of the files, in the place of all others. The caller puts them in force."""
         self._files = {file.name: file for file in list_set_files(config)}
-        self._read, self._in_force = sets, sets
+        self._unchanged = sets
+        """As their files have them."""
+        self.in_force = sets
+        """What decides now."""
         self._changes: Changes = {}
         self._set_timer()
 
@@ -91,7 +89,7 @@ class LiveSets:
     def list_statuses(self) -> list[SetStatus]:
         """As they are shown to people."""
         uses = self._list_uses()
-        return [self._get_status(found, uses.get(name, [])) for name, found in self._in_force.items()]
+        return [self._get_status(found, uses.get(name, [])) for name, found in self.in_force.items()]
 
     def list_entries(self, name: str, after: str) -> list[SetEntry]:
         """A page of the entries, with those that were removed. Raises UsageError."""
@@ -103,9 +101,9 @@ class LiveSets:
         found: dict[bytes, None] = {}
         for entry in merge(read.list_entries(least), own, key=_get_order):
             found[entry] = None
-            if len(found) == PAGE:
+            if len(found) == MAX_PAGE:
                 break
-        return [self._show(entry, changes.get(entry)) for entry in found]
+        return [self._describe(entry, changes.get(entry)) for entry in found]
 
     def _get_status(self, found: AddressSet, uses: Sequence[str]) -> SetStatus:
         changes = self._changes.get(found.name, {}).values()
@@ -118,10 +116,10 @@ class LiveSets:
             added,
             len(changes) - added,
             self._compute_left(ends),
-            (*uses[:USES], f"{len(uses) - USES} more") if len(uses) > USES else tuple(uses),
+            (*uses[:MAX_USES], f"{len(uses) - MAX_USES} more") if len(uses) > MAX_USES else tuple(uses),
         )
 
-    def _show(self, entry: bytes, change: SetChange | None) -> SetEntry:
+    def _describe(self, entry: bytes, change: SetChange | None) -> SetEntry:
         if change is None:
             return SetEntry(unpack_entry(entry))
         what = "added" if change.is_added else "removed"
@@ -157,10 +155,10 @@ class LiveSets:
 
     def _find(self, name: str) -> AddressSet:
         """As its file has it. Raises UsageError."""
-        found = self._read.get(name.removeprefix("@").lower())
+        found = self._unchanged.get(name.removeprefix("@").lower())
         if found is None:
-            known = ", ".join(self._read)
-            hint = suggest(name, self._read) or (f"sets: {known}" if known else "")
+            known = ", ".join(self._unchanged)
+            hint = suggest(name, self._unchanged) or (f"sets: {known}" if known else "")
             raise UsageError(
                 f"there is no set {quote(name)}", hint=hint or "sets: {bad: FILE} in the configuration"
             )
@@ -170,12 +168,12 @@ class LiveSets:
 
     async def reload(self, names: Sequence[str]) -> list[str]:
         """Read files anew, all where there are no names. Raises all mistakes, and changes nothing then."""
-        chosen = list(dict.fromkeys(self._find(name).name for name in names or self._read))
-        before = self._in_force
+        chosen = list(dict.fromkeys(self._find(name).name for name in names or self._unchanged))
+        before = self.in_force
         read = await run_apart(self._read_files, chosen)
         left = {name: changes for name, changes in self._changes.items() if name not in chosen}
         await self._put_in_force(read, left, chosen)
-        return list(list_set_changes(before, self._in_force)) or ["nothing has changed"]
+        return list(list_set_changes(before, self.in_force)) or ["nothing has changed"]
 
     async def change(self, name: str, texts: Sequence[str], timeout_s: int, *, is_added: bool) -> list[str]:
         """Add entries to what is in force, or remove them; as lines for people. Raises UsageError."""
@@ -190,7 +188,7 @@ class LiveSets:
                 undone.append(entry)
         self._check_room(read, changes)
         if changes != self._changes.get(read.name, {}):
-            await self._put_in_force(self._read, {**self._changes, read.name: changes}, [read.name])
+            await self._put_in_force(self._unchanged, {**self._changes, read.name: changes}, [read.name])
         lines, what = list[str](), f"{'added to' if is_added else 'removed from'} @{read.name}"
         if done:
             lines.append(f"{what} {f'for {timeout_s} s' if timeout_s else RUN_TIME}: {_list_some(done)}")
@@ -207,7 +205,7 @@ class LiveSets:
     ) -> Iterator[str]:
         """Why there was nothing to add or to remove; and what stays, though it was removed."""
         for entry in entries:
-            text, network = unpack_entry(entry), self._in_force[name].find_network(entry)
+            text, network = unpack_entry(entry), self.in_force[name].find_network(entry)
             if is_added and entry in left:
                 yield f"{text} is in @{name} already"
             elif not is_added and network is not None:
@@ -223,25 +221,18 @@ class LiveSets:
                 hint=f"change {read.path}, then: conntrackctl set reload {read.name}",
             )
 
-    def _read_files(self, names: Iterable[str]) -> Sets:
-        """All sets, these of them read. Raises ConfigError and ManyErrors."""
-        found, errors = dict(self._read), list[ConntrackdError]()
-        for name in names:
-            room = MAX_ENTRIES - sum(other.entries for other in found.values() if other.name != name)
-            try:
-                found[name] = self._files[name].read(room)
-            except (ConfigError, ManyErrors) as error:
-                errors += error.errors if isinstance(error, ManyErrors) else [error]
-        if errors:
-            raise ManyErrors(errors)
-        return MappingProxyType(found)
+    def _read_files(self, names: Sequence[str]) -> Sets:
+        """All sets, these of them read. Raises ManyErrors."""
+        others = [found.entries for name, found in self._unchanged.items() if name not in names]
+        read = read_files((self._files[name] for name in names), MAX_ENTRIES - sum(others))
+        return MappingProxyType({**self._unchanged, **read})
 
     async def _put_in_force(self, read: Sets, changes: Changes, names: Sequence[str]) -> None:
         """All filters have them from their next batch on. Whatever fails, fails before that."""
         in_force, opened = await run_apart(
-            _build, self._daemon.engine, self._in_force, read, changes, tuple(names)
+            _build, self._daemon.engine, self.in_force, read, changes, tuple(names)
         )
-        self._read, self._in_force, self._changes = read, in_force, changes
+        self._unchanged, self.in_force, self._changes = read, in_force, changes
         self._daemon.pipeline.set_sets(opened)
         self._set_timer()
 
@@ -272,7 +263,7 @@ class LiveSets:
             names = [name for name, changes in left.items() if len(changes) < len(self._changes[name])]
             try:
                 if names:
-                    await self._put_in_force(self._read, left, names)
+                    await self._put_in_force(self._unchanged, left, names)
             except (ConntrackdError, MemoryError) as error:
                 logger.error("sets: run-time changes have expired, retrying their end in 1 s: %s", error)
                 names = []
@@ -316,5 +307,5 @@ def _get_order(entry: bytes) -> tuple[int, bytes]:
 
 
 def _list_some(entries: Sequence[bytes]) -> str:
-    shown = ", ".join(map(unpack_entry, entries[:SHOWN]))
-    return shown + (f" and {len(entries) - SHOWN:,} more" if len(entries) > SHOWN else "")
+    shown = ", ".join(map(unpack_entry, entries[:MAX_NAMED]))
+    return shown + (f" and {len(entries) - MAX_NAMED:,} more" if len(entries) > MAX_NAMED else "")

@@ -5,11 +5,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import Engine, Locations, RuleTable, Tally
+from conntrackd.engine import Engine, Locations, Opaque, RuleTable, Tally
 from conntrackd.flow import EventType, Lost
 from conntrackd.metrics.flows import FlowMetric
 from conntrackd.reader import Reader
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
 NO_SINKS: Final[Mapping[str, Sequence[RuleTable]]] = MappingProxyType({})
+NOWHERE: Final[Mapping[str, int]] = MappingProxyType({})
 ONLY_EVENTS: Final = Records()
 
 
@@ -39,7 +41,7 @@ class Tables(NamedTuple):
     sinks: Mapping[str, RuleTable]
     records: Records
     """What is written of what they keep."""
-    sets: Any = None
+    sets: Opaque = None
     """What the engine has made of the sets that all of these use, and tails; None: those they came with."""
 
     def use_sets(self) -> None:
@@ -96,7 +98,7 @@ class Pipeline:
         tables: Sequence[RuleTable],
         sink_tables: Mapping[str, Sequence[RuleTable]],
         records: Records = ONLY_EVENTS,
-        sets: Any = None,  # noqa: ANN401  # what the engine has made
+        sets: Opaque = None,
     ) -> None:
         """All filters, each for every reader, from the next batch on: none is decided by some of each.
 
@@ -108,7 +110,7 @@ class Pipeline:
             self.tables = _put_sets(arranged, self.tables[0].sets if sets is None else sets)
             self._suppressed.replace(tables[0], sink_tables, self._list_turns())
 
-    def set_sets(self, sets: Any) -> None:  # noqa: ANN401  # what the engine has made
+    def set_sets(self, sets: Opaque) -> None:
         """The sets of all filters and tails alone, likewise: counters and limits of rules go on."""
         with self.lock:
             self.tables = _put_sets(self.tables, sets)
@@ -180,12 +182,12 @@ class Pipeline:
             stats.buffer_bytes = sum([reader.fill[1] for reader in self.readers])
             stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
-    def report_lost(self, lost: Lost) -> None:
-        """Report a loss to every sink, past every filter."""
+    def report_lost(self, lost: Lost, earlier: Mapping[str, int] = NOWHERE) -> None:
+        """Report a loss to every sink, past every filter: as since `earlier` to those that it names."""
         with self.lock:
             self.stats.events_lost_total += max(0, lost.count) if lost.where == "kernel" else 0
             for outbox in self.outboxes:
-                outbox.report(lost)
+                outbox.report(replace(lost, since=min(lost.since, earlier.get(outbox.name, lost.since))))
             self.tails.report(lost)
             if self.resync is not None:
                 self.resync.request()
@@ -214,7 +216,7 @@ class Pipeline:
                 outbox.flush(ROOM_SECONDS, at_once=False)
 
 
-def _put_sets(tables: Sequence[Tables], sets: Any) -> tuple[Tables, ...]:  # noqa: ANN401
+def _put_sets(tables: Sequence[Tables], sets: Opaque) -> tuple[Tables, ...]:
     return tuple(found._replace(sets=sets) for found in tables)
 
 

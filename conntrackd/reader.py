@@ -7,12 +7,12 @@ reads it once a batch, so that no batch is decided by half of each. What readers
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Received, RuleTable, Selection
-from conntrackd.flow import ABSENT, EventType, Lost
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, Received, RuleTable, Selection
+from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
 from conntrackd.render.rendered import Rendered
@@ -82,7 +82,7 @@ class Reader:
         self.batch = pipeline.engine.open_batch()
         self._pipeline = pipeline
         self._number = number
-        self._templates: dict[tuple[Template, int | None], Any] = {}
+        self._templates: dict[tuple[Template, int | None], Opaque] = {}
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
@@ -122,14 +122,14 @@ class Reader:
                 pass
             return
         # Hear of no more, so that there is an end; then read what had come before.
-        events.leave(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
+        events.leave(ALL_EVENTS)
         while self._turn(events, LAST_MS, 0):
             pass
 
     def drain(self, events: EventSocket, reported: ReportedDrops) -> Iterator[bytes]:
         """Process what is in a socket that hears of nothing more; gives its datagrams, a batch at a time."""
         self.reported = reported
-        while self._turn(events, 0, 0):
+        while self._receive(events, 0, 0):
             yield self.batch.datagrams(SLOTS)[1]
 
     def _compute_gather(self, size: int) -> int:
@@ -143,17 +143,22 @@ class Reader:
         return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
-        """One batch; how many datagrams were in it."""
-        self.turns += 1
+        """One batch of the reader's own socket; how many datagrams were in it."""
         began = time.monotonic()
+        datagrams = self._receive(events, patience_ms, gather_us)
+        if datagrams < SLOTS:  # nothing was left in the queue
+            self.emptied_at = began
+        return datagrams
+
+    def _receive(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
+        """The same of any socket."""
+        self.turns += 1
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
         else:
             self._take_tables()  # or those of before would stay in memory
         self._account(events, received)
-        if received.datagrams < SLOTS:  # nothing was left in the queue
-            self.emptied_at = began
         return received.datagrams
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
@@ -205,7 +210,7 @@ class Reader:
             tables.use_sets()
         return tables
 
-    def _use_sets(self, table: Any) -> Any:  # noqa: ANN401  # of the engine
+    def _use_sets(self, table: RuleTable) -> RuleTable:
         """A table that comes at any time, with the sets of then; with those of this batch."""
         if self._tables is not None and self._tables.sets is not None:
             table.use_sets(self._tables.sets)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.read import Config
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink

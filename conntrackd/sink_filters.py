@@ -28,19 +28,15 @@ class SinkFilters:
     def __init__(self, daemon: "Daemon", configured: Mapping[str, CoreFilter]) -> None:
         self._daemon = daemon
         self._configured = dict(configured)
-        self._in_force = dict(configured)
-        self._reverts: dict[str, asyncio.TimerHandle] = {}
-
-    @property
-    def in_force(self) -> Mapping[str, CoreFilter]:
+        self.in_force = dict(configured)
         """What decides now."""
-        return self._in_force
+        self._reverts: dict[str, asyncio.TimerHandle] = {}
 
     def configure(self, configured: Mapping[str, CoreFilter]) -> None:
         """Those of the configuration, in the place of all others. The caller puts them in force."""
         for name in list(self._reverts):
             self._forget_revert(name)
-        self._configured, self._in_force = dict(configured), dict(configured)
+        self._configured, self.in_force = dict(configured), dict(configured)
 
     async def set(self, name: str, rules: Sequence[str], timeout_s: int) -> list[str]:
         """Until reset() or configure(), or for a time; as lines for people. Raises the mistakes."""
@@ -57,18 +53,20 @@ class SinkFilters:
 
     async def explain(self, name: str, rules: Sequence[str]) -> str:
         """What becomes of the rules; with none, of those in force."""
-        shown = self._in_force[name]
-        if rules:
-            shown = await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
+        shown = await self.compile_to_look(rules) if rules else self.in_force[name]
         return await run_to_its_end(explain_sink_rules, name, shown.parsed)
+
+    async def compile_to_look(self, rules: Sequence[str]) -> CoreFilter:
+        """What the rules become for a sink. Raises the mistakes."""
+        return await run_to_its_end(compile_sink_filter, *self._prepare(rules, ""))
 
     def list_changed(self) -> list[str]:
         """Names of the sinks whose filter is not the one of the configuration."""
-        return [name for name, rules in self._in_force.items() if rules is not self._configured[name]]
+        return [name for name, rules in self.in_force.items() if rules is not self._configured[name]]
 
     def get_status(self, name: str) -> FilterStatus:
         """As it is shown to people."""
-        rules, revert = self._in_force.get(name), self._reverts.get(name)
+        rules, revert = self.in_force.get(name), self._reverts.get(name)
         if rules is None:  # a reload has removed it, and its sink is on its way out
             return NO_FILTER
         left = 0 if revert is None else max(1, round(revert.when() - asyncio.get_running_loop().time()))
@@ -76,12 +74,12 @@ class SinkFilters:
 
     def list_counts(self, name: str) -> list[int]:
         """Events that each rule of a sink's filter decided; empty where it has no rules."""
-        rules = self._in_force.get(name)
+        rules = self.in_force.get(name)
         return rules.list_counts() if rules is not None and rules.rules else []
 
     def list_suppressed(self, name: str) -> list[int]:
         """Of these events, those that the limit of each rule has held back."""
-        rules = self._in_force.get(name)
+        rules = self.in_force.get(name)
         return rules.list_suppressed() if rules is not None and rules.rules else []
 
     def _prepare(self, rules: Sequence[str], origin: str) -> tuple[object, ...]:
@@ -93,8 +91,8 @@ class SinkFilters:
     def _put_in_force(self, name: str, new: CoreFilter) -> list[str]:
         daemon = self._daemon
         self._forget_revert(name)
-        self._in_force[name] = new
-        own = list_sink_tables(self._in_force)
+        self.in_force[name] = new
+        own = list_sink_tables(self.in_force)
         daemon.pipeline.set_tables(daemon.filter.tables, own, daemon.filter.records)
         daemon.notify_sink_changed(name)
         return describe(name, new)

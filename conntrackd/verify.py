@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -18,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 from conntrackd import files
 from conntrackd.active_filter import compile_filter, compile_sink_filter, make_scope
 from conntrackd.config import options
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.config.sets import try_sets
+from conntrackd.config.sets import list_set_files, try_sets
 from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
@@ -30,7 +31,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.never import LOGS_NOTHING_HINT, list_warnings, logs_nothing
-from conntrackd.filter.sets import AddressSet, Sets, make_empty_set
+from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
 from conntrackd.metrics.service import USE_UNIT, check_library
@@ -58,10 +59,10 @@ class Report:
     warnings: list[ConntrackdError] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
 
-    def attempt(self, function: Callable[[], object]) -> bool:
+    def attempt(self, function: Callable[..., object], *arguments: object) -> bool:
         """Do it, and keep what is wrong with it. True where nothing is."""
         try:
-            function()
+            function(*arguments)
         except ManyErrors as error:
             self.mistakes += error.errors
         except ConntrackdError as error:
@@ -76,6 +77,13 @@ class Report:
     def fail(self, option: Option[Any], message: str, hint: str = "", item: int = -1) -> None:
         """A setting with which nothing would work; `item`: of a list, this one."""
         self.mistakes.append(ConfigError(message, hint=hint, origin=self.config.locate(option, item)))
+
+    def fail_path(self, option: Option[Any], path: Path, error: OSError, item: int = -1) -> None:
+        """The same of a path that cannot be looked at, unless it is only this user who may not."""
+        if _is_hidden(error):
+            self.untried.append(f"{self.config.resolve(option).key}: {path}: {SUDO}")
+        else:
+            self.fail(option, f"{path}: {error.strerror}", item=item)
 
 
 def verify(reading: Reading, *, alone: bool = False) -> Report:
@@ -97,7 +105,7 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
             _verify_sink(own, sink)
     _verify_metrics(report)
     for _, texts in list_conditions(config):
-        _verify_texts(report, texts, known, lambda sets, texts=texts: parse_condition(texts, sets))  # type: ignore[misc]
+        _verify_texts(report, texts, known, partial(parse_condition, texts))
     return report
 
 
@@ -110,7 +118,7 @@ def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[Conn
         _verify_folder(report, options.STATE_DIRECTORY, state)
     name = config[options.CONNTRACK_NETNS]
     if options.CONNTRACK_NETNS in waiting and name is not None:
-        report.attempt(lambda: namespace.check(name, config.locate(options.CONNTRACK_NETNS)))
+        report.attempt(namespace.check, name, config.locate(options.CONNTRACK_NETNS))
     for sink in list_sinks(config):
         spool, view = sink.kind.spool, sink.config
         folder = sink.kind.find_spool(view) if sink.is_enabled else None
@@ -157,11 +165,11 @@ def _verify_texts(
     """Each of these rules and, where all can be read, what they become together. Those that can be read."""
     sets, rules = known.list_for(texts), list[Rule]()
     for number, text in enumerate(texts, 1):
-        report.attempt(lambda text=text, number=number: rules.append(parse_rule(text, number, sets)))  # type: ignore[misc]
+        report.attempt(lambda *rule: rules.append(parse_rule(*rule)), text, number, sets)
     if known.is_whole:
         report.warnings += list_warnings(rules, make_scope(report.config))
     if len(rules) == len(texts):
-        report.attempt(lambda: compile_all(sets))
+        report.attempt(compile_all, sets)
     return rules
 
 
@@ -186,7 +194,7 @@ def _verify_sets(report: Report, *, are_all: bool) -> _KnownSets:
     """Read the sets; one that cannot be read is empty, so that rules may name it."""
     found: dict[str, AddressSet] = {}
     is_whole = are_all
-    for file, result in try_sets(report.config):
+    for file, result in try_sets(list_set_files(report.config), MAX_ENTRIES):
         if isinstance(result, AddressSet):
             found[file.name] = result
             _warn_of_access(report, options.SETS, file.path)
@@ -210,7 +218,7 @@ def _verify_databases(report: Report) -> None:
             from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
             origin = report.config.locate(options.GEOIP_DATABASE, number)
-            report.attempt(lambda path=path, origin=origin: GeoIP([path], locale, 0, Stats(), None, [origin]))  # type: ignore[misc]
+            report.attempt(GeoIP, [path], locale, 0, Stats(), None, [origin])
 
 
 def _verify_file(
@@ -222,10 +230,7 @@ def _verify_file(
     except files.KindError as error:
         report.fail(option, f"{path} {error}", item=item)
     except OSError as error:
-        if _is_hidden(error):
-            report.untried.append(f"{report.config.resolve(option).key}: {path}: {SUDO}")
-        else:
-            report.fail(option, f"{path}: {error.strerror}", item=item)
+        report.fail_path(option, path, error, item)
     else:
         _warn_of_access(report, option, path)
         return True
@@ -284,7 +289,7 @@ def _verify_namespace(report: Report) -> None:
 def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
     """That it could work, if its receiver did."""
     config, kind, name = report.config, sink.kind, sink.prefix.removesuffix(".")
-    if not report.attempt(lambda: kind.create(config)):
+    if not report.attempt(kind.create, config):
         return
     key_file = ANONYMIZE[kind.name].key_file
     if (key := config[key_file]) is not None:
@@ -385,10 +390,7 @@ def _verify_local(report: Report, address: str) -> None:
             report.config.explain(option, message, "journald and rsyslog have /dev/log", ": ")
         )
     except OSError as error:
-        if _is_hidden(error):
-            report.untried.append(f"{report.config.resolve(option).key}: {path}: {SUDO}")
-        else:
-            report.fail(option, f"{path}: {error.strerror}")
+        report.fail_path(option, path, error)
     else:
         if not is_there:
             report.fail(option, f"{path} is not a socket", "journald and rsyslog have /dev/log")

@@ -16,7 +16,7 @@ from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.kernel import REMEMBERS
 from conntrackd.filter.sets import NO_SETS
-from conntrackd.flow import EventType
+from conntrackd.flow import ALL_EVENTS, EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
@@ -28,8 +28,6 @@ from tests.engine.feed import ENGINES
 from tests.live.network import TRACKING, Network, call_inside, inside, network
 from tests.messages import build_message
 from tests.sinks.flows import make_flows
-
-ALL = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
 def read(**environ: str) -> Config:
@@ -66,7 +64,7 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
         ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 0, EventType.NEW | EventType.DESTROY, False),
         ({"RECORDS": "flows", "KERNEL_FILTER": "no"}, 1, EventType.DESTROY, False),
         ({"RECORDS": "both", "EVENTS": "destroy"}, 0, EventType.NEW | EventType.DESTROY, True),
-        ({"RECORDS": "both"}, 1, ALL, True),
+        ({"RECORDS": "both"}, 1, ALL_EVENTS, True),
         ({"EVENTS": "destroy"}, 0, EventType.DESTROY, True),
         ({"EVENTS": "destroy", "HEARTBEAT": "1m", "KERNEL_FILTER": "no"}, 0, EventType.DESTROY, False),
     ],
@@ -83,7 +81,7 @@ def test_the_kernel_is_asked_for_what_flows_are_written_from(
     some = make(config, "drop destination port 53")
 
     assert (some.groups, some.program is not None) == (groups, has_program)
-    assert (some.records.remembered > 0) == (groups & EventType.NEW > 0 and groups != ALL)
+    assert (some.records.remembered > 0) == (groups & EventType.NEW > 0 and groups != ALL_EVENTS)
     assert (REMEMBERS in some.explain(config, NO_SETS)) == (some.records.remembered > 0)
 
 

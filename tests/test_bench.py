@@ -198,6 +198,7 @@ def test_the_json_has_one_object_a_row() -> None:
         "heartbeats": [],
         "parts": [{"name": "decode", "us": 1.5, "unit": "event"}],
         "floods": [],
+        "scrapes": [],
     }
 
 

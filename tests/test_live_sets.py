@@ -187,7 +187,7 @@ def test_so_many_entries_may_differ_from_the_files_and_no_more(
 
 
 def test_pages_are_bounded_and_together_all_of_it(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_sets, "PAGE", 2)
+    monkeypatch.setattr(live_sets, "MAX_PAGE", 2)
     do(add(daemon, "::1", "192.0.2.8", "192.0.2.6"), remove(daemon, "192.0.2.7"))
     pages: list[list[Any]] = [do(show(daemon))[0]]
     while pages[-1]:
@@ -201,7 +201,7 @@ def test_pages_are_bounded_and_together_all_of_it(daemon: Daemon, monkeypatch: p
 
 
 async def show_all(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    monkeypatch.setattr(live_sets, "PAGE", 100)
+    monkeypatch.setattr(live_sets, "MAX_PAGE", 100)
     found: list[Any] = await show(daemon)()
     return found
 
@@ -262,6 +262,17 @@ def test_files_with_mistakes_change_no_set(
         do(lambda: daemon.control.reload_sets(["own"]))
 
     assert daemon.live_sets.in_force is before
+
+
+def test_of_files_that_are_read_together_one_may_have_the_room_that_another_gives_up(
+    daemon: Daemon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_sets, "MAX_ENTRIES", 4)
+    (folder / "bad.txt").write_text("::1\n")
+    (folder / "own.txt").write_text("::2\n::3\n::4\n")
+    (lines,) = do(lambda: daemon.control.reload_sets(["own", "bad"]))
+
+    assert lines == ["set @bad (1 entry) has changed", "set @own (3 entries) has changed"]
 
 
 @pytest.mark.parametrize("method", ["reload", "reload_filter"])

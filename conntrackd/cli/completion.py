@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from conntrackd.cli import ctl, daemon
 from conntrackd.cli.talkers import BY
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
@@ -178,9 +179,6 @@ def _quote_fish(text: str) -> str:
 
 def render_completions() -> dict[str, str]:
     """Paths below a folder -> what both programs are completed by, named as the shells look for them."""
-    # What knows the parsers must not be needed by those who only render one.
-    from conntrackd.cli import ctl, daemon  # noqa: PLC0415
-
     return {
         f"{shell}/{file.format(parser.prog)}": render_completion(parser, shell)
         for parser in (ctl.build_parser(), daemon.build_parser())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.common import parse_count
-from conntrackd.cli.render import NAMED_FLAG, add_flags, add_named_flags, collect_flags, explain_unknown
+from conntrackd.cli.flags import NAMED_FLAG, add_flags, add_named_flags, collect_flags, explain_unknown
 from conntrackd.cli.verb import Parser
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError

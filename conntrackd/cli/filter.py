@@ -16,7 +16,7 @@ from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
-    from conntrackd.config.options import Option
+    from conntrackd.config.option import Option
     from conntrackd.config.read import Config
     from conntrackd.filter.ast import Rule
     from conntrackd.filter.evaluate import Decision

@@ -1,108 +1,29 @@
-"""OPTIONS and parsers -> --help, completions, the sample configuration, the generated parts of man pages.
+"""OPTIONS and parsers -> completions, the sample configuration, the generated parts of man pages.
 
 `python -m conntrackd.cli.render --write` brings the files in the source tree up to date.
 """
 
 import argparse
-import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from conntrackd.cli import metrics_page, report, schema_page
-from conntrackd.config.named import SECTION, SETTINGS, find_setting
-from conntrackd.config.options import (
-    CONNTRACK_ACTIVATE,
-    FILTER,
-    FILTER_FILE,
-    OPTIONS,
-    SETS,
-    SINK_JOURNAL_ENABLE,
-    Option,
-)
+from conntrackd.cli.completion import render_completions
+from conntrackd.cli.flags import get_section
+from conntrackd.config.option import Option
+from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 from conntrackd.config.values import FLAG
-from conntrackd.errors import ConfigError, ConntrackdError, DataError, UsageError
-from conntrackd.text import quote, suggest
+from conntrackd.errors import DataError
 
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'
-OF_THE_FILTER: Final = frozenset({FILTER.key, FILTER_FILE.key, SETS.key})
 MARKDOWN_BEGIN: Final = "<!-- generated: begin -->"
 MARKDOWN_END: Final = "<!-- generated: end -->"
-# The name may be a wrong one: reading says so.
-NAMED_FLAG: Final = re.compile(rf"--{SECTION}\.([^.=]+)\.[^=]+(?:=.*)?", re.DOTALL)
 WRITE: Final = "python -m conntrackd.cli.render --write"
 
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each option, in a group for each section. Values stay text until read_config."""
-    for section, members in groupby(OPTIONS, get_section):
-        group = parser.add_argument_group(section or "daemon")
-        for option in members:
-            _add_flag(group, option)
-
-
-def get_section(option: Option[object]) -> str:
-    """`sink.loki` for all that is below it, else the first word; empty for the daemon's own."""
-    words = option.key.split(".")
-    if len(words) == 1:
-        return "filter" if words[0] in OF_THE_FILTER else ""
-    return ".".join(words[:2]) if words[0] == "sink" else words[0]
-
-
-def _add_flag(group: argparse._ActionsContainer, option: Option[object]) -> None:
-    text = option.help
-    if option.default_text and text is not argparse.SUPPRESS:
-        text += f" (default: {option.default_text})"
-    group.add_argument(
-        option.flag,
-        dest=option.key,
-        action="append",
-        default=argparse.SUPPRESS,  # so that what was not given is not there
-        help=text.replace("%", "%%"),
-        metavar=option.kind.metavar,
-        # a boolean may stand alone
-        nargs="?" if option.kind is FLAG else None,
-        const="true" if option.kind is FLAG else None,
-    )
-
-
-def add_named_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Flags for the named sinks on this command line, and all that these might have: `--sinks.audit.kind`.
-
-    A configuration may have more, so that there is nothing to show in --help.
-    """
-    names = dict.fromkeys(match[1] for word in words if (match := NAMED_FLAG.fullmatch(word)))
-    given = dict.fromkeys(word.partition("=")[0] for word in words if NAMED_FLAG.fullmatch(word))
-    for flag in given:
-        option = find_setting(flag.split(".", 2)[2])
-        if option is not None:
-            _add_flag(parser, replace(option, key=flag.removeprefix("--"), help=argparse.SUPPRESS))
-    ends = dict.fromkeys(["kind", *(end for own in SETTINGS.values() for end in own)])
-    return [f"--{SECTION}.{name}.{end}" for name in names for end in ends]
-
-
-def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
-    """The texts that were given, by key, for read_config."""
-    given = vars(namespace)
-    own = [key for key in given if key.startswith(f"{SECTION}.")]
-    return {key: list(given[key]) for key in (*(option.key for option in OPTIONS), *own) if key in given}
-
-
-def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
-    """The error for arguments that no parser took, without a value that may have come with them."""
-    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
-    word = (flags or list(arguments))[0]
-    quotes = "" if flags else "; a value with spaces needs quotes"
-    hint = suggest(word, known) or f"--help lists what is available{quotes}"
-    kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
-    return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
-
-
-# --- sample configuration ------------------------------------------------------------------------------
 
 SAMPLE_HEAD: Final = """\
 # Settings of conntrackd(8); conntrackd.yaml(5) explains them all.
@@ -204,9 +125,6 @@ def escape_mdoc(text: str) -> str:
 
 def render_files(root: Path) -> dict[Path, str]:
     """The generated files and those with generated parts, as they should be."""
-    # Late: it knows the parsers, and these know add_flags().
-    from conntrackd.cli.completion import render_completions  # noqa: PLC0415
-
     parts = {
         root / "man/conntrackd.8": render_man_flags(),
         root / "man/conntrackd-events.7": schema_page.render_man(),

@@ -62,6 +62,8 @@ class Talkers:
         self._rows: Rows = {}
         self._sizes = Sizes()
         self.events = 0
+        self.sampled = 0
+        """Records of a sample: with them the sums are estimates."""
         self.lost = 0
         self.suppressed = 0
         self.gaps = 0
@@ -79,6 +81,7 @@ class Talkers:
             self.suppressed += record.get("suppressed") or 0
             return
         weight = weigh(record)
+        self.sampled += weight > 1
         self.count(record, weight * self._sizes.count(record), weight)
 
     def count(self, record: Mapping[str, Any], size: int, weight: int = 1) -> None:

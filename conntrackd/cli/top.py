@@ -130,6 +130,7 @@ def to_json(ranking: Ranking, by: tuple[str, ...]) -> dict[str, Any]:
         "sort": ranking.sort,
         "events": talkers.events,
         "events_per_second": round(ranking.event_rate, 1),
+        "sampled": talkers.sampled,
         "lost": talkers.lost,
         "gaps": talkers.gaps,
         "suppressed": talkers.suppressed,
@@ -168,7 +169,9 @@ def render_table(
 def render_totals(ranking: Ranking) -> str:
     """`1234 events, 17.0 a second, 5 lost; sorted by bytes`."""
     lost, gaps, suppressed = ranking.talkers.lost, ranking.talkers.gaps, ranking.talkers.suppressed
+    sampled = ranking.talkers.sampled
     parts = [f"{ranking.events} events", f"{ranking.event_rate:.1f} a second"]
+    parts += [f"estimated by {sampled} record{'' if sampled == 1 else 's'} of samples"] if sampled else []
     parts += [f"{lost} lost"] if lost else []
     parts += [f"{gaps} gap{'' if gaps == 1 else 's'} of unknown size"] if gaps else []
     parts += [f"{suppressed} beyond a limit"] if suppressed else []

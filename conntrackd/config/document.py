@@ -8,7 +8,8 @@ import json
 import re
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NoReturn
@@ -307,3 +308,36 @@ def _refuse_tag(tag: str | None, line: int) -> NoReturn:
         f"tag {tag!a} is not allowed",
         "settings are plain text, numbers, true and false, and lists",
     )
+
+
+def write_line(node: Node, limit: int) -> str | None:
+    """A node as YAML in one line; None for more than so many characters, which aliases may make of few."""
+    text = ""
+    with suppress(RecursionError):  # a level has four characters
+        for piece in _list_pieces(node):
+            text += piece
+            if len(text) > limit:
+                return None
+        return text
+    return None
+
+
+def _list_pieces(node: Node) -> Iterator[str]:
+    match node:
+        case Section():
+            yield "{"
+            for entry in node.entries:
+                yield f"{json.dumps(entry.key)}: "
+                yield from _list_pieces(entry.node)
+                yield ", "
+            yield "}"
+        case Items():
+            yield "["
+            for item in node.items:
+                yield from _list_pieces(item)
+                yield ", "
+            yield "]"
+        case Scalar(type="text" | "date"):
+            yield json.dumps(node.text)
+        case Scalar():
+            yield node.text or "null"

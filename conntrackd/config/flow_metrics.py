@@ -180,38 +180,6 @@ def _quote(text: str) -> str:
     return text if PLAIN_WORD.fullmatch(text) else json.dumps(text)
 
 
-def write_section(section: Section) -> str:
-    """A section of a file as an item in one line. Aliases may make it a long one, which is not written."""
-    pieces, length = [], 0
-    for piece in _list_pieces(section):
-        pieces.append(piece)
-        length += len(piece)
-        if length > MAX_ITEM:
-            raise BadValueError("", f"has an item of more than {MAX_ITEM} characters")
-    return "".join(pieces)
-
-
-def _list_pieces(node: Node) -> Iterator[str]:
-    match node:
-        case Section():
-            yield "{"
-            for entry in node.entries:
-                yield f"{json.dumps(entry.key)}: "
-                yield from _list_pieces(entry.node)
-                yield ", "
-            yield "}"
-        case Items():
-            yield "["
-            for item in node.items:
-                yield from _list_pieces(item)
-                yield ", "
-            yield "]"
-        case Scalar(type="text" | "date"):
-            yield json.dumps(node.text)
-        case Scalar():
-            yield node.text or "null"
-
-
 LIMIT: Final = count(1, MAX_SERIES)
 FLOW_METRICS: Final = ValueType(
     "METRIC",
@@ -221,5 +189,5 @@ FLOW_METRICS: Final = ValueType(
     separator="\n",
     off=(),
     max_items=MAX_METRICS,
-    write_section=write_section,
+    max_section=MAX_ITEM,
 )

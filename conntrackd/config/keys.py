@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 from conntrackd.text import find_near
 
 

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
 from conntrackd.config.document import Entry, Node, Scalar, Section
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 from conntrackd.config.values import one_of
 from conntrackd.render.template import PLACES
 from conntrackd.text import find_near, quote

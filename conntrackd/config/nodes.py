@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-from conntrackd.config.document import Items, Node, Scalar, Section
-from conntrackd.config.options import Option
+from conntrackd.config.document import Items, Node, Scalar, Section, write_line
+from conntrackd.config.option import Option
 from conntrackd.config.values import OFF_WORDS, BadValueError, ValueType
 
 NOUNS: Final = {"text": "text", "number": "number", "flag": "boolean", "date": "date"}
@@ -38,11 +38,9 @@ def list_items(option: Option[object], node: Node) -> Iterator[tuple[str | BadVa
 
 
 def _read_item(kind: ValueType[object], item: Node) -> str | BadValueError:
-    if isinstance(item, Section) and kind.write_section is not None:
-        try:
-            return kind.write_section(item)
-        except BadValueError as error:
-            return error
+    if isinstance(item, Section) and kind.max_section:
+        text = write_line(item, kind.max_section)
+        return text or BadValueError("", f"has an item of more than {kind.max_section} characters")
     if not isinstance(item, Scalar):
         return BadValueError("", f"must be {kind.expected}, not a list or section in a list")
     try:

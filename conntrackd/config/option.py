@@ -10,7 +10,7 @@ from conntrackd.config.values import ValueType
 File = Path | None
 Text = str | None
 Seconds = float | None
-Spool = Path | Literal[False] | None  # off, or that of the state directory
+SpoolPath = Path | Literal[False] | None  # off, or that of the state directory
 T_co = TypeVar("T_co", covariant=True)
 
 

@@ -10,10 +10,7 @@ from conntrackd.config.field_list import FIELD_LIST
 from conntrackd.config.flow_metrics import FLOW_METRICS
 from conntrackd.config.labels import LABELS
 from conntrackd.config.listen import LISTEN, TEXTFILE
-from conntrackd.config.option import File as File  # noqa: PLC0414  # this module's users need them, too
-from conntrackd.config.option import Option as Option  # noqa: PLC0414
-from conntrackd.config.option import Seconds, Text
-from conntrackd.config.option import Spool as Spool  # noqa: PLC0414
+from conntrackd.config.option import File, Option, Seconds, SpoolPath, Text
 from conntrackd.config.values import (
     BUS,
     EVENTS,
@@ -36,7 +33,7 @@ from conntrackd.config.values import (
     url,
 )
 from conntrackd.config.values import SETS as SET_FILES
-from conntrackd.flow import EventType, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 
 # An event takes 0.2 to 0.5 kB while it waits, in each sink's form: a full outbox of this size holds 10 MB.
 QUEUE: Final = count(1, 10_000_000)
@@ -58,7 +55,6 @@ CHOSEN: Final = "Fields to write in place of all, or -NAME,... for those to leav
 SCHEMA: Final = one_of("native", "ecs", "otel")
 SCHEMA_HELP: Final = "Names of the fields: conntrackd's, or those of ECS or OpenTelemetry"
 OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
-ALL_EVENTS: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 LOG_LEVEL = Option(
     "log.level",
@@ -66,7 +62,7 @@ LOG_LEVEL = Option(
     "info",
     "Minimum severity of the daemon's own log on stderr",
 )
-CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, ALL_EVENTS, "Event types to process")
+CONNTRACK_EVENTS = Option("conntrack.events", EVENTS, EventType(ALL_EVENTS), "Event types to process")
 CONNTRACK_RECORDS = Option(
     "conntrack.records",
     one_of("events", "flows", "both"),
@@ -264,7 +260,7 @@ SINK_SYSLOG_TLS_KEY = Option[File](
 SINK_SYSLOG_TLS_VERIFY = Option(
     "sink.syslog.tls.verify", FLAG, True, "Verify the server's certificate and name"
 )
-SINK_SYSLOG_SPOOL = Option[Spool](
+SINK_SYSLOG_SPOOL = Option[SpoolPath](
     "sink.syslog.spool",
     SPOOL,
     None,
@@ -352,7 +348,7 @@ SINK_LOKI_TLS_KEY = Option[File](
     secret=True,
 )
 SINK_LOKI_TLS_VERIFY = Option("sink.loki.tls.verify", FLAG, True, "Verify the server's certificate and name")
-SINK_LOKI_SPOOL = Option[Spool](
+SINK_LOKI_SPOOL = Option[SpoolPath](
     "sink.loki.spool",
     SPOOL,
     None,

@@ -18,7 +18,8 @@ from conntrackd.config.document import Entry, Node, Scalar, Section, read_docume
 from conntrackd.config.keys import Keys
 from conntrackd.config.named import NamedSink
 from conntrackd.config.nodes import list_items
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 from conntrackd.config.values import OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.text import find_near, find_one_typo, quote

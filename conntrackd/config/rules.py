@@ -8,7 +8,7 @@ from typing import Final
 
 from conntrackd.config import options
 from conntrackd.config.document import read_text
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option
 from conntrackd.config.read import Config
 from conntrackd.config.values import MAX_ITEMS
 from conntrackd.errors import ConfigError

@@ -1,6 +1,6 @@
 """The sets that the configuration names, read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -21,7 +21,7 @@ class SetFile(NamedTuple):
     path: Path
     origin: str
 
-    def read(self, room: int = MAX_ENTRIES) -> AddressSet:
+    def read(self, room: int) -> AddressSet:
         """Raises ConfigError, of the setting's origin where the file cannot be read, and ManyErrors."""
         try:
             return read_set(self.name, self.path, room)
@@ -39,10 +39,9 @@ def list_set_files(config: Config) -> Iterator[SetFile]:
         yield SetFile(name, path, origin)
 
 
-def try_sets(config: Config) -> Iterator[tuple[SetFile, AddressSet | ConntrackdError]]:
+def try_sets(files: Iterable[SetFile], room: int) -> Iterator[tuple[SetFile, AddressSet | ConntrackdError]]:
     """Each of them, or what is wrong with it; all that can be read share the room for entries."""
-    room = MAX_ENTRIES
-    for file in list_set_files(config):
+    for file in files:
         try:
             found = file.read(room)
         except (ConfigError, ManyErrors) as error:
@@ -54,13 +53,18 @@ def try_sets(config: Config) -> Iterator[tuple[SetFile, AddressSet | ConntrackdE
 
 def read_sets(config: Config) -> Sets:
     """All of them, or ManyErrors for what is wrong with any of them. Takes a second for a million lines."""
+    return MappingProxyType(read_files(list_set_files(config), MAX_ENTRIES))
+
+
+def read_files(files: Iterable[SetFile], room: int) -> dict[str, AddressSet]:
+    """Likewise, of these."""
     found: dict[str, AddressSet] = {}
     errors: list[ConntrackdError] = []
-    for file, result in try_sets(config):
+    for file, result in try_sets(files, room):
         if isinstance(result, AddressSet):
             found[file.name] = result
         else:
             errors += result.errors if isinstance(result, ManyErrors) else [result]
     if errors:
         raise ManyErrors(errors)
-    return MappingProxyType(found)
+    return found

@@ -9,7 +9,8 @@ from conntrackd.config import options
 from conntrackd.config.anonymize import AnonymizeOptions
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
-from conntrackd.config.options import OPTIONS, File, Option, Spool
+from conntrackd.config.option import File, Option, SpoolPath
+from conntrackd.config.options import OPTIONS
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.forms import explain_choice
@@ -179,7 +180,7 @@ def get_syslog_form(config: "Config") -> str:
 # ---- two sinks ----------------------------------------------------------------------------------------
 
 
-def find_spool(config: "Config", option: Option[Spool], kind: str) -> File:
+def find_spool(config: "Config", option: Option[SpoolPath], kind: str) -> File:
     """Where a spool is that makes sense: as set, or in the state directory, by the name of its sink."""
     directory, state = config[option], config[options.STATE_DIRECTORY]
     if directory is None and state is not None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from conntrackd.config.document import Section
-from conntrackd.flow import EventType, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 from conntrackd.text import suggest
 from conntrackd.units import DURATION_UNITS, SIZE_UNITS, render_duration, render_size
 
@@ -56,8 +55,8 @@ class ValueType(Generic[T_co]):
     is_table: bool = False
     """Whether the items are NAME=VALUE, and a file may say them as a section, too."""
     max_items: int = MAX_ITEMS
-    write_section: Callable[[Section], str] | None = None
-    """Of a type whose items are sections in a file: the same as a text. Raises BadValueError."""
+    max_section: int = 0
+    """Of a type whose items are sections in a file: characters that one may have, written in one line."""
 
     def split(self, text: str) -> list[str]:
         """The items of a list that came as one text; the text itself where the type is not a list."""
@@ -185,7 +184,9 @@ def parse_writer(text: str) -> str:
         return parse_text(text)
     words = ("stdout", "stderr", "discard", "file:///PATH")
     if text.startswith("/"):
-        raise BadValueError(text, f"is not one of {', '.join(words)}", f"did you mean file://{text}?")
+        raise BadValueError(
+            text, f"is not one of {', '.join(words)}", f"did you mean file://{parse_text(text)}?"
+        )
     return _parse_word(text, words)
 
 
@@ -251,7 +252,7 @@ EVENT_NAMES: Final = {"new": EventType.NEW, "update": EventType.UPDATE, "destroy
 def parse_events(items: Sequence[str]) -> EventType:
     """Event types as a set of bits."""
     if [item.lower() for item in items] == ["all"]:
-        return EventType.NEW | EventType.UPDATE | EventType.DESTROY
+        return EventType(ALL_EVENTS)
     value = EventType(0)
     for item in items:
         value |= EVENT_NAMES[_parse_word(item, tuple(EVENT_NAMES))]
@@ -434,7 +435,6 @@ FLAG: Final = ValueType(
     frozenset({"flag", "number"}),
     words=("true", "false"),
 )
-TEXT: Final = ValueType("TEXT", "a text", _one(parse_text))
 NAMESPACE: Final = ValueType("NAME", "the name or path of a network namespace", _one(parse_namespace))
 HOSTNAME: Final = ValueType("NAME", "the name of a host", _one(parse_host))
 TENANT: Final = ValueType("TEXT", "a tenant's name", _one(parse_tenant))

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.sets import Sets
-from conntrackd.flow import EventType, Location
+from conntrackd.flow import ALL_EVENTS, Location
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.resources import is_kernel
@@ -20,7 +20,6 @@ SLOT_BYTES: Final = 2048
 SLOTS: Final = 256
 INDEX_BYTES: Final = 2
 SEED_BITS: Final = 64  # of limits
-ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 REPORTS_REASON: Final = (5, 10)
 # Seconds: what durations of connections are counted by, in series. core/series.c has the same.

@@ -9,7 +9,6 @@ from typing import Final
 
 from conntrackd.core import _core as core
 from conntrackd.engine import (
-    ALL_EVENTS,
     INDEX_BYTES,
     SEED_BITS,
     SLOT_BYTES,
@@ -23,7 +22,7 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.limit import assemble_limits, has_limits
 from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import Table, assemble, compile_table
-from conntrackd.flow import Location
+from conntrackd.flow import ALL_EVENTS, Location
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered, Stream

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import (
-    ALL_EVENTS,
     SEED_BITS,
     SLOT_BYTES,
     SLOTS,
@@ -29,7 +28,7 @@ from conntrackd.filter.buckets import Buckets
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
 from conntrackd.filter.limit import has_limits
 from conntrackd.filter.sets import NO_SETS, Sets
-from conntrackd.flow import ABSENT, EventType, Flow, Location
+from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.netlink.message import HEADER, MalformedError, split, walk

@@ -64,7 +64,6 @@ SPARE_SLOT: Final = bpf.BPF_MEMWORDS - 2
 ACCEPT: Final = "accept"
 DROP: Final = "drop"
 WORD: Final = 0xFFFFFFFF
-ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,8 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.filter.sample import is_sampled
-from conntrackd.flow import ABSENT, EventType, Flow, Location, compute_nat, find_duration
+from conntrackd.flow import ABSENT, ALL_EVENTS, Flow, Location, compute_nat, find_duration
 
-# What there can be of the kernel's: SNAPSHOT is what events of the other types are called later.
-ALL: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
     {"<": lt, "<=": le, "=": eq, "!=": ne, ">=": ge, ">": gt}
 )
@@ -48,7 +46,7 @@ class Decision(NamedTuple):
 
 
 def evaluate(
-    rules: Sequence[Rule], flow: Flow, protocols: frozenset[int] | None = None, events: int = ALL
+    rules: Sequence[Rule], flow: Flow, protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
 ) -> Decision:
     """By the first rule that matches, for these protocols (None: all) and event types (bits)."""
     if is_left_out(flow, protocols, events):
@@ -61,7 +59,7 @@ def evaluate(
 
 def is_left_out(flow: Flow, protocols: frozenset[int] | None, events: int) -> bool:
     """Whether it is of a protocol or type that is not wanted, whatever the rules say."""
-    is_other_type = events & ALL != ALL and not flow.type & events
+    is_other_type = events & ALL_EVENTS != ALL_EVENTS and not flow.type & events
     return is_other_type or (protocols is not None and flow.protocol not in protocols)
 
 

@@ -12,20 +12,6 @@ from conntrackd.filter.table import compile_table
 from conntrackd.flow import EventType
 
 
-def explain_rules(
-    rules: Sequence[Rule],
-    protocols: frozenset[int] | None,
-    events: int,
-    *,
-    core: bool = False,
-    listing: bool = False,
-    remembers: bool = False,
-) -> str:
-    """Sections with headings; on demand with the core's table and the kernel's program."""
-    sections = list_sections(rules, protocols, events, core=core, listing=listing, remembers=remembers)
-    return render_sections(sections)
-
-
 def render_sections(sections: dict[str, list[str]]) -> str:
     """As text with headings."""
     return "\n\n".join(

@@ -36,10 +36,9 @@ from conntrackd.filter.countries import CODES, MEANT
 from conntrackd.filter.diagnostics import show
 from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed, to_ranges
-from conntrackd.flow import EventType, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 
 LOGS_NOTHING_HINT: Final = "put a rule that logs before the one that drops any, or switch off the sink"
-ALL_EVENTS: Final = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
 WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})

@@ -34,11 +34,11 @@ from conntrackd.filter.ast import (
     merge_ranges,
     push_not_inward,
 )
-from conntrackd.filter.evaluate import ALL, is_located_in
+from conntrackd.filter.evaluate import is_located_in
 from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.merge import Interval, Run, flatten, list_intervals, list_runs
 from conntrackd.filter.sets import AddressSet
-from conntrackd.flow import EventType, Location
+from conntrackd.flow import ALL_EVENTS, EventType, Location
 
 FORMAT: Final = 0x63740003
 MAX_NUMBER: Final = (1 << 64) - 1
@@ -125,7 +125,9 @@ class Table:
         return struct.pack(f"={len(words)}Q", *words)
 
 
-def compile_table(rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL) -> Table:
+def compile_table(
+    rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
+) -> Table:
     """The table of the rules, for these protocols (None: all) and event types (bits)."""
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
     return _Writer(plain).write(protocols, events)
@@ -187,8 +189,8 @@ class _Writer:
                 target = self._write(self._rules[number - 1].expression, self._end(number), target)
                 number -= 1
         left_out = self._end(len(self._rules) + 2)
-        if events & ALL != ALL:
-            target = self._write(TypeIs(events & (ALL | EventType.ALIVE)), target, left_out)
+        if events & ALL_EVENTS != ALL_EVENTS:
+            target = self._write(TypeIs(events & (ALL_EVENTS | EventType.ALIVE)), target, left_out)
         if protocols is not None:
             ranges = [(protocol, protocol) for protocol in map(int, protocols)]
             target = self._write_question(Question("protocol", ranges), target, left_out)

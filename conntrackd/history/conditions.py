@@ -1,11 +1,12 @@
 """What all events have in common that rules can keep: the simple parts, for a store that has an index."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from conntrackd.filter.ast import AddressIn, And, Anything, Expression, NumberIn, Rule, TypeIs
 from conntrackd.flow import EventType
 from conntrackd.render.fields import FIELDS
+from conntrackd.render.parse import REPORTS
 from conntrackd.render.plain import render_address
 
 Condition = dict[str, list[str]]
@@ -30,6 +31,14 @@ def find_conditions(rules: Sequence[Rule]) -> list[Condition] | None:
                 return None
             found.append(condition)
     return None
+
+
+def fulfils_any(record: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+    """False only of an event that has other values: what has none is for the rules to decide."""
+    return str(record.get("type")) in REPORTS or any(
+        all(str(record.get(name, values[0])) in values for name, values in condition.items())
+        for condition in conditions
+    )
 
 
 def _find_condition(expression: Expression) -> Condition:

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError, UsageError
 from conntrackd.files import KindError, open_file
+from conntrackd.history.conditions import find_conditions, fulfils_any
 from conntrackd.history.lines import (
     BROKEN,
     MAX_LINE_BYTES,
@@ -46,6 +47,7 @@ class FileSource:
         self._path = path
         self._selection = selection
         self._gate = Gate(selection.span)
+        self._conditions = find_conditions(selection.rules)
         # Opened first: what is rotated from now on is known by its inode, and read once.
         self._live = None if is_compressed(path) else _open_existing(path)
         self._end = 0
@@ -162,6 +164,9 @@ class FileSource:
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(f"longer than {MAX_LINE_BYTES >> 10} KiB: no event")
             record = parse_line(line)
+            # Most of what rules leave out, for a fifth of what it costs to read all of its fields.
+            if self._conditions is not None and not fulfils_any(record, self._conditions):
+                return None
             return record if self._selection.accepts(record) else None
         except DataError as error:
             self._selection.damage.add(origin, error)

@@ -70,7 +70,7 @@ from conntrackd.netlink.constants import (
     NLMSG_ERROR,
 )
 from conntrackd.netlink.message import HEADER, split
-from conntrackd.netlink.socket import describe_foreign, open_netlink
+from conntrackd.netlink.socket import adopt_netlink, describe_foreign, open_netlink
 
 TABLE: Final = "conntrackd"
 """Of the first process in a network namespace; a second one's has the number of its socket behind."""
@@ -114,16 +114,7 @@ class TrackingTable:
     @classmethod
     def adopt(cls, descriptor: int) -> "TrackingTable":
         """Take over an earlier process's. Raises UnavailableError for anything else, which is closed."""
-        try:
-            netlink = socket.socket(fileno=descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise UnavailableError("the stored descriptor is not a socket") from error
-        fault = describe_foreign(netlink)
-        if fault:
-            netlink.close()
-            raise UnavailableError(f"the stored descriptor is {fault}")
-        return cls(netlink)
+        return cls(adopt_netlink(descriptor, describe_foreign))
 
     def fileno(self) -> int:
         """The descriptor, for systemd's store."""

@@ -20,7 +20,6 @@ SK_MEMINFO_VARS: Final = 9
 # include/linux/socket.h
 SOL_NETLINK: Final = 270
 MSG_TRUNC: Final = 0x20
-MSG_WAITFORONE: Final = 0x10000
 
 # include/uapi/linux/netlink.h
 NETLINK_NETFILTER: Final = 12
@@ -32,7 +31,6 @@ NETLINK_LIST_MEMBERSHIPS: Final = 9
 NLMSG_NOOP: Final = 1
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
-NLMSG_OVERRUN: Final = 4
 NLMSG_MIN_TYPE: Final = 0x10  # below it are control messages of netlink itself
 NLM_F_REQUEST: Final = 0x01
 NLM_F_MULTI: Final = 0x02
@@ -43,7 +41,6 @@ NLM_F_CREATE: Final = 0x400
 NLM_F_APPEND: Final = 0x800
 NLMSG_HDRLEN: Final = 16
 NLA_F_NESTED: Final = 0x8000
-NLA_F_NET_BYTEORDER: Final = 0x4000
 NLA_TYPE_MASK: Final = 0x3FFF
 NLA_HDRLEN: Final = 4
 

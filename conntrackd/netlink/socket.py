@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 from array import array
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from conntrackd import resources
@@ -89,15 +90,7 @@ class EventSocket:
         It has to be of this thread's network namespace, as one of open() would be.
         Raises UnavailableError for anything else; the descriptor is closed then.
         """
-        try:
-            netlink = socket.socket(fileno=descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise UnavailableError("the stored descriptor is not a socket") from error
-        fault = _describe_fault(netlink)
-        if fault:
-            netlink.close()
-            raise UnavailableError(f"the stored descriptor is {fault}")
+        netlink = adopt_netlink(descriptor, _describe_fault)
         netlink.setblocking(True)  # the flag is the socket's, and whoever had it may have set it
         netlink.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of the past, and gone with this
         _set_buffer(netlink, buffer)
@@ -199,6 +192,19 @@ def _describe_fault(netlink: socket.socket) -> str:
         return "a socket whose filter is locked"
     ours = sum(1 << group - 1 for group in GROUPS.values())
     return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
+
+
+def adopt_netlink(descriptor: int, describe_fault: Callable[[socket.socket], str]) -> socket.socket:
+    """A socket of an earlier process. Raises UnavailableError for anything else, which is closed."""
+    try:
+        netlink = socket.socket(fileno=descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise UnavailableError("the stored descriptor is not a socket") from error
+    if fault := describe_fault(netlink):
+        netlink.close()
+        raise UnavailableError(f"the stored descriptor is {fault}")
+    return netlink
 
 
 def describe_foreign(netlink: socket.socket) -> str:

@@ -13,7 +13,6 @@ with without("_hashlib"):  # 3 MiB of OpenSSL, which has no more to say about SH
     from hashlib import sha1
 
 VERSION: Final = "1"
-MAX_SEED: Final = 65_535
 WITH_PORTS: Final = frozenset((Protocol.TCP, Protocol.UDP, Protocol.SCTP))
 _PAIRS: Final = {
     Protocol.ICMP: ((8, 0), (10, 9), (13, 14), (15, 16), (17, 18)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.options import Option
+from conntrackd.config.option import Option, SpoolPath
 from conntrackd.config.read import Config
 from conntrackd.config.together import find_spool, has_receipts
 from conntrackd.delivery.sink import Sink
@@ -22,7 +22,7 @@ from conntrackd.files import MADE, KindError, check_folder
 class SpoolOptions:
     """The settings of a kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
 
-    path: Option[options.Spool]
+    path: Option[SpoolPath]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
     """Whether the receiver does, with these settings."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config.options import File, Option
+from conntrackd.config.option import File, Option
 from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.files import KindError, read_file

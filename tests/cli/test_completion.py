@@ -11,7 +11,7 @@ import pytest
 
 from conntrackd.cli import daemon
 from conntrackd.cli.completion import list_contexts, render_completion
-from conntrackd.cli.render import add_flags
+from conntrackd.cli.flags import add_flags
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
 

@@ -7,7 +7,7 @@ import pytest
 
 from conntrackd import VERSION
 from conntrackd.cli.daemon import build_parser, parse_and_run
-from conntrackd.cli.render import collect_flags
+from conntrackd.cli.flags import collect_flags
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UsageError
 
 STREAM = "sink.stream: {enable: true, writer: discard}\n"

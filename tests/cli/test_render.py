@@ -1,6 +1,5 @@
 """What derives from OPTIONS says the same as OPTIONS."""
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -10,17 +9,13 @@ import pytest
 
 from conntrackd.cli.render import (
     WRITE,
-    add_flags,
-    collect_flags,
     escape_mdoc,
-    explain_unknown,
     list_stale,
     render_man_flags,
     render_man_settings,
     render_sample,
     replace_between,
 )
-from conntrackd.cli.verb import HelpFormatter
 from conntrackd.config.flow_metrics import DEFAULT_SERIES, FIELDS, KEYS, MAX_SERIES
 from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 from conntrackd.config.read import check_sinks, read_config
@@ -29,85 +24,6 @@ from conntrackd.metrics.flow_table import FLOW_METRICS
 from conntrackd.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "conntrackd run",
-        usage="conntrackd run [OPTION]...",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    add_flags(made)
-    return made
-
-
-def test_help_names_every_option_and_its_default(parser: argparse.ArgumentParser) -> None:
-    text = " ".join(parser.format_help().split())
-
-    for option in OPTIONS:
-        default = f" (default: {option.default_text})" if option.default_text else ""
-        assert re.search(
-            rf"{re.escape(option.flag)} \S+ {re.escape(option.help + default)}(?! \(default)", text
-        )
-
-
-def test_help_fits_80_columns(parser: argparse.ArgumentParser) -> None:
-    assert max(map(len, parser.format_help().splitlines())) <= 80
-
-
-def test_flags_are_collected_as_they_were_given(parser: argparse.ArgumentParser) -> None:
-    words = ["--filter", "log any", "--filter=drop any", "--log.level", "debug", "--sink.stream.enable"]
-
-    assert collect_flags(parser.parse_args([])) == {}
-    assert collect_flags(parser.parse_args(words)) == {
-        "log.level": ["debug"],
-        "filter": ["log any", "drop any"],
-        "sink.stream.enable": ["true"],
-    }
-
-
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        (["--sink.stream.enable"], ["true"]),
-        (["--sink.stream.enable=false"], ["false"]),
-        (["--sink.stream.enable", "--log.level", "info"], ["true"]),
-        (["--sink.stream.enable", "--sink.stream.enable=no"], ["true", "no"]),
-    ],
-)
-def test_a_boolean_may_stand_alone(
-    words: list[str], value: list[str], parser: argparse.ArgumentParser
-) -> None:
-    assert collect_flags(parser.parse_args(words))["sink.stream.enable"] == value
-
-
-def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentParser) -> None:
-    words = [f"{option.flag}={option.default_text}" for option in OPTIONS if option.default_text]
-
-    config = read_config(collect_flags(parser.parse_args(words)), {}, etc=Path("/nonexistent"))
-
-    assert [config[option] for option in OPTIONS] == [option.default for option in OPTIONS]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (
-            ["--sink.strem.enable=secret"],
-            "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
-        ),
-        (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
-        (
-            ["extra"],
-            "unknown argument 'extra'\n"
-            "hint: --help lists what is available; a value with spaces needs quotes",
-        ),
-    ],
-)
-def test_an_unknown_argument_is_reported_with_a_near_miss(arguments: list[str], text: str) -> None:
-    assert str(explain_unknown(arguments, [option.flag for option in OPTIONS])) == text
 
 
 def test_the_sample_as_it_is_turns_on_what_the_first_event_needs_and_nothing_else(tmp_path: Path) -> None:

@@ -359,6 +359,7 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
         "sort": "bytes",
         "events": 1,
         "events_per_second": 0.5,
+        "sampled": 0,
         "lost": 5,
         "gaps": 2,
         "suppressed": 0,
@@ -376,6 +377,59 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
     assert top.render_table(ranking, ("src",))[0] == (
         "1 events, 0.5 a second, 5 lost, 2 gaps of unknown size; sorted by bytes"
     )
+
+
+def test_top_says_that_sums_by_samples_are_estimates() -> None:
+    talkers = counting.Talkers("src")
+    for record in (EVENT, EVENT | {"sample_rate": 1}, EVENT | {"sample_rate": 100}):
+        talkers.add(record)
+    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking.tick(2.0)
+
+    assert (top.to_json(ranking, ("src",))["events"], top.to_json(ranking, ("src",))["sampled"]) == (102, 1)
+    assert top.render_table(ranking, ("src",))[0] == (
+        "102 events, 51.0 a second, estimated by 1 record of samples; sorted by bytes"
+    )
+    talkers.add(EVENT | {"sample_rate": 2})
+    assert "estimated by 2 records of samples" in top.render_totals(ranking)
+
+
+def test_top_counts_by_several_fields_together() -> None:
+    by = ("src", "dport", "country")
+    talkers = counting.Talkers(*by)
+    for dport, country in ((443, "Peru"), (53, "Peru"), (443, "Peru"), (443, "Chad")):
+        talkers.add(EVENT | {"dport": dport, "country": country})
+    ranking = Ranking(talkers, "events", 0.0)
+    ranking.tick(1.0)
+
+    rows = {tuple(row["values"].values()): row["events"] for row in top.to_json(ranking, by)["top"]}
+    assert rows == {
+        ("10.0.0.1", "443", "Peru"): 2,
+        ("10.0.0.1", "53", "Peru"): 1,
+        ("10.0.0.1", "443", "Chad"): 1,
+    }
+    _, heading, first, *_ = top.render_table(ranking, by)
+    assert heading.split()[:3] == ["SRC", "DPORT", "COUNTRY"]
+    assert first.split()[:4] == ["10.0.0.1", "443", "Peru", "2"]
+
+
+def test_top_has_the_bytes_of_connections_while_they_live() -> None:
+    """What heartbeats say is new, at a rate, and the rest at the end: each byte once."""
+    talkers = counting.Talkers("src")
+    ranking, seen = Ranking(talkers, "bytes", 0.0), []
+    flow = make_flow(1)
+    for moment, (kind, size) in enumerate(
+        ((EventType.NEW, 0), (EventType.ALIVE, 1000), (EventType.ALIVE, 5000), (EventType.DESTROY, 5500)), 1
+    ):
+        before, flow.type, flow.orig_bytes = max(0, flow.orig_bytes), kind, size
+        flow.reply_bytes = flow.reply_bytes_delta = 0
+        flow.orig_bytes_delta = size - before
+        talkers.add(json.loads(render(TEMPLATE, [flow]).text))
+        ranking.tick(float(moment))
+        (row,) = ranking.list(9)
+        seen.append((row.size, row.byte_rate))
+
+    assert seen == [(0, 0.0), (1000, 1000.0), (5000, 4000.0), (5500, 500.0)]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """The page's texts: all of them go through gettext, the template has them, and translations are whole."""
 
-import importlib.util
 import json
+import os
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Final
 from xml.etree import ElementTree
 
@@ -28,19 +29,8 @@ SAME: Final = {
     "org.freedesktop.DBus.ObjectManager": "D-Bus",
     "org.freedesktop.DBus.Properties": "D-Bus",
 }
-
-
-def load() -> ModuleType:
-    """The script, which is in no package."""
-    spec = importlib.util.spec_from_file_location("make_texts", ROOT / "cockpit/po/make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MAKE: Final = load()
+# The script, which is in no package.
+MAKE: Final = SimpleNamespace(**runpy.run_path(os.fspath(ROOT / "cockpit/po/make.py")))
 
 
 def read_modules() -> dict[str, str]:

@@ -175,6 +175,11 @@ def test_a_section_of_aliases_is_not_written_out(read: Read) -> None:
         read(text)
 
 
+def test_nor_is_one_that_holds_itself(read: Read) -> None:
+    with pytest.raises(ConntrackdError, match=f"has an item of more than {MAX_ITEM} characters"):
+        read("metrics.flows:\n- {name: &a [*a]}\n")
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 def test_any_text_is_an_item_or_a_mistake(text: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conntrackd.cli.render import SAMPLE_SINKS
 from conntrackd.config import named, options
 from conntrackd.config.document import MAX_NODES, read_document
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import Config, changed, check_sinks, read_config, read_fragment, stands_alone
 from conntrackd.config.values import FLAG
 from conntrackd.delivery.outbox import Outbox

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from conntrackd.config import options
-from conntrackd.config.options import OPTIONS, Option
+from conntrackd.config.option import Option
+from conntrackd.config.options import OPTIONS
 
 ANONYMIZE = "anonymize " + " ".join(
     f"anonymize_{name}" for name in ("which", "only", "ipv4_bits", "ipv6_bits", "key_file")

@@ -160,7 +160,6 @@ KINDS: list[ValueType[Any]] = [
     HTTP,
     values.FLAG,
     LOKI,
-    values.TEXT,
     values.NAMESPACE,
     values.HOSTNAME,
     values.TENANT,

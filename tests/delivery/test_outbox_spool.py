@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -303,3 +303,30 @@ def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, t
     outbox.stop(clock.now)
 
     assert second.received == [0, 1, 2, 3, 4]
+
+
+def test_the_oldest_that_a_kill_would_take_is_known_on_its_way_to_the_disk_and_from_there_on_none(
+    clock: Clock, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = FakeSink(batch_wait=5.0)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    put(outbox, make_flows(2))
+    found = [outbox.find_oldest()]
+    append = Spool.append
+
+    def look_and_append(*arguments: Any, **named: Any) -> Any:
+        found.append(outbox.find_oldest())
+        return append(*arguments, **named)
+
+    monkeypatch.setattr(Spool, "append", look_and_append)
+    run_until_idle(outbox, clock, seconds=6.0)  # what was being written
+    assert outbox.snapshot().sink_events_spooled == 2
+    found.append(outbox.find_oldest())
+    put(outbox, make_flows(2, 2))
+    run_until_idle(outbox, clock, seconds=6.0)  # what waited
+    assert outbox.snapshot().sink_events_spooled == 4
+    found.append(outbox.find_oldest())
+
+    first, third = (make_flows(1, number)[0].time for number in (0, 2))
+    assert found == [first, first, None, third, None]

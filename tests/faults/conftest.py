@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bus.private import PrivateBus
 from tests.faults.producer import prepare, produce
 from tests.faults.receivers import receive
 from tests.faults.rig import Rig
@@ -16,6 +17,12 @@ def net() -> Iterator[Network]:
     with network() as built:
         prepare(built)
         yield built
+
+
+@pytest.fixture
+def bus() -> Iterator[PrivateBus]:
+    with PrivateBus() as made:
+        yield made
 
 
 @pytest.fixture

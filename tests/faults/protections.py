@@ -31,8 +31,8 @@ MUTATIONS: Final = (
     Mutation(
         "a sink that a reload removes keeps its filter to its end",
         "conntrackd/control.py",
-        "self._put_in_force(rules, {**going, **own}, opened)",
-        "self._put_in_force(rules, own, opened)",
+        "sinks = {**daemon.sink_filters.in_force, **new.sinks}",
+        "sinks = new.sinks",
         "tests/test_sink_filters.py::test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end",
     ),
     Mutation(
@@ -158,8 +158,8 @@ MUTATIONS: Final = (
     Mutation(
         "a stored descriptor is checked",
         "conntrackd/netlink/socket.py",
-        "fault = _describe_fault(netlink)",
-        'fault = ""',
+        "netlink = adopt_netlink(descriptor, _describe_fault)",
+        "netlink = socket.socket(fileno=descriptor)",
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened",
     ),
     Mutation(
@@ -168,6 +168,35 @@ MUTATIONS: Final = (
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
+    ),
+    Mutation(
+        "a kill is reported where the socket is taken over",
+        "conntrackd/source/kernel.py",
+        "self._state.find_kill if self._is_adopted else self._state.find_gap",
+        "(lambda _: None) if self._is_adopted else self._state.find_gap",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "events are read only with a note that says so",
+        "conntrackd/source/kernel.py",
+        "self._state.note_running(self._began_ns) and number == 0",
+        "self._state.note_running(0) and number == 0",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "a stop in order is no kill",
+        "conntrackd/daemon.py",
+        "        self.source.note_stopped()\n",
+        "",
+        "tests/live/test_restart.py::test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on",
+    ),
+    Mutation(
+        "what only a sink's memory had is within the period that a kill is reported with",
+        "conntrackd/source/kernel.py",
+        "self._pipeline.report_lost(gap, self._state.read_held())",
+        "self._pipeline.report_lost(gap)",
+        "tests/faults/test_process.py::"
+        "test_row_07_a_sink_that_was_away_gets_a_period_from_the_first_event_that_it_missed",
     ),
     Mutation(
         "a guard gives a full table back",
@@ -506,6 +535,13 @@ MUTATIONS: Final = (
         "tests/cli/test_events.py::test_a_terminal_gets_colours_and_its_pager",
     ),
     Mutation(
+        "an entry of the journal that anybody may have logged takes no more memory than one of ours",
+        "conntrackd/history/journal.py",
+        "while line := output.readline(MAX_LINE):",
+        "while line := output.readline():",
+        "tests/history/test_journal.py::test_what_no_sink_writes_is_passed_over",
+    ),
+    Mutation(
         "a file that was rotated meanwhile is read once",
         "conntrackd/history/files.py",
         "status.st_ino != own and not is_older",
@@ -672,9 +708,9 @@ MUTATIONS: Final = (
     Mutation(
         "a reload prepares all before it changes anything",
         "conntrackd/control.py",
-        "rules = await self._compile(*read_texts(new), new, sets)",
+        "rules = await run_apart(prepare_rules, new, new, daemon.pipeline)",
         "logs.set_level(new[options.LOG_LEVEL])\n"
-        "        rules = await self._compile(*read_texts(new), new, sets)",
+        "        rules = await run_apart(prepare_rules, new, new, daemon.pipeline)",
         "tests/live/test_control.py::test_a_reload_with_one_mistake_changes_nothing_and_names_it",
     ),
     Mutation(
@@ -871,15 +907,15 @@ MUTATIONS: Final = (
     Mutation(
         "a page of a set is bounded",
         "conntrackd/live_sets.py",
-        "if len(found) == PAGE:",
+        "if len(found) == MAX_PAGE:",
         "if not found:",
         "tests/test_live_sets.py::test_pages_are_bounded_and_together_all_of_it",
     ),
     Mutation(
         "sets that are read anew have room for so many entries in all",
         "conntrackd/live_sets.py",
-        "room = MAX_ENTRIES - sum(other.entries for other in found.values() if other.name != name)",
-        "room = MAX_ENTRIES",
+        "MAX_ENTRIES - sum(others)",
+        "MAX_ENTRIES",
         "tests/test_live_sets.py::test_files_with_mistakes_change_no_set",
     ),
     Mutation(
@@ -1285,8 +1321,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a section of aliases is not written out",
-        "conntrackd/config/flow_metrics.py",
-        "if length > MAX_ITEM:",
+        "conntrackd/config/document.py",
+        "if len(text) > limit:",
         "if False:",
         "tests/config/test_flow_metrics.py::test_a_section_of_aliases_is_not_written_out",
     ),

@@ -32,12 +32,6 @@ SECONDS: Final = 1.0
 
 
 @pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
-
-
-@pytest.fixture
 def running(net: Network, bus: PrivateBus, tmp_path: Path) -> Iterator[Running]:
     configuration = tmp_path / "conntrackd.yaml"
     configuration.write_text("sink: {stream: {enable: true}}\nconntrack: {events: new, protocols: udp}\n")

@@ -19,10 +19,10 @@ from conntrackd.bus.names import MANAGER_PATH as PATH
 from tests.bus.private import PrivateBus
 from tests.bus.raw import Raw
 from tests.faults.figures import Row, note
-from tests.faults.producer import FIRST_SOURCE, FIRST_TARGET, TARGETS, Producer, prepare, produce
+from tests.faults.producer import FIRST_SOURCE, FIRST_TARGET, TARGETS, Producer, produce
 from tests.faults.rig import wait_until
 from tests.live.daemon import Running, command, environment
-from tests.live.network import Network, network
+from tests.live.network import Network
 
 pytestmark = pytest.mark.privileged
 
@@ -83,19 +83,6 @@ class Ledger(Running):
 
     def count_descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        prepare(built)
-        yield built
-
-
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,12 +31,6 @@ SINKS: Final = tuple(f"sink-{number}" for number in range(10))  # as many as can
 GENERATIONS: Final = 50
 ODD: Final = "odd"  # has every event of each second generation; standard output has all, in order
 ROUND, RATE = 200, 2000
-
-
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
 
 
 class Load(threading.Thread):

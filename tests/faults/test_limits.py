@@ -5,7 +5,7 @@ import re
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,6 @@ def start(*prefix: str, arguments: Sequence[str] = ()) -> subprocess.CompletedPr
     """A daemon that does not come to start, to its end."""
     line, env = [*prefix, *command("run", *SINKS, *arguments)], environment()
     return subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=env)
-
-
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
 
 
 def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, bus: PrivateBus) -> None:

@@ -15,14 +15,13 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
-from conntrackd.flow import EventType, Flow, Protocol
+from conntrackd.flow import ALL_EVENTS, EventType, Flow, Protocol
 from conntrackd.netlink.message import walk
 from conntrackd.netlink.socket import attach_program
 from tests.filter.rows import MASKED
 from tests.filter.strategies import flows, kernel_rules, rules
 from tests.messages import build_message
 
-ALL = int(EventType.NEW | EventType.UPDATE | EventType.DESTROY)
 TCP_UDP = frozenset({int(Protocol.TCP), int(Protocol.UDP)})
 EXAMPLE = walk(
     build_message(
@@ -68,7 +67,7 @@ def keeps(compiled: KernelFilter, flow: Flow) -> bool:
 def test_the_kernel_never_drops_what_the_rules_keep(some: list[Rule], flow: Flow) -> None:
     kept = evaluate(some, flow).keep
 
-    assert keeps(compile_kernel(some, protocols=None, events=ALL), flow) or not kept
+    assert keeps(compile_kernel(some, protocols=None, events=ALL_EVENTS), flow) or not kept
 
 
 @given(rules, flows())
@@ -95,7 +94,7 @@ def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule
     assume(count_fields(some) <= bpfcode.SPARE_SLOT)
     kept = evaluate(some, flow, TCP_UDP).keep
 
-    assert keeps(compile_kernel(some, protocols=TCP_UDP, events=ALL), flow) is kept
+    assert keeps(compile_kernel(some, protocols=TCP_UDP, events=ALL_EVENTS), flow) is kept
 
 
 @pytest.mark.parametrize(
@@ -123,23 +122,23 @@ def test_of_what_the_kernel_can_decide_it_drops_exactly_the_rest(some: list[Rule
     ],
 )
 def test_one_event_under_rules_that_people_write(texts: list[str], kept: bool) -> None:
-    assert keeps(compile_kernel(parse(*texts), protocols=TCP_UDP, events=ALL), EXAMPLE) is kept
+    assert keeps(compile_kernel(parse(*texts), protocols=TCP_UDP, events=ALL_EVENTS), EXAMPLE) is kept
 
 
 @pytest.mark.parametrize(
     ("texts", "groups"),
     [
-        ([], ALL),
+        ([], ALL_EVENTS),
         (["drop any"], 0),
         (["log type NEW", "drop any"], EventType.NEW),
         (["drop type UPDATE"], EventType.NEW | EventType.DESTROY),
         (["drop not type DESTROY"], EventType.DESTROY),
         (["log type NEW and port 80", "drop type NEW,UPDATE"], EventType.NEW | EventType.DESTROY),
-        (["drop type NEW and port 80"], ALL),
+        (["drop type NEW and port 80"], ALL_EVENTS),
     ],
 )
 def test_only_groups_are_joined_of_which_an_event_can_be_kept(texts: list[str], groups: int) -> None:
-    assert compile_kernel(parse(*texts), protocols=None, events=ALL).groups == groups
+    assert compile_kernel(parse(*texts), protocols=None, events=ALL_EVENTS).groups == groups
 
 
 @pytest.mark.parametrize(
@@ -156,14 +155,14 @@ def test_only_groups_are_joined_of_which_an_event_can_be_kept(texts: list[str], 
     ],
 )
 def test_the_kernel_decides_about_identifiers_of_both_protocols(text: str, dropped: bool) -> None:
-    program = compile_kernel(parse(text), protocols=None, events=ALL).program
+    program = compile_kernel(parse(text), protocols=None, events=ALL_EVENTS).program
     pings = [replace(MASKED, protocol=number) for number in (Protocol.ICMP, Protocol.ICMPV6)]
 
     assert passes(program, [build_message(ping) for ping in pings]) == [not dropped] * 2
 
 
 def test_an_identifier_that_alone_is_translated_is_seen_by_the_kernel_too() -> None:
-    program = compile_kernel(parse("drop nat SNAT"), protocols=None, events=ALL).program
+    program = compile_kernel(parse("drop nat SNAT"), protocols=None, events=ALL_EVENTS).program
     alone = replace(MASKED, reply_dst=MASKED.src)
 
     plain = replace(alone, reply_icmp_id=alone.icmp_id)
@@ -178,11 +177,11 @@ def test_a_type_that_is_not_wanted_is_neither_joined_nor_passed_up() -> None:
 
 
 def test_without_rules_and_limits_there_is_no_program() -> None:
-    assert compile_kernel([], protocols=None, events=ALL) == KernelFilter(ALL, None, [])
+    assert compile_kernel([], protocols=None, events=ALL_EVENTS) == KernelFilter(ALL_EVENTS, None, [])
 
 
 def test_what_is_no_event_is_passed_up_to_be_counted() -> None:
-    program = compile_kernel(parse("drop any"), protocols=TCP_UDP, events=ALL).program
+    program = compile_kernel(parse("drop any"), protocols=TCP_UDP, events=ALL_EVENTS).program
     event = build_message(EXAMPLE)
 
     others = [event[:4] + bytes([number]) + event[5:] for number in (1, 3, 255)]  # the type's lower byte
@@ -192,7 +191,7 @@ def test_what_is_no_event_is_passed_up_to_be_counted() -> None:
 
 def test_a_program_that_is_too_long_lets_later_rules_pass() -> None:
     texts = [f"drop destination address 2001:db8:{number:x}::/64" for number in range(1000)]
-    big = compile_kernel(parse(*texts), protocols=TCP_UDP, events=ALL)
+    big = compile_kernel(parse(*texts), protocols=TCP_UDP, events=ALL_EVENTS)
 
     v6 = replace(EXAMPLE, family=socket.AF_INET6, src=bytes(16), reply_dst=bytes(16))
     ends = [bytes.fromhex(f"20010db8{number:04x}") + bytes(10) for number in (0, 999)]
@@ -205,7 +204,7 @@ def test_a_program_that_is_too_long_lets_later_rules_pass() -> None:
 
 def test_a_kernel_filter_says_what_is_left_to_the_core() -> None:
     some = compile_kernel(
-        parse("log country DE and port 80", "drop duration > 1s"), protocols=None, events=ALL
+        parse("log country DE and port 80", "drop duration > 1s"), protocols=None, events=ALL_EVENTS
     )
 
     assert some.notes == ["rule 1: locations are looked up there", "rule 2: the duration is computed there"]
@@ -229,7 +228,7 @@ def find_disagreement() -> bool:
         replace(EXAMPLE, family=socket.AF_INET6, src=v6, dst=v6, reply_src=v6, reply_dst=v6),
     ]
     return any(
-        keeps(compile_kernel(parse(*texts), protocols=None, events=ALL), event)
+        keeps(compile_kernel(parse(*texts), protocols=None, events=ALL_EVENTS), event)
         is not evaluate(parse(*texts), event).keep
         for texts in lists
         for event in events

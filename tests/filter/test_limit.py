@@ -25,11 +25,11 @@ from conntrackd.filter.limit import Limit, assemble_limits
 from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.flow import NANO, Flow
+from conntrackd.flow import ALL_EVENTS, NANO, Flow
 from tests.engine.feed import ENGINES, RECEIVED_NS
 from tests.filter import strategies
 from tests.filter.rows import FLOW, IPV6, parse
-from tests.filter.test_kernel import ALL, passes
+from tests.filter.test_kernel import passes
 from tests.messages import build_message
 
 SEED = 1
@@ -311,7 +311,7 @@ def test_what_is_beyond_a_limit_is_not_for_the_next_rule_and_the_kernel_passes_i
         assert deciding.totals == [0, 2, 0, 0]
 
     assert [rule.number for rule in list_shadowed(rules)] == [2]
-    program = compile_kernel(rules, protocols=None, events=ALL).program
+    program = compile_kernel(rules, protocols=None, events=ALL_EVENTS).program
     assert passes(program, [build_message(FLOW)] * 3) == [True] * 3
 
 

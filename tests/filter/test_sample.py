@@ -20,12 +20,12 @@ from conntrackd.filter.render import render
 from conntrackd.filter.sample import MAX_RATE, WORD, is_sampled, mix
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import compile_table
-from conntrackd.flow import Flow
+from conntrackd.flow import ALL_EVENTS, Flow
 from conntrackd.render import json as json_lines
 from tests.core.deciding import Core
 from tests.engine.feed import ENGINES, RECEIVED_NS
 from tests.filter.rows import FLOW, parse
-from tests.filter.test_kernel import ALL, passes
+from tests.filter.test_kernel import passes
 from tests.messages import build_message
 
 Sampled = tuple[int, int | None]
@@ -134,7 +134,7 @@ def test_reference_core_and_kernel_have_the_same_flows(rate: int) -> None:
     rules = parse(f"log type NEW,DESTROY sample 1/{rate}", "drop any")
     flows = [with_id(flow_id) for flow_id in [0, 1, WORD, 1 << 31, *IDS[:2000]]]
     expected = [is_sampled(flow.id, rate) for flow in flows]
-    kernel = compile_kernel(rules, protocols=None, events=ALL)
+    kernel = compile_kernel(rules, protocols=None, events=ALL_EVENTS)
 
     assert [evaluate(rules, flow).keep for flow in flows] == expected
     assert Core(compile_table(rules)).keep(flows) == [n for n, kept in enumerate(expected) if kept]
@@ -163,7 +163,7 @@ def test_the_first_match_wins_though_it_is_not_logged() -> None:
 def test_what_the_kernel_cannot_decide_it_does_not_sample(condition: str) -> None:
     """The next rule may want the flow."""
     rules = parse(f"log {condition} sample 1/1000", "log port 443", "drop any")
-    kernel = compile_kernel(rules, protocols=None, events=ALL)
+    kernel = compile_kernel(rules, protocols=None, events=ALL_EVENTS)
 
     assert passes(kernel.program, [build_message(with_id(flow_id)) for flow_id in IDS[:50]]) == [True] * 50
 

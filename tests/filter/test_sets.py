@@ -35,11 +35,11 @@ from conntrackd.filter.sets import (
 )
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
-from conntrackd.flow import Flow
+from conntrackd.flow import ALL_EVENTS, Flow
 from tests.core.deciding import Core
 from tests.filter.rows import FLOW, IPV6
 from tests.filter.strategies import ADDRESSES, PREFIXES, SETS, make_set
-from tests.filter.test_kernel import ALL, passes
+from tests.filter.test_kernel import passes
 from tests.messages import build_message
 
 EVERY: Final = frozenset(range(256))
@@ -405,7 +405,7 @@ def test_an_empty_set_is_a_warning() -> None:
 
 @pytest.mark.parametrize("text", ["drop source address @{}", "drop not source address @{}"])
 def test_the_kernel_passes_up_what_a_set_decides(text: str) -> None:
-    kernel = compile_kernel(parse(text.format("four"), "drop port 1"), protocols=None, events=ALL)
+    kernel = compile_kernel(parse(text.format("four"), "drop port 1"), protocols=None, events=ALL_EVENTS)
     inside = make_flow(ip_network("10.0.0.1").network_address.packed)
 
     assert passes(kernel.program, [build_message(inside), build_message(replace(inside, sport=1))]) == [
@@ -420,7 +420,7 @@ def test_what_is_explained_is_the_set_and_its_size() -> None:
     rules = parse_rules([RuleText("drop source address @many"), RuleText("log address @one")], {
         "many": many, "one": make_set("one", "::1")
     })  # fmt: skip
-    sections = list_sections(rules, EVERY, ALL, core=True)
+    sections = list_sections(rules, EVERY, ALL_EVENTS, core=True)
 
     assert sections["Sets"] == ["@many (1,234 entries) from /sets/many", "@one (1 entry) from /sets/one"]
     assert sections["Table in the core"][2:] == [
@@ -432,4 +432,4 @@ def test_what_is_explained_is_the_set_and_its_size() -> None:
         "   5  destination address in @one (1 entry): rule 2 (log), else 6",
         "   6  destination address in @one (1 entry): rule 2 (log), else no rule (log)",
     ]
-    assert "Sets" not in list_sections(parse("drop any"), EVERY, ALL)
+    assert "Sets" not in list_sections(parse("drop any"), EVERY, ALL_EVENTS)

@@ -14,10 +14,10 @@ from conntrackd import core
 from conntrackd.core._core import Locations
 from conntrackd.filter import merge, table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
-from conntrackd.filter.evaluate import ALL, evaluate
+from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.fields import Field
 from conntrackd.filter.table import CORE_FIELDS, assemble, compile_table
-from conntrackd.flow import EventType, Flow, Location
+from conntrackd.flow import ALL_EVENTS, EventType, Flow, Location
 from tests.core.deciding import Core, load, select
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
@@ -26,7 +26,7 @@ batches = st.lists(strategies.flows(), min_size=1, max_size=12)
 
 
 def check(
-    rules: list[Rule], batch: list[Flow], protocols: frozenset[int] | None = None, events: int = ALL
+    rules: list[Rule], batch: list[Flow], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
 ) -> None:
     expected = [evaluate(rules, flow, protocols, events) for flow in batch]
     counts = [0] * (len(rules) + 1)

@@ -139,6 +139,18 @@ def test_damage_is_counted_and_costs_nothing_else(path: Path) -> None:
     assert (list_flows(read(path, again, last=9)), again.damage.count) == ([0, 1, 2], len(bad))
 
 
+def test_of_what_the_rules_cannot_keep_only_that_is_read(path: Path) -> None:
+    other, wanted = (line.replace(b'"src":"', b'"src":"x') for line in write_lines(make_flows(2)))
+    wanted = wanted.replace(b'"dport":443', b'"dport":53')
+    lost = write_lines([Lost(5, BASE, BASE, "kernel")])[0].replace(b'"lost":5', b'"lost":"5"')
+    odd = b'{"type":["NEW"],"dport":{}}\n'
+    write_file(path, [other, wanted, odd, b"{}\n", lost, *write_lines([Lost(5, BASE, BASE, "kernel")])])
+    selection = select("log destination port 53", "drop any")
+
+    assert (list_flows(read(path, selection)), selection.damage.count) == ([-1], 3)
+    assert '"x10.0.0.1" is not a valid src' in str(selection.damage.first)
+
+
 def test_a_compressed_file_that_was_cut_is_read_as_far_as_it_goes(path: Path) -> None:
     part = write_file(path.parent / "events.json.1.gz", write_lines(make_flows(2000)))
     whole = part.read_bytes()

@@ -1,7 +1,7 @@
 """Events out of a real journal, by a real journalctl, and what it is asked for."""
 
+import io
 import itertools
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.flow import EventType, Flow, Location, Lost
 from conntrackd.history import journal as reading
-from conntrackd.history.conditions import find_conditions
-from conntrackd.history.journal import JournalSource, list_matches, read_entry
+from conntrackd.history.conditions import find_conditions, fulfils_any
+from conntrackd.history.journal import MAX_LINE, JournalSource, list_matches, read_entry, read_export
 from conntrackd.history.times import Span
 from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID
 from conntrackd.sinks.journal import JournalSink
@@ -152,11 +152,9 @@ def set_journalctl(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
 
 
 def test_what_is_hidden_or_damaged_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = json.dumps(
-        {"__CURSOR": "x", "EVENT_TIME": "2025-11-22T10:34:43.000000000+00:00", "EVENT_TYPE": "OLD"}
-    )
+    entry = "__CURSOR=x\\nEVENT_TIME=2025-11-22T10:34:43.000000000+00:00\\nEVENT_TYPE=OLD\\n"
     hint = "Hint: You are currently not seeing messages from other users and the system."
-    script = f"echo '{hint}' >&2; echo nonsense; echo '{entry}'"
+    script = f"echo '{hint}' >&2; echo x=nonsense; echo; echo '{entry}'"
     set_journalctl(tmp_path, monkeypatch, script)
     selection = select()
 
@@ -217,21 +215,21 @@ def test_the_matches_never_leave_out_what_the_rules_keep(rules: list[Rule], flow
     conditions = find_conditions(rules)
     record = load(write_lines([flow])[0])
 
-    found = conditions is None or any(
-        all(str(record.get(name)) in values for name, values in condition.items()) for condition in conditions
-    )
-    assert found or not evaluate(rules, flow).keep
+    assert conditions is None or fulfils_any(record, conditions) or not evaluate(rules, flow).keep
+
+
+# ---- what journalctl prints ---------------------------------------------------------------------------
 
 
 def test_an_entry_is_the_record_of_the_stream() -> None:
     flow = make_flow(1)
-    entry: dict[str, object] = {
-        f"EVENT_{name.upper()}": str(value)
+    entry = {
+        f"EVENT_{name.upper()}".encode(): str(value).encode()
         for name, value in load(write_lines([flow])[0]).items()
         if name not in {"level", "msg"}
     }
-    odd = {"EVENT_CITY": ["twice", "this"], "EVENT_HELPER": None, "EVENT_ASN": "x"}
-    entry = entry | {"MESSAGE": "m", "PRIORITY": "4", "_HOSTNAME": "gw", **odd}
+    odd = {b"EVENT_ASN": b"x", b"EVENT_NEWS": b"5"}
+    entry |= {b"MESSAGE": b"m", b"PRIORITY": b"4", b"_HOSTNAME": b"gw", **odd}
 
     assert read_entry(entry) == load(write_lines([flow])[0]) | {
         "level": "WARN",
@@ -239,3 +237,19 @@ def test_an_entry_is_the_record_of_the_stream() -> None:
         "msg": "m",
         "asn": "x",
     }
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"EVENT_CITY\n" + (4).to_bytes(8, "little") + b"\n\n=\xff\n",
+        b"EVENT_CITY\n" + (MAX_LINE * 3).to_bytes(8, "little") + b"\n" * MAX_LINE * 3 + b"\n",
+        b"EVENT_CITY=" + b"=" * MAX_LINE * 3 + b"\n",
+        b"EVENT_CITY=" + b"x" * (MAX_LINE - 11) + b"\n",
+    ],
+    ids=["binary", "long binary", "long", "longer by its end"],
+)
+def test_what_no_sink_writes_is_passed_over(odd: bytes) -> None:
+    output = b"__CURSOR=1\n" + odd + b"EVENT_TYPE=NEW\n\n__CURSOR=2\nEVENT_TYPE=UP"
+
+    assert list(read_export(io.BytesIO(output))) == [{b"__CURSOR": b"1", b"EVENT_TYPE": b"NEW"}]

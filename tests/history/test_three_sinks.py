@@ -1,13 +1,16 @@
-"""The same events through three sinks, read back from each: the same records, whatever the time zone."""
+"""What was sent, through three sinks and read back from each: through rotations, a boot and time zones."""
 
+import gzip
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conntrackd.cli.lines import TIMES, to_utc
+from conntrackd.delivery.sink import Sink
 from conntrackd.flow import EventType, Flow, Lost
 from conntrackd.history.files import FileSource
 from conntrackd.history.journal import JournalSource
@@ -26,7 +29,8 @@ from tests.sinks.loki_server import Store, run_server
 from tests.sinks.test_journal import journald
 
 MILLI = 1_000_000
-COUNT = 2000
+COUNT = 20_000
+BOOT = "01234567-89ab-4def-8123-456789abcdef"
 RULES = ("log destination port 53 and type NEW", "drop any")
 
 
@@ -55,50 +59,71 @@ def make_records(begin: int) -> list[Flow | Lost]:
     return [*flows[:700], Lost(5, begin, begin + 699_500_000, "kernel"), *flows[700:]]
 
 
+def send(records: list[Flow | Lost], *sinks: Sink) -> None:
+    for sink in sinks:
+        sink.open()
+        for part in render_all(sink.template, records):
+            sink.write([part])
+        sink.close()
+
+
+def rotate(path: Path) -> None:
+    """As logrotate does with `delaycompress`."""
+    first, second = path.with_name(f"{path.name}.1"), path.with_name(f"{path.name}.2.gz")
+    if first.exists():
+        second.write_bytes(gzip.compress(first.read_bytes()))
+    path.rename(first)
+
+
+def normalize(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """In UTC, and without the host, which a file does not have."""
+    return [
+        {name: to_utc(value) if name in TIMES else value for name, value in record.items() if name != "host"}
+        for record in records
+    ]
+
+
 def read(source: Source) -> list[dict[str, Any]]:
-    """Without the host, which a file does not have, and with times as the stream would write them here."""
-    records = [{name: value for name, value in record.items() if name != "host"} for record in source.read()]
-    source.close()
-    return records
+    try:
+        return normalize(source.read())
+    finally:
+        source.close()
 
 
 @pytest.mark.privileged
 def test_three_sinks_have_the_same_events(tmp_path: Path, zones: Iterator[str]) -> None:
-    begin = time.time_ns() // MILLI * MILLI - 10 * 10**9
+    begin = time.time_ns() // MILLI * MILLI - 30 * 10**9
     records = make_records(begin)
+    lines = normalize(map(load, write_lines(records)))
     path, store = tmp_path / "events.json", Store(answers={PATH: query_range})
-    next(zones)
     with journald() as journal, run_server(store) as server:
         settings = make_settings(server.port, host="gw")
-        for sink in (StreamSink(path), JournalSink(journal.socket), Loki(settings)):
-            sink.open()
-            for part in render_all(sink.template, records):
-                sink.write([part])
-            sink.close()
-        journal.wait_for(len(records))
+        for number, part in enumerate((records[:7000], records[7000:14_000], records[14_000:])):
+            if number:
+                rotate(path)
+            if number == 1:
+                journal.boot(BOOT)
+            next(zones)
+            send(part, StreamSink(path), JournalSink(journal.socket), Loki(settings))
+        entries = journal.wait_for(len(records))
+        assert len({entry["_BOOT_ID"] for entry in entries}) == 2
         directory = f"/proc/{journal._namespace}/root/run/log/journal"
-        for first, last in ((0, COUNT), (600, 1500)):
+
+        for first, last in ((0, COUNT), (6000, 15_000), (18_000, 18_100)):
             chosen = select(*RULES, span=Span(begin + first * MILLI, begin + last * MILLI))
             wanted = [
                 record
-                for record in map(load, write_lines(records))
+                for record in lines
                 if record["type"] == "LOST" or (record["dport"], record["type"]) == (53, "NEW")
                 if first <= record.get("flow", 699) <= last
             ]
-            assert len(wanted) == 1 + len(range(first, min(last + 1, COUNT), 12))
-            assert read(FileSource(path, chosen)) == wanted
-            assert read(JournalSource(directory, chosen)) == wanted
-            assert read(LokiSource(settings, chosen)) == wanted
-
-        zone = next(zones)  # the sinks wrote in another one than who reads has now
-        late = select(*RULES, span=Span(begin + 600 * MILLI, begin + 700 * MILLI))
-        sources = (
-            FileSource(path, late),
-            JournalSource(directory, late),
-            LokiSource(settings, late),
-        )
-        for source in sources:
-            assert [record.get("flow", -1) for record in read(source)] == [
-                *range(600, 700, 12),
-                -1,
-            ], zone
+            assert [record["flow"] for record in wanted if "flow" in record] == [
+                number for number in range(first, min(last + 1, COUNT)) if number % 12 == 0
+            ]
+            zone = next(zones)  # the sinks wrote in all of them
+            assert read(FileSource(path, chosen)) == wanted, zone
+            assert read(JournalSource(directory, chosen)) == wanted, zone
+            assert read(LokiSource(settings, chosen)) == wanted, zone
+        every = select(span=Span(begin, begin + COUNT * MILLI))
+        for source in (FileSource(path, every), JournalSource(directory, every), LokiSource(settings, every)):
+            assert read(source) == lines

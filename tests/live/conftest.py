@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bus.private import PrivateBus
+from tests.faults.producer import Producer, prepare, produce
 from tests.live import traffic
 from tests.live.control import run_on_bus
 from tests.live.daemon import Running
@@ -13,12 +14,27 @@ from tests.live.network import TRACKING, Network, network
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    """A router that tracks connections, with a server behind it; some modules have one of their own."""
+def net(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """A router that tracks connections, with a server behind it; a module may have a RULESET of its own."""
     with network() as built:
-        built.load(TRACKING)
+        built.load(getattr(request.module, "RULESET", TRACKING))
         with traffic.serve(built.server):
             yield built
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[Network]:
+    """One in which only a producer is heard."""
+    with network() as built:
+        prepare(built)
+        yield built
+
+
+@pytest.fixture
+def producer(silent: Network) -> Iterator[Producer]:
+    with produce(silent) as made:
+        made.forget()
+        yield made
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import pytest
 from conntrackd.render.cryptopan import CryptoPan
 from tests.live import traffic
 from tests.live.daemon import Running, daemon, settle
-from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside
 
 pytestmark = pytest.mark.privileged
+RULESET = TRACKING + SNAT
 
 KEYS = (bytes(range(32)), bytes(range(32, 64)), bytes(range(64, 96)))
 CONFIGURATION = """\
@@ -40,14 +41,6 @@ sinks:
   short: {{kind: stream, writer: 'file://{folder}/short', anonymize: truncate}}
 """
 ADDRESSES = ("src", "dst", "nat_src", "nat_dst")
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING + SNAT)
-        with traffic.serve(built.server):
-            yield built
 
 
 def talk(net: Network) -> None:

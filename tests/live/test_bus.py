@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,12 @@ from conntrackd.bus.names import BUS, BUS_PATH, MANAGER
 from conntrackd.errors import ConntrackdError, NotPermittedError
 from tests.bus.private import STAND_IN, PrivateBus, as_user, wait_until
 from tests.bus.raw import Raw, call
-from tests.live import traffic
 from tests.live.control import ask, count_descriptors, count_new, count_sources, flood, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, network
 
 pytestmark = pytest.mark.privileged
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING + SNAT)
-        with traffic.serve(built.server):
-            yield built
+RULESET = TRACKING + SNAT
 
 
 def test_a_tail_has_the_events_of_its_own_rules(running: Running, net: Network, bus: PrivateBus) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,13 @@ from netaddr import IPSet
 from conntrackd.bus.client import DaemonError
 from conntrackd.cli import ctl
 from tests.bus.private import wait_until
-from tests.live import traffic
 from tests.live.control import ask, count_descriptors, count_new, talk
 from tests.live.daemon import Running, settle
-from tests.live.network import SNAT, TRACKING, Network, inside, network
+from tests.live.network import SNAT, TRACKING, Network, inside
 from tests.sinks.syslog_servers import find_port
 
 pytestmark = pytest.mark.privileged
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING + SNAT)
-        with traffic.serve(built.server):
-            yield built
+RULESET = TRACKING + SNAT
 
 
 def test_status_stats_and_doctor_of_a_daemon_in_a_namespace(

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,12 @@ from netaddr import IPSet
 
 from tests.live import traffic
 from tests.live.daemon import command, daemon, environment, run, settle
-from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside
 from tests.odd_files import make_odd_file
 from tests.sinks.syslog_servers import wait_until
 
+RULESET = TRACKING + SNAT
 STREAM = "--sink.stream.enable"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        built.load(TRACKING + SNAT)
-        with traffic.serve(built.server):
-            yield built
 
 
 def talk(net: Network, times: int) -> None:

@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from conntrackd.resources import is_kernel
 from tests.live.control import ask, talk
 from tests.live.daemon import ROOT, Running, daemon, environment, settle
-from tests.live.network import TRACKING, Network, inside, network
-from tests.live.traffic import serve
+from tests.live.network import Network, inside
 from tests.metrics.client import get
 from tests.sinks.syslog_servers import find_port, wait_until
 
@@ -34,14 +32,6 @@ sys.modules["prometheus_client"] = sys.modules["prometheus_client.core"] = None
 from conntrackd.cli.daemon import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        made.load(TRACKING)
-        with serve(made.server):
-            yield made
 
 
 @pytest.fixture

@@ -14,28 +14,14 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from tests.bus.private import PrivateBus
-from tests.faults.producer import Producer, find_number, prepare, produce
+from tests.faults.producer import Producer, find_number
 from tests.live import traffic
 from tests.live.control import ask
 from tests.live.daemon import Event, Running, daemon, run, settle
-from tests.live.network import Network, call_inside, inside, network
+from tests.live.network import Network, call_inside, inside
 
 pytestmark = pytest.mark.privileged
 READERS = pytest.mark.parametrize("readers", [2, 3])
-
-
-@pytest.fixture(scope="module")
-def silent() -> Iterator[Network]:
-    with network() as built:
-        prepare(built)
-        yield built
-
-
-@pytest.fixture
-def producer(silent: Network) -> Iterator[Producer]:
-    with produce(silent) as made:
-        made.forget()
-        yield made
 
 
 def arguments(net: Network, readers: int, *more: str) -> list[str]:

@@ -3,30 +3,16 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.producer import Producer, find_number, prepare, produce
+from tests.bus.private import wait_until
+from tests.faults.producer import Producer, find_number
 from tests.live.daemon import Event, Running, daemon, run
-from tests.live.network import Network, network
+from tests.live.network import Network
 
 pytestmark = pytest.mark.privileged
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        prepare(built)
-        yield built
-
-
-@pytest.fixture
-def producer(net: Network) -> Iterator[Producer]:
-    with produce(net) as made:
-        made.forget()
-        yield made
 
 
 def arguments(net: Network, *more: str) -> list[str]:
@@ -108,7 +94,7 @@ def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_pat
     more = arguments(producer.network, "--conntrack.resync", "snapshot")
     with daemon(*more, **state) as first:
         first.wait_for_start()
-        first.wait((tmp_path / "listened").exists, "the note")
+        wait_until((tmp_path / "listened").exists)
         assert first.stop() == 0
     producer.send(50)
     with daemon(*more, **state) as second:

@@ -3,7 +3,6 @@
 import base64
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ def repeat(handler: Handler) -> bool:
 
 def repeat_later(handler: Handler) -> bool:
     return handler.reply(503, f"busy, {handler.headers['Authorization']}")
-
-
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
 
 
 @pytest.mark.parametrize("kind", ["token", "password"])

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -13,18 +12,10 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.table import ConntrackTable, TableFill
 from tests.engine.feed import ENGINES
-from tests.faults.producer import CLIENT, SERVER, Producer, find_number, prepare, produce
-from tests.live.network import inside, network
+from tests.faults.producer import CLIENT, SERVER, Producer, find_number
+from tests.live.network import inside
 
 FLOWS = 1000  # several chunks of the kernel's
-
-
-@pytest.fixture
-def producer() -> Iterator[Producer]:
-    with network() as net:
-        prepare(net)
-        with produce(net) as made:
-            yield made
 
 
 @pytest.mark.privileged

@@ -4,12 +4,13 @@ No Loki is to be had here: its queries are parsed by the grammar of Grafana's ed
 and run by nobody. Nor are the images of compose.yaml, which is held against the files that it mounts.
 """
 
-import importlib.util
 import json
+import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -38,19 +39,8 @@ EVENT_FIELDS: Final = {field.name for field in FIELDS} | {
 }
 STREAM_LABELS: Final = {*loki.LABELS, "service_name", "host", "environment"}
 LOGQL_NAME: Final = re.compile(r"(?:by \(|, |\| |unwrap |\{)(\w+)(?=[,)]| ?[!=]|\}| \[)")
-
-
-def load() -> ModuleType:
-    """The script, which is in no package."""
-    spec = importlib.util.spec_from_file_location("make_dashboards", FOLDER / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MAKE: Final = load()
+# The script, which is in no package.
+MAKE: Final = SimpleNamespace(**runpy.run_path(os.fspath(FOLDER / "make.py")))
 dashboards = pytest.mark.parametrize("name", MAKE.NAMES)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conntrackd.config.read import read_config
-from conntrackd.engine import ALL_EVENTS, Engine, Sums
+from conntrackd.engine import Engine, Sums
 from conntrackd.errors import ManyErrors
 from conntrackd.filter.sets import NO_SETS
-from conntrackd.flow import EventType, Flow
+from conntrackd.flow import ALL_EVENTS, EventType, Flow
 from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from conntrackd import bpf
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.kernel import KernelFilter, compile_kernel
-from conntrackd.flow import Flow
+from conntrackd.flow import ALL_EVENTS, Flow
 from conntrackd.netlink.shares import SocketShare, compile_share, is_name, is_whole, list_shares
 from conntrackd.netlink.socket import attach_program
 from tests.engine.feed import MESSAGES, pair
 from tests.filter.strategies import flows, kernel_rules
-from tests.filter.test_kernel import ALL, EXAMPLE, TCP_UDP
+from tests.filter.test_kernel import EXAMPLE, TCP_UDP
 from tests.messages import build_message
 
 TOTALS = range(1, 17)
@@ -56,7 +56,7 @@ def test_each_event_is_in_one_share_which_its_flow_alone_decides(total: int, flo
 def test_a_share_has_of_its_events_exactly_what_the_filter_passes(
     total: int, some: list[Rule], flow: Flow
 ) -> None:
-    rules, message = compile_kernel(some, protocols=TCP_UDP, events=ALL), build_message(flow)
+    rules, message = compile_kernel(some, protocols=TCP_UDP, events=ALL_EVENTS), build_message(flow)
     program = None if rules.program is None else bpf.assemble(rules.program)
 
     assert find_shares(total, message, program) == ([flow.id % total] if passes(rules, message) else [])

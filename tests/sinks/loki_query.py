@@ -7,7 +7,8 @@ https://grafana.com/docs/loki/latest/reference/loki-http-api/
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from tests.sinks.loki_server import Entry, Labels, Store
 
@@ -30,33 +31,41 @@ def query_range(store: Store, parameters: Mapping[str, str]) -> tuple[int, str]:
         )
     if end - start > MAX_LENGTH:
         return 400, "the query time range exceeds the limit (query length: 800h0m0s, limit: 30d1h)"
+    streams, wanted = parse_matchers(match[1]), [parse_matchers(text) for text in _list_groups(match[2])]
     with store.lock:
         found = [
-            (entry, {**dict(labels), **dict(entry.metadata)})
+            (entry, labels)
             for labels, entries in store.streams.items()
-            if all(holds(matcher, dict(labels)) for matcher in MATCHER.finditer(match[1]))
+            if fulfils(streams, dict(labels))
             for entry in entries.values()
             if start <= entry.time < end
         ]
-    kept = [(entry, labels) for entry, labels in found if match[2] is None or keeps(match[2], labels)]
-    kept.sort(key=lambda pair: pair[0].time, reverse=parameters["direction"] == "backward")
-    return 200, render(kept[:limit])
+    found.sort(key=lambda pair: pair[0].time, reverse=parameters["direction"] == "backward")
+    # No further than to the limit: each page asks for all that is left.
+    own = ((entry, {**dict(labels), **dict(entry.metadata)}) for entry, labels in found)
+    kept = (pair for pair in own if not wanted or any(fulfils(group, pair[1]) for group in wanted))
+    return 200, render(islice(kept, limit))
 
 
-def keeps(text: str, labels: Mapping[str, str]) -> bool:
-    """`a="b" or (c=~"d|e" and f="g")`."""
-    return any(
-        all(holds(matcher, labels) for matcher in MATCHER.finditer(group)) for group in text.split(" or ")
-    )
+def _list_groups(text: str | None) -> list[str]:
+    """Of `a="b" or (c=~"d|e" and f="g")`."""
+    return [] if text is None else text.split(" or ")
 
 
-def holds(matcher: re.Match[str], labels: Mapping[str, str]) -> bool:
-    name, operator, text = matcher.groups()
-    value, wanted = labels.get(name, ""), json.loads(f'"{text}"')
-    return value == wanted if operator == "=" else re.fullmatch(wanted, value) is not None
+def parse_matchers(text: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Labels, and what all of a value has to be."""
+    found = []
+    for name, operator, quoted in MATCHER.findall(text):
+        value = json.loads(f'"{quoted}"')
+        found.append((name, re.compile(re.escape(value) if operator == "=" else value)))
+    return found
 
 
-def render(entries: list[tuple[Entry, dict[str, str]]]) -> str:
+def fulfils(matchers: list[tuple[str, re.Pattern[str]]], labels: Mapping[str, str]) -> bool:
+    return all(pattern.fullmatch(labels.get(name, "")) for name, pattern in matchers)
+
+
+def render(entries: Iterable[tuple[Entry, dict[str, str]]]) -> str:
     streams: dict[Labels, list[list[str]]] = {}
     for entry, labels in entries:
         shown = tuple(sorted({**labels, "detected_level": labels["level"].lower()}.items()))

@@ -157,11 +157,12 @@ def boot(distribution: Distribution, root: Path) -> Iterator[Machine]:
     copy(distribution.base, root)
     (root / "etc/machine-id").write_text("")
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "-b", "-D"]
-    bind = f"--bind-ro={distribution.pool}:/srv/debian"
+    # SocketBindDeny= is a program for a control group, which nspawn would not let systemd load.
+    options = ("--system-call-filter=bpf", f"--bind-ro={distribution.pool}:/srv/debian")
     said = root.with_name(f"{root.name}.boot")
     with said.open("wb") as output:
         process = subprocess.Popen(
-            [*command, str(root), bind],
+            [*command, str(root), *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

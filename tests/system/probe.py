@@ -8,9 +8,10 @@ Runs with the settings of conntrackd.service and the standard library alone:
     systemctl daemon-reload && systemctl start conntrackd-probe     fails where a row does not hold
     journalctl -u conntrackd-probe -o cat                           one line for each row
 
-`--without NAME` leaves out a row that the machine cannot enforce (`bind` needs BPF for control groups, which
-a container may not have). Each attempt is harmless where it succeeds: a call that the sandbox lets through
-fails on its arguments, with another error than a refusal.
+`--without NAME` leaves out a row that the machine cannot enforce: `bind` needs BPF for control groups, which
+a container may not have, and a systemd with +BPF_FRAMEWORK, which Debian 12 has not. Where systemd passes a
+socket, there is one row more: somebody is served by it. Each attempt is harmless where it succeeds: a call
+that the sandbox lets through fails on its arguments, with another error than a refusal.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 SO_RCVBUFFORCE = 33
 CLONE_NEWUSER = 0x10000000
+LISTEN_FDS_START = 3
 # asm/unistd_64.h; asm-generic/unistd.h
 NUMBERS = {
     "x86_64": {"init_module": 175, "bpf": 321, "io_uring_setup": 425, "add_key": 248, "kexec_load": 246},
@@ -258,6 +260,19 @@ MUST_WORK: dict[str, Callable[[], object]] = {
     "read-only": find_read_only,
     "own-processes": see_only_own_processes,
 }
+
+
+def serve_passed() -> None:
+    """Metrics, by the socket that systemd has bound."""
+    with (
+        socket.socket(fileno=LISTEN_FDS_START) as listener,
+        socket.create_connection(listener.getsockname(), 5),
+    ):
+        listener.accept()[0].close()
+
+
+if os.environ.get("LISTEN_PID") == str(os.getpid()):
+    MUST_WORK["passed-socket"] = serve_passed
 
 
 def try_row(attempt: Callable[[], object], wanted: bool) -> tuple[bool, str]:

@@ -86,7 +86,8 @@ def test_a_change_of_the_core_is_compiled_by_the_next_make(fresh: Fresh) -> None
 
 def test_the_quick_part_of_the_tests_passes(fresh: Fresh) -> None:
     """All of `make test` that needs no privileges; `make test` itself runs the rest where CI runs."""
-    left_out = "--ignore=tests/packages/test_wheel.py"  # compares with git, which nobody needs here
+    # The wheel is compared with git, which nobody needs here; the sanitizers take minutes of what is C alone.
+    left_out = "--ignore=tests/packages/test_wheel.py --ignore=tests/core/test_sanitizers.py"
     said = fresh.sh(
         "make .venv/ready lint && "
         ".venv/bin/python -m pytest -q --color=no --numprocesses auto --dist loadfile "

@@ -1,5 +1,7 @@
 """The probe of the sandbox tells the truth where there is none."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,12 @@ PROBE = Path(__file__).parent / "probe.py"
 LEFT_OUT = ("clock", "hostname", "write-etc", "write-usr", "write-configuration")
 
 
+def name_directories(folder: Path) -> dict[str, str]:
+    return {"STATE_DIRECTORY": str(folder), "RUNTIME_DIRECTORY": str(folder)}
+
+
 def run_probe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {"STATE_DIRECTORY": str(folder), "RUNTIME_DIRECTORY": str(folder)}
+    environ = name_directories(folder)
     return subprocess.run(
         [sys.executable, "-I", str(PROBE), *words], env=environ, text=True, capture_output=True, check=False
     )
@@ -32,3 +38,18 @@ def test_what_a_sandbox_would_refuse_is_reported_as_let_through(tmp_path: Path) 
 
 def test_a_row_that_is_not_there_cannot_be_left_out(tmp_path: Path) -> None:
     assert run_probe(tmp_path, "--without", "nothing").returncode == 64
+
+
+def test_a_socket_that_systemd_passes_is_served(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        start = f"exec 3<&{listener.fileno()}; LISTEN_PID=$$ exec {sys.executable} -I {PROBE}"
+        done = subprocess.run(
+            ["bash", "-c", " ".join([start, *(f"--without {name}" for name in LEFT_OUT)])],
+            env={**os.environ, **name_directories(tmp_path)},
+            pass_fds=[listener.fileno()],
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    assert "probe: ok: passed-socket: works\n" in done.stdout

@@ -188,46 +188,56 @@ def test_the_sandbox_is_as_tight_as_it_says(service: Machine) -> None:
     assert float(level[1]) <= 1.5
 
 
-def test_what_it_needs_works_in_the_sandbox_and_nothing_else_does(service: Machine) -> None:
+@pytest.mark.parametrize("name", ["conntrackd-probe", "conntrackd-probe-metrics"])
+def test_what_it_needs_works_in_the_sandbox_and_nothing_else_does(service: Machine, name: str) -> None:
+    """Also with the socket of metrics passed: one cannot bind another, where systemd can forbid it at all."""
     shutil.copy(PROBE, service.root / "usr/lib/conntrackd-probe.py")
-    unit = service.root / "run/systemd/system/conntrackd-probe.service"
-    text = service.run("systemctl", "cat", SERVICE)
-    text = re.sub(
-        r"(?m)^ExecStart=.*",
-        "ExecStart=/usr/bin/python3 -I /usr/lib/conntrackd-probe.py --without bind",
-        text,
-    )
+    start = "ExecStart=/usr/bin/python3 -I /usr/lib/conntrackd-probe.py"
+    if "+BPF_FRAMEWORK" not in service.run("systemctl", "--version"):
+        start += " --without bind"
+    text = re.sub(r"(?m)^ExecStart=.*", start, service.run("systemctl", "cat", SERVICE))
     text = re.sub(r"(?m)^(Restart|WatchdogSec|ExecReload|Alias|FileDescriptorStore).*\n", "", text)
-    service.run("mkdir", "-p", "/run/systemd/system")
-    Path(f"/proc/{service.leader}/root/run/systemd/system/{unit.name}").write_text(
-        text.replace("Type=notify", "Type=oneshot")
-    )
+    units = Path(f"/proc/{service.leader}/root/run/systemd/system")
+    units.mkdir(exist_ok=True)
+    (units / f"{name}.service").write_text(text.replace("Type=notify", "Type=oneshot"))
+    listen = service.run("systemctl", "cat", METRICS).replace(SERVICE, f"{name}.service")
+    (units / f"{name}.socket").write_text(listen)
     service.run("systemctl", "daemon-reload")
-    done = service.sh("systemctl start conntrackd-probe; journalctl -u conntrackd-probe -o cat")
+    is_passed = name.endswith("metrics")
+    if is_passed:
+        service.run("systemctl", "start", f"{name}.socket")
+    try:
+        done = service.sh(f"systemctl start {name}; journalctl -u {name} -o cat")
+    finally:
+        service.run("systemctl", "stop", f"{name}.socket")
 
     assert "MUST" not in done
+    assert ("ok: passed-socket" in done) == is_passed
     assert done.count("ok") > 10
 
 
 def test_a_kill_is_followed_by_a_restart_that_has_the_events_of_the_gap(service: Machine) -> None:
     process = service.show("MainPID")
-    first = 100_000
+    first, before = 100_000, service.count("EVENT_TYPE=LOST")
     service.run("systemctl", "kill", "-s", "STOP", SERVICE)
     service.send(first, GAP)
     service.run("systemctl", "kill", "-s", "KILL", SERVICE)
 
     service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
     _wait_for_flows(service, first, GAP)
+    (lost,) = service.events("EVENT_TYPE=LOST")[before:]
+    assert (lost["EVENT_WHERE"], lost["EVENT_REASON"]) == ("daemon", "ended without a stop")
 
 
 def test_systemctl_restart_has_the_events_of_the_gap(service: Machine) -> None:
-    process, first = service.show("MainPID"), 105_000
+    process, first, before = service.show("MainPID"), 105_000, service.count("EVENT_TYPE=LOST")
     with service.background("-m", "tests.system.traffic", str(first), str(GAP), "slowly") as sender:
         service.run("systemctl", "restart", SERVICE)
         assert sender.wait(120) == 0
 
     assert service.show("MainPID") != process
     _wait_for_flows(service, first, GAP)
+    assert service.count("EVENT_TYPE=LOST") == before
 
 
 def test_the_time_between_stop_and_start_is_reported(service: Machine) -> None:
