@@ -30,7 +30,7 @@ from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, Unavaila
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import LOGS_NOTHING_HINT, list_warnings, logs_nothing
+from conntrackd.filter.never import LOGS_NOTHING_HINT, list_silence, list_warnings, logs_nothing
 from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
@@ -144,9 +144,11 @@ def _verify_rules(report: Report, known: "_KnownSets") -> None:
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
-    _verify_texts(
+    rules = _verify_texts(
         report, texts, known, lambda sets: compile_filter(texts, "", config, load_engine(), sets=sets)
     )
+    if len(rules) == len(texts):
+        report.warnings += list_silence(rules)
 
 
 def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> None:

@@ -417,6 +417,15 @@ def test_a_sink_whose_rules_log_nothing_is_a_warning(check: Check, rules: str, *
     assert all("switch off the sink" in warning.hint for warning in told)
 
 
+def test_so_is_a_filter_of_all_sinks_that_logs_nothing(check: Check) -> None:
+    told = [check(f"{STREAM}filter: [{rules}]\n").warnings for rules in ("drop any", "drop port 22")]
+
+    assert [[warning.message for warning in warnings] for warnings in told] == [
+        ["the filter logs no event"],
+        [],
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [

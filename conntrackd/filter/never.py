@@ -38,7 +38,8 @@ from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed, to_ranges
 from conntrackd.flow import ALL_EVENTS, EventType, Protocol
 
-LOGS_NOTHING_HINT: Final = "put a rule that logs before the one that drops any, or switch off the sink"
+LOGS_FIRST_HINT: Final = "put a rule that logs before the one that drops any"
+LOGS_NOTHING_HINT: Final = f"{LOGS_FIRST_HINT}, or switch off the sink"
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
 WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})
@@ -100,6 +101,11 @@ def logs_nothing(rules: Sequence[Rule]) -> bool:
     """Whether a rule drops any event before one logs. What no rule decides is logged."""
     ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
     return not next(ends, True)
+
+
+def list_silence(rules: Sequence[Rule]) -> list[RuleError]:
+    """A warning where the rules log nothing, for a filter that all sinks have in common."""
+    return [RuleError("the filter logs no event", hint=LOGS_FIRST_HINT)] if logs_nothing(rules) else []
 
 
 def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:
