@@ -212,6 +212,19 @@ def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> No
     assert good.warnings == []
 
 
+def test_the_name_of_a_country_that_no_database_has_is_a_warning(check: Check, tmp_path: Path) -> None:
+    write_database(tmp_path / "city.mmdb", BERLIN)
+    text = f"{STREAM}geoip.database: [city.mmdb]\nsink.stream.filter: ['log country %s']\n"
+
+    warned, good = check(text % "Gremany"), check(text % "Germany")
+
+    assert [str(each).replace(f"{tmp_path}/", "") for each in warned.warnings] == [
+        "conntrackd.yaml:3: no database has a country 'gremany'\n"
+        "  log country Gremany\n      ^^^^^^^^^^^^^^^\nhint: did you mean Germany?"
+    ]
+    assert (warned.mistakes, good.warnings) == ([], [])
+
+
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", "DNS:client")
