@@ -323,8 +323,8 @@ class Daemon:
             size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        own = list_warnings(self.sink_filters.in_force)
-        for warning in (*self.config.warnings, *self.filter.warnings, *own, *self.list_problems()):
+        doubts = list_warnings(self.filter, self.sink_filters.in_force, self.pipeline.geoip)
+        for warning in (*self.config.warnings, *doubts, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 

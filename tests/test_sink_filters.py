@@ -11,8 +11,15 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
-from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, list_sink_tables
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    compile_sink_filters,
+    list_sink_tables,
+    read_filter,
+)
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
@@ -371,10 +378,28 @@ def test_a_rule_in_vain_is_a_warning_in_a_sinks_filter_too() -> None:
         {"sink.stream.enable": ["yes"], "sink.stream.filter": ["drop any", "log port 1"]}, {}
     )
 
-    warning, nothing = list_warnings(compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS))
+    own = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)
+    warning, nothing = list_warnings(read_filter(config, ENGINES[0], NO_SETS), own, None)
 
     assert "log port 1" in warning
     assert nothing.startswith("sink stream: the filter logs no event\nhint: put a rule that logs before")
+
+
+def test_the_names_of_countries_in_every_filter_are_compared_with_the_databases(
+    mocker: MockerFixture,
+) -> None:
+    settings = {"filter": "log country Gremany", "sink.stream.filter": "log country Frence"}
+    given = {key: [text] for key, text in {**settings, "sink.stream.enable": "yes"}.items()}
+    config = read_config({**given, "geoip.database": ["a.mmdb"]}, {})
+    own = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)
+    geoip = mocker.Mock(countries={"Germany", "France"})
+
+    found = list_warnings(read_filter(config, ENGINES[0], NO_SETS), own, geoip)
+
+    assert [warning.splitlines()[0] for warning in found] == [
+        "--filter: no database has a country 'gremany'",
+        "sink stream: --sink.stream.filter: no database has a country 'frence'",
+    ]
 
 
 def test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end(

@@ -214,6 +214,19 @@ def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> No
     assert good.warnings == []
 
 
+def test_the_name_of_a_country_that_no_database_has_is_a_warning(check: Check, tmp_path: Path) -> None:
+    write_database(tmp_path / "city.mmdb", BERLIN)
+    text = f"{STREAM}geoip.database: [city.mmdb]\nsink.stream.filter: ['log country %s']\n"
+
+    warned, good = check(text % "Gremany"), check(text % "Germany")
+
+    assert [str(each).replace(f"{tmp_path}/", "") for each in warned.warnings] == [
+        "conntrackd.yaml:3: no database has a country 'gremany'\n"
+        "  log country Gremany\n      ^^^^^^^^^^^^^^^\nhint: did you mean Germany?"
+    ]
+    assert (warned.mistakes, good.warnings) == ([], [])
+
+
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", "DNS:client")
@@ -441,6 +454,15 @@ def test_a_sink_whose_rules_log_nothing_is_a_warning(check: Check, rules: str, *
     told = [warning for warning in report.warnings if "logs no event" in warning.message]
     assert len(told) == is_told
     assert all("switch off the sink" in warning.hint for warning in told)
+
+
+def test_so_is_a_filter_of_all_sinks_that_logs_nothing(check: Check) -> None:
+    told = [check(f"{STREAM}filter: [{rules}]\n").warnings for rules in ("drop any", "drop port 22")]
+
+    assert [[warning.message for warning in warnings] for warnings in told] == [
+        ["the filter logs no event"],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(

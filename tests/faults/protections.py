@@ -507,6 +507,13 @@ MUTATIONS: Final = (
         "tests/geoip/test_databases.py::test_a_number_that_leads_nowhere_is_refused",
     ),
     Mutation(
+        "a database with a million countries does not have them all in memory",
+        "conntrackd/geoip/geofile.py",
+        "named if len(named) <= MAX_COUNTRIES else []",
+        "named",
+        "tests/geoip/test_databases.py::test_of_more_countries_than_there_can_be_none_is_listed",
+    ),
+    Mutation(
         "strangers do not reach the daemon",
         "dbus/org.conntrackd1.conf",
         '<deny send_destination="org.conntrackd1"/>',
