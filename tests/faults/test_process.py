@@ -17,7 +17,7 @@ import pytest
 
 from conntrackd.engine import SLOTS
 from tests.faults.hooked import POINTS
-from tests.faults.producer import find_number
+from tests.faults.producer import compute_number
 from tests.faults.receivers import read_entry
 from tests.faults.rig import Rig, wait_until
 from tests.live.test_restart import Store
@@ -50,7 +50,7 @@ def read_bodies(bodies: list[bytes]) -> list[int]:
         for stream in json.loads(gzip.decompress(body))["streams"]
         for when, line, metadata in stream["values"]
     ]
-    return [find_number(int(record["sport"]), int(record["dport"])) for record in records]
+    return [compute_number(int(record["sport"]), int(record["dport"])) for record in records]
 
 
 def is_whole(push: Request) -> bool:
