@@ -88,7 +88,7 @@ def _measure_rate(session: Session, pipe: int, rate: int) -> Latency:
     finally:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     session.wait_until_idle()
-    times = find_delays(chunks)
+    times = list_delays(chunks)
     return Latency(
         session.subject.name,
         rate,
@@ -96,7 +96,7 @@ def _measure_rate(session: Session, pipe: int, rate: int) -> Latency:
         round(cpu / 1e7 / seconds, 2),
         round(switches / seconds, 1),
         round(1000 * median(times), 1) if times else None,
-        round(1000 * find_most(times), 1) if times else None,
+        round(1000 * compute_p99(times), 1) if times else None,
     )
 
 
@@ -118,7 +118,7 @@ def _finish(generator: "subprocess.Popen[str] | None", pipe: int) -> None:
         os.read(pipe, CHUNK)
 
 
-def find_delays(chunks: Sequence[Chunk]) -> list[float]:
+def list_delays(chunks: Sequence[Chunk]) -> list[float]:
     """How late each line's end was read, in seconds from the time in it. Other lines are left out."""
     delays, rest = [], b""
     for chunk in chunks:
@@ -131,6 +131,6 @@ def _read_time(line: bytes) -> float:
     return datetime.fromisoformat(line.split(b'"', 4)[3].decode()).timestamp()
 
 
-def find_most(values: Sequence[float]) -> float:
+def compute_p99(values: Sequence[float]) -> float:
     """The smallest that 99 % of the values do not exceed."""
     return sorted(values)[(99 * len(values) - 1) // 100]

@@ -23,7 +23,7 @@ from conntrackd.flow import ALL_EVENTS, EventType
 from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
 from conntrackd.netlink.shares import EventSockets
 from conntrackd.pipeline import Pipeline
-from conntrackd.records import Records, find_records, find_types
+from conntrackd.records import Records, choose_records, list_types
 from conntrackd.sinks import list_sinks
 
 
@@ -65,7 +65,7 @@ class Filter(CoreFilter):
 
     def explain(self, config: Config, sets: Sets) -> str:
         """What became of the rules, for people; with the sets of now."""
-        protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
+        protocols, events = config[options.CONNTRACK_PROTOCOLS], list_types(config)
         remembers = self.records.remembered > 0
         sections = list_sections(put_sets(self.parsed, sets), protocols, events, remembers=remembers)
         return render_sections(sections)
@@ -109,8 +109,8 @@ def compile_filter(
 
     `readers` is the number of those that run: another one in the settings waits for a restart.
     """
-    rules, records = parse_rules(texts, sets), find_records(config)
-    protocols, events = config[options.CONNTRACK_PROTOCOLS], find_types(config)
+    rules, records = parse_rules(texts, sets), choose_records(config)
+    protocols, events = config[options.CONNTRACK_PROTOCOLS], list_types(config)
     remembers = records.remembered > 0
     groups, program = events & ALL_EVENTS | (REMEMBERED if remembers else 0), None
     if config[options.CONNTRACK_KERNEL_FILTER]:
@@ -189,7 +189,7 @@ def make_scope(config: Config) -> EventScope:
     """What the settings let in, beside which a rule may be in vain."""
     has_table = config[options.CONNTRACK_SNAPSHOT] or config[options.CONNTRACK_RESYNC] != "off"
     return EventScope(
-        find_types(config),
+        list_types(config),
         config[options.CONNTRACK_PROTOCOLS],
         bool(config[options.GEOIP_DATABASE]),
         config[options.CONNTRACK_RECORDS] == "flows",

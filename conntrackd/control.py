@@ -437,9 +437,9 @@ class DaemonControl(Control):
 def _check_restart(config: Config, waiting: Sequence[Option[object]]) -> None:
     """Raise what would keep the restart that these wait for from working."""
     if waiting:
-        from conntrackd.verify import find_hindrances  # noqa: PLC0415  # most reloads do without
+        from conntrackd.verify import list_hindrances  # noqa: PLC0415  # most reloads do without
 
-        raise_mistakes(find_hindrances(config, waiting))
+        raise_mistakes(list_hindrances(config, waiting))
 
 
 def _show(option: Option[object], config: Config) -> str:

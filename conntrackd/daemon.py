@@ -40,7 +40,7 @@ from conntrackd.live_sets import LiveSets
 from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.metrics.listener import PASSED
 from conntrackd.metrics.service import Metrics
-from conntrackd.netlink.recording import find_fault, read_batches
+from conntrackd.netlink.recording import explain_fault, read_batches
 from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
@@ -479,7 +479,7 @@ def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
 
 def _check_replay(config: Config) -> None:
     path = config[options.CONNTRACK_REPLAY]
-    if path is not None and (reason := find_fault(path)):
+    if path is not None and (reason := explain_fault(path)):
         raise config.explain(options.CONNTRACK_REPLAY, f"{path}: {reason}", joint=": ")
 
 

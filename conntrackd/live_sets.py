@@ -18,7 +18,7 @@ from conntrackd.config.read import Config
 from conntrackd.config.sets import list_set_files, read_files
 from conntrackd.engine import Engine, Opaque
 from conntrackd.errors import ConntrackdError, ManyErrors, UsageError
-from conntrackd.filter.ast import Rule, find_sets
+from conntrackd.filter.ast import Rule, get_sets
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.filter.sets import (
     FAULTS,
@@ -93,7 +93,7 @@ class LiveSets:
 
     def list_entries(self, name: str, after: str) -> list[SetEntry]:
         """A page of the entries, with those that were removed. Raises UsageError."""
-        read = self._find(name)
+        read = self._get_set(name)
         changes = self._changes.get(read.name, {})
         least = _pack([after])[0] if after else b""
         own = sorted((entry for entry, change in changes.items() if change.is_added), key=_get_order)
@@ -135,7 +135,7 @@ class LiveSets:
         """Which rules in force name a set."""
         found = dict[str, list[str]]()
         for use, rules in self._list_rules():
-            for name in find_sets(rules):
+            for name in get_sets(rules):
                 found.setdefault(name, []).append(use)
         return found
 
@@ -153,7 +153,7 @@ class LiveSets:
             if metric.tables:
                 yield f"metric {metric.setting.name}", metric.tables[0].rules
 
-    def _find(self, name: str) -> AddressSet:
+    def _get_set(self, name: str) -> AddressSet:
         """As its file has it. Raises UsageError."""
         found = self._unchanged.get(name.removeprefix("@").lower())
         if found is None:
@@ -168,7 +168,7 @@ class LiveSets:
 
     async def reload(self, names: Sequence[str]) -> list[str]:
         """Read files anew, all where there are no names. Raises all mistakes, and changes nothing then."""
-        chosen = list(dict.fromkeys(self._find(name).name for name in names or self._unchanged))
+        chosen = list(dict.fromkeys(self._get_set(name).name for name in names or self._unchanged))
         before = self.in_force
         read = await run_apart(self._read_files, chosen)
         left = {name: changes for name, changes in self._changes.items() if name not in chosen}
@@ -177,7 +177,7 @@ class LiveSets:
 
     async def change(self, name: str, texts: Sequence[str], timeout_s: int, *, is_added: bool) -> list[str]:
         """Add entries to what is in force, or remove them; as lines for people. Raises UsageError."""
-        read, entries = self._find(name), _pack(texts)
+        read, entries = self._get_set(name), _pack(texts)
         ends = asyncio.get_running_loop().time() + timeout_s if timeout_s else math.inf
         changes, done, undone = dict(self._changes.get(read.name, {})), list[bytes](), list[bytes]()
         for entry in entries:

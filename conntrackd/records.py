@@ -22,7 +22,7 @@ class Records:
     """How many flows' beginnings are remembered at most. 0 where none is: the kernel reports them."""
 
 
-def find_records(config: Config) -> Records:
+def choose_records(config: Config) -> Records:
     """As configured, and as the kernel is set now; to see that, this thread enters its namespace."""
     wanted = config[options.CONNTRACK_RECORDS]
     if wanted == "events":
@@ -31,7 +31,7 @@ def find_records(config: Config) -> Records:
     return Records(wanted == "both", True, remembered)
 
 
-def find_types(config: Config) -> int:
+def list_types(config: Config) -> int:
     """The types that rules evaluate, EventType bits: ALIVE is one where flows have heartbeats."""
     is_alone = config[options.CONNTRACK_RECORDS] == "flows"
     types = EventType.DESTROY if is_alone else config[options.CONNTRACK_EVENTS]

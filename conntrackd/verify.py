@@ -118,7 +118,7 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
     return report
 
 
-def find_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[ConntrackdError]:
+def list_hindrances(config: Config, changes: Iterable[Option[Any]]) -> list[ConntrackdError]:
     """What would keep the next start from working, of the changes that wait for it."""
     report, state = Report(config), config[options.STATE_DIRECTORY]
     waiting = set(changes)
@@ -292,9 +292,8 @@ def _verify_namespace(report: Report) -> None:
         report.untried.append(f"whether {name} can be entered, which needs CAP_SYS_ADMIN")
         return
     message = "cannot be entered by the service, whose unit has no CAP_SYS_ADMIN"
-    hint = (
-        f"leave it out, and systemctl edit conntrackd: [Service] NetworkNamespacePath={namespace.find(name)}"
-    )
+    path = namespace.get_path(name)
+    hint = f"leave it out, and systemctl edit conntrackd: [Service] NetworkNamespacePath={path}"
     report.warnings.append(report.config.explain(options.CONNTRACK_NETNS, message, hint))
 
 

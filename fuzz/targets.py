@@ -214,7 +214,7 @@ def check_recording(data: bytes) -> None:
             for index, line in enumerate(lines):
                 again, known = parse_record(parse_line(line)), batch.describe(index)
                 assert again is not None
-                assert make_key(again) == find_written(known), f"{again} is not {known}"
+                assert make_key(again) == read_written(known), f"{again} is not {known}"
     except DataError as error:
         check_report(error, DataError)
     finally:
@@ -236,7 +236,7 @@ def make_key(flow: Flow) -> tuple[int | bytes, ...]:
     )
 
 
-def find_written(known: Mapping[str, Any]) -> tuple[int | bytes, ...]:
+def read_written(known: Mapping[str, Any]) -> tuple[int | bytes, ...]:
     """The same of an event of the core's."""
     names = ("type", "protocol", "id", "src", "dst", "sport", "dport")
     return (

@@ -15,7 +15,7 @@ from bench.arena import BenchError, Load, Traffic, compile_program
 from bench.backlog import Backlog
 from bench.flood import Flood, summarize_floods
 from bench.heartbeat import Heartbeats
-from bench.latency import Chunk, Latency, find_delays, find_most
+from bench.latency import Chunk, Latency, compute_p99, list_delays
 from bench.parts import Part
 from bench.proc import Listener, add_listeners, parse_listeners, parse_switches
 from bench.receivers import SYSLOG_EVENT
@@ -292,13 +292,13 @@ def test_a_line_is_as_late_as_the_reading_of_its_end() -> None:
         Chunk(2.5, (line % 2)[20:] + b"\n[17.5]\t[NEW] tcp\n" + line % 3),
     ]
 
-    assert [round(delay, 3) for delay in find_delays(chunks)] == [0.25, 0.25]
+    assert [round(delay, 3) for delay in list_delays(chunks)] == [0.25, 0.25]
 
 
 def test_ninety_nine_of_a_hundred_are_not_later_than_the_most() -> None:
-    assert find_most([3.0]) == 3.0
-    assert find_most([float(number) for number in range(100, 0, -1)]) == 99.0
-    assert find_most([float(number) for number in range(1, 1002)]) == 991.0
+    assert compute_p99([3.0]) == 3.0
+    assert compute_p99([float(number) for number in range(100, 0, -1)]) == 99.0
+    assert compute_p99([float(number) for number in range(1, 1002)]) == 991.0
 
 
 def test_a_thread_left_its_core_by_its_own_will_or_not() -> None:

@@ -33,7 +33,7 @@ def list_fields(section: str) -> list[tuple[str, str]]:
     return re.findall(r"^\.It Va (\w+) Ta Va (\w+) Ta \S", section, re.MULTILINE)
 
 
-def find_row(attribute: str) -> str:
+def read_row(attribute: str) -> str:
     """What the page says of an attribute, by its own row or by one for several."""
     rows = [row for row in ATTRIBUTES if fnmatchcase(attribute, row)]
     return ATTRIBUTES[attribute if attribute in rows else max(rows, key=len)] if rows else ""
@@ -115,7 +115,7 @@ def test_every_attribute_of_the_kernels_header_is_in_the_table() -> None:
     names = {name for name in names if not name.endswith(("_UNSPEC", "_PAD"))}
 
     assert len(names) > 80
-    assert [name for name in sorted(names) if not find_row(name)] == []
+    assert [name for name in sorted(names) if not read_row(name)] == []
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")

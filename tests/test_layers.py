@@ -67,7 +67,7 @@ PLAIN_C = (
 )
 
 
-def find_layer(module: str) -> int:
+def get_layer(module: str) -> int:
     """Of a dotted name below conntrackd."""
     for name in (module, module.partition(".")[0]):
         for number, names in enumerate(LAYERS):
@@ -76,7 +76,7 @@ def find_layer(module: str) -> int:
     raise LookupError(module)
 
 
-def find_imports(path: Path, *, at_load: bool = False) -> Iterator[str]:
+def list_imports(path: Path, *, at_load: bool = False) -> Iterator[str]:
     """Names below conntrackd that the file imports at run time: what is only for the type checker is none.
 
     `at_load`: no more than what is imported when the module itself is.
@@ -110,8 +110,8 @@ def test_every_module_has_a_layer_and_imports_nothing_from_above() -> None:
     upward = [
         f"{name} imports {imported}"
         for name, path in list_modules()
-        for imported in find_imports(path)
-        if find_layer(imported) > find_layer(name)
+        for imported in list_imports(path)
+        if get_layer(imported) > get_layer(name)
     ]
 
     assert upward == []
@@ -132,7 +132,7 @@ def test_the_paper_for_developers_shows_these_layers() -> None:
 
 
 def test_no_module_is_imported_by_what_it_imports() -> None:
-    imports = {name: set(find_imports(path, at_load=True)) - {name} for name, path in list_modules()}
+    imports = {name: set(list_imports(path, at_load=True)) - {name} for name, path in list_modules()}
     while free := {name for name, imported in imports.items() if not imported & imports.keys()}:
         for name in free:
             del imports[name]
@@ -173,3 +173,18 @@ def test_no_two_classes_have_one_name() -> None:
                 found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
 
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_what_is_called_find_may_find_nothing() -> None:
+    """The rest is called by what it does: compute_, list_, choose_, get_, read_, make_."""
+    found = [
+        f"{path.relative_to(ROOT.parent)}:{node.lineno}: {node.name}"
+        for folder in ("conntrackd", "tests", "bench", "fuzz")
+        for path in (ROOT.parent / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and re.match("_?find(_|$)", node.name)
+        and not (node.returns and ast.unparse(node.returns).rstrip("'").endswith("| None"))
+    ]
+
+    assert found == []

@@ -40,7 +40,7 @@ SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "yaml.SafeLoader", "yaml.CSafeLoade
 NARROWING = re.compile(r"\S+ is not None|(not )?isinstance\(.*\)")
 
 
-def find_faults(source: str, name: str) -> Iterator[str]:
+def list_all_faults(source: str, name: str) -> Iterator[str]:
     """What may not stand in a module, with its line."""
     for node in ast.walk(ast.parse(source)):
         for fault in list_faults(node, name):
@@ -97,7 +97,7 @@ def test_the_package_runs_nothing_that_others_wrote_and_asserts_no_check() -> No
     faults = [
         fault
         for path in paths
-        for fault in find_faults(path.read_text(), str(path.relative_to(ROOT / "conntrackd")))
+        for fault in list_all_faults(path.read_text(), str(path.relative_to(ROOT / "conntrackd")))
     ]
     assert len(paths) > 50
     assert faults == []
@@ -127,13 +127,13 @@ def test_the_package_runs_nothing_that_others_wrote_and_asserts_no_check() -> No
     ],
 )
 def test_each_of_these_is_found(source: str) -> None:
-    assert len(list(find_faults(source, "daemon.py"))) == 1
+    assert len(list(list_all_faults(source, "daemon.py"))) == 1
 
 
 @pytest.mark.parametrize("source", ["subprocess.run('ls', shell=True)", "subprocess.run('ls', shell=wanted)"])
 def test_no_shell_is_started_where_programs_are(source: str) -> None:
-    assert [fault.partition(": ")[2] for fault in find_faults(source, "geoip/databases.py")] == ["shell="]
-    assert list(find_faults("subprocess.run(['ls'], shell=False)", "geoip/databases.py")) == []
+    assert [fault.partition(": ")[2] for fault in list_all_faults(source, "geoip/databases.py")] == ["shell="]
+    assert list(list_all_faults("subprocess.run(['ls'], shell=False)", "geoip/databases.py")) == []
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_no_shell_is_started_where_programs_are(source: str) -> None:
     ],
 )
 def test_none_of_these_is(source: str) -> None:
-    assert list(find_faults(source, "daemon.py")) == []
+    assert list(list_all_faults(source, "daemon.py")) == []
 
 
 def test_the_table_of_costs_has_the_bounds_of_the_code() -> None:

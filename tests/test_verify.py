@@ -16,7 +16,7 @@ from conntrackd.daemon import Daemon, Sources
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.errors import ConfigError
 from conntrackd.sinks import SINKS
-from conntrackd.verify import Report, find_hindrances, verify
+from conntrackd.verify import Report, list_hindrances, verify
 from tests.bus.private import as_user
 from tests.geoip.test_databases import BERLIN, write_database
 from tests.odd_files import make_odd_file
@@ -184,14 +184,14 @@ def test_what_would_keep_the_next_start_from_working_is_found_before_it(tmp_path
         "state_directory: gone/x\nconntrack.netns: nowhere\nsink.loki:\n  enable: true\n  spool: gone/y\n"
     )
     config = Sources({}, {}, etc=tmp_path).read()
-    found = find_hindrances(config, [STATE_DIRECTORY, CONNTRACK_NETNS, SINK_LOKI_SPOOL])
+    found = list_hindrances(config, [STATE_DIRECTORY, CONNTRACK_NETNS, SINK_LOKI_SPOOL])
 
     assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in found] == [
         "conntrackd.yaml:1: state_directory: gone/x: there is no directory gone",
         "conntrackd.yaml:2: conntrack.netns: there is no network namespace 'nowhere'",
         "conntrackd.yaml:5: sink.loki.spool: gone/y: there is no directory gone",
     ]
-    assert find_hindrances(config, []) == []
+    assert list_hindrances(config, []) == []
 
 
 def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class Objects:
         """Paths and names."""
         return {to_path(name): name for name in self._control.list_sinks()}
 
-    def find(self, path: str) -> tuple[Interface, tuple[str, ...]]:
+    def get_object(self, path: str) -> tuple[Interface, tuple[str, ...]]:
         """The interface at a path, and the name of the sink that it is of. Raises UnknownObjectError."""
         if path == MANAGER_PATH:
             return self._interfaces[MANAGER], ()
@@ -118,8 +118,8 @@ class Objects:
         return self._interfaces[SINK], (name,)
 
     def get_interface(self, path: str, name: str) -> tuple[Interface, tuple[str, ...]]:
-        """As find(), for this interface; an empty name is the one there is."""
-        interface, sink = self.find(path)
+        """As get_object(), for this interface; an empty name is the one there is."""
+        interface, sink = self.get_object(path)
         if name not in {"", interface.name}:
             raise UnknownInterfaceError("the object has no such interface")
         return interface, sink
@@ -139,7 +139,7 @@ class Objects:
         text = f"  {STANDARD}"
         if path in paths:
             text += STANDARD_PROPERTIES + (STANDARD_MANAGER if path == MANAGER_PATH else "")
-            text += f"  {self.find(path)[0].text}\n"
+            text += f"  {self.get_object(path)[0].text}\n"
         text += "".join(f'  <node name="{child}"/>\n' for child in children)
         return f"{DOCTYPE}<node>\n{text}</node>\n"
 
@@ -152,13 +152,13 @@ class Objects:
 
     def read(self, path: str, wanted: Iterable[Property]) -> dict[str, Variant]:
         """The values of an object's properties, all of one moment."""
-        _, sink = self.find(path)
+        _, sink = self.get_object(path)
         values = SinkProperties(self._control, *sink) if sink else ManagerProperties(self._control)
         return {prop.name: Variant(prop.type, to_body(getattr(values, prop.attribute))) for prop in wanted}
 
     def read_all(self, path: str, actions: set[str]) -> dict[str, Variant]:
         """All properties of an object that may be read with these actions."""
-        properties = self.find(path)[0].properties.values()
+        properties = self.get_object(path)[0].properties.values()
         return self.read(path, [prop for prop in properties if prop.action in actions])
 
     def read_managed(self, actions: set[str]) -> dict[str, dict[str, dict[str, Variant]]]:

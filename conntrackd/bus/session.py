@@ -134,7 +134,7 @@ class Session:
 
     async def _answer(self, message: Message) -> None:
         try:
-            reply = await self._find_reply(message)
+            reply = await self._make_reply(message)
         except ConntrackdError as error:
             self._send_error(message, error)
         except RemoteError:
@@ -145,7 +145,7 @@ class Session:
         else:
             self._send_reply(message, reply)
 
-    async def _find_reply(self, message: Message) -> Reply:
+    async def _make_reply(self, message: Message) -> Reply:
         """Counted for the name until its user is known, from then on for the user, whatever his names."""
         name = message.sender or ""
         with self._running.count(self.callers.key(name)):
@@ -174,7 +174,7 @@ class Session:
         handler = self._objects.get_handler(method)
         asked_by_root.set(call.user == ROOT)
         if method.action != CONTROL:
-            async with self._find_turns(call, method):
+            async with self._choose_turns(call, method):
                 return _to_reply(method, await handler(*sink, *call.message.body))
         async with self._changing:
             task = asyncio.current_task()
@@ -183,7 +183,7 @@ class Session:
             logger.info("bus: user %d: %s", call.user, method.name)
             return _to_reply(method, await handler(*sink, *call.message.body))
 
-    def _find_turns(self, call: Call, method: Method) -> AbstractAsyncContextManager[None]:
+    def _choose_turns(self, call: Call, method: Method) -> AbstractAsyncContextManager[None]:
         """What a call that takes time has to wait for: others of its kind, and root for root's alone."""
         if method.name not in self._long and method.name not in SLOW:
             return nullcontext()

@@ -118,7 +118,7 @@ class Signals:
                 path,
                 [
                     prop
-                    for prop in self._objects.find(path)[0].properties.values()
+                    for prop in self._objects.get_object(path)[0].properties.values()
                     if prop.emits in {"true", "invalidates"}
                 ],
             )
@@ -126,7 +126,7 @@ class Signals:
         }
 
     def _send_properties(self, path: str, before: dict[str, Any]) -> None:
-        interface = self._objects.find(path)[0]
+        interface = self._objects.get_object(path)[0]
         changed = {name: value for name, value in self._known[path].items() if value != before[name]}
         if not changed:
             return

@@ -55,7 +55,7 @@ def show_events(arguments: Namespace) -> int:
     """All that is wanted, and with --follow what comes, until ^C."""
     from conntrackd.cli.pager import paged  # noqa: PLC0415  # subprocess, for this verb alone
 
-    form, style = find_form(arguments)
+    form, style = choose_form(arguments)
     is_found, is_terminal = True, sys.stdout.isatty()
     with open_selected(arguments) as (source, _):
         try:
@@ -72,7 +72,7 @@ def show_events(arguments: Namespace) -> int:
     return 0
 
 
-def find_form(arguments: Namespace) -> tuple[str, Style]:
+def choose_form(arguments: Namespace) -> tuple[str, Style]:
     """The form that the options ask for. Raises UsageError where they contradict each other."""
     fields = parse_fields(arguments.fields) if arguments.fields is not None else ()
     form = arguments.form or ("table" if fields else "short")
@@ -90,7 +90,7 @@ def find_form(arguments: Namespace) -> tuple[str, Style]:
         has_dates=True,
         utc=arguments.utc,
         services=not arguments.numeric,
-        fields=fields or find_fields(form, has_host=not arguments.no_hostname),
+        fields=fields or choose_fields(form, has_host=not arguments.no_hostname),
         width=get_width() if is_terminal and form == "table" else None,
     )
     return form, style
@@ -109,7 +109,7 @@ def parse_fields(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def find_fields(form: str, *, has_host: bool) -> tuple[str, ...]:
+def choose_fields(form: str, *, has_host: bool) -> tuple[str, ...]:
     """What a form shows where nobody chooses."""
     if form == "csv":
         from conntrackd.render.parse import NAMES  # noqa: PLC0415
@@ -137,7 +137,7 @@ def write(records: Iterable[RecordView], form: str, style: Style, *, is_live: bo
     """To stdout; each one at once, where somebody waits for the next. Whether there was any."""
     if form == "json":
         return write_list(records, style)
-    render, heading = find_renderer(form, style)
+    render, heading = choose_renderer(form, style)
     if heading:
         print(heading, flush=is_live)
     is_found = False
@@ -147,7 +147,7 @@ def write(records: Iterable[RecordView], form: str, style: Style, *, is_live: bo
     return is_found
 
 
-def find_renderer(form: str, style: Style) -> tuple[Callable[[RecordView, Style], str], str]:
+def choose_renderer(form: str, style: Style) -> tuple[Callable[[RecordView, Style], str], str]:
     """What draws a record, and what stands above the first one."""
     match form:
         case "full":

@@ -100,7 +100,7 @@ def explain(arguments: Namespace) -> int:
         return explain_running(arguments)
     from conntrackd.config.options import CONNTRACK_PROTOCOLS  # noqa: PLC0415
     from conntrackd.filter.explain import list_sections, list_sink_sections, render_sections  # noqa: PLC0415
-    from conntrackd.records import find_records, find_types  # noqa: PLC0415
+    from conntrackd.records import choose_records, list_types  # noqa: PLC0415
 
     if arguments.sink is not None and arguments.bpf:
         hint = "conntrackctl filter explain --bpf shows it"
@@ -111,8 +111,8 @@ def explain(arguments: Namespace) -> int:
     if arguments.sink is not None:
         sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
     else:
-        protocols, events = config[CONNTRACK_PROTOCOLS], find_types(config)
-        remembers = find_records(config).remembered > 0
+        protocols, events = config[CONNTRACK_PROTOCOLS], list_types(config)
+        remembers = choose_records(config).remembered > 0
         wanted = {"core": arguments.core, "listing": arguments.bpf, "remembers": remembers}
         sections = list_sections(rules, protocols, events, **wanted)
     if arguments.json:
@@ -200,7 +200,7 @@ def read_settings(arguments: Namespace) -> "Config":
             raise UsageError("the rules of a sink stand in no file of rules", hint="without --filter-file")
         known = read_config({}, os.environ, arguments.config, ETC) if is_own_name(sink) else None
         # A sink that a configuration names is nothing without it.
-        key, nowhere = find_sink_filter(known, sink).key, nowhere and known is None
+        key, nowhere = get_sink_filter(known, sink).key, nowhere and known is None
     overrides = {key: rules} if rules else {}
     if arguments.filter_file is not None:
         overrides["filter_file"] = [arguments.filter_file]
@@ -216,7 +216,7 @@ def is_own_name(sink: str) -> bool:
     return sink not in KINDS and explain_name(sink) is None
 
 
-def find_sink_filter(config: "Config | None", name: str) -> "Option[tuple[str, ...]]":
+def get_sink_filter(config: "Config | None", name: str) -> "Option[tuple[str, ...]]":
     """The setting with the rules of a sink of this name; of one of its own with its configuration.
 
     Raises UsageError.
@@ -246,7 +246,7 @@ def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] =
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-    option = options.FILTER if sink is None else find_sink_filter(config, sink)
+    option = options.FILTER if sink is None else get_sink_filter(config, sink)
     texts = rules.read_rules(config) if sink is None else rules.list_rules(config, option=option)
     arguments = {text.strip() for text in typed}
     texts = [

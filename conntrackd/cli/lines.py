@@ -223,11 +223,11 @@ def render_end(record: RecordView, address: str, port: str, style: Style = PLAIN
 
 def name_service(port: object, protocol: str) -> str:
     """`https` for 443, where /etc/services knows it."""
-    return _find_service(port, protocol.lower()) if isinstance(port, int) else show_line(port)
+    return _name_service(port, protocol.lower()) if isinstance(port, int) else show_line(port)
 
 
 @cache  # of 65,536 ports and a handful of protocols
-def _find_service(port: int, protocol: str) -> str:
+def _name_service(port: int, protocol: str) -> str:
     try:
         return show_line(socket.getservbyport(port, protocol))
     except (OSError, OverflowError):

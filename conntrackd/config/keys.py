@@ -26,7 +26,7 @@ class Keys:
         inside = [key[depth:] for key in self.by_key if key.startswith(f"{section}." if section else "")]
         return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
-    def find_section(self, key: str) -> str:
+    def get_section(self, key: str) -> str:
         """The innermost section that the key stands in, empty for none."""
         parts = key.split(".")
         inner = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
@@ -34,7 +34,7 @@ class Keys:
 
     def suggest(self, key: str) -> str:
         """The nearest key of the section that it stands in; of no section, one whose last words it is."""
-        section = self.find_section(key)
+        section = self.get_section(key)
         prefix = f"{section}." if section else ""
         same_end = [known for known in self.by_key if known.endswith(f".{key}")]
         if len(same_end) == 1:

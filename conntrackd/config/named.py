@@ -127,7 +127,7 @@ class Mention:
         return self.kind.lower() if self.kind.lower() in KINDS else ""
 
 
-def find_mentions(
+def read_mentions(
     deferred: Iterable[Deferred], environ: Mapping[str, str], overrides: Mapping[str, Sequence[str]]
 ) -> dict[str, Mention]:
     """The sinks with a valid name, as many as there may be, in the order in which they are named.

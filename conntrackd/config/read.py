@@ -88,22 +88,22 @@ class Config:
 
     def __getitem__(self, option: Option[T]) -> T:
         """The value of an option, in the option's type."""
-        return cast(T, self._find(option).value)
+        return cast(T, self._get_setting(option).value)
 
-    def _find(self, option: Option[object]) -> Setting:
+    def _get_setting(self, option: Option[object]) -> Setting:
         return self.settings[self.resolve(option).key]
 
     def origin(self, option: Option[object]) -> str:
         """`file:line`, the variable, the flag, or `default`."""
-        return self._find(option).origin
+        return self._get_setting(option).origin
 
     def is_set(self, option: Option[object]) -> bool:
         """Whether anybody has set it, to whatever."""
-        return self._find(option).origin != DEFAULT
+        return self._get_setting(option).origin != DEFAULT
 
     def origins(self, option: Option[object]) -> tuple[str, ...]:
         """Where each item of a list stands."""
-        return self._find(option).origins
+        return self._get_setting(option).origins
 
     def locate(self, option: Option[object], item: int = -1) -> str:
         """A setting's name, and where it was made; `item`: of a list, this one."""
@@ -331,7 +331,7 @@ class _Draft:
         `alone`: where another file may say it.
         """
         deferred, self._deferred = self._deferred or [], None
-        self._mentions = named.find_mentions(deferred, environ, overrides)
+        self._mentions = named.read_mentions(deferred, environ, overrides)
         sections = [named.SECTION]
         extra: list[Option[object]] = []
         for name, mention in self._mentions.items():
@@ -387,10 +387,10 @@ class _Draft:
                 self.settings[option.key] = Setting(option.kind.off, source.origin)
                 return
             if option.kind.is_path and source.folder is not None:
-                items = [option.kind.find_path(source.folder, item) for item in items]
+                items = [option.kind.resolve_path(source.folder, item) for item in items]
             value = option.kind.parse(items)
         except BadValueError as error:
-            faults = option.kind.find_faults(items) if len(items) <= option.kind.max_items else []
+            faults = option.kind.list_faults(items) if len(items) <= option.kind.max_items else []
             for number, fault in faults or [(-1, error)]:
                 origin = source.origins[number] if source.origins and number >= 0 else source.origin
                 self._refuse(option, fault, replace(source, origin=origin))
@@ -433,7 +433,7 @@ class _Draft:
         else:
             fault = f"unknown key {quote(key)}", self._keys.suggest(key)
         if fault is not None:
-            self.unsure.add(self._keys.find_section(key))
+            self.unsure.add(self._keys.get_section(key))
             self.mistakes.append(ConfigError(fault[0], hint=fault[1], origin=origin))
 
     def _add_subsection(self, key: str, entry: Entry, path: Path, seen: dict[str, str]) -> None:

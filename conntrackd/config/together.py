@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -180,7 +181,7 @@ def get_syslog_form(config: "Config") -> str:
 # ---- two sinks ----------------------------------------------------------------------------------------
 
 
-def find_spool(config: "Config", option: Option[SpoolPath], kind: str) -> File:
+def find_spool(config: "Config", option: Option[SpoolPath], kind: str) -> Path | None:
     """Where a spool is that makes sense: as set, or in the state directory, by the name of its sink."""
     directory, state = config[option], config[options.STATE_DIRECTORY]
     if directory is None and state is not None:
@@ -204,7 +205,7 @@ def _list_clashes(config: "Config") -> Iterator[SettingIssue]:
         writer, spool = view[options.SINK_STREAM_WRITER] if kind == "stream" else "discard", SPOOLS.get(kind)
         if writer != "discard":
             output = view.resolve(options.SINK_STREAM_WRITER)
-            yield from _note(outputs, _find_output(writer), output, writer, "an output")
+            yield from _note(outputs, _name_output(writer), output, writer, "an output")
         if spool is None or (kind == "syslog" and not has_receipts(view)):
             continue
         folder = find_spool(view, spool, kind)
@@ -226,7 +227,7 @@ def _note(
         yield SettingIssue(option, (first,), f"is {text}, and so is {first.key}", hint)
 
 
-def _find_output(writer: str) -> str:
+def _name_output(writer: str) -> str:
     """What a writer is written to, whatever the path."""
     parts = urlsplit(writer)
     return os.path.realpath(unquote(parts.path)) if parts.scheme == "file" else writer

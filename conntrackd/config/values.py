@@ -64,7 +64,7 @@ class ValueType(Generic[T_co]):
             return [text]
         return [item.strip() for item in text.split(self.separator) if item.strip()]
 
-    def find_faults(self, items: Sequence[str]) -> list[tuple[int, BadValueError]]:
+    def list_faults(self, items: Sequence[str]) -> list[tuple[int, BadValueError]]:
         """Each item that is wrong, with its number; -1 for what is wrong with the others together."""
         faults: list[tuple[int, BadValueError]] = []
         good = []
@@ -82,7 +82,7 @@ class ValueType(Generic[T_co]):
             faults.append((-1, error))
         return faults
 
-    def find_path(self, folder: Path, item: str) -> str:
+    def resolve_path(self, folder: Path, item: str) -> str:
         """An item that is a path, or names one, of a file in this folder."""
         name, equals, path = item.partition("=") if self.is_table else ("", "", item)
         return f"{name}{equals}{folder / path.strip()}" if path.strip() else item

@@ -199,7 +199,7 @@ class PlainTable:
             return decision._replace(keep=self.limits.take_token(decision.rule_number, flow, now))
         return decision
 
-    def find_rate(self, decision: Decision) -> int:
+    def get_rate(self, decision: Decision) -> int:
         """The N of the sample 1/N of the rule that decided, 0 for none."""
         return self.rules[decision.rule_number - 1].sample if decision.rule_number else 0
 
@@ -349,7 +349,7 @@ class PlainEngine:
         kept, moment = [], time.monotonic_ns() if now is None else now
         for index in batch.list_indexes(among):
             decision = table.decide(batch.flows[index], moment)
-            flow, rate = batch.flows[index], table.find_rate(decision)
+            flow, rate = batch.flows[index], table.get_rate(decision)
             if is_part:
                 table.part_rates[index] = max(rate, flow.sample_rate) or ABSENT
             else:

@@ -73,12 +73,12 @@ class PlainSeries:
     def count(self, batch: "PlainBatch", selection: Selection | None, /) -> None:
         for flow in batch.select(selection):
             if flow.type == EventType.NEW or flow.type & EventType.DESTROY:
-                self._find(flow).count(flow)
+                self._get_counts(flow).count(flow)
 
     def list(self) -> Sequence[tuple[tuple[Value, ...], Counts]]:
         return [(values, counts.snapshot()) for values, counts in self._series.items()]
 
-    def _find(self, flow: Flow) -> _PlainCounts:
+    def _get_counts(self, flow: Flow) -> _PlainCounts:
         values = tuple(_read_value(flow, field) for field in self._fields)
         if values not in self._series and len(self._series) >= self._limit:
             self.overflows += 1

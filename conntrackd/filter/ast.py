@@ -211,7 +211,7 @@ def list_leaves(expression: Expression) -> Iterator[Leaf]:
             yield expression
 
 
-def find_sets(rules: Iterable[Rule]) -> dict[str, AddressSet]:
+def get_sets(rules: Iterable[Rule]) -> dict[str, AddressSet]:
     """The sets that rules name, in the order of their names."""
     leaves = (leaf for rule in rules for leaf in list_leaves(rule.expression) if isinstance(leaf, SetIn))
     return {leaf.name: leaf.addresses for leaf in sorted(leaves, key=lambda leaf: leaf.name)}

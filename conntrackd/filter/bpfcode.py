@@ -37,7 +37,7 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.attributes import is_undecidable, list_fields
 from conntrackd.filter.fields import FAMILIES, FAMILY, Field, Prefix
-from conntrackd.filter.sample import FACTORS, SHIFTS, find_limit
+from conntrackd.filter.sample import FACTORS, SHIFTS, compute_limit
 from conntrackd.flow import EventType, Nat
 from conntrackd.netlink.constants import (
     CTA_ID,
@@ -218,14 +218,14 @@ class Program:
     # ---- rules ----------------------------------------------------------------------------------------
 
     def _write_rule(self, rule: Rule) -> None:
-        matches = self._find_end(rule) if rule.keep else DROP
+        matches = self._choose_label(rule) if rule.keep else DROP
         following = self._new_label()
         # Unknown: an event that a rule may keep is kept, one that a rule may drop goes on to the next rule.
         unsure = matches if rule.keep else following
         self._write(rule.expression, Goal(matches, following, unsure))
         self._mark(following)
 
-    def _find_end(self, rule: Rule) -> str:
+    def _choose_label(self, rule: Rule) -> str:
         """Where what a rule that logs matches goes: through its sample only where the match is sure."""
         if not rule.sample or any(map(self._is_unsure, list_leaves(rule.expression))):
             return ACCEPT
@@ -243,7 +243,7 @@ class Program:
         for shift, factors in zip(SHIFTS, (*((factor,) for factor in FACTORS), ()), strict=True):
             self._steps += [Step(bpf.TAX), Step(bpf.RSH, shift), Step(bpf.XOR_X)]
             self._steps += [Step(bpf.MUL, factor) for factor in factors]
-        self._add(bpf.JGT, find_limit(rate), DROP, ACCEPT)
+        self._add(bpf.JGT, compute_limit(rate), DROP, ACCEPT)
 
     def _write(self, expression: Expression, goal: Goal) -> None:
         match expression:

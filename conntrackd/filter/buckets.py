@@ -52,11 +52,11 @@ class RuleBuckets:
     seed: int
     sets: dict[int, list[Bucket]] = field(default_factory=dict)
 
-    def find(self, flow: Flow, now: int) -> Bucket:
+    def get_bucket(self, flow: Flow, now: int) -> Bucket:
         """That of the flow's key."""
         full = self.limit.burst * self.limit.period
-        key = None if self.limit.key == ALL else find_key(self.limit, flow)
-        number = 0 if key is None else find_hash(self.seed, key) % SETS
+        key = None if self.limit.key == ALL else make_key(self.limit, flow)
+        number = 0 if key is None else hash_key(self.seed, key) % SETS
         shared, *own = self.sets.setdefault(number, [Bucket(full), *(Bucket() for _ in range(WAYS))])
         if key is None:
             return shared
@@ -73,7 +73,7 @@ class RuleBuckets:
         return shared
 
 
-def find_key(limit: Limit, flow: Flow) -> Key:
+def make_key(limit: Limit, flow: Flow) -> Key:
     """Of the address the leading bits, as two numbers."""
     address = flow.src if limit.key == SOURCE else flow.dst
     bits = limit.ipv4_bits if flow.family == AF_INET else limit.ipv6_bits
@@ -81,7 +81,7 @@ def find_key(limit: Limit, flow: Flow) -> Key:
     return int.from_bytes(packed[:8], "big"), int.from_bytes(packed[8:], "big"), flow.family
 
 
-def find_hash(seed: int, key: Key) -> int:
+def hash_key(seed: int, key: Key) -> int:
     """As hash_key() of core/limit.c."""
     found = seed
     for part in key:
@@ -109,7 +109,7 @@ class Buckets:
         if buckets is None:
             return True
         with self._lock:
-            bucket = buckets.find(flow, now)
+            bucket = buckets.get_bucket(flow, now)
             bucket.refill(buckets.limit, now)
             if bucket.level >= buckets.limit.period:
                 bucket.level -= buckets.limit.period

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from conntrackd import bpf
 from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
-from conntrackd.filter.ast import Rule, find_sets
+from conntrackd.filter.ast import Rule, get_sets
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.listing import describe_set, render_table
 from conntrackd.filter.render import render
@@ -44,7 +44,7 @@ def list_sections(
         ],
         "Left to the core": kernel.notes or ["nothing"],
     }
-    sets = find_sets(rules)
+    sets = get_sets(rules)
     if sets:
         sections["Sets"] = [f"{describe_set(found)} from {found.path}" for found in sets.values()]
     if core:

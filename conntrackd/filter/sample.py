@@ -24,11 +24,11 @@ def mix(number: int) -> int:
     return number ^ number >> SHIFTS[2]
 
 
-def find_limit(rate: int) -> int:
+def compute_limit(rate: int) -> int:
     """The highest hash of a flow that is in the sample 1/rate."""
     return WORD // rate
 
 
 def is_sampled(flow_id: int, rate: int) -> bool:
     """Whether the flow is in the sample; with a rate of 0, which is none, each is."""
-    return not rate or mix(flow_id) <= find_limit(rate)
+    return not rate or mix(flow_id) <= compute_limit(rate)

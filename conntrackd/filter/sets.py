@@ -83,12 +83,12 @@ class AddressSet:
     def has_entry(self, entry: bytes) -> bool:
         """Whether there is this very address or network."""
         size = len(entry) - 1
-        return any(_find(found[size], entry)[1] for found in (self.networks, self.covered))
+        return any(_locate(found[size], entry)[1] for found in (self.networks, self.covered))
 
     def find_network(self, entry: bytes) -> bytes | None:
         """The network that this one is within, or is."""
         networks, size = self.networks[len(entry) - 1], len(entry)
-        start = _find(networks, entry[:-1] + b"\xff")[0] - size
+        start = _locate(networks, entry[:-1] + b"\xff")[0] - size
         found = bytes(networks[start : start + size]) if start >= 0 else b""
         is_within = found and found[-1] <= entry[-1] and _is_within(entry[:-1], found)
         return found if is_within else None
@@ -227,7 +227,7 @@ def unpack_entry(entry: bytes) -> str:
 
 def sort_entries(entries: bytearray, size: int) -> tuple[bytearray, bytearray]:
     """Those that are within no other one, and the others. The core does it in place."""
-    left = find_sort()(entries, size)
+    left = choose_sort()(entries, size)
     covered = entries[left:]
     del entries[left:]
     return entries, covered
@@ -237,7 +237,7 @@ def _count(entries: Entries) -> int:
     return sum(len(found) // (size + 1) for size, found in entries.items())
 
 
-def _find(entries: bytearray, entry: bytes) -> tuple[int, bool]:
+def _locate(entries: bytearray, entry: bytes) -> tuple[int, bool]:
     """Where an entry is, or would be, and whether it is there."""
     size = len(entry)
     positions = range(0, len(entries), size)
@@ -247,7 +247,7 @@ def _find(entries: bytearray, entry: bytes) -> tuple[int, bool]:
 
 
 def _list_from(entries: bytearray, size: int, after: bytes) -> Iterator[bytes]:
-    start, is_there = _find(entries, after) if after else (0, False)
+    start, is_there = _locate(entries, after) if after else (0, False)
     while is_there:  # one that is there twice
         start += size + 1
         is_there = entries[start : start + size + 1] == after
@@ -259,7 +259,7 @@ def _cut(entries: bytearray, removed: Iterable[bytes]) -> Iterator[memoryview]:
     """The same in parts, without these, as often as they are there."""
     whole, begin = memoryview(entries), 0
     for entry in sorted(removed):
-        start, is_there = _find(entries, entry)
+        start, is_there = _locate(entries, entry)
         yield whole[begin:start]
         while is_there:
             start += len(entry)
@@ -268,7 +268,7 @@ def _cut(entries: bytearray, removed: Iterable[bytes]) -> Iterator[memoryview]:
     yield whole[begin:]
 
 
-def find_sort() -> Callable[[bytearray, int], int]:
+def choose_sort() -> Callable[[bytearray, int], int]:
     """The core's sort_prefixes(), or the reference where there is no core."""
     try:
         from conntrackd.core._core import sort_prefixes  # noqa: PLC0415  # it may not be there

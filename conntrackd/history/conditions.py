@@ -26,7 +26,7 @@ def find_conditions(rules: Sequence[Rule]) -> list[Condition] | None:
         if isinstance(rule.expression, Anything):
             return None if rule.keep else found
         if rule.keep:
-            condition = _find_condition(rule.expression)
+            condition = _make_condition(rule.expression)
             if not condition:
                 return None
             found.append(condition)
@@ -41,7 +41,7 @@ def fulfils_any(record: Mapping[str, Any], conditions: Sequence[Condition]) -> b
     )
 
 
-def _find_condition(expression: Expression) -> Condition:
+def _make_condition(expression: Expression) -> Condition:
     """Of a rule's parts those that the journal's index can answer; all of them have to hold."""
     condition: Condition = {}
     for part in expression.items if isinstance(expression, And) else (expression,):

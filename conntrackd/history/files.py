@@ -69,7 +69,7 @@ class FileSource:
         """The last so many of what is wanted, oldest first; no file is opened that is not needed for it."""
         found: deque[Record] = deque()
         if self._live is not None:
-            self._end = _find_last_end(self._live)
+            self._end = _compute_last_end(self._live)
             for line in read_backwards(self._live, self._end):
                 record = self._select_line(line, str(self._path))
                 if record is not None:
@@ -206,7 +206,7 @@ def explain(path: Path, error: OSError) -> ConntrackdError:
     return NotPermittedError(f"you may not read {path}", hint=hint)
 
 
-def _find_last_end(file: BinaryIO) -> int:
+def _compute_last_end(file: BinaryIO) -> int:
     """Where the last line ends that is whole."""
     size = os.fstat(file.fileno()).st_size
     last = next(read_backwards(file, size), b"")

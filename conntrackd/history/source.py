@@ -45,7 +45,7 @@ class Source(Protocol):
 
 def open_source(named: str | None, selection: HistorySelection, path: Path | None = None) -> Source:
     """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`)."""
-    kind, _, rest = (named or find_source(path)).partition(":")
+    kind, _, rest = (named or choose_source(path)).partition(":")
     if kind == "file" and rest:
         from conntrackd.history.files import FileSource  # noqa: PLC0415
 
@@ -61,9 +61,9 @@ def open_source(named: str | None, selection: HistorySelection, path: Path | Non
     raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
 
 
-def find_source(path: Path | None) -> str:
+def choose_source(path: Path | None) -> str:
     """In the words of --from: a file is read the fastest."""
-    found = find_sinks(read_configuration(path))
+    found = list_readable_sinks(read_configuration(path))
     if not found:
         hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
         message = "no sink is on that can be read back: the journal, or a file or Loki with the schema native"
@@ -81,7 +81,7 @@ def read_configuration(path: Path | None) -> Config:
         raise ConfigError(message, origin=error.origin, hint=hint) from error
 
 
-def find_sinks(config: Config) -> list[str]:
+def list_readable_sinks(config: Config) -> list[str]:
     """Those that are on and can be read back: not in the names of another schema."""
     files, journal, loki = list[str](), list[str](), list[str]()
     for name, kind, view in config.list_views():

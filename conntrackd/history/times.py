@@ -87,7 +87,7 @@ def _find_time(word: str, now: int) -> int | None:
         return None
     if bool(match["gap"]) != bool(match["date"] and match["time"]):
         return None
-    return _find_point(match, now)
+    return _compute_point(match, now)
 
 
 def _add_up(text: str) -> int | None:
@@ -98,7 +98,7 @@ def _add_up(text: str) -> int | None:
     return sum(int(number) * UNITS[unit] for number, unit in parts)
 
 
-def _find_point(match: re.Match[str], now: int) -> int:
+def _compute_point(match: re.Match[str], now: int) -> int:
     zone = _find_zone(match["zone"])
     today = datetime.fromtimestamp(now // NANO, zone)
     date = match["date"] or "today"

@@ -124,14 +124,14 @@ class Server:
             raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED)
         if request.path == "/metrics":
             content_type = choose_format(request.accept)
-            page = self._find_page(content_type)
+            page = self._get_page(content_type)
             return render_answer(HTTPStatus.OK, content_type, page, request.method)
         problems = self._find_problems()
         status = HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK
         body = "".join(f"{problem}\n" for problem in problems or ["healthy"])
         return render_answer(status, PLAIN, body.encode(errors="replace"), request.method)
 
-    def _find_page(self, content_type: str) -> bytes:
+    def _get_page(self, content_type: str) -> bytes:
         now = time.monotonic()
         if now - self._made_at >= FRESH_SECONDS:
             self._pages.clear()

@@ -43,7 +43,7 @@ def check(name: str, origin: str = "") -> None:
     """Raise UnavailableError where there is no such namespace; that takes no privilege."""
     try:
         # What `ip netns` mounts, and what /proc has, looks like a plain file, of the namespaces' file system.
-        is_there, device = find(name).is_file(), find(name).stat().st_dev
+        is_there, device = get_path(name).is_file(), get_path(name).stat().st_dev
     except FileNotFoundError:
         is_there = False
     except OSError:
@@ -59,7 +59,7 @@ def check(name: str, origin: str = "") -> None:
         )
 
 
-def find(name: str) -> Path:
+def get_path(name: str) -> Path:
     """Where the namespace is: a path from the root is its own."""
     return NAMED / name
 
@@ -69,7 +69,7 @@ def _change(name: str, origin: str) -> None:
 
     try:
         # And never O_CREAT, its default: a typing error would make a namespace.
-        netns.setns(os.fspath(find(name)), flags=0)
+        netns.setns(os.fspath(get_path(name)), flags=0)
     except PermissionError as error:
         raise NotPermittedError(
             f"not permitted to enter network namespace {name!r}: CAP_SYS_ADMIN is missing",

@@ -31,7 +31,7 @@ def write_batch(file: BinaryIO, batch: "EventBatch", limit: int) -> int:
     return count
 
 
-def find_fault(path: Path) -> str:
+def explain_fault(path: Path) -> str:
     """Why the file cannot be replayed, as far as its first message shows; empty where it may be."""
     try:
         if not path.is_file():  # a pipe is left for the replay itself

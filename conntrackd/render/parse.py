@@ -122,7 +122,7 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
             prefix, attribute = PLACES[name]
             ends.setdefault(prefix, {})[attribute] = _parse_place(name, attribute, value)
     if "labels" in values:
-        values["labels"] = _find_bits(values["labels"], labels or {})
+        values["labels"] = _make_bits(values["labels"], labels or {})
     for attribute, name in NEEDED.items():
         if attribute not in values:
             schema = find_schema(record)
@@ -257,7 +257,7 @@ def _convert_truth(text: str) -> bool:
     return True
 
 
-def _find_bits(names: list[str], labels: Mapping[str, int]) -> bytes:
+def _make_bits(names: list[str], labels: Mapping[str, int]) -> bytes:
     bits = 0
     for name in names:
         bit = labels.get(name, int(name) if re.fullmatch("[0-9]{1,3}", name) else MAX_LABELS)

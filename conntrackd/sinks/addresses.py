@@ -34,7 +34,7 @@ class Addresses:
         self._asking: threading.Thread | None = None
         self._answer: Found | None = None
 
-    def find(self) -> Found:
+    def look_up(self) -> Found:
         """All of them, asked now. OSError as getaddrinfo(3) says."""
         self._asked_at, self._answer = self._clock(), None
         return self._ask()
@@ -43,7 +43,7 @@ class Addresses:
         """To the first address that answers, in that time. `watch` gets each socket before it may wait."""
         deadline = time.monotonic() + seconds
         last: OSError | None = None
-        found = self.find()
+        found = self.look_up()
         for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
             rest = deadline - time.monotonic()
             if rest <= 0:

@@ -226,7 +226,7 @@ class StreamSink:
             if self._is_torn and any(texts):
                 os.write(self._descriptor, b"\n")
                 self._is_torn = False
-            begin = _find_end(self._descriptor)
+            begin = _compute_end(self._descriptor)
             while left:
                 written = os.writev(self._descriptor, left[:IOV_MAX])
                 done += written
@@ -269,7 +269,7 @@ def _is_torn(descriptor: int) -> bool:
     return os.pread(descriptor, 1, status.st_size - 1) != b"\n"
 
 
-def _find_end(descriptor: int) -> int:
+def _compute_end(descriptor: int) -> int:
     """Where a regular file will be written to: its end, or where whoever opened stdout has come to."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

@@ -209,7 +209,7 @@ class SyslogSink:
 
 def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
     """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = addresses.find()
+    found = addresses.look_up()
     first = refusals % len(found)
     last: OSError | None = None
     for family, kind, protocol, _, address in found[first:] + found[:first]:

@@ -28,7 +28,7 @@ def test_properties_without_counters_do_not_wait_for_the_readers(mocker: MockerF
     control = Recorder()
     objects = Objects(control, load())
     counting = mocker.spy(control, "statistics")
-    properties = objects.find(MANAGER_PATH)[0].properties.values()
+    properties = objects.get_object(MANAGER_PATH)[0].properties.values()
 
     objects.read(MANAGER_PATH, [prop for prop in properties if prop.emits != "false"])
 

@@ -20,7 +20,7 @@ from conntrackd.cli.lines import (
     TABLE,
     WIDE,
     Style,
-    _find_service,
+    _name_service,
     render_csv_record,
     render_full,
     render_table_record,
@@ -28,7 +28,7 @@ from conntrackd.cli.lines import (
 from conntrackd.config.read import read_config
 from conntrackd.errors import ConfigError, ManyErrors, UnavailableError, UsageError
 from conntrackd.flow import EventType, Location, Lost
-from conntrackd.history.source import find_sinks, read_loki
+from conntrackd.history.source import list_readable_sinks, read_loki
 from conntrackd.render.json import make_template
 from conntrackd.render.parse import NAMES
 from conntrackd.render.schema import ECS
@@ -171,15 +171,15 @@ def test_ports_of_destinations_have_the_names_of_services(
 ) -> None:
     known = {(443, "tcp"): "https", (40000, "tcp"): "never"}
 
-    def find(port: int, protocol: str) -> str:
+    def get_service(port: int, protocol: str) -> str:
         if (port, protocol) not in known:
             raise OSError("service/proto not found")
         return known[port, protocol]
 
-    monkeypatch.setattr("socket.getservbyport", find)
-    _find_service.cache_clear()
+    monkeypatch.setattr("socket.getservbyport", get_service)
+    _name_service.cache_clear()
     shown = show(capsys, path).splitlines()
-    _find_service.cache_clear()
+    _name_service.cache_clear()
 
     assert "10.0.0.0:40000 -> 192.0.2.1:https " in shown[0]
     assert "192.0.2.1:53 " in shown[2]
@@ -335,7 +335,7 @@ def test_mistakes_are_reported_before_anything_is_shown(
     ],
 )
 def test_the_source_is_that_of_a_sink_which_is_on(settings: dict[str, list[str]], found: list[str]) -> None:
-    assert find_sinks(read_config(settings, {}, None, Path("/nonexistent"))) == found
+    assert list_readable_sinks(read_config(settings, {}, None, Path("/nonexistent"))) == found
 
 
 def test_of_named_sinks_of_kind_loki_one_is_asked(tmp_path: Path) -> None:

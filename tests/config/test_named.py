@@ -43,7 +43,7 @@ def read(
     return read_config(flags or {}, environ or {}, etc=etc)
 
 
-def find_mistakes(etc: Path, *arguments: Any, **more: Any) -> list[str]:
+def list_mistakes(etc: Path, *arguments: Any, **more: Any) -> list[str]:
     with pytest.raises((ConfigError, ManyErrors)) as caught:
         read(etc, *arguments, **more)
     errors = caught.value.errors if isinstance(caught.value, ManyErrors) else (caught.value,)
@@ -278,7 +278,7 @@ def test_json_and_toml_name_sinks_too(name: str, text: str, tmp_path: Path) -> N
 def test_a_mistake_is_reported_with_where_it_stands_and_what_was_meant(
     text: str, mistakes: list[str], tmp_path: Path
 ) -> None:
-    found = find_mistakes(tmp_path, text)
+    found = list_mistakes(tmp_path, text)
 
     assert [line.split(": ", 1)[1] if line.startswith("c.yaml:") else line for line in found] == mistakes
 
@@ -304,7 +304,7 @@ def test_a_mistake_is_reported_with_where_it_stands_and_what_was_meant(
 def test_a_mistake_of_a_flag_or_variable_is_reported(
     flags: dict[str, list[str]], environ: dict[str, str], mistake: str, tmp_path: Path
 ) -> None:
-    assert find_mistakes(tmp_path, "", flags, environ) == [mistake]
+    assert list_mistakes(tmp_path, "", flags, environ) == [mistake]
 
 
 def test_what_can_be_together_is(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_there_is_a_bound(tmp_path: Path) -> None:
 
     read(tmp_path, "\n".join(lines[:-1]))
     message = f"sinks: more than {named.MAX_SINKS} sinks are named\nhint: remove {last}, or another one"
-    assert find_mistakes(tmp_path, "\n".join(lines)) == [f"c.yaml:{len(lines)}: {message}"]
+    assert list_mistakes(tmp_path, "\n".join(lines)) == [f"c.yaml:{len(lines)}: {message}"]
 
 
 def test_an_alias_of_many_keys_is_not_looked_at_for_every_name(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_an_alias_of_many_keys_is_not_looked_at_for_every_name(tmp_path: Path) -
 
 
 def test_an_alias_that_holds_itself_ends(tmp_path: Path) -> None:
-    assert find_mistakes(tmp_path, "sinks: &a {x: *a, y: {kind: *a}}")
+    assert list_mistakes(tmp_path, "sinks: &a {x: *a, y: {kind: *a}}")
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,13 @@ def describe(error: ConntrackdError, etc: Path) -> list[str]:
 def mistakes(read: Read, etc: Path) -> Callable[..., list[str]]:
     """The mistakes of a text."""
 
-    def find(text: str = "", **more: Any) -> list[str]:
+    def describe_mistakes(text: str = "", **more: Any) -> list[str]:
         with pytest.raises((ConfigError, ManyErrors)) as caught:
             read(text, **more)
         assert caught.value.exit_status == 78
         return describe(caught.value, etc)
 
-    return find
+    return describe_mistakes
 
 
 def test_without_anything_all_settings_have_their_default(etc: Path) -> None:

@@ -44,7 +44,7 @@ def make_environment(*, leaks: bool) -> dict[str, str]:
     return {"ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1", "PATH": os.environ["PATH"]}
 
 
-def find_runtimes() -> str:
+def list_runtimes() -> str:
     """The sanitizers' libraries, for a program that was not linked with them."""
     names = [
         subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.native import CORPUS, FUZZ, LIMITS, TARGETS, build, list_seeds, make_kit
-from tests.core.build import build_driver, build_module, find_runtimes, make_environment
+from tests.core.build import build_driver, build_module, list_runtimes, make_environment
 
 ROOT = FUZZ.parent
 MUTATIONS = 1_000_000
@@ -97,7 +97,7 @@ def test_the_suite_passes_with_the_core_under_sanitizers(part: str) -> None:
         env={
             **os.environ,
             **make_environment(leaks=False),
-            "LD_PRELOAD": find_runtimes(),
+            "LD_PRELOAD": list_runtimes(),
             "PYTHONMALLOC": "malloc",  # each object's memory is the sanitizer's
         },
     )

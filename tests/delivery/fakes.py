@@ -150,7 +150,7 @@ class FakeDirectSink(FakeSink):
         return count
 
 
-def find_imbalance(stats: SinkStats) -> int:
+def compute_imbalance(stats: SinkStats) -> int:
     """What came, less what became of it: 0 at every moment."""
     came = stats.sink_events_restored_total + stats.sink_events_taken_total
     return came - (
@@ -179,7 +179,7 @@ def run_until_idle(outbox: Outbox, clock: Clock, *, seconds: float = 0.0) -> Non
     end = clock.now + seconds
     for _ in range(100_000):
         wait = outbox.step()
-        assert find_imbalance(outbox.snapshot()) == 0
+        assert compute_imbalance(outbox.snapshot()) == 0
         if wait == 0:
             continue
         if wait is None or clock.now + wait > end:

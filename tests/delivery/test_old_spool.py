@@ -21,7 +21,7 @@ from conntrackd.render import loki
 from conntrackd.sinks import syslog
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, find_imbalance, run_until_idle
+from tests.delivery.fakes import Clock, compute_imbalance, run_until_idle
 from tests.sinks.flows import BASE
 from tests.sinks.loki_client import make_settings
 from tests.sinks.loki_server import Server, Store, say
@@ -59,7 +59,7 @@ def deliver(sink: Sink, spool: Spool) -> SinkStats:
     run_until_idle(outbox, clock, seconds=60.0)
     outbox.stop(clock.now)
     stats = outbox.snapshot()
-    assert find_imbalance(stats) == 0
+    assert compute_imbalance(stats) == 0
     return stats
 
 

@@ -23,7 +23,7 @@ from tests.delivery.fakes import (
     FakeDirectSink,
     FakeSink,
     FakeTemplate,
-    find_imbalance,
+    compute_imbalance,
     make_events,
     make_lost,
     make_outbox,
@@ -207,7 +207,7 @@ def test_what_there_is_less_room_for_than_when_it_was_rendered_is_dropped_from_i
     left = 3 if reason == "queue" else 5
     assert sink.received == [*range(5 - left), [left, "fake", reason]]
     assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (5, 5 - left)
-    assert find_imbalance(stats) == 0
+    assert compute_imbalance(stats) == 0
 
 
 def test_events_are_rendered_for_the_sink_to_come(clock: Clock) -> None:
@@ -592,7 +592,7 @@ def test_what_can_be_written_at_once_wakes_nobody(clock: Clock) -> None:
     assert woken == [False] * 3
     assert (sink.received, sink.attempts) == ([*range(6)], [])
     assert (stats.sink_events_delivered_total, stats.sink_batches_delivered_total) == (6, 3)
-    assert (stats.sink_bytes_total, stats.sink_oldest_event_ns, find_imbalance(stats)) == (6, 0, 0)
+    assert (stats.sink_bytes_total, stats.sink_oldest_event_ns, compute_imbalance(stats)) == (6, 0, 0)
 
 
 def test_what_cannot_be_written_at_once_goes_out_behind_by_the_thread(clock: Clock) -> None:
@@ -635,7 +635,7 @@ def test_no_write_overtakes_another_or_comes_between(clock: Clock, spool: Spool,
     outbox.put(make_events(2))
 
     assert sink.direct == ([0] if case == "in flight" else [])  # the last one, when all is done
-    assert find_imbalance(outbox.snapshot()) == 0
+    assert compute_imbalance(outbox.snapshot()) == 0
 
 
 def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:

@@ -31,7 +31,7 @@ from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
     Clock,
     FakeDirectSink,
-    find_imbalance,
+    compute_imbalance,
     make_lost,
     put,
     run_until_idle,
@@ -189,7 +189,7 @@ class Law(RuleBasedStateMachine):
     def step(self, steps: int) -> None:
         for _ in range(steps):
             self.outbox.step()
-            assert find_imbalance(self.outbox.snapshot()) == 0
+            assert compute_imbalance(self.outbox.snapshot()) == 0
 
     @rule(seconds=st.floats(0.1, 15.0))
     def pass_time(self, seconds: float) -> None:
@@ -233,7 +233,7 @@ class Law(RuleBasedStateMachine):
     @invariant()
     def every_event_is_accounted_for(self) -> None:
         stats = self.outbox.snapshot()
-        assert find_imbalance(stats) == 0
+        assert compute_imbalance(stats) == 0
         assert stats.sink_events_taken_total == self.sent
         assert 0 <= stats.sink_events_queued <= QUEUE
         assert min(getattr(stats, name) for name in stats.__slots__) >= 0

@@ -18,7 +18,7 @@ from conntrackd.delivery.sink import (
 from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import FakeDirectSink, FakeSink, find_imbalance, put, split
+from tests.delivery.fakes import FakeDirectSink, FakeSink, compute_imbalance, put, split
 from tests.delivery.test_outbox_law import MemoryStore
 from tests.sinks.flows import make_flows
 
@@ -63,7 +63,7 @@ def test_stop_drains_what_waits() -> None:
     outbox.stop(time.monotonic() + 30.0)
 
     assert sink.numbers == list(range(100))
-    assert find_imbalance(outbox.snapshot()) == 0
+    assert compute_imbalance(outbox.snapshot()) == 0
 
 
 def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +75,7 @@ def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.L
     stats = outbox.snapshot()
 
     assert stats.sink_events_dropped_shutdown_total == 100
-    assert (stats.sink_events_queued, find_imbalance(stats)) == (0, 0)
+    assert (stats.sink_events_queued, compute_imbalance(stats)) == (0, 0)
     reported = "sink fake: the time to stop is over, dropping 100 events"
     assert caplog.records[-1].getMessage() == reported
 
@@ -110,7 +110,7 @@ def test_a_sink_that_hangs_neither_holds_up_put_nor_stop_and_its_events_are_on_d
 
     assert sink.closed
     assert (stats.sink_events_spooled, stats.sink_events_dropped_queue_total) == (100, 100)
-    assert find_imbalance(stats) == 0
+    assert compute_imbalance(stats) == 0
     assert events == 100
 
 
@@ -124,7 +124,7 @@ def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
     stats = outbox.snapshot()
     sink.let_go.set()
 
-    assert (stats.sink_events_dropped_shutdown_total, find_imbalance(stats)) == (20, 0)
+    assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (20, 0)
 
 
 def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:
@@ -135,13 +135,13 @@ def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:
     imbalances = set()
     for first in range(0, 3000, 3):
         put(outbox, make_flows(3, first))
-        imbalances.add(find_imbalance(outbox.snapshot()))
+        imbalances.add(compute_imbalance(outbox.snapshot()))
     outbox.stop(time.monotonic() + 30.0)
     stats = outbox.snapshot()
 
     assert imbalances == {0}
     assert sink.numbers == sorted(set(sink.numbers))
-    assert (stats.sink_events_taken_total, find_imbalance(stats)) == (3000, 0)
+    assert (stats.sink_events_taken_total, compute_imbalance(stats)) == (3000, 0)
     assert stats.sink_events_delivered_total == len(sink.numbers)
 
 
@@ -175,7 +175,7 @@ def test_a_mistake_in_a_spool_costs_the_sink_and_not_its_thread() -> None:
     assert failed.wait(10)
     assert (outbox.state, reasons[0]) == (SinkState.FAILED, "unexpected TypeError: not a packed")
     put(outbox, make_flows(10))
-    assert find_imbalance(outbox.snapshot()) == 0
+    assert compute_imbalance(outbox.snapshot()) == 0
 
     store.is_mended, sink.away = True, None
     outbox.enable()
@@ -202,7 +202,7 @@ def test_two_threads_write_to_one_sink_and_each_event_arrives_once_and_in_its_pl
         put(outbox, make_flows(3, first))
         if first % 30 == 0:
             assert outbox.flush(30.0)
-        imbalances.add(find_imbalance(outbox.snapshot()))
+        imbalances.add(compute_imbalance(outbox.snapshot()))
     outbox.stop(time.monotonic() + 30.0)
     stats = outbox.snapshot()
 

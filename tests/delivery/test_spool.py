@@ -21,7 +21,7 @@ from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
     Clock,
     FakeSink,
-    find_imbalance,
+    compute_imbalance,
     make_events,
     put,
     render_fat,
@@ -230,7 +230,7 @@ def test_a_full_disk_is_counted_and_the_queue_goes_on_in_memory(small_disk: Path
     assert 20 < away.sink_events_spooled < 200
     assert sink.numbers == [*range(len(sink.numbers) - 1), 240]
     assert len(sink.numbers) == 241 - back.sink_events_dropped_queue_total
-    assert (later.sink_events_spooled, find_imbalance(later)) == (1, 0)
+    assert (later.sink_events_spooled, compute_imbalance(later)) == (1, 0)
 
 
 @pytest.mark.privileged
@@ -256,7 +256,7 @@ def test_a_disk_that_becomes_read_only_repeats_at_most_and_loses_nothing(small_d
     assert away.sink_events_queued == 5
     assert away.sink_spool_errors_total > 0
     assert sink.numbers == list(range(10))
-    assert (sum_dropped(back), find_imbalance(back)) == (0, 0)
+    assert (sum_dropped(back), compute_imbalance(back)) == (0, 0)
 
 
 @pytest.mark.privileged
@@ -281,7 +281,11 @@ def test_what_is_on_a_disk_that_is_read_only_at_the_start_is_counted_and_deliver
 
     assert away.sink_spool_errors_total == 1
     assert sorted(sink.numbers) == [0, 1, 2, 3]
-    assert (stats.sink_events_restored_total, stats.sink_events_spooled, find_imbalance(stats)) == (2, 0, 0)
+    assert (stats.sink_events_restored_total, stats.sink_events_spooled, compute_imbalance(stats)) == (
+        2,
+        0,
+        0,
+    )
 
 
 @pytest.mark.privileged

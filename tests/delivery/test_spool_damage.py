@@ -19,7 +19,7 @@ from conntrackd.delivery.spool_state import SLOT
 from conntrackd.delivery.store import PackedBatch
 from conntrackd.flow import ABSENT, Lost
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, FakeSink, find_imbalance, put, run_until_idle
+from tests.delivery.fakes import Clock, FakeSink, compute_imbalance, put, run_until_idle
 from tests.rendering import make_rendered
 from tests.sinks.flows import make_flows
 
@@ -271,7 +271,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
         outbox.stop(clock.now)
         announced = [loss[0] for loss in sink.losses]  # type: ignore[index]
         restored = [number for number in sink.numbers if number < 1000]
-        assert (outbox.state, find_imbalance(stats)) == (SinkState.OK, 0)
+        assert (outbox.state, compute_imbalance(stats)) == (SinkState.OK, 0)
         assert restored == sorted(restored)
         assert sink.numbers[-5:] == list(range(2000, 2005))
         assert min(dataclasses.astuple(stats)) >= 0
@@ -297,17 +297,17 @@ def make_away(directory: Path, clock: Clock, count: int = 5) -> tuple[FakeSink, 
     return sink, outbox
 
 
-def find_row(directory: Path, index: int) -> int:
+def locate_row(directory: Path, index: int) -> int:
     with (directory / SEGMENT).open("rb") as file:
         return list(list_heads(file.fileno(), (directory / SEGMENT).stat().st_size))[index].at
 
 
 def flip_in_row(index: int, at: int, directory: Path) -> None:
-    flip(SEGMENT, find_row(directory, index) + at, 0xFF)(directory)
+    flip(SEGMENT, locate_row(directory, index) + at, 0xFF)(directory)
 
 
 def cut_in_row(index: int, at: int, directory: Path) -> None:
-    os.truncate(directory / SEGMENT, find_row(directory, index) + at)
+    os.truncate(directory / SEGMENT, locate_row(directory, index) + at)
 
 
 def forget_what_is_open(outbox: Outbox) -> None:
@@ -356,7 +356,7 @@ def test_damage_under_a_running_process_is_counted_and_reported_too(
     lost = 5 - len(delivered)
     assert sink.losses == ([[lost, "fake", "damaged"]] if lost else [])
     assert (stats.sink_events_dropped_damaged_total, stats.sink_events_spooled) == (lost, 0)
-    assert (later.sink_events_spooled, find_imbalance(later)) == (1, 0)
+    assert (later.sink_events_spooled, compute_imbalance(later)) == (1, 0)
     assert left == (1, ())
 
 
@@ -381,7 +381,7 @@ def test_a_disk_that_never_gives_back_what_it_has_is_left_after_a_time(
 
     assert sink.numbers == [0, 9]  # the first was in flight
     assert sink.losses == [[4, "fake", "damaged"]]
-    assert (stats.sink_events_dropped_damaged_total, find_imbalance(stats)) == (4, 0)
+    assert (stats.sink_events_dropped_damaged_total, compute_imbalance(stats)) == (4, 0)
     assert list(tmp_path.glob("fake.damaged-*"))
 
 

@@ -63,7 +63,7 @@ def test_the_published_vectors_pass(engine: Engine) -> None:
     assert len(found) == 2 * len(VECTORS)
 
 
-def find_id(engine: Engine, flow: Flow, seed: int) -> str:
+def read_id(engine: Engine, flow: Flow, seed: int) -> str:
     found: str = json.loads(render(engine, json_lines.TEMPLATE, [flow], seed).text)["community_id"]
     return found
 
@@ -83,7 +83,7 @@ def test_both_engines_find_the_same(
     if is_bare:  # which the kernel never sends
         flow.sport = flow.icmp_code = flow.icmp_type = ABSENT
 
-    assert find_id(NATIVE, flow, seed) == find_id(PLAIN, flow, seed)
+    assert read_id(NATIVE, flow, seed) == read_id(PLAIN, flow, seed)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -96,7 +96,7 @@ def test_both_directions_have_one_id_and_a_translation_does_not_change_it(
     translated = make(Protocol.TCP, ends[:4], ends[4:], first, second)
     translated.reply_dst, translated.reply_dport = b"\xc0\0\2\1", 4711
 
-    assert len({find_id(engine, flow, 0) for flow in (there, back, translated)}) == 1
+    assert len({read_id(engine, flow, 0) for flow in (there, back, translated)}) == 1
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

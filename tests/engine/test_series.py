@@ -40,7 +40,7 @@ def make(number: int, kind: EventType, port: int = 443) -> Flow:
     return flow
 
 
-def find(series: Series, *values: Value) -> Counts:
+def get_counts(series: Series, *values: Value) -> Counts:
     return dict(series.list())[values]
 
 
@@ -60,11 +60,11 @@ def test_connections_are_counted_by_the_values_of_their_fields(engine: Engine) -
     count(engine, series, events)
 
     assert len(series) == 2
-    assert find(series, 6, 443) == (
+    assert get_counts(series, 6, 443) == (
         (3, 1, 2, 3, 400, 5, 6000, 2, 500_000_000),
         (0, 0, 1, 0, 0, 0, 0, 0, 0),
     )
-    assert find(series, 6, 53) == (Sums(opened=1, living=1), (0,) * 9)
+    assert get_counts(series, 6, 53) == (Sums(opened=1, living=1), (0,) * 9)
     assert (series.other, series.overflows) == ((Sums(), (0,) * 9), 0)
 
 

@@ -21,7 +21,7 @@ PROGRAM: Final = f"""
 import os, socket, sys, time
 os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 sockets = {{}}
-def find_socket(port):
+def get_socket(port):
     if port not in sockets:
         sockets[port] = sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(({CLIENT!r}, port))
@@ -33,7 +33,7 @@ for line in sys.stdin:
         if rate and index % 20 == 0:
             time.sleep(max(0.0, begin + index / rate - time.monotonic()))
         source, target = divmod(first + index, {TARGETS})
-        find_socket({FIRST_SOURCE} + source).sendto(b"", ({SERVER!r}, {FIRST_TARGET} + target))
+        get_socket({FIRST_SOURCE} + source).sendto(b"", ({SERVER!r}, {FIRST_TARGET} + target))
     print("done", flush=True)
 """
 # Nobody answers, not even the kernel with an ICMP message.
@@ -44,7 +44,7 @@ table inet silence {
 """
 
 
-def find_number(sport: int, dport: int) -> int:
+def compute_number(sport: int, dport: int) -> int:
     """The number of the flow that has these ports, -1 for none of ours."""
     source, target = sport - FIRST_SOURCE, dport - FIRST_TARGET
     return source * TARGETS + target if source >= 0 and 0 <= target < TARGETS else -1

@@ -146,7 +146,7 @@ def make_flow(number: int) -> Flow:
     )
 
 
-def find_rule(kind: str, protocol: str, port: int) -> int:
+def compute_rule(kind: str, protocol: str, port: int) -> int:
     """The number of the first one that matches."""
     if protocol == "TCP" and port == 443:
         return 1
@@ -156,7 +156,7 @@ def find_rule(kind: str, protocol: str, port: int) -> int:
 
 
 def count_rules(records: Iterable[Event]) -> Counter[int]:
-    return Counter(find_rule(record["type"], record["prot"], record["dport"]) for record in records)
+    return Counter(compute_rule(record["type"], record["prot"], record["dport"]) for record in records)
 
 
 def count_held(records: Iterable[Event], setting: str) -> Counter[int]:
@@ -192,7 +192,7 @@ def test_logged_and_suppressed_are_what_each_rule_matched_of_a_million_events(tm
     own_logged, own_reports = divide(running.events)
     matched: Counter[int] = Counter()
     for flow in flows:
-        rule = find_rule(EventType(flow.type).name or "", Protocol(flow.protocol).name, flow.dport)
+        rule = compute_rule(EventType(flow.type).name or "", Protocol(flow.protocol).name, flow.dport)
         matched[rule] += EVENTS // BLOCK
 
     held = count_held(reports, "filter")

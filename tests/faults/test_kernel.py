@@ -18,7 +18,7 @@ from conntrackd.netlink.table import ConntrackTable
 from conntrackd.units import render_size
 from tests.bus.private import PrivateBus
 from tests.engine.feed import ENGINES
-from tests.faults.producer import find_number
+from tests.faults.producer import compute_number
 from tests.faults.rig import Rig
 from tests.live.daemon import daemon
 from tests.live.network import run
@@ -86,7 +86,7 @@ def read_numbers(events: EventSocket, batch: EventBatch) -> list[int]:
     """Of one batch; empty when there is none."""
     batch.receive(events.fileno(), PATIENCE_MS, 0)
     flows = [batch.describe(index) for index in range(len(batch))]
-    return [find_number(flow["sport"], flow["dport"]) for flow in flows]
+    return [compute_number(flow["sport"], flow["dport"]) for flow in flows]
 
 
 # Root of a user namespace: all capabilities there, and none in the first one, which SO_RCVBUFFORCE asks for.

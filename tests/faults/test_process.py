@@ -21,7 +21,7 @@ from conntrackd.engine import SLOTS
 from conntrackd.flow import NANO
 from conntrackd.source.state_directory import NOTE_SECONDS
 from tests.faults.hooked import POINTS
-from tests.faults.producer import find_number
+from tests.faults.producer import compute_number
 from tests.faults.receivers import read_entry
 from tests.faults.rig import ALL, Rig, wait_until
 from tests.live.daemon import Running
@@ -56,7 +56,7 @@ def read_bodies(bodies: list[bytes]) -> list[int]:
         for stream in json.loads(gzip.decompress(body))["streams"]
         for when, line, metadata in stream["values"]
     ]
-    return [find_number(int(record["sport"]), int(record["dport"])) for record in records]
+    return [compute_number(int(record["sport"]), int(record["dport"])) for record in records]
 
 
 def is_whole(push: Request) -> bool:

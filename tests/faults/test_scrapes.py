@@ -13,7 +13,7 @@ from tests.faults.verdict import evaluate
 from tests.live.control import count_descriptors
 from tests.metrics.client import ask, open_client
 from tests.metrics.prometheus import PROMETHEUS, prometheus
-from tests.sinks.syslog_servers import find_port, wait_until
+from tests.sinks.syslog_servers import get_free_port, wait_until
 
 pytestmark = [
     pytest.mark.privileged,
@@ -76,7 +76,7 @@ def test_totals_in_prometheus_are_those_of_the_verdict_whoever_else_reads_the_me
     rig: Rig, tmp_path: Path
 ) -> None:
     rig.choose("stream")
-    address = ("127.0.0.1", find_port())
+    address = ("127.0.0.1", get_free_port())
     with (
         prometheus(tmp_path, [f"{address[0]}:{address[1]}"]) as server,
         rig.daemon(f"--metrics.listen={address[0]}:{address[1]}") as running,

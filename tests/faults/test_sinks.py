@@ -16,7 +16,7 @@ from netaddr import IPSet
 from conntrackd.bus.names import MANAGER_PATH as PATH
 from tests.bus.private import PrivateBus
 from tests.bus.raw import Raw
-from tests.faults.producer import find_number
+from tests.faults.producer import compute_number
 from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
@@ -161,7 +161,7 @@ def test_row_18_a_syslog_server_that_is_away_has_everything_from_the_spool_later
             found = server.wait_for(21_000, 40)
             assert running.stop() == 0
 
-    numbers = [find_number(int(record["sport"]), int(record["dport"])) for record in map(read_data, found)]
+    numbers = [compute_number(int(record["sport"]), int(record["dport"])) for record in map(read_data, found)]
     assert set(numbers) == set(range(21_000))
     rig.evaluate(18, "rsyslogd killed and back, 20,000 events in the spool")
 
@@ -378,18 +378,18 @@ def test_row_42_a_sink_that_refuses_all_is_a_problem_until_it_takes_something_an
         with bus.connect() as client, Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", "type='signal',member='PropertiesChanged'")
 
-            def find_problems() -> list[str]:
+            def read_problems() -> list[str]:
                 return list(client.read_properties()["Problems"])
 
-            before = find_problems()
+            before = read_problems()
             rig.producer.send(100)
             rig.wait_for_numbers({rig.producer.sent - 1}, *OTHERS, seconds=5)
-            wait_until(lambda: find_problems() != [], 10, rig.describe)
-            during = find_problems()
+            wait_until(lambda: read_problems() != [], 10, rig.describe)
+            during = read_problems()
             raw.read_until(lambda header: header.path == PATH and header.member == "PropertiesChanged")
             rig.receivers.loki.faults.clear()
             rig.send_fresh()
-            wait_until(lambda: find_problems() == [], 15, lambda: str(find_problems()))
+            wait_until(lambda: read_problems() == [], 15, lambda: str(read_problems()))
         assert running.stop() == 0
 
     verdict = rig.evaluate(42, "Loki refuses everything")

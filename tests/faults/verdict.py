@@ -7,7 +7,7 @@ the fault allows), with the fields that were sent, the same in every sink, and n
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.faults.producer import CLIENT, SERVER, find_number
+from tests.faults.producer import CLIENT, SERVER, compute_number
 from tests.faults.receivers import Record
 
 KERNEL, DAEMON = "kernel", "daemon"
@@ -64,7 +64,7 @@ class Tally:
             self.strange.append(record)
 
     def _add_event(self, record: Record) -> None:
-        number = find_number(int(record.get("sport", -1)), int(record.get("dport", -1)))
+        number = compute_number(int(record.get("sport", -1)), int(record.get("dport", -1)))
         payload = hash(tuple(sorted(record.items())))
         known = [record.get(name) for name in ("type", "prot", "src", "dst")]
         if number < 0 or known != [self.kind, "UDP", CLIENT, SERVER]:

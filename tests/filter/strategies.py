@@ -163,7 +163,7 @@ def one_or_both(
     return st.sampled_from([sides for pair in pairs for sides in ((pair[0],), (pair[1],), pair)])
 
 
-def find_pairs(*kinds: str) -> list[tuple[fields.Field, fields.Field]]:
+def list_pairs(*kinds: str) -> list[tuple[fields.Field, fields.Field]]:
     return [pair for (kind, _), pair in fields.SIDES.items() if kind in kinds]
 
 
@@ -202,29 +202,29 @@ kernel_leaves: st.SearchStrategy[Expression] = st.one_of(
     one_of_these(fields.STATE, list(fields.STATES.values())),
     one_of_these(fields.ZONE, ZONES),
     one_of_these(fields.FAMILY, list(fields.FAMILIES.values())),
-    st.builds(NumberIn, one_or_both(find_pairs("port")), port_ranges),
+    st.builds(NumberIn, one_or_both(list_pairs("port")), port_ranges),
     icmp_ids,
     st.builds(StatusHas, any_bits(STATUSES)),
     st.builds(NatHas, st.sampled_from((1, 2, 3))),
     st.builds(MarkIn, st.sets(marks, min_size=1, max_size=3).map(lambda chosen: tuple(sorted(chosen)))),
-    st.builds(AddressIn, one_or_both(find_pairs("address")), prefixes),
-    st.builds(NetworkIn, one_or_both(find_pairs("network")), lists_of(sorted(fields.NETWORKS))),
+    st.builds(AddressIn, one_or_both(list_pairs("address")), prefixes),
+    st.builds(NetworkIn, one_or_both(list_pairs("network")), lists_of(sorted(fields.NETWORKS))),
 )
 
 # Lists of one kind each, which may be merged with their neighbours.
 set_leaves: list[st.SearchStrategy[Expression]] = [
     *(
         st.builds(AddressIn, st.just(sides), prefixes)
-        for pair in find_pairs("address")
+        for pair in list_pairs("address")
         for sides in ((pair[0],), pair)
     ),
     *(
         st.builds(AddressIn, st.just((pair[1],)), st.sampled_from(ADDRESSES[4]).map(single))
-        for pair in find_pairs("address")
+        for pair in list_pairs("address")
     ),
     *(
         st.builds(NumberIn, st.just(sides), port_ranges)
-        for pair in find_pairs("port")
+        for pair in list_pairs("port")
         for sides in ((pair[0],), pair)
     ),
     one_of_these(fields.PROTOCOL, PROTOCOLS),
@@ -239,12 +239,12 @@ durations: st.SearchStrategy[Expression] = st.builds(
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(
         lambda asked, found: SetIn(asked, found.name, found),
-        one_or_both(find_pairs("address")),
+        one_or_both(list_pairs("address")),
         st.sampled_from(list(SETS.values())),
     ),
-    st.builds(LocationIn, one_or_both(find_pairs("country")), lists_of(COUNTRY_WORDS)),
+    st.builds(LocationIn, one_or_both(list_pairs("country")), lists_of(COUNTRY_WORDS)),
     st.builds(
-        LocationIn, one_or_both(find_pairs("city")), lists_of(sorted(city.casefold() for city in CITIES[1:]))
+        LocationIn, one_or_both(list_pairs("city")), lists_of(sorted(city.casefold() for city in CITIES[1:]))
     ),
     st.builds(
         Compare,

@@ -210,7 +210,7 @@ def test_a_kernel_filter_says_what_is_left_to_the_core() -> None:
     assert some.notes == ["rule 1: locations are looked up there", "rule 2: the duration is computed there"]
 
 
-def find_disagreement() -> bool:
+def has_disagreement() -> bool:
     """Whether the promise is broken for any of a few rules that exercise every part of the compiler."""
     lists = [
         ["drop not source address 10.0.0.1", "drop port 443"],
@@ -236,7 +236,7 @@ def find_disagreement() -> bool:
 
 
 def test_the_compiler_as_it_is_agrees_with_the_reference() -> None:
-    assert not find_disagreement()
+    assert not has_disagreement()
 
 
 def swap_bytes(instruction: bpf.Instruction) -> bpf.Instruction:
@@ -270,7 +270,7 @@ def test_a_broken_compiler_is_noticed(mutation: str, mocker: MockerFixture) -> N
                 ],
             )
     try:
-        noticed = find_disagreement()
+        noticed = has_disagreement()
     except OSError:  # the kernel refuses the program
         noticed = True
 

@@ -249,7 +249,7 @@ def test_so_many_keys_have_buckets_of_their_own_and_others_share() -> None:
 def list_rivals(limit_of_keys: Limit, count: int) -> list[Flow]:
     """Events of so many sources, all of one set."""
     flows = map(with_source, count_from(1 << 24))
-    hashes = ((flow, buckets.find_hash(SEED, buckets.find_key(limit_of_keys, flow))) for flow in flows)
+    hashes = ((flow, buckets.hash_key(SEED, buckets.make_key(limit_of_keys, flow))) for flow in flows)
     return list(islice((flow for flow, found in hashes if found % buckets.SETS == 0), count))
 
 

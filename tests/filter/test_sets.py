@@ -197,7 +197,7 @@ def test_core_and_reference_sort_and_search_alike(
         assert by_core == plainly
         expected = [any(ip_in(address, network) for network in chosen) for address in addresses]
         assert [address in made for address in addresses] == expected
-        assert find_in_core(made, addresses) == expected
+        assert list_in_core(made, addresses) == expected
 
 
 @given(st.lists(networks, max_size=30), st.lists(networks, max_size=10), st.data())
@@ -240,7 +240,7 @@ def ip_in(address: bytes, network: object) -> bool:
     return ip_network((address, len(address) * 8)).subnet_of(network)  # type: ignore[arg-type]
 
 
-def find_in_core(made: AddressSet, addresses: Sequence[bytes]) -> list[bool]:
+def list_in_core(made: AddressSet, addresses: Sequence[bytes]) -> list[bool]:
     flows = [make_flow(address) for address in addresses]
     rule = parse_rule(RuleText("log source address @x"), 1, {"x": made})
     kept = Core(compile_table([rule, *parse("drop any")])).keep(flows)
@@ -257,7 +257,7 @@ def test_a_large_set_is_searched_as_a_small_one() -> None:
     found, known = read(content, 1 << 20), set(numbers)
     asked = [number + near & 0xFFFFFFFF for number in numbers[::40] for near in (-1, 0, 1)]
 
-    assert find_in_core(found, [number.to_bytes(4, "big") for number in asked]) == [
+    assert list_in_core(found, [number.to_bytes(4, "big") for number in asked]) == [
         number in known for number in asked
     ]
 

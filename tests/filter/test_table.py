@@ -337,8 +337,8 @@ def test_a_compiler_broken_on_purpose_is_found_out(name: str, monkeypatch: pytes
     )
     # Durations are one leaf of twenty: found by chance, a minute later.
     @given(strategies.rules | long_lists() | strategies.rules_of(strategies.durations), batches)
-    def find_out(rules: list[Rule], batch: list[Flow]) -> None:
+    def compare(rules: list[Rule], batch: list[Flow]) -> None:
         check(rules, batch)
 
     with pytest.raises((AssertionError, ValueError, struct.error)):  # the last two: no program at all
-        find_out()
+        compare()

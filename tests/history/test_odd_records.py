@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrackd.cli.events import FORMS, find_fields, find_renderer
+from conntrackd.cli.events import FORMS, choose_fields, choose_renderer
 from conntrackd.cli.lines import Style, render_json
 from conntrackd.cli.summary import Summary, render_summary, to_json
 from conntrackd.errors import DataError
@@ -58,8 +58,8 @@ def test_a_record_with_odd_values_is_shown_or_refused(
     if odd is None:
         return
     for form in FORMS:
-        style = Style(fields=find_fields(form, has_host=True), services=True, utc=utc, has_dates=True)
-        render, heading = (render_json, "") if form == "json" else find_renderer(form, style)
+        style = Style(fields=choose_fields(form, has_host=True), services=True, utc=utc, has_dates=True)
+        render, heading = (render_json, "") if form == "json" else choose_renderer(form, style)
         assert f"{heading}{render(odd, style)}".replace("\n", "").isprintable()
     summary = Summary(("src", "port", "country", "flow", "city"))
     summary.add(odd)

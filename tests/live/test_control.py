@@ -14,7 +14,7 @@ from tests.bus.private import wait_until
 from tests.live.control import ask, count_descriptors, count_new, talk
 from tests.live.daemon import Running, settle
 from tests.live.network import SNAT, TRACKING, Network, inside
-from tests.sinks.syslog_servers import find_port
+from tests.sinks.syslog_servers import get_free_port
 
 pytestmark = pytest.mark.privileged
 RULESET = TRACKING + SNAT
@@ -289,7 +289,7 @@ def test_a_sink_that_comes_to_acknowledge_is_said_to_have_no_spool_yet(
 ) -> None:
     reported = []
     for scheme in ("udp", "udp", "tcp", "tls", "udp"):
-        syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{find_port()}"}
+        syslog = {"enable": True, "address": f"{scheme}://127.0.0.1:{get_free_port()}"}
         configuration.write_text(json.dumps({"sink": {"stream": {"enable": True}, "syslog": syslog}}))
         assert ctl.run(["reload"]) == 0
         reported.append("sink syslog gets its spool at the next start" in capsys.readouterr().out)

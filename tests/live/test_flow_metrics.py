@@ -18,7 +18,7 @@ from tests.live.network import TRACKING, Network, call_inside, inside, network
 from tests.live.test_metrics import scrape
 from tests.live.traffic import serve
 from tests.metrics.client import get
-from tests.sinks.syslog_servers import find_port, wait_until
+from tests.sinks.syslog_servers import get_free_port, wait_until
 
 pytestmark = pytest.mark.privileged
 
@@ -41,7 +41,7 @@ def net() -> Iterator[Network]:
             yield made
 
 
-def find(address: tuple[str, int], name: str, *values: str) -> float:
+def read_metric(address: tuple[str, int], name: str, *values: str) -> float:
     labels = f"{{{','.join(values)}}}" if values else ""
     return scrape(address).get(f"conntrackd_flows_{name}{labels}", 0)
 
@@ -49,7 +49,7 @@ def find(address: tuple[str, int], name: str, *values: str) -> float:
 @pytest.mark.parametrize("readers", [1, 3])
 def test_counts_are_those_of_the_traffic(net: Network, readers: int) -> None:
     inside(net.router, "conntrack", "-F")
-    address = ("127.0.0.1", find_port())
+    address = ("127.0.0.1", get_free_port())
     arguments = [
         *("--sink.stream.enable", "--conntrack.netns", net.router, f"--conntrack.readers={readers}"),
         f"--metrics.listen=127.0.0.1:{address[1]}",
@@ -62,10 +62,10 @@ def test_counts_are_those_of_the_traffic(net: Network, readers: int) -> None:
         running.wait_for_start()
         talk(net, TALKS)
         call_inside(net.client, traffic.talk_stream, socket.AF_INET, "10.2.0.2", 0, STREAMS)
-        wait_until(lambda: find(address, "in_all_opened_total") == TALKS + STREAMS, "what opens")
-        assert find(address, "by_port_living", "8080", "UDP") == TALKS
+        wait_until(lambda: read_metric(address, "in_all_opened_total") == TALKS + STREAMS, "what opens")
+        assert read_metric(address, "by_port_living", "8080", "UDP") == TALKS
         inside(net.router, "conntrack", "-F")
-        wait_until(lambda: find(address, "in_all_closed_total") == TALKS + STREAMS, "what closes")
+        wait_until(lambda: read_metric(address, "in_all_closed_total") == TALKS + STREAMS, "what closes")
         found = {name.removeprefix("conntrackd_flows_"): value for name, value in scrape(address).items()}
         settle(running)
         ended = [event for event in running.events if event["type"] == "DESTROY"]
@@ -148,7 +148,7 @@ def sum_of(address: str, end: str) -> float:
 
 @pytest.fixture
 def address(configuration: Path) -> tuple[str, int]:
-    port = find_port()
+    port = get_free_port()
     configuration.write_text(f"sink.stream.enable: true\nmetrics:\n  listen: 127.0.0.1:{port}\n")
     return ("127.0.0.1", port)
 
@@ -167,7 +167,7 @@ def test_a_reload_goes_on_counting_what_has_not_changed_and_refuses_mistakes(
         configuration.write_text(f"{text}  flows:\n" + "".join(f"  - {item}\n" for item in items))
 
     def count(name: str) -> float:
-        return find(address, f"{name}_opened_total")
+        return read_metric(address, f"{name}_opened_total")
 
     configure("{name: one}", "{name: two, where: log destination port 8080}")
     ask(capsys, "reload")

@@ -225,7 +225,7 @@ def write_configuration(path: Path, records: str) -> None:
     )
 
 
-def find_imbalance(stats: dict[str, Any]) -> tuple[int, int]:
+def compute_imbalance(stats: dict[str, Any]) -> tuple[int, int]:
     """Events that came less what became of them, and records less those that the sink was given."""
     counters, sink = stats["counters"], stats["sinks"]["stream"]
     became = sum(counters[f"events_{name}_total"] for name in ("malformed", "filtered", "accepted"))
@@ -251,10 +251,10 @@ def test_the_sums_hold_at_every_moment_and_a_reload_changes_what_is_written(
             imbalances = set()
             while load.is_alive():
                 inside(net.router, "conntrack", "-F")
-                imbalances.add(find_imbalance(ask(capsys, "stats")))
+                imbalances.add(compute_imbalance(ask(capsys, "stats")))
             inside(net.router, "conntrack", "-F")
             running.wait_for_events(11_700)
-            imbalances.add(find_imbalance(ask(capsys, "stats")))
+            imbalances.add(compute_imbalance(ask(capsys, "stats")))
 
             for records, port, lines in (("flows", 20_000, 11_800), ("events", 30_000, 12_000)):
                 write_configuration(configuration, records)
@@ -262,7 +262,7 @@ def test_the_sums_hold_at_every_moment_and_a_reload_changes_what_is_written(
                 start_flood(net, port, 100).join()
                 inside(net.router, "conntrack", "-F")
                 running.wait_for_events(lines)
-            imbalances.add(find_imbalance(ask(capsys, "stats")))
+            imbalances.add(compute_imbalance(ask(capsys, "stats")))
             assert running.stop() == 0
     found = Counter(
         (record["type"], record["sport"] // 10_000, "community_id" in record) for record in running.events

@@ -75,11 +75,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
         pause.wait(0.2)
 
 
-def find_problems(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def read_problems(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return list(ask(capsys, "status")["Problems"])
 
 
-def find_lost(running: Running) -> list[dict[str, Any]]:
+def list_lost(running: Running) -> list[dict[str, Any]]:
     return [event for event in running.events if event["type"] == "LOST"]
 
 
@@ -100,8 +100,8 @@ def test_the_table_of_activate_stays_when_the_ruleset_is_flushed(
         talk(net, 2)
     running.wait_for_events(6)
 
-    assert find_problems(capsys) == []
-    assert find_lost(running) == []
+    assert read_problems(capsys) == []
+    assert list_lost(running) == []
     assert list_tables(net) == "table inet conntrackd\n"
 
 
@@ -121,7 +121,7 @@ def test_a_second_process_has_a_table_of_its_own_and_takes_the_first_ones_with_i
     talk(net, 1)
     running.wait_for_events(1)
 
-    assert find_problems(capsys) == []
+    assert read_problems(capsys) == []
 
 
 def test_a_table_that_nobody_owns_any_more_is_taken_over(net: Network, start: Any) -> None:
@@ -140,11 +140,11 @@ def test_a_reload_begins_and_ends_tracking(
     inside(net.router, "nft", "flush", "ruleset")
     running = start()
     path = tmp_path / "conntrackd.yaml"
-    before = find_problems(capsys)
+    before = read_problems(capsys)
     path.write_text(path.read_text() + "  activate: true\n")
     ctl.run(["reload"])
     capsys.readouterr()
-    during = find_problems(capsys)
+    during = read_problems(capsys)
     talk(net, 1)
     running.wait_for_events(1)
     path.write_text(path.read_text().replace("activate: true", "activate: false"))
@@ -154,7 +154,7 @@ def test_a_reload_begins_and_ends_tracking(
     assert len(before) == 1
     assert f"conntrack: {{activate: true}} in {path}, then conntrackctl reload; or" in before[0]
     assert during == []
-    assert "not tracked" in find_problems(capsys)[0]
+    assert "not tracked" in read_problems(capsys)[0]
     assert list_tables(net) == ""
 
 
@@ -193,16 +193,16 @@ def test_tracking_that_ends_is_a_problem_until_it_begins_again_and_the_gap_is_re
     talk(net, 1)
     running.wait_for_events(1)
     inside(net.router, "nft", "flush", "ruleset")
-    wait_until(lambda: any("not tracked" in problem for problem in find_problems(capsys)))
+    wait_until(lambda: any("not tracked" in problem for problem in read_problems(capsys)))
     findings = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
     talk(net, 3)
     net.load(TRACKING)
-    wait_until(lambda: find_problems(capsys) == [])
-    running.wait(lambda: find_lost(running), "the gap")
+    wait_until(lambda: read_problems(capsys) == [])
+    running.wait(lambda: list_lost(running), "the gap")
     talk(net, 1)
     running.wait_for_events(3)
 
-    (lost,) = find_lost(running)
+    (lost,) = list_lost(running)
     assert findings["tracking"] == "error"
     assert (lost["where"], lost["reason"], "lost" in lost) == (
         "tracking",
@@ -250,7 +250,7 @@ def test_a_gap_that_lasts_until_the_end_is_reported_at_the_end(net: Network, sta
     running.wait(lambda: any("not tracked" in line for line in running.said), "the warning")
     running.stop()
 
-    assert [event["where"] for event in find_lost(running)] == ["tracking"]
+    assert [event["where"] for event in list_lost(running)] == ["tracking"]
 
 
 def test_events_that_are_switched_off_are_a_problem_from_the_start_and_later(
@@ -258,15 +258,15 @@ def test_events_that_are_switched_off_are_a_problem_from_the_start_and_later(
 ) -> None:
     net.set(EVENTS_SETTING, 0)
     running = start()
-    at_start = find_problems(capsys)
+    at_start = read_problems(capsys)
     warned = any("nf_conntrack_events is 0" in line for line in running.said)
     net.set(EVENTS_SETTING, 1)
-    wait_until(lambda: find_problems(capsys) == [])
+    wait_until(lambda: read_problems(capsys) == [])
     net.set(EVENTS_SETTING, 0)
-    wait_until(lambda: find_problems(capsys) != [])
+    wait_until(lambda: read_problems(capsys) != [])
     findings = {finding["check"]: finding for finding in ask(capsys, "doctor")}
     net.set(EVENTS_SETTING, 1)
-    running.wait(lambda: find_lost(running), "the gap")
+    running.wait(lambda: list_lost(running), "the gap")
 
     assert warned
     assert at_start == [
@@ -275,7 +275,7 @@ def test_events_that_are_switched_off_are_a_problem_from_the_start_and_later(
     ]
     assert findings["events"]["severity"] == "error"
     assert findings["events"]["remedy"].startswith(f"ip netns exec {net.router} sysctl -w")
-    assert [event["reason"] for event in find_lost(running)] == ["nf_conntrack_events was 0"]
+    assert [event["reason"] for event in list_lost(running)] == ["nf_conntrack_events was 0"]
 
 
 def test_a_namespace_that_is_made_anew_under_its_name_is_not_listened_to_and_said_so(
@@ -286,10 +286,10 @@ def test_a_namespace_that_is_made_anew_under_its_name_is_not_listened_to_and_sai
     try:
         inside(name, "nft", "-f", "-", text=TRACKING)
         start(netns=name)
-        before = find_problems(capsys)
+        before = read_problems(capsys)
         ip("netns", "del", name)
         ip("netns", "add", name)
-        wait_until(lambda: any("deleted or replaced" in problem for problem in find_problems(capsys)))
+        wait_until(lambda: any("deleted or replaced" in problem for problem in read_problems(capsys)))
     finally:
         ip("netns", "del", name)
 
@@ -303,7 +303,7 @@ def test_what_is_tracked_without_a_rule_is_no_problem(
     """As Open vSwitch and tc have it done: entries come though no rule asks for them."""
     inside(net.router, "nft", "flush", "ruleset")
     start()
-    before = find_problems(capsys)
+    before = read_problems(capsys)
     numbers = iter(range(1, 1000))
 
     def is_well() -> bool:
@@ -311,7 +311,7 @@ def test_what_is_tracked_without_a_rule_is_no_problem(
         subprocess.run(
             ["ip", "netns", "exec", net.router, "conntrack", *entry.split()], check=True, capture_output=True
         )
-        return find_problems(capsys) == []
+        return read_problems(capsys) == []
 
     wait_until(is_well, 3 * SECONDS)
     assert len(before) == 1
@@ -350,7 +350,7 @@ def test_what_is_left_out_of_tracking_is_noted_and_no_problem(
 
     assert [each.startswith(note) for each, note in zip(found, notes, strict=True)] == [True] * len(notes)
     is_tracked = "ct state" in rule
-    assert [each for each in find_problems(capsys) if is_tracked or "not tracked" not in each] == []
+    assert [each for each in read_problems(capsys) if is_tracked or "not tracked" not in each] == []
 
 
 def test_a_table_that_is_nearly_full_is_a_problem(net: Network) -> None:

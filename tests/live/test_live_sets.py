@@ -23,7 +23,7 @@ from tests.bus.private import PrivateBus, wait_until
 from tests.live.control import ask, count_new, count_sources, run_on_bus, start_flood, talk
 from tests.live.daemon import Running, settle
 from tests.live.network import Network, call_inside, inside, ip
-from tests.live.test_sums import find_imbalance
+from tests.live.test_sums import list_imbalance
 
 pytestmark = pytest.mark.privileged
 
@@ -128,7 +128,7 @@ def test_under_traffic_each_event_is_decided_once_whatever_the_set_is(
     assert [port for port in logged if port >= 34_000] == list(range(34_000, 34_100))
     assert stats["counters"]["events_accepted_total"] == len(logged)
     assert sum(count_matches(capsys)) >= 4100
-    assert find_imbalance(stats["counters"], stats["sinks"]) == {}
+    assert list_imbalance(stats["counters"], stats["sinks"]) == {}
 
 
 def test_what_is_for_a_time_ends_by_itself(

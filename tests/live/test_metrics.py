@@ -15,7 +15,7 @@ from tests.live.control import ask, talk
 from tests.live.daemon import ROOT, Running, daemon, environment, settle
 from tests.live.network import Network, inside
 from tests.metrics.client import get
-from tests.sinks.syslog_servers import find_port, wait_until
+from tests.sinks.syslog_servers import get_free_port, wait_until
 
 pytestmark = pytest.mark.privileged
 
@@ -37,7 +37,7 @@ main()
 @pytest.fixture
 def port(configuration: Path) -> int:
     """Where the daemon's metrics are, by its configuration."""
-    found = find_port()
+    found = get_free_port()
     configuration.write_text(f"{configuration.read_text()}metrics.listen: 127.0.0.1:{found}\n")
     return found
 
@@ -168,7 +168,7 @@ def test_at_the_end_nothing_is_left(net: Network, tmp_path: Path) -> None:
 
 
 def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) -> None:
-    passed, ours = find_port(), find_port()
+    passed, ours = get_free_port(), get_free_port()
     prefix = ["systemd-socket-activate", f"--listen=127.0.0.1:{passed}", "--fdname=metrics"]
     prefix += [f"--setenv={name}" for name in ("PYTHONPATH", "CONNTRACKD_BUS_ENABLE")]
     arguments = [
@@ -188,7 +188,7 @@ def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) ->
 
 def test_an_address_in_use_is_reported_and_nothing_is_started(net: Network) -> None:
     with ExitStack() as stack:
-        taken = find_port()
+        taken = get_free_port()
         arguments = ["--sink.stream.enable", "--conntrack.netns", net.router]
         first = stack.enter_context(daemon(*arguments, f"--metrics.listen=127.0.0.1:{taken}"))
         first.wait_for_start()

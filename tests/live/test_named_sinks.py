@@ -9,17 +9,17 @@ import pytest
 from conntrackd.bus.names import MANAGER_PATH, SINK_PATH
 from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError
-from conntrackd.history.source import find_sinks, read_configuration
+from conntrackd.history.source import list_readable_sinks, read_configuration
 from tests.bus.private import PrivateBus
 from tests.bus.raw import Raw
 from tests.live.control import ask, count_sources, start_flood
 from tests.live.daemon import daemon, settle
 from tests.live.network import Network, inside
 from tests.live.test_sink_filters import receive_syslog
-from tests.live.test_sums import find_imbalance
+from tests.live.test_sums import list_imbalance
 from tests.metrics.client import get
 from tests.sinks.loki_server import Store, run_server
-from tests.sinks.syslog_servers import find_port
+from tests.sinks.syslog_servers import get_free_port
 
 pytestmark = pytest.mark.privileged
 
@@ -64,7 +64,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
     store, restored, messages, path = Store(), Store(), list[bytes](), tmp_path / "conntrackd.yaml"
     with run_server(store) as server, run_server(restored) as late, receive_syslog(messages) as port:
         values = {"netns": net.router, "state": tmp_path, "port": port}
-        values |= {"closed": find_port(), "loki": server.port}
+        values |= {"closed": get_free_port(), "loki": server.port}
         path.write_text((CONFIGURATION + DEAD + GOING).format(**values))
         arguments = ["--config", str(path), "--bus.address", bus.address]
         with (
@@ -134,7 +134,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
         "InterfacesRemoved": f"{SINK_PATH}/going",
     }
     # The sums hold for all of them; of what was before it came it has nothing.
-    assert find_imbalance(stats["counters"], stats["sinks"]) == {"coming: accepted": len(going)}
+    assert list_imbalance(stats["counters"], stats["sinks"]) == {"coming: accepted": len(going)}
     assert list(status["Sinks"]) == ["coming", "dead", "disk-1", "siem", "stream", "syslog"]
     assert [name for name, sink in status["Sinks"].items() if sink["State"] != "ok"] == ["dead"]
     assert any(problem.startswith("sink dead is retrying: ") for problem in status["Problems"])
@@ -143,7 +143,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
     assert sorted(int(dict(found.metadata)["sport"]) for found in restored.query()) == everything
     assert shown["rules"] == ["drop source port 10000-10999"]
     assert f'conntrackd_sink_events_delivered_total{{sink="disk-1"}} {FLOWS - 1000}.0' in metrics
-    assert find_sinks(read_configuration(path)) == [
+    assert list_readable_sinks(read_configuration(path)) == [
         f"file:{tmp_path}/a.json",
         "loki:coming",
         "loki:dead",

@@ -10,7 +10,7 @@ from tests.live.daemon import daemon, settle
 from tests.live.network import TRACKING, call_inside, inside, network
 from tests.metrics.client import get
 from tests.metrics.prometheus import PROMETHEUS, Server, prometheus
-from tests.sinks.syslog_servers import find_port, wait_until
+from tests.sinks.syslog_servers import get_free_port, wait_until
 
 pytestmark = [
     pytest.mark.privileged,
@@ -26,7 +26,7 @@ def read_total(server: Server, expression: str) -> float:
 
 
 def test_its_totals_are_those_of_the_daemon(tmp_path: Path) -> None:
-    port = find_port()
+    port = get_free_port()
     # It looks for targets five seconds after its start, in which all else can start.
     with prometheus(tmp_path, [f"127.0.0.1:{port}"]) as server, network() as net:
         net.load(TRACKING)

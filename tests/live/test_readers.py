@@ -14,7 +14,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from tests.bus.private import PrivateBus
-from tests.faults.producer import Producer, find_number
+from tests.faults.producer import Producer, compute_number
 from tests.live import traffic
 from tests.live.control import ask
 from tests.live.daemon import Event, Running, daemon, run, settle
@@ -37,9 +37,11 @@ def list_steps(events: list[Event]) -> dict[str, list[tuple[str, str]]]:
     return steps
 
 
-def find_numbers(running: Running, *types: str) -> list[int]:
+def list_numbers(running: Running, *types: str) -> list[int]:
     """Of the producer's flows, as they were written."""
-    return [find_number(event["sport"], event["dport"]) for event in running.events if event["type"] in types]
+    return [
+        compute_number(event["sport"], event["dport"]) for event in running.events if event["type"] in types
+    ]
 
 
 def sum_lost(running: Running) -> int:
@@ -92,7 +94,7 @@ def test_losses_of_all_readers_are_reported_together_and_exactly(producer: Produ
         producer.send(20, rate=100)
         running.wait(lambda: count_after(running, sent) == 20, "flows after the loss")
         assert running.stop() == 0
-    seen, lost = find_numbers(running, "NEW"), sum_lost(running)
+    seen, lost = list_numbers(running, "NEW"), sum_lost(running)
 
     assert lost > 3000
     assert len(seen) + lost == producer.sent
@@ -101,7 +103,7 @@ def test_losses_of_all_readers_are_reported_together_and_exactly(producer: Produ
 
 
 def count_after(running: Running, first: int) -> int:
-    return sum(number >= first for number in find_numbers(running, "NEW"))
+    return sum(number >= first for number in list_numbers(running, "NEW"))
 
 
 @READERS
@@ -119,9 +121,9 @@ def test_after_a_loss_each_flow_of_the_table_has_been_reported_once(producer: Pr
         settle(running)
         assert running.stop() == 0
 
-    snapshots = find_numbers(running, "SNAPSHOT")
+    snapshots = list_numbers(running, "SNAPSHOT")
     assert len(snapshots) == sum_lost(running) > 1000
-    assert sorted(find_numbers(running, "NEW", "SNAPSHOT")) == list(range(3020))
+    assert sorted(list_numbers(running, "NEW", "SNAPSHOT")) == list(range(3020))
 
 
 def count_flows(running: Running) -> int:
@@ -141,7 +143,7 @@ def test_a_table_that_is_read_while_flows_come_reports_each_of_them_once(
         settle(running)
         assert running.stop() == 0
 
-    assert sorted(find_numbers(running, "NEW", "SNAPSHOT")) == list(range(10_000))
+    assert sorted(list_numbers(running, "NEW", "SNAPSHOT")) == list(range(10_000))
 
 
 RULES = ["log destination port 1024-3023", "drop any"]
@@ -166,7 +168,7 @@ def test_counts_of_rules_and_what_a_tail_gets_are_those_of_all_readers(
     assert stats["rule_matches"] == [0, 2000, 500]
     assert stats["counters"]["events_received_total"] == 2500
     assert stats["counters"]["events_filtered_total"] == 500
-    assert sorted(find_number(line["sport"], line["dport"]) for line in tailed) == list(range(100))
+    assert sorted(compute_number(line["sport"], line["dport"]) for line in tailed) == list(range(100))
     assert len(few) == 50
 
 
@@ -185,7 +187,7 @@ def test_a_filter_that_changes_all_the_time_loses_and_doubles_nothing_that_all_k
         settle(running)
         assert running.stop() == 0
 
-    assert sorted(find_numbers(running, "NEW")) == list(range(12_000))
+    assert sorted(list_numbers(running, "NEW")) == list(range(12_000))
     assert changes >= 100
 
 
@@ -216,7 +218,7 @@ def test_each_reader_finds_the_places_of_its_events(producer: Producer, readers:
         running.wait_for_events(2000)
         assert running.stop() == 0
 
-    assert sorted(find_numbers(running, "NEW")) == list(range(2000))
+    assert sorted(list_numbers(running, "NEW")) == list(range(2000))
     assert {event["city"] for event in running.events} == {"Ghent"}
 
 
@@ -249,7 +251,7 @@ def test_another_number_of_readers_waits_for_a_restart_while_the_filter_is_reloa
 
     waits = "conntrack.readers has changed and needs a restart: systemctl restart conntrackd"
     assert changes == [waits, waits]
-    assert sorted(find_numbers(running, "NEW")) == list(range(1000))
+    assert sorted(list_numbers(running, "NEW")) == list(range(1000))
 
 
 def test_several_readers_and_reliable_are_a_mistake_with_what_to_do() -> None:

@@ -339,7 +339,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
 
 def count_all(running: Running) -> int:
     """Flows that are told or known to be lost."""
-    return len(find_new(running)) + sum(int(event.get("lost", 0)) for event in running.events)
+    return len(list_new(running)) + sum(int(event.get("lost", 0)) for event in running.events)
 
 
 # The daemon, which is killed when it comes to a function of the changeover.
@@ -384,7 +384,7 @@ def test_who_is_killed_in_a_changeover_leaves_every_event_to_the_next(
     store.catch_up()
 
     expected = [*range(20_000, 20_500), *range(30_000, 30_500), *range(40_000, 40_005)]
-    reported = [event["sport"] for event in find_new(second) + find_new(third)]
+    reported = [event["sport"] for event in list_new(second) + list_new(third)]
     assert sorted(reported) == expected
     assert not any(event["type"] == "LOST" for event in third.events)
     assert set(store.all) == STORED[after]
@@ -426,16 +426,16 @@ def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
         first.wait_for_events(3)
         first.stop(number)
         settle(first)
-        counts.append(len(find_new(first)))
+        counts.append(len(list_new(first)))
     call_inside(untracked.client, flood_from, 20_000, 5)
     kept = dict(store.all)
     with service(untracked, store, None, *more, passed=kept, events="new,destroy", **extra) as second:
-        second.wait(lambda: len(find_new(second)) == 5, "those of the gap")
+        second.wait(lambda: len(list_new(second)) == 5, "those of the gap")
         call_inside(untracked.client, flood_from, 30_000, 2)
-        second.wait(lambda: len(find_new(second)) == 7, "those after it")
+        second.wait(lambda: len(list_new(second)) == 7, "those after it")
         settle(second)
         assert second.stop() == 0
-        counts.append(len(find_new(second)))
+        counts.append(len(list_new(second)))
 
     lost = [event for event in first.events + second.events if event["type"] == "LOST"]
     assert counts == [3, 7]
@@ -445,7 +445,7 @@ def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
     wait_until(lambda: "conntrackd" not in inside(untracked.router, "nft", "list", "tables"))
 
 
-def find_new(running: Running) -> list[Any]:
+def list_new(running: Running) -> list[Any]:
     return [event for event in running.events if event["type"] == "NEW"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bus.private import wait_until
-from tests.faults.producer import Producer, find_number
+from tests.faults.producer import Producer, compute_number
 from tests.live.daemon import Event, Running, daemon, run
 from tests.live.network import Network
 
@@ -22,13 +22,13 @@ def arguments(net: Network, *more: str) -> list[str]:
 def count(events: list[Event]) -> Counter[tuple[str, int]]:
     """How often each flow has come, by type and number."""
     return Counter(
-        (event["type"], find_number(event["sport"], event["dport"]))
+        (event["type"], compute_number(event["sport"], event["dport"]))
         for event in events
         if event["type"] != "LOST"
     )
 
 
-def find_numbers(events: list[Event], *types: str) -> list[int]:
+def list_numbers(events: list[Event], *types: str) -> list[int]:
     return sorted(number for (kind, number) in count(events).elements() if kind in types)
 
 
@@ -52,8 +52,8 @@ def test_the_flows_of_the_table_are_written_at_the_start_when_asked(producer: Pr
         assert running.stop() == 0
     events = running.events
 
-    assert find_numbers(events, "SNAPSHOT") == list(range(500))
-    assert find_numbers(events, "NEW") == list(range(500, 510))
+    assert list_numbers(events, "SNAPSHOT") == list(range(500))
+    assert list_numbers(events, "NEW") == list(range(500, 510))
     first = events[0]
     ends = f"10.1.0.2:{first['sport']} to 10.2.0.2:{first['dport']}"
     assert first["msg"] == f"SNAPSHOT UDP connection from {ends}"
@@ -74,8 +74,8 @@ def test_after_a_loss_each_flow_of_the_table_has_been_reported_once(producer: Pr
     lost = sum(event["lost"] for event in running.events if event["type"] == "LOST")
     seen = count(running.events)
 
-    assert lost == len(find_numbers(running.events, "SNAPSHOT")) > 2000
-    assert find_numbers(running.events, "NEW", "SNAPSHOT") == list(range(3021))
+    assert lost == len(list_numbers(running.events, "SNAPSHOT")) > 2000
+    assert list_numbers(running.events, "NEW", "SNAPSHOT") == list(range(3021))
     assert set(seen.values()) == {1}
 
 
@@ -102,7 +102,7 @@ def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_pat
         assert second.stop() == 0
 
     assert second.events[0]["where"] == "daemon"
-    assert find_numbers(second.events, "SNAPSHOT") == list(range(50))
+    assert list_numbers(second.events, "SNAPSHOT") == list(range(50))
 
 
 def test_what_the_kernel_merges_in_reliable_mode_is_reported_without_a_number(producer: Producer) -> None:
@@ -118,7 +118,7 @@ def test_what_the_kernel_merges_in_reliable_mode_is_reported_without_a_number(pr
 
     assert all("lost" not in record and record["reason"] == "merged into later events" for record in lost)
     assert lost[0]["msg"] == "LOST events in the kernel's buffer (merged into later events)"
-    assert find_numbers(running.events, "DESTROY") == list(range(1000))
+    assert list_numbers(running.events, "DESTROY") == list(range(1000))
     assert any(", lost 0, " in line for line in running.said)
 
 

@@ -21,7 +21,7 @@ from tests.bus.private import PrivateBus, wait_until
 from tests.live.control import ask, count_new, count_sources, run_on_bus, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import Network, inside
-from tests.live.test_sums import find_imbalance
+from tests.live.test_sums import list_imbalance
 from tests.sinks.loki_server import Store, run_server
 
 pytestmark = pytest.mark.privileged
@@ -99,7 +99,7 @@ def test_three_sinks_get_each_their_own_through_reloads_under_traffic(
     assert len(syslog) == len(set(syslog)) < len(FLOWS)
     assert set(syslog) <= set(range(10_000, 13_000))
     assert set(loki) <= set(range(10_000, 12_000))
-    assert find_imbalance(stats["counters"], stats["sinks"]) == {}
+    assert list_imbalance(stats["counters"], stats["sinks"]) == {}
     filtered = {name: sink["sink_events_filtered_total"] for name, sink in stats["sinks"].items()}
     assert filtered == {"stream": 1000, "syslog": 4000 - len(syslog), "loki": 4000 - len(loki)}
 
@@ -150,7 +150,7 @@ def test_a_filter_of_a_sink_decides_at_once_counts_and_goes_with_reset(
     assert (nobody, updates > 0, others > 0) == (0, True, True)
     assert stats["sink_rule_matches"] == {"stream": [0, updates, others]}
     assert stats["sinks"]["stream"]["sink_events_filtered_total"] == updates + others
-    assert find_imbalance(stats["counters"], stats["sinks"]) == {}
+    assert list_imbalance(stats["counters"], stats["sinks"]) == {}
     assert (status["RunTimeChanges"], status["Rules"]) == (["filter of sink stream"], ["drop protocol TCP"])
     assert f"stream ok, 0 delivered, {updates + others} filtered" in text
     assert "run time:  filter of sink stream: until a reload or restart\n" in text

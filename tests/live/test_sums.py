@@ -14,7 +14,7 @@ from tests.bus.private import PrivateBus
 from tests.live.daemon import daemon
 from tests.live.network import TRACKING, call_inside, network
 from tests.sinks.loki_server import Store, drip, refuse_one, reset, run_server, say, store_and_reset
-from tests.sinks.syslog_servers import find_port
+from tests.sinks.syslog_servers import get_free_port
 
 pytestmark = pytest.mark.privileged
 
@@ -44,7 +44,7 @@ def flood() -> None:
             sock.sendto(b"", ("10.2.0.2", 9))
 
 
-def find_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -> dict[str, int]:
+def list_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -> dict[str, int]:
     """What came less what became of it, where that is not 0."""
     became = ("malformed", "filtered", "accepted")
     sums = {
@@ -69,7 +69,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
 
     def ask(client: Client) -> None:
         counters, sinks, *_ = client.call("GetStatistics")
-        seen.add(tuple(find_imbalance(counters, sinks).items()))
+        seen.add(tuple(list_imbalance(counters, sinks).items()))
         moments.append((counters, sinks))
 
     with network() as net, run_server(store) as server:
@@ -80,7 +80,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
             "bus.address": bus.address,
             "sink.loki.address": f"http://127.0.0.1:{server.port}",
             "sink.loki.spool": os.fspath(tmp_path),
-            "sink.syslog.address": f"udp://127.0.0.1:{find_port()}",
+            "sink.syslog.address": f"udp://127.0.0.1:{get_free_port()}",
             "filter": "drop source port 10000-11999",
             "sink.stream.filter": "drop source port 12000-12499",
             "sink.loki.filter": "drop source port 13000-13999\nlog any",

@@ -12,7 +12,7 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.table import ConntrackTable, TableFill
 from tests.engine.feed import ENGINES
-from tests.faults.producer import CLIENT, SERVER, Producer, find_number
+from tests.faults.producer import CLIENT, SERVER, Producer, compute_number
 from tests.live.network import inside
 
 FLOWS = 1000  # several chunks of the kernel's
@@ -34,7 +34,7 @@ def test_every_flow_of_the_table_is_read_with_all_its_fields(producer: Producer,
             while table.read(batch):
                 chunks += 1
                 flows += [batch.describe(index) for index in range(len(batch))]
-            numbers = sorted(find_number(flow["sport"], flow["dport"]) for flow in flows)
+            numbers = sorted(compute_number(flow["sport"], flow["dport"]) for flow in flows)
             ends = {(socket.inet_ntoa(flow["src"]), socket.inet_ntoa(flow["dst"])) for flow in flows}
 
             assert chunks > 1

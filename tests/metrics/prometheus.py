@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.sinks.syslog_servers import find_port, wait_until
+from tests.sinks.syslog_servers import get_free_port, wait_until
 
 # Debian would start it: `make` unpacks it where nothing does.
 PROMETHEUS: Final = Path(__file__).parents[2] / ".venv" / "prometheus"
@@ -60,7 +60,7 @@ class Server:
 @contextmanager
 def prometheus(work: Path, targets: Sequence[str]) -> Iterator[Server]:
     """Scrapes these addresses five times a second."""
-    port = find_port()
+    port = get_free_port()
     configuration, log = work / "prometheus.yml", work / "log.txt"
     configuration.write_text(CONFIGURATION.format(targets=", ".join(map(json.dumps, targets))))
     command = [f"{PROMETHEUS}/usr/bin/prometheus", f"--config.file={configuration}"]

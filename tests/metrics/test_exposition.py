@@ -22,7 +22,7 @@ from tests.metrics.states import OTHERS, make_control, make_counters, make_sinks
 PAGE = Path(__file__).parent / "page.prom"
 
 
-def find_values(page: bytes) -> set[float]:
+def list_values(page: bytes) -> set[float]:
     return {sample.value for family in parse_text(page.decode()) for sample in family.samples}
 
 

@@ -26,7 +26,7 @@ def test_the_corpus_holds_every_type_family_protocol_and_translation() -> None:
     assert {(flow.mark, flow.zone) for flow in found} >= {(0, 0), (0x10, 7)}
 
 
-def find(message: Any, *path: str) -> Any:
+def get_attribute(message: Any, *path: str) -> Any:
     for name in path:
         if message is None:
             return None
@@ -42,20 +42,22 @@ def by_pyroute2(data: bytes) -> dict[str, Any]:
     version = "V4" if message["nfgen_family"] == 2 else "V6"
     for tuple_name, prefix in (("CTA_TUPLE_ORIG", ""), ("CTA_TUPLE_REPLY", "reply_")):
         for end, name in (("SRC", "src"), ("DST", "dst")):
-            found[prefix + name] = find(message, tuple_name, "CTA_TUPLE_IP", f"CTA_IP_{version}_{end}")
-            found[f"{prefix}{name[0]}port"] = find(
+            found[prefix + name] = get_attribute(
+                message, tuple_name, "CTA_TUPLE_IP", f"CTA_IP_{version}_{end}"
+            )
+            found[f"{prefix}{name[0]}port"] = get_attribute(
                 message, tuple_name, "CTA_TUPLE_PROTO", f"CTA_PROTO_{end}_PORT"
             )
-    found["protocol"] = find(message, "CTA_TUPLE_ORIG", "CTA_TUPLE_PROTO", "CTA_PROTO_NUM")
-    found["id"] = find(message, "CTA_ID")
-    found["status"] = find(message, "CTA_STATUS")
-    found["mark"] = find(message, "CTA_MARK")
-    found["state"] = find(message, "CTA_PROTOINFO", "CTA_PROTOINFO_TCP", "CTA_PROTOINFO_TCP_STATE")
+    found["protocol"] = get_attribute(message, "CTA_TUPLE_ORIG", "CTA_TUPLE_PROTO", "CTA_PROTO_NUM")
+    found["id"] = get_attribute(message, "CTA_ID")
+    found["status"] = get_attribute(message, "CTA_STATUS")
+    found["mark"] = get_attribute(message, "CTA_MARK")
+    found["state"] = get_attribute(message, "CTA_PROTOINFO", "CTA_PROTOINFO_TCP", "CTA_PROTOINFO_TCP_STATE")
     for name, prefix in (("CTA_COUNTERS_ORIG", "orig"), ("CTA_COUNTERS_REPLY", "reply")):
-        found[f"{prefix}_packets"] = find(message, name, "CTA_COUNTERS_PACKETS")
-        found[f"{prefix}_bytes"] = find(message, name, "CTA_COUNTERS_BYTES")
-    found["start"] = find(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_START")
-    found["stop"] = find(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_STOP")
+        found[f"{prefix}_packets"] = get_attribute(message, name, "CTA_COUNTERS_PACKETS")
+        found[f"{prefix}_bytes"] = get_attribute(message, name, "CTA_COUNTERS_BYTES")
+    found["start"] = get_attribute(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_START")
+    found["stop"] = get_attribute(message, "CTA_TIMESTAMP", "CTA_TIMESTAMP_STOP")
     return {name: value for name, value in found.items() if value is not None}
 
 

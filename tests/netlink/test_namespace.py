@@ -10,7 +10,7 @@ from conntrackd.netlink.namespace import check, enter
 from tests.live.network import network
 
 
-def find_here() -> int:
+def get_here() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
@@ -18,12 +18,12 @@ def find_here() -> int:
 def test_a_namespace_is_entered_by_name_and_by_path() -> None:
     with network() as net:
         path = Path("/run/netns", net.router)
-        wanted, home = path.stat().st_ino, find_here()
+        wanted, home = path.stat().st_ino, get_here()
         for name in (net.router, str(path)):
             check(name)
             with enter(name):
-                assert find_here() == wanted
-            assert find_here() == home
+                assert get_here() == wanted
+            assert get_here() == home
 
 
 def test_a_file_that_is_no_namespace_is_reported_without_privilege(tmp_path: Path) -> None:

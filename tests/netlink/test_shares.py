@@ -20,7 +20,7 @@ from tests.messages import build_message
 TOTALS = range(1, 17)
 
 
-def find_shares(total: int, message: bytes, program: bytes | None = None) -> list[int]:
+def list_receivers(total: int, message: bytes, program: bytes | None = None) -> list[int]:
     """Numbers of the shares to whose sockets the kernel lets the message through."""
     found = []
     with pair() as (receiver, sender):
@@ -39,7 +39,7 @@ def find_shares(total: int, message: bytes, program: bytes | None = None) -> lis
 
 def passes(compiled: KernelFilter, message: bytes) -> bool:
     program = None if compiled.program is None else bpf.assemble(compiled.program)
-    return find_shares(1, message, program) == [0]
+    return list_receivers(1, message, program) == [0]
 
 
 @given(st.sampled_from(TOTALS), flows())
@@ -47,8 +47,8 @@ def passes(compiled: KernelFilter, message: bytes) -> bool:
 def test_each_event_is_in_one_share_which_its_flow_alone_decides(total: int, flow: Flow) -> None:
     ended = replace(flow, type=4, time=flow.time + 1)
 
-    assert find_shares(total, build_message(flow)) == [flow.id % total]
-    assert find_shares(total, build_message(ended)) == [flow.id % total]
+    assert list_receivers(total, build_message(flow)) == [flow.id % total]
+    assert list_receivers(total, build_message(ended)) == [flow.id % total]
 
 
 @given(st.sampled_from(TOTALS), kernel_rules, flows(located=False))
@@ -59,12 +59,12 @@ def test_a_share_has_of_its_events_exactly_what_the_filter_passes(
     rules, message = compile_kernel(some, protocols=TCP_UDP, events=ALL_EVENTS), build_message(flow)
     program = None if rules.program is None else bpf.assemble(rules.program)
 
-    assert find_shares(total, message, program) == ([flow.id % total] if passes(rules, message) else [])
+    assert list_receivers(total, message, program) == ([flow.id % total] if passes(rules, message) else [])
 
 
 @pytest.mark.parametrize("total", TOTALS)
 def test_each_recorded_event_is_in_one_share(total: int) -> None:
-    assert all(len(find_shares(total, message)) == 1 for message in MESSAGES)
+    assert all(len(list_receivers(total, message)) == 1 for message in MESSAGES)
 
 
 @pytest.mark.parametrize("total", [2, 16])
@@ -77,7 +77,7 @@ def test_each_recorded_event_is_in_one_share(total: int) -> None:
     ],
 )
 def test_what_has_no_id_is_in_the_first_share(total: int, message: bytes) -> None:
-    assert find_shares(total, message) == [0]
+    assert list_receivers(total, message) == [0]
 
 
 def test_the_longest_filter_still_fits_behind_a_share() -> None:
@@ -86,9 +86,9 @@ def test_the_longest_filter_still_fits_behind_a_share() -> None:
     )
 
     assert len(longest) // 8 == bpf.ROOM
-    assert find_shares(16, build_message(EXAMPLE), longest) == [EXAMPLE.id % 16]
+    assert list_receivers(16, build_message(EXAMPLE), longest) == [EXAMPLE.id % 16]
     with pytest.raises(OSError, match="Invalid argument"):
-        find_shares(
+        list_receivers(
             16, build_message(EXAMPLE), bpf.assemble([bpf.Instruction(bpf.LD_IMM, 0, 0, 0)]) + longest
         )
 

@@ -32,7 +32,7 @@ SERVERS: Final = (
 BUSIEST: Final = 30.0  # connections a second
 
 
-def find_family(address: str) -> socket.AddressFamily:
+def get_family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
@@ -40,7 +40,7 @@ def serve() -> None:
     """Answer each request with as much as belongs to its address and port."""
     waiting = selectors.DefaultSelector()
     for address, kind, port, size, _ in SERVERS:
-        sock = socket.socket(find_family(address), kind)
+        sock = socket.socket(get_family(address), kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         if kind == socket.SOCK_STREAM:
@@ -78,9 +78,9 @@ def talk() -> None:
     while True:
         (server,) = choose.choices(SERVERS, weights)
         address, kind, port, size, _ = server
-        clients = [client for client in CLIENTS if find_family(client) == find_family(address)]
+        clients = [client for client in CLIENTS if get_family(client) == get_family(address)]
         (client,) = choose.choices(clients, range(len(clients), 0, -1))
-        with socket.socket(find_family(address), kind) as sock:
+        with socket.socket(get_family(address), kind) as sock:
             sock.settimeout(10)
             sock.bind((client, 0))
             sock.connect((address, port))

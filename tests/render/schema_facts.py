@@ -85,7 +85,7 @@ def _read_otel(clone: str) -> Iterator[tuple[str, str, list[str]]]:
             )
 
 
-def find_registered(name: str) -> str:
+def get_registered_name(name: str) -> str:
     """The name in the registry: geo.* stands there without what it is the place of."""
     return name[name.index("geo.") :] if ".geo." in name else name
 
@@ -96,7 +96,7 @@ def main(ecs: str, otel: str) -> None:
     for schema, facts in ((ECS, _read_ecs(ecs)), (OTEL, _read_otel(otel))):
         known = {name: (kind, values) for name, kind, values in facts}
         for name in sorted(list_used(schema)):
-            kind, values = known[find_registered(name) if schema is OTEL else name]
+            kind, values = known[get_registered_name(name) if schema is OTEL else name]
             lines.append(f"{schema.name} {TAGS[schema.name]}\t{name}\t{kind}\t{','.join(values)}\n")
     TABLE.write_text("".join(lines))
 

@@ -23,7 +23,7 @@ from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 from tests.engine.test_render import describe, flows, show, show_time, unlocate, utc
-from tests.render.schema_facts import LOG_RECORD, find_registered, list_used, read_facts
+from tests.render.schema_facts import LOG_RECORD, get_registered_name, list_used, read_facts
 from tests.rendering import list_texts
 from tests.sinks.flows import make_flows
 
@@ -75,7 +75,7 @@ KINDS: Final[Mapping[str, Callable[[Any], bool]]] = {
 @BOTH
 def test_every_name_is_published_or_begins_with_our_own(schema: Schema) -> None:
     assert list_used(schema) == read_facts(schema).keys()
-    assert {find_registered(f"source.{name}") for name in ("geo.location.lat", "port")} == {
+    assert {get_registered_name(f"source.{name}") for name in ("geo.location.lat", "port")} == {
         *("geo.location.lat", "source.port")
     }
 

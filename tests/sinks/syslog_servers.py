@@ -61,7 +61,7 @@ class Server:
 
     def __init__(self, work: Path, scheme: str, command: list[str], environ: dict[str, str]) -> None:
         self.work, self.scheme = work, scheme
-        self.port = find_port()
+        self.port = get_free_port()
         self._command, self._environ = command, environ
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -144,7 +144,7 @@ def _run(server: Server) -> Iterator[Server]:
         server.kill()
 
 
-def find_port() -> int:
+def get_free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

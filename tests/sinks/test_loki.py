@@ -328,12 +328,12 @@ def test_the_process_does_not_inherit_a_proxy_from_its_environment(
 
 
 def test_labels_and_the_hosts_name_are_those_that_were_set() -> None:
-    def find(**settings: list[str]) -> dict[str, str]:
+    def make_labels(**settings: list[str]) -> dict[str, str]:
         overrides = {key.replace("__", "."): value for key, value in settings.items()}
         return create(read_config(overrides, {}, etc=Path("/nowhere")))._labels
 
-    assert find(host=["edge1"]) == {"service_name": "conntrackd", "host": "edge1"}
-    assert find(host=["edge1"], sink__loki__labels=["host=a,service_name=b"]) == {
+    assert make_labels(host=["edge1"]) == {"service_name": "conntrackd", "host": "edge1"}
+    assert make_labels(host=["edge1"], sink__loki__labels=["host=a,service_name=b"]) == {
         "service_name": "b",
         "host": "a",
     }

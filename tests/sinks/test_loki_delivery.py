@@ -16,7 +16,7 @@ from conntrackd.delivery.spool import Spool
 from conntrackd.flow import EventType
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, find_imbalance, make_lost, run_until_idle, sum_dropped
+from tests.delivery.fakes import Clock, compute_imbalance, make_lost, run_until_idle, sum_dropped
 from tests.sinks import loki_server
 from tests.sinks.flows import BASE, make_flow, make_flows
 from tests.sinks.loki_client import hand_on, make_settings
@@ -69,7 +69,7 @@ def test_ten_minutes_of_events_while_loki_is_away_are_all_there_exactly_once(tmp
     assert away.sink_retries_total > 20
     assert list_stored(store) == list(range(60_001))
     assert store.duplicates > 0
-    assert (stats.sink_events_delivered_total, find_imbalance(stats)) == (60_001, 0)
+    assert (stats.sink_events_delivered_total, compute_imbalance(stats)) == (60_001, 0)
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -143,7 +143,7 @@ def test_a_token_that_is_renewed_in_an_hour_costs_no_event(
         f": the server replied {status}: invalid token; the secret is read again before each attempt"
     )
     assert list_stored(store) == list(range(1000))
-    assert (stats.sink_events_delivered_total, sum_dropped(stats), find_imbalance(stats)) == (1000, 0, 0)
+    assert (stats.sink_events_delivered_total, sum_dropped(stats), compute_imbalance(stats)) == (1000, 0, 0)
 
 
 @pytest.mark.parametrize("status", [403, 404, 406])
@@ -221,7 +221,7 @@ def test_a_stream_that_loki_does_not_open_is_counted_after_a_time_and_the_others
     missing = {number for number in range(40) if (number % 4 == 3) == (wanted == "DESTROY")}
     assert set(list_stored(store)) == set(range(44)) - missing
     assert refused == len(missing)
-    assert (stats.sink_events_delivered_total, find_imbalance(stats)) == (44 - len(missing), 0)
+    assert (stats.sink_events_delivered_total, compute_imbalance(stats)) == (44 - len(missing), 0)
     # A minute or two for the first, in case that Loki changes its mind; nothing for those behind it.
     assert waited[0] > 5.0
     assert waited[1:] == pytest.approx([1.0] * 9)  # for others to join it
@@ -361,7 +361,7 @@ def test_what_is_too_old_even_for_a_replay_is_dropped_and_the_rest_is_there_once
 
     assert sorted(set(list_stored(store))) == [5, 6, 7, 8, 9]
     assert stats.sink_events_delivered_total + stats.sink_events_dropped_refused_total == 10
-    assert find_imbalance(stats) == 0
+    assert compute_imbalance(stats) == 0
 
 
 def test_a_server_that_is_killed_and_comes_back_has_everything_once(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(tmp_path: Pa
 
     assert flushed
     assert list_stored(store) == list(range(3001))
-    assert find_imbalance(outbox.snapshot()) == 0
+    assert compute_imbalance(outbox.snapshot()) == 0
 
 
 def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is_said_to_be(

@@ -32,7 +32,7 @@ def test_only_what_is_asked_for_is_enabled(tmp_path: Path) -> None:
     assert [kind.name for kind in SINKS if kind.enabled(config)] == ["loki"]
 
 
-def find_spool(store: Store) -> Spool:
+def get_spool(store: Store) -> Spool:
     assert isinstance(store, Spool)
     return store
 
@@ -63,7 +63,7 @@ def test_a_sink_that_acknowledges_has_a_spool_where_there_is_a_place_for_it(
     )
     spools = {kind.name: kind.open_spool(config) for kind in SINKS}
 
-    found = {name: str(find_spool(spool)._path) for name, spool in spools.items() if spool is not None}
+    found = {name: str(get_spool(spool)._path) for name, spool in spools.items() if spool is not None}
     for spool in spools.values():
         if spool is not None:
             spool.close()

@@ -24,7 +24,7 @@ from conntrackd.render.json import TEMPLATE
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.stream import FILE_WAIT, IOV_MAX, StreamSink, create
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, find_imbalance, make_lost, put, run_until_idle
+from tests.delivery.fakes import Clock, compute_imbalance, make_lost, put, run_until_idle
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 from tests.sinks.syslog_servers import wait_until
@@ -456,7 +456,7 @@ def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -
     assert taken == make_events(3000).text[: len(taken)]
     assert stats.sink_events_delivered_total == taken.count(b"\n")
     assert stats.sink_events_dropped_shutdown_total == 3000 - taken.count(b"\n")
-    assert find_imbalance(stats) == 0
+    assert compute_imbalance(stats) == 0
 
 
 def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int]) -> None:
@@ -476,7 +476,7 @@ def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int])
 
     assert reasons == ["standard output: closed by its reader"]
     assert outbox.state is SinkState.FAILED
-    assert find_imbalance(outbox.snapshot()) == 0
+    assert compute_imbalance(outbox.snapshot()) == 0
 
 
 def test_discarded_events_are_rendered_and_counted() -> None:
@@ -600,7 +600,7 @@ def test_lines_that_are_written_at_once_and_by_the_thread_arrive_once_and_in_ord
     stats = outbox.snapshot()
 
     assert [json.loads(line)["flow"] for line in b"".join(got).splitlines()] == [*range(20_000)]
-    assert (stats.sink_events_delivered_total, find_imbalance(stats)) == (20_000, 0)
+    assert (stats.sink_events_delivered_total, compute_imbalance(stats)) == (20_000, 0)
 
 
 def test_a_closed_pipe_is_found_out_by_the_thread(pipe: tuple[int, int]) -> None:
@@ -615,7 +615,7 @@ def test_a_closed_pipe_is_found_out_by_the_thread(pipe: tuple[int, int]) -> None
     assert reported.wait(LONG)
     outbox.stop(time.monotonic() + LONG)
 
-    assert (outbox.state, find_imbalance(outbox.snapshot())) == (SinkState.FAILED, 0)
+    assert (outbox.state, compute_imbalance(outbox.snapshot())) == (SinkState.FAILED, 0)
 
 
 @pytest.mark.parametrize(

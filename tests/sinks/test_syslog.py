@@ -35,7 +35,7 @@ from tests.delivery.fakes import put
 from tests.rendering import render, render_all
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
-from tests.sinks.syslog_servers import find_port, rsyslog, wait_until
+from tests.sinks.syslog_servers import get_free_port, rsyslog, wait_until
 
 
 def make(address: str, **settings: str) -> SyslogSink:
@@ -279,7 +279,7 @@ def test_a_connection_that_the_server_has_closed_is_noticed_before_anything_is_s
 @pytest.mark.parametrize("count", [1, 2, 10, 256, 257, 1000])
 def test_no_datagram_to_nobody_is_said_to_be_delivered(count: int) -> None:
     """The refusal of a datagram is told to the next, and sendmmsg(2) keeps the first one to itself."""
-    sink = make(f"udp://127.0.0.1:{find_port()}")
+    sink = make(f"udp://127.0.0.1:{get_free_port()}")
     events = render(sink.template, make_flows(count))
     sink.open()
     with closing(sink), pytest.raises(SinkUnavailable, match="Connection refused") as caught:

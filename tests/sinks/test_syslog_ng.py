@@ -71,7 +71,7 @@ def test_the_server_reads_every_field(
     assert {(entry["facility"], entry["host"], entry["app"]) for entry in found} == {
         ("daemon", socket.gethostname(), "conntrackd")
     }
-    assert [find_flow(entry, form) for entry in found[:-1]] == list(range(21))
+    assert [read_flow_number(entry, form) for entry in found[:-1]] == list(range(21))
     if form == "rfc5424":
         assert [entry["msgid"] for entry in found[::21]] == ["NEW", "LOST"]
         assert found[0]["data"].startswith('[meta sequenceId="1"][event@32473 type="NEW" flow="0" prot="TCP"')
@@ -81,7 +81,7 @@ def test_the_server_reads_every_field(
         assert json.loads(found[20]["msg"].removeprefix("@cee:"))["city"] == 'A "city" [with] \\ and\nmore'
 
 
-def find_flow(record: dict[str, Any], form: str) -> int:
+def read_flow_number(record: dict[str, Any], form: str) -> int:
     """Its number, from where the format has it."""
     if form == "cee":
         return int(json.loads(record["msg"].removeprefix("@cee:"))["flow"])
@@ -98,7 +98,7 @@ def test_the_server_reads_padded_messages_and_keeps_the_spaces(
         send(make(server, "udp", form, authority, segments="true"), make_flows(100))
         found = server.wait_for(100)
 
-    assert sorted(find_flow(record, form) for record in found) == list(range(100))
+    assert sorted(read_flow_number(record, form) for record in found) == list(range(100))
     assert {(record["facility"], record["app"]) for record in found} == {("daemon", "conntrackd")}
     assert any(record["msg"].endswith("  ") for record in found)
 
@@ -124,7 +124,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(
         found = server.wait_for(2000)
         outbox.stop(outbox._clock() + 5)
 
-    numbers = [find_flow(entry, "rfc5424") for entry in found]
+    numbers = [read_flow_number(entry, "rfc5424") for entry in found]
     assert sorted(set(numbers)) == list(range(2000))
     assert len(numbers) == 2000 or transport == "tls-octet"
     assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000

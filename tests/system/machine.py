@@ -145,7 +145,7 @@ class Machine:
         return set(self.sh(f"find / -xdev {left_out}").splitlines())
 
 
-def find_leader(nspawn: int) -> int:
+def read_leader(nspawn: int) -> int:
     """The first process of the container; 0 while there is none."""
     children = Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split()
     return int(children[0]) if children else 0
@@ -181,7 +181,7 @@ def _wait_for_boot(process: "subprocess.Popen[bytes]", root: Path, said: Path) -
     while True:
         assert process.poll() is None, f"no boot: {said.read_text()[-2000:]}"
         assert time.monotonic() < end, f"no boot in 60 s: {said.read_text()[-2000:]}"
-        leader = find_leader(process.pid)
+        leader = read_leader(process.pid)
         if leader and Path(f"/proc/{leader}/root/run/dbus/system_bus_socket").exists():
             machine = Machine(root, leader)
             subprocess.run(machine.enter(*up), env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
@@ -190,7 +190,7 @@ def _wait_for_boot(process: "subprocess.Popen[bytes]", root: Path, said: Path) -
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    leader = find_leader(process.pid) if process.poll() is None else 0
+    leader = read_leader(process.pid) if process.poll() is None else 0
     if leader:
         os.kill(leader, signal.SIGKILL)  # PID 1 of its namespace: everything in it goes
     try:

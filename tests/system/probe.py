@@ -228,7 +228,7 @@ def gain_nothing() -> None:
         raise OSError(errno.EPERM, f"NoNewPrivs {status['NoNewPrivs']}, Seccomp {status['Seccomp']}")
 
 
-def find_read_only() -> None:
+def expect_read_only() -> None:
     for path in ("/", "/etc", "/usr", "/var", "/etc/conntrackd"):
         if not os.statvfs(path).f_flag & os.ST_RDONLY:
             raise OSError(errno.EPERM, f"{path} is not read-only")
@@ -257,7 +257,7 @@ MUST_WORK: dict[str, Callable[[], object]] = {
     "thread": start_thread,
     "one-capability": have_one_capability,
     "no-new-privileges": gain_nothing,
-    "read-only": find_read_only,
+    "read-only": expect_read_only,
     "own-processes": see_only_own_processes,
 }
 

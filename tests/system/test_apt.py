@@ -9,7 +9,7 @@ import pytest
 from tests.system.conftest import Suite
 from tests.system.debian import PREVIOUS, ROOT, run
 from tests.system.machine import Machine
-from tests.system.traffic import find_address
+from tests.system.traffic import compute_address
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
@@ -56,7 +56,7 @@ def test_an_upgrade_keeps_the_configuration_and_loses_no_event(machine: Machine,
     assert "2 rules" in machine.run("conntrackctl", "status")
     machine.wait(lambda: machine.count("EVENT_TYPE=NEW") >= GAP, f"{GAP} events")
     reported = sorted(event["EVENT_DST"] for event in machine.events("EVENT_TYPE=NEW"))
-    assert reported == sorted(map(find_address, range(GAP)))
+    assert reported == sorted(map(compute_address, range(GAP)))
     assert "took over the socket of the last process" in machine.run("journalctl", "-u", "conntrackd")
 
 
@@ -79,13 +79,13 @@ def test_remove_stops_it_and_purge_leaves_no_file(machine: Machine, suite: Suite
     assert machine.sh("find /run /etc /var/lib -iname '*conntrackd*' -not -path '/var/lib/apt/*'") == ""
 
 
-def find_package(suite: Suite) -> Path:
+def get_package(suite: Suite) -> Path:
     (package,) = suite.current.glob("conntrackd_*.deb")
     return package
 
 
 def test_it_ships_what_it_should(suite: Suite) -> None:
-    listed = run("dpkg-deb", "-c", find_package(suite))
+    listed = run("dpkg-deb", "-c", get_package(suite))
 
     for path in (
         *("usr/bin/conntrackd", "usr/bin/conntrackctl", "lib/systemd/system/conntrackd.service"),
@@ -107,7 +107,7 @@ def test_it_ships_what_it_should(suite: Suite) -> None:
 
 def test_the_core_is_built_for_this_machine_and_its_symbols_are_apart(suite: Suite) -> None:
     architecture = run("dpkg", "--print-architecture").strip()
-    assert run("dpkg-deb", "-f", find_package(suite), "Architecture").strip() == architecture
+    assert run("dpkg-deb", "-f", get_package(suite), "Architecture").strip() == architecture
     assert len(list(suite.current.glob("conntrackd-dbgsym_*.deb"))) == 1
 
 

@@ -46,11 +46,11 @@ class Page:
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
-    def find(self, name: str) -> WebElement:
+    def get(self, name: str) -> WebElement:
         return self.driver.find_element(By.ID, name)
 
     def read(self, name: str) -> str:
-        return self.find(name).text
+        return self.get(name).text
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
         waiting = WebDriverWait(self.driver, SECONDS, ignored_exceptions=[StaleElementReferenceException])
@@ -64,13 +64,13 @@ class Page:
         self.wait(lambda: text in self.read(name), f"{text!r} in {name}")
 
     def wait_for_state(self, name: str, state: str) -> None:
-        self.wait(lambda: self.find(name).get_attribute("aria-checked") == state, f"{name} is {state}")
+        self.wait(lambda: self.get(name).get_attribute("aria-checked") == state, f"{name} is {state}")
 
     def click(self, name: str) -> None:
-        self._act(lambda: self.find(name).click(), name)
+        self._act(lambda: self.get(name).click(), name)
 
     def press(self, name: str, key: str) -> None:
-        self._act(lambda: self.find(name).send_keys(key), name)
+        self._act(lambda: self.get(name).send_keys(key), name)
 
     def _act(self, act: Callable[[], None], name: str) -> None:
         def attempt() -> bool:
@@ -80,7 +80,7 @@ class Page:
         self.wait(attempt, f"{name} is not there for long enough")
 
     def write(self, name: str, text: str) -> None:
-        field = self.find(name)
+        field = self.get(name)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
 
@@ -157,7 +157,7 @@ def test_an_administrator_uses_each_control(console: Machine, suite: Suite, tmp_
         page.write("editor", "drop protocol TPC")
         page.wait_for("editor-state", "did you mean TCP?")
         assert "^^^" in page.read("editor-state")
-        assert not page.find("editor-apply").is_enabled()
+        assert not page.get("editor-apply").is_enabled()
         page.write("editor", "drop destination port 7\nlog any")
         page.wait_for("editor-state", "2 rules, no mistakes")
         page.click("editor-apply")
@@ -197,11 +197,11 @@ def test_who_may_only_look_changes_nothing_and_reads_why(console: Machine, tmp_p
         page.wait_for("health-state", "Healthy")
         page.click("sink-journal-switch")
         page.wait(lambda: page.read("sinks-status"), "a refusal")
-        assert page.find("sinks-status").get_attribute("class") == "error"
+        assert page.get("sinks-status").get_attribute("class") == "error"
         page.write("editor", "log any")
         page.wait_for("editor-state", "1 rule, no mistakes")
         page.click("editor-apply")
-        page.wait(lambda: page.find("editor-state").get_attribute("class") == "error", "a refusal")
+        page.wait(lambda: page.get("editor-state").get_attribute("class") == "error", "a refusal")
         page.wait_for_state("sink-journal-switch", "true")
 
 
@@ -216,7 +216,7 @@ def test_without_a_daemon_it_says_so_and_comes_back_with_it(console: Machine, tm
         console.run("systemctl", "stop", SERVICE)
         page.wait_for("health-state", "not running")
         page.wait_for("problems", "systemctl start conntrackd")
-        assert not page.find("sinks").is_displayed()
+        assert not page.get("sinks").is_displayed()
         console.run("systemctl", "start", SERVICE)
         page.wait_for("health-state", "Healthy")
 

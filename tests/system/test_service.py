@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.debian import ROOT, run
 from tests.system.machine import SERVICE, Machine
-from tests.system.traffic import find_address
+from tests.system.traffic import compute_address
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
@@ -139,7 +139,7 @@ def test_a_file_of_events_is_rotated_and_no_event_is_lost(service: Machine) -> N
     def read(name: str, first: int) -> list[str]:
         path = service.root / folder[1:] / name
         text = path.read_text() if path.exists() else ""
-        sent = set(map(find_address, range(first, first + 100)))
+        sent = set(map(compute_address, range(first, first + 100)))
         return [
             address for address in re.findall(rf'"type":"NEW".*?"dst":"({pattern})"', text) if address in sent
         ]
@@ -423,7 +423,7 @@ def _list_processes(machine: Machine) -> list[str]:
 
 def _wait_for_flows(machine: Machine, first: int, count: int, kind: str = "NEW") -> None:
     """Each is told once."""
-    sent = set(map(find_address, range(first, first + count)))
+    sent = set(map(compute_address, range(first, first + count)))
     reported: list[str] = []
 
     def all_are_told() -> bool:
@@ -454,7 +454,7 @@ def test_a_kill_loses_nothing_that_is_spooled(service: Machine) -> None:
         assert server.stdin
         assert server.stdout
         assert server.stdout.readline() == "ready\n"
-        sent, reported = set(map(find_address, range(first, first + 2000))), set[str]()
+        sent, reported = set(map(compute_address, range(first, first + 2000))), set[str]()
 
         def all_are_told() -> bool:
             assert server.stdin

@@ -9,7 +9,7 @@ FIRST = int(ipaddress.ip_address("127.1.0.1"))
 PAUSE = 0.003  # 3,000 flows last as long as an upgrade, with its restart
 
 
-def find_address(number: int) -> str:
+def compute_address(number: int) -> str:
     """Of loopback, one for each number."""
     return str(ipaddress.ip_address(FIRST + number))
 
@@ -19,7 +19,7 @@ def main(first: int, count: int, *, slowly: bool) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.bind(("127.0.0.1", 40_000))
         for number in range(first, first + count):
-            sender.sendto(b"x", (find_address(number), 9))
+            sender.sendto(b"x", (compute_address(number), 9))
             if slowly:
                 never.wait(PAUSE)
 
