@@ -43,7 +43,7 @@ from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.listing import list_set_changes
 from conntrackd.flow import Protocol
-from conntrackd.records import find_community_seed
+from conntrackd.records import choose_community_seeds
 from conntrackd.sink_changes import SinkChange
 from conntrackd.sink_filters import RUN_TIME, describe, list_doubts, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
@@ -141,7 +141,7 @@ class DaemonControl(Control):
         logs.set_level(new[options.LOG_LEVEL])
         self._apply(rules)
         daemon.pipeline.set_geoip(geoip)
-        daemon.pipeline.community_seed = find_community_seed(new)
+        daemon.pipeline.community_seeds = choose_community_seeds(new)
         daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *list_warnings(rules.filter, rules.sinks, geoip)]

@@ -44,7 +44,7 @@ from conntrackd.netlink.recording import explain_fault, read_batches
 from conntrackd.notify import Notifier, read_watchdog, take_descriptors
 from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
-from conntrackd.records import find_community_seed
+from conntrackd.records import choose_community_seeds
 from conntrackd.sink_filters import SinkFilters, list_warnings
 from conntrackd.sinks import ConfiguredSink, find_sink, list_sinks
 from conntrackd.source.kernel import KernelSource
@@ -131,7 +131,7 @@ class Daemon:
             self.filter.records,
         )
         self.pipeline.on_lost = self._note_lost
-        self.pipeline.community_seed = find_community_seed(self.config)
+        self.pipeline.community_seeds = choose_community_seeds(self.config)
         self.pipeline.flow_metrics = open_flow_metrics(self.config, self.pipeline, sets)
         self.notifier = Notifier(sources.environ)
         self.source = KernelSource(self.config, state, self.notifier, self.pipeline, self.stats)

@@ -81,8 +81,8 @@ class Pipeline:
         self.resync: Resync | None = None
         self.heartbeat: Heartbeat | None = None
         self.guard: Guard | None = None
-        self.community_seed: int | None = None
-        """Of the field `community_id`, which no event has without one."""
+        self.community_seeds: tuple[int | None, Mapping[str, int]] = (None, {})
+        """Of all records, None where they have no Community ID; and by name of the sinks that ask for one."""
         self.flow_metrics: Sequence[FlowMetric] = ()
         """What connections are counted by. Replaced as a whole, from any thread."""
         self._geoip = geoip

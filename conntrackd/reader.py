@@ -274,7 +274,7 @@ class Reader:
         for outbox, events, own, *_ in shares:
             room, rendered = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0, None
             if room:
-                rendered = self._render(batch, outbox.template, events[: room * INDEX_BYTES], own)
+                rendered = self._render(batch, self._identify(outbox), events[: room * INDEX_BYTES], own)
             found.append(Share(outbox, events, own, room, rendered))
         return found
 
@@ -293,30 +293,34 @@ class Reader:
         self, batch: EventBatch, wanted: list[tuple[Tail, Selection]]
     ) -> list[tuple[Tail, Rendered]]:
         """The same as lines."""
-        template = self._pipeline.tails.template
+        form = (self._pipeline.tails.template, self._pipeline.community_seeds[0])
         return [
-            (tail, self._render(batch, template, events, tail.rules[self._number])) for tail, events in wanted
+            (tail, self._render(batch, form, events, tail.rules[self._number])) for tail, events in wanted
         ]
 
+    def _identify(self, outbox: Outbox) -> tuple[Template, int | None]:
+        """A sink's template, with the seed of its Community IDs."""
+        seed, asked = self._pipeline.community_seeds
+        return outbox.template, asked.get(outbox.name, seed)
+
     def _render(
-        self, batch: EventBatch, template: Template, selection: Selection, part: object = None
+        self, batch: EventBatch, form: tuple[Template, int | None], selection: Selection, part: object = None
     ) -> Rendered:
-        engine, wanted = self._pipeline.engine, (template, self._pipeline.community_seed)
-        compiled = self._templates.get(wanted)
+        engine = self._pipeline.engine
+        compiled = self._templates.get(form)
         if compiled is None:
             self._forget_templates()
-            compiled = self._templates[wanted] = engine.compile_template(*wanted)
+            compiled = self._templates[form] = engine.compile_template(*form)
         return engine.render(batch, compiled, selection, self._locations, part)
 
     def _forget_templates(self) -> None:
         """Of sinks that a reload has made anew; what they write in place of addresses takes megabytes."""
         pipeline = self._pipeline
-        used = {pipeline.tails.template, *(outbox.template for outbox in pipeline.outboxes)}
-        self._templates = {
-            wanted: compiled
-            for wanted, compiled in self._templates.items()
-            if wanted[0] in used and wanted[1] == pipeline.community_seed
+        used = {
+            (pipeline.tails.template, pipeline.community_seeds[0]),
+            *map(self._identify, pipeline.outboxes),
         }
+        self._templates = {form: compiled for form, compiled in self._templates.items() if form in used}
 
     def _hand_on(
         self,

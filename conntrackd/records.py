@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from conntrackd.config import options
 from conntrackd.config.read import Config
+from conntrackd.config.together import list_identified
 from conntrackd.errors import ConntrackdError
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
@@ -49,6 +50,7 @@ def _is_start_reported(config: Config) -> bool:
         return False
 
 
-def find_community_seed(config: Config) -> int | None:
-    """None where no Community ID is asked for."""
-    return config[options.COMMUNITY_ID_SEED] if config[options.COMMUNITY_ID_ENABLE] else None
+def choose_community_seeds(config: Config) -> tuple[int | None, dict[str, int]]:
+    """That of all records, None where nobody asks for Community IDs; by name that of sinks that do."""
+    seed = config[options.COMMUNITY_ID_SEED]
+    return seed if config[options.COMMUNITY_ID_ENABLE] else None, dict.fromkeys(list_identified(config), seed)

@@ -86,6 +86,7 @@ class Gathering:
     """In the place of an outbox: keeps what it is given, as far as it has room."""
 
     def __init__(self, room: int = 1000, template: object = json.TEMPLATE) -> None:
+        self.name = "stream"
         self.template = template
         self.room = room
         self.given: list[Rendered] = []
@@ -434,10 +435,11 @@ def test_what_is_remembered_outlives_a_change_of_the_rules(engine: Engine) -> No
 def test_the_community_id_comes_and_goes_with_its_setting(engine: Engine) -> None:
     outbox = Gathering()
     pipeline = make_pipeline(engine, [outbox])
-    for seed in (None, 0, 1, None):
-        pipeline.community_seed = seed
+    own, other = {outbox.name: 1}, {"loki": 1}
+    for seed, asked in ((None, {}), (0, {}), (1, {}), (None, {}), (None, own), (None, other)):
+        pipeline.community_seeds = (seed, asked)
         replay(pipeline, make_flows(1))
 
     found = [part.text.partition(b'"community_id":"1:')[2] for part in outbox.given]
-    assert [bool(text) for text in found] == [False, True, True, False]
-    assert found[1] != found[2]
+    assert [bool(text) for text in found] == [False, True, True, False, True, False]
+    assert found[1] != found[2] == found[4]

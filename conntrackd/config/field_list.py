@@ -1,4 +1,7 @@
-"""The fields that a sink writes, as a setting: exactly these, or all but those with a `-` before them."""
+"""The fields that a sink writes, as a setting.
+
+Exactly these, or all but those with a `-` before them, and those that are off by default with a `+`.
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -9,18 +12,19 @@ from conntrackd.text import suggest
 
 NAMES: Final = tuple(list_names())
 KNOWN: Final = frozenset(NAMES)
+SIGNS: Final = ("-", "+")
 
 
 def _parse(items: Sequence[str]) -> tuple[str, ...]:
     """Names in lower case, as they stand: choose_names() says what they come to."""
     words = tuple(item.strip().lower() for item in items)
     for item, word in zip(items, words, strict=True):
-        name = word.removeprefix("-")
+        name = word[word.startswith(SIGNS) :]
         if name not in KNOWN:
-            hint = suggest(name.removeprefix("+"), NAMES) or "conntrackd-events(7) has all of them"
+            hint = suggest(name, NAMES) or "conntrackd-events(7) has all of them"
             raise BadValueError(item, "is not a field of a record", hint)
-        if word.startswith("-") != words[0].startswith("-"):
-            hint = "either the names of all that is written, or -NAME for each that is not"
+        if word.startswith(SIGNS) != words[0].startswith(SIGNS):
+            hint = "either the names of all that is written, or -NAME for one less and +NAME for one more"
             raise BadValueError(item, "does not go with what stands before it", hint)
     return words
 
@@ -29,14 +33,20 @@ def choose_names(words: Sequence[str]) -> frozenset[str] | None:
     """The names that are written; None for all."""
     if not words:
         return None
-    if words[0].startswith("-"):
-        return KNOWN - {word.removeprefix("-") for word in words}
-    return frozenset(words)
+    if not words[0].startswith(SIGNS):
+        return frozenset(words)
+    left_out = {word.removeprefix("-") for word in words if word.startswith("-")}
+    return KNOWN - left_out if left_out else None
+
+
+def asks_for(words: Sequence[str], name: str) -> bool:
+    """Whether a field is wanted that is off by default."""
+    return name in words or f"+{name}" in words
 
 
 FIELD_LIST: Final = ValueType(
     "NAME,...",
-    "names of fields, or names to leave out, each behind a -",
+    "names of fields; or names to leave out, each behind a -, and to add, each behind a +",
     _parse,
     ",".join,
     separator=",",

@@ -51,7 +51,7 @@ FACILITIES: Final = (
     *(f"local{number}" for number in range(8)),
 )
 WAITING: Final = "Events to queue in memory before new ones are dropped"
-CHOSEN: Final = "Fields to write in place of all, or -NAME,... for those to leave out"
+CHOSEN: Final = "Fields to write in place of all; or -NAME to leave out, +NAME to add"
 SCHEMA: Final = one_of("native", "ecs", "otel")
 SCHEMA_HELP: Final = "Names of the fields: conntrackd's, or those of ECS or OpenTelemetry"
 OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
 from conntrackd.config.anonymize import AnonymizeOptions
-from conntrackd.config.field_list import choose_names
+from conntrackd.config.field_list import asks_for, choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.option import File, Option, SpoolPath
 from conntrackd.config.options import OPTIONS
@@ -145,6 +145,11 @@ def _check_scheme(
         yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
 
 
+def list_identified(config: "Config") -> list[str]:
+    """Sinks whose own setting asks for Community IDs."""
+    return [name for name, kind, own in config.list_views() if asks_for(own[FIELDS[kind]], "community_id")]
+
+
 def _check_fields(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Fields that a sink's records cannot be without."""
     names = choose_names(config[FIELDS[kind]])
@@ -269,7 +274,8 @@ def _check_need(config: "Config", option: Option[object], needed: Option[object]
 def list_warnings(config: "Config") -> Iterator[SettingIssue]:
     """What was set and does nothing, or most likely something else than was meant."""
     for option, needed in SERVES.items():
-        if config.is_set(option) and not config[needed]:
+        is_of_use = config[needed] or (needed is options.COMMUNITY_ID_ENABLE and list_identified(config))
+        if config.is_set(option) and not is_of_use:
             yield SettingIssue(option, (needed,), f"has no effect without {needed.key}", "")
     is_remembered = config[options.CONNTRACK_RECORDS] != "events" or config[options.CONNTRACK_HEARTBEAT]
     if config.is_set(options.CONNTRACK_FLOWS_MAX) and not is_remembered:

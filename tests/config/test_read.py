@@ -865,6 +865,8 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
     [
         ("geoip.locale: de", "geoip.locale has no effect without geoip.database"),
         ("community_id.seed: 1", "community_id.seed has no effect without community_id.enable"),
+        ("community_id.seed: 1\nsink.stream: {enable: true, fields: +community_id}", ""),
+        ("community_id.seed: 1\nsinks.a: {kind: stream, fields: [src, community_id]}", ""),
         ("conntrack.flows_max: 10", "conntrack.flows_max has no effect without FLOW and ALIVE records"),
         ("conntrack: {flows_max: 10, records: both}", ""),
         ("conntrack: {flows_max: 10, heartbeat: 60}", ""),

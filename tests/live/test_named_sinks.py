@@ -37,7 +37,7 @@ sinks:
     kind: stream
     writer: file://{state}/a.json
     filter: drop source port 10000-10999
-    fields: -msg,-flow
+    fields: -msg,-flow,+community_id
   siem:
     kind: syslog
     address: udp://127.0.0.1:{port}
@@ -117,6 +117,8 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
     assert count_sources(running) == everything
     assert sorted(line["sport"] for line in lines) == [number for number in everything if number >= 11_000]
     assert not any({"msg", "flow"} & line.keys() for line in lines)
+    assert all("community_id" in line for line in lines)
+    assert not any("community_id" in event for event in running.events)
     assert (
         sorted(int(found) for m in plain for found in re.findall(rb'sport="(\d+)"', m)) == everything[:2000]
     )

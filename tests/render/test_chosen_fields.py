@@ -25,6 +25,7 @@ from tests.sinks.flows import make_flows
 
 NATIVE, PLAIN = ENGINES
 NAMES: Final = tuple(list_names())
+EITHER: Final = "either the names of all that is written, or -NAME for one less and +NAME for one more"
 LOST: Final = Lost(3, 10**18, 10**18 + 5, "kernel", "")
 
 
@@ -135,6 +136,8 @@ def test_what_every_event_has_is_the_first_of_all() -> None:
         ((), None),
         (("src", " DST "), {"src", "dst"}),
         (("-msg", "-flow", "-src_city"), set(NAMES) - {"msg", "flow", "src_city"}),
+        (("-msg", "+community_id"), set(NAMES) - {"msg"}),
+        (("+community_id",), None),
     ],
 )
 def test_a_list_is_of_what_is_written_or_of_what_is_not(
@@ -148,13 +151,14 @@ def test_a_list_is_of_what_is_written_or_of_what_is_not(
     [
         (("src", "dpotr"), "dpotr", "is not a field of a record", "did you mean dport?"),
         (("-dsst",), "-dsst", "is not a field of a record", "did you mean dst?"),
-        (("+src",), "+src", "is not a field of a record", "did you mean src?"),
+        (("+scr",), "+scr", "is not a field of a record", "did you mean src?"),
+        (("src", "+dst"), "+dst", "does not go with what stands before it", EITHER),
         (("xyzzy",), "xyzzy", "is not a field of a record", "conntrackd-events(7) has all of them"),
         (
             ("src", "-dst"),
             "-dst",
             "does not go with what stands before it",
-            "either the names of all that is written, or -NAME for each that is not",
+            EITHER,
         ),
     ],
 )
