@@ -16,7 +16,7 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import list_sections, render_sections
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
-from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_warnings, logs_nothing
+from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_silence, list_warnings, logs_nothing
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import ALL_EVENTS, EventType
@@ -124,7 +124,7 @@ def compile_filter(
         groups=groups,
         program=None if program is None else bpf.assemble(program),
         instructions=0 if program is None else len(program),
-        warnings=tuple(map(str, list_warnings(rules, make_scope(config)))),
+        warnings=tuple(map(str, [*list_warnings(rules, make_scope(config)), *list_silence(rules)])),
         parsed=tuple(rules),
         records=records,
     )

@@ -45,7 +45,7 @@ from conntrackd.filter.listing import list_set_changes
 from conntrackd.flow import Protocol
 from conntrackd.records import find_community_seed
 from conntrackd.sink_changes import SinkChange
-from conntrackd.sink_filters import RUN_TIME, describe, list_warnings, name_run_time
+from conntrackd.sink_filters import RUN_TIME, describe, list_doubts, list_warnings, name_run_time
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
@@ -144,7 +144,7 @@ class DaemonControl(Control):
         daemon.pipeline.community_seed = find_community_seed(new)
         daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
-        warnings = [*map(str, new.warnings), *rules.filter.warnings, *list_warnings(rules.sinks)]
+        warnings = [*map(str, new.warnings), *list_warnings(rules.filter, rules.sinks, geoip)]
         return [*lines, *warnings] or ["nothing has changed"]
 
     def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
@@ -166,7 +166,8 @@ class DaemonControl(Control):
         new = await run_apart(daemon.sources.read)
         rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
         self._apply(rules)
-        lines = [line for name, own in rules.sinks.items() if own.rules for line in describe(name, own)]
+        geoip, own = daemon.pipeline.geoip, [(name, sink) for name, sink in rules.sinks.items() if sink.rules]
+        lines = [line for name, sink in own for line in describe(name, sink, geoip)]
         return [*self._describe(rules.filter), *lines]
 
     def _apply(self, new: RuleChange) -> None:
@@ -218,7 +219,7 @@ class DaemonControl(Control):
         instructions = self._count_instructions()
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
-            f"warning: {warning}" for warning in rules.warnings
+            f"warning: {warning}" for warning in list_doubts(rules, self._daemon.pipeline.geoip)
         ]
 
     async def _compile(self, rules: Sequence[str], origin: str) -> Filter:

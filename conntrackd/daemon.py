@@ -289,6 +289,7 @@ class Daemon:
         self.notifier.extend_timeout(seconds + READER_SECONDS)
         self._stopping = tuple(self.outboxes.values())
         await self.stop_outboxes(self._stopping, seconds)
+        self.source.note_stopped()
         self.tails.close()
         stats = self.stats
         dropped = {name: outbox.snapshot().sum_dropped() for name, outbox in self.outboxes.items()}
@@ -322,8 +323,8 @@ class Daemon:
             size, readers = render_size(self.source.events.measure_buffer()), len(self.pipeline.readers)
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
-        own = list_warnings(self.sink_filters.in_force)
-        for warning in (*self.config.warnings, *self.filter.warnings, *own, *self.list_problems()):
+        doubts = list_warnings(self.filter, self.sink_filters.in_force, self.pipeline.geoip)
+        for warning in (*self.config.warnings, *doubts, *self.list_problems()):
             logger.warning("%s", warning)
         self.notifier.ready()
 
@@ -331,8 +332,7 @@ class Daemon:
         """What keeps events from coming or arriving, a line each with what to do."""
         problems = self.source.list_problems()
         if self.engine.fault:
-            hint = checks.NO_CORE_REMEDY
-            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {hint}")
+            problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {checks.NO_CORE_REMEDY}")
         if self._stands_still:
             problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():

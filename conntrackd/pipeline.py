@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 # How long a replay waits at a time for room in an outbox.
 ROOM_SECONDS: Final = 0.1
 NO_SINKS: Final[Mapping[str, Sequence[RuleTable]]] = MappingProxyType({})
+NOWHERE: Final[Mapping[str, int]] = MappingProxyType({})
 ONLY_EVENTS: Final = Records()
 
 
@@ -180,12 +182,12 @@ class Pipeline:
             stats.buffer_bytes = sum([reader.fill[1] for reader in self.readers])
             stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, used)
 
-    def report_lost(self, lost: Lost) -> None:
-        """Report a loss to every sink, past every filter."""
+    def report_lost(self, lost: Lost, earlier: Mapping[str, int] = NOWHERE) -> None:
+        """Report a loss to every sink, past every filter: as since `earlier` to those that it names."""
         with self.lock:
             self.stats.events_lost_total += max(0, lost.count) if lost.where == "kernel" else 0
             for outbox in self.outboxes:
-                outbox.report(lost)
+                outbox.report(replace(lost, since=min(lost.since, earlier.get(outbox.name, lost.since))))
             self.tails.report(lost)
             if self.resync is not None:
                 self.resync.request()

@@ -6,7 +6,7 @@ reads it once a batch, so that no batch is decided by half of each. What readers
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
@@ -87,6 +87,7 @@ class Reader:
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
         self._tables: Tables | None = None
+        self._outboxes: Sequence[Outbox] = ()
         self._records = Records()
         self._flows: Flows | None = None
 
@@ -128,7 +129,7 @@ class Reader:
     def drain(self, events: EventSocket, reported: ReportedDrops) -> Iterator[bytes]:
         """Process what is in a socket that hears of nothing more; gives its datagrams, a batch at a time."""
         self.reported = reported
-        while self._turn(events, 0, 0):
+        while self._receive(events, 0, 0):
             yield self.batch.datagrams(SLOTS)[1]
 
     def _compute_gather(self, size: int) -> int:
@@ -142,17 +143,22 @@ class Reader:
         return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
-        """One batch; how many datagrams were in it."""
-        self.turns += 1
+        """One batch of the reader's own socket; how many datagrams were in it."""
         began = time.monotonic()
+        datagrams = self._receive(events, patience_ms, gather_us)
+        if datagrams < SLOTS:  # nothing was left in the queue
+            self.emptied_at = began
+        return datagrams
+
+    def _receive(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
+        """The same of any socket."""
+        self.turns += 1
         received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
         if received.datagrams:
             self.process(self.batch, received.datagrams, received.forged, received.malformed)
         else:
             self._take_tables()  # or those of before would stay in memory
         self._account(events, received)
-        if received.datagrams < SLOTS:  # nothing was left in the queue
-            self.emptied_at = began
         return received.datagrams
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
@@ -196,7 +202,8 @@ class Reader:
         self.done = self.begun
 
     def _take_tables(self) -> "Tables":
-        """Those in force, for a batch, with the sets of now."""
+        """Those in force, for a batch, with the sets of now; and the outboxes that the batch is for."""
+        self._outboxes = self._pipeline.outboxes  # first: the rules of one that comes are in force before it
         tables = self._pipeline.tables[self._number]
         if tables is not self._tables:
             self._tables = tables
@@ -253,7 +260,7 @@ class Reader:
     def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
         engine, found = self._pipeline.engine, []
-        for outbox in self._pipeline.outboxes if kept else ():
+        for outbox in self._outboxes if kept else ():
             own = tables.sinks.get(outbox.name) if tables.sinks else None
             events = kept
             if own is not None:

@@ -13,9 +13,11 @@ from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import NO_FILTER, FilterStatus
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_sink_rules
+from conntrackd.filter.never import list_unknown_countries
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
+    from conntrackd.geoip.databases import GeoIP  # maxminddb is for those who have a database
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class SinkFilters:
         own = list_sink_tables(self.in_force)
         daemon.pipeline.set_tables(daemon.filter.tables, own, daemon.filter.records)
         daemon.notify_sink_changed(name)
-        return describe(name, new)
+        return describe(name, new, daemon.pipeline.geoip)
 
     def _end_run_time(self, name: str) -> None:
         lines = self._put_in_force(name, self._configured[name])
@@ -112,13 +114,20 @@ def name_run_time(timeout_s: int) -> str:
     return f"run time, {f'for {timeout_s} s' if timeout_s else RUN_TIME}"
 
 
-def describe(name: str, rules: CoreFilter) -> list[str]:
+def describe(name: str, rules: CoreFilter, geoip: "GeoIP | None") -> list[str]:
     """The filter of one sink, for people."""
     count = len(rules.rules)
     first = f"{count} rule{'' if count == 1 else 's'} in force for sink {name}, from {rules.origin}"
-    return [first, *(f"warning: {warning}" for warning in rules.warnings)]
+    return [first, *(f"warning: {warning}" for warning in list_doubts(rules, geoip))]
 
 
-def list_warnings(own: Mapping[str, CoreFilter]) -> list[str]:
-    """What is doubtful in the filters of sinks."""
-    return [f"sink {name}: {warning}" for name, rules in own.items() for warning in rules.warnings]
+def list_warnings(rules: CoreFilter, own: Mapping[str, CoreFilter], geoip: "GeoIP | None") -> list[str]:
+    """What is doubtful in the global filter and in those of sinks."""
+    of_sinks = [f"sink {name}: {doubt}" for name, sink in own.items() for doubt in list_doubts(sink, geoip)]
+    return [*list_doubts(rules, geoip), *of_sinks]
+
+
+def list_doubts(rules: CoreFilter, geoip: "GeoIP | None") -> list[str]:
+    """What is doubtful in a filter, also beside what the databases know."""
+    known = frozenset[str]() if geoip is None else geoip.countries
+    return [*rules.warnings, *map(str, list_unknown_countries(rules.parsed, known))]

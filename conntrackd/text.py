@@ -8,10 +8,14 @@ MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
 
 
 def find_near(word: str, known: Iterable[str]) -> str | None:
-    """The nearest of the known words, if any is near."""
-    words = {name.lower(): name for name in known}
-    typed = word[:100].lower()
-    near = get_close_matches(typed, words, n=3, cutoff=0.6)
+    """The nearest of the known words, if any is near: half of its letters are typed.
+
+    The dashes of an option are no part of it: all have them in common.
+    """
+    words = {name.lower().lstrip("-"): name for name in known}
+    typed = word[:100].lower().lstrip("-")
+    close = get_close_matches(typed, words, n=3, cutoff=0.6)
+    near = [name for name in close if 2 * count_edits(typed, name) <= max(len(typed), len(name))]
     best = min(near, key=lambda name: (count_edits(typed, name), abs(len(name) - len(typed))), default=None)
     return None if best is None else words[best]
 

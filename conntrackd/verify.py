@@ -30,7 +30,13 @@ from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, Unavaila
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rule
-from conntrackd.filter.never import LOGS_NOTHING_HINT, list_warnings, logs_nothing
+from conntrackd.filter.never import (
+    LOGS_NOTHING_HINT,
+    list_silence,
+    list_unknown_countries,
+    list_warnings,
+    logs_nothing,
+)
 from conntrackd.filter.sets import MAX_ENTRIES, AddressSet, Sets, make_empty_set
 from conntrackd.geoip.geofile import MAX_BYTES
 from conntrackd.metrics.flows import list_conditions, parse_condition
@@ -58,6 +64,8 @@ class Report:
     mistakes: list[ConntrackdError] = field(default_factory=list)
     warnings: list[ConntrackdError] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    """All that can be read, of all filters."""
 
     def attempt(self, function: Callable[..., object], *arguments: object) -> bool:
         """Do it, and keep what is wrong with it. True where nothing is."""
@@ -92,7 +100,7 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
     report = Report(config, list(reading.mistakes), list(config.warnings))
     known = _verify_sets(report, are_all=not alone and reading.knows(options.SETS.key))
     _verify_rules(report, known)
-    _verify_databases(report)
+    countries = _verify_databases(report)
     _verify_namespace(report)
     state = config[options.STATE_DIRECTORY]
     if state is not None:
@@ -106,6 +114,7 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
     _verify_metrics(report)
     for _, texts in list_conditions(config):
         _verify_texts(report, texts, known, partial(parse_condition, texts))
+    report.warnings += list_unknown_countries(report.rules, countries)
     return report
 
 
@@ -144,9 +153,11 @@ def _verify_rules(report: Report, known: "_KnownSets") -> None:
         else:
             report.mistakes.append(error)
         texts = list_rules(config)
-    _verify_texts(
+    rules = _verify_texts(
         report, texts, known, lambda sets: compile_filter(texts, "", config, load_engine(), sets=sets)
     )
+    if len(rules) == len(texts):
+        report.warnings += list_silence(rules)
 
 
 def _verify_sink_rules(report: Report, kind: SinkKind, known: "_KnownSets") -> None:
@@ -166,6 +177,7 @@ def _verify_texts(
     sets, rules = known.list_for(texts), list[Rule]()
     for number, text in enumerate(texts, 1):
         report.attempt(lambda *rule: rules.append(parse_rule(*rule)), text, number, sets)
+    report.rules += rules
     if known.is_whole:
         report.warnings += list_warnings(rules, make_scope(report.config))
     if len(rules) == len(texts):
@@ -210,15 +222,18 @@ def _verify_sets(report: Report, *, are_all: bool) -> _KnownSets:
 # ---- what is read -------------------------------------------------------------------------------------
 
 
-def _verify_databases(report: Report) -> None:
-    locale = report.config[options.GEOIP_LOCALE]
+def _verify_databases(report: Report) -> set[str]:
+    """The names of the countries that are in them."""
+    locale, countries = report.config[options.GEOIP_LOCALE], set[str]()
     for number, path in enumerate(report.config[options.GEOIP_DATABASE]):
         if _verify_file(report, options.GEOIP_DATABASE, path, MAX_BYTES, number):
             # Late, as in daemon.py. Without a directory nothing is kept.
             from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415
 
             origin = report.config.locate(options.GEOIP_DATABASE, number)
-            report.attempt(GeoIP, [path], locale, 0, Stats(), None, [origin])
+            made = [path], locale, 0, Stats(), None, [origin]
+            report.attempt(lambda made=made: countries.update(GeoIP(*made).countries))
+    return countries
 
 
 def _verify_file(

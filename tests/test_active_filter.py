@@ -52,6 +52,7 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
     some = make(read(CONNTRACK_KERNEL_FILTER="no", CONNTRACK_EVENTS="new,destroy"), "drop any")
 
     assert (some.groups, some.program) == (EventType.NEW | EventType.DESTROY, None)
+    assert [warning.partition("\n")[0] for warning in some.warnings] == ["the filter logs no event"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_flows_that_live_are_no_matter_of_event_types_and_none_of_the_kernels(re
 def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
     with pytest.raises(ManyErrors) as caught:
         make(read(), "log prot TCP", "log protocol TPC")
-    warned = make(read(), "drop any", "log protocol TCP")
+    warned = make(read(), "drop protocol TCP", "log protocol TCP")
 
     assert len(caught.value.errors) == 2
     assert all(isinstance(error, RuleError) for error in caught.value.errors)

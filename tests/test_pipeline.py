@@ -1,5 +1,6 @@
 """The loop's decisions; what it does with events is in live/."""
 
+import math
 import socket
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink
 from conntrackd.engine import Engine
 from conntrackd.filter.ast import Rule
-from conntrackd.flow import ALL_EVENTS, EventType, Flow, Location
+from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Flow, Location, Lost
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
@@ -24,6 +25,7 @@ from conntrackd.reader import (
     LONG_GATHER_BYTES,
     LONG_GATHER_US,
     PATIENCE_MS,
+    ReportedDrops,
 )
 from conntrackd.records import Records
 from conntrackd.render import journal, json, loki
@@ -293,6 +295,34 @@ def test_a_table_is_not_decided_before_each_reader_has_read_what_may_concern_its
         pipeline.readers[0]._read_table(cast(Resync, resync))
 
     assert steps == [True]  # the last one, and nobody hands anything on meanwhile
+
+
+def test_of_another_socket_than_its_own_a_reader_does_not_say_that_it_is_emptied(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come to its own one meanwhile is still there."""
+    reader = make_pipeline(engine).readers[0]
+    batch = SimpleNamespace(receive=lambda *_: (0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(reader, "batch", batch)
+    events = cast(EventSocket, SimpleNamespace(fileno=lambda: -1))
+    drained = list(reader.drain(events, ReportedDrops()))
+    before = reader.emptied_at
+    reader._turn(events, 0, 0)
+
+    assert (drained, before) == ([], -math.inf)
+    assert reader.emptied_at > before
+
+
+def test_a_loss_begins_earlier_for_the_sinks_of_which_that_is_known() -> None:
+    found: list[tuple[str, int]] = []
+    outboxes = [
+        SimpleNamespace(name=name, report=lambda lost, name=name: found.append((name, lost.since)))
+        for name in ("a", "b", "c")
+    ]
+    pipeline = make_pipeline(ENGINES[0], outboxes)
+    pipeline.report_lost(Lost(ABSENT, 5, 9, "daemon"), {"b": 3, "c": 7, "gone": 1})
+
+    assert found == [("a", 5), ("b", 3), ("c", 5)]
 
 
 # -- records

@@ -54,7 +54,7 @@ def test_every_rule_in_the_readme_is_good() -> None:
 
     assert len(good) >= 3
     said = [run(f"conntrackctl filter check --filter {shlex.quote(rule)}") for rule in good]
-    assert said == ["1 rule, no mistakes\n"] * len(good)
+    assert [text.splitlines()[-1] for text in said] == ["1 rule, no mistakes"] * len(good)
 
 
 def test_every_file_that_it_names_is_there() -> None:

@@ -11,8 +11,15 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
-from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, list_sink_tables
+from conntrackd.active_filter import (
+    CoreFilter,
+    Filter,
+    compile_sink_filters,
+    list_sink_tables,
+    read_filter,
+)
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
@@ -188,9 +195,10 @@ def test_a_sink_without_rules_is_given_the_very_selection_of_all(engine: Engine)
     pipeline = make_pipeline(engine, outboxes, own={"loki": parse("drop any"), "journal": []})
     reader = pipeline.readers[0]
     reader.batch.load(build_message(make_flow(1)), 0, RECEIVED_NS)
-    kept = engine.decide(reader.batch, pipeline.tables[0].filter, None, None)
+    tables = reader._take_tables()
+    kept = engine.decide(reader.batch, tables.filter, None, None)
 
-    filtered, whole = reader._divide(reader.batch, pipeline.tables[0], kept)
+    filtered, whole = reader._divide(reader.batch, tables, kept)
 
     assert list(pipeline.tables[0].sinks) == ["loki"]
     assert (filtered.events, whole.events is kept) == (b"", True)
@@ -306,6 +314,29 @@ def test_a_change_in_the_middle_of_a_batch_is_for_the_next_one(
     assert pipeline.stats.events_filtered_total == 4
 
 
+@engines
+def test_a_sink_that_comes_in_the_middle_of_a_batch_gets_nothing_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules are in force before it is there, but not for a batch that has begun."""
+    outbox = Gathering("loki")
+    pipeline = make_pipeline(engine, [])
+    decide = engine.decide
+
+    def come_and_decide(*arguments: Any, **named: Any) -> bytes:
+        if not pipeline.outboxes:
+            everything = [engine.compile_table(parse("log any"))]
+            pipeline.set_tables(everything, {"loki": [engine.compile_table(parse("drop any"))]})
+            pipeline.outboxes = cast(tuple[Outbox, ...], (outbox,))
+        return decide(*arguments, **named)
+
+    monkeypatch.setattr(engine, "decide", come_and_decide)
+    process(pipeline, make_flows(4))
+    process(pipeline, make_flows(4))
+
+    assert (outbox.flows, outbox.left_out) == ([], 4)
+
+
 # -- from the settings
 
 
@@ -347,10 +378,28 @@ def test_a_rule_in_vain_is_a_warning_in_a_sinks_filter_too() -> None:
         {"sink.stream.enable": ["yes"], "sink.stream.filter": ["drop any", "log port 1"]}, {}
     )
 
-    warning, nothing = list_warnings(compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS))
+    own = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)
+    warning, nothing = list_warnings(read_filter(config, ENGINES[0], NO_SETS), own, None)
 
     assert "log port 1" in warning
     assert nothing.startswith("sink stream: the filter logs no event\nhint: put a rule that logs before")
+
+
+def test_the_names_of_countries_in_every_filter_are_compared_with_the_databases(
+    mocker: MockerFixture,
+) -> None:
+    settings = {"filter": "log country Gremany", "sink.stream.filter": "log country Frence"}
+    given = {key: [text] for key, text in {**settings, "sink.stream.enable": "yes"}.items()}
+    config = read_config({**given, "geoip.database": ["a.mmdb"]}, {})
+    own = compile_sink_filters(config, config, ENGINES[0], 1, NO_SETS)
+    geoip = mocker.Mock(countries={"Germany", "France"})
+
+    found = list_warnings(read_filter(config, ENGINES[0], NO_SETS), own, geoip)
+
+    assert [warning.splitlines()[0] for warning in found] == [
+        "--filter: no database has a country 'gremany'",
+        "sink stream: --sink.stream.filter: no database has a country 'frence'",
+    ]
 
 
 def test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end(

@@ -44,6 +44,20 @@ def test_the_nearest_word_is_that_of_the_fewest_slips_of_the_fingers(word: str, 
 
 
 @pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--sinse", "--since"),
+        ("--json", None),  # the dashes and two letters are what --since has, too
+        ("--lines", None),
+        ("--until", "--until"),
+        ("--f", "-f"),
+    ],
+)
+def test_an_option_is_near_by_its_letters(word: str, meant: str | None) -> None:
+    assert find_near(word, ["-f", "--since", "--until"]) == meant
+
+
+@pytest.mark.parametrize(
     ("word", "other", "edits"),
     [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("ca", "abc", 3), ("abc", "abd", 1)],
 )

@@ -1,5 +1,7 @@
 """`check` finds all that would keep `run` from working, in one go, and changes nothing."""
 
+import os
+import pwd
 import socket
 import sys
 import tempfile
@@ -212,6 +214,19 @@ def test_a_local_servers_socket_is_looked_at(check: Check, tmp_path: Path) -> No
     assert good.warnings == []
 
 
+def test_the_name_of_a_country_that_no_database_has_is_a_warning(check: Check, tmp_path: Path) -> None:
+    write_database(tmp_path / "city.mmdb", BERLIN)
+    text = f"{STREAM}geoip.database: [city.mmdb]\nsink.stream.filter: ['log country %s']\n"
+
+    warned, good = check(text % "Gremany"), check(text % "Germany")
+
+    assert [str(each).replace(f"{tmp_path}/", "") for each in warned.warnings] == [
+        "conntrackd.yaml:3: no database has a country 'gremany'\n"
+        "  log country Gremany\n      ^^^^^^^^^^^^^^^\nhint: did you mean Germany?"
+    ]
+    assert (warned.mistakes, good.warnings) == ([], [])
+
+
 def test_what_is_right_is_good_and_nothing_is_made(check: Check, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", "DNS:client")
@@ -287,6 +302,30 @@ def test_a_secret_that_the_service_may_not_read_is_a_warning(
 
         assert check(f"{LOKI}token_file: {token}}}").warnings == []
         assert "cannot be read by user nobody" in str(check(f"{LOKI}token_file: token}}").warnings)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("sink", "before"), [("sink.stream", "{enable: true"), ("sinks.audit", "{kind: stream")]
+)
+def test_a_key_of_pseudonyms_that_the_service_may_not_read_is_a_warning(
+    sink: str, before: str, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conntrackd.verify.SERVICE", "nobody")
+    monkeypatch.setattr("conntrackd.verify.ETC", tmp_path)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        key = Path(folder, "audit.key")
+        key.write_bytes(bytes(32))
+        key.chmod(0o640)
+        text = f"{sink}: {before}, writer: discard, anonymize: pseudonym, anonymize_key_file: {key}}}\n"
+
+        (warning,) = check(text).warnings
+        os.chown(key, -1, pwd.getpwnam("nobody").pw_gid)
+
+        message = f"{key} cannot be read by user nobody, which the service runs as"
+        assert warning.message == f"{sink}.anonymize_key_file: {message}"
+        assert check(text).warnings == []
 
 
 def test_an_authority_that_has_expired_is_a_warning(
@@ -415,6 +454,15 @@ def test_a_sink_whose_rules_log_nothing_is_a_warning(check: Check, rules: str, *
     told = [warning for warning in report.warnings if "logs no event" in warning.message]
     assert len(told) == is_told
     assert all("switch off the sink" in warning.hint for warning in told)
+
+
+def test_so_is_a_filter_of_all_sinks_that_logs_nothing(check: Check) -> None:
+    told = [check(f"{STREAM}filter: [{rules}]\n").warnings for rules in ("drop any", "drop port 22")]
+
+    assert [[warning.message for warning in warnings] for warnings in told] == [
+        ["the filter logs no event"],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         raise UsageError(
             "-o json is one list, and has no end with --follow", hint="-o jsonl is a line for each"
         )
+    if arguments.until is not None and arguments.follow:
+        raise UsageError("--follow has no end, and --until is one", hint="leave one of them out")
     is_terminal = sys.stdout.isatty()
     style = Style(
         colour=should_colour(arguments.color),

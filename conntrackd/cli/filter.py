@@ -257,10 +257,10 @@ def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] =
 
 
 def warn_unreachable(rules: "Sequence[Rule]") -> None:
-    """To stderr, for each rule that can never match."""
-    from conntrackd.filter.never import list_warnings  # noqa: PLC0415
+    """To stderr, for each rule that can never match, and where all of them together log nothing."""
+    from conntrackd.filter.never import list_silence, list_warnings  # noqa: PLC0415
 
-    for warning in list_warnings(rules):
+    for warning in (*list_warnings(rules), *list_silence(rules)):
         report.warn(PROGRAM, warning)
 
 

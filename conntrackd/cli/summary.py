@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from conntrackd.cli.columns import cut
+from conntrackd.cli.columns import cut, measure, pad
 from conntrackd.cli.common import get_width, parse_count, print_json
 from conntrackd.cli.lines import REPORTS, RecordView, show_line
 from conntrackd.cli.past import add_selection, open_selected
@@ -15,7 +15,8 @@ from conntrackd.units import render_bytes
 
 USUAL: Final = "src,dst,port,country"
 SHOWN: Final = 20
-BAR: Final = 20  # columns of the longest one
+BAR: Final = 20  # columns of the longest one, where there are so many
+NO_END: Final = 10_000  # columns
 # An eighth of a column more for each.
 BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 
@@ -97,8 +98,9 @@ def show_summary(arguments: Namespace) -> int:
         if arguments.form == "json":
             print_json(to_json(summary, arguments.count))
         else:
-            for line in render_summary(summary, arguments.count):
-                print(cut(line, get_width()))
+            width = get_width()
+            for line in render_summary(summary, arguments.count, width):
+                print(cut(line, width))
     return 0
 
 
@@ -121,8 +123,8 @@ def to_json(summary: Summary, count: int) -> dict[str, Any]:
     }
 
 
-def render_summary(summary: Summary, count: int) -> Iterator[str]:
-    """Totals, then the largest by each key, with bars."""
+def render_summary(summary: Summary, count: int, width: int = NO_END) -> Iterator[str]:
+    """Totals, then the largest by each key, with bars that fit."""
     from conntrackd.cli.lines import Style, render_time  # noqa: PLC0415
 
     style = Style(has_dates=True)
@@ -144,24 +146,26 @@ def render_summary(summary: Summary, count: int) -> Iterator[str]:
         rows = talkers.list(count)
         if rows:
             yield ""
-            yield from render_rows(name, rows)
+            yield from render_rows(name, rows, width)
 
 
-def render_rows(name: str, rows: list[tuple[str, int, int]]) -> Iterator[str]:
+def render_rows(name: str, rows: list[tuple[str, int, int]], width: int) -> Iterator[str]:
     """A heading, and a line for each; bars are of bytes where there are some, else of events."""
     by_size = rows[0][2] > 0
     largest = max(size if by_size else events for _, events, size in rows)
     keys = [show_line(key) for key, _, _ in rows]
-    wide = max(len(name), *map(len, keys))
-    yield f"{name.upper():<{wide}}  {'EVENTS':>9}  {'BYTES':>10}"
+    wide = max(len(name), *map(measure, keys))
+    heading = f"{pad(name.upper(), wide)}  {'EVENTS':>9}  {'BYTES':>10}"
+    room = max(0, min(BAR, width - measure(heading) - 2))
+    yield heading
     for key, (_, events, size) in zip(keys, rows, strict=True):
-        bar = render_bar(size if by_size else events, largest)
-        yield f"{key:<{wide}}  {events:>9}  {render_bytes(size) if size else '-':>10}  {bar}".rstrip()
+        bar = render_bar(size if by_size else events, largest, room)
+        yield f"{pad(key, wide)}  {events:>9}  {render_bytes(size) if size else '-':>10}  {bar}".rstrip()
 
 
-def render_bar(value: int, largest: int) -> str:
-    """In eighths of a column; something is seen of everything that is not 0."""
-    eighths = max(bool(value), value * BAR * 8 // largest) if largest else 0
+def render_bar(value: int, largest: int, columns: int = BAR) -> str:
+    """In eighths of a column; something is seen of everything that is not 0, where there is room."""
+    eighths = max(bool(value and columns), value * columns * 8 // largest) if largest else 0
     return "█" * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 

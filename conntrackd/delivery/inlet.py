@@ -100,7 +100,7 @@ class Inlet:
     def report(self, lost: Lost) -> None:
         """A LOST record for the sink, behind all that waits now. Takes no room in the queue."""
         with self._lock:
-            self._append_lost(lost)
+            self._append_lost(self.template.conceal(lost))  # for it may have to wait on disk
 
     def has_room(self, events: int) -> bool:
         """Whether so many could be put now; also where it makes no sense to wait for that."""

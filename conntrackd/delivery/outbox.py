@@ -64,6 +64,7 @@ class Outbox(Inlet):
         self._flush_until = 0  # what count_settled() gives when all has left that flush() found waiting
         self._deadline: float | None = None
         self._abandoned = False  # stop() has taken over what the thread left
+        self._moving: Batch | None = None  # between the queue and the disk
         # The thread's own:
         self._retry_at = 0.0
         self._refusals = Repeats(clock)
@@ -100,6 +101,16 @@ class Outbox(Inlet):
             return self._disk.oldest
         first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
+
+    def find_oldest(self) -> int | None:
+        """The time of the oldest record that is in memory alone, of a sink that is to get it."""
+        with self._lock:
+            if self.is_out():
+                return None
+            in_flight = self._in_flight.all if self._in_flight.row is None else ()
+            times = [batch.oldest for batch in (self._moving, *in_flight) if batch is not None]
+            waiting = self._waiting.find_oldest()
+            return min(times if waiting is None else [*times, waiting], default=None)
 
     def start(self) -> None:
         """Start the thread."""
@@ -280,11 +291,12 @@ class Outbox(Inlet):
             return False
         with self._lock:
             came = self._waiting.head.came if self._waiting.head is not None else now
-            batch = self._waiting.take(self._sink.batch_events)
+            self._moving = batch = self._waiting.take(self._sink.batch_events)
         if batch is None:
             return False
         stored = disk.put((batch,), in_flight.row)
         with self._lock:
+            self._moving = None
             if not stored:
                 self._waiting.put_back(batch, came)
         return stored

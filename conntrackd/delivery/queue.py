@@ -38,6 +38,11 @@ class Queue:
         """What has waited longest."""
         return self._waiting[0] if self._waiting else None
 
+    def find_oldest(self) -> int | None:
+        """Time of the first record of all that waits or is held."""
+        times = [waiting.oldest for waiting in self._waiting]
+        return min([*times, *(lost.since for lost in self._held)], default=None)
+
     def append(self, rendered: Rendered, now: float) -> None:
         """Events, behind all that waits."""
         self._waiting.append(Waiting(rendered, now))

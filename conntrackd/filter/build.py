@@ -35,6 +35,14 @@ from conntrackd.units import SIZE_UNITS
 
 NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
 QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)
+# Types of records that no event of the kernel has.
+PAST_EVERY_FILTER: Final = "such a record passes every filter"
+RECORDS: Final = {
+    "FLOW": "a FLOW record is matched as the DESTROY that it is made from: type DESTROY",
+    "LOST": PAST_EVERY_FILTER,
+    "SNAPSHOT": "a SNAPSHOT record is matched as the NEW that was not seen: type NEW",
+    "SUPPRESSED": PAST_EVERY_FILTER,
+}
 MAX_PORT: Final = (1 << 16) - 1
 MAX_ICMP_ID: Final = (1 << 16) - 1
 # What may be asked for as a range, with its last number.
@@ -272,7 +280,9 @@ def _parse_name(word: str, kind: str, vocabulary: Iterable[str]) -> str:
     names = list(vocabulary)
     if name in names:
         return name
-    raise Invalid(f"unknown {kind} {quote(word)}{suggest(word, names)}", f"one of: {', '.join(names)}")
+    of_records = RECORDS.get(name) if kind == "type" else None
+    hint = of_records or f"one of: {', '.join(names)}"
+    raise Invalid(f"unknown {kind} {quote(word)}{'' if of_records else suggest(word, names)}", hint)
 
 
 def _parse_number(word: str, kind: str, maximum: int) -> int:

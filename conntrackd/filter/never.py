@@ -4,7 +4,7 @@ shadowing.py compares a rule with earlier ones; here a rule is checked alone, ag
 report and what the settings let in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Final, NamedTuple
@@ -37,8 +37,10 @@ from conntrackd.filter.diagnostics import show
 from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed, to_ranges
 from conntrackd.flow import ALL_EVENTS, EventType, Protocol
+from conntrackd.text import quote, suggest
 
-LOGS_NOTHING_HINT: Final = "put a rule that logs before the one that drops any, or switch off the sink"
+LOGS_FIRST_HINT: Final = "put a rule that logs before the one that drops any"
+LOGS_NOTHING_HINT: Final = f"{LOGS_FIRST_HINT}, or switch off the sink"
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
 WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})
@@ -102,6 +104,11 @@ def logs_nothing(rules: Sequence[Rule]) -> bool:
     return not next(ends, True)
 
 
+def list_silence(rules: Sequence[Rule]) -> list[RuleError]:
+    """A warning where the rules log nothing, for a filter that all sinks have in common."""
+    return [RuleError("the filter logs no event", hint=LOGS_FIRST_HINT)] if logs_nothing(rules) else []
+
+
 def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:
     """All that is in the rules and does nothing, in the order of the rules."""
     search = _Search(scope or EventScope())
@@ -147,6 +154,22 @@ def _check_country(code: str, span: Span) -> Iterator[NeverMatch]:
     if len(code) == 2 and code not in CODES:  # what is longer is a name
         meant = f"did you mean {MEANT[code]}?" if code in MEANT else "two letters of ISO 3166, such as DE"
         yield NeverMatch(f"{code} is not a country code and never matches", span, meant)
+
+
+def list_unknown_countries(rules: Sequence[Rule], known: Collection[str]) -> list[RuleError]:
+    """Names of countries that no database has; `known` are those that they have, or nothing."""
+    found, folded = [], {name.casefold() for name in known}
+    for number, rule in enumerate(rules if known else (), 1):
+        for leaf in list_leaves(rule.expression):
+            if isinstance(leaf, LocationIn) and set(leaf.fields) <= COUNTRIES:
+                names = (name for name in leaf.values if len(name) != 2 and name not in folded)
+                found += [_explain_country(name, leaf.span, known).to_warning(rule, number) for name in names]
+    return found
+
+
+def _explain_country(name: str, span: Span, known: Collection[str]) -> NeverMatch:
+    hint = suggest(name, known) or "names are those of geoip.locale; two letters of ISO 3166 match in any"
+    return NeverMatch(f"no database has a country {quote(name)}", span, hint)
 
 
 # ---- contradictions -----------------------------------------------------------------------------------

@@ -65,6 +65,11 @@ class GeoIP:
                 error.origin = origins[number] if number < len(origins) else ""
                 raise
 
+    @property
+    def countries(self) -> frozenset[str]:
+        """The names that countries have in the databases; empty where these do not say."""
+        return frozenset().union(*(database.countries for database in self._databases))
+
     def look_up(self, address: bytes) -> Location | None:
         """Where a 4 or 16 bytes address is; None where no database knows it."""
         text = inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)
@@ -119,7 +124,9 @@ class _Database:
             _rewrite(path, locale, memory, directory)
             # The C extension only takes a path, and maps it; the mapping stays.
             self._reader = maxminddb.open_database(f"/proc/self/fd/{memory}")
-            self._only_ipv4 = self._reader.metadata().ip_version == 4
+            about = self._reader.metadata()
+            self._only_ipv4 = about.ip_version == 4
+            self.countries = frozenset[str](about.languages)
         finally:
             os.close(memory)
 

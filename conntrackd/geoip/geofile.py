@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 # Of what is written; another one makes what was kept by an older version unknown.
-FORMAT: Final = 2
+FORMAT: Final = 3
 # A combined database of the whole Internet has some 200 MB.
 MAX_BYTES: Final = 2 << 30
 # Names are shown and sent with each event: the longest true one of a place has 168 characters.
 MAX_NAME: Final = 256
+# Of more countries than the world has four times, no list is kept.
+MAX_COUNTRIES: Final = 1000
 # Values within values; true records have four.
 MAX_DEPTH: Final = 16
 # Words in the type of a database of which something can be used (`GeoLite2-City`, `DBIP-ASN-Lite`, ...).
@@ -245,7 +247,7 @@ def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
         raise DamagedError(f"its type {kind!a} has neither locations nor networks")
     tree_bytes = nodes * bits // 4
     tree = _read_tree(content[: min(tree_bytes, mark)], nodes, bits)
-    pointers, data = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
+    pointers, data, countries = _rewrite_data(content[tree_bytes + SEPARATOR : mark], tree, nodes, locale)
     tree = array("I", map(pointers.get, tree, tree))
     about = {
         "binary_format_major_version": 2,
@@ -254,7 +256,7 @@ def rewrite(content: bytes, locale: str) -> "tuple[array[int], bytes, bytes]":
         "database_type": "conntrackd",
         "description": {},
         "ip_version": version,
-        "languages": [],
+        "languages": countries,  # the one list that metadata has room for; there is one language
         "node_count": nodes,
         "record_size": 32,
     }
@@ -279,10 +281,12 @@ def _read_tree(tree: bytes, nodes: int, bits: int) -> "array[int]":
     return values
 
 
-def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> tuple[dict[int, int], bytes]:
-    """New numbers for those in the tree, and what they stand for."""
+def _rewrite_data(
+    data: bytes, tree: "array[int]", nodes: int, locale: str
+) -> tuple[dict[int, int], bytes, list[str]]:
+    """New numbers for those in the tree, what they stand for, and the names of countries in that."""
     section, wanted = DataSection(data), list_wanted(locale)
-    written = bytearray()
+    written, countries = bytearray(), set[str]()
     pointers: dict[int, int] = {}
     known: dict[tuple[Any, ...], int] = {(): nodes}  # nothing is known there: as if it were not there
     for value in sorted({value for value in tree if value > nodes}):
@@ -294,10 +298,12 @@ def _rewrite_data(data: bytes, tree: "array[int]", nodes: int, locale: str) -> t
         if pointer is None:
             pointer = known[identity] = nodes + SEPARATOR + len(written)
             written += encode(found, {"asn": UINT32})
+            countries.add(found.get("country", ""))
         pointers[value] = pointer
     if not written:
         raise DamagedError("no record has a city, country, coordinates or network in MaxMind's layout")
-    return pointers, bytes(written)
+    named = sorted(countries - {""})
+    return pointers, bytes(written), named if len(named) <= MAX_COUNTRIES else []
 
 
 def encode(value: object, kinds: dict[str, int], kind: int = UINT16) -> bytes:

@@ -98,6 +98,10 @@ class Template:
         """The same with this in place of addresses."""
         return self if anonymizer is None else replace(self, anonymizer=anonymizer)
 
+    def conceal(self, lost: Lost) -> Lost:
+        """Without the text of the rule, which may name addresses, where these are not written."""
+        return replace(lost, reason="") if lost.rule and self.anonymizer is not None else lost
+
     def list_outputs(self) -> Iterator[OutputField]:
         """Those of FIELDS that it has, by the names of its schema."""
         for output in FIELDS:
@@ -125,8 +129,7 @@ class Template:
 
     def render_loss(self, lost: Lost) -> Rendered:
         """A loss as the sink writes it: one text with one end, and no events."""
-        if lost.rule and self.anonymizer is not None:
-            lost = replace(lost, reason="")  # the rule's text, which may name addresses
+        lost = self.conceal(lost)  # what was spooled for another template, too
         when = render_time(lost.until)
         words = {**self.event, **(self.held or {})} if lost.rule else self.loss
         own = {

@@ -77,6 +77,9 @@ class KernelSource:
         """Sockets that systemd keeps."""
         self._reported: list[ReportedDrops] = []
         """Of each reader's socket, at the start."""
+        self._began_ns = time.time_ns()
+        self._ended: set[int] = set()
+        """Readers that have handed on all that they had read."""
         self._noting = threading.Lock()
         self._is_adopted = False
         self._is_started = False
@@ -105,8 +108,7 @@ class KernelSource:
             if config[options.CONNTRACK_RELIABLE]:
                 self._guard = self._pipeline.guard = Guard(self._list_sockets()[0], ConntrackTable())
         self._begin_hearing(self._list_sockets()[0])
-        if not self._is_adopted:
-            self._report_gap()
+        self._report_gap()
         self._pipeline.keeps_socket = self._store(self.events)
 
     def _activate(self, stored: list[int]) -> None:
@@ -263,17 +265,23 @@ class KernelSource:
         self._pipeline.heartbeat = Heartbeat(table, self._pipeline.engine, self._stats, interval, limit)
 
     def _report_gap(self) -> None:
-        """Report the time between the last process and this one as a loss of unknown size."""
-        gap = self._state.find_gap(time.time_ns())
+        """Report what is missing since the last process, or of it, as a loss of unknown size."""
+        find = self._state.find_kill if self._is_adopted else self._state.find_gap
+        gap = find(time.time_ns())
         if gap is None:
             return
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (gap.since, gap.until)]
-        logger.warning("conntrackd was not running between %s and %s: events of that time are lost", *times)
-        self._pipeline.report_lost(gap)
+        text = "conntrackd was not running between %s and %s: events of that time are lost"
+        if self._is_adopted:
+            text = "conntrackd ended without a stop between %s and %s: events that it had read may be lost"
+        logger.warning(text, *times)
+        self._pipeline.report_lost(gap, self._state.read_held())
 
     def listen(self, number: int) -> None:
         """In the thread of the reader of this number, until the pipeline is stopped."""
         reader = self._pipeline.readers[number]
+        if not self._state.note_running(self._began_ns) and number == 0:
+            logger.warning("the state directory cannot be written: what a kill would lose is not reported")
         if self._changeover is not None and number == 0:
             self._changeover.run(reader)
             for name in self._changeover.names:
@@ -281,6 +289,7 @@ class KernelSource:
         elif self._changeover is not None:
             self._changeover.wait(reader)
         reader.listen(self._list_sockets()[number], self._reported[number])
+        self._ended.add(number)
 
     def note_drops(self) -> None:
         """Save for the next process how many drops of each socket are reported. From any thread."""
@@ -292,9 +301,21 @@ class KernelSource:
                     self._state.note_drops(name, drops)
 
     def note_listening(self, *, at_once: bool = False) -> None:
-        """Save for the next process that nothing is missing until now."""
-        if self.events is not None:
-            self._state.note_listening(time.time_ns(), at_once=at_once)
+        """Save for the next process until when nothing is missing, and what in sinks is older."""
+        emptied_at = min(reader.emptied_at for reader in self._pipeline.readers)
+        if self.events is None or emptied_at == -math.inf:
+            return
+        until = time.time_ns() - int((time.monotonic() - emptied_at) * NANO)
+        # Asked after the readers: what they have handed on by then is in a sink, or delivered.
+        oldest = {outbox.name: outbox.find_oldest() for outbox in self._pipeline.outboxes}
+        held = {name: time_ns for name, time_ns in oldest.items() if time_ns is not None and time_ns < until}
+        self._state.note_listening(until, held, at_once=at_once)
+
+    def note_stopped(self) -> None:
+        """The outboxes have ended, too: nothing is in memory alone, but for a reader that has not ended."""
+        if self.events is not None and len(self._ended) == len(self._pipeline.readers):
+            self.note_listening(at_once=True)
+            self._state.note_running(0)
 
     def end(self) -> None:
         """The reader has ended. What the kernel has repeated by now is not a loss to the next process."""
@@ -345,6 +366,7 @@ class KernelSource:
         times = [time.strftime("%F %T", time.localtime(moment // NANO)) for moment in (since, until)]
         logger.warning("between %s and %s events may be missing: %s", *times, reason)
         self._pipeline.report_lost(Lost(ABSENT, since, until, "tracking", reason))
+        self.note_listening(at_once=True)  # for it may be killed before a sink has that
         # The next process goes on from here, where it is not over.
         self._state.note_deaf(until if at_end else 0)
 

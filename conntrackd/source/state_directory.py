@@ -1,12 +1,12 @@
-"""What a process leaves in the state directory for the next: which drops it reported, until when it listened.
+"""What a process leaves in the state directory for the next: the drops it reported, how far it came, its end.
 
 Without a state directory nothing is kept, and nothing is reported. What cannot be written is reported again
 by the next process, which is better than not at all. A directory belongs to one process at a time.
 """
 
 import fcntl
+import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +18,12 @@ from conntrackd.netlink.shares import NAME
 
 # Each is a write of twenty bytes; after a crash the gap seems to begin by so much too early.
 NOTE_SECONDS: Final = 10
+GAP: Final = "not running"
+KILLED: Final = "ended without a stop"
 
 
 class StateDirectory:
-    """The files `deaf`, `drops`, `listened` and `pid` of the state directory, which is ours from now on."""
+    """The files `deaf`, `drops`, `held`, `listened`, `pid` and `running` of a directory that is ours now."""
 
     def __init__(self, directory: Path | None, origin: str = "") -> None:
         """`origin`: the setting, and where it is made.
@@ -29,8 +31,9 @@ class StateDirectory:
         Raises ConfigError where there is none and none can be made, or another process has it.
         """
         self._directory = directory
-        self._noted_ns = 0
+        self._noted = (0, 0)
         self._drops: dict[str, int] = {}
+        self._held: dict[str, int] | None = None
         # Never closed: it goes with the process, however that ends. No child has it (close on exec).
         self._lock = None if directory is None else _lock(directory, origin)
         self._write("pid", os.getpid())
@@ -55,14 +58,54 @@ class StateDirectory:
 
     def find_gap(self, now_ns: int) -> Lost | None:
         """The time in which nobody listened, as a loss without a number. None at a first start."""
-        since = self._read("listened")
-        return Lost(ABSENT, min(since, now_ns), now_ns, "daemon", "not running") if since else None
+        return self._find_loss(now_ns, GAP)
 
-    def note_listening(self, now_ns: int, *, at_once: bool = False) -> None:
-        """Events are heard of until now. To be called often: it is written now and then, or at once."""
-        if at_once or abs(now_ns - self._noted_ns) >= NOTE_SECONDS * NANO:
-            self._noted_ns = now_ns
-            self._write("listened", now_ns)
+    def find_kill(self, now_ns: int) -> Lost | None:
+        """What the last process had read and not handed on, likewise. None where it was stopped in order."""
+        return self._find_loss(now_ns, KILLED) if self._read("running") else None
+
+    def _find_loss(self, now_ns: int, reason: str) -> Lost | None:
+        since = self._read("listened") or self._read("running")
+        return Lost(ABSENT, min(since, now_ns), now_ns, "daemon", reason) if since else None
+
+    def read_held(self) -> dict[str, int]:
+        """Since when, where that is earlier, for each sink by its name."""
+        try:
+            text = (self._directory / "held").read_text() if self._directory is not None else "{}"
+            return {str(name): int(since) for name, since in json.loads(text).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def note_running(self, since_ns: int) -> bool:
+        """Events are read from then on; 0: no more, and a stop is complete. False where it cannot be noted.
+
+        After an end that was no stop the older time stays. Written in place, for which a full disk has room.
+        """
+        if self._directory is None or bool(since_ns) == bool(self._read("running")):
+            return True
+        try:
+            file = os.open(self._directory / "running", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(file, b"%020d" % since_ns, 0)  # always as long as before
+            finally:
+                os.close(file)
+        except OSError:
+            return False
+        return True
+
+    def note_listening(self, until_ns: int, held: dict[str, int], *, at_once: bool = False) -> None:
+        """Until then all events are handed on, and in each sink of `held` until the time that it has there.
+
+        To be called often: it is written now and then, or at once.
+        """
+        noted = (until_ns, min([until_ns, *held.values()]))
+        moved = max(abs(now - then) for now, then in zip(noted, self._noted, strict=True))
+        if at_once or moved >= NOTE_SECONDS * NANO:
+            # Of two of different times nothing is left out as long as `listened` is the older one.
+            if held != self._held and not self._write("held", json.dumps(held)):
+                return
+            self._held, self._noted = held, noted
+            self._write("listened", until_ns)
 
     def _read(self, name: str) -> int:
         try:
@@ -70,12 +113,15 @@ class StateDirectory:
         except (OSError, ValueError):
             return 0
 
-    def _write(self, name: str, value: int) -> None:
+    def _write(self, name: str, value: int | str) -> bool:
         if self._directory is not None:
-            with suppress(OSError):
+            try:
                 fresh = self._directory / f"{name}.new"
                 fresh.write_text(str(value))
                 fresh.replace(self._directory / name)  # there is no moment at which it is empty
+            except OSError:
+                return False
+        return True
 
 
 def _name_drops(socket: str) -> str:

@@ -269,6 +269,7 @@ def test_damage_is_reported_at_the_end(
         (["--fields", "time,sorce"], UsageError, "--fields: there is no field 'sorce'"),
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
+        (["--until", "now", "--follow"], UsageError, "--follow has no end, and --until is one"),
         (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),

@@ -116,6 +116,27 @@ def test_totals_and_bars_for_people(lines: list[bytes]) -> None:
     assert only_new[-1] == "10.0.0.1          3           -  ████████████████████"
 
 
+def test_bars_keep_their_proportions_where_there_is_little_room(lines: list[bytes]) -> None:
+    cities = zip(lines, ["x", "x", "東京"], strict=False)
+    records = [{**load(line), "city": city} for line, city in cities]
+    summary = Summary(["city"])
+    for record in records:
+        summary.add(record)
+
+    assert [list(render_summary(summary, 20, width))[-3:] for width in (35, 20)] == [
+        [
+            "CITY     EVENTS       BYTES",
+            "x             2           -  ██████",
+            "東京          1           -  ███",
+        ],
+        [
+            "CITY     EVENTS       BYTES",
+            "x             2           -",
+            "東京          1           -",
+        ],
+    ]
+
+
 def test_a_record_of_a_sample_counts_for_all_that_it_stands_for(lines: list[bytes]) -> None:
     records = [load(line) for line in lines]
     records[0]["sample_rate"], records[3]["sample_rate"] = 100, 10

@@ -13,7 +13,7 @@ from conntrackd.delivery.sink import (
     SinkUnavailable,
 )
 from conntrackd.delivery.spool import Spool
-from conntrackd.flow import Lost
+from conntrackd.flow import ABSENT, Lost
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -650,3 +650,29 @@ def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
     run_until_idle(outbox, clock)
 
     assert (sink.numbers, outbox.state) == ([0, 1, 2], SinkState.OK)
+
+
+def test_the_oldest_that_a_kill_would_take_is_an_event_or_a_loss_that_no_sink_has(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock)
+    found = [outbox.find_oldest()]
+    put(outbox, make_flows(2))
+    found.append(outbox.find_oldest())
+    outbox.step()
+    outbox.step()  # it is being written
+    found.append(outbox.find_oldest())
+    outbox.report(Lost(ABSENT, 7, 8, "daemon"))
+    found.append(outbox.find_oldest())
+    sink.away = None
+    run_until_idle(outbox, clock, seconds=60.0)
+    found.append(outbox.find_oldest())
+    sink.away = SinkRefused("no")
+    put(outbox, make_flows(1, 2))
+    run_until_idle(outbox, clock)  # what was refused is reported when something else is taken
+    found.append(outbox.find_oldest())
+    outbox.disable()
+    found.append(outbox.find_oldest())
+
+    first, third = (make_flows(1, number)[0].time for number in (0, 2))
+    assert found == [None, first, first, 7, None, third, None]

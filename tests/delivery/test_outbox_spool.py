@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRefused, SinkUnavailable
 from conntrackd.delivery.spool import Spool
+from conntrackd.flow import Lost
+from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -115,6 +117,20 @@ def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock
     assert (during.sink_events_delivered_total, during.sink_events_queued) == (4, 0)
     assert during.sink_events_spooled == 4
     assert sink.numbers == list(range(8))
+
+
+def test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses(
+    clock: Clock, spool: Spool, tmp_path: Path
+) -> None:
+    sink = FakeSink()
+    sink.template, sink.away = sink.template.anonymize(Anonymizer()), AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    outbox.report(Lost(5, BASE, BASE, "filter", "log source address 10.0.0.77 limit 1/second", 3))
+    run_until_idle(outbox, clock)
+    on_disk = [path.read_bytes() for path in tmp_path.iterdir()]
+
+    assert any(b'"filter", "", 3]' in data for data in on_disk)
+    assert not any(b"10.0.0.77" in data for data in on_disk)
 
 
 def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
@@ -287,3 +303,30 @@ def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, t
     outbox.stop(clock.now)
 
     assert second.received == [0, 1, 2, 3, 4]
+
+
+def test_the_oldest_that_a_kill_would_take_is_known_on_its_way_to_the_disk_and_from_there_on_none(
+    clock: Clock, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = FakeSink(batch_wait=5.0)
+    sink.away = AWAY
+    outbox = make_outbox(sink, clock, spool=spool)
+    put(outbox, make_flows(2))
+    found = [outbox.find_oldest()]
+    append = Spool.append
+
+    def look_and_append(*arguments: Any, **named: Any) -> Any:
+        found.append(outbox.find_oldest())
+        return append(*arguments, **named)
+
+    monkeypatch.setattr(Spool, "append", look_and_append)
+    run_until_idle(outbox, clock, seconds=6.0)  # what was being written
+    assert outbox.snapshot().sink_events_spooled == 2
+    found.append(outbox.find_oldest())
+    put(outbox, make_flows(2, 2))
+    run_until_idle(outbox, clock, seconds=6.0)  # what waited
+    assert outbox.snapshot().sink_events_spooled == 4
+    found.append(outbox.find_oldest())
+
+    first, third = (make_flows(1, number)[0].time for number in (0, 2))
+    assert found == [first, first, None, third, None]

@@ -87,9 +87,38 @@ MUTATIONS: Final = (
     Mutation(
         "no address stands in the record of what a rule suppressed",
         "conntrackd/render/template.py",
-        "        if lost.rule and self.anonymizer is not None:",
-        "        if False:",
+        "        lost = self.conceal(lost)",
+        "        lost = lost",
         "tests/render/test_anonymize.py::test_the_text_of_a_rule_is_left_out_of_what_it_suppressed",
+    ),
+    Mutation(
+        "no address stands in it on disk, where it waits",
+        "conntrackd/delivery/inlet.py",
+        "self._append_lost(self.template.conceal(lost))",
+        "self._append_lost(lost)",
+        "tests/delivery/test_outbox_spool.py::test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses",
+    ),
+    Mutation(
+        "a sink that comes gets nothing of a batch that was decided without its rules",
+        "conntrackd/reader.py",
+        "        for outbox in self._outboxes if kept else ():",
+        "        for outbox in self._pipeline.outboxes if kept else ():",
+        "tests/test_sink_filters.py::test_a_sink_that_comes_in_the_middle_of_a_batch_gets_nothing_of_it",
+    ),
+    Mutation(
+        "a filter of a sink for a time ends with a reload",
+        "conntrackd/sink_filters.py",
+        "        for name in list(self._reverts):",
+        "        for name in ():",
+        "tests/live/test_sink_filters.py::test_a_filter_for_a_time_ends_with_its_sink_and_with_a_reload",
+    ),
+    Mutation(
+        "what was added to a set for a time is in it until then",
+        "conntrackd/live_sets.py",
+        "for entry, change in changes.items() if change.ends > now}",
+        "for entry, change in changes.items() if change.ends > now + 1}",
+        "tests/live/test_live_sets.py::"
+        "test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide",
     ),
     Mutation(
         "a key that every user may read is refused",
@@ -139,6 +168,35 @@ MUTATIONS: Final = (
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/live/test_restart.py::test_a_state_directory_belongs_to_one_daemon_until_it_ends",
+    ),
+    Mutation(
+        "a kill is reported where the socket is taken over",
+        "conntrackd/source/kernel.py",
+        "self._state.find_kill if self._is_adopted else self._state.find_gap",
+        "(lambda _: None) if self._is_adopted else self._state.find_gap",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "events are read only with a note that says so",
+        "conntrackd/source/kernel.py",
+        "self._state.note_running(self._began_ns) and number == 0",
+        "self._state.note_running(0) and number == 0",
+        "tests/live/test_restart.py::test_losses_are_counted_across_processes",
+    ),
+    Mutation(
+        "a stop in order is no kill",
+        "conntrackd/daemon.py",
+        "        self.source.note_stopped()\n",
+        "",
+        "tests/live/test_restart.py::test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on",
+    ),
+    Mutation(
+        "what only a sink's memory had is within the period that a kill is reported with",
+        "conntrackd/source/kernel.py",
+        "self._pipeline.report_lost(gap, self._state.read_held())",
+        "self._pipeline.report_lost(gap)",
+        "tests/faults/test_process.py::"
+        "test_row_07_a_sink_that_was_away_gets_a_period_from_the_first_event_that_it_missed",
     ),
     Mutation(
         "a guard gives a full table back",
@@ -447,6 +505,13 @@ MUTATIONS: Final = (
         "if value < nodes + SEPARATOR:",
         "if False:",
         "tests/geoip/test_databases.py::test_a_number_that_leads_nowhere_is_refused",
+    ),
+    Mutation(
+        "a database with a million countries does not have them all in memory",
+        "conntrackd/geoip/geofile.py",
+        "named if len(named) <= MAX_COUNTRIES else []",
+        "named",
+        "tests/geoip/test_databases.py::test_of_more_countries_than_there_can_be_none_is_listed",
     ),
     Mutation(
         "strangers do not reach the daemon",

@@ -138,6 +138,12 @@ class _Listening:
     def start(self) -> None:
         self._thread.start()
 
+    def take_raw(self) -> list[bytes]:
+        """The bytes of each record since the last time."""
+        with self._lock:
+            raw, self._raw = self._raw, []
+        return raw
+
     def pause(self) -> None:
         """Read no more: the receiver hangs."""
         self._going.clear()
@@ -222,9 +228,7 @@ class SyslogServer(_Listening):
         self._listener = socket.create_server(("127.0.0.1", self._port))
 
     def take(self) -> list[Record]:
-        with self._lock:
-            raw, self._raw = self._raw, []
-        return [read_message(event.decode()) for event in raw]
+        return [read_message(event.decode()) for event in self.take_raw()]
 
     def stop(self) -> None:
         super().stop()
@@ -274,9 +278,7 @@ class Journal(_Listening):
         self._socket.bind(os.fspath(path))
 
     def take(self) -> list[Record]:
-        with self._lock:
-            raw, self._raw = self._raw, []
-        return [read_datagram(event) for event in raw]
+        return [read_datagram(event) for event in self.take_raw()]
 
     def stop(self) -> None:
         super().stop()

@@ -161,6 +161,7 @@ class Rig:
         filtered: int = 0,
         duplicates: int = 0,
         died: int = 0,
+        kills: int = 0,
     ) -> Verdict:
         """Reads what came last, judges, and notes the figures."""
         self.read()
@@ -170,6 +171,7 @@ class Rig:
             filtered=filtered,
             duplicates=duplicates,
             died=died,
+            kills=kills,
         )
         note(make_row(row, fault, verdict, self.memory_kib, self.delay))
         return verdict

@@ -16,6 +16,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     7: [(PROCESS, "test_row_07_"), ("tests/delivery/test_spool_kill.py", "test_whatever_the_spool_took")],
     8: [
         (PROCESS, "test_row_08_"),
+        ("test_flows.py", "test_killed_again_and_again"),
         ("tests/live/test_restart.py", "test_a_restart_keeps_every_event"),
         ("tests/system/test_apt.py", "test_an_upgrade_keeps_the_configuration_and_loses_no_event"),
         ("tests/system/test_service.py", "test_the_watchdog_restarts_what_hangs"),

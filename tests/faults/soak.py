@@ -147,7 +147,8 @@ class Soak:
         # At least once: a push whose reply does not come is sent again.
         twice = 10 * sent if name.startswith("Loki") else 0
         tallies = list(self.rig.tallies.values())
-        self.verdicts.append(evaluate(sent, tallies, first=first, duplicates=twice))
+        kills = 1 if name == "killed" else 0
+        self.verdicts.append(evaluate(sent, tallies, first=first, duplicates=twice, kills=kills))
         self.loki.forget()
         self.store.drain()
         self._measure()
@@ -276,7 +277,7 @@ def damage_database(soak: Soak) -> None:
 
 
 def kill(soak: Soak) -> None:
-    """When nothing is in its memory alone, of which nobody could tell any more. What comes then waits."""
+    """When nothing is in its memory alone, of which nobody would know how much it was. What comes waits."""
     process = soak.running.process
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: _is_stopped(process.pid), 5, lambda: "not stopped")

@@ -123,13 +123,18 @@ class Load(threading.Thread):
         self.net = net
         self.counted: dict[Flow, Counted] = {}
         self.table: dict[Flow, dict[str, Any]] = {}
+        self.ended: dict[Flow, tuple[int, int]] = {}
+        """Between which times the kernel has ended it."""
 
     def run(self) -> None:
         for number in range(ROUNDS):
             count = FLOWS // ROUNDS
-            self.counted |= call_inside(self.net.client, converse, number * count, count, RATE)
+            counted = call_inside(self.net.client, converse, number * count, count, RATE)
+            self.counted |= counted
             self.table |= list_table(self.net)
+            begin = time.time_ns()
             inside(self.net.router, "conntrack", "-F")
+            self.ended |= dict.fromkeys(counted, (begin, time.time_ns()))
 
 
 def is_later(running: Running, when: int) -> bool:
@@ -140,7 +145,7 @@ def is_later(running: Running, when: int) -> bool:
 def test_killed_again_and_again_no_record_is_written_twice_and_what_it_had_not_read_is_written(
     store: Store, tmp_path: Path
 ) -> None:
-    """A killed process takes with it what it had read and not written; the next one reads what it had not."""
+    """What it had read and not written is within the period that the next one reports."""
     chooser, records, kills, died = random.Random(19), list[Event](), 0, 0
     words = ["--conntrack.records", "both"]
     settings = {"STATE_DIRECTORY": os.fspath(tmp_path)}
@@ -168,7 +173,11 @@ def test_killed_again_and_again_no_record_is_written_twice_and_what_it_had_not_r
     found = divide(records)
 
     assert load.table.keys() == load.counted.keys()
-    assert found.keys() == {"NEW", "UPDATE", "DESTROY", "FLOW"}  # and nothing is LOST
+    lost = found.pop("LOST")
+    assert {(event["where"], event["reason"]) for event in lost} == {("daemon", "ended without a stop")}
+    assert len(lost) == kills
+    periods = [(read_ns(event["since"]), read_ns(event["until"])) for event in lost]
+    assert found.keys() == {"NEW", "UPDATE", "DESTROY", "FLOW"}
     for kind in ("NEW", "DESTROY", "FLOW"):
         seen = Counter(map(identify, found[kind]))
         assert set(seen.values()) == {1}
@@ -176,6 +185,10 @@ def test_killed_again_and_again_no_record_is_written_twice_and_what_it_had_not_r
         print(f"{kills} kills: {died} {kind} died")
         assert seen.keys() <= load.counted.keys()
         assert died <= kills * MOST_IN_MEMORY
+        for flow in load.counted.keys() - seen.keys():
+            counted = load.counted[flow]
+            begin, end = (counted.began_ns, counted.ended_ns) if kind == "NEW" else load.ended[flow]
+            assert any(since <= end and begin <= until for since, until in periods)
     for record in (*found["DESTROY"], *found["FLOW"]):
         assert_sums(record, load.table[identify(record)], load.counted[identify(record)])
     # What a killed process remembered of the beginnings is gone.

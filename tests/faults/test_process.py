@@ -8,18 +8,24 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from conntrackd.engine import SLOTS
+from conntrackd.flow import NANO
+from conntrackd.source.state_directory import NOTE_SECONDS
 from tests.faults.hooked import POINTS
 from tests.faults.producer import compute_number
 from tests.faults.receivers import read_entry
-from tests.faults.rig import Rig, wait_until
+from tests.faults.rig import ALL, Rig, wait_until
+from tests.live.daemon import Running
+from tests.live.test_flows import read_ns
 from tests.live.test_restart import Store
 from tests.sinks.loki_server import Entry, Fault, Request, hang, say
 
@@ -63,6 +69,7 @@ def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
     notify = {"NOTIFY_SOCKET": os.fspath(store.path)}
     spool = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--sink.loki.batch_wait", "10ms"]
     begin = rig.producer.sent
+    spool += ["--state_directory", os.fspath(rig.directory / f"state-{begin}")]
     store.forget("events")
     (rig.directory / "read").unlink(missing_ok=True)
     rig.receivers.loki.faults.extend([say(503)] * 2)
@@ -87,6 +94,7 @@ def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
         owed = acknowledged | set(range(read + SLOTS, rig.producer.sent))
         rig.wait_for_numbers(owed)
         assert second.stop() == 0
+    assert not any("not running" in line for line in second.said)
 
     rig.read()
     twice = {number for number, times in rig.tallies["loki"].seen.items() if times > 1 and number >= begin}
@@ -114,7 +122,147 @@ def test_row_07_what_was_acknowledged_or_not_yet_read_survives_sigkill(
         f"SIGKILL when {point}, {SEEDS} seeds",
         duplicates=tally.duplicated,
         died=rig.producer.sent - tally.delivered,
+        kills=SEEDS,
     )
+
+
+KILLS = 6
+# When its flows were sent is known to 0.1 s.
+CHUNK = 200
+
+
+class Load(threading.Thread):
+    """Flows at 2,000 a second, and when each chunk of them was sent, until it is enough."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__()
+        self.rig = rig
+        self.times: list[tuple[int, int]] = []
+        self.enough = threading.Event()
+
+    def run(self) -> None:
+        while not self.enough.is_set():
+            begin = time.time_ns()
+            self.rig.producer.send(CHUNK, 2000)
+            self.times.append((begin, time.time_ns()))
+
+
+def read_periods(records: Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
+    return [(read_ns(record["since"]), read_ns(record["until"])) for record in records]
+
+
+def is_in(begin: int, end: int, periods: Sequence[tuple[int, int]]) -> bool:
+    """Whether what happened between the two is within one of the periods, as far as one can know."""
+    return any(since <= end and begin <= until for since, until in periods)
+
+
+def wait_for_note(rig: Rig, begin: int) -> None:
+    """Until the process has noted how far it came, after this time."""
+    note = rig.directory / "state/listened"
+    wait_until(lambda: note.exists() and int(note.read_text()) > begin, 15, lambda: "no note")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sink", ALL)
+def test_row_07_a_kill_under_load_is_reported_with_a_period_in_which_all_is_that_is_missing(
+    rig: Rig, store: Store, sink: str
+) -> None:
+    """What is not read waits in the store."""
+    rig.choose(sink)
+    chooser, load, began = random.Random(sink), Load(rig), list[int]()
+    state = ["--state_directory", os.fspath(rig.directory / "state")]
+    state += ["--sink.loki.spool", "off", "--sink.syslog.spool", "off"]
+    notify = {"NOTIFY_SOCKET": os.fspath(store.path)}
+    tally = rig.tallies[sink]
+
+    def run(kept: int | None) -> AbstractContextManager[Running]:
+        began.append(time.time_ns())
+        return rig.daemon(*state, extra=notify, descriptor=kept)
+
+    for count in range(KILLS):
+        with run(store.kept if count else None) as running:
+            store.wait("READY=1")
+            if not count:
+                load.start()
+            wait_for_note(rig, began[-1])
+            load.enough.wait(chooser.random())
+            running.stop(signal.SIGKILL)
+        store.catch_up()
+    with run(store.kept) as running:
+        store.wait("READY=1")
+        load.enough.set()
+        load.join()
+        rig.send_fresh()
+        assert running.stop() == 0
+
+    rig.read()
+    periods = read_periods(tally.killed)
+    died = [number for number in range(rig.producer.sent) if number not in tally.seen]
+    assert all(is_in(*load.times[number // CHUNK], periods) for number in died)
+    # At most ten seconds too early.
+    assert len(periods) == KILLS
+    assert all(
+        one - NOTE_SECONDS * NANO < since < other < until
+        for (since, until), one, other in zip(periods, began, began[1:], strict=False)
+    )
+    rig.evaluate(7, f"SIGKILL under load {KILLS} times, {sink}", died=len(died), kills=KILLS)
+
+
+@pytest.mark.slow
+def test_row_07_a_sink_that_was_away_gets_a_period_from_the_first_event_that_it_missed(
+    rig: Rig, store: Store
+) -> None:
+    """Killed twice, the second time with the report of the first in memory. Another sink gets its own."""
+    rig.choose("loki", "stream")
+    arguments = ["--state_directory", os.fspath(rig.directory / "state"), "--sink.loki.spool", "off"]
+    notify = {"NOTIFY_SOCKET": os.fspath(store.path)}
+    rig.receivers.loki.faults.extend([say(503)] * 1000)
+    with rig.daemon(*arguments, extra=notify) as first:
+        store.wait("READY=1")
+        began = time.time_ns()
+        rig.producer.send(100)
+        rig.wait_for_numbers(set(range(100)), "stream")
+        wait_until((rig.directory / "state/listened").exists, 15, lambda: "no note")
+        held = rig.directory / "state/held"
+        wait_until(lambda: "loki" in held.read_text(), 15, held.read_text)
+        first.stop(signal.SIGKILL)
+    with rig.daemon(*arguments, extra=notify, descriptor=store.kept) as second:
+        store.wait("READY=1")
+        rig.producer.send(100)
+        rig.wait_for_numbers(set(range(200)), "stream")
+        wait_until(lambda: len(rig.tallies["stream"].killed) == 1, 15, rig.describe)
+        middle = time.time_ns()
+        wait_for_note(rig, middle)
+        second.stop(signal.SIGKILL)
+    rig.receivers.loki.faults.clear()
+    with rig.daemon(*arguments, extra=notify, descriptor=store.kept) as third:
+        store.wait("READY=1")
+        rig.send_fresh()
+        assert third.stop() == 0
+
+    rig.read()
+    ((missed, until),) = read_periods(rig.tallies["loki"].killed)
+    (_, (since, _)) = read_periods(rig.tallies["stream"].killed)
+    assert rig.tallies["loki"].seen.keys() == {200}
+    assert missed < began + 10**9
+    assert middle < since < until
+
+
+@pytest.mark.parametrize(("kind", "options"), [("read-only", "ro"), ("full", "size=4k")])
+def test_row_07_a_state_directory_that_takes_nothing_is_reported_and_events_arrive(
+    rig: Rig, kind: str, options: str
+) -> None:
+    state = rig.directory / "state"
+    state.mkdir()
+    mount = ["sh", "-c", f'mount -t tmpfs -o {options} state "$0" && exec "$@"', os.fspath(state)]
+    more = ["--state_directory", os.fspath(state), "--sink.loki.spool", "off", "--sink.syslog.spool", "off"]
+    with rig.daemon(*more, prefix=mount) as running:
+        running.wait_for_start()
+        rig.send_fresh()
+        assert running.stop() == 0
+
+    assert any("what a kill would lose is not reported" in line for line in running.said)
+    assert rig.evaluate(7, f"a state directory that is {kind}").delivered == 1
 
 
 # ---- row 8 ------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from tests.faults.producer import CLIENT, SERVER, compute_number
 from tests.faults.receivers import Record
 
-KERNEL = "kernel"
+KERNEL, DAEMON = "kernel", "daemon"
+KILLED = "ended without a stop"
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Tally:
     """Told as lost before the daemon had it."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Told as dropped by this sink, by reason."""
+    killed: list[Record] = field(default_factory=list)
+    """What says that a process was killed, in so many of which nobody knows what died."""
     strange: list[Record] = field(default_factory=list)
 
     @property
@@ -55,6 +58,8 @@ class Tally:
             self.lost += count
         elif where == self.name and record.get("reason"):
             self.dropped[record["reason"]] += count
+        elif where == DAEMON and record["reason"] == KILLED and "lost" not in record:
+            self.killed.append(record)
         else:
             self.strange.append(record)
 
@@ -91,14 +96,17 @@ def evaluate(
     filtered: int = 0,
     duplicates: int = 0,
     died: int = 0,
+    kills: int = 0,
 ) -> Verdict:
     """Holds what was received against the law.
 
     `first`: the number of the first flow that was sent. `duplicates`: what at-least-once allows in this
-    fault, a batch in flight. `died`: what a process that was killed had in its memory alone, which nobody can
-    tell any more; 0 in every fault but SIGKILL.
+    fault, a batch in flight. `died`: what a process that was killed had in its memory alone, so that there is
+    no number; 0 in every fault but SIGKILL. `kills`: how often each sink was told so.
     """
+    assert kills or not died
     for tally in tallies:
+        assert len(tally.killed) == kills, f"{tally.name}: not {kills} kills: {tally.killed}"
         assert not tally.strange, f"{tally.name}: unknown or changed: {tally.strange[:3]}"
         beyond = [number for number in tally.seen if not first <= number < first + sent]
         assert not beyond, f"{tally.name}: not sent now: {beyond[:3]}"

@@ -105,6 +105,25 @@ def test_a_mistake_is_reported_with_a_caret_under_the_word(text: str, words: str
 
 
 @pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("flow", "type DESTROY"),
+        ("SNAPSHOT", "type NEW"),
+        ("LOST", "passes every filter"),
+        ("SUPPRESSED", "passes every filter"),
+        ("X", "one of: NEW, UPDATE, DESTROY, ALIVE"),
+    ],
+)
+def test_the_type_of_a_record_that_is_none_of_an_event_says_how_it_is_matched(word: str, hint: str) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        parse(f"log type {word}")
+
+    assert [(error.message, error.hint.endswith(hint)) for error in caught.value.errors] == [
+        (f"unknown type '{word}'", True)
+    ]
+
+
+@pytest.mark.parametrize(
     "text", ["", "log", "log type", "log port 80 and", "log icmp id", "log (any", "log any)", "any"]
 )
 def test_what_is_no_rule_is_refused(text: str) -> None:

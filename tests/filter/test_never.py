@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate_expression
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filter.never import EventScope, find_contradiction, list_warnings
+from conntrackd.filter.never import EventScope, find_contradiction, list_unknown_countries, list_warnings
 from conntrackd.netlink.message import walk
 from tests.engine.feed import MESSAGES
 from tests.filter import strategies
@@ -140,3 +140,22 @@ def test_what_rules_may_cost_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert len(list_warnings(parse(*[f"log port {number}" for number in range(90)], never))) == 1
     assert not list_warnings(parse(*[f"log port {number}" for number in range(120)], never))
+
+
+@pytest.mark.parametrize(
+    ("rule", "known", "warnings"),
+    [
+        ('log source country "Gremany",DE', ["Germany"], ["no database has a country 'gremany'"]),
+        ('drop not country "Gremany"', ["Germany"], ["no database has a country 'gremany'"]),
+        ('log country "GERMANY",XX', ["Germany"], []),
+        ('log city "Gremany"', ["Germany"], []),  # cities are not listed
+        ("log country Gremany", [], []),  # no database says
+    ],
+)
+def test_the_name_of_a_country_that_no_database_has_is_a_warning(
+    rule: str, known: list[str], warnings: list[str]
+) -> None:
+    found = list_unknown_countries(parse("log any", rule), known)
+
+    assert [warning.message for warning in found] == warnings
+    assert all(warning.hint == "did you mean Germany?" for warning in found)

@@ -101,6 +101,26 @@ def test_several_databases_complete_each_other(tmp_path: Path) -> None:
     )
 
 
+def test_the_names_of_countries_are_known_in_the_language_of_events(tmp_path: Path) -> None:
+    german = {"country": {"names": {"en": "Germany", "de": "Deutschland"}}}
+    path, asn = tmp_path / "a.mmdb", write_database(tmp_path / "asn.mmdb", NETWORK, "GeoLite2-ASN")
+    write_database(path, german)
+
+    found = [GeoIP([path, asn], locale, 100, Stats()).countries for locale in ("en", "de")]
+    assert found == [{"Germany"}, {"Deutschland"}]
+    assert GeoIP([asn], "en", 100, Stats()).countries == set()
+
+
+def test_of_more_countries_than_there_can_be_none_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write_database(tmp_path / "a.mmdb", BERLIN).read_bytes()
+    monkeypatch.setattr(geofile, "MAX_COUNTRIES", 0)
+
+    assert b"Germany" in geofile.rewrite(content, "en")[1]
+    assert b"Germany" not in geofile.rewrite(content, "en")[2]
+
+
 @pytest.mark.parametrize(("locale", "city"), [("en", "Nuremberg"), ("de", "Nürnberg"), ("ja", "Nuremberg")])
 def test_names_are_in_the_language_asked_for_or_in_english(tmp_path: Path, locale: str, city: str) -> None:
     location = find(GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], locale, 100, Stats()))

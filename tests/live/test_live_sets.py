@@ -1,32 +1,49 @@
 """Sets that are changed while a daemon hears the kernel: in force at once, for a time, until a reload."""
 
 import json
+import math
 import os
+import random
 import re
 import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from conntrackd.bus.client import Client
 from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError
-from tests.bus.private import PrivateBus
+from tests.bus.private import PrivateBus, wait_until
 from tests.live.control import ask, count_new, count_sources, run_on_bus, start_flood, talk
 from tests.live.daemon import Running, settle
-from tests.live.network import Network, inside
+from tests.live.network import Network, call_inside, inside, ip
 from tests.live.test_sums import list_imbalance
 
 pytestmark = pytest.mark.privileged
 
 CLIENT = "10.1.0.2"
+OTHERS = [f"10.1.0.{last}" for last in range(100, 112)]
+CHANGES = 40
 CONFIGURATION = """\
 sets: {{bad: {folder}/bad.txt, other: {folder}/other.txt}}
 filter: ['log source address @bad', drop any]
 sink: {{stream: {{enable: true, filter: ['drop destination address @other']}}}}
 conntrack: {{protocols: udp, events: new}}
 """
+
+
+@pytest.fixture(scope="module")
+def net(net: Network) -> Network:
+    """With more addresses of the client."""
+    for address in OTHERS:
+        ip("-n", net.client, "address", "add", f"{address}/24", "dev", "eth0")
+    return net
 
 
 @pytest.fixture
@@ -209,3 +226,82 @@ def test_a_tail_that_is_open_follows(
 
     assert shown == [CLIENT, CLIENT]
     assert status["used_by"] == ["rule 1 of sink stream", "tail"]
+
+
+def send_from(addresses: list[str], port: int) -> None:
+    """A datagram from each of them, from this port: a flow that the kernel does not know yet."""
+    for address in addresses:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, port))
+            sock.sendto(b"", ("10.2.0.2", 9))
+
+
+def change_at_random(bus: PrivateBus, seed: int, own: list[str], *, is_alone: bool) -> None:
+    """Add for a second, for good, and remove; and look, where nobody else changes these addresses."""
+    chance, pause, ends = random.Random(seed), threading.Event(), dict[str, float]()
+    with bus.connect() as client:
+        for _ in range(CHANGES):
+            address, seconds, began = chance.choice(own), chance.choice([0, 1]), time.monotonic()
+            if chance.random() < 1 / 3:
+                client.call("RemoveFromSet", "sasu", "bad", [address], seconds)
+                ends[address] = 0
+            else:
+                client.call("AddToSet", "sasu", "bad", [address], seconds)
+                ends[address] = began + seconds if seconds else math.inf
+            shown, now = read_set(client), time.monotonic()
+            if is_alone:
+                assert {name for name, end in ends.items() if end > now} <= shown
+                assert not shown & {name for name, end in ends.items() if not end}
+            pause.wait(0.05)
+
+
+def read_set(client: Client) -> set[str]:
+    """What is in it by now, in a page."""
+    return {text for text, change, _ in client.call("ShowSet", "ss", "bad", "")[0] if change != "removed"}
+
+
+def list_decided(running: Running, net: Network, port: int) -> set[str]:
+    """Of which of them a flow is logged now."""
+    call_inside(net.client, send_from, OTHERS, port)
+    settle(running)
+    return {event["src"] for event in running.events if event["sport"] == port}
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide(
+    running: Running,
+    net: Network,
+    bus: PrivateBus,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_alone: bool,
+) -> None:
+    change(capsys, "add", "bad", CLIENT)
+    port, pause = 40_000, threading.Event()
+    with ThreadPoolExecutor() as pool, bus.connect() as client:
+        work = [
+            pool.submit(change_at_random, bus, number, OTHERS[number::3], is_alone=is_alone)
+            for number in range(3)
+        ]
+        while not all(done.done() for done in work):
+            client.call("ReloadSets", "as", ["other"] if is_alone else ["bad"])
+            if not is_alone:
+                running.process.send_signal(signal.SIGHUP)
+            start_flood(net, port, 50).join()
+            port += 50
+            pause.wait(0.05)
+        for done in work:
+            done.result()
+        for _ in "12":  # a reload for the last signal, and one that was under way then
+            client.call("ReloadSets", "as", ["other"])
+        wait_until(lambda: not any(seconds for *_, seconds in client.call("ShowSet", "ss", "bad", "")[0]))
+        shown = read_set(client)
+        decided = list_decided(running, net, port)
+        client.call("ReloadSets", "as", ["bad"])
+        assert read_set(client) == {"192.0.2.0/24", "2001:db8::1"}
+        left = list_decided(running, net, port + 1)
+
+    assert (decided, left) == (shown & {*OTHERS}, set())
+    if is_alone:
+        assert [number for number in count_sources(running) if number < port] == list(range(40_000, port))
+    assert not any("Traceback" in line for line in running.said), running.said

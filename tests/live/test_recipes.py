@@ -14,7 +14,7 @@ from conntrackd.cli import ctl
 from conntrackd.cli.daemon import parse_and_run
 from tests.live import traffic
 from tests.live.daemon import daemon
-from tests.live.network import SNAT, TRACKING, Network, call_inside, inside
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, ip
 
 FOLDER: Final = Path(__file__).parents[2] / "contrib/recipes"
 NAMES: Final = sorted(path.parent.name for path in FOLDER.glob("*/conntrackd.yaml"))
@@ -149,6 +149,32 @@ def test_a_carrier_has_one_line_for_a_translated_flow(net: Network, tmp_path: Pa
     assert record.items() >= {"type": "FLOW", "src": "10.1.0.2", "nat_src": "10.2.0.1"}.items()
     assert {"sport", "nat_sport", "start", "stop"} <= record.keys()
     assert not {"dst", "dport"} & record.keys()
+
+
+@pytest.mark.privileged
+def test_a_node_writes_the_network_of_a_client_from_the_outside(net: Network, tmp_path: Path) -> None:
+    path = install("kubernetes-node", tmp_path)
+    ip("-n", net.client, "address", "add", "203.0.113.77/32", "dev", "eth0")
+    ip("-n", net.router, "route", "add", "203.0.113.77", "via", "10.1.0.2")
+    options = ("--conntrack.netns", net.router, "--conntrack.events", "new", "--sink.stream.writer", "stdout")
+    with daemon("--config", str(path), *options) as running:
+        running.wait_for_start()
+        call_inside(net.client, send, "203.0.113.77", "10.2.0.2")
+        call_inside(net.server, send, "10.2.0.2", "203.0.113.77")
+        running.wait_for_events(2)
+        assert running.stop() == 0
+
+    assert {(event["src"], event["dst"]) for event in running.events} == {
+        ("203.0.113.0", "10.2.0.2"),
+        ("10.2.0.2", "203.0.113.77"),
+    }
+
+
+def send(source: str, target: str) -> None:
+    """A datagram to nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((source, 0))
+        sock.sendto(b"", (target, 9))
 
 
 @pytest.mark.privileged

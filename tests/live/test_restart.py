@@ -195,13 +195,12 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
     subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
     call_inside(net.client, flood, 1000)
     with service(net, store, store.kept, **small) as second:
-        second.wait(lambda: any(b'"LOST"' in line for line in second.lines), "a LOST record")
+        second.wait(lambda: any(b'"lost":' in line for line in second.lines), "a loss with its number")
         settle(second)
         second.stop()
 
-    for events in (first.events, second.events):
-        lost = sum(event["lost"] for event in events if event["type"] == "LOST")
-        assert len([event for event in events if event["type"] == "NEW"]) + lost == 1000
+    assert [count_all(first), count_all(second)] == [1000, 1000]
+    assert [len(find_ends(first)), len(find_ends(second))] == [0, 1]
     subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
 
 
@@ -313,7 +312,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
 ) -> None:
     """Forth and back twice, so that a socket has the name of one whose losses are told."""
     small: dict[str, Any] = {"CONNTRACKD_CONNTRACK_BUFFER": "16K", "STATE_DIRECTORY": os.fspath(tmp_path)}
-    counts = []
+    counts, ends = [], []
     for readers in (before, after, before, after):
         inside(net.router, "conntrack", "-F")
         if store.all:
@@ -321,7 +320,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
         passed = dict(store.all)
         with service(net, store, None, *pick_readers(readers), passed=passed, **small) as running:
             if passed:
-                running.wait(lambda: any(b'"LOST"' in line for line in running.lines), "a LOST record")
+                running.wait(lambda: any(b'"lost":' in line for line in running.lines), "a loss's number")
             settle(running)
             counts.append(count_all(running))
             inside(net.router, "conntrack", "-F")
@@ -330,9 +329,11 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
             running.process.send_signal(signal.SIGCONT)
             settle(running)
             counts.append(count_all(running))
+            ends.append(len(find_ends(running)))
             running.stop(signal.SIGKILL)
         store.catch_up()
 
+    assert ends == [0, 1, 1, 1]
     assert counts == [0, 1000, 1000, 2000, 1000, 2000, 1000, 2000]
 
 
@@ -429,22 +430,28 @@ def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
     call_inside(untracked.client, flood_from, 20_000, 5)
     kept = dict(store.all)
     with service(untracked, store, None, *more, passed=kept, events="new,destroy", **extra) as second:
-        second.wait_for_events(5)
-        counts.append(len(list_new(second)))
+        second.wait(lambda: len(list_new(second)) == 5, "those of the gap")
         call_inside(untracked.client, flood_from, 30_000, 2)
-        second.wait_for_events(7)
+        second.wait(lambda: len(list_new(second)) == 7, "those after it")
         settle(second)
         assert second.stop() == 0
-        counts.append(len(list_new(second)) - 5)
+        counts.append(len(list_new(second)))
 
-    assert counts == [3, 5, 2]
-    assert not any(event["type"] == "LOST" for event in first.events + second.events)
+    lost = [event for event in first.events + second.events if event["type"] == "LOST"]
+    assert counts == [3, 7]
+    assert lost == find_ends(second)
+    assert len(lost) == (1 if number == signal.SIGKILL else 0)
     store.close_kept()  # as systemd does at a real stop
     wait_until(lambda: "conntrackd" not in inside(untracked.router, "nft", "list", "tables"))
 
 
 def list_new(running: Running) -> list[Any]:
     return [event for event in running.events if event["type"] == "NEW"]
+
+
+def find_ends(running: Running) -> list[Any]:
+    """What says that the process before ended without a stop."""
+    return [event for event in running.events if event.get("reason") == "ended without a stop"]
 
 
 def test_a_table_that_is_not_wanted_any_more_goes_at_the_next_start(untracked: Network, store: Store) -> None:
@@ -553,7 +560,7 @@ def test_the_time_in_which_nobody_listened_is_reported(net: Network, tmp_path: P
     began = time.time_ns()
     with daemon(*arguments, **places) as first:
         first.wait_for_start()
-        first.wait((tmp_path / "listened").exists, "the note")
+        wait_until((tmp_path / "listened").exists)
         first.stop(number)
     ended = int((tmp_path / "listened").read_text())
     with daemon(*arguments, **places) as second:

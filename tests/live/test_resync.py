@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bus.private import wait_until
 from tests.faults.producer import Producer, compute_number
 from tests.live.daemon import Event, Running, daemon, run
 from tests.live.network import Network
@@ -93,7 +94,7 @@ def test_after_a_gap_the_table_says_what_began_in_it(producer: Producer, tmp_pat
     more = arguments(producer.network, "--conntrack.resync", "snapshot")
     with daemon(*more, **state) as first:
         first.wait_for_start()
-        first.wait((tmp_path / "listened").exists, "the note")
+        wait_until((tmp_path / "listened").exists)
         assert first.stop() == 0
     producer.send(50)
     with daemon(*more, **state) as second:

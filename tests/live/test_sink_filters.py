@@ -2,12 +2,15 @@
 
 import json
 import os
+import random
 import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from conntrackd.cli import ctl
 from conntrackd.errors import ConntrackdError, UnavailableError
 from conntrackd.netlink.constants import SO_RCVBUFFORCE
 from tests.bus.private import PrivateBus, wait_until
-from tests.live.control import ask, count_new, count_sources, start_flood, talk
+from tests.live.control import ask, count_new, count_sources, run_on_bus, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import Network, inside
 from tests.live.test_sums import list_imbalance
@@ -261,3 +264,65 @@ def test_a_reload_with_a_mistake_in_one_sinks_filter_changes_nothing(
 
     assert ask(capsys, "filter", "show")["rules"] == ["drop protocol TCP"]
     assert ask(capsys, "filter", "show", "--sink", "stream")["rules"] == []
+
+
+def change_at_random(bus: PrivateBus, seed: int, until: threading.Event) -> None:
+    """A sink that may not be there."""
+    chance = random.Random(seed)
+    calls: list[tuple[Any, ...]] = [
+        ("SetFilter", "asu", ["drop any"], 1),
+        ("SetFilter", "asu", ["drop port 1"], 0),
+        ("ExplainFilter", "as", []),
+        *(("ResetFilter",), ("Disable",), ("Enable",)),
+    ]
+    with bus.connect() as client:
+        while not until.is_set():
+            with suppress(ConntrackdError):
+                client.call(*chance.choice(calls), sink="going")
+            until.wait(0.03)
+
+
+def test_a_filter_for_a_time_ends_with_its_sink_and_with_a_reload(
+    net: Network, bus: PrivateBus, configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside(net.router, "conntrack", "-F")
+    alone = "conntrack: {events: new, protocols: udp}\nsink.stream: {enable: true}\n"
+    going = f"sinks.going: {{kind: stream, writer: 'file://{tmp_path}/going', filter: [drop port 53]}}\n"
+
+    def load(text: str) -> None:
+        configuration.write_text(text)
+        ask(capsys, "reload")
+
+    def list_ends() -> list[str]:
+        return [line.split("for sink ")[1].split(",")[0] for line in running.said if "has expired" in line]
+
+    configuration.write_text(alone + going)
+    with run_on_bus(net, bus, configuration) as running, bus.connect() as client:
+        client.call("SetFilter", "asu", ["drop any"], 1, sink="going")
+        client.call("Disable", sink="going")  # it ends all the same
+        running.wait(lambda: list_ends() == ["going"], "its end")
+        for text in (alone, alone + going):
+            client.call("SetFilter", "asu", ["drop any"], 1, sink="going")
+            load(text)
+            client.call("SetFilter", "asu", ["drop any"], 1, sink="stream")
+            ended = list_ends()
+            running.wait(lambda: list_ends() != ended, "the end of what was set later")  # noqa: B023
+            load(alone + going)
+        assert list_ends() == ["going", "stream", "stream"]
+        until = threading.Event()
+        with ThreadPoolExecutor() as pool:
+            work = [pool.submit(change_at_random, bus, number, until) for number in range(3)]
+            for number in range(40):
+                load(alone if number % 2 else alone + going)
+                start_flood(net, 10_000 + 50 * number, 50).join()
+            until.set()
+            assert [done.result() for done in work] == [None] * 3
+        with pytest.raises(UnavailableError, match="the daemon has no sink going"):
+            client.call("SetFilter", "asu", ["drop any"], 1, sink="going")
+        load(alone + going)
+        assert ask(capsys, "filter", "show", "--sink", "going")["rules"] == ["drop port 53"]
+        assert ask(capsys, "status")["RunTimeChanges"] == []
+        assert running.stop() == 0
+
+    assert count_sources(running) == list(range(10_000, 12_000))
+    assert not any("Traceback" in line for line in running.said), running.said

@@ -8,6 +8,7 @@ import pytest
 
 from conntrackd import daemon
 from conntrackd.daemon import Sources
+from tests.live.daemon import run
 
 RECORDING = Path(__file__).parent.parent / "netlink/corpus/tcp.nl"
 
@@ -29,6 +30,17 @@ def test_old_events_go_into_the_sinks_of_the_service_only_where_it_is_asked_for(
     assert (service.exists(), ours.exists()) == (names_a_file, not names_a_file)
     assert json.loads((service if names_a_file else ours).read_text().splitlines()[0])["prot"] == "TCP"
     assert any("is not read" in line for line in caplog.messages) is not names_a_file
+
+
+def test_a_replay_leaves_the_notes_of_a_killed_process_as_they_are(tmp_path: Path) -> None:
+    notes = {"running": "1763807683181432081", "listened": "1763807683181432082", "held": '{"loki": 1}'}
+    for name, text in notes.items():
+        (tmp_path / name).write_text(text)
+    words = ("--conntrack.replay", str(RECORDING), "--sink.stream.enable", "--state_directory", str(tmp_path))
+    done = run("run", *words)
+
+    assert done.returncode == 0
+    assert {name: (tmp_path / name).read_text() for name in notes} == notes
 
 
 def test_a_stream_has_the_fields_that_were_asked_for(tmp_path: Path) -> None:

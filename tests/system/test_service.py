@@ -218,23 +218,26 @@ def test_what_it_needs_works_in_the_sandbox_and_nothing_else_does(service: Machi
 
 def test_a_kill_is_followed_by_a_restart_that_has_the_events_of_the_gap(service: Machine) -> None:
     process = service.show("MainPID")
-    first = 100_000
+    first, before = 100_000, service.count("EVENT_TYPE=LOST")
     service.run("systemctl", "kill", "-s", "STOP", SERVICE)
     service.send(first, GAP)
     service.run("systemctl", "kill", "-s", "KILL", SERVICE)
 
     service.wait(lambda: service.show("MainPID") not in {process, "0"}, "the restart")
     _wait_for_flows(service, first, GAP)
+    (lost,) = service.events("EVENT_TYPE=LOST")[before:]
+    assert (lost["EVENT_WHERE"], lost["EVENT_REASON"]) == ("daemon", "ended without a stop")
 
 
 def test_systemctl_restart_has_the_events_of_the_gap(service: Machine) -> None:
-    process, first = service.show("MainPID"), 105_000
+    process, first, before = service.show("MainPID"), 105_000, service.count("EVENT_TYPE=LOST")
     with service.background("-m", "tests.system.traffic", str(first), str(GAP), "slowly") as sender:
         service.run("systemctl", "restart", SERVICE)
         assert sender.wait(120) == 0
 
     assert service.show("MainPID") != process
     _wait_for_flows(service, first, GAP)
+    assert service.count("EVENT_TYPE=LOST") == before
 
 
 def test_the_time_between_stop_and_start_is_reported(service: Machine) -> None:
