@@ -87,7 +87,7 @@ def knock() -> None:
                     sock.sendto(b"", (address, port))
 
 
-def find_addresses(data: bytes, addresses: Iterable[str] = ADDRESSES) -> set[str]:
+def list_addresses(data: bytes, addresses: Iterable[str] = ADDRESSES) -> set[str]:
     """Those that stand in it: as text, the IPv6 ones also as bytes."""
     found = set()
     for text in addresses:
@@ -185,12 +185,12 @@ def test_no_address_of_a_flow_reaches_a_receiver_or_the_disk(
     everything = {**received, "disk": disk}
     log = "".join(running.said).encode()  # the journal has it beside the records
     for data in (*everything.values(), read_files(tmp_path / "state"), log):
-        assert find_addresses(data) == set()
+        assert list_addresses(data) == set()
     # What it was written instead, in every kind of record.
     packed = [ip_address(address).packed for address in ADDRESSES]
     written = {str(ip_address(address)) for address in anonymizer.write(packed)}
     for where, data in everything.items():
-        assert find_addresses(data, written) == written, where
+        assert list_addresses(data, written) == written, where
     for where, data in received.items():
         assert set(re.findall(r"\b[A-Z]{3,}\b", data.decode())) >= TYPES, where
     assert b'"filter", "", 1]' in disk

@@ -200,7 +200,7 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
         second.stop()
 
     assert [count_all(first), count_all(second)] == [1000, 1000]
-    assert [len(find_ends(first)), len(find_ends(second))] == [0, 1]
+    assert [len(list_ends(first)), len(list_ends(second))] == [0, 1]
     subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
 
 
@@ -329,7 +329,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
             running.process.send_signal(signal.SIGCONT)
             settle(running)
             counts.append(count_all(running))
-            ends.append(len(find_ends(running)))
+            ends.append(len(list_ends(running)))
             running.stop(signal.SIGKILL)
         store.catch_up()
 
@@ -439,7 +439,7 @@ def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
 
     lost = [event for event in first.events + second.events if event["type"] == "LOST"]
     assert counts == [3, 7]
-    assert lost == find_ends(second)
+    assert lost == list_ends(second)
     assert len(lost) == (1 if number == signal.SIGKILL else 0)
     store.close_kept()  # as systemd does at a real stop
     wait_until(lambda: "conntrackd" not in inside(untracked.router, "nft", "list", "tables"))
@@ -449,7 +449,7 @@ def list_new(running: Running) -> list[Any]:
     return [event for event in running.events if event["type"] == "NEW"]
 
 
-def find_ends(running: Running) -> list[Any]:
+def list_ends(running: Running) -> list[Any]:
     """What says that the process before ended without a stop."""
     return [event for event in running.events if event.get("reason") == "ended without a stop"]
 
