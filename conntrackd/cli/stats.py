@@ -12,6 +12,7 @@ from conntrackd.cli.control import render_age
 from conntrackd.cli.screen import QUIT, Paper, open_view
 from conntrackd.cli.sparkline import NARROWEST, History, render_sparkline
 from conntrackd.cli.verb import Verb
+from conntrackd.errors import UsageError
 from conntrackd.units import render_bytes
 
 if TYPE_CHECKING:  # what runs imports it late
@@ -30,11 +31,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--reset-view", action="store_true", help="count from now on, in this view only; implies --watch"
     )
     add_updates(parser)
+    parser.set_defaults(interval=None)  # or one that was given could not be seen
 
 
 def show_stats(arguments: Namespace) -> int:
     """Once, or again and again."""
     goes_on = arguments.watch or arguments.reset_view
+    if not goes_on and (arguments.count or arguments.interval):
+        raise UsageError("-n and --interval are for a view that is refreshed", hint="add --watch")
     with connect(arguments) as client:
         if not goes_on:
             view = StatisticsView(client, resets=False)
@@ -58,7 +62,7 @@ def watch(view: "StatisticsView", arguments: Namespace, screen: Paper) -> None:
         shown += 1
         if shown == arguments.count:
             return
-        until = time.monotonic() + arguments.interval
+        until = time.monotonic() + (arguments.interval or 1)
         while (left := until - time.monotonic()) > 0:
             keys = screen.wait(left).keys
             if QUIT in keys:

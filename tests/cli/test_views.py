@@ -19,7 +19,7 @@ from conntrackd.cli.lines import Style, render_full, render_json, render_short
 from conntrackd.cli.ranking import Ranking
 from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk
-from conntrackd.errors import UnavailableError
+from conntrackd.errors import UnavailableError, UsageError
 from conntrackd.flow import EventType, Location, Lost
 from conntrackd.render.json import TEMPLATE
 from tests.bus.private import PrivateBus, Served
@@ -89,6 +89,12 @@ def test_a_view_that_was_reset_counts_from_now_on_with_rates(
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["counters"] == second["counters"] == {"events_received_total": 0, "events_lost_total": 0}
     assert (first["rates"], second["rates"]["events_received_total"]) == ({}, 0.0)
+
+
+@pytest.mark.parametrize("words", [["-n", "3"], ["--interval", "1"]])
+def test_updates_of_a_view_that_is_shown_once_are_refused(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="a view that is refreshed"):
+        ctl.run(["stats", *words])
 
 
 def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
