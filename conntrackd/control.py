@@ -173,7 +173,7 @@ class DaemonControl(Control):
     def _apply(self, new: RuleChange) -> None:
         """Replace all rules and sets, those of run time as well."""
         daemon = self._daemon
-        # No sink gets what its filter drops before it is gone.
+        # A sink that the change removes keeps its filter until it has stopped.
         sinks = {**daemon.sink_filters.in_force, **new.sinks}
         daemon.sink_filters.configure(new.sinks)
         daemon.live_sets.configure(new.config, new.sets)

@@ -46,7 +46,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.progress import Progress
 from conntrackd.records import choose_community_seeds
 from conntrackd.sink_filters import SinkFilters, list_warnings
-from conntrackd.sinks import ConfiguredSink, find_sink, list_sinks
+from conntrackd.sinks import ConfiguredSink, list_sinks
 from conntrackd.source.kernel import KernelSource
 from conntrackd.source.state_directory import StateDirectory
 from conntrackd.stats import SinkStats, Stats
@@ -336,7 +336,7 @@ class Daemon:
         if self._stands_still:
             problems.append("an event reader has stalled")
         for name, outbox in self.outboxes.items():
-            trouble = self.describe_trouble(name, outbox)
+            trouble = self._progress.describe_trouble(name, outbox)
             if outbox.state in BAD_STATES:
                 problems.append(f"sink {name} is {outbox.state.value}: {outbox.error}")
             elif trouble:
@@ -344,13 +344,6 @@ class Daemon:
         if all(outbox.is_out() for outbox in self.outboxes.values()):
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
         return problems
-
-    def describe_trouble(self, name: str, outbox: Outbox) -> str:
-        """Why a sink that is in no bad state does not deliver all the same; empty for nothing."""
-        sink = find_sink(self.config, name)
-        is_loki = sink is not None and sink.kind.name == "loki"
-        wait = sink.config[options.SINK_LOKI_BATCH_WAIT] if sink is not None and is_loki else 0.0
-        return self._progress.describe_trouble(name, outbox, wait)
 
     def _watch_problems(self) -> None:
         """Notify the listeners when the problems have changed."""
@@ -442,7 +435,7 @@ class Daemon:
         troubles = {
             name: trouble
             for name, outbox in self.outboxes.items()
-            if (trouble := self.describe_trouble(name, outbox))
+            if (trouble := self._progress.describe_trouble(name, outbox))
         }
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,

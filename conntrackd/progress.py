@@ -46,13 +46,13 @@ class Progress:
             seen.moved_at = now
         seen.dropped, seen.settled = dropped, settled
 
-    def describe_trouble(self, name: str, outbox: Outbox, batch_wait: float = 0.0) -> str:
-        """A phrase that follows the sink's name; empty for none. Until then events may wait for others."""
+    def describe_trouble(self, name: str, outbox: Outbox) -> str:
+        """A phrase that follows the sink's name: why it does not deliver, in no bad state; empty for none."""
         seen, now = self._seen.get(name), self._clock()
         if seen is None or outbox.is_out():
             return ""
         if seen.reason and now - seen.dropped_at < RECENT_SECONDS:
             return f"drops events: {TEXTS.get(seen.reason, seen.reason)}"
-        if now - seen.moved_at >= RECENT_SECONDS + batch_wait:
+        if now - seen.moved_at >= RECENT_SECONDS + outbox.batch_wait:  # others may join them so long
             return "has stalled: events wait and none is delivered"
         return ""

@@ -44,18 +44,18 @@ def test_a_part_that_is_refused_is_a_trouble_too() -> None:
 def test_what_waits_while_nothing_leaves_is_a_trouble() -> None:
     """As before a pipe that nobody reads: the thread hangs in its write, and the state is the last one."""
     clock = Clock()
-    outbox, progress = make(FakeSink(), clock)
+    outbox, progress = make(FakeSink(batch_wait=2.0), clock)
     put(outbox, make_flows(2))
     reported = []
     for _ in range(3):
         progress.look("fake", outbox)
-        reported.append(progress.describe_trouble("fake", outbox, 2.0))
+        reported.append(progress.describe_trouble("fake", outbox))
         clock.now += RECENT_SECONDS
     run_until_idle(outbox, clock)
     progress.look("fake", outbox)
 
     assert reported == ["", "", "has stalled: events wait and none is delivered"]
-    assert progress.describe_trouble("fake", outbox, 2.0) == ""
+    assert progress.describe_trouble("fake", outbox) == ""
 
 
 def test_what_a_person_has_switched_off_is_no_trouble() -> None:

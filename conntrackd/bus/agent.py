@@ -16,7 +16,7 @@ class Agent:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> bool:
-        """Whether there is somebody now, and was not before, who can ask whoever sits at the terminal."""
+        """Start the agent. Whether one runs now that did not before, and can ask at the terminal."""
         if self._process is not None or not os.isatty(0):
             return False
         import subprocess  # noqa: PLC0415

@@ -20,7 +20,7 @@ Descriptor = NewType("Descriptor", int)
 FLUSH_SECONDS: Final = 10.0
 
 asked_by_root: Final[ContextVar[bool]] = ContextVar("asked_by_root", default=True)
-"""Who asks, of the call that is being answered: where there is a number of something, the last are root's."""
+"""Whether root made the call that is being answered: the last few of what is limited are kept for root."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Turns:
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
-        """Inside it is the caller's turn. The rest begins when he is done: it is the next one who waits."""
+        """Wait for a turn, and hold it. The rest comes after it: only the next caller waits for it."""
         await self._lock.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()

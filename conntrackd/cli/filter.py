@@ -217,7 +217,7 @@ def is_own_name(sink: str) -> bool:
 
 
 def get_sink_filter(config: "Config | None", name: str) -> "Option[tuple[str, ...]]":
-    """The setting with the rules of a sink of this name; of one of its own with its configuration.
+    """The setting that has the rules of the sink of this name, which may be a kind, or named by `config`.
 
     Raises UsageError.
     """

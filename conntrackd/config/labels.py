@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from conntrackd.config.values import BadValueError, ValueType
+from conntrackd.render.fields import REPORT_NAMES, list_names
 
 # Loki refuses a stream with more than 15 labels, those of the daemon included.
 MAX_LABELS: Final = 15
@@ -13,21 +14,7 @@ OWN_LABELS: Final = frozenset({"type", "prot", "replay"})
 DEFAULT_LABELS: Final = frozenset({"service_name", "host"})
 # Structured metadata of an event: Loki shows a label of such a name in its place. Most would open a stream of
 # their own for each connection, too.
-FIELDS: Final = frozenset(
-    [
-        *["time", "level", "msg", "flow", "src", "dst", "sport", "dport", "state", "reason"],
-        *["nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "icmp_type", "icmp_code"],
-        *["packets", "bytes", "reply_packets", "reply_bytes", "start", "stop", "duration"],
-        *["mark", "zone", "city", "country", "lat", "lon", "asn", "as_org"],
-        *["src_city", "src_country", "src_lat", "src_lon", "src_asn", "src_as_org"],
-        *["lost", "suppressed", "rule", "since", "until", "where"],
-        *["country_code", "src_country_code", "icmp_id", "nat_icmp_id", "reply_zone", "ct_labels", "helper"],
-        *["secctx", "master", "master_prot", "master_src", "master_dst", "master_sport", "master_dport"],
-        "sample_rate",
-        *["community_id", "first_seen", "incomplete"],
-        *["packets_delta", "bytes_delta", "reply_packets_delta", "reply_bytes_delta"],
-    ]
-)
+FIELDS: Final = frozenset((*list_names(), *REPORT_NAMES)) - OWN_LABELS
 
 
 def _parse_labels(items: Sequence[str]) -> tuple[tuple[str, str], ...]:

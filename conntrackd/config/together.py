@@ -49,7 +49,7 @@ ANONYMIZE: Final = {
     "loki": options.SINK_LOKI_ANONYMIZE,
 }
 SPOOLS: Final = {"syslog": options.SINK_SYSLOG_SPOOL, "loki": options.SINK_LOKI_SPOOL}
-# What is about the kernel, or about who asks a daemon that goes on: nothing of it is looked at in a replay.
+# About the kernel, and about the bus: a replay ignores these.
 LIVE: Final[tuple[Option[object], ...]] = (
     options.CONNTRACK_BUFFER,
     options.CONNTRACK_ACTIVATE,

@@ -119,7 +119,7 @@ class DiskBuffer:
             self._note(error)
 
     def note(self, losses: Sequence[Lost]) -> None:
-        """To be reported by the next process: a disk that has no room for a row has it for a number."""
+        """Store losses for the next process to report: a number fits where a row does not."""
         try:
             self._store.note(losses)
         except SpoolError as error:
@@ -193,7 +193,7 @@ def _pack(batch: Batch) -> PackedBatch:
 
 
 def _unpack(packed: PackedBatch) -> tuple[Batch, ...]:
-    """What was put, or what a version before this one did; nothing where it is neither."""
+    """The batch that was packed, by this version or an older one; none where it cannot be read."""
     payload = packed.payload
     try:
         is_ours = is_packed(payload)

@@ -46,7 +46,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class RuleBuckets:
-    """Those of one rule, by set: the first is shared, and all there is without a key."""
+    """The buckets of one rule, by set. The first is for all flows that have none of their own."""
 
     limit: Limit
     seed: int
@@ -74,7 +74,7 @@ class RuleBuckets:
 
 
 def make_key(limit: Limit, flow: Flow) -> Key:
-    """Of the address the leading bits, as two numbers."""
+    """The leading bits of the address as two numbers, and its family."""
     address = flow.src if limit.key == SOURCE else flow.dst
     bits = limit.ipv4_bits if flow.family == AF_INET else limit.ipv6_bits
     packed = ip_network((address, bits), strict=False).network_address.packed.ljust(16, b"\0")

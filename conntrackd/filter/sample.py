@@ -30,5 +30,5 @@ def compute_limit(rate: int) -> int:
 
 
 def is_sampled(flow_id: int, rate: int) -> bool:
-    """Whether the flow is in the sample; with a rate of 0, which is none, each is."""
+    """Whether the flow is in the sample. With a rate of 0 nothing is sampled: every flow is."""
     return not rate or mix(flow_id) <= compute_limit(rate)

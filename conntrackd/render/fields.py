@@ -91,7 +91,7 @@ FIELDS: Final = (
     OutputField("first_seen", Kind.TIME, "first_seen", "time of its NEW, where there is no start"),
     OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
     OutputField(
-        "incomplete", Kind.TRUTH, "incomplete", "when it began is not known, of a FLOW", names={1: "true"}
+        "incomplete", Kind.TRUTH, "incomplete", "of a FLOW: its beginning is not known", names={1: "true"}
     ),
     OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
     OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),

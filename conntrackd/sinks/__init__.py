@@ -25,7 +25,7 @@ class SpoolOptions:
     path: Option[SpoolPath]
     size: Option[int]
     works: Callable[[Config], bool] = lambda _: True
-    """Whether the receiver does, with these settings."""
+    """Whether the receiver acknowledges, with these settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SinkKind:
         return sink
 
     def gains_spool(self, old: Config, new: Config) -> bool:
-        """Whether the change of a setting makes sense of a spool, of which there was none to make."""
+        """Whether it can use a spool with the new settings, and could not with the old ones."""
         return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
 
     def find_spool(self, config: Config) -> Path | None:
