@@ -181,7 +181,8 @@ def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) ->
         running.wait(lambda: any("Listening on" in line for line in running.said), "systemd's tool")
         assert scrape(("127.0.0.1", passed))["conntrackd_healthy"] == 1
 
-        running.wait(lambda: any("metrics.listen has no effect" in line for line in running.said), "the warning")
+        warning = "metrics.listen has no effect"
+        running.wait(lambda: any(warning in line for line in running.said), "the warning")
         with pytest.raises(ConnectionRefusedError):
             get(("127.0.0.1", ours))
 
