@@ -137,8 +137,8 @@ MUTATIONS: Final = (
     Mutation(
         "what a reload has replaced is forgotten by the readers",
         "conntrackd/reader.py",
-        "            if wanted[0] in used and wanted[1] == pipeline.community_seed",
-        "            if used",
+        "for form, compiled in self._templates.items() if form in used}",
+        "for form, compiled in self._templates.items() if used}",
         "tests/test_pipeline.py::test_what_a_sink_of_before_a_reload_wrote_in_place_of_addresses_is_forgotten",
     ),
     Mutation(
