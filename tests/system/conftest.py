@@ -14,13 +14,6 @@ from tests.system.machine import Machine, boot
 SUITES = os.environ.get("SUITES", "bookworm trixie").split()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Both distributions at once: a process for each, in which its machines come one after the other."""
-    for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            item.add_marker(pytest.mark.xdist_group(item.callspec.params.get("distribution")))
-
-
 @dataclass(frozen=True)
 class Suite:
     """A distribution with two repositories of ours."""
