@@ -134,6 +134,7 @@ def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
 class Gathering:
     """In the place of an outbox: keeps what it is given."""
 
+    name = "stream"
     template = json.TEMPLATE
     batch_wait = 0.0
 

@@ -178,7 +178,7 @@ def test_row_19_and_22_sinks_that_stand_still_change_nothing_for_the_others(rig:
         running.wait_for_start()
         rig.receivers.journal.pause()
         rig.producer.send(300_000, 5000)
-        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", "syslog", seconds=5)
+        rig.wait_for_numbers({rig.producer.sent - 1}, "stream", "syslog", seconds=30)
         behind = [rig.tallies[name].delivered for name in ("journal", "loki")]
         rig.receivers.journal.go_on()
         rig.receivers.loki.let_go.set()
