@@ -26,7 +26,7 @@ C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c fuzz/*.[ch] tests/core/*.c
 DBUS_FAST := 1.84.0 2.44.0
 PROMETHEUS_CLIENT := 0.16.0 0.21.1
 
-.PHONY: run test test-bookworm test-trixie test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
+.PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
 	run-packages test-packages
 
 # What needs no privileges keeps a processor busy. A file stays in one process: its fixtures are made once. One of them
@@ -98,13 +98,9 @@ endef
 # Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
 # runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it
 # the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
-SUITES := bookworm trixie
 test-system: $(VENV)/ready $(CORE)
 	$(call install,$(SYSTEM_PACKAGES))
-	$(MAKE) --jobs $(addprefix test-,$(SUITES))
-
-test-bookworm test-trixie: test-%:
-	$(SUDO) env CI=true SUITES=$* $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
+	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff check conntrackd contrib cockpit tests bench fuzz setup.py
