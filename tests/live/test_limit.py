@@ -1,5 +1,6 @@
 """A limit with the real kernel: what is logged and what is reported are what was sent, through reloads."""
 
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.bus.private import PrivateBus
-from tests.live.control import ask, count_new, start_flood
+from tests.faults.producer import Producer
+from tests.live.control import ask, count_new, run_on_bus, start_flood
 from tests.live.daemon import daemon, settle
 from tests.live.network import Network, inside
 from tests.sinks.loki_server import Store, run_server
@@ -78,3 +80,36 @@ def test_logged_and_suppressed_are_what_was_sent(
     assert own["matches"] == [0, before]
     assert own["suppressed"][1] > 0
     assert stats["counters"]["events_filtered_total"] == FLOWS - len(logged)
+
+
+SENT = 150_000
+KINDS = ("NEW", "SUPPRESSED", "LOST")
+OVERFLOWING = """\
+conntrack.buffer: 64M
+filter: [log protocol UDP limit 1000/second burst 100 per destination, drop any]
+sink.stream.enable: true
+"""
+
+
+def test_of_a_backlog_read_at_full_speed_logged_suppressed_and_lost_are_what_was_sent(
+    producer: Producer, bus: PrivateBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped and let go: the kernel's queue is then read as fast as the core can, 64 MiB of it."""
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text(OVERFLOWING)
+    with run_on_bus(producer.network, bus, path) as running:
+        running.process.send_signal(signal.SIGSTOP)
+        producer.send(SENT)
+        running.process.send_signal(signal.SIGCONT)
+        settle(running, 1.5)
+        stats, shown = ask(capsys, "stats"), ask(capsys, "filter", "show")
+        assert running.stop() == 0
+
+    found = {kind: [event for event in running.events if event["type"] == kind] for kind in KINDS}
+    counters = stats["counters"]
+    suppressed = sum(record["suppressed"] for record in found["SUPPRESSED"])
+    lost = sum(record["lost"] for record in found["LOST"])
+    assert sum(map(len, found.values())) == len(running.events)
+    assert len(found["NEW"]) + suppressed == counters["events_received_total"] == shown["matches"][1]
+    assert counters["events_received_total"] + lost == SENT
+    assert suppressed == shown["suppressed"][1] > len(found["NEW"]) > 0
