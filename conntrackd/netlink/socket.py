@@ -236,7 +236,8 @@ def open_netlink() -> socket.socket:
     """A socket of netfilter's netlink, in this thread's network namespace. Raises UnavailableError."""
     try:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        netlink.bind((0, 0))
+        # As bind() does it gives the socket its port; bind() itself the service is not permitted.
+        netlink.connect((0, 0))
     except OSError as error:
         resources.raise_descriptors(error)
         raise UnavailableError(

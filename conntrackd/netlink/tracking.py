@@ -185,7 +185,7 @@ def _open() -> Iterator[socket.socket]:
     """A socket to ask over."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
         netlink.settimeout(ANSWER_SECONDS)
-        netlink.bind((0, 0))
+        netlink.connect((0, 0))
         yield netlink
 
 

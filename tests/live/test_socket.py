@@ -24,11 +24,14 @@ MESSAGE = build_message(make_flow(7))
 
 
 def forge(port: int, messages: Sequence[bytes]) -> None:
-    """From a process, with a port id of its own, straight to a socket."""
+    """From a process, with a port id of its own: to all that hear of new connections, and straight to one."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.bind((0, 0))
         for message in messages:
-            sock.sendto(message, (port, 0))
+            # Beside the group it has to go to one socket, or the kernel would get it as a request.
+            sock.sendto(message, (sock.getsockname()[0], EventType.NEW))
+        with pytest.raises(ConnectionRefusedError):
+            sock.sendto(messages[0], (port, 0))
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)

@@ -91,7 +91,7 @@ def test_a_change_that_is_not_made_gives_its_address_back(tmp_path: Path) -> Non
 
 
 def test_an_address_that_may_not_be_bound_is_reported_with_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SocketBindDeny= of the unit does it."""
+    """As the unit's filter of system calls does it."""
 
     def refuse(address: str) -> None:
         raise PermissionError(1, "Operation not permitted")

@@ -8,10 +8,9 @@ Runs with the settings of conntrackd.service and the standard library alone:
     systemctl daemon-reload && systemctl start conntrackd-probe     fails where a row does not hold
     journalctl -u conntrackd-probe -o cat                           one line for each row
 
-`--without NAME` leaves out a row that the machine cannot enforce: `bind` needs BPF for control groups, which
-a container may not have, and a systemd with +BPF_FRAMEWORK, which Debian 12 has not. Where systemd passes a
-socket, there is one row more: somebody is served by it. Each attempt is harmless where it succeeds: a call
-that the sandbox lets through fails on its arguments, with another error than a refusal.
+`--without NAME` leaves out a row. Where systemd passes a socket, there is one row more: somebody is served by
+it. Each attempt is harmless where it succeeds: a call that the sandbox lets through fails on its arguments,
+with another error than a refusal.
 """
 
 import contextlib
@@ -77,13 +76,15 @@ def open_socket(family: int, kind: int, protocol: int = 0) -> None:
     socket.socket(family, kind, protocol).close()
 
 
-def bind_port() -> None:
-    """Refused where it is for TCP and for UDP."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, contextlib.suppress(PermissionError):
-        stream.bind(("127.0.0.1", 0))
-        return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        datagrams.bind(("127.0.0.1", 0))
+def bind_port(kind: int) -> None:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+
+
+def listen_unbound() -> None:
+    """The kernel would choose a port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
+        stream.listen()
 
 
 def map_code() -> None:
@@ -132,7 +133,9 @@ MUST_FAIL: dict[str, Callable[[], object]] = {
     "packet": lambda: open_socket(socket.AF_PACKET, socket.SOCK_RAW),
     "raw": lambda: open_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "vsock": lambda: open_socket(socket.AF_VSOCK, socket.SOCK_STREAM),
-    "bind": bind_port,
+    "bind-tcp": lambda: bind_port(socket.SOCK_STREAM),
+    "bind-udp": lambda: bind_port(socket.SOCK_DGRAM),
+    "listen": listen_unbound,
     "write-etc": lambda: make_file(Path("/etc/probe")),
     "write-usr": lambda: make_file(Path("/usr/probe")),
     "write-configuration": lambda: make_file(Path("/etc/conntrackd/probe")),
@@ -171,6 +174,7 @@ MUST_FAIL: dict[str, Callable[[], object]] = {
 def join_groups() -> None:
     """The daemon's work: conntrack's three groups, and a buffer above the machine's limit."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+        netlink.connect((0, 0))
         for group in (1, 2, 3):
             netlink.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
@@ -247,6 +251,7 @@ def see_only_own_processes() -> None:
 MUST_WORK: dict[str, Callable[[], object]] = {
     "netlink": join_groups,
     "tcp": connect,
+    "resolver": lambda: socket.getaddrinfo("localhost", 80),
     "udp": lambda: open_socket(socket.AF_INET6, socket.SOCK_DGRAM),
     "bus": lambda: connect_unix("/run/dbus/system_bus_socket", socket.SOCK_STREAM),
     "journal": lambda: connect_unix("/run/systemd/journal/socket", socket.SOCK_DGRAM),
