@@ -26,8 +26,10 @@ C_FILES = $(wildcard conntrackd/core/*.[ch] bench/*.c fuzz/*.[ch] tests/core/*.c
 DBUS_FAST := 1.84.0 2.44.0
 PROMETHEUS_CLIENT := 0.16.0 0.21.1
 
-.PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system lint dist bench fuzz audit clean \
-	run-packages test-packages
+SYSTEMS := test-bookworm test-trixie
+
+.PHONY: run test test-dbus-fast test-prometheus-client test-faults report mutations test-system $(SYSTEMS) lint dist bench fuzz audit clean \
+	run-packages test-packages system-packages
 
 # What needs no privileges keeps a processor busy. A file stays in one process: its fixtures are made once. One of them
 # builds a package, which takes minutes where others work beside it.
@@ -96,11 +98,13 @@ define unpack
 endef
 
 # Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
-# runs `make run` and the quick part of `make test` on ones that have nothing. Needs root, and the network, most of it
-# the first time only; keeps what it fetched in /var/cache/conntrackd-test. SUITES=bookworm for one of them.
-test-system: $(VENV)/ready $(CORE)
-	$(call install,$(SYSTEM_PACKAGES))
-	$(SUDO) env CI=true $(if $(SUITES),SUITES="$(SUITES)") $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
+# runs `make run` and the quick part of `make test` on ones that have nothing; both at once. Needs root, and the network,
+# most of it the first time only; keeps what it fetched in /var/cache/conntrackd-test. `make test-bookworm` for one.
+test-system: $(VENV)/ready $(CORE) system-packages
+	@$(MAKE) --no-print-directory --jobs $(SYSTEMS)
+
+$(SYSTEMS): test-%: $(VENV)/ready $(CORE) system-packages
+	$(SUDO) env CI=true SUITES=$* $(PYTHON) -m pytest -m "" -o faulthandler_timeout=1800 tests/system
 
 lint: $(VENV)/ready $(CORE)
 	$(PYTHON) -m ruff check conntrackd contrib cockpit tests bench fuzz setup.py
@@ -143,6 +147,9 @@ run-packages:
 
 test-packages:
 	$(call install,$(TEST_PACKAGES))
+
+system-packages:
+	$(call install,$(SYSTEM_PACKAGES))
 
 $(FUZZ)/ready: pyproject.toml | test-packages
 	python3 -m venv $(FUZZ)

@@ -1,5 +1,6 @@
 """A Debian to boot, the packages that it can have, and ours, built from this tree. CACHE keeps them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -192,18 +193,11 @@ class Distribution:
 
 
 def make_source(folder: Path) -> None:
-    """The source distribution of this tree."""
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "--sdist",
-        "--no-isolation",
-        "--skip-dependency-check",
-        "-o",
-        folder,
-        ROOT,
-    )
+    """The source distribution of this tree, into which setuptools writes: one at a time."""
+    with (CACHE / "source.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        options = ("--sdist", "--no-isolation", "--skip-dependency-check", "-o", folder)
+        run(sys.executable, "-m", "build", *options, ROOT)
 
 
 def nspawn(root: Path, *options: str) -> list[str]:

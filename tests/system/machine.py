@@ -17,6 +17,9 @@ from tests.system.debian import ENVIRONMENT, ROOT, Distribution, copy, run
 
 TRACKING = "table inet fw { chain c { ct state new accept; }; }\n"
 SERVICE = "conntrackd.service"
+# Of one version, of the other, and of both at once.
+HIERARCHIES = [Path("/sys/fs/cgroup", name) for name in (".", "systemd", "unified")]
+ENTER = 'for group in $GROUPS; do echo $$ >$group/cgroup.procs; done; exec "$@"'
 
 
 class Machine:
@@ -152,27 +155,38 @@ def read_leader(nspawn: int) -> int:
 
 
 @contextmanager
+def control_groups(name: str) -> Iterator[list[Path]]:
+    """One in each hierarchy. In those that two machines share, `systemctl kill` of one is for both."""
+    made = [root / name for root in HIERARCHIES if (root / "cgroup.procs").exists()]
+    try:
+        for group in made:
+            group.mkdir()
+        yield made
+    finally:
+        for group in made:
+            run("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";")
+
+
+@contextmanager
 def boot(distribution: Distribution, root: Path) -> Iterator[Machine]:
     """A machine of its own in the folder, until the end of the block."""
     copy(distribution.base, root)
     (root / "etc/machine-id").write_text("")
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "-b", "-D"]
-    # SocketBindDeny= is a program for a control group, which nspawn would not let systemd load.
-    options = ("--system-call-filter=bpf", f"--bind-ro={distribution.pool}:/srv/debian")
     said = root.with_name(f"{root.name}.boot")
-    with said.open("wb") as output:
+    with control_groups(f"{root.parent.name}-{os.getpid()}") as groups, said.open("wb") as output:
         process = subprocess.Popen(
-            [*command, str(root), *options],
+            ["sh", "-c", ENTER, "sh", *command, str(root), f"--bind-ro={distribution.pool}:/srv/debian"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "GROUPS": " ".join(map(str, groups))},
         )
-    try:
-        yield _wait_for_boot(process, root, said)
-    finally:
-        _stop(process)
-        shutil.rmtree(root, ignore_errors=True)
+        try:
+            yield _wait_for_boot(process, root, said)
+        finally:
+            _stop(process)
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def _wait_for_boot(process: "subprocess.Popen[bytes]", root: Path, said: Path) -> Machine:
