@@ -16,8 +16,8 @@ SOURCES: Final = {4: ("10.1.0.2", "10.1.0.3"), 6: ("fd01::2", "fd01::3")}
 TARGETS: Final = {4: ("10.2.0.2", "10.1.0.1"), 6: ("fd02::2", "fd01::1")}
 HEADERS: Final = {4: 20 + 8, 6: 40 + 8}  # of IP and UDP
 FIRST_PORT: Final = 20_000
-# Of the 240 tries at a port to translate to, each is the next one, but for three jumps: in a block of used ports
-# the kernel gives up now and then, and drops the datagram (2 of 30,000: insert_failed of conntrack -S).
+# Of the 240 tries at a port to translate to each is the next one, but for three jumps: in a block of used
+# ports the kernel gives up now and then, and drops the datagram (2 of 30,000: insert_failed of conntrack -S).
 STEP: Final = 8
 TCP_EVERY: Final = 20
 COUNTERS: Final = ("packets", "bytes", "reply_packets", "reply_bytes")
