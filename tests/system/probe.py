@@ -189,6 +189,11 @@ def connect() -> None:
         socket.create_connection(("127.0.0.1", 1), 5).close()
 
 
+def look_up() -> None:
+    """glibc asks over netlink which families there are, and would bind that socket."""
+    socket.getaddrinfo("127.0.0.1", 80, flags=socket.AI_ADDRCONFIG)
+
+
 def connect_unix(path: str, kind: int) -> None:
     with socket.socket(socket.AF_UNIX, kind) as client:
         client.connect(path)
@@ -251,7 +256,7 @@ def see_only_own_processes() -> None:
 MUST_WORK: dict[str, Callable[[], object]] = {
     "netlink": join_groups,
     "tcp": connect,
-    "resolver": lambda: socket.getaddrinfo("localhost", 80),
+    "resolver": look_up,
     "udp": lambda: open_socket(socket.AF_INET6, socket.SOCK_DGRAM),
     "bus": lambda: connect_unix("/run/dbus/system_bus_socket", socket.SOCK_STREAM),
     "journal": lambda: connect_unix("/run/systemd/journal/socket", socket.SOCK_DGRAM),
