@@ -172,7 +172,7 @@ def test_a_click_on_a_bar_shows_what_it_counts_alone() -> None:
         assert re.search(rf"by \({', '.join(names)}\)", target["expr"]), target["expr"]
     for panel in MAKE.list_panels(MAKE.describe("events")):
         for query in MAKE.list_queries(panel).values():
-            assert ('"} $where' in query) == (panel["title"] != "Lost"), query
+            assert ('"} $where' in query) == (panel["title"] != "Events that were lost"), query
 
 
 def test_bars_begin_at_nothing_and_stand_in_order() -> None:
