@@ -86,17 +86,20 @@ def _make_variables(described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if name == WHERE:
             yield {"name": name, "type": "textbox", "query": query}
             continue
-        every = {"text": "All", "value": "$__all"}
+        if isinstance(query, str):
+            rest = {"query": query, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+        else:  # at first the first of these values that there is: by the alphabet or against it
+            first, last = query["only"]
+            order = 1 if first < last else 2
+            rest = {"query": query["query"], "regex": f"/^({first}|{last})$/", "sort": order}
         yield {
             "name": name,
             "type": "query",
             "datasource": _refer(described["source"]),
-            "query": query,
             "refresh": 2,  # whenever the time changes
-            "includeAll": True,
-            "allValue": ".*",
+            "includeAll": "allValue" in rest,
             "multi": True,
-            "current": every,
+            **rest,
         }
 
 

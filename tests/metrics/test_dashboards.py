@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from conntrackd.config.options import METRICS_LISTEN
+from conntrackd.flow import EventType
 from conntrackd.metrics.table import METRICS
 from conntrackd.render import loki
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
@@ -28,6 +29,8 @@ FOLDER: Final = Path(__file__).parents[2] / "contrib/grafana"
 # What Grafana puts in place of its variables.
 VALUES: Final = {
     **dict.fromkeys(("$environment", "$host", "$sink", "$prot"), ".*"),
+    "$opened": "NEW",
+    "$ended": "DESTROY",
     "$__range": "1h",
     "$__rate_interval": "1m",
     "$__auto": "1m",
@@ -205,7 +208,30 @@ def test_each_variable_chooses_in_each_query_that_has_its_label(name: str) -> No
     for expression in list_expressions(name):
         if "conntrackd_sink_" in expression:
             assert 'sink=~"$sink"' in expression, expression
-    assert set(described["variables"]) <= {"environment", "host", "sink", "prot", MAKE.WHERE}
+    assert set(described["variables"]) <= {
+        "environment",
+        "host",
+        "sink",
+        "prot",
+        "opened",
+        "ended",
+        MAKE.WHERE,
+    }
+
+
+def test_connections_are_counted_by_one_record_each_whichever_are_written() -> None:
+    made = json.loads(MAKE.write("events"))
+    chosen = {item["name"]: item for item in made["templating"]["list"]}
+    for written, opened, ended in (
+        ({EventType.NEW, EventType.UPDATE, EventType.DESTROY}, "NEW", "DESTROY"),
+        ({EventType.FLOW}, "FLOW", "FLOW"),
+        ({EventType.NEW, EventType.UPDATE, EventType.DESTROY, EventType.FLOW}, "NEW", "DESTROY"),
+    ):
+        for name, expected in (("opened", opened), ("ended", ended)):
+            only = re.compile(chosen[name]["regex"].strip("/"))
+            names = sorted((kind.name or "" for kind in written), reverse=chosen[name]["sort"] == 2)
+            assert next(filter(only.match, names)) == expected
+            assert "current" not in chosen[name]
 
 
 # ---- compose.yaml -------------------------------------------------------------------------------------
