@@ -186,6 +186,19 @@ def test_bars_begin_at_nothing_and_stand_in_order() -> None:
             assert panel["targets"][0]["expr"].startswith("sort_desc(topk(10, ")
 
 
+@dashboards
+def test_each_line_and_bar_has_a_legend_of_its_own(name: str) -> None:
+    for panel in MAKE.list_panels(MAKE.describe(name)):
+        if panel.get("kind", "lines") in {"lines", "bars"}:
+            queries = MAKE.list_queries(panel)
+            for legend, query in queries.items():
+                [labels] = re.findall(r"by \(([^)]*)\)", query)[:1] or [""]
+                shown = set(re.findall(r"{{(\w+)}}", legend))
+
+                assert shown >= set(filter(None, labels.split(", "))), panel["title"]
+                assert shown or legend or len(queries) == 1
+
+
 def test_rows_of_a_table_are_of_hosts_and_its_columns_have_units() -> None:
     """The name of a metric is a label, too, and would be a column."""
     for panel in MAKE.list_panels(MAKE.describe("health")):
