@@ -4,9 +4,11 @@ A description has what a reader wants to know (titles, queries, units); what Gra
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import yaml
 
@@ -22,7 +24,20 @@ PANELS: Final = {
     "map": "geomap",
     "lines": "timeseries",
 }
-GOOD, BAD = "green", "red"
+GOOD, BAD, PLAIN = "green", "red", "blue"
+# A second is too short for a rate: of a quiet network it is a row of peaks.
+SHORTEST: Final = {"loki": "30s"}
+HOST: Final = {"loki": "host", "prometheus": "instance"}
+OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "bars": {"orientation": "horizontal", "displayMode": "basic", "showUnfilled": True},
+    "logs": {
+        "showTime": True,
+        "sortOrder": "Descending",
+        "wrapLogMessage": True,
+        "enableLogDetails": True,
+    },
+}
+WHERE: Final = "where"  # the variable that is a text: conditions of LogQL
 # What the transformation `reduce` calls the last value of a series.
 LAST: Final = "Last *"
 
@@ -54,7 +69,7 @@ def make_dashboard(described: Mapping[str, Any]) -> dict[str, Any]:
         "annotations": {
             "list": [_make_annotation(*item, source) for item in described["annotations"].items()]
         },
-        "panels": list(_make_rows(described["rows"], source)),
+        "panels": list(_make_rows(described, source)),
     }
 
 
@@ -68,28 +83,43 @@ def _make_source(source: str) -> dict[str, Any]:
 
 def _make_variables(described: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, query in described["variables"].items():
-        every = {"text": "All", "value": "$__all"}
+        if name == WHERE:
+            yield {"name": name, "type": "textbox", "query": query}
+            continue
+        if isinstance(query, str):
+            rest = {"query": query, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+        else:  # at first the first of these values that there is: by the alphabet or against it
+            first, last = query["only"]
+            order = 1 if first < last else 2
+            rest = {"query": query["query"], "regex": f"/^({first}|{last})$/", "sort": order}
         yield {
             "name": name,
             "type": "query",
             "datasource": _refer(described["source"]),
-            "query": query,
             "refresh": 2,  # whenever the time changes
-            "includeAll": True,
-            "allValue": ".*",
+            "includeAll": "allValue" in rest,
             "multi": True,
-            "current": every,
+            **rest,
         }
 
 
 def _make_annotation(name: str, query: str, source: str) -> dict[str, Any]:
-    return {"name": name, "datasource": _refer(source), "enable": True, "expr": query, "iconColor": BAD}
+    """A mark in each panel of lines, which says what it is and of which host."""
+    return {
+        "name": name,
+        "datasource": _refer(source),
+        "enable": True,
+        "expr": query,
+        "iconColor": BAD,
+        "titleFormat": name,
+        "tagKeys": HOST[source],
+    }
 
 
-def _make_rows(rows: list[Mapping[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+def _make_rows(described: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     """A heading over each row, whose panels share its width."""
     number, top = 0, 0
-    for row in rows:
+    for row in described["rows"]:
         number += 1
         place = {"h": 1, "w": COLUMNS, "x": 0, "y": top}
         yield {"id": number, "type": "row", "title": row["title"], "gridPos": place, "panels": []}
@@ -98,8 +128,21 @@ def _make_rows(rows: list[Mapping[str, Any]], source: str) -> Iterator[dict[str,
         for column, panel in enumerate(row["panels"]):
             number += 1
             place = {"h": row["height"], "w": width, "x": column * width, "y": top}
-            yield {"id": number, "gridPos": place, **_make_panel(panel, source)}
+            made = _make_panel(panel, source)
+            if panel.get("kind") == "bars":
+                made["fieldConfig"]["defaults"]["links"] = [_make_link(described, panel["legend"])]
+            yield {"id": number, "gridPos": place, **made}
         top += row["height"]
+
+
+def _make_link(described: Mapping[str, Any], legend: str) -> dict[str, str]:
+    """From a bar to the same dashboard with what that bar counts, and to its lines."""
+    names = re.findall(r"{{(\w+)}}", legend)
+    conditions = " ".join(f'| {name} = "${{__field.labels.{name}}}"' for name in names)
+    chosen = [name for name in ("source", *described["variables"]) if name != WHERE]
+    words = ["${__url_time_range}", *(f"${{{name}:queryparam}}" for name in chosen)]
+    words.append(f"var-{WHERE}={quote(conditions, safe='${}')}")
+    return {"title": "Only these", "url": f"/d/{described['uid']}?{'&'.join(words)}"}
 
 
 def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -123,18 +166,20 @@ def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
         "type": PANELS[kind],
         "datasource": _refer(source),
         "targets": targets,
-        "fieldConfig": {"defaults": _make_defaults(panel), "overrides": []},
+        "fieldConfig": {"defaults": _make_defaults(panel), "overrides": _make_units(panel)},
     }
+    if kind == "lines" and source in SHORTEST:
+        made["interval"] = SHORTEST[source]
+    if kind in OPTIONS:
+        made["options"] = OPTIONS[kind]
     if kind == "map":
         made |= _make_map(panel["key"])
     if kind == "table":
         names = {f"Value #{target['refId']}": target["legendFormat"] for target in targets}
+        hidden = dict.fromkeys(("Time", *panel.get("without", ())), True)
         made["transformations"] = [
             {"id": "merge", "options": {}},
-            {
-                "id": "organize",
-                "options": {"renameByName": names, "excludeByName": {"Time": True, "job": True}},
-            },
+            {"id": "organize", "options": {"renameByName": names, "excludeByName": hidden}},
         ]
     return made
 
@@ -175,9 +220,25 @@ def _make_map(key: str) -> dict[str, Any]:
     }
 
 
+def _make_units(panel: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of a table's columns."""
+    return [
+        {"matcher": {"id": "byName", "options": name}, "properties": [{"id": "unit", "value": unit}]}
+        for name, unit in panel.get("units", {}).items()
+    ]
+
+
 def _make_defaults(panel: Mapping[str, Any]) -> dict[str, Any]:
     """Unit, and the colour of a value that is bad."""
     defaults: dict[str, Any] = {"unit": panel.get("unit", "short"), "color": {"mode": "palette-classic"}}
+    if panel.get("kind") == "bars":  # as long as it is much; that it is another one its name says
+        defaults |= {"color": {"mode": "fixed", "fixedColor": PLAIN}, "min": 0}
+    if panel.get("kind") == "table":
+        defaults["custom"] = {
+            "minWidth": 60
+        }  # by itself 150: three columns would not fit beside three panels
+    if "empty" in panel:
+        defaults["noValue"] = panel["empty"]
     steps: list[dict[str, Any]] = []
     if "bad_above" in panel:
         steps = [{"color": GOOD, "value": None}, {"color": BAD, "value": panel["bad_above"]}]

@@ -12,11 +12,13 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 
 from conntrackd.config.options import METRICS_LISTEN
+from conntrackd.flow import EventType
 from conntrackd.metrics.table import METRICS
 from conntrackd.render import loki
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE
@@ -27,9 +29,12 @@ FOLDER: Final = Path(__file__).parents[2] / "contrib/grafana"
 # What Grafana puts in place of its variables.
 VALUES: Final = {
     **dict.fromkeys(("$environment", "$host", "$sink", "$prot"), ".*"),
+    "$opened": "NEW",
+    "$ended": "DESTROY",
     "$__range": "1h",
     "$__rate_interval": "1m",
     "$__auto": "1m",
+    "$where": '| src = "192.0.2.1" | dst = "192.0.2.2"',  # as a click on a bar writes it
 }
 # The parser that npm has, beside what calls it: `make` puts it there.
 LOGQL: Final = Path(__file__).parents[2] / ".venv" / "logql"
@@ -147,6 +152,101 @@ def test_the_map_looks_countries_up_by_a_field_of_its_query() -> None:
     assert layer["config"]["style"]["size"]["field"] == "Last *"  # what reduce makes of lastNotNull
 
 
+def test_a_click_on_a_bar_shows_what_it_counts_alone() -> None:
+    made = json.loads(MAKE.write("events"))
+    [text] = [item for item in made["templating"]["list"] if item["type"] == "textbox"]
+    bars = [panel for panel in made["panels"] if panel["type"] == "bargauge"]
+
+    assert len(bars) > 5
+    for panel in bars:
+        [target], [link] = panel["targets"], panel["fieldConfig"]["defaults"]["links"]
+        address = urlsplit(link["url"])
+        given = dict(word.partition("=")[::2] for word in address.query.split("&"))
+        names = re.findall(r"{{(\w+)}}", target["legendFormat"])
+
+        assert address.path == f"/d/{made['uid']}"
+        assert unquote(given.pop(f"var-{text['name']}")) == " ".join(
+            f'| {name} = "${{__field.labels.{name}}}"' for name in names
+        )
+        assert given == {
+            "${__url_time_range}": "",
+            **{f"${{{item['name']}:queryparam}}": "" for item in made["templating"]["list"] if item != text},
+        }
+        assert re.search(rf"by \({', '.join(names)}\)", target["expr"]), target["expr"]
+    for panel in MAKE.list_panels(MAKE.describe("events")):
+        for query in MAKE.list_queries(panel).values():
+            assert ('"} $where' in query) == (panel["title"] != "Events that were lost"), query
+
+
+def test_bars_begin_at_nothing_and_stand_in_order() -> None:
+    """Grafana would begin at the least of them, which then looks like none; Loki's topk has no order."""
+    for panel in json.loads(MAKE.write("events"))["panels"]:
+        if panel["type"] == "bargauge":
+            assert panel["fieldConfig"]["defaults"]["min"] == 0
+            assert panel["targets"][0]["expr"].startswith("sort_desc(topk(10, ")
+
+
+@dashboards
+def test_each_line_and_bar_has_a_legend_of_its_own(name: str) -> None:
+    for panel in MAKE.list_panels(MAKE.describe(name)):
+        if panel.get("kind", "lines") in {"lines", "bars"}:
+            queries = MAKE.list_queries(panel)
+            for legend, query in queries.items():
+                [labels] = re.findall(r"by \(([^)]*)\)", query)[:1] or [""]
+                shown = set(re.findall(r"{{(\w+)}}", legend))
+
+                assert shown >= set(filter(None, labels.split(", "))), panel["title"]
+                assert shown or legend or len(queries) == 1
+
+
+def test_rows_of_a_table_are_of_hosts_and_its_columns_have_units() -> None:
+    """The name of a metric is a label, too, and would be a column."""
+    for panel in MAKE.list_panels(MAKE.describe("health")):
+        if panel.get("kind") == "table":
+            queries = MAKE.list_queries(panel)
+            keys = {query.partition("by (")[2].partition(")")[0] for query in queries.values()}
+
+            assert keys in ({"environment, instance"}, {"instance, sink, state"}), panel["title"]
+            assert set(panel.get("units", {})) <= set(queries)
+
+
+@dashboards
+def test_each_variable_chooses_in_each_query_that_has_its_label(name: str) -> None:
+    described = MAKE.describe(name)
+    label = {"health": {"host": "instance"}, "events": {}}[name]
+    for variable in ("environment", "host"):
+        assert all(
+            f'{label.get(variable, variable)}=~"${variable}"' in text for text in list_expressions(name)
+        )
+    for expression in list_expressions(name):
+        if "conntrackd_sink_" in expression:
+            assert 'sink=~"$sink"' in expression, expression
+    assert set(described["variables"]) <= {
+        "environment",
+        "host",
+        "sink",
+        "prot",
+        "opened",
+        "ended",
+        MAKE.WHERE,
+    }
+
+
+def test_connections_are_counted_by_one_record_each_whichever_are_written() -> None:
+    made = json.loads(MAKE.write("events"))
+    chosen = {item["name"]: item for item in made["templating"]["list"]}
+    for written, opened, ended in (
+        ({EventType.NEW, EventType.UPDATE, EventType.DESTROY}, "NEW", "DESTROY"),
+        ({EventType.FLOW}, "FLOW", "FLOW"),
+        ({EventType.NEW, EventType.UPDATE, EventType.DESTROY, EventType.FLOW}, "NEW", "DESTROY"),
+    ):
+        for name, expected in (("opened", opened), ("ended", ended)):
+            only = re.compile(chosen[name]["regex"].strip("/"))
+            names = sorted((kind.name or "" for kind in written), reverse=chosen[name]["sort"] == 2)
+            assert next(filter(only.match, names)) == expected
+            assert "current" not in chosen[name]
+
+
 # ---- compose.yaml -------------------------------------------------------------------------------------
 
 
@@ -195,6 +295,8 @@ def test_images_are_pinned_and_all_listen_where_they_are_looked_for_on_loopback(
         "prometheus": f"http://{flags['prometheus']['web.listen-address']}",
     }
     assert set(sources) == {MAKE.describe(name)["source"] for name in MAKE.NAMES}
+    limit = loki["querier.max-query-series"].partition(" ")[0]
+    assert f"max_query_series: {limit}" in (FOLDER / "events.yaml").read_text()
     assert loki["server.grpc-listen-address"] == grafana["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     # Those that conntrackd.yaml(5) and conntrackd-metrics(7) give as examples.
     assert (sources["loki"].rpartition(":")[2], METRICS_LISTEN.example) == ("3100", "127.0.0.1:9477")

@@ -1,5 +1,6 @@
 """docs/PICTURES.md and its pictures: of commands that there are, well-formed, with their text as text."""
 
+import re
 import shlex
 from pathlib import Path
 from xml.etree import ElementTree
@@ -60,6 +61,13 @@ def test_what_a_terminal_shows_stays_text_in_its_columns_and_colours() -> None:
     assert "fill" in new[1]
     assert "fill" not in other[1]
     assert picture.count("<rect") == 2  # that of all, and that below HEAD
+
+
+def test_pictures_of_pages_are_there_and_not_large() -> None:
+    pages = [PICTURES.parent / name for name in re.findall(r"\]\((\S+\.png)\)", PAGE)]
+
+    assert [path.name for path in pages] == ["grafana-events.png", "grafana-health.png"]
+    assert all(path.stat().st_size < 300_000 for path in pages)
 
 
 def test_no_picture_has_a_path_of_this_machine() -> None:
