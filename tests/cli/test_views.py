@@ -15,8 +15,8 @@ import pytest
 
 from conntrackd.cli import ctl, top
 from conntrackd.cli import talkers as counting
-from conntrackd.cli.lines import Style, render_full, render_json, render_short
-from conntrackd.cli.ranking import Ranking
+from conntrackd.cli.lines import SIZES, Style, render_full, render_json, render_short
+from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.stats import cut_rows, render_rows
 from conntrackd.cli.tail import print_chunk
 from conntrackd.errors import UnavailableError, UsageError
@@ -450,6 +450,28 @@ def test_top_has_the_bytes_of_connections_while_they_live() -> None:
 )
 def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
     assert counting.make_key(EVENT, by) == key
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("by", [("src",), ("src", "dst", "dport"), ("src", "dst", "sport", "dport", "prot")])
+def test_top_shows_the_column_that_it_sorts_by_whatever_the_width(
+    by: tuple[str, ...], sort: str, width: int
+) -> None:
+    talkers = counting.Talkers(*by)
+    talkers.add(EVENT | {"src": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", SIZES[0]: 123_456_789_000})
+    ranking = Ranking(talkers, sort, 0.0)
+    ranking.tick(1.0)
+
+    _, heading, row = top.render_table(ranking, by, (width, 24))
+    assert max(len(heading), len(row)) <= width
+    assert sort == "key" or sort.upper() in heading.split()
+    assert {"bytes": "115.0 GiB", "bytes/s": "115.0 GiB", "events/s": "1.0"}.get(sort, "20") in row
+
+
+def test_top_leaves_out_the_columns_that_have_no_room_beside_an_address() -> None:
+    assert [len(top.choose_columns(1, "events/s", width)) for width in (20, 40, 60, None)] == [1, 2, 4, 4]
+    assert [top.HEADINGS[number] for number in top.choose_columns(1, "events/s", 40)] == ["EVENTS/S", "BYTES"]
 
 
 def test_the_table_of_top_takes_no_text_for_commands() -> None:
