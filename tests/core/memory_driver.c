@@ -1,7 +1,8 @@
 /*
  * For tests with sanitizers: tables that grow until there is no memory (-Wl,--wrap=calloc), and what is left of them.
  *
- * memory_driver      of FLOWS connections that begin and end: forgotten, known when they ended, series, overflows, living
+ * memory_driver      of FLOWS connections that begin and end: forgotten, known when they ended, series, overflows,
+ * living
  */
 #include <stdio.h>
 #include <stdlib.h>
