@@ -1314,6 +1314,13 @@ MUTATIONS: Final = (
         "tests/engine/test_series.py::test_living_are_no_more_than_are_remembered",
     ),
     Mutation(
+        "status is not healthy where the rules log nothing",
+        "conntrackd/daemon.py",
+        ", *map(str, self.sink_filters.list_silence())]",
+        "]",
+        "tests/live/test_control.py::test_a_daemon_whose_rules_log_nothing_is_not_healthy",
+    ),
+    Mutation(
         "a series is of fields that there are",
         "conntrackd/core/series_type.c",
         "if (number >= event_field_count || !event_fields[number].size ||",
