@@ -60,12 +60,12 @@ def lay_out(
     width: int | None,
     *,
     numbers: Collection[int] | None = None,
-    fills: bool = False,
+    full: int = 0,
 ) -> Iterator[str]:
     """Lines of columns below their headings, no wider than that: what is too long is cut.
 
     `numbers` are the columns that stand to the right; without it, those that have nothing else. Where they
-    are named only the others are narrowed, and with `fills` the last of those gets the room that is left.
+    are named only the others are narrowed, and the last of those gets the room that is left up to `full`.
     """
     cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
     columns = list(zip(*cells, strict=True))
@@ -82,8 +82,8 @@ def lay_out(
                 narrowed = share(narrowed, room, narrowest=1)
             for number, size in zip(texts, narrowed, strict=True):
                 widths[number] = size
-            if fills:
-                widths[texts[-1]] += max(0, room - sum(widths[number] for number in texts))
+            spare = min(width, full) - width + room - sum(widths[number] for number in texts)
+            widths[texts[-1]] += max(0, spare)
     for row in cells:
         line = GAP.join(
             pad(shorten(cell, size), size, to_right=is_right)

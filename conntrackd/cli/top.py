@@ -29,6 +29,9 @@ WIDTHS: Final = (7, 8, 9, 9)
 # Which columns stay on a narrow terminal, behind the one that is sorted by.
 IMPORTANT: Final = ("BYTES", "EVENTS", "EVENTS/S", "BYTES/S")
 ADDRESS: Final = 15  # characters, of IPv4
+# Of IPv6, and of a flow: what no key is longer than; the numbers stand behind that, where there is room.
+LONGEST: Final = 39
+LONGEST_FLOW: Final = 104
 KEYS: Final = {"b": "bytes", "B": "bytes/s", "e": "events", "E": "events/s", "k": "key"}
 REVERSE: Final = "R"
 MOVES: Final = {"<": -1, ">": 1}
@@ -155,7 +158,7 @@ def to_json(ranking: Ranking, by: tuple[str, ...]) -> dict[str, Any]:
 def render_table(
     ranking: Ranking, by: tuple[str, ...], size: tuple[int | None, int | None] = (None, None)
 ) -> list[str]:
-    """Totals, headings, and as many rows as a terminal has room for; numbers stand at its right edge."""
+    """Totals, headings, and as many rows as a terminal has room for; numbers stand in one place."""
     width, height = size
     shown = choose_columns(len(by), ranking.sort, width)
     rows = [(*(name.upper() for name in by), *(HEADINGS[number].rjust(WIDTHS[number]) for number in shown))]
@@ -168,7 +171,11 @@ def render_table(
         )
         rows.append((*map(show_line, row.key), *(numbers[number].rjust(WIDTHS[number]) for number in shown)))
     columns = range(len(by), len(by) + len(shown))
-    return [render_totals(ranking), *lay_out(rows, width, numbers=columns, fills=True)]
+    lengths = [LONGEST_FLOW if name == "flow" else LONGEST for name in by] + [
+        WIDTHS[number] for number in shown
+    ]
+    full = sum(lengths) + len(GAP) * (len(lengths) - 1)
+    return [render_totals(ranking), *lay_out(rows, width, numbers=columns, full=full)]
 
 
 def choose_columns(keys: int, sort: str, width: int | None) -> list[int]:
