@@ -101,6 +101,8 @@ class Situation:
     """Why the core is not in use."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
+    silence: Sequence[ConntrackdError] = ()
+    """Why the rules log nothing, whatever comes."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
@@ -119,6 +121,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     found.append(check_buffer(config, situation, root))
     if situation is not None:
         found += [check_engine(situation), check_program(situation, config), check_loss(situation)]
+        found += [Finding(ERROR, "filter", silence.message, silence.hint) for silence in situation.silence]
     found += check_geoip(config)
     if any(sink.is_enabled and sink.kind.name == "journal" for sink in list_sinks(config)):
         found.append(check_journal_rate(root))

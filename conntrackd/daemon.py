@@ -324,13 +324,13 @@ class Daemon:
             size += f" for each of {readers} readers" if readers > 1 else ""
             logger.info("listening to %s events, buffer %s, to %s", groups or "no", size, names)
         doubts = list_warnings(self.filter, self.sink_filters.in_force, self.pipeline.geoip)
-        for warning in (*self.config.warnings, *doubts, *self.list_problems()):
+        for warning in dict.fromkeys(map(str, (*self.config.warnings, *doubts, *self.list_problems()))):
             logger.warning("%s", warning)
         self.notifier.ready()
 
     def list_problems(self) -> list[str]:
         """What keeps events from coming or arriving, a line each with what to do."""
-        problems = self.source.list_problems()
+        problems = [*self.source.list_problems(), *map(str, self.sink_filters.list_silence())]
         if self.engine.fault:
             problems.append(f"{checks.NO_CORE} ({self.engine.fault})\nhint: {checks.NO_CORE_REMEDY}")
         if self._stands_still:
@@ -447,6 +447,7 @@ class Daemon:
             is_active=self.source.is_active,
             engine_fault=self.engine.fault,
             troubles=troubles,
+            silence=self.sink_filters.list_silence(),
         )
         return checks.examine(self.config, situation)
 

@@ -25,6 +25,19 @@ KERNEL: Final = (Path("/proc"), Path("/sys"))
 MADE: Final = "name a directory in which conntrackd may write; only the last part of its path is made"
 
 
+def name_standard(number: int) -> str:
+    """One of the process's own descriptors, for people."""
+    return "standard error" if number == 2 else "standard output"
+
+
+def locate_standard(number: int) -> str:
+    """`standard output (/var/log/events)`: with where it leads."""
+    try:
+        return f"{name_standard(number)} ({os.readlink(f'/proc/self/fd/{number}')})"
+    except OSError:
+        return name_standard(number)
+
+
 class KindError(Exception):
     """What is there can be opened, and is not to be read; the text completes `FILE `."""
 

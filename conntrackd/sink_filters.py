@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from conntrackd.active_filter import CoreFilter, compile_sink_filter, list_sink_tables
 from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import NO_FILTER, FilterStatus
+from conntrackd.errors import RuleError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_sink_rules
-from conntrackd.filter.never import list_unknown_countries
+from conntrackd.filter.never import LOGS_NOTHING_HINT, list_silence, list_unknown_countries, logs_nothing
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
@@ -65,6 +66,15 @@ class SinkFilters:
     def list_changed(self) -> list[str]:
         """Names of the sinks whose filter is not the one of the configuration."""
         return [name for name, rules in self.in_force.items() if rules is not self._configured[name]]
+
+    def list_silence(self) -> list[RuleError]:
+        """Why nothing is logged, whatever comes: the global filter's fault, or that of all sinks in use."""
+        daemon = self._daemon
+        used = [name for name, outbox in daemon.outboxes.items() if not outbox.is_out()]
+        own = [self.in_force[name].parsed for name in used if name in self.in_force]
+        if own and len(own) == len(used) and all(map(logs_nothing, own)):
+            return [RuleError("the filters of all sinks log no event", hint=LOGS_NOTHING_HINT)]
+        return list_silence(daemon.filter.parsed)
 
     def get_status(self, name: str) -> FilterStatus:
         """As it is shown to people."""

@@ -60,12 +60,12 @@ def lay_out(
     width: int | None,
     *,
     numbers: Collection[int] | None = None,
-    fills: bool = False,
+    full: int = 0,
 ) -> Iterator[str]:
     """Lines of columns below their headings, no wider than that: what is too long is cut.
 
     `numbers` are the columns that stand to the right; without it, those that have nothing else. Where they
-    are named only the others are narrowed, and with `fills` the last of those gets the room that is left.
+    are named only the others are narrowed, and the last of those gets the room that is left up to `full`.
     """
     cells = [[show_controls(cell).replace("\n", " ") for cell in row] for row in rows]
     columns = list(zip(*cells, strict=True))
@@ -77,10 +77,13 @@ def lay_out(
         texts = [number for number, is_right in enumerate(right) if not is_right]
         if width is not None:
             room = width - len(GAP) * (len(widths) - 1) - sum(widths[number] for number in numbers)
-            for number, size in zip(texts, share([widths[n] for n in texts], room), strict=True):
+            narrowed = share([widths[number] for number in texts], room)
+            if sum(narrowed) > room:  # numbers are not cut
+                narrowed = share(narrowed, room, narrowest=1)
+            for number, size in zip(texts, narrowed, strict=True):
                 widths[number] = size
-            if fills:
-                widths[texts[-1]] += max(0, room - sum(widths[number] for number in texts))
+            spare = min(width, full) - width + room - sum(widths[number] for number in texts)
+            widths[texts[-1]] += max(0, spare)
     for row in cells:
         line = GAP.join(
             pad(shorten(cell, size), size, to_right=is_right)
@@ -89,9 +92,9 @@ def lay_out(
         yield cut(line.rstrip(), width)
 
 
-def share(widths: Sequence[int], room: int) -> list[int]:
+def share(widths: Sequence[int], room: int, *, narrowest: int = NARROWEST) -> list[int]:
     """The same widths, of which the widest are narrowed until all of them fit."""
     shared = list(widths)
-    while sum(shared) > room and max(shared) > NARROWEST:
+    while sum(shared) > room and max(shared) > narrowest:
         shared[shared.index(max(shared))] -= 1
     return shared

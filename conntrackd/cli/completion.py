@@ -11,6 +11,7 @@ from conntrackd.cli import ctl, daemon
 from conntrackd.cli.talkers import BY
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
+from conntrackd.render.parse import NAMES
 from conntrackd.sinks import SINKS
 from conntrackd.text import quote
 
@@ -19,6 +20,9 @@ NAMED: Final = {"NAME": "\0sink\0", "SET": "\0set\0"}
 ASK: Final = (
     "type conntrackctl >/dev/null 2>&1 && conntrackctl {} list 2>/dev/null | tail -n +2 | cut -d ' ' -f 1"
 )
+# What an option takes whose parser has no choices: it has them in a list, or with more behind them.
+OWN_VALUES: Final = {"--by": BY, "--fields": tuple(NAMES), "--from": ("journal", "file:", "loki")}
+LISTS: Final = ("--by", "--fields")
 FILES: Final = {"bash": "{}", "fish": "{}.fish", "zsh": "_{}"}
 
 
@@ -32,12 +36,14 @@ class Context:
         self.takes_paths = False
         self.flags: dict[str, str] = {}
         self.values: dict[str, tuple[str, ...] | None] = {}
+        self.lists: set[str] = set()  # flags of which the value is several of these, with commas
 
 
 def list_contexts(parser: argparse.ArgumentParser, path: str = "") -> list[Context]:
     """A parser and its sub-commands, outermost first, as completion sees them."""
     context = Context(path or parser.prog)
     contexts = [context]
+    of_lists = {option.flag for option in OPTIONS if option.kind.separator == ","}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -51,6 +57,8 @@ def list_contexts(parser: argparse.ArgumentParser, path: str = "") -> list[Conte
             context.flags[flag] = "" if action.help in {None, argparse.SUPPRESS} else str(action.help)
             if action.nargs not in {0, "?"}:
                 context.values[flag] = _list_values(action)
+                if context.values[flag] and (flag in LISTS or flag in of_lists):
+                    context.lists.add(flag)
     return contexts
 
 
@@ -61,8 +69,9 @@ def _list_values(action: argparse.Action) -> tuple[str, ...] | None:
         return (*(kind.name for kind in SINKS), NAMED["NAME"])
     if action.metavar == "SET":
         return (NAMED["SET"],)
-    if "--by" in action.option_strings:
-        return BY
+    for flag in action.option_strings:
+        if flag in OWN_VALUES:
+            return OWN_VALUES[flag]
     kinds = [option.kind for option in OPTIONS if option.flag in action.option_strings]
     is_path = kinds[0].is_path if kinds else action.type is Path or str(action.metavar) in {"FILE", "PATH"}
     return None if is_path else (kinds[0].words if kinds else ())
@@ -94,6 +103,8 @@ def _render_bash(program: str, contexts: list[Context]) -> str:
         contexts,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
         words='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current")',
+        several="compopt -o nospace 2>/dev/null; mapfile -t COMPREPLY < "
+        '<(compgen -P "${{current%"${{current##*,}}"}}" -W "{}" -- "${{current##*,}}")',
         both='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current"; compgen -f -- "$current")',
     )
     body = _ask_by_shell(cases)
@@ -112,6 +123,13 @@ complete -o filenames -F {name} {program}
 
 
 def _render_zsh(program: str, contexts: list[Context]) -> str:
+    cases = _render_cases(
+        contexts,
+        paths="_files",
+        words="compadd -- {}",
+        several="compset -P '*,'; compadd -qS , -- {}",
+        both="compadd -- {}; _files",
+    )
     text = f"""\
 #compdef {program}
 # generated from the parser of {program}
@@ -119,7 +137,7 @@ local previous=${{words[CURRENT-1]}} context={program} word
 for word in "${{(@)words[2,CURRENT-1]}}"; do
 {_render_walk(contexts)}
 done
-{_render_cases(contexts, paths="_files", words="compadd -- {}", both="compadd -- {}; _files")}
+{cases}
 """
     return _ask_by_shell(text)
 
@@ -129,11 +147,12 @@ def _render_walk(contexts: list[Context]) -> str:
     return f'        case "$context $word" in\n            {inner}) context="$context $word";;\n        esac'
 
 
-def _render_cases(contexts: list[Context], *, paths: str, words: str, both: str) -> str:
+def _render_cases(contexts: list[Context], *, paths: str, words: str, several: str, both: str) -> str:
     lines = ['    case "$context $previous" in']
     for context in contexts:
         for flag, values in context.values.items():
-            command = paths if values is None else words.format(" ".join(values)) if values else ":"
+            form = several if flag in context.lists else words
+            command = paths if values is None else form.format(" ".join(values)) if values else ":"
             lines.append(f'        "{context.path} {flag}") {command}; return;;')
     lines += ["    esac", '    case "$context" in']
     for context in contexts:
@@ -169,6 +188,8 @@ def _render_fish_values(context: Context, flag: str) -> str:
     if flag not in context.values:
         return ""
     values = context.values[flag]
+    if values and flag in context.lists:
+        return f""" -x -a '(__fish_complete_list , "string split , {",".join(values)}")'"""
     return " -r -F" if values is None else f" -x -a '{' '.join(values)}'" if values else " -x"
 
 

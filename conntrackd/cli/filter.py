@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 PROGRAM: Final = "conntrackctl"
 # Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
 NOWHERE: Final = Path("/nonexistent")
-# Wrong lines that are reported one by one.
+# Mistakes of lines that are reported one by one.
 MAX_REPORTED: Final = 100
 
 
@@ -169,24 +170,47 @@ def try_out(arguments: Namespace) -> int:
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
-    mistakes: list[DataError] = []
+    mistakes = LineMistakes()
     with ExitStack() as stack:
         file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
         for number, line in number_lines(file):
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
-                error.origin = f"{name}:{number}"
-                mistakes.append(error)
+                mistakes.add(error, f"{name}:{number}")
                 continue
             print(_render_decision(number, decision, rules, as_json=arguments.json))
-    if len(mistakes) > MAX_REPORTED:
-        raise ManyErrors(
-            [*mistakes[:MAX_REPORTED], DataError(f"{len(mistakes) - MAX_REPORTED} more lines are not events")]
-        )
-    if mistakes:
-        raise ManyErrors(mistakes)
+    mistakes.refuse_any()
     return 0
+
+
+class LineMistakes:
+    """What is wrong with lines of a file: each mistake once, with the first line that has it."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, DataError] = {}
+        self._more = Counter[str]()
+        """Other lines with the same mistake; by "" those with others than are reported."""
+
+    def add(self, error: DataError, origin: str) -> None:
+        """One more line."""
+        text = str(error)
+        if text in self._errors:
+            self._more[text] += 1
+        elif len(self._errors) < MAX_REPORTED:
+            error.origin = origin
+            self._errors[text] = error
+        else:
+            self._more[""] += 1
+
+    def refuse_any(self) -> None:
+        """Raise all of them, if there are any."""
+        for text, error in self._errors.items():
+            if more := self._more[text]:
+                error.message += f"; the same in {more} more line{'' if more == 1 else 's'}"
+        others = [DataError(f"{self._more['']} more lines are not events")] if self._more[""] else []
+        if self._errors:
+            raise ManyErrors([*self._errors.values(), *others])
 
 
 def read_settings(arguments: Namespace) -> "Config":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
-from conntrackd.config.named import SECTION, SETTINGS, find_setting
+from conntrackd.config.named import SECTION, SETTINGS, explain_setting, find_setting
 from conntrackd.config.option import Option
 from conntrackd.config.options import FILTER, FILTER_FILE, OPTIONS, SETS
 from conntrackd.config.values import FLAG
@@ -78,6 +78,9 @@ def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> Conntrack
     """The error for arguments that no parser took, without a value that may have come with them."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     word = (flags or list(arguments))[0]
+    fault = explain_setting(word.removeprefix("--"))
+    if flags and fault is not None:
+        return ConfigError(fault[0], hint=fault[1], origin=word)
     quotes = "" if flags else "; a value with spaces needs quotes"
     hint = suggest(word, known) or f"--help lists what is available{quotes}"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands

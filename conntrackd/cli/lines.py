@@ -176,6 +176,8 @@ def render_value(record: RecordView, name: str, style: Style, *, shorten: bool =
         return ""
     if name in TIMES and (shorten or style.utc):
         return render_time(str(value), style) if shorten else to_utc(value)
+    if name == "duration" and shorten and isinstance(value, int | float):
+        return f"{value:.3f}"
     if style.services and name in SERVICES:
         return name_service(value, str(record.get("prot", "")))
     return show_line(value)

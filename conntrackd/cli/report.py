@@ -16,6 +16,7 @@ from conntrackd.errors import (
     describe_raise_site,
     show_controls,
 )
+from conntrackd.files import locate_standard
 from conntrackd.resources import explain_descriptors
 
 # sysexits.h: an error in the program itself (EX_SOFTWARE), in input or output (EX_IOERR), or one that may
@@ -23,6 +24,7 @@ from conntrackd.resources import explain_descriptors
 EX_SOFTWARE: Final = 70
 EX_IOERR: Final = 74
 EX_TEMPFAIL: Final = 75
+FULL: Final = "what was to be written there is not whole: free space there, or write to another place"
 INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -44,6 +46,8 @@ def run(program: str, function: Callable[[], int | None]) -> NoReturn:
         status = INTERRUPTED
     except Exception as error:  # the edge: no traceback ever reaches a user
         status = report(program, error)
+        if not _can_flush():  # nor could the interpreter at its end
+            _discard_stdout()
     sys.exit(status)
 
 
@@ -86,6 +90,10 @@ def report(program: str, error: Exception) -> int:
             return UnavailableError.exit_status
         case OSError(errno=errno.EMFILE | errno.ENFILE):
             return report(program, explain_descriptors(error))
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            where = error.filename or (locate_standard(1) if _is_output_full() else "a file")
+            print_error(program, f"{where}: {error.strerror}\nhint: {FULL}")
+            return EX_IOERR
         case OSError():
             where = f"{error.filename}: " if error.filename is not None else ""
             print_error(program, f"{where}{error.strerror or error}")
@@ -106,6 +114,20 @@ def print_error(program: str, text: str) -> None:
         sys.stdout.flush()
     with suppress(OSError, ValueError):
         print(f"{program}: {show_controls(text)}", file=sys.stderr, flush=True)
+
+
+def _is_output_full() -> bool:
+    """What it could not take it still has, unless it keeps nothing."""
+    return bool(getattr(sys.stdout, "write_through", False)) or not _can_flush()
+
+
+def _can_flush() -> bool:
+    try:
+        with suppress(ValueError):  # of one that is closed
+            sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _discard_stdout() -> None:

@@ -112,10 +112,12 @@ def show(view: StatisticsView, arguments: Namespace, screen: Paper) -> None:
     rows += render_suppressed(view.suppressed)
     width, height = screen.size
     if not screen.is_live or width is None or height is None:
-        screen.draw(list(lay_out(rows, get_width())))
+        if not (arguments.watch or arguments.reset_view):  # a moment has no rates
+            rows = [row[:2] for row in rows]
+        screen.draw(list(lay_out(rows, get_width(), numbers=range(1, len(rows[0])))))
         return
     rows = cut_rows(rows, height)
-    lines, names = list(lay_out(rows, width)), [row[0] for row in rows]
+    lines, names = list(lay_out(rows, width, numbers=(1, 2))), [row[0] for row in rows]
     screen.draw(list(add_sparklines(lines, names, view.history, width)), 0, FOOT)
 
 

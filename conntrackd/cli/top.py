@@ -2,12 +2,13 @@
 
 import json
 import os
+import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any, Final
 
-from conntrackd.cli.columns import lay_out
+from conntrackd.cli.columns import GAP, NARROWEST, lay_out
 from conntrackd.cli.common import add_updates, connect
 from conntrackd.cli.lines import show_line
 from conntrackd.cli.ranking import SORTS, Ranking
@@ -21,10 +22,16 @@ from conntrackd.units import render_bytes
 
 SHOWN: Final = 20  # rows, where no terminal's height says it
 FRAME: Final = 3  # lines of a view besides its rows: totals, headings, keys
-MAX_BY: Final = 5  # fields: more do not fit into 80 columns beside the numbers
+MAX_BY: Final = 5  # fields: more do not fit into 80 columns beside numbers
 HEADINGS: Final = ("EVENTS", "EVENTS/S", "BYTES", "BYTES/S")
 # Columns of numbers do not move while these are enough.
 WIDTHS: Final = (7, 8, 9, 9)
+# Which columns stay on a narrow terminal, behind the one that is sorted by.
+IMPORTANT: Final = ("BYTES", "EVENTS", "EVENTS/S", "BYTES/S")
+ADDRESS: Final = 15  # characters, of IPv4
+# Of IPv6, and of a flow: what no key is longer than; the numbers stand behind that, where there is room.
+LONGEST: Final = 39
+LONGEST_FLOW: Final = 104
 KEYS: Final = {"b": "bytes", "B": "bytes/s", "e": "events", "E": "events/s", "k": "key"}
 REVERSE: Final = "R"
 MOVES: Final = {"<": -1, ">": 1}
@@ -151,9 +158,10 @@ def to_json(ranking: Ranking, by: tuple[str, ...]) -> dict[str, Any]:
 def render_table(
     ranking: Ranking, by: tuple[str, ...], size: tuple[int | None, int | None] = (None, None)
 ) -> list[str]:
-    """Totals, headings, and as many rows as a terminal has room for; numbers stand at its right edge."""
+    """Totals, headings, and as many rows as a terminal has room for; numbers stand in one place."""
     width, height = size
-    rows = [(*(name.upper() for name in by), *map(str.rjust, HEADINGS, WIDTHS))]
+    shown = choose_columns(len(by), ranking.sort, width)
+    rows = [(*(name.upper() for name in by), *(HEADINGS[number].rjust(WIDTHS[number]) for number in shown))]
     for row in ranking.list(SHOWN if height is None else max(1, height - FRAME)):
         numbers = (
             render_count(row.events),
@@ -161,9 +169,26 @@ def render_table(
             render_bytes(row.size) if row.size else "-",
             render_bytes(row.byte_rate) if row.byte_rate else "-",
         )
-        rows.append((*map(show_line, row.key), *map(str.rjust, numbers, WIDTHS)))
-    columns = range(len(by), len(by) + len(HEADINGS))
-    return [render_totals(ranking), *lay_out(rows, width, numbers=columns, fills=True)]
+        rows.append((*map(show_line, row.key), *(numbers[number].rjust(WIDTHS[number]) for number in shown)))
+    columns = range(len(by), len(by) + len(shown))
+    lengths = [LONGEST_FLOW if name == "flow" else LONGEST for name in by] + [
+        WIDTHS[number] for number in shown
+    ]
+    full = sum(lengths) + len(GAP) * (len(lengths) - 1)
+    return [render_totals(ranking), *lay_out(rows, width, numbers=columns, full=full)]
+
+
+def choose_columns(keys: int, sort: str, width: int | None) -> list[int]:
+    """Of the numbers those that have room beside the keys; always the one that is sorted by."""
+    names = sorted(IMPORTANT, key=lambda name: name != sort.upper())
+    room = sys.maxsize if width is None else width - max(ADDRESS, keys * (NARROWEST + len(GAP)) - len(GAP))
+    shown = []
+    for name in names:
+        number = HEADINGS.index(name)
+        room -= len(GAP) + WIDTHS[number]
+        if room >= 0 or name == sort.upper():
+            shown.append(number)
+    return sorted(shown)
 
 
 def render_totals(ranking: Ranking) -> str:

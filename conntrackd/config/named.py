@@ -182,6 +182,28 @@ def is_null(node: Node) -> bool:
     return isinstance(node, Scalar) and node.type == "null"
 
 
+def explain_setting(key: str) -> tuple[str, str] | None:
+    """What is wrong with `sink.journal.schema`, which other kinds have, and what to do; None for others."""
+    section, kind, end = [*key.split(".", 2), "", ""][:3]
+    others = [
+        f"sink.{other}.{end}"
+        for other in KINDS
+        if any(known == end or known.startswith(f"{end}.") for known in SETTINGS[other])
+    ]
+    if section != "sink" or kind not in KINDS or not others:
+        return None
+    hint = f"there {'is' if len(others) == 1 else 'are'} {' and '.join(others)}"
+    return f"a sink of kind {kind} has no setting {end}", hint
+
+
+def explain_variable(name: str) -> tuple[str, str] | None:
+    """The same of its variable, whose name says less about where a word ends."""
+    ends = {end for own in SETTINGS.values() for end in own}
+    keys = (f"sink.{kind}.{end}" for kind in KINDS for end in ends if end not in SETTINGS[kind])
+    key = next((key for key in keys if replace(OPTIONS[0], key=key).variable == name), "")
+    return explain_setting(key)
+
+
 def explain_key(
     key: str, mentions: Mapping[str, Mention], sinks: Mapping[str, NamedSink]
 ) -> tuple[str, str] | None:

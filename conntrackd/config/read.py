@@ -374,6 +374,7 @@ class _Draft:
             rest = {known.removeprefix(PREFIX): known for known in known_names}
             meant = find_near(name.removeprefix(PREFIX), rest)
             hint = f"did you mean {rest[meant]}?" if meant else "'conntrackd run --help' shows all options"
+            hint = ": ".join(named.explain_variable(name) or (hint,))
             self.warnings.append(ConfigError(f"{message}, ignoring", hint=hint, origin=ENVIRONMENT))
 
     def set(self, option: Option[object], items: Sequence[str], source: _Source) -> None:
@@ -431,7 +432,7 @@ class _Draft:
         if key.startswith(f"{named.SECTION}."):
             fault = named.explain_key(key, self._mentions, self._sinks)
         else:
-            fault = f"unknown key {quote(key)}", self._keys.suggest(key)
+            fault = named.explain_setting(key) or (f"unknown key {quote(key)}", self._keys.suggest(key))
         if fault is not None:
             self.unsure.add(self._keys.get_section(key))
             self.mistakes.append(ConfigError(fault[0], hint=fault[1], origin=origin))

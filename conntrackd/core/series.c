@@ -14,12 +14,13 @@ bool open_series(struct series *series, size_t limit, uint64_t seed)
 {
 	size_t values = series->field_count * sizeof(struct series_value);
 
-	return open_slots(&series->slots, sizeof(struct one_series) + values, limit, seed);
+	return open_ids(&series->living) && open_slots(&series->slots, sizeof(struct one_series) + values, limit, seed);
 }
 
 void close_series(struct series *series)
 {
 	close_slots(&series->slots);
+	close_ids(&series->living);
 }
 
 static struct series_value read_value(const struct event *event, const struct series_field *by)
@@ -73,11 +74,25 @@ static void add_duration(struct counts *counts, const struct event *event)
 	counts->nanoseconds %= NANO;
 }
 
-static void close_connection(struct counts *counts, const struct event *event)
+/* For want of room or memory it is not known to live. */
+static void open_connection(struct ids *living, size_t most, struct counts *counts, const struct event *event)
+{
+	bool is_new = false;
+
+	counts->opened++;
+	if (count_ids(living) < most && add_id(living, event->id, &is_new))
+		counts->living += is_new;
+}
+
+/* One of which the opening was not counted, by a limit, say, or before the start, is none of those that live. */
+static void close_connection(struct ids *living, struct counts *counts, const struct event *event)
 {
 	counts->closed++;
-	if (counts->living)
-		counts->living--;
+	if (has_id(living, event->id)) {
+		remove_id(living, event->id);
+		if (counts->living) /* an id may have been given twice */
+			counts->living--;
+	}
 	if (event->has & HAS_ORIG_PACKETS)
 		counts->orig_packets += event->orig_packets;
 	if (event->has & HAS_ORIG_BYTES)
@@ -100,10 +115,8 @@ void count_event(struct series *series, const struct event *event)
 	for (size_t field = 0; field < series->field_count; field++)
 		values[field] = read_value(event, &series->fields[field]);
 	counts = find_counts(series, values);
-	if (event->type == TYPE_NEW) {
-		counts->opened++;
-		counts->living++;
-	} else {
-		close_connection(counts, event);
-	}
+	if (event->type == TYPE_NEW)
+		open_connection(&series->living, series->most_living, counts, event);
+	else
+		close_connection(&series->living, counts, event);
 }

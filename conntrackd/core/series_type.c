@@ -41,18 +41,20 @@ static bool read_fields(struct series *series, const char *bytes, Py_ssize_t len
 
 static PyObject *series_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(names))
 {
-	Py_ssize_t length, limit;
+	Py_ssize_t length, limit, most_living;
 	unsigned long long seed;
 	const char *fields;
 	PyObject *self;
 
-	if (!PyArg_ParseTuple(arguments, "y#nK:Series", &fields, &length, &limit, &seed))
+	if (!PyArg_ParseTuple(arguments, "y#nnK:Series", &fields, &length, &limit, &most_living, &seed))
 		return NULL;
-	if (limit < 1) {
-		PyErr_SetString(PyExc_ValueError, "a limit below 1");
+	if (limit < 1 || most_living < 0) {
+		PyErr_SetString(PyExc_ValueError, limit < 1 ? "a limit below 1" : "a number below 0");
 		return NULL;
 	}
 	self = make_object(type);
+	if (self)
+		open_object_series(self)->most_living = (size_t)most_living;
 	if (self && (!read_fields(open_object_series(self), fields, length) ||
 		     !open_series(open_object_series(self), (size_t)limit, seed))) {
 		Py_DECREF(self);
@@ -186,7 +188,7 @@ static PyType_Slot slots[] = {
 	{ Py_tp_getset, attributes },
 	{ Py_sq_length, series_length },
 	{ Py_tp_doc,
-	  "(fields, limit, seed): counts of connections by the values of these, in at most so many series." },
+	  "(fields, limit, most_living, seed): counts of connections by the values of these, in so many series." },
 	{ 0, NULL },
 };
 static PyType_Spec spec = { "conntrackd.core._core.Series", sizeof(struct series_object), 0, Py_TPFLAGS_DEFAULT,

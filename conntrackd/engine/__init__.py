@@ -20,6 +20,8 @@ SLOT_BYTES: Final = 2048
 SLOTS: Final = 256
 INDEX_BYTES: Final = 2
 SEED_BITS: Final = 64  # of limits
+# Connections whose opening an item of metrics.flows remembers: 8 MiB in the core.
+MAX_LIVING: Final = 1 << 20
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 REPORTS_REASON: Final = (5, 10)
 # Seconds: what durations of connections are counted by, in series. core/series.c has the same.
@@ -51,6 +53,7 @@ class Sums(NamedTuple):
     opened: int = 0
     closed: int = 0
     living: int = 0
+    """Of those that were opened; another one that ends is none of them."""
     orig_packets: int = 0
     orig_bytes: int = 0
     reply_packets: int = 0
@@ -247,7 +250,7 @@ class Engine(Protocol):
     def open_ids(self) -> Ids: ...
     def open_flows(self, limit: int) -> Flows: ...
     def open_deltas(self, limit: int) -> Deltas: ...
-    def open_series(self, fields: Sequence[SeriesField], limit: int) -> Series:
+    def open_series(self, fields: Sequence[SeriesField], limit: int, most_living: int = MAX_LIVING) -> Series:
         """At most so many series; what has no room in them is counted together."""
 
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...

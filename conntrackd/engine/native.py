@@ -10,6 +10,7 @@ from typing import Final
 from conntrackd.core import _core as core
 from conntrackd.engine import (
     INDEX_BYTES,
+    MAX_LIVING,
     SEED_BITS,
     SLOT_BYTES,
     SLOTS,
@@ -185,12 +186,14 @@ class NativeEngine:
     def open_deltas(self, limit: int) -> core.Deltas:
         return core.Deltas(limit)
 
-    def open_series(self, fields: Sequence[SeriesField], limit: int) -> core.Series:
+    def open_series(
+        self, fields: Sequence[SeriesField], limit: int, most_living: int = MAX_LIVING
+    ) -> core.Series:
         packed = (
             struct.pack("=QQ", core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
             for attribute, needs_nat in fields
         )
-        return core.Series(b"".join(packed), limit, secrets.randbits(SEED_BITS))
+        return core.Series(b"".join(packed), limit, most_living, secrets.randbits(SEED_BITS))
 
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import (
+    MAX_LIVING,
     SEED_BITS,
     SLOT_BYTES,
     SLOTS,
@@ -308,8 +309,10 @@ class PlainEngine:
     def open_deltas(self, limit: int) -> PlainDeltas:
         return PlainDeltas(limit)
 
-    def open_series(self, fields: Sequence[SeriesField], limit: int) -> PlainSeries:
-        return PlainSeries(fields, limit)
+    def open_series(
+        self, fields: Sequence[SeriesField], limit: int, most_living: int = MAX_LIVING
+    ) -> PlainSeries:
+        return PlainSeries(fields, limit, most_living)
 
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)

@@ -29,17 +29,17 @@ class _PlainCounts:
         self.sums = Sums()
         self.durations = [0] * (len(BOUNDS) + 1)
 
-    def count(self, flow: Flow) -> None:
+    def open(self, *, is_known: bool) -> None:
+        self.sums = self.sums._replace(opened=self.sums.opened + 1, living=self.sums.living + is_known)
+
+    def close(self, flow: Flow, *, is_known: bool) -> None:
         sums = self.sums
-        if flow.type == EventType.NEW:
-            self.sums = sums._replace(opened=sums.opened + 1, living=sums.living + 1)
-            return
         grown = {
             name: (getattr(sums, name) + getattr(flow, name)) & MASK
             for name in COUNTERS
             if getattr(flow, name) != ABSENT
         }
-        self.sums = sums._replace(closed=sums.closed + 1, living=max(0, sums.living - 1), **grown)
+        self.sums = sums._replace(closed=sums.closed + 1, living=max(0, sums.living - is_known), **grown)
         duration = find_duration(flow)
         if duration is not None:
             self._add_duration(max(0, duration))
@@ -56,12 +56,14 @@ class _PlainCounts:
 class PlainSeries:
     """See engine.Series."""
 
-    def __init__(self, fields: Sequence[SeriesField], limit: int) -> None:
+    def __init__(self, fields: Sequence[SeriesField], limit: int, most_living: int) -> None:
         self.overflows = 0
         self._fields = tuple(fields)
         self._limit = limit
         self._series: dict[tuple[Value, ...], _PlainCounts] = {}
         self._other = _PlainCounts()
+        self._living: set[int] = set()
+        self._most_living = most_living
 
     def __len__(self) -> int:
         return len(self._series)
@@ -72,8 +74,13 @@ class PlainSeries:
 
     def count(self, batch: "PlainBatch", selection: Selection | None, /) -> None:
         for flow in batch.select(selection):
-            if flow.type == EventType.NEW or flow.type & EventType.DESTROY:
-                self._get_counts(flow).count(flow)
+            if flow.type == EventType.NEW:
+                is_known = flow.id not in self._living and len(self._living) < self._most_living
+                self._get_counts(flow).open(is_known=is_known)
+                self._living |= {flow.id} if is_known else set()
+            elif flow.type & EventType.DESTROY:
+                self._get_counts(flow).close(flow, is_known=flow.id in self._living)
+                self._living.discard(flow.id)
 
     def list(self) -> Sequence[tuple[tuple[Value, ...], Counts]]:
         return [(values, counts.snapshot()) for values, counts in self._series.items()]

@@ -16,7 +16,7 @@ from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
-from conntrackd.files import KindError, check_file_system
+from conntrackd.files import KindError, check_file_system, locate_standard, name_standard
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.schema import SCHEMAS
@@ -41,7 +41,7 @@ LOCK_SECONDS: Final = 0.05  # a write that is awakened lets go at once
 # from there on a write costs more than waking a thread for it, which the other core may run.
 RWF_NOWAIT: Final = 0x8
 DIRECT_BYTES: Final = 1 << 16
-STANDARD: Final = {"stdout": 1, "stderr": 2}
+WRITERS: Final = {"stdout": 1, "stderr": 2}
 
 
 class StreamSink:
@@ -241,12 +241,12 @@ class StreamSink:
     def _explain(self, error: OSError) -> SinkFailed | SinkUnavailable:
         """A reader of stdout that has gone does not come back; one of a file or a named pipe may."""
         if self._path is not None:
-            return SinkUnavailable(f"{self._path}: {_describe_open(error)}")
+            return SinkUnavailable(f"{self._path}: {_describe(error)}")
         # EIO is what a terminal gives whose other end is closed.
         gone = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, *((errno.EIO,) if self._is_slow else ()))
         if error.errno in gone:
-            return SinkFailed("standard output: closed by its reader")
-        return SinkUnavailable(f"standard output: {describe(error)}")
+            return SinkFailed(f"{name_standard(self._descriptor)}: closed by its reader")
+        return SinkUnavailable(f"{locate_standard(self._descriptor)}: {_describe(error)}")
 
 
 def _open_file(path: Path) -> int:
@@ -257,7 +257,9 @@ def _open_file(path: Path) -> int:
     return os.open(path, flags | os.O_RDWR, FILE_MODE)
 
 
-def _describe_open(error: OSError) -> str:
+def _describe(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}; free some for the events, or change the sink's writer"
     return "nobody reads it" if error.errno in (errno.ENXIO, errno.EPIPE) else describe(error)
 
 
@@ -320,12 +322,12 @@ def create(config: Config) -> StreamSink:
         SCHEMAS[config[options.SINK_STREAM_SCHEMA]],
         get_host(config),
     ).anonymize(read_anonymizer(config, "stream"))
-    if writer in STANDARD:
+    if writer in WRITERS:
         # Python's stream is None where it was closed from the start: then the number is somebody else's soon.
         if getattr(sys, f"__{writer}__") is None:
             hint = "file:///PATH writes to a file"
             raise config.explain(options.SINK_STREAM_WRITER, f"{writer} is closed", hint, ": ")
-        return StreamSink(None, STANDARD[writer], template=template)
+        return StreamSink(None, WRITERS[writer], template=template)
     if writer == "discard":
         return StreamSink(None, template=template)
     path = Path(unquote(urlsplit(writer).path))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.cli import daemon
+from conntrackd.cli import ctl, daemon
 from conntrackd.cli.completion import list_contexts, render_completion
 from conntrackd.cli.flags import add_flags
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
+from conntrackd.history.source import FORMS
 
 
 @pytest.fixture
@@ -24,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     record = commands.add_parser("record", help="write a recording")
     record.add_argument("--count", metavar="N")
     record.add_argument("--color", choices=["always", "never"], help="100%% colour")
+    past = commands.add_parser("events", help="what was logged")
+    past.add_argument("--from", metavar="SOURCE")
+    past.add_argument("--fields", metavar="NAMES")
     deep = commands.add_parser("filter", help="rules").add_subparsers()
     deep.add_parser("show", help="show rules").add_argument("--json", action="store_true")
     deep.add_parser("test", help="try rules").add_argument("file", metavar="FILE")
@@ -51,7 +55,9 @@ def complete_in_zsh(script: Path, words: list[str], folder: Path) -> list[str]:
     program = f"""
     offer() {{
         typeset -a words=("$@"); typeset -i CURRENT=$#
-        compadd() {{ shift; print -l -- ${{(M)@:#${{words[-1]}}*}} }}
+        local before=
+        compset() {{ before=${{words[-1]%"${{words[-1]##*,}}"}} }}
+        compadd() {{ shift ${{@[(i)--]}}; print -l -- ${{(M)${{@/#/$before}}:#${{words[-1]}}*}} }}
         _files() {{ print -l -- ${{words[-1]}}*(N) }}
         source '{script}'
     }}
@@ -86,7 +92,7 @@ SHELLS = {"bash": complete_in_bash, "zsh": complete_in_zsh, "fish": complete_in_
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ([""], ["--help", "-h", "enable", "filter", "record", "run"]),
+        ([""], ["--help", "-h", "enable", "events", "filter", "record", "run"]),
         (["r"], ["record", "run"]),
         (["filter", ""], ["--help", "-h", "show", "test"]),
         (["filter", "test", ""], ["--help", "-h", "rules.txt"]),
@@ -101,6 +107,11 @@ SHELLS = {"bash": complete_in_bash, "zsh": complete_in_zsh, "fish": complete_in_
         (["run", "--filter", ""], []),
         (["record", "--color", ""], ["always", "never"]),
         (["record", "--count", ""], []),
+        (["events", "--from", ""], ["file:", "journal", "loki"]),
+        (["events", "--fields", "dp"], ["dport"]),
+        (["events", "--fields", "time,src,dp"], ["time,src,dport"]),
+        (["run", "--sink.stream.fields", "dp"], ["dport"]),
+        (["run", "--sink.stream.fields", "time,dp"], ["time,dport"]),
     ],
 )
 def test_a_shell_offers_what_fits(
@@ -167,6 +178,7 @@ def test_commands_and_flags_keep_their_help(parser: argparse.ArgumentParser) -> 
     assert contexts["conntrackd"].commands == {
         "run": "log events, don't stop",
         "record": "write a recording",
+        "events": "what was logged",
         "filter": "rules",
         "enable": "a sink",
     }
@@ -186,3 +198,13 @@ def test_a_namespace_is_no_sink(command: str, flag: str) -> None:
     contexts = {context.path: context for context in list_contexts(daemon.build_parser())}
 
     assert contexts[f"conntrackd {command}"].values[flag] == ()
+
+
+def test_the_verbs_that_look_back_offer_sources_and_names_of_fields() -> None:
+    contexts = {context.path: context for context in list_contexts(ctl.build_parser())}
+    events = contexts["conntrackctl events"]
+
+    assert {"time", "src", "dport"} <= set(events.values["--fields"] or ())
+    assert [word for word in events.values["--from"] or () if word not in FORMS] == []
+    assert contexts["conntrackctl summary"].values["--from"] == events.values["--from"] != ()
+    assert contexts["conntrackctl top"].lists == contexts["conntrackctl summary"].lists == {"--by"}

@@ -23,6 +23,7 @@ from conntrackd.cli.lines import (
     _name_service,
     render_csv_record,
     render_full,
+    render_heading,
     render_table_record,
 )
 from conntrackd.config.read import read_config
@@ -154,6 +155,16 @@ def test_a_table_has_columns_and_wide_more_of_them(path: Path, capsys: pytest.Ca
     assert wide[0].split() == [name.upper() for name in WIDE]
     assert set(TABLE) < set(WIDE) < set(NAMES)
     assert show(capsys, path, "--fields", "src,type").splitlines()[1] == "10.0.0.0         NEW"
+
+
+def test_columns_stay_below_their_headings_whatever_a_duration_has_behind_its_point() -> None:
+    style, record = Style(fields=("src", "duration", "country")), {"src": "192.0.2.1", "country": "Peru"}
+
+    assert render_heading(style) == "SRC              DURATION  COUNTRY"
+    for seconds, shown in ((2.000210205, "2.000"), (7, "7.000"), (86400.5, "86400.500")):
+        row = render_table_record({**record, "duration": seconds}, style)
+        assert row == f"192.0.2.1        {shown:>8}  Peru"
+    assert "duration: 2.000210205" in render_full({**record, "duration": 2.000210205})
 
 
 def test_a_table_is_no_wider_than_the_terminal() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.render.parse import OTHER_NAMES
 from tests.cli.terminal import Terminal
 from tests.live.daemon import ROOT, environment
 
@@ -183,10 +184,24 @@ def test_a_line_that_is_not_an_event_is_reported_after_the_others_were_evaluated
 
 
 def test_many_lines_that_are_no_events_are_not_all_reported() -> None:
-    done = ctl("test", "--filter", "drop any", text="x\n" * 1000)
+    lines = [f'{{"src": "{number}"}}\n' for number in range(1000)]
+    done = ctl("test", "--filter", "drop any", text="".join(lines))
 
     assert (done.returncode, done.stdout) == (65, "")
+    assert done.stderr.count("is not a valid src") == 100
     assert done.stderr.splitlines()[-1] == "conntrackctl: 900 more lines are not events"
+
+
+def test_what_is_wrong_with_every_line_is_said_once_with_what_to_do() -> None:
+    ecs = '{"source.ip": "192.0.2.1", "ecs.version": "9.4.0"}\n'
+    done = ctl("test", "--filter", "drop any", text=ecs * 1000 + "x\n" * 2)
+
+    assert (done.returncode, done.stdout) == (65, "")
+    assert done.stderr.splitlines() == [
+        "conntrackctl: standard input:1: its fields have the names of ecs; the same in 999 more lines",
+        f"hint: {OTHER_NAMES}",
+        "conntrackctl: standard input:1001: not JSON; the same in 1 more line",
+    ]
 
 
 def test_rules_with_mistakes_evaluate_nothing(events: str) -> None:

@@ -79,6 +79,11 @@ def test_flags_that_were_collected_become_settings(parser: argparse.ArgumentPars
             ["--sink.strem.enable=secret"],
             "unknown option '--sink.strem.enable'\nhint: did you mean --sink.stream.enable?",
         ),
+        (
+            ["--sink.journal.schema=ecs"],
+            "--sink.journal.schema: a sink of kind journal has no setting schema\n"
+            "hint: there are sink.stream.schema and sink.loki.schema",
+        ),
         (["extra", "--zzzzzz"], "unknown option '--zzzzzz'\nhint: --help lists what is available"),
         (
             ["extra"],

@@ -1,6 +1,7 @@
 """cli/report.py: every error is a sentence and a status, and no traceback."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,25 @@ def test_a_closed_standard_stream_changes_no_status_and_gets_nothing_else_into_i
     assert "Traceback" not in done.stderr
     if "2>&-" not in closed and status:
         assert done.stderr.startswith("conntrackd: ")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named_with_where_it_leads_and_what_to_do(unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("version"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+        )
+
+    assert (done.returncode, done.stderr) == (
+        74,
+        f"conntrackd: standard output (/dev/full): No space left on device\nhint: {report.FULL}\n",
+    )
 
 
 def test_events_for_a_closed_standard_output_are_refused_at_the_start() -> None:

@@ -57,9 +57,10 @@ def test_top_keeps_its_shape_and_obeys_keys(size: tuple[int, int], bus: PrivateB
         lines = terminal.wait(lambda lines: "4 events" in lines[0] and lines[5].startswith("sort:"))
         assert talking.control.asked == [("open_tail", ("drop any", "log type NEW"), 0)]
         assert lines[1].split()[-4:] == ["EVENTS", "EVENTS/S", "BYTES", "BYTES/S"]
-        # Each number ends below its heading, at the right edge, whatever stands before it.
+        # Each number ends below its heading, behind three addresses where there is room for them.
+        edge = min(size[0], 3 * (39 + 2) + 41 - 2)
         for row in range(1, 5):
-            assert [terminal.has_end(row, size[0] - 1 - before) for before in (0, 11, 22, 32)] == [True] * 4
+            assert [terminal.has_end(row, edge - 1 - before) for before in (0, 11, 22, 32)] == [True] * 4
         assert lines[2].startswith(f"{LONG} " if size[0] == 200 else LONG[:6])
         assert f"{LONG[-4:]} " in lines[2]  # what it differs in
         assert "\\x1b[2Jevil" in lines[4]
@@ -176,9 +177,11 @@ def test_a_sparkline_goes_from_0_to_its_largest() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(), st.text(), st.from_regex(r"[0-9]{1,9}", fullmatch=True)), min_size=1))
 def test_no_text_breaks_the_columns(rows: list[tuple[str, str, str]]) -> None:
-    lines = list(lay_out(rows, 60, numbers=(2,), fills=True))
+    lines = list(lay_out(rows, 60, numbers=(2,), full=60))
+    most = max(sum(map(measure, row)) for row in lay_out(rows, None, numbers=(2,)))
 
     assert {measure(line) for line in lines} == {60}
+    assert {measure(line) for line in lay_out(rows, 60, numbers=(2,), full=50)} == {min(60, max(50, most))}
     assert [line.rsplit(maxsplit=1)[-1] for line in lines] == [row[2] for row in rows]
     for make in (cut, shorten):
         assert all(measure(pad(make(row[0], 20), 20)) == 20 for row in rows)

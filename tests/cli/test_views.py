@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from conntrackd.bus.client import Client
 from conntrackd.cli import ctl, top
 from conntrackd.cli import talkers as counting
-from conntrackd.cli.lines import Style, render_full, render_json, render_short
-from conntrackd.cli.ranking import Ranking
-from conntrackd.cli.stats import cut_rows, render_rows
+from conntrackd.cli.lines import SIZES, Style, render_full, render_json, render_short
+from conntrackd.cli.ranking import SORTS, Ranking
+from conntrackd.cli.screen import Paper
+from conntrackd.cli.stats import StatisticsView, cut_rows, render_rows, show
 from conntrackd.cli.tail import print_chunk
 from conntrackd.errors import UnavailableError, UsageError
 from conntrackd.flow import EventType, Location, Lost
@@ -115,6 +118,19 @@ def test_stats_for_people_have_units_and_leave_out_what_is_0() -> None:
         ["sink_oldest_event_ns{loki}", "1 min 5 s", ""],
         ["sink_bytes_total{loki}", "3.0 MiB", "512 B"],
     ]
+
+
+def test_stats_of_a_moment_have_no_column_of_rates_and_keep_their_values_where_it_is_narrow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = StatisticsView(cast(Client, None), resets=False)
+    view.numbers = {"sink_events_delivered_total{stream}": 123_456}
+    monkeypatch.setenv("COLUMNS", "30")
+    show(view, Namespace(json=False, watch=False, reset_view=False), Paper())
+    heading, row = capsys.readouterr().out.splitlines()
+
+    assert heading.split() == ["COUNTER", "VALUE"]
+    assert (row[:4], row[-8:], len(row)) == ("sink", "  123456", 30)
 
 
 def test_a_view_is_no_higher_than_the_terminal() -> None:
@@ -450,6 +466,37 @@ def test_top_has_the_bytes_of_connections_while_they_live() -> None:
 )
 def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
     assert counting.make_key(EVENT, by) == key
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("by", [("src",), ("src", "dst", "dport"), ("src", "dst", "sport", "dport", "prot")])
+def test_top_shows_the_column_that_it_sorts_by_whatever_the_width(
+    by: tuple[str, ...], sort: str, width: int
+) -> None:
+    talkers = counting.Talkers(*by)
+    talkers.add(EVENT | {"src": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", SIZES[0]: 123_456_789_000})
+    ranking = Ranking(talkers, sort, 0.0)
+    ranking.tick(1.0)
+
+    _, heading, row = top.render_table(ranking, by, (width, 24))
+    assert max(len(heading), len(row)) <= width
+    assert sort == "key" or sort.upper() in heading.split()
+    assert {"bytes": "115.0 GiB", "bytes/s": "115.0 GiB", "events/s": "1.0"}.get(sort, "20") in row
+
+
+@pytest.mark.parametrize(("by", "end"), [(("src",), 80), (("src", "dst"), 121), (("flow",), 145)])
+def test_the_numbers_of_top_stand_beside_the_longest_key_on_a_wide_terminal(
+    by: tuple[str, ...], end: int
+) -> None:
+    heading = top.render_table(Ranking(counting.Talkers(*by), "bytes", 0.0), by, (200, 24))[1]
+
+    assert len(heading) == end
+
+
+def test_top_leaves_out_the_columns_that_have_no_room_beside_an_address() -> None:
+    assert [len(top.choose_columns(1, "events/s", width)) for width in (20, 40, 60, None)] == [1, 2, 4, 4]
+    assert [top.HEADINGS[number] for number in top.choose_columns(1, "events/s", 40)] == ["EVENTS/S", "BYTES"]
 
 
 def test_the_table_of_top_takes_no_text_for_commands() -> None:

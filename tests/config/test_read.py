@@ -291,6 +291,19 @@ conntrack:
             ":1: unknown key 'sink.loki.password'\nhint: did you mean sink.loki.password_file?",
         ),
         (
+            "sink.journal.schema: ecs",
+            ":1: a sink of kind journal has no setting schema\n"
+            "hint: there are sink.stream.schema and sink.loki.schema",
+        ),
+        (
+            "sink.journal.facility: 1",
+            ":1: a sink of kind journal has no setting facility\nhint: there is sink.syslog.facility",
+        ),
+        (
+            "sink: {stream: {tls: {ca: a}}}",
+            ":1: a sink of kind stream has no setting tls\nhint: there are sink.syslog.tls and sink.loki.tls",
+        ),
+        (
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
             "hint: valid keys: log, conntrack, filter, filter_file, sets, geoip, community_id, sink, bus, "
@@ -620,6 +633,15 @@ def test_a_variable_that_is_none_of_ours_is_a_warning(name: str, read: Read) -> 
     config = read(environ={name: "10.0.0.1"})
 
     assert [warning.message for warning in config.warnings] == [f"unknown variable '{name}', ignoring"]
+
+
+def test_a_variable_of_a_setting_that_other_kinds_of_sinks_have_says_so(read: Read) -> None:
+    config = read(environ={"CONNTRACKD_SINK_JOURNAL_TLS_VERIFY": "no"})
+
+    assert [warning.hint for warning in config.warnings] == [
+        "a sink of kind journal has no setting tls.verify: "
+        "there are sink.syslog.tls.verify and sink.loki.tls.verify"
+    ]
 
 
 @pytest.mark.parametrize(

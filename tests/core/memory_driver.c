@@ -1,7 +1,8 @@
 /*
  * For tests with sanitizers: tables that grow until there is no memory (-Wl,--wrap=calloc), and what is left of them.
  *
- * memory_driver      of FLOWS connections that begin and end: forgotten, known when they ended, series, overflows
+ * memory_driver      of FLOWS connections that begin and end: forgotten, known when they ended, series, overflows,
+ * living
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 #define FLOWS 2000
 #define SEED 7
 
-static int calls_left = 2; /* a first table for flows, one for series, and none to grow into */
+static int calls_left = 3; /* a first table for flows, one for series, one for what lives, and none to grow into */
 
 void *__real_calloc(size_t count, size_t size);
 void *__wrap_calloc(size_t count, size_t size);
@@ -32,7 +33,7 @@ static struct event make_event(uint8_t type, uint32_t id)
 
 int main(void)
 {
-	struct series series = { .field_count = 1 };
+	struct series series = { .field_count = 1, .most_living = FLOWS };
 	struct flows flows;
 	size_t forgotten = 0, known = 0;
 
@@ -52,7 +53,8 @@ int main(void)
 		note_event(&flows, &event, &forgotten);
 		known += event.has & HAS_FIRST_SEEN && event.first_seen == id;
 	}
-	printf("%zu %zu %zu %llu\n", forgotten, known, series.slots.used, (unsigned long long)series.overflows);
+	printf("%zu %zu %zu %llu %zu\n", forgotten, known, series.slots.used, (unsigned long long)series.overflows,
+	       count_ids(&series.living));
 	close_flows(&flows);
 	close_series(&series);
 	return 0;

@@ -20,8 +20,9 @@ def test_where_there_is_no_memory_there_is_no_room(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    forgotten, known, series, overflows = map(int, done.stdout.split())
+    forgotten, known, series, overflows, living = map(int, done.stdout.split())
     assert forgotten > 0
     assert forgotten + known == FLOWS
     assert 0 < series < FLOWS
     assert series + overflows == FLOWS
+    assert 0 < living < FLOWS

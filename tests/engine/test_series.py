@@ -81,12 +81,35 @@ def test_what_is_beyond_the_limit_is_counted_together(engine: Engine) -> None:
 
 
 @both
-def test_a_connection_that_nobody_saw_begin_makes_no_negative_number(engine: Engine) -> None:
-    series = engine.open_series((), 1)
+def test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_that_live(
+    engine: Engine,
+) -> None:
+    series, new, end = engine.open_series((), 1), EventType.NEW, EventType.DESTROY
 
-    count(engine, series, [make(1, EventType.DESTROY), make(2, EventType.DESTROY), make(3, EventType.NEW)])
+    count(
+        engine, series, [make(1, new), make(2, new), make(3, end), make(4, end), make(2, end), make(2, end)]
+    )
 
-    assert series.list()[0][1][0] == Sums(opened=1, closed=2, living=1)
+    assert series.list()[0][1][0] == Sums(opened=2, closed=4, living=1)
+
+
+@both
+def test_an_id_that_is_given_twice_makes_no_negative_number(engine: Engine) -> None:
+    series = engine.open_series(BY_PORT, 10)
+
+    count(engine, series, [make(1, EventType.NEW), make(1, EventType.DESTROY, 53)])
+
+    assert get_counts(series, 6, 53)[0] == Sums(closed=1)
+
+
+@both
+def test_living_are_no_more_than_are_remembered(engine: Engine) -> None:
+    series = engine.open_series((), 1, most_living=3)
+
+    count(engine, series, [make(number, EventType.NEW) for number in range(5)])
+    assert series.list()[0][1][0] == Sums(opened=5, living=3)
+    count(engine, series, [make(number, EventType.DESTROY) for number in range(5)])
+    assert series.list()[0][1][0] == Sums(opened=5, closed=5)
 
 
 @both
@@ -133,9 +156,11 @@ def test_a_translated_address_is_a_value_of_translated_connections_alone(engine:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(any_flow(located=False), max_size=40), field_lists, st.integers(1, 12))
-def test_both_engines_count_the_same(events: list[Flow], fields: list[SeriesField], limit: int) -> None:
-    one, other = NATIVE.open_series(fields, limit), PLAIN.open_series(fields, limit)
+@given(st.lists(any_flow(located=False), max_size=40), field_lists, st.integers(1, 12), st.integers(0, 12))
+def test_both_engines_count_the_same(
+    events: list[Flow], fields: list[SeriesField], limit: int, most_living: int
+) -> None:
+    one, other = (engine.open_series(fields, limit, most_living) for engine in (NATIVE, PLAIN))
 
     count(NATIVE, one, events)
     count(PLAIN, other, events)
@@ -158,4 +183,4 @@ def test_both_engines_count_the_same(events: list[Flow], fields: list[SeriesFiel
 )
 def test_what_python_hands_over_is_checked(fields: bytes, limit: int, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
-        core.Series(fields, limit, 0)
+        core.Series(fields, limit, 0, 0)

@@ -1292,11 +1292,33 @@ MUTATIONS: Final = (
         "tests/engine/test_series.py::test_what_is_beyond_the_limit_is_counted_together",
     ),
     Mutation(
-        "no connection that nobody saw begin makes a number below 0",
+        "no id that is given twice makes a number below 0",
         "conntrackd/core/series.c",
         "if (counts->living)",
         "if (true)",
-        "tests/engine/test_series.py::test_a_connection_that_nobody_saw_begin_makes_no_negative_number",
+        "tests/engine/test_series.py::test_an_id_that_is_given_twice_makes_no_negative_number",
+    ),
+    Mutation(
+        "the end of a connection whose opening was not counted is none of those that live",
+        "conntrackd/core/series.c",
+        "if (has_id(living, event->id)) {",
+        "if (true) {",
+        "tests/engine/test_series.py::"
+        "test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_that_live",
+    ),
+    Mutation(
+        "an item of metrics.flows remembers a bounded number of connections",
+        "conntrackd/core/series.c",
+        "count_ids(living) < most &&",
+        "true &&",
+        "tests/engine/test_series.py::test_living_are_no_more_than_are_remembered",
+    ),
+    Mutation(
+        "status is not healthy where the rules log nothing",
+        "conntrackd/daemon.py",
+        ", *map(str, self.sink_filters.list_silence())]",
+        "]",
+        "tests/live/test_control.py::test_a_daemon_whose_rules_log_nothing_is_not_healthy",
     ),
     Mutation(
         "a series is of fields that there are",

@@ -214,6 +214,15 @@ def test_a_replay_gives_the_events_of_the_recording(net: Network, tmp_path: Path
     ]
 
 
+def test_a_start_warns_of_rules_that_log_nothing_once() -> None:
+    corpus = Path(__file__).parent.parent / "netlink" / "corpus" / "tcp.nl"
+
+    done = run("run", "--conntrack.replay", str(corpus), STREAM, "--filter", "drop any")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.count("the filter logs no event") == 1
+
+
 def test_a_damaged_recording_is_replayed_up_to_the_damage(tmp_path: Path) -> None:
     path = tmp_path / "events.nl"
     corpus = Path(__file__).parent.parent / "netlink" / "corpus" / "tcp.nl"

@@ -78,6 +78,17 @@ def test_what_the_global_filter_drops_is_not_counted(engine: Engine) -> None:
 
 
 @both
+def test_what_a_limit_has_held_back_is_not_missed_among_those_that_live(engine: Engine) -> None:
+    pipeline = make_pipeline(engine, rules=parse("log type NEW limit 2/hour"))
+    pipeline.flow_metrics = open_metrics(pipeline, "{name: a}")
+
+    replay(pipeline, [make_flow(number, EventType.NEW) for number in range(1, 8)])
+    replay(pipeline, [make_flow(number, EventType.DESTROY) for number in range(2, 8)])
+
+    assert add(pipeline.flow_metrics[0]) == Sums(opened=2, closed=6, living=1)
+
+
+@both
 @pytest.mark.parametrize(
     ("records", "events", "opened"),
     [

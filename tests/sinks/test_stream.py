@@ -262,11 +262,29 @@ def test_a_full_device_is_tried_again() -> None:
     sink = StreamSink(Path("/dev/full"))
     sink.open()
 
-    with pytest.raises(SinkUnavailable, match="/dev/full: ") as caught:
+    with pytest.raises(
+        SinkUnavailable, match=r"^/dev/full: No space.*; free some for the events, or"
+    ) as caught:
         sink.write([make_events(2)])
     sink.close()
 
     assert caught.value.written == 0
+
+
+def test_a_standard_output_that_is_full_is_named_with_where_it_leads_and_what_to_do() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    sink = StreamSink(None, full)
+    sink.open()
+
+    with pytest.raises(SinkUnavailable) as caught:
+        sink.write([make_events(2)])
+    sink.close()
+    os.close(full)
+
+    assert str(caught.value) == (
+        "standard output (/dev/full): No space left on device; "
+        "free some for the events, or change the sink's writer"
+    )
 
 
 def test_a_directory_that_has_gone_is_reported_and_tried_again(tmp_path: Path) -> None:
