@@ -132,9 +132,11 @@ class Reader:
         pipeline = self._pipeline
         if size < GATHER_BYTES:
             return 0
-        is_patient = all(outbox.batch_wait >= LONG_WAIT for outbox in pipeline.outboxes)
-        if size < LONG_GATHER_BYTES or pipeline.tails.wanting or not is_patient:
+        if size < LONG_GATHER_BYTES or pipeline.tails.wanting:
             return GATHER_US
+        for outbox in pipeline.outboxes:
+            if outbox.batch_wait < LONG_WAIT:
+                return GATHER_US
         return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:

@@ -256,5 +256,5 @@ class NativeEngine:
             None if part is None else part.core,
             None if written is None else written.core,
         )
-        kinds = tuple(starmap(Stream, streams))
+        kinds = tuple(starmap(Stream, streams)) if streams else ()
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)
