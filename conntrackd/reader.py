@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, Received, RuleTable, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, RuleTable, Selection
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
@@ -51,18 +51,13 @@ class ReportedDrops(NamedTuple):
     drops: int = 0
 
 
-class Share(NamedTuple):
-    """What of a batch is for one sink."""
+Part = tuple[Outbox, Selection, RuleTable | None]
+"""What of a batch is for one sink: what the global filter keeps, and the sink's own, where it has one.
 
-    outbox: Outbox
-    events: Selection
-    """Those that the global filter keeps, and the sink's own, where it has one."""
-    own: RuleTable | None = None
-    """The sink's own filter, which knows what sample of its own an event is in."""
-    room: int = 0
-    """How many of the first ones its outbox takes."""
-    rendered: Rendered | None = None
-    """These, in the form of the sink; None for none."""
+That one is the last, for it knows what sample of its own an event is in.
+"""
+Share = tuple[Outbox, Selection, Rendered | None]
+"""The same, and as many of the first events as its outbox takes, in the form of the sink; None for none."""
 
 
 class Reader:
@@ -137,9 +132,11 @@ class Reader:
         pipeline = self._pipeline
         if size < GATHER_BYTES:
             return 0
-        is_patient = all(outbox.batch_wait >= LONG_WAIT for outbox in pipeline.outboxes)
-        if size < LONG_GATHER_BYTES or pipeline.tails.wanting or not is_patient:
+        if size < LONG_GATHER_BYTES or pipeline.tails.wanting:
             return GATHER_US
+        for outbox in pipeline.outboxes:
+            if outbox.batch_wait < LONG_WAIT:
+                return GATHER_US
         return LONG_GATHER_US
 
     def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
@@ -153,13 +150,20 @@ class Reader:
     def _receive(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
         """The same of any socket."""
         self.turns += 1
-        received = Received(*self.batch.receive(events.fileno(), patience_ms, gather_us))
-        if received.datagrams:
-            self.process(self.batch, received.datagrams, received.forged, received.malformed)
+        received = self.batch.receive(events.fileno(), patience_ms, gather_us)
+        datagrams, forged, malformed, used, size, drops = received
+        if datagrams:
+            self.process(self.batch, datagrams, forged, malformed)
         else:
             self._take_tables()  # or those of before would stay in memory
-        self._account(events, received)
-        return received.datagrams
+        if self.fill != (used, size):
+            self.fill = (used, size)
+            self._pipeline.note_fill()
+        now = time.time_ns()
+        if drops != self.reported.drops:
+            self._account(events, drops, now)
+        self._looked_ns = now
+        return datagrams
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
@@ -169,21 +173,21 @@ class Reader:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
         tables = self._take_tables()
         records, forgotten = tables.records, 0
-        self._remember(records)
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter)
-        self._count_flows(batch, kept)
+        if pipeline.flow_metrics and kept:
+            self._count_flows(batch, kept)
         if pipeline.heartbeat is not None:
             with pipeline.lock:
                 pipeline.heartbeat.end(batch)
-        shares = self._divide(batch, tables, kept)  # as the kernel's types, which rules ask for
+        parts = self._divide(batch, tables, kept)  # as the kernel's types, which rules ask for
         ended = batch.of_types(kept, EventType.DESTROY) if records.of_flows else b""
-        whole = _list_ended(batch, shares) if ended and records.of_events else []
+        whole = _list_ended(batch, parts) if ended and records.of_events else []
         if ended and not records.of_events:
             batch.set_type(ended, EventType.FLOW)
-        rendered = self._render_all(batch, shares)
-        wanted = self._render_tails(batch, self._divide_tails(batch, kept))
+        shares = self._render_all(batch, parts)
+        wanted = self._render_tails(batch, self._divide_tails(batch, kept)) if pipeline.tails.wanting else []
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
             stats.batches_received_total += 1
@@ -196,7 +200,7 @@ class Reader:
                 pipeline.resync.note(batch, kept)
             if count:
                 pipeline.count(batch.tally(kept))
-                self._hand_on(batch, kept, rendered, wanted)
+                self._hand_on(batch, kept, shares, wanted)
         if ended and records.of_events:
             self._hand_on_flows(batch, ended, whole)
         self.done = self.begun
@@ -208,6 +212,7 @@ class Reader:
         if tables is not self._tables:
             self._tables = tables
             tables.use_sets()
+            self._remember(tables.records)
         return tables
 
     def _use_sets(self, table: RuleTable) -> RuleTable:
@@ -223,16 +228,16 @@ class Reader:
             most = math.ceil(records.remembered / len(self._pipeline.readers))
             self._flows = self._pipeline.engine.open_flows(most) if most else None
 
-    def _hand_on_flows(self, batch: EventBatch, ended: Selection, shares: list[Share]) -> None:
+    def _hand_on_flows(self, batch: EventBatch, ended: Selection, parts: list[Part]) -> None:
         """A FLOW for each of these, beside its DESTROY, which the sinks have by now."""
         batch.set_type(ended, EventType.FLOW)
         if self._pipeline.heartbeat is not None:
             self._pipeline.heartbeat.hide(batch, ended)
-        rendered = self._render_all(batch, shares)
+        shares = self._render_all(batch, parts)
         wanted = self._render_tails(batch, self._divide_tails(batch, ended))
         with self._pipeline.lock:
             self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES
-            self._hand_on(batch, ended, rendered, wanted)
+            self._hand_on(batch, ended, shares, wanted)
 
     def _decide(self, batch: EventBatch, table: RuleTable) -> Selection:
         """What the rules keep, with its locations."""
@@ -249,7 +254,7 @@ class Reader:
     def _count_flows(self, batch: EventBatch, kept: Selection) -> None:
         """What metrics.flows asks for, of what the global filter keeps."""
         pipeline = self._pipeline
-        for metric in pipeline.flow_metrics if kept else ():
+        for metric in pipeline.flow_metrics:
             events = kept
             if metric.tables:
                 own = self._use_sets(metric.tables[self._number])
@@ -257,25 +262,26 @@ class Reader:
             with pipeline.lock:
                 metric.series.count(batch, events)
 
-    def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Share]:
+    def _divide(self, batch: EventBatch, tables: "Tables", kept: Selection) -> list[Part]:
         """Which of these are for which sink. They have their locations: rules of a sink may ask for them."""
-        engine, found = self._pipeline.engine, []
+        engine = self._pipeline.engine
+        found: list[Part] = []
         for outbox in self._outboxes if kept else ():
             own = tables.sinks.get(outbox.name) if tables.sinks else None
             events = kept
             if own is not None:
                 events = engine.decide(batch, own, kept, self._locations, is_part=True)
-            found.append(Share(outbox, events, own))
+            found.append((outbox, events, own))
         return found
 
-    def _render_all(self, batch: EventBatch, shares: list[Share]) -> list[Share]:
+    def _render_all(self, batch: EventBatch, parts: list[Part]) -> list[Share]:
         """The same with as much as there is room for, in the form of each sink."""
-        found = []
-        for outbox, events, own, *_ in shares:
-            room, rendered = min(outbox.get_room(), len(events) // INDEX_BYTES) if events else 0, None
+        found: list[Share] = []
+        for outbox, events, own in parts:
+            room, rendered = outbox.get_room() if events else 0, None
             if room:
                 rendered = self._render(batch, self._identify(outbox), events[: room * INDEX_BYTES], own)
-            found.append(Share(outbox, events, own, room, rendered))
+            found.append((outbox, events, rendered))
         return found
 
     def _divide_tails(self, batch: EventBatch, kept: Selection) -> list[tuple[Tail, Selection]]:
@@ -332,10 +338,11 @@ class Reader:
         """Under the pipeline's lock."""
         # What the kernel gives no time has that of its batch.
         is_timed = bool(kept) and batch.time(kept, 0) != batch.received_ns
-        for outbox, events, _, room, rendered in shares:
-            count = len(events) // INDEX_BYTES
+        for outbox, events, rendered in shares:
+            count, room = len(events) // INDEX_BYTES, 0
             if rendered is not None:
                 outbox.put(rendered, is_timed=is_timed)
+                room = rendered.events
             if room < count:
                 outbox.drop(count - room, batch.time(events, room), batch.time(events, -1))
             if len(events) < len(kept):
@@ -345,19 +352,15 @@ class Reader:
 
     # ---- losses ---------------------------------------------------------------------------------------
 
-    def _account(self, events: EventSocket, received: Received) -> None:
-        """Read the kernel's counter of events without room, and report new losses to every sink."""
-        pipeline, now, drops = self._pipeline, time.time_ns(), received.drops
-        self.fill = (received.used, received.size)
-        pipeline.note_fill()
-        reported = self.reported
-        if drops != reported.drops and pipeline.guard is not None:
+    def _account(self, events: EventSocket, drops: int, now: int) -> None:
+        """Report the events without room that the kernel has counted since the last time, to every sink."""
+        pipeline, reported = self._pipeline, self.reported
+        if pipeline.guard is not None:
             self._account_retried(events, pipeline.guard, drops, now)
-        elif drops != reported.drops:
-            lost = (drops - reported.drops) % DROPS_MODULUS
-            self.reported = reported._replace(drops=drops)
-            pipeline.report_lost(Lost(lost, self._looked_ns, now, "kernel"))
-        self._looked_ns = now
+            return
+        lost = (drops - reported.drops) % DROPS_MODULUS
+        self.reported = reported._replace(drops=drops)
+        pipeline.report_lost(Lost(lost, self._looked_ns, now, "kernel"))
 
     def _account_retried(self, events: EventSocket, guard: Guard, drops: int, now: int) -> None:
         """Account for events without room: they are not lost as long as the kernel tries again."""
@@ -416,9 +419,9 @@ class Reader:
         batch.set_type(found, event_type)
         kept = pipeline.engine.decide(batch, tables.filter, found, locations)
         if kept:
-            shares, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
+            parts, wanted = self._divide(batch, tables, kept), self._divide_tails(batch, kept)
             note(kept)
-            self._hand_on(batch, kept, self._render_all(batch, shares), self._render_tails(batch, wanted))
+            self._hand_on(batch, kept, self._render_all(batch, parts), self._render_tails(batch, wanted))
 
     def _has_table_room(self) -> bool:
         """Whether each sink that works has room for flows of the table."""
@@ -447,8 +450,6 @@ class Reader:
         self._report_found(heartbeat.batch, living, EventType.ALIVE, note)
 
 
-def _list_ended(batch: EventBatch, shares: list[Share]) -> list[Share]:
+def _list_ended(batch: EventBatch, parts: list[Part]) -> list[Part]:
     """Of what each sink gets, the flows that have ended."""
-    return [
-        Share(outbox, batch.of_types(events, EventType.DESTROY), own) for outbox, events, own, *_ in shares
-    ]
+    return [(outbox, batch.of_types(events, EventType.DESTROY), own) for outbox, events, own in parts]

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from threading import Condition
 from typing import Final
 
 from conntrackd.delivery.backoff import Repeats
@@ -29,7 +29,7 @@ class DiskBuffer:
         store: Store,
         name: str,
         stats: SinkStats,
-        lock: Condition,
+        lock: AbstractContextManager[object],
         *,
         clock: Callable[[], float],
     ) -> None:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
@@ -13,10 +14,11 @@ from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
 from conntrackd.delivery.store import Store
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
-from conntrackd.render.template import Template
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
+
+OUT: Final = (SinkState.DISABLED, SinkState.FAILED)
 
 
 class Inlet:
@@ -37,15 +39,19 @@ class Inlet:
     ) -> None:
         self.name = name or sink.name
         self.queue = queue
+        self.template = sink.template
+        """How events are to be rendered: as the sink in force writes them, or the one to come."""
         self._stats = stats
         self._clock = clock
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # Guarded by the lock:
         self._delays = Delays()
         self._state = SinkState.STARTING
         self._waiting = Queue()
         self._in_flight = InFlight(stats, self._delays)
         self._news = False  # something happened that the thread has to look at before it sleeps
+        self._rests = False  # nothing is under way that a direct write could overtake or come between
         self._next_sink: Sink | None = None
         self._sink = sink
         self._direct = sink if isinstance(sink, DirectSink) else None
@@ -54,26 +60,22 @@ class Inlet:
         self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
 
     @property
-    def template(self) -> Template:
-        """How events are to be rendered: as the sink in force writes them, or the one to come."""
-        return (self._next_sink or self._sink).template
-
-    @property
     def batch_wait(self) -> float:
         """Seconds that an event may wait for others, before it is written."""
         return self._sink.batch_wait
 
     def get_room(self) -> int:
         """How many events would be taken now; 0 also when the sink is out."""
-        return 0 if self.is_out() else max(0, self.queue - self._stats.sink_events_queued)
+        room = self.queue - self._stats.sink_events_queued
+        return room if room > 0 and self._state not in OUT else 0
 
     def put(self, rendered: Rendered, *, is_timed: bool = False) -> None:
         """Take the events, or as many of them as there is room for. `is_timed`: by the kernel's clock."""
         with self._lock:
             self._delays.is_timed = is_timed
             self._stats.sink_events_taken_total += rendered.events
-            if self._can_write_directly():
-                written = self._write_directly(rendered)
+            if self._rests and self._direct is not None:
+                written = self._write_directly(self._direct, rendered)
                 if written == rendered.events:
                     return
                 rendered = rendered.split(written)[1] if written else rendered
@@ -109,7 +111,7 @@ class Inlet:
 
     def is_out(self) -> bool:
         """Whether the sink takes nothing until somebody enables it."""
-        return self._state in (SinkState.DISABLED, SinkState.FAILED)
+        return self._state in OUT
 
     def _drop(self, events: int, since: int, until: int, reason: str) -> None:
         self._stats.count_dropped(reason, events)
@@ -118,23 +120,10 @@ class Inlet:
     def _drop_reason(self) -> str:
         return self._state.value if self.is_out() else "queue"
 
-    def _can_write_directly(self) -> bool:
-        """Whether nothing is under way that a write from this thread could overtake or come between."""
-        return (
-            self._state is SinkState.OK
-            and self._opened
-            and self._next_sink is None
-            and self._disk is None
-            and not self._waiting
-            and not self._in_flight
-            and self._direct is not None
-        )
-
-    def _write_directly(self, rendered: Rendered) -> int:
+    def _write_directly(self, sink: DirectSink, rendered: Rendered) -> int:
         """How many events went out at once: the thread, which would have to be woken, gets the others."""
-        assert self._direct is not None
         try:
-            written = self._direct.try_write(rendered)
+            written = sink.try_write(rendered)
         except Exception as error:  # a mistake in a sink must not end the reader; write() will show it
             logger.debug("sink %s: direct write: %s", self.name, describe(error))
             return 0
@@ -142,7 +131,8 @@ class Inlet:
         stats.sink_events_delivered_total += written
         self._delays.add(rendered.time, written)
         stats.sink_batches_delivered_total += 1 if written else 0
-        stats.sink_bytes_total += rendered.get_end(written)
+        is_all = written == rendered.events
+        stats.sink_bytes_total += len(rendered.text) if is_all else rendered.get_end(written)
         return written
 
     def _append(self, rendered: Rendered) -> None:
@@ -158,5 +148,5 @@ class Inlet:
         self._waiting.append_lost(lost, self._clock())
 
     def _wake(self) -> None:
-        self._news = True
-        self._lock.notify_all()
+        self._news, self._rests = True, False
+        self._changed.notify_all()

@@ -133,7 +133,7 @@ class Outbox(Inlet):
     def replace(self, sink: Sink, queue: int) -> None:
         """From the next write on another sink of the same kind: what is encoded already goes out by it."""
         with self._lock:
-            self._next_sink, self.queue = sink, queue
+            self._next_sink, self.queue, self.template = sink, queue, sink.template
             self._retry_at = 0.0
             self._wake()
 
@@ -153,7 +153,7 @@ class Outbox(Inlet):
             if at_once:
                 self._retry_at = 0.0
             self._wake()
-            return self._lock.wait_for(lambda: self._stats.count_settled() >= target, timeout)
+            return self._changed.wait_for(lambda: self._stats.count_settled() >= target, timeout)
 
     def begin_stop(self, deadline: float) -> None:
         """No more puts will come: the thread ends when nothing waits in memory, or at the deadline."""
@@ -192,8 +192,6 @@ class Outbox(Inlet):
 
     def _run(self) -> None:
         while not self._is_over():
-            with self._lock:
-                self._news = False
             try:
                 wait = self.step()
             except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread
@@ -201,9 +199,9 @@ class Outbox(Inlet):
                 wait = 1.0  # and not 0: it may go wrong in the same way again
             with self._lock:
                 if self._flush_until:
-                    self._lock.notify_all()
+                    self._changed.notify_all()
                 if not self._news and wait != 0 and not self._is_over():
-                    self._lock.wait(wait)
+                    self._changed.wait(wait)
 
     def _is_over(self) -> bool:
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
@@ -222,6 +220,8 @@ class Outbox(Inlet):
         # that is due moves to disk. Else: open, load the next batch, write it; _attempt() turns errors into
         # a state. What is on disk is always older than the queue, and goes first.
         now = self._clock()
+        with self._lock:
+            self._news = False
         if self.is_out():
             self._close_sink()
             self._clear_memory()
@@ -250,6 +250,7 @@ class Outbox(Inlet):
         with self._lock:
             head = self._waiting.head
             if head is None:
+                self._rests = self._state is SinkState.OK and not self._news and self._disk is None
                 return None
             flushing = self._stats.count_settled() < self._flush_until
             if self._deadline is not None or flushing or self._waiting.events >= self._sink.batch_events:

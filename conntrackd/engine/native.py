@@ -5,6 +5,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Final
 
 from conntrackd.core import _core as core
@@ -258,5 +259,5 @@ class NativeEngine:
             None if part is None else part.core,
             None if written is None else written.core,
         )
-        kinds = tuple(Stream(*stream) for stream in streams)
+        kinds = tuple(starmap(Stream, streams)) if streams else ()
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)

@@ -5,7 +5,6 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -30,8 +29,7 @@ class Stream(NamedTuple):
     """Whether they come too late for the stream of their kind, and go to another one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """Events in one template's form, in their order (with `streams`: in the order of each stream).
 
     `text` is all of them, one behind the other; `ends` an array('I') as bytes: where each one's text ends.
@@ -54,7 +52,7 @@ class Rendered:
 
     def count_within(self, size: int) -> int:
         """How many of the first events have all of their text within its first `size` bytes."""
-        return min(self.events, count_ends(self.ends, size))
+        return self.events if size >= len(self.text) else count_ends(self.ends, size)
 
     def split(self, count: int) -> tuple["Rendered", "Rendered"]:
         """The first `count` events, and the others."""

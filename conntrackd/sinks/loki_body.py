@@ -4,7 +4,6 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from conntrackd.render.loki import LOST, SUPPRESSED, name_stream
@@ -100,4 +99,4 @@ def mark_replay(events: Rendered, before: int | None = None, count: int | None =
         before = min(before, sorted(moments)[count])
     chosen = events.select([before is None or moment < before for moment in moments])
     streams = tuple(stream._replace(is_replay=True) for stream in chosen.streams)
-    return replace(chosen, streams=streams) if chosen.events else None
+    return chosen._replace(streams=streams) if chosen.events else None

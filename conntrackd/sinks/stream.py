@@ -139,7 +139,10 @@ class StreamSink:
             if not end:  # a line that is longer than a pipe would keep together
                 break
             try:
-                done += self._write_now(text[done:end])
+                if self._path is not None:  # opened here, and so that it does not wait
+                    done += os.write(self._descriptor, text[done:end])
+                else:
+                    done += os.pwritev(self._descriptor, [text[done:end]], -1, RWF_NOWAIT)
             except BlockingIOError:
                 break
             except OSError as error:  # what is wrong, write() will find and explain
@@ -149,12 +152,6 @@ class StreamSink:
                 self._begun = text[text.rfind(b"\n", 0, done) + 1 : done]
                 break
         return done
-
-    def _write_now(self, piece: bytes) -> int:
-        """How many bytes went out. Raises BlockingIOError where it would have to wait."""
-        if self._path is not None:  # opened here, and so that it does not wait
-            return os.write(self._descriptor, piece)
-        return os.pwritev(self._descriptor, [piece], -1, RWF_NOWAIT)
 
     def close(self) -> None:
         """End a write that waits. A file that is opened again is a new one where logrotate has moved it."""

@@ -638,6 +638,27 @@ def test_no_write_overtakes_another_or_comes_between(clock: Clock, spool: Spool,
     assert compute_imbalance(outbox.snapshot()) == 0
 
 
+def test_what_comes_while_the_thread_finds_nothing_to_do_is_not_written_past_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader renders for the sink to come by then."""
+    sink = FakeDirectSink()
+    outbox = make_outbox(sink, clock)
+    load = outbox._load
+
+    def replace_and_load(now: float) -> bool:
+        outbox.replace(FakeSink(), 10)
+        return load(now)
+
+    outbox.step()
+    monkeypatch.setattr(outbox, "_load", replace_and_load)
+    outbox.step()
+    sink.room = 100
+    outbox.put(make_events(2))
+
+    assert sink.direct == []
+
+
 def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
     class Mistaken(FakeDirectSink):
         def try_write(self, rendered: Rendered) -> int:

@@ -208,8 +208,8 @@ MUTATIONS: Final = (
     Mutation(
         "a retry is no loss",
         "conntrackd/reader.py",
-        "if drops != reported.drops and pipeline.guard is not None:",
-        "if drops != reported.drops and False:",
+        "if pipeline.guard is not None:\n            self._account_retried(",
+        "if False:\n            self._account_retried(",
         "tests/faults/test_kernel.py::"
         "test_row_05_in_reliable_mode_every_flow_ends_with_an_event_and_a_retry_is_no_loss",
     ),
@@ -238,8 +238,8 @@ MUTATIONS: Final = (
     Mutation(
         "an outbox is bounded",
         "conntrackd/delivery/inlet.py",
-        "max(0, self.queue - self._stats.sink_events_queued)",
-        "1 << 20",
+        "room = self.queue - self._stats.sink_events_queued",
+        "room = 1 << 20",
         "tests/delivery/test_outbox.py::test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap",
     ),
     Mutation(
@@ -418,16 +418,24 @@ MUTATIONS: Final = (
     Mutation(
         "no direct write overtakes what waits",
         "conntrackd/delivery/inlet.py",
-        "            and not self._waiting\n",
-        "",
+        "self._news, self._rests = True, False",
+        "self._news = True",
         "tests/delivery/test_outbox.py::test_no_write_overtakes_another_or_comes_between",
     ),
     Mutation(
         "no direct write comes between what is being written",
         "conntrackd/delivery/inlet.py",
-        "            and not self._in_flight\n",
-        "",
+        "if self._rests and self._direct",
+        "if not self._waiting and self._direct",
         "tests/delivery/test_outbox.py::test_no_write_overtakes_another_or_comes_between",
+    ),
+    Mutation(
+        "no direct write goes to a sink that is being replaced",
+        "conntrackd/delivery/outbox.py",
+        "SinkState.OK and not self._news and",
+        "SinkState.OK and",
+        "tests/delivery/test_outbox.py::"
+        "test_what_comes_while_the_thread_finds_nothing_to_do_is_not_written_past_it",
     ),
     Mutation(
         "a line that was begun is gone on with",
@@ -1358,8 +1366,8 @@ MUTATIONS: Final = (
     Mutation(
         "connections that the global filter drops are not counted",
         "conntrackd/reader.py",
-        "for metric in pipeline.flow_metrics if kept else ():\n            events = kept",
-        "for metric in pipeline.flow_metrics if kept else ():\n            events: Selection | None = None",
+        "for metric in pipeline.flow_metrics:\n            events = kept",
+        "for metric in pipeline.flow_metrics:\n            events: Selection | None = None",
         "tests/metrics/test_flows.py::test_what_the_global_filter_drops_is_not_counted",
     ),
     Mutation(

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,7 +235,7 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
 
     done = caught.value.written
     text, ends = frame(events.text, events.ends, 1, Framing.OCTETS)
-    framed = replace(events, text=text, ends=ends)
+    framed = events._replace(text=text, ends=ends)
     # All that the server has read is done, and no more than its kernel could hold beside that.
     assert framed.get_end(done + 1) > len(received)
     assert framed.get_end(done) <= len(received) + 16 * size
