@@ -136,6 +136,17 @@ def test_each_query_of_loki_is_logql() -> None:
     assert len(damaged) > 10
 
 
+def test_panels_of_more_values_than_loki_allows_say_what_it_needs() -> None:
+    """Loki ends at max_query_series what it cannot group into few: addresses and ports, not countries."""
+    unbounded = {"src", "dst", "sport", "dport", "nat_src"}
+    for panel in MAKE.list_panels(MAKE.describe("events")):
+        grouped = re.findall(r"by \(([^)]*)\)", " ".join(MAKE.list_queries(panel).values()))
+        names = {name.strip() for group in grouped for name in group.split(",")}
+        assert ("max_query_series" in panel.get("note", "")) == bool(names & unbounded), panel["title"]
+    flags = read("compose.yaml")["services"]["loki"]["command"]
+    assert "-querier.max-query-series=100000" in flags
+
+
 def test_the_map_looks_countries_up_by_a_field_of_its_query() -> None:
     panels = json.loads(MAKE.write("events"))["panels"]
     [panel] = [panel for panel in panels if panel["type"] == "geomap"]
