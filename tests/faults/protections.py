@@ -359,6 +359,21 @@ MUTATIONS: Final = (
         "tests/sinks/test_loki_delivery.py::test_a_push_that_is_larger_than_the_burst_arrives_in_parts",
     ),
     Mutation(
+        "what Loki has twice, in two shards or as a replay, is shown once",
+        "conntrackd/history/loki.py",
+        "if item[0] not in DIVIDING",
+        "if item[0]",
+        "tests/history/test_loki.py::test_what_loki_has_twice_is_shown_once",
+    ),
+    Mutation(
+        "of a push with late events only these are replayed",
+        "conntrackd/sinks/loki_reply.py",
+        "in before else BEHIND_SECONDS",
+        "in before else 10**9",
+        "tests/sinks/test_loki_delivery.py::"
+        "test_late_events_among_others_are_replayed_and_the_others_are_there_once",
+    ),
+    Mutation(
         "a server that asks for patience gets it",
         "conntrackd/delivery/backoff.py",
         "if retry_after is None:",

@@ -54,6 +54,8 @@ class Limits:
     """Nanoseconds behind the newest entry of the stream: half of max_chunk_age."""
     burst: int | None = None
     """Entries of a push at most: ingestion_burst_size_mb, which Loki counts in bytes."""
+    shards: int = 1
+    """Into how many streams shard_streams divides one; a push that comes again goes to another of them."""
     blocked: bool = False
     """block_ingestion_until: nothing is stored, and the status is no error."""
 
@@ -86,6 +88,8 @@ class Store:
     taken: int = 0
     """Bytes of replies without end that the client's kernel took."""
     duplicates: int = 0
+    count: int = 0
+    """Of the pushes that were looked into."""
     ready: int = 200
     lock: threading.Lock = field(default_factory=threading.Lock)
     answers: dict[str, Callable[["Store", Mapping[str, str]], tuple[int, str]]] = field(default_factory=dict)
@@ -123,6 +127,7 @@ class Store:
                 260,
                 "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'",
             )
+        self.count += 1
         lines = sum(len(stream["values"]) for stream in streams)
         if self.limits.burst is not None and lines > self.limits.burst:
             return 429, f"ingestion rate limit exceeded while attempting to ingest '{lines}' lines"
@@ -136,7 +141,8 @@ class Store:
         return (400, _group(problems)) if problems else (204, "")
 
     def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]) -> str:
-        key = tuple(sorted(labels.items()))
+        shard = {"__stream_shard__": str(self.count % self.limits.shards)} if self.limits.shards > 1 else {}
+        key = tuple(sorted({**labels, **shard}.items()))
         problem = self._check_labels(labels)
         if problem:
             problems[problem] += 1

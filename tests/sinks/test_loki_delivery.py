@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -328,6 +328,25 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
 
     assert [dict(entry.metadata)["flow"] for entry in store.query(replay="1")] == ["0", "1", "2", "3", "4"]
     assert outbox.snapshot().sink_events_delivered_total == 10
+
+
+@pytest.mark.parametrize("is_late", [lambda number: number < 4, lambda number: number >= 6])
+def test_late_events_among_others_are_replayed_and_the_others_are_there_once(
+    server: Server, store: Store, is_late: Callable[[int], bool]
+) -> None:
+    clock, hour = Clock(), 3600 * NANO
+    store.limits = Limits(max_behind=hour)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(2, 100))
+    run_until_idle(outbox, clock, seconds=5.0)
+    hand_on(outbox, [make_flow(n, time=BASE + n - (3 * hour if is_late(n) else 0)) for n in range(10)])
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    replayed = {int(dict(entry.metadata)["flow"]) for entry in store.query(replay="1")}
+
+    assert sorted(list_stored(store)) == [*range(10), 100, 101]
+    assert replayed == set(filter(is_late, range(10)))
+    assert outbox.snapshot().sink_events_delivered_total == 12
 
 
 def test_late_events_are_noticed_though_another_stream_of_their_push_is_taken(
