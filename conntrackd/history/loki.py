@@ -34,7 +34,7 @@ SECONDS: Final = 60.0
 POLL_SECONDS: Final = 1.0
 # Events come in batches and through a spool: so far back each look reaches for some that came late.
 OVERLAP: Final = 30 * NANO
-# Labels that tell nothing of an event. A push that is repeated may be divided otherwise, or go to a stream of
+# Labels that are no part of an event. A push that is repeated may be divided otherwise, or go to a stream of
 # replays: the same event is there twice then, and is shown once.
 DIVIDING: Final = frozenset({"__stream_shard__", "__time_shard__", *REPLAY})
 HINT: Final = "sink.loki.* in the configuration is what is used; root may read its secrets"

@@ -23,7 +23,7 @@ from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
 from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
-from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
+from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds, split_streams
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
 from conntrackd.sinks.secrets import (
     Origins,
@@ -48,6 +48,9 @@ MAX_STREAM_REFUSALS: Final = 8
 # A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
 # it: a push of nothing shows which.
 MAX_DENIED: Final = 5
+# Of a push an ingester answers for the last stream alone. What it refuses of another one, for its rate of
+# 3 MB/s, is gone with a 204: where much is sent each stream has a push of its own.
+LARGE: Final = 256 << 10
 NOTHING: Final = b'{"streams":[]}'
 
 
@@ -185,6 +188,8 @@ class Loki:
         events = join(parts)
         if events.events:
             self._event_size += (len(events.text) / events.events - self._event_size) / 8
+        if len(events.text) > LARGE and len(kinds := list_kinds(events)) > 1:
+            return self._write_apart(events, kinds)
         body = compress(list_body([events], self._labels))
         reply = self._push(body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
@@ -198,6 +203,19 @@ class Loki:
         for kind in list_kinds(events) if self._streams else ():
             self._streams.pop(kind, None)
         return len(body)
+
+    def _write_apart(self, events: Rendered, kinds: Sequence[Kind]) -> int:
+        """A push for each stream. What is not taken is left to writes of its own, from there on."""
+        size = 0
+        for number, kind in enumerate(kinds):
+            body = compress(list_body([events], self._labels, kind))
+            reply = self._push(body)
+            if reply.status != STORED:
+                left = [part for part in split_streams(events) if list_kinds(part)[0] in kinds[number:]]
+                written = events.events - sum(part.events for part in left)
+                raise SinkRevised(reply.hide(self._secrets).reason, left, written=written)
+            size += len(body)
+        return size
 
     def _push(self, body: bytes) -> Reply:
         connection = self._connection

@@ -19,13 +19,17 @@ REPORTS: Final = {LOSS[0]: LOST, HELD: SUPPRESSED}
 """By the type of the stream: what is not of events."""
 
 
-def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The body in pieces. `labels` stand on every stream, beside its own."""
+def list_body(
+    parts: Sequence[Rendered], labels: Mapping[str, str], only: Kind | None = None
+) -> Iterator[bytes | memoryview]:
+    """The body in pieces, of all streams or of one. `labels` stand on every stream, beside its own."""
     streams: dict[Kind, list[memoryview]] = {}
     counts: dict[Kind, int] = {}
     for part in parts:
         for stream, entries in part.list_streams() if part.events else _list_loss(part):
             kind = get_kind(stream)
+            if only not in (None, kind):
+                continue
             streams.setdefault(kind, []).append(entries)
             counts[kind] = counts.get(kind, 0) + stream.events
     before = b'{"streams":['

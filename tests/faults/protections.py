@@ -374,6 +374,13 @@ MUTATIONS: Final = (
         "test_late_events_among_others_are_replayed_and_the_others_are_there_once",
     ),
     Mutation(
+        "where much is sent each stream has a push of its own",
+        "conntrackd/sinks/loki.py",
+        "if len(events.text) > LARGE and",
+        "if len(events.text) > 2**40 and",
+        "tests/sinks/test_loki_delivery.py::test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one",
+    ),
+    Mutation(
         "a server that asks for patience gets it",
         "conntrackd/delivery/backoff.py",
         "if retry_after is None:",

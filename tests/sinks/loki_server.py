@@ -54,6 +54,8 @@ class Limits:
     """Nanoseconds behind the newest entry of the stream: half of max_chunk_age."""
     burst: int | None = None
     """Entries of a push at most: ingestion_burst_size_mb, which Loki counts in bytes."""
+    stream_burst: int | None = None
+    """Entries of a stream at most: per_stream_rate_limit_burst, which Loki counts in bytes."""
     shards: int = 1
     """Into how many streams shard_streams divides one; a push that comes again goes to another of them."""
     blocked: bool = False
@@ -87,6 +89,8 @@ class Store:
     """As `faults`, but before the body of the push is read."""
     taken: int = 0
     """Bytes of replies without end that the client's kernel took."""
+    streamed: Counter[Labels] = field(default_factory=Counter)
+    """Entries of each stream, for limits.stream_burst; a test empties it as time does."""
     duplicates: int = 0
     count: int = 0
     """Of the pushes that were looked into."""
@@ -132,21 +136,33 @@ class Store:
         if self.limits.burst is not None and lines > self.limits.burst:
             return 429, f"ingestion rate limit exceeded while attempting to ingest '{lines}' lines"
         problems: Counter[str] = Counter()
-        behind = ""
+        ignored = 0, ""
         for stream in streams:
-            behind = self._push_stream(stream["stream"], stream["values"], problems)
+            ignored = self._push_stream(stream["stream"], stream["values"], problems)
         # As Loki: the ingester's answer is about the last stream alone, and goes before the distributor's.
-        if behind:
-            return 400, behind
+        if ignored[0]:
+            return ignored
         return (400, _group(problems)) if problems else (204, "")
 
-    def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]) -> str:
+    def _push_stream(
+        self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]
+    ) -> tuple[int, str]:
+        """What the ingester answers: status and text, 0 where all is well."""
         shard = {"__stream_shard__": str(self.count % self.limits.shards)} if self.limits.shards > 1 else {}
         key = tuple(sorted({**labels, **shard}.items()))
         problem = self._check_labels(labels)
         if problem:
             problems[problem] += 1
-            return ""
+            return 0, ""
+        if self.limits.stream_burst is not None:
+            self.streamed[key] += len(values)
+            if self.streamed[key] > self.limits.stream_burst:
+                self.streamed[key] -= len(values)
+                said = "Per stream rate limit exceeded (limit: 3MB/sec) while attempting to ingest for stream"
+                reasons = [
+                    (int(time), f"{said} '{_render_labels(key)}' totaling 120B") for time, *_ in values
+                ]
+                return 429, _ignore(reasons, len(values), key)
         behind = []
         for value in values:
             entry = Entry(int(value[0]), value[1], tuple(value[2].items()))
@@ -155,13 +171,10 @@ class Store:
             if problem:
                 problems[problem] += 1
             elif too_late := self._check_order(key, entry):
-                behind.append(f"entry with timestamp {_render(entry.time)} ignored, reason: '{too_late}',\n")
+                behind.append((entry.time, too_late))
             else:
                 self._store(key, entry)
-        if not behind:
-            return ""
-        ignored = f"total ignored: {len(behind)} out of {len(values)} for stream: {_render_labels(key)}"
-        return f"{''.join(behind[:10])}user 'fake', {ignored}"
+        return (400, _ignore(behind, len(values), key)) if behind else (0, "")
 
     def _check_labels(self, labels: Mapping[str, str]) -> str:
         if len(labels) > self.limits.max_labels:
@@ -206,6 +219,15 @@ def _group(problems: Counter[str]) -> str:
     if problems.total() == 1:
         return next(iter(problems))
     return "; ".join(f"{count} errors like: {problem}" for problem, count in problems.items())
+
+
+def _ignore(reasons: list[tuple[int, str]], count: int, key: Labels) -> str:
+    """What the ingester says of entries of a stream."""
+    lines = [
+        f"entry with timestamp {_render(time)} ignored, reason: '{why}',\n" for time, why in reasons[:10]
+    ]
+    ignored = f"total ignored: {len(reasons)} out of {count} for stream: {_render_labels(key)}"
+    return f"{''.join(lines)}user 'fake', {ignored}"
 
 
 def _render_labels(key: Labels) -> str:

@@ -330,6 +330,27 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
     assert outbox.snapshot().sink_events_delivered_total == 10
 
 
+def test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one(server: Server, store: Store) -> None:
+    """Of a push Loki answers for the last stream alone: what it refuses of another one is gone with a 204."""
+    clock = Clock()
+    store.limits = Limits(stream_burst=2000)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(1000))
+    run_until_idle(outbox, clock, seconds=5.0)
+    hand_on(outbox, [*make_flows(1500, 1000), *(make_flow(n, EventType.DESTROY) for n in range(2500, 4100))])
+    run_until_idle(outbox, clock, seconds=2.0)
+    waiting = outbox.snapshot().sink_events_delivered_total
+    store.streamed.clear()
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert waiting < 4100
+    assert sorted(list_stored(store)) == list(range(4100))
+    assert (stats.sink_events_delivered_total, compute_imbalance(stats)) == (4100, 0)
+    assert stats.sink_retries_total > 0
+
+
 @pytest.mark.parametrize("is_late", [lambda number: number < 4, lambda number: number >= 6])
 def test_late_events_among_others_are_replayed_and_the_others_are_there_once(
     server: Server, store: Store, is_late: Callable[[int], bool]
