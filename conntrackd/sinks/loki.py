@@ -5,7 +5,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
 from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
-from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds, split_streams
+from conntrackd.sinks.loki_body import Kind, gather_streams, halve, list_kinds, split_streams, write_streams
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
 from conntrackd.sinks.secrets import (
     Origins,
@@ -188,9 +188,10 @@ class Loki:
         events = join(parts)
         if events.events:
             self._event_size += (len(events.text) / events.events - self._event_size) / 8
-        if len(events.text) > LARGE and len(kinds := list_kinds(events)) > 1:
-            return self._write_apart(events, kinds)
-        body = compress(list_body([events], self._labels))
+        streams = gather_streams([events])
+        if len(events.text) > LARGE and len(streams) > 1:
+            return self._write_apart(events, streams)
+        body = compress(write_streams(streams, self._labels))
         reply = self._push(body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
@@ -204,17 +205,20 @@ class Loki:
             self._streams.pop(kind, None)
         return len(body)
 
-    def _write_apart(self, events: Rendered, kinds: Sequence[Kind]) -> int:
+    def _write_apart(self, events: Rendered, streams: Mapping[Kind, Sequence[memoryview]]) -> int:
         """A push for each stream. What is not taken is left to writes of its own, from there on."""
-        size = 0
-        for number, kind in enumerate(kinds):
-            body = compress(list_body([events], self._labels, kind))
+        size, left = 0, list(streams)
+        for kind, entries in streams.items():
+            body = compress(write_streams({kind: entries}, self._labels))
             reply = self._push(body)
             if reply.status != STORED:
-                left = [part for part in split_streams(events) if list_kinds(part)[0] in kinds[number:]]
-                written = events.events - sum(part.events for part in left)
-                raise SinkRevised(reply.hide(self._secrets).reason, left, written=written)
+                parts = [part for part in split_streams(events) if list_kinds(part)[0] in left]
+                written = events.events - sum(part.events for part in parts)
+                raise SinkRevised(reply.hide(self._secrets).reason, parts, written=written)
+            self._streams.pop(kind, None)
+            left.remove(kind)
             size += len(body)
+        self._throttled = self._denied = 0
         return size
 
     def _push(self, body: bytes) -> Reply:

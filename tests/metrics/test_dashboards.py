@@ -1,8 +1,8 @@
 """contrib/grafana: made from descriptions, of metrics and fields that exist; Prometheus runs its queries.
 
-No Loki is to be had here: its queries are parsed by the grammar of Grafana's editor and held against the fields
-(docs/DECISIONS.md: what a real one said to them). Nor are the images of compose.yaml, which is held against the
-files that it mounts.
+No Loki is to be had here: its queries are parsed by the grammar of Grafana's editor and held against the
+fields. What a real one said to them is in docs/DECISIONS.md. Nor are the images of compose.yaml to be had,
+which is held against the files that it mounts.
 """
 
 import json
