@@ -13,7 +13,7 @@ from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.delivery.spool import Spool
-from conntrackd.flow import EventType
+from conntrackd.flow import EventType, Location
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, compute_imbalance, make_lost, run_until_idle, sum_dropped
@@ -328,6 +328,23 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
 
     assert [dict(entry.metadata)["flow"] for entry in store.query(replay="1")] == ["0", "1", "2", "3", "4"]
     assert outbox.snapshot().sink_events_delivered_total == 10
+
+
+@pytest.mark.parametrize("limits", [Limits(max_metadata_size=120), Limits(max_metadata_count=8)])
+def test_an_event_with_too_much_in_it_is_refused_alone(server: Server, store: Store, limits: Limits) -> None:
+    clock = Clock()
+    store.limits = limits
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    flows = make_flows(9)
+    for flow in flows[::4]:
+        flow.dst_location = Location("Köln" * 20, "Germany", 50.9, 6.9)
+    hand_on(outbox, flows)
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == [1, 2, 3, 5, 6, 7]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (6, 3)
 
 
 def test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one(server: Server, store: Store) -> None:
