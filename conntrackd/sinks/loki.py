@@ -154,13 +154,14 @@ class Loki:
         self._secret_stamp = read_stamp(self._secret_files)
         self._hint = ""
         self._throttled = 0
+        self._most = 1 << 32  # events of a push, after one was halved that had come too early: grows slowly
         self._denied = 0
         self._streams: Counter[Kind] = Counter()  # how often in a row Loki did not open this one
 
     @property
     def batch_events(self) -> int:
         """As many as make a body of the size that was asked for."""
-        return max(1, int(self._settings.batch_size / self._event_size))
+        return max(1, min(int(self._settings.batch_size / self._event_size), self._most))
 
     def open(self) -> None:
         """Read secrets and certificates again, and ask /ready, whose answer is a hint and never a gate."""
@@ -201,6 +202,7 @@ class Loki:
             absence.reason += self._hint
             raise
         self._denied = 0
+        self._most += self._most // 100 + 1
         for kind in list_kinds(events) if self._streams else ():
             self._streams.pop(kind, None)
         return len(body)
@@ -232,8 +234,9 @@ class Loki:
         """Raises what is to become of events that are refused again and again while others would not be."""
         if is_stream_refused(reply):
             self._give_up_stream(events, reason)
-        elif self._throttled >= MAX_THROTTLED and len(halves := halve(events)) > 1:
-            self._throttled = 0
+        elif self._is_throttled(events) and len(halves := halve(events)) > 1:
+            self._throttled = MAX_THROTTLED - 2  # what is halved once has to be twice, more often than not
+            self._most = min(self._most, halves[0].events)
             raise SinkRevised(reason, halves)
         self._denied = self._denied + 1 if 400 <= reply.status < 500 and reply.status not in LATER else 0
         if self._denied >= MAX_DENIED and self._takes_others():
@@ -241,6 +244,10 @@ class Loki:
             if len(halves := halve(events)) > 1:
                 raise SinkRevised(reason, halves)
             raise SinkRefused(reason)
+
+    def _is_throttled(self, events: Rendered) -> bool:
+        """Whether it comes too early again and again, or is larger than what did not."""
+        return self._throttled >= (MAX_THROTTLED if events.events <= self._most else 1)
 
     def _give_up_stream(self, events: Rendered, reason: str) -> None:
         (kind,) = list_kinds(events)

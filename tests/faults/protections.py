@@ -354,8 +354,8 @@ MUTATIONS: Final = (
     Mutation(
         "a push that is too large for the burst is halved",
         "conntrackd/sinks/loki.py",
-        "self._throttled >= MAX_THROTTLED",
-        "False",
+        "elif self._is_throttled(events) and",
+        "elif False and",
         "tests/sinks/test_loki_delivery.py::test_a_push_that_is_larger_than_the_burst_arrives_in_parts",
     ),
     Mutation(
@@ -379,6 +379,14 @@ MUTATIONS: Final = (
         "if len(events.text) > LARGE and",
         "if len(events.text) > 2**40 and",
         "tests/sinks/test_loki_delivery.py::test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one",
+    ),
+    Mutation(
+        "what follows a push larger than Loki's burst is no larger again",
+        "conntrackd/sinks/loki.py",
+        "(MAX_THROTTLED if events.events <= self._most else 1)",
+        "MAX_THROTTLED",
+        "tests/sinks/test_loki_delivery.py::"
+        "test_what_follows_a_push_larger_than_the_burst_is_no_larger_again",
     ),
     Mutation(
         "a server that asks for patience gets it",

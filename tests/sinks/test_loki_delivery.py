@@ -486,6 +486,22 @@ def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, s
     assert 10 < len(store.pushes) < 40
 
 
+def test_what_follows_a_push_larger_than_the_burst_is_no_larger_again(server: Server, store: Store) -> None:
+    """Each batch was halved anew, and each half: that is so slow that a spool fills up."""
+    clock = Clock()
+    store.limits = Limits(burst=100)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(300))
+    run_until_idle(outbox, clock, seconds=60.0)
+    before = len(store.pushes)
+    hand_on(outbox, make_flows(2000, 300))
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+
+    assert list_stored(store) == list(range(2300))
+    assert 20 <= len(store.pushes) - before < 80
+
+
 def answer(_: loki_server.Handler) -> bool:
     """No fault."""
     return False
