@@ -26,7 +26,7 @@ from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.template import Template
-from conntrackd.sinks.loki_body import list_body
+from conntrackd.sinks.loki_body import gather_streams, write_streams
 from conntrackd.stats import Stats
 
 CORE: Final = NativeEngine(True)
@@ -142,7 +142,10 @@ def time_body(batches: Sequence[Batch]) -> float:
     """What the Loki sink does with its text."""
     compiled = CORE.compile_template(TEMPLATES["Loki"])
     texts = [CORE.render(batch, compiled, batch.of_types(None, -1), None) for batch in batches]
-    return time_part(lambda: [compress(list_body([text], {})) for text in texts], sum(map(len, batches)))
+    return time_part(
+        lambda: [compress(write_streams(gather_streams([text]), {})) for text in texts],
+        sum(map(len, batches)),
+    )
 
 
 def time_locate(events: Capture, database: Path, cache: int) -> float:

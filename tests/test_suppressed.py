@@ -18,7 +18,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.render import json, loki, syslog
 from conntrackd.render.parse import parse_record
 from conntrackd.render.rendered import HELD
-from conntrackd.sinks.loki_body import list_body
+from conntrackd.sinks.loki_body import gather_streams, write_streams
 from tests.engine.feed import ENGINES
 from tests.filter.rows import parse
 from tests.sinks.flows import make_flows
@@ -188,7 +188,7 @@ def test_loki_has_a_stream_of_its_own_for_it() -> None:
     lost = Lost(5, 0, 0, "kernel")
     for held, kind in ((HELD_BACK, "SUPPRESSED"), (lost, "LOST")):
         rendered = loki.TEMPLATE.render_loss(held)
-        body = parser.loads(b"".join(list_body([rendered], {"host": "gw"})))
+        body = parser.loads(b"".join(write_streams(gather_streams([rendered]), {"host": "gw"})))
         (stream,) = body["streams"]
         assert stream["stream"] == {"host": "gw", "type": kind}
         assert stream["values"][0][2]["level"] == ("INFO" if held.rule else "WARN")

@@ -18,11 +18,13 @@ from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import NAMES, REPORTS, Record, parse_text
 from conntrackd.render.template import render_time
 from conntrackd.sinks.loki import Settings, make_headers, make_labels
+from conntrackd.sinks.loki_body import REPLAY
 from conntrackd.sinks.tls import make_context, name_cause
 from conntrackd.text import quote as quote_text
 
 PATH: Final = "/loki/api/v1/query_range"
-# Loki's own limits, unless they were changed: max_entries_limit_per_query is 5000, max_query_length 30d1h.
+# Loki's own limits, unless they were changed: max_entries_limit_per_query is 5000, max_query_length 30d1h. A
+# message between its parts has 4 MiB: 5000 entries of 860 bytes end in a 504 after a minute (3.8, measured).
 PAGE: Final = 1000
 RANGE: Final = 30 * 86_400 * NANO
 # An entry has 1 to 2 kB in a reply, and one of 256 kB is the largest that Loki keeps.
@@ -32,6 +34,9 @@ SECONDS: Final = 60.0
 POLL_SECONDS: Final = 1.0
 # Events come in batches and through a spool: so far back each look reaches for some that came late.
 OVERLAP: Final = 30 * NANO
+# Labels that are no part of an event. A push that is repeated may be divided otherwise, or go to a stream of
+# replays: the same event is there twice then, and is shown once.
+DIVIDING: Final = frozenset({"__stream_shard__", "__time_shard__", *REPLAY})
 HINT: Final = "sink.loki.* in the configuration is what is used; root may read its secrets"
 
 
@@ -125,7 +130,7 @@ class LokiSource:
         while begin < end:
             limit = min(end, begin + RANGE)
             page = self._ask(begin, limit, "forward")
-            fresh = [entry for entry in page if entry not in seen]
+            fresh = [entry for entry in dict.fromkeys(page) if entry not in seen]
             yield from fresh
             if len(page) < PAGE:
                 begin, seen = limit, set()
@@ -141,7 +146,7 @@ class LokiSource:
         while begin < end:
             limit = max(begin, end - RANGE)
             page = self._ask(limit, end, "backward")
-            fresh = [entry for entry in page if entry not in seen]
+            fresh = [entry for entry in dict.fromkeys(page) if entry not in seen]
             yield from fresh
             if len(page) < PAGE:
                 end, seen = limit, set()
@@ -209,8 +214,11 @@ def read_reply(body: bytes) -> list[LokiEntry]:
         if data["resultType"] != "streams":
             raise ValueError(data["resultType"])
         return [
-            LokiEntry(int(moment), str(line), tuple(sorted(stream["stream"].items())))
+            LokiEntry(int(moment), str(line), labels)
             for stream in data["result"]
+            for labels in [
+                tuple(sorted(item for item in stream["stream"].items() if item[0] not in DIVIDING))
+            ]
             for moment, line, *_ in stream["values"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

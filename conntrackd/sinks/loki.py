@@ -5,7 +5,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
 from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
-from conntrackd.sinks.loki_body import Kind, halve, list_body, list_kinds
+from conntrackd.sinks.loki_body import Kind, gather_streams, halve, list_kinds, split_streams, write_streams
 from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
 from conntrackd.sinks.secrets import (
     Origins,
@@ -48,6 +48,9 @@ MAX_STREAM_REFUSALS: Final = 8
 # A push that was denied as often may be so for its content, by a firewall for the web, and not for who sends
 # it: a push of nothing shows which.
 MAX_DENIED: Final = 5
+# Of a push an ingester answers for the last stream alone. What it refuses of another one, for its rate of
+# 3 MB/s, is gone with a 204: where much is sent each stream has a push of its own.
+LARGE: Final = 256 << 10
 NOTHING: Final = b'{"streams":[]}'
 
 
@@ -151,13 +154,14 @@ class Loki:
         self._secret_stamp = read_stamp(self._secret_files)
         self._hint = ""
         self._throttled = 0
+        self._most = 1 << 32  # events of a push, after one was halved that had come too early: grows slowly
         self._denied = 0
         self._streams: Counter[Kind] = Counter()  # how often in a row Loki did not open this one
 
     @property
     def batch_events(self) -> int:
         """As many as make a body of the size that was asked for."""
-        return max(1, int(self._settings.batch_size / self._event_size))
+        return max(1, min(int(self._settings.batch_size / self._event_size), self._most))
 
     def open(self) -> None:
         """Read secrets and certificates again, and ask /ready, whose answer is a hint and never a gate."""
@@ -185,7 +189,10 @@ class Loki:
         events = join(parts)
         if events.events:
             self._event_size += (len(events.text) / events.events - self._event_size) / 8
-        body = compress(list_body([events], self._labels))
+        streams = gather_streams([events])
+        if len(events.text) > LARGE and len(streams) > 1:
+            return self._write_apart(events, streams)
+        body = compress(write_streams(streams, self._labels))
         reply = self._push(body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
         try:
@@ -195,9 +202,26 @@ class Loki:
             absence.reason += self._hint
             raise
         self._denied = 0
+        self._most += self._most // 100 + 1
         for kind in list_kinds(events) if self._streams else ():
             self._streams.pop(kind, None)
         return len(body)
+
+    def _write_apart(self, events: Rendered, streams: Mapping[Kind, Sequence[memoryview]]) -> int:
+        """A push for each stream. What is not taken is left to writes of its own, from there on."""
+        size, left = 0, list(streams)
+        for kind, entries in streams.items():
+            body = compress(write_streams({kind: entries}, self._labels))
+            reply = self._push(body)
+            if reply.status != STORED:
+                parts = [part for part in split_streams(events) if list_kinds(part)[0] in left]
+                written = events.events - sum(part.events for part in parts)
+                raise SinkRevised(reply.hide(self._secrets).reason, parts, written=written)
+            self._streams.pop(kind, None)
+            left.remove(kind)
+            size += len(body)
+        self._throttled = self._denied = 0
+        return size
 
     def _push(self, body: bytes) -> Reply:
         connection = self._connection
@@ -210,8 +234,9 @@ class Loki:
         """Raises what is to become of events that are refused again and again while others would not be."""
         if is_stream_refused(reply):
             self._give_up_stream(events, reason)
-        elif self._throttled >= MAX_THROTTLED and len(halves := halve(events)) > 1:
-            self._throttled = 0
+        elif self._is_throttled(events) and len(halves := halve(events)) > 1:
+            self._throttled = MAX_THROTTLED - 2  # what is halved once has to be twice, more often than not
+            self._most = min(self._most, halves[0].events)
             raise SinkRevised(reason, halves)
         self._denied = self._denied + 1 if 400 <= reply.status < 500 and reply.status not in LATER else 0
         if self._denied >= MAX_DENIED and self._takes_others():
@@ -219,6 +244,10 @@ class Loki:
             if len(halves := halve(events)) > 1:
                 raise SinkRevised(reason, halves)
             raise SinkRefused(reason)
+
+    def _is_throttled(self, events: Rendered) -> bool:
+        """Whether it comes too early again and again, or is larger than what did not."""
+        return self._throttled >= (MAX_THROTTLED if events.events <= self._most else 1)
 
     def _give_up_stream(self, events: Rendered, reason: str) -> None:
         (kind,) = list_kinds(events)

@@ -18,8 +18,8 @@ REPORTS: Final = {LOSS[0]: LOST, HELD: SUPPRESSED}
 """By the type of the stream: what is not of events."""
 
 
-def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The body in pieces. `labels` stand on every stream, beside its own."""
+def gather_streams(parts: Sequence[Rendered]) -> dict[Kind, list[memoryview]]:
+    """The entries of each stream, the largest one last."""
     streams: dict[Kind, list[memoryview]] = {}
     counts: dict[Kind, int] = {}
     for part in parts:
@@ -27,12 +27,18 @@ def list_body(parts: Sequence[Rendered], labels: Mapping[str, str]) -> Iterator[
             kind = get_kind(stream)
             streams.setdefault(kind, []).append(entries)
             counts[kind] = counts.get(kind, 0) + stream.events
-    before = b'{"streams":['
     # An ingester answers for the last stream of a push alone (3.7.6, pkg/ingester/instance.go): of late
     # events the largest one shows best whether they were too late.
-    for kind in sorted(streams, key=counts.__getitem__):
+    return {kind: streams[kind] for kind in sorted(streams, key=counts.__getitem__)}
+
+
+def write_streams(
+    streams: Mapping[Kind, Sequence[memoryview]], labels: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The body in pieces. `labels` stand on every stream, beside its own."""
+    before = b'{"streams":['
+    for kind, (*others, last) in streams.items():
         yield before + _open_stream(labels, kind)
-        *others, last = streams[kind]
         yield from others
         yield last[:-1]  # the comma behind the last entry
         before = b"]},"

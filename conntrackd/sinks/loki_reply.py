@@ -46,6 +46,9 @@ REFUSAL: Final = re.compile(
 )
 REPORT: Final = re.compile(r'type="(?:LOST|SUPPRESSED)"')
 OLDEST: Final = "oldest acceptable timestamp is: "
+# That of an ingester holds for its first refusals, in the last stream of a push: what is newer by no more may
+# have been refused after them, or in another stream.
+BEHIND_SECONDS: Final = 600
 
 
 class Refusals(NamedTuple):
@@ -141,13 +144,12 @@ def count_refusals(said: str) -> Refusals | None:
 
 
 def _find_oldest_accepted(said: str) -> int | None:
-    """Nanoseconds before which entries of any stream were refused, where the reply says so; rounded up."""
+    """Nanoseconds from which on nothing was refused for its age, where the reply says so; rounded up."""
     before, _, after = said.rpartition(OLDEST)
-    if "has timestamp too old" not in before:  # one that is too far behind has a limit for its stream alone
-        return None
+    more = 1 if "has timestamp too old" in before else BEHIND_SECONDS
     with contextlib.suppress(ValueError, IndexError):
         oldest = datetime.fromisoformat(after.split(maxsplit=1)[0].rstrip(",;'\""))
-        return (int(oldest.timestamp()) + 1) * 1_000_000_000
+        return (int(oldest.timestamp()) + more) * 1_000_000_000
     return None
 
 

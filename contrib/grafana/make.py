@@ -163,6 +163,7 @@ def _make_panel(panel: Mapping[str, Any], source: str) -> dict[str, Any]:
     ]
     made: dict[str, Any] = {
         "title": panel["title"],
+        **({"description": panel["note"]} if "note" in panel else {}),
         "type": PANELS[kind],
         "datasource": _refer(source),
         "targets": targets,

@@ -26,7 +26,7 @@ from conntrackd.reader import Reader
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.loki import PUSH, Loki
-from conntrackd.sinks.loki_body import list_body
+from conntrackd.sinks.loki_body import gather_streams, write_streams
 
 POINTS = ("received", "selected", "spooled", "sent", "acknowledged")
 
@@ -68,7 +68,7 @@ def set_trap(trap: Trap, directory: Path) -> None:
         gone = original(self, batches, **named)
         with spooled.open("a") as file:
             for parts in (unpack_batch(packed.payload).parts for packed in batches):
-                file.write(f"{compress(list_body(parts, {})).hex()}\n" if parts else "")
+                file.write(f"{compress(write_streams(gather_streams(parts), {})).hex()}\n" if parts else "")
         trap.pass_by("spooled")
         return gone
 

@@ -354,9 +354,39 @@ MUTATIONS: Final = (
     Mutation(
         "a push that is too large for the burst is halved",
         "conntrackd/sinks/loki.py",
-        "self._throttled >= MAX_THROTTLED",
-        "False",
+        "elif self._is_throttled(events) and",
+        "elif False and",
         "tests/sinks/test_loki_delivery.py::test_a_push_that_is_larger_than_the_burst_arrives_in_parts",
+    ),
+    Mutation(
+        "what Loki has twice, in two shards or as a replay, is shown once",
+        "conntrackd/history/loki.py",
+        "if item[0] not in DIVIDING",
+        "if item[0]",
+        "tests/history/test_loki.py::test_what_loki_has_twice_is_shown_once",
+    ),
+    Mutation(
+        "of a push with late events only these are replayed",
+        "conntrackd/sinks/loki_reply.py",
+        "in before else BEHIND_SECONDS",
+        "in before else 10**9",
+        "tests/sinks/test_loki_delivery.py::"
+        "test_late_events_among_others_are_replayed_and_the_others_are_there_once",
+    ),
+    Mutation(
+        "where much is sent each stream has a push of its own",
+        "conntrackd/sinks/loki.py",
+        "if len(events.text) > LARGE and",
+        "if len(events.text) > 2**40 and",
+        "tests/sinks/test_loki_delivery.py::test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one",
+    ),
+    Mutation(
+        "what follows a push larger than Loki's burst is no larger again",
+        "conntrackd/sinks/loki.py",
+        "(MAX_THROTTLED if events.events <= self._most else 1)",
+        "MAX_THROTTLED",
+        "tests/sinks/test_loki_delivery.py::"
+        "test_what_follows_a_push_larger_than_the_burst_is_no_larger_again",
     ),
     Mutation(
         "a server that asks for patience gets it",

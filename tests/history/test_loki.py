@@ -105,6 +105,42 @@ def test_a_page_of_one_time_alone_is_passed(server: Server, monkeypatch: pytest.
     assert [flow for flow in list_flows(read(settings, last=9)) if flow > 2] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("page", [3, 4, 1000])
+def test_what_loki_has_twice_is_shown_once(
+    page: int, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push whose reply was lost: the second time its events go to other shards, or are replays."""
+    monkeypatch.setattr(reading, "PAGE", page)
+    server.store.limits.shards = 2
+    settings = make_settings(server.port)
+    for _ in "12":
+        push(settings, make_flows(10))
+    copies = {tuple({**dict(labels), "replay": "1"}.items()): dict(entries)
+              for labels, entries in server.store.streams.items()}  # fmt: skip
+    server.store.streams.update(copies)
+
+    assert len(server.store.query()) == 40
+    assert list_flows(read(settings)) == list(range(10))
+    assert list_flows(read(settings, last=4)) == [6, 7, 8, 9]
+
+
+def test_a_page_of_long_events_fits_into_a_message_of_loki(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(make_settings(server.port), labels=tuple((f"label_{i}", "x" * 60) for i in range(10)))
+    flows = make_flows(6000)
+    for flow in flows:
+        flow.dst_location = flow.src_location = Location(
+            "c" * 40, "d" * 40, 49.5, 11.0, 64496, "e" * 60, "DE"
+        )
+    push(settings, flows)
+
+    assert list_flows(read(settings)) == list(range(6000))
+    monkeypatch.setattr(reading, "PAGE", 5000)
+    with pytest.raises(UnavailableError, match="replied 504: 'request timed out"):
+        read(settings)
+
+
 def test_a_time_is_asked_for_in_ranges_that_loki_allows(server: Server) -> None:
     settings = make_settings(server.port)
     push(settings, [make_flow(1, time=BASE - 100 * DAY), make_flow(2), make_flow(3, time=BASE + 70 * DAY)])

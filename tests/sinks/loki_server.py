@@ -3,9 +3,9 @@
 What it does is what Loki 3 does (pkg/distributor/validator.go, pkg/ingester/stream.go): entries are checked
 each by itself, good ones of a refused push are stored, an entry with the time and line of one that is there
 is dropped in silence, and one that is too far behind the newest of its stream is refused. Statuses and texts
-were compared with those of Loki 3.7.6, run on loopback with limits low enough to meet each. In two things it
-is as strict as Loki 3.0: 3.7.6 looks at the metadata too before it takes an entry for a duplicate, and does
-not count `service_name` among the 15 labels.
+were compared with those of Loki 3.7.6 and of its main branch of August 2026 (65e30f8), run on loopback with
+limits low enough to meet each. In two things it is as strict as Loki 3.0: those look at the metadata too
+before they take an entry for a duplicate, and do not count `service_name` among the 15 labels.
 """
 
 import gzip
@@ -44,6 +44,11 @@ class Limits:
     """Loki's defaults, smaller where a test would have to send too much."""
 
     max_labels: int = 15
+    max_label_name: int = 1024
+    max_label_value: int = 2048
+    max_metadata_size: int = 64 << 10
+    """Of names and values together."""
+    max_metadata_count: int = 128
     max_body: int = 4 << 20
     max_line: int = 256 << 10
     reject_before: int = 0
@@ -54,6 +59,10 @@ class Limits:
     """Nanoseconds behind the newest entry of the stream: half of max_chunk_age."""
     burst: int | None = None
     """Entries of a push at most: ingestion_burst_size_mb, which Loki counts in bytes."""
+    stream_burst: int | None = None
+    """Entries of a stream at most: per_stream_rate_limit_burst, which Loki counts in bytes."""
+    shards: int = 1
+    """Into how many streams shard_streams divides one; a push that comes again goes to another of them."""
     blocked: bool = False
     """block_ingestion_until: nothing is stored, and the status is no error."""
 
@@ -85,7 +94,11 @@ class Store:
     """As `faults`, but before the body of the push is read."""
     taken: int = 0
     """Bytes of replies without end that the client's kernel took."""
+    streamed: Counter[Labels] = field(default_factory=Counter)
+    """Entries of each stream, for limits.stream_burst; a test empties it as time does."""
     duplicates: int = 0
+    count: int = 0
+    """Of the pushes that were looked into."""
     ready: int = 200
     lock: threading.Lock = field(default_factory=threading.Lock)
     answers: dict[str, Callable[["Store", Mapping[str, str]], tuple[int, str]]] = field(default_factory=dict)
@@ -123,45 +136,61 @@ class Store:
                 260,
                 "ingestion blocked for user 'fake' until '2027-01-01T00:00:00Z' with status code '260'",
             )
+        self.count += 1
         lines = sum(len(stream["values"]) for stream in streams)
         if self.limits.burst is not None and lines > self.limits.burst:
             return 429, f"ingestion rate limit exceeded while attempting to ingest '{lines}' lines"
         problems: Counter[str] = Counter()
-        behind = ""
+        ignored = 0, ""
         for stream in streams:
-            behind = self._push_stream(stream["stream"], stream["values"], problems)
+            ignored = self._push_stream(stream["stream"], stream["values"], problems)
         # As Loki: the ingester's answer is about the last stream alone, and goes before the distributor's.
-        if behind:
-            return 400, behind
+        if ignored[0]:
+            return ignored
         return (400, _group(problems)) if problems else (204, "")
 
-    def _push_stream(self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]) -> str:
-        key = tuple(sorted(labels.items()))
+    def _push_stream(
+        self, labels: Mapping[str, str], values: list[list[Any]], problems: Counter[str]
+    ) -> tuple[int, str]:
+        """What the ingester answers: status and text, 0 where all is well."""
+        shard = {"__stream_shard__": str(self.count % self.limits.shards)} if self.limits.shards > 1 else {}
+        key = tuple(sorted({**labels, **shard}.items()))
         problem = self._check_labels(labels)
         if problem:
             problems[problem] += 1
-            return ""
+            return 0, ""
+        if self.limits.stream_burst is not None:
+            self.streamed[key] += len(values)
+            if self.streamed[key] > self.limits.stream_burst:
+                self.streamed[key] -= len(values)
+                said = "Per stream rate limit exceeded (limit: 3MB/sec) while attempting to ingest for stream"
+                reasons = [
+                    (int(time), f"{said} '{_render_labels(key)}' totaling 120B") for time, *_ in values
+                ]
+                return 429, _ignore(reasons, len(values), key)
         behind = []
         for value in values:
             entry = Entry(int(value[0]), value[1], tuple(value[2].items()))
             assert all(isinstance(text, str) for text in value[2].values())
+            assert all(LABEL_NAME.fullmatch(name) for name in value[2])  # others Loki would rename
             problem = self._check_entry(key, entry)
             if problem:
                 problems[problem] += 1
             elif too_late := self._check_order(key, entry):
-                behind.append(f"entry with timestamp {_render(entry.time)} ignored, reason: '{too_late}',\n")
+                behind.append((entry.time, too_late))
             else:
                 self._store(key, entry)
-        if not behind:
-            return ""
-        ignored = f"total ignored: {len(behind)} out of {len(values)} for stream: {_render_labels(key)}"
-        return f"{''.join(behind[:10])}user 'fake', {ignored}"
+        return (400, _ignore(behind, len(values), key)) if behind else (0, "")
 
     def _check_labels(self, labels: Mapping[str, str]) -> str:
-        if len(labels) > self.limits.max_labels:
-            key = tuple(sorted(labels.items()))
-            said = f"has {len(labels)} label names; limit {self.limits.max_labels}"
-            return f"entry for stream '{_render_labels(key)}' {said}"
+        limits, stream = self.limits, f"stream '{_render_labels(tuple(sorted(labels.items())))}'"
+        if len(labels) > limits.max_labels:
+            return f"entry for {stream} has {len(labels)} label names; limit {limits.max_labels}"
+        for name, value in labels.items():
+            if len(name.encode()) > limits.max_label_name:
+                return f"{stream} has label name too long: '{name}'"
+            if len(value.encode()) > limits.max_label_value:
+                return f"{stream} has label value too long: '{value}'"
         return ""
 
     def _check_entry(self, key: Labels, entry: Entry) -> str:
@@ -175,6 +204,16 @@ class Store:
         if len(entry.line) > limits.max_line:
             length = f"while adding an entry with length '{len(entry.line)}' bytes"
             return f"max entry size '{limits.max_line}' bytes exceeded for {stream} {length}"
+        size, see = (
+            sum(len((name + value).encode()) for name, value in entry.metadata),
+            "Please see `limits_config`",
+        )
+        if size > limits.max_metadata_size:
+            said = f"structured metadata too large: '{size}' bytes, limit: '{limits.max_metadata_size}' bytes"
+            return f"{stream} has {said}. {see}"
+        if len(entry.metadata) > limits.max_metadata_count:
+            said = f"'{len(entry.metadata)}', limit: '{limits.max_metadata_count}'"
+            return f"{stream} has too many structured metadata labels: {said}. {see}"
         return ""
 
     def _check_order(self, key: Labels, entry: Entry) -> str:
@@ -200,6 +239,15 @@ def _group(problems: Counter[str]) -> str:
     if problems.total() == 1:
         return next(iter(problems))
     return "; ".join(f"{count} errors like: {problem}" for problem, count in problems.items())
+
+
+def _ignore(reasons: list[tuple[int, str]], count: int, key: Labels) -> str:
+    """What the ingester says of entries of a stream."""
+    lines = [
+        f"entry with timestamp {_render(time)} ignored, reason: '{why}',\n" for time, why in reasons[:10]
+    ]
+    ignored = f"total ignored: {len(reasons)} out of {count} for stream: {_render_labels(key)}"
+    return f"{''.join(lines)}user 'fake', {ignored}"
 
 
 def _render_labels(key: Labels) -> str:

@@ -15,7 +15,7 @@ from conntrackd.render import json as json_lines
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
-from conntrackd.sinks.loki_body import list_body
+from conntrackd.sinks.loki_body import gather_streams, write_streams
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 from tests.rendering import list_texts
@@ -32,7 +32,7 @@ SEQUENCES = ["\x1b]0;owned\x07", "\x1b[31m", "\r\nMESSAGE=a", '"]\n<0>1 - ', '"}
 
 def list_stored(rendered: Rendered) -> list[str]:
     """What Loki has afterwards and gives back: lines, names and values."""
-    body = zlib.decompress(compress(list_body([rendered], {})), GZIP).decode()
+    body = zlib.decompress(compress(write_streams(gather_streams([rendered]), {})), GZIP).decode()
     found = [body]
     for stream in json.loads(body)["streams"]:
         for _, line, metadata in stream["values"]:

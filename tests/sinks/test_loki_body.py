@@ -12,7 +12,15 @@ from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
 from conntrackd.render import fields
 from conntrackd.render.loki import TEMPLATE
 from conntrackd.render.rendered import Rendered, join
-from conntrackd.sinks.loki_body import halve, is_named, list_body, list_kinds, mark_replay, split_streams
+from conntrackd.sinks.loki_body import (
+    gather_streams,
+    halve,
+    is_named,
+    list_kinds,
+    mark_replay,
+    split_streams,
+    write_streams,
+)
 from tests.rendering import render, render_all
 from tests.sinks.flows import BASE, make_flow, make_flows
 
@@ -21,7 +29,7 @@ LABELS = {"service_name": "conntrackd", "host": "gw1", "env": 'pr"od'}
 
 def read(*parts: Rendered) -> list[dict[str, Any]]:
     """The streams in the body of these."""
-    body = compress(list_body(parts, LABELS))
+    body = compress(write_streams(gather_streams(parts), LABELS))
     streams: list[dict[str, Any]] = json.loads(zlib.decompress(body, GZIP))["streams"]
     return streams
 
@@ -117,7 +125,9 @@ def test_updates_of_one_flow_that_were_read_together_are_no_duplicates_to_loki()
 def test_the_same_events_are_the_same_bytes() -> None:
     events = make(*make_flows(100))
 
-    assert compress(list_body([events], LABELS)) == compress(list_body([events], LABELS))
+    assert compress(write_streams(gather_streams([events]), LABELS)) == compress(
+        write_streams(gather_streams([events]), LABELS)
+    )
 
 
 def test_without_isal_a_body_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.delivery.spool import Spool
-from conntrackd.flow import EventType
+from conntrackd.flow import EventType, Location
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, compute_imbalance, make_lost, run_until_idle, sum_dropped
@@ -330,6 +330,63 @@ def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store
     assert outbox.snapshot().sink_events_delivered_total == 10
 
 
+@pytest.mark.parametrize("limits", [Limits(max_metadata_size=120), Limits(max_metadata_count=8)])
+def test_an_event_with_too_much_in_it_is_refused_alone(server: Server, store: Store, limits: Limits) -> None:
+    clock = Clock()
+    store.limits = limits
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    flows = make_flows(9)
+    for flow in flows[::4]:
+        flow.dst_location = Location("Köln" * 20, "Germany", 50.9, 6.9)
+    hand_on(outbox, flows)
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert list_stored(store) == [1, 2, 3, 5, 6, 7]
+    assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (6, 3)
+
+
+def test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one(server: Server, store: Store) -> None:
+    """Of a push Loki answers for the last stream alone: what it refuses of another one is gone with a 204."""
+    clock = Clock()
+    store.limits = Limits(stream_burst=2000)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(1000))
+    run_until_idle(outbox, clock, seconds=5.0)
+    hand_on(outbox, [*make_flows(1500, 1000), *(make_flow(n, EventType.DESTROY) for n in range(2500, 4100))])
+    run_until_idle(outbox, clock, seconds=2.0)
+    waiting = outbox.snapshot().sink_events_delivered_total
+    store.streamed.clear()
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+    stats = outbox.snapshot()
+
+    assert waiting < 4100
+    assert sorted(list_stored(store)) == list(range(4100))
+    assert (stats.sink_events_delivered_total, compute_imbalance(stats)) == (4100, 0)
+    assert stats.sink_retries_total > 0
+
+
+@pytest.mark.parametrize("is_late", [lambda number: number < 4, lambda number: number >= 6])
+def test_late_events_among_others_are_replayed_and_the_others_are_there_once(
+    server: Server, store: Store, is_late: Callable[[int], bool]
+) -> None:
+    clock, hour = Clock(), 3600 * NANO
+    store.limits = Limits(max_behind=hour)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(2, 100))
+    run_until_idle(outbox, clock, seconds=5.0)
+    hand_on(outbox, [make_flow(n, time=BASE + n - (3 * hour if is_late(n) else 0)) for n in range(10)])
+    run_until_idle(outbox, clock, seconds=5.0)
+    outbox.stop(clock.now)
+    replayed = {int(dict(entry.metadata)["flow"]) for entry in store.query(replay="1")}
+
+    assert sorted(list_stored(store)) == [*range(10), 100, 101]
+    assert replayed == set(filter(is_late, range(10)))
+    assert outbox.snapshot().sink_events_delivered_total == 12
+
+
 def test_late_events_are_noticed_though_another_stream_of_their_push_is_taken(
     server: Server, store: Store
 ) -> None:
@@ -427,6 +484,22 @@ def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, s
     assert (stats.sink_events_delivered_total, store.duplicates) == (300, 0)
     # 300, then 150, then 75: a few tries for each size, and not one for each event.
     assert 10 < len(store.pushes) < 40
+
+
+def test_what_follows_a_push_larger_than_the_burst_is_no_larger_again(server: Server, store: Store) -> None:
+    """Each batch was halved anew, and each half: that is so slow that a spool fills up."""
+    clock = Clock()
+    store.limits = Limits(burst=100)
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    hand_on(outbox, make_flows(300))
+    run_until_idle(outbox, clock, seconds=60.0)
+    before = len(store.pushes)
+    hand_on(outbox, make_flows(2000, 300))
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+
+    assert list_stored(store) == list(range(2300))
+    assert 20 <= len(store.pushes) - before < 80
 
 
 def answer(_: loki_server.Handler) -> bool:
