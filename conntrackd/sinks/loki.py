@@ -49,8 +49,9 @@ MAX_STREAM_REFUSALS: Final = 8
 # it: a push of nothing shows which.
 MAX_DENIED: Final = 5
 # Of a push an ingester answers for the last stream alone. What it refuses of another one, for its rate of
-# 3 MB/s, is gone with a 204: where much is sent each stream has a push of its own.
-LARGE: Final = 256 << 10
+# 3 MB/s, is gone with a 204: where much is sent, a push of more than this part of the largest, each stream has
+# one of its own.
+LARGE: Final = 1 / 4
 NOTHING: Final = b'{"streams":[]}'
 
 
@@ -190,7 +191,7 @@ class Loki:
         if events.events:
             self._event_size += (len(events.text) / events.events - self._event_size) / 8
         streams = gather_streams([events])
-        if len(events.text) > LARGE and len(streams) > 1:
+        if events.events > LARGE * self.batch_events and len(streams) > 1:
             return self._write_apart(events, streams)
         body = compress(write_streams(streams, self._labels))
         reply = self._push(body)

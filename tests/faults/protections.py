@@ -376,7 +376,7 @@ MUTATIONS: Final = (
     Mutation(
         "where much is sent each stream has a push of its own",
         "conntrackd/sinks/loki.py",
-        "if len(events.text) > LARGE and",
+        "if events.events > LARGE * self.batch_events and",
         "if len(events.text) > 2**40 and",
         "tests/sinks/test_loki_delivery.py::test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one",
     ),
