@@ -14,7 +14,7 @@ from conntrackd.bus.control import NO_FILTER, FilterStatus
 from conntrackd.errors import RuleError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_sink_rules
-from conntrackd.filter.never import LOGS_NOTHING_HINT, list_silence, list_unknown_countries, logs_nothing
+from conntrackd.filter.never import LOGS_FIRST_HINT, list_silence, list_unknown_countries, logs_nothing
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
@@ -68,13 +68,14 @@ class SinkFilters:
         return [name for name, rules in self.in_force.items() if rules is not self._configured[name]]
 
     def list_silence(self) -> list[RuleError]:
-        """Why nothing is logged, whatever comes: the global filter's fault, or that of all sinks in use."""
+        """Why nothing is logged, whatever comes: the global filter, those of all sinks in use, or both."""
         daemon = self._daemon
+        found = list_silence(daemon.filter.parsed)
         used = [name for name, outbox in daemon.outboxes.items() if not outbox.is_out()]
         own = [self.in_force[name].parsed for name in used if name in self.in_force]
         if own and len(own) == len(used) and all(map(logs_nothing, own)):
-            return [RuleError("the filters of all sinks log no event", hint=LOGS_NOTHING_HINT)]
-        return list_silence(daemon.filter.parsed)
+            found.append(RuleError("the filters of all sinks log no event", hint=LOGS_FIRST_HINT))
+        return found
 
     def get_status(self, name: str) -> FilterStatus:
         """As it is shown to people."""

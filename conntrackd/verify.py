@@ -348,7 +348,7 @@ def _warn_of_fields(report: Report, kind: SinkKind) -> None:
 
 
 def _verify_metrics(report: Report) -> None:
-    """The library, the folder of the file, and that the unit binds no port."""
+    """The library, the folder of the file, and that the unit binds nothing."""
     config = report.config
     listen, textfile = config[options.METRICS_LISTEN], config[options.METRICS_TEXTFILE]
     if listen is None and textfile is None:
@@ -362,12 +362,12 @@ def _verify_metrics(report: Report) -> None:
         report.fail(options.METRICS_TEXTFILE, f"{textfile.parent} is not a directory")
     elif textfile is not None:
         _verify_folder(report, options.METRICS_TEXTFILE, textfile.parent)
-    if listen is None or listen.startswith("unix:"):
+    if listen is None:
         return
     if config.origin(options.METRICS_LISTEN) == options.METRICS_LISTEN.flag:
         report.untried.append(f"metrics.listen: whether {listen} can be bound")
         return
-    message = "cannot be bound by the service, whose unit binds no port"
+    message = "cannot be bound by the service, whose unit binds nothing"
     report.warnings.append(config.explain(options.METRICS_LISTEN, message, USE_UNIT))
 
 

@@ -358,15 +358,15 @@ def test_a_namespace_that_the_unit_cannot_enter_is_a_warning(check: Check) -> No
     assert check(STREAM, conntrack__netns="/proc/1/ns/net").warnings == []
 
 
-def test_an_address_that_the_unit_cannot_bind_is_a_warning(check: Check) -> None:
-    (warning,) = check(f"{STREAM}metrics.listen: 127.0.0.1:9477").warnings
+@pytest.mark.parametrize("address", ["127.0.0.1:9477", "unix:///run/conntrackd/metrics.sock"])
+def test_an_address_that_the_unit_cannot_bind_is_a_warning(address: str, check: Check) -> None:
+    (warning,) = check(f"{STREAM}metrics.listen: {address}").warnings
 
     assert "systemctl enable conntrackd-metrics.socket" in str(warning)
-    assert check(f"{STREAM}metrics.listen: unix:///run/x").warnings == []
-    by_hand = check(STREAM, metrics__listen="127.0.0.1:9477")
+    by_hand = check(STREAM, metrics__listen=address)
     assert (by_hand.warnings, by_hand.untried) == (
         [],
-        ["metrics.listen: whether 127.0.0.1:9477 can be bound"],
+        [f"metrics.listen: whether {address} can be bound"],
     )
 
 

@@ -103,6 +103,8 @@ def _render_bash(program: str, contexts: list[Context]) -> str:
         contexts,
         paths='mapfile -t COMPREPLY < <(compgen -f -- "$current")',
         words='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current")',
+        begun='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current"); '
+        "[[ ${{COMPREPLY-}} != *: ]] || compopt +o filenames -o nospace 2>/dev/null",
         several="compopt -o nospace 2>/dev/null; mapfile -t COMPREPLY < "
         '<(compgen -P "${{current%"${{current##*,}}"}}" -W "{}" -- "${{current##*,}}")',
         both='mapfile -t COMPREPLY < <(compgen -W "{}" -- "$current"; compgen -f -- "$current")',
@@ -127,6 +129,7 @@ def _render_zsh(program: str, contexts: list[Context]) -> str:
         contexts,
         paths="_files",
         words="compadd -- {}",
+        begun="compadd -S '' -- {}",
         several="compset -P '*,'; compadd -qS , -- {}",
         both="compadd -- {}; _files",
     )
@@ -147,11 +150,15 @@ def _render_walk(contexts: list[Context]) -> str:
     return f'        case "$context $word" in\n            {inner}) context="$context $word";;\n        esac'
 
 
-def _render_cases(contexts: list[Context], *, paths: str, words: str, several: str, both: str) -> str:
+def _render_cases(
+    contexts: list[Context], *, paths: str, words: str, begun: str, several: str, both: str
+) -> str:
+    """`begun`: words of which one has more behind its colon. A space there would have to be removed."""
     lines = ['    case "$context $previous" in']
     for context in contexts:
         for flag, values in context.values.items():
-            form = several if flag in context.lists else words
+            has_more = any(value.endswith(":") for value in values or ())
+            form = several if flag in context.lists else begun if has_more else words
             command = paths if values is None else form.format(" ".join(values)) if values else ":"
             lines.append(f'        "{context.path} {flag}") {command}; return;;')
     lines += ["    esac", '    case "$context" in']

@@ -24,7 +24,7 @@ from conntrackd.resources import explain_descriptors
 EX_SOFTWARE: Final = 70
 EX_IOERR: Final = 74
 EX_TEMPFAIL: Final = 75
-FULL: Final = "what was to be written there is not whole: free space there, or write to another place"
+FULL: Final = "the output is incomplete: free space there, or write to another place"
 INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 
 

@@ -1,6 +1,4 @@
-/* A set of flows' ids: which flows the sinks have heard of, of which the table of a loss may know more; which
- * connections series count as living.
- */
+/* A set of flows' ids: which flows the sinks have heard of, of which the table of a loss may know more. */
 #ifndef CONNTRACKD_IDS_H
 #define CONNTRACKD_IDS_H
 

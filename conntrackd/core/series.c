@@ -10,17 +10,18 @@ static const uint64_t bounds[DURATION_BUCKETS - 1] = {
 	NANO / 10, NANO, 10 * NANO, 60 * NANO, 300 * NANO, 1800 * NANO, 7200 * NANO, 86400 * NANO,
 };
 
-bool open_series(struct series *series, size_t limit, uint64_t seed)
+bool open_series(struct series *series, size_t limit, size_t most_living, uint64_t seed)
 {
 	size_t values = series->field_count * sizeof(struct series_value);
 
-	return open_ids(&series->living) && open_slots(&series->slots, sizeof(struct one_series) + values, limit, seed);
+	return open_slots(&series->living, sizeof(uint64_t), most_living, seed) &&
+	       open_slots(&series->slots, sizeof(struct one_series) + values, limit, seed);
 }
 
 void close_series(struct series *series)
 {
 	close_slots(&series->slots);
-	close_ids(&series->living);
+	close_slots(&series->living);
 }
 
 static struct series_value read_value(const struct event *event, const struct series_field *by)
@@ -75,22 +76,27 @@ static void add_duration(struct counts *counts, const struct event *event)
 }
 
 /* For want of room or memory it is not known to live. */
-static void open_connection(struct ids *living, size_t most, struct counts *counts, const struct event *event)
+static void open_connection(struct slots *living, struct counts *counts, const struct event *event)
 {
-	bool is_new = false;
+	uint64_t flow = hash_flow(event, living->seed);
 
 	counts->opened++;
-	if (count_ids(living) < most && add_id(living, event->id, &is_new))
-		counts->living += is_new;
+	if (get_flow(living, find_slot(living, flow)) || living->used >= living->limit || !make_room(living))
+		return;
+	memcpy(get_slot(living, find_slot(living, flow)), &flow, sizeof(flow));
+	living->used++;
+	counts->living++;
 }
 
 /* One of which the opening was not counted, by a limit, say, or before the start, is none of those that live. */
-static void close_connection(struct ids *living, struct counts *counts, const struct event *event)
+static void close_connection(struct slots *living, struct counts *counts, const struct event *event)
 {
+	size_t number = find_slot(living, hash_flow(event, living->seed));
+
 	counts->closed++;
-	if (has_id(living, event->id)) {
-		remove_id(living, event->id);
-		if (counts->living) /* an id may have been given twice */
+	if (get_flow(living, number)) {
+		remove_slot(living, number);
+		if (counts->living) /* it may have been opened in `other`, for want of memory */
 			counts->living--;
 	}
 	if (event->has & HAS_ORIG_PACKETS)
@@ -116,7 +122,7 @@ void count_event(struct series *series, const struct event *event)
 		values[field] = read_value(event, &series->fields[field]);
 	counts = find_counts(series, values);
 	if (event->type == TYPE_NEW)
-		open_connection(&series->living, series->most_living, counts, event);
+		open_connection(&series->living, counts, event);
 	else
 		close_connection(&series->living, counts, event);
 }

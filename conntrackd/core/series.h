@@ -2,7 +2,6 @@
 #ifndef CONNTRACKD_SERIES_H
 #define CONNTRACKD_SERIES_H
 
-#include "ids.h"
 #include "slots.h"
 
 #define MAX_SERIES_FIELDS 8
@@ -22,7 +21,7 @@ struct series_value {
 
 /* All sums are modulo 2^64. */
 struct counts {
-	uint64_t opened, closed, living; /* living: opened, in `living` of struct series, and not closed */
+	uint64_t opened, closed, living; /* living: opened and not closed, see struct series */
 	uint64_t orig_packets, orig_bytes, reply_packets, reply_bytes;
 	uint64_t seconds, nanoseconds; /* of those whose duration is known; nanoseconds below one second */
 	uint64_t durations[DURATION_BUCKETS];
@@ -40,12 +39,11 @@ struct series {
 	size_t field_count;
 	struct counts other; /* of the events whose values have no series, for want of room or memory */
 	uint64_t overflows; /* how many these are */
-	struct ids living; /* the connections that were opened here, of which the end counts as one of theirs */
-	size_t most_living;
+	struct slots living; /* the connections that were opened here: the end of another one is none of theirs */
 };
 
-/* At most `limit` series. The fields and `most_living` are those in `series`. False for want of memory. */
-bool open_series(struct series *series, size_t limit, uint64_t seed);
+/* At most `limit` series, of the fields in `series`; at most so many connections live. False for want of memory. */
+bool open_series(struct series *series, size_t limit, size_t most_living, uint64_t seed);
 void close_series(struct series *series);
 
 /* A NEW opens a connection and a DESTROY closes it; other events count nothing. */

@@ -48,15 +48,13 @@ static PyObject *series_new(PyTypeObject *type, PyObject *arguments, PyObject *P
 
 	if (!PyArg_ParseTuple(arguments, "y#nnK:Series", &fields, &length, &limit, &most_living, &seed))
 		return NULL;
-	if (limit < 1 || most_living < 0) {
-		PyErr_SetString(PyExc_ValueError, limit < 1 ? "a limit below 1" : "a number below 0");
+	if (limit < 1 || most_living < 1) {
+		PyErr_SetString(PyExc_ValueError, "a limit below 1");
 		return NULL;
 	}
 	self = make_object(type);
-	if (self)
-		open_object_series(self)->most_living = (size_t)most_living;
 	if (self && (!read_fields(open_object_series(self), fields, length) ||
-		     !open_series(open_object_series(self), (size_t)limit, seed))) {
+		     !open_series(open_object_series(self), (size_t)limit, (size_t)most_living, seed))) {
 		Py_DECREF(self);
 		return PyErr_Occurred() ? NULL : PyErr_NoMemory();
 	}

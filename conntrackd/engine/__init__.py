@@ -20,7 +20,7 @@ SLOT_BYTES: Final = 2048
 SLOTS: Final = 256
 INDEX_BYTES: Final = 2
 SEED_BITS: Final = 64  # of limits
-# Connections whose opening an item of metrics.flows remembers: 8 MiB in the core.
+# Connections whose opening an item of metrics.flows remembers: 16 MiB in the core.
 MAX_LIVING: Final = 1 << 20
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
 REPORTS_REASON: Final = (5, 10)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.engine import DURATION_BOUNDS, Counts, Selection, SeriesField, Sums, Value
+from conntrackd.engine.plain_deltas import Key, identify
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class PlainSeries:
         self._limit = limit
         self._series: dict[tuple[Value, ...], _PlainCounts] = {}
         self._other = _PlainCounts()
-        self._living: set[int] = set()
+        self._living: set[Key] = set()
         self._most_living = most_living
 
     def __len__(self) -> int:
@@ -74,13 +75,14 @@ class PlainSeries:
 
     def count(self, batch: "PlainBatch", selection: Selection | None, /) -> None:
         for flow in batch.select(selection):
+            key = identify(flow)
             if flow.type == EventType.NEW:
-                is_known = flow.id not in self._living and len(self._living) < self._most_living
+                is_known = key not in self._living and len(self._living) < self._most_living
                 self._get_counts(flow).open(is_known=is_known)
-                self._living |= {flow.id} if is_known else set()
+                self._living |= {key} if is_known else set()
             elif flow.type & EventType.DESTROY:
-                self._get_counts(flow).close(flow, is_known=flow.id in self._living)
-                self._living.discard(flow.id)
+                self._get_counts(flow).close(flow, is_known=key in self._living)
+                self._living.discard(key)
 
     def list(self) -> Sequence[tuple[tuple[Value, ...], Counts]]:
         return [(values, counts.snapshot()) for values, counts in self._series.items()]

@@ -256,7 +256,7 @@ def _open_file(path: Path) -> int:
 
 def _describe(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.strerror}; free some for the events, or change the sink's writer"
+        return f"{error.strerror}; free space for the events, or change the sink's writer"
     return "nobody reads it" if error.errno in (errno.ENXIO, errno.EPIPE) else describe(error)
 
 

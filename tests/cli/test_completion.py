@@ -15,6 +15,7 @@ from conntrackd.cli.flags import add_flags
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import UsageError
 from conntrackd.history.source import FORMS
+from tests.cli.terminal import Terminal
 
 
 @pytest.fixture
@@ -208,3 +209,14 @@ def test_the_verbs_that_look_back_offer_sources_and_names_of_fields() -> None:
     assert [word for word in events.values["--from"] or () if word not in FORMS] == []
     assert contexts["conntrackctl summary"].values["--from"] == events.values["--from"] != ()
     assert contexts["conntrackctl top"].lists == contexts["conntrackctl summary"].lists == {"--by"}
+
+
+def test_bash_lets_a_path_be_typed_behind_a_colon(parser: argparse.ArgumentParser, tmp_path: Path) -> None:
+    script = tmp_path / "completion"
+    script.write_text(f"PS1='$ '\n{render_completion(parser, 'bash')}")
+
+    with Terminal(["bash", "--noprofile", "--rcfile", str(script), "-i"], (80, 5)) as terminal:
+        terminal.wait(lambda lines: lines[0] == "$")
+        terminal.press("conntrackd events --from f\t/x")
+        terminal.wait(lambda lines: lines[0].endswith("/x"))
+        assert terminal.list_lines()[0] == "$ conntrackd events --from file:/x"

@@ -33,13 +33,13 @@ static struct event make_event(uint8_t type, uint32_t id)
 
 int main(void)
 {
-	struct series series = { .field_count = 1, .most_living = FLOWS };
+	struct series series = { .field_count = 1 };
 	struct flows flows;
 	size_t forgotten = 0, known = 0;
 
 	while (event_fields[series.fields[0].number].offset != offsetof(struct event, dport))
 		series.fields[0].number++;
-	if (!open_flows(&flows, FLOWS, SEED) || !open_series(&series, FLOWS, SEED))
+	if (!open_flows(&flows, FLOWS, SEED) || !open_series(&series, FLOWS, FLOWS, SEED))
 		return 1;
 	for (uint32_t id = 1; id <= FLOWS; id++) {
 		struct event event = make_event(TYPE_NEW, id);
@@ -54,7 +54,7 @@ int main(void)
 		known += event.has & HAS_FIRST_SEEN && event.first_seen == id;
 	}
 	printf("%zu %zu %zu %llu %zu\n", forgotten, known, series.slots.used, (unsigned long long)series.overflows,
-	       count_ids(&series.living));
+	       series.living.used);
 	close_flows(&flows);
 	close_series(&series);
 	return 0;

@@ -94,12 +94,25 @@ def test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_
 
 
 @both
-def test_an_id_that_is_given_twice_makes_no_negative_number(engine: Engine) -> None:
-    series = engine.open_series(BY_PORT, 10)
+def test_connections_of_one_id_live_each_in_its_series(engine: Engine) -> None:
+    series, new, end = engine.open_series(BY_PORT, 10), EventType.NEW, EventType.DESTROY
 
-    count(engine, series, [make(1, EventType.NEW), make(1, EventType.DESTROY, 53)])
+    count(engine, series, [make(1, new), make(1, new, 53), make(2, new, 53), make(1, end, 53)])
 
-    assert get_counts(series, 6, 53)[0] == Sums(closed=1)
+    assert get_counts(series, 6, 443)[0] == Sums(opened=1, living=1)
+    assert get_counts(series, 6, 53)[0] == Sums(opened=2, closed=1, living=1)
+    count(engine, series, [make(1, end), make(2, end, 53)])
+    assert [sums[2] for _, (sums, _) in series.list()] == [0, 0]
+
+
+@both
+def test_an_end_in_another_series_makes_no_negative_number(engine: Engine) -> None:
+    series, ended = engine.open_series((SeriesField("nat"),), 10), make(1, EventType.DESTROY)
+    ended.reply_dst = bytes([192, 0, 2, 9])
+
+    count(engine, series, [make(1, EventType.NEW), ended])
+
+    assert get_counts(series, 1)[0] == Sums(closed=1)
 
 
 @both
@@ -156,7 +169,7 @@ def test_a_translated_address_is_a_value_of_translated_connections_alone(engine:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(any_flow(located=False), max_size=40), field_lists, st.integers(1, 12), st.integers(0, 12))
+@given(st.lists(any_flow(located=False), max_size=40), field_lists, st.integers(1, 12), st.integers(1, 12))
 def test_both_engines_count_the_same(
     events: list[Flow], fields: list[SeriesField], limit: int, most_living: int
 ) -> None:
@@ -183,4 +196,9 @@ def test_both_engines_count_the_same(
 )
 def test_what_python_hands_over_is_checked(fields: bytes, limit: int, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
-        core.Series(fields, limit, 0, 0)
+        core.Series(fields, limit, 1, 0)
+
+
+def test_a_bound_of_what_lives_is_checked() -> None:
+    with pytest.raises(ValueError, match="a limit below 1"):
+        core.Series(b"", 1, 0, 0)

@@ -1330,16 +1330,16 @@ MUTATIONS: Final = (
         "tests/engine/test_series.py::test_what_is_beyond_the_limit_is_counted_together",
     ),
     Mutation(
-        "no id that is given twice makes a number below 0",
+        "no end in another series makes a number below 0",
         "conntrackd/core/series.c",
         "if (counts->living)",
         "if (true)",
-        "tests/engine/test_series.py::test_an_id_that_is_given_twice_makes_no_negative_number",
+        "tests/engine/test_series.py::test_an_end_in_another_series_makes_no_negative_number",
     ),
     Mutation(
         "the end of a connection whose opening was not counted is none of those that live",
         "conntrackd/core/series.c",
-        "if (has_id(living, event->id)) {",
+        "if (get_flow(living, number)) {",
         "if (true) {",
         "tests/engine/test_series.py::"
         "test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_that_live",
@@ -1347,8 +1347,8 @@ MUTATIONS: Final = (
     Mutation(
         "an item of metrics.flows remembers a bounded number of connections",
         "conntrackd/core/series.c",
-        "count_ids(living) < most &&",
-        "true &&",
+        "living->used >= living->limit ||",
+        "false ||",
         "tests/engine/test_series.py::test_living_are_no_more_than_are_remembered",
     ),
     Mutation(

@@ -263,7 +263,7 @@ def test_a_full_device_is_tried_again() -> None:
     sink.open()
 
     with pytest.raises(
-        SinkUnavailable, match=r"^/dev/full: No space.*; free some for the events, or"
+        SinkUnavailable, match=r"^/dev/full: No space.*; free space for the events, or"
     ) as caught:
         sink.write([make_events(2)])
     sink.close()
@@ -283,7 +283,7 @@ def test_a_standard_output_that_is_full_is_named_with_where_it_leads_and_what_to
 
     assert str(caught.value) == (
         "standard output (/dev/full): No space left on device; "
-        "free some for the events, or change the sink's writer"
+        "free space for the events, or change the sink's writer"
     )
 
 
