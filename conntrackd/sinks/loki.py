@@ -49,8 +49,8 @@ MAX_STREAM_REFUSALS: Final = 8
 # it: a push of nothing shows which.
 MAX_DENIED: Final = 5
 # Of a push an ingester answers for the last stream alone. What it refuses of another one, for its rate of
-# 3 MB/s, is gone with a 204: where much is sent, a push of more than this part of the largest, each stream has
-# one of its own.
+# 3 MB/s, is gone with a 204: where much is sent, in pushes of more than this part of the largest, each stream
+# has one of its own.
 LARGE: Final = 1 / 4
 NOTHING: Final = b'{"streams":[]}'
 
