@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from conntrackd.cli.columns import cut, measure, pad
+from conntrackd.cli.columns import cut, measure, pad, shorten
 from conntrackd.cli.common import get_width, parse_count, print_json
 from conntrackd.cli.lines import REPORTS, RecordView, show_line
 from conntrackd.cli.past import add_selection, open_selected
@@ -154,13 +154,15 @@ def render_rows(name: str, rows: list[tuple[str, int, int]], width: int) -> Iter
     by_size = rows[0][2] > 0
     largest = max(size if by_size else events for _, events, size in rows)
     keys = [show_line(key) for key, _, _ in rows]
-    wide = max(len(name), *map(measure, keys))
-    heading = f"{pad(name.upper(), wide)}  {'EVENTS':>9}  {'BYTES':>10}"
+    numbers = f"  {'EVENTS':>9}  {'BYTES':>10}"
+    wide = max(len(name), min(width - len(numbers), max(map(measure, keys))))
+    heading = pad(name.upper(), wide) + numbers
     room = max(0, min(BAR, width - measure(heading) - 2))
     yield heading
     for key, (_, events, size) in zip(keys, rows, strict=True):
         bar = render_bar(size if by_size else events, largest, room)
-        yield f"{pad(key, wide)}  {events:>9}  {render_bytes(size) if size else '-':>10}  {bar}".rstrip()
+        cells = f"  {events:>9}  {render_bytes(size) if size else '-':>10}  {bar}"
+        yield f"{pad(shorten(key, wide), wide)}{cells}".rstrip()
 
 
 def render_bar(value: int, largest: int, columns: int = BAR) -> str:

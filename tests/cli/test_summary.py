@@ -137,6 +137,17 @@ def test_bars_keep_their_proportions_where_there_is_little_room(lines: list[byte
     ]
 
 
+def test_where_there_is_little_room_keys_are_narrowed_and_not_numbers(lines: list[bytes]) -> None:
+    summary = Summary(["city"])
+    for line in lines:
+        summary.add({**load(line), "city": "Llanfairpwllgwyngyll"})
+
+    assert list(render_summary(summary, 20, 36))[-2:] == [
+        "CITY              EVENTS       BYTES",
+        "Llanfa…yngyll          4     1.0 KiB",
+    ]
+
+
 def test_a_record_of_a_sample_counts_for_all_that_it_stands_for(lines: list[bytes]) -> None:
     records = [load(line) for line in lines]
     records[0]["sample_rate"], records[3]["sample_rate"] = 100, 10
