@@ -19,7 +19,7 @@ SLOT_BYTES: Final = 2048
 # What is done once a batch counts where there are few events in it; more slots than this leave the cache.
 SLOTS: Final = 256
 INDEX_BYTES: Final = 2
-SEED_BITS: Final = 64  # of limits
+SEED_BYTES: Final = 8
 # Connections whose opening an item of metrics.flows remembers: 16 MiB in the core.
 MAX_LIVING: Final = 1 << 20
 # The kernel says since then why a flow ended: DESTROY carries what was left of its timeout (5.10).
@@ -305,6 +305,11 @@ class Engine(Protocol):
 
         `part` is the table that has decided about them as a part: the sample is that of both.
         """
+
+
+def choose_seed() -> int:
+    """Of a hash by which nobody outside shall aim. The module `secrets` would load OpenSSL, 3 MiB, for it."""
+    return int.from_bytes(os.urandom(SEED_BYTES), "little")
 
 
 def load_engine(environ: Mapping[str, str] | None = None) -> Engine:

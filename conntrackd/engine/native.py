@@ -1,6 +1,5 @@
 """The engine in C: what conntrackd.core offers, with what Python knows of it beside."""
 
-import secrets
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,13 @@ from conntrackd.core import _core as core
 from conntrackd.engine import (
     INDEX_BYTES,
     MAX_LIVING,
-    SEED_BITS,
     SLOT_BYTES,
     SLOTS,
     Limits,
     LookUp,
     Selection,
     SeriesField,
+    choose_seed,
 )
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.limit import assemble_limits, has_limits
@@ -194,7 +193,7 @@ class NativeEngine:
             struct.pack("=QQ", core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
             for attribute, needs_nat in fields
         )
-        return core.Series(b"".join(packed), limit, most_living, secrets.randbits(SEED_BITS))
+        return core.Series(b"".join(packed), limit, most_living, choose_seed())
 
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
@@ -202,7 +201,7 @@ class NativeEngine:
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> core.Limits | None:
         if not has_limits(rules):
             return None
-        return core.Limits(assemble_limits(rules), secrets.randbits(SEED_BITS) if seed is None else seed)
+        return core.Limits(assemble_limits(rules), choose_seed() if seed is None else seed)
 
     def open_sets(self, sets: Sets) -> OpenSets:
         return {name: open_set(found) for name, found in sets.items()}

@@ -1,6 +1,5 @@
 """The engine in plain Python: the reference of walk, decide and render, for a daemon that has no core."""
 
-import secrets
 import select
 import socket
 import time
@@ -13,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 from conntrackd.engine import (
     MAX_LIVING,
-    SEED_BITS,
     SLOT_BYTES,
     SLOTS,
     Limits,
@@ -21,6 +19,7 @@ from conntrackd.engine import (
     Selection,
     SeriesField,
     Tally,
+    choose_seed,
 )
 from conntrackd.engine.plain_deltas import PlainDeltas, identify
 from conntrackd.engine.plain_series import PlainSeries
@@ -320,7 +319,7 @@ class PlainEngine:
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Buckets | None:
         if not has_limits(rules):
             return None
-        return Buckets(rules, secrets.randbits(SEED_BITS) if seed is None else seed)
+        return Buckets(rules, choose_seed() if seed is None else seed)
 
     def open_sets(self, sets: Sets) -> Sets:
         return sets

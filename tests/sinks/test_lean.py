@@ -30,6 +30,17 @@ print(*sys.modules)
 """
 
 
+def test_the_daemon_does_without_openssl(tmp_path: Path) -> None:
+    (tmp_path / "events.nl").write_bytes(b"")
+    command = [sys.executable, "-X", "importtime", "-m", "conntrackd", "run", "--sink.stream.enable"]
+    command += ["--conntrack.replay", str(tmp_path / "events.nl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    assert "conntrackd.engine.native" in loaded
+    assert loaded.isdisjoint({"_hashlib", "_ssl"})
+
+
 @pytest.mark.parametrize(
     ("addresses", "wanted"),
     [
