@@ -234,10 +234,8 @@ def _make_defaults(panel: Mapping[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.get("unit", "short"), "color": {"mode": "palette-classic"}}
     if panel.get("kind") == "bars":  # as long as it is much; that it is another one its name says
         defaults |= {"color": {"mode": "fixed", "fixedColor": PLAIN}, "min": 0}
-    if panel.get("kind") == "table":
-        defaults["custom"] = {
-            "minWidth": 60
-        }  # by itself 150: three columns would not fit beside three panels
+    if panel.get("kind") == "table":  # by itself 150: three columns would not fit beside three panels
+        defaults["custom"] = {"minWidth": 60}
     if "empty" in panel:
         defaults["noValue"] = panel["empty"]
     steps: list[dict[str, Any]] = []
