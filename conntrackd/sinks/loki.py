@@ -202,10 +202,9 @@ class Loki:
             self._count_refusal(reply, events, absence.reason)
             absence.reason += self._hint
             raise
-        self._denied = 0
-        self._most += self._most // 100 + 1
-        for kind in list_kinds(events) if self._streams else ():
+        for kind in streams if self._streams else ():
             self._streams.pop(kind, None)
+        self._note_stored()
         return len(body)
 
     def _write_apart(self, events: Rendered, streams: Mapping[Kind, Sequence[memoryview]]) -> int:
@@ -221,8 +220,13 @@ class Loki:
             self._streams.pop(kind, None)
             left.remove(kind)
             size += len(body)
-        self._throttled = self._denied = 0
+        self._note_stored()
         return size
+
+    def _note_stored(self) -> None:
+        """Of a whole write: Loki takes as much as that."""
+        self._throttled = self._denied = 0
+        self._most += self._most // 100 + 1
 
     def _push(self, body: bytes) -> Reply:
         connection = self._connection

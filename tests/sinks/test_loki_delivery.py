@@ -502,6 +502,22 @@ def test_what_follows_a_push_larger_than_the_burst_is_no_larger_again(server: Se
     assert 20 <= len(store.pushes) - before < 80
 
 
+def test_pushes_grow_again_where_each_stream_has_its_own(server: Server, store: Store) -> None:
+    clock, sink = Clock(), Loki(make_settings(server.port))
+    store.limits = Limits(burst=100)
+    outbox = make_outbox(sink, clock, None)
+    hand_on(outbox, make_flows(300))
+    run_until_idle(outbox, clock, seconds=60.0)
+    least = sink.batch_events
+    store.limits = Limits()
+    hand_on(outbox, [make_flow(n, EventType.DESTROY if n % 2 else EventType.NEW) for n in range(300, 600)])
+    run_until_idle(outbox, clock, seconds=60.0)
+    outbox.stop(clock.now)
+
+    assert sorted(list_stored(store)) == list(range(600))
+    assert sink.batch_events > least
+
+
 def answer(_: loki_server.Handler) -> bool:
     """No fault."""
     return False
