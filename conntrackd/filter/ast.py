@@ -18,9 +18,11 @@ LocationIn, which the core never sees.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from conntrackd.filter import fields
 from conntrackd.filter.fields import NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.filter.limit import Limit
 from conntrackd.filter.sets import AddressSet, Sets
+from conntrackd.flow import Nat
 
 Span = tuple[int, int]
 Range = tuple[int, int]
@@ -209,6 +211,34 @@ def list_leaves(expression: Expression) -> Iterator[Leaf]:
             yield from list_leaves(item)
         case _:
             yield expression
+
+
+def list_fields(expression: Expression) -> Iterator[Field]:
+    """The attributes of the message that a condition asks for."""
+    for leaf in list_leaves(expression):
+        match leaf:
+            case NumberIn(asked) | AddressIn(asked):
+                yield from (field for field in asked if field.paths)
+            case StatusHas():
+                yield fields.STATUS
+            case MarkIn():
+                yield fields.MARK
+            case NatHas(mask):
+                if mask & Nat.SNAT:
+                    yield from (fields.SRC, fields.REPLY_DST, fields.SPORT, fields.REPLY_DPORT)
+                    yield from fields.ICMP_IDS.values()
+                if mask & Nat.DNAT:
+                    yield from (fields.DST, fields.REPLY_SRC, fields.DPORT, fields.REPLY_SPORT)
+            case Compare(subject) if subject.paths:
+                yield subject
+            case _:
+                pass
+
+
+def is_undecidable(leaf: Leaf) -> bool:
+    """Whether the kernel's program has to leave it to the core."""
+    is_duration = isinstance(leaf, Compare) and leaf.subject is fields.DURATION
+    return is_duration or isinstance(leaf, LocationIn | SetIn)
 
 
 def get_sets(rules: Iterable[Rule]) -> dict[str, AddressSet]:

@@ -32,10 +32,11 @@ from conntrackd.filter.ast import (
     StatusHas,
     TypeIs,
     compute_span,
+    is_undecidable,
+    list_fields,
     list_leaves,
     merge_ranges,
 )
-from conntrackd.filter.attributes import is_undecidable, list_fields
 from conntrackd.filter.fields import FAMILIES, FAMILY, Field, Prefix
 from conntrackd.filter.sample import FACTORS, SHIFTS, compute_limit
 from conntrackd.flow import EventType, Nat

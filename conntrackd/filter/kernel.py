@@ -22,10 +22,10 @@ from conntrackd.filter.ast import (
     Rule,
     SetIn,
     TypeIs,
+    is_undecidable,
     list_leaves,
     push_not_inward,
 )
-from conntrackd.filter.attributes import is_undecidable
 from conntrackd.filter.bpfcode import Program
 from conntrackd.flow import EventType
 

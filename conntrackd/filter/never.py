@@ -32,7 +32,6 @@ from conntrackd.filter.ast import (
     merge_ranges,
     push_not_inward,
 )
-from conntrackd.filter.countries import CODES, MEANT
 from conntrackd.filter.diagnostics import show
 from conntrackd.filter.render import render
 from conntrackd.filter.shadowing import list_shadowed, to_ranges
@@ -51,6 +50,22 @@ COUNTRIES: Final = frozenset({fields.SRC_COUNTRY, fields.DST_COUNTRY})
 NAMES: Final = {int(protocol): protocol.name for protocol in Protocol}
 MAPPED: Final = ip_network("::ffff:0:0/96")
 MAPPED_RANGE: Final = compute_span(fields.to_prefix(MAPPED))
+# ISO 3166-1 alpha-2 by its first letter, and XK, which is Kosovo to everybody who makes such databases.
+SECOND_LETTERS: Final = {
+    "A": "DEFGILMOQRSTUWXZ", "B": "ABDEFGHIJLMNOQRSTVWYZ", "C": "ACDFGHIKLMNORUVWXYZ", "D": "EJKMOZ",
+    "E": "CEGHRST", "F": "IJKMOR", "G": "ABDEFGHILMNPQRSTUWY", "H": "KMNRTU", "I": "DELMNOQRST",
+    "J": "EMOP", "K": "EGHIMNPRWYZ", "L": "ABCIKRSTUVY", "M": "ACDEFGHKLMNOPQRSTUVWXYZ",
+    "N": "ACEFGILOPRUZ", "O": "M", "P": "AEFGHKLMNRSTWY", "Q": "A", "R": "EOSUW",
+    "S": "ABCDEGHIJKLMNORSTVXYZ", "T": "CDFGHJKLMNORTVWZ", "U": "AGMSYZ", "V": "ACEGINU", "W": "FS",
+    "X": "K", "Y": "ET", "Z": "AMW",
+}  # fmt: skip
+CODES: Final = frozenset(first + second for first, letters in SECOND_LETTERS.items() for second in letters)
+
+# Languages, domains, car plates, and states that are gone.
+MEANT: Final = {
+    "AN": "CW", "BU": "MM", "CS": "CZ", "DD": "DE", "EL": "GR", "EN": "GB", "FX": "FR", "JA": "JP",
+    "KO": "KR", "SP": "ES", "SU": "RU", "SW": "SE", "TP": "TL", "UK": "GB", "YU": "RS", "ZR": "CD",
+}  # fmt: skip
 # Conditions of all rules that are looked at, 26 us each: what comes after them is not claimed to be in vain.
 MAX_STEPS: Final = 10_000
 

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from pytest_mock import MockerFixture
 
 from conntrackd import bpf
-from conntrackd.filter import attributes, bpfcode, fields
-from conntrackd.filter.ast import Rule, push_not_inward
+from conntrackd.filter import bpfcode, fields
+from conntrackd.filter.ast import Rule, list_fields, push_not_inward
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
@@ -85,7 +85,7 @@ def test_what_a_flows_beginning_is_remembered_from_is_passed_up_whatever_the_rul
 def count_fields(some: Sequence[Rule]) -> int:
     """How many attributes the program has to remember the places of."""
     plain = [push_not_inward(rule.expression) for rule in some]
-    return len({fields.PROTOCOL, *(field for leaf in plain for field in attributes.list_fields(leaf))})
+    return len({fields.PROTOCOL, *(field for leaf in plain for field in list_fields(leaf))})
 
 
 @given(kernel_rules, flows(located=False))
