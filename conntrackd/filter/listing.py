@@ -5,9 +5,8 @@ from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Final
 
 from conntrackd.filter import fields
-from conntrackd.filter.merge import Interval
 from conntrackd.filter.sets import AddressSet, Sets
-from conntrackd.filter.table import FOUND, MAX_NUMBER, WORD_BITS, Condition, Table, Test
+from conntrackd.filter.table import FOUND, MAX_NUMBER, WORD_BITS, Condition, Interval, Table, Test
 
 # Of a long list the first of it; all of 1,000 addresses help nobody.
 SHOWN: Final = 6

@@ -1,12 +1,13 @@
 """AST -> the table of tests that the core decides by, and that table as bytes (see core/decide.h).
 
 It is written from the last rule to the first: whoever writes a test knows where to go on from it, and all
-jumps lead forward. Rules that stand side by side and differ in one list share one look-up (merge.py).
+jumps lead forward. Rules that stand side by side and differ in one list share one look-up (a Run).
 """
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Final, NamedTuple, assert_never
 
 from conntrackd.filter.ast import (
@@ -36,7 +37,6 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.evaluate import is_located_in
 from conntrackd.filter.fields import DURATION, Field
-from conntrackd.filter.merge import Interval, Run, flatten, list_intervals, list_runs
 from conntrackd.filter.sets import AddressSet
 from conntrackd.flow import ALL_EVENTS, EventType, Location
 
@@ -57,6 +57,18 @@ CORE_FIELDS: Final = (
 )
 NUMBERS: Final = {name: number for number, name in enumerate(CORE_FIELDS)}
 WORD_BITS: Final = 64
+SetLeaf = AddressIn | NumberIn
+Key = tuple[type, tuple[Field, ...], tuple[Expression, ...]]
+# Fewer rules than this are quicker one by one.
+SHORTEST_RUN: Final = 4
+
+
+class Interval(NamedTuple):
+    """An inclusive range of numbers or addresses, and the rule that names it."""
+
+    low: int
+    high: int
+    number: int
 
 
 class Test(NamedTuple):
@@ -125,6 +137,16 @@ class Table:
         return struct.pack(f"={len(words)}Q", *words)
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rules `first`, `first` + 1, ... (counted from 1): `rest` is the same in all, one list differs."""
+
+    first: int
+    fields: tuple[Field, ...]
+    rest: tuple[Expression, ...]
+    leaves: tuple[SetLeaf, ...]
+
+
 def compile_table(
     rules: Sequence[Rule], protocols: frozenset[int] | None = None, events: int = ALL_EVENTS
 ) -> Table:
@@ -179,7 +201,7 @@ class _Writer:
 
     def write(self, protocols: frozenset[int] | None, events: int) -> Table:
         target = self._end(0)
-        runs = {run.first + len(run.leaves) - 1: run for run in list_runs(self._rules)}
+        runs = {run.first + len(run.leaves) - 1: run for run in _list_runs(self._rules)}
         number = len(self._rules)
         while number:
             if number in runs:
@@ -297,7 +319,7 @@ class _Writer:
         """Look-ups, one for each field and family: the lowest rule that any of them finds decides."""
         found = self._end(len(self._rules) + 1)
         sizes = (None,) if isinstance(run.leaves[0], NumberIn) else tuple(FAMILY_SUFFIXES)
-        tables = {size: _list_found(list_intervals(run, size)) for size in sizes}
+        tables = {size: _flatten(_list_intervals(run, size)) for size in sizes}
         several = len(run.fields) > 1
         start = self._add(Test(FOUND, (Interval(1, MAX_NUMBER, 0),), found, no)) if several else no
         for field in reversed(run.fields):
@@ -340,13 +362,6 @@ def _ask_bits(field: str, mask: int) -> Question:
     return Question(field, [(1, mask)] if mask else [], mask)
 
 
-def _list_found(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
-    """Apart from each other, each with the lowest rule that names it."""
-    bounds, numbers = flatten(intervals)
-    ends = zip(bounds, bounds[1:], numbers[1:], strict=False)
-    return tuple(Interval(low, end - 1, number) for low, end, number in ends if number)
-
-
 def _list_compared(subject: Field, operator: str, number: int) -> list[Range]:
     """What a counter may be. The core has a duration one higher than it is, 0 where it is negative."""
     number += subject is DURATION
@@ -370,3 +385,82 @@ def _invert(ranges: Iterable[Range]) -> list[Range]:
             others.append((first, low - 1))
         first = high + 1
     return [*others, (first, MAX_NUMBER)] if first <= MAX_NUMBER else others
+
+
+# ---- rules that share one look-up -----------------------------------------------------------------------
+
+
+def _list_runs(rules: Sequence[Rule]) -> list[Run]:
+    """The runs worth a table of their own, in order; the rules' Nots must have been pushed inward.
+
+    A key is a rule without one of its lists: rules with a key in common differ in that list alone. From each
+    rule the key that most of the next rules share is taken, and if those are enough, they are a run.
+    """
+    keys = [_list_keys(rule.expression) for rule in rules]
+    runs = []
+    start = 0
+    while start < len(rules):
+        key, length = max(
+            ((key, _measure(keys, start, key)) for key in keys[start]),
+            key=lambda found: found[1],
+            default=(None, 1),
+        )
+        if key is not None and length >= SHORTEST_RUN:
+            leaves = tuple(lists[key] for lists in keys[start : start + length])
+            runs.append(Run(start + 1, key[1], key[2], leaves))
+            start += length
+        else:
+            start += 1
+    return runs
+
+
+def _list_keys(expression: Expression) -> dict[Key, SetLeaf]:
+    """Each list that the expression consists of, alone or beside other conditions, by all but its content."""
+    items = expression.items if isinstance(expression, And) else (expression,)
+    return {
+        (type(item), item.fields, items[:start] + items[start + 1 :]): item
+        for start, item in enumerate(items)
+        if isinstance(item, AddressIn | NumberIn)
+    }
+
+
+def _measure(keys: list[dict[Key, SetLeaf]], start: int, key: Key) -> int:
+    end = start
+    while end < len(keys) and key in keys[end]:
+        end += 1
+    return end - start
+
+
+def _list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
+    """What a run's lists hold: numbers (`size` is None), or the addresses of that many bytes."""
+    for number, leaf in enumerate(run.leaves, run.first):
+        if isinstance(leaf, NumberIn):
+            for low, high in leaf.ranges:
+                yield Interval(low, high, number)
+        else:
+            for prefix in leaf.prefixes:
+                if len(prefix.network) == size:
+                    yield Interval(*compute_span(prefix), number)
+
+
+def _flatten(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """Apart from each other, each with the lowest rule that names it.
+
+    A sweep over all bounds, from low to high, with a heap of the intervals that are open at the moment.
+    """
+    waiting = sorted(intervals, reverse=True)
+    active: list[tuple[int, int]] = []  # number and high, the lowest number first
+    bounds: list[int] = []
+    numbers = [0]
+    for bound in sorted({interval.low for interval in waiting} | {interval.high + 1 for interval in waiting}):
+        while waiting and waiting[-1].low == bound:
+            interval = waiting.pop()
+            heappush(active, (interval.number, interval.high))
+        while active and active[0][1] < bound:
+            heappop(active)
+        number = active[0][0] if active else 0
+        if number != numbers[-1]:
+            bounds.append(bound)
+            numbers.append(number)
+    ends = zip(bounds, bounds[1:], numbers[1:], strict=False)
+    return tuple(Interval(low, end - 1, number) for low, end, number in ends if number)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conntrackd import core
 from conntrackd.core._core import Locations
-from conntrackd.filter import merge, table
+from conntrackd.filter import table
 from conntrackd.filter.ast import NumberIn, Rule, conjoin, negate
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.fields import Field
@@ -286,13 +286,13 @@ def cut_first(question: table.Question) -> table.Question:
 
 
 def ignore_order(patch: pytest.MonkeyPatch) -> None:
-    whole = merge.flatten
+    whole = table._flatten
 
-    def broken(found: Any) -> tuple[list[int], list[int]]:
-        bounds, numbers = whole([interval._replace(number=-interval.number) for interval in found])
-        return bounds, [abs(number) for number in numbers]
+    def broken(found: Any) -> tuple[table.Interval, ...]:
+        flat = whole([interval._replace(number=-interval.number) for interval in found])
+        return tuple(interval._replace(number=-interval.number) for interval in flat)
 
-    patch.setattr(table, "flatten", broken)
+    patch.setattr(table, "_flatten", broken)
 
 
 BREAKS: dict[str, Break] = {
