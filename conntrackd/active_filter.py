@@ -21,7 +21,7 @@ from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import ALL_EVENTS, EventType
 from conntrackd.metrics.flows import FlowMetric, open_flow_metrics
-from conntrackd.netlink.shares import EventSockets
+from conntrackd.netlink.socket import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, choose_records, list_types
 from conntrackd.sinks import list_sinks

@@ -38,7 +38,7 @@ BPF_K: Final = 0x00
 BPF_X: Final = 0x08
 BPF_TAX: Final = 0x00
 BPF_MAXINSNS: Final = 4096
-# What stands before a filter where there are several readers: netlink/shares.py.
+# What stands before a filter where there are several readers: netlink/socket.py.
 SHARE_INSTRUCTIONS: Final = 9
 ROOM: Final = BPF_MAXINSNS - SHARE_INSTRUCTIONS
 BPF_MEMWORDS: Final = 16

@@ -18,7 +18,7 @@ from conntrackd.filter.kernel import REMEMBERS
 from conntrackd.filter.sets import NO_SETS
 from conntrackd.flow import ALL_EVENTS, EventType
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.shares import EventSockets
+from conntrackd.netlink.socket import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered

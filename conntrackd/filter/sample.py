@@ -10,7 +10,7 @@ from typing import Final
 MAX_RATE: Final = 1_000_000
 WORD: Final = (1 << 32) - 1
 # Each bit of the id changes half of the bits of the hash. Shares of readers are cut by the id itself
-# (netlink/shares.py): with the id for a hash, one of two readers would have all of 1/2.
+# (netlink/socket.py): with the id for a hash, one of two readers would have all of 1/2.
 SHIFTS: Final = (16, 15, 16)
 FACTORS: Final = (0x7FEB352D, 0x846CA68B)
 

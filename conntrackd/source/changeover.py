@@ -16,8 +16,7 @@ from conntrackd.engine import SLOTS, Received
 from conntrackd.flow import EventType
 from conntrackd.netlink.constants import CTA_ID, NFGENMSG_LEN, NLMSG_HDRLEN
 from conntrackd.netlink.message import MalformedError, split, walk_attributes
-from conntrackd.netlink.shares import EventSockets
-from conntrackd.netlink.socket import EventSocket
+from conntrackd.netlink.socket import EventSocket, EventSockets
 from conntrackd.reader import Reader, ReportedDrops
 
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY

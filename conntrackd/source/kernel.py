@@ -16,8 +16,9 @@ from conntrackd.errors import ConntrackdError
 from conntrackd.flow import ABSENT, NANO, Lost
 from conntrackd.netlink.activation import TrackingTable
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.shares import (
+from conntrackd.netlink.socket import (
     NAME,
+    EventSocket,
     EventSockets,
     SocketShare,
     is_name,
@@ -25,7 +26,6 @@ from conntrackd.netlink.shares import (
     list_shares,
     open_share,
 )
-from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import ConntrackTable
 from conntrackd.netlink.tracking import News
 from conntrackd.notify import Notifier
@@ -44,7 +44,7 @@ from conntrackd.units import render_size
 logger = logging.getLogger(__name__)
 
 # The name in systemd's store of descriptors (sd_pid_notify_with_fds(3)) of the socket that the table belongs
-# to which has connections tracked; those of events are in netlink/shares.py. What is kept there lasts through
+# to which has connections tracked; those of events are in netlink/socket.py. What is kept there lasts through
 # a restart, and goes at a real stop.
 STORED_TABLE: Final = "table"
 # A loss is a problem for so long: it is over, but for who asks every few minutes.

@@ -14,7 +14,7 @@ from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.files import MADE, KindError, check_folder
 from conntrackd.flow import ABSENT, NANO, Lost
-from conntrackd.netlink.shares import NAME
+from conntrackd.netlink.socket import NAME
 
 # Each is a write of twenty bytes; after a crash the gap seems to begin by so much too early.
 NOTE_SECONDS: Final = 10

@@ -10,8 +10,14 @@ from conntrackd import bpf
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.kernel import KernelFilter, compile_kernel
 from conntrackd.flow import ALL_EVENTS, Flow
-from conntrackd.netlink.shares import SocketShare, compile_share, is_name, is_whole, list_shares
-from conntrackd.netlink.socket import attach_program
+from conntrackd.netlink.socket import (
+    SocketShare,
+    attach_program,
+    compile_share,
+    is_name,
+    is_whole,
+    list_shares,
+)
 from tests.engine.feed import MESSAGES, pair
 from tests.filter.strategies import flows, kernel_rules
 from tests.filter.test_kernel import EXAMPLE, TCP_UDP
