@@ -11,13 +11,12 @@ from typing import Any, Final
 from dbus_fast import Message, MessageFlag, MessageType
 
 from conntrackd.bus import limits
-from conntrackd.bus.callers import Callers
+from conntrackd.bus.callers import ROOT, Callers, Polkit
 from conntrackd.bus.connection import Connection, make_error
 from conntrackd.bus.control import asked_by_root
 from conntrackd.bus.interface import CONTROL, INFO, OBSERVE, Interface, Method
 from conntrackd.bus.names import INTROSPECTABLE, MANAGER_PATH, OBJECT_MANAGER, PEER, PROPERTIES
 from conntrackd.bus.objects import Objects, ReadOnlyError, UnknownInterfaceError, UnknownMethodError
-from conntrackd.bus.polkit import ROOT, Polkit
 from conntrackd.bus.transport import RemoteError, to_body
 from conntrackd.errors import ConntrackdError, NotPermittedError
 

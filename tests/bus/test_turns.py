@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from conntrackd.bus.callers import Polkit
 from conntrackd.bus.limits import Turns
-from conntrackd.bus.polkit import Polkit
 from tests.bus.private import PrivateBus, Served, as_user, wait_until
 from tests.bus.raw import Raw, call
 

@@ -702,7 +702,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "without polkit nobody but root may do more than look",
-        "conntrackd/bus/polkit.py",
+        "conntrackd/bus/callers.py",
         "if action == INFO:",
         "if True:",
         "tests/bus/test_polkit.py::test_every_method_is_for_those_it_is_for",
