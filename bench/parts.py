@@ -26,7 +26,7 @@ from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.template import Template
-from conntrackd.sinks.loki_body import gather_streams, write_streams
+from conntrackd.sinks.loki_push import gather_streams, write_streams
 from conntrackd.stats import Stats
 
 CORE: Final = NativeEngine(True)

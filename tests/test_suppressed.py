@@ -18,7 +18,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.render import json, loki, syslog
 from conntrackd.render.parse import parse_record
 from conntrackd.render.rendered import HELD
-from conntrackd.sinks.loki_body import gather_streams, write_streams
+from conntrackd.sinks.loki_push import gather_streams, write_streams
 from tests.engine.feed import ENGINES
 from tests.filter.rows import parse
 from tests.sinks.flows import make_flows

@@ -18,7 +18,7 @@ from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import NAMES, REPORTS, Record, parse_text
 from conntrackd.render.template import render_time
 from conntrackd.sinks.loki import Settings, make_headers, make_labels
-from conntrackd.sinks.loki_body import REPLAY
+from conntrackd.sinks.loki_push import REPLAY
 from conntrackd.sinks.tls import make_context, name_cause
 from conntrackd.text import quote as quote_text
 

@@ -1,4 +1,4 @@
-"""Loki's push API: open, write a body, close. loki_reply.py interprets the replies."""
+"""Loki's push API: open, write a body, close. loki_push.py has the bodies, and interprets the replies."""
 
 import base64
 import contextlib
@@ -23,8 +23,19 @@ from conntrackd.render.schema import NATIVE, SCHEMAS, Schema
 from conntrackd.sinks.anonymizer import read_anonymizer
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.http_reply import Reply
-from conntrackd.sinks.loki_body import Kind, gather_streams, halve, list_kinds, split_streams, write_streams
-from conntrackd.sinks.loki_reply import FINAL, LATER, STORED, interpret, is_stream_refused
+from conntrackd.sinks.loki_push import (
+    FINAL,
+    LATER,
+    STORED,
+    Kind,
+    gather_streams,
+    halve,
+    interpret,
+    is_stream_refused,
+    list_kinds,
+    split_streams,
+    write_streams,
+)
 from conntrackd.sinks.secrets import (
     Origins,
     encode_basic,

@@ -26,7 +26,7 @@ from conntrackd.reader import Reader
 from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.http import HttpConnection
 from conntrackd.sinks.loki import PUSH, Loki
-from conntrackd.sinks.loki_body import gather_streams, write_streams
+from conntrackd.sinks.loki_push import gather_streams, write_streams
 
 POINTS = ("received", "selected", "spooled", "sent", "acknowledged")
 

@@ -274,10 +274,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no redirect is a success",
-        "conntrackd/sinks/loki_reply.py",
+        "conntrackd/sinks/loki_push.py",
         "if status == STORED:",
         "if status == STORED or 300 <= status < 400:",
-        "tests/sinks/test_loki_reply.py::test_a_redirect_is_an_outage_that_names_its_cause",
+        "tests/sinks/test_loki_push.py::test_a_redirect_is_an_outage_that_names_its_cause",
     ),
     Mutation(
         "an interim reply is none",
@@ -330,14 +330,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what Loki blocks is not delivered",
-        "conntrackd/sinks/loki_reply.py",
+        "conntrackd/sinks/loki_push.py",
         "STORED: Final = 204",
         "STORED: Final = 260",
         "tests/sinks/test_loki_delivery.py::test_what_loki_blocks_is_not_said_to_be_delivered",
     ),
     Mutation(
         "of a push with bad entries the good ones are delivered",
-        "conntrackd/sinks/loki_reply.py",
+        "conntrackd/sinks/loki_push.py",
         "None if refused is None else refused.old_events + refused.other_events",
         "None",
         "tests/sinks/test_loki_delivery.py::"
@@ -345,7 +345,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "late events are noticed",
-        "conntrackd/sinks/loki_body.py",
+        "conntrackd/sinks/loki_push.py",
         "sorted(streams, key=counts.__getitem__)",
         "streams",
         "tests/sinks/test_loki_delivery.py::"
@@ -367,7 +367,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "of a push with late events only these are replayed",
-        "conntrackd/sinks/loki_reply.py",
+        "conntrackd/sinks/loki_push.py",
         "in before else BEHIND_SECONDS",
         "in before else 10**9",
         "tests/sinks/test_loki_delivery.py::"

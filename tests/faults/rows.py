@@ -43,7 +43,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     15: [("test_state.py", "test_row_15_")],
     16: [
         (SINKS, "test_row_16_"),
-        ("tests/sinks/test_loki_reply.py", "test_"),
+        ("tests/sinks/test_loki_push.py", "test_"),
         ("tests/sinks/test_loki.py", "test_no_re"),
         ("tests/sinks/test_loki_delivery.py", "test_"),
     ],
@@ -137,7 +137,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
     ],
     32: [
         ("tests/cli/test_views.py", "test_nothing_from_a_network_or_a_database"),
-        ("tests/sinks/test_loki_reply.py", "test_no_control_character_of_a_reply"),
+        ("tests/sinks/test_loki_push.py", "test_no_control_character_of_a_reply"),
         ("tests/sinks/test_journal.py", "test_no_value_can_begin_a_field"),
         ("tests/engine/test_render_json.py", "test_text_of_a_database_cannot_leave"),
         ("tests/sinks/test_controls.py", "test_no_sink_holds"),
@@ -210,7 +210,7 @@ ROWS: Final[dict[int, list[tuple[str, str]]]] = {
         (REMOTE, "test_row_41_"),
         ("tests/sinks/test_http.py", "test_"),
         ("tests/sinks/test_http_reply.py", "test_"),
-        ("tests/sinks/test_loki_reply.py", "test_no_other_success"),
+        ("tests/sinks/test_loki_push.py", "test_no_other_success"),
         ("tests/sinks/test_loki_delivery.py", "test_what_was_not_stored"),
     ],
     42: [

@@ -15,7 +15,7 @@ from conntrackd.render import json as json_lines
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
-from conntrackd.sinks.loki_body import gather_streams, write_streams
+from conntrackd.sinks.loki_push import gather_streams, write_streams
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 from tests.rendering import list_texts
