@@ -17,7 +17,7 @@ from bench.rows import KEEP_ALL
 from conntrackd.active_filter import compile_filter
 from conntrackd.config.read import read_config
 from conntrackd.core._core import Batch
-from conntrackd.delivery.compression import compress
+from conntrackd.delivery.batch import compress
 from conntrackd.delivery.datagrams import Framing, frame
 from conntrackd.engine import SLOTS, Engine
 from conntrackd.engine.native import NativeEngine

@@ -20,7 +20,7 @@ from typing import IO, ClassVar, Final
 
 from bench.arena import BUILD
 from bench.capture import SO_RCVBUFFORCE
-from conntrackd.delivery.compression import decompress
+from conntrackd.delivery.batch import decompress
 from conntrackd.render.journal import EVENT_ID
 from conntrackd.render.loki import LOST
 

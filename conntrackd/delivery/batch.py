@@ -1,17 +1,30 @@
-"""Batch: what one write is about, and the bytes that it is on disk. Pure values."""
+"""Batch: what one write is about, and the bytes that it is on disk. Pure values.
+
+These are compressed, as are the bodies for Loki: by ISA-L where it is installed, else by zlib.
+"""
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from conntrackd.delivery.compression import compress, decompress
 from conntrackd.delivery.losses import dump_loss
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered, join, pack, unpack
 from conntrackd.render.template import Template
 
+try:  # Debian has it since 13
+    from isal import isal_zlib
+except ImportError:
+    isal_zlib = None  # type: ignore[assignment]
+
 # The first byte on disk. Nothing that a version before 2.1 stored begins with one of them.
 EVENTS, LOSS = b"E", b"L"
+# A gzip header without a time: the same events are the same bytes.
+GZIP: Final = 16 + zlib.MAX_WBITS
+# zlib takes 1.13 us for 20 bytes an event at level 1, 0.92 for 17 at level 3; ISA-L 0.21 for 19 at level 1.
+ZLIB_LEVEL, ISAL_LEVEL = 3, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +84,20 @@ def unpack_batch(data: bytes) -> Batch:
     if kind == LOSS:
         return Batch.of_loss(Lost(*json.loads(content)))
     raise ValueError("not a packed batch")
+
+
+def compress(texts: Iterable[bytes | memoryview]) -> bytes:
+    """One after the other, without a copy of all of them: a second's events are 10 MB at 25,000 a second."""
+    if isal_zlib is not None:
+        compressor = isal_zlib.compressobj(ISAL_LEVEL, isal_zlib.DEFLATED, GZIP)
+    else:
+        compressor = zlib.compressobj(ZLIB_LEVEL, zlib.DEFLATED, GZIP)
+    return b"".join([*map(compressor.compress, texts), compressor.flush()])
+
+
+def decompress(data: bytes) -> bytes:
+    """Raises ValueError if it is not gzip."""
+    try:
+        return zlib.decompress(data, GZIP)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Final
 
-from conntrackd.delivery.batch import Batch
-from conntrackd.delivery.compression import decompress
+from conntrackd.delivery.batch import Batch, decompress
 from conntrackd.flow import EventType, Protocol
 from conntrackd.render.rendered import Rendered, Stream
 

@@ -14,7 +14,7 @@ from conntrackd import VERSION
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
-from conntrackd.delivery.compression import compress
+from conntrackd.delivery.batch import compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
 from conntrackd.render import loki
 from conntrackd.render.anonymize import Anonymizer

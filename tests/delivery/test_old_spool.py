@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conntrackd.config.read import read_config
-from conntrackd.delivery.compression import compress
+from conntrackd.delivery.batch import compress
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkUnavailable
 from conntrackd.delivery.spool import Spool

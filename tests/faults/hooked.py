@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conntrackd.cli.daemon import main
-from conntrackd.delivery.batch import unpack_batch
-from conntrackd.delivery.compression import compress
+from conntrackd.delivery.batch import compress, unpack_batch
 from conntrackd.delivery.spool import Spool
 from conntrackd.delivery.store import PackedBatch
 from conntrackd.engine import EventBatch

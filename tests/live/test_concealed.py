@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.delivery.compression import GZIP
+from conntrackd.delivery.batch import GZIP
 from conntrackd.render.anonymize import Anonymizer
 from tests.bus.private import PrivateBus
 from tests.faults.receivers import Receivers, receive

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conntrackd.delivery.compression import GZIP, compress
+from conntrackd.delivery.batch import GZIP, compress
 from conntrackd.delivery.datagrams import Framing, frame
 from conntrackd.engine import Engine
 from conntrackd.flow import Location

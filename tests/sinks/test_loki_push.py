@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrackd.config.labels import FIELDS, OWN_LABELS
-from conntrackd.delivery.compression import GZIP, compress
+from conntrackd.delivery.batch import GZIP, compress
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkUnavailable
 from conntrackd.flow import EventType, Flow, Location, Lost, Protocol
 from conntrackd.render import fields
@@ -147,7 +147,7 @@ def test_the_same_events_are_the_same_bytes() -> None:
 def test_without_isal_a_body_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     events = make(*make_flows(300))
     found = read(events)
-    monkeypatch.setattr("conntrackd.delivery.compression.isal_zlib", None)
+    monkeypatch.setattr("conntrackd.delivery.batch.isal_zlib", None)
 
     assert read(events) == found
 
