@@ -1,23 +1,49 @@
 """What spools of version 2.0 hold: payloads as their sinks wrote them. Read after an upgrade, never written.
 
+They are rows of an SQLite database, which is gone when its rows have been taken over.
 Syslog's are messages with their numbers, each behind its length; Loki's are compressed bodies.
 """
 
 import json
 import struct
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
+from pathlib import Path
 from typing import Any, Final
 
 from conntrackd.delivery.batch import Batch, decompress
-from conntrackd.flow import EventType, Protocol
+from conntrackd.delivery.store import PackedBatch
+from conntrackd.flow import ABSENT, EventType, Protocol
 from conntrackd.render.rendered import Rendered, Stream
 
+MAX_EVENTS: Final = 10_000_000  # of a row: a damaged number must not turn the sums upside down
+QUERY: Final = "SELECT number, events, oldest, checksum, payload FROM parcels ORDER BY number"
 GZIP_MAGIC: Final = b"\x1f\x8b"
 LENGTH: Final = struct.Struct(">I")
 # What marked a LOST record, in each of syslog's formats; no value can hold it: its quotes are escaped.
 LOST_MARKS: Final = (b' type="LOST"', b',"type":"LOST"')
+
+
+def read_database(path: Path) -> Iterator[tuple[PackedBatch, bool]]:
+    """Each packed batch, and whether it is intact. The last has ABSENT events where no more can be read."""
+    import sqlite3  # noqa: PLC0415  # it takes memory
+
+    try:
+        database = sqlite3.connect(path, isolation_level=None)
+        try:
+            for number, events, oldest, checksum, payload in database.execute(QUERY):
+                if not (isinstance(events, int) and isinstance(oldest, int) and isinstance(payload, bytes)):
+                    yield PackedBatch(b"", ABSENT), False
+                    continue
+                head = b"%d %d %d" % (number, events, oldest)
+                is_whole = zlib.crc32(payload, zlib.crc32(head)) == checksum
+                yield PackedBatch(payload, max(0, min(events, MAX_EVENTS)), oldest), is_whole
+        finally:
+            database.close()
+    except (sqlite3.Error, ValueError, ArithmeticError):  # UnicodeDecodeError: SQLite repeats what is there
+        yield PackedBatch(b"", ABSENT), False
 
 
 def read_old_payload(payload: bytes, oldest: int) -> tuple[Batch, ...]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.delivery.losses import Losses, is_alike, join_losses
+from conntrackd.delivery.old_spool import read_database
 from conntrackd.delivery.segment import (
     Head,
     Segment,
@@ -100,8 +101,6 @@ class Spool:
         path = self._path.with_name(f"{self._name}.sqlite")
         if not path.is_file():
             return
-        from conntrackd.delivery.spool_import import read_database  # noqa: PLC0415  # sqlite3 takes memory
-
         is_whole = True
         for packed, is_good in read_database(path):
             if is_good:
