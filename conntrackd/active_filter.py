@@ -7,8 +7,7 @@ from typing import NamedTuple
 from conntrackd import bpf
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.config.sets import read_sets
+from conntrackd.config.rules import list_rules, read_rules, read_sets
 from conntrackd.engine import Engine, Opaque, RuleTable
 from conntrackd.errors import ConntrackdError, ManyErrors
 from conntrackd.filter.ast import Rule, put_sets

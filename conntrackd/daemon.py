@@ -28,7 +28,7 @@ from conntrackd.active_filter import (
 from conntrackd.bus.control import Finding, Listener, SinkStatus
 from conntrackd.config import options
 from conntrackd.config.read import ETC, Config, Reading, check_sinks, raise_mistakes, read_all
-from conntrackd.config.sets import read_sets
+from conntrackd.config.rules import read_sets
 from conntrackd.control import DaemonControl
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from conntrackd.apart import run_apart
 from conntrackd.bus.control import SetEntry, SetStatus
 from conntrackd.config.read import Config
-from conntrackd.config.sets import list_set_files, read_files
+from conntrackd.config.rules import list_set_files, read_files
 from conntrackd.engine import Engine, Opaque
 from conntrackd.errors import ConntrackdError, ManyErrors, UsageError
 from conntrackd.filter.ast import Rule, get_sets

@@ -21,8 +21,7 @@ from conntrackd.active_filter import compile_filter, compile_sink_filter, make_s
 from conntrackd.config import options
 from conntrackd.config.option import Option
 from conntrackd.config.read import ETC, Config, Reading
-from conntrackd.config.rules import list_rules, read_rules
-from conntrackd.config.sets import list_set_files, try_sets
+from conntrackd.config.rules import list_rules, list_set_files, read_rules, try_sets
 from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine

@@ -266,7 +266,7 @@ def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] =
     Those that were `typed` as arguments are called by their numbers.
     """
     from conntrackd.config import options, rules  # noqa: PLC0415
-    from conntrackd.config.sets import read_sets  # noqa: PLC0415
+    from conntrackd.config.rules import read_sets  # noqa: PLC0415
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 

@@ -59,7 +59,7 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     Sets are those of the configuration, which is read for nothing else.
     """
     from conntrackd.cli.filter import warn_of_status  # noqa: PLC0415
-    from conntrackd.config.sets import read_sets  # noqa: PLC0415
+    from conntrackd.config.rules import read_sets  # noqa: PLC0415
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
     from conntrackd.filter.limit import refuse_limits  # noqa: PLC0415

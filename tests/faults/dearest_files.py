@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from conntrackd.config import document, rules, sets
+from conntrackd.config import document, rules
 from conntrackd.config import read as config
 from conntrackd.config.options import OPTIONS
 from conntrackd.errors import ConntrackdError
@@ -103,7 +103,7 @@ def read_set(kind: str, folder: Path) -> tuple[int, int]:
     with (folder / "set").open("w") as file:
         file.writelines(SETS[kind]())
     given = config.read_config({"sets": [f"bad={folder}/set"]}, {})
-    return measure(lambda: sets.read_sets(given))
+    return measure(lambda: rules.read_sets(given))
 
 
 def read_list(key: str) -> tuple[int, int]:

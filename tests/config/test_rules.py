@@ -7,7 +7,7 @@ import pytest
 
 from conntrackd.config import options
 from conntrackd.config.read import Config, read_config
-from conntrackd.config.sets import read_sets
+from conntrackd.config.rules import read_sets
 from conntrackd.errors import ConfigError, ManyErrors
 
 
@@ -83,7 +83,7 @@ def test_all_that_is_wrong_with_any_file_is_reported_and_what_is_missing_by_the_
 
 
 def test_sets_have_room_for_so_many_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conntrackd.config.sets.MAX_ENTRIES", 3)
+    monkeypatch.setattr("conntrackd.config.rules.MAX_ENTRIES", 3)
     (tmp_path / "two").write_text("10.0.0.1\n10.0.0.2\n")
     config = read(tmp_path, "sets: {a: two}")
 
