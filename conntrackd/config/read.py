@@ -15,10 +15,9 @@ from typing import Final, TypeVar, cast
 
 from conntrackd.config import named, options, together
 from conntrackd.config.document import Entry, Node, Scalar, Section, read_document
-from conntrackd.config.keys import Keys
 from conntrackd.config.named import NamedSink
 from conntrackd.config.nodes import list_items
-from conntrackd.config.option import Option
+from conntrackd.config.option import Keys, Option
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.values import OFF_WORDS, BadValueError, check_characters, parse_flag
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
@@ -41,7 +40,7 @@ LEFT_OVER: Final = re.compile(
 )
 MAX_MISTAKES: Final = 100  # that are shown; a file of another program has one on each line
 
-KEYS: Final = Keys(sections=[named.SECTION])
+KEYS: Final = Keys(OPTIONS, [named.SECTION])
 
 
 @dataclass(frozen=True, slots=True)
