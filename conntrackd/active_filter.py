@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd import bpf
 from conntrackd.config import options
@@ -15,7 +15,14 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import list_sections, render_sections
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import REMEMBERED, compile_kernel
-from conntrackd.filter.never import LOGS_NOTHING_HINT, EventScope, list_silence, list_warnings, logs_nothing
+from conntrackd.filter.never import (
+    LOGS_NOTHING_HINT,
+    EventScope,
+    list_silence,
+    list_unknown_countries,
+    list_warnings,
+    logs_nothing,
+)
 from conntrackd.filter.render import render
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import ALL_EVENTS, EventType
@@ -24,6 +31,11 @@ from conntrackd.netlink.socket import EventSockets
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records, choose_records, list_types
 from conntrackd.sinks import list_sinks
+
+if TYPE_CHECKING:  # maxminddb is for those who have a database
+    from conntrackd.geoip.databases import GeoIP
+
+RUN_TIME: Final = "until a reload or restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,11 @@ class CoreFilter:
         """Events that the limit of each rule has held back, likewise; all are 0 where no rule has one."""
         limits = self.tables[0].limits
         return [0] * (len(self.rules) + 1) if limits is None else limits.totals
+
+    def list_doubts(self, geoip: "GeoIP | None") -> list[str]:
+        """What is doubtful in it, also beside what the databases know."""
+        known = frozenset[str]() if geoip is None else geoip.countries
+        return [*self.warnings, *map(str, list_unknown_countries(self.parsed, known))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +237,11 @@ def read_texts(config: Config) -> tuple[list[RuleText], str]:
 def name_origin(config: Config) -> str:
     """Where the rules of a configuration come from, for people."""
     return ", ".join(map(str, config.paths)) or "command line and environment"
+
+
+def name_run_time(timeout_s: int) -> str:
+    """Where rules come from that somebody has set, and how long they last."""
+    return f"run time, {f'for {timeout_s} s' if timeout_s else RUN_TIME}"
 
 
 def list_sink_tables(sinks: Mapping[str, CoreFilter]) -> dict[str, Sequence[RuleTable]]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd import VERSION, logs, sink_changes
 from conntrackd.active_filter import (
+    RUN_TIME,
     CoreFilter,
     Filter,
     RuleChange,
     compile_filter,
+    name_run_time,
     prepare_rules,
 )
 from conntrackd.apart import run_apart, run_to_its_end
@@ -45,7 +47,7 @@ from conntrackd.filter.listing import list_set_changes
 from conntrackd.flow import Protocol
 from conntrackd.records import choose_community_seeds
 from conntrackd.sink_changes import SinkChange
-from conntrackd.sink_filters import RUN_TIME, describe, list_doubts, list_warnings, name_run_time
+from conntrackd.sink_filters import describe, list_warnings
 from conntrackd.stats import Stats, list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
@@ -219,7 +221,7 @@ class DaemonControl(Control):
         instructions = self._count_instructions()
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
         return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
-            f"warning: {warning}" for warning in list_doubts(rules, self._daemon.pipeline.geoip)
+            f"warning: {warning}" for warning in rules.list_doubts(self._daemon.pipeline.geoip)
         ]
 
     async def _compile(self, rules: Sequence[str], origin: str) -> Filter:

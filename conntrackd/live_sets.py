@@ -12,6 +12,7 @@ from heapq import merge
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from conntrackd.active_filter import RUN_TIME
 from conntrackd.apart import run_apart
 from conntrackd.bus.control import SetEntry, SetStatus
 from conntrackd.config.read import Config
@@ -30,7 +31,6 @@ from conntrackd.filter.sets import (
     pack_entry,
     unpack_entry,
 )
-from conntrackd.sink_filters import RUN_TIME
 from conntrackd.text import quote, suggest
 
 if TYPE_CHECKING:

@@ -6,23 +6,21 @@ All of it happens in the thread of the event loop.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from conntrackd.active_filter import CoreFilter, compile_sink_filter, list_sink_tables
+from conntrackd.active_filter import CoreFilter, compile_sink_filter, list_sink_tables, name_run_time
 from conntrackd.apart import run_apart, run_to_its_end
 from conntrackd.bus.control import NO_FILTER, FilterStatus
 from conntrackd.errors import RuleError
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.explain import explain_sink_rules
-from conntrackd.filter.never import LOGS_FIRST_HINT, list_silence, list_unknown_countries, logs_nothing
+from conntrackd.filter.never import LOGS_FIRST_HINT, list_silence, logs_nothing
 
 if TYPE_CHECKING:
     from conntrackd.daemon import Daemon
     from conntrackd.geoip.databases import GeoIP  # maxminddb is for those who have a database
 
 logger = logging.getLogger(__name__)
-
-RUN_TIME: Final = "until a reload or restart"
 
 
 class SinkFilters:
@@ -120,25 +118,14 @@ class SinkFilters:
             timer.cancel()
 
 
-def name_run_time(timeout_s: int) -> str:
-    """Where rules come from that somebody has set, and how long they last."""
-    return f"run time, {f'for {timeout_s} s' if timeout_s else RUN_TIME}"
-
-
 def describe(name: str, rules: CoreFilter, geoip: "GeoIP | None") -> list[str]:
     """The filter of one sink, for people."""
     count = len(rules.rules)
     first = f"{count} rule{'' if count == 1 else 's'} in force for sink {name}, from {rules.origin}"
-    return [first, *(f"warning: {warning}" for warning in list_doubts(rules, geoip))]
+    return [first, *(f"warning: {warning}" for warning in rules.list_doubts(geoip))]
 
 
 def list_warnings(rules: CoreFilter, own: Mapping[str, CoreFilter], geoip: "GeoIP | None") -> list[str]:
     """What is doubtful in the global filter and in those of sinks."""
-    of_sinks = [f"sink {name}: {doubt}" for name, sink in own.items() for doubt in list_doubts(sink, geoip)]
-    return [*list_doubts(rules, geoip), *of_sinks]
-
-
-def list_doubts(rules: CoreFilter, geoip: "GeoIP | None") -> list[str]:
-    """What is doubtful in a filter, also beside what the databases know."""
-    known = frozenset[str]() if geoip is None else geoip.countries
-    return [*rules.warnings, *map(str, list_unknown_countries(rules.parsed, known))]
+    of_sinks = [f"sink {name}: {doubt}" for name, sink in own.items() for doubt in sink.list_doubts(geoip)]
+    return [*rules.list_doubts(geoip), *of_sinks]
