@@ -42,18 +42,19 @@ class Connection(Transport):
     descriptors are never received: the kernel closes them, because nothing here makes room for them.
     """
 
-    def __init__(self, address: str, find_refusal: FindRefusal) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__(address)
-        self._find_refusal = find_refusal
+        self._find_refusal: FindRefusal
         self._number = -1
         self._frame = bytearray()
         self._wanted = 0  # size of the first message in _frame, when it may pass
         self._skip = 0  # bytes to come of a message that was refused
         self._refused = 0
 
-    def take_over(self) -> None:
+    def take_over(self, find_refusal: FindRefusal) -> None:
         """To be called once after connect(): from here on it is this class that reads."""
         assert self._sock is not None
+        self._find_refusal = find_refusal
         self._number = self._sock.fileno()
         self._loop.remove_reader(self._number)
         self._loop.add_reader(self._number, self._read)

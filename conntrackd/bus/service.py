@@ -82,14 +82,12 @@ class BusService:
     async def _serve(self) -> None:
         """From connect() to the end of the connection."""
         session: Session | None = None
-        bus = Connection(
-            self._address, lambda header, body: session.find_refusal(header, body) if session else REFUSED
-        )
+        bus = Connection(self._address)
         try:
             await asyncio.wait_for(bus.connect(), CONNECT_SECONDS)
             session = Session(bus, self._objects, self._interfaces, self._limiter, self._turns)
             bus.add_message_handler(session.take)
-            bus.take_over()
+            bus.take_over(session.find_refusal)
             reply = await bus.ask(BUS, "RequestName", "su", [NAME, DO_NOT_QUEUE], CONNECT_SECONDS)
             if reply[0] != PRIMARY_OWNER:
                 raise UnavailableError(f"{NAME} is owned by another process")
@@ -105,6 +103,3 @@ class BusService:
             if session is not None:
                 session.close()
             bus.end()
-
-
-REFUSED: Final = UnavailableError("not ready yet")
