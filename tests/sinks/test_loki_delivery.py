@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
 from conntrackd.delivery.spool import Spool
-from conntrackd.flow import EventType, Location
+from conntrackd.flow import EventType, Flow, Location
 from conntrackd.sinks.loki import Loki
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, compute_imbalance, make_lost, run_until_idle, sum_dropped
@@ -26,6 +26,17 @@ from tests.sinks.loki_server import NANO, Fault, Handler, Limits, Server, Store,
 def make_outbox(loki: Loki, clock: Clock, spool: Spool | None, queue: int = 5000) -> Outbox:
     backoff = Backoff(0.5, 30.0)
     return Outbox(loki, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
+
+
+def deliver(server: Server, *batches: Sequence[Flow], seconds: float = 5.0) -> SinkStats:
+    """Each batch after the one before has had its time. What the outbox has counted in the end."""
+    clock = Clock()
+    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
+    for batch in batches:
+        hand_on(outbox, batch)
+        run_until_idle(outbox, clock, seconds=seconds)
+    outbox.stop(clock.now)
+    return outbox.snapshot()
 
 
 def list_stored(store: Store) -> list[int]:
@@ -76,15 +87,8 @@ def test_ten_minutes_of_events_while_loki_is_away_are_all_there_exactly_once(tmp
 def test_what_is_refused_is_counted_and_the_next_batch_goes(
     server: Server, store: Store, status: int
 ) -> None:
-    clock = Clock()
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
     store.faults.append(say(status))
-    hand_on(outbox, make_flows(10))
-    run_until_idle(outbox, clock, seconds=5.0)
-    hand_on(outbox, make_flows(10, 10))
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, make_flows(10), make_flows(10, 10))
 
     assert list_stored(store) == list(range(10, 20))
     assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (10, 10)
@@ -151,7 +155,6 @@ def test_an_event_that_is_denied_for_what_is_in_it_holds_up_no_other_for_ever(
     server: Server, store: Store, status: int
 ) -> None:
     """As a firewall for the web does: Loki's own answer to a push of nothing shows that it is not us."""
-    clock = Clock()
 
     def deny(handler: Handler) -> bool:
         store.faults.append(deny)
@@ -160,12 +163,7 @@ def test_an_event_that_is_denied_for_what_is_in_it_holds_up_no_other_for_ever(
         return False
 
     store.faults.append(deny)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    for first in (0, 10):
-        hand_on(outbox, make_flows(10, first))
-        run_until_idle(outbox, clock, seconds=900.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, make_flows(10), make_flows(10, 10), seconds=900.0)
 
     assert list_stored(store) == [number for number in range(20) if number != 7]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (19, 1)
@@ -233,7 +231,6 @@ def test_of_a_push_with_a_stream_that_is_wrong_as_a_whole_the_others_are_not_sai
     server: Server, store: Store
 ) -> None:
     """Loki stores them, and says what is wrong in words that no other program has to know."""
-    clock = Clock()
 
     def fault(handler: Handler) -> bool:
         store.faults.append(fault)
@@ -247,11 +244,7 @@ def test_of_a_push_with_a_stream_that_is_wrong_as_a_whole_the_others_are_not_sai
         return handler.reply(400, "stream '{type=\"DESTROY\"}' has a name that the owner does not like")
 
     store.faults.append(fault)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, [*make_flows(3), make_flow(3, EventType.DESTROY)])
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, [*make_flows(3), make_flow(3, EventType.DESTROY)])
 
     assert list_stored(store) == [0, 1, 2]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (3, 1)
@@ -289,59 +282,39 @@ def test_what_was_not_stored_is_not_delivered_and_arrives_later(
 
 
 def test_a_body_that_is_too_large_arrives_in_parts(server: Server, store: Store) -> None:
-    clock = Clock()
     store.limits = Limits(max_body=1000)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(300))
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
+    stats = deliver(server, make_flows(300))
 
     assert list_stored(store) == list(range(300))
     assert store.duplicates == 0
-    assert outbox.snapshot().sink_events_delivered_total == 300
+    assert stats.sink_events_delivered_total == 300
 
 
 def test_an_event_that_is_too_large_alone_is_dropped_and_the_others_arrive(
     server: Server, store: Store
 ) -> None:
-    clock = Clock()
     store.faults.extend([say(413), say(413), say(413)])  # 4 events, 2, and then the first alone
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(4))
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, make_flows(4))
 
     assert list_stored(store) == [1, 2, 3]
     assert (stats.sink_events_dropped_refused_total, stats.sink_events_delivered_total) == (1, 3)
 
 
 def test_late_events_arrive_in_streams_of_their_own(server: Server, store: Store) -> None:
-    clock = Clock()
     store.limits = Limits(max_behind=0)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(5, 100))
-    run_until_idle(outbox, clock, seconds=5.0)
-    hand_on(outbox, make_flows(5))
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
+    stats = deliver(server, make_flows(5, 100), make_flows(5))
 
     assert [dict(entry.metadata)["flow"] for entry in store.query(replay="1")] == ["0", "1", "2", "3", "4"]
-    assert outbox.snapshot().sink_events_delivered_total == 10
+    assert stats.sink_events_delivered_total == 10
 
 
 @pytest.mark.parametrize("limits", [Limits(max_metadata_size=120), Limits(max_metadata_count=8)])
 def test_an_event_with_too_much_in_it_is_refused_alone(server: Server, store: Store, limits: Limits) -> None:
-    clock = Clock()
     store.limits = limits
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
     flows = make_flows(9)
     for flow in flows[::4]:
         flow.dst_location = Location("Köln" * 20, "Germany", 50.9, 6.9)
-    hand_on(outbox, flows)
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, flows)
 
     assert list_stored(store) == [1, 2, 3, 5, 6, 7]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (6, 3)
@@ -372,49 +345,34 @@ def test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one(server: Ser
 def test_late_events_among_others_are_replayed_and_the_others_are_there_once(
     server: Server, store: Store, is_late: Callable[[int], bool]
 ) -> None:
-    clock, hour = Clock(), 3600 * NANO
+    hour = 3600 * NANO
     store.limits = Limits(max_behind=hour)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(2, 100))
-    run_until_idle(outbox, clock, seconds=5.0)
-    hand_on(outbox, [make_flow(n, time=BASE + n - (3 * hour if is_late(n) else 0)) for n in range(10)])
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
+    flows = [make_flow(n, time=BASE + n - (3 * hour if is_late(n) else 0)) for n in range(10)]
+    stats = deliver(server, make_flows(2, 100), flows)
     replayed = {int(dict(entry.metadata)["flow"]) for entry in store.query(replay="1")}
 
     assert sorted(list_stored(store)) == [*range(10), 100, 101]
     assert replayed == set(filter(is_late, range(10)))
-    assert outbox.snapshot().sink_events_delivered_total == 12
+    assert stats.sink_events_delivered_total == 12
 
 
 def test_late_events_are_noticed_though_another_stream_of_their_push_is_taken(
     server: Server, store: Store
 ) -> None:
     """Loki says 204 where the last stream of a push is good, and drops the others without a word."""
-    clock = Clock()
     store.limits = Limits(max_behind=0)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(5, 100))
-    run_until_idle(outbox, clock, seconds=5.0)
-    hand_on(outbox, [*make_flows(5), make_flow(5, EventType.DESTROY)])
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
+    stats = deliver(server, make_flows(5, 100), [*make_flows(5), make_flow(5, EventType.DESTROY)])
 
     assert set(list_stored(store)) == {*range(6), *range(100, 105)}
-    assert outbox.snapshot().sink_events_delivered_total == 11
+    assert stats.sink_events_delivered_total == 11
 
 
 def test_what_is_too_old_even_for_a_replay_is_dropped_and_the_rest_is_there_once(
     server: Server, store: Store
 ) -> None:
-    clock = Clock()
     store.limits = Limits(reject_before=BASE + 5_000_000_000)
     flows = [make_flow(number, time=BASE + number * 1_000_000_000) for number in range(10)]
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, flows)
-    run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, flows)
 
     assert sorted(set(list_stored(store))) == [5, 6, 7, 8, 9]
     assert stats.sink_events_delivered_total + stats.sink_events_dropped_refused_total == 10
@@ -454,15 +412,9 @@ def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is
     server: Server, store: Store
 ) -> None:
     """A gateway's clock was a day ahead, and is set right in mid-batch; then a batch is all wrong."""
-    clock = Clock()
     store.limits = Limits(reject_after=time.time_ns() + 600 * NANO)
     wrong = [make_flow(number, time=time.time_ns() + 86_400 * NANO) for number in range(10, 13)]
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    for batch in ([*make_flows(10), *wrong], wrong, make_flows(5, 20)):
-        hand_on(outbox, batch)
-        run_until_idle(outbox, clock, seconds=5.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, [*make_flows(10), *wrong], wrong, make_flows(5, 20))
 
     assert list_stored(store) == [*range(10), *range(20, 25)]
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (15, 6)
@@ -472,13 +424,8 @@ def test_of_a_batch_with_bad_entries_the_good_ones_are_delivered_and_no_other_is
 
 def test_a_push_that_is_larger_than_the_burst_arrives_in_parts(server: Server, store: Store) -> None:
     """Tried again as it is, it would be refused for ever, and everything behind it would wait."""
-    clock = Clock()
     store.limits = Limits(burst=100)
-    outbox = make_outbox(Loki(make_settings(server.port)), clock, None)
-    hand_on(outbox, make_flows(300))
-    run_until_idle(outbox, clock, seconds=300.0)
-    outbox.stop(clock.now)
-    stats = outbox.snapshot()
+    stats = deliver(server, make_flows(300), seconds=300.0)
 
     assert list_stored(store) == list(range(300))
     assert (stats.sink_events_delivered_total, store.duplicates) == (300, 0)
