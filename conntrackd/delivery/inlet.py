@@ -93,7 +93,8 @@ class Inlet:
     def lend(self) -> Loan | None:
         """What the sink writes to, where nothing waits for it: the sink is the caller's until take_back().
 
-        What the thread has to do with it meanwhile waits: so long no longer than a tenth of a second.
+        The only one to put anything is the caller, who does so after that. What the thread has to do with the
+        sink meanwhile waits, so be quick.
         """
         with self._lock:
             loan = self._direct.lend() if self._rests and self._direct is not None else None
