@@ -24,11 +24,15 @@ NOTHING: Final = Rendered(b"", b"", 0, 0)
 
 def find_outbox(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]) -> Outbox | None:
     """The only one, if events ask the only reader for nothing but the global filter and its template."""
-    asks = (pipeline.geoip, pipeline.guard, pipeline.heartbeat, pipeline.resync)
-    if len(pipeline.readers) > 1 or len(outboxes) != 1 or tables.sinks or tables.records.of_flows or any(asks):
+    if len(pipeline.readers) > 1 or len(outboxes) != 1:
         return None
     template = outboxes[0].template
-    if pipeline.tails.wanting or pipeline.flow_metrics or template.by_stream or template.anonymizer:
+    asks = (
+        *(pipeline.geoip, pipeline.guard, pipeline.heartbeat, pipeline.resync),
+        *(pipeline.tails.wanting, pipeline.flow_metrics, tables.sinks, tables.records.of_flows),
+        *(template.by_stream, template.anonymizer),
+    )
+    if any(asks):
         return None
     return outboxes[0]
 

@@ -97,7 +97,7 @@ class Inlet:
         sink meanwhile waits, so be quick.
         """
         with self._lock:
-            loan = self._direct.lend() if self._rests and self._direct is not None else None
+            loan = self._direct.lend() if self._direct is not None and self._rests else None
             self._is_lent = loan is not None
             return loan
 
