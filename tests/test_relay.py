@@ -36,6 +36,7 @@ from tests.sinks.syslog_servers import wait_until
 
 CORE = ENGINES[0]
 SECONDS = 20.0
+STEP = 50
 
 
 def make_pipeline(*outboxes: object, rules: Sequence[str] = ("log any",)) -> Pipeline:
@@ -109,6 +110,12 @@ class Rig:
         for flow in make_flows(count, first):
             self.other.send(build_message(flow))
 
+    def send_slowly(self, count: int) -> None:
+        """Never so many that the slots are full, or the pipe is."""
+        for first in range(0, count, STEP):
+            self.send(STEP, first)
+            self.wait_for(first + STEP)
+
     def wait_for(self, events: int) -> None:
         wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
 
@@ -151,8 +158,7 @@ def test_relayed_events_are_written_and_counted_as_all_others_are(
         text: list[bytes] = []
         reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
         reader.start()
-        rig.send(len(flows))
-        rig.wait_for(len(flows))
+        rig.send_slowly(len(flows))
         rig.stop()
         os.close(pipe[1])
         reader.join()
@@ -180,7 +186,7 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
             target=lambda: received.extend(receiver.recv(4096) for _ in range(len(flows)))
         )
         reader.start()
-        rig.send(len(flows))
+        rig.send_slowly(len(flows))
         reader.join()
         rig.stop()
 
