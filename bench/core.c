@@ -62,6 +62,7 @@ int main(int argc, char **argv)
 				kept[count] = (uint16_t)count;
 				count++;
 			}
+		clear_output(&output);
 		if (!render(&template, events, kept, count, &output, streams, &stream_count))
 			fail("render");
 		if (write(STDOUT_FILENO, output.text, output.length) < 0)

@@ -182,6 +182,7 @@ class DaemonControl(Control):
         self._put_in_force(new.filter, sinks, new.opened)
         daemon.configured_filter = new.filter
         daemon.pipeline.flow_metrics = new.flow_metrics
+        daemon.pipeline.interrupt()
 
     async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
         stats = self._daemon.stats
@@ -280,7 +281,9 @@ class DaemonControl(Control):
         # As a sink's own: it decides about what the global filter keeps, whatever that is by then.
         new = await self._daemon.sink_filters.compile_to_look(rules)
         cost.check_tail(new.parsed)
-        return Descriptor(self._daemon.tails.open(new.tables, limit))
+        tail = Descriptor(self._daemon.tails.open(new.tables, limit))
+        self._daemon.pipeline.interrupt()
+        return tail
 
     # ---- what there is to know ------------------------------------------------------------------------
 

@@ -109,11 +109,18 @@ class Pipeline:
             arranged = _arrange(tables, sink_tables, records)
             self.tables = _put_sets(arranged, self.tables[0].sets if sets is None else sets)
             self._suppressed.replace(tables[0], sink_tables, self._list_turns())
+        self.interrupt()
 
     def set_sets(self, sets: Opaque) -> None:
         """The sets of all filters and tails alone, likewise: counters and limits of rules go on."""
         with self.lock:
             self.tables = _put_sets(self.tables, sets)
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """From the next batch on readers look at what has changed. From any thread, after the change."""
+        for reader in self.readers:
+            reader.batch.interrupt()
 
     @property
     def geoip(self) -> "GeoIP | None":
@@ -125,6 +132,7 @@ class Pipeline:
         if geoip is not self._geoip:
             self._geoip = geoip
             self.generation += 1
+            self.interrupt()
 
     def open_locations(self) -> Locations | None:
         """For one reader: what the databases say, remembered."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Opaque, RuleTable, Selection
+from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Link, Opaque, RuleTable, Selection
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
+from conntrackd.relay import find_outbox, relay
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.source.heartbeat import Heartbeat
@@ -81,6 +82,7 @@ class Reader:
         self._locations = pipeline.open_locations()
         self._generation = pipeline.generation
         self._looked_ns = time.time_ns()
+        self._hears = False  # events came in the last turn
         self._tables: Tables | None = None
         self._outboxes: Sequence[Outbox] = ()
         self._records = Records()
@@ -105,7 +107,7 @@ class Reader:
                 left = heartbeat.compute_patience()
                 patience_ms = min(patience_ms, math.ceil(left * 1000))
                 gather_us = min(gather_us, int(left * 1_000_000))
-            datagrams = self._turn(events, patience_ms, gather_us)
+            datagrams = self._turn(events, patience_ms, gather_us, relays=self._hears)
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
             if heartbeat is not None and datagrams < SLOTS and heartbeat.is_due():
@@ -139,19 +141,21 @@ class Reader:
                 return GATHER_US
         return LONG_GATHER_US
 
-    def _turn(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
-        """One batch of the reader's own socket; how many datagrams were in it."""
+    def _turn(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
+        """One batch of the reader's own socket, after those that may be relayed; its number of datagrams."""
         began = time.monotonic()
-        datagrams = self._receive(events, patience_ms, gather_us)
+        datagrams = self._receive(events, patience_ms, gather_us, relays=relays)
         if datagrams < SLOTS:  # nothing was left in the queue
             self.emptied_at = began
         return datagrams
 
-    def _receive(self, events: EventSocket, patience_ms: int, gather_us: int) -> int:
+    def _receive(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
         """The same of any socket."""
         self.turns += 1
-        received = self.batch.receive(events.fileno(), patience_ms, gather_us)
+        received = self._relay(events, gather_us) if relays else ()
+        received = received or self.batch.receive(events.fileno(), patience_ms, gather_us)
         datagrams, forged, malformed, used, size, drops = received
+        self._hears = datagrams > 0
         if datagrams:
             self.process(self.batch, datagrams, forged, malformed)
         else:
@@ -164,6 +168,22 @@ class Reader:
             self._account(events, drops, now)
         self._looked_ns = now
         return datagrams
+
+    def _relay(self, events: EventSocket, gather_us: int) -> tuple[int, ...]:
+        """Batch after batch by the core alone, where that can be: what it received last and did not relay."""
+        pipeline, tables = self._pipeline, self._take_tables()
+        outbox = None if self._flows or self._locations else find_outbox(pipeline, tables, self._outboxes)
+        if outbox is None:
+            return ()
+        self.begun += 1
+        template = self._compile(self._identify(outbox))
+        link = Link(events.fileno(), gather_us, self.reported.drops)
+        relayed = relay(pipeline, outbox, self.batch, tables.filter, template, link)
+        self.done = self.begun
+        if relayed is None:
+            return ()
+        self._looked_ns = relayed.looked_ns or self._looked_ns
+        return relayed.received
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
@@ -312,12 +332,14 @@ class Reader:
     def _render(
         self, batch: EventBatch, form: tuple[Template, int | None], selection: Selection, part: object = None
     ) -> Rendered:
-        engine = self._pipeline.engine
+        return self._pipeline.engine.render(batch, self._compile(form), selection, self._locations, part)
+
+    def _compile(self, form: tuple[Template, int | None]) -> Opaque:
         compiled = self._templates.get(form)
         if compiled is None:
             self._forget_templates()
-            compiled = self._templates[form] = engine.compile_template(*form)
-        return engine.render(batch, compiled, selection, self._locations, part)
+            compiled = self._templates[form] = self._pipeline.engine.compile_template(*form)
+        return compiled
 
     def _forget_templates(self) -> None:
         """Of sinks that a reload has made anew; what they write in place of addresses takes megabytes."""

@@ -108,6 +108,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
         else:
             daemon.outboxes[name].replace(made, queue)
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+    daemon.pipeline.interrupt()
     if removed:
         await _wait_for_batches(daemon.pipeline)
         daemon.pipeline.report_suppressed(at_once=True, removed=removed)

@@ -144,6 +144,7 @@ void render_checked(struct template *template, const struct event *events, size_
 
 	for (size_t index = 0; index < count; index++)
 		kept[index] = (uint16_t)index;
+	clear_output(output);
 	require(render(template, events, kept, count, output, streams, &stream_count));
 	for (size_t index = 1; index < count; index++)
 		require(output->ends[index] >= output->ends[index - 1]);

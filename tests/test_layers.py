@@ -36,7 +36,17 @@ LAYERS = (
     ("engine", "sinks", "tails"),
     # moving parts
     (
-        *("pipeline", "reader", "records", "source", "active_filter", "checks", "verify", "suppressed"),
+        *(
+            "pipeline",
+            "reader",
+            "relay",
+            "records",
+            "source",
+            "active_filter",
+            "checks",
+            "verify",
+            "suppressed",
+        ),
         *("bus", "advice", "progress", "metrics", "history"),
     ),
     # the one that knows all

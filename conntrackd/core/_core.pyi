@@ -11,6 +11,26 @@ class Batch:
     def __init__(self, slots: int, slot_bytes: int, reports_reason: bool) -> None: ...
     def __len__(self) -> int: ...
     def receive(self, socket: int, patience_ms: int, gather_us: int, /) -> tuple[int, ...]: ...
+    def relay(
+        self,
+        socket: int,
+        gather_us: int,
+        drops: int,
+        milliseconds: int,
+        table: Table,
+        template: Template,
+        way: int,
+        descriptor: int,
+        room: int,
+        /,
+    ) -> tuple[
+        tuple[int, ...],
+        tuple[int, int, int, int, int, int, int],
+        tuple[tuple[int, int, int], ...],
+        tuple[tuple[int, int, int, int], ...],
+        tuple[bytes, bytes, int, bool, int],
+    ]: ...
+    def interrupt(self) -> None: ...
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]: ...
     def datagrams(self, limit: int, /) -> tuple[int, bytes]: ...
     def decide(self, table: Table, among: bytes | None, is_part: bool = ..., now: int = ..., /) -> bytes: ...

@@ -8,6 +8,8 @@
 #include "receive.h"
 #include "render.h"
 
+#include <stdatomic.h>
+
 struct batch {
 	struct object object;
 	struct ring ring;
@@ -18,6 +20,7 @@ struct batch {
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
 	size_t count, capacity;
 	struct output output;
+	atomic_bool is_interrupted; /* see relay_batches() */
 };
 
 struct selection {
@@ -30,6 +33,13 @@ bool append_message(struct batch *batch, const uint8_t *message, size_t length, 
 
 /* The kernel sends events one by one, but netlink allows several messages in a datagram. */
 bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length, size_t *malformed);
+
+/* The next batch from a socket: see batch_receive(). An errno, 0 for none. */
+int receive_events(struct batch *batch, int socket, int patience_ms, int gather_us, int *received, size_t *forged,
+		   size_t *malformed);
+
+/* NULL with the exception for an errno. */
+PyObject *raise_code(int code);
 
 /* None selects all events. False with an exception: it is not a selection, not one of this batch, or the batch is busy.
  * It has no more indexes than there are events, so that a selection of it has room in the batch's.
@@ -52,7 +62,15 @@ PyObject *select_events(struct batch *batch, const struct selection *among,
 /* The value of a field for people and tests: a number, bytes, or None where the event has none. */
 PyObject *describe_field(const struct event *event, size_t field);
 
+/* (type, protocol, events) of each. */
+PyObject *list_found_streams(const struct stream *streams, size_t count);
+
+/* No bytes may be at NULL. */
+PyObject *make_bytes(const void *bytes, size_t size);
+
 /* Methods of the type that read: see there. */
+PyObject *batch_relay(PyObject *self, PyObject *arguments);
+PyObject *batch_interrupt(PyObject *self, PyObject *Py_UNUSED(none));
 PyObject *batch_receive(PyObject *self, PyObject *arguments);
 PyObject *batch_load(PyObject *self, PyObject *arguments);
 PyObject *batch_datagrams(PyObject *self, PyObject *arguments);

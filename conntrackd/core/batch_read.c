@@ -26,13 +26,31 @@ static bool append_received(struct batch *batch, size_t *forged, size_t *malform
 	return true;
 }
 
+int receive_events(struct batch *batch, int socket, int patience_ms, int gather_us, int *received, size_t *forged,
+		   size_t *malformed)
+{
+	int code = 0;
+
+	batch->count = *forged = *malformed = 0;
+	*received = ring_receive(&batch->ring, socket, patience_ms, gather_us);
+	if (*received < 0)
+		code = errno;
+	batch->received_ns = read_clock(CLOCK_REALTIME);
+	return append_received(batch, forged, malformed) ? code : ENOMEM;
+}
+
+PyObject *raise_code(int code)
+{
+	errno = code;
+	return code == ENOMEM ? PyErr_NoMemory() : PyErr_SetFromErrno(PyExc_OSError);
+}
+
 PyObject *batch_receive(PyObject *self, PyObject *arguments)
 {
 	struct batch *batch = (struct batch *)self;
-	int socket, patience_ms, gather_us, received, code = 0;
-	size_t malformed = 0, forged = 0;
+	int socket, patience_ms, gather_us, received, code;
+	size_t malformed, forged;
 	struct fill fill = { 0 };
-	bool has_memory;
 
 	if (!PyArg_ParseTuple(arguments, "iii:receive", &socket, &patience_ms, &gather_us))
 		return NULL;
@@ -43,20 +61,13 @@ PyObject *batch_receive(PyObject *self, PyObject *arguments)
 	if (!claim_object(self))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	batch->count = 0;
-	received = ring_receive(&batch->ring, socket, patience_ms, gather_us);
-	batch->received_ns = read_clock(CLOCK_REALTIME);
-	has_memory = append_received(batch, &forged, &malformed);
-	if (received < 0 || !measure_fill(socket, &fill))
+	code = receive_events(batch, socket, patience_ms, gather_us, &received, &forged, &malformed);
+	if (!code && !measure_fill(socket, &fill))
 		code = errno;
 	Py_END_ALLOW_THREADS
 	leave_object(self);
-	if (!has_memory)
-		return PyErr_NoMemory();
-	if (code) {
-		errno = code;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
+	if (code)
+		return raise_code(code);
 	return Py_BuildValue("nnnIII", (Py_ssize_t)received, (Py_ssize_t)forged, (Py_ssize_t)malformed, fill.used,
 			     fill.size, fill.drops);
 }

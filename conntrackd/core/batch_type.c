@@ -69,7 +69,7 @@ static PyObject *batch_locate(PyObject *self, PyObject *arguments)
 	return missing;
 }
 
-static PyObject *list_found_streams(const struct stream *streams, size_t count)
+PyObject *list_found_streams(const struct stream *streams, size_t count)
 {
 	PyObject *found = PyTuple_New((Py_ssize_t)count);
 
@@ -83,8 +83,7 @@ static PyObject *list_found_streams(const struct stream *streams, size_t count)
 	return found;
 }
 
-/* No bytes may be at NULL. */
-static PyObject *make_bytes(const void *bytes, size_t size)
+PyObject *make_bytes(const void *bytes, size_t size)
 {
 	return PyBytes_FromStringAndSize(size ? bytes : "", (Py_ssize_t)size);
 }
@@ -151,6 +150,7 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	claim_object(object);
 	claim_object(self);
 	template = open_object_template(object);
+	clear_output(&batch->output);
 	Py_BEGIN_ALLOW_THREADS
 	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
 			    &stream_count);
@@ -178,7 +178,7 @@ static PyObject *batch_tally(PyObject *self, PyObject *kept)
 
 	if (!open_selection(batch, kept, &selection))
 		return NULL;
-	count = list_streams(batch->events, selection.indexes, selection.count, streams);
+	count = add_streams(batch->events, selection.indexes, selection.count, streams, 0);
 	return list_found_streams(streams, count);
 }
 
@@ -313,6 +313,15 @@ static PyMethodDef methods[] = {
 	{ "receive", batch_receive, METH_VARARGS,
 	  "(socket, patience_ms, gather_us) -> datagrams, forged, malformed; bytes queued, bytes the\n"
 	  "queue may have, events dropped. Waits, and reads what has come: datagrams is 0 for nothing. OSError." },
+	{ "relay", batch_relay, METH_VARARGS,
+	  "(socket, gather_us, drops, milliseconds, table, template, way, descriptor, room): see core/batch_relay.c.\n"
+	  "-> what receive() gives of the last batch, which is not relayed; batches, datagrams, forged, malformed,\n"
+	  "filtered, when the drops were still the same, most bytes queued; kinds as tally() has them; of each write\n"
+	  "time, done, events, bytes; text, ends and time of what was not written, whether the time is the kernel's, "
+	  "and bytes of it that were." },
+	{ "interrupt", batch_interrupt, METH_NOARGS,
+	  "(): a relay() that is under way, or begins now, leaves what it receives next to its caller. From any\n"
+	  "thread." },
 	{ "load", batch_load, METH_VARARGS,
 	  "(messages, offset, received_ns) -> offset of what was not read, messages, malformed.\n"
 	  "Ends at an incomplete message, at a control message of netlink's, and when the slots are full." },

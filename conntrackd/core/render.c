@@ -213,19 +213,19 @@ static bool reserve_text(struct output *output, const struct template *template,
 	return true;
 }
 
-static bool append_event(struct output *output, size_t position, struct template *template, const struct event *event)
+static bool append_event(struct output *output, struct template *template, const struct event *event)
 {
 	if (!reserve_text(output, template, event))
 		return false;
 	output->length = (size_t)(write_event(output->text + output->length, template, event) - output->text);
-	output->ends[position] = (uint32_t)output->length;
-	output->moments[position] = event->moment;
+	output->ends[output->count] = (uint32_t)output->length;
+	output->moments[output->count++] = event->moment;
 	return true;
 }
 
-size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams)
+size_t add_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams, size_t found)
 {
-	size_t found = 0, position;
+	size_t position;
 
 	for (size_t index = 0; index < count; index++) {
 		const struct event *event = &events[kept[index]];
@@ -243,26 +243,23 @@ size_t list_streams(const struct event *events, const uint16_t *kept, size_t cou
 bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,
 	    struct output *output, struct stream *streams, size_t *stream_count)
 {
-	size_t position = 0;
-
-	output->length = 0;
 	*stream_count = 0;
-	if (!reserve_events(output, count))
+	if (!reserve_events(output, output->count + count))
 		return false;
 	if (!template->by_stream) {
-		for (; position < count; position++)
-			if (!append_event(output, position, template, &events[kept[position]]))
+		for (size_t index = 0; index < count; index++)
+			if (!append_event(output, template, &events[kept[index]]))
 				return false;
 		return true;
 	}
-	*stream_count = list_streams(events, kept, count, streams);
+	*stream_count = add_streams(events, kept, count, streams, 0);
 	for (size_t stream = 0; stream < *stream_count; stream++)
 		for (size_t index = 0; index < count; index++) {
 			const struct event *event = &events[kept[index]];
 
 			if (event->protocol != streams[stream].protocol || event->type != streams[stream].type)
 				continue;
-			if (!append_event(output, position++, template, event))
+			if (!append_event(output, template, event))
 				return false;
 		}
 	return true;

@@ -75,8 +75,13 @@ struct output {
 	size_t length, capacity;
 	uint32_t *ends;
 	uint64_t *moments;
-	size_t event_capacity;
+	size_t count, event_capacity; /* of events */
 };
+
+static inline void clear_output(struct output *output)
+{
+	output->length = output->count = 0;
+}
 
 struct stream {
 	uint8_t type, protocol;
@@ -84,8 +89,11 @@ struct stream {
 };
 #define MAX_STREAMS 1536 /* of six types and 256 protocols */
 
-/* The kinds among these events, in the order in which they are met. `streams` is of MAX_STREAMS. */
-size_t list_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams);
+/* Adds these events to the `found` kinds that are in `streams`, which is of MAX_STREAMS: how many are there then, in
+ * the order in which they were met.
+ */
+size_t add_streams(const struct event *events, const uint16_t *kept, size_t count, struct stream *streams,
+		   size_t found);
 
 /* Takes over nothing: all is copied. False where a step, a name or a length is out of bounds (errno is EINVAL
  * then), or for want of memory (ENOMEM).
@@ -96,8 +104,8 @@ void close_template(struct template *template);
 /* Texts of a Location below MOST_LOCATIONS, in place of those that it has. False for want of memory. */
 bool template_set_places(struct template *template, uint32_t location, const char *const *texts, const size_t *lengths);
 
-/* The events of these indexes, in their order; by stream if the template says so, then `streams` lists them and
- * is of MAX_STREAMS. False for want of memory, and above MAX_TEXT.
+/* The events of these indexes, in their order, behind what is in the output; by stream if the template says so, then
+ * `streams` lists them and is of MAX_STREAMS. False for want of memory, and above MAX_TEXT.
  */
 bool render(struct template *template, const struct event *events, const uint16_t *kept, size_t count,
 	    struct output *output, struct stream *streams, size_t *stream_count);

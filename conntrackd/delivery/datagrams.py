@@ -16,6 +16,7 @@ from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import Final
 
+from conntrackd.delivery.loan import Loan, Way
 from conntrackd.render.rendered import END_BYTES
 
 MAX_MESSAGES: Final = 256  # of one call: between two of them it is seen that the socket was closed
@@ -149,6 +150,19 @@ class DatagramSocket:
             if self._is_closed:
                 self._socket.close()
         return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def try_send(self, text: bytes, ends: bytes) -> int:
+        """How many of the first messages were taken at once. Never waits, and send() finds what is wrong."""
+        if not self._lock.acquire(blocking=False):
+            return 0
+        try:
+            return 0 if self._is_closed else send(self._socket.fileno(), text, ends, 0, 0, self._segments)[0]
+        finally:
+            self._lock.release()
+
+    def lend(self) -> Loan | None:
+        """For messages that need no segments: see DirectSink."""
+        return None if self._is_closed else Loan(Way.SEND, self._socket.fileno())
 
     def read_error(self) -> int:
         """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""

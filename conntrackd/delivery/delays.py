@@ -29,11 +29,15 @@ class Delays:
         self._events = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
 
-    def add(self, time_ns: int, events: int) -> None:
-        """Count events that the sink has now: all as late as the first of them, which is from `time_ns`."""
+    def add(self, time_ns: int, events: int, done_ns: int | None = None) -> None:
+        """Count events that the sink has since `done_ns`, or now.
+
+        All are as late as the first of them, which is from `time_ns`.
+        """
         if not (self.is_timed and events):
             return
-        seconds = max(0, self._clock_ns() - time_ns) / NANO  # a clock may be set back
+        done_ns = self._clock_ns() if done_ns is None else done_ns
+        seconds = max(0, done_ns - time_ns) / NANO  # a clock may be set back
         self._events[bisect_left(BOUNDS, seconds)] += events
         self._seconds += seconds * events
 

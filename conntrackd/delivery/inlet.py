@@ -3,12 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
 from conntrackd.delivery.in_flight import InFlight
+from conntrackd.delivery.loan import Loan, Written
 from conntrackd.delivery.queue import Queue
 from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
 from conntrackd.delivery.store import Store
@@ -52,6 +53,7 @@ class Inlet:
         self._in_flight = InFlight(stats, self._delays)
         self._news = False  # something happened that the thread has to look at before it sleeps
         self._rests = False  # nothing is under way that a direct write could overtake or come between
+        self._is_lent = False  # the sink is the reader's
         self._next_sink: Sink | None = None
         self._sink = sink
         self._direct = sink if isinstance(sink, DirectSink) else None
@@ -87,6 +89,36 @@ class Inlet:
             if room:
                 self._append(fitting)
             self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
+
+    def lend(self) -> Loan | None:
+        """What the sink writes to, where nothing waits for it: the sink is the caller's until take_back().
+
+        The only one to put anything is the caller, who does so after that. What the thread has to do with the
+        sink meanwhile waits, so be quick.
+        """
+        with self._lock:
+            loan = self._direct.lend() if self._direct is not None and self._rests else None
+            self._is_lent = loan is not None
+            return loan
+
+    def take_back(
+        self, written: Sequence[Written], rest: Rendered, torn: int, *, is_timed: bool = False
+    ) -> None:
+        """What was written to it meanwhile; what was not, and how many bytes of that were."""
+        with self._lock:
+            for time_ns, done_ns, events, size in written:
+                self._stats.sink_events_taken_total += events
+                self._stats.sink_events_delivered_total += events
+                self._stats.sink_batches_delivered_total += 1
+                self._stats.sink_bytes_total += size
+                self._delays.is_timed = bool(time_ns)
+                self._delays.add(time_ns, events, done_ns)
+            if torn and self._direct is not None:
+                self._direct.take_back(rest.text[:torn])
+            if rest.events:
+                self.put(rest, is_timed=is_timed)
+            self._is_lent = False
+            self._changed.notify_all()
 
     def drop(self, events: int, since: int, until: int) -> None:
         """Count events that there was no room for, and report them where they would have been."""

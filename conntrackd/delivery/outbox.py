@@ -192,6 +192,8 @@ class Outbox(Inlet):
 
     def _run(self) -> None:
         while not self._is_over():
+            with self._lock:
+                self._changed.wait_for(lambda: not self._is_lent)
             try:
                 wait = self.step()
             except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
+from conntrackd.delivery.loan import Loan
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 
@@ -109,6 +110,12 @@ class DirectSink(Sink, Protocol):
 
     def try_write(self, rendered: Rendered) -> int:
         """How many of the first events were accepted at once. From any thread; never blocks, never fails."""
+
+    def lend(self) -> Loan | None:
+        """What try_write() writes to, for a while in which nothing else is called; None for not now."""
+
+    def take_back(self, begun: bytes) -> None:
+        """The begin of a record was written, the end of which comes to write() with the whole of it."""
 
 
 def describe(error: Exception) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from conntrackd.delivery.loan import Loan, Written
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.sets import Sets
 from conntrackd.flow import ALL_EVENTS, Location
@@ -26,6 +27,8 @@ MAX_LIVING: Final = 1 << 20
 REPORTS_REASON: Final = (5, 10)
 # Seconds: what durations of connections are counted by, in series. core/series.c has the same.
 DURATION_BOUNDS: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+# Milliseconds: so often Python is asked what it has to do, and counters are up to date.
+RELAY_MS: Final = 100
 # Takes the reference where the core could be had, to compare them.
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
@@ -83,6 +86,39 @@ class Received(NamedTuple):
     """Events that it had no room for, modulo 2^32."""
 
 
+class Link(NamedTuple):
+    """Where relay() receives from: see EventBatch.receive()."""
+
+    socket: int
+    gather_us: int
+    drops: int
+    """The kernel's counter of events without room, so far."""
+
+
+class Relayed(NamedTuple):
+    """Batches that needed nothing of Python."""
+
+    received: tuple[int, ...]
+    """Of the last batch, which was not relayed: see Received."""
+    batches: int
+    datagrams: int
+    forged: int
+    malformed: int
+    filtered: int
+    looked_ns: int
+    """When the kernel's counter of drops still was what it had been; 0 where that was not seen."""
+    peak: int
+    """The most bytes that were queued."""
+    tally: tuple[Tally, ...]
+    written: Sequence[Written]
+    rest: Rendered
+    """What was not written."""
+    is_timed: bool
+    """Whether it has the kernel's times."""
+    torn: int
+    """Bytes of it that were."""
+
+
 class EventBatch(Protocol):
     """Events that were read together. Belongs to one thread; the next receive() or load() replaces them."""
 
@@ -95,6 +131,9 @@ class EventBatch(Protocol):
 
         Where they come one after the other, every `gather_us` and not sooner; 0: as soon as there is one.
         """
+
+    def interrupt(self) -> None:
+        """Let a relay() that is under way leave what it receives next to its caller. From any thread."""
 
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
         """Whole messages from there on, as far as they are events: where it ended, messages, malformed."""
@@ -304,6 +343,15 @@ class Engine(Protocol):
         """The events of a selection, at least one, in the form of a compiled template.
 
         `part` is the table that has decided about them as a part: the sample is that of both.
+        """
+
+    def relay(
+        self, batch: Opaque, table: Opaque, template: Opaque, link: Link, loan: Loan, room: int, /
+    ) -> Relayed | None:
+        """Receive, decide, render and write batch after batch, for RELAY_MS or until Python is needed.
+
+        No event asks for more than that: no location, no other table, no other template. `room` is of events
+        that may be given back. None: this engine has done nothing. Raises OSError when the socket is gone.
         """
 
 

@@ -8,13 +8,17 @@ from itertools import starmap
 from typing import Final
 
 from conntrackd.core import _core as core
+from conntrackd.delivery.loan import Loan, Written
 from conntrackd.engine import (
     INDEX_BYTES,
     MAX_LIVING,
+    RELAY_MS,
     SLOT_BYTES,
     SLOTS,
     Limits,
+    Link,
     LookUp,
+    Relayed,
     Selection,
     SeriesField,
     choose_seed,
@@ -26,7 +30,7 @@ from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import ALL_EVENTS, Location
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.render.anonymize import Anonymizer
-from conntrackd.render.rendered import Rendered, Stream
+from conntrackd.render.rendered import END_BYTES, Rendered, Stream
 from conntrackd.render.steps import compile_template, render_location
 from conntrackd.render.template import Template
 
@@ -260,3 +264,18 @@ class NativeEngine:
         )
         kinds = tuple(starmap(Stream, streams)) if streams else ()
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)
+
+    def relay(
+        self,
+        batch: core.Batch,
+        table: NativeTable,
+        template: NativeTemplate,
+        link: Link,
+        loan: Loan,
+        room: int,
+    ) -> Relayed:
+        received, counts, tally, written, (text, ends, time, is_timed, torn) = batch.relay(
+            *link, RELAY_MS, table.core, template.core, *loan, room
+        )
+        rest = Rendered(text, ends, len(ends) // END_BYTES, time)
+        return Relayed(received, *counts, tally, tuple(map(Written._make, written)), rest, is_timed, torn)

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
+from conntrackd.delivery.loan import Loan
 from conntrackd.engine import (
     MAX_LIVING,
     SLOT_BYTES,
     SLOTS,
     Limits,
+    Link,
     LookUp,
     Selection,
     SeriesField,
@@ -72,6 +74,9 @@ class PlainBatch:
                 self._append(message)
         forged = len(senders) - len(self._datagrams)
         return (len(senders), forged, self._malformed, *fill)
+
+    def interrupt(self) -> None:
+        """Nothing is ever under way: see relay()."""
 
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]:
         self._begin(received_ns)
@@ -374,3 +379,8 @@ class PlainEngine:
             flows = [replace(flow, sample_rate=rate) for flow, rate in zip(flows, rates, strict=True)]
         chosen = [moments[index] for index in indexes]
         return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)
+
+    def relay(
+        self, _batch: PlainBatch, _table: object, _template: object, _link: Link, _loan: Loan, _room: int, /
+    ) -> None:
+        """It has nothing that would be cheaper than a batch at a time."""

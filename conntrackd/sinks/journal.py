@@ -17,6 +17,7 @@ from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config
 from conntrackd.delivery.datagrams import DatagramSocket
+from conntrackd.delivery.loan import Loan
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.netlink.constants import SO_SNDBUFFORCE
 from conntrackd.render import journal
@@ -26,6 +27,8 @@ from conntrackd.sinks.anonymizer import read_anonymizer
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 BATCH_EVENTS: Final = 256
+# So many are sent by the reader: more cost as much as waking a thread for them, which another core may run.
+DIRECT_EVENTS: Final = 64
 # How long journald may keep us waiting before the sink is said to be in trouble; nothing is dropped by that.
 PATIENCE_SECONDS: Final = 5.0
 # libsystemd's own figure: journald may be busy for a while.
@@ -69,6 +72,22 @@ class JournalSink:
                 raise SinkUnavailable(reason, written=written + min(sent, part.events)) from error
             written += part.events
         return sum(len(part.text) for part in parts)
+
+    def try_write(self, rendered: Rendered) -> int:
+        """See DirectSink."""
+        sock = self._socket
+        return (
+            0
+            if sock is None or rendered.events > DIRECT_EVENTS
+            else sock.try_send(rendered.text, rendered.ends)
+        )
+
+    def lend(self) -> Loan | None:
+        """See DirectSink."""
+        return None if self._socket is None else self._socket.lend()
+
+    def take_back(self, begun: bytes) -> None:
+        """See DirectSink. No datagram is ever taken in part."""
 
     def close(self) -> None:
         sock, self._socket = self._socket, None

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
+from conntrackd.delivery.loan import Loan, Way
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system, locate_standard, name_standard
 from conntrackd.render import json
@@ -130,6 +131,18 @@ class StreamSink:
             return rendered.count_within(self._write_at_once(rendered.text))
         finally:
             self._lock.release()
+
+    def lend(self) -> Loan | None:
+        """See DirectSink. What is larger than DIRECT_BYTES is written in it, too."""
+        if self._discards:
+            return Loan(Way.DISCARD)
+        if not self._is_direct or self._descriptor < 0 or self._begun or self._is_torn:
+            return None
+        return Loan(Way.NOWAIT if self._path is None else Way.WRITE, self._descriptor)
+
+    def take_back(self, begun: bytes) -> None:
+        """See DirectSink."""
+        self._begun = begun
 
     def _write_at_once(self, text: bytes) -> int:
         """How many bytes are there, of whole lines where the descriptor keeps pieces together."""

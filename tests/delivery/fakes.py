@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.loan import Loan
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkTrouble, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -141,6 +142,8 @@ class FakeDirectSink(FakeSink):
         """Events that it takes without waiting."""
         self.direct: list[int] = []
         """How many it took each time."""
+        self.loan: Loan | None = None
+        self.begun = b""
 
     def try_write(self, rendered: Rendered) -> int:
         count = min(self.room, rendered.events)
@@ -148,6 +151,12 @@ class FakeDirectSink(FakeSink):
         self.direct.append(count)
         self.received += show([rendered.split(count)[0]])
         return count
+
+    def lend(self) -> Loan | None:
+        return self.loan
+
+    def take_back(self, begun: bytes) -> None:
+        self.begun = begun
 
 
 def compute_imbalance(stats: SinkStats) -> int:

@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 )
 
 from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.loan import Loan, Way, Written
 from conntrackd.delivery.losses import Losses, is_alike, join_losses
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
@@ -26,6 +27,7 @@ from conntrackd.delivery.sink import (
 )
 from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.flow import Lost
+from conntrackd.relay import NOTHING
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -34,6 +36,7 @@ from tests.delivery.fakes import (
     compute_imbalance,
     make_lost,
     put,
+    render,
     run_until_idle,
     split,
     sum_dropped,
@@ -180,6 +183,18 @@ class Law(RuleBasedStateMachine):
     @rule(events=st.integers(0, 10))
     def let_write_directly(self, events: int) -> None:
         self.sink.room = events
+
+    @rule(count=st.integers(0, 5), rest=st.integers(0, 3))
+    def lend(self, count: int, rest: int) -> None:
+        """To a reader that writes some events, and has a rest."""
+        self.sink.loan = Loan(Way.DISCARD)
+        if self.outbox.lend() is None:
+            return
+        written, left = make_flows(count, self.sent), make_flows(rest, self.sent + count)
+        self.sink.received += [flow.id for flow in written]
+        sizes = [Written(flow.time, flow.time, 1, 1) for flow in written]
+        self.outbox.take_back(sizes, render(left) if left else NOTHING, 0)
+        self.sent += count + rest
 
     @rule()
     def lose(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.loan import Loan, Way, Written
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
     SinkRefused,
@@ -16,9 +17,18 @@ from conntrackd.delivery.sink import (
     SinkUnavailable,
 )
 from conntrackd.delivery.spool import Spool
+from conntrackd.relay import NOTHING
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import FakeDirectSink, FakeSink, compute_imbalance, put, split
+from tests.delivery.fakes import (
+    FakeDirectSink,
+    FakeSink,
+    compute_imbalance,
+    make_events,
+    make_lost,
+    put,
+    split,
+)
 from tests.delivery.test_outbox_law import MemoryStore
 from tests.sinks.flows import make_flows
 
@@ -210,3 +220,37 @@ def test_two_threads_write_to_one_sink_and_each_event_arrives_once_and_in_its_pl
     assert sink.numbers == list(range(3000))
     assert stats.sink_events_delivered_total == 3000
     assert sum(sink.direct) > 100
+
+
+def test_the_thread_leaves_a_sink_alone_that_the_reader_has() -> None:
+    sink = FakeDirectSink()
+    outbox = make_running(sink)
+    put(outbox, make_flows(2))
+    assert outbox.flush(10)
+    sink.loan = Loan(Way.DISCARD)
+    while outbox.lend() is None:  # what was flushed is delivered before the thread has come to rest
+        time.sleep(0.001)
+    outbox.report(make_lost(3))
+    outbox.disable()
+    time.sleep(0.05)
+    during = (sink.closed, sink.losses)
+    outbox.take_back([Written(7, 8, 4, 40)], NOTHING, 0)
+    outbox.stop(time.monotonic() + 10)
+    stats = outbox.snapshot()
+
+    assert (during, sink.closed > 0) == ((0, []), True)
+    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (6, 6)
+    assert (stats.sink_batches_delivered_total, compute_imbalance(stats)) == (2, 0)
+
+
+def test_what_a_reader_could_not_write_waits_for_the_thread_and_begins_where_it_ended() -> None:
+    sink = FakeDirectSink()
+    outbox = make_running(sink)
+    sink.loan = Loan(Way.DISCARD)
+    while outbox.lend() is None:
+        time.sleep(0.001)
+    outbox.take_back([], make_events(3), 2)
+    assert outbox.flush(10)
+    outbox.stop(time.monotonic() + 10)
+
+    assert (sink.begun, sink.numbers) == (b"01", [0, 1, 2])

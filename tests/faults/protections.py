@@ -1407,4 +1407,49 @@ MUTATIONS: Final = (
         "if False:",
         "tests/metrics/test_flows.py::test_a_condition_means_what_it_says",
     ),
+    Mutation(
+        "a batch that comes after a change is not decided by the core alone",
+        "conntrackd/core/batch_relay.c",
+        "atomic_exchange(&batch->is_interrupted, false) ||",
+        "",
+        "tests/engine/test_relay.py"
+        "::test_a_batch_that_comes_after_an_interruption_is_left_undecided_and_the_next_is_not",
+    ),
+    Mutation(
+        "new rules are in force from the next batch on",
+        "conntrackd/pipeline.py",
+        "self._suppressed.replace(tables[0], sink_tables, self._list_turns())\n        self.interrupt()",
+        "self._suppressed.replace(tables[0], sink_tables, self._list_turns())",
+        "tests/test_relay.py::test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones",
+    ),
+    Mutation(
+        "a loss is Python's at once",
+        "conntrackd/core/batch_relay.c",
+        "relay->fill.drops != relay->drops ||",
+        "",
+        "tests/engine/test_relay.py::test_a_batch_with_a_loss_is_left",
+    ),
+    Mutation(
+        "no more waits for Python than there is room for",
+        "conntrackd/core/batch_relay.c",
+        "is_full && output->count + batch->ring.slots <= relay->room",
+        "is_full",
+        "tests/engine/test_relay.py"
+        "::test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for",
+    ),
+    Mutation(
+        "of a line that a socket took half of the other half follows",
+        "conntrackd/core/batch_relay.c",
+        "relay->rest_torn = done - (lines ? ends[lines - 1] : 0);",
+        "",
+        "tests/engine/test_relay.py"
+        "::test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken",
+    ),
+    Mutation(
+        "a sink that is lent is left alone",
+        "conntrackd/delivery/outbox.py",
+        "self._changed.wait_for(lambda: not self._is_lent)",
+        "pass",
+        "tests/delivery/test_outbox_thread.py::test_the_thread_leaves_a_sink_alone_that_the_reader_has",
+    ),
 )

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from conntrackd.delivery.backoff import Backoff
+from conntrackd.delivery.loan import Way
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState, SinkUnavailable
 from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render.journal import EVENT_ID, LOST_ID, TEMPLATE
 from conntrackd.render.rendered import Rendered
-from conntrackd.sinks.journal import JournalSink
+from conntrackd.sinks.journal import DIRECT_EVENTS, JournalSink
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import put, sum_dropped
 from tests.rendering import list_texts, render, render_all
@@ -295,6 +296,30 @@ def test_a_journald_that_stands_still_for_too_long_is_reported_and_gets_everythi
     ]
     stats = outbox.snapshot()
     assert (stats.sink_events_delivered_total, sum_dropped(stats)) == (5000, 0)
+
+
+def test_what_goes_at_once_is_sent_without_waiting_and_the_rest_is_the_threads(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        sink = JournalSink(path)
+        before = (sink.try_write(render_journal(make_flows(1))), sink.lend())
+        sink.open()
+        events = render_journal(make_flows(3))
+        sent = 0
+        while (count := sink.try_write(events)) == 3:
+            sent += count
+        sent += count
+        received = [receiver.recv(4096) for _ in range(sent)]
+        many = sink.try_write(render_journal(make_flows(DIRECT_EVENTS + 1)))
+        loan = sink.lend()
+        sink.close()
+
+    assert before == (0, None)
+    assert received == (list_texts(events) * sent)[:sent]
+    assert many == 0
+    assert loan is not None
+    assert (loan.way, sink.try_write(events), sink.lend()) == (Way.SEND, 0, None)
 
 
 def test_closing_from_another_thread_ends_a_write_that_waits(

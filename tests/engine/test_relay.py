@@ -1,0 +1,300 @@
+"""What the core relays alone: the same text and numbers as batch by batch, and where it stops."""
+
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import pytest
+
+from conntrackd.core import _core as core
+from conntrackd.delivery.loan import Loan, Way
+from conntrackd.engine import SLOTS, Link, Relayed
+from conntrackd.engine.native import NativeEngine
+from conntrackd.engine.plain import PlainEngine
+from conntrackd.flow import EventType, Flow
+from conntrackd.render import journal, json, loki
+from tests.engine.feed import ENGINES, PATIENCE_MS, pair
+from tests.filter.rows import parse
+from tests.messages import build_message
+from tests.rendering import render
+from tests.sinks.flows import make_flow, make_flows
+
+ENGINE = NativeEngine(True)
+ALL = ENGINE.compile_table([])
+KEEP = Loan(Way.KEEP)
+MS = 50
+ROOM = 100
+EVENT_TIME_BYTES = 12  # the last attribute
+FEW_SLOTS = 4
+FORM = ENGINE.compile_template(json.TEMPLATE)
+
+
+class Feed:
+    """A batch, and the pair of sockets that it reads from."""
+
+    def __init__(self, slots: int, one: socket.socket, other: socket.socket) -> None:
+        self.batch = core.Batch(slots, 2048, True)
+        self.one, self.other = one, other
+
+    def send(self, flows: Sequence[Flow]) -> None:
+        for flow in flows:
+            self.other.send(build_message(flow))
+
+    def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
+        link = Link(self.one.fileno(), 0, drops)
+        return ENGINE.relay(self.batch, table, FORM, link, loan, room)  # type: ignore[arg-type]
+
+    def list_left(self) -> list[int]:
+        """The ids of what was received and not relayed."""
+        return [self.batch.describe(index)["id"] for index in range(len(self.batch))]
+
+
+@pytest.fixture
+def feed() -> Iterator[Feed]:
+    with pair() as (one, other):
+        yield Feed(SLOTS, one, other)
+
+
+@pytest.fixture
+def narrow() -> Iterator[Feed]:
+    with pair() as (one, other):
+        yield Feed(FEW_SLOTS, one, other)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    for descriptor in (reading, writing):
+        os.set_blocking(descriptor, False)
+    yield reading, writing
+    for descriptor in (reading, writing):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def write_all(flows: Sequence[Flow]) -> bytes:
+    return render(json.TEMPLATE, flows).text
+
+
+@pytest.mark.parametrize("way", [Way.WRITE, Way.NOWAIT])
+def test_what_comes_is_written_as_it_would_be_batch_by_batch(
+    feed: Feed, pipe: tuple[int, int], way: Way
+) -> None:
+    flows = make_flows(200)
+    table = ENGINE.compile_table(parse("drop source address 10.0.0.7", "log any"))
+    sender = threading.Thread(target=feed.send, args=(flows,))
+    sender.start()
+    text = b""
+    found: list[Relayed] = []
+    while sum(relayed.datagrams for relayed in found) < len(flows):
+        found.append(feed.relay(Loan(way, pipe[1]), table))
+        with suppress(BlockingIOError):
+            text += os.read(pipe[0], 1 << 20)
+    sender.join()
+    kept = [flow for flow in flows if flow.id != 7]
+    written = [written for relayed in found for written in relayed.written]
+
+    assert text == write_all(kept)
+    assert sum(relayed.filtered for relayed in found) == 1
+    assert sum(relayed.tally[0][2] for relayed in found if relayed.tally) == len(kept)
+    assert sum(one.events for one in written) == len(kept)
+    assert sum(one.bytes for one in written) == len(text)
+    assert table.counts == [0, 1, len(kept)]
+    assert not any(relayed.rest.events or relayed.torn for relayed in found)
+
+
+def test_each_write_has_the_time_of_its_first_event_and_its_own(feed: Feed, pipe: tuple[int, int]) -> None:
+    feed.send(make_flows(3, 5))
+    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).written
+
+    assert written.time == make_flow(5).time
+    assert written.done == pytest.approx(feed.batch.received_ns, abs=60e9)
+
+
+def test_what_the_kernel_gives_no_time_has_none(feed: Feed, pipe: tuple[int, int]) -> None:
+    message = build_message(make_flow(5))[:-EVENT_TIME_BYTES]
+    feed.other.send(struct.pack("=I", len(message)) + message[4:])
+    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).written
+
+    assert written.time == 0
+
+
+@pytest.mark.parametrize("loan", [KEEP, Loan(Way.DISCARD)])
+def test_a_batch_that_comes_after_an_interruption_is_left_undecided_and_the_next_is_not(
+    feed: Feed, loan: Loan
+) -> None:
+    table = ENGINE.compile_table(parse("log any"))
+    feed.batch.interrupt()
+    feed.send(make_flows(3))
+    left = feed.relay(loan, table)
+    ids, counts = feed.list_left(), table.counts
+    feed.send(make_flows(3))
+    done = feed.relay(loan, table)
+
+    assert (ids, counts, left.received[0], left.batches) == ([0, 1, 2], [0, 0], 3, 0)
+    assert (done.received[0], done.batches, table.counts) == (0, 1, [0, 3])
+
+
+def test_a_batch_with_a_loss_is_left(feed: Feed) -> None:
+    """Whose time is since the last look that found none."""
+    feed.send(make_flows(3))
+    left = feed.relay(KEEP, drops=7)
+
+    assert (feed.list_left(), left.batches, left.looked_ns) == ([0, 1, 2], 0, 0)
+
+
+def test_a_full_batch_is_left_to_who_has_another_thread_to_write_it(
+    narrow: Feed, pipe: tuple[int, int]
+) -> None:
+    narrow.send(make_flows(FEW_SLOTS))
+    left = narrow.relay(Loan(Way.WRITE, pipe[1]))
+
+    assert (narrow.list_left(), left.batches) == ([0, 1, 2, 3], 0)
+
+
+def test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for(
+    narrow: Feed,
+) -> None:
+    flows = make_flows(10)
+    narrow.send(flows)
+    first = narrow.relay(KEEP, room=9)
+    second = narrow.relay(KEEP, room=9)
+
+    assert (first.rest.text, first.batches) == (write_all(flows[:8]), 2)
+    assert (first.rest.ends, first.rest.events) == (render(json.TEMPLATE, flows[:8]).ends, 8)
+    assert (first.rest.time, first.is_timed, first.torn, first.written) == (flows[0].time, True, 0, ())
+    assert (second.rest.text, second.rest.time) == (write_all(flows[8:]), flows[8].time)
+
+
+def test_what_a_pipe_has_no_room_for_is_given_back_from_its_first_line_on(
+    feed: Feed, pipe: tuple[int, int]
+) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe[1], bytes(select.PIPE_BUF))
+    os.read(pipe[0], select.PIPE_BUF)
+    found: list[Relayed] = []
+    count = 9
+    while not found or found[-1].written:
+        feed.send(make_flows(count, count * len(found)))
+        found.append(feed.relay(Loan(Way.WRITE, pipe[1])))
+    written = sum(one.events for relayed in found for one in relayed.written)
+    flows = make_flows(count * len(found))
+    text = b"".join([os.read(pipe[0], 1 << 21)])
+
+    assert text.lstrip(b"\0") == write_all(flows[:written])
+    assert b"".join(relayed.rest.text for relayed in found) == write_all(flows[written:])
+    assert (found[-1].rest.events, found[-1].rest.time) == (count, flows[-count].time)
+    assert not any(relayed.torn for relayed in found)
+
+
+def test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken(feed: Feed) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        other.setblocking(False)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        flows, found, sent = make_flows(8), None, 0
+        while found is None or not found.rest.events:
+            feed.send(flows)
+            sent += len(flows)
+            found = feed.relay(Loan(Way.WRITE, other.fileno()))
+        text = one.recv(1 << 20)
+    count = sent - found.rest.events
+
+    assert text[: len(text) - found.torn] == (write_all(flows) * (sent // 8))[: len(text) - found.torn]
+    assert text.count(b"\n") == count
+    assert found.rest.text[: found.torn] == text[len(text) - found.torn :]
+    assert array("I", found.rest.ends)[-1] == len(found.rest.text)
+
+
+def test_datagrams_are_one_for_each_record(feed: Feed) -> None:
+    form = ENGINE.compile_template(journal.TEMPLATE)
+    flows = make_flows(3)
+    with pair() as (one, other):
+        other.setblocking(False)
+        feed.send(flows)
+        link = Link(feed.one.fileno(), 0, 0)
+        found = ENGINE.relay(feed.batch, ALL, form, link, Loan(Way.SEND, other.fileno()), 0)
+        received = [one.recv(4096) for _ in flows]
+
+    assert received == [render(journal.TEMPLATE, [flow]).text for flow in flows]
+    assert [written.events for written in found.written] == [3]
+
+
+@pytest.mark.parametrize("loan", [Loan(Way.WRITE, -1), Loan(Way.SEND, -1)])
+def test_where_nothing_can_be_written_all_of_it_is_given_back(feed: Feed, loan: Loan) -> None:
+    feed.send(make_flows(3))
+    found = feed.relay(loan)
+
+    assert (found.rest, found.written) == (render(json.TEMPLATE, make_flows(3)), ())
+
+
+def test_all_kinds_are_counted(feed: Feed) -> None:
+    feed.send([make_flow(1), make_flow(2, EventType.DESTROY), make_flow(3)])
+    feed.other.send(b"\0" * 20)
+    found = feed.relay(Loan(Way.DISCARD))
+
+    assert found.tally == ((EventType.NEW, 6, 2), (EventType.DESTROY, 6, 1))
+    assert (found.datagrams, found.malformed, found.forged) == (4, 1, 0)
+
+
+def test_nothing_in_time_is_nothing(feed: Feed) -> None:
+    found = feed.relay(Loan(Way.DISCARD))
+
+    assert (found.received[:3], found.batches, found.tally, found.rest.events) == ((0, 0, 0), 0, (), 0)
+
+
+def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    os.close(descriptor)
+
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # its errno is what matters
+        ENGINE.relay(feed.batch, ALL, FORM, Link(descriptor, 0, 0), KEEP, ROOM)
+
+    assert caught.value.errno == errno.EBADF
+
+
+def test_what_cannot_be_is_refused(feed: Feed) -> None:
+    by_stream = ENGINE.compile_template(loki.TEMPLATE)
+    link = Link(feed.one.fileno(), 0, 0)
+
+    with pytest.raises(ValueError, match="by stream"):
+        ENGINE.relay(feed.batch, ALL, by_stream, link, KEEP, ROOM)
+    for way, room in ((5, 1), (-1, 1), (0, -1)):
+        with pytest.raises(ValueError, match="no such way"):
+            feed.batch.relay(feed.one.fileno(), 0, 0, MS, ALL.core, FORM.core, way, -1, room)
+
+
+def test_nobody_else_comes_in_meanwhile(feed: Feed) -> None:
+    thread = threading.Thread(target=feed.relay, args=(KEEP,))
+    thread.start()
+    found: list[str] = []
+    while thread.is_alive() and not found:
+        try:
+            feed.batch.receive(feed.one.fileno(), 0, 0)
+        except RuntimeError as error:
+            found.append(str(error))
+    thread.join()
+
+    assert found == ["in use by another thread"]
+
+
+def test_the_reference_relays_nothing() -> None:
+    engine = PlainEngine(True)
+    batch = engine.open_batch()
+    with pair() as (one, other):
+        other.send(build_message(make_flow(1)))
+        engine.relay(batch, engine.compile_table([]), None, Link(one.fileno(), 0, 0), KEEP, ROOM)
+
+        assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_batch_can_be_interrupted_in_any_engine(engine: NativeEngine | PlainEngine) -> None:
+    engine.open_batch().interrupt()

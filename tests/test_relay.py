@@ -1,0 +1,227 @@
+"""When events go past Python, and what is counted of them then."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from conntrackd.delivery.outbox import Outbox
+from conntrackd.delivery.sink import Sink, SinkState
+from conntrackd.engine import Engine
+from conntrackd.netlink.socket import EventSocket, Fill
+from conntrackd.pipeline import Pipeline
+from conntrackd.reader import GATHER_BYTES
+from conntrackd.records import Records
+from conntrackd.relay import find_outbox
+from conntrackd.render import journal, json, loki
+from conntrackd.render.anonymize import Anonymizer
+from conntrackd.render.template import Template
+from conntrackd.sinks.journal import JournalSink
+from conntrackd.sinks.stream import StreamSink
+from conntrackd.stats import SinkStats, Stats
+from conntrackd.tails import Tails
+from tests.engine.feed import ENGINES, pair, set_records
+from tests.filter.rows import parse
+from tests.messages import build_message
+from tests.rendering import render
+from tests.sinks.flows import make_flows
+from tests.sinks.syslog_servers import wait_until
+
+CORE = ENGINES[0]
+SECONDS = 20.0
+STEP = 50
+
+
+def make_pipeline(*outboxes: object, rules: Sequence[str] = ("log any",)) -> Pipeline:
+    table = CORE.compile_table(parse(*rules))
+    return Pipeline(CORE, [table], None, cast(list[Outbox], outboxes), Tails(), Stats())
+
+
+def make_outbox(template: Template = json.TEMPLATE) -> Any:
+    return SimpleNamespace(name="stream", template=template)
+
+
+def find(pipeline: Pipeline) -> Outbox | None:
+    return find_outbox(pipeline, pipeline.tables[0], pipeline.outboxes)
+
+
+def test_events_that_ask_for_nothing_else_are_relayed() -> None:
+    outbox = make_outbox()
+
+    assert find(make_pipeline(outbox)) is outbox
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda p: p.set_geoip(SimpleNamespace(cache=10, generation=0)), id="locations"),
+        pytest.param(lambda p: setattr(p, "guard", object()), id="the guard of a full table"),
+        pytest.param(lambda p: setattr(p, "heartbeat", object()), id="heartbeats"),
+        pytest.param(lambda p: setattr(p, "resync", object()), id="the table after a loss"),
+        pytest.param(lambda p: setattr(p, "flow_metrics", [object()]), id="counted connections"),
+        pytest.param(lambda p: setattr(p.tails, "wanting", (object(),)), id="a tail"),
+        pytest.param(lambda p: setattr(p, "readers", 2 * p.readers), id="two readers"),
+        pytest.param(lambda p: setattr(p, "outboxes", ()), id="no sink"),
+        pytest.param(lambda p: setattr(p, "outboxes", 2 * p.outboxes), id="two sinks"),
+        pytest.param(lambda p: set_records(p, Records(of_flows=True)), id="a record for each flow"),
+        pytest.param(
+            lambda p: p.set_tables([p.tables[0].filter], {"stream": [p.tables[0].filter]}),
+            id="a sink's own filter",
+        ),
+        pytest.param(
+            lambda p: setattr(p.outboxes[0], "template", json.TEMPLATE.anonymize(Anonymizer(ipv4_bits=8))),
+            id="other addresses",
+        ),
+        pytest.param(lambda p: setattr(p.outboxes[0], "template", loki.TEMPLATE), id="streams"),
+    ],
+)
+def test_whatever_else_events_ask_for_is_asked(change: Callable[[Pipeline], None]) -> None:
+    pipeline = make_pipeline(make_outbox())
+    change(pipeline)
+
+    assert find(pipeline) is None
+
+
+class Rig:
+    """A pipeline with one sink that reads from a socket in a thread of its own."""
+
+    def __init__(self, one: socket.socket, other: socket.socket, sink: Sink, rules: Sequence[str]) -> None:
+        self.other = other
+        self.stats = SinkStats()
+        self.outbox = Outbox(sink, queue=10_000, stats=self.stats)
+        self.pipeline = make_pipeline(self.outbox, rules=rules)
+        events = SimpleNamespace(
+            fileno=one.fileno, measure=lambda: Fill(0, GATHER_BYTES, 0), leave=lambda _: None
+        )
+        reader = self.pipeline.readers[0]
+        self.thread = threading.Thread(target=reader.listen, args=(cast(EventSocket, events),))
+        self.outbox.start()
+        wait_until(lambda: self.outbox.state is SinkState.OK, "the sink to open")
+        self.thread.start()
+
+    def send(self, count: int, first: int = 0) -> None:
+        for flow in make_flows(count, first):
+            self.other.send(build_message(flow))
+
+    def send_slowly(self, count: int) -> None:
+        """Never so many that the slots are full, or the pipe is."""
+        for first in range(0, count, STEP):
+            self.send(STEP, first)
+            self.wait_for(first + STEP)
+
+    def wait_for(self, events: int) -> None:
+        wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
+
+    def stop(self) -> None:
+        self.pipeline.stop()
+        self.thread.join()
+        self.outbox.stop(time.monotonic() + SECONDS)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    for descriptor in (reading, writing):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def relays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many batches each relay had."""
+    counts: list[int] = []
+    relay = type(CORE).relay
+
+    def note(self: Engine, *arguments: Any) -> Any:
+        relayed = relay(self, *arguments)
+        counts.append(0 if relayed is None else relayed.batches)
+        return relayed
+
+    monkeypatch.setattr(type(CORE), "relay", note)
+    return counts
+
+
+def test_relayed_events_are_written_and_counted_as_all_others_are(
+    pipe: tuple[int, int], relays: list[int]
+) -> None:
+    flows = make_flows(1000)
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(None, pipe[1]), ("drop source address 10.0.0.7", "log any"))
+        text: list[bytes] = []
+        reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
+        reader.start()
+        rig.send_slowly(len(flows))
+        rig.stop()
+        os.close(pipe[1])
+        reader.join()
+    stats, sink = rig.pipeline.stats, rig.stats
+    written = render(json.TEMPLATE, [flow for flow in flows if flow.id != 7]).text
+
+    assert b"".join(text) == written
+    assert sum(relays) > 0
+    assert (stats.events_accepted_total, stats.events_filtered_total) == (999, 1)
+    assert (stats.events_new_total, dict(rig.pipeline.protocols)) == (999, {6: 999})
+    assert (sink.sink_events_taken_total, sink.sink_events_delivered_total) == (999, 999)
+    assert (sink.sink_bytes_total, sink.sink_events_queued) == (len(written), 0)
+    assert sum(rig.outbox.count_delays().events) == 999
+
+
+def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
+    tmp_path: Path, relays: list[int]
+) -> None:
+    flows, path = make_flows(500), tmp_path / "socket"
+    received: list[bytes] = []
+    with pair() as (one, other), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(os.fspath(path))
+        rig = Rig(one, other, JournalSink(path), ("log any",))
+        reader = threading.Thread(
+            target=lambda: received.extend(receiver.recv(4096) for _ in range(len(flows)))
+        )
+        reader.start()
+        rig.send_slowly(len(flows))
+        reader.join()
+        rig.stop()
+
+    assert b"".join(received) == render(journal.TEMPLATE, flows).text
+    assert sum(relays) > 0
+    assert rig.stats.sink_events_delivered_total == len(flows)
+
+
+def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
+    pipe: tuple[int, int], relays: list[int]
+) -> None:
+    """Though a relay is under way."""
+    texts = ("log any", "drop any")
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(None, pipe[1]), texts[:1])
+        rounds, count = 20, 10
+        for number in range(rounds):
+            rig.pipeline.set_tables([CORE.compile_table(parse(texts[number % 2]))], {})
+            rig.send(count, number * count)
+            sent = (number + 1) * count
+            rig.wait_for(sent)
+        rig.stop()
+    flows = [flow for flow in make_flows(rounds * count) if flow.id // count % 2 == 0]
+
+    assert os.read(pipe[0], 1 << 20) == render(json.TEMPLATE, flows).text
+    assert sum(relays) > 0
+
+
+def test_whatever_changes_what_is_asked_of_events_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make_pipeline(make_outbox())
+    found: list[int] = []
+    batch = SimpleNamespace(interrupt=lambda: found.append(pipeline.generation))
+    monkeypatch.setattr(pipeline.readers[0], "batch", batch)
+    pipeline.set_tables([pipeline.tables[0].filter], {})
+    pipeline.set_sets({})
+    pipeline.set_geoip(cast(Any, SimpleNamespace(cache=10, generation=0)))
+
+    assert found == [0, 0, 1]
