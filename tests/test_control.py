@@ -44,7 +44,7 @@ def make_control() -> DaemonControl:
         engine=ENGINES[0],
         tails=tails,
         notifier=notifier,
-        pipeline=SimpleNamespace(readers=(None,)),
+        pipeline=SimpleNamespace(readers=(None,), interrupt=lambda: None),
         live_sets=SimpleNamespace(in_force={}),
     )
     daemon.sink_filters = SinkFilters(cast(Daemon, daemon), {})

@@ -22,6 +22,7 @@ def make_daemon(readers: list[Any], stopped: list[list[int]]) -> Daemon:
 
     outbox = SimpleNamespace(enable=lambda: None, reopen=lambda: None)
     pipeline = SimpleNamespace(
+        interrupt=lambda: None,
         readers=tuple(readers),
         lock=threading.Lock(),
         outboxes=(outbox,),
