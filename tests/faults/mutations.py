@@ -1,6 +1,8 @@
 """Protections taken out, one at a time, in a copy of the tree: the test that is about each has to fail.
 
-python -m tests.faults.mutations        exit status 1 when one survives
+python -m tests.faults.mutations [TEXT ...]     those whose description has one of the texts, or all
+
+Exit status 1 when one survives.
 """
 
 import os
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,23 +66,24 @@ def survives(tree: Path, mutation: Mutation) -> bool:
             build_core(tree)
 
 
-def main() -> int:
+def main(texts: Sequence[str]) -> int:
     survivors = []
+    chosen = [one for one in MUTATIONS if not texts or any(text in one.what for text in texts)]
     with tempfile.TemporaryDirectory(prefix="conntrackd-mutations-") as name:
         tree = Path(name)
         tree.chmod(0o755)
         copy_tree(tree)
         build_core(tree)
-        if run_tests(tree, *{mutation.test for mutation in MUTATIONS}, seconds=ALL_SECONDS) != 0:
+        if run_tests(tree, *{mutation.test for mutation in chosen}, seconds=ALL_SECONDS) != 0:
             print("the tests fail in the copy of the tree as it is")
             return 1
-        for mutation in MUTATIONS:
+        for mutation in chosen:
             alive = survives(tree, mutation)
             print(f"{'SURVIVES' if alive else 'caught  '}  {mutation.what} ({mutation.file})", flush=True)
             survivors += [mutation.what] if alive else []
-    print(f"{len(MUTATIONS) - len(survivors)} of {len(MUTATIONS)} caught")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
     return 1 if survivors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
