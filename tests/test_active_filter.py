@@ -11,6 +11,7 @@ import pytest
 
 from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
+from conntrackd.delivery.loan import Loan, Way
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
@@ -132,20 +133,30 @@ def test_all_mistakes_are_raised_and_a_rule_in_vain_is_a_warning() -> None:
 
 
 class Gathering:
-    """In the place of an outbox: keeps what it is given."""
+    """In the place of an outbox: keeps what it is given, and lends what it keeps it in."""
 
     name = "stream"
     template = json.TEMPLATE
     batch_wait = 0.0
 
     def __init__(self) -> None:
-        self.lines: list[bytes] = []
+        self._file = os.memfd_create("lines")
+
+    @property
+    def lines(self) -> list[bytes]:
+        return Path(f"/proc/self/fd/{self._file}").read_bytes().splitlines()
 
     def get_room(self) -> int:
         return 1 << 20
 
     def put(self, rendered: Rendered, **_: object) -> None:
-        self.lines += rendered.text.splitlines()
+        os.write(self._file, rendered.text)
+
+    def lend(self) -> Loan:
+        return Loan(Way.WRITE, self._file)
+
+    def take_back(self, _: object, rest: Rendered, torn: int, **__: object) -> None:
+        assert (rest.events, torn) == (0, 0)
 
     def report(self, _: object) -> None:
         raise AssertionError("the buffer is large enough for all")

@@ -196,7 +196,7 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
 
 
 def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
-    pipe: tuple[int, int], relays: list[int]
+    pipe: tuple[int, int],
 ) -> None:
     """Though a relay is under way."""
     texts = ("log any", "drop any")
@@ -212,7 +212,6 @@ def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
     flows = [flow for flow in make_flows(rounds * count) if flow.id // count % 2 == 0]
 
     assert os.read(pipe[0], 1 << 20) == render(json.TEMPLATE, flows).text
-    assert sum(relays) > 0
 
 
 def test_whatever_changes_what_is_asked_of_events_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
