@@ -796,16 +796,16 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no more flows are remembered than may be",
-        "conntrackd/core/flows.c",
+        "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
         "if (!slots->limit ||",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "where there is no memory for one more flow, an old one is forgotten",
-        "conntrackd/core/flows.c",
-        "|| !make_room(slots))",
-        "|| (make_room(slots), false))",
+        "conntrackd/core/slots.c",
+        "&& !grow(slots)))",
+        "&& (grow(slots), false)))",
         "tests/core/test_memory.py::test_where_there_is_no_memory_there_is_no_room",
     ),
     Mutation(
@@ -824,7 +824,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no more flows are counted than may be",
-        "conntrackd/core/deltas.c",
+        "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
         "if (!slots->limit ||",
         "tests/source/test_heartbeat.py::"
