@@ -1162,6 +1162,20 @@ MUTATIONS: Final = (
         "tests/engine/test_walk.py::test_both_know_the_rarer_attributes",
     ),
     Mutation(
+        "a tuple that is read without a walk is of the event's family",
+        "conntrackd/core/event.c",
+        "size == 72 && event->family == AF_INET6 &&",
+        "size == 72 &&",
+        "tests/engine/test_walk.py::test_both_know_the_rarer_attributes",
+    ),
+    Mutation(
+        "a tuple with another header than the usual ones is walked",
+        "conntrackd/core/event.c",
+        "!has_header(dst_at, bytes, src + 1) || ",
+        "",
+        "tests/engine/test_walk.py::test_both_read_the_same_where_any_one_byte_is_another",
+    ),
+    Mutation(
         "labels are no longer than their place",
         "conntrackd/core/event.c",
         "if (size > target->size)",
