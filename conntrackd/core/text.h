@@ -11,7 +11,9 @@
 #define ADDRESS_TEXT 45 /* `ffff:...:255.255.255.255` */
 #define TIME_TEXT 40 /* RFC 3339 with nanoseconds, in a year of up to ten digits */
 #define SECONDS 64
-/* Short texts are copied by blocks of this size: as many bytes may be read and written behind their end. */
+/* Short texts are copied by blocks of this size, and digits by the word: as many bytes may be read and written behind
+ * their end.
+ */
 #define SLACK 16
 
 enum time_style { STYLE_NANOS, STYLE_MICROS, STYLE_BSD };

@@ -47,3 +47,10 @@ def test_numbers_are_written_with_all_their_digits() -> None:
     flows = [replace(FLOW, orig_bytes=number, orig_packets=1) for number in numbers]
 
     assert write(StepKind.NUMBER, "orig_bytes", flows) == [str(number) for number in numbers]
+
+
+def test_fractions_are_written_with_all_their_zeros() -> None:
+    fractions = [10**power + near for power in range(9) for near in (-1, 0, 1)] + [999_999_999]
+    flows = [replace(FLOW, start=10**18, stop=10**18 + fraction) for fraction in fractions]
+
+    assert write(StepKind.DURATION, "duration", flows) == [f"0.{fraction:09}" for fraction in fractions]
