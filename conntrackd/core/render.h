@@ -47,6 +47,26 @@ struct slice {
 	uint32_t offset, length;
 };
 
+/* Constants, and the value behind them. */
+struct piece {
+	uint32_t length; /* of the constants, which stand behind those of the piece before */
+	uint32_t kind; /* of a step: STEP_TEXT where no value follows, and no STEP_ENDPOINT */
+	const struct event_field *field;
+	const struct step *step;
+};
+
+/* What a template writes of events that are of one kind: alike in all that its steps ask about, in type and in
+ * protocol. Steps that are not taken are not in it, and what all these events have alike is a constant.
+ */
+struct plan {
+	uint64_t has;
+	uint16_t kind; /* the type, and the protocol in the lower byte */
+	char *text; /* all constants; NULL for no plan */
+	struct piece *pieces;
+};
+#define PLAN_BITS 6 /* a gateway has some twenty kinds of events */
+#define PLANS (1 << PLAN_BITS)
+
 #define PLACES 4 /* texts of a Location: place and network, as destination and as source */
 #define MOST_LOCATIONS 65536
 enum { LABEL_COUNT = 8 * LABEL_BYTES };
@@ -56,6 +76,8 @@ struct template
 {
 	struct step *steps;
 	size_t step_count;
+	uint64_t asked; /* the bits of `has` that the steps ask about */
+	struct plan plans[PLANS];
 	struct slice *names;
 	size_t name_count;
 	char *pool;

@@ -88,6 +88,9 @@ static bool check_template(struct template *template)
 		if ((uint64_t)bound + constants > MAX_BOUND - template->bound)
 			return false;
 		template->bound += (size_t)bound + constants;
+		template->asked |= step->needs;
+		if (step->kind == STEP_ENDPOINT)
+			template->asked |= IS_IPV4 | event_fields[step->offset].has;
 		template->place_steps += step->kind == STEP_PLACE;
 	}
 	return true;
@@ -117,6 +120,10 @@ bool open_template(struct template *template, const struct step *steps, size_t s
 
 void close_template(struct template *template)
 {
+	for (size_t plan = 0; plan < PLANS; plan++) {
+		free(template->plans[plan].text);
+		free(template->plans[plan].pieces);
+	}
 	for (size_t location = 0; location < template->place_count; location++)
 		free(template->places[location]);
 	free(template->places);

@@ -845,6 +845,30 @@ MUTATIONS: Final = (
         "tests/source/test_heartbeat.py::test_with_more_ends_than_are_noted_chunks_are_left_out",
     ),
     Mutation(
+        "a plan is of the event's type and protocol",
+        "conntrackd/core/render.c",
+        " && found->kind == kind)",
+        ")",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
+        "a plan is of what the event has",
+        "conntrackd/core/render.c",
+        "found->has == has && ",
+        "",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
+        "a plan knows whether addresses have brackets",
+        "conntrackd/core/template.c",
+        "|= IS_IPV4 | event_fields",
+        "|= event_fields",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
         "the seed of a Community ID has 16 bits",
         "conntrackd/core/template.c",
         "return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;",
