@@ -109,6 +109,7 @@ static char *write_value(char *at, struct template *template, const struct piece
 	switch ((enum step_kind)piece->kind) {
 	case STEP_TEXT:
 	case STEP_ENDPOINT:
+	case STEP_AGAIN:
 		return at;
 	case STEP_NUMBER:
 		return write_number(at, read_field(event, field));
@@ -138,14 +139,21 @@ static char *write_value(char *at, struct template *template, const struct piece
 
 static char *write_event(char *at, struct template *template, const struct plan *plan, const struct event *event)
 {
-	const char *text = plan->text;
+	const char *text = plan->text, *begins[ENDS] = { at, at, at };
+	size_t lengths[ENDS] = { 0 };
 
 	for (const struct piece *piece = plan->pieces;; piece++) {
 		at = write_bytes(at, text, piece->length);
 		if (piece->kind == STEP_TEXT)
 			return at;
 		text += piece->length;
+		if (piece->kind == STEP_AGAIN) {
+			at = write_bytes(at, begins[piece->end], lengths[piece->end]);
+			continue;
+		}
+		begins[piece->end] = at;
 		at = write_value(at, template, piece, event);
+		lengths[piece->end] = (size_t)(at - begins[piece->end]);
 	}
 }
 
@@ -156,14 +164,25 @@ struct maker {
 	struct piece *piece;
 	const char *begin;
 	char *at;
+	bool has_end[ENDS];
 };
 
 static void end_piece(struct maker *maker, enum step_kind kind, const struct step *step, size_t field)
 {
 	const uint32_t length = (uint32_t)(maker->at - maker->begin);
 
-	*maker->piece++ = (struct piece){ length, kind, &event_fields[field], step };
+	*maker->piece++ = (struct piece){ length, (uint16_t)kind, NO_END, &event_fields[field], step };
 	maker->begin = maker->at;
+}
+
+static void end_address(struct maker *maker, const struct step *step)
+{
+	const size_t offset = event_fields[step->field].offset;
+	const enum end end = offset == FIELD(src) ? SRC : offset == FIELD(dst) ? DST : NO_END;
+
+	end_piece(maker, end && maker->has_end[end] ? STEP_AGAIN : STEP_ADDRESS, step, step->field);
+	maker->piece[-1].end = (uint16_t)end;
+	maker->has_end[end] = true;
 }
 
 /* As far as the kind says it: the port is there or not, and an address of IPv6 before a port stands in brackets. */
@@ -174,7 +193,7 @@ static void make_endpoint(struct maker *maker, const struct step *step, const st
 
 	if (is_bracketed)
 		*maker->at++ = '[';
-	end_piece(maker, STEP_ADDRESS, step, step->field);
+	end_address(maker, step);
 	if (is_bracketed)
 		*maker->at++ = ']';
 	if (!has_port)
@@ -194,6 +213,8 @@ static void make_step(struct maker *maker, const struct template *template, cons
 		maker->at = write_name(maker->at, template, step, read_field(event, field));
 	else if (step->kind == STEP_ENDPOINT)
 		make_endpoint(maker, step, event);
+	else if (step->kind == STEP_ADDRESS)
+		end_address(maker, step);
 	else if (step->kind != STEP_TEXT)
 		end_piece(maker, (enum step_kind)step->kind, step, step->field);
 	maker->at = write_bytes(maker->at, constants + step->before_length, step->after_length);
@@ -210,7 +231,7 @@ static bool make_plan(struct plan *plan, const struct template *template, const 
 	const struct step *end = template->steps + template->step_count;
 	struct piece *pieces = calloc(2 * template->step_count + 1, sizeof(*pieces)), *fitting_pieces;
 	char *text = malloc(template->bound + SLACK), *fitting_text;
-	struct maker maker = { pieces, text, text };
+	struct maker maker = { .piece = pieces, .begin = text, .at = text };
 
 	if (!pieces || !text) {
 		free(pieces);

@@ -69,6 +69,8 @@ static int64_t bound_step(const struct template *template, const struct step *st
 		return size == 8 ? AMOUNT_TEXT : -1;
 	case STEP_COMMUNITY_ID:
 		return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;
+	case STEP_AGAIN:
+		return -1;
 	}
 	return -1;
 }

@@ -33,8 +33,12 @@ struct clock {
 /* Each returns the end of what it wrote. */
 static inline char *write_bytes(char *at, const void *bytes, size_t length)
 {
-	for (size_t done = 0; done < length; done += SLACK)
-		memcpy(at + done, (const char *)bytes + done, SLACK);
+	char block[SLACK]; /* bytes of the same text may be just behind them */
+
+	for (size_t done = 0; done < length; done += SLACK) {
+		memcpy(block, (const char *)bytes + done, SLACK);
+		memcpy(at + done, block, SLACK);
+	}
 	return at + length;
 }
 

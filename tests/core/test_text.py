@@ -15,9 +15,10 @@ from tests.filter.rows import FLOW, IPV6
 from tests.messages import build_message
 
 
-def write(kind: StepKind, name: str, flows: list[Flow]) -> list[str]:
-    """One field of these, by the core."""
-    template = core.Template(STEP.pack(0, kind, core.FIELDS.index(name), 0, 0, 0, 0, 0, 0), b"", b"", False)
+def write(kind: StepKind, name: str, flows: list[Flow], *, times: int = 1) -> list[str]:
+    """One field of these, by the core; several times side by side."""
+    step = STEP.pack(0, kind, core.FIELDS.index(name), 0, 0, 0, 0, 0, 0)
+    template = core.Template(step * times, b"", b"", False)
     batch = core.Batch(4096, 2048, True)
     messages = b"".join(map(build_message, flows))
     assert batch.load(messages, 0, 1) == (len(messages), len(flows), 0)
@@ -40,6 +41,16 @@ def test_every_octet_is_written_as_inet_ntop_does() -> None:
     flows = [replace(FLOW, src=address) for address in addresses]
 
     assert write(StepKind.ADDRESS, "src", flows) == [inet_ntop(AF_INET, address) for address in addresses]
+
+
+@pytest.mark.parametrize("name", ["src", "dst", "reply_src"])
+def test_an_address_is_the_same_where_it_is_written_again(name: str) -> None:
+    addresses = [bytes(16), bytes(15) + b"\1", b"\x20\1" * 8, bytes([32, 1]) + bytes(12) + b"\xab\xcd"]
+    flows = [replace(IPV6, **{name: address}) for address in addresses]
+
+    assert write(StepKind.ADDRESS, name, flows, times=3) == [
+        3 * inet_ntop(AF_INET6, address) for address in addresses
+    ]
 
 
 def test_numbers_are_written_with_all_their_digits() -> None:

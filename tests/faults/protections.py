@@ -869,6 +869,13 @@ MUTATIONS: Final = (
         "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
     ),
     Mutation(
+        "no step copies an address that is not written yet",
+        "conntrackd/core/template.c",
+        "case STEP_AGAIN:\n\t\treturn -1;",
+        "case STEP_AGAIN:\n\t\treturn 0;",
+        "tests/core/test_binding.py::test_a_step_that_is_out_of_bounds_is_refused",
+    ),
+    Mutation(
         "the seed of a Community ID has 16 bits",
         "conntrackd/core/template.c",
         "return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;",
