@@ -5,6 +5,7 @@ import struct
 from array import array
 from dataclasses import replace
 from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,8 @@ def test_every_octet_is_written_as_inet_ntop_does() -> None:
 @pytest.mark.parametrize("name", ["src", "dst", "reply_src"])
 def test_an_address_is_the_same_where_it_is_written_again(name: str) -> None:
     addresses = [bytes(16), bytes(15) + b"\1", b"\x20\1" * 8, bytes([32, 1]) + bytes(12) + b"\xab\xcd"]
-    flows = [replace(IPV6, **{name: address}) for address in addresses]
+    changes: list[dict[str, Any]] = [{name: address} for address in addresses]
+    flows = [replace(IPV6, **change) for change in changes]
 
     assert write(StepKind.ADDRESS, name, flows, times=3) == [
         3 * inet_ntop(AF_INET6, address) for address in addresses
