@@ -56,17 +56,14 @@ static struct counted *find_counted(const struct deltas *deltas, uint64_t flow)
 /* NULL where there is no room. None is forgotten for it: its next record would count all of it again. */
 static struct counted *add_flow(struct deltas *deltas, uint64_t flow, const struct event *event)
 {
-	struct slots *slots = &deltas->slots;
-	struct counted *slot;
+	struct counted *slot = add_slot(&deltas->slots, flow);
 
-	if (slots->used >= slots->limit || !make_room(slots)) {
+	if (!slot) {
 		deltas->without_room++;
 		return NULL;
 	}
-	slot = find_counted(deltas, flow);
-	*slot = (struct counted){ .flow = flow, .seen = deltas->reading };
+	slot->seen = deltas->reading;
 	read_counters(event, slot->counters);
-	slots->used++;
 	return slot;
 }
 

@@ -37,15 +37,14 @@ static void remember(struct flows *flows, const struct event *event, size_t *for
 {
 	uint64_t flow = hash_flow(event, flows->slots.seed);
 	struct slots *slots = &flows->slots;
+	struct beginning *slot = get_slot(slots, find_slot(slots, flow));
 
-	if (!get_flow(slots, find_slot(slots, flow))) {
-		if (slots->used >= slots->limit || !make_room(slots)) { /* without memory there is no room */
+	if (!slot->flow)
+		while (!(slot = add_slot(slots, flow))) {
 			forget_one(flows);
 			++*forgotten;
 		}
-		slots->used++;
-	}
-	*(struct beginning *)get_slot(slots, find_slot(slots, flow)) = (struct beginning){ flow, event->time };
+	slot->time = event->time;
 }
 
 void note_event(struct flows *flows, struct event *event, size_t *forgotten)

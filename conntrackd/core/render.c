@@ -9,6 +9,8 @@
 #define FIRST_EVENTS 512
 #define FIRST_TEXT 32768
 #define NANO 1000000000ULL
+#define PLANS_LOOKED_AT 4
+#define FIELD(name) offsetof(struct event, name)
 
 /* ---- one event ---------------------------------------------------------------------------------------- */
 
@@ -18,23 +20,6 @@ static char *write_name(char *at, const struct template *template, const struct 
 
 	return name && name->length ? write_bytes(at, template->pool + name->offset, name->length) :
 				      write_number(at, number);
-}
-
-static char *write_endpoint(char *at, const struct event *event, const struct step *step)
-{
-	const uint8_t *address = (const uint8_t *)event + event_fields[step->field].offset;
-	const struct event_field *port = &event_fields[step->offset];
-	bool is_ipv4 = event->has & IS_IPV4, is_bracketed = !is_ipv4 && event->has & port->has;
-
-	if (is_bracketed)
-		*at++ = '[';
-	at = write_address(at, address, is_ipv4);
-	if (is_bracketed)
-		*at++ = ']';
-	if (!(event->has & port->has))
-		return at;
-	*at++ = ':';
-	return write_number(at, read_field(event, port));
 }
 
 static char *write_duration(char *at, const struct event *event, enum duration_style style)
@@ -116,12 +101,15 @@ static char *write_labels(char *at, const struct template *template, const struc
 	return at;
 }
 
-static char *write_value(char *at, struct template *template, const struct step *step, const struct event *event)
+static char *write_value(char *at, struct template *template, const struct piece *piece, const struct event *event)
 {
-	const struct event_field *field = &event_fields[step->field];
+	const struct event_field *field = piece->field;
+	const struct step *step = piece->step;
 
-	switch ((enum step_kind)step->kind) {
+	switch ((enum step_kind)piece->kind) {
 	case STEP_TEXT:
+	case STEP_ENDPOINT:
+	case STEP_AGAIN:
 		return at;
 	case STEP_NUMBER:
 		return write_number(at, read_field(event, field));
@@ -129,8 +117,6 @@ static char *write_value(char *at, struct template *template, const struct step 
 		return write_name(at, template, step, read_field(event, field));
 	case STEP_ADDRESS:
 		return write_address(at, (const uint8_t *)event + field->offset, event->has & IS_IPV4);
-	case STEP_ENDPOINT:
-		return write_endpoint(at, event, step);
 	case STEP_TIME:
 		return write_time(at, read_field(event, field), (enum time_style)step->length, &template->clock);
 	case STEP_DURATION:
@@ -151,20 +137,141 @@ static char *write_value(char *at, struct template *template, const struct step 
 	return at;
 }
 
-static char *write_event(char *at, struct template *template, const struct event *event)
+static char *write_event(char *at, struct template *template, const struct plan *plan, const struct event *event)
+{
+	const char *text = plan->text, *begins[ENDS] = { at, at, at };
+	size_t lengths[ENDS] = { 0 };
+
+	for (const struct piece *piece = plan->pieces;; piece++) {
+		at = write_bytes(at, text, piece->length);
+		if (piece->kind == STEP_TEXT)
+			return at;
+		text += piece->length;
+		if (piece->kind == STEP_AGAIN) {
+			at = write_bytes(at, begins[piece->end], lengths[piece->end]);
+			continue;
+		}
+		begins[piece->end] = at;
+		at = write_value(at, template, piece, event);
+		lengths[piece->end] = (size_t)(at - begins[piece->end]);
+	}
+}
+
+/* ---- a kind of events --------------------------------------------------------------------------------- */
+
+/* A plan while it is made: where the constants of the next piece begin, and end so far. */
+struct maker {
+	struct piece *piece;
+	const char *begin;
+	char *at;
+	bool has_end[ENDS];
+};
+
+static void end_piece(struct maker *maker, enum step_kind kind, const struct step *step, size_t field)
+{
+	const uint32_t length = (uint32_t)(maker->at - maker->begin);
+
+	*maker->piece++ = (struct piece){ length, (uint16_t)kind, NO_END, &event_fields[field], step };
+	maker->begin = maker->at;
+}
+
+static void end_address(struct maker *maker, const struct step *step)
+{
+	const size_t offset = event_fields[step->field].offset;
+	const enum end end = offset == FIELD(src) ? SRC : offset == FIELD(dst) ? DST : NO_END;
+
+	end_piece(maker, end && maker->has_end[end] ? STEP_AGAIN : STEP_ADDRESS, step, step->field);
+	maker->piece[-1].end = (uint16_t)end;
+	maker->has_end[end] = true;
+}
+
+/* As far as the kind says it: the port is there or not, and an address of IPv6 before a port stands in brackets. */
+static void make_endpoint(struct maker *maker, const struct step *step, const struct event *event)
+{
+	const bool has_port = event->has & event_fields[step->offset].has;
+	const bool is_bracketed = has_port && !(event->has & IS_IPV4);
+
+	if (is_bracketed)
+		*maker->at++ = '[';
+	end_address(maker, step);
+	if (is_bracketed)
+		*maker->at++ = ']';
+	if (!has_port)
+		return;
+	*maker->at++ = ':';
+	end_piece(maker, STEP_NUMBER, step, step->offset);
+}
+
+static void make_step(struct maker *maker, const struct template *template, const struct step *step,
+		      const struct event *event)
+{
+	const struct event_field *field = &event_fields[step->field];
+	const char *constants = template->pool + step->constants;
+
+	maker->at = write_bytes(maker->at, constants, step->before_length);
+	if (step->kind == STEP_NAME && (field->offset == FIELD(type) || field->offset == FIELD(protocol)))
+		maker->at = write_name(maker->at, template, step, read_field(event, field));
+	else if (step->kind == STEP_ENDPOINT)
+		make_endpoint(maker, step, event);
+	else if (step->kind == STEP_ADDRESS)
+		end_address(maker, step);
+	else if (step->kind != STEP_TEXT)
+		end_piece(maker, (enum step_kind)step->kind, step, step->field);
+	maker->at = write_bytes(maker->at, constants + step->before_length, step->after_length);
+}
+
+static uint16_t find_kind(const struct event *event)
+{
+	return (uint16_t)(event->type << 8 | event->protocol);
+}
+
+/* In place of the one that is there. False for want of memory. */
+static bool make_plan(struct plan *plan, const struct template *template, const struct event *event)
 {
 	const struct step *end = template->steps + template->step_count;
+	struct piece *pieces = calloc(2 * template->step_count + 1, sizeof(*pieces)), *fitting_pieces;
+	char *text = malloc(template->bound + SLACK), *fitting_text;
+	struct maker maker = { .piece = pieces, .begin = text, .at = text };
 
-	for (const struct step *step = template->steps; step < end; step++) {
-		const char *constants = template->pool + step->constants;
-
-		if ((event->has & step->needs) != step->needs)
-			continue;
-		at = write_bytes(at, constants, step->before_length);
-		at = write_value(at, template, step, event);
-		at = write_bytes(at, constants + step->before_length, step->after_length);
+	if (!pieces || !text) {
+		free(pieces);
+		free(text);
+		return false;
 	}
-	return at;
+	for (const struct step *step = template->steps; step < end; step++)
+		if ((event->has & step->needs) == step->needs)
+			make_step(&maker, template, step, event);
+	end_piece(&maker, STEP_TEXT, NULL, 0);
+	free(plan->pieces);
+	free(plan->text);
+	fitting_text = realloc(text, (size_t)(maker.at - text) + SLACK);
+	fitting_pieces = realloc(pieces, (size_t)(maker.piece - pieces) * sizeof(*pieces));
+	*plan = (struct plan){ .has = event->has & template->asked,
+			       .kind = find_kind(event),
+			       .text = fitting_text ? fitting_text : text,
+			       .pieces = fitting_pieces ? fitting_pieces : pieces };
+	return true;
+}
+
+/* Among the first few from where its kind belongs, else one is made: at the end of those, or in place of the first. */
+static const struct plan *find_plan(struct template *template, const struct event *event)
+{
+	const uint64_t has = event->has & template->asked;
+	const uint16_t kind = find_kind(event);
+	const size_t first = (has ^ (uint64_t)kind << 48) * 0x9e3779b97f4a7c15ULL >> (64 - PLAN_BITS);
+	struct plan *plan = &template->plans[first];
+
+	for (size_t place = first; place < first + PLANS_LOOKED_AT; place++) {
+		struct plan *found = &template->plans[place % PLANS];
+
+		if (!found->text) {
+			plan = found;
+			break;
+		}
+		if (found->has == has && found->kind == kind)
+			return found;
+	}
+	return make_plan(plan, template, event) ? plan : NULL;
 }
 
 /* ---- a batch ------------------------------------------------------------------------------------------ */
@@ -215,9 +322,11 @@ static bool reserve_text(struct output *output, const struct template *template,
 
 static bool append_event(struct output *output, struct template *template, const struct event *event)
 {
-	if (!reserve_text(output, template, event))
+	const struct plan *plan = find_plan(template, event);
+
+	if (!plan || !reserve_text(output, template, event))
 		return false;
-	output->length = (size_t)(write_event(output->text + output->length, template, event) - output->text);
+	output->length = (size_t)(write_event(output->text + output->length, template, plan, event) - output->text);
 	output->ends[output->count] = (uint32_t)output->length;
 	output->moments[output->count++] = event->moment;
 	return true;

@@ -23,6 +23,7 @@ enum step_kind {
 	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
 	STEP_AMOUNT, /* a field for people: `12 packets`, or `3.4 kB` where `length` is not 0 */
 	STEP_COMMUNITY_ID, /* with `offset` as its seed */
+	STEP_AGAIN, /* only in plans: an address that stands in the same text before */
 };
 
 enum duration_style {
@@ -47,6 +48,30 @@ struct slice {
 	uint32_t offset, length;
 };
 
+/* An end of a flow, whose address is written once in a text, and copied then. */
+enum end { NO_END, SRC, DST, ENDS };
+
+/* Constants, and the value behind them. */
+struct piece {
+	uint32_t length; /* of the constants, which stand behind those of the piece before */
+	uint16_t kind; /* of a step: STEP_TEXT where no value follows, and no STEP_ENDPOINT */
+	uint16_t end;
+	const struct event_field *field;
+	const struct step *step;
+};
+
+/* What a template writes of events that are of one kind: alike in all that its steps ask about, in type and in
+ * protocol. Steps that are not taken are not in it, and what all these events have alike is a constant.
+ */
+struct plan {
+	uint64_t has;
+	uint16_t kind; /* the type, and the protocol in the lower byte */
+	char *text; /* all constants; NULL for no plan */
+	struct piece *pieces;
+};
+#define PLAN_BITS 6 /* a gateway has some twenty kinds of events */
+#define PLANS (1 << PLAN_BITS)
+
 #define PLACES 4 /* texts of a Location: place and network, as destination and as source */
 #define MOST_LOCATIONS 65536
 enum { LABEL_COUNT = 8 * LABEL_BYTES };
@@ -56,6 +81,8 @@ struct template
 {
 	struct step *steps;
 	size_t step_count;
+	uint64_t asked; /* the bits of `has` that the steps ask about */
+	struct plan plans[PLANS];
 	struct slice *names;
 	size_t name_count;
 	char *pool;

@@ -51,14 +51,12 @@ static struct counts *find_counts(struct series *series, const struct series_val
 
 	if (found->hash)
 		return &found->counts;
-	if (slots->used >= slots->limit || !make_room(slots)) { /* without memory there is no room */
+	found = add_slot(slots, hash);
+	if (!found) {
 		series->overflows++;
 		return &series->other;
 	}
-	found = get_slot(slots, find_slot(slots, hash));
-	found->hash = hash;
 	memcpy(found->values, values, series->field_count * sizeof(*values));
-	slots->used++;
 	return &found->counts;
 }
 
@@ -81,11 +79,8 @@ static void open_connection(struct slots *living, struct counts *counts, const s
 	uint64_t flow = hash_flow(event, living->seed);
 
 	counts->opened++;
-	if (get_flow(living, find_slot(living, flow)) || living->used >= living->limit || !make_room(living))
-		return;
-	memcpy(get_slot(living, find_slot(living, flow)), &flow, sizeof(flow));
-	living->used++;
-	counts->living++;
+	if (!get_flow(living, find_slot(living, flow)) && add_slot(living, flow))
+		counts->living++;
 }
 
 /* One of which the opening was not counted, by a limit, say, or before the start, is none of those that live. */

@@ -92,9 +92,16 @@ static bool grow(struct slots *slots)
 	return true;
 }
 
-bool make_room(struct slots *slots)
+void *add_slot(struct slots *slots, uint64_t flow)
 {
-	return 4 * (slots->used + 1) <= 3 * slots->capacity || grow(slots);
+	void *slot;
+
+	if (slots->used >= slots->limit || (4 * (slots->used + 1) > 3 * slots->capacity && !grow(slots)))
+		return NULL;
+	slot = get_slot(slots, find_slot(slots, flow));
+	memcpy(slot, &flow, sizeof(flow));
+	slots->used++;
+	return slot;
 }
 
 /* What follows in the same run moves up, unless that would be before its home: no slot is ever left dead. */

@@ -30,8 +30,10 @@ void *get_slot(const struct slots *slots, size_t number);
 size_t find_slot(const struct slots *slots, uint64_t flow);
 uint64_t get_flow(const struct slots *slots, size_t number);
 
-/* Before one more is used: false for want of memory. What find_slot() has given is not valid any more. */
-bool make_room(struct slots *slots);
+/* A slot for a flow that has none, with nothing but the flow in it; NULL where there is no room, by the limit or for
+ * want of memory. What find_slot() has given is not valid any more.
+ */
+void *add_slot(struct slots *slots, uint64_t flow);
 
 /* Others may be in its slot then, and in those behind it. */
 void remove_slot(struct slots *slots, size_t hole);

@@ -69,6 +69,8 @@ static int64_t bound_step(const struct template *template, const struct step *st
 		return size == 8 ? AMOUNT_TEXT : -1;
 	case STEP_COMMUNITY_ID:
 		return step->offset <= MAX_COMMUNITY_SEED ? COMMUNITY_TEXT : -1;
+	case STEP_AGAIN:
+		return -1;
 	}
 	return -1;
 }
@@ -88,6 +90,9 @@ static bool check_template(struct template *template)
 		if ((uint64_t)bound + constants > MAX_BOUND - template->bound)
 			return false;
 		template->bound += (size_t)bound + constants;
+		template->asked |= step->needs;
+		if (step->kind == STEP_ENDPOINT)
+			template->asked |= IS_IPV4 | event_fields[step->offset].has;
 		template->place_steps += step->kind == STEP_PLACE;
 	}
 	return true;
@@ -117,6 +122,10 @@ bool open_template(struct template *template, const struct step *steps, size_t s
 
 void close_template(struct template *template)
 {
+	for (size_t plan = 0; plan < PLANS; plan++) {
+		free(template->plans[plan].text);
+		free(template->plans[plan].pieces);
+	}
 	for (size_t location = 0; location < template->place_count; location++)
 		free(template->places[location]);
 	free(template->places);

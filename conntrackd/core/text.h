@@ -11,7 +11,9 @@
 #define ADDRESS_TEXT 45 /* `ffff:...:255.255.255.255` */
 #define TIME_TEXT 40 /* RFC 3339 with nanoseconds, in a year of up to ten digits */
 #define SECONDS 64
-/* Short texts are copied by blocks of this size: as many bytes may be read and written behind their end. */
+/* Short texts are copied by blocks of this size, and digits by the word: as many bytes may be read and written behind
+ * their end.
+ */
 #define SLACK 16
 
 enum time_style { STYLE_NANOS, STYLE_MICROS, STYLE_BSD };
@@ -31,8 +33,12 @@ struct clock {
 /* Each returns the end of what it wrote. */
 static inline char *write_bytes(char *at, const void *bytes, size_t length)
 {
-	for (size_t done = 0; done < length; done += SLACK)
-		memcpy(at + done, (const char *)bytes + done, SLACK);
+	char block[SLACK]; /* bytes of the same text may be just behind them */
+
+	for (size_t done = 0; done < length; done += SLACK) {
+		memcpy(block, (const char *)bytes + done, SLACK);
+		memcpy(at + done, block, SLACK);
+	}
 	return at + length;
 }
 

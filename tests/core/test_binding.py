@@ -63,6 +63,7 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], object]) -> None:
     "step",
     [
         (0, 99, 0, 0, 0, 0, 0, 0, 0),
+        (0, max(StepKind) + 1, core.FIELDS.index("src"), 0, 0, 0, 0, 0, 0),
         (0, StepKind.TEXT, 999, 0, 0, 0, 0, 0, 0),
         (0, StepKind.TEXT, 0, 5, 0, 0, 0, 0, 0),
         (0, StepKind.TEXT, 0, 0, 1, 4, 0, 0, 0),

@@ -5,6 +5,7 @@ import struct
 from array import array
 from dataclasses import replace
 from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,10 @@ from tests.filter.rows import FLOW, IPV6
 from tests.messages import build_message
 
 
-def write(kind: StepKind, name: str, flows: list[Flow]) -> list[str]:
-    """One field of these, by the core."""
-    template = core.Template(STEP.pack(0, kind, core.FIELDS.index(name), 0, 0, 0, 0, 0, 0), b"", b"", False)
+def write(kind: StepKind, name: str, flows: list[Flow], *, times: int = 1) -> list[str]:
+    """One field of these, by the core; several times side by side."""
+    step = STEP.pack(0, kind, core.FIELDS.index(name), 0, 0, 0, 0, 0, 0)
+    template = core.Template(step * times, b"", b"", False)
     batch = core.Batch(4096, 2048, True)
     messages = b"".join(map(build_message, flows))
     assert batch.load(messages, 0, 1) == (len(messages), len(flows), 0)
@@ -42,8 +44,26 @@ def test_every_octet_is_written_as_inet_ntop_does() -> None:
     assert write(StepKind.ADDRESS, "src", flows) == [inet_ntop(AF_INET, address) for address in addresses]
 
 
+@pytest.mark.parametrize("name", ["src", "dst", "reply_src"])
+def test_an_address_is_the_same_where_it_is_written_again(name: str) -> None:
+    addresses = [bytes(16), bytes(15) + b"\1", b"\x20\1" * 8, bytes([32, 1]) + bytes(12) + b"\xab\xcd"]
+    changes: list[dict[str, Any]] = [{name: address} for address in addresses]
+    flows = [replace(IPV6, **change) for change in changes]
+
+    assert write(StepKind.ADDRESS, name, flows, times=3) == [
+        3 * inet_ntop(AF_INET6, address) for address in addresses
+    ]
+
+
 def test_numbers_are_written_with_all_their_digits() -> None:
     numbers = [10**power + near for power in range(20) for near in (-1, 0, 1)] + [2**64 - 1]
     flows = [replace(FLOW, orig_bytes=number, orig_packets=1) for number in numbers]
 
     assert write(StepKind.NUMBER, "orig_bytes", flows) == [str(number) for number in numbers]
+
+
+def test_fractions_are_written_with_all_their_zeros() -> None:
+    fractions = [10**power + near for power in range(9) for near in (-1, 0, 1)] + [999_999_999]
+    flows = [replace(FLOW, start=10**18, stop=10**18 + fraction) for fraction in fractions]
+
+    assert write(StepKind.DURATION, "duration", flows) == [f"0.{fraction:09}" for fraction in fractions]

@@ -1,10 +1,12 @@
 """What the engines say of any event: the same as each other, and as what stands in the contract."""
 
+import itertools
 import json
 import re
 import time
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from ipaddress import ip_address
@@ -281,6 +283,23 @@ def unlocate(batch: list[Flow]) -> None:
 @given(batch=st.lists(flows(), min_size=1, max_size=20))
 def test_both_engines_write_the_same_bytes(name: str, batch: list[Flow]) -> None:
     assert render(NATIVE, TEMPLATES[name], batch) == render(PLAIN, TEMPLATES[name], batch)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are(name: str) -> None:
+    """Twice, and in turn: a plan is made, serves, gives way to that of another kind, and is made anew."""
+    kinds: list[dict[str, Any]] = [
+        {"sport": port, "dport": port, "state": state, "mark": mark, "zone": mark, "reply_zone": zone, **ends}
+        for port, state, mark, zone in itertools.product((ABSENT, 80), (ABSENT, 1), (0, 1), (0, 1))
+        for ends in ({}, {"family": 10, "src": bytes(15) + b"\7", "dst": bytes(15) + b"\5"})
+    ]
+    kinds += [{"protocol": protocol, "type": number} for protocol in range(0, 96, 2) for number in (1, 4)]
+    flows = [replace(flow, **kind) for flow, kind in zip(make_flows(2 * len(kinds)), 2 * kinds, strict=True)]
+    for flow in flows:
+        flow.reply_src, flow.reply_dst = flow.dst, flow.src
+    assert len(kinds) > 64
+
+    assert render(NATIVE, TEMPLATES[name], flows) == render(PLAIN, TEMPLATES[name], flows)
 
 
 @given(st.binary(min_size=16, max_size=16), st.sets(st.integers(0, 15)), st.sampled_from([0, 0xFF]))

@@ -79,6 +79,19 @@ def test_both_read_the_same_of_a_message_that_ends_early_and_says_so(path: objec
         assert sum(compare(some) for some in group(cut)) > len(cut) // 2
 
 
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_both_read_the_same_where_any_one_byte_is_another(path: object) -> None:
+    """Also of a tuple whose headers are not those of the kernel: the core has a shorter way for these."""
+    for message in read_messages(path)[:2]:  # type: ignore[arg-type]
+        changed = (
+            message[:at] + bytes([message[at] ^ bit]) + message[at + 1 :]
+            for at in range(len(message))
+            for bit in (1, 2, 4, 0x80)
+        )
+        for some in group(list(changed)):
+            compare(some)
+
+
 def test_both_read_the_same_of_mutated_messages() -> None:
     numbers = random.Random(20251122)
     native, plain = NATIVE.open_batch(), PLAIN.open_batch()
@@ -180,6 +193,22 @@ def with_parts(*parts: bytes) -> bytes:
         with_parts(struct.pack("=HH", 3, 200) + bytes(4)),
         with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V6_SRC, bytes(16))))),
         with_parts(nest(c.CTA_TUPLE_ORIG, nest(c.CTA_TUPLE_IP, attribute(c.CTA_IP_V4_SRC, bytes(3))))),
+        with_parts(
+            nest(
+                c.CTA_TUPLE_ORIG,
+                nest(
+                    c.CTA_TUPLE_IP,
+                    attribute(c.CTA_IP_V6_SRC, bytes(16)),
+                    attribute(c.CTA_IP_V6_DST, bytes(16)),
+                ),
+                nest(
+                    c.CTA_TUPLE_PROTO,
+                    attribute(c.CTA_PROTO_NUM, b"\6"),
+                    attribute(c.CTA_PROTO_SRC_PORT, b"\4\0"),
+                    attribute(c.CTA_PROTO_DST_PORT, b"\0\x15"),
+                ),
+            )
+        ),
         with_parts(attribute(c.CTA_MARK, bytes(8))),
         with_parts(attribute(c.CTA_MARK, b"")),
         with_parts(nest(c.CTA_TIMESTAMP, attribute(1, b"\xff" * 8), attribute(2, b"\0" * 7 + b"\1"))),

@@ -796,16 +796,16 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no more flows are remembered than may be",
-        "conntrackd/core/flows.c",
+        "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
         "if (!slots->limit ||",
         "tests/engine/test_flows.py::test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted",
     ),
     Mutation(
         "where there is no memory for one more flow, an old one is forgotten",
-        "conntrackd/core/flows.c",
-        "|| !make_room(slots))",
-        "|| (make_room(slots), false))",
+        "conntrackd/core/slots.c",
+        "&& !grow(slots)))",
+        "&& (grow(slots), false)))",
         "tests/core/test_memory.py::test_where_there_is_no_memory_there_is_no_room",
     ),
     Mutation(
@@ -824,7 +824,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no more flows are counted than may be",
-        "conntrackd/core/deltas.c",
+        "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
         "if (!slots->limit ||",
         "tests/source/test_heartbeat.py::"
@@ -843,6 +843,37 @@ MUTATIONS: Final = (
         "if len(self._ended[0]) > MAX_ENDED:",
         "if False:",
         "tests/source/test_heartbeat.py::test_with_more_ends_than_are_noted_chunks_are_left_out",
+    ),
+    Mutation(
+        "a plan is of the event's type and protocol",
+        "conntrackd/core/render.c",
+        " && found->kind == kind)",
+        ")",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
+        "a plan is of what the event has",
+        "conntrackd/core/render.c",
+        "found->has == has && ",
+        "",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
+        "a plan knows whether addresses have brackets",
+        "conntrackd/core/template.c",
+        "|= IS_IPV4 | event_fields",
+        "|= event_fields",
+        "tests/engine/test_render.py::"
+        "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
+    ),
+    Mutation(
+        "no step copies an address that is not written yet",
+        "conntrackd/core/template.c",
+        "case STEP_AGAIN:\n\t\treturn -1;",
+        "case STEP_AGAIN:\n\t\treturn 0;",
+        "tests/core/test_binding.py::test_a_step_that_is_out_of_bounds_is_refused",
     ),
     Mutation(
         "the seed of a Community ID has 16 bits",
@@ -1160,6 +1191,20 @@ MUTATIONS: Final = (
         " || size != (event->family == AF_INET ? 4 : 16))",
         ")",
         "tests/engine/test_walk.py::test_both_know_the_rarer_attributes",
+    ),
+    Mutation(
+        "a tuple that is read without a walk is of the event's family",
+        "conntrackd/core/event.c",
+        "size == 72 && event->family == AF_INET6 &&",
+        "size == 72 &&",
+        "tests/engine/test_walk.py::test_both_know_the_rarer_attributes",
+    ),
+    Mutation(
+        "a tuple with another header than the usual ones is walked",
+        "conntrackd/core/event.c",
+        "!has_header(dst_at, bytes, src + 1) || ",
+        "",
+        "tests/engine/test_walk.py::test_both_read_the_same_where_any_one_byte_is_another",
     ),
     Mutation(
         "labels are no longer than their place",
