@@ -7,7 +7,6 @@ object, repeated keys are all kept for the caller to refuse, and an alias is the
 import json
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -147,6 +146,8 @@ def parse_json(text: str) -> Node:
 
 def parse_toml(text: str) -> Node:
     """TOML -> tree. Lines are known for syntax errors only."""
+    import tomllib  # noqa: PLC0415  # memory; most files are YAML
+
     chain = TOML_CHAIN.search(text)
     if chain:
         _fail(text.count("\n", 0, chain.start()) + 1, f"is nested more than {MAX_DEPTH} deep")

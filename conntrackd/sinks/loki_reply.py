@@ -1,7 +1,6 @@
 """What a reply of Loki means for what was pushed: stored, later, otherwise, or never. Pure functions."""
 
 import contextlib
-import email.utils
 import re
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -159,8 +158,10 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return float(value)
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  # memory; dates are what few proxies send
+
     try:
-        date = email.utils.parsedate_to_datetime(value)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
     return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
