@@ -1,7 +1,9 @@
 """What is not used is not loaded: memory on each gateway."""
 
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,17 +30,47 @@ for kind in SINKS:
         spool.close()
 print(*sys.modules)
 """
+DAEMON = """
+import atexit
+from pathlib import Path
+from conntrackd.cli.daemon import main
+
+atexit.register(lambda: print(Path("/proc/self/maps").read_text(), end=""))
+main()
+"""
+AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+)")
+ARENA_BYTES = 64 << 20  # glibc's HEAP_MAX_SIZE: an arena of a thread begins at a multiple of it
+OPENSSL = {"_hashlib", "_ssl"}
+RARE = {"bz2", "difflib", "email", "isal", "lzma", "platform", "shutil", "tomllib"}
 
 
-def test_the_daemon_does_without_openssl(tmp_path: Path) -> None:
-    (tmp_path / "events.nl").write_bytes(b"")
-    command = [sys.executable, "-X", "importtime", "-m", "conntrackd", "run", "--sink.stream.enable"]
-    command += ["--conntrack.replay", str(tmp_path / "events.nl")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def replay_nothing(directory: Path, *python: str) -> subprocess.CompletedProcess[str]:
+    (directory / "events.nl").write_bytes(b"")
+    command = [sys.executable, *python, "run", "--sink.stream.enable"]
+    command += ["--conntrack.replay", str(directory / "events.nl")]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_the_daemon_does_without_what_few_need(tmp_path: Path) -> None:
+    done = replay_nothing(tmp_path, "-X", "importtime", "-m", "conntrackd")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
     assert "conntrackd.engine.native" in loaded
-    assert loaded.isdisjoint({"_hashlib", "_ssl"})
+    assert loaded.isdisjoint(OPENSSL | RARE)
+
+
+def test_its_threads_have_no_heaps_of_their_own(tmp_path: Path) -> None:
+    done = replay_nothing(tmp_path, "-c", DAEMON)
+    areas = [AREA.match(line) for line in done.stdout.splitlines()]
+    found = [(int(area[1], 16), int(area[2], 16), area[3]) for area in areas if area is not None]
+    arenas = [
+        (begin, end)
+        for (begin, *_), (_, end, rights) in pairwise(found)
+        if begin % ARENA_BYTES == 0 and end - begin == ARENA_BYTES and rights == "---p"
+    ]
+
+    assert found
+    assert arenas == []
 
 
 @pytest.mark.parametrize(
@@ -58,4 +90,5 @@ def test_only_who_uses_tls_pays_for_it_and_nobody_for_a_database(
 
     assert ("ssl" in loaded) is wanted
     assert "sqlite3" not in loaded
+    assert "email" not in loaded
     assert {"conntrackd.sinks.loki", "conntrackd.delivery.spool"} <= set(loaded)
