@@ -51,7 +51,7 @@ main()
 AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+)")
 ARENA_BYTES = 64 << 20  # glibc's HEAP_MAX_SIZE: an arena of a thread begins at a multiple of it
 OPENSSL = {"_hashlib", "_ssl"}
-RARE = {"bz2", "difflib", "email", "isal", "lzma", "platform", "shutil", "tomllib"}
+RARE = {"bz2", "difflib", "email", "isal", "lzma", "platform", "shutil", "tomllib", "yaml"}
 
 
 def replay_nothing(directory: Path, *python: str) -> subprocess.CompletedProcess[str]:
