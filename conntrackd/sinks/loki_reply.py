@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkTrouble, SinkUnavailable
@@ -144,6 +143,8 @@ def count_refusals(said: str) -> Refusals | None:
 
 def _find_oldest_accepted(said: str) -> int | None:
     """Nanoseconds from which on nothing was refused for its age, where the reply says so; rounded up."""
+    from datetime import datetime  # noqa: PLC0415  # as below: few Lokis refuse anything
+
     before, _, after = said.rpartition(OLDEST)
     more = 1 if "has timestamp too old" in before else BEHIND_SECONDS
     with contextlib.suppress(ValueError, IndexError):
@@ -158,7 +159,8 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return float(value)
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415  # memory; dates are what few proxies send
+    from datetime import UTC  # noqa: PLC0415  # memory; dates are what few proxies send
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
 
     try:
         date = parsedate_to_datetime(value)
