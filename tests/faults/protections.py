@@ -1387,6 +1387,20 @@ MUTATIONS: Final = (
         "tests/config/test_flow_metrics.py::test_there_are_only_so_many",
     ),
     Mutation(
+        "losses between Loki's events do not end its pushes",
+        "conntrackd/delivery/queue.py",
+        "if not past_losses:",
+        "if True:",
+        "tests/delivery/test_queue.py::test_losses_that_have_no_place_are_passed_and_joined",
+    ),
+    Mutation(
+        "all threads share one heap",
+        "conntrackd/daemon.py",
+        "    share_arena()\n",
+        "",
+        "tests/sinks/test_lean.py::test_its_threads_have_no_heaps_of_their_own",
+    ),
+    Mutation(
         "a section of aliases is not written out",
         "conntrackd/config/document.py",
         "if len(text) > limit:",
