@@ -35,7 +35,7 @@ from conntrackd.delivery.sink import SinkState
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ResourceError
 from conntrackd.flow import EventType
-from conntrackd.lean import without
+from conntrackd.lean import share_arena, without
 from conntrackd.live_sets import LiveSets
 from conntrackd.metrics.flows import open_flow_metrics
 from conntrackd.metrics.listener import PASSED
@@ -480,6 +480,7 @@ def _check_replay(config: Config) -> None:
 def run(sources: Sources) -> None:
     """Run the daemon until a signal ends it. Raises ConntrackdError or OSError."""
     gc.set_threshold(GARBAGE_OBJECTS)
+    share_arena()
     resources.try_descriptors()
     try:
         asyncio.run(_run(sources))

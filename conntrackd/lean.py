@@ -1,8 +1,8 @@
-"""Imports that leave out what a module would load and not use: memory on each gateway."""
+"""Memory on each gateway: imports without what a module would load and not use, and one heap."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -16,3 +16,11 @@ def without(*names: str) -> Iterator[None]:
     finally:
         for name in missing:
             del sys.modules[name]
+
+
+def share_arena() -> None:
+    """Have threads that are yet to start allocate from one heap, where the core is there to say so."""
+    with suppress(ImportError):
+        from conntrackd.core._core import share_arena as share  # noqa: PLC0415
+
+        share()

@@ -1,7 +1,6 @@
 """Text for people: somebody's words quoted, and the known word that was meant."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Final
 
 MAX_SHOWN: Final = 60  # characters of a wrong value that a message repeats
@@ -12,6 +11,8 @@ def find_near(word: str, known: Iterable[str]) -> str | None:
 
     The dashes of an option are no part of it: all have them in common.
     """
+    from difflib import get_close_matches  # noqa: PLC0415  # memory; few words are wrong
+
     words = {name.lower().lstrip("-"): name for name in known}
     typed = word[:100].lower().lstrip("-")
     close = get_close_matches(typed, words, n=3, cutoff=0.6)

@@ -22,6 +22,7 @@ LAYERS = (
         "config.anonymize",
         "config.options",
         "config.document",
+        "config.yaml_tree",
         "geoip",
         "notify",
         "logs",

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -109,6 +108,8 @@ def wrap(line: str, indent: int) -> str:
 
 def get_width() -> int:
     """The terminal's; a pipe has no end."""
+    import shutil  # noqa: PLC0415  # the daemon, which has none, would load bz2 and lzma with it
+
     return shutil.get_terminal_size((10_000, 24)).columns
 
 

@@ -7,14 +7,11 @@ object, repeated keys are all kept for the caller to refuse, and an alias is the
 import json
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NoReturn
-
-import yaml
 
 from conntrackd.errors import ConfigError
 from conntrackd.files import KindError, read_file
@@ -28,18 +25,6 @@ MAX_NODES: Final = 20_000
 MAX_MESSAGE: Final = 200  # characters; a parser repeats a tag of a megabyte
 
 ScalarType = Literal["text", "number", "flag", "null", "date"]
-
-# The types that YAML's safe schema gives to scalars. A date without quotes is text to us.
-YAML_TYPES: Final[dict[str, ScalarType]] = {
-    "tag:yaml.org,2002:str": "text",
-    "tag:yaml.org,2002:timestamp": "text",
-    "tag:yaml.org,2002:value": "text",
-    "tag:yaml.org,2002:int": "number",
-    "tag:yaml.org,2002:float": "number",
-    "tag:yaml.org,2002:bool": "flag",
-    "tag:yaml.org,2002:null": "null",
-}
-YAML_CONTAINERS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 
 # tomllib takes memory and time with the square of the parts of a dotted key: 1 MiB of `a.a.a` took all of a
 # machine's. Parts that are too long for this pattern are too few to matter.
@@ -121,7 +106,7 @@ def read_text(path: Path, limit: int) -> str:
         raise ConfigError("is not UTF-8 text", origin=f"{path}:{line}") from error
 
 
-def _fail(line: int, message: str, hint: str = "") -> NoReturn:
+def fail(line: int, message: str, hint: str = "") -> NoReturn:
     """The file's name is not known here: read_document puts it before the origin."""
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]}..."
@@ -141,22 +126,24 @@ def parse_json(text: str) -> Node:
             parse_constant=_number,
         )
     except json.JSONDecodeError as error:
-        _fail(error.lineno, f"is not valid JSON: {error.msg}")
+        fail(error.lineno, f"is not valid JSON: {error.msg}")
     return _wrap(value)
 
 
 def parse_toml(text: str) -> Node:
     """TOML -> tree. Lines are known for syntax errors only."""
+    import tomllib  # noqa: PLC0415  # memory; most files are YAML
+
     chain = TOML_CHAIN.search(text)
     if chain:
-        _fail(text.count("\n", 0, chain.start()) + 1, f"is nested more than {MAX_DEPTH} deep")
+        fail(text.count("\n", 0, chain.start()) + 1, f"is nested more than {MAX_DEPTH} deep")
     try:
         return _wrap(tomllib.loads(text, parse_float=_number))
     except ValueError as error:  # also an integer of more than 4,300 digits
         message, _, where = str(error).partition(" (at ")
         number = re.match("line ([0-9]+)", where)
         line = int(number[1]) if number else text.count("\n") + 1 if where else 0
-        _fail(line, f"is not valid TOML: {message}")
+        fail(line, f"is not valid TOML: {message}")
 
 
 def _number(text: str) -> Scalar:
@@ -188,126 +175,10 @@ def _wrap_scalar(value: object) -> Scalar:
 
 
 def parse_yaml(text: str) -> Node:
-    """One YAML document -> tree.
+    """One YAML document -> tree."""
+    from conntrackd.config.yaml_tree import parse  # noqa: PLC0415  # memory; a container has variables alone
 
-    Built from the parser's events and not with PyYAML's composer, which calls itself once a level, and
-    drops repeated keys.
-    """
-    try:
-        return _TreeBuilder(yaml.SafeLoader(text)).build()
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        _fail(line, f"has a character that YAML does not allow: {chr(error.character)!a}")
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or ""
-        _fail(mark.line + 1 if mark else 0, f"is not valid YAML: {problem}", _explain_problem(problem))
-
-
-def _explain_problem(problem: str) -> str:
-    """What to do, where the words of the YAML library do not say it."""
-    if "'\\t'" in problem:
-        return "indent with spaces, not with tabs"
-    if problem.startswith(
-        ("expected <block end>", "mapping values are not allowed", "could not find expected ':'")
-    ):
-        return "a key ends in ': ', and keys of one level begin in one column"
-    return ""
-
-
-class _TreeBuilder:
-    """Nodes from events, with a stack of its own instead of recursion."""
-
-    def __init__(self, loader: yaml.SafeLoader) -> None:
-        self._loader = loader
-        self._open: list[tuple[Items | Section, list[Scalar]]] = []
-        self._anchors: dict[str, Node] = {}
-        self._root: Node | None = None
-        self._nodes = 0
-
-    def build(self) -> Node:
-        while True:
-            event = self._loader.get_event()  # type: ignore[no-untyped-call]
-            match event:
-                case yaml.StreamEndEvent():
-                    return Section() if self._root is None or _is_null(self._root) else self._root
-                case yaml.DocumentStartEvent() if self._root is not None:
-                    _fail(_get_line(event), "holds more than one document")
-                case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
-                    self._open.pop()
-                case yaml.NodeEvent():
-                    self._add(event)
-
-    def _add(self, event: yaml.NodeEvent) -> None:
-        line = _get_line(event)
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            _fail(line, f"holds more than {MAX_NODES:,} keys and values")
-        node = self._make(event, line)
-        self._attach(node, line)
-        if event.anchor and not isinstance(event, yaml.AliasEvent):
-            self._anchors[event.anchor] = node
-        if isinstance(event, yaml.CollectionStartEvent):
-            assert not isinstance(node, Scalar)
-            self._open.append((node, []))
-            if len(self._open) > MAX_DEPTH:
-                _fail(line, f"is nested more than {MAX_DEPTH} deep")
-
-    def _make(self, event: yaml.NodeEvent, line: int) -> Node:
-        match event:
-            case yaml.AliasEvent():
-                if event.anchor not in self._anchors:
-                    _fail(line, f"there is no anchor &{event.anchor} above")
-                return self._anchors[event.anchor]
-            case yaml.ScalarEvent():
-                return self._make_scalar(event, line)
-        assert isinstance(event, yaml.CollectionStartEvent)
-        if event.tag not in YAML_CONTAINERS:
-            _refuse_tag(event.tag, line)
-        return Section(line=line) if isinstance(event, yaml.MappingStartEvent) else Items(line=line)
-
-    def _make_scalar(self, event: yaml.ScalarEvent, line: int) -> Scalar:
-        tag = event.tag
-        if tag is None or tag == "!":
-            tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
-        if tag == "tag:yaml.org,2002:merge":
-            _fail(line, "'<<' is not supported", "write the keys out")
-        if tag not in YAML_TYPES:
-            _refuse_tag(tag, line)
-        # The text of a block begins below its sign.
-        return Scalar(event.value, YAML_TYPES[tag], line + 1 if event.style in {"|", ">"} else line)
-
-    def _attach(self, node: Node, line: int) -> None:
-        if not self._open:
-            self._root = node
-            return
-        container, pending = self._open[-1]
-        if isinstance(container, Items):
-            container.items.append(node)
-        elif pending:
-            key = pending.pop()
-            container.entries.append(Entry(key.text, node, key.line))
-        elif isinstance(node, Scalar):
-            pending.append(Scalar(node.text, node.type, line))
-        else:
-            _fail(line, "a key must be a word")
-
-
-def _get_line(event: yaml.Event) -> int:
-    assert event.start_mark is not None  # it is for events made by hand only
-    return event.start_mark.line + 1
-
-
-def _is_null(node: Node) -> bool:
-    return isinstance(node, Scalar) and node.type == "null"
-
-
-def _refuse_tag(tag: str | None, line: int) -> NoReturn:
-    _fail(
-        line,
-        f"tag {tag!a} is not allowed",
-        "settings are plain text, numbers, true and false, and lists",
-    )
+    return parse(text)
 
 
 def write_line(node: Node, limit: int) -> str | None:

@@ -5,6 +5,7 @@
 #include "render.h"
 #include "send.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <sys/random.h>
 
@@ -147,6 +148,17 @@ static PyObject *core_frame(PyObject *Py_UNUSED(self), PyObject *arguments)
 	return result;
 }
 
+/* glibc has an arena for each thread, in which what the sinks have written leaves holes that no other thread fills.
+ * Threads that allocate one at a time, under the interpreter's lock, gain nothing by it.
+ */
+static PyObject *core_share_arena(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(arguments))
+{
+#ifdef M_ARENA_MAX /* not in musl */
+	mallopt(M_ARENA_MAX, 1);
+#endif
+	return Py_NewRef(Py_None);
+}
+
 /* Names of fields in the order of their numbers, and names of bits of `has` with their values. */
 static int add_names(PyObject *module)
 {
@@ -256,6 +268,8 @@ static PyMethodDef functions[] = {
 	  "next one or 0. Each part is a datagram." },
 	{ "frame", core_frame, METH_VARARGS,
 	  "(text, ends, number, framing) -> text, ends: syslog messages with their numbers and frames." },
+	{ "share_arena", core_share_arena, METH_NOARGS,
+	  "() -> None: let the threads to come have their memory from one heap." },
 	{ "sort_prefixes", core_sort_prefixes, METH_VARARGS,
 	  "(entries, address_bytes) -> how many bytes are left of the buffer, which is sorted in place: each entry\n"
 	  "is an address and a byte of its prefix length, and those within another one go." },

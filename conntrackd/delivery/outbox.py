@@ -274,10 +274,14 @@ class Outbox(Inlet):
         if self._find_ready(now) != 0:
             return False
         with self._lock:  # it is never in neither of the two, or a direct write could overtake it
-            batch = self._waiting.take(self._sink.batch_events)
+            batch = self._take()
             if batch is not None:
                 self._in_flight.extend((batch,))
             return batch is not None
+
+    def _take(self) -> Batch | None:
+        """What makes one write. Of streams apart nobody sees between which events a loss was reported."""
+        return self._waiting.take(self._sink.batch_events, past_losses=self._sink.template.by_stream)
 
     def _move_to_disk(self, now: float, *, everything: bool = False) -> bool:
         """Store what was being written, or the next that is ready. False when nothing was or could be."""
@@ -294,7 +298,7 @@ class Outbox(Inlet):
             return False
         with self._lock:
             came = self._waiting.head.came if self._waiting.head is not None else now
-            self._moving = batch = self._waiting.take(self._sink.batch_events)
+            self._moving = batch = self._take()
         if batch is None:
             return False
         stored = disk.put((batch,), in_flight.row)

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from conntrackd.delivery.batch import Batch
-from conntrackd.delivery.losses import is_alike, join_two
+from conntrackd.delivery.losses import is_alike, join_losses, join_two
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
 
@@ -78,21 +78,33 @@ class Queue:
         self.events = 0
         return [*waiting, *self.pop_held()]
 
-    def take(self, events: int) -> Batch | None:
-        """A loss alone, or the first events with those that follow, as far as no more than `events`."""
+    def take(self, events: int, *, past_losses: bool = False) -> Batch | None:
+        """A loss alone, or the first events with those that follow, as far as no more than `events`.
+
+        They end at a loss, which has its place between two events; with `past_losses` it has none, and those
+        between them are the next to be taken, joined.
+        """
         if not self._waiting:
             return None
         first = self._waiting.popleft().item
         if isinstance(first, Lost):
             return Batch.of_loss(first)
         parts, count = [first], first.events
+        passed: list[Waiting] = []
         while self._waiting:
             following = self._waiting[0].item
-            if isinstance(following, Lost) or count + following.events > events:
+            if isinstance(following, Lost):
+                if not past_losses:
+                    break
+                passed.append(self._waiting[0])
+            elif count + following.events > events:
                 break
-            parts.append(following)
-            count += following.events
+            else:
+                parts.append(following)
+                count += following.events
             self._waiting.popleft()
+        losses = join_losses(waiting.item for waiting in passed if isinstance(waiting.item, Lost))
+        self._waiting.extendleft(Waiting(lost, passed[0].came) for lost in reversed(losses))
         self.events -= count
         return Batch.of(parts)
 

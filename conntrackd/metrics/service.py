@@ -17,7 +17,6 @@ from conntrackd.config import options
 from conntrackd.config.read import Config
 from conntrackd.delivery.backoff import Repeats
 from conntrackd.errors import ConfigError, describe_raise_site
-from conntrackd.metrics.gather import gather
 from conntrackd.metrics.listener import adopt_listeners, close_listener, open_listener, show_address
 from conntrackd.metrics.textfile import WRITE_SECONDS, TextFile
 
@@ -174,6 +173,7 @@ class Metrics:
 
     def _render(self, content_type: str) -> bytes:
         from conntrackd.metrics.exposition import render  # noqa: PLC0415
+        from conntrackd.metrics.gather import gather  # noqa: PLC0415  # the table is memory, too
 
         return render(gather(self._control, self._namespace), content_type)
 

@@ -4,7 +4,7 @@ The exposition, docs/METRICS.md and conntrackd-metrics(7) are made from it. Name
 `conntrackctl stats` with `conntrackd_` in front, but for what is one metric with a label here.
 """
 
-import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
@@ -136,7 +136,7 @@ def _one(value: float) -> Samples:
 
 
 def _read_build(state: State) -> Samples:
-    yield (state.status.version, platform.python_version()), 1
+    yield (state.status.version, sys.version.split()[0]), 1
 
 
 def _read_start(state: State) -> Samples:

@@ -198,36 +198,42 @@ class Loki:
         if read_stamp(self._secret_files) != self._secret_stamp:
             with contextlib.suppress(SinkUnavailable):  # half a file: what was good until now may still be
                 self._headers = self._make_headers()
-        events = join(parts)
-        if events.events:
-            self._event_size += (len(events.text) / events.events - self._event_size) / 8
-        streams = gather_streams([events])
-        if events.events > LARGE * self.batch_events and len(streams) > 1:
-            return self._write_apart(events, streams)
+        events = sum(part.events for part in parts)
+        if events:
+            self._event_size += (sum(len(part.text) for part in parts) / events - self._event_size) / 8
+        streams = gather_streams(parts)
+        if events > LARGE * self.batch_events and len(streams) > 1:
+            return self._write_apart(parts, streams)
         body = compress(write_streams(streams, self._labels))
         reply = self._push(body)
         self._throttled = self._throttled + 1 if reply.status == 429 else 0
+        if reply.status != STORED:
+            self._interpret(reply, join(parts))
+        for kind in streams if self._streams else ():
+            self._streams.pop(kind, None)
+        self._note_stored()
+        return len(body)
+
+    def _interpret(self, reply: Reply, events: Rendered) -> None:
+        """Raises what is to become of events that are not stored."""
         try:
             interpret(reply.hide(self._secrets), events, self._clock())
         except SinkUnavailable as absence:
             self._count_refusal(reply, events, absence.reason)
             absence.reason += self._hint
             raise
-        for kind in streams if self._streams else ():
-            self._streams.pop(kind, None)
-        self._note_stored()
-        return len(body)
 
-    def _write_apart(self, events: Rendered, streams: Mapping[Kind, Sequence[memoryview]]) -> int:
+    def _write_apart(self, parts: Sequence[Rendered], streams: Mapping[Kind, Sequence[memoryview]]) -> int:
         """A push for each stream. What is not taken is left to writes of its own, from there on."""
         size, left = 0, list(streams)
         for kind, entries in streams.items():
             body = compress(write_streams({kind: entries}, self._labels))
             reply = self._push(body)
             if reply.status != STORED:
-                parts = [part for part in split_streams(events) if list_kinds(part)[0] in left]
-                written = events.events - sum(part.events for part in parts)
-                raise SinkRevised(reply.hide(self._secrets).reason, parts, written=written)
+                events = join(parts)
+                others = [part for part in split_streams(events) if list_kinds(part)[0] in left]
+                written = events.events - sum(part.events for part in others)
+                raise SinkRevised(reply.hide(self._secrets).reason, others, written=written)
             self._streams.pop(kind, None)
             left.remove(kind)
             size += len(body)

@@ -132,24 +132,30 @@ class SyslogSink:
         sock = self._socket
         if sock is None:
             raise SinkUnavailable("closed")
-        messages = join(parts)
         framing = Framing.PADDED if self._segments else Framing.NONE
         if sock.type == socket.SOCK_STREAM:
             # Whether a local socket is a stream, connecting shows.
             framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
-        text, ends = frame(messages.text, messages.ends, self._number, framing)
+        text, ends = self._frame(parts, framing)
         try:
             if self._datagrams is not None:
                 self._write_datagrams(self._datagrams, text, ends)
             else:
                 self._write_stream(sock, text, ends)
         except (SinkUnavailable, SinkRevised) as trouble:
+            messages = join(parts)
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
             self._count_numbers(messages.text[: messages.get_end(trouble.written)])
             raise
-        self._count_numbers(messages.text)
+        for part in parts:
+            self._count_numbers(part.text)
         return len(text)
+
+    def _frame(self, parts: Sequence[Rendered], framing: Framing) -> tuple[bytes, bytes]:
+        """What goes out. The messages joined are a copy that is needed no longer than this takes."""
+        messages = join(parts)
+        return frame(messages.text, messages.ends, self._number, framing)
 
     def _leads_elsewhere(self, sock: socket.socket) -> bool:
         """Whether a new connection would be another: the name's address has changed, or our certificate."""

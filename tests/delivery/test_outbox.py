@@ -253,6 +253,19 @@ def test_a_loss_of_the_kernel_reaches_the_sink_where_it_happened_and_counts_as_n
     assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (4, 4)
 
 
+def test_a_sink_of_streams_apart_gets_the_losses_behind_what_is_written_at_once(clock: Clock) -> None:
+    sink = FakeSink()
+    sink.template = FakeTemplate(FAKE.text, FAKE.syntax, {}, {}, by_stream=True)
+    outbox = make_outbox(sink, clock)
+    for first in range(0, 6, 2):
+        put(outbox, make_flows(2, first))
+        outbox.report(make_lost(7))
+    run_until_idle(outbox, clock)
+
+    assert sink.received == [0, 1, 2, 3, 4, 5, [21, "kernel", ""]]
+    assert (sink.opened, len(sink.attempts)) == (1, 2)
+
+
 def test_a_loss_reaches_a_sink_that_has_nothing_else_to_write(clock: Clock) -> None:
     sink = FakeSink()
     outbox = make_outbox(sink, clock)

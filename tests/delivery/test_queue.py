@@ -40,6 +40,31 @@ def test_what_is_taken_ends_at_a_loss_which_is_taken_alone() -> None:
     assert taken == [Batch.of([make_events(2)]), Batch.of_loss(lost), Batch.of([make_events(1, 2)]), None]
 
 
+def test_losses_that_have_no_place_are_passed_and_joined() -> None:
+    queue = Queue()
+    events = [make_events(2, first) for first in range(0, 8, 2)]
+    for moment, part in enumerate(events):
+        queue.append(part, now=float(moment))
+        queue.append_lost(Lost(3, moment, moment + 1, "kernel"), now=float(moment))
+        queue.append_lost(Lost(1, moment, moment + 1, "fake", "queue"), now=float(moment))
+
+    first = queue.take(6, past_losses=True)
+    came = queue.head.came if queue.head else None
+    others = [queue.take(6, past_losses=True) for _ in range(6)]
+
+    assert first == Batch.of(events[:3])
+    assert came == 0.0
+    assert others == [
+        Batch.of_loss(Lost(9, 0, 3, "kernel")),
+        Batch.of_loss(Lost(3, 0, 3, "fake", "queue")),
+        Batch.of(events[3:]),
+        Batch.of_loss(Lost(3, 3, 4, "kernel")),
+        Batch.of_loss(Lost(1, 3, 4, "fake", "queue")),
+        None,
+    ]
+    assert queue.events == 0
+
+
 def test_losses_alone_do_not_make_the_queue_grow() -> None:
     queue = Queue()
     queue.append(make_events(1), now=0.0)

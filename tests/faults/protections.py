@@ -376,8 +376,8 @@ MUTATIONS: Final = (
     Mutation(
         "where much is sent each stream has a push of its own",
         "conntrackd/sinks/loki.py",
-        "if events.events > LARGE * self.batch_events and",
-        "if len(events.text) > 2**40 and",
+        "if events > LARGE * self.batch_events and",
+        "if events > 2**40 and",
         "tests/sinks/test_loki_delivery.py::test_a_stream_that_is_too_fast_loses_nothing_beside_a_larger_one",
     ),
     Mutation(
@@ -441,8 +441,8 @@ MUTATIONS: Final = (
     Mutation(
         "a loss is written alone",
         "conntrackd/delivery/queue.py",
-        "isinstance(following, Lost) or count",
-        "count",
+        "if not past_losses:",
+        "if False:",
         "tests/delivery/test_queue.py::test_what_is_taken_ends_at_a_loss_which_is_taken_alone",
     ),
     Mutation(
@@ -1430,6 +1430,20 @@ MUTATIONS: Final = (
         "MAX_METRICS: Final = 8",
         "MAX_METRICS: Final = 1 << 30",
         "tests/config/test_flow_metrics.py::test_there_are_only_so_many",
+    ),
+    Mutation(
+        "losses between Loki's events do not end its pushes",
+        "conntrackd/delivery/queue.py",
+        "if not past_losses:",
+        "if True:",
+        "tests/delivery/test_queue.py::test_losses_that_have_no_place_are_passed_and_joined",
+    ),
+    Mutation(
+        "all threads share one heap",
+        "conntrackd/daemon.py",
+        "    share_arena()\n",
+        "",
+        "tests/sinks/test_lean.py::test_its_threads_have_no_heaps_of_their_own",
     ),
     Mutation(
         "a section of aliases is not written out",

@@ -147,7 +147,7 @@ def test_the_same_events_are_the_same_bytes() -> None:
 def test_without_isal_a_body_holds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     events = make(*make_flows(300))
     found = read(events)
-    monkeypatch.setattr("conntrackd.delivery.batch.isal_zlib", None)
+    monkeypatch.setattr("conntrackd.delivery.batch.find_isal", lambda: None)
 
     assert read(events) == found
 
