@@ -1369,7 +1369,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an item of metrics.flows has as many series as it says",
-        "conntrackd/core/series.c",
+        "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
         "if (false ||",
         "tests/engine/test_series.py::test_what_is_beyond_the_limit_is_counted_together",
@@ -1391,9 +1391,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an item of metrics.flows remembers a bounded number of connections",
-        "conntrackd/core/series.c",
-        "living->used >= living->limit ||",
-        "false ||",
+        "conntrackd/core/slots.c",
+        "if (slots->used >= slots->limit ||",
+        "if (!slots->limit ||",
         "tests/engine/test_series.py::test_living_are_no_more_than_are_remembered",
     ),
     Mutation(
