@@ -199,7 +199,7 @@ def test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken(fee
     with one, other:
         other.setblocking(False)
         other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
-        flows, found, sent = make_flows(8), None, 0
+        flows, found, sent = make_flows(16), None, 0
         while found is None or not found.rest.events:
             feed.send(flows)
             sent += len(flows)
