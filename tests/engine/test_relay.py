@@ -196,11 +196,11 @@ def test_what_a_pipe_has_no_room_for_is_given_back_from_its_first_line_on(
 
 
 def fill_socket(feed: Feed, flows: Sequence[Flow]) -> tuple[int, bytes, Relayed]:
-    """These again and again, as long as there is room: how often, what arrived, and what became of the last."""
+    """These again and again, as long as there is room: how often, what arrived, what became of the last."""
     one, other = socket.socketpair()
     with one, other:
         other.setblocking(False)
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
         for count in itertools.count(1):
             feed.send(flows)
             found = feed.relay(Loan(Way.WRITE, other.fileno()))
