@@ -117,8 +117,7 @@ MUTATIONS: Final = (
         "conntrackd/live_sets.py",
         "for entry, change in changes.items() if change.ends > now}",
         "for entry, change in changes.items() if change.ends > now + 1}",
-        "tests/live/test_live_sets.py::"
-        "test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide",
+        "tests/test_live_sets.py::test_what_is_for_a_time_ends_by_itself_and_the_rest_stays",
     ),
     Mutation(
         "a key that every user may read is refused",
