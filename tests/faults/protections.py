@@ -725,8 +725,7 @@ MUTATIONS: Final = (
         "conntrackd/bus/session.py",
         'if not self._limiter.admit(self.callers.key(header.sender or "")):',
         "if False:",
-        "tests/bus/test_refusals.py::"
-        "test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_service",
+        "tests/bus/test_refusals.py::test_beyond_the_rate_a_call_is_refused_though_no_other_is_in_progress",
     ),
     Mutation(
         "a call that is too long is refused by its header",
