@@ -301,20 +301,21 @@ def test_what_is_for_a_time_ends_by_itself_and_the_rest_stays(
 ) -> None:
     async def run() -> tuple[list[Any], ...]:
         loop = asyncio.get_running_loop()
-        ended, set_sets = asyncio.Event(), daemon.pipeline.set_sets
+        ended, set_sets, now = asyncio.Event(), daemon.pipeline.set_sets, [loop.time()]
 
         def set_and_tell(sets: Any) -> None:
             set_sets(sets)
             ended.set()
 
         monkeypatch.setattr(daemon.pipeline, "set_sets", set_and_tell)
+        monkeypatch.setattr(loop, "time", lambda: now[0])
         await add(daemon, "::1", "::2", seconds=60)()
         await remove(daemon, "192.0.2.7", seconds=60)()
         await add(daemon, "::2", "::3")()
+        await add(daemon, "::4", seconds=62)()
         left = daemon.live_sets.list_statuses()[0].expires_s
         ended.clear()
-        now = loop.time()
-        monkeypatch.setattr(loop, "time", lambda: now + 61)
+        now[0] += 61.5
         await asyncio.wait_for(ended.wait(), 10)
         return [left], await show(daemon)()
 
@@ -327,6 +328,7 @@ def test_what_is_for_a_time_ends_by_itself_and_the_rest_stays(
         ("192.0.2.7", ""),
         ("::2", "added"),
         ("::3", "added"),
+        ("::4", "added"),
     ]
 
 

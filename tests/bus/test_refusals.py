@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -228,6 +229,22 @@ def test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_ser
     unasked = [reply for reply in refused if reply.sender == "org.freedesktop.DBus"]
     assert count - len(refused) + len(unasked) >= limits.BURST - limits.MAX_RUNNING
     assert count - len(refused) < count / 2
+
+
+def test_beyond_the_rate_a_call_is_refused_though_no_other_is_in_progress(
+    raw: Raw, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, while the clock stands: neither the bus nor another limit refuses any."""
+    now = time.monotonic()
+    monkeypatch.setattr(served.service._limiter, "_clock", lambda: now)
+    answers = []
+    for _ in range(limits.BURST + 3):
+        serial = raw.post(call("Ping", "", PATH, "org.freedesktop.DBus.Peer"), [])
+        answers.append(raw.read_until(lambda header: header.reply_serial == serial)[1])  # noqa: B023
+
+    # The first counts for the name, because its user is not known yet.
+    assert answers[: limits.BURST + 1] == [[]] * (limits.BURST + 1)
+    assert answers[limits.BURST + 1 :] == [["too many calls, at most 200 a second are allowed"]] * 2
 
 
 def test_so_many_calls_of_one_user_may_wait_and_no_more(raw: Raw, served: Served) -> None:

@@ -117,8 +117,7 @@ MUTATIONS: Final = (
         "conntrackd/live_sets.py",
         "for entry, change in changes.items() if change.ends > now}",
         "for entry, change in changes.items() if change.ends > now + 1}",
-        "tests/live/test_live_sets.py::"
-        "test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide",
+        "tests/test_live_sets.py::test_what_is_for_a_time_ends_by_itself_and_the_rest_stays",
     ),
     Mutation(
         "a key that every user may read is refused",
@@ -568,9 +567,16 @@ MUTATIONS: Final = (
     Mutation(
         "matches of the journal leave out nothing that rules keep",
         "conntrackd/history/conditions.py",
+        "            found.append(condition)\n    return None\n",
+        "            found.append(condition)\n    return found\n",
+        "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",
+    ),
+    Mutation(
+        "a rule that no index answers makes a query of Loki for everything",
+        "conntrackd/history/conditions.py",
         "            if not condition:\n                return None\n",
         "",
-        "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",
+        "tests/history/test_loki.py::test_rules_become_logql_and_are_evaluated_all_the_same",
     ),
     Mutation(
         "no shell is to be had out of the pager",
@@ -719,8 +725,7 @@ MUTATIONS: Final = (
         "conntrackd/bus/session.py",
         'if not self._limiter.admit(self.callers.key(header.sender or "")):',
         "if False:",
-        "tests/bus/test_refusals.py::"
-        "test_more_calls_than_a_person_makes_are_refused_and_cost_nobody_else_the_service",
+        "tests/bus/test_refusals.py::test_beyond_the_rate_a_call_is_refused_though_no_other_is_in_progress",
     ),
     Mutation(
         "a call that is too long is refused by its header",

@@ -168,6 +168,7 @@ def test_rules_become_logql_and_are_evaluated_all_the_same(server: Server) -> No
         '{host="gw"} | type="LOST" or type="SUPPRESSED" or '
         '(src=~"10.0.0.2" and type=~"NEW|UPDATE") or (dport=~"443")'
     )
+    assert make_query({"host": "gw"}, select("log port 53", "log type NEW", "drop any")) == '{host="gw"}'
 
 
 def test_what_comes_is_followed_also_when_it_comes_late(
