@@ -415,6 +415,7 @@ class DaemonControl(Control):
 
     async def disable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).disable()
+        self._daemon.pipeline.interrupt()
         self._daemon.notify_sink_changed(name)
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
