@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkState
-from conntrackd.engine import INDEX_BYTES, SLOTS, EventBatch, Flows, Link, Opaque, RuleTable, Selection
+from conntrackd.engine import (
+    INDEX_BYTES,
+    SLOTS,
+    EventBatch,
+    Flows,
+    Link,
+    Opaque,
+    Relayed,
+    RuleTable,
+    Selection,
+)
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
@@ -152,10 +162,14 @@ class Reader:
     def _receive(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
         """The same of any socket."""
         self.turns += 1
-        received = self._relay(events, gather_us) if relays else ()
-        received = received or self.batch.receive(events.fileno(), patience_ms, gather_us)
+        relayed = self._relay(events, gather_us) if relays else None
+        received = (
+            self.batch.receive(events.fileno(), patience_ms, gather_us)
+            if relayed is None
+            else relayed.received
+        )
         datagrams, forged, malformed, used, size, drops = received
-        self._hears = datagrams > 0
+        self._hears = datagrams > 0 or (relayed is not None and relayed.batches > 0)
         if datagrams:
             self.process(self.batch, datagrams, forged, malformed)
         else:
@@ -169,21 +183,20 @@ class Reader:
         self._looked_ns = now
         return datagrams
 
-    def _relay(self, events: EventSocket, gather_us: int) -> tuple[int, ...]:
-        """Batch after batch by the core alone, where that can be: what it received last and did not relay."""
+    def _relay(self, events: EventSocket, gather_us: int) -> Relayed | None:
+        """Batch after batch by the core alone; None where that cannot be."""
         pipeline, tables = self._pipeline, self._take_tables()
         outbox = None if self._flows or self._locations else find_outbox(pipeline, tables, self._outboxes)
         if outbox is None:
-            return ()
+            return None
         self.begun += 1
         template = self._compile(self._identify(outbox))
         link = Link(events.fileno(), gather_us, self.reported.drops)
         relayed = relay(pipeline, outbox, self.batch, tables.filter, template, link)
         self.done = self.begun
-        if relayed is None:
-            return ()
-        self._looked_ns = relayed.looked_ns or self._looked_ns
-        return relayed.received
+        if relayed is not None:
+            self._looked_ns = relayed.looked_ns or self._looked_ns
+        return relayed
 
     def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
         """A batch of events, from decision to outboxes."""
