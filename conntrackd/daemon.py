@@ -1,4 +1,4 @@
-"""Config -> objects -> run -> reload -> stop; signals, sd_notify, watchdog. Joins the parts.
+"""Config -> objects -> run -> stop; signals, sd_notify, watchdog. Joins the parts; control.py reloads them.
 
 Three kinds of threads: the readers (socket to outboxes, reader.py), one for each sink (delivery/outbox.py),
 and the main one with asyncio for D-Bus, signals and the watchdog, which is what stands here.
@@ -66,7 +66,7 @@ GARBAGE_OBJECTS: Final = 100_000
 READER_SECONDS: Final = 3.0
 # A reader that gives no sign of life for so long stands still; it gives four a second.
 STILL_SECONDS: Final = 5.0
-# A firewall that changes its rules all the time is looked at so often.
+# A firewall that changes its rules all the time is looked at no more often.
 NEWS_SECONDS: Final = 0.1
 
 BAD_STATES: Final = frozenset({SinkState.RETRYING, SinkState.REFUSED, SinkState.FAILED})

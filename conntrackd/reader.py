@@ -25,7 +25,7 @@ from conntrackd.engine import (
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
-from conntrackd.relay import find_outbox, relay
+from conntrackd.relay import LONG_WAIT, find_outbox, relay
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.source.heartbeat import Heartbeat
@@ -46,7 +46,6 @@ KEPT_SECONDS: Final = 1.0
 # write with them, as a file does, less often: most of what 10,000 events a second cost is done once a batch.
 GATHER_US: Final = 4000
 LONG_GATHER_US: Final = 50_000
-LONG_WAIT: Final = 0.1  # seconds
 # A buffer has to hold what may come meanwhile: 400,000 events a second, of 1,280 bytes each.
 GATHER_BYTES: Final = 1 << 21
 LONG_GATHER_BYTES: Final = 26 << 20
@@ -72,7 +71,7 @@ Share = tuple[Outbox, Selection, Rendered | None]
 
 
 class Reader:
-    """One of listen() and replay of the pipeline is called, once."""
+    """Either listen() or Pipeline.replay() is called, once."""
 
     def __init__(self, pipeline: "Pipeline", number: int) -> None:
         self.turns = 0
@@ -117,7 +116,9 @@ class Reader:
                 left = heartbeat.compute_patience()
                 patience_ms = min(patience_ms, math.ceil(left * 1000))
                 gather_us = min(gather_us, int(left * 1_000_000))
-            datagrams = self._turn(events, patience_ms, gather_us, relays=self._hears)
+            datagrams = self._turn(
+                events, patience_ms, gather_us, relays=self._hears
+            )  # what follows silence is perhaps alone
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
             if heartbeat is not None and datagrams < SLOTS and heartbeat.is_due():
@@ -160,7 +161,7 @@ class Reader:
         return datagrams
 
     def _receive(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
-        """The same of any socket."""
+        """Receive one batch of any socket, perhaps after some that are relayed, and process it."""
         self.turns += 1
         relayed = self._relay(events, gather_us) if relays else None
         received = (

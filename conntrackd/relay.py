@@ -15,7 +15,7 @@ from conntrackd.render.rendered import Rendered
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline, Tables
 
-# A sink that waits so long for others to join gets relayed events at once: as many as a file has in a write.
+# A sink that waits so long for others to join gets what was relayed in one piece, as large as a file's write.
 LONG_WAIT: Final = 0.1  # seconds
 MOST_KEPT: Final = 2048
 KEEP: Final = Loan(Way.KEEP)
@@ -40,7 +40,7 @@ def find_outbox(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbo
 def relay(
     pipeline: "Pipeline", outbox: Outbox, batch: EventBatch, table: Opaque, template: Opaque, link: Link
 ) -> Relayed | None:
-    """Relay for a while, and count it; None where that cannot be now, or there was nothing."""
+    """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
     loan, room, relayed = outbox.lend(), 0, None
     if loan is None:
         room = min(outbox.get_room(), MOST_KEPT) if outbox.batch_wait >= LONG_WAIT else 0

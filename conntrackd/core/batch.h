@@ -68,7 +68,7 @@ PyObject *list_found_streams(const struct stream *streams, size_t count);
 /* No bytes may be at NULL. */
 PyObject *make_bytes(const void *bytes, size_t size);
 
-/* Methods of the type that read: see there. */
+/* Methods of the type, which batch_type.c lists, that are in batch_relay.c and batch_read.c. */
 PyObject *batch_relay(PyObject *self, PyObject *arguments);
 PyObject *batch_interrupt(PyObject *self, PyObject *Py_UNUSED(none));
 PyObject *batch_receive(PyObject *self, PyObject *arguments);

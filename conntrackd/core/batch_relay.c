@@ -18,7 +18,7 @@ enum way {
 	WAY_KEEP, /* it waits for Python, which gets those of all batches as one */
 	WAY_DISCARD,
 	WAY_WRITE, /* to a descriptor that does not block, in whole lines that a pipe keeps together */
-	WAY_NOWAIT, /* the same to one that others made, and may block */
+	WAY_NOWAIT, /* the same to one that was inherited, and may block: by RWF_NOWAIT */
 	WAY_SEND, /* as datagrams, over a connected socket */
 	WAYS,
 };
@@ -37,7 +37,7 @@ struct relay {
 	int socket, gather_us, descriptor;
 	enum way way;
 	size_t room; /* events that may wait for Python */
-	uint32_t drops; /* the kernel's counter: what it says more is for Python */
+	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
 
 	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
 	size_t forged, malformed; /* of the last batch, too */
@@ -52,7 +52,7 @@ struct relay {
 	/* What is in the batch's output: */
 	uint64_t rest_time; /* of its first event */
 	bool rest_is_timed; /* by the kernel */
-	size_t rest_first; /* what was written before it: so many events */
+	size_t rest_first; /* events of the output that were written already */
 	size_t rest_torn; /* so many bytes of its first event are written */
 };
 
@@ -164,7 +164,7 @@ static int relay_batch(struct relay *relay)
 		note_rest(relay, batch->indexes[0]);
 	if (!render(relay->template, batch->events, batch->indexes, kept, output, NULL, &none))
 		return -1;
-	if (relay->way == WAY_KEEP) /* what waits in the queue goes with it, and what comes later does not */
+	if (relay->way == WAY_KEEP) /* nothing is left in the queue: the text must not wait for what comes later */
 		return is_full && output->count + batch->ring.slots <= relay->room;
 	return hand_on(relay);
 }
@@ -185,7 +185,7 @@ static int receive_next(struct relay *relay, int patience_ms)
 	return code;
 }
 
-/* A full batch says that there is much to do: a thread that writes may have another core. */
+/* A full batch means a high load: Python queues it, so that the sink's thread writes it on another core. */
 static bool is_for_python(const struct relay *relay)
 {
 	struct batch *batch = relay->batch;
@@ -195,7 +195,7 @@ static bool is_for_python(const struct relay *relay)
 }
 
 /* Relays for so long, or until there is something for Python to do: a batch that came after interrupt(), with a loss,
- * or, where it is to be written, as large as they are; what could not be written at once; no room. An errno, 0 for
+ * or, where it is to be written, that fills the slots; what could not be written at once; no room. An errno, 0 for
  * none.
  */
 static int relay_batches(struct relay *relay, int milliseconds)
@@ -238,8 +238,8 @@ static PyObject *list_written(const struct relay *relay)
 	return found;
 }
 
-/* Text, ends and time of what is in the output and was not written, whether that is the kernel's time, and bytes of it
- * that were.
+/* What was not written: text, ends, time of its first event, whether the kernel gave that, and bytes of it that were
+ * written.
  */
 static PyObject *make_rest(const struct relay *relay)
 {

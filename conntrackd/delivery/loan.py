@@ -13,7 +13,7 @@ class Way(IntEnum):
     WRITE = 2
     """In whole lines, to a descriptor that does not block."""
     NOWAIT = 3
-    """The same to one that others made, and may block."""
+    """The same to one that was inherited, and may block."""
     SEND = 4
     """As datagrams over a connected socket."""
 
