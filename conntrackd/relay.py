@@ -1,7 +1,7 @@
 """Batches that need nothing of Python: the core receives, decides, renders and writes one after the other.
 
 What a loop in Python costs is the same for a batch of one event and of 256, and where events are few it is
-most of what they cost. So Python comes in ten times a second, and when there is something for it to do.
+most of what they cost. So Python comes in five times a second, and when there is something for it to do.
 """
 
 from collections.abc import Sequence

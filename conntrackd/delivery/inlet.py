@@ -118,7 +118,8 @@ class Inlet:
             if rest.events:
                 self.put(rest, is_timed=is_timed)
             self._is_lent = False
-            self._changed.notify_all()
+            if self._news:  # else the thread sleeps, and has no reason to be woken each time
+                self._changed.notify_all()
 
     def drop(self, events: int, since: int, until: int) -> None:
         """Count events that there was no room for, and report them where they would have been."""

@@ -28,7 +28,7 @@ REPORTS_REASON: Final = (5, 10)
 # Seconds: what durations of connections are counted by, in series. core/series.c has the same.
 DURATION_BOUNDS: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 # Milliseconds: so often Python is asked what it has to do, and counters are up to date.
-RELAY_MS: Final = 100
+RELAY_MS: Final = 200
 # Takes the reference where the core could be had, to compare them.
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
