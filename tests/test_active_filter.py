@@ -162,6 +162,9 @@ class Gathering:
     def report(self, _: object) -> None:
         raise AssertionError("the buffer is large enough for all")
 
+    def close(self) -> None:
+        os.close(self._file)
+
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Network]:
@@ -224,6 +227,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         thread.join()
     events.close()
     flows = [parser.loads(line) for line in gathering.lines]
+    gathering.close()
     wanted = [flow["sport"] for flow in flows if flow["type"] == "NEW" and flow["dport"] == 9]
 
     assert changes > 100

@@ -92,10 +92,10 @@ def set_trap(trap: Trap, directory: Path) -> None:
 
 
 def let_stand_still(directory: Path) -> None:
-    def turn(original: Callable[..., Any], self: Reader, *arguments: Any) -> Any:
+    def turn(original: Callable[..., Any], self: Reader, *arguments: Any, **named: Any) -> Any:
         if (directory / "stand").exists():
             threading.Event().wait()
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     wrap(Reader, "_turn", turn)
 
