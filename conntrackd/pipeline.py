@@ -167,6 +167,17 @@ class Pipeline:
             while not (outbox.is_out() or outbox.flush(ROOM_SECONDS, at_once=False) or self.stopping):
                 reader.turns += 1
 
+    def count_received(
+        self, batches: int, datagrams: int, forged: int, malformed: int, filtered: int
+    ) -> None:
+        """What came, and what of it the global filter has dropped. Under the lock."""
+        stats = self.stats
+        stats.batches_received_total += batches
+        stats.events_received_total += datagrams - forged
+        stats.events_forged_total += forged
+        stats.events_malformed_total += malformed
+        stats.events_filtered_total += filtered
+
     def count(self, kinds: Iterable[Tally]) -> None:
         """Events for the sinks. Under the lock."""
         stats = self.stats

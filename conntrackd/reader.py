@@ -116,9 +116,8 @@ class Reader:
                 left = heartbeat.compute_patience()
                 patience_ms = min(patience_ms, math.ceil(left * 1000))
                 gather_us = min(gather_us, int(left * 1_000_000))
-            datagrams = self._turn(
-                events, patience_ms, gather_us, relays=self._hears
-            )  # what follows silence is perhaps alone
+            # What follows silence is perhaps alone, and nothing is relayed for it.
+            datagrams = self._turn(events, patience_ms, gather_us, relays=self._hears)
             if resync is not None and self._number == 0 and datagrams < SLOTS:
                 self._read_table(resync)
             if heartbeat is not None and datagrams < SLOTS and heartbeat.is_due():
@@ -164,13 +163,12 @@ class Reader:
         """Receive one batch of any socket, perhaps after some that are relayed, and process it."""
         self.turns += 1
         relayed = self._relay(events, gather_us) if relays else None
-        received = (
-            self.batch.receive(events.fileno(), patience_ms, gather_us)
-            if relayed is None
-            else relayed.received
-        )
+        if relayed is None:
+            received, batches = self.batch.receive(events.fileno(), patience_ms, gather_us), 0
+        else:
+            received, batches = relayed.received, relayed.batches
         datagrams, forged, malformed, used, size, drops = received
-        self._hears = datagrams > 0 or (relayed is not None and relayed.batches > 0)
+        self._hears = datagrams + batches > 0
         if datagrams:
             self.process(self.batch, datagrams, forged, malformed)
         else:
@@ -187,7 +185,7 @@ class Reader:
     def _relay(self, events: EventSocket, gather_us: int) -> Relayed | None:
         """Batch after batch by the core alone; None where that cannot be."""
         pipeline, tables = self._pipeline, self._take_tables()
-        outbox = None if self._flows or self._locations else find_outbox(pipeline, tables, self._outboxes)
+        outbox = find_outbox(pipeline, tables, self._outboxes)
         if outbox is None:
             return None
         self.begun += 1
@@ -224,11 +222,7 @@ class Reader:
         wanted = self._render_tails(batch, self._divide_tails(batch, kept)) if pipeline.tails.wanting else []
         stats, count = pipeline.stats, len(kept) // INDEX_BYTES
         with pipeline.lock:
-            stats.batches_received_total += 1
-            stats.events_received_total += datagrams - forged
-            stats.events_forged_total += forged
-            stats.events_malformed_total += malformed
-            stats.events_filtered_total += len(batch) - count
+            pipeline.count_received(1, datagrams, forged, malformed, len(batch) - count)
             stats.flows_forgotten_total += forgotten
             if pipeline.resync is not None:
                 pipeline.resync.note(batch, kept)

@@ -59,11 +59,9 @@ def relay(
 def _count(pipeline: "Pipeline", outbox: Outbox, relayed: Relayed) -> None:
     stats = pipeline.stats
     with pipeline.lock:
-        stats.batches_received_total += relayed.batches
-        stats.events_received_total += relayed.datagrams - relayed.forged
-        stats.events_forged_total += relayed.forged
-        stats.events_malformed_total += relayed.malformed
-        stats.events_filtered_total += relayed.filtered
+        pipeline.count_received(
+            relayed.batches, relayed.datagrams, relayed.forged, relayed.malformed, relayed.filtered
+        )
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, relayed.peak)
         pipeline.count(relayed.tally)
         outbox.take_back(relayed.written, relayed.rest, relayed.torn, is_timed=relayed.is_timed)

@@ -1,4 +1,4 @@
-"""filtering.py: what rules become, and the change from one list to another while events flow."""
+"""active_filter.py: what rules become, and the change from one list to another while events flow."""
 
 import json as parser
 import os

@@ -108,11 +108,8 @@ class Inlet:
         with self._lock:
             for time_ns, done_ns, events, size in written:
                 self._stats.sink_events_taken_total += events
-                self._stats.sink_events_delivered_total += events
-                self._stats.sink_batches_delivered_total += 1
-                self._stats.sink_bytes_total += size
                 self._delays.is_timed = bool(time_ns)
-                self._delays.add(time_ns, events, done_ns)
+                self._count_written(events, size, time_ns, done_ns)
             if torn and self._direct is not None:
                 self._direct.take_back(rest.text[:torn])
             if rest.events:
@@ -160,13 +157,18 @@ class Inlet:
         except Exception as error:  # a mistake in a sink must not end the reader; write() will show it
             logger.debug("sink %s: direct write: %s", self.name, describe(error))
             return 0
-        stats = self._stats
-        stats.sink_events_delivered_total += written
-        self._delays.add(rendered.time, written)
-        stats.sink_batches_delivered_total += 1 if written else 0
-        is_all = written == rendered.events
-        stats.sink_bytes_total += len(rendered.text) if is_all else rendered.get_end(written)
+        if written:
+            is_all = written == rendered.events
+            size = len(rendered.text) if is_all else rendered.get_end(written)
+            self._count_written(written, size, rendered.time)
         return written
+
+    def _count_written(self, events: int, size: int, time_ns: int, done_ns: int | None = None) -> None:
+        """Events that went out in one write, past the queue."""
+        self._stats.sink_events_delivered_total += events
+        self._stats.sink_batches_delivered_total += 1
+        self._stats.sink_bytes_total += size
+        self._delays.add(time_ns, events, done_ns)
 
     def _append(self, rendered: Rendered) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events

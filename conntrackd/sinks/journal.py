@@ -75,12 +75,10 @@ class JournalSink:
 
     def try_write(self, rendered: Rendered) -> int:
         """See DirectSink."""
-        sock = self._socket
-        return (
-            0
-            if sock is None or rendered.events > DIRECT_EVENTS
-            else sock.try_send(rendered.text, rendered.ends)
-        )
+        sock = self._socket  # the sink's thread may let go of it meanwhile
+        if sock is None or rendered.events > DIRECT_EVENTS:
+            return 0
+        return sock.try_send(rendered.text, rendered.ends)
 
     def lend(self) -> Loan | None:
         """See DirectSink."""
