@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #define NANO_PER_MS 1000000ULL
-#define MOST_RELAYED 64 /* batches of one call */
+#define MOST_WRITTEN 64 /* writes of one call */
 #define QUIET_MS 20 /* without an event: then what was relayed is counted, for people look at numbers afterwards */
 
 /* What becomes of a text. delivery/loan.py has the same. */
@@ -48,7 +48,7 @@ struct relay {
 	size_t batches, datagrams, all_forged, all_malformed, filtered;
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count, written_count;
-	struct written written[MOST_RELAYED];
+	struct written written[MOST_WRITTEN];
 	/* What is in the batch's output: */
 	uint64_t rest_time; /* of its first event */
 	bool rest_is_timed; /* by the kernel */
@@ -145,7 +145,6 @@ static int relay_batch(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
 	struct output *output = &batch->output;
-	bool is_full = (size_t)relay->received == batch->ring.slots;
 	size_t none, kept;
 
 	if (relay->table->limits)
@@ -158,14 +157,14 @@ static int relay_batch(struct relay *relay)
 	relay->filtered += batch->count - kept;
 	relay->received = 0;
 	if (!kept)
-		return relay->way != WAY_KEEP || is_full || !output->count;
+		return 1;
 	relay->stream_count = add_streams(batch->events, batch->indexes, kept, relay->streams, relay->stream_count);
 	if (!output->count)
 		note_rest(relay, batch->indexes[0]);
 	if (!render(relay->template, batch->events, batch->indexes, kept, output, NULL, &none))
 		return -1;
-	if (relay->way == WAY_KEEP) /* nothing is left in the queue: the text must not wait for what comes later */
-		return is_full && output->count + batch->ring.slots <= relay->room;
+	if (relay->way == WAY_KEEP)
+		return output->count + batch->ring.slots <= relay->room;
 	return hand_on(relay);
 }
 
@@ -204,7 +203,7 @@ static int relay_batches(struct relay *relay, int milliseconds)
 	int code = 0, goes_on = 1;
 
 	clear_output(&relay->batch->output);
-	while (goes_on > 0 && relay->batches < MOST_RELAYED && (now = read_clock(CLOCK_MONOTONIC)) < end) {
+	while (goes_on > 0 && relay->written_count < MOST_WRITTEN && (now = read_clock(CLOCK_MONOTONIC)) < end) {
 		const int left_ms = (int)((end - now) / NANO_PER_MS) + 1;
 
 		code = receive_next(relay, left_ms < QUIET_MS ? left_ms : QUIET_MS);

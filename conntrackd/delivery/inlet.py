@@ -71,8 +71,11 @@ class Inlet:
         room = self.queue - self._stats.sink_events_queued
         return room if room > 0 and self._state not in OUT else 0
 
-    def put(self, rendered: Rendered, *, is_timed: bool = False) -> None:
-        """Take the events, or as many of them as there is room for. `is_timed`: by the kernel's clock."""
+    def put(self, rendered: Rendered, *, is_timed: bool = False, waited: float = 0.0) -> None:
+        """Take the events, or as many of them as there is room for.
+
+        `is_timed`: by the kernel's clock. `waited`: seconds of `batch_wait` that are over already.
+        """
         with self._lock:
             self._delays.is_timed = is_timed
             self._stats.sink_events_taken_total += rendered.events
@@ -83,11 +86,11 @@ class Inlet:
                 rendered = rendered.split(written)[1] if written else rendered
             room = self.get_room()
             if room >= rendered.events:
-                self._append(rendered)
+                self._append(rendered, waited)
                 return
             fitting, rest = rendered.split(room)  # there is less than when it was rendered
             if room:
-                self._append(fitting)
+                self._append(fitting, waited)
             self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
 
     def lend(self) -> Loan | None:
@@ -113,7 +116,7 @@ class Inlet:
             if torn and self._direct is not None:
                 self._direct.take_back(rest.text[:torn])
             if rest.events:
-                self.put(rest, is_timed=is_timed)
+                self.put(rest, is_timed=is_timed, waited=self.batch_wait)
             self._is_lent = False
             if self._news:  # else the thread sleeps, and has no reason to be woken each time
                 self._changed.notify_all()
@@ -170,11 +173,11 @@ class Inlet:
         self._stats.sink_bytes_total += size
         self._delays.add(time_ns, events, done_ns)
 
-    def _append(self, rendered: Rendered) -> None:
+    def _append(self, rendered: Rendered, waited: float) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
         if not self._waiting or before < wanted <= before + rendered.events:
             self._wake()
-        self._waiting.append(rendered, self._clock())
+        self._waiting.append(rendered, self._clock() - waited)
         self._stats.sink_events_queued += rendered.events
 
     def _append_lost(self, lost: Lost) -> None:

@@ -26,9 +26,9 @@ from conntrackd.sinks.anonymizer import read_anonymizer
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
-# A file is written ten times a second: waking a thread for each batch costs more than the events in it.
+# A file is written five times a second: waking a thread for each batch costs more than the events in it.
 FILE_EVENTS: Final = 2048
-FILE_WAIT: Final = 0.1
+FILE_WAIT: Final = 0.2
 IOV_MAX: Final = 1024  # include/uapi/linux/uio.h, UIO_MAXIOV
 FILE_MODE: Final = 0o640  # connections are nobody's business but the administrators'
 # pipe(7): what is no longer than PIPE_BUF goes into a pipe whole or not at all; poll() promises room for it.

@@ -46,6 +46,13 @@ class Feed:
         for flow in flows:
             self.other.send(build_message(flow))
 
+    def send_singly(self, flows: Sequence[Flow]) -> None:
+        """Each when the one before it has been received."""
+        for flow in flows:
+            self.send([flow])
+            while select.select([self.one], [], [], 0)[0]:
+                pass
+
     def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
         link = Link(self.one.fileno(), 0, drops)
         return ENGINE.relay(self.batch, table, FORM, link, loan, room)  # type: ignore[arg-type]
@@ -170,6 +177,20 @@ def test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_r
     assert (first.rest.ends, first.rest.events) == (render(json.TEMPLATE, flows[:8]).ends, 8)
     assert (first.rest.time, first.is_timed, first.torn, first.written) == (flows[0].time, True, 0, ())
     assert (second.rest.text, second.rest.time) == (write_all(flows[8:]), flows[8].time)
+
+
+def test_a_text_is_kept_while_more_comes(narrow: Feed) -> None:
+    count = 50
+    sender = threading.Thread(target=narrow.send_singly, args=(make_flows(count),))
+    sender.start()
+    found: list[Relayed] = []
+    while sum(relayed.datagrams for relayed in found) < count:
+        found.append(narrow.relay(KEEP))
+    sender.join()
+    texts = [relayed.rest.text for relayed in found if relayed.rest.events]
+
+    assert b"".join(texts) == write_all(make_flows(count))
+    assert len(texts) < sum(relayed.batches for relayed in found)
 
 
 def test_what_a_pipe_has_no_room_for_is_given_back_from_its_first_line_on(

@@ -1496,8 +1496,8 @@ MUTATIONS: Final = (
     Mutation(
         "no more waits for Python than there is room for",
         "conntrackd/core/batch_relay.c",
-        "is_full && output->count + batch->ring.slots <= relay->room",
-        "is_full",
+        "return output->count + batch->ring.slots <= relay->room;",
+        "return 1;",
         "tests/engine/test_relay.py"
         "::test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for",
     ),

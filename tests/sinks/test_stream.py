@@ -123,6 +123,18 @@ def test_a_file_is_written_ten_times_a_second_and_a_pipe_at_once(
     assert batches == [1, 3]
 
 
+def test_what_the_core_has_kept_is_written_at_once(tmp_path: Path) -> None:
+    clock = Clock()
+    path = tmp_path / "events.json"
+    outbox = Outbox(StreamSink(path), queue=5000, stats=SinkStats(), clock=clock)
+    run_until_idle(outbox, clock)
+    outbox.take_back([], make_events(10), 0)
+    outbox.step()
+    outbox.stop(clock.now)
+
+    assert path.read_bytes() == make_events(10).text
+
+
 def test_a_file_that_stdout_is_sent_to_is_one_too(tmp_path: Path) -> None:
     standard = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
     sink = StreamSink(None, standard)
