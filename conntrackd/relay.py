@@ -51,7 +51,7 @@ def relay(
         relayed = pipeline.engine.relay(batch, table, template, link, loan or KEEP, room)
     finally:
         if relayed is None and loan is not None:
-            outbox.take_back((), NOTHING, 0)
+            outbox.end_loan((), NOTHING, 0)
     if relayed is not None:
         _count(pipeline, outbox, relayed)
     return relayed
@@ -65,4 +65,4 @@ def _count(pipeline: "Pipeline", outbox: Outbox, relayed: Relayed) -> None:
         )
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, relayed.peak)
         pipeline.count(relayed.tally)
-        outbox.take_back(relayed.written, relayed.rest, relayed.torn, is_timed=relayed.is_timed)
+        outbox.end_loan(relayed.written, relayed.rest, relayed.torn, is_timed=relayed.is_timed)

@@ -156,7 +156,7 @@ class Gathering:
     def lend(self) -> Loan:
         return Loan(Way.WRITE, self._file)
 
-    def take_back(self, _: object, rest: Rendered, torn: int, **__: object) -> None:
+    def end_loan(self, _: object, rest: Rendered, torn: int, **__: object) -> None:
         assert (rest.events, torn) == (0, 0)
 
     def report(self, _: object) -> None:

@@ -94,7 +94,7 @@ class Inlet:
             self._drop(rest.events, rest.time, time.time_ns(), self._drop_reason())
 
     def lend(self) -> Loan | None:
-        """What the sink writes to, where nothing waits for it: the sink is the caller's until take_back().
+        """What the sink writes to, where nothing waits for it: the sink is the caller's until end_loan().
 
         The only one to put anything is the caller, who does so after that. What the thread has to do with the
         sink meanwhile waits, so be quick.
@@ -104,7 +104,7 @@ class Inlet:
             self._is_lent = loan is not None
             return loan
 
-    def take_back(
+    def end_loan(
         self, written: Sequence[Written], rest: Rendered, torn: int, *, is_timed: bool = False
     ) -> None:
         """What was written to it meanwhile; what was not, and how many bytes of that were."""
@@ -114,7 +114,7 @@ class Inlet:
                 self._delays.is_timed = bool(time_ns)
                 self._count_written(events, size, time_ns, done_ns)
             if torn and self._direct is not None:
-                self._direct.take_back(rest.text[:torn])
+                self._direct.note_begun(rest.text[:torn])
             if rest.events:
                 self.put(rest, is_timed=is_timed, waited=self.batch_wait)
             self._is_lent = False

@@ -114,7 +114,7 @@ class DirectSink(Sink, Protocol):
     def lend(self) -> Loan | None:
         """What try_write() writes to, for a while in which nothing else is called; None for not now."""
 
-    def take_back(self, begun: bytes) -> None:
+    def note_begun(self, begun: bytes) -> None:
         """The begin of a record was written, the end of which comes to write() with the whole of it."""
 
 

@@ -84,7 +84,7 @@ class JournalSink:
         """See DirectSink."""
         return None if self._socket is None else self._socket.lend()
 
-    def take_back(self, begun: bytes) -> None:
+    def note_begun(self, begun: bytes) -> None:
         """See DirectSink. No datagram is ever taken in part."""
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ class StreamSink:
             return None
         return Loan(Way.NOWAIT if self._path is None else Way.WRITE, self._descriptor)
 
-    def take_back(self, begun: bytes) -> None:
+    def note_begun(self, begun: bytes) -> None:
         """See DirectSink."""
         self._begun = begun
 
@@ -244,7 +244,7 @@ class StreamSink:
         except OSError as error:
             whole = b"".join(texts).rfind(b"\n", 0, done) + 1
             if whole < done:
-                self._is_torn = not _take_back(self._descriptor, begin, done, whole)
+                self._is_torn = not _cut_half_line(self._descriptor, begin, done, whole)
             self._done = whole
             raise self._explain(error) from error
 
@@ -298,7 +298,7 @@ def _skip(texts: list[memoryview], size: int) -> list[memoryview]:
     return []
 
 
-def _take_back(descriptor: int, begin: int, done: int, whole: int) -> bool:
+def _cut_half_line(descriptor: int, begin: int, done: int, whole: int) -> bool:
     """Cut a half line off a file that is full; False where that is not possible.
 
     Not where somebody else has written to it meanwhile: then the cut would be through their line.

@@ -155,7 +155,7 @@ class FakeDirectSink(FakeSink):
     def lend(self) -> Loan | None:
         return self.loan
 
-    def take_back(self, begun: bytes) -> None:
+    def note_begun(self, begun: bytes) -> None:
         self.begun = begun
 
 

@@ -193,7 +193,7 @@ class Law(RuleBasedStateMachine):
         written, left = make_flows(count, self.sent), make_flows(rest, self.sent + count)
         self.sink.received += [flow.id for flow in written]
         sizes = [Written(flow.time, flow.time, 1, 1) for flow in written]
-        self.outbox.take_back(sizes, render(left) if left else NOTHING, 0)
+        self.outbox.end_loan(sizes, render(left) if left else NOTHING, 0)
         self.sent += count + rest
 
     @rule()

@@ -234,7 +234,7 @@ def test_the_thread_leaves_a_sink_alone_that_the_reader_has() -> None:
     outbox.disable()
     time.sleep(0.05)
     during = (sink.closed, sink.losses)
-    outbox.take_back([Written(7, 8, 4, 40)], NOTHING, 0)
+    outbox.end_loan([Written(7, 8, 4, 40)], NOTHING, 0)
     outbox.stop(time.monotonic() + 10)
     stats = outbox.snapshot()
 
@@ -249,7 +249,7 @@ def test_what_a_reader_could_not_write_waits_for_the_thread_and_begins_where_it_
     sink.loan = Loan(Way.DISCARD)
     while outbox.lend() is None:
         time.sleep(0.001)
-    outbox.take_back([], make_events(3), 2)
+    outbox.end_loan([], make_events(3), 2)
     assert outbox.flush(10)
     outbox.stop(time.monotonic() + 10)
 

@@ -128,7 +128,7 @@ def test_what_the_core_has_kept_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
     outbox = Outbox(StreamSink(path), queue=5000, stats=SinkStats(), clock=clock)
     run_until_idle(outbox, clock)
-    outbox.take_back([], make_events(10), 0)
+    outbox.end_loan([], make_events(10), 0)
     outbox.step()
     outbox.stop(clock.now)
 
