@@ -23,8 +23,8 @@ from conntrackd.engine import (
     SeriesField,
     choose_seed,
 )
-from conntrackd.filter.ast import Rule
-from conntrackd.filter.limit import assemble_limits, has_limits
+from conntrackd.filter.ast import Rule, has_limits
+from conntrackd.filter.limit import assemble_limits
 from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import Table, assemble, compile_table
 from conntrackd.flow import ALL_EVENTS, Location

@@ -25,10 +25,9 @@ from conntrackd.engine import (
 )
 from conntrackd.engine.plain_deltas import PlainDeltas, identify
 from conntrackd.engine.plain_series import PlainSeries
-from conntrackd.filter.ast import Rule, put_sets, uses_location
+from conntrackd.filter.ast import Rule, has_limits, put_sets, uses_location
 from conntrackd.filter.buckets import Buckets
 from conntrackd.filter.evaluate import Decision, evaluate, is_left_out
-from conntrackd.filter.limit import has_limits
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Flow, Location
 from conntrackd.netlink.constants import MSG_TRUNC, NLMSG_HDRLEN, NLMSG_MIN_TYPE

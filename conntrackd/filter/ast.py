@@ -269,6 +269,11 @@ def uses_location(rules: Sequence[Rule]) -> bool:
     return any(isinstance(leaf, LocationIn) for rule in rules for leaf in list_leaves(rule.expression))
 
 
+def has_limits(rules: Sequence[Rule]) -> bool:
+    """Whether a rule has a limit."""
+    return any(rule.limit is not None for rule in rules)
+
+
 def expand_network(leaf: NetworkIn) -> Expression:
     """The same condition in prefixes. PUBLIC: in none of the networks that the leaf does not name."""
     if PUBLIC not in leaf.names:

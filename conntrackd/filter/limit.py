@@ -82,11 +82,6 @@ def assemble_limits(rules: "Sequence[Rule]") -> bytes:
     )
 
 
-def has_limits(rules: "Iterable[Rule]") -> bool:
-    """Whether a rule has one."""
-    return any(rule.limit is not None for rule in rules)
-
-
 def refuse_limits(rules: "Iterable[Rule]", why: str) -> None:
     """Raises ManyErrors where a rule has a limit, though nobody reports there what it holds back."""
     errors = [
