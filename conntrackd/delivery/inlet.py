@@ -8,9 +8,8 @@ from typing import Final
 
 from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
-from conntrackd.delivery.in_flight import InFlight
 from conntrackd.delivery.loan import Loan, Written
-from conntrackd.delivery.queue import Queue
+from conntrackd.delivery.queue import InFlight, Queue
 from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
 from conntrackd.delivery.store import Store
 from conntrackd.flow import Lost
