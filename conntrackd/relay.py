@@ -15,8 +15,8 @@ from conntrackd.render.rendered import Rendered
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline, Tables
 
-# A sink that lets events wait so long for others gets what was relayed in one piece. More in it save little and
-# take memory: each event 350 bytes, three times.
+# A sink that lets events wait so long for others gets what was relayed in one piece. More in one would save
+# little and take memory: 350 bytes for each event, three times.
 LONG_WAIT: Final = 0.2  # seconds
 MOST_KEPT: Final = 4096
 KEEP: Final = Loan(Way.KEEP)

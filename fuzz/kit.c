@@ -127,8 +127,9 @@ static void frame_checked(const struct output *output, size_t count)
 
 	require(bound && framed && ends);
 	for (int framing = FRAME_NONE; framing <= FRAME_PADDED; framing++) {
-		size_t size = frame_parts(output->text, output->ends, count, MAX_SEQUENCE, (enum framing)framing,
-					  framed, ends);
+		uint32_t number = MAX_SEQUENCE;
+		size_t size =
+			frame_parts(output->text, output->ends, count, &number, (enum framing)framing, framed, ends);
 
 		require(size <= bound && (!count || ends[count - 1] == size));
 	}

@@ -122,6 +122,7 @@ static PyObject *core_frame(PyObject *Py_UNUSED(self), PyObject *arguments)
 	Py_ssize_t count, number;
 	size_t bound, size;
 	char *framed;
+	uint32_t next;
 	int framing;
 
 	if (!PyArg_ParseTuple(arguments, "SSni:frame", &text, &end_bytes, &number, &framing))
@@ -134,12 +135,13 @@ static PyObject *core_frame(PyObject *Py_UNUSED(self), PyObject *arguments)
 		PyErr_SetString(PyExc_ValueError, "no framing, no number of a message, or too much text");
 		return NULL;
 	}
+	next = (uint32_t)number;
 	framed = malloc(bound);
 	framed_ends = malloc((size_t)PyBytes_Size(end_bytes) + 1);
 	if (framed && framed_ends) {
-		size = frame_parts(PyBytes_AsString(text), ends, (size_t)count, (uint32_t)number, (enum framing)framing,
-				   framed, framed_ends);
-		result = Py_BuildValue("y#y#", framed, (Py_ssize_t)size, framed_ends, PyBytes_Size(end_bytes));
+		size = frame_parts(PyBytes_AsString(text), ends, (size_t)count, &next, (enum framing)framing, framed,
+				   framed_ends);
+		result = Py_BuildValue("y#y#I", framed, (Py_ssize_t)size, framed_ends, PyBytes_Size(end_bytes), next);
 	} else {
 		PyErr_NoMemory();
 	}
@@ -267,7 +269,7 @@ static PyMethodDef functions[] = {
 	  "(socket, text, ends, first, patience_ms, segments) -> how many parts were taken, and the errno of the\n"
 	  "next one or 0. Each part is a datagram." },
 	{ "frame", core_frame, METH_VARARGS,
-	  "(text, ends, number, framing) -> text, ends: syslog messages with their numbers and frames." },
+	  "(text, ends, number, framing) -> text, ends, next number: syslog messages with their numbers and frames." },
 	{ "share_arena", core_share_arena, METH_NOARGS,
 	  "() -> None: let the threads to come have their memory from one heap." },
 	{ "sort_prefixes", core_sort_prefixes, METH_VARARGS,

@@ -155,7 +155,7 @@ static char *frame_octets(char *at, const char *part, size_t length, uint32_t nu
 	return at + size;
 }
 
-size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_t number, enum framing framing,
+size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_t *number, enum framing framing,
 		   char *framed, uint32_t *framed_ends)
 {
 	char *at = framed;
@@ -164,8 +164,8 @@ size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_
 		size_t begin = part_begin(ends, part), length = ends[part] - begin;
 		char *start = at;
 
-		at = framing == FRAME_OCTETS ? frame_octets(at, text + begin, length, number) :
-					       write_body(at, text + begin, length, number);
+		at = framing == FRAME_OCTETS ? frame_octets(at, text + begin, length, *number) :
+					       write_body(at, text + begin, length, *number);
 		if (framing == FRAME_LINE)
 			*at++ = '\n';
 		if (framing == FRAME_NUL)
@@ -174,7 +174,7 @@ size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_
 			*at++ = ' ';
 		framed_ends[part] = (uint32_t)(at - framed);
 		if (memchr(text + begin, '\0', length))
-			number = number >= MAX_SEQUENCE ? 1 : number + 1;
+			*number = *number >= MAX_SEQUENCE ? 1 : *number + 1;
 	}
 	return (size_t)(at - framed);
 }

@@ -28,9 +28,9 @@ enum framing {
 size_t bound_frames(size_t bytes, size_t count);
 
 /* Puts the message's number, `number` for the first, in the place of its NUL, where it has one, and frames it.
- * Returns the number of bytes.
+ * Returns the number of bytes; `number` is that of the next message then.
  */
-size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_t number, enum framing framing,
+size_t frame_parts(const char *text, const uint32_t *ends, size_t count, uint32_t *number, enum framing framing,
 		   char *framed, uint32_t *framed_ends);
 
 #endif

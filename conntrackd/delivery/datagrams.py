@@ -75,8 +75,8 @@ def _send_one(fd: int, message: bytes, patience_ms: int) -> None:
             return
 
 
-def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes]:
-    """Messages with their numbers and frames, and where each ends then.
+def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[bytes, bytes, int]:
+    """Messages with their numbers and frames, where each ends then, and the number of the next one.
 
     A message's first NUL is replaced by its number: `number` is the first one; 1 follows 2147483647.
     """
@@ -96,7 +96,7 @@ def frame_plainly(text: bytes, ends: bytes, number: int, framing: int) -> tuple[
             case Framing.PADDED:
                 message += b" " * (-len(message) % PADDED_TO)
         frames.append(message)
-    return b"".join(frames), array("I", accumulate(map(len, frames))).tobytes()
+    return b"".join(frames), array("I", accumulate(map(len, frames))).tobytes(), number
 
 
 try:

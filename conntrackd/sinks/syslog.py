@@ -17,8 +17,6 @@ from conntrackd.config.read import Config, get_host
 from conntrackd.config.together import get_syslog_form
 from conntrackd.delivery.datagrams import (
     MAX_SEGMENTS,
-    MAX_SEQUENCE,
-    PLACEHOLDER,
     DatagramSocket,
     Framing,
     frame,
@@ -136,7 +134,7 @@ class SyslogSink:
         if sock.type == socket.SOCK_STREAM:
             # Whether a local socket is a stream, connecting shows.
             framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
-        text, ends = self._frame(parts, framing)
+        text, ends, number = self._frame(parts, framing)
         try:
             if self._datagrams is not None:
                 self._write_datagrams(self._datagrams, text, ends)
@@ -146,13 +144,13 @@ class SyslogSink:
             messages = join(parts)
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
-            self._count_numbers(messages.text[: messages.get_end(trouble.written)])
+            written = messages.split(trouble.written)[0]
+            self._number = frame(written.text, written.ends, self._number, framing)[2]
             raise
-        for part in parts:
-            self._count_numbers(part.text)
+        self._number = number
         return len(text)
 
-    def _frame(self, parts: Sequence[Rendered], framing: Framing) -> tuple[bytes, bytes]:
+    def _frame(self, parts: Sequence[Rendered], framing: Framing) -> tuple[bytes, bytes, int]:
         """What goes out. The messages joined are a copy that is needed no longer than this takes."""
         messages = join(parts)
         return frame(messages.text, messages.ends, self._number, framing)
@@ -163,9 +161,6 @@ class SyslogSink:
             return False
         has_others = self._credentials is not None and self._credentials.have_changed()
         return has_others or self._addresses.have_moved(sock)
-
-    def _count_numbers(self, text: bytes) -> None:
-        self._number = (self._number + text.count(PLACEHOLDER) - 1) % MAX_SEQUENCE + 1
 
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
         # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has

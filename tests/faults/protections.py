@@ -476,7 +476,7 @@ MUTATIONS: Final = (
     Mutation(
         "a number stands for a message that was taken",
         "conntrackd/sinks/syslog.py",
-        "self._count_numbers(messages.text[: messages.get_end(trouble.written)])",
+        "self._number = frame(written.text, written.ends, self._number, framing)[2]",
         "pass",
         "tests/sinks/test_syslog.py::test_what_is_sent_again_has_the_numbers_that_it_had",
     ),

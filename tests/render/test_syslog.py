@@ -32,7 +32,7 @@ def write(template: Template, *records: Flow | Lost) -> list[bytes]:
     """As datagrams, numbered from 1."""
     found = []
     for part in render_all(template, records):
-        text, ends = frame(part.text, part.ends, 1, Framing.NONE)
+        text, ends, _ = frame(part.text, part.ends, 1, Framing.NONE)
         found += list_texts(Rendered(text, ends, part.events, part.time))
     return found
 
@@ -88,9 +88,10 @@ def test_no_value_can_end_its_element_its_line_or_the_record(form: str) -> None:
 @pytest.mark.parametrize("framer", [frame, frame_plainly])
 def test_the_sequence_begins_at_1_again_after_its_largest_number(framer: Any) -> None:
     part = render(make("rfc5424"), make_flows(2))
-    text, _ = framer(part.text, part.ends, MAX_SEQUENCE, Framing.NONE)
+    text, _, following = framer(part.text, part.ends, MAX_SEQUENCE, Framing.NONE)
 
     assert re.findall(rb'sequenceId="(\d+)"', text) == [b"2147483647", b"1"]
+    assert following == 2
 
 
 @pytest.mark.parametrize("framer", [frame, frame_plainly])
@@ -100,10 +101,11 @@ def test_messages_that_wait_while_the_format_changes_have_their_numbers(framer: 
         *list_texts(render(make("cee"), make_flows(1))),
     ]
     part = make_rendered([waiting[0], waiting[2], waiting[1]], BASE)
-    text, ends = framer(part.text, part.ends, 5, Framing.NONE)
+    text, ends, following = framer(part.text, part.ends, 5, Framing.NONE)
     found = list_texts(Rendered(text, ends, 3, BASE))
 
     assert [re.findall(rb'sequenceId="(.*?)"', message) for message in found] == [[b"5"], [], [b"6"]]
+    assert following == 7
 
 
 @pytest.mark.parametrize("framer", [frame, frame_plainly])
@@ -119,7 +121,7 @@ def test_messages_that_wait_while_the_format_changes_have_their_numbers(framer: 
 def test_frames(framer: Any, framing: Framing, expected: bytes) -> None:
     part = make_rendered([b"abc", b"\0d"], BASE)
 
-    text, ends = framer(part.text, part.ends, 7, framing)
+    text, ends, _ = framer(part.text, part.ends, 7, framing)
 
     assert text == expected
     assert list_texts(Rendered(text, ends, 2, BASE))[1] in expected

@@ -41,7 +41,7 @@ def list_stored(rendered: Rendered) -> list[str]:
 
 
 def list_datagrams(rendered: Rendered) -> list[str]:
-    text, ends = frame(rendered.text, rendered.ends, 1, Framing.NONE)
+    text, ends, _ = frame(rendered.text, rendered.ends, 1, Framing.NONE)
     return [message.decode() for message in list_texts(Rendered(text, ends, rendered.events, 0))]
 
 

@@ -234,7 +234,7 @@ def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
         thread.join()
 
     done = caught.value.written
-    text, ends = frame(events.text, events.ends, 1, Framing.OCTETS)
+    text, ends, _ = frame(events.text, events.ends, 1, Framing.OCTETS)
     framed = events._replace(text=text, ends=ends)
     # All that the server has read is done, and no more than its kernel could hold beside that.
     assert framed.get_end(done + 1) > len(received)
