@@ -25,7 +25,7 @@ from conntrackd.engine import (
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
 from conntrackd.records import Records
-from conntrackd.relay import LONG_WAIT, find_outbox, relay
+from conntrackd.relay import LONG_WAIT, can_relay, relay
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.source.heartbeat import Heartbeat
@@ -185,13 +185,12 @@ class Reader:
     def _relay(self, events: EventSocket, gather_us: int) -> Relayed | None:
         """Batch after batch by the core alone; None where that cannot be."""
         pipeline, tables = self._pipeline, self._take_tables()
-        outbox = find_outbox(pipeline, tables, self._outboxes)
-        if outbox is None:
+        if not can_relay(pipeline, tables, self._outboxes):
             return None
         self.begun += 1
-        template = self._compile(self._identify(outbox))
+        templates = [self._compile(self._identify(outbox)) for outbox in self._outboxes]
         link = Link(events.fileno(), gather_us, self.reported.drops)
-        relayed = relay(pipeline, outbox, self.batch, tables.filter, template, link)
+        relayed = relay(pipeline, self._outboxes, templates, self.batch, tables.filter, link)
         self.done = self.begun
         if relayed is not None:
             self._looked_ns = relayed.looked_ns or self._looked_ns

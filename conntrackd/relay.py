@@ -7,57 +7,68 @@ most of what they cost. So Python comes in five times a second, and when there i
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from conntrackd.delivery.loan import Loan, Way
+from conntrackd.delivery.loan import NOTHING_PASSED, Loan, Way
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import SLOTS, EventBatch, Link, Opaque, Relayed
-from conntrackd.render.rendered import Rendered
+from conntrackd.engine import MOST_OUTLETS, SLOTS, EventBatch, Link, Opaque, Outlet, Relayed
 
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline, Tables
 
+# So often Python is asked what it has to do, and counters are up to date.
+RELAY_SECONDS: Final = 0.2
 # A sink that lets events wait so long for others gets what was relayed in one piece. More in one would save
 # little and take memory: 350 bytes for each event, three times.
-LONG_WAIT: Final = 0.2  # seconds
-MOST_KEPT: Final = 4096
+LONG_WAIT: Final = 0.1  # seconds
+MOST_KEPT: Final = 2048  # events of each sink
 KEEP: Final = Loan(Way.KEEP)
-NOTHING: Final = Rendered(b"", b"", 0, 0)
 
 
-def find_outbox(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]) -> Outbox | None:
-    """The only one, if events ask the only reader for nothing but the global filter and its template."""
-    if len(pipeline.readers) > 1 or len(outboxes) != 1:
-        return None
-    template = outboxes[0].template
+def can_relay(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]) -> bool:
+    """Whether events ask the only reader for nothing but the global filter, and a template of each sink."""
+    if len(pipeline.readers) > 1 or not 1 <= len(outboxes) <= MOST_OUTLETS:
+        return False
     asks = (
         *(pipeline.geoip, pipeline.guard, pipeline.heartbeat, pipeline.resync),
         *(pipeline.tails.wanting, pipeline.flow_metrics, tables.sinks, tables.records.of_flows),
-        *(template.by_stream, template.anonymizer),
+        *(outbox.template.anonymizer for outbox in outboxes),
     )
-    if any(asks):
-        return None
-    return outboxes[0]
+    return not any(asks)
 
 
 def relay(
-    pipeline: "Pipeline", outbox: Outbox, batch: EventBatch, table: Opaque, template: Opaque, link: Link
+    pipeline: "Pipeline",
+    outboxes: Sequence[Outbox],
+    templates: Sequence[Opaque],
+    batch: EventBatch,
+    table: Opaque,
+    link: Link,
 ) -> Relayed | None:
     """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
-    loan, room, relayed = outbox.lend(), 0, None
-    if loan is None:
-        room = min(outbox.get_room(), MOST_KEPT) if outbox.batch_wait >= LONG_WAIT else 0
-        if room < SLOTS:
-            return None
+    outlets: list[Outlet] = []
+    lent: list[Outbox] = []
+    seconds, relayed = RELAY_SECONDS, None
     try:
-        relayed = pipeline.engine.relay(batch, table, template, link, loan or KEEP, room)
+        for outbox, template in zip(outboxes, templates, strict=True):
+            loan, room = outbox.lend(), 0
+            if loan is not None:
+                lent.append(outbox)
+            else:
+                room = min(outbox.get_room(), MOST_KEPT)
+                if outbox.batch_wait < LONG_WAIT or room < SLOTS:
+                    return None
+                seconds = min(seconds, outbox.batch_wait)
+            outlets.append(Outlet(template, loan or KEEP, room))
+        relayed = pipeline.engine.relay(batch, table, link, outlets, seconds)
     finally:
-        if relayed is None and loan is not None:
-            outbox.end_loan((), NOTHING, 0)
+        if relayed is None:
+            for outbox in lent:
+                outbox.end_loan(NOTHING_PASSED)
     if relayed is not None:
-        _count(pipeline, outbox, relayed)
+        _count(pipeline, outboxes, relayed, seconds)
     return relayed
 
 
-def _count(pipeline: "Pipeline", outbox: Outbox, relayed: Relayed) -> None:
+def _count(pipeline: "Pipeline", outboxes: Sequence[Outbox], relayed: Relayed, seconds: float) -> None:
     stats = pipeline.stats
     with pipeline.lock:
         pipeline.count_received(
@@ -65,4 +76,5 @@ def _count(pipeline: "Pipeline", outbox: Outbox, relayed: Relayed) -> None:
         )
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, relayed.peak)
         pipeline.count(relayed.tally)
-        outbox.end_loan(relayed.written, relayed.rest, relayed.torn, is_timed=relayed.is_timed)
+        for outbox, passed in zip(outboxes, relayed.passed, strict=True):
+            outbox.end_loan(passed, seconds)

@@ -12,7 +12,7 @@ import pytest
 
 from conntrackd.active_filter import Filter, change_filter, compile_filter
 from conntrackd.config.read import Config, read_config
-from conntrackd.delivery.loan import Loan, Way
+from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ManyErrors, RuleError
 from conntrackd.filter.diagnostics import RuleText
@@ -156,8 +156,8 @@ class Gathering:
     def lend(self) -> Loan:
         return Loan(Way.WRITE, self._file)
 
-    def end_loan(self, _: object, rest: Rendered, torn: int, **__: object) -> None:
-        assert (rest.events, torn) == (0, 0)
+    def end_loan(self, passed: Passed, _: float = 0.0) -> None:
+        assert (passed.rest.events, passed.torn) == (0, 0)
 
     def report(self, _: object) -> None:
         raise AssertionError("the buffer is large enough for all")

@@ -19,7 +19,7 @@ from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import GATHER_BYTES
 from conntrackd.records import Records
-from conntrackd.relay import find_outbox
+from conntrackd.relay import can_relay
 from conntrackd.render import journal, json, loki
 from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.template import Template
@@ -48,14 +48,13 @@ def make_outbox(template: Template = json.TEMPLATE) -> Any:
     return SimpleNamespace(name="stream", template=template)
 
 
-def find(pipeline: Pipeline) -> Outbox | None:
-    return find_outbox(pipeline, pipeline.tables[0], pipeline.outboxes)
+def may(pipeline: Pipeline) -> bool:
+    return can_relay(pipeline, pipeline.tables[0], pipeline.outboxes)
 
 
-def test_events_that_ask_for_nothing_else_are_relayed() -> None:
-    outbox = make_outbox()
-
-    assert find(make_pipeline(outbox)) is outbox
+@pytest.mark.parametrize("forms", [(json.TEMPLATE,), (json.TEMPLATE, journal.TEMPLATE, loki.TEMPLATE)])
+def test_events_that_ask_for_nothing_else_are_relayed(forms: Sequence[Template]) -> None:
+    assert may(make_pipeline(*map(make_outbox, forms)))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_events_that_ask_for_nothing_else_are_relayed() -> None:
         pytest.param(lambda p: setattr(p.tails, "wanting", (object(),)), id="a tail"),
         pytest.param(lambda p: setattr(p, "readers", 2 * p.readers), id="two readers"),
         pytest.param(lambda p: setattr(p, "outboxes", ()), id="no sink"),
-        pytest.param(lambda p: setattr(p, "outboxes", 2 * p.outboxes), id="two sinks"),
+        pytest.param(lambda p: setattr(p, "outboxes", 9 * p.outboxes), id="more sinks than the core takes"),
         pytest.param(lambda p: set_records(p, Records(of_flows=True)), id="a record for each flow"),
         pytest.param(
             lambda p: p.set_tables([p.tables[0].filter], {"stream": [p.tables[0].filter]}),
@@ -79,31 +78,34 @@ def test_events_that_ask_for_nothing_else_are_relayed() -> None:
             lambda p: setattr(p.outboxes[0], "template", json.TEMPLATE.anonymize(Anonymizer(ipv4_bits=8))),
             id="other addresses",
         ),
-        pytest.param(lambda p: setattr(p.outboxes[0], "template", loki.TEMPLATE), id="streams"),
     ],
 )
 def test_whatever_else_events_ask_for_is_asked(change: Callable[[Pipeline], None]) -> None:
     pipeline = make_pipeline(make_outbox())
     change(pipeline)
 
-    assert find(pipeline) is None
+    assert not may(pipeline)
 
 
 class Rig:
-    """A pipeline with one sink that reads from a socket in a thread of its own."""
+    """A pipeline with sinks that reads from a socket in a thread of its own."""
 
-    def __init__(self, one: socket.socket, other: socket.socket, sink: Sink, rules: Sequence[str]) -> None:
+    def __init__(
+        self, one: socket.socket, other: socket.socket, sink: Sink, rules: Sequence[str], *others: Sink
+    ) -> None:
         self.other = other
         self.stats = SinkStats()
         self.outbox = Outbox(sink, queue=10_000, stats=self.stats)
-        self.pipeline = make_pipeline(self.outbox, rules=rules)
+        self.outboxes = [self.outbox, *(Outbox(sink, queue=10_000, stats=SinkStats()) for sink in others)]
+        self.pipeline = make_pipeline(*self.outboxes, rules=rules)
         events = SimpleNamespace(
             fileno=one.fileno, measure=lambda: Fill(0, GATHER_BYTES, 0), leave=lambda _: None
         )
         reader = self.pipeline.readers[0]
         self.thread = threading.Thread(target=reader.listen, args=(cast(EventSocket, events),))
-        self.outbox.start()
-        wait_until(lambda: self.outbox.state is SinkState.OK, "the sink to open")
+        for outbox in self.outboxes:
+            outbox.start()
+        wait_until(lambda: all(outbox.state is SinkState.OK for outbox in self.outboxes), "the sinks to open")
         self.thread.start()
 
     def send(self, count: int, first: int = 0) -> None:
@@ -122,7 +124,8 @@ class Rig:
     def stop(self) -> None:
         self.pipeline.stop()
         self.thread.join()
-        self.outbox.stop(time.monotonic() + SECONDS)
+        for outbox in self.outboxes:
+            outbox.stop(time.monotonic() + SECONDS)
 
 
 @pytest.fixture
@@ -193,6 +196,40 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
     assert b"".join(received) == render(journal.TEMPLATE, flows).text
     assert sum(relays) > 0
     assert rig.stats.sink_events_delivered_total == len(flows)
+
+
+def test_a_pipe_and_a_file_get_all_events_without_python(
+    pipe: tuple[int, int], relays: list[int], tmp_path: Path
+) -> None:
+    """The one at once, the other from its thread."""
+    flows, path = make_flows(1000), tmp_path / "events.json"
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(None, pipe[1]), ("log any",), StreamSink(path))
+        text: list[bytes] = []
+        reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
+        reader.start()
+        rig.send_slowly(len(flows))
+        rig.stop()
+        os.close(pipe[1])
+        reader.join()
+    snapshots = [outbox.snapshot() for outbox in rig.outboxes]
+
+    assert b"".join(text) == path.read_bytes() == render(json.TEMPLATE, flows).text
+    assert sum(relays) > 0
+    assert [stats.sink_events_delivered_total for stats in snapshots] == [len(flows)] * 2
+    assert [stats.sink_events_queued for stats in snapshots] == [0, 0]
+
+
+def test_a_loan_ends_where_another_sink_cannot_wait(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """As one that is disabled: events for it are decided one batch at a time."""
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(None, pipe[1]), ("log any",), StreamSink(tmp_path / "events.json"))
+        rig.outboxes[1].disable()
+        rig.send_slowly(2 * STEP)
+        rig.stop()
+
+    assert os.read(pipe[0], 1 << 20) == render(json.TEMPLATE, make_flows(2 * STEP)).text
+    assert not rig.outbox._is_lent
 
 
 def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(

@@ -18,17 +18,19 @@ class Batch:
         drops: int,
         milliseconds: int,
         table: Table,
-        template: Template,
-        way: int,
-        descriptor: int,
-        room: int,
+        outlets: tuple[tuple[Template, int, int, int], ...],
         /,
     ) -> tuple[
         tuple[int, ...],
         tuple[int, int, int, int, int, int, int],
         tuple[tuple[int, int, int], ...],
-        tuple[tuple[int, int, int, int], ...],
-        tuple[bytes, bytes, int, bool, int],
+        tuple[
+            tuple[
+                tuple[tuple[int, int, int, int], ...],
+                tuple[bytes, bytes, tuple[tuple[int, int, int], ...], bytes, int, bool, int],
+            ],
+            ...,
+        ],
     ]: ...
     def interrupt(self) -> None: ...
     def load(self, messages: bytes, offset: int, received_ns: int, /) -> tuple[int, int, int]: ...

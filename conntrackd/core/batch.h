@@ -10,6 +10,8 @@
 
 #include <stdatomic.h>
 
+#define MOST_OUTLETS 8 /* of a relay */
+
 struct batch {
 	struct object object;
 	struct ring ring;
@@ -19,7 +21,7 @@ struct batch {
 	struct event *events;
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
 	size_t count, capacity;
-	struct output output;
+	struct output outputs[MOST_OUTLETS]; /* the first is render()'s, too */
 	atomic_bool is_interrupted; /* see relay_batches() */
 };
 

@@ -150,17 +150,17 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 	claim_object(object);
 	claim_object(self);
 	template = open_object_template(object);
-	clear_output(&batch->output);
+	clear_output(batch->outputs);
 	Py_BEGIN_ALLOW_THREADS
-	has_memory = render(template, batch->events, selection.indexes, selection.count, &batch->output, streams,
+	has_memory = render(template, batch->events, selection.indexes, selection.count, batch->outputs, streams,
 			    &stream_count);
 	Py_END_ALLOW_THREADS
 	moments = template->by_stream ? selection.count : 0;
 	if (has_memory)
-		result = Py_BuildValue("NNNNK", make_bytes(batch->output.text, batch->output.length),
-				       make_bytes(batch->output.ends, selection.count * sizeof(uint32_t)),
+		result = Py_BuildValue("NNNNK", make_bytes(batch->outputs->text, batch->outputs->length),
+				       make_bytes(batch->outputs->ends, selection.count * sizeof(uint32_t)),
 				       list_found_streams(streams, stream_count),
-				       make_bytes(batch->output.moments, moments * sizeof(uint64_t)),
+				       make_bytes(batch->outputs->moments, moments * sizeof(uint64_t)),
 				       selection.count ? batch->events[selection.indexes[0]].time : 0);
 	end_render(batch, &selection, part, anonymizer);
 	leave_object(object);
@@ -302,7 +302,8 @@ static void batch_dealloc(PyObject *self)
 	struct batch *batch = (struct batch *)self;
 
 	close_ring(&batch->ring);
-	close_output(&batch->output);
+	for (size_t output = 0; output < MOST_OUTLETS; output++)
+		close_output(&batch->outputs[output]);
 	Py_XDECREF(batch->loaded);
 	free(batch->events);
 	free(batch->indexes);
@@ -314,7 +315,7 @@ static PyMethodDef methods[] = {
 	  "(socket, patience_ms, gather_us) -> datagrams, forged, malformed; bytes queued, bytes the\n"
 	  "queue may have, events dropped. Waits, and reads what has come: datagrams is 0 for nothing. OSError." },
 	{ "relay", batch_relay, METH_VARARGS,
-	  "(socket, gather_us, drops, milliseconds, table, template, way, descriptor, room): see core/batch_relay.c.\n"
+	  "(socket, gather_us, drops, milliseconds, table, outlets as tuples of template, way, descriptor, room).\n"
 	  "-> what receive() gives of the last batch, which is not relayed; batches, datagrams, forged, malformed,\n"
 	  "filtered, when the drops were still the same, most bytes queued; kinds as tally() has them; of each write\n"
 	  "time, done, events, bytes; text, ends and time of what was not written, whether the time is the kernel's, "

@@ -3,12 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
-from conntrackd.delivery.loan import Loan, Written
+from conntrackd.delivery.loan import Loan, Passed
 from conntrackd.delivery.queue import InFlight, Queue
 from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
 from conntrackd.delivery.store import Store
@@ -103,19 +103,17 @@ class Inlet:
             self._is_lent = loan is not None
             return loan
 
-    def end_loan(
-        self, written: Sequence[Written], rest: Rendered, torn: int, *, is_timed: bool = False
-    ) -> None:
-        """What was written to it meanwhile; what was not, and how many bytes of that were."""
+    def end_loan(self, passed: Passed, waited: float = 0.0) -> None:
+        """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
-            for time_ns, done_ns, events, size in written:
+            for time_ns, done_ns, events, size in passed.written:
                 self._stats.sink_events_taken_total += events
                 self._delays.is_timed = bool(time_ns)
                 self._count_written(events, size, time_ns, done_ns)
-            if torn and self._direct is not None:
-                self._direct.note_begun(rest.text[:torn])
-            if rest.events:
-                self.put(rest, is_timed=is_timed, waited=self.batch_wait)
+            if passed.torn and self._direct is not None:
+                self._direct.note_begun(passed.rest.text[: passed.torn])
+            if passed.rest.events:
+                self.put(passed.rest, is_timed=passed.is_timed, waited=waited)
             self._is_lent = False
             if self._news:  # else the thread sleeps, and has no reason to be woken each time
                 self._changed.notify_all()

@@ -1,11 +1,14 @@
 """A sink's descriptor in the hands of the reader, whose core writes to it without Python."""
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from conntrackd.render.rendered import Rendered
 
 
 class Way(IntEnum):
-    """How a text is written. core/batch_relay.c has the same."""
+    """How a text is written. core/outlet.h has the same."""
 
     KEEP = 0
     """It is not: whoever has it rendered gets it."""
@@ -32,3 +35,18 @@ class Written(NamedTuple):
     done: int
     events: int
     bytes: int
+
+
+class Passed(NamedTuple):
+    """What became of the events of one loan, or of those that were kept."""
+
+    written: Sequence[Written] = ()
+    rest: Rendered = Rendered(b"", b"", 0, 0)
+    """What was not written."""
+    is_timed: bool = False
+    """Whether it has the kernel's times."""
+    torn: int = 0
+    """Bytes of it that were."""
+
+
+NOTHING_PASSED: Final = Passed()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from conntrackd.delivery.loan import Loan, Written
+from conntrackd.delivery.loan import Loan, Passed
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.sets import Sets
 from conntrackd.flow import ALL_EVENTS, Location
@@ -27,8 +27,8 @@ MAX_LIVING: Final = 1 << 20
 REPORTS_REASON: Final = (5, 10)
 # Seconds: what durations of connections are counted by, in series. core/series.c has the same.
 DURATION_BOUNDS: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
-# Milliseconds: so often Python is asked what it has to do, and counters are up to date.
-RELAY_MS: Final = 200
+# Of one relay. core/batch.h has the same.
+MOST_OUTLETS: Final = 8
 # Takes the reference where the core could be had, to compare them.
 VARIABLE: Final = "CONNTRACKD_ENGINE"
 
@@ -95,6 +95,14 @@ class Link(NamedTuple):
     """The kernel's counter of events without room, so far."""
 
 
+class Outlet(NamedTuple):
+    """Where relay() puts the text of a template, and how many events of it may be given back."""
+
+    template: Opaque
+    loan: Loan
+    room: int
+
+
 class Relayed(NamedTuple):
     """Batches that needed nothing of Python."""
 
@@ -110,13 +118,8 @@ class Relayed(NamedTuple):
     peak: int
     """The most bytes that were queued."""
     tally: tuple[Tally, ...]
-    written: Sequence[Written]
-    rest: Rendered
-    """What was not written."""
-    is_timed: bool
-    """Whether it has the kernel's times."""
-    torn: int
-    """Bytes of it that were."""
+    passed: Sequence[Passed]
+    """Of each outlet."""
 
 
 class EventBatch(Protocol):
@@ -346,12 +349,12 @@ class Engine(Protocol):
         """
 
     def relay(
-        self, batch: Opaque, table: Opaque, template: Opaque, link: Link, loan: Loan, room: int, /
+        self, batch: Opaque, table: Opaque, link: Link, outlets: Sequence[Outlet], seconds: float, /
     ) -> Relayed | None:
-        """Receive, decide, render and write batch after batch, for RELAY_MS or until Python is needed.
+        """Receive, decide, render and write batch after batch, for so long or until Python is needed.
 
-        No event asks for more than that: no location, no other table, no other template. `room` is of events
-        that may be given back. None: this engine has done nothing. Raises OSError when the socket is gone.
+        No event asks for more than that: no location, no table of a sink. None: this engine has done nothing.
+        Raises OSError when the socket is gone.
         """
 
 

@@ -8,16 +8,16 @@ from itertools import starmap
 from typing import Final
 
 from conntrackd.core import _core as core
-from conntrackd.delivery.loan import Loan, Written
+from conntrackd.delivery.loan import Passed, Written
 from conntrackd.engine import (
     INDEX_BYTES,
     MAX_LIVING,
-    RELAY_MS,
     SLOT_BYTES,
     SLOTS,
     Limits,
     Link,
     LookUp,
+    Outlet,
     Relayed,
     Selection,
     SeriesField,
@@ -266,16 +266,17 @@ class NativeEngine:
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)
 
     def relay(
-        self,
-        batch: core.Batch,
-        table: NativeTable,
-        template: NativeTemplate,
-        link: Link,
-        loan: Loan,
-        room: int,
+        self, batch: core.Batch, table: NativeTable, link: Link, outlets: Sequence[Outlet], seconds: float
     ) -> Relayed:
-        received, counts, tally, written, (text, ends, time, is_timed, torn) = batch.relay(
-            *link, RELAY_MS, table.core, template.core, *loan, room
+        received, counts, tally, found = batch.relay(
+            *link,
+            int(seconds * 1000),
+            table.core,
+            tuple((template.core, *loan, room) for template, loan, room in outlets),
         )
-        rest = Rendered(text, ends, len(ends) // END_BYTES, time)
-        return Relayed(received, *counts, tally, tuple(map(Written._make, written)), rest, is_timed, torn)
+        passed = []
+        for written, (text, ends, streams, moments, first, is_timed, torn) in found:
+            kinds = tuple(starmap(Stream, streams))
+            rest = Rendered(text, ends, len(ends) // END_BYTES, first, kinds, moments)
+            passed.append(Passed(tuple(map(Written._make, written)), rest, is_timed, torn))
+        return Relayed(received, *counts, tally, passed)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
-from conntrackd.delivery.loan import Loan
 from conntrackd.engine import (
     MAX_LIVING,
     SLOT_BYTES,
@@ -380,6 +379,6 @@ class PlainEngine:
         return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)
 
     def relay(
-        self, _batch: PlainBatch, _table: object, _template: object, _link: Link, _loan: Loan, _room: int, /
+        self, _batch: PlainBatch, _table: object, _link: Link, _outlets: object, _seconds: float, /
     ) -> None:
         """It has nothing that would be cheaper than a batch at a time."""

@@ -27,8 +27,8 @@ from conntrackd.sinks.anonymizer import read_anonymizer
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 BATCH_EVENTS: Final = 256
-# So many are sent by the reader: more cost as much as waking a thread for them, which another core may run.
-DIRECT_EVENTS: Final = 64
+# So many are sent by the reader. A batch that fills its slots means a high load: another core may send it.
+DIRECT_EVENTS: Final = 255
 # How long journald may keep us waiting before the sink is said to be in trouble; nothing is dropped by that.
 PATIENCE_SECONDS: Final = 5.0
 # libsystemd's own figure: journald may be busy for a while.

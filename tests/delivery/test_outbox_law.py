@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 )
 
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.loan import Loan, Way, Written
+from conntrackd.delivery.loan import Loan, Passed, Way, Written
 from conntrackd.delivery.losses import Losses, is_alike, join_losses
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
@@ -27,7 +27,6 @@ from conntrackd.delivery.sink import (
 )
 from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.flow import Lost
-from conntrackd.relay import NOTHING
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -193,7 +192,7 @@ class Law(RuleBasedStateMachine):
         written, left = make_flows(count, self.sent), make_flows(rest, self.sent + count)
         self.sink.received += [flow.id for flow in written]
         sizes = [Written(flow.time, flow.time, 1, 1) for flow in written]
-        self.outbox.end_loan(sizes, render(left) if left else NOTHING, 0)
+        self.outbox.end_loan(Passed(sizes, render(left)) if left else Passed(sizes))
         self.sent += count + rest
 
     @rule()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.loan import Loan, Way, Written
+from conntrackd.delivery.loan import Loan, Passed, Way, Written
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
     SinkRefused,
@@ -17,7 +17,6 @@ from conntrackd.delivery.sink import (
     SinkUnavailable,
 )
 from conntrackd.delivery.spool import Spool
-from conntrackd.relay import NOTHING
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
@@ -234,7 +233,7 @@ def test_the_thread_leaves_a_sink_alone_that_the_reader_has() -> None:
     outbox.disable()
     time.sleep(0.05)
     during = (sink.closed, sink.losses)
-    outbox.end_loan([Written(7, 8, 4, 40)], NOTHING, 0)
+    outbox.end_loan(Passed([Written(7, 8, 4, 40)]))
     outbox.stop(time.monotonic() + 10)
     stats = outbox.snapshot()
 
@@ -249,7 +248,7 @@ def test_what_a_reader_could_not_write_waits_for_the_thread_and_begins_where_it_
     sink.loan = Loan(Way.DISCARD)
     while outbox.lend() is None:
         time.sleep(0.001)
-    outbox.end_loan([], make_events(3), 2)
+    outbox.end_loan(Passed(rest=make_events(3), torn=2))
     assert outbox.flush(10)
     outbox.stop(time.monotonic() + 10)
 

@@ -13,12 +13,13 @@ from contextlib import suppress
 import pytest
 
 from conntrackd.core import _core as core
-from conntrackd.delivery.loan import Loan, Way
-from conntrackd.engine import SLOTS, Link, Relayed
+from conntrackd.delivery.loan import Loan, Passed, Way
+from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import EventType, Flow
 from conntrackd.render import journal, json, loki
+from conntrackd.render.rendered import join
 from tests.engine.feed import ENGINES, PATIENCE_MS, pair
 from tests.filter.rows import parse
 from tests.messages import build_message
@@ -28,7 +29,7 @@ from tests.sinks.flows import make_flow, make_flows
 ENGINE = NativeEngine(True)
 ALL = ENGINE.compile_table([])
 KEEP = Loan(Way.KEEP)
-MS = 50
+SECONDS = 0.05
 ROOM = 100
 EVENT_TIME_BYTES = 12  # the last attribute
 FEW_SLOTS = 4
@@ -55,7 +56,7 @@ class Feed:
 
     def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
         link = Link(self.one.fileno(), 0, drops)
-        return ENGINE.relay(self.batch, table, FORM, link, loan, room)  # type: ignore[arg-type]
+        return ENGINE.relay(self.batch, table, link, [Outlet(FORM, loan, room)], SECONDS)  # type: ignore[arg-type]
 
     def list_left(self) -> list[int]:
         """The ids of what was received and not relayed."""
@@ -105,7 +106,7 @@ def test_what_comes_is_written_as_it_would_be_batch_by_batch(
             text += os.read(pipe[0], 1 << 20)
     sender.join()
     kept = [flow for flow in flows if flow.id != 7]
-    written = [written for relayed in found for written in relayed.written]
+    written = [written for relayed in found for written in relayed.passed[0].written]
 
     assert text == write_all(kept)
     assert sum(relayed.filtered for relayed in found) == 1
@@ -113,12 +114,12 @@ def test_what_comes_is_written_as_it_would_be_batch_by_batch(
     assert sum(one.events for one in written) == len(kept)
     assert sum(one.bytes for one in written) == len(text)
     assert table.counts == [0, 1, len(kept)]
-    assert not any(relayed.rest.events or relayed.torn for relayed in found)
+    assert not any(relayed.passed[0].rest.events or relayed.passed[0].torn for relayed in found)
 
 
 def test_each_write_has_the_time_of_its_first_event_and_its_own(feed: Feed, pipe: tuple[int, int]) -> None:
     feed.send(make_flows(3, 5))
-    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).written
+    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).passed[0].written
 
     assert written.time == make_flow(5).time
     assert written.done == pytest.approx(feed.batch.received_ns, abs=60e9)
@@ -127,7 +128,7 @@ def test_each_write_has_the_time_of_its_first_event_and_its_own(feed: Feed, pipe
 def test_what_the_kernel_gives_no_time_has_none(feed: Feed, pipe: tuple[int, int]) -> None:
     message = build_message(make_flow(5))[:-EVENT_TIME_BYTES]
     feed.other.send(struct.pack("=I", len(message)) + message[4:])
-    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).written
+    (written,) = feed.relay(Loan(Way.WRITE, pipe[1])).passed[0].written
 
     assert written.time == 0
 
@@ -172,11 +173,12 @@ def test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_r
     narrow.send(flows)
     first = narrow.relay(KEEP, room=9)
     second = narrow.relay(KEEP, room=9)
+    kept, then = first.passed[0], second.passed[0]
 
-    assert (first.rest.text, first.batches) == (write_all(flows[:8]), 2)
-    assert (first.rest.ends, first.rest.events) == (render(json.TEMPLATE, flows[:8]).ends, 8)
-    assert (first.rest.time, first.is_timed, first.torn, first.written) == (flows[0].time, True, 0, ())
-    assert (second.rest.text, second.rest.time) == (write_all(flows[8:]), flows[8].time)
+    assert (kept.rest.text, first.batches) == (write_all(flows[:8]), 2)
+    assert (kept.rest.ends, kept.rest.events) == (render(json.TEMPLATE, flows[:8]).ends, 8)
+    assert (kept.rest.time, kept.is_timed, kept.torn, kept.written) == (flows[0].time, True, 0, ())
+    assert (then.rest.text, then.rest.time) == (write_all(flows[8:]), flows[8].time)
 
 
 def test_a_text_is_kept_while_more_comes(narrow: Feed) -> None:
@@ -187,7 +189,7 @@ def test_a_text_is_kept_while_more_comes(narrow: Feed) -> None:
     while sum(relayed.datagrams for relayed in found) < count:
         found.append(narrow.relay(KEEP))
     sender.join()
-    texts = [relayed.rest.text for relayed in found if relayed.rest.events]
+    texts = [relayed.passed[0].rest.text for relayed in found if relayed.passed[0].rest.events]
 
     assert b"".join(texts) == write_all(make_flows(count))
     assert len(texts) < sum(relayed.batches for relayed in found)
@@ -202,17 +204,17 @@ def test_what_a_pipe_has_no_room_for_is_given_back_from_its_first_line_on(
     os.read(pipe[0], select.PIPE_BUF)
     found: list[Relayed] = []
     count = 9
-    while not found or found[-1].written:
+    while not found or found[-1].passed[0].written:
         feed.send(make_flows(count, count * len(found)))
         found.append(feed.relay(Loan(Way.WRITE, pipe[1])))
-    written = sum(one.events for relayed in found for one in relayed.written)
+    written = sum(one.events for relayed in found for one in relayed.passed[0].written)
     flows = make_flows(count * len(found))
     text = b"".join([os.read(pipe[0], 1 << 21)])
 
     assert text.lstrip(b"\0") == write_all(flows[:written])
-    assert b"".join(relayed.rest.text for relayed in found) == write_all(flows[written:])
-    assert (found[-1].rest.events, found[-1].rest.time) == (count, flows[-count].time)
-    assert not any(relayed.torn for relayed in found)
+    assert b"".join(relayed.passed[0].rest.text for relayed in found) == write_all(flows[written:])
+    assert (found[-1].passed[0].rest.events, found[-1].passed[0].rest.time) == (count, flows[-count].time)
+    assert not any(relayed.passed[0].torn for relayed in found)
 
 
 def test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken(feed: Feed) -> None:
@@ -226,17 +228,17 @@ def test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken(fee
         other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         other.setblocking(False)
         found = None
-        while found is None or not found.rest.events:
+        while found is None or not found.passed[0].rest.events:
             feed.send(flows)
             rounds += 1
             found = feed.relay(Loan(Way.WRITE, other.fileno()))
         other.shutdown(socket.SHUT_WR)
         text = b"".join(iter(lambda: one.recv(1 << 20), b""))
 
-    assert found.torn > 0
-    assert text + found.rest.text[found.torn :] == write_all(flows) * rounds
-    assert text.count(b"\n") == rounds * len(flows) - found.rest.events
-    assert array("I", found.rest.ends)[-1] == len(found.rest.text)
+    assert found.passed[0].torn > 0
+    assert text + found.passed[0].rest.text[found.passed[0].torn :] == write_all(flows) * rounds
+    assert text.count(b"\n") == rounds * len(flows) - found.passed[0].rest.events
+    assert array("I", found.passed[0].rest.ends)[-1] == len(found.passed[0].rest.text)
 
 
 def test_datagrams_are_one_for_each_record(feed: Feed) -> None:
@@ -246,11 +248,73 @@ def test_datagrams_are_one_for_each_record(feed: Feed) -> None:
         other.setblocking(False)
         feed.send(flows)
         link = Link(feed.one.fileno(), 0, 0)
-        found = ENGINE.relay(feed.batch, ALL, form, link, Loan(Way.SEND, other.fileno()), 0)
+        outlet = Outlet(form, Loan(Way.SEND, other.fileno()), 0)
+        found = ENGINE.relay(feed.batch, ALL, link, [outlet], SECONDS)
         received = [one.recv(4096) for _ in flows]
 
     assert received == [render(journal.TEMPLATE, [flow]).text for flow in flows]
-    assert [written.events for written in found.written] == [3]
+    assert [written.events for written in found.passed[0].written] == [3]
+
+
+def test_several_sinks_get_the_same_events_each_in_its_own_form(narrow: Feed, pipe: tuple[int, int]) -> None:
+    """Also two of one form, and one whose streams are kept apart: batch by batch."""
+    flows = [make_flow(number, (EventType.NEW, EventType.UPDATE)[number % 2]) for number in range(6)]
+    by_stream = ENGINE.compile_template(loki.TEMPLATE)
+    outlets = [
+        Outlet(FORM, KEEP, ROOM),
+        Outlet(FORM, Loan(Way.DISCARD), 0),
+        Outlet(by_stream, KEEP, ROOM),
+        Outlet(FORM, Loan(Way.WRITE, pipe[1]), 0),
+    ]
+    passed: list[list[Passed]] = [[] for _ in outlets]
+    for first in range(0, len(flows), 3):
+        narrow.send(flows[first : first + 3])
+        found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), outlets, SECONDS)
+        for parts, part in zip(passed, found.passed, strict=True):
+            parts.append(part)
+    kept, discarded, streams, written = passed
+    batches = [render(loki.TEMPLATE, flows[:3]), render(loki.TEMPLATE, flows[3:])]
+
+    assert [part.rest for part in kept] == [
+        render(json.TEMPLATE, flows[:3]),
+        render(json.TEMPLATE, flows[3:]),
+    ]
+    assert [part.rest for part in streams] == batches
+    assert len(batches[0].streams) == 2
+    assert os.read(pipe[0], 1 << 20) == write_all(flows)
+    assert [part.written[0].events for part in (*discarded, *written)] == [3] * 4
+    assert not any(part.rest.events for part in (*discarded, *written))
+
+
+def test_streams_of_several_batches_are_those_of_each_behind_the_other(narrow: Feed) -> None:
+    flows = [make_flow(number, (EventType.NEW, EventType.UPDATE)[number % 2]) for number in range(10)]
+    outlet = Outlet(ENGINE.compile_template(loki.TEMPLATE), KEEP, ROOM)
+    narrow.send(flows)
+    found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), [outlet], SECONDS)
+    batches = [flows[first : first + FEW_SLOTS] for first in range(0, len(flows), FEW_SLOTS)]
+
+    assert found.batches == len(batches)
+    assert found.passed[0].rest == join([render(loki.TEMPLATE, batch) for batch in batches])
+
+
+def test_the_others_get_what_one_sink_has_no_room_for(feed: Feed, pipe: tuple[int, int]) -> None:
+    flows = make_flows(3)
+    feed.send(flows)
+    link = Link(feed.one.fileno(), 0, 0)
+    outlets = [Outlet(FORM, Loan(Way.WRITE, -1), 0), Outlet(FORM, Loan(Way.WRITE, pipe[1]), 0)]
+    found = ENGINE.relay(feed.batch, ALL, link, outlets, SECONDS)
+
+    assert (found.passed[0].written, found.passed[0].rest) == ((), render(json.TEMPLATE, flows))
+    assert (found.passed[1].written[0].events, found.passed[1].rest.events) == (3, 0)
+    assert os.read(pipe[0], 1 << 20) == write_all(flows)
+
+
+def test_a_sink_that_takes_no_more_ends_the_relay_for_all(narrow: Feed) -> None:
+    narrow.send(make_flows(2 * FEW_SLOTS))
+    outlets = [Outlet(FORM, KEEP, FEW_SLOTS), Outlet(FORM, KEEP, ROOM)]
+    found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), outlets, SECONDS)
+
+    assert (found.batches, [passed.rest.events for passed in found.passed]) == (1, [FEW_SLOTS] * 2)
 
 
 @pytest.mark.parametrize("loan", [Loan(Way.WRITE, -1), Loan(Way.SEND, -1)])
@@ -258,7 +322,7 @@ def test_where_nothing_can_be_written_all_of_it_is_given_back(feed: Feed, loan: 
     feed.send(make_flows(3))
     found = feed.relay(loan)
 
-    assert (found.rest, found.written) == (render(json.TEMPLATE, make_flows(3)), ())
+    assert (found.passed[0].rest, found.passed[0].written) == (render(json.TEMPLATE, make_flows(3)), ())
 
 
 def test_all_kinds_are_counted(feed: Feed) -> None:
@@ -273,7 +337,12 @@ def test_all_kinds_are_counted(feed: Feed) -> None:
 def test_nothing_in_time_is_nothing(feed: Feed) -> None:
     found = feed.relay(Loan(Way.DISCARD))
 
-    assert (found.received[:3], found.batches, found.tally, found.rest.events) == ((0, 0, 0), 0, (), 0)
+    assert (found.received[:3], found.batches, found.tally, found.passed[0].rest.events) == (
+        (0, 0, 0),
+        0,
+        (),
+        0,
+    )
 
 
 def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
@@ -281,7 +350,7 @@ def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
     os.close(descriptor)
 
     with pytest.raises(OSError) as caught:  # noqa: PT011  # its errno is what matters
-        ENGINE.relay(feed.batch, ALL, FORM, Link(descriptor, 0, 0), KEEP, ROOM)
+        ENGINE.relay(feed.batch, ALL, Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
 
     assert caught.value.errno == errno.EBADF
 
@@ -291,10 +360,13 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
     link = Link(feed.one.fileno(), 0, 0)
 
     with pytest.raises(ValueError, match="by stream"):
-        ENGINE.relay(feed.batch, ALL, by_stream, link, KEEP, ROOM)
+        ENGINE.relay(feed.batch, ALL, link, [Outlet(by_stream, Loan(Way.DISCARD), ROOM)], SECONDS)
     for way, room in ((5, 1), (-1, 1), (0, -1)):
         with pytest.raises(ValueError, match="no such way"):
-            feed.batch.relay(feed.one.fileno(), 0, 0, MS, ALL.core, FORM.core, way, -1, room)
+            feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, room),))
+    for count in (0, MOST_OUTLETS + 1):
+        with pytest.raises(ValueError, match="no outlet, too many"):
+            ENGINE.relay(feed.batch, ALL, link, [Outlet(FORM, KEEP, ROOM)] * count, SECONDS)
 
 
 def test_nobody_else_comes_in_meanwhile(feed: Feed) -> None:
@@ -316,7 +388,8 @@ def test_the_reference_relays_nothing() -> None:
     batch = engine.open_batch()
     with pair() as (one, other):
         other.send(build_message(make_flow(1)))
-        engine.relay(batch, engine.compile_table([]), None, Link(one.fileno(), 0, 0), KEEP, ROOM)
+        link = Link(one.fileno(), 0, 0)
+        engine.relay(batch, engine.compile_table([]), link, [Outlet(None, KEEP, ROOM)], SECONDS)
 
         assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
 

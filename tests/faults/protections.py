@@ -1495,19 +1495,33 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "no more waits for Python than there is room for",
-        "conntrackd/core/batch_relay.c",
-        "return output->count + batch->ring.slots <= relay->room;",
+        "conntrackd/core/outlet.c",
+        "return output->count + batch->ring.slots <= outlet->room;",
         "return 1;",
         "tests/engine/test_relay.py"
         "::test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for",
     ),
     Mutation(
         "of a line that a socket took half of the other half follows",
-        "conntrackd/core/batch_relay.c",
-        "relay->rest_torn = done - (lines ? ends[lines - 1] : 0);",
+        "conntrackd/core/outlet.c",
+        "outlet->rest_torn = done - (lines ? ends[lines - 1] : 0);",
         "",
         "tests/engine/test_relay.py"
         "::test_a_line_that_a_socket_took_half_of_is_given_back_with_what_was_taken",
+    ),
+    Mutation(
+        "a sink that takes no more ends the relay for all",
+        "conntrackd/core/batch_relay.c",
+        "goes_on = passed < goes_on ? passed : goes_on;",
+        "goes_on = passed;",
+        "tests/engine/test_relay.py::test_a_sink_that_takes_no_more_ends_the_relay_for_all",
+    ),
+    Mutation(
+        "what waits for another sink is given back where one cannot be relayed to",
+        "conntrackd/relay.py",
+        "outbox.end_loan(NOTHING_PASSED)",
+        "pass",
+        "tests/test_relay.py::test_a_loan_ends_where_another_sink_cannot_wait",
     ),
     Mutation(
         "a sink that is lent is left alone",

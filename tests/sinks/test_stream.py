@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.config.read import read_config
+from conntrackd.delivery.loan import Passed
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.errors import ConfigError
@@ -128,7 +129,7 @@ def test_what_the_core_has_kept_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
     outbox = Outbox(StreamSink(path), queue=5000, stats=SinkStats(), clock=clock)
     run_until_idle(outbox, clock)
-    outbox.end_loan([], make_events(10), 0)
+    outbox.end_loan(Passed(rest=make_events(10)), FILE_WAIT)
     outbox.step()
     outbox.stop(clock.now)
 

@@ -1,0 +1,155 @@
+/* The text of a batch on its way out, as far as it goes at once; the rest is kept for Python. */
+#include "outlet.h"
+
+#include "send.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+static ssize_t write_once(const struct outlet *outlet, const char *text, size_t bytes)
+{
+	struct iovec vector = { (char *)text, bytes };
+
+	if (outlet->way == WAY_NOWAIT)
+		return pwritev2(outlet->descriptor, &vector, 1, -1, RWF_NOWAIT);
+	return write(outlet->descriptor, text, bytes);
+}
+
+/* How many lines went out at once. Another one may be there in part. */
+static size_t write_lines(struct outlet *outlet, const char *text, const uint32_t *ends, size_t count)
+{
+	size_t lines = 0, done = 0;
+
+	while (lines < count) {
+		size_t next = lines;
+		ssize_t taken;
+
+		while (next < count && ends[next] - done <= PIPE_BUF)
+			next++;
+		if (next == lines) /* longer than a pipe would keep together */
+			break;
+		taken = write_once(outlet, text + done, ends[next - 1] - done);
+		if (taken <= 0)
+			break;
+		done += (size_t)taken;
+		while (lines < next && ends[lines] <= done)
+			lines++;
+		if (lines < next) { /* a socket's buffer is full */
+			outlet->rest_torn = done - (lines ? ends[lines - 1] : 0);
+			break;
+		}
+	}
+	return lines;
+}
+
+static size_t write_output(struct outlet *outlet, const struct output *output)
+{
+	int error;
+
+	switch (outlet->way) {
+	case WAY_DISCARD:
+		return output->count;
+	case WAY_WRITE:
+	case WAY_NOWAIT:
+		return write_lines(outlet, output->text, output->ends, output->count);
+	case WAY_SEND:
+		return send_parts(outlet->descriptor, output->text, output->ends, output->count, 0, 0, false, &error);
+	case WAY_KEEP:
+	case WAYS:
+		break;
+	}
+	return 0;
+}
+
+static void note_rest(struct outlet *outlet, const struct batch *batch, uint16_t index)
+{
+	outlet->rest_time = batch->events[index].time;
+	outlet->rest_is_timed = outlet->rest_time != batch->received_ns;
+}
+
+/* False where something is left of it. */
+static bool hand_on(struct outlet *outlet, const struct batch *batch)
+{
+	struct output *output = outlet->output;
+	const struct event *first = &batch->events[batch->indexes[0]];
+	size_t count = write_output(outlet, output);
+
+	if (count)
+		outlet->written[outlet->written_count++] =
+			(struct written){ first->time == batch->received_ns ? 0 : first->time,
+					  read_clock(CLOCK_REALTIME), count, output->ends[count - 1] };
+	if (count == output->count) {
+		clear_output(output);
+		return outlet->written_count < MOST_WRITTEN;
+	}
+	outlet->rest_first = count;
+	note_rest(outlet, batch, batch->indexes[count]);
+	return false;
+}
+
+/* False for want of memory. */
+static bool append_streams(struct outlet *outlet, const struct stream *streams, size_t count)
+{
+	if (outlet->stream_count + count > outlet->stream_capacity) {
+		size_t capacity = 2 * outlet->stream_capacity + count;
+		struct stream *grown = realloc(outlet->streams, capacity * sizeof(*grown));
+
+		if (!grown)
+			return false;
+		outlet->streams = grown;
+		outlet->stream_capacity = capacity;
+	}
+	for (size_t stream = 0; stream < count; stream++)
+		outlet->streams[outlet->stream_count++] = streams[stream];
+	return true;
+}
+
+int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept)
+{
+	struct output *output = outlet->output;
+	struct stream streams[MAX_STREAMS];
+	size_t stream_count;
+
+	if (!output->count)
+		note_rest(outlet, batch, batch->indexes[0]);
+	if (!render(outlet->template, batch->events, batch->indexes, kept, output, streams, &stream_count) ||
+	    !append_streams(outlet, streams, stream_count))
+		return -1;
+	if (outlet->way == WAY_KEEP)
+		return output->count + batch->ring.slots <= outlet->room;
+	return hand_on(outlet, batch);
+}
+
+static PyObject *list_written(const struct outlet *outlet)
+{
+	PyObject *found = PyTuple_New((Py_ssize_t)outlet->written_count);
+
+	for (size_t number = 0; found && number < outlet->written_count; number++) {
+		const struct written *written = &outlet->written[number];
+		PyObject *item = Py_BuildValue("KKnn", written->time, written->done, (Py_ssize_t)written->events,
+					       (Py_ssize_t)written->bytes);
+
+		if (!item || PyTuple_SetItem(found, (Py_ssize_t)number, item) < 0)
+			Py_CLEAR(found);
+	}
+	return found;
+}
+
+PyObject *list_passed(const struct outlet *outlet)
+{
+	const struct output *output = outlet->output;
+	const size_t first = outlet->rest_first, count = output->count - first;
+	const uint32_t begin = first ? output->ends[first - 1] : 0;
+
+	for (size_t event = first; event < output->count; event++)
+		output->ends[event] -= begin;
+	return Py_BuildValue("N(NNNNKNn)", list_written(outlet),
+			     make_bytes(output->text + begin, output->length - begin),
+			     make_bytes(output->ends + first, count * sizeof(*output->ends)),
+			     list_found_streams(outlet->streams, outlet->stream_count),
+			     make_bytes(output->moments, outlet->stream_count ? count * sizeof(*output->moments) : 0),
+			     outlet->rest_time, PyBool_FromLong(outlet->rest_is_timed), (Py_ssize_t)outlet->rest_torn);
+}

@@ -1,0 +1,55 @@
+/* Where the text of one template goes while batches are relayed. */
+#ifndef CONNTRACKD_OUTLET_H
+#define CONNTRACKD_OUTLET_H
+
+#include "batch.h"
+#include "binding.h"
+
+#define MOST_WRITTEN 64 /* writes of one relay */
+
+/* What becomes of a text. delivery/loan.py has the same. */
+enum way {
+	WAY_KEEP, /* it waits for Python, which gets those of all batches as one */
+	WAY_DISCARD,
+	WAY_WRITE, /* to a descriptor that does not block, in whole lines that a pipe keeps together */
+	WAY_NOWAIT, /* the same to one that was inherited, and may block: by RWF_NOWAIT */
+	WAY_SEND, /* as datagrams, over a connected socket */
+	WAYS,
+};
+
+/* Of one write. */
+struct written {
+	uint64_t time; /* of the first event, 0 where the kernel gave none; ns since the epoch, and so is the next */
+	uint64_t done;
+	size_t events, bytes;
+};
+
+struct outlet {
+	PyObject *object; /* of the template; borrowed */
+	struct template *template;
+	struct output *output; /* the batch's, with what is left for Python in the end */
+	enum way way;
+	int descriptor;
+	size_t room; /* events that may wait for Python */
+	size_t written_count;
+	struct written written[MOST_WRITTEN];
+	struct stream *streams; /* of a template by stream, one batch's behind the other's */
+	size_t stream_count, stream_capacity;
+	/* What is in the output: */
+	uint64_t rest_time; /* of its first event */
+	bool rest_is_timed; /* by the kernel */
+	size_t rest_first; /* events of the output that were written already */
+	size_t rest_torn; /* so many bytes of its first event are written */
+};
+
+/* The first `kept` of the batch's indexes as text, and what can be of it on its way: 1 where the next batch may follow,
+ * 0 where not, for want of room or because something is left; -1 for want of memory.
+ */
+int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept);
+
+/* What was written, and what was not: text, ends, streams, moments, time of its first event, whether the kernel gave
+ * that, and bytes of it that were written. NULL with an exception.
+ */
+PyObject *list_passed(const struct outlet *outlet);
+
+#endif
