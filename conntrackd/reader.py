@@ -155,7 +155,8 @@ class Reader:
         """One batch of the reader's own socket, after those that may be relayed; its number of datagrams."""
         began = time.monotonic()
         datagrams = self._receive(events, patience_ms, gather_us, relays=relays)
-        if datagrams < SLOTS:  # nothing was left in the queue
+        # Nothing was left in the queue. A relay may have ended with full slots, and gives back no event then.
+        if datagrams < SLOTS and not (relays and self.fill[0]):
             self.emptied_at = began
         return datagrams
 

@@ -1,5 +1,6 @@
 """When events go past Python, and what is counted of them then."""
 
+import math
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
-from conntrackd.engine import Engine
+from conntrackd.engine import SLOTS, Engine, Relayed
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import GATHER_BYTES
@@ -249,6 +250,24 @@ def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
     flows = [flow for flow in make_flows(rounds * count) if flow.id // count % 2 == 0]
 
     assert os.read(pipe[0], 1 << 20) == render(json.TEMPLATE, flows).text
+
+
+def test_where_a_relay_has_left_something_in_the_queue_not_all_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last batch that it relayed may have filled the slots."""
+    reader = make_pipeline(make_outbox()).readers[0]
+    left, found = iter((1280, 0)), []
+
+    def relay(*_: object) -> Relayed:
+        return Relayed((0, 0, 0, next(left), 4096, 0), 1, SLOTS, 0, 0, 0, 0, 0, (), ())
+
+    monkeypatch.setattr(reader, "_relay", relay)
+    for _ in range(2):
+        reader._turn(cast(EventSocket, None), 0, 0, relays=True)
+        found.append(reader.emptied_at > -math.inf)
+
+    assert found == [False, True]
 
 
 def test_whatever_changes_what_is_asked_of_events_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1524,6 +1524,13 @@ MUTATIONS: Final = (
         "tests/test_relay.py::test_a_loan_ends_where_another_sink_cannot_wait",
     ),
     Mutation(
+        "what a relay has left in the queue is not taken for read",
+        "conntrackd/reader.py",
+        "if datagrams < SLOTS and not (relays and self.fill[0]):",
+        "if datagrams < SLOTS:",
+        "tests/test_relay.py::test_where_a_relay_has_left_something_in_the_queue_not_all_is_read",
+    ),
+    Mutation(
         "a sink that is lent is left alone",
         "conntrackd/delivery/outbox.py",
         "self._changed.wait_for(lambda: not self._is_lent)",
