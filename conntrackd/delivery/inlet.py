@@ -113,7 +113,11 @@ class Inlet:
             if passed.torn and self._direct is not None:
                 self._direct.note_begun(passed.rest.text[: passed.torn])
             if passed.rest.events:
+                # What was reported meanwhile follows them: it would come between the halves of a line.
+                reported = self._waiting.pop_waiting() if self._is_lent else []
                 self.put(passed.rest, is_timed=passed.is_timed, waited=waited)
+                for lost in reported:
+                    self._append_lost(lost)
             self._is_lent = False
             if self._news:  # else the thread sleeps, and has no reason to be woken each time
                 self._changed.notify_all()

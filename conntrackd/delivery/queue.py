@@ -75,12 +75,16 @@ class Queue:
         held, self._held = self._held, []
         return held
 
-    def pop_losses(self) -> list[Lost]:
-        """All that wait or are held, where there is no time left to report them."""
+    def pop_waiting(self) -> list[Lost]:
+        """All losses that wait, where no event does any more."""
         waiting = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
         self._waiting.clear()
         self.events = 0
-        return [*waiting, *self.pop_held()]
+        return waiting
+
+    def pop_losses(self) -> list[Lost]:
+        """All that wait or are held, where there is no time left to report them."""
+        return [*self.pop_waiting(), *self.pop_held()]
 
     def take(self, events: int, *, past_losses: bool = False) -> Batch | None:
         """A loss alone, or the first events with those that follow, as far as no more than `events`.

@@ -183,12 +183,16 @@ class Law(RuleBasedStateMachine):
     def let_write_directly(self, events: int) -> None:
         self.sink.room = events
 
-    @rule(count=st.integers(0, 5), rest=st.integers(0, 3))
-    def lend(self, count: int, rest: int) -> None:
+    @rule(count=st.integers(0, 5), rest=st.integers(0, 3), reports=st.booleans(), disables=st.booleans())
+    def lend(self, count: int, rest: int, *, reports: bool, disables: bool) -> None:
         """To a reader that writes some events, and has a rest."""
         self.sink.loan = Loan(Way.DISCARD)
         if self.outbox.lend() is None:
             return
+        if reports:
+            self.lose()
+        if disables:
+            self.disable()
         written, left = make_flows(count, self.sent), make_flows(rest, self.sent + count)
         self.sink.received += [flow.id for flow in written]
         sizes = [Written(flow.time, flow.time, 1, 1) for flow in written]

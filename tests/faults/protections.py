@@ -1531,6 +1531,14 @@ MUTATIONS: Final = (
         "tests/test_relay.py::test_where_a_relay_has_left_something_in_the_queue_not_all_is_read",
     ),
     Mutation(
+        "what is reported during a loan follows what is left of it",
+        "conntrackd/delivery/inlet.py",
+        "reported = self._waiting.pop_waiting() if self._is_lent else []",
+        "reported: list[Lost] = []",
+        "tests/sinks/test_stream.py"
+        "::test_what_is_reported_during_a_loan_does_not_come_between_the_halves_of_a_line",
+    ),
+    Mutation(
         "a sink that is lent is left alone",
         "conntrackd/delivery/outbox.py",
         "self._changed.wait_for(lambda: not self._is_lent)",

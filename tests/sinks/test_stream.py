@@ -136,6 +136,23 @@ def test_what_the_core_has_kept_is_written_at_once(tmp_path: Path) -> None:
     assert path.read_bytes() == make_events(10).text
 
 
+def test_what_is_reported_during_a_loan_does_not_come_between_the_halves_of_a_line() -> None:
+    clock, lost, events = Clock(), make_lost(7), make_events(3)
+    one, other = socket.socketpair()
+    with one, other:
+        outbox = Outbox(StreamSink(None, other.fileno()), queue=5000, stats=SinkStats(), clock=clock)
+        run_until_idle(outbox, clock)
+        outbox.lend()
+        other.send(events.text[:10])
+        outbox.report(lost)
+        outbox.end_loan(Passed(rest=events, torn=10))
+        run_until_idle(outbox, clock)
+        outbox.stop(clock.now)
+        text = one.recv(1 << 16)
+
+    assert text == events.text + TEMPLATE.render_loss(lost).text
+
+
 def test_a_file_that_stdout_is_sent_to_is_one_too(tmp_path: Path) -> None:
     standard = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
     sink = StreamSink(None, standard)
