@@ -425,6 +425,9 @@ class DaemonControl(Control):
             raise UnavailableError(
                 f"sink {name} is {outbox.state.value}", hint=f"conntrackctl sink enable {name}"
             )
+        # What has been read of the kernel's events comes first, also where the core keeps it for a moment.
+        self._daemon.pipeline.interrupt()
+        await sink_changes.wait_for_batches(self._daemon.pipeline)
         return await run_apart(outbox.flush, FLUSH_SECONDS)
 
     def _get_outbox(self, name: str) -> Outbox:

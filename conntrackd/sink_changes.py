@@ -110,14 +110,14 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
     daemon.pipeline.interrupt()
     if removed:
-        await _wait_for_batches(daemon.pipeline)
+        await wait_for_batches(daemon.pipeline)
         daemon.pipeline.report_suppressed(at_once=True, removed=removed)
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
     for name, *_ in changes:
         daemon.notify_sink_changed(name)
 
 
-async def _wait_for_batches(pipeline: Pipeline) -> None:
+async def wait_for_batches(pipeline: Pipeline) -> None:
     """Until those who were there have what was divided among them: who is stopped takes nothing more.
 
     A batch takes milliseconds; a reader that stands still is not waited for, and is a problem of its own.

@@ -30,7 +30,7 @@ from conntrackd.pipeline import Pipeline
 from conntrackd.sink_filters import SinkFilters
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from tests.delivery.fakes import FakeSink
+from tests.delivery.fakes import FakeSink, put
 from tests.engine.feed import ENGINES
 from tests.messages import build_message
 from tests.sinks.flows import make_flows
@@ -49,6 +49,27 @@ def make_control() -> DaemonControl:
     )
     daemon.sink_filters = SinkFilters(cast(Daemon, daemon), {})
     return DaemonControl(cast(Daemon, daemon))
+
+
+def test_a_flush_waits_for_what_the_core_keeps_of_a_file() -> None:
+    sink, reader = FakeSink(batch_events=100, batch_wait=3600.0), SimpleNamespace(begun=1, done=0)
+    outbox = Outbox(sink, queue=100, stats=SinkStats())
+
+    def hand_on() -> None:
+        put(outbox, make_flows(3))
+        reader.done = 1
+
+    def interrupt() -> None:
+        asyncio.get_running_loop().call_soon(hand_on)
+
+    pipeline = SimpleNamespace(readers=(reader,), lock=threading.Lock(), interrupt=interrupt)
+    daemon = SimpleNamespace(outboxes={"stream": outbox}, pipeline=pipeline)
+    outbox.start()
+    is_empty = asyncio.run(DaemonControl(cast(Daemon, daemon)).flush_sink("stream"))
+    received = list(sink.numbers)
+    outbox.stop(0.0)
+
+    assert (is_empty, received) == (True, [0, 1, 2])
 
 
 def test_counters_of_a_spool_are_shown_where_there_is_one(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ MUTATIONS: Final = (
     Mutation(
         "a batch that is on its way to a sink arrives before the sink is stopped",
         "conntrackd/sink_changes.py",
-        "        await _wait_for_batches(daemon.pipeline)",
+        "        await wait_for_batches(daemon.pipeline)",
         "        pass",
         "tests/test_sink_changes.py::test_a_sink_is_stopped_when_no_batch_is_on_its_way_to_it",
     ),
