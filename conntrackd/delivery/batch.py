@@ -56,6 +56,15 @@ class Batch:
             parts[0] = parts[0].split(count)[1]
         return Batch.of(parts)
 
+    def measure(self, count: int) -> int:
+        """Bytes of the text of its first `count` events."""
+        size = 0
+        for part in self.parts:
+            here = min(count, part.events)
+            size += part.get_end(here)
+            count -= here
+        return size
+
     def render(self, template: Template) -> tuple[Rendered, ...]:
         """What a sink writes."""
         return self.parts if self.lost is None else (template.render_loss(self.lost),)

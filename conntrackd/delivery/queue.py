@@ -178,6 +178,7 @@ class InFlight:
         batch = self._batches[0]
         written = min(written, batch.events)
         refused = min(refused, batch.events - written)
+        self._stats.sink_bytes_total += batch.measure(written)
         self._count(batch, written, refused)
         if batch.events and written + refused == batch.events:
             self._batches.popleft()

@@ -342,13 +342,15 @@ def test_only_the_rest_of_a_payload_is_repeated_when_the_first_part_was_accepted
     sink = FakeSink()
     sink.faults.append(SinkUnavailable("reset", written=2))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(3))
+    put(outbox, make_flows(1))
+    put(outbox, make_flows(2, 1))
     run_until_idle(outbox, clock)
     half = outbox.snapshot()
     run_until_idle(outbox, clock, seconds=10.0)
 
     assert (half.sink_events_delivered_total, half.sink_events_queued) == (2, 1)
-    assert half.sink_oldest_event_ns == BASE
+    assert (half.sink_bytes_total, outbox.snapshot().sink_bytes_total) == (2, 3)
+    assert half.sink_oldest_event_ns == make_flows(1, 1)[0].time
     assert sink.attempts[1:] == [b"[2]"]
     assert outbox.snapshot().sink_events_delivered_total == 3
 
