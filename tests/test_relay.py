@@ -28,7 +28,7 @@ from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from tests.engine.feed import ENGINES, pair, set_records
+from tests.engine.feed import ENGINES, QUEUE, pair, set_records
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
@@ -113,11 +113,11 @@ class Rig:
         for flow in make_flows(count, first):
             self.other.send(build_message(flow))
 
-    def send_slowly(self, count: int) -> None:
-        """Never so many that the slots are full, or the pipe is."""
-        for first in range(0, count, STEP):
-            self.send(STEP, first)
-            self.wait_for(first + STEP)
+    def send_slowly(self, count: int, step: int = STEP) -> None:
+        """Never so many that the slots are full, or what is written to is."""
+        for first in range(0, count, step):
+            self.send(step, first)
+            self.wait_for(first + step)
 
     def wait_for(self, events: int) -> None:
         wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
@@ -181,7 +181,7 @@ def test_relayed_events_are_written_and_counted_as_all_others_are(
 def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
     tmp_path: Path, relays: list[int]
 ) -> None:
-    flows, path = make_flows(500), tmp_path / "socket"
+    flows, path = make_flows(200), tmp_path / "socket"
     received: list[bytes] = []
     with pair() as (one, other), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(os.fspath(path))
@@ -190,7 +190,7 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
             target=lambda: received.extend(receiver.recv(4096) for _ in range(len(flows)))
         )
         reader.start()
-        rig.send_slowly(len(flows))
+        rig.send_slowly(len(flows), QUEUE // 2)
         reader.join()
         rig.stop()
 
