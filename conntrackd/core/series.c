@@ -41,17 +41,30 @@ static struct series_value read_value(const struct event *event, const struct se
 	return value;
 }
 
+/* The slot of the series that has these values, or the free one that it would have; and the key by which it is there.
+ * Others may have their hash, and be chosen for it whatever the seed is: then it is the next one that is not taken.
+ */
+static struct one_series *find_series(const struct series *series, const struct series_value *values, uint64_t *key)
+{
+	const size_t bytes = series->field_count * sizeof(*values);
+	const struct slots *slots = &series->slots;
+	struct one_series *found;
+
+	*key = hash_words(values, bytes / sizeof(uint64_t), slots->seed);
+	while ((found = get_slot(slots, find_slot(slots, *key)))->hash && memcmp(found->values, values, bytes) != 0)
+		*key += *key == UINT64_MAX ? 2 : 1;
+	return found;
+}
+
 /* The counts of the series that has these values, those of `other` where there is no room for one. */
 static struct counts *find_counts(struct series *series, const struct series_value *values)
 {
-	uint64_t hash =
-		hash_words(values, series->field_count * sizeof(*values) / sizeof(uint64_t), series->slots.seed);
-	struct slots *slots = &series->slots;
-	struct one_series *found = get_slot(slots, find_slot(slots, hash));
+	uint64_t key;
+	struct one_series *found = find_series(series, values, &key);
 
 	if (found->hash)
 		return &found->counts;
-	found = add_slot(slots, hash);
+	found = add_slot(&series->slots, key);
 	if (!found) {
 		series->overflows++;
 		return &series->other;

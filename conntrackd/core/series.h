@@ -28,7 +28,7 @@ struct counts {
 };
 
 struct one_series {
-	uint64_t hash; /* of its values, as struct slots wants it */
+	uint64_t hash; /* of its values, as struct slots wants it; see find_series() */
 	struct counts counts;
 	struct series_value values[];
 };

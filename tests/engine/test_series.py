@@ -1,6 +1,10 @@
 """Connections counted by the values of fields: the core as the reference, each within its bound."""
 
+import struct
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from socket import AF_INET6
 
 import pytest
 from hypothesis import given, settings
@@ -66,6 +70,27 @@ def test_connections_are_counted_by_the_values_of_their_fields(engine: Engine) -
     )
     assert get_counts(series, 6, 53) == (Sums(opened=1, living=1), (0,) * 9)
     assert (series.other, series.overflows) == ((Sums(), (0,) * 9), 0)
+
+
+def make_another(address: bytes) -> bytes:
+    """The IPv6 address that has this one's hash with any seed: see mix() in core/slots.c."""
+    halves = struct.unpack("=QQ", address)
+    return struct.pack("=QQ", halves[0] ^ 1 << 63, halves[1] ^ 1 << 63 ^ 1 << 31)
+
+
+@both
+def test_addresses_that_were_chosen_to_have_one_hash_have_a_series_each(engine: Engine) -> None:
+    series, here = engine.open_series((SeriesField("dst"),), 10), ip_address("2001:db8::5").packed
+    other = make_another(here)
+    events = [
+        replace(make(number, EventType.NEW), family=AF_INET6, src=here, reply_dst=here, dst=to, reply_src=to)
+        for number, to in enumerate((here, other, other))
+    ]
+
+    count(engine, series, events)
+
+    assert get_counts(series, here)[0] == Sums(opened=1, living=1)
+    assert get_counts(series, other)[0] == Sums(opened=2, living=2)
 
 
 @both

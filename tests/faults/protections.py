@@ -828,6 +828,13 @@ MUTATIONS: Final = (
         "tests/engine/test_flows.py::test_an_id_that_another_flow_has_too_is_no_mistake",
     ),
     Mutation(
+        "who chooses addresses for their hash has nothing counted under another name",
+        "conntrackd/core/series.c",
+        "memcmp(found->values, values, bytes) != 0)",
+        "bytes > SIZE_MAX / 2)",
+        "tests/engine/test_series.py::test_addresses_that_were_chosen_to_have_one_hash_have_a_series_each",
+    ),
+    Mutation(
         "no more flows are counted than may be",
         "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
