@@ -90,17 +90,18 @@ static bool is_for_python(const struct relay *relay)
  */
 static int relay_batches(struct relay *relay)
 {
-	uint64_t end = read_clock(CLOCK_MONOTONIC) + (uint64_t)relay->milliseconds * NANO_PER_MS, now;
+	uint64_t now = read_clock(CLOCK_MONOTONIC), end = now + (uint64_t)relay->milliseconds * NANO_PER_MS;
 	int code = 0, goes_on = 1;
 
-	while (goes_on > 0 && (now = read_clock(CLOCK_MONOTONIC)) < end) {
-		const int left_ms = (int)((end - now) / NANO_PER_MS) + 1;
+	do { /* at least once, however late it is by now: Python accounts for losses by what is measured */
+		const uint64_t left_ms = (end - now) / NANO_PER_MS + 1;
 
-		code = receive_next(relay, left_ms < QUIET_MS ? left_ms : QUIET_MS);
+		code = receive_next(relay, left_ms < QUIET_MS ? (int)left_ms : QUIET_MS);
 		if (code || !relay->received || is_for_python(relay))
 			break;
 		goes_on = relay_batch(relay);
-	}
+		now = read_clock(CLOCK_MONOTONIC);
+	} while (goes_on > 0 && now < end);
 	return goes_on < 0 ? ENOMEM : code;
 }
 

@@ -835,6 +835,13 @@ MUTATIONS: Final = (
         "tests/engine/test_series.py::test_addresses_that_were_chosen_to_have_one_hash_have_a_series_each",
     ),
     Mutation(
+        "no relay returns without a look at the counter of drops",
+        "conntrackd/core/batch_relay.c",
+        "\tdo { /* at least once",
+        "\tif (milliseconds) do { /* at least once",
+        "tests/engine/test_relay.py::test_a_turn_that_comes_too_late_has_measured_the_queue",
+    ),
+    Mutation(
         "no more flows are counted than may be",
         "conntrackd/core/slots.c",
         "if (slots->used >= slots->limit ||",
