@@ -141,6 +141,7 @@ static PyObject *use_sets(PyObject *object, PyObject *sets)
 {
 	struct table_object *self = (struct table_object *)object;
 	PyTypeObject *set_type = find_state(object)->set;
+	PyObject *before = self->sets;
 
 	if (!is_idle(object))
 		return NULL;
@@ -155,8 +156,8 @@ static PyObject *use_sets(PyObject *object, PyObject *sets)
 		}
 	for (Py_ssize_t i = 0; i < PyTuple_Size(sets); i++)
 		self->table->sets[i] = open_object_set(PyTuple_GetItem(sets, i));
-	Py_XDECREF(self->sets);
 	self->sets = Py_NewRef(sets);
+	Py_XDECREF(before); /* a tuple of a class of somebody's own may run Python at its end */
 	Py_RETURN_NONE;
 }
 

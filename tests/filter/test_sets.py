@@ -328,6 +328,23 @@ def test_a_table_takes_other_sets_in_the_place_of_its_own_and_as_many() -> None:
     assert table.keep([flow]) == []  # by those that it has
 
 
+def test_sets_that_look_at_their_table_at_their_end_find_those_that_came() -> None:
+    found: list[tuple[core.AddressSet, ...]] = []
+
+    class Lasting(tuple[core.AddressSet, ...]):
+        __slots__ = ()
+
+        def __del__(self) -> None:
+            found.append(table.sets)
+
+    one = core.AddressSet(b"", b"")
+    table = core.Table(assemble(compile_table(parse("drop address @four"))), Lasting((one,)))
+    later = (one,)
+    table.use_sets(later)
+
+    assert [sets is later for sets in found] == [True]
+
+
 # -- rules
 
 
