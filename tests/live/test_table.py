@@ -3,18 +3,23 @@
 import os
 import socket
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
-from conntrackd.engine import Engine
+from conntrackd.engine import SLOTS, Engine
 from conntrackd.errors import UnavailableError
-from conntrackd.flow import EventType
+from conntrackd.flow import ABSENT, EventType
+from conntrackd.netlink import constants as c
 from conntrackd.netlink.namespace import enter
-from conntrackd.netlink.table import ConntrackTable, TableFill
+from conntrackd.netlink.table import CHUNK_BYTES, ConntrackTable, TableFill
 from tests.engine.feed import ENGINES
 from tests.faults.producer import CLIENT, SERVER, Producer, compute_number
 from tests.live.network import inside
+from tests.messages import attribute, build_tuple
+from tests.sinks.flows import make_flow
 
+CTA_USE = 11  # include/uapi/linux/netfilter/nfnetlink_conntrack.h
 FLOWS = 1000  # several chunks of the kernel's
 
 
@@ -46,6 +51,19 @@ def test_every_flow_of_the_table_is_read_with_all_its_fields(producer: Producer,
         assert table.measure().entries == 0
         table.begin()
         assert not table.read(batch)
+
+
+def test_a_chunk_of_the_smallest_flows_has_room_in_a_batch() -> None:
+    """What ctnetlink_fill_info() writes of one without ports, and of a kernel without marks."""
+    flow = replace(make_flow(1), protocol=253, sport=ABSENT, dport=ABSENT)
+    numbers = [attribute(kind, bytes(4)) for kind in (c.CTA_STATUS, c.CTA_TIMEOUT, c.CTA_ID, CTA_USE)]
+    tuples = [
+        build_tuple(kind, flow, flow.src, flow.dst, (ABSENT, ABSENT))
+        for kind in (c.CTA_TUPLE_ORIG, c.CTA_TUPLE_REPLY)
+    ]
+    smallest = c.NLMSG_HDRLEN + c.NFGENMSG_LEN + len(b"".join((*tuples, *numbers)))
+
+    assert CHUNK_BYTES // smallest == SLOTS
 
 
 @pytest.mark.privileged
