@@ -18,8 +18,10 @@ from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.build import EITHER, Builder, Side, Word
 from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
+from conntrackd.filter.fields import TYPES
 from conntrackd.filter.limit import BOTH, BOTH_HINT, Limit
 from conntrackd.filter.sets import NO_SETS, Sets
+from conntrackd.flow import Protocol
 from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
@@ -60,6 +62,17 @@ EXPECTED: Final = {
     "PORT": "'port'",
     "WORD": "a value",
     "RPAREN": "')', 'and' or 'or'",
+}
+# Words of events and of other tools, where a condition or a part of it is missing.
+MEANT: Final = {
+    **{name: f"protocol {name.lower()}" for name in Protocol.__members__},
+    **{name: f"type {name.lower()}" for name in TYPES},
+    **dict.fromkeys(("PROT", "PROTO"), "protocol"),
+    **dict.fromkeys(("HOST", "IP"), "address"),
+    "ICMP": "protocol icmp or icmp id",
+    "ALL": "any",
+    "SPORT": "source port",
+    "DPORT": "destination port",
 }
 
 tokens = (
@@ -437,8 +450,11 @@ def _classify_commas(found: list[lex.LexToken]) -> None:
 def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # noqa: ANN401  # ply has no types
     """What was expected instead of this word, from the state in which the parser met it."""
     expected = set(parser.action[parser.state])
+    # States of the table are shared by conditions in and outside parentheses, and by the values of a limit.
     if all(symbol.type != "LPAREN" for symbol in parser.symstack):
-        expected.discard("RPAREN")  # states of the table are shared by conditions in and outside parentheses
+        expected.discard("RPAREN")
+    if "AND" in expected:
+        expected -= VALUES
     wanted = next((text for kind, text in EXPECTED.items() if kind in expected), "'and' or 'or'")
     if token is None:
         end = len(text.rstrip())
@@ -449,7 +465,14 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
             return Mistake(BOTH, token.lexpos, token.endlexpos, BOTH_HINT)
         hint = "a sample ends the rule; conditions stand before it"
         return Mistake(f"unexpected {quote(word)} behind the sample", token.lexpos, token.endlexpos, hint)
-    words = [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected]
-    near = suggest(word, words) if token.type == "WORD" else ""
+    near = _suggest(word, expected) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
     return Mistake(message, token.lexpos, token.endlexpos)
+
+
+def _suggest(word: str, expected: set[str]) -> str:
+    """What may have been meant, of what can stand there."""
+    meant = MEANT.get(word.upper(), "")
+    if KEYWORDS.get(meant.partition(" ")[0].upper()) in expected:
+        return f", did you mean {meant}?"
+    return suggest(word, [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected])

@@ -81,7 +81,7 @@ def test_a_rule_and_its_canonical_text(text: str, canonical: str) -> None:
         ("log icmp id 70000", "'70000' is not a valid ICMP identifier", "70000"),
         ("log icmp id 1-x", "a number from 0 to 65535", "x"),
         ("log icmp id 9-8", "did you mean 8-9?", "9-8"),
-        ("log icmp 5", "did you mean icmp id?", "icmp"),
+        ("log icmp 5", "did you mean protocol icmp or icmp id?", "icmp"),
         ("log icmpid 5", "did you mean icmp id?", "icmpid"),
         ("log source icmp id 5", "'address', 'network', 'port'", "icmp id"),
         ("log port 90-80", "ends before it begins", "90-80"),

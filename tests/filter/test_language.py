@@ -108,6 +108,7 @@ def test_each_word_of_the_vocabulary_is_known_in_both_cases(keyword: str, words:
 
 ENDS = "the rule ends where"
 CONDITION = "a condition (such as 'protocol', 'source address', 'port', 'any') is missing"
+JOINT = "'and' or 'or' is missing"
 SIDE = "'address', 'network', 'port', 'country' or 'city' is missing"
 
 
@@ -154,6 +155,10 @@ SIDE = "'address', 'network', 'port', 'country' or 'city' is missing"
         ("log bytes 10", "10", "unexpected '10': a comparison (< <= = != >= >) is missing"),
         ("log bytes >", " ", f"{ENDS} a value is missing"),
         ("log any any", "any", "unexpected 'any': 'and' or 'or' is missing"),
+        ("log protocol TCP port 22", "port", "unexpected 'port': 'and' or 'or' is missing"),
+        ("log source port 22 destination port 80", "destination", f"unexpected 'destination': {JOINT}"),
+        ("log (mark 1 type NEW)", "type", "unexpected 'type': ')', 'and' or 'or' is missing"),
+        ("log port type NEW", "type", "unexpected 'type': a value is missing"),
         ("log any or or any", "or", f"unexpected 'or': {CONDITION}"),
         ("log not", " ", f"{ENDS} {CONDITION}"),
         ("log ()", ")", f"unexpected ')': {CONDITION}"),
@@ -166,6 +171,14 @@ SIDE = "'address', 'network', 'port', 'country' or 'city' is missing"
         ("log source adress ::1", "adress", "unexpected 'adress', did you mean address?"),
         ("log port 22 adn any", "adn", "unexpected 'adn', did you mean and?"),
         ("lgo any", "lgo", "unexpected 'lgo', did you mean log?"),
+        ("drop tcp", "tcp", "unexpected 'tcp', did you mean protocol tcp?"),
+        ("drop icmp", "icmp", "unexpected 'icmp', did you mean protocol icmp or icmp id?"),
+        ("log new", "new", "unexpected 'new', did you mean type new?"),
+        ("drop prot TCP", "prot", "unexpected 'prot', did you mean protocol?"),
+        ("log dport 22", "dport", "unexpected 'dport', did you mean destination port?"),
+        ("log source ip ::1", "ip", "unexpected 'ip', did you mean address?"),
+        ("log source tcp", "tcp", f"unexpected 'tcp': {SIDE}"),
+        ("log source dport 22", "dport", "unexpected 'dport', did you mean port?"),
         ("port 80", "port", "unexpected 'port': an action ('log' or 'drop') is missing"),
         ("log any \x1b[2J", "\N{REPLACEMENT CHARACTER}", "a control character (U+001B)"),
         ("log any \N{RIGHT-TO-LEFT OVERRIDE}", "\N{REPLACEMENT CHARACTER}", "a control character (U+202E)"),
