@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
 
 LEVELS: Final = ("debug", "info", "warn", "error")
 ACTIONS: Final = ("log", "drop")
+MAX_U32: Final = (1 << 32) - 1  # what a call on the bus can carry
 UNITS: Final = {"": 1, **{unit[0]: seconds for unit, seconds in SECOND_UNITS.items()}}
 
 
@@ -129,11 +130,11 @@ def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> N
 
 
 def parse_seconds(text: str) -> int:
-    """`10m` -> 600, for argparse. At least 1."""
+    """`10m` -> 600, for argparse. At least 1; how much is too much, the daemon says."""
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if match is None or int(match[1]) == 0:
         raise ArgumentTypeError(f"{text!r} is not a valid time: give a number with s, m, h or d, such as 10m")
-    return int(match[1]) * UNITS[match[2]]
+    return min(int(match[1]) * UNITS[match[2]], MAX_U32)
 
 
 def parse_rule(text: str) -> str:

@@ -345,6 +345,11 @@ def test_a_time_that_is_none_is_refused(time: str) -> None:
         ctl.run(["filter", "set", "log any", f"--for={time}"])
 
 
+def test_a_time_that_no_call_can_carry_is_refused_by_the_daemon(served: Served) -> None:
+    with pytest.raises(ConntrackdError, match="a run-time change lasts 31 days at most"):
+        ctl.run(["filter", "set", "log any", "--for=999999999d"])
+
+
 def test_the_filter_is_shown_as_a_file_of_rules_would_have_it(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
