@@ -17,7 +17,12 @@ def find_near(word: str, known: Iterable[str]) -> str | None:
     typed = word[:100].lower().lstrip("-")
     close = get_close_matches(typed, words, n=3, cutoff=0.6)
     near = [name for name in close if 2 * count_edits(typed, name) <= max(len(typed), len(name))]
-    best = min(near, key=lambda name: (count_edits(typed, name), abs(len(name) - len(typed))), default=None)
+
+    def measure(name: str) -> tuple[int, bool, int]:
+        """Slips first; then who has not typed to the end, and who has typed as many letters, meant that."""
+        return count_edits(typed, name), not name.startswith(typed), abs(len(name) - len(typed))
+
+    best = min(near, key=measure, default=None)
     return None if best is None else words[best]
 
 

@@ -33,6 +33,7 @@ def test_one_typo_is_one_key_too_much_too_little_wrong_or_too_early(word: str, o
         ("stauts", "status"),
         ("stast", "stats"),
         ("stat", "stats"),
+        ("statu", "status"),
         ("satus", "status"),
         ("STATS", "stats"),
         ("reload-fliter", "reload-filter"),
