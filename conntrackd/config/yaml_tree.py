@@ -27,6 +27,8 @@ YAML_TYPES: Final[dict[str, ScalarType]] = {
     "tag:yaml.org,2002:null": "null",
 }
 YAML_CONTAINERS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+# Where a quote is not closed: PyYAML says so of the end of the file.
+UNFINISHED: Final = "found unexpected end of stream"
 
 
 def parse(text: str) -> Node:
@@ -43,6 +45,8 @@ def parse(text: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or ""
+        if problem == UNFINISHED and error.context_mark is not None:
+            fail(error.context_mark.line + 1, "has a quoted text that does not end")
         fail(mark.line + 1 if mark else 0, f"is not valid YAML: {problem}", _explain_problem(problem))
 
 

@@ -148,6 +148,7 @@ def test_what_the_yaml_library_says_comes_with_what_to_do(text: str, hint: str, 
             ":2",
             "is not valid YAML: found character '\\t' that cannot start any token",
         ),
+        ("a.yaml", 'a: 1\nb: "file:///x\nc: 2\n', ":2", "has a quoted text that does not end"),
         (
             "a.yaml",
             "a: 1\nb: [",
