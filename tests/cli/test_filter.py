@@ -1,5 +1,6 @@
 """conntrackctl filter check, explain and test, without a daemon."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -162,6 +163,18 @@ def test_events_are_evaluated_with_the_number_of_the_rule(events: str, tmp_path:
     assert (piped.returncode, piped.stdout.splitlines()) == (0, expected)
     assert from_file.stdout == piped.stdout
     assert set(expected) == {"log\t-", "log\t1", "drop\t2"}
+
+
+def test_a_file_that_was_rotated_and_compressed_is_read(events: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "events.json.1.gz", tmp_path / "events.json.2.gz"
+    whole.write_bytes(gzip.compress(events.encode()))
+    cut.write_bytes(whole.read_bytes()[:-9])
+    read, damaged = (ctl("test", "--filter", "drop port 53", str(path)) for path in (whole, cut))
+
+    assert (read.returncode, read.stdout) == (0, ctl("test", "--filter", "drop port 53", text=events).stdout)
+    assert damaged.returncode == 65
+    assert damaged.stderr.startswith(f"conntrackctl: {cut}:")
+    assert "the file cannot be read any further: " in damaged.stderr
 
 
 def test_verdicts_as_objects(events: str) -> None:
