@@ -69,7 +69,7 @@ sink:
         "conntrackd.yaml:1: log.level: 'loud' is not one of debug, info, warn, error",
         "conntrackd.yaml:9: unknown key 'sink.loki.tenent'",
         "rules:2: unknown protocol 'TPC', did you mean TCP?",
-        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean protocol?",
         "conntrackd.yaml:4: geoip.database: a.mmdb: No such file or directory",
         "conntrackd.yaml:4: geoip.database: rules is not a usable database: its metadata is missing",
         "conntrackd.yaml:5: conntrack.netns: there is no network namespace 'nowhere-at-all'",
@@ -396,7 +396,7 @@ def test_a_fragment_is_checked_alone(tmp_path: Path) -> None:
 
     assert tell(verify(read_fragment(path, tmp_path)), tmp_path) == [
         "ansible-tmp.source:3: log.level: 'loud' is not one of debug, info, warn, error",
-        "ansible-tmp.source:4: unexpected 'prot', did you mean port?",
+        "ansible-tmp.source:4: unexpected 'prot', did you mean protocol?",
     ]
 
 
@@ -406,8 +406,8 @@ def test_the_rules_of_each_sink_are_checked_with_their_places(check: Check, tmp_
     )
 
     assert tell(report, tmp_path) == [
-        "conntrackd.yaml:2: unexpected 'prot', did you mean port?",
-        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:2: unexpected 'prot', did you mean protocol?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean protocol?",
     ]
     assert any("log port 22" in str(warning) for warning in report.warnings)
 
@@ -421,7 +421,7 @@ def test_a_named_sink_is_tried_with_its_own_settings(check: Check, tmp_path: Pat
 
     assert tell(report, tmp_path) == [
         "conntrackd.yaml:6: sinks.d.tls.ca has no effect on http://localhost:3100",
-        "conntrackd.yaml:3: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:3: unexpected 'prot', did you mean protocol?",
         "conntrackd.yaml:3: sinks.a.writer: file:///nowhere/x: no directory /nowhere",
         "conntrackd.yaml:4: sinks.b.tls.ca: ca.pem: No such file or directory",
         "conntrackd.yaml:4: sinks.b.token_file: token: No such file or directory",
@@ -531,7 +531,7 @@ metrics.flows:
     report = check(text)
 
     assert tell(report, tmp_path) == [
-        "conntrackd.yaml:6: metrics.flows: b: unexpected 'prot', did you mean port?",
+        "conntrackd.yaml:6: metrics.flows: b: unexpected 'prot', did you mean protocol?",
         "conntrackd.yaml:8: metrics.flows: c: a limit would count what opens and not what closes",
     ]
     assert "conntrackd.yaml:9: metrics.flows: d: this rule can never match" in str(report.warnings[-1])

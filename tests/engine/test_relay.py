@@ -348,7 +348,7 @@ def test_nothing_in_time_is_nothing(feed: Feed) -> None:
 def test_a_turn_that_comes_too_late_has_measured_the_queue(feed: Feed) -> None:
     """Its counter of drops is compared with the last one: 0 where nobody looked would be billions lost."""
     feed.send(make_flows(1))
-    received, counts, *_ = feed.batch.relay(feed.one.fileno(), 0, 0, 0, ALL.core, FORM.core, *KEEP, ROOM)
+    received, counts, *_ = feed.batch.relay(feed.one.fileno(), 0, 0, 0, ALL.core, ((FORM.core, *KEEP, ROOM),))
     _, _, _, _, size, _ = received
 
     assert size == feed.batch.receive(feed.one.fileno(), 0, 0)[4] > 0
