@@ -81,6 +81,8 @@ RECEIVERS: Final = {
     "loki": "check that the receiver at {}address is up",
 }
 ZERO: Final = frozenset({"0", "0s"})
+# Of records of flows whose beginnings the daemon remembers (conntrack.flows_max).
+TIMES_LACK: Final = "start and stop, those of flows older than the daemon also without duration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,9 @@ def check_settings(root: Path, config: Config) -> Iterator[Finding]:
             level, what = (WARNING, "FLOW records") if is_missed else (NOTE, "events")
             if name == "acct" and config[options.CONNTRACK_HEARTBEAT] is not None:
                 level, what = WARNING, "ALIVE and FLOW records" if is_missed else "ALIVE records"
-            yield _advise(level, name, f"{what} come without {lack}", f"nf_conntrack_{name}", 1, config)
+            is_measured = name == "timestamp" and is_missed and config[options.CONNTRACK_FLOWS_MAX]
+            text = f"{what} come without {TIMES_LACK if is_measured else lack}"
+            yield _advise(level, name, text, f"nf_conntrack_{name}", 1, config)
         else:
             yield Finding(OK, name, f"nf_conntrack_{name} is on")
 

@@ -107,6 +107,21 @@ def test_whoever_asks_for_flows_is_advised_to_have_them_counted_and_timed(
     ]
 
 
+@pytest.mark.parametrize(
+    ("flows_max", "lack"),
+    [
+        ("10", "start and stop, those of flows older than the daemon also without duration"),
+        ("0", "start, stop and duration"),
+    ],
+)
+def test_a_duration_that_the_daemon_finds_itself_is_not_missed(flows_max: str, lack: str, root: Path) -> None:
+    write(root, "proc/sys/net/netfilter/nf_conntrack_timestamp", 0)
+    config = configure(conntrack__records="flows", conntrack__flows_max=flows_max)
+
+    (found,) = (entry for entry in checks.check_settings(root, config) if entry.check == "timestamp")
+    assert (found.severity, found.message) == ("warning", f"FLOW records come without {lack}")
+
+
 @pytest.mark.parametrize(("name", "severity"), [("acct", "warning"), ("timestamp", "note")])
 def test_whoever_asks_for_heartbeats_is_advised_to_have_flows_counted(
     name: str, severity: str, root: Path
