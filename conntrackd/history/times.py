@@ -24,7 +24,7 @@ SPAN: Final = re.compile(rf"([-+]?) ?((?:{PART.pattern})+?)(ago)?")
 EPOCH: Final = re.compile(r"@(\d{1,11})(?:\.(\d{1,9}))?")
 POINT: Final = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d|yesterday|today|tomorrow)?(?P<gap>[t ](?=\d))?"
-    r"(?:(?P<time>\d\d:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d{1,9}))?)?"
+    r"(?:(?P<time>\d\d?:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d{1,9}))?)?"
     r" ?(?P<zone>utc|z|[-+]\d\d:?\d\d)?",
     re.ASCII,
 )
@@ -105,7 +105,9 @@ def _compute_point(match: re.Match[str], now: int) -> int:
     is_word = date in DAYS
     day = (today + timedelta(days=DAYS[date])).date() if is_word else date_of.fromisoformat(date)
     # Without a zone it is local time, of that day: summer's or winter's.
-    point = datetime.combine(day, time_of.fromisoformat(match["time"] or "00:00"), zone).astimezone(UTC)
+    hour, colon, rest = (match["time"] or "00:00").partition(":")
+    time = time_of.fromisoformat(f"{hour:0>2}{colon}{rest}")
+    point = datetime.combine(day, time, zone).astimezone(UTC)
     if not EARLIEST <= point <= LATEST:
         raise OverflowError
     return int(point.timestamp()) * NANO + _read_fraction(match["fraction"])
