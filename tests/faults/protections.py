@@ -981,8 +981,8 @@ MUTATIONS: Final = (
     Mutation(
         "sets that a table uses are not freed",
         "conntrackd/core/table_type.c",
-        "	self->sets = Py_NewRef(sets);\n	Py_RETURN_NONE;",
-        "	self->sets = PyTuple_New(0);\n	Py_RETURN_NONE;",
+        "	self->sets = Py_NewRef(sets);\n	Py_XDECREF(before);",
+        "	self->sets = PyTuple_New(0);\n	Py_XDECREF(before);",
         "tests/filter/test_sets.py::test_a_table_takes_other_sets_in_the_place_of_its_own_and_as_many",
     ),
     Mutation(
