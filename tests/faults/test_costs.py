@@ -13,7 +13,7 @@ MILLISECONDS: Final = 1000
 MILLISECONDS_OF_A_SET: Final = 2000
 KIBIBYTES: Final = 64 << 10
 # CPU time, which other processes stretch all the same: the best of so many.
-ATTEMPTS: Final = 3
+ATTEMPTS: Final = 10
 
 
 @pytest.mark.parametrize("kind", [*FILES, *LISTS])
