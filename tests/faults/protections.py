@@ -838,7 +838,7 @@ MUTATIONS: Final = (
         "no relay returns without a look at the counter of drops",
         "conntrackd/core/batch_relay.c",
         "\tdo { /* at least once",
-        "\tif (milliseconds) do { /* at least once",
+        "\tif (relay->milliseconds) do { /* at least once",
         "tests/engine/test_relay.py::test_a_turn_that_comes_too_late_has_measured_the_queue",
     ),
     Mutation(
