@@ -122,6 +122,17 @@ class Rig:
     def wait_for(self, events: int) -> None:
         wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
 
+    def run(self, count: int, pipe: tuple[int, int]) -> bytes:
+        """Send so many, and stop; what has come through the pipe."""
+        text: list[bytes] = []
+        reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
+        reader.start()
+        self.send_slowly(count)
+        self.stop()
+        os.close(pipe[1])
+        reader.join()
+        return b"".join(text)
+
     def stop(self) -> None:
         self.pipeline.stop()
         self.thread.join()
@@ -159,17 +170,11 @@ def test_relayed_events_are_written_and_counted_as_all_others_are(
     flows = make_flows(1000)
     with pair() as (one, other):
         rig = Rig(one, other, StreamSink(None, pipe[1]), ("drop source address 10.0.0.7", "log any"))
-        text: list[bytes] = []
-        reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
-        reader.start()
-        rig.send_slowly(len(flows))
-        rig.stop()
-        os.close(pipe[1])
-        reader.join()
+        text = rig.run(len(flows), pipe)
     stats, sink = rig.pipeline.stats, rig.stats
     written = render(json.TEMPLATE, [flow for flow in flows if flow.id != 7]).text
 
-    assert b"".join(text) == written
+    assert text == written
     assert sum(relays) > 0
     assert (stats.events_accepted_total, stats.events_filtered_total) == (999, 1)
     assert (stats.events_new_total, dict(rig.pipeline.protocols)) == (999, {6: 999})
@@ -206,16 +211,10 @@ def test_a_pipe_and_a_file_get_all_events_without_python(
     flows, path = make_flows(1000), tmp_path / "events.json"
     with pair() as (one, other):
         rig = Rig(one, other, StreamSink(None, pipe[1]), ("log any",), StreamSink(path))
-        text: list[bytes] = []
-        reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
-        reader.start()
-        rig.send_slowly(len(flows))
-        rig.stop()
-        os.close(pipe[1])
-        reader.join()
+        text = rig.run(len(flows), pipe)
     snapshots = [outbox.snapshot() for outbox in rig.outboxes]
 
-    assert b"".join(text) == path.read_bytes() == render(json.TEMPLATE, flows).text
+    assert text == path.read_bytes() == render(json.TEMPLATE, flows).text
     assert sum(relays) > 0
     assert [stats.sink_events_delivered_total for stats in snapshots] == [len(flows)] * 2
     assert [stats.sink_events_queued for stats in snapshots] == [0, 0]

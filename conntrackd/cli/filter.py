@@ -6,7 +6,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -165,13 +165,16 @@ def to_object(sections: dict[str, list[str]]) -> dict[str, Any]:
 
 def try_out(arguments: Namespace) -> int:
     """Evaluate the rules alone against recorded events; what `conntrack.*` excludes is not in a recording."""
+    from conntrackd.history.lines import is_compressed, number_lines, read_lines  # noqa: PLC0415
+
     rules = read_rules(read_settings(arguments))
     warn_of_status(rules)
     name = "standard input" if arguments.file == "-" else arguments.file
     mistakes = LineMistakes()
     with ExitStack() as stack:
         file = _open_input() if arguments.file == "-" else stack.enter_context(Path(name).open("rb"))
-        for number, line in _read_lines(file, Path(arguments.file)):
+        path = Path(arguments.file)
+        for number, line in read_lines(path, file) if is_compressed(path) else number_lines(file):
             try:
                 decision = evaluate_line(rules, line)
             except DataError as error:
@@ -309,22 +312,6 @@ def evaluate_line(rules: "Sequence[Rule]", line: bytes) -> "Decision":
     record = parse_line(line)
     flow = parse_record(record)
     return Decision(True, 0) if flow is None else evaluate_record(rules, record, flow)
-
-
-def _read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered; of a compressed file those in it. Raises DataError where that is damaged."""
-    from conntrackd.history.lines import BROKEN, decompress, is_compressed, number_lines  # noqa: PLC0415
-
-    if not is_compressed(path):
-        yield from number_lines(file)
-        return
-    number = 0
-    try:
-        for number, line in number_lines(decompress(path, file)):  # the number is needed below
-            yield number, line
-    except BROKEN as error:
-        message = f"the file cannot be read any further: {error}"
-        raise DataError(message, origin=f"{path}:{number + 1}") from error
 
 
 def _open_input() -> BinaryIO:

@@ -113,19 +113,6 @@ PyObject *batch_interrupt(PyObject *self, PyObject *Py_UNUSED(none))
 	Py_RETURN_NONE;
 }
 
-static PyObject *list_outlets(const struct relay *relay)
-{
-	PyObject *found = PyTuple_New((Py_ssize_t)relay->outlet_count);
-
-	for (size_t number = 0; found && number < relay->outlet_count; number++) {
-		PyObject *item = list_passed(&relay->outlets[number]);
-
-		if (!item || PyTuple_SetItem(found, (Py_ssize_t)number, item) < 0)
-			Py_CLEAR(found);
-	}
-	return found;
-}
-
 static PyObject *make_result(const struct relay *relay)
 {
 	return Py_BuildValue("(nnnIII)(nnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
@@ -133,7 +120,8 @@ static PyObject *make_result(const struct relay *relay)
 			     relay->fill.size, relay->fill.drops, (Py_ssize_t)relay->batches,
 			     (Py_ssize_t)relay->datagrams, (Py_ssize_t)relay->all_forged,
 			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered, relay->looked_ns,
-			     relay->peak, list_found_streams(relay->streams, relay->stream_count), list_outlets(relay));
+			     relay->peak, list_found_streams(relay->streams, relay->stream_count),
+			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
 /* False with an exception. */

@@ -69,18 +69,16 @@ static PyObject *batch_locate(PyObject *self, PyObject *arguments)
 	return missing;
 }
 
+static PyObject *make_stream(const void *item)
+{
+	const struct stream *stream = item;
+
+	return Py_BuildValue("iiI", stream->type, stream->protocol, stream->events);
+}
+
 PyObject *list_found_streams(const struct stream *streams, size_t count)
 {
-	PyObject *found = PyTuple_New((Py_ssize_t)count);
-
-	for (size_t stream = 0; found && stream < count; stream++) {
-		PyObject *item =
-			Py_BuildValue("iiI", streams[stream].type, streams[stream].protocol, streams[stream].events);
-
-		if (!item || PyTuple_SetItem(found, (Py_ssize_t)stream, item) < 0)
-			Py_CLEAR(found);
-	}
-	return found;
+	return make_tuple(streams, count, sizeof(*streams), make_stream);
 }
 
 PyObject *make_bytes(const void *bytes, size_t size)
@@ -317,9 +315,10 @@ static PyMethodDef methods[] = {
 	{ "relay", batch_relay, METH_VARARGS,
 	  "(socket, gather_us, drops, milliseconds, table, outlets as tuples of template, way, descriptor, room).\n"
 	  "-> what receive() gives of the last batch, which is not relayed; batches, datagrams, forged, malformed,\n"
-	  "filtered, when the drops were still the same, most bytes queued; kinds as tally() has them; of each write\n"
-	  "time, done, events, bytes; text, ends and time of what was not written, whether the time is the kernel's, "
-	  "and bytes of it that were." },
+	  "filtered, when the drops were still the same, most bytes queued; kinds as tally() has them; for each "
+	  "outlet\n"
+	  "time, done, events and bytes of each write, and what was not written: text, ends, streams, moments, time,\n"
+	  "whether that is the kernel's, and bytes of it that were." },
 	{ "interrupt", batch_interrupt, METH_NOARGS,
 	  "(): a relay() that is under way, or begins now, leaves what it receives next to its caller. From any\n"
 	  "thread." },

@@ -59,6 +59,9 @@ struct limits *open_object_limits(PyObject *object);
 struct anonymizer *open_object_anonymizer(PyObject *object);
 const struct prefixes *open_object_set(PyObject *object);
 
+/* A tuple of what is made of each item: so many, one behind the other, of so many bytes. NULL with an exception. */
+PyObject *make_tuple(const void *items, size_t count, size_t bytes, PyObject *(*make)(const void *item));
+
 /* Bytes that hold native numbers of this size: how many, or -1 with an exception. */
 Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what);
 

@@ -47,6 +47,19 @@ void leave_object(PyObject *object)
 	((struct object *)object)->is_busy = false;
 }
 
+PyObject *make_tuple(const void *items, size_t count, size_t bytes, PyObject *(*make)(const void *item))
+{
+	PyObject *tuple = PyTuple_New((Py_ssize_t)count);
+
+	for (size_t index = 0; tuple && index < count; index++) {
+		PyObject *made = make((const char *)items + index * bytes);
+
+		if (!made || PyTuple_SetItem(tuple, (Py_ssize_t)index, made) < 0)
+			Py_CLEAR(tuple);
+	}
+	return tuple;
+}
+
 Py_ssize_t count_items(Py_ssize_t bytes, size_t size, const char *what)
 {
 	if (bytes % (Py_ssize_t)size == 0)

@@ -123,30 +123,25 @@ int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept)
 	return hand_on(outlet, batch);
 }
 
-static PyObject *list_written(const struct outlet *outlet)
+static PyObject *make_written(const void *item)
 {
-	PyObject *found = PyTuple_New((Py_ssize_t)outlet->written_count);
+	const struct written *written = item;
 
-	for (size_t number = 0; found && number < outlet->written_count; number++) {
-		const struct written *written = &outlet->written[number];
-		PyObject *item = Py_BuildValue("KKnn", written->time, written->done, (Py_ssize_t)written->events,
-					       (Py_ssize_t)written->bytes);
-
-		if (!item || PyTuple_SetItem(found, (Py_ssize_t)number, item) < 0)
-			Py_CLEAR(found);
-	}
-	return found;
+	return Py_BuildValue("KKnn", written->time, written->done, (Py_ssize_t)written->events,
+			     (Py_ssize_t)written->bytes);
 }
 
-PyObject *list_passed(const struct outlet *outlet)
+PyObject *list_passed(const void *item)
 {
+	const struct outlet *outlet = item;
 	const struct output *output = outlet->output;
 	const size_t first = outlet->rest_first, count = output->count - first;
 	const uint32_t begin = first ? output->ends[first - 1] : 0;
 
 	for (size_t event = first; event < output->count; event++)
 		output->ends[event] -= begin;
-	return Py_BuildValue("N(NNNNKNn)", list_written(outlet),
+	return Py_BuildValue("N(NNNNKNn)",
+			     make_tuple(outlet->written, outlet->written_count, sizeof(*outlet->written), make_written),
 			     make_bytes(output->text + begin, output->length - begin),
 			     make_bytes(output->ends + first, count * sizeof(*output->ends)),
 			     list_found_streams(outlet->streams, outlet->stream_count),

@@ -47,9 +47,9 @@ struct outlet {
  */
 int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept);
 
-/* What was written, and what was not: text, ends, streams, moments, time of its first event, whether the kernel gave
- * that, and bytes of it that were written. NULL with an exception.
+/* Of one outlet, what was written, and what was not: text, ends, streams, moments, time of its first event, whether the
+ * kernel gave that, and bytes of it that were written. NULL with an exception.
  */
-PyObject *list_passed(const struct outlet *outlet);
+PyObject *list_passed(const void *outlet);
 
 #endif

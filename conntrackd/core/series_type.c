@@ -81,21 +81,15 @@ static PyObject *series_count(PyObject *self, PyObject *arguments)
 
 /* ---- what was counted --------------------------------------------------------------------------------- */
 
-static PyObject *make_tuple(const uint64_t *numbers, size_t count)
+static PyObject *make_number(const void *item)
 {
-	PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-
-	for (size_t index = 0; tuple && index < count; index++) {
-		PyObject *number = PyLong_FromUnsignedLongLong(numbers[index]);
-
-		if (!number || PyTuple_SetItem(tuple, (Py_ssize_t)index, number) < 0)
-			Py_CLEAR(tuple);
-	}
-	return tuple;
+	return PyLong_FromUnsignedLongLong(*(const uint64_t *)item);
 }
 
-static PyObject *make_value(const struct series_value *value)
+static PyObject *make_value(const void *item)
 {
+	const struct series_value *value = item;
+
 	if (!value->bytes)
 		Py_RETURN_NONE;
 	if (value->bytes == 1)
@@ -103,25 +97,12 @@ static PyObject *make_value(const struct series_value *value)
 	return PyBytes_FromStringAndSize((const char *)value->halves, (Py_ssize_t)value->bytes);
 }
 
-static PyObject *make_values(const struct series_value *values, size_t count)
-{
-	PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-
-	for (size_t field = 0; tuple && field < count; field++) {
-		PyObject *value = make_value(&values[field]);
-
-		if (!value || PyTuple_SetItem(tuple, (Py_ssize_t)field, value) < 0)
-			Py_CLEAR(tuple);
-	}
-	return tuple;
-}
-
 static PyObject *make_counts(const struct counts *counts)
 {
 	const size_t sums = offsetof(struct counts, durations) / sizeof(uint64_t);
 
-	return Py_BuildValue("NN", make_tuple((const uint64_t *)(const void *)counts, sums),
-			     make_tuple(counts->durations, DURATION_BUCKETS));
+	return Py_BuildValue("NN", make_tuple(counts, sums, sizeof(uint64_t), make_number),
+			     make_tuple(counts->durations, DURATION_BUCKETS, sizeof(uint64_t), make_number));
 }
 
 static bool append_series(PyObject *list, const struct series *series, size_t number)
@@ -132,7 +113,8 @@ static bool append_series(PyObject *list, const struct series *series, size_t nu
 
 	if (!found->hash)
 		return true;
-	item = Py_BuildValue("NN", make_values(found->values, series->field_count), make_counts(&found->counts));
+	item = Py_BuildValue("NN", make_tuple(found->values, series->field_count, sizeof(*found->values), make_value),
+			     make_counts(&found->counts));
 	failed = item ? PyList_Append(list, item) : -1;
 	Py_XDECREF(item);
 	return failed == 0;

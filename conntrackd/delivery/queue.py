@@ -76,7 +76,7 @@ class Queue:
         return held
 
     def pop_waiting(self) -> list[Lost]:
-        """All losses that wait, where no event does any more."""
+        """All losses that wait. The events are forgotten."""
         waiting = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
         self._waiting.clear()
         self.events = 0
@@ -125,10 +125,7 @@ class Queue:
 
     def clear(self, now: float) -> None:
         """Forget the events. The losses stay: they are still to be reported."""
-        losses = [waiting.item for waiting in self._waiting if isinstance(waiting.item, Lost)]
-        self._waiting.clear()
-        self.events = 0
-        for lost in losses:
+        for lost in self.pop_waiting():
             self.append_lost(lost, now)
 
 

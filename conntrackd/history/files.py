@@ -13,13 +13,12 @@ from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, Una
 from conntrackd.files import KindError, open_file
 from conntrackd.history.conditions import find_conditions, fulfils_any
 from conntrackd.history.lines import (
-    BROKEN,
     MAX_LINE_BYTES,
     Gate,
-    decompress,
     is_compressed,
     number_lines,
     read_backwards,
+    read_lines,
 )
 from conntrackd.history.selection import HistorySelection
 from conntrackd.render.parse import Record, parse_line
@@ -134,16 +133,13 @@ class FileSource:
             if os.fstat(file.fileno()).st_ino != part.inode:
                 message = f"{part.path} was rotated while it was to be read"
                 raise UnavailableError(message, hint="ask again")
-            content = decompress(part.path, file) if is_compressed(part.path) else file
-            number = 0
             try:
-                for number, line in number_lines(content):  # the number is needed below
+                for number, line in read_lines(part.path, file):
                     record = self._select_line(line, f"{part.path}:{number}")
                     if record is not None:
                         yield record
-            except BROKEN as error:
-                broken = DataError(f"the file cannot be read any further: {error}")
-                self._selection.damage.add(f"{part.path}:{number + 1}", broken)
+            except DataError as broken:
+                self._selection.damage.add(broken.origin, broken)
 
     def _read_live(self, file: BinaryIO) -> Iterator[Record]:
         """From where it stands. A last line without an end is still being written, unless it is whole."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from conntrackd.errors import UnavailableError
+from conntrackd.errors import DataError, UnavailableError
 from conntrackd.flow import NANO
 from conntrackd.history.times import Span
 
@@ -44,6 +44,17 @@ def number_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             rest = file.readline(MAX_LINE_BYTES + 1)
         if line.strip():
             yield number, line
+
+
+def read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Those of a file that nobody writes to, which may be compressed. DataError where it is damaged."""
+    number = 0
+    try:
+        for number, line in number_lines(decompress(path, file) if is_compressed(path) else file):
+            yield number, line  # the number is needed below
+    except BROKEN as error:
+        message = f"the file cannot be read any further: {error}"
+        raise DataError(message, origin=f"{path}:{number + 1}") from error
 
 
 def read_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:

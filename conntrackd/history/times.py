@@ -105,9 +105,9 @@ def _compute_point(match: re.Match[str], now: int) -> int:
     is_word = date in DAYS
     day = (today + timedelta(days=DAYS[date])).date() if is_word else date_of.fromisoformat(date)
     # Without a zone it is local time, of that day: summer's or winter's.
-    hour, colon, rest = (match["time"] or "00:00").partition(":")
-    time = time_of.fromisoformat(f"{hour:0>2}{colon}{rest}")
-    point = datetime.combine(day, time, zone).astimezone(UTC)
+    time = match["time"] or "00:00"
+    time = f"0{time}" if time[1] == ":" else time
+    point = datetime.combine(day, time_of.fromisoformat(time), zone).astimezone(UTC)
     if not EARLIEST <= point <= LATEST:
         raise OverflowError
     return int(point.timestamp()) * NANO + _read_fraction(match["fraction"])

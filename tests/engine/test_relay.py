@@ -55,8 +55,11 @@ class Feed:
                 pass
 
     def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
+        return self.relay_to([Outlet(FORM, loan, room)], table, drops)
+
+    def relay_to(self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0) -> Relayed:
         link = Link(self.one.fileno(), 0, drops)
-        return ENGINE.relay(self.batch, table, link, [Outlet(FORM, loan, room)], SECONDS)  # type: ignore[arg-type]
+        return ENGINE.relay(self.batch, table, link, outlets, SECONDS)  # type: ignore[arg-type]
 
     def list_left(self) -> list[int]:
         """The ids of what was received and not relayed."""
@@ -247,9 +250,7 @@ def test_datagrams_are_one_for_each_record(feed: Feed) -> None:
     with pair() as (one, other):
         other.setblocking(False)
         feed.send(flows)
-        link = Link(feed.one.fileno(), 0, 0)
-        outlet = Outlet(form, Loan(Way.SEND, other.fileno()), 0)
-        found = ENGINE.relay(feed.batch, ALL, link, [outlet], SECONDS)
+        found = feed.relay_to([Outlet(form, Loan(Way.SEND, other.fileno()), 0)])
         received = [one.recv(4096) for _ in flows]
 
     assert received == [render(journal.TEMPLATE, [flow]).text for flow in flows]
@@ -269,7 +270,7 @@ def test_several_sinks_get_the_same_events_each_in_its_own_form(narrow: Feed, pi
     passed: list[list[Passed]] = [[] for _ in outlets]
     for first in range(0, len(flows), 3):
         narrow.send(flows[first : first + 3])
-        found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), outlets, SECONDS)
+        found = narrow.relay_to(outlets)
         for parts, part in zip(passed, found.passed, strict=True):
             parts.append(part)
     kept, discarded, streams, written = passed
@@ -290,7 +291,7 @@ def test_streams_of_several_batches_are_those_of_each_behind_the_other(narrow: F
     flows = [make_flow(number, (EventType.NEW, EventType.UPDATE)[number % 2]) for number in range(10)]
     outlet = Outlet(ENGINE.compile_template(loki.TEMPLATE), KEEP, ROOM)
     narrow.send(flows)
-    found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), [outlet], SECONDS)
+    found = narrow.relay_to([outlet])
     batches = [flows[first : first + FEW_SLOTS] for first in range(0, len(flows), FEW_SLOTS)]
 
     assert found.batches == len(batches)
@@ -300,9 +301,8 @@ def test_streams_of_several_batches_are_those_of_each_behind_the_other(narrow: F
 def test_the_others_get_what_one_sink_has_no_room_for(feed: Feed, pipe: tuple[int, int]) -> None:
     flows = make_flows(3)
     feed.send(flows)
-    link = Link(feed.one.fileno(), 0, 0)
     outlets = [Outlet(FORM, Loan(Way.WRITE, -1), 0), Outlet(FORM, Loan(Way.WRITE, pipe[1]), 0)]
-    found = ENGINE.relay(feed.batch, ALL, link, outlets, SECONDS)
+    found = feed.relay_to(outlets)
 
     assert (found.passed[0].written, found.passed[0].rest) == ((), render(json.TEMPLATE, flows))
     assert (found.passed[1].written[0].events, found.passed[1].rest.events) == (3, 0)
@@ -312,7 +312,7 @@ def test_the_others_get_what_one_sink_has_no_room_for(feed: Feed, pipe: tuple[in
 def test_a_sink_that_takes_no_more_ends_the_relay_for_all(narrow: Feed) -> None:
     narrow.send(make_flows(2 * FEW_SLOTS))
     outlets = [Outlet(FORM, KEEP, FEW_SLOTS), Outlet(FORM, KEEP, ROOM)]
-    found = ENGINE.relay(narrow.batch, ALL, Link(narrow.one.fileno(), 0, 0), outlets, SECONDS)
+    found = narrow.relay_to(outlets)
 
     assert (found.batches, [passed.rest.events for passed in found.passed]) == (1, [FEW_SLOTS] * 2)
 
@@ -370,13 +370,13 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
     link = Link(feed.one.fileno(), 0, 0)
 
     with pytest.raises(ValueError, match="by stream"):
-        ENGINE.relay(feed.batch, ALL, link, [Outlet(by_stream, Loan(Way.DISCARD), ROOM)], SECONDS)
+        feed.relay_to([Outlet(by_stream, Loan(Way.DISCARD), ROOM)])
     for way, room in ((5, 1), (-1, 1), (0, -1)):
         with pytest.raises(ValueError, match="no such way"):
             feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, room),))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
-            ENGINE.relay(feed.batch, ALL, link, [Outlet(FORM, KEEP, ROOM)] * count, SECONDS)
+            feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
 
 
 def test_nobody_else_comes_in_meanwhile(feed: Feed) -> None:
