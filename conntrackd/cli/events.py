@@ -12,6 +12,7 @@ from conntrackd.cli.lines import (
     WIDE,
     RecordView,
     Style,
+    fit,
     render_csv,
     render_csv_record,
     render_full,
@@ -93,7 +94,7 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         fields=fields or choose_fields(form, has_host=not arguments.no_hostname),
         width=get_width() if is_terminal and form == "table" else None,
     )
-    return form, style
+    return form, style if fields else fit(style)
 
 
 def parse_fields(text: str) -> tuple[str, ...]:
