@@ -1,6 +1,7 @@
 """conntrackctl events: what was logged, in every form, in a pipe, a terminal and a pager."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -323,6 +324,7 @@ def test_damage_is_reported_at_the_end(
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
         (["--until", "now", "--follow"], UsageError, "--follow has no end, and --until is one"),
+        (["--from", "file:x.gz", "-f"], UsageError, "x.gz: nothing comes into a compressed file any more"),
         (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),
@@ -331,8 +333,15 @@ def test_damage_is_reported_at_the_end(
     ],
 )
 def test_mistakes_are_reported_before_anything_is_shown(
-    words: list[str], error: type[Exception], message: str, path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    error: type[Exception],
+    message: str,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(path.parent)
+    Path("x.gz").write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(error) as caught:
         ctl.run(["events", *words] if "--from" in words else ["events", "--from", f"file:{path}", *words])
 
