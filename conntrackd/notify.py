@@ -41,11 +41,6 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = find_address(environ)
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a service manager listens."""
-        return self._address is not None
-
     def ready(self) -> bool:
         """The start, or a reload, is complete."""
         return self.send("READY=1")

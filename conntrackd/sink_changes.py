@@ -112,6 +112,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     if removed:
         await wait_for_batches(daemon.pipeline)
         daemon.pipeline.report_suppressed(at_once=True, removed=removed)
+        daemon.sink_filters.apply()
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
     for name, *_ in changes:
         daemon.notify_sink_changed(name)

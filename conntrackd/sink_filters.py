@@ -39,6 +39,12 @@ class SinkFilters:
             self._forget_revert(name)
         self._configured, self.in_force = dict(configured), dict(configured)
 
+    def apply(self) -> None:
+        """Have the tables of these decide, and of no sink that has gone."""
+        daemon = self._daemon
+        own = list_sink_tables(self.in_force)
+        daemon.pipeline.set_tables(daemon.filter.tables, own, daemon.filter.records)
+
     async def set(self, name: str, rules: Sequence[str], timeout_s: int) -> list[str]:
         """Until reset() or configure(), or for a time; as lines for people. Raises the mistakes."""
         new = await run_apart(compile_sink_filter, *self._prepare(rules, name_run_time(timeout_s)))
@@ -103,8 +109,7 @@ class SinkFilters:
         daemon = self._daemon
         self._forget_revert(name)
         self.in_force[name] = new
-        own = list_sink_tables(self.in_force)
-        daemon.pipeline.set_tables(daemon.filter.tables, own, daemon.filter.records)
+        self.apply()
         daemon.notify_sink_changed(name)
         return describe(name, new, daemon.pipeline.geoip)
 

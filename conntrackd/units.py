@@ -1,9 +1,10 @@
-"""Sizes and durations as people write them: the one table of units."""
+"""Sizes and durations as people write them: the one table of units; and the largest number of 32 bits."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+MAX_U32: Final = (1 << 32) - 1
 # Largest first: text takes the first unit that keeps the number whole.
 SIZE_UNITS: Final[Mapping[str, int]] = MappingProxyType({"G": 1 << 30, "M": 1 << 20, "K": 1 << 10})
 """Bytes in a unit."""

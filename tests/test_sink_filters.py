@@ -426,6 +426,7 @@ def test_a_sink_that_a_reload_removes_keeps_its_filter_to_its_end(
         outbox.stop(0.0)
 
     assert seen == [(["stream", "journal"], ["journal"])]
+    assert daemon.pipeline.tables[0].sinks == {}  # which would keep events from being relayed
     assert (
         [outbox.name for outbox in daemon.pipeline.outboxes]
         == list(daemon.sink_filters.in_force)

@@ -101,15 +101,14 @@ def check_values(values: Iterable[tuple[Argument, object]]) -> None:
 class Running:
     """Counts the calls that each user has under way."""
 
-    def __init__(self, limit: int = MAX_RUNNING) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._counts: dict[int | str, int] = {}
 
     @contextmanager
     def count(self, user: int | str) -> Iterator[None]:
         """One more inside. Raises LimitError when this user has enough of them."""
-        if self._counts.get(user, 0) >= self._limit:
-            raise LimitError(f"{self._limit} of your calls are in progress already")
+        if self._counts.get(user, 0) >= MAX_RUNNING:
+            raise LimitError(f"{MAX_RUNNING} of your calls are in progress already")
         self._counts[user] = self._counts.get(user, 0) + 1
         try:
             yield

@@ -28,11 +28,6 @@ DO_NOT_QUEUE: Final = 4  # and neither ALLOW_REPLACEMENT nor REPLACE_EXISTING
 PRIMARY_OWNER: Final = 1
 
 
-def get_bus_address(address: str | None, environ: dict[str, str] | None = None) -> str:
-    """The bus that is meant: as given, as the environment says, or the system bus."""
-    return address or (environ or dict(os.environ)).get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
-
-
 class BusService:
     """Offers the daemon's Control over D-Bus. run() in the event loop is all there is to call."""
 
@@ -41,7 +36,7 @@ class BusService:
         interface.check_control(self._interfaces, type(control))
         interface.check_properties(self._interfaces[MANAGER], ManagerProperties)
         interface.check_properties(self._interfaces[SINK], SinkProperties)
-        self._address = get_bus_address(address)
+        self._address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
         self._objects = Objects(control, self._interfaces)
         self._signals = Signals(control, self._objects, self._interfaces)
         # Lives longer than a connection, so that nobody gets a new allowance by breaking one.

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.columns import lay_out
 from conntrackd.errors import UnavailableError, show_controls
-from conntrackd.units import SECOND_UNITS
+from conntrackd.units import MAX_U32, SECOND_UNITS
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.bus.client import Client
 
 LEVELS: Final = ("debug", "info", "warn", "error")
 ACTIONS: Final = ("log", "drop")
-MAX_U32: Final = (1 << 32) - 1  # what a call on the bus can carry
 UNITS: Final = {"": 1, **{unit[0]: seconds for unit, seconds in SECOND_UNITS.items()}}
 
 
@@ -134,7 +133,7 @@ def parse_seconds(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if match is None or int(match[1]) == 0:
         raise ArgumentTypeError(f"{text!r} is not a valid time: give a number with s, m, h or d, such as 10m")
-    return min(int(match[1]) * UNITS[match[2]], MAX_U32)
+    return min(int(match[1]) * UNITS[match[2]], MAX_U32)  # what a call can carry
 
 
 def parse_rule(text: str) -> str:

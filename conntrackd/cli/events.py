@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli import report
@@ -12,6 +13,7 @@ from conntrackd.cli.lines import (
     WIDE,
     RecordView,
     Style,
+    fit,
     render_csv,
     render_csv_record,
     render_full,
@@ -84,6 +86,8 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         )
     if arguments.until is not None and arguments.follow:
         raise UsageError("--follow has no end, and --until is one", hint="leave one of them out")
+    if arguments.follow:
+        refuse_compressed(arguments.source or "")
     is_terminal = sys.stdout.isatty()
     style = Style(
         colour=should_colour(arguments.color),
@@ -93,7 +97,16 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         fields=fields or choose_fields(form, has_host=not arguments.no_hostname),
         width=get_width() if is_terminal and form == "table" else None,
     )
-    return form, style
+    return form, style if fields else fit(style)
+
+
+def refuse_compressed(source: str) -> None:
+    """Raises UsageError for a file that logrotate has compressed: there is nothing to follow."""
+    from conntrackd.history.lines import is_compressed  # noqa: PLC0415
+
+    path = source.removeprefix("file:")
+    if path != source and is_compressed(Path(path)):
+        raise UsageError(f"{path}: nothing comes into a compressed file any more", hint="leave out --follow")
 
 
 def parse_fields(text: str) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd.cli.columns import GAP, cut
+from conntrackd.cli.columns import GAP, cut, measure, pad, share, shorten
 from conntrackd.errors import show_controls
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ TABLE: Final = ("time", "type", "prot", "src", "sport", "dst", "dport", "state",
 WIDE: Final = (*TABLE, "nat", "nat_src", "nat_sport", "nat_dst", "nat_dport", "duration", "country", "reason")
 WIDTHS: Final = {"time": 23, "type": 8, "state": 11, "src": 15, "dst": 15, "nat_src": 15, "nat_dst": 15}
 WIDTH: Final = 7
+# On a terminal that has no room for TABLE: 80 columns, in which an end is an IPv4 address with its port.
+NARROW: Final = {"time": 8, "type": 8, "prot": 5, "source": 21, "destination": 21, "bytes": 7}
+ENDS: Final = {"source": ("src", "sport"), "destination": ("dst", "dport")}
 # Of both ends in a short line: what follows is a column, and with the time of day and a state all is 80 wide.
 ENDS_WIDTH: Final = 39
 # To the right, below their headings; a port of a destination may be a name.
@@ -54,6 +57,7 @@ class Style:
     colour: bool = False
     has_dates: bool = False
     """Whether the date stands before the time of day."""
+    has_millis: bool = True
     utc: bool = False
     services: bool = False
     """Whether ports of destinations have the names of /etc/services."""
@@ -152,14 +156,49 @@ def render_table_record(record: RecordView, style: Style) -> str:
             kind,
             style,
         )
-    return paint(render_row([render_value(record, name, style) for name in style.fields], style), kind, style)
+    cells = [
+        show_line(render_end(record, *ENDS[name], style))
+        if name in ENDS
+        else render_value(record, name, style)
+        for name in style.fields
+    ]
+    return paint(render_row(cells, style), kind, style)
+
+
+def fit(style: Style) -> Style:
+    """With fewer columns, and then with shorter times, where the terminal has no room for all."""
+    if style.width is None:
+        return style
+    narrow = replace(style, fields=tuple(NARROW))
+    for fitting in (style, narrow):
+        if len(render_heading(replace(fitting, width=None))) <= style.width:
+            return fitting
+    return replace(narrow, has_dates=False, has_millis=False)
 
 
 def render_row(cells: Sequence[str], style: Style) -> str:
     """Cells in columns of fixed width: a row is drawn before the next one is known."""
+    if style.fields == tuple(NARROW):
+        return render_narrow_row(cells, style)
     padded = [
         cell.rjust(max(WIDTH, len(name))) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
         for name, cell in zip(style.fields, cells, strict=True)
+    ]
+    return cut(GAP.join(padded).rstrip(), style.width)
+
+
+def render_narrow_row(cells: Sequence[str], style: Style) -> str:
+    """As wide as the columns of NARROW: what is too long in another one is taken from both ends."""
+    sizes = NARROW | ({"time": WIDTHS["time"]} if style.has_dates else {})
+    widths = [
+        size if name in ENDS else max(size, measure(cell))
+        for (name, size), cell in zip(sizes.items(), cells, strict=True)
+    ]
+    ends = slice(3, 5)
+    widths[ends] = share(widths[ends], sum(sizes.values()) - sum(widths) + sum(widths[ends]))
+    padded = [
+        pad(shorten(cell, width), width, to_right=name in NUMBERS)
+        for name, cell, width in zip(sizes, cells, widths, strict=True)
     ]
     return cut(GAP.join(padded).rstrip(), style.width)
 
@@ -191,7 +230,7 @@ def render_time(text: str, style: Style = PLAIN) -> str:
     from datetime import UTC  # noqa: PLC0415
 
     form = "%Y-%m-%d %H:%M:%S.%f" if style.has_dates else "%H:%M:%S.%f"
-    return f"{moment.astimezone(UTC if style.utc else None):{form}}"[:-3]
+    return f"{moment.astimezone(UTC if style.utc else None):{form}}"[: -3 if style.has_millis else -7]
 
 
 def to_utc(text: object) -> str:

@@ -3,6 +3,7 @@
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,6 @@ from conntrackd.cli.columns import GAP, lay_out, measure, pad
 from conntrackd.cli.common import add_json, add_updates, connect, get_width, print_json
 from conntrackd.cli.control import render_age
 from conntrackd.cli.screen import QUIT, Paper, open_view
-from conntrackd.cli.sparkline import NARROWEST, History, render_sparkline
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UsageError
 from conntrackd.units import render_bytes
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # what runs imports it late
 # What is looked for also where it is 0.
 KEPT: Final = ("events_received_total", "events_lost_total", "events_accepted_total")
 FOOT: Final = "q quit"
+KEPT_VALUES: Final = 120  # of a number: no sparkline is longer
+NARROWEST: Final = 8  # columns: with less room there is no line
+BARS: Final = "▁▂▃▄▅▆▇█"
 Numbers = dict[str, int]
 
 
@@ -69,6 +72,22 @@ def watch(view: "StatisticsView", arguments: Namespace, screen: Paper) -> None:
                 return
             if keys:
                 show(view, arguments, screen)
+
+
+class History:
+    """The values that some numbers had, the oldest first."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, deque[float]] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """One moment."""
+        for name, value in values.items():
+            self._values.setdefault(name, deque(maxlen=KEPT_VALUES)).append(value)
+
+    def list(self, name: str) -> Sequence[float]:
+        """Those of one number; none of an unknown one."""
+        return tuple(self._values.get(name, ()))
 
 
 class StatisticsView:
@@ -128,6 +147,15 @@ def add_sparklines(lines: Sequence[str], names: Sequence[str], history: History,
     for line, name in zip(lines, names, strict=True):
         spark = render_sparkline(history.list(name), room) if room >= NARROWEST else ""
         yield f"{pad(line, column)}{spark}".rstrip()
+
+
+def render_sparkline(values: Sequence[float], width: int) -> str:
+    """The last values that fit, from 0 to the largest of them; only what is 0 has the lowest bar."""
+    shown = values[-width:] if width > 0 else ()
+    largest = max(shown, default=0)
+    return "".join(
+        BARS[max(1, round(value / largest * (len(BARS) - 1)))] if value > 0 else BARS[0] for value in shown
+    )
 
 
 def read_sink_matches(client: "Client") -> dict[str, list[int]]:

@@ -39,11 +39,6 @@ def choose_names(words: Sequence[str]) -> frozenset[str] | None:
     return KNOWN - left_out if left_out else None
 
 
-def asks_for(words: Sequence[str], name: str) -> bool:
-    """Whether a field is wanted that is off by default."""
-    return name in words or f"+{name}" in words
-
-
 FIELD_LIST: Final = ValueType(
     "NAME,...",
     "names of fields; or names to leave out, each behind a -, and to add, each behind a +",

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
 from conntrackd.config.anonymize import AnonymizeOptions
-from conntrackd.config.field_list import asks_for, choose_names
+from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.option import File, Option, SpoolPath
 from conntrackd.config.options import OPTIONS
@@ -147,7 +147,8 @@ def _check_scheme(
 
 def list_identified(config: "Config") -> list[str]:
     """Sinks whose own setting asks for Community IDs."""
-    return [name for name, kind, own in config.list_views() if asks_for(own[FIELDS[kind]], "community_id")]
+    asked = {"community_id", "+community_id"}
+    return [name for name, kind, own in config.list_views() if asked.intersection(own[FIELDS[kind]])]
 
 
 def _check_fields(kind: str, config: "Config") -> Iterator[SettingIssue]:

@@ -202,9 +202,9 @@ PyObject *batch_relay(PyObject *self, PyObject *arguments)
 	Py_BEGIN_ALLOW_THREADS
 	code = relay_batches(&relay);
 	Py_END_ALLOW_THREADS
-	for_all_objects(&relay, leave_object);
 	/* What was relayed before is to be counted: the next call meets the error again. */
 	result = code && (!relay.batches || code == ENOMEM) ? raise_code(code) : make_result(&relay);
+	for_all_objects(&relay, leave_object);
 	for (size_t outlet = 0; outlet < relay.outlet_count; outlet++)
 		free(relay.outlets[outlet].streams);
 	return result;

@@ -209,8 +209,7 @@ static inline __attribute__((always_inline)) bool store_usual(struct event *even
 
 /* Most tuples have ports, and the kernel writes all of these alike: ctnetlink_dump_tuples() in
  * net/netfilter/nf_conntrack_netlink.c. Where each header is what it is there, nothing has to be walked, which halves
- * what an event's walk takes.
- */
+ * what an event's walk takes. */
 static bool store_tuple(struct event *event, const struct nest *nest, const uint8_t *value, size_t size)
 {
 	const bool is_reply = nest->targets == reply_tuple;
@@ -246,6 +245,7 @@ static bool store(struct event *event, const struct target *target, const uint8_
 	case BITS:
 		if (size > target->size)
 			return false;
+		memset((uint8_t *)event + target->offset, 0, target->size); /* of a longer one before */
 		memcpy((uint8_t *)event + target->offset, value, size);
 		break;
 	}

@@ -31,7 +31,7 @@ from conntrackd.filter.sample import MAX_RATE
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Nat, Status
 from conntrackd.text import quote
-from conntrackd.units import SIZE_UNITS
+from conntrackd.units import MAX_U32, SIZE_UNITS
 
 NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.ASCII | re.IGNORECASE)
 QUANTITY: Final = re.compile(r"([0-9]{1,20})([a-z]*)", re.ASCII | re.IGNORECASE)
@@ -49,7 +49,6 @@ MAX_ICMP_ID: Final = (1 << 16) - 1
 RANGED: Final = {"port": MAX_PORT, "ICMP identifier": MAX_ICMP_ID}
 MAX_ZONE: Final = (1 << 16) - 1
 MAX_PROTOCOL: Final = (1 << 8) - 1
-MAX_MARK: Final = (1 << 32) - 1
 MAX_COUNTER: Final = (1 << 64) - 1
 ADDRESS: Final = re.compile(r"[0-9a-f:.]+(/[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 
@@ -319,8 +318,8 @@ def _parse_protocol(word: str) -> int:
 
 def _parse_mark(word: str) -> tuple[int, int]:
     value_text, slash, mask_text = word.partition("/")
-    value = _parse_number(value_text, "mark", MAX_MARK)
-    mask = _parse_number(mask_text, "mask of a mark", MAX_MARK) if slash else MAX_MARK
+    value = _parse_number(value_text, "mark", MAX_U32)
+    mask = _parse_number(mask_text, "mask of a mark", MAX_U32) if slash else MAX_U32
     if value & ~mask:
         raise Invalid(
             f"{quote(word)} can never match: the value has bits outside its mask",

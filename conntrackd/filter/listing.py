@@ -7,6 +7,7 @@ from typing import Final
 from conntrackd.filter import fields
 from conntrackd.filter.sets import AddressSet, Sets
 from conntrackd.filter.table import FOUND, MAX_NUMBER, WORD_BITS, Condition, Interval, Table, Test
+from conntrackd.units import MAX_U32
 
 # Of a long list the first of it; all of 1,000 addresses help nobody.
 SHOWN: Final = 6
@@ -75,7 +76,7 @@ def _render_question(table: Table, test: Test) -> str:
     phrase = PHRASES.get(name, name)
     if test.word:
         return f"{phrase} in {describe_set(table.sets[test.word - 1])}"
-    if test.mask not in (MAX_NUMBER, (1 << 32) - 1):
+    if test.mask not in (MAX_NUMBER, MAX_U32):
         phrase += f" & {test.mask:#x}"
     shown = [_render_interval(test.field, interval) for interval in test.intervals[:SHOWN]]
     more = f" and {len(test.intervals) - SHOWN:,} more" if len(test.intervals) > SHOWN else ""

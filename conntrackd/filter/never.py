@@ -126,7 +126,7 @@ def list_silence(rules: Sequence[Rule]) -> list[RuleError]:
 
 def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:
     """All that is in the rules and does nothing, in the order of the rules."""
-    search = _Search(scope or EventScope())
+    search = Search(scope or EventScope())
     shadowed = {rule.number: rule.to_warning() for rule in list_shadowed(rules)}
     found: list[RuleError] = []
     for number, rule in enumerate(rules, 1):
@@ -190,12 +190,7 @@ def _explain_country(name: str, span: Span, known: Collection[str]) -> NeverMatc
 # ---- contradictions -----------------------------------------------------------------------------------
 
 
-def find_contradiction(expression: Expression, scope: EventScope) -> NeverMatch | None:
-    """Why no event can match, None where one may."""
-    return _Search(scope).find(expression)
-
-
-class _Search:
+class Search:
     """Walks through rules, which take so many steps and no more."""
 
     def __init__(self, scope: EventScope) -> None:

@@ -27,9 +27,8 @@ from conntrackd.filter.ast import (
 )
 from conntrackd.filter.limit import render_limit
 from conntrackd.flow import Status
-from conntrackd.units import SIZE_UNITS, render_whole
+from conntrackd.units import MAX_U32, SIZE_UNITS, render_whole
 
-FULL_MARK: Final = (1 << 32) - 1
 CODE_LETTERS: Final = 2  # of a country; what is longer is its name
 VOCABULARIES: Final[Mapping[fields.Field, Mapping[str, int]]] = {
     fields.PROTOCOL: fields.PROTOCOLS,
@@ -111,7 +110,7 @@ def _render_bits(mask: int, vocabulary: Mapping[str, int]) -> str:
 
 
 def _render_mark(value: int, mask: int) -> str:
-    return f"{value:#x}" if mask == FULL_MARK else f"{value:#x}/{mask:#x}"
+    return f"{value:#x}" if mask == MAX_U32 else f"{value:#x}/{mask:#x}"
 
 
 def _render_numbers(leaf: NumberIn) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError, UsageError
+from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError
 from conntrackd.files import KindError, open_file
 from conntrackd.history.conditions import find_conditions, fulfils_any
 from conntrackd.history.lines import (
@@ -84,8 +84,6 @@ class FileSource:
 
     def follow(self) -> Iterator[Record]:
         """What comes after what was read, without an end; through rotations."""
-        if is_compressed(self._path):
-            raise UsageError(f"{self._path}: nothing comes into a compressed file any more")
         while True:
             if self._live is None:
                 self._live, self._end = _open_existing(self._path), 0

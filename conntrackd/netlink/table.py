@@ -71,7 +71,7 @@ class ConntrackTable:
         """How full it is. Not from /proc, which a sandbox may hide."""
         self._request(IPCTNL_MSG_CT_GET_STATS, 0)
         answer = self._receive()
-        _raise_error(answer, 0)
+        _raise_error(answer)
         numbers = _read_numbers(answer)
         if CTA_STATS_GLOBAL_ENTRIES not in numbers:
             raise UnavailableError("the kernel does not report how full the connection table is")
@@ -83,7 +83,7 @@ class ConntrackTable:
         cpus: dict[int, dict[int, int]] = {}
         while True:
             for message in split(self._receive()):
-                _raise_error(message, 0)
+                _raise_error(message)
                 if len(message) < HEADER.size or HEADER.unpack_from(message)[1] == NLMSG_DONE:
                     return cpus
                 # struct nfgenmsg: res_id is the number of the CPU
@@ -100,7 +100,7 @@ class ConntrackTable:
         The kernel gathers them one call ahead: some may have ended since. A flow may come twice.
         """
         chunk = self._receive()
-        _raise_error(chunk, 0)
+        _raise_error(chunk)
         batch.load(chunk, 0, time.time_ns())
         return len(batch) > 0
 
@@ -128,10 +128,10 @@ def _read_numbers(message: bytes) -> dict[int, int]:
     return numbers
 
 
-def _raise_error(message: bytes, offset: int) -> None:
+def _raise_error(message: bytes) -> None:
     """Where the kernel answers with an error."""
-    if len(message) - offset >= ERROR.size and HEADER.unpack_from(message, offset)[1] == NLMSG_ERROR:
-        raise _explain(OSError(-ERROR.unpack_from(message, offset)[-1], ""))
+    if len(message) >= ERROR.size and HEADER.unpack_from(message)[1] == NLMSG_ERROR:
+        raise _explain(OSError(-ERROR.unpack_from(message)[-1], ""))
 
 
 def _explain(error: OSError) -> UnavailableError:

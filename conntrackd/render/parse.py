@@ -16,6 +16,7 @@ from conntrackd.errors import DataError
 from conntrackd.flow import ABSENT, NANO, Flow, Location
 from conntrackd.render.fields import FIELDS, NETWORK, PLACE, Kind, OutputField
 from conntrackd.render.schema import find_schema
+from conntrackd.units import MAX_U32
 
 Record = dict[str, Any]
 Parse = Callable[[Any], Any]
@@ -24,7 +25,6 @@ Parse = Callable[[Any], Any]
 REPORTS: Final = {"LOST": "lost", "SUPPRESSED": "suppressed"}
 MAX_U8: Final = (1 << 8) - 1
 MAX_U16: Final = (1 << 16) - 1
-MAX_U32: Final = (1 << 32) - 1
 MAX_U64: Final = (1 << 64) - 1
 # What the kernel has room for, by attribute of Flow; counters have 64 bits.
 MAXIMA: Final = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.cli.charset import ERRORS
-from conntrackd.cli.sparkline import BARS
+from conntrackd.cli.stats import BARS
 from conntrackd.cli.summary import BLOCKS
 from conntrackd.flow import EventType
 from tests.history.written import write_file, write_lines

@@ -1,6 +1,7 @@
 """conntrackctl events: what was logged, in every form, in a pipe, a terminal and a pager."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from conntrackd.cli.lines import (
     WIDE,
     Style,
     _name_service,
+    fit,
     render_csv_record,
     render_full,
     render_heading,
@@ -177,6 +180,46 @@ def test_a_table_is_no_wider_than_the_terminal() -> None:
     )
 
 
+def test_a_narrow_terminal_gets_both_ends_and_the_bytes(tmp_path: Path) -> None:
+    record = load(write_lines([make_flow(1)])[0]) | {
+        "type": "DESTROY",
+        "src": "192.168.178.100",
+        "bytes": 100,
+    }
+    ping = {"time": record["time"], "type": "SNAPSHOT", "prot": "ICMPV6", "bytes": 1234567890}
+    ping |= {"src": "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "dst": "2001:db8::1"}
+    lost = {"time": record["time"], "type": "LOST", "msg": "5 events in the kernel's buffer"}
+    path = write_file(tmp_path / "x.json", [json.dumps(it).encode() + b"\n" for it in (record, ping, lost)])
+
+    words = command("--from", f"file:{path}", "-o", "table", "--numeric", "--color", "never")
+    environ = {"PYTHONPATH": environment()["PYTHONPATH"], "PAGER": "", "TZ": "UTC"}
+    with Terminal(words, (80, 10), **environ) as terminal:
+        assert terminal.finish() == 0
+        assert [line for line in terminal.list_lines() if line] == [
+            "TIME      TYPE      PROT   SOURCE                 DESTINATION              BYTES",
+            "10:34:43  DESTROY   TCP    192.168.178.100:40000  192.0.2.1:443              100",
+            "10:34:43  SNAPSHOT  ICMPV6  2001:db8:…ffff:ffff  2001:db8::1          1234567890",
+            "10:34:43  5 events in the kernel's buffer",
+        ]
+
+
+def test_a_table_has_as_much_as_there_is_room_for() -> None:
+    record = load(write_lines([make_flow(1)])[0])
+    style = Style(fields=TABLE, has_dates=True)
+
+    assert fit(style) is style
+    assert fit(wide := replace(style, width=129)) is wide
+    for width, shown in (
+        (128, "2025-11-22 10:34:43.001  NEW "),
+        (94, "10:34:43  NEW "),
+        (40, "10:34:43  NEW "),
+    ):
+        narrow = fit(replace(style, width=width))
+        rows = [render_heading(narrow), render_table_record(record, narrow)]
+        assert rows[1].startswith(shown)
+        assert max(map(len, rows)) <= width
+
+
 def test_ports_of_destinations_have_the_names_of_services(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +324,7 @@ def test_damage_is_reported_at_the_end(
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
         (["--until", "now", "--follow"], UsageError, "--follow has no end, and --until is one"),
+        (["--from", "file:x.gz", "-f"], UsageError, "x.gz: nothing comes into a compressed file any more"),
         (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),
@@ -289,8 +333,15 @@ def test_damage_is_reported_at_the_end(
     ],
 )
 def test_mistakes_are_reported_before_anything_is_shown(
-    words: list[str], error: type[Exception], message: str, path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    error: type[Exception],
+    message: str,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(path.parent)
+    Path("x.gz").write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(error) as caught:
         ctl.run(["events", *words] if "--from" in words else ["events", "--from", f"file:{path}", *words])
 

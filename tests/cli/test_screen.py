@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conntrackd.cli.columns import cut, lay_out, measure, pad, shorten
 from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import ENTER, LEAVE
-from conntrackd.cli.sparkline import BARS, History, render_sparkline
+from conntrackd.cli.stats import BARS, History, render_sparkline
 from conntrackd.cli.talkers import Talkers
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller

@@ -30,6 +30,7 @@ from tests.delivery.fakes import (
 )
 from tests.delivery.test_outbox_law import MemoryStore
 from tests.sinks.flows import make_flows
+from tests.sinks.syslog_servers import wait_until
 
 AWAY = SinkUnavailable("nobody there")
 
@@ -227,8 +228,7 @@ def test_the_thread_leaves_a_sink_alone_that_the_reader_has() -> None:
     put(outbox, make_flows(2))
     assert outbox.flush(10)
     sink.loan = Loan(Way.DISCARD)
-    while outbox.lend() is None:  # what was flushed is delivered before the thread has come to rest
-        time.sleep(0.001)
+    wait_until(outbox.lend, "the thread to come to rest")  # what was flushed is delivered before
     outbox.report(make_lost(3))
     outbox.disable()
     time.sleep(0.05)
@@ -246,8 +246,7 @@ def test_what_a_reader_could_not_write_waits_for_the_thread_and_begins_where_it_
     sink = FakeDirectSink()
     outbox = make_running(sink)
     sink.loan = Loan(Way.DISCARD)
-    while outbox.lend() is None:
-        time.sleep(0.001)
+    wait_until(outbox.lend, "the thread to come to rest")
     outbox.end_loan(Passed(rest=make_events(3), torn=2))
     assert outbox.flush(10)
     outbox.stop(time.monotonic() + 10)

@@ -1,10 +1,12 @@
 """What the core relays alone: the same text and numbers as batch by batch, and where it stops."""
 
 import errno
+import gc
 import os
 import select
 import socket
 import struct
+import sys
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
@@ -391,6 +393,31 @@ def test_nobody_else_comes_in_meanwhile(feed: Feed) -> None:
     thread.join()
 
     assert found == ["in use by another thread"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector does not run in the middle of C")
+def test_nobody_else_comes_in_before_there_is_a_result(feed: Feed) -> None:
+    """Making it may start the collector, which runs Python, and so lets other threads run."""
+    refused: list[str] = []
+
+    def come(*_: object) -> None:
+        try:
+            feed.batch.load(b"", 0, 0)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    feed.send(make_flows(3))
+    thresholds = gc.get_threshold()
+    gc.collect()  # and free what new tuples would be made of
+    gc.callbacks.append(come)
+    gc.set_threshold(1)
+    try:
+        feed.relay(KEEP)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(come)
+
+    assert set(refused) == {"in use by another thread"}
 
 
 def test_the_reference_relays_nothing() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conntrackd.engine import SLOTS, Engine
-from conntrackd.flow import EventType, Flow, Location, Lost, Protocol, Reason
+from conntrackd.flow import EventType, Flow, Location, Protocol, Reason
 from conntrackd.render.json import TEMPLATE
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
@@ -127,25 +127,6 @@ def test_icmp_has_a_type_and_a_code_and_no_ports(engine: Engine) -> None:
 @pytest.mark.parametrize(("number", "name"), [(136, "UDPLITE"), (47, "GRE"), (99, "99")])
 def test_a_protocol_without_a_name_goes_by_its_number(engine: Engine, number: int, name: str) -> None:
     assert read(engine, replace(EVENT, protocol=number))[0]["prot"] == name
-
-
-def test_a_loss_has_its_number_its_times_and_its_place() -> None:
-    (kernel, queue) = (
-        json.loads(TEMPLATE.render_loss(lost).text)
-        for lost in (Lost(7, WHEN, WHEN + SECOND, "kernel"), Lost(1, WHEN, WHEN + SECOND, "loki", "queue"))
-    )
-
-    assert kernel == {
-        "time": "2025-11-22T11:34:44.181432081+01:00",
-        "level": "WARN",
-        "msg": "LOST 7 events in the kernel's buffer",
-        "type": "LOST",
-        "lost": 7,
-        "since": "2025-11-22T11:34:43.181432081+01:00",
-        "until": "2025-11-22T11:34:44.181432081+01:00",
-        "where": "kernel",
-    }
-    assert (queue["where"], queue["reason"], queue["lost"]) == ("loki", "queue", 1)
 
 
 def test_text_of_a_database_cannot_leave_its_value(engine: Engine) -> None:

@@ -168,6 +168,7 @@ def with_parts(*parts: bytes) -> bytes:
         with_parts(attribute(c.CTA_LABELS, bytes(16))),
         with_parts(attribute(c.CTA_LABELS, b"\1\0\0\0")),
         with_parts(attribute(c.CTA_LABELS, bytes(20))),
+        with_parts(attribute(c.CTA_LABELS, bytes([5] * 16)), attribute(c.CTA_LABELS, b"\1\0\0\0")),
         with_parts(nest(c.CTA_TUPLE_REPLY, attribute(c.CTA_TUPLE_ZONE, b"\0\7"))),
         with_parts(
             nest(

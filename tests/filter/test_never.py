@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate_expression
 from conntrackd.filter.grammar import RuleText, parse_rules
-from conntrackd.filter.never import EventScope, find_contradiction, list_unknown_countries, list_warnings
+from conntrackd.filter.never import EventScope, Search, list_unknown_countries, list_warnings
 from conntrackd.netlink.message import walk
 from tests.engine.feed import MESSAGES
 from tests.filter import strategies
@@ -112,7 +112,7 @@ def test_counters_are_known_of_the_flows_of_the_table_too() -> None:
 def test_no_recorded_event_matches_a_rule_that_is_said_never_to(rules: list[Rule]) -> None:
     assert FLOWS
     for rule in rules:
-        if find_contradiction(rule.expression, EventScope(has_table=False)) is not None:
+        if Search(EventScope(has_table=False)).find(rule.expression) is not None:
             assert not any(evaluate_expression(rule.expression, flow) for flow in FLOWS)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conntrackd.errors import DataError, NotPermittedError, UnavailableError, UsageError
+from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.flow import Lost
 from conntrackd.history import lines as line_reading
 from conntrackd.history.files import FileSource
@@ -170,8 +170,6 @@ def test_one_of_the_rotated_files_can_be_named_itself(path: Path) -> None:
 
     assert list_flows(read(part)) == list_flows(read(part, last=5)) == [0, 1, 2]
     assert list_flows(read(path.parent / "events.json.1")) == [3, 4, 5]
-    with pytest.raises(UsageError, match="nothing comes into a compressed file any more"):
-        next(FileSource(part, select()).follow())
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 150, 1 << 20])
@@ -268,7 +266,7 @@ def test_without_permission_there_is_a_hint_who_may_read_it(path: Path) -> None:
     path.chmod(0o640)
     os.chown(path, 0, 4)  # adm
     for folder in path.parents:
-        if folder.name.startswith("pytest") or folder == path.parent:
+        if folder.name.startswith(("pytest", "popen")) or folder == path.parent:
             folder.chmod(0o755)
 
     with as_user(65534), pytest.raises(NotPermittedError, match="you may not read") as caught:

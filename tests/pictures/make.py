@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from conntrackd.cli.sparkline import BARS
+from conntrackd.cli.stats import BARS
 from conntrackd.history.loki import PATH
 from tests.bus.private import PrivateBus
 from tests.cli.terminal import Terminal
