@@ -13,7 +13,7 @@ from tests.cli.teller import Teller
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
     with PrivateBus() as made:
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", made.address)
-        monkeypatch.delenv("COLUMNS", raising=False)  # readline, in pytest, gives it to xdist's processes
+        monkeypatch.delenv("COLUMNS", raising=False)  # which processes of pytest-xdist have
         yield made
 
 

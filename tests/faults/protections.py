@@ -1265,7 +1265,7 @@ MUTATIONS: Final = (
         "conntrackd/core/event.c",
         "if (type < count && ",
         "if (type < count + 999 && ",
-        "tests/engine/test_walk.py::test_both_know_the_rarer_attributes",
+        "tests/core/test_sanitizers.py::test_truncated_and_mutated_messages_are_read_decided_and_rendered",
     ),
     Mutation(
         "what is loaded ends where the buffer does",

@@ -9,7 +9,7 @@ from itertools import count as count_from
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conntrackd.core import _core as core
@@ -259,8 +259,13 @@ waits = st.sampled_from((0, 1, 1800 * NANO, 3600 * NANO, 5400 * NANO))
 rounds = st.lists(st.tuples(waits, st.lists(st.integers(0, len(RIVALS) - 1), max_size=24)), max_size=8)
 
 
+# One uses up what is shared while all others have buckets, of which the next round finds one free.
+NEWCOMER = [buckets.WAYS] * 3
+
+
 @settings(max_examples=150)
 @given(rounds)
+@example([(0, [*range(buckets.WAYS), *NEWCOMER]), (1800 * NANO, NEWCOMER)])
 def test_no_key_has_more_than_its_limit_though_buckets_are_few(
     rounds_of: list[tuple[int, list[int]]],
 ) -> None:
