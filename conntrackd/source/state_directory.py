@@ -90,7 +90,7 @@ class StateDirectory:
 
         After an end that was no stop the older time stays. Always as long as before.
         """
-        if bool(since_ns) != bool(self._read("running")):
+        if "running" in self._waiting or bool(since_ns) != bool(self._read("running")):
             self._write("running", f"{since_ns:020}")
 
     def note_listening(self, until_ns: int, held: dict[str, int], *, at_once: bool = False) -> None:

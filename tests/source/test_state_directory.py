@@ -162,6 +162,19 @@ def test_a_note_that_cannot_be_written_is_a_fault_until_it_is_written(
     assert state.find_kill(NOW) == make_kill(NOW)
 
 
+def test_a_begin_that_could_not_be_noted_is_not_noted_after_a_stop(
+    processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "running").mkdir()
+    state = processes.start()
+    state.note_running(BEGAN)
+    (tmp_path / "running").rmdir()
+    state.note_running(0)
+    state.note_drops(NAME, 7)
+
+    assert processes.start().find_kill(NOW) is None
+
+
 def test_what_sinks_have_in_memory_is_written_anew_after_it_could_not_be(
     processes: Processes, tmp_path: Path
 ) -> None:
