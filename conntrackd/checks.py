@@ -105,6 +105,8 @@ class Situation:
     """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
     silence: Sequence[ConntrackdError] = ()
     """Why the rules log nothing, whatever comes."""
+    unwritten: Sequence[ConntrackdError] = ()
+    """Files that the daemon keeps and cannot write, see unwritten.py."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
@@ -128,6 +130,11 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     if any(sink.is_enabled and sink.kind.name == "journal" for sink in list_sinks(config)):
         found.append(check_journal_rate(root))
     found += check_sinks(config, situation, root)
+    if situation is not None:
+        found += [
+            Finding(WARNING, "files", f"{fault.origin}: {fault.message}", fault.hint)
+            for fault in situation.unwritten
+        ]
     found += [check_clock(time.time(), is_synchronized()), check_packages(root)]
     return found
 

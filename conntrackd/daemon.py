@@ -52,6 +52,7 @@ from conntrackd.source.state_directory import StateDirectory
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from conntrackd.units import render_size
+from conntrackd.unwritten import list_faults
 
 if TYPE_CHECKING:
     from conntrackd.geoip.databases import GeoIP
@@ -138,6 +139,7 @@ class Daemon:
         self.listeners: list[Listener] = []
         self.control = DaemonControl(self)
         self.metrics = Metrics(self.control)
+        self._unwritten = (state.unwritten, self.metrics.unwritten)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
         self._over = threading.Event()
@@ -343,7 +345,7 @@ class Daemon:
                 problems.append(f"sink {name} {trouble}")
         if all(outbox.is_out() for outbox in self.outboxes.values()):
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
-        return problems
+        return [*problems, *map(str, list_faults(self._unwritten))]
 
     def _watch_problems(self) -> None:
         """Notify the listeners when the problems have changed."""
@@ -448,6 +450,7 @@ class Daemon:
             engine_fault=self.engine.fault,
             troubles=troubles,
             silence=self.sink_filters.list_silence(),
+            unwritten=list_faults(self._unwritten),
         )
         return checks.examine(self.config, situation)
 

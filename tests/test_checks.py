@@ -15,6 +15,7 @@ from conntrackd.checks import Situation, examine
 from conntrackd.cli.doctor import address_reader
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import Config, read_config
+from conntrackd.errors import OutputError
 from conntrackd.filter.never import list_silence
 from conntrackd.sinks import SINKS
 from tests.filter.rows import parse
@@ -221,6 +222,10 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
         (
             Situation(True, 64 << 20, 0, GOOD.sinks, silence=list_silence(parse("drop any"))),
             ("error", "filter", "put a rule that logs before the one that drops any"),
+        ),
+        (
+            Situation(True, 64 << 20, 0, GOOD.sinks, unwritten=[OutputError("x", hint="make room")]),
+            ("warning", "files", "make room"),
         ),
         (
             Situation(True, 64 << 20, 7, GOOD.sinks),

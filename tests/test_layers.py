@@ -47,6 +47,7 @@ LAYERS = (
             "checks",
             "verify",
             "suppressed",
+            "unwritten",
         ),
         *("bus", "advice", "progress", "metrics", "history"),
     ),

@@ -7,7 +7,6 @@ import asyncio
 import errno
 import logging
 import socket
-import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from conntrackd.bus.control import Control
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.delivery.backoff import Repeats
 from conntrackd.errors import ConfigError, describe_raise_site
 from conntrackd.metrics.listener import adopt_listeners, close_listener, open_listener, show_address
 from conntrackd.metrics.textfile import WRITE_SECONDS, TextFile
+from conntrackd.unwritten import Unwritten
 
 if TYPE_CHECKING:
     from conntrackd.metrics.server import Server
@@ -62,6 +61,7 @@ class Metrics:
     """All of it, in the thread of the event loop."""
 
     def __init__(self, control: Control) -> None:
+        self.unwritten = Unwritten(options.METRICS_TEXTFILE.key, "its numbers are old, or it is not there")
         self._control = control
         self._is_open = False
         self._namespace: str | None = None
@@ -159,16 +159,17 @@ class Metrics:
         if self._file is not None:
             self._file.remove()
         self._file = self._writing = None
+        self.unwritten.clear()
 
     async def _write(self, file: TextFile) -> None:
         from conntrackd.metrics.exposition import TEXT  # noqa: PLC0415
 
-        troubles = Repeats(time.monotonic)
         while True:
             try:
                 await asyncio.to_thread(file.write, self._render(TEXT))
+                self.unwritten.clear()
             except OSError as error:
-                troubles.warn(logger, "metrics.textfile: %s: %s", file.path, error.strerror)
+                self.unwritten.fail(file.path, error)
             await asyncio.sleep(WRITE_SECONDS)
 
     def _render(self, content_type: str) -> bytes:

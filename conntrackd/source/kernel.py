@@ -280,8 +280,7 @@ class KernelSource:
     def listen(self, number: int) -> None:
         """In the thread of the reader of this number, until the pipeline is stopped."""
         reader = self._pipeline.readers[number]
-        if not self._state.note_running(self._began_ns) and number == 0:
-            logger.warning("the state directory cannot be written: what a kill would lose is not reported")
+        self._state.note_running(self._began_ns)
         if self._changeover is not None and number == 0:
             self._changeover.run(reader)
             for name in self._changeover.names:

@@ -1,20 +1,24 @@
 """What a process leaves in the state directory for the next: the drops it reported, how far it came, its end.
 
-Without a state directory nothing is kept, and nothing is reported. What cannot be written is reported again
-by the next process, which is better than not at all. A directory belongs to one process at a time.
+Without a state directory nothing is kept, and nothing is reported. What cannot be written is a problem, tried
+again, and reported again by the next process, which is better than not at all. A directory belongs to one
+process at a time.
 """
 
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
 from conntrackd import resources
+from conntrackd.config import options
 from conntrackd.errors import ConfigError
 from conntrackd.files import MADE, KindError, check_folder
 from conntrackd.flow import ABSENT, NANO, Lost
 from conntrackd.netlink.socket import NAME
+from conntrackd.unwritten import Unwritten
 
 # Each is a write of twenty bytes; after a crash the gap seems to begin by so much too early.
 NOTE_SECONDS: Final = 10
@@ -30,7 +34,12 @@ class StateDirectory:
 
         Raises ConfigError where there is none and none can be made, or another process has it.
         """
+        self.unwritten = Unwritten(
+            options.STATE_DIRECTORY.key, "the next start may report losses wrongly, or not at all"
+        )
         self._directory = directory
+        self._writing = threading.Lock()
+        self._waiting: dict[str, str] = {}
         self._noted = (0, 0)
         self._drops: dict[str, int] = {}
         self._held: dict[str, int] | None = None
@@ -76,22 +85,13 @@ class StateDirectory:
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
-    def note_running(self, since_ns: int) -> bool:
-        """Events are read from then on; 0: no more, and a stop is complete. False where it cannot be noted.
+    def note_running(self, since_ns: int) -> None:
+        """Events are read from then on; 0: no more, and a stop is complete.
 
-        After an end that was no stop the older time stays. Written in place, for which a full disk has room.
+        After an end that was no stop the older time stays. Always as long as before.
         """
-        if self._directory is None or bool(since_ns) == bool(self._read("running")):
-            return True
-        try:
-            file = os.open(self._directory / "running", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.pwrite(file, b"%020d" % since_ns, 0)  # always as long as before
-            finally:
-                os.close(file)
-        except OSError:
-            return False
-        return True
+        if "running" in self._waiting or bool(since_ns) != bool(self._read("running")):
+            self._write("running", f"{since_ns:020}")
 
     def note_listening(self, until_ns: int, held: dict[str, int], *, at_once: bool = False) -> None:
         """Until then all events are handed on, and in each sink of `held` until the time that it has there.
@@ -102,8 +102,10 @@ class StateDirectory:
         moved = max(abs(now - then) for now, then in zip(noted, self._noted, strict=True))
         if at_once or moved >= NOTE_SECONDS * NANO:
             # Of two of different times nothing is left out as long as `listened` is the older one.
-            if held != self._held and not self._write("held", json.dumps(held)):
-                return
+            if held != self._held:
+                self._held = None  # until it is there
+                if not self._write("held", json.dumps(held)):
+                    return
             self._held, self._noted = held, noted
             self._write("listened", until_ns)
 
@@ -114,14 +116,37 @@ class StateDirectory:
             return 0
 
     def _write(self, name: str, value: int | str) -> bool:
-        if self._directory is not None:
-            try:
-                fresh = self._directory / f"{name}.new"
-                fresh.write_text(str(value))
-                fresh.replace(self._directory / name)  # there is no moment at which it is empty
-            except OSError:
-                return False
-        return True
+        """False where that failed: it is tried again with each write of another file."""
+        if self._directory is None:
+            return True
+        with self._writing:
+            self._waiting[name] = str(value)
+            failed = []
+            for waiting, text in list(self._waiting.items()):
+                path = self._directory / waiting
+                try:
+                    _replace(path, text)
+                    del self._waiting[waiting]
+                except OSError as error:
+                    failed.append((path, error))
+            if failed:
+                self.unwritten.fail(*failed[0])
+            else:
+                self.unwritten.clear()
+            return name not in self._waiting
+
+
+def _replace(path: Path, text: str) -> None:
+    if path.name == "running" and path.exists():  # in place, for which a full disk has room
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, text.encode(), 0)
+        finally:
+            os.close(file)
+        return
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text)
+    fresh.replace(path)  # there is no moment at which it is empty
 
 
 def _name_drops(socket: str) -> str:

@@ -1,6 +1,7 @@
 """metrics/service.py: what asks for metrics, and what stands in the way."""
 
 import asyncio
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError
@@ -130,3 +132,33 @@ def test_the_page_is_written_and_read(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(inside(), 10))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_a_fault_until_it_is_or_is_not_wanted(
+    tmp_path: Path, mocker: MockerFixture
+) -> None:
+    mocker.patch("conntrackd.metrics.service.WRITE_SECONDS", 0.01)
+    path = tmp_path / "node" / "x.prom"
+
+    async def inside() -> None:
+        metrics = Metrics(make_control())
+
+        async def wait(*, is_fault: bool) -> None:
+            await asyncio.to_thread(
+                wait_until, lambda: (metrics.unwritten.fault is not None) == is_fault, f"a fault: {is_fault}"
+            )
+
+        metrics.open(configure(textfile=str(path)), [])
+        with closing(metrics):
+            await wait(is_fault=True)
+            assert str(metrics.unwritten.fault).startswith(
+                f"metrics.textfile: {path} cannot be written (No such file or directory): its numbers are old"
+            )
+            path.parent.mkdir()
+            await wait(is_fault=False)
+            shutil.rmtree(path.parent)
+            await wait(is_fault=True)
+            metrics.apply(metrics.prepare(configure()))
+            assert metrics.unwritten.fault is None
+
+    asyncio.run(asyncio.wait_for(inside(), 10))

@@ -20,13 +20,11 @@ Notes = list[tuple[Any, ...]]
 class Noting:
     """In the place of a StateDirectory."""
 
-    def __init__(self, *, is_writable: bool = True) -> None:
+    def __init__(self) -> None:
         self.notes: Notes = []
-        self._is_writable = is_writable
 
-    def note_running(self, since_ns: int) -> bool:
+    def note_running(self, since_ns: int) -> None:
         self.notes.append(("running", since_ns > 0))
-        return self._is_writable
 
     def note_listening(self, until_ns: int, held: dict[str, int], *, at_once: bool = False) -> None:
         self.notes.append((until_ns, held, at_once))
@@ -91,16 +89,6 @@ def test_a_reader_that_fails_leaves_the_note_as_it_is() -> None:
     source.note_stopped()
 
     assert state.notes == [("running", True)]
-
-
-def test_a_note_that_cannot_be_written_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    source = make_source(Noting(is_writable=False), emptied=[1.0, 1.0], oldest={})
-    for number in range(2):
-        source.listen(number)
-
-    assert [record.message for record in caplog.records] == [
-        "the state directory cannot be written: what a kill would lose is not reported"
-    ]
 
 
 def test_without_a_state_directory_there_is_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conntrackd.flow import ABSENT, NANO, Lost
+from conntrackd.netlink.socket import NAME
 from conntrackd.source.state_directory import NOTE_SECONDS, StateDirectory
 
 BEGAN, NOTED, NOW = 1000 * NANO, 2000 * NANO, 3000 * NANO
@@ -124,19 +125,74 @@ def test_on_a_disk_that_takes_no_new_file_the_note_is_written_all_the_same(
         return really(path, flags, *more)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert state.note_running(NOTED)
+    state.note_running(NOTED)
     assert state.find_kill(NOW) == make_kill(NOTED)
+    assert state.unwritten.fault is None
 
 
-def test_a_note_that_cannot_be_written_is_no_error(processes: Processes, tmp_path: Path) -> None:
+def test_a_note_that_cannot_be_written_is_a_fault_until_it_is_written(
+    processes: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "running").mkdir()
+    (tmp_path / "drops.new").mkdir()  # where it would be written
+    state = processes.start()
+    state.note_running(BEGAN)
+    state.note_drops(NAME, 7)
+    state.note_listening(NOTED, {"loki": 5})
+    failed, noted = str(state.unwritten.fault), processes.start().read_held()
+    (tmp_path / "running").rmdir()
+    state.note_listening(NOW, {"loki": 5})
+    partly = str(state.unwritten.fault)
+    (tmp_path / "drops.new").rmdir()
+    state.note_listening(NOW + NOTE_SECONDS * NANO, {"loki": 5})
 
-    assert not processes.start().note_running(BEGAN)
+    assert (
+        failed
+        == caplog.messages[0]
+        == (
+            f"state_directory: {tmp_path}/running cannot be written (Is a directory): "
+            "the next start may report losses wrongly, or not at all\n"
+            f"hint: let conntrackd write there; under systemd with ReadWritePaths={tmp_path}"
+        )
+    )
+    assert noted == {"loki": 5}
+    assert f"{tmp_path}/drops cannot be written" in partly
+    assert state.unwritten.fault is None
+    assert state.read_drops(NAME) == 7
+    assert state.find_kill(NOW) == make_kill(NOW)
+
+
+def test_a_begin_that_could_not_be_noted_is_not_noted_after_a_stop(
+    processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "running").mkdir()
+    state = processes.start()
+    state.note_running(BEGAN)
+    (tmp_path / "running").rmdir()
+    state.note_running(0)
+    state.note_drops(NAME, 7)
+
+    assert processes.start().find_kill(NOW) is None
+
+
+def test_what_sinks_have_in_memory_is_written_anew_after_it_could_not_be(
+    processes: Processes, tmp_path: Path
+) -> None:
+    state = processes.start()
+    state.note_listening(BEGAN, {})
+    (tmp_path / "held.new").mkdir()
+    state.note_listening(NOTED, {"loki": 5})
+    (tmp_path / "held.new").rmdir()
+    state.note_drops(NAME, 7)  # with which it is tried again
+    late = state.read_held()
+    state.note_listening(NOW, {})
+
+    assert (late, state.read_held()) == ({"loki": 5}, {})
 
 
 def test_without_a_directory_nothing_is_noted_or_found() -> None:
     state = StateDirectory(None)
 
-    assert state.note_running(BEGAN)
+    state.note_running(BEGAN)
     state.note_listening(NOTED, {"loki": 1})
     assert (state.find_kill(NOW), state.find_gap(NOW), state.read_held()) == (None, None, {})
