@@ -28,6 +28,7 @@ from tests.delivery.fakes import (
     run_until_idle,
     sum_dropped,
 )
+from tests.disk import mount_disk
 from tests.sinks.flows import make_flows
 
 MEBIBYTE = 1 << 20
@@ -197,11 +198,8 @@ def test_an_empty_spool_gives_the_disk_back(open_spool: OpenSpool, tmp_path: Pat
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 8 MiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", mount], check=True)
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    with mount_disk(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
 @pytest.mark.privileged

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import select
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from netaddr import IPSet
 from conntrackd.bus.names import MANAGER_PATH as PATH
 from tests.bus.private import PrivateBus
 from tests.bus.raw import Raw
+from tests.disk import mount_disk
 from tests.faults.producer import compute_number
 from tests.faults.receivers import File, Record, read_line, read_message
 from tests.faults.rig import Rig, wait_until
@@ -242,14 +242,9 @@ def test_row_20_a_pipe_that_nobody_reads_holds_up_nobody_and_learns_what_it_miss
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """8 MiB, all but full."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], check=True)
-    try:
+    with mount_disk(tmp_path / "disk", "8m") as path:
         (path / "ballast").write_bytes(bytes(7 << 20))
         yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(rig: Rig, disk: Path) -> None:

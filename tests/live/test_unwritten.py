@@ -1,6 +1,5 @@
 """A disk that fills up under what the daemon keeps for others: status says so until there is room again."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from conntrackd.cli import ctl
 from tests.bus.private import PrivateBus
+from tests.disk import mount_disk
 from tests.live.control import ask, run_on_bus
 from tests.live.network import Network
 from tests.metrics.client import get
@@ -19,13 +19,8 @@ pytestmark = pytest.mark.privileged
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], check=True)
-    try:
+    with mount_disk(tmp_path / "disk", "1m") as path:
         yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def fill(disk: Path) -> None:
