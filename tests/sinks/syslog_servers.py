@@ -76,7 +76,8 @@ class Server:
         if self.scheme.startswith("unix"):
             return (self.work / "log").exists()
         kind = "udp" if self.scheme == "udp" else "tcp"
-        return f"0100007F:{self.port:04X}" in Path(f"/proc/net/{kind}").read_text()
+        # With no remote address: a connection that ended may have had this port at either end.
+        return f" 0100007F:{self.port:04X} 00000000:0000 " in Path(f"/proc/net/{kind}").read_text()
 
     def kill(self) -> None:
         if self._process is not None:
