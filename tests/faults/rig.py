@@ -1,7 +1,6 @@
 """A daemon between a counting producer and recording sinks, and the judgement at the end."""
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from tests.faults.figures import make_row, note
 from tests.faults.producer import Producer
 from tests.faults.receivers import Receivers
 from tests.faults.verdict import Tally, Verdict, evaluate
-from tests.live.daemon import Running, command, environment
+from tests.live.daemon import Running, command, environment, start
 
 ALL: Final = ("stream", "syslog", "loki", "journal")
 FRESH_SECONDS: Final = 5.0
@@ -72,21 +71,8 @@ class Rig:
             pass_on = 'exec 3<&"$0"; export LISTEN_PID=$$; exec "$@"'
             line = ["bash", "-c", pass_on, str(descriptor), *line]
             env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "events"}
-        with subprocess.Popen(
-            line,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd="/",
-            pass_fds=[] if descriptor is None else [descriptor],
-        ) as process:
-            running = Running(process)
-            try:
-                yield running
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                running.stop()
+        with start(Running, line, env, [] if descriptor is None else [descriptor]) as running:
+            yield running
         assert not any("Traceback" in line for line in running.said), running.said
 
     def _list_settings(self) -> dict[str, str]:

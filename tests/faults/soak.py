@@ -15,7 +15,7 @@ from tests.faults.rig import Rig, wait_until
 from tests.faults.test_sinks import LOKI, make_database, read_memory
 from tests.faults.verdict import Verdict, evaluate
 from tests.live.daemon import Running
-from tests.live.test_restart import Store
+from tests.live.service import Store
 from tests.sinks.loki_server import hang, run_server
 
 RATE: Final = 2000  # events a second

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -25,20 +25,13 @@ from tests.faults.producer import compute_number
 from tests.faults.receivers import read_entry
 from tests.faults.rig import ALL, Rig, wait_until
 from tests.live.daemon import Running
+from tests.live.service import Store
 from tests.live.test_flows import read_ns
-from tests.live.test_restart import Store
 from tests.sinks.loki_server import Entry, Fault, Request, hang, say
 
 pytestmark = pytest.mark.privileged
 
 SEEDS = 20
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "notify")
-    yield made
-    made.close()
 
 
 def hooked(point: str, countdown: int, directory: Path) -> list[str]:
