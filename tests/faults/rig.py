@@ -139,6 +139,13 @@ class Rig:
             if line.startswith("VmHWM:"):
                 self.memory_kib = max(self.memory_kib, int(line.split()[1]))
 
+    def finish(self, running: Running, *, law: float = 30.0, fresh: float = FRESH_SECONDS) -> None:
+        """Until all is accounted for and a fresh flow has arrived everywhere; the daemon stops well."""
+        self.wait_for_law(law)
+        self.send_fresh(fresh)
+        self.measure(running)
+        assert running.stop() == 0
+
     def evaluate(
         self,
         row: int,

@@ -34,10 +34,7 @@ def test_row_01_a_stopped_reader_accounts_for_every_event_in_each_sink(rig: Rig)
         running.process.send_signal(signal.SIGSTOP)
         rig.producer.send(50_000)
         running.process.send_signal(signal.SIGCONT)
-        rig.wait_for_law()
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running)
 
     verdict = rig.evaluate(1, "reader stopped, 50,000 flows into 16 MiB")
     assert verdict.lost > 0
@@ -49,10 +46,7 @@ def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_reported(rig: Rig) -
     with rig.daemon("--conntrack.buffer", "2M") as running:
         running.wait_for_start()
         rig.producer.send(200_000)
-        rig.wait_for_law()
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running)
 
     verdict = rig.evaluate(2, "200,000 flows at full speed into 2 MiB")
     assert verdict.delivered > 0

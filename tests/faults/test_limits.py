@@ -58,10 +58,7 @@ def test_row_13_too_few_descriptors_are_reported_and_tried_again(rig: Rig) -> No
         running.wait(lambda: any("too many files are open" in line for line in running.said), "the reason")
         rig.producer.send(1000)
         resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
-        rig.wait_for_law()
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, fresh=10)
 
     verdict = rig.evaluate(13, "10 open files for four sinks, then more")
     assert verdict.delivered == verdict.sent
@@ -138,10 +135,7 @@ def test_row_13_a_limit_above_what_full_queues_take_is_never_felt(rig: Rig) -> N
         rig.producer.send(200_000, 20_000)
         rig.receivers.journal.go_on()
         rig.receivers.loki.faults.clear()
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     verdict = rig.evaluate(13, "two sinks away, 200,000 flows, 80 MiB for them")
     assert verdict.lost == 0

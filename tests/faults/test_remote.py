@@ -63,10 +63,7 @@ def test_row_38_a_token_is_renewed_in_place_after_it_was_refused(rig: Rig) -> No
         rig.producer.send(20_000, 8000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         secret.write_text("second")
-        rig.wait_for_law(60)
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60)
 
     verdict = rig.evaluate(38, "a token expires, and is renewed in place later")
     assert (verdict.dropped, verdict.lost) == (0, 0)
@@ -264,10 +261,7 @@ def test_row_41_nothing_counts_as_delivered_that_was_not(rig: Rig, what: str) ->
             rig.producer.send(500, 4000)
             rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         wait_until(lambda: not rig.receivers.loki.faults, 30, rig.describe)
-        rig.wait_for_law(30)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=30, fresh=10)
 
     verdict = rig.evaluate(41, f"Loki: {what}", duplicates=4000 if "successes" in what else 0)
     assert (verdict.dropped, verdict.lost) == (0, 0)
