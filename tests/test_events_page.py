@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from conntrackd.cli.schema_page import list_members
+from conntrackd.cli.render import list_members
 from conntrackd.config import labels
 from conntrackd.flow import Lost
 from conntrackd.netlink.message import VALUES
