@@ -566,14 +566,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "matches of the journal leave out nothing that rules keep",
-        "conntrackd/history/conditions.py",
+        "conntrackd/history/selection.py",
         "            found.append(condition)\n    return None\n",
         "            found.append(condition)\n    return found\n",
         "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",
     ),
     Mutation(
         "a rule that no index answers makes a query of Loki for everything",
-        "conntrackd/history/conditions.py",
+        "conntrackd/history/selection.py",
         "            if not condition:\n                return None\n",
         "",
         "tests/history/test_loki.py::test_rules_become_logql_and_are_evaluated_all_the_same",
