@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from conntrackd.config import options
-from conntrackd.config.anonymize import AnonymizeOptions
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
 from conntrackd.config.option import File, Option, SpoolPath
-from conntrackd.config.options import OPTIONS
+from conntrackd.config.options import OPTIONS, AnonymizeOptions
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.fields import ALWAYS, HEADS
