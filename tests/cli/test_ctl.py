@@ -385,8 +385,11 @@ def test_sinks_are_a_table_that_fits(served: Served, capsys: pytest.CaptureFixtu
     ]
 
 
-def test_a_table_is_no_wider_than_the_terminal_and_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([["NAME", "N"], ["\x1b[31mred\nand more", "5"]], width=12)
+def test_a_table_is_no_wider_than_the_terminal_and_obeys_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    print_table([["NAME", "N"], ["\x1b[31mred\nand more", "5"]])
 
     assert capsys.readouterr().out.splitlines() == ["NAME       …", "\\x1b[31mred…"]
 
