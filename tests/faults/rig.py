@@ -73,7 +73,7 @@ class Rig:
             env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "events"}
         with start(Running, line, env, [] if descriptor is None else [descriptor]) as running:
             yield running
-        assert not any("Traceback" in line for line in running.said), running.said
+        assert not running.has_said("Traceback"), running.said
 
     def _list_settings(self) -> dict[str, str]:
         """In the environment, so that a test's own arguments go before them."""

@@ -85,7 +85,7 @@ class Soak:
         daemon = self.rig.daemon(*arguments, descriptor=descriptor, extra=extra)
         self.running: Running = self._life.enter_context(daemon)
         self.store.wait("READY=1")
-        self.running.wait(lambda: any("org.conntrackd1 is on" in line for line in self.running.said), "bus")
+        self.running.wait(lambda: self.running.has_said("org.conntrackd1 is on"), "bus")
         self._reloads = 0
 
     def start_again(self) -> None:

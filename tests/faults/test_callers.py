@@ -40,9 +40,9 @@ def running(net: Network, bus: PrivateBus, tmp_path: Path) -> Iterator[Running]:
     polkit.answers[OBSERVE] = (True, False)
     try:
         with daemon(*settings, "--conntrack.netns", net.router, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            made.wait_for_words("org.conntrackd1 is on")
             yield made
-            assert not any("Traceback" in line for line in made.said), made.said
+            assert not made.has_said("Traceback"), made.said
     finally:
         polkit.close()
 
@@ -136,7 +136,7 @@ def test_row_39_a_signal_to_reload_is_heeded_while_an_observers_rules_are_compil
 
     running.process.send_signal(signal.SIGHUP)
 
-    running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload", 5)
+    running.wait_for_words("nothing has changed", 5)
 
 
 def test_row_39_who_asks_and_goes_away_again_and_again_has_one_thread_at_a_time(

@@ -97,9 +97,9 @@ def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Ledg
     line = command("run", "--config", os.fspath(configuration), "--bus.address", bus.address)
     line += ["--conntrack.netns", net.router, "--conntrack.events", "new", "--conntrack.protocols", "udp"]
     with start(Ledger, line, environment(CONNTRACKD_BUS_ENABLE="true")) as made:
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        made.wait_for_words("org.conntrackd1 is on")
         yield made
-    assert not any("Traceback" in line for line in made.said), made.said
+    assert not made.has_said("Traceback"), made.said
 
 
 class Load:

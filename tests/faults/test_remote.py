@@ -67,7 +67,7 @@ def test_row_38_a_token_is_renewed_in_place_after_it_was_refused(rig: Rig) -> No
 
     verdict = rig.evaluate(38, "a token expires, and is renewed in place later")
     assert (verdict.dropped, verdict.lost) == (0, 0)
-    assert any("token is expired" in line for line in running.said)
+    assert running.has_said("token is expired")
     assert not any("second" in line or "first" in line for line in running.said if "sink loki" in line)
 
 
@@ -82,7 +82,7 @@ def test_row_38_a_file_is_rotated_while_the_configuration_is_broken(rig: Rig) ->
         configuration.write_text("log: {levle: info}\n")
         rig.receivers.stream.rotate()
         os.kill(running.process.pid, signal.SIGHUP)
-        running.wait(lambda: any("levle" in line for line in running.said), "the refusal")
+        running.wait_for_words("levle")
         rig.producer.send(1000, 4000)
         rig.wait_for_law()
         wait_until(rig.receivers.stream.path.exists, 5, rig.describe)
@@ -209,7 +209,7 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         wait_until(lambda: bool(rig.receivers.loki.pushes), 10, rig.describe)
         os.kill(running.process.pid, signal.SIGTERM)
-        running.wait(lambda: any("stopping" in line for line in running.said), "the stop")
+        running.wait_for_words("stopping")
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.process.wait(15) == 0
     rig.receivers.loki.faults.clear()

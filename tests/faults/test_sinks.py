@@ -241,7 +241,7 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
         running.wait_for_start()
         rig.producer.send(80_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
-        full = any("No space left on device" in line for line in running.said)
+        full = running.has_said("No space left on device")
         (disk / "ballast").unlink()
         loki.faults.clear()
         rig.finish(running, law=60, fresh=10)
@@ -348,7 +348,7 @@ def test_row_42_a_sink_that_refuses_all_is_a_problem_until_it_takes_something_an
         PrivateBus() as bus,
         rig.daemon("--bus.address", bus.address, extra={"CONNTRACKD_BUS_ENABLE": "true"}) as running,
     ):
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         with bus.connect() as client, Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", "type='signal',member='PropertiesChanged'")
 

@@ -54,8 +54,14 @@ class Running:
         with self._news:
             assert self._news.wait_for(condition, seconds), f"{what}: not in {seconds} s: {self.said}"
 
+    def has_said(self, words: str) -> bool:
+        return any(words in line for line in self.said)
+
+    def wait_for_words(self, words: str, seconds: float = 15) -> None:
+        self.wait(lambda: self.has_said(words), f"{words!r}", seconds)
+
     def wait_for_start(self) -> None:
-        self.wait(lambda: any("listening" in line for line in self.said), "the start")
+        self.wait_for_words("listening")
 
     def wait_for_events(self, count: int) -> None:
         self.wait(lambda: len(self.lines) >= count, f"{count} events, have {len(self.lines)}")

@@ -71,7 +71,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
             daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running,
             Raw(bus.address, {}) as listener,
         ):
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             listener.ask_bus("AddMatch", "s", f"type='signal',path='{MANAGER_PATH}'")
             thread = start_flood(net, FIRST, FLOWS)
             running.wait(lambda: len(running.lines) > 200, "some events")
