@@ -154,11 +154,7 @@ def test_what_is_there_already_or_is_not_gets_a_kind_answer_and_the_rest_is_done
             "'one' is not a valid address",
             "IPv4 or IPv6, with or without a prefix length",
         ),
-        (
-            add,
-            "there is no address to add or remove",
-            "such as 192.0.2.7 or 2001:db8::/32",
-        ),
+        (add, "there is no address to add or remove", "such as 192.0.2.7 or 2001:db8::/32"),
     ],
 )
 def test_a_mistake_changes_nothing(daemon: Daemon, step: Any, message: str, hint: str) -> None:

@@ -13,13 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from conntrackd.active_filter import (
-    CoreFilter,
-    Filter,
-    compile_sink_filters,
-    list_sink_tables,
-    read_filter,
-)
+from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, list_sink_tables, read_filter
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources

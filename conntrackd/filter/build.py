@@ -127,11 +127,7 @@ class Builder:
         return disjoin(
             (
                 conjoin(
-                    [
-                        self._join_lists(end, prefixes, sets, span),
-                        self.build_ports(end, ports, span),
-                    ],
-                    span,
+                    [self._join_lists(end, prefixes, sets, span), self.build_ports(end, ports, span)], span
                 )
                 for end in sides
             ),

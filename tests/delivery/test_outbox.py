@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import (
-    SinkFailed,
-    SinkRefused,
-    SinkRevised,
-    SinkState,
-    SinkUnavailable,
-)
+from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.flow import ABSENT, Lost
 from conntrackd.render.rendered import Rendered
@@ -87,11 +81,7 @@ def test_a_sink_that_is_down_at_the_start_connects_later(clock: Clock) -> None:
     second_state = outbox.state
     run_until_idle(outbox, clock, seconds=60.0)
 
-    assert (first_state, second_state, outbox.state) == (
-        SinkState.STARTING,
-        SinkState.RETRYING,
-        SinkState.OK,
-    )
+    assert (first_state, second_state, outbox.state) == (SinkState.STARTING, SinkState.RETRYING, SinkState.OK)
     assert sink.numbers == [0, 1, 2]
     assert sink.opened == 6
     assert outbox.error == "nobody there"

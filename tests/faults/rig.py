@@ -147,14 +147,7 @@ class Rig:
         assert running.stop() == 0
 
     def evaluate(
-        self,
-        row: int,
-        fault: str,
-        *,
-        filtered: int = 0,
-        duplicates: int = 0,
-        died: int = 0,
-        kills: int = 0,
+        self, row: int, fault: str, *, filtered: int = 0, duplicates: int = 0, died: int = 0, kills: int = 0
     ) -> Verdict:
         """Reads what came last, judges, and notes the figures."""
         self.read()

@@ -319,9 +319,7 @@ def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_l
     assert verdict.delivered == 20_001
 
 
-def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_memory(
-    rig: Rig,
-) -> None:
+def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_memory(rig: Rig) -> None:
     rig.choose("loki", "stream")
     settings = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--shutdown_timeout", "60s"]
     settings += ["--sink.loki.queue", "20000", "--sink.loki.timeout", "60s", "--conntrack.activate"]

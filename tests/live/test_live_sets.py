@@ -265,12 +265,7 @@ def list_decided(running: Running, net: Network, port: int) -> set[str]:
 
 @pytest.mark.parametrize("is_alone", [True, False])
 def test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide(
-    running: Running,
-    net: Network,
-    bus: PrivateBus,
-    capsys: pytest.CaptureFixture[str],
-    *,
-    is_alone: bool,
+    running: Running, net: Network, bus: PrivateBus, capsys: pytest.CaptureFixture[str], *, is_alone: bool
 ) -> None:
     change(capsys, "add", "bad", CLIENT)
     port, pause = 40_000, threading.Event()

@@ -142,9 +142,7 @@ def test_a_filter_of_a_sink_decides_at_once_counts_and_goes_with_reset(
     text = capsys.readouterr().out
 
     assert running.lines == []
-    assert told == [
-        "2 rules in force for sink stream, from run time, until a reload or restart",
-    ]
+    assert told == ["2 rules in force for sink stream, from run time, until a reload or restart"]
     assert shown["rules"] == ["drop type UPDATE", "drop protocol UDP"]
     nobody, updates, others = shown["matches"]
     assert (nobody, updates > 0, others > 0) == (0, True, True)
@@ -215,11 +213,7 @@ def test_other_fields_are_written_from_a_reload_on(
 
 
 def test_other_names_are_written_from_a_reload_on_and_a_tail_has_ours(
-    running: Running,
-    net: Network,
-    bus: PrivateBus,
-    configuration: Path,
-    capsys: pytest.CaptureFixture[str],
+    running: Running, net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configuration.write_text(
         "host: gw1\nsink: {stream: {enable: true, schema: ecs}}\nfilter: [drop protocol TCP]\n"

@@ -154,12 +154,7 @@ def test_a_list_is_of_what_is_written_or_of_what_is_not(
         (("+scr",), "+scr", "is not a field of a record", "did you mean src?"),
         (("src", "+dst"), "+dst", "does not go with what stands before it", EITHER),
         (("xyzzy",), "xyzzy", "is not a field of a record", "conntrackd-events(7) has all of them"),
-        (
-            ("src", "-dst"),
-            "-dst",
-            "does not go with what stands before it",
-            EITHER,
-        ),
+        (("src", "-dst"), "-dst", "does not go with what stands before it", EITHER),
     ],
 )
 def test_a_mistake_in_a_list_names_the_nearest_field(
