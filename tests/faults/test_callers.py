@@ -14,8 +14,8 @@ from conntrackd.bus.client import Client
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.errors import ConntrackdError
 from conntrackd.tails import MAX_TAILS
-from tests.bus.private import PrivateBus, as_user
-from tests.bus.raw import Raw, call
+from tests.bus.private import PrivateBus
+from tests.bus.raw import Raw, call, connect_as
 from tests.bus.test_polkit import FakePolkit
 from tests.faults.producer import produce
 from tests.filter.dearest import collect
@@ -49,8 +49,7 @@ def running(net: Network, bus: PrivateBus, tmp_path: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def observer(running: Running, bus: PrivateBus) -> Iterator[Raw]:
-    with as_user(OBSERVER):
-        raw = Raw(bus.address, {}).__enter__()
+    raw = connect_as(bus, OBSERVER)
     yield raw
     raw.close()
 
@@ -144,8 +143,7 @@ def test_row_39_who_asks_and_goes_away_again_and_again_has_one_thread_at_a_time(
 ) -> None:
     rules = [rule.text for rule in collect("not public")]
     for _ in range(20):
-        with as_user(OBSERVER):
-            raw = Raw(bus.address, {}).__enter__()
+        raw = connect_as(bus, OBSERVER)
         raw.post(call("CheckFilter", "as"), [rules])
         raw.close()
 

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.producer import FIRST_TARGET
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
-from tests.sinks.loki_server import Fault, Handler, say
+from tests.sinks.loki_server import Fault, Handler, hang, say
 
 pytestmark = pytest.mark.privileged
 
@@ -202,7 +202,7 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
     spool = rig.directory / "spool"
     settings = ["--sink.loki.spool", os.fspath(spool), "--shutdown_timeout", "10m"]
     settings += ["--sink.loki.timeout", "10m"]
-    keep(rig, hang_until_let_go)
+    keep(rig, hang)
     with rig.daemon(*settings) as running:
         running.wait_for_start()
         rig.producer.send(5000, 10_000)
@@ -222,12 +222,6 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
 
     verdict = rig.evaluate(40, "a second SIGTERM while Loki hangs")
     assert verdict.dropped == 0
-
-
-def hang_until_let_go(handler: Handler) -> bool:
-    handler.server.store.let_go.wait(60.0)
-    handler.close_connection = True
-    return True
 
 
 # ---- row 41: replies --------------------------------------------------------------------------------------
