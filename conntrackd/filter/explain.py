@@ -89,9 +89,9 @@ def list_sections(
     return sections
 
 
-def explain_sink_rules(sink: str, rules: Sequence[Rule], *, core: bool = False) -> str:
+def explain_sink_rules(sink: str, rules: Sequence[Rule]) -> str:
     """The same for the rules of one sink."""
-    return render_sections(list_sink_sections(sink, rules, core=core))
+    return render_sections(list_sink_sections(sink, rules))
 
 
 def list_sink_sections(sink: str, rules: Sequence[Rule], *, core: bool = False) -> dict[str, list[str]]:

@@ -111,8 +111,7 @@ REPLY_ICMP_ID: Final = _icmp_id(
     "reply icmp id", "reply_icmp_id", CTA_TUPLE_REPLY, "identifier of its replies, after SNAT"
 )
 
-# In the headers: nlmsg_type and nlmsg_flags, nfgen_family.
-TYPE: Final = Field("type", "type", 2, (), False, "what happened to the flow")
+# In the header: nfgen_family.
 FAMILY: Final = Field("family", "family", 1, (), False, "IPv4 or IPv6")
 
 PROTOCOL: Final = Field(
