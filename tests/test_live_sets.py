@@ -20,7 +20,8 @@ from conntrackd.tails import Tail
 from tests.engine.feed import ENGINES
 from tests.filter.strategies import make_set
 from tests.sinks.flows import make_flows
-from tests.test_sink_filters import Gathering, make_pipeline, process
+from tests.test_pipeline import make_pipeline
+from tests.test_sink_filters import Gathering, process
 
 LASTS = "until a reload or restart"
 engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
