@@ -150,8 +150,8 @@ MUTATIONS: Final = (
     Mutation(
         "an overrun does not stop the queue",
         "conntrackd/netlink/socket.py",
-        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
-        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 0)",
+        "netlink.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 1)",
+        "netlink.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 0)",
         "tests/faults/test_kernel.py::test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more",
     ),
     Mutation(
@@ -1128,8 +1128,8 @@ MUTATIONS: Final = (
     Mutation(
         "the table that tracks belongs to a socket",
         "conntrackd/netlink/activation.py",
-        "_number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)",
-        "_number(NFTA_TABLE_FLAGS, 0)",
+        "_number(c.NFTA_TABLE_FLAGS, c.NFT_TABLE_F_OWNER)",
+        "_number(c.NFTA_TABLE_FLAGS, 0)",
         "tests/live/test_hearing.py::test_the_table_of_activate_stays_when_the_ruleset_is_flushed",
     ),
     Mutation(
@@ -1165,7 +1165,7 @@ MUTATIONS: Final = (
     Mutation(
         "a socket whose filter is locked is not taken over",
         "conntrackd/netlink/socket.py",
-        "if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):",
+        "if netlink.getsockopt(socket.SOL_SOCKET, c.SO_LOCK_FILTER):",
         "if False:",
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened[locked]",
     ),
