@@ -11,26 +11,12 @@ from typing import Final, assert_never
 
 from conntrackd import bpf
 from conntrackd.bpf import Instruction, Label, Step
-from conntrackd.filter import fields
+from conntrackd.filter import ast, fields
 from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
     Expression,
     Leaf,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
     Range,
     Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
     compute_span,
     is_undecidable,
     list_fields,
@@ -238,7 +224,7 @@ class Program:
 
     def _write(self, expression: Expression, goal: Goal) -> None:
         match expression:
-            case And(items):
+            case ast.And(items):
                 for item in items[:-1]:
                     further = self._new_label()
                     # The undecidable is true or false, and then it goes on as that.
@@ -246,15 +232,15 @@ class Program:
                     self._write(item, Goal(further, goal.no, unsure))
                     self._mark(further)
                 self._write(items[-1], goal)
-            case Or(items):
+            case ast.Or(items):
                 for item in items[:-1]:
                     further = self._new_label()
                     unsure = further if goal.unsure == goal.no else goal.unsure
                     self._write(item, Goal(goal.yes, further, unsure))
                     self._mark(further)
                 self._write(items[-1], goal)
-            case Not(item):
-                assert not isinstance(item, And | Or | Not)
+            case ast.Not(item):
+                assert not isinstance(item, ast.And | ast.Or | ast.Not)
                 self._write_leaf(item, goal.no, goal.yes, goal)
             case _:
                 self._write_leaf(expression, goal.yes, goal.no, goal)
@@ -265,15 +251,15 @@ class Program:
             self._add(bpf.JA, yes=goal.unsure)
             return
         match leaf:
-            case Anything():
+            case ast.Anything():
                 self._add(bpf.JA, yes=true)
-            case TypeIs(mask):
+            case ast.TypeIs(mask):
                 self._add(bpf.LD_MEM, TYPE_SLOT)
                 self._add(bpf.JSET, mask, true, false)
-            case StatusHas(mask):
+            case ast.StatusHas(mask):
                 self._load_or_zero(fields.STATUS)
                 self._add(bpf.JSET, mask, true, false)
-            case MarkIn(marks):
+            case ast.MarkIn(marks):
                 for value, mask in marks:
                     further = self._new_label()
                     self._load_or_zero(fields.MARK)
@@ -281,15 +267,15 @@ class Program:
                     self._add(bpf.JEQ, value, true, further)
                     self._mark(further)
                 self._add(bpf.JA, yes=false)
-            case NumberIn():
+            case ast.NumberIn():
                 self._write_number(leaf, true, false, goal.no)
-            case AddressIn():
+            case ast.AddressIn():
                 self._write_addresses(leaf, true, false)
-            case NatHas(mask):
+            case ast.NatHas(mask):
                 self._write_nat(mask, true, false)
-            case Compare():
+            case ast.Compare():
                 self._write_comparison(leaf, true, false, goal.no)
-            case NetworkIn() | LocationIn() | SetIn():
+            case ast.NetworkIn() | ast.LocationIn() | ast.SetIn():
                 raise AssertionError("is expanded, or undecidable")
             case _:
                 assert_never(leaf)
@@ -316,7 +302,7 @@ class Program:
         self._load_or_go(field, done)
         self._mark(done)
 
-    def _write_number(self, leaf: NumberIn, true: str, false: str, unknown: str) -> None:
+    def _write_number(self, leaf: ast.NumberIn, true: str, false: str, unknown: str) -> None:
         """Of several fields: true where one is in, false where all are known and none is."""
         ranges = list(merge_ranges(leaf.ranges))
         missed = self._new_label()
@@ -357,7 +343,7 @@ class Program:
             self._mark(further)
         self._add(bpf.JA, yes=false)
 
-    def _write_addresses(self, leaf: AddressIn, true: str, false: str) -> None:
+    def _write_addresses(self, leaf: ast.AddressIn, true: str, false: str) -> None:
         ipv4, ipv6 = self._new_label(), self._new_label()
         self._add(bpf.LD_BYTE, c.NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
@@ -444,7 +430,7 @@ class Program:
         self._add(bpf.LDX_MEM, SPARE_SLOT)
         self._add(bpf.JEQ_X, 0, same, differs)
 
-    def _write_comparison(self, leaf: Compare, true: str, false: str, unknown: str) -> None:
+    def _write_comparison(self, leaf: ast.Compare, true: str, false: str, unknown: str) -> None:
         """64 bits in two words: the upper one decides unless it is the same."""
         carried, upper, lower = self._new_label(), self._new_label(), self._new_label()
         self._add(bpf.LD_MEM, self._slots[leaf.subject])
