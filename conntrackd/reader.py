@@ -21,6 +21,7 @@ from conntrackd.engine import (
     Relayed,
     RuleTable,
     Selection,
+    Stages,
 )
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
@@ -192,7 +193,8 @@ class Reader:
         self.begun += 1
         templates = [self._compile(self._identify(outbox)) for outbox in self._outboxes]
         link = Link(events.fileno(), gather_us, self.reported.drops)
-        relayed = relay(pipeline, self._outboxes, templates, self.batch, tables.filter, self._locations, link)
+        stages = Stages(tables.filter, self._locations, self._flows, tables.records.of_flows)
+        relayed = relay(pipeline, self._outboxes, templates, self.batch, stages, link)
         self.done = self.begun
         if relayed is not None:
             self._looked_ns = relayed.looked_ns or self._looked_ns
@@ -210,7 +212,7 @@ class Reader:
         self.begun += 1
         pipeline, tables = self._pipeline, self._take_tables()
         records, forgotten = tables.records, 0
-        if self._flows is not None:  # before the rules ask how long a flow lasted
+        if self._flows is not None and decided is None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter, decided)
         if pipeline.flow_metrics and kept:
