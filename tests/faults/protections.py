@@ -430,6 +430,28 @@ MUTATIONS: Final = (
         "tests/sinks/test_syslog_loan.py::test_whether_the_server_has_moved_is_found_out_by_the_thread",
     ),
     Mutation(
+        "an event with a new address waits for its location",
+        "conntrackd/core/batch_relay.c",
+        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);",
+        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept) && false;",
+        "tests/engine/test_relay.py"
+        "::test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located",
+    ),
+    Mutation(
+        "no batch is decided twice",
+        "conntrackd/reader.py",
+        "engine.decide(batch, table, None, None) if decided is None else decided",
+        "engine.decide(batch, table, None, None)",
+        "tests/test_relay.py::test_events_are_located_whether_their_addresses_are_new_or_not",
+    ),
+    Mutation(
+        "rules that ask for a place decide when it is known",
+        "conntrackd/core/batch_relay.c",
+        "if (!set_locations(relay, batch->count))",
+        "if (!set_locations(relay, batch->count) && false)",
+        "tests/engine/test_relay.py::test_where_rules_ask_for_places_a_new_address_leaves_all_undecided",
+    ),
+    Mutation(
         "a second full batch goes to another core",
         "conntrackd/core/batch_relay.c",
         "(relay->spreads && was_full && relay->is_full)",
