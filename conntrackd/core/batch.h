@@ -12,6 +12,12 @@
 
 #define MOST_OUTLETS 8 /* of a relay */
 
+/* Room for messages on their way: it grows, and is kept for the next ones. */
+struct frames {
+	uint32_t *ends; /* and behind them the text */
+	size_t bytes;
+};
+
 struct batch {
 	struct object object;
 	struct ring ring;
@@ -22,6 +28,7 @@ struct batch {
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
 	size_t count, capacity;
 	struct output outputs[MOST_OUTLETS]; /* the first is render()'s, too */
+	struct frames frames;
 	atomic_bool is_interrupted; /* see relay_batches() */
 };
 
@@ -42,6 +49,9 @@ int receive_events(struct batch *batch, int socket, int patience_ms, int gather_
 
 /* NULL with the exception for an errno. */
 PyObject *raise_code(int code);
+
+/* All events, by the batch's indexes. */
+void select_all(struct batch *batch);
 
 /* None selects all events. False with an exception: it is not a selection, not one of this batch, or the batch is busy.
  * It has no more indexes than there are events, so that a selection of it has room in the batch's.

@@ -1,6 +1,7 @@
 /* Batches that need nothing of Python: received, decided, rendered and written one after the other. */
 #include "decide.h"
 #include "outlet.h"
+#include "send.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -12,25 +13,60 @@
 struct relay {
 	struct batch *batch;
 	struct table *table;
-	PyObject *table_object; /* borrowed */
+	PyObject *table_object; /* borrowed, and so are the next two, of which each may be None */
+	PyObject *locations_object, *flows_object;
+	struct locations *locations; /* NULL where events have none */
+	struct flows *flows; /* NULL where no beginning is remembered */
+	int asks_location; /* whether rules do */
+	int writes_flows; /* a FLOW for each DESTROY */
 	int socket, gather_us, milliseconds;
 	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
 
 	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
 	size_t forged, malformed; /* of the last batch, too */
+	bool is_full; /* and whether it filled the slots */
+	bool is_decided; /* it is Python's with what was kept of it, for an address that has to be looked up */
+	size_t kept;
 	struct fill fill; /* after the last receive */
 	uint32_t peak; /* the most bytes that were queued */
 	uint64_t looked_ns; /* when the counter of drops was still the same; 0 where that was not seen */
 	/* What was relayed: */
-	size_t batches, datagrams, all_forged, all_malformed, filtered;
+	size_t batches, datagrams, all_forged, all_malformed, filtered, forgotten;
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count;
 	size_t outlet_count;
-	bool writes; /* whether an outlet is written to here */
+	bool spreads; /* whether another thread is to write what comes under a high load */
 	struct outlet outlets[MOST_OUTLETS];
 };
 
 /* ---- batch after batch -------------------------------------------------------------------------------- */
+
+/* Of the first of the batch's indexes; false where Python has to look an address up. */
+static bool set_locations(struct relay *relay, size_t count)
+{
+	struct batch *batch = relay->batch;
+
+	return !relay->locations || locate(relay->locations, batch->events, batch->indexes, count, true, NULL, NULL);
+}
+
+/* Decided and located: false where that is Python's. */
+static bool choose(struct relay *relay)
+{
+	struct batch *batch = relay->batch;
+
+	if (relay->asks_location) {
+		select_all(batch);
+		if (!set_locations(relay, batch->count))
+			return false;
+	}
+	for (size_t index = 0; relay->flows && index < batch->count; index++)
+		note_event(relay->flows, &batch->events[index], &relay->forgotten);
+	if (relay->table->limits)
+		relay->table->now = read_clock(CLOCK_MONOTONIC);
+	relay->kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
+	relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);
+	return !relay->is_decided;
+}
 
 /* From decision to outlets: 1 where there may be another batch, 0 where not, -1 for want of memory. */
 static int relay_batch(struct relay *relay)
@@ -39,9 +75,9 @@ static int relay_batch(struct relay *relay)
 	int goes_on = 1;
 	size_t kept;
 
-	if (relay->table->limits)
-		relay->table->now = read_clock(CLOCK_MONOTONIC);
-	kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
+	if (!choose(relay))
+		return 0;
+	kept = relay->kept;
 	relay->batches++;
 	relay->datagrams += (size_t)relay->received;
 	relay->all_forged += relay->forged;
@@ -50,6 +86,9 @@ static int relay_batch(struct relay *relay)
 	relay->received = 0;
 	if (!kept)
 		return 1;
+	for (size_t index = 0; relay->writes_flows && index < kept; index++)
+		if (batch->events[batch->indexes[index]].type == TYPE_DESTROY)
+			set_type(&batch->events[batch->indexes[index]], TYPE_FLOW);
 	relay->stream_count = add_streams(batch->events, batch->indexes, kept, relay->streams, relay->stream_count);
 	for (size_t outlet = 0; outlet < relay->outlet_count; outlet++) {
 		const int passed = pass_batch(&relay->outlets[outlet], batch, kept);
@@ -75,18 +114,20 @@ static int receive_next(struct relay *relay, int patience_ms)
 	return code;
 }
 
-/* A full batch means a high load: Python queues it, so that the sink's thread writes it on another core. */
-static bool is_for_python(const struct relay *relay)
+/* Two full batches in a row mean a high load: Python queues one, so that a sink's thread writes it on another core. */
+static bool is_for_python(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
+	const bool was_full = relay->is_full;
 
+	relay->is_full = (size_t)relay->received == batch->ring.slots;
 	return atomic_exchange(&batch->is_interrupted, false) || relay->fill.drops != relay->drops ||
-	       (relay->writes && (size_t)relay->received == batch->ring.slots);
+	       (relay->spreads && was_full && relay->is_full);
 }
 
 /* Relays for so long, or until there is something for Python to do: a batch that came after interrupt(), with a loss,
- * or, where it is to be written, that fills the slots; what could not be written at once; no room. An errno, 0 for
- * none.
+ * or, where it is to be written, with the second one that fills the slots; what could not be written at once; no room.
+ * An errno, 0 for none.
  */
 static int relay_batches(struct relay *relay)
 {
@@ -115,12 +156,15 @@ PyObject *batch_interrupt(PyObject *self, PyObject *Py_UNUSED(none))
 
 static PyObject *make_result(const struct relay *relay)
 {
-	return Py_BuildValue("(nnnIII)(nnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
+	PyObject *decided = relay->is_decided ? make_selection(relay->batch, relay->kept) : Py_NewRef(Py_None);
+
+	return Py_BuildValue("(nnnIII)N(nnnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
 			     (Py_ssize_t)relay->forged, (Py_ssize_t)relay->malformed, relay->fill.used,
-			     relay->fill.size, relay->fill.drops, (Py_ssize_t)relay->batches,
+			     relay->fill.size, relay->fill.drops, decided, (Py_ssize_t)relay->batches,
 			     (Py_ssize_t)relay->datagrams, (Py_ssize_t)relay->all_forged,
-			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered, relay->looked_ns,
-			     relay->peak, list_found_streams(relay->streams, relay->stream_count),
+			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered,
+			     (Py_ssize_t)relay->forgotten, relay->looked_ns, relay->peak,
+			     list_found_streams(relay->streams, relay->stream_count),
 			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
@@ -128,14 +172,14 @@ static PyObject *make_result(const struct relay *relay)
 static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments)
 {
 	struct outlet *outlet = &relay->outlets[relay->outlet_count];
-	Py_ssize_t room;
+	Py_ssize_t room, number, vain;
 	int way;
 
-	if (!PyArg_ParseTuple(arguments, "O!iin:outlet", find_state(self)->template, &outlet->object, &way,
-			      &outlet->descriptor, &room))
+	if (!PyArg_ParseTuple(arguments, "O!iinnn:outlet", find_state(self)->template, &outlet->object, &way,
+			      &outlet->descriptor, &number, &vain, &room))
 		return false;
-	if (way < 0 || way >= WAYS || room < 0) {
-		PyErr_SetString(PyExc_ValueError, "no such way, or less than nothing");
+	if (way < 0 || way >= WAYS || room < 0 || vain < 0 || number < 1 || number > MAX_SEQUENCE) {
+		PyErr_SetString(PyExc_ValueError, "no such way, no number of a message, or less than nothing");
 		return false;
 	}
 	outlet->template = open_object_template(outlet->object);
@@ -144,21 +188,37 @@ static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments
 		return false;
 	}
 	outlet->way = (enum way)way;
+	outlet->number = (uint32_t)number;
+	outlet->vain = (size_t)vain;
 	outlet->room = (size_t)room;
 	outlet->output = &relay->batch->outputs[relay->outlet_count++];
 	clear_output(outlet->output);
-	relay->writes |= way != WAY_KEEP;
+	relay->spreads |= way == WAY_WRITE || way == WAY_NOWAIT || way == WAY_SEND;
 	return is_idle(outlet->object);
+}
+
+/* One of this type, or None; false with an exception, also where it is in use. */
+static bool is_idle_or_none(PyObject *object, PyTypeObject *type)
+{
+	if (object == Py_None)
+		return true;
+	if (!Py_IS_TYPE(object, type)) {
+		PyErr_SetString(PyExc_TypeError, "events are located by Locations, and remembered by Flows");
+		return false;
+	}
+	return is_idle(object);
 }
 
 /* False with an exception: also where something of it is in use. */
 static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 {
+	const struct module_state *state = find_state(self);
 	PyObject *outlets;
 	Py_ssize_t count;
 
-	if (!PyArg_ParseTuple(arguments, "iiIiO!O!:relay", &relay->socket, &relay->gather_us, &relay->drops,
-			      &relay->milliseconds, find_state(self)->table, &relay->table_object, &PyTuple_Type,
+	if (!PyArg_ParseTuple(arguments, "iiIiO!OpOpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
+			      &relay->milliseconds, state->table, &relay->table_object, &relay->locations_object,
+			      &relay->asks_location, &relay->flows_object, &relay->writes_flows, &PyTuple_Type,
 			      &outlets))
 		return false;
 	count = PyTuple_Size(outlets);
@@ -168,8 +228,14 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	}
 	relay->batch = (struct batch *)self;
 	relay->table = open_object_table(relay->table_object);
-	if (!is_idle(self) || !is_idle(relay->table_object))
+	if (!is_idle(self) || !is_idle(relay->table_object) ||
+	    !is_idle_or_none(relay->locations_object, state->locations) ||
+	    !is_idle_or_none(relay->flows_object, state->flows))
 		return false;
+	if (relay->locations_object != Py_None)
+		relay->locations = open_object_locations(relay->locations_object);
+	if (relay->flows_object != Py_None)
+		relay->flows = open_object_flows(relay->flows_object);
 	for (Py_ssize_t number = 0; number < count; number++)
 		if (!open_outlet(relay, self, PyTuple_GetItem(outlets, number)))
 			return false;
@@ -186,6 +252,10 @@ static void for_all_objects(struct relay *relay, void (*call)(PyObject *object))
 {
 	call((PyObject *)relay->batch);
 	call(relay->table_object);
+	if (relay->locations)
+		call(relay->locations_object);
+	if (relay->flows)
+		call(relay->flows_object);
 	for (size_t outlet = 0; outlet < relay->outlet_count; outlet++)
 		call(relay->outlets[outlet].object);
 }

@@ -95,6 +95,18 @@ class Link(NamedTuple):
     """The kernel's counter of events without room, so far."""
 
 
+class Stages(NamedTuple):
+    """What relay() does with events before it makes texts of them."""
+
+    table: Opaque
+    locations: Opaque = None
+    """Where addresses are looked up, None where events have no location."""
+    flows: Opaque = None
+    """Where beginnings of flows are remembered."""
+    writes_flows: bool = False
+    """Whether a DESTROY that is kept is written as a FLOW."""
+
+
 class Outlet(NamedTuple):
     """Where relay() puts the text of a template, and how many events of it may be given back."""
 
@@ -108,11 +120,15 @@ class Relayed(NamedTuple):
 
     received: tuple[int, ...]
     """Of the last batch, which was not relayed: see Received."""
+    decided: Selection | None
+    """What the rules keep of it, where it is decided: addresses of these are to be looked up."""
     batches: int
     datagrams: int
     forged: int
     malformed: int
     filtered: int
+    forgotten: int
+    """Flows: see Flows.note()."""
     looked_ns: int
     """When the kernel's counter of drops still was what it had been; 0 where that was not seen."""
     peak: int
@@ -349,11 +365,17 @@ class Engine(Protocol):
         """
 
     def relay(
-        self, batch: Opaque, table: Opaque, link: Link, outlets: Sequence[Outlet], seconds: float, /
+        self,
+        batch: Opaque,
+        stages: Stages,
+        link: Link,
+        outlets: Sequence[Outlet],
+        seconds: float,
+        /,
     ) -> Relayed | None:
-        """Receive, decide, render and write batch after batch, for so long or until Python is needed.
+        """Receive, decide, locate, render and write batch after batch, for so long or until Python is needed.
 
-        No event asks for more than that: no location, no table of a sink. None: this engine has done nothing.
+        No event asks for more than that: no table of a sink. None: this engine has done nothing, or not now.
         Raises OSError when the socket is gone.
         """
 

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json as jsonlib
 import os
 import select
 import socket
@@ -11,61 +12,28 @@ import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from conntrackd.core import _core as core
+from conntrackd.delivery.datagrams import MAX_SEQUENCE
 from conntrackd.delivery.loan import Loan, Passed, Way
-from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed
+from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed, Stages
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
-from conntrackd.flow import EventType, Flow
+from conntrackd.flow import EventType, Flow, Location
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import join
-from tests.engine.feed import ENGINES, PATIENCE_MS, pair
+from tests.engine.feed import ALL, ENGINE, ENGINES, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
+from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 
-ENGINE = NativeEngine(True)
-ALL = ENGINE.compile_table([])
 KEEP = Loan(Way.KEEP)
-SECONDS = 0.05
-ROOM = 100
 EVENT_TIME_BYTES = 12  # the last attribute
 FEW_SLOTS = 4
-FORM = ENGINE.compile_template(json.TEMPLATE)
-
-
-class Feed:
-    """A batch, and the pair of sockets that it reads from."""
-
-    def __init__(self, slots: int, one: socket.socket, other: socket.socket) -> None:
-        self.batch = core.Batch(slots, 2048, True)
-        self.one, self.other = one, other
-
-    def send(self, flows: Sequence[Flow]) -> None:
-        for flow in flows:
-            self.other.send(build_message(flow))
-
-    def send_singly(self, flows: Sequence[Flow]) -> None:
-        """Each when the one before it has been received."""
-        for flow in flows:
-            self.send([flow])
-            while select.select([self.one], [], [], 0)[0]:
-                pass
-
-    def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
-        return self.relay_to([Outlet(FORM, loan, room)], table, drops)
-
-    def relay_to(self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0) -> Relayed:
-        link = Link(self.one.fileno(), 0, drops)
-        return ENGINE.relay(self.batch, table, link, outlets, SECONDS)  # type: ignore[arg-type]
-
-    def list_left(self) -> list[int]:
-        """The ids of what was received and not relayed."""
-        return [self.batch.describe(index)["id"] for index in range(len(self.batch))]
 
 
 @pytest.fixture
@@ -162,13 +130,13 @@ def test_a_batch_with_a_loss_is_left(feed: Feed) -> None:
     assert (feed.list_left(), left.batches, left.looked_ns) == ([0, 1, 2], 0, 0)
 
 
-def test_a_full_batch_is_left_to_who_has_another_thread_to_write_it(
+def test_a_second_full_batch_is_left_to_who_has_another_thread_to_write_it(
     narrow: Feed, pipe: tuple[int, int]
 ) -> None:
-    narrow.send(make_flows(FEW_SLOTS))
+    narrow.send(make_flows(2 * FEW_SLOTS))
     left = narrow.relay(Loan(Way.WRITE, pipe[1]))
 
-    assert (narrow.list_left(), left.batches) == ([0, 1, 2, 3], 0)
+    assert (narrow.list_left(), left.batches) == ([4, 5, 6, 7], 1)
 
 
 def test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for(
@@ -350,7 +318,7 @@ def test_nothing_in_time_is_nothing(feed: Feed) -> None:
 def test_a_turn_that_comes_too_late_has_measured_the_queue(feed: Feed) -> None:
     """Its counter of drops is compared with the last one: 0 where nobody looked would be billions lost."""
     feed.send(make_flows(1))
-    received, counts, *_ = feed.batch.relay(feed.one.fileno(), 0, 0, 0, ALL.core, ((FORM.core, *KEEP, ROOM),))
+    received, _, counts, *_ = feed.call_relay((FORM.core, *KEEP, ROOM), milliseconds=0)
     _, _, _, _, size, _ = received
 
     assert size == feed.batch.receive(feed.one.fileno(), 0, 0)[4] > 0
@@ -362,20 +330,22 @@ def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
     os.close(descriptor)
 
     with pytest.raises(OSError) as caught:  # noqa: PT011  # its errno is what matters
-        ENGINE.relay(feed.batch, ALL, Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
+        ENGINE.relay(feed.batch, Stages(ALL), Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
 
     assert caught.value.errno == errno.EBADF
 
 
 def test_what_cannot_be_is_refused(feed: Feed) -> None:
     by_stream = ENGINE.compile_template(loki.TEMPLATE)
-    link = Link(feed.one.fileno(), 0, 0)
 
     with pytest.raises(ValueError, match="by stream"):
         feed.relay_to([Outlet(by_stream, Loan(Way.DISCARD), ROOM)])
-    for way, room in ((5, 1), (-1, 1), (0, -1)):
+    for way, number, vain, room in (
+        *((len(Way), 1, 0, 1), (-1, 1, 0, 1), (0, 0, 0, 1), (0, MAX_SEQUENCE + 1, 0, 1)),
+        *((0, 1, -1, 1), (0, 1, 0, -1)),
+    ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, room),))
+            feed.call_relay((FORM.core, way, -1, number, vain, room))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
@@ -426,7 +396,7 @@ def test_the_reference_relays_nothing() -> None:
     with pair() as (one, other):
         other.send(build_message(make_flow(1)))
         link = Link(one.fileno(), 0, 0)
-        engine.relay(batch, engine.compile_table([]), link, [Outlet(None, KEEP, ROOM)], SECONDS)
+        engine.relay(batch, Stages(engine.compile_table([])), link, [Outlet(None, KEEP, ROOM)], SECONDS)
 
         assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
 
@@ -434,3 +404,91 @@ def test_the_reference_relays_nothing() -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_batch_can_be_interrupted_in_any_engine(engine: NativeEngine | PlainEngine) -> None:
     engine.open_batch().interrupt()
+
+
+def place(flows: Sequence[Flow]) -> Databases:
+    """Where half of the sources are, and the destination, which the flows say, too."""
+    known: dict[bytes, Location | None] = {}
+    for flow in flows:
+        flow.src_location = Location(city=f"City {flow.id}") if flow.id % 2 else None
+        flow.dst_location = Location("Nuremberg", country_code="DE")
+        known |= {flow.src: flow.src_location, flow.dst: flow.dst_location}
+    return Databases(known)
+
+
+def test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located(feed: Feed) -> None:
+    flows = make_flows(9)
+    locations: Any = ENGINE.open_locations(place(flows), 1000)
+    table = ENGINE.compile_table(parse("drop source address 10.0.0.7", "log any"))
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    feed.send(flows)
+    left = feed.relay_to(outlets, table, locations=locations)
+    assert left.decided is not None
+    kept = [feed.batch.describe(index)["id"] for index in array("H", left.decided)]
+    counts = table.counts
+    locations.locate(feed.batch, left.decided)
+    feed.send([flow for flow in flows if flow.id != 7])
+    found = feed.relay_to(outlets, table, locations=locations)
+
+    assert (kept, left.received[0], left.batches, left.tally) == ([0, 1, 2, 3, 4, 5, 6, 8], 9, 0, ())
+    assert (counts, table.counts) == ([0, 1, 8], [0, 1, 16])
+    assert (found.decided, found.received[0], found.batches) == (None, 0, 1)
+    assert found.passed[0].rest.text == write_all([flow for flow in flows if flow.id != 7])
+
+
+def test_where_rules_ask_for_places_a_new_address_leaves_all_undecided(feed: Feed) -> None:
+    flows = make_flows(4)
+    locations: Any = ENGINE.open_locations(place(flows), 1000)
+    table = ENGINE.compile_table(parse('drop source city "City 3"', "log any"))
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    feed.send(flows)
+    left = feed.relay_to(outlets, table, locations=locations)
+    counts = table.counts
+    locations.locate(feed.batch, None)
+    feed.send(flows)
+    found = feed.relay_to(outlets, table, locations=locations)
+
+    assert (left.decided, left.received[0], counts) == (None, 4, [0, 0, 0])
+    assert (found.received[0], table.counts) == (0, [0, 1, 3])
+    assert found.passed[0].rest.text == write_all(flows[:3])
+
+
+def test_nothing_is_relayed_where_databases_have_changed(feed: Feed) -> None:
+    databases = place(make_flows(1))
+    locations: Any = ENGINE.open_locations(databases, 1000)
+    databases.generation += 1
+    link = Link(feed.one.fileno(), 0, 0)
+
+    assert ENGINE.relay(feed.batch, Stages(ALL, locations), link, [Outlet(FORM, KEEP, ROOM)], SECONDS) is None
+    with pytest.raises(TypeError, match="located by Locations"):
+        feed.call_relay((FORM.core, *KEEP, ROOM), locations=ALL.core)
+
+
+def test_each_flow_is_written_at_its_end_with_its_begin(feed: Feed) -> None:
+    """Counted as what it is written as. One that began before is incomplete."""
+    began = [make_flow(number) for number in range(3)]
+    ended = [make_flow(number, EventType.DESTROY) for number in range(4)]
+    flows: Any = ENGINE.open_flows(10)
+    table = ENGINE.compile_table(parse("log any"), events=EventType.DESTROY)
+    feed.send(began)
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    first = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    remembered = len(flows)
+    feed.send(ended)
+    found = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    lines = [jsonlib.loads(line) for line in found.passed[0].rest.text.splitlines()]
+
+    assert (first.filtered, first.passed[0].rest.events, remembered, len(flows)) == (3, 0, 3, 0)
+    assert found.tally == ((EventType.FLOW, 6, 4),)
+    assert [line["type"] for line in lines] == ["FLOW"] * 4
+    assert ["first_seen" in line for line in lines] == [True, True, True, False]
+
+
+def test_flows_that_are_forgotten_for_want_of_room_are_counted(feed: Feed) -> None:
+    flows: Any = ENGINE.open_flows(1)
+    room = flows.note(feed.batch)  # nothing yet
+    feed.send(make_flows(9))
+    found = feed.relay_to([Outlet(FORM, KEEP, ROOM)], flows=flows, writes_flows=True)
+
+    assert (room, found.forgotten) == (0, 9 - len(flows))
+    assert found.forgotten > 0
