@@ -111,13 +111,14 @@ def refuse_compressed(source: str) -> None:
 
 def parse_fields(text: str) -> tuple[str, ...]:
     """`time,src,dport`. Raises UsageError for a name that no record has."""
+    from conntrackd.render.fields import suggest_name  # noqa: PLC0415
     from conntrackd.render.parse import NAMES  # noqa: PLC0415
-    from conntrackd.text import quote, suggest  # noqa: PLC0415
+    from conntrackd.text import quote  # noqa: PLC0415
 
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in NAMES:
-            hint = suggest(name, NAMES) or "conntrackd-events(7) lists them"
+            hint = suggest_name(name, NAMES) or "conntrackd-events(7) lists them"
             raise UsageError(f"--fields: there is no field {quote(name)}", hint=hint)
     return tuple(dict.fromkeys(names))
 

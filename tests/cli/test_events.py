@@ -321,6 +321,11 @@ def test_damage_is_reported_at_the_end(
         (["--since", "soon"], UsageError, "--since: 'soon' is not a valid time"),
         (["--since", "-1h", "--until", "-2h"], UsageError, "--since is later than --until"),
         (["--fields", "time,sorce"], UsageError, "--fields: there is no field 'sorce'"),
+        (
+            ["--fields", "dst_port"],
+            UsageError,
+            "--fields: there is no field 'dst_port'\nhint: did you mean dport?",
+        ),
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
         (["--until", "now", "--follow"], UsageError, "--follow has no end, and --until is one"),

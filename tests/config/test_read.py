@@ -338,6 +338,10 @@ conntrack:
             ":3: sink.stream.fields: 'dpotr' is not a field of a record\nhint: did you mean dport?",
         ),
         (
+            "sink.stream.fields: -dest_ip",
+            ":1: sink.stream.fields: '-dest_ip' is not a field of a record\nhint: did you mean dst?",
+        ),
+        (
             "sink.loki.fields: -time",
             ":1: sink.loki.fields leaves out time: an entry of Loki's has one\n"
             "hint: it has to be written: add time, or remove -time",
