@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli import report
@@ -86,8 +85,6 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         )
     if arguments.until is not None and arguments.follow:
         raise UsageError("--follow has no end, and --until is one", hint="leave one of them out")
-    if arguments.follow:
-        refuse_compressed(arguments.source or "")
     is_terminal = sys.stdout.isatty()
     style = Style(
         colour=should_colour(arguments.color),
@@ -98,15 +95,6 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         width=get_width() if is_terminal and form == "table" else None,
     )
     return form, style if fields else fit(style)
-
-
-def refuse_compressed(source: str) -> None:
-    """Raises UsageError for a file that logrotate has compressed: there is nothing to follow."""
-    from conntrackd.history.lines import is_compressed  # noqa: PLC0415
-
-    path = source.removeprefix("file:")
-    if path != source and is_compressed(Path(path)):
-        raise UsageError(f"{path}: nothing comes into a compressed file any more", hint="leave out --follow")
 
 
 def parse_fields(text: str) -> tuple[str, ...]:

@@ -43,12 +43,21 @@ class Source(Protocol):
         """Let go what is open."""
 
 
-def open_source(named: str | None, selection: HistorySelection, path: Path | None = None) -> Source:
-    """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`)."""
+def open_source(
+    named: str | None, selection: HistorySelection, path: Path | None = None, *, is_followed: bool = False
+) -> Source:
+    """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`).
+
+    Raises UsageError for one that is to be followed and cannot be, UnavailableError where there is none.
+    """
     kind, _, rest = (named or choose_source(path)).partition(":")
     if kind == "file" and rest:
         from conntrackd.history.files import FileSource  # noqa: PLC0415
+        from conntrackd.history.lines import is_compressed  # noqa: PLC0415
 
+        if is_followed and is_compressed(Path(rest)):
+            message = f"{rest}: nothing comes into a compressed file any more"
+            raise UsageError(message, hint="leave out --follow")
         return FileSource(Path(rest), selection)
     if kind == "journal":
         from conntrackd.history.journal import JournalSource  # noqa: PLC0415

@@ -417,6 +417,15 @@ def test_of_named_sinks_of_kind_loki_one_is_asked(tmp_path: Path) -> None:
             read_loki(name, path)
 
 
+def test_a_compressed_file_that_the_configuration_names_is_not_followed_either(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text(f"sink.stream: {{enable: true, writer: 'file://{tmp_path}/x.gz'}}")
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b""))
+
+    with pytest.raises(UsageError, match="x.gz: nothing comes into a compressed file any more"):
+        ctl.run(["events", "--follow", "--config", str(path)])
+
+
 def test_the_configuration_says_where_events_are(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
