@@ -5,10 +5,13 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.backoff import Repeats
-from conntrackd.errors import OutputError
+from conntrackd.errors import ConntrackdError, OutputError
+
+if TYPE_CHECKING:
+    from conntrackd.geoip.databases import GeoIP
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Unwritten:
         self.fault = None
 
 
-def list_faults(kept: Iterable[Unwritten]) -> list[OutputError]:
-    """Those of now."""
-    return [fault for unwritten in kept if (fault := unwritten.fault) is not None]
+def list_faults(kept: Iterable[Unwritten], geoip: "GeoIP | None") -> list[ConntrackdError]:
+    """Those of now, and of databases that cannot be read anew."""
+    faults: list[ConntrackdError] = [fault for unwritten in kept if (fault := unwritten.fault) is not None]
+    return faults if geoip is None else [*faults, *geoip.faults]
