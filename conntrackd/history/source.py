@@ -67,14 +67,18 @@ def open_source(
         from conntrackd.history.loki import LokiSource  # noqa: PLC0415
 
         return LokiSource(read_loki(rest, path), selection)
-    raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
+    is_path = named is not None and ("/" in named or Path(named).exists())
+    hint = f"did you mean file:{named}?" if is_path and not rest else f"one of: {FORMS}"
+    raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=hint)
 
 
 def choose_source(path: Path | None) -> str:
     """In the words of --from: a file is read the fastest."""
     found = list_readable_sinks(read_configuration(path))
     if not found:
-        hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
+        hint = (
+            f"use --config FILE for that of the daemon, or --from {FORMS}; conntrackctl tail shows what comes"
+        )
         message = "no sink is on that can be read back: the journal, or a file or Loki with the schema native"
         raise UnavailableError(message, hint=hint)
     return found[0]

@@ -259,6 +259,19 @@ def test_every_help_ends_with_one_line_break(
             ["events", "log", "type", "NEW"],
             "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
         ),
+        (
+            ["filter", "set", 'drop city "Z\udcfc"'],
+            "argument RULE: 'drop city \"Z\\udcfc\"' is not UTF-8 text",
+        ),
+        (
+            ["filter", "test", "drop any", "x.json"],
+            "argument FILE: 'drop any' is a rule, and not a file: a rule stands behind --filter, in quotes",
+        ),
+        (
+            ["filter", "test", "x.json", "drop any"],
+            "unknown argument 'drop any'\nhint: a rule stands behind --filter, in quotes",
+        ),
+        (["sink", "list", "log any"], "unknown argument 'log any'\nhint: 'conntrackctl sink list --help'"),
         (["tail", "--filter", "DROP", "any"], "argument --filter: a rule is one argument: put it in quotes"),
         (
             ["--json", "status"],

@@ -95,6 +95,8 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
             "unknown option '--sink.stream.enable' before the command\n"
             "hint: options of a command stand behind it; 'conntrackd --help' lists what is available",
         ),
+        (["run", "--sink.loki"], "unknown option '--sink.loki'\nhint: did you mean --sink.loki.enable?"),
+        (["run", "log any"], "unknown argument 'log any'\nhint: a rule stands behind --filter, in quotes"),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
         (
             ["record", "x", "--count", "many"],

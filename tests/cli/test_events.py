@@ -332,6 +332,16 @@ def test_damage_is_reported_at_the_end(
         (["--from", "file:x.gz", "-f"], UsageError, "x.gz: nothing comes into a compressed file any more"),
         (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
+        (
+            ["--from", "x.gz"],
+            UsageError,
+            "--from: 'x.gz' is not a valid source\nhint: did you mean file:x.gz?",
+        ),
+        (
+            ["--from", "/a/b"],
+            UsageError,
+            "--from: '/a/b' is not a valid source\nhint: did you mean file:/a/b?",
+        ),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),
         (["--from", "file:/nowhere/x"], UnavailableError, "/nowhere/x: no such file or directory"),
         (["log protocol TPC"], ManyErrors, "rule 1: unknown protocol 'TPC', did you mean TCP?"),
