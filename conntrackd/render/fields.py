@@ -189,6 +189,8 @@ def translate(word: str) -> str:
 
 def suggest_name(word: str, known: Collection[str]) -> str:
     """A hint with the field that was meant, empty where none is near."""
+    if len(words := word.split()) > 1:
+        return f"names have commas between them: {','.join(words)}"
     meant = translate(word)
     return f"did you mean {meant}?" if meant in known else suggest(word, known)
 
