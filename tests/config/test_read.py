@@ -910,7 +910,8 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         *(
             (
                 f"sink.stream: {{enable: true, writer: 'file:///a{ending}'}}",
-                f"sink.stream.writer ends in {ending} and is not compressed: conntrackctl reads nothing of it",
+                f"sink.stream.writer ends in {ending} and is not compressed:"
+                " conntrackctl reads nothing of it",
             )
             for ending in COMPRESSED
         ),
