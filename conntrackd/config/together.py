@@ -327,9 +327,8 @@ def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
         for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
             if config.is_set(option) and not has_receipts(config):
                 yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
-    writer = options.SINK_STREAM_WRITER
-    ending = Path(config[writer]).suffix
-    if kind == "stream" and ending in COMPRESSED:
+    if kind == "stream" and (ending := Path(config[options.SINK_STREAM_WRITER]).suffix) in COMPRESSED:
+        writer = options.SINK_STREAM_WRITER
         message = f"ends in {ending} and is not compressed: conntrackctl reads nothing of it"
         yield SettingIssue(writer, (), message, "leave the ending out: logrotate compresses what it rotates")
     if kind == "loki":

@@ -916,6 +916,7 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
             for ending in COMPRESSED
         ),
         ("sink.stream: {enable: true, writer: 'file:///a.gz.json'}", ""),
+        ("sinks.a: {kind: syslog, address: 'udp://a.gz'}", ""),
         (
             "sink.syslog: {enable: true, framing: lf}",
             "sink.syslog.framing has no effect on udp://localhost:514",
