@@ -169,8 +169,10 @@ class DaemonControl(Control):
         daemon = self._daemon
         new = await run_apart(daemon.sources.read)
         rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
+        ended = daemon.sink_filters.list_changed()
         self._apply(rules)
-        geoip, own = daemon.pipeline.geoip, [(name, sink) for name, sink in rules.sinks.items() if sink.rules]
+        geoip = daemon.pipeline.geoip
+        own = [(name, sink) for name, sink in rules.sinks.items() if sink.rules or name in ended]
         lines = [line for name, sink in own for line in describe(name, sink, geoip)]
         return [*self._describe(rules.filter), *lines]
 
