@@ -108,14 +108,20 @@ def test_who_may_not_reads_what_to_do(served: Served) -> None:
     assert caught.value.hint == "run it as root, for example with sudo"
 
 
-def test_a_daemon_that_does_not_answer_is_reported(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_answer_is_reported(
+    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("conntrackd.bus.client.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr("conntrackd.bus.client.PASSWORD_SECONDS", 0.2)
     release = served.hold()
 
     with pytest.raises(UnavailableError, match="did not answer in time"):
         ctl.run(["reload"])
+    assert ctl.run(["doctor", "--json"]) == 4  # which looks from here, then
     release()
+    first, *others = json.loads(capsys.readouterr().out)
+    assert (first["check"], first["message"]) == ("daemon", "conntrackd did not answer in time")
+    assert {"buffer", "clock"} <= {row["check"] for row in others}
 
 
 def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
