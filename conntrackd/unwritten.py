@@ -31,6 +31,8 @@ class Unwritten:
     def fail(self, path: Path, error: OSError) -> None:
         """Say so now and then, and keep it for list_faults()."""
         hint = f"let conntrackd write there; under systemd with ReadWritePaths={path.parent}"
+        if error.errno == errno.ENOENT:
+            hint = f"mkdir {path.parent}, and {hint}"
         if error.errno in FULL:
             hint = f"make room: df -h {path.parent}; df -i {path.parent}"
         message = f"{path} cannot be written ({error.strerror}): {self._effect}"
