@@ -89,6 +89,8 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         (["rum"], "unknown command 'rum'\nhint: did you mean run?"),
         (["chekc", "--config", "x"], "unknown command 'chekc'\nhint: did you mean check?"),
         (["recrod", "x"], "unknown command 'recrod'\nhint: did you mean record?"),
+        (["stop"], "unknown command 'stop'\nhint: systemctl stop conntrackd"),
+        (["help"], "unknown command 'help'\nhint: conntrackd --help"),
         (["x"], "unknown command 'x'\nhint: one of: run, check, record, version"),
         (
             ["--sink.stream.enable"],
