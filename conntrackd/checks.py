@@ -106,7 +106,7 @@ class Situation:
     silence: Sequence[ConntrackdError] = ()
     """Why the rules log nothing, whatever comes."""
     unwritten: Sequence[ConntrackdError] = ()
-    """Files that the daemon keeps and cannot write, see unwritten.py."""
+    """Files that the daemon keeps and cannot write, or read anew, see unwritten.py."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:

@@ -135,6 +135,8 @@ class DaemonControl(Control):
         # From here on nothing can fail.
         lines = [f"{option.key} is {_show(option, new)}" for option in changes if option.reload]
         lines += [*sink_changes.describe(old, new), *list_set_changes(daemon.live_sets.in_force, rules.sets)]
+        ended = [what for what in self._list_run_time() if not what.startswith("set ")]  # those are in it
+        lines += [f"{what} is as configured again" for what in ended]
         lines += self._note_waiting(old, new, sinks)
         daemon.config = new
         daemon.source.deactivate(new)
@@ -147,7 +149,7 @@ class DaemonControl(Control):
         daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *list_warnings(rules.filter, rules.sinks, geoip)]
-        return [*lines, *warnings] or ["nothing has changed"]
+        return [*(lines or ["nothing has changed"]), *(f"warning: {warning}" for warning in warnings)]
 
     def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
         """What a restart applies and no reload does; as lines for people."""
@@ -167,8 +169,10 @@ class DaemonControl(Control):
         daemon = self._daemon
         new = await run_apart(daemon.sources.read)
         rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
+        ended = daemon.sink_filters.list_changed()
         self._apply(rules)
-        geoip, own = daemon.pipeline.geoip, [(name, sink) for name, sink in rules.sinks.items() if sink.rules]
+        geoip = daemon.pipeline.geoip
+        own = [(name, sink) for name, sink in rules.sinks.items() if sink.rules or name in ended]
         lines = [line for name, sink in own for line in describe(name, sink, geoip)]
         return [*self._describe(rules.filter), *lines]
 

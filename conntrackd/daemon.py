@@ -345,7 +345,7 @@ class Daemon:
                 problems.append(f"sink {name} {trouble}")
         if all(outbox.is_out() for outbox in self.outboxes.values()):
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
-        return [*problems, *map(str, list_faults(self._unwritten))]
+        return [*problems, *map(str, list_faults(self._unwritten, self.pipeline.geoip))]
 
     def _watch_problems(self) -> None:
         """Notify the listeners when the problems have changed."""
@@ -450,7 +450,7 @@ class Daemon:
             engine_fault=self.engine.fault,
             troubles=troubles,
             silence=self.sink_filters.list_silence(),
-            unwritten=list_faults(self._unwritten),
+            unwritten=list_faults(self._unwritten, self.pipeline.geoip),
         )
         return checks.examine(self.config, situation)
 

@@ -5,10 +5,13 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.backoff import Repeats
-from conntrackd.errors import OutputError
+from conntrackd.errors import ConntrackdError, OutputError
+
+if TYPE_CHECKING:
+    from conntrackd.geoip.databases import GeoIP
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ class Unwritten:
     def fail(self, path: Path, error: OSError) -> None:
         """Say so now and then, and keep it for list_faults()."""
         hint = f"let conntrackd write there; under systemd with ReadWritePaths={path.parent}"
+        if error.errno == errno.ENOENT:
+            hint = f"mkdir {path.parent}, and {hint}"
         if error.errno in FULL:
             hint = f"make room: df -h {path.parent}; df -i {path.parent}"
         message = f"{path} cannot be written ({error.strerror}): {self._effect}"
@@ -39,6 +44,7 @@ class Unwritten:
         self.fault = None
 
 
-def list_faults(kept: Iterable[Unwritten]) -> list[OutputError]:
-    """Those of now."""
-    return [fault for unwritten in kept if (fault := unwritten.fault) is not None]
+def list_faults(kept: Iterable[Unwritten], geoip: "GeoIP | None") -> list[ConntrackdError]:
+    """Those of now, and of databases that cannot be read anew."""
+    faults: list[ConntrackdError] = [fault for unwritten in kept if (fault := unwritten.fault) is not None]
+    return faults if geoip is None else [*faults, *geoip.faults]

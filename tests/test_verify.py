@@ -95,6 +95,7 @@ sink:
         ("state_directory: /proc/x", "/proc/x: in /proc the kernel has its own files"),
         ("geoip.database: [gone.mmdb]", "gone.mmdb"),
         ("conntrack.replay: gone.nl", "gone.nl: no such file"),
+        ('conntrack.replay: "-"', "-: no such file: standard input is /dev/stdin"),
         ("conntrack.replay: /", "/: is a directory"),
         ("conntrack.replay: conntrackd.yaml", "conntrackd.yaml: is not a recording of netlink messages"),
         ("sink.stream.writer: file:///gone/x", "file:///gone/x: no directory /gone"),

@@ -140,7 +140,16 @@ def parse_rule(text: str) -> str:
     """As it is, for argparse; but `log type NEW` without quotes is three arguments, which are no rules."""
     if text.lower() in ACTIONS:
         raise ArgumentTypeError(f"a rule is one argument: put it in quotes, such as '{text} type NEW'")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # the bus would carry another rule
+        raise ArgumentTypeError(f"{text!r} is not UTF-8 text") from error
     return text
+
+
+def explain_rule(text: str) -> str:
+    """A hint where a rule stands that is not taken there; empty for what does not begin as one."""
+    return "a rule stands behind --filter, in quotes" if text.partition(" ")[0].lower() in ACTIONS else ""
 
 
 def parse_count(text: str) -> int:

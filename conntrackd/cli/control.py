@@ -246,7 +246,8 @@ def flush_sink(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"emptied": emptied})
     else:
-        print_lines([f"sink {arguments.name}: {'nothing waits' if emptied else 'not all has left in time'}"])
+        waits = "not all has left in time; conntrackctl sink list shows what waits, and why"
+        print_lines([f"sink {arguments.name}: {'nothing waits' if emptied else waits}"], indent=2)
     return 0 if emptied else 1
 
 

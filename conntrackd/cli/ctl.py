@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 from conntrackd import VERSION
 from conntrackd.cli import control, doctor, events, report, sets, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
-from conntrackd.cli.common import explain_silence, print_json
+from conntrackd.cli.common import explain_rule, explain_silence, print_json
 from conntrackd.cli.verb import Parser, Verb
 from conntrackd.errors import UnavailableError, UsageError
 
@@ -81,7 +81,8 @@ def _explain_unknown(arguments: Sequence[str], known: Sequence[str], prog: str) 
 
     flags = [text.partition("=")[0] for text in arguments if text.startswith("-")]
     word = (flags or arguments)[0]
-    hint = suggest(word, known) or f"'{prog} --help' lists what is available"
+    rule = explain_rule(word) if "--filter" in known else ""
+    hint = rule or suggest(word, known) or f"'{prog} --help' lists what is available"
     return UsageError(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)
 
 

@@ -57,7 +57,9 @@ def build_parser(words: Sequence[str] = ()) -> Parser:
         help="record raw netlink messages to a file",
         description="Record raw netlink messages to a file, for 'conntrackd run --conntrack.replay FILE'.",
     )
-    command.add_argument("file", metavar="FILE", type=Path, help="output file, replaced if it exists")
+    command.add_argument(
+        "file", metavar="FILE", type=Path, help="output file, replaced if it exists, or - for standard output"
+    )
     command.add_argument("--count", metavar="N", type=parse_count, help="stop after N messages")
     command.add_argument("--netns", metavar="NAME", help="network namespace to listen in, by name or path")
     command.set_defaults(run=record, known=["--count", "--netns"])
@@ -103,11 +105,17 @@ def record(arguments: argparse.Namespace) -> int:
     """Write what the kernel sends to a file, whatever the configuration says."""
     from conntrackd.source import record as recorder  # noqa: PLC0415
 
+    if arguments.file == recorder.STANDARD and sys.stdout.isatty():
+        hint = "name a file, or lead it into a pipe"
+        raise UsageError("a recording is not for a terminal to show", hint=hint)
+    name = recorder.name_output(arguments.file)
     try:
         count = recorder.record(arguments.file, arguments.count, arguments.netns, _log_progress)
+    except BrokenPipeError:
+        raise  # who reads standard output has had enough
     except OSError as error:
-        raise OutputError(f"{error.strerror}", origin=str(arguments.file)) from error
-    report.print_error(PROGRAM, f"{arguments.file}: {count} message{'' if count == 1 else 's'} written")
+        raise OutputError(f"{error.strerror}", origin=name) from error
+    report.print_error(PROGRAM, f"{name}: {count} message{'' if count == 1 else 's'} written")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from conntrackd.cli.common import add_json, connect, explain_silence, print_json, print_lines, wrap
 from conntrackd.cli.control import DEGRADED
 from conntrackd.cli.verb import Verb
-from conntrackd.errors import show_controls
+from conntrackd.errors import UnavailableError, show_controls
 
 MARKS: Final = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "error": "ERROR  "}
 COLOURS: Final = {"ok": "32", "note": "36", "warning": "33", "error": "31"}
@@ -43,14 +43,13 @@ def show_findings(arguments: Namespace) -> int:
 
 
 def list_rows(arguments: Namespace) -> Iterator[FindingRow]:
-    """The daemon's own findings; where none runs, those from here, of which some take seconds."""
-    from conntrackd.bus.client import NotRunningError  # noqa: PLC0415
+    """The daemon's own findings; where none answers, those from here, of which some take seconds."""
     from conntrackd.checks import HIDDEN  # noqa: PLC0415
 
     try:
         with connect(arguments) as client:
             (findings,) = client.call("Doctor")
-    except NotRunningError as error:
+    except UnavailableError as error:
         reason = explain_silence(error, arguments)
         yield "error", "daemon", "\n".join(filter(None, (reason.message, reason.excerpt))), reason.hint
         yield from examine_here()

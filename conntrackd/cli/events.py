@@ -3,7 +3,6 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.cli import report
@@ -86,8 +85,6 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
         )
     if arguments.until is not None and arguments.follow:
         raise UsageError("--follow has no end, and --until is one", hint="leave one of them out")
-    if arguments.follow:
-        refuse_compressed(arguments.source or "")
     is_terminal = sys.stdout.isatty()
     style = Style(
         colour=should_colour(arguments.color),
@@ -100,24 +97,16 @@ def choose_form(arguments: Namespace) -> tuple[str, Style]:
     return form, style if fields else fit(style)
 
 
-def refuse_compressed(source: str) -> None:
-    """Raises UsageError for a file that logrotate has compressed: there is nothing to follow."""
-    from conntrackd.history.lines import is_compressed  # noqa: PLC0415
-
-    path = source.removeprefix("file:")
-    if path != source and is_compressed(Path(path)):
-        raise UsageError(f"{path}: nothing comes into a compressed file any more", hint="leave out --follow")
-
-
 def parse_fields(text: str) -> tuple[str, ...]:
     """`time,src,dport`. Raises UsageError for a name that no record has."""
+    from conntrackd.render.fields import suggest_name  # noqa: PLC0415
     from conntrackd.render.parse import NAMES  # noqa: PLC0415
-    from conntrackd.text import quote, suggest  # noqa: PLC0415
+    from conntrackd.text import quote  # noqa: PLC0415
 
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in NAMES:
-            hint = suggest(name, NAMES) or "conntrackd-events(7) lists them"
+            hint = suggest_name(name, NAMES) or "conntrackd-events(7) lists them"
             raise UsageError(f"--fields: there is no field {quote(name)}", hint=hint)
     return tuple(dict.fromkeys(names))
 

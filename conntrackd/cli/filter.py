@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from conntrackd.cli import report
-from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, print_json, print_lines
+from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, explain_rule, print_json, print_lines
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
 
@@ -55,8 +55,20 @@ def add_test_arguments(parser: ArgumentParser) -> None:
     add_rule_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each event")
     parser.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="file of events (default: standard input)"
+        "file",
+        nargs="?",
+        default="-",
+        type=parse_file,
+        metavar="FILE",
+        help="file of events (default: standard input)",
     )
+
+
+def parse_file(text: str) -> str:
+    """As it is, for argparse; but the other commands take rules there."""
+    if hint := explain_rule(text):
+        raise ArgumentTypeError(f"{text!r} is a rule, and not a file: {hint}")
+    return text
 
 
 def check(arguments: Namespace) -> int:

@@ -2,11 +2,12 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
+from conntrackd.cli.common import explain_rule
 from conntrackd.config.named import SECTION, SETTINGS, explain_setting, find_setting
 from conntrackd.config.option import Option
 from conntrackd.config.options import FILTER, FILTER_FILE, OPTIONS, SETS
@@ -74,7 +75,7 @@ def collect_flags(namespace: argparse.Namespace) -> dict[str, list[str]]:
     return {key: list(given[key]) for key in (*(option.key for option in OPTIONS), *own) if key in given}
 
 
-def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> ConntrackdError:
+def explain_unknown(arguments: Sequence[str], known: Collection[str]) -> ConntrackdError:
     """The error for arguments that no parser took, without a value that may have come with them."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     word = (flags or list(arguments))[0]
@@ -82,6 +83,8 @@ def explain_unknown(arguments: Sequence[str], known: Iterable[str]) -> Conntrack
     if flags and fault is not None:
         return ConfigError(fault[0], hint=fault[1], origin=word)
     quotes = "" if flags else "; a value with spaces needs quotes"
-    hint = suggest(word, known) or f"--help lists what is available{quotes}"
+    section = f"{word}.enable"
+    hint = f"did you mean {section}?" if section in known else explain_rule(word) or suggest(word, known)
+    hint = hint or f"--help lists what is available{quotes}"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
     return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)

@@ -44,7 +44,8 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, HistorySelect
     span = parse_span(arguments.since, arguments.until, time.time_ns())
     labels = {name: bit for bit, name in read_label_names().items()}
     selection = HistorySelection(span, read_rules(arguments.rules, arguments.config), labels)
-    source = open_source(arguments.source, selection, arguments.config)
+    is_followed = getattr(arguments, "follow", False)
+    source = open_source(arguments.source, selection, arguments.config, is_followed=is_followed)
     try:
         yield source, selection
     finally:

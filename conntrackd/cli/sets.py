@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from conntrackd.cli import report
 from conntrackd.cli.common import (
     add_expiry,
     add_json,
@@ -14,6 +15,7 @@ from conntrackd.cli.common import (
     print_table,
 )
 from conntrackd.cli.control import render_age
+from conntrackd.cli.past import PROGRAM
 from conntrackd.cli.verb import Verb
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 Entry = tuple[str, str, int]
 """Its text, what was done to it at run time, and the seconds until that ends, 0 for never."""
+NONE: Final = "there are no sets\nhint: in conntrackd.yaml: sets: {bad: /etc/conntrackd/bad.txt}"
 RUN_TIME: Final = "until a reload or restart"
 
 
@@ -46,6 +49,9 @@ def list_sets(arguments: Namespace) -> int:
     if arguments.json:
         keys = ("name", "file", "entries", "added", "removed", "expires_s", "used_by")
         print_json([dict(zip(keys, values, strict=True)) for values in found])
+        return 0
+    if not found:
+        report.print_error(PROGRAM, NONE)
         return 0
     rows = [["SET", "ENTRIES", "ADDED", "REMOVED", "FIRST END", "FILE", "USED BY"]]
     for name, path, *numbers, ends, uses in found:

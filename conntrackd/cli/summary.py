@@ -23,14 +23,14 @@ BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 
 def parse_by(text: str) -> tuple[str, ...]:
     """`src,port`: what top counts by, or any field of an event; for argparse."""
+    from conntrackd.render.fields import suggest_name  # noqa: PLC0415
     from conntrackd.render.parse import NAMES  # noqa: PLC0415
-    from conntrackd.text import suggest  # noqa: PLC0415
 
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     known = dict.fromkeys((*BY, *NAMES))
     for name in names:
         if name not in known:
-            hint = suggest(name, known)
+            hint = suggest_name(name, known)
             raise ArgumentTypeError(f"{name!r} is not a field of an event{f', {hint}' if hint else ''}")
     return names
 

@@ -31,8 +31,16 @@ class Parser(ArgumentParser):
 
         words = [str(choice) for choice in action.choices]
         name = str(action.metavar or "/".join(action.option_strings)).lower()
-        hint = suggest(str(value), words) or f"one of: {', '.join(words)}"
+        hint = (
+            self._explain_elsewhere(str(value)) or suggest(str(value), words) or f"one of: {', '.join(words)}"
+        )
         raise UsageError(f"unknown {name} {quote(str(value))}", hint=hint)
+
+    def _explain_elsewhere(self, word: str) -> str:
+        """A hint for what is a command of other programs, and something else here."""
+        if word in {"help", "version"}:
+            return f"{self.prog if word == 'help' else self.prog.partition(' ')[0]} --{word}"
+        return f"systemctl {word} conntrackd" if word in {"start", "stop", "restart"} else ""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")

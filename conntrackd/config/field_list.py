@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from conntrackd.config.values import BadValueError, ValueType
-from conntrackd.render.fields import list_names
-from conntrackd.text import suggest
+from conntrackd.render.fields import list_names, suggest_name
 
 NAMES: Final = tuple(list_names())
 KNOWN: Final = frozenset(NAMES)
@@ -21,7 +20,7 @@ def _parse(items: Sequence[str]) -> tuple[str, ...]:
     for item, word in zip(items, words, strict=True):
         name = word[word.startswith(SIGNS) :]
         if name not in KNOWN:
-            hint = suggest(name, NAMES) or "conntrackd-events(7) has all of them"
+            hint = suggest_name(name, NAMES) or "conntrackd-events(7) has all of them"
             raise BadValueError(item, "is not a field of a record", hint)
         if word.startswith(SIGNS) != words[0].startswith(SIGNS):
             hint = "either the names of all that is written, or -NAME for one less and +NAME for one more"

@@ -14,7 +14,7 @@ from conntrackd.config.document import Items, Node, Scalar, Section, parse_yaml
 from conntrackd.config.values import BadValueError, ValueType, count, parse_flag
 from conntrackd.errors import ConfigError
 from conntrackd.render.fields import FIELDS as OUTPUT_FIELDS
-from conntrackd.render.fields import Kind, OutputField
+from conntrackd.render.fields import Kind, OutputField, translate
 from conntrackd.text import suggest
 
 # Each is a look at every event, and a decision where it has rules.
@@ -124,7 +124,8 @@ def _read_fields(found: Mapping[str, Node]) -> tuple[str, ...]:
         if name not in FIELDS:
             meant = {known.attribute: word for word, known in FIELDS.items()}
             meant |= {"prot": "protocol"}
-            near = f"did you mean {meant[name]}?" if name in meant else suggest(name, FIELDS)
+            word = translate(name)
+            near = f"did you mean {meant[word]}?" if word in meant else suggest(name, FIELDS)
             rest = "what NEW and DESTROY say alike: " + ", ".join(FIELDS)
             raise BadValueError(name, "is not a field to count connections by", near or rest)
         if names.count(name) > 1:

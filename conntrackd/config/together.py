@@ -27,6 +27,8 @@ SERVES: Final[dict[Option[object], Option[object]]] = {
     options.COMMUNITY_ID_SEED: options.COMMUNITY_ID_ENABLE,
 }
 STREAMS: Final = ("tcp://", "tls://")
+# What conntrackctl events decompresses, see history/lines.py.
+COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst"})
 JOINED: Final = "labels are separated by commas: a=1,b=2"
 # By the kind of a sink.
 ENABLES: Final = {
@@ -369,6 +371,10 @@ def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
         for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
             if config.is_set(option) and not has_receipts(config):
                 yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
+    if kind == "stream" and (ending := Path(config[options.SINK_STREAM_WRITER]).suffix) in COMPRESSED:
+        writer = options.SINK_STREAM_WRITER
+        message = f"ends in {ending} and is not compressed: conntrackctl reads nothing of it"
+        yield SettingIssue(writer, (), message, "leave the ending out: logrotate compresses what it rotates")
     if kind == "loki":
         for name in list_joined_labels(config[options.SINK_LOKI_LABELS]):
             message, hint = f"the value of {name} seems to contain another label", JOINED

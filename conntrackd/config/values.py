@@ -369,9 +369,8 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> ValueType[str]:
                 text, "is not a valid address", f"such as {schemes[0]}://localhost"
             ) from error
         if parts.scheme not in schemes:
-            raise BadValueError(
-                text, f"does not begin with {_list_schemes(schemes)}", suggest(parts.scheme, schemes)
-            )
+            hint = suggest(parts.scheme, schemes) or _suggest_scheme(text, schemes)
+            raise BadValueError(text, f"does not begin with {_list_schemes(schemes)}", hint)
         if port == 0 or _describe_url_fault(parts):
             raise BadValueError(text, _describe_url_fault(parts) or "has port 0")
         if not parts.scheme.startswith("unix"):
@@ -380,6 +379,12 @@ def url(*schemes: str, endpoints: tuple[str, ...] = ()) -> ValueType[str]:
         return f"{parts.scheme}{base}{_remove_endpoints(parts.path, endpoints)}"
 
     return ValueType("URL", f"an address that begins with {_list_schemes(schemes)}", _one(parse))
+
+
+def _suggest_scheme(text: str, schemes: Sequence[str]) -> str:
+    """For a host or the path of a socket alone."""
+    scheme = "unix" if text.startswith("/") else schemes[0]
+    return f"did you mean {scheme}://{text}?" if scheme in schemes and "://" not in text else ""
 
 
 def _remove_endpoints(path: str, endpoints: tuple[str, ...]) -> str:

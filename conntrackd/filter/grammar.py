@@ -22,6 +22,7 @@ from conntrackd.filter.fields import TYPES
 from conntrackd.filter.limit import BOTH, BOTH_HINT, Limit
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Protocol
+from conntrackd.render.fields import translate
 from conntrackd.text import quote
 
 __all__ = ["RuleText", "parse_rule", "parse_rules"]
@@ -67,7 +68,9 @@ EXPECTED: Final = {
 MEANT: Final = {
     **{name: f"protocol {name.lower()}" for name in Protocol.__members__},
     **{name: f"type {name.lower()}" for name in TYPES},
-    **dict.fromkeys(("PROT", "PROTO"), "protocol"),
+    "PROT": "protocol",
+    "SRC": "source address",
+    "DST": "destination address",
     **dict.fromkeys(("HOST", "IP"), "address"),
     "ICMP": "protocol icmp or icmp id",
     "ALL": "any",
@@ -472,7 +475,7 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
 
 def _suggest(word: str, expected: set[str]) -> str:
     """What may have been meant, of what can stand there."""
-    meant = MEANT.get(word.upper(), "")
+    meant = MEANT.get(word.upper()) or MEANT.get(translate(word).upper(), "")
     if KEYWORDS.get(meant.partition(" ")[0].upper()) in expected:
         return f", did you mean {meant}?"
     return suggest(word, [keyword.lower() for keyword in KEYWORDS if KEYWORDS[keyword] in expected])

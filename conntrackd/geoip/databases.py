@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 IPV4_BYTES: Final = 4
 # A tenth of it is what the largest known database takes.
 REWRITE_SECONDS: Final = 120.0
+OLD: Final = "the old one is in use until a restart, which would fail"
+AGAIN: Final = "put a whole file there, such as with geoipupdate: it is read at once"
 DatabaseRecord = dict[str, Any]
 Identity = tuple[int, int, int]
 
@@ -49,6 +51,8 @@ class GeoIP:
         Raises ConfigError for a file that cannot be used.
         """
         self._paths = tuple(paths)
+        self._origins = [*origins, *["geoip.database"] * (len(self._paths) - len(origins))]
+        self._faults: dict[int, ConfigError] = {}
         self._locale = locale
         self._directory = directory
         self.cache = cache
@@ -62,8 +66,13 @@ class GeoIP:
             try:
                 self._databases.append(_Database(path, locale, directory))
             except ConfigError as error:
-                error.origin = origins[number] if number < len(origins) else ""
+                error.origin = self._origins[number]
                 raise
+
+    @property
+    def faults(self) -> list[ConfigError]:
+        """Of files that changed and cannot be used, until they can."""
+        return list(self._faults.values())
 
     @property
     def countries(self) -> frozenset[str]:
@@ -99,9 +108,12 @@ class GeoIP:
             try:
                 self._databases[index] = _Database(path, self._locale, self._directory)
                 fresh = True
+                self._faults.pop(index, None)
             except ConfigError as error:
                 self._stats.geoip_errors_total += 1
                 logger.warning("geoip: %s, keeping the old one", error.message)
+                message = f"{error.message}; {OLD}"
+                self._faults[index] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
         self._identities = self._seen
         if fresh:
             self.generation += 1

@@ -43,12 +43,21 @@ class Source(Protocol):
         """Let go what is open."""
 
 
-def open_source(named: str | None, selection: HistorySelection, path: Path | None = None) -> Source:
-    """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`)."""
+def open_source(
+    named: str | None, selection: HistorySelection, path: Path | None = None, *, is_followed: bool = False
+) -> Source:
+    """The one that is named (see FORMS), or else the first that is on in the configuration (of `path`).
+
+    Raises UsageError for one that is to be followed and cannot be, UnavailableError where there is none.
+    """
     kind, _, rest = (named or choose_source(path)).partition(":")
     if kind == "file" and rest:
         from conntrackd.history.files import FileSource  # noqa: PLC0415
+        from conntrackd.history.lines import is_compressed  # noqa: PLC0415
 
+        if is_followed and is_compressed(Path(rest)):
+            message = f"{rest}: nothing comes into a compressed file any more"
+            raise UsageError(message, hint="leave out --follow")
         return FileSource(Path(rest), selection)
     if kind == "journal":
         from conntrackd.history.journal import JournalSource  # noqa: PLC0415
@@ -58,14 +67,18 @@ def open_source(named: str | None, selection: HistorySelection, path: Path | Non
         from conntrackd.history.loki import LokiSource  # noqa: PLC0415
 
         return LokiSource(read_loki(rest, path), selection)
-    raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=f"one of: {FORMS}")
+    is_path = named is not None and ("/" in named or Path(named).exists())
+    hint = f"did you mean file:{named}?" if is_path and not rest else f"one of: {FORMS}"
+    raise UsageError(f"--from: {quote(named or '')} is not a valid source", hint=hint)
 
 
 def choose_source(path: Path | None) -> str:
     """In the words of --from: a file is read the fastest."""
     found = list_readable_sinks(read_configuration(path))
     if not found:
-        hint = f"use --from {FORMS}; conntrackctl tail shows events as they come"
+        hint = (
+            f"use --config FILE for that of the daemon, or --from {FORMS}; conntrackctl tail shows what comes"
+        )
         message = "no sink is on that can be read back: the journal, or a file or Loki with the schema native"
         raise UnavailableError(message, hint=hint)
     return found[0]

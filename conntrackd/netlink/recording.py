@@ -35,7 +35,8 @@ def explain_fault(path: Path) -> str:
     """Why the file cannot be replayed, as far as its first message shows; empty where it may be."""
     try:
         if not path.is_file():  # a pipe is left for the replay itself
-            return "is a directory" if path.is_dir() else "" if path.exists() else "no such file"
+            missing = "no such file" if path.name != "-" else "no such file: standard input is /dev/stdin"
+            return "is a directory" if path.is_dir() else "" if path.exists() else missing
         with path.open("rb") as file:
             begin = file.read(NLMSG_HDRLEN)
     except PermissionError:

@@ -3,12 +3,14 @@
 Every format writes the same fields in the same order, and differs only in what stands around a value.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
 from conntrackd.flow import EventType, Location, Nat, Protocol, Reason, TcpState
+from conntrackd.text import suggest
 
 
 class Kind(Enum):
@@ -146,6 +148,23 @@ HEADS: Final = ("time", "level", "msg")
 # What every event has. They are the first of FIELDS and come first in any choice.
 ALWAYS: Final = ("type", "flow", "prot", "src", "dst")
 
+# What other programs call them (conntrack, nft, Suricata, Zeek, flow collectors), with `_` for `.` and `-`.
+ENDS: Final = (("src", "src"), ("source", "src"), ("dst", "dst"), ("dest", "dst"), ("destination", "dst"))
+ALIASES: Final = {
+    **{f"{word}{end}": ours for word, ours in ENDS for end in ("", "_ip", "ip", "_addr", "addr", "_address")},
+    **{f"{word}{end}": f"{ours[0]}port" for word, ours in ENDS for end in ("_port", "port")},
+    "saddr": "src",
+    "daddr": "dst",
+    **dict.fromkeys(("proto", "protocol", "l4proto", "transport"), "prot"),
+    **dict.fromkeys(("timestamp", "ts", "date"), "time"),
+    **dict.fromkeys(("id", "flow_id"), "flow"),
+    **dict.fromkeys(("event", "action"), "type"),
+    "message": "msg",
+    "severity": "level",
+    "hostname": "host",
+    **{f"dst_{place.name}": place.name for place in (*PLACE, *NETWORK)},
+}
+
 # Of a LOST record, of a SUPPRESSED one, and of both.
 LOSS_NAMES: Final = ("type", "lost", "since", "until", "where", "reason")
 HELD_NAMES: Final = ("type", "suppressed", "rule", "since", "until", "where", "reason")
@@ -160,6 +179,20 @@ def list_names() -> Iterator[str]:
     for places in (PLACE, NETWORK):
         for prefix in ("", "src_"):
             yield from (f"{prefix}{place.name}" for place in places)
+
+
+def translate(word: str) -> str:
+    """Our name of what other programs or the journal (EVENT_DPORT) call so; else the word, in lower case."""
+    name = re.sub("[.-]", "_", word.lower()).removeprefix("event_")
+    return ALIASES.get(name, name)
+
+
+def suggest_name(word: str, known: Collection[str]) -> str:
+    """A hint with the field that was meant, empty where none is near."""
+    if len(words := word.split()) > 1:
+        return f"names have commas between them: {','.join(words)}"
+    meant = translate(word)
+    return f"did you mean {meant}?" if meant in known else suggest(word, known)
 
 
 def list_place_values(

@@ -4,9 +4,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from conntrackd.engine import load_engine
+from conntrackd.files import name_standard
 from conntrackd.flow import EventType
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
@@ -15,11 +16,12 @@ from conntrackd.netlink.socket import EventSocket
 
 BUFFER: Final = 64 << 20
 PATIENCE_MS: Final = 250
+STANDARD: Final = Path("-")
 ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
 def record(path: Path, limit: int | None, namespace: str | None, report: Callable[[str], None]) -> int:
-    """Until `limit` messages are written, or SIGINT or SIGTERM. Returns their number.
+    """Until `limit` messages are written, or SIGINT or SIGTERM. Returns their number. `-` is standard output.
 
     `report` gets what a person should know meanwhile. Raises OSError for the file, ConntrackdError for the
     socket.
@@ -34,15 +36,25 @@ def record(path: Path, limit: int | None, namespace: str | None, report: Callabl
                 )
             events = EventSocket.open(groups=ALL, buffer=BUFFER)
         stack.callback(events.close)
-        file = stack.enter_context(path.open("wb"))
+        file = stack.enter_context(_open(path))
         asked = stack.enter_context(_notice_signals())
         batch = load_engine().open_batch()
-        report(f"recording to {path}" + ("" if limit else ", until ^C"))
+        report(f"recording to {name_output(path)}" + ("" if limit else ", until ^C"))
         while not asked and (limit is None or count < limit):
             datagrams, *_ = batch.receive(events.fileno(), PATIENCE_MS, 0)
             if datagrams:
                 count += write_batch(file, batch, datagrams if limit is None else limit - count)
+                file.flush()  # who reads a pipe has them when they come
     return count
+
+
+def name_output(path: Path) -> str:
+    """What is written to, for people."""
+    return name_standard(1) if path == STANDARD else str(path)
+
+
+def _open(path: Path) -> BinaryIO:
+    return open(1, "wb", closefd=False) if path == STANDARD else path.open("wb")
 
 
 @contextmanager

@@ -108,14 +108,20 @@ def test_who_may_not_reads_what_to_do(served: Served) -> None:
     assert caught.value.hint == "run it as root, for example with sudo"
 
 
-def test_a_daemon_that_does_not_answer_is_reported(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_answer_is_reported(
+    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("conntrackd.bus.client.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr("conntrackd.bus.client.PASSWORD_SECONDS", 0.2)
     release = served.hold()
 
     with pytest.raises(UnavailableError, match="did not answer in time"):
         ctl.run(["reload"])
+    assert ctl.run(["doctor", "--json"]) == 4  # which looks from here, then
     release()
+    first, *others = json.loads(capsys.readouterr().out)
+    assert (first["check"], first["message"]) == ("daemon", "conntrackd did not answer in time")
+    assert {"buffer", "clock"} <= {row["check"] for row in others}
 
 
 def test_who_only_looks_waits_for_no_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +241,10 @@ def test_every_help_ends_with_one_line_break(
         (["stauts"], "unknown command 'stauts'\nhint: did you mean status?"),
         (["stat"], "unknown command 'stat'\nhint: did you mean stats?"),
         (["relaod"], "unknown command 'relaod'\nhint: did you mean reload?"),
+        (["start"], "unknown command 'start'\nhint: systemctl start conntrackd"),
+        (["help"], "unknown command 'help'\nhint: conntrackctl --help"),
+        (["filter", "help"], "unknown command 'help'\nhint: conntrackctl filter --help"),
+        (["version"], "unknown command 'version'\nhint: conntrackctl --version"),
         (["fitler"], "unknown command 'fitler'\nhint: did you mean filter?"),
         (["sink", "flsh", "x"], "unknown command 'flsh'\nhint: did you mean flush?"),
         (["status", "--jsn"], "unknown option '--jsn'\nhint: did you mean --json?"),
@@ -256,6 +266,19 @@ def test_every_help_ends_with_one_line_break(
             ["events", "log", "type", "NEW"],
             "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
         ),
+        (
+            ["filter", "set", 'drop city "Z\udcfc"'],
+            "argument RULE: 'drop city \"Z\\udcfc\"' is not UTF-8 text",
+        ),
+        (
+            ["filter", "test", "drop any", "x.json"],
+            "argument FILE: 'drop any' is a rule, and not a file: a rule stands behind --filter, in quotes",
+        ),
+        (
+            ["filter", "test", "x.json", "drop any"],
+            "unknown argument 'drop any'\nhint: a rule stands behind --filter, in quotes",
+        ),
+        (["sink", "list", "log any"], "unknown argument 'log any'\nhint: 'conntrackctl sink list --help'"),
         (["tail", "--filter", "DROP", "any"], "argument --filter: a rule is one argument: put it in quotes"),
         (
             ["--json", "status"],

@@ -89,12 +89,16 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         (["rum"], "unknown command 'rum'\nhint: did you mean run?"),
         (["chekc", "--config", "x"], "unknown command 'chekc'\nhint: did you mean check?"),
         (["recrod", "x"], "unknown command 'recrod'\nhint: did you mean record?"),
+        (["stop"], "unknown command 'stop'\nhint: systemctl stop conntrackd"),
+        (["help"], "unknown command 'help'\nhint: conntrackd --help"),
         (["x"], "unknown command 'x'\nhint: one of: run, check, record, version"),
         (
             ["--sink.stream.enable"],
             "unknown option '--sink.stream.enable' before the command\n"
             "hint: options of a command stand behind it; 'conntrackd --help' lists what is available",
         ),
+        (["run", "--sink.loki"], "unknown option '--sink.loki'\nhint: did you mean --sink.loki.enable?"),
+        (["run", "log any"], "unknown argument 'log any'\nhint: a rule stands behind --filter, in quotes"),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
         (
             ["record", "x", "--count", "many"],

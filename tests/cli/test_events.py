@@ -312,12 +312,27 @@ def test_damage_is_reported_at_the_end(
         (["--since", "soon"], UsageError, "--since: 'soon' is not a valid time"),
         (["--since", "-1h", "--until", "-2h"], UsageError, "--since is later than --until"),
         (["--fields", "time,sorce"], UsageError, "--fields: there is no field 'sorce'"),
+        (
+            ["--fields", "dst_port"],
+            UsageError,
+            "--fields: there is no field 'dst_port'\nhint: did you mean dport?",
+        ),
         (["--fields", "src", "-o", "short"], UsageError, "-o short has no choice of fields"),
         (["-o", "json", "--follow"], UsageError, "-o json is one list, and has no end with --follow"),
         (["--until", "now", "--follow"], UsageError, "--follow has no end, and --until is one"),
         (["--from", "file:x.gz", "-f"], UsageError, "x.gz: nothing comes into a compressed file any more"),
         (["-o", "xml"], UsageError, "unknown form 'xml'"),
         (["--from", "tape"], UsageError, "--from: 'tape' is not a valid source"),
+        (
+            ["--from", "x.gz"],
+            UsageError,
+            "--from: 'x.gz' is not a valid source\nhint: did you mean file:x.gz?",
+        ),
+        (
+            ["--from", "/a/b"],
+            UsageError,
+            "--from: '/a/b' is not a valid source\nhint: did you mean file:/a/b?",
+        ),
         (["--from", "file:"], UsageError, "--from: 'file:' is not a valid source"),
         (["--from", "file:/nowhere/x"], UnavailableError, "/nowhere/x: no such file or directory"),
         (["log protocol TPC"], ManyErrors, "rule 1: unknown protocol 'TPC', did you mean TCP?"),
@@ -401,6 +416,15 @@ def test_of_named_sinks_of_kind_loki_one_is_asked(tmp_path: Path) -> None:
     for name in ("b", "c", "loki"):
         with pytest.raises(UsageError, match=f"there is no sink '{name}' of kind loki\nhint: .*: a$"):
             read_loki(name, path)
+
+
+def test_a_compressed_file_that_the_configuration_names_is_not_followed_either(tmp_path: Path) -> None:
+    path = tmp_path / "conntrackd.yaml"
+    path.write_text(f"sink.stream: {{enable: true, writer: 'file://{tmp_path}/x.gz'}}")
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b""))
+
+    with pytest.raises(UsageError, match=r"x\.gz: nothing comes into a compressed file any more"):
+        ctl.run(["events", "--follow", "--config", str(path)])
 
 
 def test_the_configuration_says_where_events_are(

@@ -1,6 +1,8 @@
 """cli/report.py: every error is a sentence and a status, and no traceback."""
 
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,22 @@ def test_events_for_a_closed_standard_output_are_refused_at_the_start() -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, env=environment())
 
     assert (done.returncode, "stdout is closed" in done.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("module", ["conntrackd.cli.ctl", "conntrackd.cli.daemon"])
+def test_an_interrupt_while_modules_are_imported_leaves_no_traceback(module: str) -> None:
+    source = f"""
+import os, signal, sys
+class Importer:
+    def find_spec(self, name, *_):
+        if name == "conntrackd.cli.verb":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Importer())
+import {module}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False, env=environment()
+    )
+
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

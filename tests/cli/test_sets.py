@@ -34,6 +34,20 @@ def test_sets_are_listed_with_their_numbers_and_uses(
     }
 
 
+def test_that_there_are_no_sets_is_said_with_how_to_make_one(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.control.sets.clear()
+
+    assert ctl.run(["set", "list"]) == 0
+    told = capsys.readouterr()
+    assert ctl.run(["set", "list", "--json"]) == 0
+    assert (told.out, capsys.readouterr().out) == ("", "[]\n")
+    assert told.err == (
+        "conntrackctl: there are no sets\nhint: in conntrackd.yaml: sets: {bad: /etc/conntrackd/bad.txt}\n"
+    )
+
+
 def test_what_is_shown_of_a_set_is_a_file_of_one(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     ctl.run(["set", "show", "bad"])
     shown = capsys.readouterr().out

@@ -195,3 +195,5 @@ def test_rules_and_times_hold_for_it_too(path: Path, capsys: pytest.CaptureFixtu
 def test_what_nothing_can_be_counted_by_is_said() -> None:
     with pytest.raises(UsageError, match="'prt' is not a field of an event, did you mean"):
         ctl.run(["summary", "--by", "src,prt"])
+    with pytest.raises(UsageError, match="'dst_ip' is not a field of an event, did you mean dst"):
+        ctl.run(["summary", "--by", "dst_ip"])

@@ -124,6 +124,7 @@ def test_what_is_shown_reads_back_as_itself(metric: FlowMetricSetting) -> None:
     ("item", "message"),
     [
         ("{name: a, by: [dport]}", f"'dport' {NO_FIELD} did you mean destination.port?"),
+        ("{name: a, by: [dst_port]}", f"'dst_port' {NO_FIELD} did you mean destination.port?"),
         ("{name: a, by: [state]}", f"'state' {NO_FIELD} {ALIKE}"),
         ("{name: a, by: [zone, zone]}", "'zone' is there twice in by"),
         (f"{{name: a, by: [{', '.join(tuple(FIELDS)[:9])}]}}", "has 9 fields in by, 8 are possible"),

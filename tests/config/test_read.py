@@ -29,6 +29,7 @@ from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.render import render
+from conntrackd.history.lines import COMPRESSED
 from conntrackd.sinks import SINKS
 from tests.odd_files import make_odd_file
 
@@ -336,6 +337,10 @@ conntrack:
         (
             "sink.stream.fields:\n- src\n- dpotr",
             ":3: sink.stream.fields: 'dpotr' is not a field of a record\nhint: did you mean dport?",
+        ),
+        (
+            "sink.stream.fields: -dest_ip",
+            ":1: sink.stream.fields: '-dest_ip' is not a field of a record\nhint: did you mean dst?",
         ),
         (
             "sink.loki.fields: -time",
@@ -902,6 +907,16 @@ def test_a_flag_or_variable_is_named_once(mistakes: Callable[..., list[str]]) ->
         ),
         ("sink.loki.address: http://a", "sink.loki.address has no effect: sink.loki.enable is not set"),
         ("sink.loki: {enable: false, address: http://a}", ""),
+        *(
+            (
+                f"sink.stream: {{enable: true, writer: 'file:///a{ending}'}}",
+                f"sink.stream.writer ends in {ending} and is not compressed:"
+                " conntrackctl reads nothing of it",
+            )
+            for ending in COMPRESSED
+        ),
+        ("sink.stream: {enable: true, writer: 'file:///a.gz.json'}", ""),
+        ("sinks.a: {kind: syslog, address: 'udp://a.gz'}", ""),
         (
             "sink.syslog: {enable: true, framing: lf}",
             "sink.syslog.framing has no effect on udp://localhost:514",

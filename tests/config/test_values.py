@@ -144,6 +144,12 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
         (values.PROTOCOLS, "TPC", "did you mean tcp?"),
         (values.WRITER, "stdot", "did you mean stdout?"),
         (URL, "udpp://host", "did you mean udp?"),
+        (URL, "/dev/log", "did you mean unix:///dev/log?"),
+        (URL, "localhost:514", "did you mean udp://localhost:514?"),
+        (URL, "[::1]:514", "did you mean udp://[::1]:514?"),
+        (URL, "loghost", "did you mean udp://loghost?"),
+        (HTTP, "localhost:3100/", "did you mean http://localhost:3100/?"),
+        (HTTP, "/run/loki", ""),
     ],
 )
 def test_a_near_miss_gets_a_hint(kind: ValueType[Any], text: str, hint: str) -> None:

@@ -324,6 +324,30 @@ def test_any_flipped_bit_is_refused_or_read_and_never_a_crash(tmp_path: Path) ->
     assert done.returncode == 0
 
 
+def test_a_file_that_cannot_be_used_is_a_fault_until_it_can(tmp_path: Path) -> None:
+    path, other = (write_database(tmp_path / name, BERLIN) for name in ("a.mmdb", "b.mmdb"))
+    geoip = GeoIP([path, other], "en", 100, Stats(), None, ["x.yaml:1: geoip.database"])
+    before = find(geoip)
+    path.write_bytes(b"")
+    other.unlink()
+    settle(geoip)
+    found = [(fault.origin, fault.message) for fault in geoip.faults]
+    write_database(other, BERLIN)
+    settle(geoip)
+    left = [fault.message for fault in geoip.faults]
+    write_database(path, BERLIN)
+    settle(geoip)
+
+    old = "; the old one is in use until a restart, which would fail"
+    assert found[0] == (
+        "x.yaml:1: geoip.database",
+        f"{path} is not a usable database: its metadata is missing{old}",
+    )
+    assert found[1] == ("geoip.database", f"{other} cannot be read: No such file or directory{old}")
+    assert (left, geoip.faults) == ([found[0][1]], [])
+    assert find(geoip) == before
+
+
 def assemble(sections: "tuple[array[int], bytes, bytes]", bits: int) -> bytes:
     """What geofile writes, as a City database with a tree of another record size."""
     tree, data, about = sections

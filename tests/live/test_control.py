@@ -106,8 +106,10 @@ def test_what_was_changed_at_run_time_is_named_until_a_reload(
         ask(capsys, "sink", "disable", "stream")["changes"],
     ]
     changed = ask(capsys, "status")["RunTimeChanges"]
-    ask(capsys, "reload")
+    ended, again = (ask(capsys, "reload")["changes"] for _ in range(2))
 
+    assert ended == [f"{what} is as configured again" for what in changed]
+    assert again == ["nothing has changed"]
     assert all("until a reload or restart" in answer for (answer,) in answers)
     assert changed == ["filter", "log level", "sink stream"]
     assert ask(capsys, "status")["RunTimeChanges"] == []

@@ -12,8 +12,11 @@ import pytest
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
+from conntrackd.netlink.constants import NLMSG_NOOP
+from conntrackd.netlink.recording import TIME
+from tests.cli.terminal import Terminal
 from tests.live import traffic
-from tests.live.daemon import command, daemon, environment, run, settle
+from tests.live.daemon import ROOT, command, daemon, environment, run, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, inside
 from tests.odd_files import make_odd_file
 from tests.sinks.syslog_servers import wait_until
@@ -211,6 +214,35 @@ def test_a_replay_gives_the_events_of_the_recording(net: Network, tmp_path: Path
     fields = ("type", "flow", "src", "dst", "sport", "dport", "state", "nat")
     assert [[line.get(name) for name in fields] for line in as_nobody] == [
         [event.get(name) for name in fields] for event in running.events[:9]
+    ]
+
+
+@pytest.mark.privileged
+def test_a_recording_goes_through_a_pipe_and_ends_with_its_reader(net: Network) -> None:
+    arguments = command("record", "-", "--netns", net.router)
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=environment()
+    ) as recorder:
+        assert recorder.stdout is not None
+        assert recorder.stderr is not None
+        assert recorder.stderr.readline() == b"conntrackd: recording to standard output, until ^C\n"
+        talk(net, 1)
+        length, kind, *_ = TIME.unpack(recorder.stdout.read(TIME.size))  # at once, not when a buffer is full
+        recorder.stdout.close()
+        talk(net, 1)
+        assert (recorder.wait(20), recorder.stderr.read()) == (0, b"")
+
+    assert (length, kind) == (TIME.size, NLMSG_NOOP)
+
+
+def test_a_recording_is_not_written_to_a_terminal() -> None:
+    with Terminal(command("record", "-"), (80, 8), PYTHONPATH=str(ROOT)) as terminal:
+        assert terminal.finish() == 64
+        lines = terminal.list_lines()
+
+    assert lines[:2] == [
+        "conntrackd: a recording is not for a terminal to show",
+        "hint: name a file, or lead it into a pipe",
     ]
 
 

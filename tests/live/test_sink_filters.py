@@ -187,7 +187,14 @@ def test_the_global_filter_leaves_those_of_sinks_alone_and_a_reload_takes_all_ba
     kept = ask(capsys, "filter", "show", "--sink", "stream")["rules"]
     ask(capsys, "reload-filter")
 
+    ask(capsys, "filter", "set", "--sink", "stream", "drop port 54")
+    configuration.write_text(configuration.read_text().replace("[drop port 53]", "[]"))
+    ended = ask(capsys, "reload-filter")["changes"]
+    configuration.write_text(configuration.read_text().replace("[]", "[drop port 53]"))
+    ask(capsys, "reload-filter")
+
     assert kept == ["drop port 54"]
+    assert ended[-1] == f"0 rules in force for sink stream, from {configuration}"
     shown = ask(capsys, "filter", "show", "--sink", "stream")
     assert (shown["rules"], shown["expires_s"]) == (["drop port 53"], 0)
     assert ask(capsys, "status")["RunTimeChanges"] == []

@@ -1,4 +1,4 @@
-"""A disk that fills up under what the daemon keeps for others: status says so until there is room again."""
+"""Files that the daemon cannot write or read anew while it runs: status says so until it can."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +9,7 @@ import pytest
 from conntrackd.cli import ctl
 from tests.bus.private import PrivateBus
 from tests.disk import mount_disk
+from tests.geoip.test_databases import BERLIN, write_database
 from tests.live.control import ask, run_on_bus
 from tests.live.network import Network
 from tests.metrics.client import get
@@ -75,3 +76,27 @@ def test_files_that_cannot_be_written_are_problems_until_they_can(
         assert read_exit() == 0
         assert running.stop() == 0
     assert not any("Traceback" in line for line in running.said)
+
+
+def test_a_database_that_cannot_be_read_anew_is_a_problem_until_it_can(
+    net: Network, bus: PrivateBus, configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_database(tmp_path / "a.mmdb", BERLIN)
+    configuration.write_text(f"{configuration.read_text()}geoip.database: {path}\n")
+
+    def list_problems() -> list[str]:
+        problems: list[str] = ask(capsys, "status")["Problems"]
+        return problems
+
+    with run_on_bus(net, bus, configuration) as running:
+        assert list_problems() == []
+        path.write_bytes(b"")
+        wait_until(list_problems, "a problem", 30)
+
+        (problem,) = list_problems()
+        assert f"geoip.database: {path} is not a usable database: its metadata is missing; " in problem
+        (finding,) = [row for row in ask(capsys, "doctor") if row["check"] == "files"]
+        assert (finding["severity"], str(path) in finding["message"]) == ("warning", True)
+        write_database(path, BERLIN)
+        wait_until(lambda: list_problems() == [], "health", 30)
+        assert running.stop() == 0

@@ -154,6 +154,7 @@ def test_a_page_that_cannot_be_written_is_a_fault_until_it_is_or_is_not_wanted(
             assert str(metrics.unwritten.fault).startswith(
                 f"metrics.textfile: {path} cannot be written (No such file or directory): its numbers are old"
             )
+            assert f"\nhint: mkdir {path.parent}, and let conntrackd write" in str(metrics.unwritten.fault)
             path.parent.mkdir()
             await wait(is_fault=False)
             shutil.rmtree(path.parent)
