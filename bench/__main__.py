@@ -18,9 +18,18 @@ from bench.capture import capture
 from bench.flood import measure_floods, measure_scrapes
 from bench.heartbeat import measure_heartbeats
 from bench.latency import measure_latency
-from bench.parts import Part, measure_parts
+from bench.parts import Part, measure_parts, write_places
 from bench.receivers import start_receivers
-from bench.rows import ROWS, list_backlogs, list_rows, make_heartbeat, write_key, write_template
+from bench.rows import (
+    CLIENTS_BYTE,
+    PLACES,
+    ROWS,
+    list_backlogs,
+    list_rows,
+    make_heartbeat,
+    write_key,
+    write_template,
+)
 from bench.soak import measure_memory, soak
 from bench.subject import GENERATOR_CORE, Measurement, Subject, measure
 from bench.table import Report, render_json, render_tables, summarize_all
@@ -109,6 +118,7 @@ def run(arguments: argparse.Namespace) -> Report:
     with scratch, start_receivers() as receivers:
         write_template(Path(scratch.name))
         write_key(Path(scratch.name))
+        write_places(Path(scratch.name) / PLACES, CLIENTS_BYTE)
         rows = list_rows(Path(scratch.name), receivers.ports, receivers.count)
         chosen = {name: row for name, row in rows.items() if name in wanted}
         load, path = Load(arguments.flows, arguments.rate), Path(scratch.name)

@@ -181,7 +181,7 @@ def _pick_address(number: int) -> bytes:
     return bytes((FIRST_BYTE, place >> 8, place & 255, number // PLACES))
 
 
-def write_places(path: Path) -> Path:
+def write_places(path: Path, first_byte: int = FIRST_BYTE) -> Path:
     """A City database of PLACES networks, each a place of its own with names in many languages."""
     writer = MMDBWriter(6, "GeoLite2-City", languages=list(LANGUAGES), ipv4_compatible=True, float_type="f64")
     for number in range(PLACES):
@@ -193,7 +193,7 @@ def write_places(path: Path) -> Path:
             },
             "location": {"latitude": number / 100, "longitude": number / 50, "time_zone": "Europe/Berlin"},
         }
-        writer.insert_network(IPSet([f"{FIRST_BYTE}.{number >> 8}.{number & 255}.0/24"]), place)
+        writer.insert_network(IPSet([f"{first_byte}.{number >> 8}.{number & 255}.0/24"]), place)
     writer.to_db_file(str(path))
     return path
 

@@ -22,6 +22,7 @@ from conntrackd.render.steps import write_steps
 BUFFER: Final = 64 << 20  # the daemon's default
 # One of the generator's thousand clients, all of which have the same number of flows.
 ONE_CLIENT: Final = "10.1.1.44"
+CLIENTS_BYTE: Final = 10
 NEW, DESTROY = 1, 4
 RATES: Final = {"": 0, "-1k": 1_000, "-10k": 10_000, "-40k": 40_000, "-60k": 60_000}
 GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
@@ -29,6 +30,7 @@ GATEWAY_RATES: Final = {"": 0, "-10k": 10_000, "-60k": 60_000}
 SINKS_RATES: Final = {"": 0, "-40k": 40_000, "-150k": 150_000}
 TEMPLATE: Final = "template"  # a file in the scratch directory
 KEY: Final = "pseudonyms.key"
+PLACES: Final = "places.mmdb"
 LOADED: Final = 75_000  # for a file alone
 PORTS: Final = {"syslog": 0, "syslog-tcp": 0, "hung": 0, "loki": 0}
 # What the daemon writes for the generator's events, in the mean: bytes of a line, of an entry of the journal
@@ -62,6 +64,9 @@ def list_rows(
         syslog = counts.pop("syslog") + counts.pop("syslog-tcp")
         return min(count_lines(path, errors), syslog, *counts.values())
 
+    def count_syslog(_path: Path, _errors: str) -> int:
+        return count_received()["syslog"]
+
     def count_but_loki(path: Path, errors: str) -> int:
         """The same for a program whose pushes have no events."""
         counts = dict(count_received())
@@ -75,7 +80,7 @@ def list_rows(
             for name, row in _list_gateway(scratch, end, rate)
         },
         **dict(_list_variants(scratch)),
-        **dict(_list_sinks(scratch / "sinks", ports, count_everywhere, count_but_loki)),
+        **dict(_list_sinks(scratch / "sinks", ports, count_everywhere, count_but_loki, count_syslog)),
         "hung": _loaded(
             f"conntrackd, JSON to a file{_say_rate(LOADED)}, a Loki that hangs",
             _hung_loki(ports),
@@ -175,14 +180,22 @@ def _list_variants(scratch: Path) -> Rows:
             scratch / "asked",
         )
         yield f"file-filter{end}", replace(asked, rate=rate, floor=f"floor{end}", other=f"file{end}")
+    for end in ("", "-10k"):
+        located = _daemon(
+            f"conntrackd, JSON to /dev/null, with locations{_say_rate(RATES[end])}",
+            {"CONNTRACKD_GEOIP_DATABASE": str(scratch / PLACES)},
+        )
+        yield f"located{end}", replace(located, rate=RATES[end], floor=f"floor{end}")
     yield "floor-new", replace(_floor("floor, NEW only", groups=NEW), floor="floor-new")
     only_new = {"CONNTRACKD_FILTER": "log type NEW\ndrop any"}
     yield "new", replace(_daemon("conntrackd, filter keeps NEW", only_new, groups=NEW), floor="floor-new")
     yield "file-75k", _loaded(f"conntrackd, JSON to a file{_say_rate(LOADED)}", {}, scratch / "file")
 
 
-def _list_sinks(path: Path, ports: Mapping[str, int], count: Count, count_but_loki: Count) -> Rows:
-    """All four sinks, and the system calls alone, with syslog's three ways of sending."""
+def _list_sinks(
+    path: Path, ports: Mapping[str, int], count: Count, count_but_loki: Count, count_syslog: Count
+) -> Rows:
+    """All four sinks, and the system calls alone, with syslog's three ways of sending; and that alone."""
     ways = [("udp", end, rate) for end, rate in SINKS_RATES.items()]
     ways += [("segments", "-40k", SINKS_RATES["-40k"]), ("tcp", "-40k", SINKS_RATES["-40k"])]
     yield "floor-150k", replace(_floor("floor, 150,000 events/s"), rate=150_000, floor="floor-150k")
@@ -196,6 +209,12 @@ def _list_sinks(path: Path, ports: Mapping[str, int], count: Count, count_but_lo
             f"conntrackd, four sinks, {said}", DAEMON, path, count, environ=_four_sinks(way, ports)
         )
         yield f"sinks{name}", replace(sinks, rate=rate, floor=f"floor{end}", other=f"syscalls{name}")
+    for end in ("-10k", "-40k"):
+        syslog = Subject(
+            f"conntrackd, syslog over UDP alone{_say_rate(RATES[end])}", DAEMON, path, count_syslog,
+            environ={**_syslog("udp", ports), "CONNTRACKD_BUS_ENABLE": "false"},
+        )  # fmt: skip
+        yield f"syslog{end}", replace(syslog, rate=RATES[end], floor=f"floor{end}")
     at = SINKS_RATES["-40k"]
     own = {f"CONNTRACKD_SINK_{sink}_FILTER": KEEP_ALL for sink in ("STREAM", "JOURNAL", "SYSLOG", "LOKI")}
     filtered = Subject(
@@ -259,15 +278,18 @@ def _hung_loki(ports: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def _four_sinks(way: str, ports: Mapping[str, int]) -> dict[str, str]:
-    syslog = (
+def _syslog(way: str, ports: Mapping[str, int]) -> dict[str, str]:
+    address = (
         f"tcp://127.0.0.1:{ports['syslog-tcp']}" if way == "tcp" else f"udp://127.0.0.1:{ports['syslog']}"
     )
+    return {"CONNTRACKD_SINK_SYSLOG_ENABLE": "true", "CONNTRACKD_SINK_SYSLOG_ADDRESS": address}
+
+
+def _four_sinks(way: str, ports: Mapping[str, int]) -> dict[str, str]:
     return {
         **STREAM,
+        **_syslog(way, ports),
         "CONNTRACKD_SINK_JOURNAL_ENABLE": "true",
-        "CONNTRACKD_SINK_SYSLOG_ENABLE": "true",
-        "CONNTRACKD_SINK_SYSLOG_ADDRESS": syslog,
         "CONNTRACKD_SINK_LOKI_ENABLE": "true",
         "CONNTRACKD_SINK_LOKI_ADDRESS": f"http://127.0.0.1:{ports['loki']}",
         **({"CONNTRACKD_SINK_SYSLOG_SEGMENTS": "true"} if way == "segments" else {}),
