@@ -25,6 +25,7 @@ from conntrackd.delivery.sink import (
     SinkRevised,
     SinkState,
     SinkUnavailable,
+    Successor,
     describe,
 )
 from conntrackd.delivery.store import Row, Store
@@ -231,7 +232,9 @@ class Outbox(Inlet):
         if self._next_sink is not None:
             self._close_sink()
             with self._lock:
-                self._sink, self._next_sink = self._next_sink, None
+                old, self._sink, self._next_sink = self._sink, self._next_sink, None
+                if isinstance(self._sink, Successor):
+                    self._sink.succeed(old)
                 self._direct = self._sink if isinstance(self._sink, DirectSink) else None
         if now < self._retry_at:
             if self._move_to_disk(now):
