@@ -144,7 +144,6 @@ class DaemonControl(Control):
         self._apply(rules)
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seeds = choose_community_seeds(new)
-        daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *list_warnings(rules.filter, rules.sinks, geoip)]
         return [*lines, *warnings] or ["nothing has changed"]

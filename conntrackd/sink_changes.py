@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from conntrackd import resources
 from conntrackd.config import options
 from conntrackd.config.option import Option
 from conntrackd.config.read import Config
@@ -67,7 +68,7 @@ def check_sinks(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> Non
 
 
 def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) -> list[SinkChange]:
-    """Whatever can be wrong with them is raised, and then nothing of it is left."""
+    """Whatever can be wrong with them is raised, and then nothing of it is left. Outboxes that come run."""
     found: list[SinkChange] = []
     wanted = [sink for sink in list_sinks(new) if sink.is_enabled]
     try:
@@ -77,6 +78,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
             elif any(sink.uses(option) for option in changes) or _has_another_key(daemon, sink):
                 queue = sink.config[sink.kind.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
+        _start(daemon, [change.made for change in found if isinstance(change.made, Outbox)])
     except BaseException:
         for change in found:
             if isinstance(change.made, Outbox):
@@ -84,6 +86,16 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
         raise
     names = {sink.name for sink in wanted}
     return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
+
+
+def _start(daemon: "Daemon", outboxes: Sequence[Outbox]) -> None:
+    """Here, where a thread that the system does not give fails the whole change. Raises ResourceError."""
+    try:
+        for outbox in outboxes:
+            outbox.start()
+    except RuntimeError as error:  # how CPython says so
+        more = len(outboxes) + len(daemon.outboxes) + len(daemon.pipeline.readers) - 1
+        raise resources.explain_threads(more) from error
 
 
 def _has_another_key(daemon: "Daemon", sink: ConfiguredSink) -> bool:
@@ -104,7 +116,6 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
             removed.append(daemon.outboxes.pop(name))
         elif isinstance(made, Outbox):
             daemon.outboxes[name] = made
-            made.start()
         else:
             daemon.outboxes[name].replace(made, queue)
     daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
