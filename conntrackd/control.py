@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import VERSION, logs, sink_changes
+from conntrackd import VERSION, logs, resources, sink_changes
 from conntrackd.active_filter import (
     RUN_TIME,
     CoreFilter,
@@ -99,6 +99,8 @@ class DaemonControl(Control):
                 logger.error(
                     "reload: %s\nhint: nothing has changed, but files and connections are opened anew", error
                 )
+            except Exception:  # the edge, as that of the bus is
+                logger.exception("reload: failed")
             finally:
                 self._daemon.notifier.ready()
 
@@ -187,8 +189,10 @@ class DaemonControl(Control):
         stats = self._daemon.stats
         try:
             lines = await change
-        except ConntrackdError:
+        except (ConntrackdError, OSError) as error:
             stats.reloads_failed_total += 1
+            if isinstance(error, OSError):  # modules are loaded late, and are files
+                resources.raise_descriptors(error)
             raise
         finally:
             self._collect_soon()

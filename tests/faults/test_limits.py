@@ -99,6 +99,35 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_reported_by
             assert "LimitNOFILE= in the unit" in running.said[1]
 
 
+@pytest.mark.parametrize("spare", range(8))
+def test_row_13_a_reload_with_too_few_descriptors_is_done_whole_or_not_at_all(
+    spare: int, tmp_path: Path
+) -> None:
+    path, spools = tmp_path / "conntrackd.yaml", [tmp_path / name for name in ("loki", "syslog")]
+    settings: dict[str, Any] = {"sink": {"stream": {"enable": True, "writer": "discard"}}}
+    path.write_text(json.dumps(settings))
+    with daemon("--config", str(path), prefix=["unshare", "-n"]) as running:
+        running.wait_for_start()
+        pid = running.process.pid
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(
+            pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + spare, limit[1])
+        )
+        settings["metrics"] = {"listen": f"unix://{tmp_path}/metrics"}
+        for spool, address in zip(spools, ("http://127.0.0.1:9", "tcp://127.0.0.1:9"), strict=True):
+            settings["sink"][spool.name] = {"enable": True, "address": address, "spool": str(spool)}
+        path.write_text(json.dumps(settings))
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(partial(find_line, running, "reload: "), "what became of it")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: find_line(running, "sink.syslog.enable is true"), "the sinks")
+        assert running.stop() == 0
+
+    assert not find_line(running, "is in use")
+    assert not find_line(running, "never retrieved")
+
+
 @pytest.mark.parametrize("threads", range(1, 7))
 def test_row_13_too_few_threads_are_reported_and_nothing_starts(threads: int) -> None:
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
