@@ -152,7 +152,8 @@ class DaemonControl(Control):
 
     def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
         """What a restart applies and no reload does; as lines for people."""
-        self._started = sink_changes.adopt(self._started or old, new, sinks)
+        removed = {change.name for change in sinks if change.made is None}
+        self._started = sink_changes.adopt(self._started or old, new, self._daemon.outboxes.keys() - removed)
         self._spoolless = sink_changes.list_without_spool(self._daemon, old, new, self._spoolless)
         waiting = list_unapplied(changed(self._started, new))
         lines = [f"{option.key} has changed and needs a restart" for option in waiting]

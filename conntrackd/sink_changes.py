@@ -7,7 +7,7 @@ what is left stays in its spool, if it has one, or is dropped and counted. The s
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -165,13 +165,13 @@ def list_without_spool(daemon: "Daemon", old: Config, new: Config, without: Sequ
     return found
 
 
-def adopt(started: Config, new: Config, changes: Sequence[SinkChange]) -> Config:
-    """The settings with which all runs, of which those of a sink that was added are the new ones.
+def adopt(started: Config, new: Config, running: Collection[str]) -> Config:
+    """The settings with which all runs, of which those of all but the `running` sinks are the new ones.
 
-    Compared with these the next reload reports what waits for a restart.
+    These go on as they were made. Compared with this the next reload reports what waits for a restart.
     """
-    added = {change.name for change in changes if isinstance(change.made, Outbox)}
-    fresh = [option for sink in list_sinks(new) if sink.name in added for option in sink.list_options()]
-    settings = {**started.settings, **{option.key: new.settings[option.key] for option in fresh}}
-    own = {name: sink for name, sink in new.named.items() if name in added or started.has(sink)}
-    return replace(started, settings=MappingProxyType(settings), named=MappingProxyType(own))
+    others = [sink for sink in list_sinks(new) if sink.name not in running]
+    fresh = {option.key: new.settings[option.key] for sink in others for option in sink.list_options()}
+    own = {name: sink for name, sink in new.named.items() if name not in running or started.has(sink)}
+    settings = MappingProxyType({**started.settings, **fresh})
+    return replace(started, settings=settings, named=MappingProxyType(own))

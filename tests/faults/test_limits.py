@@ -110,9 +110,7 @@ def test_row_13_a_reload_with_too_few_descriptors_is_done_whole_or_not_at_all(
         running.wait_for_start()
         pid = running.process.pid
         limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(
-            pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + spare, limit[1])
-        )
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + spare, limit[1]))
         settings["metrics"] = {"listen": f"unix://{tmp_path}/metrics"}
         for spool, address in zip(spools, ("http://127.0.0.1:9", "tcp://127.0.0.1:9"), strict=True):
             settings["sink"][spool.name] = {"enable": True, "address": address, "spool": str(spool)}
