@@ -11,10 +11,11 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from conntrackd.apart import run_apart
 from conntrackd.bus.control import Control
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.errors import ConfigError, describe_raise_site
+from conntrackd.errors import ConfigError, UnavailableError, describe_raise_site
 from conntrackd.metrics.listener import adopt_listeners, close_listener, open_listener, show_address
 from conntrackd.metrics.textfile import WRITE_SECONDS, TextFile
 from conntrackd.unwritten import Unwritten
@@ -168,10 +169,12 @@ class Metrics:
 
         while True:
             try:
-                await asyncio.to_thread(file.write, self._render(TEXT))
+                await run_apart(file.write, self._render(TEXT))
                 self.unwritten.clear()
             except OSError as error:
                 self.unwritten.fail(file.path, error)
+            except UnavailableError:
+                pass  # no thread to be had: the next time, perhaps
             await asyncio.sleep(WRITE_SECONDS)
 
     def _render(self, content_type: str) -> bytes:
