@@ -201,8 +201,6 @@ class Reader:
         """A batch of events, from decision to outboxes."""
         self.begun += 1
         pipeline = self._pipeline
-        if self._generation != pipeline.generation:
-            self._generation, self._locations = pipeline.generation, pipeline.open_locations()
         tables = self._take_tables()
         records, forgotten = tables.records, 0
         if self._flows is not None:  # before the rules ask how long a flow lasted
@@ -234,9 +232,12 @@ class Reader:
         self.done = self.begun
 
     def _take_tables(self) -> "Tables":
-        """Those in force, for a batch, with the sets of now; and the outboxes that the batch is for."""
-        self._outboxes = self._pipeline.outboxes  # first: the rules of one that comes are in force before it
-        tables = self._pipeline.tables[self._number]
+        """Those in force, for a batch, with the sets of now; and databases and outboxes for the batch."""
+        pipeline = self._pipeline
+        if self._generation != pipeline.generation:
+            self._generation, self._locations = pipeline.generation, pipeline.open_locations()
+        self._outboxes = pipeline.outboxes  # first: the rules of one that comes are in force before it
+        tables = pipeline.tables[self._number]
         if tables is not self._tables:
             self._tables = tables
             tables.use_sets()
@@ -442,8 +443,8 @@ class Reader:
         self, batch: EventBatch, found: Selection, event_type: EventType, note: Callable[[Selection], None]
     ) -> None:
         """Flows of the table, which rules know by this type. What they keep `note` gets, then the sinks."""
-        pipeline, locations = self._pipeline, self._locations
-        tables = self._take_tables()
+        pipeline, tables = self._pipeline, self._take_tables()
+        locations = self._locations
         if locations is not None:
             locations.locate(batch, found)
         batch.set_type(found, event_type)
