@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -34,6 +35,7 @@ from tests.messages import build_message
 from tests.rendering import render
 from tests.sinks.flows import make_flows
 from tests.sinks.syslog_servers import wait_until
+from tests.sinks.test_syslog import make as make_syslog
 
 CORE = ENGINES[0]
 SECONDS = 20.0
@@ -202,6 +204,33 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
     assert b"".join(received) == render(journal.TEMPLATE, flows).text
     assert sum(relays) > 0
     assert rig.stats.sink_events_delivered_total == len(flows)
+
+
+def test_a_syslog_server_that_goes_and_comes_back_gets_each_message_once(relays: list[int]) -> None:
+    """By the core, and what nobody was there for by the thread."""
+    received: list[bytes] = []
+    with pair() as (one, other), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
+        first.bind(("127.0.0.1", 0))
+        address = first.getsockname()
+        rig = Rig(one, other, make_syslog(f"udp://127.0.0.1:{address[1]}"), ("log any",))
+        rig.send_slowly(2 * STEP)
+        received += [first.recv(4096) for _ in range(2 * STEP)]
+        relayed = sum(relays)
+        first.close()
+        rig.send(STEP, 2 * STEP)
+        wait_until(lambda: rig.outbox.error, "the trouble")
+        away = rig.outbox.snapshot()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
+            second.bind(address)
+            second.settimeout(SECONDS)
+            received += [second.recv(4096) for _ in range(STEP)]
+            rig.stop()
+    numbers = [re.findall(rb'sequenceId="(\d+)".* flow="(\d+)"', message)[0] for message in received]
+
+    assert relayed > 0
+    assert (away.sink_events_delivered_total, away.sink_events_queued) == (2 * STEP, STEP)
+    assert numbers == [(b"%d" % (number + 1), b"%d" % number) for number in range(3 * STEP)]
+    assert rig.outbox.snapshot().sink_bytes_total == sum(map(len, received))
 
 
 def test_a_pipe_and_a_file_get_all_events_without_python(

@@ -18,7 +18,7 @@ class Batch:
         drops: int,
         milliseconds: int,
         table: Table,
-        outlets: tuple[tuple[Template, int, int, int], ...],
+        outlets: tuple[tuple[Template, int, int, int, int, int], ...],
         /,
     ) -> tuple[
         tuple[int, ...],
@@ -27,7 +27,7 @@ class Batch:
         tuple[
             tuple[
                 tuple[tuple[int, int, int, int], ...],
-                tuple[bytes, bytes, tuple[tuple[int, int, int], ...], bytes, int, bool, int],
+                tuple[bytes, bytes, tuple[tuple[int, int, int], ...], bytes, int, bool, int, int, int],
             ],
             ...,
         ],

@@ -12,6 +12,12 @@
 
 #define MOST_OUTLETS 8 /* of a relay */
 
+/* Room for messages on their way: it grows, and is kept for the next ones. */
+struct frames {
+	uint32_t *ends; /* and behind them the text */
+	size_t bytes;
+};
+
 struct batch {
 	struct object object;
 	struct ring ring;
@@ -22,6 +28,7 @@ struct batch {
 	uint16_t *indexes; /* room for a selection of all of them, while it is made */
 	size_t count, capacity;
 	struct output outputs[MOST_OUTLETS]; /* the first is render()'s, too */
+	struct frames frames;
 	atomic_bool is_interrupted; /* see relay_batches() */
 };
 

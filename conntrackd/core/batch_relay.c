@@ -1,6 +1,7 @@
 /* Batches that need nothing of Python: received, decided, rendered and written one after the other. */
 #include "decide.h"
 #include "outlet.h"
+#include "send.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@ struct relay {
 
 	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
 	size_t forged, malformed; /* of the last batch, too */
+	bool is_full; /* and whether it filled the slots */
 	struct fill fill; /* after the last receive */
 	uint32_t peak; /* the most bytes that were queued */
 	uint64_t looked_ns; /* when the counter of drops was still the same; 0 where that was not seen */
@@ -26,7 +28,7 @@ struct relay {
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count;
 	size_t outlet_count;
-	bool writes; /* whether an outlet is written to here */
+	bool spreads; /* whether another thread is to write what comes under a high load */
 	struct outlet outlets[MOST_OUTLETS];
 };
 
@@ -75,18 +77,20 @@ static int receive_next(struct relay *relay, int patience_ms)
 	return code;
 }
 
-/* A full batch means a high load: Python queues it, so that the sink's thread writes it on another core. */
-static bool is_for_python(const struct relay *relay)
+/* Two full batches in a row mean a high load: Python queues one, so that a sink's thread writes it on another core. */
+static bool is_for_python(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
+	const bool was_full = relay->is_full;
 
+	relay->is_full = (size_t)relay->received == batch->ring.slots;
 	return atomic_exchange(&batch->is_interrupted, false) || relay->fill.drops != relay->drops ||
-	       (relay->writes && (size_t)relay->received == batch->ring.slots);
+	       (relay->spreads && was_full && relay->is_full);
 }
 
 /* Relays for so long, or until there is something for Python to do: a batch that came after interrupt(), with a loss,
- * or, where it is to be written, that fills the slots; what could not be written at once; no room. An errno, 0 for
- * none.
+ * or, where it is to be written, with the second one that fills the slots; what could not be written at once; no room.
+ * An errno, 0 for none.
  */
 static int relay_batches(struct relay *relay)
 {
@@ -128,14 +132,14 @@ static PyObject *make_result(const struct relay *relay)
 static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments)
 {
 	struct outlet *outlet = &relay->outlets[relay->outlet_count];
-	Py_ssize_t room;
+	Py_ssize_t room, number, vain;
 	int way;
 
-	if (!PyArg_ParseTuple(arguments, "O!iin:outlet", find_state(self)->template, &outlet->object, &way,
-			      &outlet->descriptor, &room))
+	if (!PyArg_ParseTuple(arguments, "O!iinnn:outlet", find_state(self)->template, &outlet->object, &way,
+			      &outlet->descriptor, &number, &vain, &room))
 		return false;
-	if (way < 0 || way >= WAYS || room < 0) {
-		PyErr_SetString(PyExc_ValueError, "no such way, or less than nothing");
+	if (way < 0 || way >= WAYS || room < 0 || vain < 0 || number < 1 || number > MAX_SEQUENCE) {
+		PyErr_SetString(PyExc_ValueError, "no such way, no number of a message, or less than nothing");
 		return false;
 	}
 	outlet->template = open_object_template(outlet->object);
@@ -144,10 +148,12 @@ static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments
 		return false;
 	}
 	outlet->way = (enum way)way;
+	outlet->number = (uint32_t)number;
+	outlet->vain = (size_t)vain;
 	outlet->room = (size_t)room;
 	outlet->output = &relay->batch->outputs[relay->outlet_count++];
 	clear_output(outlet->output);
-	relay->writes |= way != WAY_KEEP;
+	relay->spreads |= way == WAY_WRITE || way == WAY_NOWAIT || way == WAY_SEND;
 	return is_idle(outlet->object);
 }
 

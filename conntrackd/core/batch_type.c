@@ -302,6 +302,7 @@ static void batch_dealloc(PyObject *self)
 	close_ring(&batch->ring);
 	for (size_t output = 0; output < MOST_OUTLETS; output++)
 		close_output(&batch->outputs[output]);
+	free(batch->frames.ends);
 	Py_XDECREF(batch->loaded);
 	free(batch->events);
 	free(batch->indexes);

@@ -3,8 +3,10 @@
 
 #include "send.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -45,23 +47,82 @@ static size_t write_lines(struct outlet *outlet, const char *text, const uint32_
 	return lines;
 }
 
-static size_t write_output(struct outlet *outlet, const struct output *output)
+/* The error that datagrams before have brought, 0 for none; it is forgotten then. */
+static int read_error(int socket)
 {
-	int error;
+	int error = 0;
+	socklen_t size = sizeof(error);
+
+	return getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size) ? errno : error;
+}
+
+/* False for want of memory, and where it would be too much. */
+static bool reserve_frames(struct frames *frames, const struct output *output)
+{
+	const size_t bound = bound_frames(output->length, output->count);
+	const size_t bytes = output->count * sizeof(*frames->ends) + bound;
+
+	if (bound && bytes > frames->bytes) {
+		free(frames->ends);
+		frames->ends = malloc(bytes);
+		frames->bytes = frames->ends ? bytes : 0;
+	}
+	return bound && frames->bytes;
+}
+
+/* How many messages of syslog went out, and in `bytes` of what size. */
+static size_t send_messages(struct outlet *outlet, struct frames *frames, const struct output *output, size_t *bytes)
+{
+	const bool segments = outlet->way == WAY_SEGMENT;
+	const enum framing framing = segments ? FRAME_PADDED : FRAME_NONE;
+	uint32_t number = outlet->number;
+	size_t sent;
+	char *text;
+
+	if (!reserve_frames(frames, output))
+		return 0;
+	text = (char *)(frames->ends + output->count);
+	frame_parts(output->text, output->ends, output->count, &number, framing, text, frames->ends);
+	sent = send_parts(outlet->descriptor, text, frames->ends, output->count, 0, 0, segments, &outlet->error);
+	if (!outlet->error && outlet->vain)
+		outlet->error = read_error(outlet->descriptor);
+	if (outlet->error == ECONNREFUSED)
+		sent -= sent < outlet->vain ? sent : outlet->vain;
+	if (sent < output->count) { /* the others get theirs when they go out */
+		number = outlet->number;
+		frame_parts(output->text, output->ends, sent, &number, framing, text, frames->ends);
+	}
+	outlet->number = number;
+	*bytes = sent ? frames->ends[sent - 1] : 0;
+	return sent;
+}
+
+static size_t write_output(struct outlet *outlet, struct frames *frames, size_t *bytes)
+{
+	const struct output *output = outlet->output;
+	size_t count = 0;
 
 	switch (outlet->way) {
 	case WAY_DISCARD:
-		return output->count;
+		count = output->count;
+		break;
 	case WAY_WRITE:
 	case WAY_NOWAIT:
-		return write_lines(outlet, output->text, output->ends, output->count);
+		count = write_lines(outlet, output->text, output->ends, output->count);
+		break;
 	case WAY_SEND:
-		return send_parts(outlet->descriptor, output->text, output->ends, output->count, 0, 0, false, &error);
+		count = send_parts(outlet->descriptor, output->text, output->ends, output->count, 0, 0, false,
+				   &outlet->error);
+		break;
+	case WAY_NUMBER:
+	case WAY_SEGMENT:
+		return send_messages(outlet, frames, output, bytes);
 	case WAY_KEEP:
 	case WAYS:
 		break;
 	}
-	return 0;
+	*bytes = count ? output->ends[count - 1] : 0;
+	return count;
 }
 
 static void note_rest(struct outlet *outlet, const struct batch *batch, uint16_t index)
@@ -71,19 +132,19 @@ static void note_rest(struct outlet *outlet, const struct batch *batch, uint16_t
 }
 
 /* False where something is left of it. */
-static bool hand_on(struct outlet *outlet, const struct batch *batch)
+static bool hand_on(struct outlet *outlet, struct batch *batch)
 {
 	struct output *output = outlet->output;
 	const struct event *first = &batch->events[batch->indexes[0]];
-	size_t count = write_output(outlet, output);
+	size_t bytes, count = write_output(outlet, &batch->frames, &bytes);
 
 	if (count)
 		outlet->written[outlet->written_count++] =
 			(struct written){ first->time == batch->received_ns ? 0 : first->time,
-					  read_clock(CLOCK_REALTIME), count, output->ends[count - 1] };
+					  read_clock(CLOCK_REALTIME), count, bytes };
 	if (count == output->count) {
 		clear_output(output);
-		return outlet->written_count < MOST_WRITTEN;
+		return outlet->written_count < MOST_WRITTEN && !outlet->error;
 	}
 	outlet->rest_first = count;
 	note_rest(outlet, batch, batch->indexes[count]);
@@ -107,7 +168,7 @@ static bool append_streams(struct outlet *outlet, const struct stream *streams, 
 	return true;
 }
 
-int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept)
+int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept)
 {
 	struct output *output = outlet->output;
 	struct stream streams[MAX_STREAMS];
@@ -140,11 +201,12 @@ PyObject *list_passed(const void *item)
 
 	for (size_t event = first; event < output->count; event++)
 		output->ends[event] -= begin;
-	return Py_BuildValue("N(NNNNKNn)",
+	return Py_BuildValue("N(NNNNKNnIi)",
 			     make_tuple(outlet->written, outlet->written_count, sizeof(*outlet->written), make_written),
 			     make_bytes(output->text + begin, output->length - begin),
 			     make_bytes(output->ends + first, count * sizeof(*output->ends)),
 			     list_found_streams(outlet->streams, outlet->stream_count),
 			     make_bytes(output->moments, outlet->stream_count ? count * sizeof(*output->moments) : 0),
-			     outlet->rest_time, PyBool_FromLong(outlet->rest_is_timed), (Py_ssize_t)outlet->rest_torn);
+			     outlet->rest_time, PyBool_FromLong(outlet->rest_is_timed), (Py_ssize_t)outlet->rest_torn,
+			     outlet->number, outlet->error);
 }

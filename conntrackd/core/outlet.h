@@ -14,6 +14,8 @@ enum way {
 	WAY_WRITE, /* to a descriptor that does not block, in whole lines that a pipe keeps together */
 	WAY_NOWAIT, /* the same to one that was inherited, and may block: by RWF_NOWAIT */
 	WAY_SEND, /* as datagrams, over a connected socket */
+	WAY_NUMBER, /* the same, each with the number of a syslog message: see frame_parts() */
+	WAY_SEGMENT, /* the same, padded, and several in one call: see send_parts() */
 	WAYS,
 };
 
@@ -30,6 +32,9 @@ struct outlet {
 	struct output *output; /* the batch's, with what is left for Python in the end */
 	enum way way;
 	int descriptor;
+	uint32_t number; /* of the next message of syslog */
+	size_t vain; /* what is refused, so many datagrams before it went nowhere: see SyslogSink */
+	int error; /* what the socket had to say, and nobody will hear again */
 	size_t room; /* events that may wait for Python */
 	size_t written_count;
 	struct written written[MOST_WRITTEN];
@@ -45,10 +50,11 @@ struct outlet {
 /* The first `kept` of the batch's indexes as text, and what can be of it on its way: 1 where the next batch may follow,
  * 0 where not, for want of room or because something is left; -1 for want of memory.
  */
-int pass_batch(struct outlet *outlet, const struct batch *batch, size_t kept);
+int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept);
 
 /* Of one outlet, what was written, and what was not: text, ends, streams, moments, time of its first event, whether the
- * kernel gave that, and bytes of it that were written. NULL with an exception.
+ * kernel gave that, and bytes of it that were written; the number of the next message, and an errno. NULL with an
+ * exception.
  */
 PyObject *list_passed(const void *outlet);
 

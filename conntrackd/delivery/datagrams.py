@@ -123,6 +123,10 @@ class DatagramSocket:
 
     def __init__(self, sock: socket.socket, patience: float, *, segments: bool = False) -> None:
         """`patience`: seconds that the receiver may keep us waiting for room. `segments`: see core/send.h."""
+        # A missing receiver is reported with the next datagram of UDP, and sendmmsg(2) hides that when it has
+        # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
+        # What goes as one call is refused as one.
+        self._vain = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2
         sock.setblocking(False)
         self._socket = sock
         self._patience_ms = int(patience * 1000)
@@ -134,6 +138,7 @@ class DatagramSocket:
         """How many of the first messages were taken, and why no more were."""
         sent, total = 0, len(ends) // END_BYTES
         with self._lock:
+            code = 0
             while sent < total and not self._is_closed:
                 until = min(total, sent + MAX_MESSAGES)
                 count, code = send(
@@ -146,27 +151,34 @@ class DatagramSocket:
                 )
                 sent += count
                 if code:
-                    return sent, OSError(code, STALLED if code == errno.ETIMEDOUT else os.strerror(code))
+                    break
             if self._is_closed:
                 self._socket.close()
-        return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))
+                return sent, None if sent == total else OSError(errno.EBADF, os.strerror(errno.EBADF))
+            sent, code = self._hear(sent, code)
+        reason = STALLED if code == errno.ETIMEDOUT else os.strerror(code)
+        return sent, OSError(code, reason) if code else None
 
-    def try_send(self, text: bytes, ends: bytes) -> int:
-        """How many of the first messages were taken at once. Never waits, and send() finds what is wrong."""
+    def try_send(self, text: bytes, ends: bytes) -> tuple[int, int]:
+        """How many of the first messages were taken at once, and an errno, 0 for none. Never waits."""
         if not self._lock.acquire(blocking=False):
-            return 0
+            return 0, 0
         try:
-            return 0 if self._is_closed else send(self._socket.fileno(), text, ends, 0, 0, self._segments)[0]
+            if self._is_closed:
+                return 0, 0
+            return self._hear(*send(self._socket.fileno(), text, ends, 0, 0, self._segments))
         finally:
             self._lock.release()
 
-    def lend(self) -> Loan | None:
-        """For messages that need no segments: see DirectSink."""
-        return None if self._is_closed else Loan(Way.SEND, self._socket.fileno())
+    def lend(self, way: Way = Way.SEND, number: int = 1) -> Loan | None:
+        """See DirectSink and Loan."""
+        return None if self._is_closed else Loan(way, self._socket.fileno(), number, self._vain)
 
-    def read_error(self) -> int:
-        """The error that the last datagrams have brought (SO_ERROR), 0 for none. It is forgotten then."""
-        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def _hear(self, sent: int, code: int) -> tuple[int, int]:
+        """How many were taken indeed, and an errno: that of the call, or what they have brought since."""
+        if self._vain and not code:
+            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # once: it is forgotten then
+        return max(0, sent - self._vain) if code == errno.ECONNREFUSED else sent, code
 
     def close(self) -> None:
         """End a send that waits. The receiver sees nothing of it."""

@@ -110,8 +110,8 @@ class Inlet:
                 self._stats.sink_events_taken_total += events
                 self._delays.is_timed = bool(time_ns)
                 self._count_written(events, size, time_ns, done_ns)
-            if passed.torn and self._direct is not None:
-                self._direct.note_begun(passed.rest.text[: passed.torn])
+            if self._is_lent and self._direct is not None:
+                self._direct.end_loan(passed)
             if passed.rest.events:
                 # What was reported meanwhile follows them: it would come between the halves of a line.
                 reported = self._waiting.pop_waiting() if self._is_lent else []
@@ -157,13 +157,11 @@ class Inlet:
     def _write_directly(self, sink: DirectSink, rendered: Rendered) -> int:
         """How many events went out at once: the thread, which would have to be woken, gets the others."""
         try:
-            written = sink.try_write(rendered)
+            written, size = sink.try_write(rendered)
         except Exception as error:  # a mistake in a sink must not end the reader; write() will show it
             logger.debug("sink %s: direct write: %s", self.name, describe(error))
             return 0
         if written:
-            is_all = written == rendered.events
-            size = len(rendered.text) if is_all else rendered.get_end(written)
             self._count_written(written, size, rendered.time)
         return written
 

@@ -19,6 +19,10 @@ class Way(IntEnum):
     """The same to one that was inherited, and may block."""
     SEND = 4
     """As datagrams over a connected socket."""
+    NUMBER = 5
+    """The same, each with its number of a syslog message."""
+    SEGMENT = 6
+    """The same, padded, and many in one call."""
 
 
 class Loan(NamedTuple):
@@ -26,6 +30,10 @@ class Loan(NamedTuple):
 
     way: Way
     descriptor: int = -1
+    number: int = 1
+    """Of the next message of syslog."""
+    vain: int = 0
+    """So many of the datagrams before one that is refused (ECONNREFUSED) went nowhere, too."""
 
 
 class Written(NamedTuple):
@@ -47,6 +55,10 @@ class Passed(NamedTuple):
     """Whether it has the kernel's times."""
     torn: int = 0
     """Bytes of it that were."""
+    number: int = 0
+    """Of the next message of syslog; 0 where nothing was lent."""
+    error: int = 0
+    """What the socket had to say, an errno: it says it once."""
 
 
 NOTHING_PASSED: Final = Passed()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from conntrackd.delivery.loan import Loan
+from conntrackd.delivery.loan import Loan, Passed
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 
@@ -108,14 +108,17 @@ class Sink(Protocol):
 class DirectSink(Sink, Protocol):
     """A sink that can be written to without waiting for anything."""
 
-    def try_write(self, rendered: Rendered) -> int:
-        """How many of the first events were accepted at once. From any thread; never blocks, never fails."""
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
+        """How many of the first events were accepted at once, and as how many bytes.
+
+        From any thread; never blocks, never fails.
+        """
 
     def lend(self) -> Loan | None:
         """What try_write() writes to, for a while in which nothing else is called; None for not now."""
 
-    def note_begun(self, begun: bytes) -> None:
-        """The begin of a record was written, the end of which comes to write() with the whole of it."""
+    def end_loan(self, passed: Passed) -> None:
+        """What became of it. What was begun or refused comes to write(), the whole of it."""
 
 
 @runtime_checkable

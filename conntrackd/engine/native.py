@@ -275,8 +275,8 @@ class NativeEngine:
             tuple((template.core, *loan, room) for template, loan, room in outlets),
         )
         passed = []
-        for written, (text, ends, streams, moments, first, is_timed, torn) in found:
+        for written, (text, ends, streams, moments, first, is_timed, *others) in found:
             kinds = tuple(starmap(Stream, streams))
             rest = Rendered(text, ends, len(ends) // END_BYTES, first, kinds, moments)
-            passed.append(Passed(tuple(map(Written._make, written)), rest, is_timed, torn))
+            passed.append(Passed(tuple(map(Written._make, written)), rest, is_timed, *others))
         return Relayed(received, *counts, tally, passed)

@@ -60,6 +60,10 @@ class Addresses:
                 return sock
         raise last or OSError(errno.EADDRNOTAVAIL, "no address")
 
+    def are_known(self) -> bool:
+        """Whether have_moved() has nothing to find out for now. From any thread."""
+        return not self._is_name or (self._answer is None and self._clock() - self._asked_at < ASK_SECONDS)
+
     def have_moved(self, sock: socket.socket) -> bool:
         """Whether the name leads elsewhere now than this socket does. Never waits for the answer.
 

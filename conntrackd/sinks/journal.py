@@ -17,7 +17,7 @@ from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config
 from conntrackd.delivery.datagrams import DatagramSocket
-from conntrackd.delivery.loan import Loan
+from conntrackd.delivery.loan import Loan, Passed
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.netlink.constants import SO_SNDBUFFORCE
 from conntrackd.render import journal
@@ -73,19 +73,20 @@ class JournalSink:
             written += part.events
         return sum(len(part.text) for part in parts)
 
-    def try_write(self, rendered: Rendered) -> int:
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
         """See DirectSink."""
         sock = self._socket  # the sink's thread may let go of it meanwhile
         if sock is None or rendered.events > DIRECT_EVENTS:
-            return 0
-        return sock.try_send(rendered.text, rendered.ends)
+            return 0, 0
+        sent, _ = sock.try_send(rendered.text, rendered.ends)
+        return sent, rendered.get_end(sent)
 
     def lend(self) -> Loan | None:
         """See DirectSink."""
         return None if self._socket is None else self._socket.lend()
 
-    def note_begun(self, begun: bytes) -> None:
-        """See DirectSink. No datagram is ever taken in part."""
+    def end_loan(self, passed: Passed) -> None:
+        """See DirectSink. No datagram is taken in part, and what is wrong the next one shows, too."""
 
     def close(self) -> None:
         sock, self._socket = self._socket, None

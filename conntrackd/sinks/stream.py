@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
-from conntrackd.delivery.loan import Loan, Way
+from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.delivery.sink import Sink, SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system, locate_standard, name_standard
 from conntrackd.render import json
@@ -126,14 +126,15 @@ class StreamSink:
                 raise
         return sum(map(len, texts))
 
-    def try_write(self, rendered: Rendered) -> int:
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
         """See DirectSink: only what a descriptor takes that says by itself when it would have to wait."""
         if self._discards:
-            return rendered.events
+            return rendered.events, len(rendered.text)
         if not self._is_direct or len(rendered.text) > DIRECT_BYTES or not self._lock.acquire(blocking=False):
-            return 0
+            return 0, 0
         try:
-            return rendered.count_within(self._write_at_once(rendered.text))
+            count = rendered.count_within(self._write_at_once(rendered.text))
+            return count, rendered.get_end(count)
         finally:
             self._lock.release()
 
@@ -145,9 +146,9 @@ class StreamSink:
             return None
         return Loan(Way.NOWAIT if self._path is None else Way.WRITE, self._descriptor)
 
-    def note_begun(self, begun: bytes) -> None:
+    def end_loan(self, passed: Passed) -> None:
         """See DirectSink."""
-        self._begun = begun
+        self._begun = passed.rest.text[: passed.torn]
 
     def _write_at_once(self, text: bytes) -> int:
         """How many bytes are there, of whole lines where the descriptor keeps pieces together."""

@@ -16,11 +16,11 @@ from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
 from conntrackd.config.together import get_syslog_form
 from conntrackd.delivery.datagrams import (
-    MAX_SEGMENTS,
     DatagramSocket,
     Framing,
     frame,
 )
+from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
 from conntrackd.render.syslog import make_template
@@ -75,7 +75,8 @@ class SyslogSink:
         self.template = template
         self.batch_wait = 0.0 if target.path else BATCH_WAIT
         self._target = target
-        self._framing = framing
+        self._stream_framing = framing
+        self._framing = framing  # that of the socket
         self._tls = tls
         self._segments = segments and target.scheme == "udp"
         self._credentials: Credentials | None = None
@@ -84,6 +85,7 @@ class SyslogSink:
         self._socket: socket.socket | None = None
         self._datagrams: DatagramSocket | None = None
         self._refusals = 0
+        self._error = 0  # the errno that a loan has met
         self._number = 1  # of the next message
 
     def open(self) -> None:
@@ -92,8 +94,12 @@ class SyslogSink:
             self._socket.settimeout(SEND_SECONDS)
             if self._socket.type == socket.SOCK_DGRAM:
                 self._datagrams = DatagramSocket(self._socket, SEND_SECONDS, segments=self._segments)
+                self._framing = Framing.PADDED if self._segments else Framing.NONE
+            else:  # whether a local socket is a stream, connecting shows
+                is_local = self._socket.family == socket.AF_UNIX
+                self._framing = Framing.NUL if is_local else self._stream_framing
         except OSError as error:
-            raise SinkUnavailable(f"{self._describe_target()}: {name_cause(error)}") from error
+            raise SinkUnavailable(self._explain(error)) from error
 
     def _connect(self) -> socket.socket:
         match self._target.scheme:
@@ -127,14 +133,13 @@ class SyslogSink:
         if self._socket is not None and self._leads_elsewhere(self._socket):
             self.close()
             self.open()
-        sock = self._socket
+        sock, error, self._error = self._socket, self._error, 0
         if sock is None:
             raise SinkUnavailable("closed")
-        framing = Framing.PADDED if self._segments else Framing.NONE
-        if sock.type == socket.SOCK_STREAM:
-            # Whether a local socket is a stream, connecting shows.
-            framing = Framing.NUL if sock.family == socket.AF_UNIX else self._framing
-        text, ends, number = self._frame(parts, framing)
+        if error:
+            raise self._refuse(OSError(error, os.strerror(error)))
+        # The messages joined are a copy that is needed no longer than this takes.
+        text, ends, number = self._frame(join(parts))
         try:
             if self._datagrams is not None:
                 self._write_datagrams(self._datagrams, text, ends)
@@ -144,16 +149,14 @@ class SyslogSink:
             messages = join(parts)
             # A loss is one message and no event.
             trouble.written = min(trouble.written, messages.events)
-            written = messages.split(trouble.written)[0]
-            self._number = frame(written.text, written.ends, self._number, framing)[2]
+            self._number = self._frame(messages.split(trouble.written)[0])[2]
             raise
         self._number = number
         return len(text)
 
-    def _frame(self, parts: Sequence[Rendered], framing: Framing) -> tuple[bytes, bytes, int]:
-        """What goes out. The messages joined are a copy that is needed no longer than this takes."""
-        messages = join(parts)
-        return frame(messages.text, messages.ends, self._number, framing)
+    def _frame(self, messages: Rendered) -> tuple[bytes, bytes, int]:
+        """What goes out, where each message ends, and the number of the next one."""
+        return frame(messages.text, messages.ends, self._number, self._framing)
 
     def _leads_elsewhere(self, sock: socket.socket) -> bool:
         """Whether a new connection would be another: the name's address has changed, or our certificate."""
@@ -162,22 +165,45 @@ class SyslogSink:
         has_others = self._credentials is not None and self._credentials.have_changed()
         return has_others or self._addresses.have_moved(sock)
 
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
+        """See DirectSink."""
+        sock = self._datagrams
+        if sock is None or self.lend() is None:
+            return 0, 0
+        text, ends, number = self._frame(rendered)
+        sent, error = sock.try_send(text, ends)
+        if sent < rendered.events:  # the others get their numbers when they go out
+            text, _, number = self._frame(rendered.split(sent)[0])
+        self.end_loan(Passed(number=number, error=error))
+        return sent, len(text)
+
+    def lend(self) -> Loan | None:
+        """See DirectSink. Datagrams; whether their receiver has another address now, write() finds out."""
+        is_certain = self._target.path or self._addresses.are_known()
+        if self._datagrams is None or self._error or not is_certain:
+            return None
+        return self._datagrams.lend(Way.SEGMENT if self._segments else Way.NUMBER, self._number)
+
+    def end_loan(self, passed: Passed) -> None:
+        """See DirectSink. For want of room write() waits, and what is too long it refuses."""
+        self._number = passed.number or self._number
+        if passed.error not in (errno.ETIMEDOUT, errno.EMSGSIZE):
+            self._error = passed.error
+
     def _write_datagrams(self, sock: DatagramSocket, text: bytes, ends: bytes) -> None:
-        # A missing receiver is reported with the next datagram, and sendmmsg(2) hides that when it has
-        # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
-        # What goes as one call is refused as one.
-        vain = 0 if self._target.path else MAX_SEGMENTS if self._segments else 2
         sent, error = sock.send(text, ends)
-        if error is None and vain and (code := sock.read_error()):
-            error = OSError(code, os.strerror(code))
         if error is None:
             return
-        reason = f"{self._describe_target()}: {name_cause(error)}"
         if error.errno == errno.EMSGSIZE:  # no message of ours is that long; it will never be taken
-            raise SinkRevised(reason, written=sent, refused=1) from error
-        self._refusals += 1
-        vain = vain if error.errno == errno.ECONNREFUSED else 0
-        raise SinkUnavailable(reason, written=max(0, sent - vain)) from error
+            raise SinkRevised(self._explain(error), written=sent, refused=1) from error
+        raise self._refuse(error, sent) from error
+
+    def _refuse(self, error: OSError, written: int = 0) -> SinkUnavailable:
+        self._refusals += 1  # the next address is tried then
+        return SinkUnavailable(self._explain(error), written=written)
+
+    def _explain(self, error: OSError) -> str:
+        return f"{self._describe_target()}: {name_cause(error)}"
 
     def _write_stream(self, sock: socket.socket, text: bytes, ends: bytes) -> None:
         data, sent = memoryview(text), 0
@@ -189,8 +215,7 @@ class SyslogSink:
         except OSError as error:
             # Of what TLS has sent nobody knows how much of it was ours.
             there = 0 if self._tls is not None else sent - _count_unacknowledged(sock)
-            reason = f"{self._describe_target()}: {name_cause(error)}"
-            raise SinkUnavailable(reason, written=count_ends(ends, max(0, there))) from error
+            raise SinkUnavailable(self._explain(error), written=count_ends(ends, max(0, there))) from error
 
     def _describe_target(self) -> str:
         target = self._target

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.loan import Loan
+from conntrackd.delivery.loan import Loan, Passed
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkTrouble, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -145,18 +145,18 @@ class FakeDirectSink(FakeSink):
         self.loan: Loan | None = None
         self.begun = b""
 
-    def try_write(self, rendered: Rendered) -> int:
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
         count = min(self.room, rendered.events)
         self.room -= count
         self.direct.append(count)
         self.received += show([rendered.split(count)[0]])
-        return count
+        return count, rendered.get_end(count)
 
     def lend(self) -> Loan | None:
         return self.loan
 
-    def note_begun(self, begun: bytes) -> None:
-        self.begun = begun
+    def end_loan(self, passed: Passed) -> None:
+        self.begun = passed.rest.text[: passed.torn]
 
 
 def compute_imbalance(stats: SinkStats) -> int:

@@ -676,7 +676,7 @@ def test_what_comes_while_the_thread_finds_nothing_to_do_is_not_written_past_it(
 
 def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
     class Mistaken(FakeDirectSink):
-        def try_write(self, rendered: Rendered) -> int:
+        def try_write(self, rendered: Rendered) -> tuple[int, int]:
             raise KeyError("descriptor")
 
     sink = Mistaken()

@@ -198,7 +198,7 @@ def test_a_mistake_in_a_spool_costs_the_sink_and_not_its_thread() -> None:
 class NarrowSink(FakeDirectSink):
     """Takes some at once, and now and then nothing, as a pipe with a reader does."""
 
-    def try_write(self, rendered: Rendered) -> int:
+    def try_write(self, rendered: Rendered) -> tuple[int, int]:
         self.room = (7 * len(self.direct)) % 5
         return super().try_write(rendered)
 

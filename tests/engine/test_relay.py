@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 
-from conntrackd.core import _core as core
+from conntrackd.delivery.datagrams import MAX_SEQUENCE
 from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed
 from conntrackd.engine.native import NativeEngine
@@ -22,50 +22,15 @@ from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import EventType, Flow
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import join
-from tests.engine.feed import ENGINES, PATIENCE_MS, pair
+from tests.engine.feed import ALL, ENGINE, ENGINES, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 
-ENGINE = NativeEngine(True)
-ALL = ENGINE.compile_table([])
 KEEP = Loan(Way.KEEP)
-SECONDS = 0.05
-ROOM = 100
 EVENT_TIME_BYTES = 12  # the last attribute
 FEW_SLOTS = 4
-FORM = ENGINE.compile_template(json.TEMPLATE)
-
-
-class Feed:
-    """A batch, and the pair of sockets that it reads from."""
-
-    def __init__(self, slots: int, one: socket.socket, other: socket.socket) -> None:
-        self.batch = core.Batch(slots, 2048, True)
-        self.one, self.other = one, other
-
-    def send(self, flows: Sequence[Flow]) -> None:
-        for flow in flows:
-            self.other.send(build_message(flow))
-
-    def send_singly(self, flows: Sequence[Flow]) -> None:
-        """Each when the one before it has been received."""
-        for flow in flows:
-            self.send([flow])
-            while select.select([self.one], [], [], 0)[0]:
-                pass
-
-    def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
-        return self.relay_to([Outlet(FORM, loan, room)], table, drops)
-
-    def relay_to(self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0) -> Relayed:
-        link = Link(self.one.fileno(), 0, drops)
-        return ENGINE.relay(self.batch, table, link, outlets, SECONDS)  # type: ignore[arg-type]
-
-    def list_left(self) -> list[int]:
-        """The ids of what was received and not relayed."""
-        return [self.batch.describe(index)["id"] for index in range(len(self.batch))]
 
 
 @pytest.fixture
@@ -162,13 +127,13 @@ def test_a_batch_with_a_loss_is_left(feed: Feed) -> None:
     assert (feed.list_left(), left.batches, left.looked_ns) == ([0, 1, 2], 0, 0)
 
 
-def test_a_full_batch_is_left_to_who_has_another_thread_to_write_it(
+def test_a_second_full_batch_is_left_to_who_has_another_thread_to_write_it(
     narrow: Feed, pipe: tuple[int, int]
 ) -> None:
-    narrow.send(make_flows(FEW_SLOTS))
+    narrow.send(make_flows(2 * FEW_SLOTS))
     left = narrow.relay(Loan(Way.WRITE, pipe[1]))
 
-    assert (narrow.list_left(), left.batches) == ([0, 1, 2, 3], 0)
+    assert (narrow.list_left(), left.batches) == ([4, 5, 6, 7], 1)
 
 
 def test_what_waits_in_the_queue_is_kept_as_one_text_and_no_more_than_there_is_room_for(
@@ -373,9 +338,12 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
 
     with pytest.raises(ValueError, match="by stream"):
         feed.relay_to([Outlet(by_stream, Loan(Way.DISCARD), ROOM)])
-    for way, room in ((5, 1), (-1, 1), (0, -1)):
+    for way, number, vain, room in (
+        *((len(Way), 1, 0, 1), (-1, 1, 0, 1), (0, 0, 0, 1), (0, MAX_SEQUENCE + 1, 0, 1)),
+        *((0, 1, -1, 1), (0, 1, 0, -1)),
+    ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, room),))
+            feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, number, vain, room),))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
