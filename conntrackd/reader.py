@@ -163,15 +163,16 @@ class Reader:
     def _receive(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
         """Receive one batch of any socket, perhaps after some that are relayed, and process it."""
         self.turns += 1
-        relayed = self._relay(events, gather_us) if relays else None
+        relayed, decided = self._relay(events, gather_us) if relays else None, None
         if relayed is None:
             received, batches = self.batch.receive(events.fileno(), patience_ms, gather_us), 0
         else:
-            received, batches = relayed.received, relayed.batches
+            received, batches, decided = relayed.received, relayed.batches, relayed.decided
         datagrams, forged, malformed, used, size, drops = received
-        self._hears = datagrams + batches > 0
+        # What follows a new address has perhaps one, too.
+        self._hears = datagrams + batches > 0 and decided is None
         if datagrams:
-            self.process(self.batch, datagrams, forged, malformed)
+            self.process(self.batch, datagrams, forged, malformed, decided)
         else:
             self._take_tables()  # or those of before would stay in memory
         if self.fill != (used, size):
@@ -191,21 +192,27 @@ class Reader:
         self.begun += 1
         templates = [self._compile(self._identify(outbox)) for outbox in self._outboxes]
         link = Link(events.fileno(), gather_us, self.reported.drops)
-        relayed = relay(pipeline, self._outboxes, templates, self.batch, tables.filter, link)
+        relayed = relay(pipeline, self._outboxes, templates, self.batch, tables.filter, self._locations, link)
         self.done = self.begun
         if relayed is not None:
             self._looked_ns = relayed.looked_ns or self._looked_ns
         return relayed
 
-    def process(self, batch: EventBatch, datagrams: int, forged: int, malformed: int) -> None:
-        """A batch of events, from decision to outboxes."""
+    def process(
+        self,
+        batch: EventBatch,
+        datagrams: int,
+        forged: int,
+        malformed: int,
+        decided: Selection | None = None,
+    ) -> None:
+        """A batch of events, from decision to outboxes. `decided`: what the rules keep, if that is known."""
         self.begun += 1
-        pipeline = self._pipeline
-        tables = self._take_tables()
+        pipeline, tables = self._pipeline, self._take_tables()
         records, forgotten = tables.records, 0
         if self._flows is not None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
-        kept = self._decide(batch, tables.filter)
+        kept = self._decide(batch, tables.filter, decided)
         if pipeline.flow_metrics and kept:
             self._count_flows(batch, kept)
         if pipeline.heartbeat is not None:
@@ -232,11 +239,11 @@ class Reader:
         self.done = self.begun
 
     def _take_tables(self) -> "Tables":
-        """Those in force, for a batch, with the sets of now; and databases and outboxes for the batch."""
+        """Those in force, for a batch, with sets and databases of now; and the outboxes that it is for."""
         pipeline = self._pipeline
+        self._outboxes = pipeline.outboxes  # first: the rules of one that comes are in force before it
         if self._generation != pipeline.generation:
             self._generation, self._locations = pipeline.generation, pipeline.open_locations()
-        self._outboxes = pipeline.outboxes  # first: the rules of one that comes are in force before it
         tables = pipeline.tables[self._number]
         if tables is not self._tables:
             self._tables = tables
@@ -268,16 +275,15 @@ class Reader:
             self._pipeline.stats.flows_total += len(ended) // INDEX_BYTES
             self._hand_on(batch, ended, shares, wanted)
 
-    def _decide(self, batch: EventBatch, table: RuleTable) -> Selection:
+    def _decide(self, batch: EventBatch, table: RuleTable, decided: Selection | None) -> Selection:
         """What the rules keep, with its locations."""
         locations, engine = self._locations, self._pipeline.engine
-        if locations is None:
-            return engine.decide(batch, table, None, None)
-        if table.needs_location:
+        if decided is None and locations is not None and table.needs_location:
             locations.locate(batch, None)
             return engine.decide(batch, table, None, locations)
-        kept = engine.decide(batch, table, None, None)
-        locations.locate(batch, kept)
+        kept = engine.decide(batch, table, None, None) if decided is None else decided
+        if locations is not None:
+            locations.locate(batch, kept)
         return kept
 
     def _count_flows(self, batch: EventBatch, kept: Selection) -> None:
@@ -443,8 +449,7 @@ class Reader:
         self, batch: EventBatch, found: Selection, event_type: EventType, note: Callable[[Selection], None]
     ) -> None:
         """Flows of the table, which rules know by this type. What they keep `note` gets, then the sinks."""
-        pipeline, tables = self._pipeline, self._take_tables()
-        locations = self._locations
+        pipeline, tables, locations = self._pipeline, self._take_tables(), self._locations
         if locations is not None:
             locations.locate(batch, found)
         batch.set_type(found, event_type)

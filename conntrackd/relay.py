@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.loan import NOTHING_PASSED, Loan, Way
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import MOST_OUTLETS, SLOTS, EventBatch, Link, Opaque, Outlet, Relayed
+from conntrackd.engine import MOST_OUTLETS, SLOTS, EventBatch, Link, Locations, Opaque, Outlet, Relayed
 
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline, Tables
@@ -28,7 +28,7 @@ def can_relay(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]
     if len(pipeline.readers) > 1 or not 1 <= len(outboxes) <= MOST_OUTLETS:
         return False
     asks = (
-        *(pipeline.geoip, pipeline.guard, pipeline.heartbeat, pipeline.resync),
+        *(pipeline.guard, pipeline.heartbeat, pipeline.resync),
         *(pipeline.tails.wanting, pipeline.flow_metrics, tables.sinks, tables.records.of_flows),
         *(outbox.template.anonymizer for outbox in outboxes),
     )
@@ -41,6 +41,7 @@ def relay(
     templates: Sequence[Opaque],
     batch: EventBatch,
     table: Opaque,
+    locations: Locations | None,
     link: Link,
 ) -> Relayed | None:
     """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
@@ -58,7 +59,7 @@ def relay(
                     return None
                 seconds = min(seconds, outbox.batch_wait)
             outlets.append(Outlet(template, loan or KEEP, room))
-        relayed = pipeline.engine.relay(batch, table, link, outlets, seconds)
+        relayed = pipeline.engine.relay(batch, table, locations, link, outlets, seconds)
     finally:
         if relayed is None:
             for outbox in lent:

@@ -253,7 +253,7 @@ def test_an_address_is_looked_up_once_and_only_when_somebody_wants_it(
 ) -> None:
     flows, outbox = make_flows(3), Gathering()
     databases = Databases({flows[0].dst: BERLIN})
-    databases.cache = 100  # type: ignore[attr-defined]
+    databases.cache = 100
     pipeline = make_pipeline(engine, [outbox], parse(*rules), databases)
     replay(pipeline, flows)
     replay(pipeline, flows)

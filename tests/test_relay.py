@@ -17,6 +17,7 @@ import pytest
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.engine import SLOTS, Engine, Relayed
+from conntrackd.flow import Location
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import GATHER_BYTES
@@ -30,6 +31,7 @@ from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.engine.feed import ENGINES, QUEUE, pair, set_records
+from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
@@ -63,7 +65,6 @@ def test_events_that_ask_for_nothing_else_are_relayed(forms: Sequence[Template])
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda p: p.set_geoip(SimpleNamespace(cache=10, generation=0)), id="locations"),
         pytest.param(lambda p: setattr(p, "guard", object()), id="the guard of a full table"),
         pytest.param(lambda p: setattr(p, "heartbeat", object()), id="heartbeats"),
         pytest.param(lambda p: setattr(p, "resync", object()), id="the table after a loss"),
@@ -115,21 +116,22 @@ class Rig:
         for flow in make_flows(count, first):
             self.other.send(build_message(flow))
 
-    def send_slowly(self, count: int, step: int = STEP) -> None:
-        """Never so many that the slots are full, or what is written to is."""
+    def send_slowly(self, count: int, step: int = STEP, before: int = 0) -> None:
+        """Never so many that the slots are full, or what is written to is. `before`: events sent already."""
         for first in range(0, count, step):
             self.send(step, first)
-            self.wait_for(first + step)
+            self.wait_for(before + first + step)
 
     def wait_for(self, events: int) -> None:
         wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
 
-    def run(self, count: int, pipe: tuple[int, int]) -> bytes:
-        """Send so many, and stop; what has come through the pipe."""
+    def run(self, count: int, pipe: tuple[int, int], times: int = 1) -> bytes:
+        """Send so many, perhaps again, and stop; what has come through the pipe."""
         text: list[bytes] = []
         reader = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
         reader.start()
-        self.send_slowly(count)
+        for number in range(times):
+            self.send_slowly(count, before=number * count)
         self.stop()
         os.close(pipe[1])
         reader.join()
@@ -204,6 +206,26 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
     assert b"".join(received) == render(journal.TEMPLATE, flows).text
     assert sum(relays) > 0
     assert rig.stats.sink_events_delivered_total == len(flows)
+
+
+def test_events_are_located_whether_their_addresses_are_new_or_not(
+    pipe: tuple[int, int], relays: list[int]
+) -> None:
+    """Each address is looked up once, and each event decided once."""
+    flows = make_flows(500)
+    for flow in flows:
+        flow.dst_location = Location("Nuremberg", country_code="DE")
+    databases = Databases({flow.dst: flow.dst_location for flow in flows})
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(None, pipe[1]), ("drop source address 10.0.0.7", "log any"))
+        rig.pipeline.set_geoip(cast(Any, databases))
+        text = rig.run(len(flows), pipe, times=2)
+    written = [flow for flow in 2 * flows if flow.id != 7]
+
+    assert text == render(json.TEMPLATE, written).text
+    assert sum(relays) > 0
+    assert len(databases.asked) == len(set(databases.asked)) == len(flows)
+    assert rig.pipeline.tables[0].filter.counts == [0, 2, len(written)]
 
 
 def test_a_syslog_server_that_goes_and_comes_back_gets_each_message_once(relays: list[int]) -> None:
@@ -288,7 +310,7 @@ def test_where_a_relay_has_left_something_in_the_queue_not_all_is_read(
     left, found = iter((1280, 0)), []
 
     def relay(*_: object) -> Relayed:
-        return Relayed((0, 0, 0, next(left), 4096, 0), 1, SLOTS, 0, 0, 0, 0, 0, (), ())
+        return Relayed((0, 0, 0, next(left), 4096, 0), None, 1, SLOTS, 0, 0, 0, 0, 0, (), ())
 
     monkeypatch.setattr(reader, "_relay", relay)
     for _ in range(2):

@@ -95,7 +95,6 @@ def make_pipeline(
     geoip = None
     if known is not None:
         geoip = Databases(known)
-        geoip.cache = 1000  # type: ignore[attr-defined]
     return Pipeline(
         engine,
         [engine.compile_table(rules)],

@@ -18,10 +18,13 @@ class Batch:
         drops: int,
         milliseconds: int,
         table: Table,
+        locations: Locations | None,
+        asks_location: bool,
         outlets: tuple[tuple[Template, int, int, int, int, int], ...],
         /,
     ) -> tuple[
         tuple[int, ...],
+        bytes | None,
         tuple[int, int, int, int, int, int, int],
         tuple[tuple[int, int, int], ...],
         tuple[

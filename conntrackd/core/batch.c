@@ -63,6 +63,12 @@ bool append_datagram(struct batch *batch, const uint8_t *datagram, size_t length
 	return true;
 }
 
+void select_all(struct batch *batch)
+{
+	for (size_t index = 0; index < batch->count; index++)
+		batch->indexes[index] = (uint16_t)index;
+}
+
 bool open_selection(struct batch *batch, PyObject *object, struct selection *selection)
 {
 	Py_ssize_t length, count;
@@ -71,8 +77,7 @@ bool open_selection(struct batch *batch, PyObject *object, struct selection *sel
 	if (!is_idle((PyObject *)batch))
 		return false;
 	if (object == Py_None) {
-		for (size_t index = 0; index < batch->count; index++)
-			batch->indexes[index] = (uint16_t)index;
+		select_all(batch);
 		*selection = (struct selection){ batch->indexes, batch->count };
 		return true;
 	}

@@ -50,6 +50,9 @@ int receive_events(struct batch *batch, int socket, int patience_ms, int gather_
 /* NULL with the exception for an errno. */
 PyObject *raise_code(int code);
 
+/* All events, by the batch's indexes. */
+void select_all(struct batch *batch);
+
 /* None selects all events. False with an exception: it is not a selection, not one of this batch, or the batch is busy.
  * It has no more indexes than there are events, so that a selection of it has room in the batch's.
  */

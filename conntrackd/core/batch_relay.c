@@ -13,13 +13,18 @@
 struct relay {
 	struct batch *batch;
 	struct table *table;
-	PyObject *table_object; /* borrowed */
+	PyObject *table_object; /* borrowed, and so is the next; None where events have no locations */
+	PyObject *locations_object;
+	struct locations *locations; /* NULL where events have none */
+	int asks_location; /* whether rules do */
 	int socket, gather_us, milliseconds;
 	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
 
 	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
 	size_t forged, malformed; /* of the last batch, too */
 	bool is_full; /* and whether it filled the slots */
+	bool is_decided; /* it is Python's with what was kept of it, for an address that has to be looked up */
+	size_t kept;
 	struct fill fill; /* after the last receive */
 	uint32_t peak; /* the most bytes that were queued */
 	uint64_t looked_ns; /* when the counter of drops was still the same; 0 where that was not seen */
@@ -34,6 +39,31 @@ struct relay {
 
 /* ---- batch after batch -------------------------------------------------------------------------------- */
 
+/* Of the first of the batch's indexes; false where Python has to look an address up. */
+static bool set_locations(struct relay *relay, size_t count)
+{
+	struct batch *batch = relay->batch;
+
+	return !relay->locations || locate(relay->locations, batch->events, batch->indexes, count, true, NULL, NULL);
+}
+
+/* Decided and located: false where that is Python's. */
+static bool choose(struct relay *relay)
+{
+	struct batch *batch = relay->batch;
+
+	if (relay->asks_location) {
+		select_all(batch);
+		if (!set_locations(relay, batch->count))
+			return false;
+	}
+	if (relay->table->limits)
+		relay->table->now = read_clock(CLOCK_MONOTONIC);
+	relay->kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
+	relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);
+	return !relay->is_decided;
+}
+
 /* From decision to outlets: 1 where there may be another batch, 0 where not, -1 for want of memory. */
 static int relay_batch(struct relay *relay)
 {
@@ -41,9 +71,9 @@ static int relay_batch(struct relay *relay)
 	int goes_on = 1;
 	size_t kept;
 
-	if (relay->table->limits)
-		relay->table->now = read_clock(CLOCK_MONOTONIC);
-	kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
+	if (!choose(relay))
+		return 0;
+	kept = relay->kept;
 	relay->batches++;
 	relay->datagrams += (size_t)relay->received;
 	relay->all_forged += relay->forged;
@@ -119,9 +149,11 @@ PyObject *batch_interrupt(PyObject *self, PyObject *Py_UNUSED(none))
 
 static PyObject *make_result(const struct relay *relay)
 {
-	return Py_BuildValue("(nnnIII)(nnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
+	PyObject *decided = relay->is_decided ? make_selection(relay->batch, relay->kept) : Py_NewRef(Py_None);
+
+	return Py_BuildValue("(nnnIII)N(nnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
 			     (Py_ssize_t)relay->forged, (Py_ssize_t)relay->malformed, relay->fill.used,
-			     relay->fill.size, relay->fill.drops, (Py_ssize_t)relay->batches,
+			     relay->fill.size, relay->fill.drops, decided, (Py_ssize_t)relay->batches,
 			     (Py_ssize_t)relay->datagrams, (Py_ssize_t)relay->all_forged,
 			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered, relay->looked_ns,
 			     relay->peak, list_found_streams(relay->streams, relay->stream_count),
@@ -163,10 +195,17 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	PyObject *outlets;
 	Py_ssize_t count;
 
-	if (!PyArg_ParseTuple(arguments, "iiIiO!O!:relay", &relay->socket, &relay->gather_us, &relay->drops,
-			      &relay->milliseconds, find_state(self)->table, &relay->table_object, &PyTuple_Type,
-			      &outlets))
+	if (!PyArg_ParseTuple(arguments, "iiIiO!OpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
+			      &relay->milliseconds, find_state(self)->table, &relay->table_object,
+			      &relay->locations_object, &relay->asks_location, &PyTuple_Type, &outlets))
 		return false;
+	if (relay->locations_object != Py_None) {
+		if (!Py_IS_TYPE(relay->locations_object, find_state(self)->locations)) {
+			PyErr_SetString(PyExc_TypeError, "events are located by Locations");
+			return false;
+		}
+		relay->locations = open_object_locations(relay->locations_object);
+	}
 	count = PyTuple_Size(outlets);
 	if (count < 1 || count > MOST_OUTLETS || relay->gather_us < 0 || relay->milliseconds < 0) {
 		PyErr_SetString(PyExc_ValueError, "no outlet, too many of them, or less than nothing");
@@ -174,7 +213,7 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	}
 	relay->batch = (struct batch *)self;
 	relay->table = open_object_table(relay->table_object);
-	if (!is_idle(self) || !is_idle(relay->table_object))
+	if (!is_idle(self) || !is_idle(relay->table_object) || (relay->locations && !is_idle(relay->locations_object)))
 		return false;
 	for (Py_ssize_t number = 0; number < count; number++)
 		if (!open_outlet(relay, self, PyTuple_GetItem(outlets, number)))
@@ -192,6 +231,8 @@ static void for_all_objects(struct relay *relay, void (*call)(PyObject *object))
 {
 	call((PyObject *)relay->batch);
 	call(relay->table_object);
+	if (relay->locations)
+		call(relay->locations_object);
 	for (size_t outlet = 0; outlet < relay->outlet_count; outlet++)
 		call(relay->outlets[outlet].object);
 }

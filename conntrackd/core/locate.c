@@ -97,7 +97,7 @@ bool locate(struct locations *locations, struct event *events, const uint16_t *k
 				&locations->entries[find_place(locations, address, event->family)];
 			uint32_t number = entry->family ? entry->number : NOT_KNOWN;
 
-			if (!entry->family && (!put_location(locations, address, event->family, NOT_KNOWN) ||
+			if (!entry->family && (!miss || !put_location(locations, address, event->family, NOT_KNOWN) ||
 					       !miss(context, address, event->family == AF_INET ? 4 : ADDRESS_BYTES)))
 				return false;
 			number = number == NOT_KNOWN ? 0 : number;

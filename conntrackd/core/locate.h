@@ -27,7 +27,8 @@ const struct located *find_location(const struct locations *locations, const uin
 bool put_location(struct locations *locations, const uint8_t *address, uint32_t family, uint32_t number);
 
 /* Sets both Locations of these events, as far as they are known. `is_first`: the batch was not located before.
- * An address that is not known is given to `miss`, once. False for want of memory, or when `miss` says so.
+ * An address that is not known is given to `miss`, once. False for want of memory, or when `miss` says so, or with the
+ * first that is not known where `miss` is NULL.
  */
 bool locate(struct locations *locations, struct event *events, const uint16_t *kept, size_t count, bool is_first,
 	    bool (*miss)(void *context, const uint8_t *address, size_t bytes), void *context);

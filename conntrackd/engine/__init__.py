@@ -108,6 +108,8 @@ class Relayed(NamedTuple):
 
     received: tuple[int, ...]
     """Of the last batch, which was not relayed: see Received."""
+    decided: Selection | None
+    """What the rules keep of it, where it is decided: addresses of these are to be looked up."""
     batches: int
     datagrams: int
     forged: int
@@ -349,11 +351,18 @@ class Engine(Protocol):
         """
 
     def relay(
-        self, batch: Opaque, table: Opaque, link: Link, outlets: Sequence[Outlet], seconds: float, /
+        self,
+        batch: Opaque,
+        table: Opaque,
+        locations: Opaque,
+        link: Link,
+        outlets: Sequence[Outlet],
+        seconds: float,
+        /,
     ) -> Relayed | None:
-        """Receive, decide, render and write batch after batch, for so long or until Python is needed.
+        """Receive, decide, locate, render and write batch after batch, for so long or until Python is needed.
 
-        No event asks for more than that: no location, no table of a sink. None: this engine has done nothing.
+        No event asks for more than that: no table of a sink. None: this engine has done nothing, or not now.
         Raises OSError when the socket is gone.
         """
 

@@ -125,7 +125,7 @@ class NativeLocations:
     def __init__(self, databases: LookUp, limit: int) -> None:
         self._databases = databases
         self._generation = databases.generation
-        self._addresses = core.Locations(limit)
+        self.core = core.Locations(limit)
         # Another one each time that numbers get another meaning.
         self._numbering = object()
         self._list: list[Location] = [Location()]  # number 0 is none
@@ -133,13 +133,22 @@ class NativeLocations:
 
     def locate(self, batch: core.Batch, selection: Selection | None) -> None:
         """Each address that is not known is looked up once."""
-        if self._generation != self._databases.generation or len(self._list) > MAX_LOCATIONS:
+        if self._is_outdated():
             self._forget()
-        missing = batch.locate(self._addresses, selection, True)
+        missing = batch.locate(self.core, selection, True)
         if missing:
             for address in missing:
-                self._addresses.put(address, self._get_number(address))
-            batch.locate(self._addresses, selection, False)
+                self.core.put(address, self._get_number(address))
+            batch.locate(self.core, selection, False)
+
+    def _is_outdated(self) -> bool:
+        return self._generation != self._databases.generation or len(self._list) > MAX_LOCATIONS
+
+    def teach_all(self, pupils: Sequence[NativeTable | NativeTemplate]) -> bool:
+        """See teach(); False where the next locate() begins anew."""
+        for pupil in pupils:
+            self.teach(pupil)
+        return not self._is_outdated()
 
     def teach(self, pupil: NativeTable | NativeTemplate) -> None:
         """Let a table or template know the Locations that are new since the last time."""
@@ -162,7 +171,7 @@ class NativeLocations:
 
     def _forget(self) -> None:
         self._generation = self._databases.generation
-        self._addresses.clear()
+        self.core.clear()
         self._numbering = object()
         self._numbers.clear()
         del self._list[1:]
@@ -266,12 +275,24 @@ class NativeEngine:
         return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)
 
     def relay(
-        self, batch: core.Batch, table: NativeTable, link: Link, outlets: Sequence[Outlet], seconds: float
-    ) -> Relayed:
-        received, counts, tally, found = batch.relay(
+        self,
+        batch: core.Batch,
+        table: NativeTable,
+        locations: NativeLocations | None,
+        link: Link,
+        outlets: Sequence[Outlet],
+        seconds: float,
+    ) -> Relayed | None:
+        if locations is not None and not locations.teach_all(
+            [table, *(outlet.template for outlet in outlets)]
+        ):
+            return None
+        received, decided, counts, tally, found = batch.relay(
             *link,
             int(seconds * 1000),
             table.core,
+            None if locations is None else locations.core,
+            locations is not None and table.needs_location,
             tuple((template.core, *loan, room) for template, loan, room in outlets),
         )
         passed = []
@@ -279,4 +300,4 @@ class NativeEngine:
             kinds = tuple(starmap(Stream, streams))
             rest = Rendered(text, ends, len(ends) // END_BYTES, first, kinds, moments)
             passed.append(Passed(tuple(map(Written._make, written)), rest, is_timed, *others))
-        return Relayed(received, *counts, tally, passed)
+        return Relayed(received, decided, *counts, tally, passed)

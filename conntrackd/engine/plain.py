@@ -379,6 +379,12 @@ class PlainEngine:
         return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)
 
     def relay(
-        self, _batch: PlainBatch, _table: object, _link: Link, _outlets: object, _seconds: float, /
+        self,
+        _batch: PlainBatch,
+        _table: object,
+        _locations: object,
+        _link: Link,
+        _outlets: object,
+        _for: float,
     ) -> None:
         """It has nothing that would be cheaper than a batch at a time."""

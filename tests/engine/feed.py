@@ -63,9 +63,13 @@ class Feed:
     def relay(self, loan: Loan, table: object = ALL, drops: int = 0, room: int = ROOM) -> Relayed:
         return self.relay_to([Outlet(FORM, loan, room)], table, drops)
 
-    def relay_to(self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0) -> Relayed:
+    def relay_to(
+        self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0, locations: object = None
+    ) -> Relayed:
         link = Link(self.one.fileno(), 0, drops)
-        return ENGINE.relay(self.batch, table, link, outlets, SECONDS)  # type: ignore[arg-type]
+        relayed = ENGINE.relay(self.batch, table, locations, link, outlets, SECONDS)  # type: ignore[arg-type]
+        assert relayed is not None
+        return relayed
 
     def list_left(self) -> list[int]:
         """The ids of what was received and not relayed."""

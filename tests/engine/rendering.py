@@ -14,6 +14,7 @@ class Databases:
     """What a test says of addresses."""
 
     generation = 0
+    cache = 1000
 
     def __init__(self, known: Mapping[bytes, Location | None]) -> None:
         self.known = dict(known)

@@ -11,6 +11,7 @@ import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,11 @@ from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
-from conntrackd.flow import EventType, Flow
+from conntrackd.flow import EventType, Flow, Location
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import join
 from tests.engine.feed import ALL, ENGINE, ENGINES, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
+from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
@@ -315,7 +317,9 @@ def test_nothing_in_time_is_nothing(feed: Feed) -> None:
 def test_a_turn_that_comes_too_late_has_measured_the_queue(feed: Feed) -> None:
     """Its counter of drops is compared with the last one: 0 where nobody looked would be billions lost."""
     feed.send(make_flows(1))
-    received, counts, *_ = feed.batch.relay(feed.one.fileno(), 0, 0, 0, ALL.core, ((FORM.core, *KEEP, ROOM),))
+    received, _, counts, *_ = feed.batch.relay(
+        *(feed.one.fileno(), 0, 0, 0), ALL.core, None, False, ((FORM.core, *KEEP, ROOM),)
+    )
     _, _, _, _, size, _ = received
 
     assert size == feed.batch.receive(feed.one.fileno(), 0, 0)[4] > 0
@@ -327,7 +331,7 @@ def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
     os.close(descriptor)
 
     with pytest.raises(OSError) as caught:  # noqa: PT011  # its errno is what matters
-        ENGINE.relay(feed.batch, ALL, Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
+        ENGINE.relay(feed.batch, ALL, None, Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
 
     assert caught.value.errno == errno.EBADF
 
@@ -343,7 +347,7 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
         *((0, 1, -1, 1), (0, 1, 0, -1)),
     ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.batch.relay(*link, 1, ALL.core, ((FORM.core, way, -1, number, vain, room),))
+            feed.batch.relay(*link, 1, ALL.core, None, False, ((FORM.core, way, -1, number, vain, room),))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
@@ -394,7 +398,7 @@ def test_the_reference_relays_nothing() -> None:
     with pair() as (one, other):
         other.send(build_message(make_flow(1)))
         link = Link(one.fileno(), 0, 0)
-        engine.relay(batch, engine.compile_table([]), link, [Outlet(None, KEEP, ROOM)], SECONDS)
+        engine.relay(batch, engine.compile_table([]), None, link, [Outlet(None, KEEP, ROOM)], SECONDS)
 
         assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
 
@@ -402,3 +406,61 @@ def test_the_reference_relays_nothing() -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_batch_can_be_interrupted_in_any_engine(engine: NativeEngine | PlainEngine) -> None:
     engine.open_batch().interrupt()
+
+
+def place(flows: Sequence[Flow]) -> Databases:
+    """Where half of the sources are, and the destination, which the flows say, too."""
+    known: dict[bytes, Location | None] = {}
+    for flow in flows:
+        flow.src_location = Location(city=f"City {flow.id}") if flow.id % 2 else None
+        flow.dst_location = Location("Nuremberg", country_code="DE")
+        known |= {flow.src: flow.src_location, flow.dst: flow.dst_location}
+    return Databases(known)
+
+
+def test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located(feed: Feed) -> None:
+    flows = make_flows(9)
+    locations: Any = ENGINE.open_locations(place(flows), 1000)
+    table = ENGINE.compile_table(parse("drop source address 10.0.0.7", "log any"))
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    feed.send(flows)
+    left = feed.relay_to(outlets, table, locations=locations)
+    assert left.decided is not None
+    kept = [feed.batch.describe(index)["id"] for index in array("H", left.decided)]
+    counts = table.counts
+    locations.locate(feed.batch, left.decided)
+    feed.send([flow for flow in flows if flow.id != 7])
+    found = feed.relay_to(outlets, table, locations=locations)
+
+    assert (kept, left.received[0], left.batches, left.tally) == ([0, 1, 2, 3, 4, 5, 6, 8], 9, 0, ())
+    assert (counts, table.counts) == ([0, 1, 8], [0, 1, 16])
+    assert (found.decided, found.received[0], found.batches) == (None, 0, 1)
+    assert found.passed[0].rest.text == write_all([flow for flow in flows if flow.id != 7])
+
+
+def test_where_rules_ask_for_places_a_new_address_leaves_all_undecided(feed: Feed) -> None:
+    flows = make_flows(4)
+    locations: Any = ENGINE.open_locations(place(flows), 1000)
+    table = ENGINE.compile_table(parse('drop source city "City 3"', "log any"))
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    feed.send(flows)
+    left = feed.relay_to(outlets, table, locations=locations)
+    counts = table.counts
+    locations.locate(feed.batch, None)
+    feed.send(flows)
+    found = feed.relay_to(outlets, table, locations=locations)
+
+    assert (left.decided, left.received[0], counts) == (None, 4, [0, 0, 0])
+    assert (found.received[0], table.counts) == (0, [0, 1, 3])
+    assert found.passed[0].rest.text == write_all(flows[:3])
+
+
+def test_nothing_is_relayed_where_databases_have_changed(feed: Feed) -> None:
+    databases = place(make_flows(1))
+    locations: Any = ENGINE.open_locations(databases, 1000)
+    databases.generation += 1
+    link = Link(feed.one.fileno(), 0, 0)
+
+    assert ENGINE.relay(feed.batch, ALL, locations, link, [Outlet(FORM, KEEP, ROOM)], SECONDS) is None
+    with pytest.raises(TypeError, match="located by Locations"):
+        feed.batch.relay(*link, 1, ALL.core, ALL.core, False, ((FORM.core, *KEEP, ROOM),))  # type: ignore[arg-type]

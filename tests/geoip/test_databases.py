@@ -169,7 +169,7 @@ def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path, 
     held = []
     for first in range(0, 10 * SLOTS, SLOTS):
         locate(engine, locations, make_flows(SLOTS, first))
-        held.append(len(locations._known if engine.name == "plain" else locations._addresses))
+        held.append(len(locations._known if engine.name == "plain" else locations.core))
 
     assert looked_up == 51
     # What a batch brings is kept to its end: the bound is asked for when the next one begins.
