@@ -320,6 +320,7 @@ class Outbox(Inlet):
                 return 0
             dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
             self._stats.sink_events_queued = 0
+            self._flush_until = 0  # or batches would not wait for others until as many have left
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:
                 for batch in self._in_flight.all:
