@@ -21,6 +21,7 @@ from conntrackd.engine import (
     Relayed,
     RuleTable,
     Selection,
+    Stages,
 )
 from conntrackd.flow import ABSENT, ALL_EVENTS, EventType, Lost
 from conntrackd.netlink.socket import EventSocket
@@ -192,7 +193,8 @@ class Reader:
         self.begun += 1
         templates = [self._compile(self._identify(outbox)) for outbox in self._outboxes]
         link = Link(events.fileno(), gather_us, self.reported.drops)
-        relayed = relay(pipeline, self._outboxes, templates, self.batch, tables.filter, self._locations, link)
+        stages = Stages(tables.filter, self._locations, self._flows, tables.records.of_flows)
+        relayed = relay(pipeline, self._outboxes, templates, self.batch, stages, link)
         if relayed is None or relayed.decided is None:  # else a batch is on its way
             self.done = self.begun
         if relayed is not None:
@@ -213,7 +215,7 @@ class Reader:
             self.begun += 1
             tables = self._take_tables()
         records, forgotten = tables.records, 0
-        if self._flows is not None:  # before the rules ask how long a flow lasted
+        if self._flows is not None and decided is None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)
         kept = self._decide(batch, tables.filter, decided)
         if pipeline.flow_metrics and kept:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from conntrackd.delivery.loan import NOTHING_PASSED, Loan, Way
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.engine import MOST_OUTLETS, SLOTS, EventBatch, Link, Locations, Opaque, Outlet, Relayed
+from conntrackd.engine import MOST_OUTLETS, SLOTS, EventBatch, Link, Opaque, Outlet, Relayed, Stages
 
 if TYPE_CHECKING:
     from conntrackd.pipeline import Pipeline, Tables
@@ -29,7 +29,8 @@ def can_relay(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]
         return False
     asks = (
         *(pipeline.guard, pipeline.heartbeat, pipeline.resync),
-        *(pipeline.tails.wanting, pipeline.flow_metrics, tables.sinks, tables.records.of_flows),
+        *(pipeline.tails.wanting, pipeline.flow_metrics, tables.sinks),
+        tables.records.of_flows and tables.records.of_events,
         *(outbox.template.anonymizer for outbox in outboxes),
     )
     return not any(asks)
@@ -40,8 +41,7 @@ def relay(
     outboxes: Sequence[Outbox],
     templates: Sequence[Opaque],
     batch: EventBatch,
-    table: Opaque,
-    locations: Locations | None,
+    stages: Stages,
     link: Link,
 ) -> Relayed | None:
     """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
@@ -59,7 +59,7 @@ def relay(
                     return None
                 seconds = min(seconds, outbox.batch_wait)
             outlets.append(Outlet(template, loan or KEEP, room))
-        relayed = pipeline.engine.relay(batch, table, locations, link, outlets, seconds)
+        relayed = pipeline.engine.relay(batch, stages, link, outlets, seconds)
     finally:
         if relayed is None:
             for outbox in lent:
@@ -75,6 +75,7 @@ def _count(pipeline: "Pipeline", outboxes: Sequence[Outbox], relayed: Relayed, s
         pipeline.count_received(
             relayed.batches, relayed.datagrams, relayed.forged, relayed.malformed, relayed.filtered
         )
+        stats.flows_forgotten_total += relayed.forgotten
         stats.buffer_peak_bytes = max(stats.buffer_peak_bytes, relayed.peak)
         pipeline.count(relayed.tally)
         for outbox, passed in zip(outboxes, relayed.passed, strict=True):

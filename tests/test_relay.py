@@ -76,7 +76,7 @@ def test_events_that_ask_for_nothing_else_are_relayed(forms: Sequence[Template])
         pytest.param(lambda p: setattr(p, "readers", 2 * p.readers), id="two readers"),
         pytest.param(lambda p: setattr(p, "outboxes", ()), id="no sink"),
         pytest.param(lambda p: setattr(p, "outboxes", 9 * p.outboxes), id="more sinks than the core takes"),
-        pytest.param(lambda p: set_records(p, Records(of_flows=True)), id="a record for each flow"),
+        pytest.param(lambda p: set_records(p, Records(of_flows=True)), id="both events and flows"),
         pytest.param(
             lambda p: p.set_tables([p.tables[0].filter], {"stream": [p.tables[0].filter]}),
             id="a sink's own filter",
@@ -313,7 +313,7 @@ def test_where_a_relay_has_left_something_in_the_queue_not_all_is_read(
     left, found = iter((1280, 0)), []
 
     def relay(*_: object) -> Relayed:
-        return Relayed((0, 0, 0, next(left), 4096, 0), None, 1, SLOTS, 0, 0, 0, 0, 0, (), ())
+        return Relayed((0, 0, 0, next(left), 4096, 0), None, 1, SLOTS, 0, 0, 0, 0, 0, 0, (), ())
 
     monkeypatch.setattr(reader, "_relay", relay)
     for _ in range(2):
@@ -343,7 +343,7 @@ def test_what_a_relay_has_decided_goes_on_by_the_rules_and_to_the_sinks_of_then(
         kept = reader.batch.of_types(None, ALL_EVENTS)
         pipeline.outboxes = ()
         set_records(pipeline, Records(of_events=False, of_flows=True))
-        return Relayed((2, 0, 0, 0, 4096, 0), kept, 0, 0, 0, 0, 0, 0, 0, (), ())
+        return Relayed((2, 0, 0, 0, 4096, 0), kept, *[0] * 8, (), ())
 
     monkeypatch.setattr("conntrackd.reader.relay", relay)
     reader._turn(cast(EventSocket, SimpleNamespace(fileno=lambda: -1)), 0, 0, relays=True)

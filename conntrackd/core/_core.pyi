@@ -20,12 +20,14 @@ class Batch:
         table: Table,
         locations: Locations | None,
         asks_location: bool,
+        flows: Flows | None,
+        writes_flows: bool,
         outlets: tuple[tuple[Template, int, int, int, int, int], ...],
         /,
     ) -> tuple[
         tuple[int, ...],
         bytes | None,
-        tuple[int, int, int, int, int, int, int],
+        tuple[int, int, int, int, int, int, int, int],
         tuple[tuple[int, int, int], ...],
         tuple[
             tuple[

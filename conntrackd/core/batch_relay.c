@@ -13,10 +13,12 @@
 struct relay {
 	struct batch *batch;
 	struct table *table;
-	PyObject *table_object; /* borrowed, and so is the next; None where events have no locations */
-	PyObject *locations_object;
+	PyObject *table_object; /* borrowed, and so are the next two, of which each may be None */
+	PyObject *locations_object, *flows_object;
 	struct locations *locations; /* NULL where events have none */
+	struct flows *flows; /* NULL where no beginning is remembered */
 	int asks_location; /* whether rules do */
+	int writes_flows; /* a FLOW for each DESTROY */
 	int socket, gather_us, milliseconds;
 	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
 
@@ -29,7 +31,7 @@ struct relay {
 	uint32_t peak; /* the most bytes that were queued */
 	uint64_t looked_ns; /* when the counter of drops was still the same; 0 where that was not seen */
 	/* What was relayed: */
-	size_t batches, datagrams, all_forged, all_malformed, filtered;
+	size_t batches, datagrams, all_forged, all_malformed, filtered, forgotten;
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count;
 	size_t outlet_count;
@@ -57,6 +59,8 @@ static bool choose(struct relay *relay)
 		if (!set_locations(relay, batch->count))
 			return false;
 	}
+	for (size_t index = 0; relay->flows && index < batch->count; index++)
+		note_event(relay->flows, &batch->events[index], &relay->forgotten);
 	if (relay->table->limits)
 		relay->table->now = read_clock(CLOCK_MONOTONIC);
 	relay->kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
@@ -82,6 +86,9 @@ static int relay_batch(struct relay *relay)
 	relay->received = 0;
 	if (!kept)
 		return 1;
+	for (size_t index = 0; relay->writes_flows && index < kept; index++)
+		if (batch->events[batch->indexes[index]].type == TYPE_DESTROY)
+			set_type(&batch->events[batch->indexes[index]], TYPE_FLOW);
 	relay->stream_count = add_streams(batch->events, batch->indexes, kept, relay->streams, relay->stream_count);
 	for (size_t outlet = 0; outlet < relay->outlet_count; outlet++) {
 		const int passed = pass_batch(&relay->outlets[outlet], batch, kept);
@@ -151,12 +158,13 @@ static PyObject *make_result(const struct relay *relay)
 {
 	PyObject *decided = relay->is_decided ? make_selection(relay->batch, relay->kept) : Py_NewRef(Py_None);
 
-	return Py_BuildValue("(nnnIII)N(nnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
+	return Py_BuildValue("(nnnIII)N(nnnnnnKI)NN", (Py_ssize_t)(relay->received > 0 ? relay->received : 0),
 			     (Py_ssize_t)relay->forged, (Py_ssize_t)relay->malformed, relay->fill.used,
 			     relay->fill.size, relay->fill.drops, decided, (Py_ssize_t)relay->batches,
 			     (Py_ssize_t)relay->datagrams, (Py_ssize_t)relay->all_forged,
-			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered, relay->looked_ns,
-			     relay->peak, list_found_streams(relay->streams, relay->stream_count),
+			     (Py_ssize_t)relay->all_malformed, (Py_ssize_t)relay->filtered,
+			     (Py_ssize_t)relay->forgotten, relay->looked_ns, relay->peak,
+			     list_found_streams(relay->streams, relay->stream_count),
 			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
@@ -189,23 +197,30 @@ static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments
 	return is_idle(outlet->object);
 }
 
+/* One of this type, or None; false with an exception, also where it is in use. */
+static bool is_idle_or_none(PyObject *object, PyTypeObject *type)
+{
+	if (object == Py_None)
+		return true;
+	if (!Py_IS_TYPE(object, type)) {
+		PyErr_SetString(PyExc_TypeError, "events are located by Locations, and remembered by Flows");
+		return false;
+	}
+	return is_idle(object);
+}
+
 /* False with an exception: also where something of it is in use. */
 static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 {
+	const struct module_state *state = find_state(self);
 	PyObject *outlets;
 	Py_ssize_t count;
 
-	if (!PyArg_ParseTuple(arguments, "iiIiO!OpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
-			      &relay->milliseconds, find_state(self)->table, &relay->table_object,
-			      &relay->locations_object, &relay->asks_location, &PyTuple_Type, &outlets))
+	if (!PyArg_ParseTuple(arguments, "iiIiO!OpOpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
+			      &relay->milliseconds, state->table, &relay->table_object, &relay->locations_object,
+			      &relay->asks_location, &relay->flows_object, &relay->writes_flows, &PyTuple_Type,
+			      &outlets))
 		return false;
-	if (relay->locations_object != Py_None) {
-		if (!Py_IS_TYPE(relay->locations_object, find_state(self)->locations)) {
-			PyErr_SetString(PyExc_TypeError, "events are located by Locations");
-			return false;
-		}
-		relay->locations = open_object_locations(relay->locations_object);
-	}
 	count = PyTuple_Size(outlets);
 	if (count < 1 || count > MOST_OUTLETS || relay->gather_us < 0 || relay->milliseconds < 0) {
 		PyErr_SetString(PyExc_ValueError, "no outlet, too many of them, or less than nothing");
@@ -213,8 +228,14 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	}
 	relay->batch = (struct batch *)self;
 	relay->table = open_object_table(relay->table_object);
-	if (!is_idle(self) || !is_idle(relay->table_object) || (relay->locations && !is_idle(relay->locations_object)))
+	if (!is_idle(self) || !is_idle(relay->table_object) ||
+	    !is_idle_or_none(relay->locations_object, state->locations) ||
+	    !is_idle_or_none(relay->flows_object, state->flows))
 		return false;
+	if (relay->locations_object != Py_None)
+		relay->locations = open_object_locations(relay->locations_object);
+	if (relay->flows_object != Py_None)
+		relay->flows = open_object_flows(relay->flows_object);
 	for (Py_ssize_t number = 0; number < count; number++)
 		if (!open_outlet(relay, self, PyTuple_GetItem(outlets, number)))
 			return false;
@@ -233,6 +254,8 @@ static void for_all_objects(struct relay *relay, void (*call)(PyObject *object))
 	call(relay->table_object);
 	if (relay->locations)
 		call(relay->locations_object);
+	if (relay->flows)
+		call(relay->flows_object);
 	for (size_t outlet = 0; outlet < relay->outlet_count; outlet++)
 		call(relay->outlets[outlet].object);
 }

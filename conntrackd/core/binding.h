@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include "anonymize.h"
+#include "flows.h"
 #include "ids.h"
 #include "limit.h"
 #include "locate.h"
@@ -54,6 +55,7 @@ void leave_object(PyObject *object);
 struct table *open_object_table(PyObject *object);
 struct template *open_object_template(PyObject *object);
 struct locations *open_object_locations(PyObject *object);
+struct flows *open_object_flows(PyObject *object);
 struct ids *open_object_ids(PyObject *object);
 struct limits *open_object_limits(PyObject *object);
 struct anonymizer *open_object_anonymizer(PyObject *object);

@@ -8,7 +8,7 @@ struct flows_object {
 	struct flows flows;
 };
 
-static struct flows *open_object_flows(PyObject *object)
+struct flows *open_object_flows(PyObject *object)
 {
 	return &((struct flows_object *)object)->flows;
 }

@@ -95,6 +95,18 @@ class Link(NamedTuple):
     """The kernel's counter of events without room, so far."""
 
 
+class Stages(NamedTuple):
+    """What relay() does with events before it makes texts of them."""
+
+    table: Opaque
+    locations: Opaque = None
+    """Where addresses are looked up, None where events have no location."""
+    flows: Opaque = None
+    """Where beginnings of flows are remembered."""
+    writes_flows: bool = False
+    """Whether a DESTROY that is kept is written as a FLOW."""
+
+
 class Outlet(NamedTuple):
     """Where relay() puts the text of a template, and how many events of it may be given back."""
 
@@ -115,6 +127,8 @@ class Relayed(NamedTuple):
     forged: int
     malformed: int
     filtered: int
+    forgotten: int
+    """Flows: see Flows.note()."""
     looked_ns: int
     """When the kernel's counter of drops still was what it had been; 0 where that was not seen."""
     peak: int
@@ -353,8 +367,7 @@ class Engine(Protocol):
     def relay(
         self,
         batch: Opaque,
-        table: Opaque,
-        locations: Opaque,
+        stages: Stages,
         link: Link,
         outlets: Sequence[Outlet],
         seconds: float,

@@ -21,6 +21,7 @@ from conntrackd.engine import (
     Relayed,
     Selection,
     SeriesField,
+    Stages,
     choose_seed,
 )
 from conntrackd.filter.ast import Rule, has_limits
@@ -277,12 +278,12 @@ class NativeEngine:
     def relay(
         self,
         batch: core.Batch,
-        table: NativeTable,
-        locations: NativeLocations | None,
+        stages: Stages,
         link: Link,
         outlets: Sequence[Outlet],
         seconds: float,
     ) -> Relayed | None:
+        table, locations, flows, writes_flows = stages
         if locations is not None and not locations.teach_all(
             [table, *(outlet.template for outlet in outlets)]
         ):
@@ -293,6 +294,8 @@ class NativeEngine:
             table.core,
             None if locations is None else locations.core,
             locations is not None and table.needs_location,
+            flows,
+            writes_flows,
             tuple((template.core, *loan, room) for template, loan, room in outlets),
         )
         passed = []

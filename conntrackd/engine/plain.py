@@ -19,6 +19,7 @@ from conntrackd.engine import (
     LookUp,
     Selection,
     SeriesField,
+    Stages,
     Tally,
     choose_seed,
 )
@@ -379,12 +380,6 @@ class PlainEngine:
         return render_flows(template.template, flows, chosen, self._label_names, template.community_seed)
 
     def relay(
-        self,
-        _batch: PlainBatch,
-        _table: object,
-        _locations: object,
-        _link: Link,
-        _outlets: object,
-        _for: float,
+        self, _batch: PlainBatch, _stages: Stages, _link: Link, _outlets: object, _seconds: float, /
     ) -> None:
         """It has nothing that would be cheaper than a batch at a time."""

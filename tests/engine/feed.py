@@ -5,10 +5,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conntrackd.core import _core as core
 from conntrackd.delivery.loan import Loan
-from conntrackd.engine import Engine, EventBatch, Link, Outlet, Received, Relayed
+from conntrackd.engine import Engine, EventBatch, Link, Outlet, Received, Relayed, Stages
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import Flow
@@ -64,12 +65,17 @@ class Feed:
         return self.relay_to([Outlet(FORM, loan, room)], table, drops)
 
     def relay_to(
-        self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0, locations: object = None
+        self, outlets: Sequence[Outlet], table: object = ALL, drops: int = 0, **stages: Any
     ) -> Relayed:
         link = Link(self.one.fileno(), 0, drops)
-        relayed = ENGINE.relay(self.batch, table, locations, link, outlets, SECONDS)  # type: ignore[arg-type]
+        relayed = ENGINE.relay(self.batch, Stages(table, **stages), link, outlets, SECONDS)
         assert relayed is not None
         return relayed
+
+    def call_relay(self, outlet: tuple[Any, ...], milliseconds: int = 1, locations: Any = None) -> Any:
+        """By what it takes, whatever that is."""
+        stages = (ALL.core, locations, False, None, False)
+        return self.batch.relay(self.one.fileno(), 0, 0, milliseconds, *stages, (outlet,))
 
     def list_left(self) -> list[int]:
         """The ids of what was received and not relayed."""

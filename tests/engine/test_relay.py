@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json as jsonlib
 import os
 import select
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from conntrackd.delivery.datagrams import MAX_SEQUENCE
 from conntrackd.delivery.loan import Loan, Passed, Way
-from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed
+from conntrackd.engine import MOST_OUTLETS, SLOTS, Link, Outlet, Relayed, Stages
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import EventType, Flow, Location
@@ -317,9 +318,7 @@ def test_nothing_in_time_is_nothing(feed: Feed) -> None:
 def test_a_turn_that_comes_too_late_has_measured_the_queue(feed: Feed) -> None:
     """Its counter of drops is compared with the last one: 0 where nobody looked would be billions lost."""
     feed.send(make_flows(1))
-    received, _, counts, *_ = feed.batch.relay(
-        *(feed.one.fileno(), 0, 0, 0), ALL.core, None, False, ((FORM.core, *KEEP, ROOM),)
-    )
+    received, _, counts, *_ = feed.call_relay((FORM.core, *KEEP, ROOM), milliseconds=0)
     _, _, _, _, size, _ = received
 
     assert size == feed.batch.receive(feed.one.fileno(), 0, 0)[4] > 0
@@ -331,14 +330,13 @@ def test_a_socket_that_is_gone_is_an_error(feed: Feed) -> None:
     os.close(descriptor)
 
     with pytest.raises(OSError) as caught:  # noqa: PT011  # its errno is what matters
-        ENGINE.relay(feed.batch, ALL, None, Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
+        ENGINE.relay(feed.batch, Stages(ALL), Link(descriptor, 0, 0), [Outlet(FORM, KEEP, ROOM)], SECONDS)
 
     assert caught.value.errno == errno.EBADF
 
 
 def test_what_cannot_be_is_refused(feed: Feed) -> None:
     by_stream = ENGINE.compile_template(loki.TEMPLATE)
-    link = Link(feed.one.fileno(), 0, 0)
 
     with pytest.raises(ValueError, match="by stream"):
         feed.relay_to([Outlet(by_stream, Loan(Way.DISCARD), ROOM)])
@@ -347,7 +345,7 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
         *((0, 1, -1, 1), (0, 1, 0, -1)),
     ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.batch.relay(*link, 1, ALL.core, None, False, ((FORM.core, way, -1, number, vain, room),))
+            feed.call_relay((FORM.core, way, -1, number, vain, room))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
@@ -398,7 +396,7 @@ def test_the_reference_relays_nothing() -> None:
     with pair() as (one, other):
         other.send(build_message(make_flow(1)))
         link = Link(one.fileno(), 0, 0)
-        engine.relay(batch, engine.compile_table([]), None, link, [Outlet(None, KEEP, ROOM)], SECONDS)
+        engine.relay(batch, Stages(engine.compile_table([])), link, [Outlet(None, KEEP, ROOM)], SECONDS)
 
         assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
 
@@ -461,6 +459,36 @@ def test_nothing_is_relayed_where_databases_have_changed(feed: Feed) -> None:
     databases.generation += 1
     link = Link(feed.one.fileno(), 0, 0)
 
-    assert ENGINE.relay(feed.batch, ALL, locations, link, [Outlet(FORM, KEEP, ROOM)], SECONDS) is None
+    assert ENGINE.relay(feed.batch, Stages(ALL, locations), link, [Outlet(FORM, KEEP, ROOM)], SECONDS) is None
     with pytest.raises(TypeError, match="located by Locations"):
-        feed.batch.relay(*link, 1, ALL.core, ALL.core, False, ((FORM.core, *KEEP, ROOM),))  # type: ignore[arg-type]
+        feed.call_relay((FORM.core, *KEEP, ROOM), locations=ALL.core)
+
+
+def test_each_flow_is_written_at_its_end_with_its_begin(feed: Feed) -> None:
+    """Counted as what it is written as. One that began before is incomplete."""
+    began = [make_flow(number) for number in range(3)]
+    ended = [make_flow(number, EventType.DESTROY) for number in range(4)]
+    flows: Any = ENGINE.open_flows(10)
+    table = ENGINE.compile_table(parse("log any"), events=EventType.DESTROY)
+    feed.send(began)
+    outlets = [Outlet(FORM, KEEP, ROOM)]
+    first = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    remembered = len(flows)
+    feed.send(ended)
+    found = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    lines = [jsonlib.loads(line) for line in found.passed[0].rest.text.splitlines()]
+
+    assert (first.filtered, first.passed[0].rest.events, remembered, len(flows)) == (3, 0, 3, 0)
+    assert found.tally == ((EventType.FLOW, 6, 4),)
+    assert [line["type"] for line in lines] == ["FLOW"] * 4
+    assert ["first_seen" in line for line in lines] == [True, True, True, False]
+
+
+def test_flows_that_are_forgotten_for_want_of_room_are_counted(feed: Feed) -> None:
+    flows: Any = ENGINE.open_flows(1)
+    room = flows.note(feed.batch)  # nothing yet
+    feed.send(make_flows(9))
+    found = feed.relay_to([Outlet(FORM, KEEP, ROOM)], flows=flows, writes_flows=True)
+
+    assert (room, found.forgotten) == (0, 9 - len(flows))
+    assert found.forgotten > 0
