@@ -343,7 +343,7 @@ def test_what_a_relay_has_decided_goes_on_by_the_rules_and_to_the_sinks_of_then(
         kept = reader.batch.of_types(None, ALL_EVENTS)
         pipeline.outboxes = ()
         set_records(pipeline, Records(of_events=False, of_flows=True))
-        return Relayed((2, 0, 0, 0, 4096, 0), kept, *[0] * 8, (), ())
+        return Relayed((2, 0, 0, 0, 4096, 0), kept, 0, 0, 0, 0, 0, 0, 0, 0, (), ())
 
     monkeypatch.setattr("conntrackd.reader.relay", relay)
     reader._turn(cast(EventSocket, SimpleNamespace(fileno=lambda: -1)), 0, 0, relays=True)
