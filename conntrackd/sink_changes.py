@@ -105,20 +105,20 @@ def _has_another_key(daemon: "Daemon", sink: ConfiguredSink) -> bool:
 
 async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     """From the next batch on. Returns when those that go have ended."""
-    removed = []
+    removed, outboxes = [], dict(daemon.outboxes)  # replaced as a whole: other threads look at them
     if any(change.made is None for change in changes):  # and again below, what came since
         daemon.pipeline.report_suppressed(at_once=True)
-    for outbox in daemon.outboxes.values():
+    for outbox in outboxes.values():
         outbox.enable()  # what was switched off at run time lasts until now
         outbox.reopen()
     for name, made, queue in changes:
         if made is None:
-            removed.append(daemon.outboxes.pop(name))
+            removed.append(outboxes.pop(name))
         elif isinstance(made, Outbox):
-            daemon.outboxes[name] = made
+            outboxes[name] = made
         else:
-            daemon.outboxes[name].replace(made, queue)
-    daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+            outboxes[name].replace(made, queue)
+    daemon.outboxes, daemon.pipeline.outboxes = outboxes, tuple(outboxes.values())
     daemon.pipeline.interrupt()
     if removed:
         await wait_for_batches(daemon.pipeline)
