@@ -43,7 +43,7 @@ from conntrackd.delivery.sink import SinkState
 from conntrackd.errors import ConntrackdError, UnavailableError, UsageError
 from conntrackd.filter import cost
 from conntrackd.filter.diagnostics import RuleText
-from conntrackd.filter.listing import list_set_changes
+from conntrackd.filter.explain import list_set_changes
 from conntrackd.flow import Protocol
 from conntrackd.records import choose_community_seeds
 from conntrackd.sink_changes import SinkChange

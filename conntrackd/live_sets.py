@@ -20,7 +20,7 @@ from conntrackd.config.rules import list_set_files, read_files
 from conntrackd.engine import Engine, Opaque
 from conntrackd.errors import ConntrackdError, ManyErrors, UsageError
 from conntrackd.filter.ast import Rule, get_sets
-from conntrackd.filter.listing import list_set_changes
+from conntrackd.filter.explain import list_set_changes
 from conntrackd.filter.sets import (
     FAULTS,
     MAX_ENTRIES,

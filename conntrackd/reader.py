@@ -371,11 +371,7 @@ class Reader:
         self._templates = {form: compiled for form, compiled in self._templates.items() if form in used}
 
     def _hand_on(
-        self,
-        batch: EventBatch,
-        kept: Selection,
-        shares: list[Share],
-        wanted: list[tuple[Tail, Rendered]],
+        self, batch: EventBatch, kept: Selection, shares: list[Share], wanted: list[tuple[Tail, Rendered]]
     ) -> None:
         """Under the pipeline's lock."""
         # What the kernel gives no time has that of its batch.

@@ -28,8 +28,7 @@ class Stats:
     events_forged_total: int = _counter("events", "Messages sent by a process instead of the kernel")
     events_filtered_total: int = _counter("events", "Events dropped by a rule, a protocol or an event type")
     events_suppressed_total: int = _counter(
-        "events",
-        "Events, flows of the table included, that SUPPRESSED records say a global limit held back",
+        "events", "Events, flows of the table included, that SUPPRESSED records say a global limit held back"
     )
     events_accepted_total: int = _counter(
         "events", "Events that the global filter keeps: each sink gets them, but for what its own leaves out"

@@ -9,7 +9,6 @@ says what it is. Inputs that reach new code are kept in fuzz/build/TARGET betwee
 Needs clang and libclang-rt-dev.
 """
 
-import hashlib
 import os
 import struct
 import subprocess
@@ -26,10 +25,10 @@ from conntrackd.netlink.message import HEADER
 from conntrackd.render import journal, loki, syslog
 from conntrackd.render import json as json_lines
 from conntrackd.render.steps import write_steps
+from fuzz.seeds import CORPUS, write_seeds
 
 FUZZ: Final = Path(__file__).parent
 BUILD: Final = FUZZ / "build"
-CORPUS: Final = FUZZ / "corpus"
 CORE: Final = FUZZ.parent / "conntrackd" / "core"
 RECORDINGS: Final = FUZZ.parent / "tests" / "netlink" / "corpus"
 # And the most bytes of an input: what a slot of the ring holds, and more than any template of ours.
@@ -145,16 +144,8 @@ def list_seeds() -> Iterator[tuple[str, bytes]]:
         yield "programs", b"T" + numbers + steps + names + pool
 
 
-def write_seeds() -> None:
-    """Adds what is missing to the corpus; nothing is taken away."""
-    for target, data in list_seeds():
-        folder = CORPUS / target
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
-
-
 if __name__ == "__main__":
     if sys.argv[1:] == ["--seeds"]:
-        write_seeds()
+        write_seeds(list_seeds())
     else:
         sys.exit(main(sys.argv[1:]))

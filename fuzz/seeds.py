@@ -4,7 +4,7 @@ python -m fuzz.seeds
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -112,13 +112,13 @@ def list_words(target: str) -> list[str]:
     return []
 
 
-def write_seeds() -> None:
-    """Adds what is missing to the corpus; nothing is taken away."""
-    for target, data in list_seeds():
+def write_seeds(seeds: Iterable[tuple[str, bytes]]) -> None:
+    """Adds what is missing to the corpus; nothing is taken away. A seed is a target, and an input for it."""
+    for target, data in seeds:
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)
         (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
 
 
 if __name__ == "__main__":
-    write_seeds()
+    write_seeds(list_seeds())

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -137,3 +138,17 @@ def nothing_left_behind() -> Iterator[None]:
     left += [f"namespace {name}" for name in sorted(list_namespaces() - namespaces)]
     if left:
         pytest.fail("left behind: " + ", ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def local_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """That of the module, where it has a ZONE."""
+    zone: str | None = getattr(request.module, "ZONE", None)
+    if zone is None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        yield
+    time.tzset()

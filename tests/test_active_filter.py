@@ -73,11 +73,7 @@ def test_without_the_kernels_filter_all_wanted_events_are_passed_up() -> None:
     ],
 )
 def test_the_kernel_is_asked_for_what_flows_are_written_from(
-    settings: dict[str, str],
-    timestamp: int,
-    groups: int,
-    has_program: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str], timestamp: int, groups: int, has_program: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("conntrackd.records.tracking.read_setting", {"nf_conntrack_timestamp": timestamp}.get)
     config = read(**{f"CONNTRACK_{name}": value for name, value in settings.items()})
@@ -200,14 +196,7 @@ def test_what_both_filters_keep_is_never_lost_or_doubled_by_a_change(net: Networ
         events = EventSockets.open(
             readers, groups=filters[0].groups, buffer=64 << 20, program=filters[0].program
         )
-    pipeline = Pipeline(
-        ENGINES[0],
-        filters[0].tables,
-        None,
-        [cast(Outbox, gathering)],
-        tails,
-        stats,
-    )
+    pipeline = Pipeline(ENGINES[0], filters[0].tables, None, [cast(Outbox, gathering)], tails, stats)
     threads = [
         threading.Thread(target=reader.listen, args=(one,))
         for reader, one in zip(pipeline.readers, events.sockets.values(), strict=True)

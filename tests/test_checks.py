@@ -211,10 +211,7 @@ def test_a_sandbox_that_hides_the_settings_is_no_missing_module(tmp_path: Path) 
                 "a faster receiver, a larger sink.stream.queue, or a filter that keeps less",
             ),
         ),
-        (
-            Situation(True, 212992, 0, GOOD.sinks),
-            ("warning", "buffer", keep("rmem_max", 64 << 20, "core")),
-        ),
+        (Situation(True, 212992, 0, GOOD.sinks), ("warning", "buffer", keep("rmem_max", 64 << 20, "core"))),
         (
             Situation(True, 64 << 20, 0, GOOD.sinks, has_room=False),
             ("warning", "filter", f"{keep('optmem_max', 131072, 'core')}; conntrackctl reload-filter"),

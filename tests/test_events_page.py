@@ -1,15 +1,13 @@
 """man/conntrackd-events.7: every field of a record, and every attribute of the kernel, is in its tables."""
 
 import re
-import shutil
-import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from conntrackd.cli.schema_page import list_members
+from conntrackd.cli.render import list_members
 from conntrackd.config import labels
 from conntrackd.flow import Lost
 from conntrackd.netlink.message import VALUES
@@ -116,13 +114,3 @@ def test_every_attribute_of_the_kernels_header_is_in_the_table() -> None:
 
     assert len(names) > 80
     assert [name for name in sorted(names) if not read_row(name)] == []
-
-
-@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
-@pytest.mark.parametrize("name", ["conntrackd-events.7", "conntrackd-filter.7"])
-def test_the_pages_of_section_7_have_no_fault(name: str) -> None:
-    done = subprocess.run(
-        ["mandoc", "-Tlint", str(ROOT / "man" / name)], capture_output=True, text=True, check=False
-    )
-
-    assert [line for line in done.stdout.splitlines() if "referenced manual not found" not in line] == []

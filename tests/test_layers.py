@@ -19,7 +19,6 @@ LAYERS = (
         "config.labels",
         "config.listen",
         "config.option",
-        "config.anonymize",
         "config.options",
         "config.document",
         "config.yaml_tree",

@@ -20,7 +20,8 @@ from conntrackd.tails import Tail
 from tests.engine.feed import ENGINES
 from tests.filter.strategies import make_set
 from tests.sinks.flows import make_flows
-from tests.test_sink_filters import Gathering, make_pipeline, process
+from tests.test_pipeline import make_pipeline
+from tests.test_sink_filters import Gathering, process
 
 LASTS = "until a reload or restart"
 engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -154,11 +155,7 @@ def test_what_is_there_already_or_is_not_gets_a_kind_answer_and_the_rest_is_done
             "'one' is not a valid address",
             "IPv4 or IPv6, with or without a prefix length",
         ),
-        (
-            add,
-            "there is no address to add or remove",
-            "such as 192.0.2.7 or 2001:db8::/32",
-        ),
+        (add, "there is no address to add or remove", "such as 192.0.2.7 or 2001:db8::/32"),
     ],
 )
 def test_a_mistake_changes_nothing(daemon: Daemon, step: Any, message: str, hint: str) -> None:

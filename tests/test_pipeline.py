@@ -3,7 +3,7 @@
 import math
 import socket
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from json import loads
 from types import SimpleNamespace
 from typing import Any, cast
@@ -57,10 +57,13 @@ def make_pipeline(
     engine: Engine,
     outboxes: Sequence[object] = (),
     rules: Sequence[Rule] = (),
+    own: Mapping[str, Sequence[Rule]] | None = None,
+    *,
     geoip: object = None,
     stats: Stats | None = None,
     events: int = ALL_EVENTS,
 ) -> Pipeline:
+    """`own`: the rules of sinks, by name."""
     return Pipeline(
         engine,
         [engine.compile_table(rules, None, events)],
@@ -68,6 +71,7 @@ def make_pipeline(
         cast(list[Outbox], outboxes),
         Tails(),
         stats or Stats(),
+        {name: [engine.compile_table(some)] for name, some in (own or {}).items() if some},
     )
 
 
@@ -253,8 +257,7 @@ def test_an_address_is_looked_up_once_and_only_when_somebody_wants_it(
 ) -> None:
     flows, outbox = make_flows(3), Gathering()
     databases = Databases({flows[0].dst: BERLIN})
-    databases.cache = 100
-    pipeline = make_pipeline(engine, [outbox], parse(*rules), databases)
+    pipeline = make_pipeline(engine, [outbox], parse(*rules), geoip=databases)
     replay(pipeline, flows)
     replay(pipeline, flows)
 

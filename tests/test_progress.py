@@ -4,7 +4,7 @@ from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkRefused
 from conntrackd.progress import RECENT_SECONDS, Progress
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, FakeSink, put, run_until_idle
+from tests.delivery.fakes import Clock, FakeSink, feed, put, run_until_idle
 from tests.sinks.flows import make_flows
 
 
@@ -33,8 +33,7 @@ def test_a_part_that_is_refused_is_a_trouble_too() -> None:
     clock, sink = Clock(), FakeSink()
     outbox, progress = make(sink, clock)
     sink.faults.append(SinkRefused("one is too old", 1))
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     progress.look("fake", outbox)
 
     assert outbox.state.value == "ok"

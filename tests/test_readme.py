@@ -34,10 +34,7 @@ def run(line: str) -> str:
 
 @pytest.mark.parametrize(
     "beginning",
-    [
-        "# conntrackd run --sink.stream.enable --filter 'log protocol TPC'",
-        "$ conntrackctl filter explain",
-    ],
+    ["# conntrackd run --sink.stream.enable --filter 'log protocol TPC'", "$ conntrackctl filter explain"],
 )
 def test_a_command_prints_what_the_readme_shows(beginning: str) -> None:
     block = next(

@@ -13,13 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from conntrackd.active_filter import (
-    CoreFilter,
-    Filter,
-    compile_sink_filters,
-    list_sink_tables,
-    read_filter,
-)
+from conntrackd.active_filter import CoreFilter, Filter, compile_sink_filters, list_sink_tables, read_filter
 from conntrackd.config.read import read_config
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
@@ -30,14 +24,12 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.sets import NO_SETS
 from conntrackd.flow import EventType, Flow, Location, Lost
-from conntrackd.geoip.databases import GeoIP
 from conntrackd.pipeline import Pipeline
 from conntrackd.records import Records
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
 from conntrackd.sink_filters import list_warnings
 from conntrackd.source.resync import Resync
-from conntrackd.stats import Stats
 from conntrackd.tails import Tails
 from tests.engine.feed import ENGINES, RECEIVED_NS, set_records
 from tests.engine.rendering import Databases
@@ -45,6 +37,7 @@ from tests.filter import strategies
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.sinks.flows import make_flow, make_flows
+from tests.test_pipeline import make_pipeline
 
 SINKS = ("stream", "syslog", "loki")
 engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -83,27 +76,6 @@ class Gathering:
 
     def report(self, lost: Lost) -> None:
         self.losses.append(lost)
-
-
-def make_pipeline(
-    engine: Engine,
-    outboxes: Sequence[Gathering],
-    rules: Sequence[Rule] = (),
-    own: Mapping[str, Sequence[Rule]] | None = None,
-    known: Mapping[bytes, Location | None] | None = None,
-) -> Pipeline:
-    geoip = None
-    if known is not None:
-        geoip = Databases(known)
-    return Pipeline(
-        engine,
-        [engine.compile_table(rules)],
-        cast(GeoIP | None, geoip),
-        cast(list[Outbox], outboxes),
-        Tails(),
-        Stats(),
-        {name: [engine.compile_table(some)] for name, some in (own or {}).items() if some},
-    )
 
 
 def process(pipeline: Pipeline, flows: Sequence[Flow]) -> None:
@@ -149,7 +121,7 @@ def test_each_sink_gets_what_the_global_rules_and_its_own_keep(
     ]
     kept = [flow for flow in located if evaluate(rules, flow).keep]
     outboxes = [Gathering(name, room[name]) for name in SINKS]
-    pipeline = make_pipeline(engine, outboxes, rules, own, known)
+    pipeline = make_pipeline(engine, outboxes, rules, own, geoip=Databases(known))
 
     process(pipeline, flows)
 

@@ -22,7 +22,8 @@ from conntrackd.sinks.loki_push import gather_streams, write_streams
 from tests.engine.feed import ENGINES
 from tests.filter.rows import parse
 from tests.sinks.flows import make_flows
-from tests.test_sink_filters import Gathering, make_pipeline, process
+from tests.test_pipeline import make_pipeline
+from tests.test_sink_filters import Gathering, process
 
 RULE = 'log source city "ulm" or any limit 2/day'
 OWN = "log any limit 3/day burst 1"

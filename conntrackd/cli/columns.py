@@ -56,11 +56,7 @@ def pad(text: str, width: int, *, to_right: bool = False) -> str:
 
 
 def lay_out(
-    rows: Sequence[Sequence[str]],
-    width: int | None,
-    *,
-    numbers: Collection[int] | None = None,
-    full: int = 0,
+    rows: Sequence[Sequence[str]], width: int | None, *, numbers: Collection[int] | None = None, full: int = 0
 ) -> Iterator[str]:
     """Lines of columns below their headings, no wider than that: what is too long is cut.
 

@@ -122,9 +122,9 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
     return 0
 
 
-def print_table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Columns below their headings; numbers to the right; no wider than the terminal."""
-    for line in lay_out(rows, width or get_width()):
+    for line in lay_out(rows, get_width()):
         print(line)
 
 

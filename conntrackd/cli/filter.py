@@ -87,12 +87,7 @@ def check_as_json(arguments: Namespace) -> int:
 
 def to_json(error: ConntrackdError) -> dict[str, str]:
     """What is wrong, where, and what to do."""
-    return {
-        "message": error.message,
-        "place": error.origin,
-        "excerpt": error.excerpt,
-        "hint": error.hint,
-    }
+    return {"message": error.message, "place": error.origin, "excerpt": error.excerpt, "hint": error.hint}
 
 
 def explain(arguments: Namespace) -> int:

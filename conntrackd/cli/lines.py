@@ -179,16 +179,21 @@ def fit(style: Style) -> Style:
 def render_row(cells: Sequence[str], style: Style) -> str:
     """Cells in columns of fixed width: a row is drawn before the next one is known."""
     if style.fields == tuple(NARROW):
-        return render_narrow_row(cells, style)
+        widths = share_narrow(cells, style)
+        cells = list(map(shorten, cells, widths))
+    else:
+        widths = [
+            max(WIDTH, len(name)) if name in NUMBERS else WIDTHS.get(name, WIDTH) for name in style.fields
+        ]
     padded = [
-        cell.rjust(max(WIDTH, len(name))) if name in NUMBERS else cell.ljust(WIDTHS.get(name, WIDTH))
-        for name, cell in zip(style.fields, cells, strict=True)
+        pad(cell, width, to_right=name in NUMBERS)
+        for name, cell, width in zip(style.fields, cells, widths, strict=True)
     ]
     return cut(GAP.join(padded).rstrip(), style.width)
 
 
-def render_narrow_row(cells: Sequence[str], style: Style) -> str:
-    """As wide as the columns of NARROW: what is too long in another one is taken from both ends."""
+def share_narrow(cells: Sequence[str], style: Style) -> list[int]:
+    """The widths of NARROW: what is too long in another column is taken from both ends."""
     sizes = NARROW | ({"time": WIDTHS["time"]} if style.has_dates else {})
     widths = [
         size if name in ENDS else max(size, measure(cell))
@@ -196,11 +201,7 @@ def render_narrow_row(cells: Sequence[str], style: Style) -> str:
     ]
     ends = slice(3, 5)
     widths[ends] = share(widths[ends], sum(sizes.values()) - sum(widths) + sum(widths[ends]))
-    padded = [
-        pad(shorten(cell, width), width, to_right=name in NUMBERS)
-        for name, cell, width in zip(sizes, cells, widths, strict=True)
-    ]
-    return cut(GAP.join(padded).rstrip(), style.width)
+    return widths
 
 
 def choose(record: RecordView, fields: Sequence[str]) -> Sequence[str]:

@@ -1,28 +1,45 @@
-"""OPTIONS and parsers -> completions, the sample configuration, the generated parts of man pages.
+"""OPTIONS, METRICS, schemas and parsers -> completions, the sample configuration, generated parts of papers.
 
 `python -m conntrackd.cli.render --write` brings the files in the source tree up to date.
 """
 
 import argparse
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from conntrackd.cli import metrics_page, report, schema_page
+from conntrackd.cli import report
 from conntrackd.cli.completion import render_completions
 from conntrackd.cli.flags import get_section
 from conntrackd.config.option import Option
 from conntrackd.config.options import CONNTRACK_ACTIVATE, OPTIONS, SINK_JOURNAL_ENABLE
 from conntrackd.config.values import FLAG
 from conntrackd.errors import DataError
+from conntrackd.metrics.flow_table import FLOW_METRICS, FlowMetricDeclaration
+from conntrackd.metrics.table import FLOWS, METRICS, Histogram, Metric
+from conntrackd.render.fields import FIELDS, REPORT_NAMES, REPORTS, list_names
+from conntrackd.render.schema import ECS, OTEL, OWN, Schema
 
 BEGIN: Final = '.\\" generated: begin'
 END: Final = '.\\" generated: end'
 MARKDOWN_BEGIN: Final = "<!-- generated: begin -->"
 MARKDOWN_END: Final = "<!-- generated: end -->"
 WRITE: Final = "python -m conntrackd.cli.render --write"
+TITLES: Final = {
+    "daemon": "The daemon",
+    "events": "Events",
+    "sinks": "Sinks",
+    "kernel": "The kernel's connection table",
+    "process": "The process",
+    FLOWS: "Connections (metrics.flows)",
+}
+HEADING: Final = "| metric | type | labels | what it is |"
+ALL: Final = (*METRICS, *FLOW_METRICS)
+SCHEMAS: Final = (ECS, OTEL)
+NAME_COLUMNS: Final = '"src_country_code" "destination.geo.country_iso_code"'
+EMPTY: Final = "\\&"
 
 
 SAMPLE_HEAD: Final = """\
@@ -117,6 +134,99 @@ def render_man_settings() -> str:
     return "\n".join([*lines, ".El"])
 
 
+def render_metrics_markdown() -> str:
+    """A table for each section of METRICS."""
+    lines = []
+    for section, members in groupby(ALL, lambda metric: metric.section):
+        lines += [f"### {TITLES[section]}", "", HEADING, "|---|---|---|---|"]
+        for metric in members:
+            labels = ", ".join([*_list_chosen(metric), *(f"`{label}`" for label in metric.labels)])
+            lines.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def render_man_metrics() -> str:
+    """An mdoc list for each section of METRICS."""
+    lines = []
+    for section, members in groupby(ALL, lambda metric: metric.section):
+        lines += [f".Ss {escape_mdoc(TITLES[section])}", ".Bl -tag -width Ds"]
+        for metric in members:
+            lines.append(f".It Ic {metric.name}")
+            lines += _fill(f"{metric.help} ({_describe(metric)}).")
+        lines.append(".El")
+    return "\n".join(lines)
+
+
+def _describe(metric: Metric | Histogram | FlowMetricDeclaration) -> str:
+    labels = [*_list_chosen(metric), *metric.labels]
+    return f"{metric.type} by {' and '.join(labels)}" if labels else metric.type
+
+
+def _list_chosen(metric: Metric | Histogram | FlowMetricDeclaration) -> list[str]:
+    return ["the chosen fields"] if isinstance(metric, FlowMetricDeclaration) else []
+
+
+def render_man_schemas() -> str:
+    """The names of other schemas, for events and for LOST records: a table of each, and what stands in all.
+
+    A table of both schemas would be wider than a terminal of 80 columns.
+    """
+    events = {
+        schema: [row for name in list_names() for row in _list_rows(name, list_members(schema, name))]
+        for schema in SCHEMAS
+    }
+    losses = {
+        schema: [row for name in REPORT_NAMES for row in _list_rows(name, [schema.rename_loss(name)])]
+        for schema in SCHEMAS
+    }
+    return "\n".join(
+        [
+            ".Ss Names of the fields of an event",
+            *_render_tables(events),
+            ".Ss What stands in every event",
+            *_render_constants(""),
+            ".Ss Names of the fields of a LOST or SUPPRESSED record",
+            *_render_tables(losses),
+            *(
+                line
+                for kind in REPORTS
+                for line in (f".Ss What stands in every {kind} record", *_render_constants(kind))
+            ),
+        ]
+    )
+
+
+def list_members(schema: Schema, name: str) -> list[str]:
+    """All names that stand for ours."""
+    for output in FIELDS:
+        if output.name == name:
+            return [shown.name for shown in schema.list_outputs(output)]
+    return [schema.rename(name)]
+
+
+def _list_rows(name: str, shown: list[str]) -> Iterator[str]:
+    """A row for each of the names; none for what only has our prefix."""
+    for number, member in enumerate(shown):
+        if member != f"{OWN}{name}":
+            yield f".It {EMPTY if number else f'Va {name}'} Ta Va {member}"
+
+
+def _render_tables(tables: Mapping[Schema, list[str]]) -> Iterator[str]:
+    for schema, rows in tables.items():
+        yield from (f".Bl -column {NAME_COLUMNS}", f".It Sy Name Ta Sy {schema.name}", *rows, ".El")
+
+
+def _render_constants(kind: str) -> Iterator[str]:
+    yield '.Bl -column "otel" "event.category" "pipeline_error"'
+    yield ".It Sy Schema Ta Sy Name Ta Sy Value"
+    for schema in SCHEMAS:
+        for name, value in schema.list_constants("the host's name", report=kind).items():
+            text = value if isinstance(value, str) else f"[{', '.join(value)}]"
+            yield f".It {schema.name} Ta Va {name} Ta {text}"
+    yield ".El"
+
+
 def escape_mdoc(text: str) -> str:
     """Text that no troff takes for a request, an escape, or a hyphen to be broken at."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq")
@@ -127,10 +237,10 @@ def render_files(root: Path) -> dict[Path, str]:
     """The generated files and those with generated parts, as they should be."""
     parts = {
         root / "man/conntrackd.8": render_man_flags(),
-        root / "man/conntrackd-events.7": schema_page.render_man(),
-        root / "man/conntrackd-metrics.7": metrics_page.render_man(escape_mdoc),
+        root / "man/conntrackd-events.7": render_man_schemas(),
+        root / "man/conntrackd-metrics.7": render_man_metrics(),
         root / "man/conntrackd.yaml.5": render_man_settings(),
-        root / "docs/METRICS.md": metrics_page.render_markdown(),
+        root / "docs/METRICS.md": render_metrics_markdown(),
     }
     return {
         root / "contrib/conntrackd.yaml": render_sample(),

@@ -78,8 +78,7 @@ def report(program: str, error: Exception) -> int:
             return error.exit_status
         case MemoryError():
             print_error(
-                program,
-                "out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue",
+                program, "out of memory\nhint: raise MemoryMax= in the unit, or lower sink.NAME.queue"
             )
             return EX_TEMPFAIL
         case ImportError():

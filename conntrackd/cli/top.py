@@ -11,11 +11,10 @@ from typing import Any, Final
 from conntrackd.cli.columns import GAP, NARROWEST, lay_out
 from conntrackd.cli.common import add_updates, connect
 from conntrackd.cli.lines import show_line
-from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import QUIT, REFRESH, Paper, open_view
 from conntrackd.cli.summary import parse_by
 from conntrackd.cli.tail import CHUNK, add_rules
-from conntrackd.cli.talkers import BY, Talkers
+from conntrackd.cli.talkers import BY, SORTS, Ranking, Talkers
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
 from conntrackd.units import render_bytes

@@ -76,9 +76,7 @@ def make_sink(name: str, kind: str) -> NamedSink:
     """It is on unless somebody turns it off: nobody names a sink for nothing."""
     options = {
         option.key: replace(
-            option,
-            key=f"{SECTION}.{name}.{end}",
-            default=True if end == "enable" else option.default,
+            option, key=f"{SECTION}.{name}.{end}", default=True if end == "enable" else option.default
         )
         for end, option in SETTINGS[kind].items()
     }

@@ -3,9 +3,8 @@
 A setting is a typed constant, so that `config[CONNTRACK_BUFFER]` is an int to the type checker too.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
-from conntrackd.config.anonymize import AnonymizeOptions, make_anonymize
 from conntrackd.config.field_list import FIELD_LIST
 from conntrackd.config.flow_metrics import FLOW_METRICS
 from conntrackd.config.labels import LABELS
@@ -55,6 +54,40 @@ CHOSEN: Final = "Fields to write in place of all; or -NAME to leave out, +NAME t
 SCHEMA: Final = one_of("native", "ecs", "otel")
 SCHEMA_HELP: Final = "Names of the fields: conntrackd's, or those of ECS or OpenTelemetry"
 OWN_RULES: Final = "Rule for this sink alone, of the events that the global filter keeps"
+
+
+class AnonymizeOptions(NamedTuple):
+    """How a sink writes something else in place of addresses: the same settings for each kind."""
+
+    mode: Option[str]
+    which: Option[str]
+    only: Option[str]
+    ipv4_bits: Option[int]
+    ipv6_bits: Option[int]
+    key_file: Option[File]
+
+
+def make_anonymize(kind: str) -> AnonymizeOptions:
+    """Those of this kind."""
+    key = f"sink.{kind}.anonymize"
+    modes = one_of("none", "truncate", "pseudonym")
+    which, only = one_of("both", "source", "destination"), one_of("all", "private", "public")
+    return AnonymizeOptions(
+        Option(key, modes, "none", "Write addresses cut short, or a pseudonym of each"),
+        Option(f"{key}_which", which, "both", "Whose addresses to anonymize"),
+        Option(f"{key}_only", only, "all", "Networks whose addresses to anonymize, as rules name them"),
+        Option(f"{key}_ipv4_bits", count(1, 32), 8, "Last bits of IPv4 addresses that truncate sets to 0"),
+        Option(f"{key}_ipv6_bits", count(1, 128), 80, "Last bits of IPv6 addresses that truncate sets to 0"),
+        Option[File](
+            f"{key}_key_file",
+            PATH,
+            None,
+            "File with the 32 bytes of the key of pseudonyms",
+            example=f"/etc/conntrackd/{kind}.key",
+            secret=True,
+        ),
+    )
+
 
 LOG_LEVEL = Option(
     "log.level",

@@ -39,9 +39,7 @@ def read_rules(config: Config) -> list[RuleText]:
 
 
 def list_rules(
-    config: Config,
-    lines: Iterable[tuple[str, str]] = (),
-    option: Option[tuple[str, ...]] = options.FILTER,
+    config: Config, lines: Iterable[tuple[str, str]] = (), option: Option[tuple[str, ...]] = options.FILTER
 ) -> list[RuleText]:
     """The rules of an option behind these lines and their origins. ConfigError for too many."""
     rules: list[RuleText] = []

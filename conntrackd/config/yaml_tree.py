@@ -149,8 +149,4 @@ def _is_null(node: Node) -> bool:
 
 
 def _refuse_tag(tag: str | None, line: int) -> NoReturn:
-    fail(
-        line,
-        f"tag {tag!a} is not allowed",
-        "settings are plain text, numbers, true and false, and lists",
-    )
+    fail(line, f"tag {tag!a} is not allowed", "settings are plain text, numbers, true and false, and lists")

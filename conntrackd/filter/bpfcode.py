@@ -11,26 +11,12 @@ from typing import Final, assert_never
 
 from conntrackd import bpf
 from conntrackd.bpf import Instruction, Label, Step
-from conntrackd.filter import fields
+from conntrackd.filter import ast, fields
 from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
     Expression,
     Leaf,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
     Range,
     Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
     compute_span,
     is_undecidable,
     list_fields,
@@ -40,24 +26,14 @@ from conntrackd.filter.ast import (
 from conntrackd.filter.fields import FAMILIES, FAMILY, Field, Prefix
 from conntrackd.filter.sample import FACTORS, SHIFTS, compute_limit
 from conntrackd.flow import EventType, Nat
-from conntrackd.netlink.constants import (
-    CTA_ID,
-    IPCTNL_MSG_CT_DELETE,
-    IPCTNL_MSG_CT_NEW,
-    NFGENMSG_LEN,
-    NFNL_SUBSYS_CTNETLINK,
-    NLA_HDRLEN,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLMSG_HDRLEN,
-)
+from conntrackd.netlink import constants as c
 
 # nlmsg_type and nlmsg_flags are in the byte order of the host, and loads in that of the network: single bytes
 # are the same in both.
 LOW, HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
 TYPE_OFFSET: Final = 4
 FLAGS_OFFSET: Final = 6
-FIRST_ATTRIBUTE: Final = NLMSG_HDRLEN + NFGENMSG_LEN
+FIRST_ATTRIBUTE: Final = c.NLMSG_HDRLEN + c.NFGENMSG_LEN
 IPV4: Final = FAMILIES["IPV4"]
 # Two words of the scratch memory are for the event's type and for what is compared with something else.
 TYPE_SLOT: Final = bpf.BPF_MEMWORDS - 1
@@ -145,16 +121,16 @@ class Program:
         """Store the type's bit in its slot. What is not an event is passed up, to be counted there."""
         known, other, destroy, update, new, done = (self._new_label() for _ in range(6))
         self._add(bpf.LD_BYTE, TYPE_OFFSET + HIGH)
-        self._add(bpf.JEQ, NFNL_SUBSYS_CTNETLINK, known, ACCEPT)
+        self._add(bpf.JEQ, c.NFNL_SUBSYS_CTNETLINK, known, ACCEPT)
         self._mark(known)
         self._add(bpf.LD_BYTE, TYPE_OFFSET + LOW)
-        self._add(bpf.JEQ, IPCTNL_MSG_CT_DELETE, destroy, other)
+        self._add(bpf.JEQ, c.IPCTNL_MSG_CT_DELETE, destroy, other)
         self._mark(other)
         not_new = self._new_label()
-        self._add(bpf.JEQ, IPCTNL_MSG_CT_NEW, not_new, ACCEPT)
+        self._add(bpf.JEQ, c.IPCTNL_MSG_CT_NEW, not_new, ACCEPT)
         self._mark(not_new)
         self._add(bpf.LD_BYTE, FLAGS_OFFSET + HIGH)
-        self._add(bpf.JSET, (NLM_F_CREATE | NLM_F_EXCL) >> 8, new, update)
+        self._add(bpf.JSET, (c.NLM_F_CREATE | c.NLM_F_EXCL) >> 8, new, update)
         for label, event_type in (
             (new, EventType.NEW),
             (update, EventType.UPDATE),
@@ -186,7 +162,7 @@ class Program:
         paths = field.paths
         if _is_address(field):
             ipv4, ipv6 = self._new_label(), self._new_label()
-            self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+            self._add(bpf.LD_BYTE, c.NLMSG_HDRLEN)
             self._add(bpf.JEQ, IPV4, ipv4, ipv6)
             self._mark(ipv4)
             self._write_walk(paths[0], end)
@@ -236,11 +212,11 @@ class Program:
         """As is_sampled() of sample.py. What has no id is malformed, which is counted above."""
         carried = self._new_label()
         self._mark(label)
-        self._write_walk((CTA_ID,), ACCEPT)
+        self._write_walk((c.CTA_ID,), ACCEPT)
         self._add(bpf.JEQ, 0, ACCEPT, carried)
         self._mark(carried)
         self._add(bpf.TAX)
-        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+        self._add(bpf.LD_INDIRECT[4], c.NLA_HDRLEN)
         for shift, factors in zip(SHIFTS, (*((factor,) for factor in FACTORS), ()), strict=True):
             self._steps += [Step(bpf.TAX), Step(bpf.RSH, shift), Step(bpf.XOR_X)]
             self._steps += [Step(bpf.MUL, factor) for factor in factors]
@@ -248,7 +224,7 @@ class Program:
 
     def _write(self, expression: Expression, goal: Goal) -> None:
         match expression:
-            case And(items):
+            case ast.And(items):
                 for item in items[:-1]:
                     further = self._new_label()
                     # The undecidable is true or false, and then it goes on as that.
@@ -256,15 +232,15 @@ class Program:
                     self._write(item, Goal(further, goal.no, unsure))
                     self._mark(further)
                 self._write(items[-1], goal)
-            case Or(items):
+            case ast.Or(items):
                 for item in items[:-1]:
                     further = self._new_label()
                     unsure = further if goal.unsure == goal.no else goal.unsure
                     self._write(item, Goal(goal.yes, further, unsure))
                     self._mark(further)
                 self._write(items[-1], goal)
-            case Not(item):
-                assert not isinstance(item, And | Or | Not)
+            case ast.Not(item):
+                assert not isinstance(item, ast.And | ast.Or | ast.Not)
                 self._write_leaf(item, goal.no, goal.yes, goal)
             case _:
                 self._write_leaf(expression, goal.yes, goal.no, goal)
@@ -275,15 +251,15 @@ class Program:
             self._add(bpf.JA, yes=goal.unsure)
             return
         match leaf:
-            case Anything():
+            case ast.Anything():
                 self._add(bpf.JA, yes=true)
-            case TypeIs(mask):
+            case ast.TypeIs(mask):
                 self._add(bpf.LD_MEM, TYPE_SLOT)
                 self._add(bpf.JSET, mask, true, false)
-            case StatusHas(mask):
+            case ast.StatusHas(mask):
                 self._load_or_zero(fields.STATUS)
                 self._add(bpf.JSET, mask, true, false)
-            case MarkIn(marks):
+            case ast.MarkIn(marks):
                 for value, mask in marks:
                     further = self._new_label()
                     self._load_or_zero(fields.MARK)
@@ -291,15 +267,15 @@ class Program:
                     self._add(bpf.JEQ, value, true, further)
                     self._mark(further)
                 self._add(bpf.JA, yes=false)
-            case NumberIn():
+            case ast.NumberIn():
                 self._write_number(leaf, true, false, goal.no)
-            case AddressIn():
+            case ast.AddressIn():
                 self._write_addresses(leaf, true, false)
-            case NatHas(mask):
+            case ast.NatHas(mask):
                 self._write_nat(mask, true, false)
-            case Compare():
+            case ast.Compare():
                 self._write_comparison(leaf, true, false, goal.no)
-            case NetworkIn() | LocationIn() | SetIn():
+            case ast.NetworkIn() | ast.LocationIn() | ast.SetIn():
                 raise AssertionError("is expanded, or undecidable")
             case _:
                 assert_never(leaf)
@@ -310,7 +286,7 @@ class Program:
     def _load_value(self, field: Field) -> None:
         """A = the value of a field that the message carries."""
         self._add(bpf.LDX_MEM, self._slots[field])
-        self._add(bpf.LD_INDIRECT[field.size], NLA_HDRLEN)
+        self._add(bpf.LD_INDIRECT[field.size], c.NLA_HDRLEN)
 
     def _load_or_go(self, field: Field, missing: str) -> None:
         """A = the value, or off to `missing` where there is none."""
@@ -326,14 +302,14 @@ class Program:
         self._load_or_go(field, done)
         self._mark(done)
 
-    def _write_number(self, leaf: NumberIn, true: str, false: str, unknown: str) -> None:
+    def _write_number(self, leaf: ast.NumberIn, true: str, false: str, unknown: str) -> None:
         """Of several fields: true where one is in, false where all are known and none is."""
         ranges = list(merge_ranges(leaf.ranges))
         missed = self._new_label()
         for index, field in enumerate(leaf.fields):
             further = self._new_label()
             if field is FAMILY:
-                self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+                self._add(bpf.LD_BYTE, c.NLMSG_HDRLEN)
             elif field.optional:
                 # Later fields may be in; if none is, what is missing makes it unknown.
                 others = leaf.fields[index + 1 :]
@@ -367,16 +343,16 @@ class Program:
             self._mark(further)
         self._add(bpf.JA, yes=false)
 
-    def _write_addresses(self, leaf: AddressIn, true: str, false: str) -> None:
+    def _write_addresses(self, leaf: ast.AddressIn, true: str, false: str) -> None:
         ipv4, ipv6 = self._new_label(), self._new_label()
-        self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+        self._add(bpf.LD_BYTE, c.NLMSG_HDRLEN)
         self._add(bpf.JEQ, IPV4, ipv4, ipv6)
         self._mark(ipv4)
         spans = merge_ranges(compute_span(prefix) for prefix in leaf.prefixes if len(prefix.network) == 4)
         for field in leaf.fields if spans else ():
             further = self._new_label()
             self._add(bpf.LDX_MEM, self._slots[field])
-            self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+            self._add(bpf.LD_INDIRECT[4], c.NLA_HDRLEN)
             self._write_ranges(spans, true, further)
             self._mark(further)
         self._add(bpf.JA, yes=false)
@@ -394,7 +370,7 @@ class Program:
         for offset in range(0, (prefix.length + 7) // 8, 4):
             bits = min(32, prefix.length - offset * 8)
             same = self._new_label()
-            self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN + offset)
+            self._add(bpf.LD_INDIRECT[4], c.NLA_HDRLEN + offset)
             if bits < 32:
                 self._add(bpf.AND, WORD << 32 - bits & WORD)
             self._add(bpf.JEQ, int.from_bytes(prefix.network[offset : offset + 4], "big"), same, further)
@@ -425,7 +401,7 @@ class Program:
             self._write_same(original, reply, 4, offset, same, differs)
             self._mark(same)
             if offset == 0:
-                self._add(bpf.LD_BYTE, NLMSG_HDRLEN)
+                self._add(bpf.LD_BYTE, c.NLMSG_HDRLEN)
                 self._add(bpf.JEQ, IPV4, end, ipv6)
                 self._mark(ipv6)
         self._mark(end)
@@ -447,14 +423,14 @@ class Program:
 
     def _write_same(self, one: Field, other: Field, size: int, offset: int, same: str, differs: str) -> None:
         self._add(bpf.LDX_MEM, self._slots[one])
-        self._add(bpf.LD_INDIRECT[size], NLA_HDRLEN + offset)
+        self._add(bpf.LD_INDIRECT[size], c.NLA_HDRLEN + offset)
         self._add(bpf.ST, SPARE_SLOT)
         self._add(bpf.LDX_MEM, self._slots[other])
-        self._add(bpf.LD_INDIRECT[size], NLA_HDRLEN + offset)
+        self._add(bpf.LD_INDIRECT[size], c.NLA_HDRLEN + offset)
         self._add(bpf.LDX_MEM, SPARE_SLOT)
         self._add(bpf.JEQ_X, 0, same, differs)
 
-    def _write_comparison(self, leaf: Compare, true: str, false: str, unknown: str) -> None:
+    def _write_comparison(self, leaf: ast.Compare, true: str, false: str, unknown: str) -> None:
         """64 bits in two words: the upper one decides unless it is the same."""
         carried, upper, lower = self._new_label(), self._new_label(), self._new_label()
         self._add(bpf.LD_MEM, self._slots[leaf.subject])
@@ -466,13 +442,13 @@ class Program:
         same = true if leaf.operator in ("<=", "=", ">=") else false
         more = true if leaf.operator in (">", ">=", "!=") else false
         self._add(bpf.LDX_MEM, self._slots[leaf.subject])
-        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN)
+        self._add(bpf.LD_INDIRECT[4], c.NLA_HDRLEN)
         self._add(bpf.JEQ, high, lower, upper)
         self._mark(upper)
         self._add(bpf.JGT, high, more, less)
         self._mark(lower)
         equal, unequal = self._new_label(), self._new_label()
-        self._add(bpf.LD_INDIRECT[4], NLA_HDRLEN + 4)
+        self._add(bpf.LD_INDIRECT[4], c.NLA_HDRLEN + 4)
         self._add(bpf.JEQ, low, equal, unequal)
         self._mark(unequal)
         self._add(bpf.JGT, low, more, less)

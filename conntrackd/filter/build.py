@@ -6,25 +6,8 @@ from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 from typing import Final, NamedTuple, TypeVar
 
-from conntrackd.filter import fields
-from conntrackd.filter.ast import (
-    AddressIn,
-    Compare,
-    Expression,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    NumberIn,
-    Range,
-    SetIn,
-    StatusHas,
-    TypeIs,
-    conjoin,
-    disjoin,
-    negate,
-    sort_prefixes,
-)
+from conntrackd.filter import ast, fields
+from conntrackd.filter.ast import Expression, Range, conjoin, disjoin, negate, sort_prefixes
 from conntrackd.filter.diagnostics import Mistake, suggest
 from conntrackd.filter.limit import Limit, parse_limit
 from conntrackd.filter.sample import MAX_RATE
@@ -105,15 +88,15 @@ class Builder:
 
     def build_network(self, side: Side, words: list[Word], span: Range) -> Expression:
         names = self._collect(words, lambda word: _parse_name(word, "network", fields.NETWORKS))
-        return NetworkIn(self._get_fields("network", side, span), names, span)
+        return ast.NetworkIn(self._get_fields("network", side, span), names, span)
 
     def build_location(self, kind: str, side: Side, words: list[Word], span: Range) -> Expression:
         """A country or a city."""
         parse = _parse_country if kind == "country" else _parse_city
-        return LocationIn(self._get_fields(kind, side, span), self._collect(words, parse), span)
+        return ast.LocationIn(self._get_fields(kind, side, span), self._collect(words, parse), span)
 
     def build_ports(self, side: Side, ports: list[Range], span: Range) -> Expression:
-        return NumberIn(self._get_fields("port", side, span), tuple(sorted(set(ports))), span)
+        return ast.NumberIn(self._get_fields("port", side, span), tuple(sorted(set(ports))), span)
 
     def build_address(
         self, side: Side, words: list[Word], ports: list[Range] | None, span: Range
@@ -127,11 +110,7 @@ class Builder:
         return disjoin(
             (
                 conjoin(
-                    [
-                        self._join_lists(end, prefixes, sets, span),
-                        self.build_ports(end, ports, span),
-                    ],
-                    span,
+                    [self._join_lists(end, prefixes, sets, span), self.build_ports(end, ports, span)], span
                 )
                 for end in sides
             ),
@@ -143,8 +122,8 @@ class Builder:
     ) -> Expression:
         """What is written out and what is in sets."""
         asked = self._get_fields("address", side, span)
-        written = [AddressIn(asked, prefixes, span)] if prefixes or not sets else []
-        return disjoin([*written, *(SetIn(asked, name, self._sets[name], span) for name in sets)], span)
+        written = [ast.AddressIn(asked, prefixes, span)] if prefixes or not sets else []
+        return disjoin([*written, *(ast.SetIn(asked, name, self._sets[name], span) for name in sets)], span)
 
     def _parse_set(self, word: str) -> str:
         name = word[1:].lower()
@@ -160,11 +139,11 @@ class Builder:
         if field is None:
             self.mistakes.append(Mistake(f"a {kind} has no reply side", *span))
             field = fields.COUNTERS[kind, False]
-        return Compare(field, "=" if operator == "==" else operator, self._parse_or(word, parse, 0), span)
+        return ast.Compare(field, "=" if operator == "==" else operator, self._parse_or(word, parse, 0), span)
 
     def build_icmp_id(self, reply: bool, pairs: list[tuple[Word, Word]], span: Range) -> Expression:
         ranges = self.parse_ranges("ICMP identifier", pairs)
-        return NumberIn((fields.ICMP_IDS[reply],), tuple(sorted(set(ranges))), span)
+        return ast.NumberIn((fields.ICMP_IDS[reply],), tuple(sorted(set(ranges))), span)
 
     def parse_sample(self, keep: bool, keyword: Word, word: Word) -> int:
         """`1/100`, of a rule that logs."""
@@ -203,22 +182,24 @@ class Builder:
         return low, high
 
     def _build_type(self, words: list[Word], span: Range) -> Expression:
-        return TypeIs(sum(self._look_up(words, "type", fields.TYPES)), span)
+        return ast.TypeIs(sum(self._look_up(words, "type", fields.TYPES)), span)
 
     def _build_protocol(self, words: list[Word], span: Range) -> Expression:
-        return NumberIn((fields.PROTOCOL,), _to_ranges(self._collect(words, _parse_protocol)), span)
+        return ast.NumberIn((fields.PROTOCOL,), _to_ranges(self._collect(words, _parse_protocol)), span)
 
     def _build_state(self, words: list[Word], span: Range) -> Expression:
-        return NumberIn((fields.STATE,), _to_ranges(self._look_up(words, "state", fields.STATES)), span)
+        return ast.NumberIn((fields.STATE,), _to_ranges(self._look_up(words, "state", fields.STATES)), span)
 
     def _build_family(self, words: list[Word], span: Range) -> Expression:
-        return NumberIn((fields.FAMILY,), _to_ranges(self._look_up(words, "family", fields.FAMILIES)), span)
+        return ast.NumberIn(
+            (fields.FAMILY,), _to_ranges(self._look_up(words, "family", fields.FAMILIES)), span
+        )
 
     def _build_zone(self, words: list[Word], span: Range) -> Expression:
-        return NumberIn((fields.ZONE,), _to_ranges(self._collect(words, _parse_zone)), span)
+        return ast.NumberIn((fields.ZONE,), _to_ranges(self._collect(words, _parse_zone)), span)
 
     def _build_mark(self, words: list[Word], span: Range) -> Expression:
-        return MarkIn(self._collect(words, _parse_mark), span)
+        return ast.MarkIn(self._collect(words, _parse_mark), span)
 
     def _build_status(self, words: list[Word], span: Range) -> Expression:
         vocabulary = {**fields.STATUSES, fields.UNREPLIED: 0}
@@ -226,18 +207,18 @@ class Builder:
         mask = 0
         for bits in masks:
             mask |= bits
-        unreplied = negate(StatusHas(int(Status.SEEN_REPLY), span), span)
-        items: list[Expression] = [StatusHas(mask, span)] if mask else []
+        unreplied = negate(ast.StatusHas(int(Status.SEEN_REPLY), span), span)
+        items: list[Expression] = [ast.StatusHas(mask, span)] if mask else []
         return disjoin([*items, unreplied] if 0 in masks or not mask else items, span)
 
     def _build_nat(self, words: list[Word], span: Range) -> Expression:
         masks = self._look_up(words, "nat", {**fields.NATS, fields.BOTH: 0})
         if masks == (0,):
-            return conjoin([NatHas(int(Nat.SNAT), span), NatHas(int(Nat.DNAT), span)], span)
+            return conjoin([ast.NatHas(int(Nat.SNAT), span), ast.NatHas(int(Nat.DNAT), span)], span)
         mask = 0
         for bits in masks:  # beside another word BOTH adds nothing: that one is true of it already
             mask |= bits
-        return NatHas(mask, span)
+        return ast.NatHas(mask, span)
 
     def _get_fields(self, kind: str, side: Side, span: Range) -> tuple[fields.Field, ...]:
         pair = fields.SIDES.get((kind, side.reply))

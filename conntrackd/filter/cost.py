@@ -10,21 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from conntrackd.errors import ManyErrors, RuleError
-from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Compare,
-    Expression,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
-    Rule,
-    SetIn,
-)
+from conntrackd.filter import ast
+from conntrackd.filter.ast import Expression, Rule
 from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.fields import NETWORKS, PUBLIC
 from conntrackd.filter.limit import MAX_RULES, refuse_limits
@@ -95,31 +82,31 @@ def _refuse(message: str, limit: int) -> ManyErrors:
 def _measure(expression: Expression, *, negated: bool) -> Size:
     """As push_not_inward() would make it; `negated` is whether a `not` stands around it."""
     match expression:
-        case Not(item):
+        case ast.Not(item):
             return _measure(item, negated=not negated)
-        case And(items) | Or(items):
+        case ast.And(items) | ast.Or(items):
             sizes = [_measure(item, negated=negated) for item in items]
             total = sum(size.comparisons for size in sizes)
-            if isinstance(expression, Or) is not negated:
+            if isinstance(expression, ast.Or) is not negated:
                 return Size(total)
             parts, lists = sum(size.parts for size in sizes), sum(size.lists for size in sizes)
             return Size(total + parts * lists // PAIRS, parts, lists)
-        case NetworkIn(fields, names):
+        case ast.NetworkIn(fields, names):
             return _measure_network(len(fields), names, negated=negated)
-        case AddressIn(fields, prefixes):
+        case ast.AddressIn(fields, prefixes):
             return Size(len(fields) * _count_written(prefixes), lists=0 if negated else 1)
-        case NumberIn(fields, ranges):
+        case ast.NumberIn(fields, ranges):
             asks = int(negated and fields[0].optional)  # whether the event carries it
             return Size(len(fields) * (_count_written(ranges) + asks), lists=0 if negated else 1)
-        case SetIn(fields):  # a list like others, however long
+        case ast.SetIn(fields):  # a list like others, however long
             return Size(LONGEST_WRITTEN * len(fields))
-        case LocationIn(fields):
+        case ast.LocationIn(fields):
             return Size(3 * len(fields))
-        case MarkIn(marks):
+        case ast.MarkIn(marks):
             return Size(len(marks))
-        case NatHas():
+        case ast.NatHas():
             return Size(4)
-        case Compare():
+        case ast.Compare():
             return Size(3)
         case _:
             return Size(1)

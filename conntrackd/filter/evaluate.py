@@ -8,25 +8,8 @@ from operator import eq, ge, gt, le, lt, ne
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, assert_never
 
-from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
-    Expression,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
-    Range,
-    Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
-)
+from conntrackd.filter import ast
+from conntrackd.filter.ast import Expression, Range, Rule
 from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
 from conntrackd.filter.sample import is_sampled
 from conntrackd.flow import ABSENT, ALL_EVENTS, Flow, Location, compute_nat, find_duration
@@ -66,34 +49,34 @@ def is_left_out(flow: Flow, protocols: frozenset[int] | None, events: int) -> bo
 def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: PLR0912  # one for each node
     """True, False, or None for unknown."""
     match expression:
-        case Anything():
+        case ast.Anything():
             return True
-        case Not(item):
+        case ast.Not(item):
             truth = evaluate_expression(item, flow)
             return None if truth is None else not truth
-        case And(items):
+        case ast.And(items):
             return all_of(evaluate_expression(item, flow) for item in items)
-        case Or(items):
+        case ast.Or(items):
             return any_of(evaluate_expression(item, flow) for item in items)
-        case TypeIs(mask):
+        case ast.TypeIs(mask):
             return flow.type & mask != 0
-        case StatusHas(mask):
+        case ast.StatusHas(mask):
             return flow.status & mask != 0
-        case NatHas(mask):
+        case ast.NatHas(mask):
             return compute_nat(flow) & mask != 0
-        case MarkIn(marks):
+        case ast.MarkIn(marks):
             return any(flow.mark & mask == value for value, mask in marks)
-        case NumberIn(fields, ranges):
+        case ast.NumberIn(fields, ranges):
             return any_of(_is_in_ranges(_read(field, flow), ranges) for field in fields)
-        case AddressIn(fields, prefixes):
+        case ast.AddressIn(fields, prefixes):
             return any(_is_in_prefixes(_read(field, flow), prefixes) for field in fields)
-        case SetIn(fields, _, addresses):
+        case ast.SetIn(fields, _, addresses):
             return any(_read(field, flow) in addresses for field in fields)
-        case NetworkIn(fields, names):
+        case ast.NetworkIn(fields, names):
             return any(name_network(_read(field, flow)) in names for field in fields)
-        case LocationIn(fields, values):
+        case ast.LocationIn(fields, values):
             return any_of(_is_located_in(field, flow, values) for field in fields)
-        case Compare(subject, operator, number):
+        case ast.Compare(subject, operator, number):
             value = _find_quantity(subject, flow)
             return None if value is None else OPERATORS[operator](value, number)
     assert_never(expression)

@@ -1,15 +1,50 @@
-"""What becomes of rules, for people: canonical text, groups, what the kernel decides and what is left."""
+"""What becomes of rules, for people: canonical text, groups, what the kernel decides, the table of tests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
+from typing import Final
 
 from conntrackd import bpf
 from conntrackd.config.options import CONNTRACK_EVENTS, CONNTRACK_PROTOCOLS
+from conntrackd.filter import fields
 from conntrackd.filter.ast import Rule, get_sets
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.listing import describe_set, render_table
 from conntrackd.filter.render import render
-from conntrackd.filter.table import compile_table
+from conntrackd.filter.sets import AddressSet, Sets
+from conntrackd.filter.table import (
+    FOUND,
+    MAX_NUMBER,
+    WORD_BITS,
+    Condition,
+    Interval,
+    Table,
+    Test,
+    compile_table,
+)
 from conntrackd.flow import EventType
+from conntrackd.units import MAX_U32
+
+# Of a long list the first of it; all of 1,000 addresses help nobody.
+SHOWN: Final = 6
+BITS: Final[Mapping[str, Mapping[str, int]]] = {
+    "type": fields.TYPES,
+    "status": fields.STATUSES,
+    "nat": {name: bits for name, bits in fields.NATS.items() if name != "ANY"},
+}
+NAMES: Final[Mapping[str, Mapping[int, str]]] = {
+    "protocol": {number: name for name, number in fields.PROTOCOLS.items()},
+    "state": {number: name for name, number in fields.STATES.items()},
+    "family": {number: name for name, number in fields.FAMILIES.items()},
+}
+PHRASES: Final[Mapping[str, str]] = {
+    **{field.attribute: field.phrase for field in (*fields.COUNTERS.values(), *fields.ICMP_IDS.values())},
+    **{
+        field.attribute: f"{field.phrase} {kind}"
+        for (kind, _), pair in fields.SIDES.items()
+        for field in pair
+        if kind in {"address", "port"}
+    },
+}
 
 
 def render_sections(sections: dict[str, list[str]]) -> str:
@@ -54,9 +89,9 @@ def list_sections(
     return sections
 
 
-def explain_sink_rules(sink: str, rules: Sequence[Rule], *, core: bool = False) -> str:
+def explain_sink_rules(sink: str, rules: Sequence[Rule]) -> str:
     """The same for the rules of one sink."""
-    return render_sections(list_sink_sections(sink, rules, core=core))
+    return render_sections(list_sink_sections(sink, rules))
 
 
 def list_sink_sections(sink: str, rules: Sequence[Rule], *, core: bool = False) -> dict[str, list[str]]:
@@ -74,3 +109,100 @@ def _list_rules(rules: Sequence[Rule]) -> list[str]:
     return [f"{number:4}  {render(rule)}" for number, rule in enumerate(rules, 1)] or [
         "none: every event is logged"
     ]
+
+
+def describe_set(addresses: AddressSet) -> str:
+    """Its name and its size, in place of a million networks."""
+    count = addresses.entries
+    return f"@{addresses.name} ({count:,} {'entry' if count == 1 else 'entries'})"
+
+
+def list_set_changes(old: Sets, new: Sets) -> Iterator[str]:
+    """Sets that hold something else than before; that there are others is a change of the setting."""
+    for name, found in new.items():
+        if name in old and not found.has_same(old[name]):
+            yield f"set {describe_set(found)} has changed"
+
+
+def render_table(table: Table) -> str:
+    """Which test comes first, and all of them, numbered; an end is a rule, or says what it is."""
+    lines = [f"begin at {_render_target(table, table.start)}"]
+    for number, test in enumerate(table.tests):
+        yes, no = (_render_target(table, target) for target in (test.yes, test.no))
+        lines.append(f"{number:4}  {_render_question(table, test)}: {yes}, else {no}")
+    return "\n".join(lines)
+
+
+def _render_target(table: Table, target: int) -> str:
+    end = target - len(table.tests)
+    if end < 0:
+        return str(target)
+    if end >= len(table.keeps):
+        return "the rule found" if target == table.found_end else "left out"
+    return f"rule {end} ({'log' if table.keeps[end] else 'drop'})" if end else "no rule (log)"
+
+
+def _render_question(table: Table, test: Test) -> str:
+    if test.field == FOUND:
+        return "a rule was found"
+    if test.field in BITS:
+        return f"{test.field} {_render_bits(test.mask, BITS[test.field])}"
+    if test.field.endswith("_location"):
+        bit = test.word * WORD_BITS + test.mask.bit_length() - 1
+        side = "source" if test.field.startswith("src") else "destination"
+        return f"{side} {_render_condition(table.conditions[bit])}"
+    name, _, _ = test.field.partition(".")
+    phrase = PHRASES.get(name, name)
+    if test.word:
+        return f"{phrase} in {describe_set(table.sets[test.word - 1])}"
+    if test.mask not in (MAX_NUMBER, MAX_U32):
+        phrase += f" & {test.mask:#x}"
+    shown = [_render_interval(test.field, interval) for interval in test.intervals[:SHOWN]]
+    more = f" and {len(test.intervals) - SHOWN:,} more" if len(test.intervals) > SHOWN else ""
+    return f"{phrase} {', '.join(shown)}{more}"
+
+
+def _render_bits(mask: int, vocabulary: Mapping[str, int]) -> str:
+    names = [name for name, bits in vocabulary.items() if mask & bits == bits]
+    known = sum({vocabulary[name] for name in names})
+    return ",".join([*names, *([f"{mask & ~known:#x}"] if mask & ~known else [])])
+
+
+def _render_condition(condition: Condition) -> str:
+    """Names of cities in quotes, as they come from people."""
+    values = ",".join(ascii(value) if condition.attribute == "city" else value for value in condition.values)
+    return f"{condition.attribute} is {'' if condition.truth else 'not '}{values}"
+
+
+def _render_interval(field: str, interval: Interval) -> str:
+    low, high, number = interval
+    text = _render_bounds(field, low, high)
+    return f"{text} (rule {number})" if number else text
+
+
+def _render_bounds(field: str, low: int, high: int) -> str:
+    if field.endswith(".ipv4"):
+        return _render_addresses(IPv4Address(low), IPv4Address(high))
+    if field.endswith(".ipv6"):
+        return _render_addresses(IPv6Address(low), IPv6Address(high))
+    if field == "duration":  # see core/decide.h: one more than it is
+        return _render_numbers(low, high, f"{low - 1}ns" if low else "negative", f"{high - 1}ns")
+    if low == high:
+        return hex(low) if field == "mark" else NAMES.get(field, {}).get(low, str(low))
+    return _render_numbers(low, high, str(low), str(high))
+
+
+def _render_numbers(low: int, high: int, low_text: str, high_text: str) -> str:
+    if low == 0 or high == MAX_NUMBER:
+        return (
+            "any" if (low, high) == (0, MAX_NUMBER) else f"from {low_text}" if low else f"up to {high_text}"
+        )
+    return low_text if low == high else f"{low_text}-{high_text}"
+
+
+def _render_addresses(low: IPv4Address | IPv6Address, high: IPv4Address | IPv6Address) -> str:
+    """As a network where it is one."""
+    if low == high:
+        return str(low)
+    networks = list(summarize_address_range(low, high))
+    return str(networks[0]) if len(networks) == 1 else f"{low}-{high}"

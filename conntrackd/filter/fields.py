@@ -11,37 +11,12 @@ from typing import Final, NamedTuple
 
 from conntrackd import units
 from conntrackd.flow import EventType, Nat, Protocol, Status, TcpState
-from conntrackd.netlink.constants import (
-    CTA_COUNTERS_BYTES,
-    CTA_COUNTERS_ORIG,
-    CTA_COUNTERS_PACKETS,
-    CTA_COUNTERS_REPLY,
-    CTA_IP_V4_DST,
-    CTA_IP_V4_SRC,
-    CTA_IP_V6_DST,
-    CTA_IP_V6_SRC,
-    CTA_MARK,
-    CTA_PROTO_DST_PORT,
-    CTA_PROTO_ICMP_ID,
-    CTA_PROTO_ICMPV6_ID,
-    CTA_PROTO_NUM,
-    CTA_PROTO_SRC_PORT,
-    CTA_PROTOINFO,
-    CTA_PROTOINFO_TCP,
-    CTA_PROTOINFO_TCP_STATE,
-    CTA_STATUS,
-    CTA_TUPLE_IP,
-    CTA_TUPLE_ORIG,
-    CTA_TUPLE_PROTO,
-    CTA_TUPLE_REPLY,
-    CTA_TUPLE_ZONE,
-    CTA_ZONE,
-)
+from conntrackd.netlink import constants as c
 
 Path = tuple[int, ...]
 
-SRC_ENDS: Final = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
-DST_ENDS: Final = (CTA_IP_V4_DST, CTA_IP_V6_DST)
+SRC_ENDS: Final = (c.CTA_IP_V4_SRC, c.CTA_IP_V6_SRC)
+DST_ENDS: Final = (c.CTA_IP_V4_DST, c.CTA_IP_V6_DST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +41,17 @@ class Field:
 
 
 def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
-    paths = tuple((tuple_type, CTA_TUPLE_IP, end) for end in ends)
+    paths = tuple((tuple_type, c.CTA_TUPLE_IP, end) for end in ends)
     return Field(phrase, attribute, 16, paths, False, text)
 
 
 def _port(phrase: str, attribute: str, tuple_type: int, port: int, text: str) -> Field:
-    return Field(phrase, attribute, 2, ((tuple_type, CTA_TUPLE_PROTO, port),), True, text)
+    return Field(phrase, attribute, 2, ((tuple_type, c.CTA_TUPLE_PROTO, port),), True, text)
 
 
 def _icmp_id(phrase: str, attribute: str, tuple_type: int, text: str) -> Field:
     paths = tuple(
-        (tuple_type, CTA_TUPLE_PROTO, number) for number in (CTA_PROTO_ICMP_ID, CTA_PROTO_ICMPV6_ID)
+        (tuple_type, c.CTA_TUPLE_PROTO, number) for number in (c.CTA_PROTO_ICMP_ID, c.CTA_PROTO_ICMPV6_ID)
     )
     return Field(phrase, attribute, 2, paths, True, text)
 
@@ -85,41 +60,48 @@ def _counter(phrase: str, attribute: str, nest: int, counter: int, text: str) ->
     return Field(phrase, attribute, 8, ((nest, counter),), True, text)
 
 
-SRC: Final = _address("source", "src", CTA_TUPLE_ORIG, SRC_ENDS, "who opened the flow")
-DST: Final = _address("destination", "dst", CTA_TUPLE_ORIG, DST_ENDS, "whom it was sent to")
-REPLY_SRC: Final = _address("reply source", "reply_src", CTA_TUPLE_REPLY, SRC_ENDS, "who answers, after DNAT")
+SRC: Final = _address("source", "src", c.CTA_TUPLE_ORIG, SRC_ENDS, "who opened the flow")
+DST: Final = _address("destination", "dst", c.CTA_TUPLE_ORIG, DST_ENDS, "whom it was sent to")
+REPLY_SRC: Final = _address(
+    "reply source", "reply_src", c.CTA_TUPLE_REPLY, SRC_ENDS, "who answers, after DNAT"
+)
 REPLY_DST: Final = _address(
     "reply destination",
     "reply_dst",
-    CTA_TUPLE_REPLY,
+    c.CTA_TUPLE_REPLY,
     DST_ENDS,
     "whom it answers, after SNAT",
 )
-SPORT: Final = _port("source", "sport", CTA_TUPLE_ORIG, CTA_PROTO_SRC_PORT, "port of the source")
-DPORT: Final = _port("destination", "dport", CTA_TUPLE_ORIG, CTA_PROTO_DST_PORT, "port of the destination")
+SPORT: Final = _port("source", "sport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_SRC_PORT, "port of the source")
+DPORT: Final = _port(
+    "destination", "dport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_DST_PORT, "port of the destination"
+)
 REPLY_SPORT: Final = _port(
-    "reply source", "reply_sport", CTA_TUPLE_REPLY, CTA_PROTO_SRC_PORT, "port that answers, after DNAT"
+    "reply source", "reply_sport", c.CTA_TUPLE_REPLY, c.CTA_PROTO_SRC_PORT, "port that answers, after DNAT"
 )
 REPLY_DPORT: Final = _port(
-    "reply destination", "reply_dport", CTA_TUPLE_REPLY, CTA_PROTO_DST_PORT, "port it answers to, after SNAT"
+    "reply destination",
+    "reply_dport",
+    c.CTA_TUPLE_REPLY,
+    c.CTA_PROTO_DST_PORT,
+    "port it answers to, after SNAT",
 )
 
 # It stands where the source's port does, so that each tuple has one. That of the reply is there without a
 # translation too, and then the same.
-ICMP_ID: Final = _icmp_id("icmp id", "icmp_id", CTA_TUPLE_ORIG, "identifier of an ICMP flow")
+ICMP_ID: Final = _icmp_id("icmp id", "icmp_id", c.CTA_TUPLE_ORIG, "identifier of an ICMP flow")
 REPLY_ICMP_ID: Final = _icmp_id(
-    "reply icmp id", "reply_icmp_id", CTA_TUPLE_REPLY, "identifier of its replies, after SNAT"
+    "reply icmp id", "reply_icmp_id", c.CTA_TUPLE_REPLY, "identifier of its replies, after SNAT"
 )
 
-# In the headers: nlmsg_type and nlmsg_flags, nfgen_family.
-TYPE: Final = Field("type", "type", 2, (), False, "what happened to the flow")
+# In the header: nfgen_family.
 FAMILY: Final = Field("family", "family", 1, (), False, "IPv4 or IPv6")
 
 PROTOCOL: Final = Field(
     "protocol",
     "protocol",
     1,
-    ((CTA_TUPLE_ORIG, CTA_TUPLE_PROTO, CTA_PROTO_NUM),),
+    ((c.CTA_TUPLE_ORIG, c.CTA_TUPLE_PROTO, c.CTA_PROTO_NUM),),
     False,
     "transport protocol",
 )
@@ -127,28 +109,28 @@ STATE: Final = Field(
     "state",
     "state",
     1,
-    ((CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE),),
+    ((c.CTA_PROTOINFO, c.CTA_PROTOINFO_TCP, c.CTA_PROTOINFO_TCP_STATE),),
     True,
     "state of a TCP flow",
 )
-STATUS: Final = Field("status", "status", 4, ((CTA_STATUS,),), False, "what conntrack knows about the flow")
+STATUS: Final = Field("status", "status", 4, ((c.CTA_STATUS,),), False, "what conntrack knows about the flow")
 # The kernel leaves a mark of 0 and the default zone out.
-MARK: Final = Field("mark", "mark", 4, ((CTA_MARK,),), False, "mark of the connection")
+MARK: Final = Field("mark", "mark", 4, ((c.CTA_MARK,),), False, "mark of the connection")
 ZONE: Final = Field(
-    "zone", "zone", 2, ((CTA_ZONE,), (CTA_TUPLE_ORIG, CTA_TUPLE_ZONE)), False, "conntrack zone"
+    "zone", "zone", 2, ((c.CTA_ZONE,), (c.CTA_TUPLE_ORIG, c.CTA_TUPLE_ZONE)), False, "conntrack zone"
 )
 
 BYTES: Final = _counter(
-    "bytes", "orig_bytes", CTA_COUNTERS_ORIG, CTA_COUNTERS_BYTES, "bytes sent by the source"
+    "bytes", "orig_bytes", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_BYTES, "bytes sent by the source"
 )
 PACKETS: Final = _counter(
-    "packets", "orig_packets", CTA_COUNTERS_ORIG, CTA_COUNTERS_PACKETS, "packets sent by the source"
+    "packets", "orig_packets", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_PACKETS, "packets sent by the source"
 )
 REPLY_BYTES: Final = _counter(
-    "reply bytes", "reply_bytes", CTA_COUNTERS_REPLY, CTA_COUNTERS_BYTES, "bytes that came back"
+    "reply bytes", "reply_bytes", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_BYTES, "bytes that came back"
 )
 REPLY_PACKETS: Final = _counter(
-    "reply packets", "reply_packets", CTA_COUNTERS_REPLY, CTA_COUNTERS_PACKETS, "packets that came back"
+    "reply packets", "reply_packets", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_PACKETS, "packets that came back"
 )
 # Computed: stop - start, in nanoseconds, where both are known (not 0).
 DURATION: Final = Field("duration", "duration", 8, (), True, "time from the first packet to the end")

@@ -11,29 +11,16 @@ from typing import Final, NamedTuple
 
 from conntrackd import bpf
 from conntrackd.bpf import Instruction
-from conntrackd.filter.ast import (
-    And,
-    Anything,
-    Compare,
-    Expression,
-    LocationIn,
-    Not,
-    Or,
-    Rule,
-    SetIn,
-    TypeIs,
-    is_undecidable,
-    list_leaves,
-    push_not_inward,
-)
+from conntrackd.filter import ast
+from conntrackd.filter.ast import Expression, Rule, is_undecidable, list_leaves, push_not_inward
 from conntrackd.filter.bpfcode import Program
 from conntrackd.flow import EventType
 
 # Conditions that the program cannot decide, and why.
 LEFT_TO_THE_CORE: Final[Mapping[type, str]] = {
-    Compare: "the duration is computed there",
-    LocationIn: "locations are looked up there",
-    SetIn: "sets are searched there",
+    ast.Compare: "the duration is computed there",
+    ast.LocationIn: "locations are looked up there",
+    ast.SetIn: "sets are searched there",
 }
 # From the one a flow's beginning is remembered, with the other it is forgotten: of all flows, kept or not.
 REMEMBERED: Final = int(EventType.NEW | EventType.DESTROY)
@@ -58,7 +45,7 @@ def compile_kernel(
     """
     plain = [replace(rule, expression=push_not_inward(rule.expression)) for rule in rules]
     if remembers:
-        plain = [Rule(True, TypeIs(REMEMBERED)), *plain]
+        plain = [Rule(True, ast.TypeIs(REMEMBERED)), *plain]
         events |= REMEMBERED
     groups = sum(event_type for event_type in _list_types(events) if may_keep(plain, event_type))
     length, program = _fit(plain, protocols, events)
@@ -116,17 +103,17 @@ def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
 def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
     """What is known of the expression when only the type is; None: it depends."""
     match expression:
-        case Anything():
+        case ast.Anything():
             return True
-        case TypeIs(mask):
+        case ast.TypeIs(mask):
             return bool(mask & event_type)
-        case Not(item):
+        case ast.Not(item):
             answer = _evaluate_type(item, event_type)
             return None if answer is None else not answer
-        case And(items):
+        case ast.And(items):
             answers = [_evaluate_type(item, event_type) for item in items]
             return False if False in answers else None if None in answers else True
-        case Or(items):
+        case ast.Or(items):
             answers = [_evaluate_type(item, event_type) for item in items]
             return True if True in answers else None if None in answers else False
         case _:

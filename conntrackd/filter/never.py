@@ -10,23 +10,13 @@ from ipaddress import ip_network
 from typing import Final, NamedTuple
 
 from conntrackd.errors import RuleError
-from conntrackd.filter import fields
+from conntrackd.filter import ast, fields
 from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
     Expression,
     Leaf,
-    LocationIn,
-    Not,
-    NumberIn,
-    Or,
     Range,
     Rule,
-    SetIn,
     Span,
-    TypeIs,
     compute_span,
     list_leaves,
     merge_ranges,
@@ -115,7 +105,7 @@ class World:
 
 def logs_nothing(rules: Sequence[Rule]) -> bool:
     """Whether a rule drops any event before one logs. What no rule decides is logged."""
-    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, Anything))
+    ends = (rule.keep for rule in rules if rule.keep or isinstance(rule.expression, ast.Anything))
     return not next(ends, True)
 
 
@@ -146,12 +136,12 @@ def list_empty_values(expression: Expression) -> Iterator[NeverMatch]:
     """Values that no event has, wherever they stand."""
     for leaf in list_leaves(expression):
         match leaf:
-            case AddressIn(_, prefixes, span):
+            case ast.AddressIn(_, prefixes, span):
                 for prefix in prefixes:
                     yield from _check_mapped(prefix, span)
-            case SetIn(_, name, addresses, span) if not addresses.entries:
+            case ast.SetIn(_, name, addresses, span) if not addresses.entries:
                 yield NeverMatch(f"the set @{name} is empty and never matches", span, f"see {addresses.path}")
-            case LocationIn(asked, values, span) if set(asked) <= COUNTRIES:
+            case ast.LocationIn(asked, values, span) if set(asked) <= COUNTRIES:
                 for code in values:
                     yield from _check_country(code, span)
 
@@ -176,7 +166,7 @@ def list_unknown_countries(rules: Sequence[Rule], known: Collection[str]) -> lis
     found, folded = [], {name.casefold() for name in known}
     for number, rule in enumerate(rules if known else (), 1):
         for leaf in list_leaves(rule.expression):
-            if isinstance(leaf, LocationIn) and set(leaf.fields) <= COUNTRIES:
+            if isinstance(leaf, ast.LocationIn) and set(leaf.fields) <= COUNTRIES:
                 names = (name for name in leaf.values if len(name) != 2 and name not in folded)
                 found += [_explain_country(name, leaf.span, known).to_warning(rule, number) for name in names]
     return found
@@ -211,32 +201,32 @@ class Search:
         if self._steps > MAX_STEPS:
             return world
         match expression:
-            case And(items):
+            case ast.And(items):
                 # What is one condition first: then each alternative is looked at beside all of them.
-                for item in sorted(items, key=lambda item: isinstance(item, Or)):
+                for item in sorted(items, key=lambda item: isinstance(item, ast.Or)):
                     found = self._narrow(item, world)
                     if isinstance(found, NeverMatch):
                         return found
                     world = found
                 return world
-            case Or(items):
+            case ast.Or(items):
                 narrowed = [self._narrow(item, world) for item in items]
                 reasons = [found for found in narrowed if isinstance(found, NeverMatch)]
                 return reasons[0] if len(reasons) == len(narrowed) else world
-            case Not(item):
+            case ast.Not(item):
                 return self._narrow_leaf(item, world, holds=False)  # type: ignore[arg-type]  # Nots are inward
             case _:
                 return self._narrow_leaf(expression, world, holds=True)
 
     def _narrow_leaf(self, leaf: Leaf, world: World, *, holds: bool) -> World | NeverMatch:
         match leaf:
-            case TypeIs(mask, span):
+            case ast.TypeIs(mask, span):
                 return self._narrow_types(world, mask if holds else ~mask, span)
-            case LocationIn(span=span) if not self._scope.has_locations:
+            case ast.LocationIn(span=span) if not self._scope.has_locations:
                 return NeverMatch(
                     "this rule can never match: no location is known", span, "set geoip.database"
                 )
-            case Compare(subject, span=span):
+            case ast.Compare(subject, span=span):
                 counted = EventType.DESTROY | EventType.ALIVE
                 left = world if self._scope.has_table else self._narrow_types(world, counted, span)
                 ranges = to_ranges(leaf) if holds else ()
@@ -245,12 +235,12 @@ class Search:
                     if isinstance(left, NeverMatch) or not holds
                     else _cut(left, (subject, 0), ranges, span)
                 )
-            case NumberIn(some, ranges, span) if some == (fields.PROTOCOL,):
+            case ast.NumberIn(some, ranges, span) if some == (fields.PROTOCOL,):
                 wanted = frozenset(number for low, high in ranges for number in range(low, high + 1))
                 return self._narrow_protocols(world, wanted if holds else ALL_PROTOCOLS - wanted, span)
-            case NumberIn(some, ranges, span):
+            case ast.NumberIn(some, ranges, span):
                 return self._narrow_numbers(world, some, ranges, span, holds=holds)
-            case AddressIn():
+            case ast.AddressIn():
                 return _narrow_addresses(world, leaf, holds=holds)
         return world
 
@@ -307,7 +297,7 @@ def _narrow_families(world: World, families: frozenset[int], span: Span) -> Worl
     return NeverMatch("this rule can never match: no event is both IPv4 and IPv6", span)
 
 
-def _narrow_addresses(world: World, leaf: AddressIn, *, holds: bool) -> World | NeverMatch:
+def _narrow_addresses(world: World, leaf: ast.AddressIn, *, holds: bool) -> World | NeverMatch:
     if not holds:
         return world
     sizes = {len(prefix.network) for prefix in leaf.prefixes}

@@ -4,27 +4,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Final, assert_never
 
-from conntrackd.filter import fields
-from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
-    Expression,
-    Leaf,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
-    Range,
-    Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
-)
+from conntrackd.filter import ast, fields
+from conntrackd.filter.ast import Expression, Leaf, Range, Rule
 from conntrackd.filter.limit import render_limit
 from conntrackd.flow import Status
 from conntrackd.units import MAX_U32, SIZE_UNITS, render_whole
@@ -36,7 +17,7 @@ VOCABULARIES: Final[Mapping[fields.Field, Mapping[str, int]]] = {
     fields.FAMILY: fields.FAMILIES,
     fields.ZONE: {},
 }
-UNREPLIED_TREE: Final = Not(StatusHas(int(Status.SEEN_REPLY)))
+UNREPLIED_TREE: Final = ast.Not(ast.StatusHas(int(Status.SEEN_REPLY)))
 
 
 def render(rule: Rule) -> str:
@@ -49,14 +30,14 @@ def render(rule: Rule) -> str:
 def render_expression(expression: Expression) -> str:
     """A condition, with no more parentheses than it needs."""
     match expression:
-        case Or(items):
+        case ast.Or(items):
             return " or ".join(render_expression(item) for item in items)
-        case And(items):
-            return " and ".join(_enclose(item, Or) for item in items)
-        case Not():
+        case ast.And(items):
+            return " and ".join(_enclose(item, ast.Or) for item in items)
+        case ast.Not():
             if expression == UNREPLIED_TREE:
                 return f"status {fields.UNREPLIED}"
-            return f"not {_enclose(expression.item, Or | And)}"
+            return f"not {_enclose(expression.item, ast.Or | ast.And)}"
         case _:
             return _render_leaf(expression)
 
@@ -68,37 +49,37 @@ def _enclose(item: Expression, kinds: type | object) -> str:
 
 def _render_leaf(leaf: Leaf) -> str:
     match leaf:
-        case Anything():
+        case ast.Anything():
             text = "any"
-        case TypeIs(mask):
+        case ast.TypeIs(mask):
             text = f"type {_render_bits(mask, fields.TYPES)}"
-        case StatusHas(mask):
+        case ast.StatusHas(mask):
             text = f"status {_render_bits(mask, fields.STATUSES)}"
-        case NatHas(mask):
+        case ast.NatHas(mask):
             # ANY has the bits of the others: alone where it is true.
             text = f"nat {'ANY' if mask == fields.NATS['ANY'] else _render_bits(mask, fields.NATS)}"
-        case MarkIn(marks):
+        case ast.MarkIn(marks):
             text = f"mark {','.join(_render_mark(value, mask) for value, mask in marks)}"
-        case NumberIn():
+        case ast.NumberIn():
             text = _render_numbers(leaf)
-        case AddressIn(asked, prefixes):
+        case ast.AddressIn(asked, prefixes):
             text = (
                 f"{_render_side('address', asked)} {','.join(render_prefix(prefix) for prefix in prefixes)}"
             )
-        case SetIn(asked, name):
+        case ast.SetIn(asked, name):
             text = f"{_render_side('address', asked)} @{name}"
-        case NetworkIn(asked, names):
+        case ast.NetworkIn(asked, names):
             text = f"{_render_side('network', asked)} {','.join(names)}"
-        case LocationIn():
+        case ast.LocationIn():
             text = _render_place(leaf)
-        case Compare(subject, operator, number):
+        case ast.Compare(subject, operator, number):
             text = f"{subject.phrase} {operator} {_render_quantity(subject, number)}"
         case _:
             assert_never(leaf)
     return text
 
 
-def _render_place(leaf: LocationIn) -> str:
+def _render_place(leaf: ast.LocationIn) -> str:
     if leaf.fields[0] in fields.SIDES["country", False]:
         texts = [value if len(value) == CODE_LETTERS else _quote(value) for value in leaf.values]
         return f"{_render_side('country', leaf.fields)} {','.join(texts)}"
@@ -113,7 +94,7 @@ def _render_mark(value: int, mask: int) -> str:
     return f"{value:#x}" if mask == MAX_U32 else f"{value:#x}/{mask:#x}"
 
 
-def _render_numbers(leaf: NumberIn) -> str:
+def _render_numbers(leaf: ast.NumberIn) -> str:
     if leaf.fields[0] in fields.ICMP_IDS.values():
         return f"{leaf.fields[0].phrase} {','.join(_render_range(ports) for ports in leaf.ranges)}"
     vocabulary = VOCABULARIES.get(leaf.fields[0])

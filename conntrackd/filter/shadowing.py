@@ -9,27 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from conntrackd.errors import RuleError
-from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
-    Expression,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    Not,
-    NumberIn,
-    Or,
-    Range,
-    Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
-    compute_span,
-    merge_ranges,
-    push_not_inward,
-)
+from conntrackd.filter import ast
+from conntrackd.filter.ast import Expression, Range, Rule, compute_span, merge_ranges, push_not_inward
 from conntrackd.filter.diagnostics import clean
 from conntrackd.filter.fields import Field
 from conntrackd.filter.render import render
@@ -89,7 +70,7 @@ class _Earlier:
 
     def add(self, number: int, expression: Expression) -> None:
         self._same.setdefault(expression, number)
-        if isinstance(expression, AddressIn | NumberIn):
+        if isinstance(expression, ast.AddressIn | ast.NumberIn):
             for key, ranges in _list_ranges(expression):
                 self._lists.setdefault(key, _Covered(self._budget)).add(number, ranges)
         else:
@@ -103,10 +84,10 @@ class _Earlier:
         """
         if expression in self._same:
             return {self._same[expression]}
-        if isinstance(expression, Or):
+        if isinstance(expression, ast.Or):
             by_item = [self.list_shadowing(item) for item in expression.items]
             return set.union(*by_item) if all(by_item) else set()
-        for part in expression.items if isinstance(expression, And) else (expression,):
+        for part in expression.items if isinstance(expression, ast.And) else (expression,):
             numbers = self._list_shadowing_lists(part)
             if numbers:
                 return numbers
@@ -178,10 +159,10 @@ class _Covered:
 def _list_ranges(expression: Expression) -> Iterator[tuple[ListKey, tuple[Range, ...]]]:
     """What a list holds, for each of its fields, IPv4 and IPv6 apart; nothing for anything else."""
     match expression:
-        case NumberIn(fields, ranges):
+        case ast.NumberIn(fields, ranges):
             for field in fields:
                 yield (field, 0), merge_ranges(ranges)
-        case AddressIn(fields, prefixes):
+        case ast.AddressIn(fields, prefixes):
             for size in {len(prefix.network) for prefix in prefixes}:
                 spans = merge_ranges(
                     compute_span(prefix) for prefix in prefixes if len(prefix.network) == size
@@ -215,19 +196,19 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
     if not budget.spend(1 + _count_values(first, second) // VALUES):
         return False
     match first, second:
-        case Or(items), _:
+        case ast.Or(items), _:
             known = all(implies(item, second, budget) for item in items)
-        case _, And(items):
+        case _, ast.And(items):
             known = all(implies(first, item, budget) for item in items)
-        case And(items), Or(others):
+        case ast.And(items), ast.Or(others):
             known = any(implies(first, other, budget) for other in others) or any(
                 implies(item, second, budget) for item in items
             )
-        case And(items), _:
+        case ast.And(items), _:
             known = any(implies(item, second, budget) for item in items)
-        case _, Or(items):
+        case _, ast.Or(items):
             known = any(implies(first, item, budget) for item in items)
-        case Not(item), Not(other):
+        case ast.Not(item), ast.Not(other):
             # Where the one is false the other is too: the wider one is false less often.
             known = _covers(item, other)
         case _:
@@ -238,36 +219,36 @@ def implies(first: Expression, second: Expression, budget: Budget) -> bool:
 def _count_values(*expressions: Expression) -> int:
     """How long the lists are that are compared."""
     return sum(
-        len(expression.ranges if isinstance(expression, NumberIn) else expression.prefixes)
+        len(expression.ranges if isinstance(expression, ast.NumberIn) else expression.prefixes)
         * len(expression.fields)
         for expression in expressions
-        if isinstance(expression, NumberIn | AddressIn)
+        if isinstance(expression, ast.NumberIn | ast.AddressIn)
     )
 
 
 def _covers(wide: Expression, narrow: Expression) -> bool:  # one for each kind of leaf
     """Of leaves: whether all that `narrow` names `wide` names too, of the same fields or of more."""
     match wide, narrow:
-        case Anything(), _:
+        case ast.Anything(), _:
             return True
-        case TypeIs(mask), TypeIs(bits):
+        case ast.TypeIs(mask), ast.TypeIs(bits):
             return bits & ~mask == 0
-        case StatusHas(mask), StatusHas(bits):
+        case ast.StatusHas(mask), ast.StatusHas(bits):
             return bits & ~mask == 0
-        case NatHas(mask), NatHas(bits):
+        case ast.NatHas(mask), ast.NatHas(bits):
             return bits & ~mask == 0
-        case LocationIn(), LocationIn():
+        case ast.LocationIn(), ast.LocationIn():
             return set(narrow.fields) <= set(wide.fields) and set(narrow.values) <= set(wide.values)
-        case SetIn(), SetIn():
+        case ast.SetIn(), ast.SetIn():
             return wide.name == narrow.name and set(narrow.fields) <= set(wide.fields)
-        case MarkIn(), MarkIn():
+        case ast.MarkIn(), ast.MarkIn():
             return all(
                 any(mask & ~bits == 0 and value & mask == rest for rest, mask in wide.marks)
                 for value, bits in narrow.marks
             )
-        case Compare(), Compare():
+        case ast.Compare(), ast.Compare():
             return wide.subject is narrow.subject and _covers_numbers(wide, narrow)
-        case (NumberIn(), NumberIn()) | (AddressIn(), AddressIn()):
+        case (ast.NumberIn(), ast.NumberIn()) | (ast.AddressIn(), ast.AddressIn()):
             return _covers_lists(wide, narrow)
     return False
 
@@ -281,7 +262,7 @@ def _covers_lists(wide: Expression, narrow: Expression) -> bool:
     )
 
 
-def _covers_numbers(wide: Compare, narrow: Compare) -> bool:
+def _covers_numbers(wide: ast.Compare, narrow: ast.Compare) -> bool:
     """Of comparisons: the ranges of whole numbers that they stand for."""
     return all(
         any(low <= first and last <= high for low, high in to_ranges(wide))
@@ -289,7 +270,7 @@ def _covers_numbers(wide: Compare, narrow: Compare) -> bool:
     )
 
 
-def to_ranges(leaf: Compare) -> tuple[tuple[float, float], ...]:
+def to_ranges(leaf: ast.Compare) -> tuple[tuple[float, float], ...]:
     """The whole numbers of which a comparison is true."""
     number, infinite = leaf.number, float("inf")
     return {

@@ -10,25 +10,12 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Final, NamedTuple, assert_never
 
+from conntrackd.filter import ast
 from conntrackd.filter.ast import (
-    AddressIn,
-    And,
-    Anything,
-    Compare,
     Expression,
     Leaf,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    Not,
-    NumberIn,
-    Or,
     Range,
     Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
     compute_span,
     conjoin,
     expand_network,
@@ -57,7 +44,7 @@ CORE_FIELDS: Final = (
 )
 NUMBERS: Final = {name: number for number, name in enumerate(CORE_FIELDS)}
 WORD_BITS: Final = 64
-SetLeaf = AddressIn | NumberIn
+SetLeaf = ast.AddressIn | ast.NumberIn
 Key = tuple[type, tuple[Field, ...], tuple[Expression, ...]]
 # Fewer rules than this are quicker one by one.
 SHORTEST_RUN: Final = 4
@@ -212,7 +199,7 @@ class _Writer:
                 number -= 1
         left_out = self._end(len(self._rules) + 2)
         if events & ALL_EVENTS != ALL_EVENTS:
-            target = self._write(TypeIs(events & (ALL_EVENTS | EventType.ALIVE)), target, left_out)
+            target = self._write(ast.TypeIs(events & (ALL_EVENTS | EventType.ALIVE)), target, left_out)
         if protocols is not None:
             ranges = [(protocol, protocol) for protocol in map(int, protocols)]
             target = self._write_question(Question("protocol", ranges), target, left_out)
@@ -245,30 +232,30 @@ class _Writer:
 
     def _write(self, expression: Expression, yes: int, no: int) -> int:
         match expression:
-            case And(items):
+            case ast.And(items):
                 for item in reversed(items):
                     yes = self._write(item, yes, no)
                 return yes
-            case Or(items):
+            case ast.Or(items):
                 for item in reversed(items):
                     no = self._write(item, yes, no)
                 return no
-            case Not(item):
-                assert not isinstance(item, And | Or | Not), "see push_not_inward()"
+            case ast.Not(item):
+                assert not isinstance(item, ast.And | ast.Or | ast.Not), "see push_not_inward()"
                 return self._write_false(item, yes, no)
             case _:
                 return self._write_true(expression, yes, no)
 
     def _write_true(self, leaf: Leaf, yes: int, no: int) -> int:
         match leaf:
-            case Anything():
+            case ast.Anything():
                 return yes
-            case NetworkIn():
+            case ast.NetworkIn():
                 return self._write(expand_network(leaf), yes, no)
-            case LocationIn(fields, values):
+            case ast.LocationIn(fields, values):
                 for field in reversed(fields):
                     no = self._write_location(field, values, True, yes, no)
-            case SetIn(fields, _, addresses):
+            case ast.SetIn(fields, _, addresses):
                 for field in reversed(fields):
                     no = self._write_set(field, addresses, yes, no)
             case _:
@@ -279,10 +266,10 @@ class _Writer:
     def _write_false(self, leaf: Leaf, yes: int, no: int) -> int:
         """Where the leaf is false, which is not where it is unknown; where that cannot be it is the rest."""
         match leaf:
-            case LocationIn(fields, values):
+            case ast.LocationIn(fields, values):
                 for field in fields:
                     yes = self._write_location(field, values, False, yes, no)
-            case NumberIn() | Compare():
+            case ast.NumberIn() | ast.Compare():
                 for question in _list_questions(leaf):
                     yes = self._write_question(question._replace(ranges=_invert(question.ranges)), yes, no)
             case _:
@@ -318,7 +305,7 @@ class _Writer:
     def _write_run(self, run: Run, no: int) -> int:
         """Look-ups, one for each field and family: the lowest rule that any of them finds decides."""
         found = self._end(len(self._rules) + 1)
-        sizes = (None,) if isinstance(run.leaves[0], NumberIn) else tuple(FAMILY_SUFFIXES)
+        sizes = (None,) if isinstance(run.leaves[0], ast.NumberIn) else tuple(FAMILY_SUFFIXES)
         tables = {size: _flatten(_list_intervals(run, size)) for size in sizes}
         several = len(run.fields) > 1
         start = self._add(Test(FOUND, (Interval(1, MAX_NUMBER, 0),), found, no)) if several else no
@@ -332,26 +319,26 @@ class _Writer:
 def _list_questions(leaf: Leaf) -> Iterator[Question]:  # noqa: PLR0912  # one for each leaf
     """What the leaf is the `or` of."""
     match leaf:
-        case TypeIs(mask):
+        case ast.TypeIs(mask):
             yield _ask_bits("type", mask)
-        case StatusHas(mask):
+        case ast.StatusHas(mask):
             yield _ask_bits("status", mask)
-        case NatHas(mask):
+        case ast.NatHas(mask):
             yield _ask_bits("nat", mask)
-        case MarkIn(marks):
+        case ast.MarkIn(marks):
             for mask in sorted({mask for _, mask in marks}):
                 yield Question("mark", [(value, value) for value, under in marks if under == mask], mask)
-        case NumberIn(fields, ranges):
+        case ast.NumberIn(fields, ranges):
             for field in fields:
                 yield Question(field.attribute, ranges)
-        case AddressIn(fields, prefixes):
+        case ast.AddressIn(fields, prefixes):
             for field in fields:
                 for size, suffix in FAMILY_SUFFIXES.items():
                     spans = [compute_span(prefix) for prefix in prefixes if len(prefix.network) == size]
                     yield Question(field.attribute + suffix, spans)
-        case Compare(subject, operator, number):
+        case ast.Compare(subject, operator, number):
             yield Question(subject.attribute, _list_compared(subject, operator, number))
-        case Anything() | NetworkIn() | LocationIn() | SetIn():
+        case ast.Anything() | ast.NetworkIn() | ast.LocationIn() | ast.SetIn():
             raise AssertionError(f"{leaf} does not compare a number")
         case _:
             assert_never(leaf)
@@ -416,11 +403,11 @@ def _list_runs(rules: Sequence[Rule]) -> list[Run]:
 
 def _list_keys(expression: Expression) -> dict[Key, SetLeaf]:
     """Each list that the expression consists of, alone or beside other conditions, by all but its content."""
-    items = expression.items if isinstance(expression, And) else (expression,)
+    items = expression.items if isinstance(expression, ast.And) else (expression,)
     return {
         (type(item), item.fields, items[:start] + items[start + 1 :]): item
         for start, item in enumerate(items)
-        if isinstance(item, AddressIn | NumberIn)
+        if isinstance(item, ast.AddressIn | ast.NumberIn)
     }
 
 
@@ -434,7 +421,7 @@ def _measure(keys: list[dict[Key, SetLeaf]], start: int, key: Key) -> int:
 def _list_intervals(run: Run, size: int | None) -> Iterator[Interval]:
     """What a run's lists hold: numbers (`size` is None), or the addresses of that many bytes."""
     for number, leaf in enumerate(run.leaves, run.first):
-        if isinstance(leaf, NumberIn):
+        if isinstance(leaf, ast.NumberIn):
             for low, high in leaf.ranges:
                 yield Interval(low, high, number)
         else:

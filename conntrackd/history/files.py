@@ -11,7 +11,6 @@ from typing import BinaryIO, Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, DataError, NotPermittedError, UnavailableError
 from conntrackd.files import KindError, open_file
-from conntrackd.history.conditions import find_conditions, fulfils_any
 from conntrackd.history.lines import (
     MAX_LINE_BYTES,
     Gate,
@@ -20,7 +19,7 @@ from conntrackd.history.lines import (
     read_backwards,
     read_lines,
 )
-from conntrackd.history.selection import HistorySelection
+from conntrackd.history.selection import HistorySelection, find_conditions, fulfils_any
 from conntrackd.render.parse import Record, parse_line
 
 # No bound for a log, whose lines are read one by one.

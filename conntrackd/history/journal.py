@@ -17,8 +17,7 @@ from typing import IO, Final
 from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.filter.ast import Rule
 from conntrackd.flow import NANO
-from conntrackd.history.conditions import find_conditions
-from conntrackd.history.selection import HistorySelection
+from conntrackd.history.selection import HistorySelection, find_conditions
 from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID, WARNING
 from conntrackd.render.parse import NAMES, Record, parse_text
 

@@ -13,8 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from conntrackd.delivery.sink import SinkUnavailable
 from conntrackd.errors import DataError, NotPermittedError, UnavailableError
 from conntrackd.flow import NANO
-from conntrackd.history.conditions import find_conditions
-from conntrackd.history.selection import HistorySelection
+from conntrackd.history.selection import HistorySelection, find_conditions
 from conntrackd.render.parse import NAMES, REPORTS, Record, parse_text
 from conntrackd.render.template import render_time
 from conntrackd.sinks.loki import Settings, make_headers, make_labels

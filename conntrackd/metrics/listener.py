@@ -5,8 +5,8 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,32 +25,33 @@ def open_listener(address: str) -> socket.socket:
         return _open_unix(Path(address.removeprefix("unix://")))
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with _listening(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host.strip("[]"), int(port)))
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    listener.setblocking(False)
     return listener
 
 
 def _open_unix(path: Path) -> socket.socket:
     _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with _listening(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         path.chmod(UNIX_MODE)
+    return listener
+
+
+@contextmanager
+def _listening(family: socket.AddressFamily) -> Iterator[socket.socket]:
+    """A socket that is bound inside, listens at the end, and is closed by an error."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        yield listener
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     listener.setblocking(False)
-    return listener
 
 
 def _remove_stale(path: Path) -> None:

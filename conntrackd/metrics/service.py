@@ -179,7 +179,7 @@ class Metrics:
 
     def _render(self, content_type: str) -> bytes:
         from conntrackd.metrics.exposition import render  # noqa: PLC0415
-        from conntrackd.metrics.gather import gather  # noqa: PLC0415  # the table is memory, too
+        from conntrackd.metrics.table import gather  # noqa: PLC0415  # it is memory, too
 
         return render(gather(self._control, self._namespace), content_type)
 

@@ -5,16 +5,20 @@ The exposition, docs/METRICS.md and conntrackd-metrics(7) are made from it. Name
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from conntrackd.bus.control import DaemonStatus, Statistics
+from conntrackd.bus.control import Control, DaemonStatus, Statistics
 from conntrackd.delivery.delays import DelayCounts
 from conntrackd.delivery.sink import SinkState
+from conntrackd.errors import ConntrackdError
 from conntrackd.flow import NANO
 from conntrackd.netlink import constants as c
-from conntrackd.netlink.table import TableFill
+from conntrackd.netlink.namespace import enter
+from conntrackd.netlink.table import ConntrackTable, TableFill
 from conntrackd.stats import DROPPED, SinkStats, Stats
 
 # The kernel counts a buffer twice. `stats` shows the size that was asked for, and this is to compare with its
@@ -35,6 +39,22 @@ class State:
     """None where the kernel does not say."""
     cpus: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     """CPU -> its counters by CTA_STATS_*."""
+
+
+def gather(control: Control, namespace: str | None) -> State:
+    """In the main thread, like all of Control. `namespace`: where the connection table is.
+
+    Of a kernel that does not answer nothing is shown.
+    """
+    fill, cpus = None, {}
+    try:
+        # As source/hearing.py looks: no socket is kept, and there is none to be out of step.
+        with enter(namespace), closing(ConntrackTable()) as table:
+            fill, cpus = table.measure(), table.read_cpus()
+    except (ConntrackdError, OSError):
+        pass  # what keeps events from coming is a problem of its own
+    sinks = {name: control.sink_status(name).state for name in control.list_sinks()}
+    return State(control.status(), control.statistics(), sinks, time.time_ns(), fill, cpus)
 
 
 FLOWS: Final = "flows"

@@ -12,63 +12,7 @@ import struct
 from typing import Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
-from conntrackd.netlink.constants import (
-    NFGENMSG_LEN,
-    NFNETLINK_V0,
-    NFNL_MSG_BATCH_BEGIN,
-    NFNL_MSG_BATCH_END,
-    NFNL_SUBSYS_NFTABLES,
-    NFT_CMP_NEQ,
-    NFT_CONTINUE,
-    NFT_CT_STATE,
-    NFT_CT_STATE_NEW_BIT,
-    NFT_MSG_DELTABLE,
-    NFT_MSG_GETTABLE,
-    NFT_MSG_NEWCHAIN,
-    NFT_MSG_NEWRULE,
-    NFT_MSG_NEWTABLE,
-    NFT_REG_1,
-    NFT_REG_VERDICT,
-    NFT_TABLE_F_OWNER,
-    NFTA_BITWISE_DREG,
-    NFTA_BITWISE_LEN,
-    NFTA_BITWISE_MASK,
-    NFTA_BITWISE_SREG,
-    NFTA_BITWISE_XOR,
-    NFTA_CHAIN_NAME,
-    NFTA_CHAIN_TABLE,
-    NFTA_CMP_DATA,
-    NFTA_CMP_OP,
-    NFTA_CMP_SREG,
-    NFTA_CT_DREG,
-    NFTA_CT_KEY,
-    NFTA_DATA_VALUE,
-    NFTA_DATA_VERDICT,
-    NFTA_EXPR_DATA,
-    NFTA_EXPR_NAME,
-    NFTA_IMMEDIATE_DATA,
-    NFTA_IMMEDIATE_DREG,
-    NFTA_LIST_ELEM,
-    NFTA_RULE_CHAIN,
-    NFTA_RULE_EXPRESSIONS,
-    NFTA_RULE_TABLE,
-    NFTA_TABLE_FLAGS,
-    NFTA_TABLE_NAME,
-    NFTA_TABLE_OWNER,
-    NFTA_TABLE_USERDATA,
-    NFTA_VERDICT_CODE,
-    NLA_F_NESTED,
-    NLA_HDRLEN,
-    NLA_TYPE_MASK,
-    NLM_F_ACK,
-    NLM_F_APPEND,
-    NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_EXCL,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-)
+from conntrackd.netlink import constants as c
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import adopt_netlink, describe_foreign, open_netlink
 
@@ -81,7 +25,7 @@ NFPROTO_INET: Final = 1  # include/uapi/linux/netfilter.h
 NFTNL_UDATA_TABLE_COMMENT: Final = 0
 ANSWER_SECONDS: Final = 5.0
 ANSWER_BYTES: Final = 1 << 16
-CREATE: Final = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK
+CREATE: Final = c.NLM_F_REQUEST | c.NLM_F_CREATE | c.NLM_F_ACK
 ZERO: Final = bytes(4)
 
 
@@ -142,14 +86,16 @@ class TrackingTable:
     def _make(self, name: str, *, replaces: bool) -> int:
         """In one transaction. `replaces`: one of this name that is nobody's. An errno, 0 for none."""
         comment = bytes([NFTNL_UDATA_TABLE_COMMENT, len(COMMENT) + 1]) + COMMENT + b"\0"
-        table = _text(NFTA_TABLE_NAME, name) + _number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)
-        chain = _text(NFTA_CHAIN_TABLE, name) + _text(NFTA_CHAIN_NAME, CHAIN)
-        rule = _text(NFTA_RULE_TABLE, name) + _text(NFTA_RULE_CHAIN, CHAIN)
+        table = _text(c.NFTA_TABLE_NAME, name) + _number(c.NFTA_TABLE_FLAGS, c.NFT_TABLE_F_OWNER)
+        chain = _text(c.NFTA_CHAIN_TABLE, name) + _text(c.NFTA_CHAIN_NAME, CHAIN)
+        rule = _text(c.NFTA_RULE_TABLE, name) + _text(c.NFTA_RULE_CHAIN, CHAIN)
         messages = [
-            _pack(NFT_MSG_DELTABLE, NLM_F_REQUEST | NLM_F_ACK, _text(NFTA_TABLE_NAME, name)),
-            _pack(NFT_MSG_NEWTABLE, CREATE | NLM_F_EXCL, table + _attribute(NFTA_TABLE_USERDATA, comment)),
-            _pack(NFT_MSG_NEWCHAIN, CREATE, chain),
-            _pack(NFT_MSG_NEWRULE, CREATE | NLM_F_APPEND, rule + _render_rule()),
+            _pack(c.NFT_MSG_DELTABLE, c.NLM_F_REQUEST | c.NLM_F_ACK, _text(c.NFTA_TABLE_NAME, name)),
+            _pack(
+                c.NFT_MSG_NEWTABLE, CREATE | c.NLM_F_EXCL, table + _attribute(c.NFTA_TABLE_USERDATA, comment)
+            ),
+            _pack(c.NFT_MSG_NEWCHAIN, CREATE, chain),
+            _pack(c.NFT_MSG_NEWRULE, CREATE | c.NLM_F_APPEND, rule + _render_rule()),
         ][0 if replaces else 1 :]
         self._socket.send(_wrap(messages))
         return self._read_error(len(messages))
@@ -159,7 +105,7 @@ class TrackingTable:
         answers = 0
         while answers < expected:
             for message in split(self._socket.recv(ANSWER_BYTES)):
-                if HEADER.unpack_from(message)[1] == NLMSG_ERROR:
+                if HEADER.unpack_from(message)[1] == c.NLMSG_ERROR:
                     answers += 1
                     (code,) = struct.unpack_from("=i", message, HEADER.size)
                     if code:
@@ -179,31 +125,31 @@ class TrackingTable:
             self._socket.settimeout(ANSWER_SECONDS)
 
     def _list_tables(self) -> list[_Owned]:
-        kind, flags = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP
-        body = struct.pack("=BBH", NFPROTO_INET, NFNETLINK_V0, 0)
+        kind, flags = c.NFNL_SUBSYS_NFTABLES << 8 | c.NFT_MSG_GETTABLE, c.NLM_F_REQUEST | c.NLM_F_DUMP
+        body = struct.pack("=BBH", NFPROTO_INET, c.NFNETLINK_V0, 0)
         self._drain()
         self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, 1, 0) + body)
         found: list[_Owned] = []
         while True:
             for message in split(self._socket.recv(ANSWER_BYTES)):
                 answered = HEADER.unpack_from(message)[1]
-                if answered == NLMSG_ERROR:
+                if answered == c.NLMSG_ERROR:
                     raise _explain(-struct.unpack_from("=i", message, HEADER.size)[0])
-                if answered == NLMSG_DONE:
+                if answered == c.NLMSG_DONE:
                     return found
                 found.append(_read_table(message))
 
 
 def _read_table(message: bytes) -> _Owned:
-    name, owner, offset = "", 0, HEADER.size + NFGENMSG_LEN
-    while len(message) - offset >= NLA_HDRLEN:
+    name, owner, offset = "", 0, HEADER.size + c.NFGENMSG_LEN
+    while len(message) - offset >= c.NLA_HDRLEN:
         length, kind = struct.unpack_from("=HH", message, offset)
-        if length < NLA_HDRLEN:
+        if length < c.NLA_HDRLEN:
             break
-        value = message[offset + NLA_HDRLEN : offset + length]
-        if kind & NLA_TYPE_MASK == NFTA_TABLE_NAME:
+        value = message[offset + c.NLA_HDRLEN : offset + length]
+        if kind & c.NLA_TYPE_MASK == c.NFTA_TABLE_NAME:
             name = value.rstrip(b"\0").decode(errors="replace")
-        elif kind & NLA_TYPE_MASK == NFTA_TABLE_OWNER:
+        elif kind & c.NLA_TYPE_MASK == c.NFTA_TABLE_OWNER:
             owner = int.from_bytes(value)
         offset += (length + 3) & ~3
     return _Owned(name, owner)
@@ -211,29 +157,31 @@ def _read_table(message: bytes) -> _Owned:
 
 def _render_rule() -> bytes:
     """`ct state new continue`: no packet comes to the chain, but the kernel tracks for whoever could ask."""
-    register = _number(NFTA_CT_DREG, NFT_REG_1) + _number(NFTA_CT_KEY, NFT_CT_STATE)
-    bit = _number(NFTA_BITWISE_SREG, NFT_REG_1) + _number(NFTA_BITWISE_DREG, NFT_REG_1)
-    bit += _number(NFTA_BITWISE_LEN, 4)
-    bit += _nest(NFTA_BITWISE_MASK, _attribute(NFTA_DATA_VALUE, struct.pack("=I", NFT_CT_STATE_NEW_BIT)))
-    bit += _nest(NFTA_BITWISE_XOR, _attribute(NFTA_DATA_VALUE, ZERO))
-    compare = _number(NFTA_CMP_SREG, NFT_REG_1) + _number(NFTA_CMP_OP, NFT_CMP_NEQ)
-    compare += _nest(NFTA_CMP_DATA, _attribute(NFTA_DATA_VALUE, ZERO))
-    verdict = _nest(NFTA_DATA_VERDICT, _number(NFTA_VERDICT_CODE, NFT_CONTINUE))
-    go_on = _number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT) + _nest(NFTA_IMMEDIATE_DATA, verdict)
+    register = _number(c.NFTA_CT_DREG, c.NFT_REG_1) + _number(c.NFTA_CT_KEY, c.NFT_CT_STATE)
+    bit = _number(c.NFTA_BITWISE_SREG, c.NFT_REG_1) + _number(c.NFTA_BITWISE_DREG, c.NFT_REG_1)
+    bit += _number(c.NFTA_BITWISE_LEN, 4)
+    bit += _nest(
+        c.NFTA_BITWISE_MASK, _attribute(c.NFTA_DATA_VALUE, struct.pack("=I", c.NFT_CT_STATE_NEW_BIT))
+    )
+    bit += _nest(c.NFTA_BITWISE_XOR, _attribute(c.NFTA_DATA_VALUE, ZERO))
+    compare = _number(c.NFTA_CMP_SREG, c.NFT_REG_1) + _number(c.NFTA_CMP_OP, c.NFT_CMP_NEQ)
+    compare += _nest(c.NFTA_CMP_DATA, _attribute(c.NFTA_DATA_VALUE, ZERO))
+    verdict = _nest(c.NFTA_DATA_VERDICT, _number(c.NFTA_VERDICT_CODE, c.NFT_CONTINUE))
+    go_on = _number(c.NFTA_IMMEDIATE_DREG, c.NFT_REG_VERDICT) + _nest(c.NFTA_IMMEDIATE_DATA, verdict)
     parts = (("ct", register), ("bitwise", bit), ("cmp", compare), ("immediate", go_on))
     expressions = [
-        _nest(NFTA_LIST_ELEM, _text(NFTA_EXPR_NAME, name) + _nest(NFTA_EXPR_DATA, data))
+        _nest(c.NFTA_LIST_ELEM, _text(c.NFTA_EXPR_NAME, name) + _nest(c.NFTA_EXPR_DATA, data))
         for name, data in parts
     ]
-    return _nest(NFTA_RULE_EXPRESSIONS, b"".join(expressions))
+    return _nest(c.NFTA_RULE_EXPRESSIONS, b"".join(expressions))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", NLA_HDRLEN + len(value), kind) + value + bytes(-len(value) % 4)
+    return struct.pack("=HH", c.NLA_HDRLEN + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _nest(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | NLA_F_NESTED, value)
+    return _attribute(kind | c.NLA_F_NESTED, value)
 
 
 def _text(kind: int, value: str) -> bytes:
@@ -245,16 +193,20 @@ def _number(kind: int, value: int) -> bytes:
 
 
 def _pack(kind: int, flags: int, body: bytes) -> tuple[int, int, bytes]:
-    return NFNL_SUBSYS_NFTABLES << 8 | kind, flags, struct.pack("=BBH", NFPROTO_INET, NFNETLINK_V0, 0) + body
+    return (
+        c.NFNL_SUBSYS_NFTABLES << 8 | kind,
+        flags,
+        struct.pack("=BBH", NFPROTO_INET, c.NFNETLINK_V0, 0) + body,
+    )
 
 
 def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
     """A transaction: all of it, or nothing."""
-    border = struct.pack("!BBH", socket.AF_UNSPEC, NFNETLINK_V0, NFNL_SUBSYS_NFTABLES)
+    border = struct.pack("!BBH", socket.AF_UNSPEC, c.NFNETLINK_V0, c.NFNL_SUBSYS_NFTABLES)
     whole = [
-        (NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, border),
+        (c.NFNL_MSG_BATCH_BEGIN, c.NLM_F_REQUEST, border),
         *messages,
-        (NFNL_MSG_BATCH_END, NLM_F_REQUEST, border),
+        (c.NFNL_MSG_BATCH_END, c.NLM_F_REQUEST, border),
     ]
     return b"".join(
         HEADER.pack(HEADER.size + len(body), kind, flags, number, 0) + body

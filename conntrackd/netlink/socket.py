@@ -19,40 +19,15 @@ from conntrackd import bpf, resources
 from conntrackd.bpf import Instruction
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
 from conntrackd.flow import EventType
-from conntrackd.netlink.constants import (
-    CTA_ID,
-    NETLINK_ADD_MEMBERSHIP,
-    NETLINK_BROADCAST_ERROR,
-    NETLINK_DROP_MEMBERSHIP,
-    NETLINK_LIST_MEMBERSHIPS,
-    NETLINK_NETFILTER,
-    NETLINK_NO_ENOBUFS,
-    NFGENMSG_LEN,
-    NFNLGRP_CONNTRACK_DESTROY,
-    NFNLGRP_CONNTRACK_NEW,
-    NFNLGRP_CONNTRACK_UPDATE,
-    NLA_HDRLEN,
-    NLMSG_HDRLEN,
-    SK_MEMINFO_DROPS,
-    SK_MEMINFO_RCVBUF,
-    SK_MEMINFO_RMEM_ALLOC,
-    SK_MEMINFO_VARS,
-    SO_ATTACH_FILTER,
-    SO_DETACH_FILTER,
-    SO_LOCK_FILTER,
-    SO_MEMINFO,
-    SO_NETNS_COOKIE,
-    SO_RCVBUFFORCE,
-    SOL_NETLINK,
-)
+from conntrackd.netlink import constants as c
 
 GROUPS: Final = {
-    EventType.NEW: NFNLGRP_CONNTRACK_NEW,
-    EventType.UPDATE: NFNLGRP_CONNTRACK_UPDATE,
-    EventType.DESTROY: NFNLGRP_CONNTRACK_DESTROY,
+    EventType.NEW: c.NFNLGRP_CONNTRACK_NEW,
+    EventType.UPDATE: c.NFNLGRP_CONNTRACK_UPDATE,
+    EventType.DESTROY: c.NFNLGRP_CONNTRACK_DESTROY,
 }
 
-MEMINFO: Final = struct.Struct(f"={SK_MEMINFO_VARS}I")
+MEMINFO: Final = struct.Struct(f"={c.SK_MEMINFO_VARS}I")
 SOCK_FPROG: Final = struct.Struct("@HP")  # how many instructions, and where they are
 NAME: Final = "events"
 NAME_FORM: Final = re.compile(rf"{NAME}(?:-(\d+)-of-(\d+))?")
@@ -82,7 +57,7 @@ class EventSocket:
         """
         netlink = open_netlink()
         try:
-            netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
+            netlink.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 1)
             _set_buffer(netlink, buffer)
             opened = cls(netlink)
             if program is not None:
@@ -127,11 +102,11 @@ class EventSocket:
 
     def join(self, groups: int) -> None:
         """Hear of these events from now on."""
-        self._change_groups(NETLINK_ADD_MEMBERSHIP, groups)
+        self._change_groups(c.NETLINK_ADD_MEMBERSHIP, groups)
 
     def leave(self, groups: int) -> None:
         """No longer hear of these events; where nobody does, the kernel does not even build the message."""
-        self._change_groups(NETLINK_DROP_MEMBERSHIP, groups)
+        self._change_groups(c.NETLINK_DROP_MEMBERSHIP, groups)
 
     def attach(self, program: bytes) -> None:
         """Let the kernel ask this BPF program before it queues an event. Replaces another one atomically.
@@ -156,14 +131,14 @@ class EventSocket:
         """Queue every event again."""
         self.has_room = True
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, c.SO_DETACH_FILTER, 0)
         except OSError as error:
             if error.errno != errno.ENOENT:  # there was no program
                 raise
 
     def set_reliable(self, is_reliable: bool) -> None:
         """Let the kernel keep a flow whose DESTROY had no room, and retry. Dangerous: see table_guard.py."""
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_BROADCAST_ERROR, int(is_reliable))
+        self._socket.setsockopt(c.SOL_NETLINK, c.NETLINK_BROADCAST_ERROR, int(is_reliable))
 
     def measure(self) -> Fill:
         """How full the buffer is and how many events it had no room for."""
@@ -173,7 +148,7 @@ class EventSocket:
         for event_type, group in GROUPS.items():
             if groups & event_type:
                 try:
-                    self._socket.setsockopt(SOL_NETLINK, option, group)
+                    self._socket.setsockopt(c.SOL_NETLINK, option, group)
                 except PermissionError as error:
                     raise _explain_permission() from error
 
@@ -217,12 +192,12 @@ def compile_share(share: SocketShare, program: bytes | None) -> bytes | None:
     # An event without an id belongs to the first share; none is known that has none.
     without_id = 5 if share.number == 0 else 4
     head = [
-        Instruction(bpf.LD_IMM, 0, 0, NLMSG_HDRLEN + NFGENMSG_LEN),
-        Instruction(bpf.LDX_IMM, 0, 0, CTA_ID),
+        Instruction(bpf.LD_IMM, 0, 0, c.NLMSG_HDRLEN + c.NFGENMSG_LEN),
+        Instruction(bpf.LDX_IMM, 0, 0, c.CTA_ID),
         Instruction(bpf.LD_WORD, 0, 0, (bpf.SKF_AD_OFF + bpf.SKF_AD_NLATTR) & bpf.ALL_BYTES),
         Instruction(bpf.JEQ, without_id, 0, 0),
         Instruction(bpf.TAX, 0, 0, 0),
-        Instruction(bpf.LD_INDIRECT[4], 0, 0, NLA_HDRLEN),
+        Instruction(bpf.LD_INDIRECT[4], 0, 0, c.NLA_HDRLEN),
         Instruction(bpf.MOD, 0, 0, share.total),
         Instruction(bpf.JEQ, 1, 0, share.number),
         Instruction(bpf.RET, 0, 0, 0),
@@ -298,15 +273,15 @@ def open_share(share: SocketShare, *, groups: int, buffer: int, program: bytes |
 
 def measure(netlink: socket.socket) -> Fill:
     """How full the buffer of a netlink socket is, and how many events it had no room for: 0.7 us."""
-    words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
-    return Fill(words[SK_MEMINFO_RMEM_ALLOC], words[SK_MEMINFO_RCVBUF], words[SK_MEMINFO_DROPS])
+    words = MEMINFO.unpack(netlink.getsockopt(socket.SOL_SOCKET, c.SO_MEMINFO, MEMINFO.size))
+    return Fill(words[c.SK_MEMINFO_RMEM_ALLOC], words[c.SK_MEMINFO_RCVBUF], words[c.SK_MEMINFO_DROPS])
 
 
 def attach_program(sock: socket.socket, program: bytes) -> None:
     """Let this BPF program, an array of struct sock_filter, decide what is queued for the socket."""
     instructions = array("B", program)  # holds them where they are for as long as the kernel reads
     address, size = instructions.buffer_info()
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SOCK_FPROG.pack(size // 8, address))
+    sock.setsockopt(socket.SOL_SOCKET, c.SO_ATTACH_FILTER, SOCK_FPROG.pack(size // 8, address))
 
 
 def _describe_fault(netlink: socket.socket) -> str:
@@ -314,9 +289,9 @@ def _describe_fault(netlink: socket.socket) -> str:
     fault = describe_foreign(netlink)
     if fault:
         return fault
-    if not netlink.getsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS):
+    if not netlink.getsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS):
         return "a socket that stops at an overrun"
-    if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):
+    if netlink.getsockopt(socket.SOL_SOCKET, c.SO_LOCK_FILTER):
         return "a socket whose filter is locked"
     ours = sum(1 << group - 1 for group in GROUPS.values())
     return "a socket of other groups" if _list_memberships(netlink) & ~ours else ""
@@ -337,7 +312,7 @@ def adopt_netlink(descriptor: int, describe_fault: Callable[[socket.socket], str
 
 def describe_foreign(netlink: socket.socket) -> str:
     """In what a socket is not like one of open_netlink() here; empty for nothing."""
-    if netlink.family != socket.AF_NETLINK or netlink.proto != NETLINK_NETFILTER:
+    if netlink.family != socket.AF_NETLINK or netlink.proto != c.NETLINK_NETFILTER:
         return "not a netfilter netlink socket"
     if not netlink.getsockname()[0]:
         return "a socket that is not bound, and hears nothing"
@@ -349,21 +324,21 @@ def describe_foreign(netlink: socket.socket) -> str:
 def read_namespace(netlink: socket.socket) -> bytes:
     """The cookie of the socket's network namespace; empty before Linux 5.14."""
     try:
-        return netlink.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        return netlink.getsockopt(socket.SOL_SOCKET, c.SO_NETNS_COOKIE, 8)
     except OSError:
         return b""
 
 
 def _list_memberships(netlink: socket.socket) -> int:
     """Group n is bit n - 1."""
-    words = netlink.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 64)
+    words = netlink.getsockopt(c.SOL_NETLINK, c.NETLINK_LIST_MEMBERSHIPS, 64)
     return int.from_bytes(words, sys.byteorder)
 
 
 def open_netlink() -> socket.socket:
     """A socket of netfilter's netlink, in this thread's network namespace. Raises UnavailableError."""
     try:
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, c.NETLINK_NETFILTER)
         # As bind() does it gives the socket its port; bind() itself the service is not permitted.
         netlink.connect((0, 0))
     except OSError as error:
@@ -379,7 +354,7 @@ def _set_buffer(netlink: socket.socket, size: int) -> None:
     # The kernel doubles what it is asked for, for its own overhead, and takes an int.
     size = min(size, 2**30 - 1)
     try:
-        netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+        netlink.setsockopt(socket.SOL_SOCKET, c.SO_RCVBUFFORCE, size)
     except PermissionError:
         # Without CAP_NET_ADMIN in the first user namespace: net.core.rmem_max is the bound. Read it back.
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

@@ -7,20 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.errors import UnavailableError
-from conntrackd.netlink.constants import (
-    CTA_STATS_GLOBAL_ENTRIES,
-    CTA_STATS_GLOBAL_MAX_ENTRIES,
-    IPCTNL_MSG_CT_GET,
-    IPCTNL_MSG_CT_GET_STATS,
-    IPCTNL_MSG_CT_GET_STATS_CPU,
-    NFGENMSG_LEN,
-    NFNETLINK_V0,
-    NFNL_SUBSYS_CTNETLINK,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-)
+from conntrackd.netlink import constants as c
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import open_netlink, read_namespace
 
@@ -69,30 +56,30 @@ class ConntrackTable:
 
     def measure(self) -> TableFill:
         """How full it is. Not from /proc, which a sandbox may hide."""
-        self._request(IPCTNL_MSG_CT_GET_STATS, 0)
+        self._request(c.IPCTNL_MSG_CT_GET_STATS, 0)
         answer = self._receive()
         _raise_error(answer)
         numbers = _read_numbers(answer)
-        if CTA_STATS_GLOBAL_ENTRIES not in numbers:
+        if c.CTA_STATS_GLOBAL_ENTRIES not in numbers:
             raise UnavailableError("the kernel does not report how full the connection table is")
-        return TableFill(numbers[CTA_STATS_GLOBAL_ENTRIES], numbers.get(CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
+        return TableFill(numbers[c.CTA_STATS_GLOBAL_ENTRIES], numbers.get(c.CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
 
     def read_cpus(self) -> dict[int, dict[int, int]]:
         """For each CPU its counters by CTA_STATS_*, as `conntrack -S` shows them. They wrap at 2^32."""
-        self._request(IPCTNL_MSG_CT_GET_STATS_CPU, NLM_F_DUMP)
+        self._request(c.IPCTNL_MSG_CT_GET_STATS_CPU, c.NLM_F_DUMP)
         cpus: dict[int, dict[int, int]] = {}
         while True:
             for message in split(self._receive()):
                 _raise_error(message)
-                if len(message) < HEADER.size or HEADER.unpack_from(message)[1] == NLMSG_DONE:
+                if len(message) < HEADER.size or HEADER.unpack_from(message)[1] == c.NLMSG_DONE:
                     return cpus
                 # struct nfgenmsg: res_id is the number of the CPU
-                number = int.from_bytes(message[HEADER.size + 2 : HEADER.size + NFGENMSG_LEN])
+                number = int.from_bytes(message[HEADER.size + 2 : HEADER.size + c.NFGENMSG_LEN])
                 cpus[number] = _read_numbers(message)
 
     def begin(self) -> None:
         """Start to read the table, after an earlier reading has come to its end."""
-        self._request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
+        self._request(c.IPCTNL_MSG_CT_GET, c.NLM_F_DUMP)
 
     def read(self, batch: "EventBatch") -> bool:
         """The next flows, some 200, into the batch, as updates; False when there are no more.
@@ -105,10 +92,12 @@ class ConntrackTable:
         return len(batch) > 0
 
     def _request(self, kind: int, flags: int) -> None:
-        body = struct.pack("=BBH", socket.AF_UNSPEC, NFNETLINK_V0, 0)
-        kind |= NFNL_SUBSYS_CTNETLINK << 8
+        body = struct.pack("=BBH", socket.AF_UNSPEC, c.NFNETLINK_V0, 0)
+        kind |= c.NFNL_SUBSYS_CTNETLINK << 8
         try:
-            self._socket.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body)
+            self._socket.send(
+                HEADER.pack(HEADER.size + len(body), kind, c.NLM_F_REQUEST | flags, 1, 0) + body
+            )
         except OSError as error:
             raise _explain(error) from error
 
@@ -122,7 +111,7 @@ class ConntrackTable:
 def _read_numbers(message: bytes) -> dict[int, int]:
     """Attributes that are all numbers of 32 bits, by their type."""
     numbers = {}
-    for offset in range(HEADER.size + NFGENMSG_LEN, len(message) - NUMBER.size + 1, NUMBER.size):
+    for offset in range(HEADER.size + c.NFGENMSG_LEN, len(message) - NUMBER.size + 1, NUMBER.size):
         _, kind, number = NUMBER.unpack_from(message, offset)
         numbers[kind] = int.from_bytes(number)
     return numbers
@@ -130,7 +119,7 @@ def _read_numbers(message: bytes) -> dict[int, int]:
 
 def _raise_error(message: bytes) -> None:
     """Where the kernel answers with an error."""
-    if len(message) >= ERROR.size and HEADER.unpack_from(message)[1] == NLMSG_ERROR:
+    if len(message) >= ERROR.size and HEADER.unpack_from(message)[1] == c.NLMSG_ERROR:
         raise _explain(OSError(-ERROR.unpack_from(message)[-1], ""))
 
 

@@ -14,26 +14,7 @@ from typing import Final
 
 from conntrackd.bpf import ALL_BYTES, INSTRUCTION, JEQ, LD_HALF, RET
 from conntrackd.errors import UnavailableError
-from conntrackd.netlink.constants import (
-    NETLINK_ADD_MEMBERSHIP,
-    NETLINK_NETFILTER,
-    NETLINK_NO_ENOBUFS,
-    NFNETLINK_V0,
-    NFNL_MSG_HOOK_GET,
-    NFNL_SUBSYS_HOOK,
-    NFNL_SUBSYS_NFTABLES,
-    NFNLA_HOOK_HOOKNUM,
-    NFNLGRP_NFTABLES,
-    NFT_MSG_GETRULE,
-    NFT_MSG_NEWGEN,
-    NFTA_EXPR_NAME,
-    NLA_HDRLEN,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    SOL_NETLINK,
-)
+from conntrackd.netlink import constants as c
 from conntrackd.netlink.message import HEADER, split
 from conntrackd.netlink.socket import attach_program, open_netlink
 from conntrackd.netlink.table import ConntrackTable
@@ -55,7 +36,7 @@ ANSWER_SECONDS: Final = 2.0
 NEWS_BYTES: Final = 4096
 # A transaction of nftables ends with a message of this type, alone in its datagram; those before it, one for
 # each rule and element, wake nobody. The load is big-endian, while the header has the host's order.
-NEW_GENERATION: Final = int.from_bytes(struct.pack("=H", NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN))
+NEW_GENERATION: Final = int.from_bytes(struct.pack("=H", c.NFNL_SUBSYS_NFTABLES << 8 | c.NFT_MSG_NEWGEN))
 GENERATIONS_ONLY: Final = b"".join(
     INSTRUCTION.pack(*instruction)
     for instruction in (
@@ -140,8 +121,8 @@ def _look_at_hooks(families: Iterable[int] = FAMILIES.values()) -> bool | None:
         with _open() as netlink:
             # Where connections are tracked the first answer says so.
             for family, hook in product(families, HOOKS):
-                attributes = struct.pack("=HH", 8, NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
-                answer = _dump(netlink, NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, family, attributes)
+                attributes = struct.pack("=HH", 8, c.NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
+                answer = _dump(netlink, c.NFNL_SUBSYS_HOOK << 8 | c.NFNL_MSG_HOOK_GET, family, attributes)
                 if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
                     return True
                 is_told |= answer is not None
@@ -177,13 +158,13 @@ def _look_at_rules() -> bool | None:
 def _dump_rules() -> bytes | None:
     """All rules of nftables. Raises OSError."""
     with _open() as netlink:
-        return _dump(netlink, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, socket.AF_UNSPEC)
+        return _dump(netlink, c.NFNL_SUBSYS_NFTABLES << 8 | c.NFT_MSG_GETRULE, socket.AF_UNSPEC)
 
 
 @contextmanager
 def _open() -> Iterator[socket.socket]:
     """A socket to ask over."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, c.NETLINK_NETFILTER) as netlink:
         netlink.settimeout(ANSWER_SECONDS)
         netlink.connect((0, 0))
         yield netlink
@@ -199,21 +180,21 @@ def _read_names(path: Path) -> str:
 
 def _name(expression: bytes) -> bytes:
     """The attribute with the name of an expression in a rule."""
-    return struct.pack("=HH", NLA_HDRLEN + len(expression) + 1, NFTA_EXPR_NAME) + expression + b"\0"
+    return struct.pack("=HH", c.NLA_HDRLEN + len(expression) + 1, c.NFTA_EXPR_NAME) + expression + b"\0"
 
 
 def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"") -> bytes | None:
     """The messages of the kernel's answer, or None where it knows nothing of the kind."""
-    body = struct.pack("=BBH", family, NFNETLINK_V0, 0) + attributes
-    netlink.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
+    body = struct.pack("=BBH", family, c.NFNETLINK_V0, 0) + attributes
+    netlink.send(HEADER.pack(HEADER.size + len(body), kind, c.NLM_F_REQUEST | c.NLM_F_DUMP, 1, 0) + body)
     answer = b""
     while True:
         part = netlink.recv(1 << 16)
         for message in split(part):
             answered = HEADER.unpack_from(message)[1]
-            if answered == NLMSG_ERROR:
+            if answered == c.NLMSG_ERROR:
                 return None
-            if answered == NLMSG_DONE:
+            if answered == c.NLMSG_DONE:
                 return answer
             answer += message
 
@@ -225,9 +206,9 @@ class News:
         self._socket = open_netlink()
         try:
             self._socket.setblocking(False)
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
+            self._socket.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 1)
             attach_program(self._socket, GENERATIONS_ONLY)
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+            self._socket.setsockopt(c.SOL_NETLINK, c.NETLINK_ADD_MEMBERSHIP, c.NFNLGRP_NFTABLES)
         except OSError:
             pass  # without CAP_NET_ADMIN, or nf_tables: who looks now and then sees it later
         except BaseException:

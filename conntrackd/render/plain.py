@@ -11,15 +11,7 @@ from typing import Any, Final
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
 from conntrackd.render.anonymize import conceal
 from conntrackd.render.community import compute_community_id
-from conntrackd.render.fields import (
-    IS_TEXT,
-    NETWORK,
-    PLACE,
-    PROTOCOL_NAMES,
-    TYPE_NAMES,
-    Kind,
-    OutputField,
-)
+from conntrackd.render.fields import IS_TEXT, NETWORK, PLACE, PROTOCOL_NAMES, TYPE_NAMES, Kind, OutputField
 from conntrackd.render.rendered import Rendered, Stream
 from conntrackd.render.template import Template, render_bsd_time, render_time
 
@@ -63,11 +55,7 @@ def render_flows(
 
 
 def _render_flow(
-    template: Template,
-    flow: Flow,
-    moment: int,
-    label_names: Mapping[int, str],
-    community_seed: int | None,
+    template: Template, flow: Flow, moment: int, label_names: Mapping[int, str], community_seed: int | None
 ) -> str:
     shown = flow if template.anonymizer is None else conceal(flow, template.anonymizer)
     nat = compute_nat(flow)  # of the addresses that there are

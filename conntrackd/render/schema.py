@@ -168,11 +168,7 @@ ECS: Final = Schema(
         },
     },
     losses={"since": "event.start", "until": "event.end"},
-    constants={
-        "ecs.version": ECS_VERSION,
-        "event.kind": "event",
-        "event.category": ("network",),
-    },
+    constants={"ecs.version": ECS_VERSION, "event.kind": "event", "event.category": ("network",)},
     # That data may be missing is what a pipeline_error says there. What a limit held back is not missing.
     report_constants={
         report: {

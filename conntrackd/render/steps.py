@@ -9,15 +9,7 @@ from typing import Final
 
 from conntrackd.core import _core as core
 from conntrackd.flow import Location
-from conntrackd.render.fields import (
-    IS_TEXT,
-    NETWORK,
-    PLACE,
-    PROTOCOL_NAMES,
-    TYPE_NAMES,
-    Kind,
-    OutputField,
-)
+from conntrackd.render.fields import IS_TEXT, NETWORK, PLACE, PROTOCOL_NAMES, TYPE_NAMES, Kind, OutputField
 from conntrackd.render.template import Syntax, Template
 
 WORD: Final = re.compile(r"\$([a-z]+)")
@@ -160,11 +152,7 @@ def write_steps(
 
 
 def _add_word(
-    steps: Steps,
-    template: Template,
-    word: str,
-    label_names: Mapping[int, str],
-    community_seed: int | None,
+    steps: Steps, template: Template, word: str, label_names: Mapping[int, str], community_seed: int | None
 ) -> None:
     match word:
         case "fields":

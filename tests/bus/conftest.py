@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from conntrackd.bus.client import Client
-from tests.bus.private import PrivateBus, Served
+from tests.bus.private import PrivateBus, Served, serve
 from tests.bus.raw import Raw
 
 
@@ -24,10 +24,8 @@ def strict_bus() -> Iterator[PrivateBus]:
 
 @pytest.fixture
 def served(bus: PrivateBus) -> Iterator[Served]:
-    made = Served(bus.address)
-    made.wait_ready()
-    yield made
-    made.close()
+    with serve(bus.address) as made:
+        yield made
 
 
 @pytest.fixture

@@ -173,6 +173,17 @@ class Served:
 
 
 @contextmanager
+def serve(address: str, control: Recorder | None = None) -> Iterator[Served]:
+    """The service, once it is on the bus."""
+    served = Served(address, control)
+    try:
+        served.wait_ready()
+        yield served
+    finally:
+        served.close()
+
+
+@contextmanager
 def as_user(user: int, *groups: int) -> Iterator[None]:
     """What connects inside does so as this user. For root."""
     before = os.getgroups()

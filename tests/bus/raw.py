@@ -12,6 +12,7 @@ from conntrackd.bus.client import Client, explain
 from conntrackd.bus.connection import FIXED, measure, parse
 from conntrackd.bus.names import BUS, BUS_PATH, MANAGER, MANAGER_PATH, NAME
 from conntrackd.bus.transport import to_body
+from tests.bus.private import PrivateBus, as_user
 
 SECONDS: Final = 25.0
 
@@ -114,3 +115,9 @@ class Raw(Client):
         if reply.message_type is MessageType.ERROR:
             raise explain(str(reply.error_name), str(body[0]) if body else "")
         return body
+
+
+def connect_as(bus: PrivateBus, user: int, *groups: int) -> Raw:
+    """A connection of this user's. For root."""
+    with as_user(user, *groups):
+        return Raw(bus.address, {}).__enter__()

@@ -14,7 +14,7 @@ from conntrackd.bus.client import Client, DaemonError
 from conntrackd.bus.interface import load
 from conntrackd.control import DaemonControl
 from conntrackd.daemon import Daemon, Sources
-from tests.bus.private import PrivateBus, Served
+from tests.bus.private import PrivateBus, serve
 from tests.bus.recorder import Recorder
 
 METHODS = {
@@ -49,12 +49,9 @@ def client(bus: PrivateBus, tmp_path: Path) -> Iterator[Client]:
     settings = {"sink.stream.enable": ["true"], "sink.stream.writer": ["discard"]}
     settings["sets"] = [f"bad={tmp_path}/bad.txt"]
     daemon = Daemon(Sources(settings, etc=tmp_path))
-    served = Served(bus.address, cast(Recorder, DaemonControl(daemon)))
-    served.wait_ready()
-    with bus.connect() as made:
+    with serve(bus.address, cast(Recorder, DaemonControl(daemon))), bus.connect() as made:
         yield made
-    daemon.tails.close()
-    served.close()
+        daemon.tails.close()
     logging.getLogger().setLevel(level)
 
 

@@ -2,8 +2,6 @@
 
 import argparse
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -87,16 +85,6 @@ def test_every_signal_action_and_error_is_in_the_man_page() -> None:
         assert f".It Fn {signal.name}{words}\n" in INTERFACE
     for name in (*ACTIONS, *names):
         assert f".It Ql {name}\n" in INTERFACE
-
-
-@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
-@pytest.mark.parametrize("name", ["conntrackctl.1", "org.conntrackd1.5"])
-def test_the_pages_have_no_fault(name: str) -> None:
-    done = subprocess.run(
-        ["mandoc", "-Tlint", str(ROOT / "man" / name)], capture_output=True, text=True, check=False
-    )
-
-    assert [line for line in done.stdout.splitlines() if "referenced manual not found" not in line] == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -10,8 +10,7 @@ from tests.bus.recorder import Recorder
 
 
 @pytest.mark.parametrize(
-    ("path", "asked"),
-    [(MANAGER_PATH, {"status": 1, "statistics": 1}), (to_path("loki"), {"sink_status": 1})],
+    ("path", "asked"), [(MANAGER_PATH, {"status": 1, "statistics": 1}), (to_path("loki"), {"sink_status": 1})]
 )
 def test_all_properties_of_an_object_are_of_one_moment(
     path: str, asked: dict[str, int], mocker: MockerFixture

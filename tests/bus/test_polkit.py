@@ -19,8 +19,8 @@ from conntrackd.bus.client import Client, DaemonError
 from conntrackd.bus.interface import CONTROL, INFO, OBSERVE, load
 from conntrackd.bus.names import MANAGER
 from conntrackd.errors import NotPermittedError
-from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Served, as_user, wait_until
-from tests.bus.raw import Raw, call
+from tests.bus.private import ROOT, SECONDS, STAND_IN, PrivateBus, Served, serve, wait_until
+from tests.bus.raw import Raw, call, connect_as
 
 pytestmark = pytest.mark.privileged
 
@@ -91,8 +91,7 @@ def polkit(bus: PrivateBus) -> Iterator[FakePolkit]:
 @pytest.fixture
 def ordinary(bus: PrivateBus, polkit: FakePolkit, served: Served) -> Iterator[Raw]:
     """An ordinary user's connection, where the bus lets everybody through to the second ring."""
-    with as_user(OTHER):
-        raw = Raw(bus.address, {}).__enter__()
+    raw = connect_as(bus, OTHER)
     yield raw
     raw.close()
 
@@ -165,9 +164,7 @@ def test_what_needs_a_password_is_distinguished_where_nobody_can_be_asked(
 def test_without_polkit_there_is_information_and_the_rest_is_for_root(
     bus: PrivateBus, served: Served
 ) -> None:
-    with as_user(OTHER):
-        other = Raw(bus.address, {}).__enter__()
-    with other, bus.connect() as root:
+    with connect_as(bus, OTHER) as other, bus.connect() as root:
         assert try_all(other) == {INFO: True, OBSERVE: False, CONTROL: False}
         assert try_all(root) == dict.fromkeys(EXAMPLES, True)
 
@@ -176,8 +173,7 @@ def test_a_caller_who_goes_while_polkit_asks_for_his_password_ends_the_dialogue(
     bus: PrivateBus, polkit: FakePolkit, served: Served
 ) -> None:
     polkit.answers = {CONTROL: None}
-    with as_user(OTHER):
-        other = Raw(bus.address, {}).__enter__()
+    other = connect_as(bus, OTHER)
     header = {"path": "/org/conntrackd1", "interface": MANAGER, "member": "Reload"}
     with other:
         other.post(
@@ -200,13 +196,9 @@ def test_a_caller_who_goes_while_polkit_asks_for_his_password_ends_the_dialogue(
 def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_signals(
     strict_bus: PrivateBus,
 ) -> None:
-    served = Served(strict_bus.address)
-    try:
-        served.wait_ready()
-        with as_user(OTHER):
-            stranger = Raw(strict_bus.address, {}).__enter__()
-        with as_user(OTHER, GROUP):
-            member = Raw(strict_bus.address, {}).__enter__()
+    with serve(strict_bus.address) as served:
+        stranger = connect_as(strict_bus, OTHER)
+        member = connect_as(strict_bus, OTHER, GROUP)
         with stranger, member, strict_bus.connect() as root:
             with pytest.raises(NotPermittedError, match="not permitted to talk to conntrackd"):
                 stranger.read_properties()
@@ -222,16 +214,11 @@ def test_the_bus_lets_only_root_and_the_group_through_and_nobody_else_hears_sign
             for name in ("org.conntrackd1", "org.freedesktop.PolicyKit1"):
                 with pytest.raises((NotPermittedError, DaemonError)):
                     stranger.ask_bus("RequestName", "su", name, 0)
-    finally:
-        served.close()
 
 
 def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
-    served = Served(strict_bus.address)
-    try:
-        served.wait_ready()
-        with as_user(OTHER):
-            stranger = Raw(strict_bus.address, {}).__enter__()
+    with serve(strict_bus.address) as served:
+        stranger = connect_as(strict_bus, OTHER)
         seen: list[str] = []
         admit = served.service._limiter.admit
         served.service._limiter.admit = lambda user: seen.append(str(user)) or admit(user)  # type: ignore[func-returns-value]
@@ -241,8 +228,6 @@ def test_a_flood_from_a_stranger_never_arrives(strict_bus: PrivateBus) -> None:
             answers = [stranger.read_until(lambda header: header.reply_serial > 1)[0] for _ in range(1000)]
         assert {answer.error_name for answer in answers} == {"org.freedesktop.DBus.Error.AccessDenied"}
         assert seen == []
-    finally:
-        served.close()
 
 
 # ---- the real one -------------------------------------------------------------------------------------
@@ -315,15 +300,9 @@ def test_every_method_is_for_those_it_is_for(
     if has_polkit:
         polkitd = request.getfixturevalue("real_polkit")
         assert polkitd.poll() is None, (tmp_path / "polkit.log").read_text()
-    served = Served(strict_bus.address)
-    try:
-        served.wait_ready()
-        with as_user(*{"stranger": (OTHER,), "member": (OTHER, GROUP), "root": (0,)}[who]):
-            caller = Raw(strict_bus.address, {}).__enter__()
-        with caller:
-            found = try_every_method(caller)
-    finally:
-        served.close()
+    ids = {"stranger": (OTHER,), "member": (OTHER, GROUP), "root": (0,)}[who]
+    with serve(strict_bus.address), connect_as(strict_bus, *ids) as caller:
+        found = try_every_method(caller)
 
     assert found == {
         (interface.name, method.name): method.action in ALLOWED[who, has_polkit]
@@ -368,9 +347,7 @@ def test_the_mock_of_polkit_that_others_use_is_understood(
     )
     if allowed:
         mocked_polkit._call(*mock, "SetAllowed", "as", [allowed])
-    with as_user(OTHER):
-        other = Raw(bus.address, {}).__enter__()
-    with other:
+    with connect_as(bus, OTHER) as other:
         assert try_all(other) == {action: action in allowed for action in EXAMPLES}
 
 

@@ -8,7 +8,7 @@ import pytest
 from conntrackd.bus.callers import Polkit
 from conntrackd.bus.limits import Turns
 from tests.bus.private import PrivateBus, Served, as_user, wait_until
-from tests.bus.raw import Raw, call
+from tests.bus.raw import call, connect_as
 
 STRANGER = 1
 RULES = [["log any"]]
@@ -37,9 +37,7 @@ def test_what_an_observer_asks_stands_before_nothing_that_root_asks(
     member: str, signature: str, values: list[Any], bus: PrivateBus, served: Served
 ) -> None:
     release = served.hold()
-    with as_user(STRANGER):
-        stranger = Raw(bus.address, {}).__enter__()
-    with stranger, bus.connect() as root:
+    with connect_as(bus, STRANGER) as stranger, bus.connect() as root:
         for _ in range(4):
             stranger.post(call(member, signature), values)
         wait_until(lambda: len(served.control.asked) == 1)
@@ -56,9 +54,7 @@ def test_what_an_observer_asks_stands_before_nothing_that_root_asks(
 @pytest.mark.usefixtures("everybody_may")
 def test_what_takes_no_time_waits_for_nobody(bus: PrivateBus, served: Served) -> None:
     release = served.hold()
-    with as_user(STRANGER):
-        stranger = Raw(bus.address, {}).__enter__()
-    with stranger, as_user(STRANGER), bus.connect() as other:
+    with connect_as(bus, STRANGER) as stranger, as_user(STRANGER), bus.connect() as other:
         stranger.post(call("CheckFilter", "as"), RULES)
         wait_until(lambda: len(served.control.asked) == 1)
 

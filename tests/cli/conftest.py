@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bus.private import PrivateBus, Served
+from tests.bus.private import PrivateBus, Served, serve
 from tests.cli.teller import Teller
 
 
@@ -19,9 +19,7 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]:
 
 @pytest.fixture
 def served(bus: PrivateBus) -> Iterator[Served]:
-    made = Served(bus.address, Teller())
-    made.wait_ready()
-    yield made
-    made.close()
+    with serve(bus.address, Teller()) as made:
+        yield made
     for pipe in made.control.pipes:
         os.close(pipe)

@@ -251,10 +251,7 @@ def test_every_help_ends_with_one_line_break(
             ["top", "--by", "\x1b"],
             "argument --by: '\\x1b' is not a field of an event\nhint: 'conntrackctl top --help' lists",
         ),
-        (
-            ["tail", "-n", "0"],
-            "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail",
-        ),
+        (["tail", "-n", "0"], "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail"),
         (
             ["events", "log", "type", "NEW"],
             "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
@@ -300,16 +297,8 @@ def test_a_mistake_is_reported_with_what_was_meant(words: list[str], said: str) 
             ("reset_sink_filter", "loki"),
             '{"changes": ["sink loki: 0 rules"]}\n',
         ),
-        (
-            ["sink", "enable", "loki"],
-            ("enable_sink", "loki"),
-            "sink loki is enabled\n",
-        ),
-        (
-            ["sink", "disable", "loki"],
-            ("disable_sink", "loki"),
-            "sink loki is disabled\n",
-        ),
+        (["sink", "enable", "loki"], ("enable_sink", "loki"), "sink loki is enabled\n"),
+        (["sink", "disable", "loki"], ("disable_sink", "loki"), "sink loki is disabled\n"),
         (
             ["sink", "disable", "loki", "--json"],
             ("disable_sink", "loki"),
@@ -317,11 +306,7 @@ def test_a_mistake_is_reported_with_what_was_meant(words: list[str], said: str) 
         ),
         (["sink", "flush", "loki"], ("flush_sink", "loki", 10.0), "sink loki: nothing waits\n"),
         (["sink", "flush", "loki", "--json"], ("flush_sink", "loki", 10.0), '{"emptied": true}\n'),
-        (
-            ["log-level", "debug"],
-            ("set_log_level", "debug"),
-            "log level is debug\n",
-        ),
+        (["log-level", "debug"], ("set_log_level", "debug"), "log level is debug\n"),
     ],
 )
 def test_a_verb_asks_the_daemon_and_prints_what_changed(
@@ -385,8 +370,11 @@ def test_sinks_are_a_table_that_fits(served: Served, capsys: pytest.CaptureFixtu
     ]
 
 
-def test_a_table_is_no_wider_than_the_terminal_and_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([["NAME", "N"], ["\x1b[31mred\nand more", "5"]], width=12)
+def test_a_table_is_no_wider_than_the_terminal_and_obeys_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    print_table([["NAME", "N"], ["\x1b[31mred\nand more", "5"]])
 
     assert capsys.readouterr().out.splitlines() == ["NAME       …", "\\x1b[31mred…"]
 

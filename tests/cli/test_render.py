@@ -24,6 +24,7 @@ from conntrackd.metrics.flow_table import FLOW_METRICS
 from conntrackd.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "man").iterdir())
 
 
 def test_the_sample_as_it_is_turns_on_what_the_first_event_needs_and_nothing_else(tmp_path: Path) -> None:
@@ -126,11 +127,9 @@ def test_a_page_without_markers_is_reported() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
-@pytest.mark.parametrize("name", ["conntrackd.8", "conntrackd-metrics.7", "conntrackd.yaml.5"])
-def test_man_pages_have_no_fault(name: str) -> None:
-    done = subprocess.run(
-        ["mandoc", "-Tlint", str(ROOT / "man" / name)], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_man_pages_have_no_fault(page: Path) -> None:
+    done = subprocess.run(["mandoc", "-Tlint", str(page)], capture_output=True, text=True, check=False)
 
     # The other pages of this package are found when it is installed.
     faults = [line for line in done.stdout.splitlines() if "referenced manual not found" not in line]
@@ -138,7 +137,7 @@ def test_man_pages_have_no_fault(name: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")
-@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_man_page_fits_80_columns(page: Path) -> None:
     shown = subprocess.run(
         ["mandoc", "-Tascii", str(page)], capture_output=True, text=True, check=True

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conntrackd.cli.columns import cut, lay_out, measure, pad, shorten
-from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import ENTER, LEAVE
 from conntrackd.cli.stats import BARS, History, render_sparkline
-from conntrackd.cli.talkers import Talkers
+from conntrackd.cli.talkers import SORTS, Ranking, Talkers
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
 from tests.cli.terminal import Terminal

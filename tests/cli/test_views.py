@@ -18,7 +18,6 @@ from conntrackd.bus.client import Client
 from conntrackd.cli import ctl, top
 from conntrackd.cli import talkers as counting
 from conntrackd.cli.lines import SIZES, Style, render_full, render_json, render_short
-from conntrackd.cli.ranking import SORTS, Ranking
 from conntrackd.cli.screen import Paper
 from conntrackd.cli.stats import StatisticsView, cut_rows, render_rows, show
 from conntrackd.cli.tail import print_chunk
@@ -343,7 +342,7 @@ def test_what_a_limit_held_back_is_a_sentence_and_counted_by_itself() -> None:
         talkers.add(record)
 
     assert (talkers.events, talkers.lost, talkers.suppressed) == (1, 0, 14)
-    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking = counting.Ranking(talkers, "bytes", 0.0)
     ranking.tick(2.0)
     assert top.to_json(ranking, ("src",))["suppressed"] == 14
     assert top.render_table(ranking, ("src",))[0] == (
@@ -374,7 +373,7 @@ def test_top_takes_a_loss_of_which_nobody_knows_the_number(
         talkers.add(record)
 
     assert (talkers.events, talkers.lost, talkers.gaps) == (1, 5, 2)
-    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking = counting.Ranking(talkers, "bytes", 0.0)
     ranking.tick(2.0)
     assert top.to_json(ranking, ("src",)) == {
         "by": "src",
@@ -405,7 +404,7 @@ def test_top_says_that_sums_by_samples_are_estimates() -> None:
     talkers = counting.Talkers("src")
     for record in (EVENT, EVENT | {"sample_rate": 1}, EVENT | {"sample_rate": 100}):
         talkers.add(record)
-    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking = counting.Ranking(talkers, "bytes", 0.0)
     ranking.tick(2.0)
 
     assert (top.to_json(ranking, ("src",))["events"], top.to_json(ranking, ("src",))["sampled"]) == (102, 1)
@@ -421,7 +420,7 @@ def test_top_counts_by_several_fields_together() -> None:
     talkers = counting.Talkers(*by)
     for dport, country in ((443, "Peru"), (53, "Peru"), (443, "Peru"), (443, "Chad")):
         talkers.add(EVENT | {"dport": dport, "country": country})
-    ranking = Ranking(talkers, "events", 0.0)
+    ranking = counting.Ranking(talkers, "events", 0.0)
     ranking.tick(1.0)
 
     rows = {tuple(row["values"].values()): row["events"] for row in top.to_json(ranking, by)["top"]}
@@ -438,7 +437,7 @@ def test_top_counts_by_several_fields_together() -> None:
 def test_top_has_the_bytes_of_connections_while_they_live() -> None:
     """What heartbeats say is new, at a rate, and the rest at the end: each byte once."""
     talkers = counting.Talkers("src")
-    ranking, seen = Ranking(talkers, "bytes", 0.0), []
+    ranking, seen = counting.Ranking(talkers, "bytes", 0.0), []
     flow = make_flow(1)
     for moment, (kind, size) in enumerate(
         ((EventType.NEW, 0), (EventType.ALIVE, 1000), (EventType.ALIVE, 5000), (EventType.DESTROY, 5500)), 1
@@ -469,14 +468,14 @@ def test_top_counts_by_what_is_asked(by: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", counting.SORTS)
 @pytest.mark.parametrize("by", [("src",), ("src", "dst", "dport"), ("src", "dst", "sport", "dport", "prot")])
 def test_top_shows_the_column_that_it_sorts_by_whatever_the_width(
     by: tuple[str, ...], sort: str, width: int
 ) -> None:
     talkers = counting.Talkers(*by)
     talkers.add(EVENT | {"src": "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", SIZES[0]: 123_456_789_000})
-    ranking = Ranking(talkers, sort, 0.0)
+    ranking = counting.Ranking(talkers, sort, 0.0)
     ranking.tick(1.0)
 
     _, heading, row = top.render_table(ranking, by, (width, 24))
@@ -489,7 +488,7 @@ def test_top_shows_the_column_that_it_sorts_by_whatever_the_width(
 def test_the_numbers_of_top_stand_beside_the_longest_key_on_a_wide_terminal(
     by: tuple[str, ...], end: int
 ) -> None:
-    heading = top.render_table(Ranking(counting.Talkers(*by), "bytes", 0.0), by, (200, 24))[1]
+    heading = top.render_table(counting.Ranking(counting.Talkers(*by), "bytes", 0.0), by, (200, 24))[1]
 
     assert len(heading) == end
 
@@ -502,7 +501,7 @@ def test_top_leaves_out_the_columns_that_have_no_room_beside_an_address() -> Non
 def test_the_table_of_top_takes_no_text_for_commands() -> None:
     talkers = counting.Talkers("src")
     talkers.add(EVENT | {"src": "\x1b[31m\n"})
-    ranking = Ranking(talkers, "bytes", 0.0)
+    ranking = counting.Ranking(talkers, "bytes", 0.0)
     ranking.tick(1.0)
 
     assert top.render_table(ranking, ("src",), (60, 24))[2].startswith("\\x1b[31m\\n  ")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.native import CORPUS, FUZZ, LIMITS, TARGETS, build, list_seeds, make_kit
+from fuzz.native import FUZZ, LIMITS, TARGETS, build, list_seeds, make_kit
+from fuzz.seeds import CORPUS
 from tests.core.build import build_driver, build_module, list_runtimes, make_environment
 
 ROOT = FUZZ.parent

@@ -198,6 +198,12 @@ def run_until_idle(outbox: Outbox, clock: Clock, *, seconds: float = 0.0) -> Non
     raise AssertionError("the outbox never comes to rest")
 
 
+def feed(outbox: Outbox, clock: Clock, flows: Sequence[Flow], *, seconds: float = 0.0) -> None:
+    """put(), and run_until_idle()."""
+    put(outbox, flows)
+    run_until_idle(outbox, clock, seconds=seconds)
+
+
 def make_lost(count: int, where: str = "kernel") -> Lost:
     """A loss between two moments."""
     return Lost(count, 100, 200, where)

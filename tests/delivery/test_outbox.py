@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import (
-    SinkFailed,
-    SinkRefused,
-    SinkRevised,
-    SinkState,
-    SinkUnavailable,
-)
+from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.flow import ABSENT, Lost
 from conntrackd.render.rendered import Rendered
@@ -24,6 +18,7 @@ from tests.delivery.fakes import (
     FakeSink,
     FakeTemplate,
     compute_imbalance,
+    feed,
     make_events,
     make_lost,
     make_outbox,
@@ -104,11 +99,7 @@ def test_a_sink_that_is_down_at_the_start_connects_later(clock: Clock) -> None:
     second_state = outbox.state
     run_until_idle(outbox, clock, seconds=60.0)
 
-    assert (first_state, second_state, outbox.state) == (
-        SinkState.STARTING,
-        SinkState.RETRYING,
-        SinkState.OK,
-    )
+    assert (first_state, second_state, outbox.state) == (SinkState.STARTING, SinkState.RETRYING, SinkState.OK)
     assert sink.numbers == [0, 1, 2]
     assert sink.opened == 6
     assert outbox.error == "nobody there"
@@ -126,8 +117,7 @@ def test_a_retry_writes_the_same_bytes_after_growing_delays(clock: Clock) -> Non
     sink = FakeSink()
     sink.faults.extend([AWAY] * 5)
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock, seconds=60.0)
+    feed(outbox, clock, make_flows(3), seconds=60.0)
     stats = outbox.snapshot()
 
     assert len(sink.attempts) == 6
@@ -171,14 +161,12 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=5)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     put(outbox, make_flows(4, 3))
     put(outbox, make_flows(4, 7))
     sink.away = None
     run_until_idle(outbox, clock, seconds=60.0)
-    put(outbox, make_flows(2, 11))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2, 11))
     stats = outbox.snapshot()
 
     assert sink.received == [0, 1, 2, 3, 4, [6, "fake", "queue"], 11, 12]
@@ -252,8 +240,7 @@ def test_a_loss_carries_the_times_of_the_first_and_the_last_event(clock: Clock) 
     sink = FakeSink()
     sink.template = Keeper("", FAKE.syntax, {}, {})
     outbox = make_outbox(sink, clock, queue=1)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
 
     assert seen == [Lost(2, BASE + 1_000_000, BASE + 2_000_000, "fake", "queue")]
 
@@ -305,10 +292,8 @@ def test_what_is_refused_is_dropped_counted_and_logged_once_a_minute(
     run_until_idle(outbox, clock)
     clock.now += 60.0
     sink.faults.append(SinkRefused("no such tenant"))
-    put(outbox, make_flows(2, 5))
-    run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 7))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2, 5))
+    feed(outbox, clock, make_flows(1, 7))
     stats = outbox.snapshot()
 
     assert sink.numbers == [7]
@@ -324,8 +309,7 @@ def test_a_part_that_is_refused_does_not_count_the_rest(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(SinkRefused("one too long", events=1))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     stats = outbox.snapshot()
 
     assert sink.losses == [[1, "fake", "refused"]]
@@ -349,8 +333,7 @@ def test_events_that_are_in_no_part_were_refused_or_delivered_already(clock: Clo
     sink = FakeSink()
     sink.faults.append(SinkRevised("too old", [make_events(1, 9)], written=2))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(5))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(5))
     stats = outbox.snapshot()
 
     assert (stats.sink_events_delivered_total, stats.sink_events_dropped_refused_total) == (3, 2)
@@ -377,10 +360,8 @@ def test_a_mistake_in_a_sink_costs_one_batch_and_not_the_thread(clock: Clock) ->
     sink = FakeSink()
     sink.faults.append(ZeroDivisionError("division by zero"))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
+    feed(outbox, clock, make_flows(1, 3))
 
     assert sink.numbers == [3]
     assert outbox.error == "unexpected ZeroDivisionError: division by zero"
@@ -392,12 +373,9 @@ def test_a_message_that_is_refused_alone_costs_neither_those_before_nor_those_be
     long = SinkRevised("too long", written=2, refused=1)
     sink.faults.extend([long, None, None, SinkRevised("too long", refused=1)])
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(5))
-    run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 5))
-    run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 6))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(5))
+    feed(outbox, clock, make_flows(1, 5))
+    feed(outbox, clock, make_flows(1, 6))
     stats = outbox.snapshot()
 
     assert sink.attempts[:2] == [b"[0, 1, 2, 3, 4]", b"[3, 4]"]
@@ -437,10 +415,8 @@ def test_a_loss_that_is_refused_is_reported_again_beside_what_was_refused(clock:
     outbox.report(make_lost(7))
     outbox.report(make_lost(2, "daemon"))
     run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 3))
-    run_until_idle(outbox, clock)
-    put(outbox, make_flows(1, 4))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(1, 3))
+    feed(outbox, clock, make_flows(1, 4))
 
     assert sink.received == [4, [4, "fake", "refused"], [7, "kernel", ""], [2, "daemon", ""]]
 
@@ -449,8 +425,7 @@ def test_an_error_of_the_system_is_an_outage(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(BrokenPipeError(32, "Broken pipe"))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(1))
-    run_until_idle(outbox, clock, seconds=10.0)
+    feed(outbox, clock, make_flows(1), seconds=10.0)
 
     assert outbox.error == "Broken pipe"
     assert sink.numbers == [0]
@@ -465,8 +440,7 @@ def test_a_sink_is_well_while_its_last_write_was_not_refused_as_a_whole(clock: C
     states = []
     for fault in (None, REFUSED, REFUSED, None, SinkRefused("one is too old", 1), REFUSED):
         sink.faults.append(fault)
-        put(outbox, make_flows(2))
-        run_until_idle(outbox, clock)
+        feed(outbox, clock, make_flows(2))
         states.append(outbox.state.value)
 
     assert states == ["ok", "refused", "refused", "ok", "ok", "refused"]
@@ -477,13 +451,11 @@ def test_a_sink_that_refused_is_not_well_because_it_was_opened_again(clock: Cloc
     sink = FakeSink()
     sink.faults.append(REFUSED)
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2))
     outbox.reopen()
     run_until_idle(outbox, clock)
     reopened = outbox.state
-    put(outbox, make_flows(2, 2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2, 2))
 
     assert (sink.opened, reopened, outbox.state) == (2, SinkState.REFUSED, SinkState.OK)
 
@@ -494,8 +466,7 @@ def test_a_mistake_in_a_sink_is_a_refusal(clock: Clock) -> None:
             raise TypeError("no such field")
 
     outbox = make_outbox(Mistaken(), clock)
-    put(outbox, make_flows(2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2))
 
     assert (outbox.state, outbox.error) == (SinkState.REFUSED, "unexpected TypeError: no such field")
 
@@ -514,8 +485,7 @@ def test_that_a_sink_works_again_is_said_after_a_delivery_alone(
         clock.now += outbox.step() or 0.0
         assert "works again" not in caplog.text
         assert outbox.state is not SinkState.OK
-    put(outbox, make_flows(2, 2))
-    run_until_idle(outbox, clock, seconds=60)
+    feed(outbox, clock, make_flows(2, 2), seconds=60)
 
     assert sink.numbers[-2:] == [2, 3]
     assert caplog.text.count("works again") == 1
@@ -527,13 +497,11 @@ def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:
     sink = FakeSink()
     sink.faults.append(SinkFailed("the reader has gone"))
     outbox = Outbox(sink, queue=10, stats=SinkStats(), clock=clock, on_failed=reasons.append)
-    put(outbox, make_flows(2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2))
     put(outbox, make_flows(3, 2))
     failed = outbox.state
     outbox.enable()
-    put(outbox, make_flows(1, 5))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(1, 5))
 
     assert reasons == ["the reader has gone"]
     assert (failed, outbox.state) == (SinkState.FAILED, SinkState.OK)
@@ -545,17 +513,14 @@ def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2))
     outbox.disable()
     run_until_idle(outbox, clock)
-    put(outbox, make_flows(3, 2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3, 2))
     disabled = outbox.state
     sink.away = None
     outbox.enable()
-    put(outbox, make_flows(1, 5))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(1, 5))
 
     assert (disabled, outbox.state) == (SinkState.DISABLED, SinkState.OK)
     assert sink.numbers == [5]
@@ -700,8 +665,7 @@ def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
     sink = Mistaken()
     outbox = make_outbox(sink, clock)
     run_until_idle(outbox, clock)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
 
     assert (sink.numbers, outbox.state) == ([0, 1, 2], SinkState.OK)
 
@@ -722,8 +686,7 @@ def test_the_oldest_that_a_kill_would_take_is_an_event_or_a_loss_that_no_sink_ha
     run_until_idle(outbox, clock, seconds=60.0)
     found.append(outbox.find_oldest())
     sink.away = SinkRefused("no")
-    put(outbox, make_flows(1, 2))
-    run_until_idle(outbox, clock)  # what was refused is reported when something else is taken
+    feed(outbox, clock, make_flows(1, 2))  # what was refused is reported when something else is taken
     found.append(outbox.find_oldest())
     outbox.disable()
     found.append(outbox.find_oldest())

@@ -20,6 +20,7 @@ from tests.delivery.fakes import (
     AWAY,
     Clock,
     FakeSink,
+    feed,
     make_lost,
     make_outbox,
     put,
@@ -33,8 +34,7 @@ def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
-    put(outbox, make_flows(2))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2))
     put(outbox, make_flows(2, 2))
     outbox.disable()
     run_until_idle(outbox, clock)
@@ -71,12 +71,10 @@ def test_an_outage_goes_to_disk_and_everything_comes_back_in_order(clock: Clock,
     sink.away = AWAY
     outbox = make_outbox(sink, clock, queue=50, spool=spool)
     for first in range(0, 1000, 10):
-        put(outbox, make_flows(10, first))
-        run_until_idle(outbox, clock, seconds=1.0)
+        feed(outbox, clock, make_flows(10, first), seconds=1.0)
     away = outbox.snapshot()
     sink.away = None
-    put(outbox, make_flows(10, 1000))
-    run_until_idle(outbox, clock, seconds=60.0)
+    feed(outbox, clock, make_flows(10, 1000), seconds=60.0)
     back = outbox.snapshot()
 
     assert (away.sink_events_spooled, away.sink_events_queued, away.sink_batches_delivered_total) == (
@@ -92,8 +90,7 @@ def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: C
     sink = FakeSink()
     sink.faults.append(AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock, seconds=10.0)
+    feed(outbox, clock, make_flows(3), seconds=10.0)
 
     assert sink.attempts == [b"[0, 1, 2]"] * 2
 
@@ -103,8 +100,7 @@ def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
     for first in range(0, 6, 2):
-        put(outbox, make_flows(2, first))
-        run_until_idle(outbox, clock)
+        feed(outbox, clock, make_flows(2, first))
     sink.away = None
     clock.now += 60.0
     outbox.step()
@@ -137,8 +133,7 @@ def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Sp
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=spool)
-    put(outbox, make_flows(1))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(1))
     outbox.report(make_lost(9))
     run_until_idle(outbox, clock)
     rows = spool.rows
@@ -174,13 +169,11 @@ def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock,
     sink = FakeSink()
     sink.away = AWAY
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     outbox.stop(clock.now)
     second = FakeSink()
     outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
-    put(outbox, make_flows(2, 3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(2, 3))
     stats = outbox.snapshot()
     outbox.stop(clock.now)
 
@@ -198,8 +191,7 @@ def test_a_loss_that_was_not_yet_reported_is_reported_by_the_next_process(
     sink = FakeSink()
     sink.faults.append(SinkRefused("no"))
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     outbox.stop(clock.now)
     second = FakeSink()
     outbox = make_outbox(second, clock, spool=Spool(tmp_path, "fake", 1 << 20))
@@ -215,8 +207,7 @@ def test_without_a_spool_the_log_has_what_the_sink_did_not_get(
     sink = FakeSink()
     sink.faults.append(SinkRefused("no"))
     outbox = make_outbox(sink, clock)
-    put(outbox, make_flows(3))
-    run_until_idle(outbox, clock)
+    feed(outbox, clock, make_flows(3))
     outbox.stop(clock.now)
 
     assert "sink fake: ended before the loss could be reported (refused: 3)" in caplog.text
@@ -323,8 +314,7 @@ def test_the_oldest_that_a_kill_would_take_is_known_on_its_way_to_the_disk_and_f
     run_until_idle(outbox, clock, seconds=6.0)  # what was being written
     assert outbox.snapshot().sink_events_spooled == 2
     found.append(outbox.find_oldest())
-    put(outbox, make_flows(2, 2))
-    run_until_idle(outbox, clock, seconds=6.0)  # what waited
+    feed(outbox, clock, make_flows(2, 2), seconds=6.0)  # what waited
     assert outbox.snapshot().sink_events_spooled == 4
     found.append(outbox.find_oldest())
 

@@ -10,12 +10,7 @@ import pytest
 from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.loan import Loan, Passed, Way, Written
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import (
-    SinkRefused,
-    SinkRevised,
-    SinkState,
-    SinkUnavailable,
-)
+from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats

@@ -22,6 +22,7 @@ from tests.delivery.fakes import (
     Clock,
     FakeSink,
     compute_imbalance,
+    feed,
     make_events,
     put,
     render_fat,
@@ -214,12 +215,10 @@ def test_a_full_disk_is_counted_and_the_queue_goes_on_in_memory(small_disk: Path
     away = outbox.snapshot()
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
-    put(outbox, make_flows(1, 240))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(1, 240), seconds=100.0)
     back = outbox.snapshot()
     sink.away = SinkUnavailable("away")
-    put(outbox, make_flows(1, 241))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(1, 241), seconds=100.0)
     later = outbox.snapshot()
     outbox.stop(clock.now)
 
@@ -242,8 +241,7 @@ def test_a_disk_that_becomes_read_only_repeats_at_most_and_loses_nothing(small_d
     run_until_idle(outbox, clock)
     spool.close()  # nothing is remounted while a file is open for writing; it is opened again when needed
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    put(outbox, make_flows(5, 5))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(5, 5), seconds=100.0)
     away = outbox.snapshot()
     sink.away = None
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
@@ -267,13 +265,11 @@ def test_what_is_on_a_disk_that_is_read_only_at_the_start_is_counted_and_deliver
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     sink, clock = FakeSink(), Clock()
     outbox = Outbox(sink, queue=20, stats=SinkStats(), spool=Spool(small_disk, "fake", MEBIBYTE), clock=clock)
-    put(outbox, make_flows(1, 2))
-    run_until_idle(outbox, clock, seconds=1.0)
+    feed(outbox, clock, make_flows(1, 2), seconds=1.0)
     away = outbox.snapshot()
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     clock.now += 60.0
-    put(outbox, make_flows(1, 3))
-    run_until_idle(outbox, clock, seconds=60.0)
+    feed(outbox, clock, make_flows(1, 3), seconds=60.0)
     stats = outbox.snapshot()
     outbox.stop(clock.now)
 

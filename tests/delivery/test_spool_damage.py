@@ -19,7 +19,7 @@ from conntrackd.delivery.spool_state import SLOT
 from conntrackd.delivery.store import PackedBatch
 from conntrackd.flow import ABSENT, Lost
 from conntrackd.stats import SinkStats
-from tests.delivery.fakes import Clock, FakeSink, compute_imbalance, put, run_until_idle
+from tests.delivery.fakes import Clock, FakeSink, compute_imbalance, feed, run_until_idle
 from tests.rendering import make_rendered
 from tests.sinks.flows import make_flows
 
@@ -265,8 +265,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
             sink, queue=1000, stats=SinkStats(), spool=Spool(directory, "fake", LIMIT), clock=clock
         )
         for first in (1000, 2000):
-            put(outbox, make_flows(5, first))
-            run_until_idle(outbox, clock, seconds=60.0)
+            feed(outbox, clock, make_flows(5, first), seconds=60.0)
         stats = outbox.snapshot()
         outbox.stop(clock.now)
         announced = [loss[0] for loss in sink.losses]  # type: ignore[index]
@@ -292,8 +291,7 @@ def make_away(directory: Path, clock: Clock, count: int = 5) -> tuple[FakeSink, 
     sink.away = SinkUnavailable("away")
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=Spool(directory, "fake", LIMIT), clock=clock)
     for number in range(count):
-        put(outbox, make_flows(1, number))
-        run_until_idle(outbox, clock, seconds=100.0)
+        feed(outbox, clock, make_flows(1, number), seconds=100.0)
     return sink, outbox
 
 
@@ -340,12 +338,10 @@ def test_damage_under_a_running_process_is_counted_and_reported_too(
     change(directory)
     sink.away = None
     run_until_idle(outbox, clock, seconds=100.0)
-    put(outbox, make_flows(1, 9))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(1, 9), seconds=100.0)
     stats = outbox.snapshot()
     sink.away = SinkUnavailable("away")
-    put(outbox, make_flows(1, 10))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(1, 10), seconds=100.0)
     later = outbox.snapshot()
     outbox.stop(clock.now)
     again = Spool(directory, "fake", LIMIT)
@@ -374,8 +370,7 @@ def test_a_disk_that_never_gives_back_what_it_has_is_left_after_a_time(
     sink.away = None
     run_until_idle(outbox, clock, seconds=400.0)
     monkeypatch.undo()
-    put(outbox, make_flows(1, 9))
-    run_until_idle(outbox, clock, seconds=100.0)
+    feed(outbox, clock, make_flows(1, 9), seconds=100.0)
     stats = outbox.snapshot()
     outbox.stop(clock.now)
 

@@ -5,7 +5,6 @@ import json
 import re
 import time
 from array import array
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
@@ -27,6 +26,7 @@ from tests.engine.rendering import render
 from tests.rendering import list_texts
 from tests.sinks.flows import BASE, make_flows
 
+ZONE = "UTC"  # which plain Python finds too
 NANO = 10**9
 NATIVE, PLAIN = ENGINES
 SYSLOG = {form: syslog.make_template(form, "daemon", "gw1", 42) for form in ("rfc5424", "rfc3164", "cee")}
@@ -107,16 +107,6 @@ def make_master(size: int) -> dict[str, Any]:
         "master_sport": 1024,
         "master_dport": 21,
     }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def utc() -> Iterator[None]:
-    """A local time that plain Python finds too, with hypothesis around the test's function."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 def show_time(nanoseconds: int) -> str:

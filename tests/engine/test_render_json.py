@@ -1,8 +1,6 @@
 """Names and order that dashboards rely on, and what is left out where it is not there: both engines."""
 
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +13,7 @@ from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 
 V6 = bytes.fromhex("200300cf17167b64da8083fffecdda51"), bytes.fromhex("2a0104f8016053720000000000000002")
+ZONE = "CET-1"  # an hour ahead in winter
 SECOND = 10**9
 WHEN = 1_763_807_683_181_432_081
 EVENT = Flow(
@@ -33,16 +32,6 @@ EVENT = Flow(
     reply_dport=41220,
     state=1,
 )
-
-
-@pytest.fixture(autouse=True)
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An hour ahead in winter."""
-    monkeypatch.setenv("TZ", "CET-1")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)

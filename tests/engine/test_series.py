@@ -24,11 +24,7 @@ BY_PORT = (SeriesField("protocol"), SeriesField("dport"))
 LARGEST = (1 << 64) - 1
 both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 FIELDS_OF_SERIES = [SeriesField(field.attribute, needs_nat="nat" in field.needs) for field in FIELDS.values()]
-field_lists = st.lists(
-    st.sampled_from(FIELDS_OF_SERIES),
-    max_size=8,
-    unique=True,
-)
+field_lists = st.lists(st.sampled_from(FIELDS_OF_SERIES), max_size=8, unique=True)
 
 
 def count(engine: Engine, series: Series, events: Sequence[Flow], room: int = 200) -> None:

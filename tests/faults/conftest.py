@@ -5,24 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.bus.private import PrivateBus
-from tests.faults.producer import prepare, produce
+from tests.bus.conftest import bus
+from tests.faults.producer import produce
 from tests.faults.receivers import receive
 from tests.faults.rig import Rig
-from tests.live.network import Network, network
+from tests.live.conftest import silent as net
+from tests.live.conftest import store
+from tests.live.network import Network
 
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as built:
-        prepare(built)
-        yield built
-
-
-@pytest.fixture
-def bus() -> Iterator[PrivateBus]:
-    with PrivateBus() as made:
-        yield made
+__all__ = ["bus", "net", "rig", "store"]
 
 
 @pytest.fixture

@@ -150,8 +150,8 @@ MUTATIONS: Final = (
     Mutation(
         "an overrun does not stop the queue",
         "conntrackd/netlink/socket.py",
-        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)",
-        "netlink.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 0)",
+        "netlink.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 1)",
+        "netlink.setsockopt(c.SOL_NETLINK, c.NETLINK_NO_ENOBUFS, 0)",
         "tests/faults/test_kernel.py::test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more",
     ),
     Mutation(
@@ -430,6 +430,28 @@ MUTATIONS: Final = (
         "tests/sinks/test_syslog_loan.py::test_whether_the_server_has_moved_is_found_out_by_the_thread",
     ),
     Mutation(
+        "an event with a new address waits for its location",
+        "conntrackd/core/batch_relay.c",
+        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);",
+        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept) && false;",
+        "tests/engine/test_relay.py"
+        "::test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located",
+    ),
+    Mutation(
+        "no batch is decided twice",
+        "conntrackd/reader.py",
+        "engine.decide(batch, table, None, None) if decided is None else decided",
+        "engine.decide(batch, table, None, None)",
+        "tests/test_relay.py::test_events_are_located_whether_their_addresses_are_new_or_not",
+    ),
+    Mutation(
+        "rules that ask for a place decide when it is known",
+        "conntrackd/core/batch_relay.c",
+        "if (!set_locations(relay, batch->count))",
+        "if (!set_locations(relay, batch->count) && false)",
+        "tests/engine/test_relay.py::test_where_rules_ask_for_places_a_new_address_leaves_all_undecided",
+    ),
+    Mutation(
         "a second full batch goes to another core",
         "conntrackd/core/batch_relay.c",
         "(relay->spreads && was_full && relay->is_full)",
@@ -601,14 +623,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "matches of the journal leave out nothing that rules keep",
-        "conntrackd/history/conditions.py",
+        "conntrackd/history/selection.py",
         "            found.append(condition)\n    return None\n",
         "            found.append(condition)\n    return found\n",
         "tests/history/test_journal.py::test_the_matches_never_leave_out_what_the_rules_keep",
     ),
     Mutation(
         "a rule that no index answers makes a query of Loki for everything",
-        "conntrackd/history/conditions.py",
+        "conntrackd/history/selection.py",
         "            if not condition:\n                return None\n",
         "",
         "tests/history/test_loki.py::test_rules_become_logql_and_are_evaluated_all_the_same",
@@ -1185,8 +1207,8 @@ MUTATIONS: Final = (
     Mutation(
         "the table that tracks belongs to a socket",
         "conntrackd/netlink/activation.py",
-        "_number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER)",
-        "_number(NFTA_TABLE_FLAGS, 0)",
+        "_number(c.NFTA_TABLE_FLAGS, c.NFT_TABLE_F_OWNER)",
+        "_number(c.NFTA_TABLE_FLAGS, 0)",
         "tests/live/test_hearing.py::test_the_table_of_activate_stays_when_the_ruleset_is_flushed",
     ),
     Mutation(
@@ -1222,7 +1244,7 @@ MUTATIONS: Final = (
     Mutation(
         "a socket whose filter is locked is not taken over",
         "conntrackd/netlink/socket.py",
-        "if netlink.getsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER):",
+        "if netlink.getsockopt(socket.SOL_SOCKET, c.SO_LOCK_FILTER):",
         "if False:",
         "tests/live/test_restart.py::test_another_descriptor_is_refused_and_a_new_socket_opened[locked]",
     ),

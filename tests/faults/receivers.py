@@ -309,12 +309,7 @@ class Receivers:
     loki_port: int
 
     def list_all(self) -> dict[str, Receiver]:
-        return {
-            "stream": self.stream,
-            "syslog": self.syslog,
-            "loki": self.loki,
-            "journal": self.journal,
-        }
+        return {"stream": self.stream, "syslog": self.syslog, "loki": self.loki, "journal": self.journal}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A daemon between a counting producer and recording sinks, and the judgement at the end."""
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from tests.faults.figures import make_row, note
 from tests.faults.producer import Producer
 from tests.faults.receivers import Receivers
 from tests.faults.verdict import Tally, Verdict, evaluate
-from tests.live.daemon import Running, command, environment
+from tests.live.daemon import Running, command, environment, start
 
 ALL: Final = ("stream", "syslog", "loki", "journal")
 FRESH_SECONDS: Final = 5.0
@@ -72,22 +71,9 @@ class Rig:
             pass_on = 'exec 3<&"$0"; export LISTEN_PID=$$; exec "$@"'
             line = ["bash", "-c", pass_on, str(descriptor), *line]
             env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "events"}
-        with subprocess.Popen(
-            line,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd="/",
-            pass_fds=[] if descriptor is None else [descriptor],
-        ) as process:
-            running = Running(process)
-            try:
-                yield running
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                running.stop()
-        assert not any("Traceback" in line for line in running.said), running.said
+        with start(Running, line, env, [] if descriptor is None else [descriptor]) as running:
+            yield running
+        assert not running.has_said("Traceback"), running.said
 
     def _list_settings(self) -> dict[str, str]:
         """In the environment, so that a test's own arguments go before them."""
@@ -153,15 +139,15 @@ class Rig:
             if line.startswith("VmHWM:"):
                 self.memory_kib = max(self.memory_kib, int(line.split()[1]))
 
+    def finish(self, running: Running, *, law: float = 30.0, fresh: float = FRESH_SECONDS) -> None:
+        """Until all is accounted for and a fresh flow has arrived everywhere; the daemon stops well."""
+        self.wait_for_law(law)
+        self.send_fresh(fresh)
+        self.measure(running)
+        assert running.stop() == 0
+
     def evaluate(
-        self,
-        row: int,
-        fault: str,
-        *,
-        filtered: int = 0,
-        duplicates: int = 0,
-        died: int = 0,
-        kills: int = 0,
+        self, row: int, fault: str, *, filtered: int = 0, duplicates: int = 0, died: int = 0, kills: int = 0
     ) -> Verdict:
         """Reads what came last, judges, and notes the figures."""
         self.read()

@@ -15,7 +15,7 @@ from tests.faults.rig import Rig, wait_until
 from tests.faults.test_sinks import LOKI, make_database, read_memory
 from tests.faults.verdict import Verdict, evaluate
 from tests.live.daemon import Running
-from tests.live.test_restart import Store
+from tests.live.service import Store
 from tests.sinks.loki_server import hang, run_server
 
 RATE: Final = 2000  # events a second
@@ -85,7 +85,7 @@ class Soak:
         daemon = self.rig.daemon(*arguments, descriptor=descriptor, extra=extra)
         self.running: Running = self._life.enter_context(daemon)
         self.store.wait("READY=1")
-        self.running.wait(lambda: any("org.conntrackd1 is on" in line for line in self.running.said), "bus")
+        self.running.wait(lambda: self.running.has_said("org.conntrackd1 is on"), "bus")
         self._reloads = 0
 
     def start_again(self) -> None:

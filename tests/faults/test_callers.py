@@ -14,8 +14,8 @@ from conntrackd.bus.client import Client
 from conntrackd.control import TAILS_OF_ROOT
 from conntrackd.errors import ConntrackdError
 from conntrackd.tails import MAX_TAILS
-from tests.bus.private import PrivateBus, as_user
-from tests.bus.raw import Raw, call
+from tests.bus.private import PrivateBus
+from tests.bus.raw import Raw, call, connect_as
 from tests.bus.test_polkit import FakePolkit
 from tests.faults.producer import produce
 from tests.filter.dearest import collect
@@ -40,17 +40,16 @@ def running(net: Network, bus: PrivateBus, tmp_path: Path) -> Iterator[Running]:
     polkit.answers[OBSERVE] = (True, False)
     try:
         with daemon(*settings, "--conntrack.netns", net.router, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            made.wait_for_words("org.conntrackd1 is on")
             yield made
-            assert not any("Traceback" in line for line in made.said), made.said
+            assert not made.has_said("Traceback"), made.said
     finally:
         polkit.close()
 
 
 @pytest.fixture
 def observer(running: Running, bus: PrivateBus) -> Iterator[Raw]:
-    with as_user(OBSERVER):
-        raw = Raw(bus.address, {}).__enter__()
+    raw = connect_as(bus, OBSERVER)
     yield raw
     raw.close()
 
@@ -136,7 +135,7 @@ def test_row_39_a_signal_to_reload_is_heeded_while_an_observers_rules_are_compil
 
     running.process.send_signal(signal.SIGHUP)
 
-    running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload", 5)
+    running.wait_for_words("nothing has changed", 5)
 
 
 def test_row_39_who_asks_and_goes_away_again_and_again_has_one_thread_at_a_time(
@@ -144,8 +143,7 @@ def test_row_39_who_asks_and_goes_away_again_and_again_has_one_thread_at_a_time(
 ) -> None:
     rules = [rule.text for rule in collect("not public")]
     for _ in range(20):
-        with as_user(OBSERVER):
-            raw = Raw(bus.address, {}).__enter__()
+        raw = connect_as(bus, OBSERVER)
         raw.post(call("CheckFilter", "as"), [rules])
         raw.close()
 

@@ -21,7 +21,7 @@ from tests.bus.raw import Raw
 from tests.faults.figures import Row, note
 from tests.faults.producer import FIRST_SOURCE, FIRST_TARGET, TARGETS, Producer, produce
 from tests.faults.rig import wait_until
-from tests.live.daemon import Running, command, environment
+from tests.live.daemon import Running, command, environment, start
 from tests.live.network import Network
 
 pytestmark = pytest.mark.privileged
@@ -96,21 +96,10 @@ def configuration(tmp_path: Path) -> Path:
 def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Ledger]:
     line = command("run", "--config", os.fspath(configuration), "--bus.address", bus.address)
     line += ["--conntrack.netns", net.router, "--conntrack.events", "new", "--conntrack.protocols", "udp"]
-    with subprocess.Popen(
-        line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env=environment(CONNTRACKD_BUS_ENABLE="true"),
-    ) as process:
-        made = Ledger(process)
-        try:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
-            yield made
-        finally:
-            process.kill()
-            made.stop()
-    assert not any("Traceback" in line for line in made.said), made.said
+    with start(Ledger, line, environment(CONNTRACKD_BUS_ENABLE="true")) as made:
+        made.wait_for_words("org.conntrackd1 is on")
+        yield made
+    assert not made.has_said("Traceback"), made.said
 
 
 class Load:

@@ -86,7 +86,7 @@ def test_each_sink_gets_what_its_rules_say_through_500_rule_sets_under_load(
         gateway() as net,
         daemon(*words, "--conntrack.netns", net.router, CONNTRACKD_BUS_ENABLE="true") as running,
     ):
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         load = Load(net)
         load.start()
         with bus.connect() as client:

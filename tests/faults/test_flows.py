@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from tests.faults.conversations import (
 )
 from tests.live.daemon import Event, Running, daemon, settle
 from tests.live.network import Network, call_inside, inside
+from tests.live.service import Store, service
 from tests.live.test_flows import read_ns
-from tests.live.test_restart import Store, service
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
@@ -106,13 +105,6 @@ def assert_beginning(record: Event, counted: Counted, kind: str, timestamps: int
 ROUNDS = 10
 # What a killed process may have had in its memory: what it had taken from its socket, and not yet written.
 MOST_IN_MEMORY = 4 * SLOTS
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "notify")
-    yield made
-    made.close()
 
 
 class Load(threading.Thread):

@@ -34,10 +34,7 @@ def test_row_01_a_stopped_reader_accounts_for_every_event_in_each_sink(rig: Rig)
         running.process.send_signal(signal.SIGSTOP)
         rig.producer.send(50_000)
         running.process.send_signal(signal.SIGCONT)
-        rig.wait_for_law()
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running)
 
     verdict = rig.evaluate(1, "reader stopped, 50,000 flows into 16 MiB")
     assert verdict.lost > 0
@@ -49,10 +46,7 @@ def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_reported(rig: Rig) -
     with rig.daemon("--conntrack.buffer", "2M") as running:
         running.wait_for_start()
         rig.producer.send(200_000)
-        rig.wait_for_law()
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running)
 
     verdict = rig.evaluate(2, "200,000 flows at full speed into 2 MiB")
     assert verdict.delivered > 0
@@ -107,8 +101,8 @@ def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> No
         arguments = ["--conntrack.activate", "--sink.stream.enable", "--bus.address", bus.address]
         with daemon(*arguments, prefix=start, CONNTRACKD_BUS_ENABLE="true") as running:
             running.wait_for_start()
-            running.wait(lambda: any("receive buffer" in line for line in running.said), "the warning")
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("receive buffer")
+            running.wait_for_words("org.conntrackd1 is on")
             inner = (
                 Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
                 .read_text()
@@ -133,7 +127,7 @@ def test_row_04_a_buffer_that_is_refused_is_a_warning_with_its_real_size() -> No
     finally:
         bus.close()
 
-    assert any(f"the receive buffer has {real} instead of 64M" in line for line in running.said)
+    assert running.has_said(f"the receive buffer has {real} instead of 64M")
     assert any(f"the receive buffer has {real} instead of 64M" in str(finding) for finding in findings)
 
 
@@ -169,7 +163,7 @@ def test_row_05_the_guard_gives_the_table_back_before_a_connection_is_refused(ri
         rig.producer.send(more, rate=50_000)
         left = count_entries(rig)
         running.process.send_signal(signal.SIGCONT)
-        running.wait(lambda: any("conntrack.reliable is off" in line for line in running.said), "the warning")
+        running.wait_for_words("conntrack.reliable is off")
         rig.wait_for_law(alive=more)
         rig.producer.forget()
         assert running.stop() == 0

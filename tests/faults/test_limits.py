@@ -44,35 +44,32 @@ def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, b
     settings += [f"--sink.{name}.spool={rig.directory / name}" for name in ("loki", "syslog")]
     limit = ["prlimit", "--nofile=20"]
     with rig.daemon(*settings, prefix=limit, extra={"CONNTRACKD_BUS_ENABLE": "true"}) as running:
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         for _ in range(2):
             rig.producer.send(2000, 4000)
             rig.wait_for_law()
             running.process.send_signal(signal.SIGHUP)  # everything is closed and opened
-        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload")
+        running.wait_for_words("nothing has changed")
         rig.send_fresh()
         rig.measure(running)
         assert running.stop() == 0
 
     verdict = rig.evaluate(13, "20 open files for four sinks, two spools and the bus")
     assert verdict.delivered == verdict.sent
-    assert not any("too many files" in line for line in running.said)
+    assert not running.has_said("too many files")
 
 
 def test_row_13_too_few_descriptors_are_reported_and_tried_again(rig: Rig) -> None:
     """What opens last waits until it may."""
     with rig.daemon(prefix=["prlimit", "--nofile=10:64"]) as running:
-        running.wait(lambda: any("too many files are open" in line for line in running.said), "the reason")
+        running.wait_for_words("too many files are open")
         rig.producer.send(1000)
         resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (64, 64))
-        rig.wait_for_law()
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, fresh=10)
 
     verdict = rig.evaluate(13, "10 open files for four sinks, then more")
     assert verdict.delivered == verdict.sent
-    assert any("LimitNOFILE=" in line for line in running.said)
+    assert running.has_said("LimitNOFILE=")
 
 
 @pytest.mark.parametrize("descriptors", range(6, 10))
@@ -190,10 +187,7 @@ def test_row_13_a_limit_above_what_full_queues_take_is_never_felt(rig: Rig) -> N
         rig.producer.send(200_000, 20_000)
         rig.receivers.journal.go_on()
         rig.receivers.loki.faults.clear()
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     verdict = rig.evaluate(13, "two sinks away, 200,000 flows, 80 MiB for them")
     assert verdict.lost == 0

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -25,20 +25,13 @@ from tests.faults.producer import compute_number
 from tests.faults.receivers import read_entry
 from tests.faults.rig import ALL, Rig, wait_until
 from tests.live.daemon import Running
+from tests.live.service import Store
 from tests.live.test_flows import read_ns
-from tests.live.test_restart import Store
 from tests.sinks.loki_server import Entry, Fault, Request, hang, say
 
 pytestmark = pytest.mark.privileged
 
 SEEDS = 20
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "notify")
-    yield made
-    made.close()
 
 
 def hooked(point: str, countdown: int, directory: Path) -> list[str]:
@@ -94,7 +87,7 @@ def live_and_die(rig: Rig, store: Store, point: str, countdown: int) -> None:
         owed = acknowledged | set(range(read + SLOTS, rig.producer.sent))
         rig.wait_for_numbers(owed)
         assert second.stop() == 0
-    assert not any("not running" in line for line in second.said)
+    assert not second.has_said("not running")
 
     rig.read()
     twice = {number for number, times in rig.tallies["loki"].seen.items() if times > 1 and number >= begin}
@@ -261,7 +254,7 @@ def test_row_07_a_state_directory_that_takes_nothing_is_reported_and_events_arri
         rig.send_fresh()
         assert running.stop() == 0
 
-    assert any("the next start may report losses wrongly, or not at all" in line for line in running.said)
+    assert running.has_said("the next start may report losses wrongly, or not at all")
     assert rig.evaluate(7, f"a state directory that is {kind}").delivered == 1
 
 
@@ -277,7 +270,7 @@ def test_row_08_a_reader_that_stands_still_gives_no_sign_of_life_and_the_next_pr
         for _ in range(5):  # longer than systemd waits for one
             store.wait("WATCHDOG=1")
         (rig.directory / "stand").touch()
-        first.wait(lambda: any("stalled" in line for line in first.said), "the standstill")
+        first.wait_for_words("stalled")
         before = "".join(row[0] for row in store.drain()).rpartition("W")[2]
         store.wait("STATUS=")  # the rest of the process is alive
         assert not any("WATCHDOG=1" in row for row in store.drain())
@@ -326,9 +319,7 @@ def test_row_11_a_stop_with_full_queues_is_in_time_and_everything_is_delivered_l
     assert verdict.delivered == 20_001
 
 
-def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_memory(
-    rig: Rig,
-) -> None:
+def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_memory(rig: Rig) -> None:
     rig.choose("loki", "stream")
     settings = ["--sink.loki.spool", os.fspath(rig.directory / "spool"), "--shutdown_timeout", "60s"]
     settings += ["--sink.loki.queue", "20000", "--sink.loki.timeout", "60s", "--conntrack.activate"]
@@ -338,7 +329,7 @@ def test_row_43_a_second_sigterm_makes_haste_and_loses_nothing_of_what_is_in_mem
         rig.producer.send(20_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream")
         first.process.send_signal(signal.SIGTERM)
-        first.wait(lambda: any("stopping" in line for line in first.said), "the stop")
+        first.wait_for_words("stopping")
         begin = time.monotonic()
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(15) == 0
@@ -410,5 +401,5 @@ def test_row_12_jumps_of_the_clock_change_nothing_for_backoff_and_watchdog(rig: 
         rig.measure(running)
         assert running.stop() == 0
 
-    assert not any("stalled" in line for line in running.said)
+    assert not running.has_said("stalled")
     rig.evaluate(12, "clock jumps of an hour and ten years, both ways")

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.producer import FIRST_TARGET
 from tests.faults.rig import Rig, wait_until
 from tests.live.daemon import Running
-from tests.sinks.loki_server import Fault, Handler, say
+from tests.sinks.loki_server import Fault, Handler, hang, say
 
 pytestmark = pytest.mark.privileged
 
@@ -63,14 +63,11 @@ def test_row_38_a_token_is_renewed_in_place_after_it_was_refused(rig: Rig) -> No
         rig.producer.send(20_000, 8000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         secret.write_text("second")
-        rig.wait_for_law(60)
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60)
 
     verdict = rig.evaluate(38, "a token expires, and is renewed in place later")
     assert (verdict.dropped, verdict.lost) == (0, 0)
-    assert any("token is expired" in line for line in running.said)
+    assert running.has_said("token is expired")
     assert not any("second" in line or "first" in line for line in running.said if "sink loki" in line)
 
 
@@ -85,7 +82,7 @@ def test_row_38_a_file_is_rotated_while_the_configuration_is_broken(rig: Rig) ->
         configuration.write_text("log: {levle: info}\n")
         rig.receivers.stream.rotate()
         os.kill(running.process.pid, signal.SIGHUP)
-        running.wait(lambda: any("levle" in line for line in running.said), "the refusal")
+        running.wait_for_words("levle")
         rig.producer.send(1000, 4000)
         rig.wait_for_law()
         wait_until(rig.receivers.stream.path.exists, 5, rig.describe)
@@ -205,14 +202,14 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
     spool = rig.directory / "spool"
     settings = ["--sink.loki.spool", os.fspath(spool), "--shutdown_timeout", "10m"]
     settings += ["--sink.loki.timeout", "10m"]
-    keep(rig, hang_until_let_go)
+    keep(rig, hang)
     with rig.daemon(*settings) as running:
         running.wait_for_start()
         rig.producer.send(5000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         wait_until(lambda: bool(rig.receivers.loki.pushes), 10, rig.describe)
         os.kill(running.process.pid, signal.SIGTERM)
-        running.wait(lambda: any("stopping" in line for line in running.said), "the stop")
+        running.wait_for_words("stopping")
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.process.wait(15) == 0
     rig.receivers.loki.faults.clear()
@@ -225,12 +222,6 @@ def test_row_40_a_second_sigterm_during_the_flush_keeps_what_is_in_memory(rig: R
 
     verdict = rig.evaluate(40, "a second SIGTERM while Loki hangs")
     assert verdict.dropped == 0
-
-
-def hang_until_let_go(handler: Handler) -> bool:
-    handler.server.store.let_go.wait(60.0)
-    handler.close_connection = True
-    return True
 
 
 # ---- row 41: replies --------------------------------------------------------------------------------------
@@ -264,10 +255,7 @@ def test_row_41_nothing_counts_as_delivered_that_was_not(rig: Rig, what: str) ->
             rig.producer.send(500, 4000)
             rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         wait_until(lambda: not rig.receivers.loki.faults, 30, rig.describe)
-        rig.wait_for_law(30)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=30, fresh=10)
 
     verdict = rig.evaluate(41, f"Loki: {what}", duplicates=4000 if "successes" in what else 0)
     assert (verdict.dropped, verdict.lost) == (0, 0)

@@ -94,10 +94,7 @@ def test_row_16_a_connection_that_is_closed_in_mid_request_costs_no_event(rig: R
     with rig.daemon("--sink.loki.batch_wait", "1s") as running:
         running.wait_for_start()
         rig.producer.send(20_000, 10_000)
-        rig.wait_for_law()
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, fresh=10)
 
     verdict = rig.evaluate(16, "Loki: closed in mid-request")
     assert not rig.receivers.loki.early
@@ -112,10 +109,7 @@ def test_row_16_events_of_an_outage_are_all_there_exactly_once_by_query(rig: Rig
     with rig.daemon(*settings) as running:
         running.wait_for_start()
         rig.producer.send(30_000, 6000)
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     verdict = rig.evaluate(16, "Loki away for 5 s of 6,000 events/s, with a spool", duplicates=30_000)
     assert verdict.dropped == 0
@@ -133,10 +127,7 @@ def test_row_18_a_syslog_server_that_stands_still_costs_no_event_but_by_name(rig
         rig.producer.send(60_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
         rig.receivers.syslog.go_on()
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     # Written in part when its time was over: what the server's kernel did not acknowledge comes again.
     verdict = rig.evaluate(18, "syslog stands still for 60,000 events", duplicates=5000)
@@ -183,10 +174,7 @@ def test_row_19_and_22_sinks_that_stand_still_change_nothing_for_the_others(rig:
         rig.receivers.journal.go_on()
         rig.receivers.loki.let_go.set()
         rig.receivers.loki.faults.clear()
-        rig.wait_for_law()
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, fresh=10)
 
     verdict = rig.evaluate(22, "journald and Loki stand still for 60 s at 5,000 events/s")
     assert max(behind) < 30_000  # what there was room for
@@ -225,10 +213,7 @@ def test_row_20_a_pipe_that_nobody_reads_holds_up_nobody_and_learns_what_it_miss
         rig.producer.send(20_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "syslog", "loki", "journal", seconds=5)
         pipe.is_read = True
-        rig.wait_for_law()
-        rig.send_fresh()
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running)
     verdict = rig.evaluate(20, "a pipe that nobody reads for 20,000 events")
     os.close(pipe.descriptor)
 
@@ -256,13 +241,10 @@ def test_row_21_a_disk_that_is_full_and_then_is_not_costs_no_event_but_by_name(r
         running.wait_for_start()
         rig.producer.send(80_000, 10_000)
         rig.wait_for_numbers({rig.producer.sent - 1}, "stream", seconds=5)
-        full = any("No space left on device" in line for line in running.said)
+        full = running.has_said("No space left on device")
         (disk / "ballast").unlink()
         loki.faults.clear()
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     verdict = rig.evaluate(21, "the spool's disk is full while Loki is away")
     assert full, running.said
@@ -346,10 +328,7 @@ def test_memory_is_bounded_by_the_queues_when_every_sink_is_away(rig: Rig) -> No
         syslog.go_on()
         journal.go_on()
         loki.faults.clear()
-        rig.wait_for_law(60)
-        rig.send_fresh(10)
-        rig.measure(running)
-        assert running.stop() == 0
+        rig.finish(running, law=60, fresh=10)
 
     rig.evaluate(22, "every sink away for 200,000 events, queues of 10,000", duplicates=10_000)
     os.close(pipe.descriptor)
@@ -369,7 +348,7 @@ def test_row_42_a_sink_that_refuses_all_is_a_problem_until_it_takes_something_an
         PrivateBus() as bus,
         rig.daemon("--bus.address", bus.address, extra={"CONNTRACKD_BUS_ENABLE": "true"}) as running,
     ):
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         with bus.connect() as client, Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", "type='signal',member='PropertiesChanged'")
 

@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import astuple
-from pathlib import Path
 
 import pytest
 
@@ -16,25 +15,19 @@ from tests.faults.figures import make_row, note
 from tests.faults.rig import Rig
 from tests.faults.soak import ENDED, FAULTS, LIVED, RATE, ROUND_SECONDS, Soak, plan
 from tests.faults.verdict import Verdict
-from tests.live.test_restart import Store
+from tests.live.service import Store
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def soak(rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Soak]:
+def soak(rig: Rig, store: Store, bus: PrivateBus, capsys: pytest.CaptureFixture[str]) -> Iterator[Soak]:
     seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1_000_000))
     with capsys.disabled():
         print(f"SOAK_SEED={seed} ", end="", flush=True)
-    store, bus = Store(tmp_path / "notify"), PrivateBus()
-    bus.start()
-    try:
-        made = Soak(rig, store, bus, seed)
-        with made.run():
-            yield made
-    finally:
-        bus.close()
-        store.close()
+    made = Soak(rig, store, bus, seed)
+    with made.run():
+        yield made
 
 
 @pytest.mark.privileged

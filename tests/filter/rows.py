@@ -3,9 +3,14 @@
 from dataclasses import replace
 from typing import Final
 
+import pytest
+
+from conntrackd.errors import ManyErrors
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.diagnostics import RuleText
-from conntrackd.filter.grammar import parse_rules
+from conntrackd.filter.grammar import parse_rule, parse_rules
+from conntrackd.filter.render import render
+from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Flow, Location
 
 FLOW: Final = Flow(
@@ -132,3 +137,17 @@ ROWS: Final = [
 def parse(*texts: str) -> list[Rule]:
     """Rules of these texts."""
     return parse_rules([RuleText(text) for text in texts])
+
+
+def canonical(text: str, sets: Sets = NO_SETS) -> str:
+    """The canonical text of one rule."""
+    return render(parse_rule(RuleText(text), 1, sets))
+
+
+def read_mistake(text: str) -> tuple[str, str]:
+    """What is said of the one mistake in a rule, and the words above its carets: " " behind the end."""
+    with pytest.raises(ManyErrors) as caught:
+        parse_rule(RuleText(text))
+    (mistake,) = caught.value.errors
+    rule, carets = mistake.excerpt.splitlines()
+    return mistake.message, f"{rule} "[carets.index("^") : len(carets)]

@@ -8,26 +8,8 @@ from typing import Final, TypeVar
 
 from hypothesis import strategies as st
 
-from conntrackd.filter import fields
-from conntrackd.filter.ast import (
-    AddressIn,
-    Anything,
-    Compare,
-    Expression,
-    LocationIn,
-    MarkIn,
-    NatHas,
-    NetworkIn,
-    NumberIn,
-    Rule,
-    SetIn,
-    StatusHas,
-    TypeIs,
-    conjoin,
-    disjoin,
-    negate,
-    sort_prefixes,
-)
+from conntrackd.filter import ast, fields
+from conntrackd.filter.ast import Expression, Rule, conjoin, disjoin, negate, sort_prefixes
 from conntrackd.filter.sets import AddressSet, read_lines
 from conntrackd.flow import ABSENT, EventType, Flow, Location, Protocol, TcpState
 
@@ -173,7 +155,7 @@ def lists_of(values: Sequence[V]) -> st.SearchStrategy[tuple[V, ...]]:
 
 def one_of_these(field: fields.Field, values: Sequence[int]) -> st.SearchStrategy[Expression]:
     ranges = lists_of(values).map(lambda chosen: tuple((value, value) for value in chosen))
-    return st.builds(NumberIn, st.just((field,)), ranges)
+    return st.builds(ast.NumberIn, st.just((field,)), ranges)
 
 
 def single(address: bytes) -> tuple[fields.Prefix, ...]:
@@ -191,63 +173,65 @@ marks = st.tuples(st.sampled_from(MARKS), st.sampled_from(MASKS)).map(
 prefixes = st.sets(st.sampled_from(PREFIXES), min_size=1, max_size=5).map(sort_prefixes)
 
 icmp_ids: st.SearchStrategy[Expression] = st.builds(
-    NumberIn, st.sampled_from([(field,) for field in fields.ICMP_IDS.values()]), port_ranges
+    ast.NumberIn, st.sampled_from([(field,) for field in fields.ICMP_IDS.values()]), port_ranges
 )
 
 # What the kernel can decide from one message, wherever the field is carried.
 kernel_leaves: st.SearchStrategy[Expression] = st.one_of(
-    st.just(Anything()),
-    st.builds(TypeIs, any_bits(list(fields.TYPES.values()))),
+    st.just(ast.Anything()),
+    st.builds(ast.TypeIs, any_bits(list(fields.TYPES.values()))),
     one_of_these(fields.PROTOCOL, PROTOCOLS),
     one_of_these(fields.STATE, list(fields.STATES.values())),
     one_of_these(fields.ZONE, ZONES),
     one_of_these(fields.FAMILY, list(fields.FAMILIES.values())),
-    st.builds(NumberIn, one_or_both(list_pairs("port")), port_ranges),
+    st.builds(ast.NumberIn, one_or_both(list_pairs("port")), port_ranges),
     icmp_ids,
-    st.builds(StatusHas, any_bits(STATUSES)),
-    st.builds(NatHas, st.sampled_from((1, 2, 3))),
-    st.builds(MarkIn, st.sets(marks, min_size=1, max_size=3).map(lambda chosen: tuple(sorted(chosen)))),
-    st.builds(AddressIn, one_or_both(list_pairs("address")), prefixes),
-    st.builds(NetworkIn, one_or_both(list_pairs("network")), lists_of(sorted(fields.NETWORKS))),
+    st.builds(ast.StatusHas, any_bits(STATUSES)),
+    st.builds(ast.NatHas, st.sampled_from((1, 2, 3))),
+    st.builds(ast.MarkIn, st.sets(marks, min_size=1, max_size=3).map(lambda chosen: tuple(sorted(chosen)))),
+    st.builds(ast.AddressIn, one_or_both(list_pairs("address")), prefixes),
+    st.builds(ast.NetworkIn, one_or_both(list_pairs("network")), lists_of(sorted(fields.NETWORKS))),
 )
 
 # Lists of one kind each, which may be merged with their neighbours.
 set_leaves: list[st.SearchStrategy[Expression]] = [
     *(
-        st.builds(AddressIn, st.just(sides), prefixes)
+        st.builds(ast.AddressIn, st.just(sides), prefixes)
         for pair in list_pairs("address")
         for sides in ((pair[0],), pair)
     ),
     *(
-        st.builds(AddressIn, st.just((pair[1],)), st.sampled_from(ADDRESSES[4]).map(single))
+        st.builds(ast.AddressIn, st.just((pair[1],)), st.sampled_from(ADDRESSES[4]).map(single))
         for pair in list_pairs("address")
     ),
     *(
-        st.builds(NumberIn, st.just(sides), port_ranges)
+        st.builds(ast.NumberIn, st.just(sides), port_ranges)
         for pair in list_pairs("port")
         for sides in ((pair[0],), pair)
     ),
     one_of_these(fields.PROTOCOL, PROTOCOLS),
     one_of_these(fields.STATE, list(fields.STATES.values())),
-    *(st.builds(NumberIn, st.just((field,)), port_ranges) for field in fields.ICMP_IDS.values()),
+    *(st.builds(ast.NumberIn, st.just((field,)), port_ranges) for field in fields.ICMP_IDS.values()),
 ]
 
 durations: st.SearchStrategy[Expression] = st.builds(
-    Compare, st.just(fields.DURATION), st.sampled_from(fields.OPERATORS), st.sampled_from(DURATIONS)
+    ast.Compare, st.just(fields.DURATION), st.sampled_from(fields.OPERATORS), st.sampled_from(DURATIONS)
 )
 
 other_leaves: st.SearchStrategy[Expression] = st.one_of(
     st.builds(
-        lambda asked, found: SetIn(asked, found.name, found),
+        lambda asked, found: ast.SetIn(asked, found.name, found),
         one_or_both(list_pairs("address")),
         st.sampled_from(list(SETS.values())),
     ),
-    st.builds(LocationIn, one_or_both(list_pairs("country")), lists_of(COUNTRY_WORDS)),
+    st.builds(ast.LocationIn, one_or_both(list_pairs("country")), lists_of(COUNTRY_WORDS)),
     st.builds(
-        LocationIn, one_or_both(list_pairs("city")), lists_of(sorted(city.casefold() for city in CITIES[1:]))
+        ast.LocationIn,
+        one_or_both(list_pairs("city")),
+        lists_of(sorted(city.casefold() for city in CITIES[1:])),
     ),
     st.builds(
-        Compare,
+        ast.Compare,
         st.sampled_from([field for field in fields.COUNTERS.values() if field is not fields.DURATION]),
         st.sampled_from(fields.OPERATORS),
         st.sampled_from(COUNTS),

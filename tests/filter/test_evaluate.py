@@ -17,7 +17,7 @@ from conntrackd.filter.evaluate import (
     name_network,
 )
 from conntrackd.filter.fields import NETWORKS, SRC, Prefix
-from conntrackd.flow import Flow, Location, Protocol
+from conntrackd.flow import ABSENT, Flow, Location, Protocol
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse
 
@@ -126,3 +126,29 @@ def test_a_location_without_a_text_is_unknown() -> None:
     )
     assert evaluate(rules, replace(FLOW, src_location=Location(city="Paris"))) == (False, 1)
     assert evaluate(rules, replace(FLOW, src_location=Location())) == (True, 0)
+
+
+HERE, THERE = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "matches"),
+    [
+        (HERE, 80, False),
+        (HERE, 81, True),
+        (THERE, 80, True),
+        (THERE, 81, True),
+        (HERE, ABSENT, False),  # of an ICMP echo from there nobody can say that its port is another one
+        (THERE, ABSENT, True),
+    ],
+)
+def test_not_an_address_on_a_port_is_not_both(address: bytes, port: int, matches: bool) -> None:
+    protocol = Protocol.ICMP if port == ABSENT else Protocol.UDP
+    flow = replace(FLOW, protocol=protocol, src=address, sport=port)
+
+    for text in (
+        "not source address 10.0.0.1 on port 80",
+        "not (source address 10.0.0.1 and source port 80)",
+        "not source address 10.0.0.1 or not source port 80",
+    ):
+        assert evaluate(parse(f"log {text}", "drop any"), flow) == (matches, 1 if matches else 2)

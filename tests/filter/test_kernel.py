@@ -11,14 +11,12 @@ from pytest_mock import MockerFixture
 from conntrackd import bpf
 from conntrackd.filter import bpfcode, fields
 from conntrackd.filter.ast import Rule, list_fields, push_not_inward
-from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.kernel import KernelFilter, compile_kernel, may_keep
 from conntrackd.flow import ALL_EVENTS, EventType, Flow, Protocol
 from conntrackd.netlink.message import walk
 from conntrackd.netlink.socket import attach_program
-from tests.filter.rows import MASKED
+from tests.filter.rows import MASKED, parse
 from tests.filter.strategies import flows, kernel_rules, rules
 from tests.messages import build_message
 
@@ -34,10 +32,6 @@ EXAMPLE = walk(
     ),
     0,
 )
-
-
-def parse(*texts: str) -> list[Rule]:
-    return parse_rules([RuleText(text) for text in texts])
 
 
 def passes(program: list[bpf.Instruction] | None, messages: Sequence[bytes]) -> list[bool]:

@@ -5,20 +5,16 @@ from hypothesis import given, settings
 
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate_expression
-from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.never import EventScope, Search, list_unknown_countries, list_warnings
 from conntrackd.netlink.message import walk
 from tests.engine.feed import MESSAGES
 from tests.filter import strategies
+from tests.filter.rows import parse
 
 SETTINGS = EventScope(events=5, protocols=frozenset({6, 17}), has_locations=False, has_table=False)
 
 
 FLOWS = [walk(message, 0) for message in MESSAGES]
-
-
-def parse(*texts: str) -> list[Rule]:
-    return parse_rules([RuleText(text) for text in texts])
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrackd.engine import Engine, EventBatch
-from conntrackd.errors import ManyErrors
-from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.grammar import parse_rule
 from conntrackd.filter.kernel import compile_kernel
-from conntrackd.filter.render import render
 from conntrackd.filter.sample import MAX_RATE, WORD, is_sampled, mix
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import compile_table
@@ -24,7 +20,7 @@ from conntrackd.flow import ALL_EVENTS, Flow
 from conntrackd.render import json as json_lines
 from tests.core.deciding import Core
 from tests.engine.feed import ENGINES, RECEIVED_NS
-from tests.filter.rows import FLOW, parse
+from tests.filter.rows import FLOW, canonical, parse, read_mistake
 from tests.filter.test_kernel import passes
 from tests.messages import build_message
 
@@ -33,10 +29,6 @@ RANDOM = random.Random(1)
 IDS = [RANDOM.getrandbits(32) for _ in range(1 << 16)]
 # A sample that is fair is off by more than this in one of 10^15 trials; and the ids are the same in each run.
 SIGMAS = 8
-
-
-def canonical(text: str) -> str:
-    return render(parse_rule(RuleText(text)))
 
 
 def with_id(flow_id: int, event_type: int = 1, port: int = 443) -> Flow:
@@ -83,13 +75,10 @@ def test_a_sample_ends_a_rule_and_the_word_is_a_value_elsewhere(text: str, rende
     ],
 )
 def test_a_mistake_is_named_under_its_words(text: str, marked: str, message: str) -> None:
-    with pytest.raises(ManyErrors) as caught:
-        parse_rule(RuleText(text))
-    (mistake,) = caught.value.errors
-    rule, carets = mistake.excerpt.splitlines()
+    said, words = read_mistake(text)
 
-    assert mistake.message.startswith(message)
-    assert f"{rule} "[carets.index("^") : len(carets)] == marked
+    assert said.startswith(message)
+    assert words == marked
 
 
 # -- the hash

@@ -23,7 +23,6 @@ from conntrackd.filter.explain import list_sections
 from conntrackd.filter.grammar import parse_rule, parse_rules
 from conntrackd.filter.kernel import compile_kernel
 from conntrackd.filter.never import list_warnings
-from conntrackd.filter.render import render
 from conntrackd.filter.sets import (
     CHUNK,
     AddressSet,
@@ -37,7 +36,7 @@ from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.filter.table import assemble, compile_table
 from conntrackd.flow import ALL_EVENTS, Flow
 from tests.core.deciding import Core
-from tests.filter.rows import FLOW, IPV6
+from tests.filter.rows import FLOW, IPV6, canonical
 from tests.filter.strategies import ADDRESSES, PREFIXES, SETS, make_set
 from tests.filter.test_kernel import passes
 from tests.messages import build_message
@@ -63,10 +62,6 @@ def list_networks(found: AddressSet) -> list[str]:
         for at in range(0, len(networks), size + 1):
             texts.append(str(ip_network((bytes(networks[at : at + size]), networks[at + size]))))
     return texts
-
-
-def canonical(text: str) -> str:
-    return render(parse_rule(RuleText(text), 1, SETS))
 
 
 def parse(*texts: str) -> list:  # type: ignore[type-arg]
@@ -370,8 +365,8 @@ def test_sets_that_look_at_their_table_at_their_end_find_those_that_came() -> No
     ],
 )
 def test_a_set_stands_where_an_address_does(text: str, rendered: str) -> None:
-    assert canonical(text) == rendered
-    assert canonical(rendered) == rendered
+    assert canonical(text, SETS) == rendered
+    assert canonical(rendered, SETS) == rendered
 
 
 @pytest.mark.parametrize(

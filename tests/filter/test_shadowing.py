@@ -7,16 +7,12 @@ from hypothesis import strategies as st
 from conntrackd.filter import shadowing
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
-from conntrackd.filter.grammar import RuleText, parse_rules
 from conntrackd.filter.shadowing import list_shadowed
 from conntrackd.flow import Flow
 from tests.filter import strategies
+from tests.filter.rows import parse
 
 batches = st.lists(strategies.flows(), min_size=10, max_size=40)
-
-
-def parse(*texts: str) -> list[Rule]:
-    return parse_rules([RuleText(text) for text in texts])
 
 
 @pytest.mark.parametrize(

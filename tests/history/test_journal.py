@@ -16,8 +16,8 @@ from conntrackd.filter.ast import Rule
 from conntrackd.filter.evaluate import evaluate
 from conntrackd.flow import EventType, Flow, Location, Lost
 from conntrackd.history import journal as reading
-from conntrackd.history.conditions import find_conditions, fulfils_any
 from conntrackd.history.journal import MAX_LINE, JournalSource, list_matches, read_entry, read_export
+from conntrackd.history.selection import find_conditions, fulfils_any
 from conntrackd.history.times import Span
 from conntrackd.render.journal import EVENT_ID, LOST_ID, SUPPRESSED_ID
 from conntrackd.sinks.journal import JournalSink

@@ -1,7 +1,5 @@
 """Times as people type them."""
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -9,18 +7,10 @@ import pytest
 from conntrackd.errors import UsageError
 from conntrackd.history.times import FORMS, Span, parse_span, parse_time
 
+ZONE = "CET-1CEST,M3.5.0,M10.5.0/3"  # of Berlin
 NANO = 10**9
 # 12:26:40 UTC, 13:26:40 in Berlin, a Thursday.
 NOW = int(datetime(2026, 11, 26, 12, 26, 40, tzinfo=UTC).timestamp()) * NANO + 5
-
-
-@pytest.fixture(autouse=True)
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def render(nanoseconds: int) -> str:

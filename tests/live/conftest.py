@@ -11,6 +11,7 @@ from tests.live import traffic
 from tests.live.control import run_on_bus
 from tests.live.daemon import Running
 from tests.live.network import TRACKING, Network, network
+from tests.live.service import Store
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,10 @@ def configuration(tmp_path: Path) -> Path:
 def running(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
     with run_on_bus(net, bus, configuration) as made:
         yield made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "notify")
+    yield made
+    made.close()

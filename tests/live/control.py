@@ -31,7 +31,7 @@ def run_on_bus(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[R
     ]
     with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
         made.wait_for_start()
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        made.wait_for_words("org.conntrackd1 is on")
         yield made
 
 

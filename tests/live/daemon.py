@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
 Event = dict[str, Any]
@@ -54,8 +54,14 @@ class Running:
         with self._news:
             assert self._news.wait_for(condition, seconds), f"{what}: not in {seconds} s: {self.said}"
 
+    def has_said(self, words: str) -> bool:
+        return any(words in line for line in self.said)
+
+    def wait_for_words(self, words: str, seconds: float = 15) -> None:
+        self.wait(lambda: self.has_said(words), f"{words!r}", seconds)
+
     def wait_for_start(self) -> None:
-        self.wait(lambda: any("listening" in line for line in self.said), "the start")
+        self.wait_for_words("listening")
 
     def wait_for_events(self, count: int) -> None:
         self.wait(lambda: len(self.lines) >= count, f"{count} events, have {len(self.lines)}")
@@ -74,23 +80,30 @@ class Running:
         return status
 
 
+R = TypeVar("R", bound=Running)
+
+
 @contextmanager
-def daemon(*arguments: str, prefix: Sequence[str] = (), **extra: str) -> Iterator[Running]:
-    """`conntrackd run`, stopped at the end in any case."""
-    with subprocess.Popen(
-        [*prefix, *command("run", *arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env=environment(**extra),
-    ) as process:
-        running = Running(process)
+def start(
+    kind: type[R], line: Sequence[str], environ: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Iterator[R]:
+    """A process, stopped at the end in any case."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdout=pipe, stderr=pipe, cwd="/", env=environ, pass_fds=pass_fds) as process:
+        running = kind(process)
         try:
             yield running
         finally:
             if process.poll() is None:
                 process.kill()
             running.stop()
+
+
+@contextmanager
+def daemon(*arguments: str, prefix: Sequence[str] = (), **extra: str) -> Iterator[Running]:
+    """`conntrackd run`."""
+    with start(Running, [*prefix, *command("run", *arguments)], environment(**extra)) as running:
+        yield running
 
 
 def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:

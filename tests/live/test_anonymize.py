@@ -94,7 +94,7 @@ def test_each_sink_writes_its_own_pseudonyms_and_a_reload_takes_another_key(
         before = len(running.lines)
         write_key(tmp_path / "audit.key", KEYS[2])
         running.process.send_signal(signal.SIGHUP)
-        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload")
+        running.wait_for_words("nothing has changed")
         inside(net.router, "conntrack", "-F")  # a DESTROY of each
         settle(running)
         assert running.stop() == 0
@@ -123,7 +123,7 @@ def test_a_reload_with_a_key_that_is_none_changes_nothing(net: Network, tmp_path
     with run(net, tmp_path) as running:
         write_key(tmp_path / "audit.key", KEYS[2][:-1])
         running.process.send_signal(signal.SIGHUP)
-        running.wait(lambda: any("has 31 bytes" in line for line in running.said), "the mistake")
+        running.wait_for_words("has 31 bytes")
         talk(net)
         settle(running)
         assert running.stop() == 0

@@ -60,7 +60,7 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
     with network() as built:
         arguments = ["--config", str(configuration), "--conntrack.netns", built.router]
         with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            made.wait_for_words("org.conntrackd1 is on")
             before = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
             built.load(TRACKING)
             after = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
@@ -73,7 +73,7 @@ def test_signals_report_what_the_daemon_does(
 ) -> None:
     arguments = ["--config", str(configuration), "--conntrack.netns", net.router, "--conntrack.buffer", "64K"]
     with daemon(*arguments, "--bus.address", bus.address, CONNTRACKD_BUS_ENABLE="true") as made:
-        made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+        made.wait_for_words("org.conntrackd1 is on")
         with Raw(bus.address, {}) as raw:
             raw.ask_bus("AddMatch", "s", f"type='signal',interface='{MANAGER}'")
             ask(capsys, "filter", "set", "drop protocol ICMP", "log any")
@@ -102,7 +102,7 @@ def test_an_eavesdropper_hears_that_something_changed_and_never_an_event(
     try:
         arguments = ["--config", str(configuration), "--conntrack.netns", net.router]
         with daemon(*arguments, "--bus.address", strict.address, CONNTRACKD_BUS_ENABLE="true") as made:
-            made.wait(lambda: any("org.conntrackd1 is on" in line for line in made.said), "the bus")
+            made.wait_for_words("org.conntrackd1 is on")
             listeners = [eavesdrop(strict, 1), eavesdrop(strict, 1, STAND_IN[1]), eavesdrop(strict, 0)]
             with strict.connect() as client:
                 pipe = client.open_tail([], 0)

@@ -148,7 +148,7 @@ def run(net: Network, bus: PrivateBus, folder: Path, receivers: Receivers, mode:
     arguments = ("--config", f"{folder}/conntrackd.yaml", "--bus.address", bus.address)
     prefix = ("unshare", "-m", "sh", "-c", MOUNT, os.fspath(folder / "run"))
     with daemon(*arguments, prefix=prefix, CONNTRACKD_BUS_ENABLE="true") as running:
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         yield running
 
 

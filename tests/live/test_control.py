@@ -235,7 +235,7 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(
 
     if by_signal:
         running.process.send_signal(signal.SIGHUP)
-        running.wait(lambda: any("nothing has changed" in line for line in running.said), "the refusal")
+        running.wait_for_words("nothing has changed")
         message = "".join(running.said)
     else:
         with pytest.raises(DaemonError) as caught:
@@ -353,7 +353,7 @@ def test_a_set_is_read_again_by_a_reload_and_a_bad_one_changes_nothing(
 
     addresses.write_text("192.0.2.0/24\nnothing\n")
     running.process.send_signal(signal.SIGHUP)
-    running.wait(lambda: any("nothing has changed" in line for line in running.said), "the refusal")
+    running.wait_for_words("nothing has changed")
     assert f"reload: {addresses}:2: 'nothing' is not a valid address" in "".join(running.said)
     talk(net, 2)
     running.wait(lambda: count_new(running) == 5, "two more events")

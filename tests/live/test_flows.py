@@ -246,7 +246,7 @@ def test_the_sums_hold_at_every_moment_and_a_reload_changes_what_is_written(
         arguments += ["--bus.address", bus.address]
         with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running:
             running.wait_for_start()
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             load = start_flood(net, 10_000, 4000)
             imbalances = set()
             while load.is_alive():

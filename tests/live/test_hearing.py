@@ -59,7 +59,7 @@ def start(net: Network, bus: PrivateBus, tmp_path: Path) -> Iterator[Any]:
         running = manager.__enter__()
         opened.append(manager)
         running.wait_for_start()
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         return running
 
     yield start
@@ -247,7 +247,7 @@ def read_all(news: News) -> list[bytes]:
 def test_a_gap_that_lasts_until_the_end_is_reported_at_the_end(net: Network, start: Any) -> None:
     running = start()
     inside(net.router, "nft", "flush", "ruleset")
-    running.wait(lambda: any("not tracked" in line for line in running.said), "the warning")
+    running.wait_for_words("not tracked")
     running.stop()
 
     assert [event["where"] for event in list_lost(running)] == ["tracking"]
@@ -259,7 +259,7 @@ def test_events_that_are_switched_off_are_a_problem_from_the_start_and_later(
     net.set(EVENTS_SETTING, 0)
     running = start()
     at_start = read_problems(capsys)
-    warned = any("nf_conntrack_events is 0" in line for line in running.said)
+    warned = running.has_said("nf_conntrack_events is 0")
     net.set(EVENTS_SETTING, 1)
     wait_until(lambda: read_problems(capsys) == [])
     net.set(EVENTS_SETTING, 0)

@@ -56,7 +56,7 @@ def test_logged_and_suppressed_are_what_was_sent(
         path.write_text(texts[0])
         arguments = ["--config", str(path), "--bus.address", bus.address]
         with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running:
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             start_flood(net, 10_000, FLOWS // 2).join()
             settle(running)
             shown = ask(capsys, "filter", "show")

@@ -138,9 +138,7 @@ def test_what_is_for_a_time_ends_by_itself(
     (status, _) = ask(capsys, "set", "list")
     talk(net, 1)
     running.wait(lambda: count_new(running) == 1, "the event")
-    running.wait(
-        lambda: any("run-time changes of set @bad have expired" in line for line in running.said), "it"
-    )
+    running.wait_for_words("run-time changes of set @bad have expired")
     talk(net, 2)
     settle(running)
 
@@ -162,9 +160,7 @@ def test_sighup_and_a_restart_take_all_from_the_files(
         ctl.run(["set", "show", "bad"])
         shown = capsys.readouterr().out
         running.process.send_signal(signal.SIGHUP)
-        running.wait(
-            lambda: any("set @bad (2 entries) has changed" in line for line in running.said), "the reload"
-        )
+        running.wait_for_words("set @bad (2 entries) has changed")
         reloaded = show(capsys)
         change(capsys, "add", "bad", CLIENT)
         assert running.stop() == 0
@@ -269,12 +265,7 @@ def list_decided(running: Running, net: Network, port: int) -> set[str]:
 
 @pytest.mark.parametrize("is_alone", [True, False])
 def test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide(
-    running: Running,
-    net: Network,
-    bus: PrivateBus,
-    capsys: pytest.CaptureFixture[str],
-    *,
-    is_alone: bool,
+    running: Running, net: Network, bus: PrivateBus, capsys: pytest.CaptureFixture[str], *, is_alone: bool
 ) -> None:
     change(capsys, "add", "bad", CLIENT)
     port, pause = 40_000, threading.Event()
@@ -304,4 +295,4 @@ def test_changes_their_ends_and_reloads_side_by_side_leave_what_the_rules_decide
     assert (decided, left) == (shown & {*OTHERS}, set())
     if is_alone:
         assert [number for number in count_sources(running) if number < port] == list(range(40_000, port))
-    assert not any("Traceback" in line for line in running.said), running.said
+    assert not running.has_said("Traceback"), running.said

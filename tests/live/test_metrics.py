@@ -130,12 +130,12 @@ def test_a_reload_moves_it_or_changes_nothing(
     socket, file = tmp_path / "metrics.sock", tmp_path / "conntrackd.prom"
 
     running.process.send_signal(signal.SIGHUP)
-    running.wait(lambda: any("nothing has changed" in line for line in running.said), "the reload")
+    running.wait_for_words("nothing has changed")
     assert get(("127.0.0.1", port)).status == 200
 
     configuration.write_text(text.replace(f"127.0.0.1:{port}", "192.0.2.1:9477"))
     running.process.send_signal(signal.SIGHUP)
-    running.wait(lambda: any("192.0.2.1:9477 cannot be bound" in line for line in running.said), "a refusal")
+    running.wait_for_words("192.0.2.1:9477 cannot be bound")
     assert get(("127.0.0.1", port)).status == 200
 
     configuration.write_text(text.replace(f"127.0.0.1:{port}", f"unix://{socket}\nmetrics.textfile: {file}"))
@@ -164,7 +164,7 @@ def test_at_the_end_nothing_is_left(net: Network, tmp_path: Path) -> None:
         assert running.stop() == 0
 
     assert list(tmp_path.iterdir()) == []
-    assert not any("Traceback" in line for line in running.said)
+    assert not running.has_said("Traceback")
 
 
 def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) -> None:
@@ -178,7 +178,7 @@ def test_a_socket_that_systemd_passes_is_used_and_none_is_bound(net: Network) ->
         f"--metrics.listen=127.0.0.1:{ours}",
     ]
     with daemon(*arguments, prefix=prefix) as running:
-        running.wait(lambda: any("Listening on" in line for line in running.said), "systemd's tool")
+        running.wait_for_words("Listening on")
         assert scrape(("127.0.0.1", passed))["conntrackd_healthy"] == 1
 
         warning = "metrics.listen has no effect"

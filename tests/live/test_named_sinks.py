@@ -67,11 +67,8 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
         values |= {"closed": get_free_port(), "loki": server.port}
         path.write_text((CONFIGURATION + DEAD + GOING).format(**values))
         arguments = ["--config", str(path), "--bus.address", bus.address]
-        with (
-            daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running,
-            Raw(bus.address, {}) as listener,
-        ):
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running, Raw(bus.address, {}) as listener:
+            running.wait_for_words("org.conntrackd1 is on")
             listener.ask_bus("AddMatch", "s", f"type='signal',path='{MANAGER_PATH}'")
             thread = start_flood(net, FIRST, FLOWS)
             running.wait(lambda: len(running.lines) > 200, "some events")
@@ -131,10 +128,7 @@ def test_named_sinks_get_each_their_own_while_others_break_come_and_go(
     assert 0 < len(going) < FLOWS
     assert sorted(coming) == everything[len(going) :]
     # And all by their names.
-    assert signals == {
-        "InterfacesAdded": f"{SINK_PATH}/coming",
-        "InterfacesRemoved": f"{SINK_PATH}/going",
-    }
+    assert signals == {"InterfacesAdded": f"{SINK_PATH}/coming", "InterfacesRemoved": f"{SINK_PATH}/going"}
     # The sums hold for all of them; of what was before it came it has nothing.
     assert list_imbalance(stats["counters"], stats["sinks"]) == {"coming: accepted": len(going)}
     assert list(status["Sinks"]) == ["coming", "dead", "disk-1", "siem", "stream", "syslog"]

@@ -70,7 +70,7 @@ def test_all_events_come_once_and_those_of_a_flow_in_their_order(net: Network, r
     assert len(expected) == 100
     assert steps == expected
     assert all(len(set(of_flow)) == len(of_flow) > 3 for of_flow in steps.values())
-    assert any(f"{readers} readers" in line for line in several.said)
+    assert several.has_said(f"{readers} readers")
     assert f"received {len(one.lines)} events, lost 0, logged {len(one.lines)}" in several.said[-1]
 
 
@@ -199,7 +199,7 @@ def control(producer: Producer, readers: int, bus: PrivateBus, *rules: str) -> I
     for rule in rules:
         more += ["--filter", rule]
     with daemon(*arguments(producer.network, readers, *more), CONNTRACKD_BUS_ENABLE="true") as running:
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         yield running
 
 
@@ -241,7 +241,7 @@ def test_another_number_of_readers_waits_for_a_restart_while_the_filter_is_reloa
     conntrack = {"netns": producer.network.router, "events": ["new"]}
     path.write_text(json.dumps({**settings, "conntrack": {**conntrack, "readers": 2}}))
     with daemon("--config", os.fspath(path), CONNTRACKD_BUS_ENABLE="true") as running:
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         for readers in (1, 3):
             path.write_text(json.dumps({**settings, "conntrack": {**conntrack, "readers": readers}}))
             changes += ask(capsys, "reload")["changes"]

@@ -1,7 +1,5 @@
 """A new process takes over the socket of the old one: what systemd's store of descriptors is for."""
 
-import array
-import fcntl
 import os
 import signal
 import socket
@@ -10,7 +8,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,143 +22,12 @@ from conntrackd.source.state_directory import StateDirectory
 from tests.bus.private import wait_until
 from tests.live import traffic
 from tests.live.control import flood as flood_from
-from tests.live.daemon import Running, command, daemon, environment, run, settle
+from tests.live.daemon import Running, daemon, environment, run, settle
 from tests.live.network import TRACKING, Network, call_inside, inside
+from tests.live.service import Store, service, start_service
 from tests.live.test_daemon import flood
 
 pytestmark = pytest.mark.privileged
-# Descriptors to be passed on as the ones from 3, as many as the first word says.
-PASS_ON = """
-count=$1; shift
-for ((number = 3; number < 3 + count; number++)); do eval "exec $number<&$1 $1<&-"; shift; done
-export LISTEN_PID=$$; exec "$@"
-"""
-
-
-class Store:
-    """systemd, as far as it keeps descriptors."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(os.fspath(path))
-        self._socket.settimeout(15)
-        self.all: dict[str, int] = {}
-
-    @property
-    def kept(self) -> int:
-        """The socket that hears of events."""
-        return self.all.get("events", -1)
-
-    def wait(self, word: str) -> None:
-        """For a message with this word; keeps and forgets descriptors as it is told until then."""
-        while word not in self._take():
-            pass
-
-    def catch_up(self) -> None:
-        """With all that was sent until now."""
-        self._socket.setblocking(False)
-        try:
-            while True:
-                self._take()
-        except BlockingIOError:
-            return
-        finally:
-            self._socket.settimeout(15)
-
-    def _take(self) -> str:
-        data, ancillary, _, _ = self._socket.recvmsg(4096, 1024)
-        lines = dict(line.partition("=")[::2] for line in data.decode().split("\n"))
-        for _, _, content in ancillary:
-            assert lines["FDNAME"] not in self.all, "two under one name"
-            self.all[lines["FDNAME"]] = array.array("i", content[:4])[0]
-        if "FDSTOREREMOVE" in lines:
-            self.forget(lines["FDNAME"])
-        return data.decode()
-
-    def forget(self, name: str) -> None:
-        if name in self.all:
-            os.close(self.all.pop(name))
-
-    def drain(self) -> list[str]:
-        """What came since, without waiting."""
-        found = []
-        self._socket.setblocking(False)
-        try:
-            while True:
-                found.append(self._socket.recv(4096).decode())
-        except BlockingIOError:
-            return found
-        finally:
-            self._socket.settimeout(15)
-
-    def close_kept(self) -> None:
-        for name in list(self.all):
-            self.forget(name)
-
-    def close(self) -> None:
-        self.close_kept()
-        self._socket.close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "notify")
-    yield made
-    made.close()
-
-
-@contextmanager
-def service(
-    net: Network,
-    store: Store,
-    descriptor: int | None = None,
-    *more: str,
-    passed: dict[str, int] | None = None,
-    events: str = "new",
-    **extra: str,
-) -> Iterator[Running]:
-    """The daemon as systemd starts it, with a descriptor from the store, or several."""
-    passed = passed or ({} if descriptor is None else {"events": descriptor})
-    with start_service(net, store, command("run"), *more, passed=passed, events=events, **extra) as running:
-        store.wait("READY=1")
-        yield running
-
-
-@contextmanager
-def start_service(
-    net: Network,
-    store: Store,
-    line: Sequence[str],
-    *more: str,
-    passed: dict[str, int],
-    events: str = "new",
-    **extra: str,
-) -> Iterator[Running]:
-    # Numbers that are none of those from 3 on, which are overwritten one after another.
-    numbers = [fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in passed.values()]
-    arguments = ["--conntrack.netns", net.router, "--conntrack.events", events, "--sink.stream.enable", *more]
-    line = [*line, *arguments]
-    env = environment(NOTIFY_SOCKET=os.fspath(store.path), **extra)
-    if passed:
-        line = ["bash", "-c", PASS_ON, "bash", str(len(passed)), *map(str, numbers), *line]
-        env |= {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": ":".join(passed)}
-    with subprocess.Popen(
-        line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        pass_fds=numbers,
-    ) as process:
-        for number in numbers:
-            os.close(number)
-        running = Running(process)
-        try:
-            yield running
-        finally:
-            if process.poll() is None:
-                process.kill()
-            running.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -179,8 +46,8 @@ def test_a_restart_keeps_every_event_in_its_order(net: Network, store: Store, nu
 
     ports = [event["sport"] for event in second.events if event["dport"] == 9]
     assert ports == list(range(10_000, 13_000))
-    assert any("took over the socket" in line for line in second.said)
-    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+    assert second.has_said("took over the socket")
+    inside(net.router, "conntrack", "-F")
 
 
 def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_path: Path) -> None:
@@ -192,7 +59,7 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
         first.wait(lambda: any(b'"LOST"' in line for line in first.lines), "a LOST record")
         settle(first)
         first.stop(signal.SIGKILL)
-    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+    inside(net.router, "conntrack", "-F")
     call_inside(net.client, flood, 1000)
     with service(net, store, store.kept, **small) as second:
         second.wait(lambda: any(b'"lost":' in line for line in second.lines), "a loss with its number")
@@ -201,7 +68,7 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
 
     assert [count_all(first), count_all(second)] == [1000, 1000]
     assert [len(list_ends(first)), len(list_ends(second))] == [0, 1]
-    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+    inside(net.router, "conntrack", "-F")
 
 
 @pytest.fixture
@@ -482,7 +349,7 @@ def test_what_no_table_belongs_to_is_refused_and_a_new_one_made(
         with service(untracked, store, None, "--conntrack.activate", passed={"table": number}) as running:
             call_inside(untracked.client, flood, 1)
             running.wait_for_events(1)
-            assert any("creating a new table" in line for line in running.said)
+            assert running.has_said("creating a new table")
             assert running.stop() == 0
     finally:
         for end in ends:
@@ -520,7 +387,7 @@ def test_another_descriptor_is_refused_and_a_new_socket_opened(net: Network, sto
         with service(net, store, wrong[0].fileno() if wrong else reading) as running:
             call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
             running.wait_for_events(1)
-            assert any("the stored descriptor is" in line for line in running.said)
+            assert running.has_said("the stored descriptor is")
             assert running.stop() == 0
     finally:
         os.close(reading)
@@ -556,7 +423,7 @@ def test_the_time_in_which_nobody_listened_is_reported(net: Network, tmp_path: P
     places = {"STATE_DIRECTORY": os.fspath(tmp_path)}
     arguments = ("--sink.stream.enable", "--conntrack.netns", net.router)
     # Flows of the tests before would end now.
-    subprocess.run(["ip", "netns", "exec", net.router, "conntrack", "-F"], check=True, capture_output=True)
+    inside(net.router, "conntrack", "-F")
     began = time.time_ns()
     with daemon(*arguments, **places) as first:
         first.wait_for_start()
@@ -577,7 +444,7 @@ def test_the_time_in_which_nobody_listened_is_reported(net: Network, tmp_path: P
     )
     assert reported["since"].partition("+")[0].endswith(f".{ended % 10**9:09}")
     assert reported["since"] < reported["until"]
-    assert any("was not running between" in line for line in second.said)
+    assert second.has_said("was not running between")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

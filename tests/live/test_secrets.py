@@ -54,14 +54,14 @@ def test_a_secret_is_in_no_log_answer_process_or_file(
             del settings["sink.loki.username"]
         arguments = [f"--{key}={value}" for key, value in settings.items()]
         with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running, bus.connect() as client:
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             answers = []
             while store.faults:
                 call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
                 client.call("Flush", sink="loki")
                 answers += [client.read_properties(), client.read_sinks(), client.call("Doctor")]
             running.process.send_signal(signal.SIGHUP)
-            running.wait(lambda: any("reload:" in line for line in running.said), "the reload")
+            running.wait_for_words("reload:")
             answers += [client.call("ExplainFilter", "as", []), client.call("GetStatistics")]
             process = Path(f"/proc/{running.process.pid}")
             shown = [(process / name).read_text() for name in ("cmdline", "environ", "comm", "status")]
@@ -70,7 +70,7 @@ def test_a_secret_is_in_no_log_answer_process_or_file(
 
     sent = [request.headers["Authorization"] for request in store.pushes]
     assert {message.partition(" ")[2] for message in sent} == {SECRET if kind == "token" else ENCODED}
-    assert any("(hidden)" in line for line in running.said)
+    assert running.has_said("(hidden)")
     assert "(hidden)" in repr(answers)
     for word in (SECRET, ENCODED):
         assert word not in "".join([*running.said, *shown, repr(answers)])

@@ -77,7 +77,7 @@ def test_three_sinks_get_each_their_own_through_reloads_under_traffic(
         path.write_text(texts[0])
         arguments = ["--config", str(path), "--bus.address", bus.address]
         with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as running:
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             thread, changes = start_flood(net, FLOWS[0], len(FLOWS)), 0
             while thread.is_alive() or changes < 2:
                 changes += 1
@@ -115,7 +115,7 @@ def test_a_sink_that_comes_and_goes_gets_nothing_that_its_filter_drops(
         configuration.write_text(alone.format(""))
         arguments = ["--config", str(configuration), "--bus.address", bus.address]
         with daemon(*arguments, "--conntrack.netns", net.router, CONNTRACKD_BUS_ENABLE="true") as running:
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             thread, changes = start_flood(net, 20_000, 4000), 0
             while thread.is_alive() or changes < 2:
                 changes += 1
@@ -142,9 +142,7 @@ def test_a_filter_of_a_sink_decides_at_once_counts_and_goes_with_reset(
     text = capsys.readouterr().out
 
     assert running.lines == []
-    assert told == [
-        "2 rules in force for sink stream, from run time, until a reload or restart",
-    ]
+    assert told == ["2 rules in force for sink stream, from run time, until a reload or restart"]
     assert shown["rules"] == ["drop type UPDATE", "drop protocol UDP"]
     nobody, updates, others = shown["matches"]
     assert (nobody, updates > 0, others > 0) == (0, True, True)
@@ -171,9 +169,7 @@ def test_a_filter_of_a_sink_with_a_time_reverts_by_itself(
     assert re.search(r"run time:  filter of sink stream: for \d s more\n", capsys.readouterr().out)
 
     wait_until(lambda: ask(capsys, "filter", "show", "--sink", "stream")["rules"] == [])
-    running.wait(
-        lambda: any("has expired, 0 rules in force for sink stream" in line for line in running.said), "it"
-    )
+    running.wait_for_words("has expired, 0 rules in force for sink stream")
 
 
 def test_the_global_filter_leaves_those_of_sinks_alone_and_a_reload_takes_all_back(
@@ -217,11 +213,7 @@ def test_other_fields_are_written_from_a_reload_on(
 
 
 def test_other_names_are_written_from_a_reload_on_and_a_tail_has_ours(
-    running: Running,
-    net: Network,
-    bus: PrivateBus,
-    configuration: Path,
-    capsys: pytest.CaptureFixture[str],
+    running: Running, net: Network, bus: PrivateBus, configuration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configuration.write_text(
         "host: gw1\nsink: {stream: {enable: true, schema: ecs}}\nfilter: [drop protocol TCP]\n"
@@ -325,4 +317,4 @@ def test_a_filter_for_a_time_ends_with_its_sink_and_with_a_reload(
         assert running.stop() == 0
 
     assert count_sources(running) == list(range(10_000, 12_000))
-    assert not any("Traceback" in line for line in running.said), running.said
+    assert not running.has_said("Traceback"), running.said

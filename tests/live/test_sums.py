@@ -88,7 +88,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
         }
         environ = {f"CONNTRACKD_{key.upper().replace('.', '_')}": value for key, value in settings.items()}
         with daemon(**environ) as running:
-            running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+            running.wait_for_words("org.conntrackd1 is on")
             with bus.connect() as client:
                 load = threading.Thread(target=call_inside, args=(net.client, flood))
                 load.start()

@@ -12,7 +12,7 @@ from pytest_mock import MockerFixture
 
 from conntrackd.delivery.sink import SinkState
 from conntrackd.errors import UnavailableError
-from conntrackd.metrics import gather
+from conntrackd.metrics import table
 from conntrackd.metrics.exposition import OPENMETRICS, render
 from conntrackd.metrics.table import METRICS
 from conntrackd.netlink.constants import CTA_STATS_CHAIN_TOOLONG, CTA_STATS_FOUND
@@ -93,18 +93,18 @@ def test_a_clock_that_was_set_back_makes_no_negative_age() -> None:
 
 
 def test_a_kernel_that_does_not_answer_leaves_its_part_out(mocker: MockerFixture) -> None:
-    mocker.patch.object(gather, "ConntrackTable", side_effect=UnavailableError("no answer"))
+    mocker.patch.object(table, "ConntrackTable", side_effect=UnavailableError("no answer"))
 
-    page = render(gather.gather(make_control(), None)).decode()
+    page = render(table.gather(make_control(), None)).decode()
 
     assert re.findall(r"(?m)^conntrackd_(?:table_(?:entries|limit)|kernel_\w+)\b", page) == []
     assert "conntrackd_events_received_total 1000.0\n" in page
 
 
 def test_what_control_says_is_gathered(mocker: MockerFixture) -> None:
-    mocker.patch.object(gather, "ConntrackTable", side_effect=UnavailableError("no answer"))
+    mocker.patch.object(table, "ConntrackTable", side_effect=UnavailableError("no answer"))
 
-    found = gather.gather(make_control("a problem"), None)
+    found = table.gather(make_control("a problem"), None)
 
     known = make_state("a problem", cpus={})
     assert found == replace(

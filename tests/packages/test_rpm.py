@@ -33,10 +33,7 @@ def packages(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "home/.rpmmacros").write_text(
         f"{MACROS.read_text()}{older}%_topdir {top}\n%interpreter {sys.executable}\n%_sourcedir {built}\n"
     )
-    run(
-        *("env", f"HOME={top}/home", "rpmbuild", "-bb", "--nodeps"),
-        str(ROOT / "rpm" / "conntrackd.spec"),
-    )
+    run(*("env", f"HOME={top}/home", "rpmbuild", "-bb", "--nodeps"), str(ROOT / "rpm" / "conntrackd.spec"))
     return top / "RPMS" / platform.machine()
 
 

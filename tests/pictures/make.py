@@ -183,7 +183,7 @@ def main() -> None:
         environ = {"CONNTRACKD_BUS_ENABLE": "true", "CONNTRACKD_BUS_ADDRESS": bus.address}
         running = stack.enter_context(daemon(**environ))
         running.wait_for_start()
-        running.wait(lambda: any("org.conntrackd1 is on" in line for line in running.said), "the bus")
+        running.wait_for_words("org.conntrackd1 is on")
         traffic = (sys.executable, "-m", "tests.pictures.traffic")
         for namespace, words in (
             (net.server, (*traffic, "serve")),

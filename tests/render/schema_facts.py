@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from conntrackd.cli.schema_page import list_members
+from conntrackd.cli.render import list_members
 from conntrackd.render.fields import REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.schema import ECS, OTEL, OWN, Schema
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conntrackd.config.field_list import FIELD_LIST, choose_names
+from conntrackd.config.together import FORMS, explain_choice
 from conntrackd.config.values import BadValueError
 from conntrackd.core import _core as core
 from conntrackd.flow import Flow, Lost
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.fields import ALWAYS, FIELDS, HEADS, list_names
-from conntrackd.render.forms import FORMS, explain_choice
 from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
@@ -154,12 +154,7 @@ def test_a_list_is_of_what_is_written_or_of_what_is_not(
         (("+scr",), "+scr", "is not a field of a record", "did you mean src?"),
         (("src", "+dst"), "+dst", "does not go with what stands before it", EITHER),
         (("xyzzy",), "xyzzy", "is not a field of a record", "conntrackd-events(7) has all of them"),
-        (
-            ("src", "-dst"),
-            "-dst",
-            "does not go with what stands before it",
-            EITHER,
-        ),
+        (("src", "-dst"), "-dst", "does not go with what stands before it", EITHER),
     ],
 )
 def test_a_mistake_in_a_list_names_the_nearest_field(

@@ -22,12 +22,12 @@ from conntrackd.render.schema import ECS, OTEL, OTEL_STATES, OWN, SCHEMAS, Schem
 from conntrackd.render.template import Template
 from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
-from tests.engine.test_render import describe, flows, show, show_time, unlocate, utc
+from tests.engine.test_render import describe, flows, show, show_time, unlocate
 from tests.render.schema_facts import LOG_RECORD, get_registered_name, list_used, read_facts
 from tests.rendering import list_texts
 from tests.sinks.flows import make_flows
 
-__all__ = ["utc"]  # a fixture
+ZONE = "UTC"
 
 NATIVE, PLAIN = ENGINES
 BOTH: Final = pytest.mark.parametrize("schema", [ECS, OTEL], ids=lambda schema: schema.name)

@@ -14,14 +14,7 @@ from conntrackd.render.template import Template
 from tests.rendering import list_texts, make_rendered, render, render_all
 from tests.sinks.flows import BASE, make_flow, make_flows
 
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local time that is the same everywhere."""
-    import time  # noqa: PLC0415
-
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
+ZONE = "UTC"
 
 
 def make(form: str, facility: str = "daemon") -> Template:

@@ -1,8 +1,6 @@
 """Losses, in every template."""
 
 import json
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +12,9 @@ from conntrackd.render.syslog import make_template
 from conntrackd.render.template import describe_loss
 from tests.rendering import list_texts
 
+ZONE = "CET-1"  # an hour ahead in winter
 SECOND = 10**9
 WHEN = 1_763_807_683_181_432_081
-
-
-@pytest.fixture(autouse=True)
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An hour ahead in winter."""
-    monkeypatch.setenv("TZ", "CET-1")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def show(lost: Lost) -> dict[str, Any]:

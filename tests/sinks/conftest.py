@@ -1,10 +1,16 @@
-"""A Loki of the test's own."""
+"""A Loki of the test's own, and who signs certificates for its module."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from tests.sinks.authority import Authority
 from tests.sinks.loki_server import Server, Store, run_server
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -418,16 +418,16 @@ def reset(handler: Handler) -> bool:
 
 def drip(handler: Handler) -> bool:
     """A header that never ends, a byte at a time."""
-    handler.wfile.write(b"HTTP/1.1 204 No Content\r\nX-Long: ")
-    while not handler.server.store.let_go.wait(0.02):
-        handler.wfile.write(b"x")
-    handler.close_connection = True
-    return True
+    return _drip(handler, b"HTTP/1.1 204 No Content\r\nX-Long: ")
 
 
 def drip_body(handler: Handler) -> bool:
     """A reply whose body never ends, a byte at a time."""
-    handler.wfile.write(b"HTTP/1.1 503 Busy\r\n\r\n")
+    return _drip(handler, b"HTTP/1.1 503 Busy\r\n\r\n")
+
+
+def _drip(handler: Handler, begin: bytes) -> bool:
+    handler.wfile.write(begin)
     while not handler.server.store.let_go.wait(0.02):
         handler.wfile.write(b"x")
     handler.close_connection = True

@@ -43,10 +43,7 @@ def test_addresses_are_written_as_they_are_unless_something_else_is_asked_for() 
 def test_each_setting_says_what_it_says(key: Path) -> None:
     short = read(anonymize="truncate", anonymize_ipv4_bits="16", anonymize_ipv6_bits="64")
     named = read(
-        anonymize="pseudonym",
-        anonymize_key_file=str(key),
-        anonymize_which="source",
-        anonymize_only="PRIVATE",
+        anonymize="pseudonym", anonymize_key_file=str(key), anonymize_which="source", anonymize_only="PRIVATE"
     )
 
     assert read_anonymizer(short, "stream") == Anonymizer(ipv4_bits=16, ipv6_bits=64)
@@ -58,11 +55,7 @@ def test_each_kind_of_sink_has_it_in_its_template(key: Path) -> None:
     settings = {
         f"sink.{kind}.{end}": [value]
         for kind in kinds
-        for end, value in {
-            "enable": "true",
-            "anonymize": "pseudonym",
-            "anonymize_key_file": str(key),
-        }.items()
+        for end, value in {"enable": "true", "anonymize": "pseudonym", "anonymize_key_file": str(key)}.items()
     }
     sinks = list_sinks(read_config(settings, {}))
 

@@ -147,12 +147,7 @@ def test_a_secret_that_cannot_be_used_is_an_outage_that_does_not_disclose_it(
     ("credential", "sent"), [("loki.token", "Bearer secret"), ("loki.password", "Basic Z3cxOnNlY3JldA==")]
 )
 def test_a_credential_of_systemd_stands_in_for_the_file(
-    server: Server,
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    credential: str,
-    sent: str,
+    server: Server, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, credential: str, sent: str
 ) -> None:
     (tmp_path / credential).write_text("secret")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))

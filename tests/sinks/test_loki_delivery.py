@@ -491,10 +491,7 @@ def test_a_loss_that_is_refused_is_reported_when_something_is_accepted(
     }
     refused = stats.sink_events_dropped_refused_total
     assert reported == ({"kernel": 700, "loki": 5} if refused else {"kernel": 700})
-    assert (len(list_stored(store)), refused) == (
-        10 - refused,
-        0 if answer in faults else 5,
-    )
+    assert (len(list_stored(store)), refused) == (10 - refused, 0 if answer in faults else 5)
 
 
 def test_what_loki_blocks_is_not_said_to_be_delivered(server: Server, store: Store) -> None:

@@ -34,7 +34,7 @@ from tests.delivery.fakes import put
 from tests.rendering import render, render_all
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
-from tests.sinks.syslog_servers import get_free_port, rsyslog, wait_until
+from tests.sinks.syslog_servers import Server, get_free_port, rsyslog, wait_until
 
 
 def make(address: str, **settings: str) -> SyslogSink:
@@ -183,26 +183,32 @@ def test_segments_that_nobody_takes_are_not_said_to_be_there(count: int) -> None
 # ---- faults -----------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Path) -> None:
+def deliver_over_an_outage(server: Server, sink: SyslogSink) -> list[dict[str, Any]]:
+    """What a server has of 2,000 events, between which it is killed and comes back."""
     stats = SinkStats()
+    outbox: Outbox = Outbox(sink, queue=100_000, stats=stats)
+    outbox.start()
+    hand_on(outbox, make_flows(1000))
+    assert outbox.flush(15)
+    server.wait_for(1000)
+    server.kill()
+    hand_on(outbox, make_flows(1000, 1000))
+    wait_until(lambda: outbox.error, "the trouble")
+    server.start()
+    assert outbox.flush(20)
+    found = server.wait_for(2000)
+    outbox.stop(time.monotonic() + 5)
+    assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000
+    return found
+
+
+def test_a_server_that_is_killed_and_comes_back_gets_every_message(tmp_path: Path) -> None:
     with rsyslog(tmp_path, "tcp") as server:
-        outbox: Outbox = Outbox(make(server.address), queue=100_000, stats=stats)
-        outbox.start()
-        hand_on(outbox, make_flows(1000))
-        assert outbox.flush(15)
-        server.wait_for(1000)
-        server.kill()
-        hand_on(outbox, make_flows(1000, 1000))
-        wait_until(lambda: outbox.error, "the trouble")
-        server.start()
-        assert outbox.flush(20)
-        found = server.wait_for(2000)
-        outbox.stop(time.monotonic() + 5)
+        found = deliver_over_an_outage(server, make(server.address))
 
     numbers = [int(re.findall(r'flow="(\d+)"', entry["data"])[0]) for entry in found]
     assert sorted(set(numbers)) == list(range(2000))
     assert len(numbers) == 2000
-    assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000
 
 
 def test_a_reset_after_a_stall_leaves_what_was_not_acknowledged() -> None:
@@ -378,11 +384,6 @@ def test_a_socket_that_is_removed_and_made_again_is_found_again(
 
 
 # ---- TLS --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 @contextmanager

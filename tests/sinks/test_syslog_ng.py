@@ -3,33 +3,22 @@
 import json
 import re
 import socket
-from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conntrackd.config.read import read_config
-from conntrackd.delivery.outbox import Outbox
-from conntrackd.flow import Flow, Location, Lost
+from conntrackd.flow import Location, Lost
 from conntrackd.sinks.syslog import SyslogSink, create
-from conntrackd.stats import SinkStats
-from tests.delivery.fakes import put
-from tests.rendering import render, render_all
 from tests.sinks.authority import Authority
 from tests.sinks.flows import BASE, make_flow, make_flows
-from tests.sinks.syslog_servers import SYSLOG_NG, Server, syslog_ng, wait_until
+from tests.sinks.syslog_servers import SYSLOG_NG, Server, syslog_ng
+from tests.sinks.test_syslog import deliver_over_an_outage, send
 
 pytestmark = pytest.mark.skipif(
     not SYSLOG_NG.exists(), reason="syslog-ng is not unpacked: make .venv/syslog-ng"
 )
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("tls"))
 
 
 def make(server: Server, transport: str, form: str, authority: Authority, **more: str) -> SyslogSink:
@@ -40,16 +29,6 @@ def make(server: Server, transport: str, form: str, authority: Authority, **more
     overrides = {f"sink.syslog.{key}": [value] for key, value in settings.items()}
     overrides["sink.syslog.address"] = [server.address]
     return create(read_config(overrides, {}, etc=Path("/nowhere")))
-
-
-def send(sink: SyslogSink, batch: list[Any]) -> int:
-    with closing(sink):
-        sink.open()
-        return sum(sink.write([part]) for part in render_all(sink.template, batch))
-
-
-def hand_on(outbox: Outbox, flows: Sequence[Flow]) -> None:
-    put(outbox, flows, partial(render, outbox.template))
 
 
 @pytest.mark.parametrize("form", ["rfc5424", "rfc3164", "cee"])
@@ -108,23 +87,11 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_message(
     tmp_path: Path, authority: Authority, transport: str
 ) -> None:
     """Over TLS nobody knows how much of a broken write was taken: there, more than once is right too."""
-    stats = SinkStats()
     certificate = authority.issue("server", "IP:127.0.0.1")
     with syslog_ng(tmp_path, transport, "rfc5424", certificate) as server:
-        outbox: Outbox = Outbox(make(server, transport, "rfc5424", authority), queue=100_000, stats=stats)
-        outbox.start()
-        hand_on(outbox, make_flows(1000))
-        assert outbox.flush(15)
-        server.wait_for(1000)
-        server.kill()
-        hand_on(outbox, make_flows(1000, 1000))
-        wait_until(lambda: outbox.error, "the trouble")
-        server.start()
-        assert outbox.flush(20)
-        found = server.wait_for(2000)
-        outbox.stop(outbox._clock() + 5)
+        sink = make(server, transport, "rfc5424", authority)
+        found = deliver_over_an_outage(server, sink)
 
     numbers = [read_flow_number(entry, "rfc5424") for entry in found]
     assert sorted(set(numbers)) == list(range(2000))
     assert len(numbers) == 2000 or transport == "tls-octet"
-    assert stats.sink_events_delivered_total == stats.sink_events_taken_total == 2000

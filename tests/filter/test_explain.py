@@ -1,8 +1,8 @@
-"""filter/listing.py: the table as `conntrackctl filter explain --core` shows it."""
+"""filter/explain.py: the table as `conntrackctl filter explain --core` shows it."""
 
 import pytest
 
-from conntrackd.filter.listing import render_table
+from conntrackd.filter.explain import render_table
 from conntrackd.filter.table import compile_table
 from tests.filter.rows import parse
 
