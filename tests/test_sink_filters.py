@@ -224,8 +224,7 @@ def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -
 def test_flows_of_the_table_are_located_by_databases_that_came_when_no_event_did(engine: Engine) -> None:
     outbox, flow = Gathering("stream"), make_flow(0)
     pipeline = make_pipeline(engine, [outbox], parse("log source country DE", "drop any"))
-    located = make_pipeline(engine, [], known={flow.src: Location(country_code="DE")})
-    pipeline.set_geoip(located.geoip)
+    pipeline.set_geoip(cast(Any, Databases({flow.src: Location(country_code="DE")})))
     batch = engine.open_batch()
     batch.load(build_message(flow), 0, RECEIVED_NS)
     resync = SimpleNamespace(batch=batch, note_reported=lambda *_: None)

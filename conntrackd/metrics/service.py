@@ -40,7 +40,6 @@ def check_library() -> None:
     """Raise ConfigError, without an origin, where metrics cannot be made."""
     try:
         import conntrackd.metrics.exposition  # noqa: PLC0415
-        import conntrackd.metrics.gather  # noqa: PLC0415
         import conntrackd.metrics.server  # noqa: F401, PLC0415  # a reload that has begun could not load it
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("prometheus_client"):
