@@ -10,7 +10,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from conntrackd import VERSION, logs, sink_changes
+from conntrackd import VERSION, logs, resources, sink_changes
 from conntrackd.active_filter import (
     RUN_TIME,
     CoreFilter,
@@ -99,6 +99,8 @@ class DaemonControl(Control):
                 logger.error(
                     "reload: %s\nhint: nothing has changed, but files and connections are opened anew", error
                 )
+            except Exception:  # the edge, as that of the bus is
+                logger.exception("reload: failed")
             finally:
                 self._daemon.notifier.ready()
 
@@ -146,14 +148,14 @@ class DaemonControl(Control):
         self._apply(rules)
         daemon.pipeline.set_geoip(geoip)
         daemon.pipeline.community_seeds = choose_community_seeds(new)
-        daemon.watch_geoip()
         await sink_changes.apply(daemon, sinks)
         warnings = [*map(str, new.warnings), *list_warnings(rules.filter, rules.sinks, geoip)]
         return [*(lines or ["nothing has changed"]), *(f"warning: {warning}" for warning in warnings)]
 
     def _note_waiting(self, old: Config, new: Config, sinks: Sequence[SinkChange]) -> list[str]:
         """What a restart applies and no reload does; as lines for people."""
-        self._started = sink_changes.adopt(self._started or old, new, sinks)
+        removed = {change.name for change in sinks if change.made is None}
+        self._started = sink_changes.adopt(self._started or old, new, self._daemon.outboxes.keys() - removed)
         self._spoolless = sink_changes.list_without_spool(self._daemon, old, new, self._spoolless)
         waiting = list_unapplied(changed(self._started, new))
         lines = [f"{option.key} has changed and needs a restart" for option in waiting]
@@ -192,8 +194,10 @@ class DaemonControl(Control):
         stats = self._daemon.stats
         try:
             lines = await change
-        except ConntrackdError:
+        except (ConntrackdError, OSError) as error:
             stats.reloads_failed_total += 1
+            if isinstance(error, OSError):  # modules are loaded late, and are files
+                resources.raise_descriptors(error)
             raise
         finally:
             self._collect_soon()

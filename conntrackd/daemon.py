@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -383,6 +383,8 @@ class Daemon:
             elif watchdog and time.monotonic() - alive_until > watchdog:
                 logger.error("an event reader has stalled")
             self._stands_still = time.monotonic() - alive_until > STILL_SECONDS
+            with suppress(RuntimeError):  # no thread to be had, for databases of a reload: soon, perhaps
+                self.watch_geoip()
             self._report_states()
             self.pipeline.report_suppressed()
             self.source.report_release()
@@ -393,8 +395,8 @@ class Daemon:
     def watch_geoip(self) -> None:
         """In a thread of its own, that nothing waits for: a large database takes seconds."""
         if self.pipeline.geoip is not None and not self._watches_geoip:
-            self._watches_geoip = True
             threading.Thread(target=self._refresh_geoip, name="geoip", daemon=True).start()
+            self._watches_geoip = True
 
     def _refresh_geoip(self) -> None:
         while not self._over.wait(TICK_SECONDS):

@@ -195,7 +195,8 @@ class Reader:
         link = Link(events.fileno(), gather_us, self.reported.drops)
         stages = Stages(tables.filter, self._locations, self._flows, tables.records.of_flows)
         relayed = relay(pipeline, self._outboxes, templates, self.batch, stages, link)
-        self.done = self.begun
+        if relayed is None or relayed.decided is None:  # else a batch is on its way
+            self.done = self.begun
         if relayed is not None:
             self._looked_ns = relayed.looked_ns or self._looked_ns
         return relayed
@@ -209,8 +210,10 @@ class Reader:
         decided: Selection | None = None,
     ) -> None:
         """A batch of events, from decision to outboxes. `decided`: what the rules keep, if that is known."""
-        self.begun += 1
-        pipeline, tables = self._pipeline, self._take_tables()
+        pipeline, tables = self._pipeline, self._tables
+        if tables is None or decided is None:  # else it is for the sinks of when it was decided
+            self.begun += 1
+            tables = self._take_tables()
         records, forgotten = tables.records, 0
         if self._flows is not None and decided is None:  # before the rules ask how long a flow lasted
             forgotten = self._flows.note(batch)

@@ -7,11 +7,12 @@ what is left stays in its spool, if it has one, or is dropped and counted. The s
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from conntrackd import resources
 from conntrackd.config import options
 from conntrackd.config.option import Option
 from conntrackd.config.read import Config
@@ -67,7 +68,7 @@ def check_sinks(old: Config, new: Config, outboxes: Mapping[str, Outbox]) -> Non
 
 
 def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) -> list[SinkChange]:
-    """Whatever can be wrong with them is raised, and then nothing of it is left."""
+    """Whatever can be wrong with them is raised, and then nothing of it is left. Outboxes that come run."""
     found: list[SinkChange] = []
     wanted = [sink for sink in list_sinks(new) if sink.is_enabled]
     try:
@@ -77,6 +78,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
             elif any(sink.uses(option) for option in changes) or _has_another_key(daemon, sink):
                 queue = sink.config[sink.kind.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
+        _start(daemon, [change.made for change in found if isinstance(change.made, Outbox)])
     except BaseException:
         for change in found:
             if isinstance(change.made, Outbox):
@@ -86,6 +88,16 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
     return [*found, *(SinkChange(name, None) for name in daemon.outboxes if name not in names)]
 
 
+def _start(daemon: "Daemon", outboxes: Sequence[Outbox]) -> None:
+    """Here, where a thread that the system does not give fails the whole change. Raises ResourceError."""
+    try:
+        for outbox in outboxes:
+            outbox.start()
+    except RuntimeError as error:  # how CPython says so
+        more = len(outboxes) + len(daemon.outboxes) + len(daemon.pipeline.readers) - 1
+        raise resources.explain_threads(more) from error
+
+
 def _has_another_key(daemon: "Daemon", sink: ConfiguredSink) -> bool:
     """Whether pseudonyms are others now, though all settings are the same. ConfigError for no key at all."""
     return read_anonymizer(sink.config, sink.kind.name) != daemon.outboxes[sink.name].template.anonymizer
@@ -93,21 +105,20 @@ def _has_another_key(daemon: "Daemon", sink: ConfiguredSink) -> bool:
 
 async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
     """From the next batch on. Returns when those that go have ended."""
-    removed = []
+    removed, outboxes = [], dict(daemon.outboxes)  # replaced as a whole: other threads look at them
     if any(change.made is None for change in changes):  # and again below, what came since
         daemon.pipeline.report_suppressed(at_once=True)
-    for outbox in daemon.outboxes.values():
+    for outbox in outboxes.values():
         outbox.enable()  # what was switched off at run time lasts until now
         outbox.reopen()
     for name, made, queue in changes:
         if made is None:
-            removed.append(daemon.outboxes.pop(name))
+            removed.append(outboxes.pop(name))
         elif isinstance(made, Outbox):
-            daemon.outboxes[name] = made
-            made.start()
+            outboxes[name] = made
         else:
-            daemon.outboxes[name].replace(made, queue)
-    daemon.pipeline.outboxes = tuple(daemon.outboxes.values())
+            outboxes[name].replace(made, queue)
+    daemon.outboxes, daemon.pipeline.outboxes = outboxes, tuple(outboxes.values())
     daemon.pipeline.interrupt()
     if removed:
         await wait_for_batches(daemon.pipeline)
@@ -154,13 +165,13 @@ def list_without_spool(daemon: "Daemon", old: Config, new: Config, without: Sequ
     return found
 
 
-def adopt(started: Config, new: Config, changes: Sequence[SinkChange]) -> Config:
-    """The settings with which all runs, of which those of a sink that was added are the new ones.
+def adopt(started: Config, new: Config, running: Collection[str]) -> Config:
+    """The settings with which all runs, of which those of all but the `running` sinks are the new ones.
 
-    Compared with these the next reload reports what waits for a restart.
+    These go on as they were made. Compared with this the next reload reports what waits for a restart.
     """
-    added = {change.name for change in changes if isinstance(change.made, Outbox)}
-    fresh = [option for sink in list_sinks(new) if sink.name in added for option in sink.list_options()]
-    settings = {**started.settings, **{option.key: new.settings[option.key] for option in fresh}}
-    own = {name: sink for name, sink in new.named.items() if name in added or started.has(sink)}
-    return replace(started, settings=MappingProxyType(settings), named=MappingProxyType(own))
+    others = [sink for sink in list_sinks(new) if sink.name not in running]
+    fresh = {option.key: new.settings[option.key] for sink in others for option in sink.list_options()}
+    own = {name: sink for name, sink in new.named.items() if name not in running or started.has(sink)}
+    settings = MappingProxyType({**started.settings, **fresh})
+    return replace(started, settings=settings, named=MappingProxyType(own))

@@ -127,21 +127,29 @@ class Tails:
                 raise UnavailableError(
                     f"{MAX_TAILS} tails are open already", hint="end one of them, for example with ^C"
                 )
+            if self._thread is None:
+                self._start()
             reading, writing = os.pipe()
             os.set_blocking(writing, False)
             _enlarge(writing)
             self._fresh.append(Tail(rules, writing, limit or None))
             self._list_wanting()
             self.opened_total += 1
-            if self._thread is None:
-                self._start()
             self._wake()
             return reading
 
     def _start(self) -> None:
-        self._wake_read, self._wake_write = os.pipe()
-        self._thread = threading.Thread(target=self._run, name="tails", daemon=True)
-        self._thread.start()
+        """Under the lock, for which the thread waits; it ends where no tail has come by then."""
+        reading, writing = os.pipe()
+        thread = threading.Thread(target=self._run, name="tails", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # how CPython says that the system gave it no thread
+            os.close(reading)
+            os.close(writing)
+            hint = "raise TasksMax= in the unit"
+            raise UnavailableError("cannot start a thread for it", hint=hint) from error
+        self._thread, self._wake_read, self._wake_write = thread, reading, writing
 
     def close(self) -> None:
         """End all tails. May be called twice."""

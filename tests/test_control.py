@@ -314,3 +314,17 @@ def test_what_a_change_leaves_behind_is_collected_soon(mocker: MockerFixture) ->
         asyncio.run(asyncio.wait_for(run(), 10))
     finally:
         gc.enable()
+
+
+def test_a_thread_for_databases_that_cannot_be_had_now_is_asked_for_again(mocker: MockerFixture) -> None:
+    start = mocker.patch.object(threading.Thread, "start", side_effect=RuntimeError)
+    parts = SimpleNamespace(geoip=object(), _watches_geoip=False, _refresh_geoip=None)
+    daemon = cast(Daemon, SimpleNamespace(pipeline=parts, **vars(parts)))
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            Daemon.watch_geoip(daemon)
+    start.side_effect = None
+    for _ in range(2):
+        Daemon.watch_geoip(daemon)
+
+    assert start.call_count == 3

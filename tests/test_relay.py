@@ -1,5 +1,6 @@
 """When events go past Python, and what is counted of them then."""
 
+import json as parser
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +19,7 @@ import pytest
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.engine import SLOTS, Engine, Relayed
-from conntrackd.flow import Location
+from conntrackd.flow import ALL_EVENTS, EventType, Location
 from conntrackd.netlink.socket import EventSocket, Fill
 from conntrackd.pipeline import Pipeline
 from conntrackd.reader import GATHER_BYTES
@@ -25,6 +27,7 @@ from conntrackd.records import Records
 from conntrackd.relay import can_relay
 from conntrackd.render import journal, json, loki
 from conntrackd.render.anonymize import Anonymizer
+from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
@@ -240,8 +243,7 @@ def test_a_syslog_server_that_goes_and_comes_back_gets_each_message_once(relays:
         relayed = sum(relays)
         first.close()
         rig.send(STEP, 2 * STEP)
-        rig.wait_for(3 * STEP)
-        wait_until(lambda: rig.outbox.error, "the trouble")
+        wait_until(lambda: rig.outbox.snapshot().sink_events_queued == STEP, "all of them to wait")
         away = rig.outbox.snapshot()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
             second.bind(address)
@@ -319,6 +321,35 @@ def test_where_a_relay_has_left_something_in_the_queue_not_all_is_read(
         found.append(reader.emptied_at > -math.inf)
 
     assert found == [False, True]
+
+
+def test_what_a_relay_has_decided_goes_on_by_the_rules_and_to_the_sinks_of_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And is on its way, for who wants to stop one of these."""
+    found: list[tuple[list[str], bool]] = []
+
+    def put(rendered: Rendered, **_: object) -> None:
+        types = [parser.loads(line)["type"] for line in rendered.text.splitlines()]
+        found.append((types, reader.done < reader.begun))
+
+    outbox = SimpleNamespace(name="stream", template=json.TEMPLATE, get_room=lambda: QUEUE, put=put)
+    pipeline = make_pipeline(outbox)
+    reader = pipeline.readers[0]
+    messages = b"".join(build_message(replace(flow, type=EventType.DESTROY)) for flow in make_flows(2))
+
+    def relay(*_: object) -> Relayed:
+        reader.batch.load(messages, 0, 1)
+        kept = reader.batch.of_types(None, ALL_EVENTS)
+        pipeline.outboxes = ()
+        set_records(pipeline, Records(of_events=False, of_flows=True))
+        return Relayed((2, 0, 0, 0, 4096, 0), kept, 0, 0, 0, 0, 0, 0, 0, 0, (), ())
+
+    monkeypatch.setattr("conntrackd.reader.relay", relay)
+    reader._turn(cast(EventSocket, SimpleNamespace(fileno=lambda: -1)), 0, 0, relays=True)
+
+    assert found == [(["DESTROY"] * 2, True)]
+    assert reader.done == reader.begun
 
 
 def test_whatever_changes_what_is_asked_of_events_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,16 @@ def test_a_sink_is_stopped_when_no_batch_is_on_its_way_to_it() -> None:
     assert stopped == [[7, 4], []]
 
 
+def test_who_looks_at_the_sinks_in_another_thread_sees_those_of_before_or_those_of_after() -> None:
+    daemon = make_daemon([], [])
+    looking = iter(daemon.outboxes.items())
+
+    asyncio.run(sink_changes.apply(daemon, [SinkChange("a", None)]))
+
+    assert [name for name, _ in looking] == ["a"]
+    assert list(daemon.outboxes) == []
+
+
 def test_a_reader_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_changes, "BATCH_SECONDS", 0.01)
     stopped: list[list[int]] = []

@@ -221,6 +221,20 @@ def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -
 
 
 @engines
+def test_flows_of_the_table_are_located_by_databases_that_came_when_no_event_did(engine: Engine) -> None:
+    outbox, flow = Gathering("stream"), make_flow(0)
+    pipeline = make_pipeline(engine, [outbox], parse("log source country DE", "drop any"))
+    pipeline.set_geoip(cast(Any, Databases({flow.src: Location(country_code="DE")})))
+    batch = engine.open_batch()
+    batch.load(build_message(flow), 0, RECEIVED_NS)
+    resync = SimpleNamespace(batch=batch, note_reported=lambda *_: None)
+
+    pipeline.readers[0]._report_flows(cast(Resync, resync), batch.of_types(None, EventType.NEW))
+
+    assert outbox.types == ["SNAPSHOT"]
+
+
+@engines
 def test_flows_of_the_table_are_for_a_tail_that_wants_new_ones(engine: Engine) -> None:
     pipeline = make_pipeline(engine, [Gathering("stream")])
     shown: list[str] = []

@@ -168,6 +168,24 @@ def test_no_more_tails_than_there_may_be(tails: Tails, opened: Callable[..., int
         tails.open([list], 0)
 
 
+def test_a_tail_that_gets_no_thread_is_refused_and_leaves_nothing(
+    tails: Tails, opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(UnavailableError, match="cannot start a thread"):
+            tails.open([list], 0)
+    assert (os.listdir("/proc/self/fd"), tails.wanting) == (before, ())
+
+    again = opened(limit=1)
+    put(tails, make_flows(1))
+    assert len(read_all(again)) == 1
+
+
 def test_thirty_two_tails_one_after_the_other_leave_nothing(tails: Tails) -> None:
     for _ in range(32):
         pipe = tails.open([list], 1)

@@ -19,6 +19,7 @@ from conntrackd.bus.names import INTROSPECTABLE, MANAGER_PATH, OBJECT_MANAGER, P
 from conntrackd.bus.objects import Objects, ReadOnlyError, UnknownInterfaceError, UnknownMethodError
 from conntrackd.bus.transport import RemoteError, to_body
 from conntrackd.errors import ConntrackdError, NotPermittedError
+from conntrackd.resources import raise_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,11 @@ class Session:
         with self._running.count(self.callers.key(name)):
             user = await self.callers.look_up_user(name)
         with self._running.count(user):
-            return await self._answer_call(Call(message, user))
+            try:
+                return await self._answer_call(Call(message, user))
+            except OSError as error:
+                raise_descriptors(error)
+                raise
 
     async def _answer_call(self, call: Call) -> Reply:
         message = call.message

@@ -25,6 +25,7 @@ from conntrackd.delivery.sink import (
     SinkRevised,
     SinkState,
     SinkUnavailable,
+    Successor,
     describe,
 )
 from conntrackd.delivery.store import Row, Store
@@ -231,7 +232,9 @@ class Outbox(Inlet):
         if self._next_sink is not None:
             self._close_sink()
             with self._lock:
-                self._sink, self._next_sink = self._next_sink, None
+                old, self._sink, self._next_sink = self._sink, self._next_sink, None
+                if isinstance(self._sink, Successor):
+                    self._sink.succeed(old)
                 self._direct = self._sink if isinstance(self._sink, DirectSink) else None
         if now < self._retry_at:
             if self._move_to_disk(now):
@@ -317,6 +320,7 @@ class Outbox(Inlet):
                 return 0
             dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
             self._stats.sink_events_queued = 0
+            self._flush_until = 0  # or batches would not wait for others until as many have left
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:
                 for batch in self._in_flight.all:

@@ -121,6 +121,14 @@ class DirectSink(Sink, Protocol):
         """What became of it. What was begun or refused comes to write(), the whole of it."""
 
 
+@runtime_checkable
+class Successor(Protocol):
+    """A sink that may follow one of its kind to the same receiver."""
+
+    def succeed(self, old: Sink) -> None:
+        """Take over what of a record the receiver has. Before open(); the old one is closed."""
+
+
 def describe(error: Exception) -> str:
     """An exception in one line, with the system's text if it has one."""
     if isinstance(error, OSError) and error.errno == errno.EMFILE:

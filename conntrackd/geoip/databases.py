@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import maxminddb
 
+from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Location
 from conntrackd.geoip import geofile
@@ -60,6 +61,7 @@ class GeoIP:
         """Changes when a database was replaced: what was looked up before is no longer true."""
         self._stats = stats
         self._lock = threading.Lock()
+        self._awaited: Identity | None = None
         self._identities = self._seen = [_identify(path) for path in self._paths]
         self._databases = []
         for number, path in enumerate(self._paths):
@@ -68,6 +70,9 @@ class GeoIP:
             except ConfigError as error:
                 error.origin = self._origins[number]
                 raise
+            except OSError as error:
+                resources.raise_descriptors(error)
+                raise _explain(path, f"cannot be read: {error.strerror}") from error
 
     @property
     def faults(self) -> list[ConfigError]:
@@ -96,7 +101,7 @@ class GeoIP:
 
         To be called now and then: a file is read when it is found the same twice, so that one that is being
         written is left alone. One that cannot be used is counted and logged, and the old one stays.
-        Takes seconds for a large file.
+        Takes seconds for a large file. Where the system does not let it be read now it is tried again.
         """
         seen, self._seen = self._seen, [_identify(path) for path in self._paths]
         if self._seen != seen or self._seen == self._identities:
@@ -114,6 +119,10 @@ class GeoIP:
                 logger.warning("geoip: %s, keeping the old one", error.message)
                 message = f"{error.message}; {OLD}"
                 self._faults[index] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
+            except OSError as error:  # no process or no memory to read it with: nothing is wrong with it
+                if self._awaited != self._seen[index]:
+                    logger.warning("geoip: %s cannot be read: %s, retrying", path, error.strerror)
+                self._awaited, self._seen[index] = self._seen[index], self._identities[index]
         self._identities = self._seen
         if fresh:
             self.generation += 1
@@ -130,7 +139,10 @@ class _Database:
     """
 
     def __init__(self, path: Path, locale: str, directory: Path | None) -> None:
-        """Raises ConfigError for a file that cannot be read, is damaged or knows other things."""
+        """Raises ConfigError for a file that cannot be read, is damaged or knows other things.
+
+        OSError for what the system does not give to read it with.
+        """
         memory = os.memfd_create("geoip", os.MFD_CLOEXEC)
         try:
             _rewrite(path, locale, memory, directory)
@@ -162,7 +174,7 @@ def _rewrite(path: Path, locale: str, memory: int, directory: Path | None) -> No
             check=False,
             timeout=REWRITE_SECONDS,
         )
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+    except ValueError as error:  # a path with a NUL in it
         raise _explain(path, f"cannot be read: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise _explain(path, f"is not a usable database: not read within {REWRITE_SECONDS:.0f} s") from error

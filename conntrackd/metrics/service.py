@@ -11,10 +11,11 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from conntrackd.apart import run_apart
 from conntrackd.bus.control import Control
 from conntrackd.config import options
 from conntrackd.config.read import Config
-from conntrackd.errors import ConfigError, describe_raise_site
+from conntrackd.errors import ConfigError, UnavailableError, describe_raise_site
 from conntrackd.metrics.listener import adopt_listeners, close_listener, open_listener, show_address
 from conntrackd.metrics.textfile import WRITE_SECONDS, TextFile
 from conntrackd.unwritten import Unwritten
@@ -38,7 +39,8 @@ KEEPS_PORT: Final = "metrics are still at {}: take another port, or systemctl re
 def check_library() -> None:
     """Raise ConfigError, without an origin, where metrics cannot be made."""
     try:
-        import conntrackd.metrics.exposition  # noqa: F401, PLC0415
+        import conntrackd.metrics.exposition  # noqa: PLC0415
+        import conntrackd.metrics.server  # noqa: F401, PLC0415  # a reload that has begun could not load it
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("prometheus_client"):
             raise
@@ -166,10 +168,12 @@ class Metrics:
 
         while True:
             try:
-                await asyncio.to_thread(file.write, self._render(TEXT))
+                await run_apart(file.write, self._render(TEXT))
                 self.unwritten.clear()
             except OSError as error:
                 self.unwritten.fail(file.path, error)
+            except UnavailableError:
+                pass  # no thread to be had: the next time, perhaps
             await asyncio.sleep(WRITE_SECONDS)
 
     def _render(self, content_type: str) -> bytes:

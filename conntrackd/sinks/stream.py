@@ -16,7 +16,7 @@ from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
 from conntrackd.delivery.loan import Loan, Passed, Way
-from conntrackd.delivery.sink import SinkFailed, SinkRevised, SinkUnavailable, describe
+from conntrackd.delivery.sink import Sink, SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system, locate_standard, name_standard
 from conntrackd.render import json
 from conntrackd.render.rendered import Rendered
@@ -80,6 +80,11 @@ class StreamSink:
         self._done = 0  # bytes of the last write that are there
         self._begun = b""  # of them, those of a line whose end is not
         self._lock = threading.Lock()  # held while the descriptors are in use
+
+    def succeed(self, old: Sink) -> None:
+        """See Successor."""
+        if isinstance(old, StreamSink) and (old._path, old._standard) == (self._path, self._standard):
+            self._begun, self._is_torn = old._begun, old._is_torn
 
     def open(self) -> None:
         """A file is appended to; what is not there is made. A named pipe needs a reader."""

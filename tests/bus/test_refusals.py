@@ -1,5 +1,6 @@
 """What the service refuses: what there is not, more than anyone may ask, and what no bus lets pass."""
 
+import errno
 import os
 import struct
 import time
@@ -80,6 +81,21 @@ def test_a_fault_of_ours_shows_its_type_to_the_caller_and_the_rest_to_the_log(
 
     assert str(caught.value) == "internal error: KeyError"
     assert "Reload failed" in caplog.text
+
+
+def test_that_files_are_too_few_is_said_with_what_to_do_and_no_fault_of_ours(
+    client: Client, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.control.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/secret")
+
+    with pytest.raises(DaemonError) as caught:
+        client.call("Doctor")
+
+    assert str(caught.value) == (
+        "this process cannot open enough files: Too many open files\n"
+        "hint: LimitNOFILE= in the unit, or ulimit -n, is too low"
+    )
+    assert "failed" not in caplog.text
 
 
 def test_no_caller_sees_an_inner_error_as_an_object(client: Client, served: Served) -> None:

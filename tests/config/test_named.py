@@ -14,14 +14,11 @@ from conntrackd.config.option import Option
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import Config, changed, check_sinks, read_config, read_fragment, stands_alone
 from conntrackd.config.values import FLAG
-from conntrackd.delivery.outbox import Outbox
 from conntrackd.errors import ConfigError, ManyErrors
-from conntrackd.sink_changes import SinkChange, adopt, describe
+from conntrackd.sink_changes import adopt, describe
 from conntrackd.sink_changes import check_sinks as check_running
 from conntrackd.sinks import find_sink, list_sinks
 from conntrackd.sinks.loki import read_settings
-from conntrackd.stats import SinkStats
-from tests.delivery.fakes import FakeSink
 
 ROOT: Final = Path(__file__).parents[2]
 KIND_HINT: Final = "one of stream, journal, syslog, loki"
@@ -477,10 +474,16 @@ def test_a_spool_does_not_go_to_another_sink_by_one_reload(tmp_path: Path) -> No
 def test_what_waits_for_a_restart_is_compared_with_what_a_sink_was_made_with(tmp_path: Path) -> None:
     started = read(tmp_path, "sinks: {a: {kind: loki, spool_max: 5M}}")
     new = read(tmp_path, "sinks: {a: {kind: loki, spool_max: 6M}, b: {kind: loki, spool_max: 7M}}")
-    outbox = Outbox(FakeSink(), queue=1, stats=SinkStats(), name="b")
-    started = adopt(started, new, [SinkChange("b", outbox)])
+    started = adopt(started, new, {"a"})
     later = read(tmp_path, "sinks: {a: {kind: loki, spool_max: 6M}, b: {kind: loki, spool_max: 8M}}")
 
-    assert (outbox.name, list(started.named)) == ("b", ["a", "b"])
+    assert list(started.named) == ["a", "b"]
     assert [option.key for option in changed(started, new)] == ["sinks.a.spool_max"]
     assert [option.key for option in changed(started, later)] == ["sinks.a.spool_max", "sinks.b.spool_max"]
+
+
+def test_nothing_of_a_sink_that_does_not_run_waits_for_a_restart(tmp_path: Path) -> None:
+    started = read(tmp_path, "sink.loki: {enable: true, spool_max: 5M}\nsinks.a: {kind: loki, spool_max: 5M}")
+    new = read(tmp_path, "sink.loki.spool_max: 6M\nsinks.a: {kind: loki, enable: false, spool_max: 6M}")
+
+    assert changed(adopt(started, new, ()), new) == []

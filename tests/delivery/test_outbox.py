@@ -41,6 +41,24 @@ def test_events_arrive_in_order_and_small_batches_are_joined(clock: Clock) -> No
     assert outbox.state is SinkState.OK
 
 
+def test_batches_are_joined_again_when_what_was_flushed_is_dropped(clock: Clock) -> None:
+    sink = FakeSink(batch_events=10, batch_wait=1.0)
+    outbox = make_outbox(sink, clock)
+    run_until_idle(outbox, clock)
+    put(outbox, make_flows(5))
+    is_empty = outbox.flush(0.0)
+    outbox.disable()
+    run_until_idle(outbox, clock)
+    outbox.enable()
+    run_until_idle(outbox, clock)
+    put(outbox, make_flows(3, 5))
+    waits = [outbox.step()]
+    run_until_idle(outbox, clock, seconds=1.0)
+
+    assert (is_empty, waits) == (False, [1.0])
+    assert sink.numbers == [5, 6, 7]
+
+
 def test_a_batch_waits_for_others_to_join_until_its_time_is_over(clock: Clock) -> None:
     sink = FakeSink(batch_events=10, batch_wait=1.0)
     outbox = make_outbox(sink, clock)

@@ -700,6 +700,28 @@ MUTATIONS: Final = (
         "tests/faults/test_limits.py::test_row_13_too_few_threads_are_reported_and_nothing_starts",
     ),
     Mutation(
+        "a reload that gets too few threads changes nothing",
+        "conntrackd/sink_changes.py",
+        "        raise resources.explain_threads(more) from error",
+        "        pass",
+        "tests/faults/test_limits.py::test_row_13_a_reload_that_gets_too_few_threads_changes_nothing",
+    ),
+    Mutation(
+        "what a relay has decided is on its way to the sinks of then",
+        "conntrackd/reader.py",
+        "if relayed is None or relayed.decided is None:",
+        "if True:",
+        "tests/test_relay.py::test_what_a_relay_has_decided_goes_on_by_the_rules_and_to_the_sinks_of_then",
+    ),
+    Mutation(
+        "half a line is known to the sink that a reload has made anew",
+        "conntrackd/sinks/stream.py",
+        "self._begun, self._is_torn = old._begun, old._is_torn",
+        "pass",
+        "tests/sinks/test_stream.py"
+        "::test_a_sink_that_a_reload_has_made_anew_goes_on_where_the_one_before_it_stopped",
+    ),
+    Mutation(
         "a file that everybody may change is refused",
         "conntrackd/config/document.py",
         "if status.st_mode & stat.S_IWOTH:",

@@ -1,18 +1,21 @@
 """Row 13: what the system does not give. Real limits: each is survived, or told in a sentence with a hint."""
 
+import json
 import os
 import re
 import resource
 import signal
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.bus.private import PrivateBus
 from tests.faults.rig import Rig
-from tests.live.daemon import command, daemon, environment
+from tests.live.daemon import Running, command, daemon, environment
 from tests.sinks.loki_server import say
 
 pytestmark = pytest.mark.privileged
@@ -30,6 +33,10 @@ def start(*prefix: str, arguments: Sequence[str] = ()) -> subprocess.CompletedPr
     """A daemon that does not come to start, to its end."""
     line, env = [*prefix, *command("run", *SINKS, *arguments)], environment()
     return subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=env)
+
+
+def find_line(running: Running, text: str) -> str | None:
+    return next((line for line in running.said if text in line), None)
 
 
 def test_row_13_twenty_descriptors_are_enough_for_everything_at_once(rig: Rig, bus: PrivateBus) -> None:
@@ -89,6 +96,33 @@ def test_row_13_a_limit_that_is_too_small_for_what_is_switched_on_is_reported_by
             assert "LimitNOFILE= in the unit" in running.said[1]
 
 
+@pytest.mark.parametrize("spare", range(8))
+def test_row_13_a_reload_with_too_few_descriptors_is_done_whole_or_not_at_all(
+    spare: int, tmp_path: Path
+) -> None:
+    path, spools = tmp_path / "conntrackd.yaml", [tmp_path / name for name in ("loki", "syslog")]
+    settings: dict[str, Any] = {"sink": {"stream": {"enable": True, "writer": "discard"}}}
+    path.write_text(json.dumps(settings))
+    with daemon("--config", str(path), prefix=["unshare", "-n"]) as running:
+        running.wait_for_start()
+        pid = running.process.pid
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + spare, limit[1]))
+        settings["metrics"] = {"listen": f"unix://{tmp_path}/metrics"}
+        for spool, address in zip(spools, ("http://127.0.0.1:9", "tcp://127.0.0.1:9"), strict=True):
+            settings["sink"][spool.name] = {"enable": True, "address": address, "spool": str(spool)}
+        path.write_text(json.dumps(settings))
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(partial(find_line, running, "reload: "), "what became of it")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: find_line(running, "sink.syslog.enable is true"), "the sinks")
+        assert running.stop() == 0
+
+    assert not find_line(running, "is in use")
+    assert not find_line(running, "never retrieved")
+
+
 @pytest.mark.parametrize("threads", range(1, 7))
 def test_row_13_too_few_threads_are_reported_and_nothing_starts(threads: int) -> None:
     done = start(*STRANGER, "prlimit", f"--nproc={threads}")
@@ -110,6 +144,24 @@ def test_row_13_as_many_threads_as_it_says_are_enough_to_start_and_to_stop() -> 
     with daemon(*SINKS, prefix=[*STRANGER, "prlimit", "--nproc=8"]) as running:
         running.wait_for_start()
         assert running.stop() == 0
+
+
+def test_row_13_a_reload_that_gets_too_few_threads_changes_nothing(tmp_path: Path) -> None:
+    """Four run, and seven may: two that prepare, of which one may be about to end, and one of a sink."""
+    path = tmp_path / "conntrackd.yaml"
+    settings: dict[str, Any] = {"sink": {"stream": {"enable": True}}}
+    path.write_text(json.dumps(settings))
+    with daemon("--config", str(path), prefix=[*STRANGER, "prlimit", "--nproc=7"]) as running:
+        running.wait_for_start()
+        for names, said in ("abcd", "cannot start more threads"), ("a", "sink a (stream) is new"):
+            settings["sinks"] = {name: {"kind": "stream", "writer": "discard"} for name in names}
+            path.write_text(json.dumps(settings))
+            running.process.send_signal(signal.SIGHUP)
+            running.wait(partial(find_line, running, said), said)
+        assert running.stop() == 0
+
+    assert sum("is new" in line for line in running.said) == 1
+    assert not any("Traceback" in line for line in running.said)
 
 
 @pytest.mark.parametrize("mebibytes", [32, 40, 48, 64])

@@ -1,5 +1,6 @@
 """Address -> Location: databases of each layout, damaged ones, and files that change meanwhile."""
 
+import errno
 import logging
 import os
 import random
@@ -283,6 +284,28 @@ def test_a_damaged_replacement_is_reported_once_and_the_old_one_stays(
     rewritten = write_database(path, {"country": {"iso_code": "FR"}})
     assert settle(geoip)
     assert find(geoip) == Location(country="FR", country_code="FR"), rewritten
+
+
+@pytest.mark.parametrize("name", ["os.memfd_create", "subprocess.run"])
+def test_what_the_system_does_not_give_now_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    path = write_database(tmp_path / "a.mmdb", BERLIN)
+    geoip = GeoIP([path], "en", 100, Stats())
+    write_database(path, {"country": {"iso_code": "FR"}})
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(name, fail)
+        taken = [settle(geoip), settle(geoip)]
+        with pytest.raises(ConfigError, match=r"a\.mmdb cannot be read: Resource temporarily unavailable"):
+            GeoIP([path], "en", 100, Stats())
+
+    assert taken == [False, False]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert settle(geoip)
+    assert find(geoip) == Location(country="FR", country_code="FR")
 
 
 # In a process of its own, because a crash would end the tests.

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError
 from conntrackd.metrics.listener import open_listener, show_address
 from conntrackd.metrics.service import Metrics
+from conntrackd.metrics.textfile import TextFile
 from tests.metrics.states import make_control
 from tests.sinks.syslog_servers import wait_until
 
@@ -163,3 +165,24 @@ def test_a_page_that_cannot_be_written_is_a_fault_until_it_is_or_is_not_wanted(
             assert metrics.unwritten.fault is None
 
     asyncio.run(asyncio.wait_for(inside(), 10))
+
+
+def test_the_end_does_not_wait_for_a_file_system_that_hangs(tmp_path: Path, mocker: MockerFixture) -> None:
+    inside, go_on, waited = threading.Event(), threading.Event(), []
+
+    def hang(*_: object) -> None:
+        inside.set()
+        waited.append(go_on.wait(10))
+
+    async def run() -> None:
+        metrics = Metrics(make_control())
+        metrics.open(configure(textfile=f"{tmp_path}/x.prom"), [])
+        await asyncio.to_thread(inside.wait, 10)
+        metrics.close()
+
+    mocker.patch.object(TextFile, "write", hang)
+    asyncio.run(run())
+    is_over = list(waited)
+    go_on.set()
+
+    assert is_over == []

@@ -595,6 +595,44 @@ def test_what_was_begun_and_then_dropped_ends_before_the_next_line() -> None:
     assert received == b'{"time":"half\n' + make_events(2).text
 
 
+@pytest.mark.parametrize("is_disabled", [False, True])
+def test_a_sink_that_a_reload_has_made_anew_goes_on_where_the_one_before_it_stopped(
+    is_disabled: bool,
+) -> None:
+    clock = Clock()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs = server.accept()[0]
+    with ours, theirs:
+        first, second = StreamSink(None, ours.fileno()), StreamSink(None, ours.fileno())
+        outbox = Outbox(first, queue=100_000, stats=SinkStats(), clock=clock)
+        run_until_idle(outbox, clock)
+        while not first._begun:
+            put(outbox, make_flows(200), render_json)
+        if is_disabled:
+            outbox.disable()  # what waits goes, and with it the rest of the line
+            outbox.step()
+        outbox.enable()
+        outbox.replace(second, 100_000)
+        outbox.step()
+        put(outbox, make_flows(1, 500), render_json)
+        received, reader = [b""], threading.Thread(target=lambda: received.extend(theirs.makefile("rb")))
+        reader.start()
+        run_until_idle(outbox, clock, seconds=LONG)
+        ours.shutdown(socket.SHUT_WR)
+        reader.join(LONG)
+        outbox.stop(0.0)
+
+    records, torn = [], 0
+    for line in received[1:]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            torn += 1
+    assert [record["flow"] for record in records if "flow" in record][-1] == 500
+    assert (sum("lost" in record for record in records), torn) == (is_disabled, is_disabled)
+
+
 @pytest.mark.parametrize("kind", ["file", "terminal", "long line", "much", "in use", "closed"])
 def test_what_might_wait_is_never_written_at_once(tmp_path: Path, pipe: tuple[int, int], kind: str) -> None:
     long = make_flow(0)
