@@ -164,9 +164,10 @@ class Reader:
     def _receive(self, events: EventSocket, patience_ms: int, gather_us: int, *, relays: bool = False) -> int:
         """Receive one batch of any socket, perhaps after some that are relayed, and process it."""
         self.turns += 1
-        relayed, decided = self._relay(events, gather_us) if relays else None, None
+        relayed = self._relay(events, gather_us) if relays else None
         if relayed is None:
-            received, batches = self.batch.receive(events.fileno(), patience_ms, gather_us), 0
+            received = self.batch.receive(events.fileno(), patience_ms, gather_us)
+            batches, decided = 0, None
         else:
             received, batches, decided = relayed.received, relayed.batches, relayed.decided
         datagrams, forged, malformed, used, size, drops = received

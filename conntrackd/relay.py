@@ -1,4 +1,4 @@
-"""Batches that need nothing of Python: the core receives, decides, renders and writes one after the other.
+"""Batches that need nothing of Python: the core receives, decides, locates, renders and writes one by one.
 
 What a loop in Python costs is the same for a batch of one event and of 256, and where events are few it is
 most of what they cost. So Python comes in five times a second, and when there is something for it to do.
@@ -24,7 +24,7 @@ KEEP: Final = Loan(Way.KEEP)
 
 
 def can_relay(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]) -> bool:
-    """Whether events ask the only reader for nothing but the global filter, and a template of each sink."""
+    """Whether events ask the only reader for nothing but Stages, and a template of each sink."""
     if len(pipeline.readers) > 1 or not 1 <= len(outboxes) <= MOST_OUTLETS:
         return False
     asks = (

@@ -65,6 +65,13 @@ def test_events_that_ask_for_nothing_else_are_relayed(forms: Sequence[Template])
     assert may(make_pipeline(*map(make_outbox, forms)))
 
 
+def test_records_of_flows_alone_are_relayed() -> None:
+    pipeline = make_pipeline(make_outbox())
+    set_records(pipeline, Records(of_events=False, of_flows=True))
+
+    assert may(pipeline)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -287,7 +294,7 @@ def test_a_loan_ends_where_another_sink_cannot_wait(pipe: tuple[int, int], tmp_p
 
 
 def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
-    pipe: tuple[int, int],
+    pipe: tuple[int, int], relays: list[int]
 ) -> None:
     """Though a relay is under way."""
     texts = ("log any", "drop any")
@@ -303,6 +310,7 @@ def test_what_comes_after_a_change_of_the_rules_is_decided_by_the_new_ones(
     flows = [flow for flow in make_flows(rounds * count) if flow.id // count % 2 == 0]
 
     assert os.read(pipe[0], 1 << 20) == render(json.TEMPLATE, flows).text
+    assert relays
 
 
 def test_where_a_relay_has_left_something_in_the_queue_not_all_is_read(

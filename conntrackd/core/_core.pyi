@@ -19,7 +19,6 @@ class Batch:
         milliseconds: int,
         table: Table,
         locations: Locations | None,
-        asks_location: bool,
         flows: Flows | None,
         writes_flows: bool,
         outlets: tuple[tuple[Template, int, int, int, int, int], ...],
@@ -32,7 +31,11 @@ class Batch:
         tuple[
             tuple[
                 tuple[tuple[int, int, int, int], ...],
-                tuple[bytes, bytes, tuple[tuple[int, int, int], ...], bytes, int, bool, int, int, int],
+                tuple[bytes, bytes, tuple[tuple[int, int, int], ...], bytes, int],
+                bool,
+                int,
+                int,
+                int,
             ],
             ...,
         ],

@@ -17,7 +17,6 @@ struct relay {
 	PyObject *locations_object, *flows_object;
 	struct locations *locations; /* NULL where events have none */
 	struct flows *flows; /* NULL where no beginning is remembered */
-	int asks_location; /* whether rules do */
 	int writes_flows; /* a FLOW for each DESTROY */
 	int socket, gather_us, milliseconds;
 	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
@@ -25,7 +24,7 @@ struct relay {
 	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
 	size_t forged, malformed; /* of the last batch, too */
 	bool is_full; /* and whether it filled the slots */
-	bool is_decided; /* it is Python's with what was kept of it, for an address that has to be looked up */
+	bool is_decided; /* it is Python's for an address that has to be looked up, with what the rules keep of it */
 	size_t kept;
 	struct fill fill; /* after the last receive */
 	uint32_t peak; /* the most bytes that were queued */
@@ -35,7 +34,7 @@ struct relay {
 	struct stream streams[MAX_STREAMS];
 	size_t stream_count;
 	size_t outlet_count;
-	bool spreads; /* whether another thread is to write what comes under a high load */
+	bool spreads; /* whether other threads are to write what comes under a high load */
 	struct outlet outlets[MOST_OUTLETS];
 };
 
@@ -53,8 +52,9 @@ static bool set_locations(struct relay *relay, size_t count)
 static bool choose(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
+	const bool asks_location = relay->locations && relay->table->location_words;
 
-	if (relay->asks_location) {
+	if (asks_location) {
 		select_all(batch);
 		if (!set_locations(relay, batch->count))
 			return false;
@@ -64,7 +64,7 @@ static bool choose(struct relay *relay)
 	if (relay->table->limits)
 		relay->table->now = read_clock(CLOCK_MONOTONIC);
 	relay->kept = decide(relay->table, batch->events, NULL, batch->count, batch->indexes, false);
-	relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);
+	relay->is_decided = !asks_location && !set_locations(relay, relay->kept);
 	return !relay->is_decided;
 }
 
@@ -125,9 +125,9 @@ static bool is_for_python(struct relay *relay)
 	       (relay->spreads && was_full && relay->is_full);
 }
 
-/* Relays for so long, or until there is something for Python to do: a batch that came after interrupt(), with a loss,
- * or, where it is to be written, with the second one that fills the slots; what could not be written at once; no room.
- * An errno, 0 for none.
+/* Relays for so long, or until there is something for Python to do: a batch that came after interrupt() or with a loss,
+ * or is the second one that fills the slots; an address to look up; what could not be written at once; no room. An
+ * errno, 0 for none.
  */
 static int relay_batches(struct relay *relay)
 {
@@ -216,10 +216,9 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	PyObject *outlets;
 	Py_ssize_t count;
 
-	if (!PyArg_ParseTuple(arguments, "iiIiO!OpOpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
+	if (!PyArg_ParseTuple(arguments, "iiIiO!OOpO!:relay", &relay->socket, &relay->gather_us, &relay->drops,
 			      &relay->milliseconds, state->table, &relay->table_object, &relay->locations_object,
-			      &relay->asks_location, &relay->flows_object, &relay->writes_flows, &PyTuple_Type,
-			      &outlets))
+			      &relay->flows_object, &relay->writes_flows, &PyTuple_Type, &outlets))
 		return false;
 	count = PyTuple_Size(outlets);
 	if (count < 1 || count > MOST_OUTLETS || relay->gather_us < 0 || relay->milliseconds < 0) {

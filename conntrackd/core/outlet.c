@@ -201,7 +201,7 @@ PyObject *list_passed(const void *item)
 
 	for (size_t event = first; event < output->count; event++)
 		output->ends[event] -= begin;
-	return Py_BuildValue("N(NNNNKNnIi)",
+	return Py_BuildValue("N(NNNNK)NnIi",
 			     make_tuple(outlet->written, outlet->written_count, sizeof(*outlet->written), make_written),
 			     make_bytes(output->text + begin, output->length - begin),
 			     make_bytes(output->ends + first, count * sizeof(*output->ends)),

@@ -33,7 +33,7 @@ struct outlet {
 	enum way way;
 	int descriptor;
 	uint32_t number; /* of the next message of syslog */
-	size_t vain; /* what is refused, so many datagrams before it went nowhere: see SyslogSink */
+	size_t vain; /* what is refused, so many datagrams before it went nowhere: see DatagramSocket */
 	int error; /* what the socket had to say, and nobody will hear again */
 	size_t room; /* events that may wait for Python */
 	size_t written_count;
@@ -52,9 +52,9 @@ struct outlet {
  */
 int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept);
 
-/* Of one outlet, what was written, and what was not: text, ends, streams, moments, time of its first event, whether the
- * kernel gave that, and bytes of it that were written; the number of the next message, and an errno. NULL with an
- * exception.
+/* Of one outlet, in the order of Passed in delivery/loan.py: what was written; what was not, in the order of render();
+ * whether the kernel gave the time of its first event, and bytes of that which were written; the number of the next
+ * message, and an errno. NULL with an exception.
  */
 PyObject *list_passed(const void *outlet);
 

@@ -375,8 +375,8 @@ class Engine(Protocol):
     ) -> Relayed | None:
         """Receive, decide, locate, render and write batch after batch, for so long or until Python is needed.
 
-        No event asks for more than that: no table of a sink. None: this engine has done nothing, or not now.
-        Raises OSError when the socket is gone.
+        Events ask for nothing else, such as the table of a sink. None, and nothing was received: this engine
+        cannot, or not now. Raises OSError when the socket is gone.
         """
 
 

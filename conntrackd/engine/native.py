@@ -10,7 +10,6 @@ from typing import Final
 from conntrackd.core import _core as core
 from conntrackd.delivery.loan import Passed, Written
 from conntrackd.engine import (
-    INDEX_BYTES,
     MAX_LIVING,
     SLOT_BYTES,
     SLOTS,
@@ -266,14 +265,14 @@ class NativeEngine:
         written = template.written
         if written is not None:
             written.learn(batch, selection)
-        text, ends, streams, moments, time = batch.render(
-            template.core,
-            selection,
-            None if part is None else part.core,
-            None if written is None else written.core,
+        return _make_rendered(
+            *batch.render(
+                template.core,
+                selection,
+                None if part is None else part.core,
+                None if written is None else written.core,
+            )
         )
-        kinds = tuple(starmap(Stream, streams)) if streams else ()
-        return Rendered(text, ends, len(selection) // INDEX_BYTES, time, kinds, moments)
 
     def relay(
         self,
@@ -293,14 +292,19 @@ class NativeEngine:
             int(seconds * 1000),
             table.core,
             None if locations is None else locations.core,
-            locations is not None and table.needs_location,
             flows,
             writes_flows,
             tuple((template.core, *loan, room) for template, loan, room in outlets),
         )
-        passed = []
-        for written, (text, ends, streams, moments, first, is_timed, *others) in found:
-            kinds = tuple(starmap(Stream, streams))
-            rest = Rendered(text, ends, len(ends) // END_BYTES, first, kinds, moments)
-            passed.append(Passed(tuple(map(Written._make, written)), rest, is_timed, *others))
+        passed = [
+            Passed(tuple(map(Written._make, written)), _make_rendered(*rest), is_timed, *others)
+            for written, rest, is_timed, *others in found
+        ]
         return Relayed(received, decided, *counts, tally, passed)
+
+
+def _make_rendered(
+    text: bytes, ends: bytes, streams: Sequence[tuple[int, int, int]], moments: bytes, first: int
+) -> Rendered:
+    kinds = tuple(starmap(Stream, streams)) if streams else ()
+    return Rendered(text, ends, len(ends) // END_BYTES, first, kinds, moments)

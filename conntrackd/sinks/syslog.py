@@ -15,11 +15,7 @@ from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
 from conntrackd.config.together import get_syslog_form
-from conntrackd.delivery.datagrams import (
-    DatagramSocket,
-    Framing,
-    frame,
-)
+from conntrackd.delivery.datagrams import DatagramSocket, Framing, frame
 from conntrackd.delivery.loan import Loan, Passed, Way
 from conntrackd.delivery.sink import SinkRevised, SinkUnavailable
 from conntrackd.render.rendered import Rendered, count_ends, join
@@ -85,7 +81,7 @@ class SyslogSink:
         self._socket: socket.socket | None = None
         self._datagrams: DatagramSocket | None = None
         self._refusals = 0
-        self._error = 0  # the errno that a loan has met
+        self._error = 0  # an errno that was met past write(), which raises it
         self._number = 1  # of the next message
 
     def open(self) -> None:
@@ -137,7 +133,7 @@ class SyslogSink:
         if sock is None:
             raise SinkUnavailable("closed")
         if error:
-            raise self._refuse(OSError(error, os.strerror(error)))
+            raise self._note_trouble(OSError(error, os.strerror(error)))
         # The messages joined are a copy that is needed no longer than this takes.
         text, ends, number = self._frame(join(parts))
         try:
@@ -196,9 +192,9 @@ class SyslogSink:
             return
         if error.errno == errno.EMSGSIZE:  # no message of ours is that long; it will never be taken
             raise SinkRevised(self._explain(error), written=sent, refused=1) from error
-        raise self._refuse(error, sent) from error
+        raise self._note_trouble(error, sent) from error
 
-    def _refuse(self, error: OSError, written: int = 0) -> SinkUnavailable:
+    def _note_trouble(self, error: OSError, written: int = 0) -> SinkUnavailable:
         self._refusals += 1  # the next address is tried then
         return SinkUnavailable(self._explain(error), written=written)
 

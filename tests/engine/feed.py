@@ -74,7 +74,7 @@ class Feed:
 
     def call_relay(self, outlet: tuple[Any, ...], milliseconds: int = 1, locations: Any = None) -> Any:
         """By what it takes, whatever that is."""
-        stages = (ALL.core, locations, False, None, False)
+        stages = (ALL.core, locations, None, False)
         return self.batch.relay(self.one.fileno(), 0, 0, milliseconds, *stages, (outlet,))
 
     def list_left(self) -> list[int]:

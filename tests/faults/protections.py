@@ -432,8 +432,8 @@ MUTATIONS: Final = (
     Mutation(
         "an event with a new address waits for its location",
         "conntrackd/core/batch_relay.c",
-        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept);",
-        "relay->is_decided = !relay->asks_location && !set_locations(relay, relay->kept) && false;",
+        "relay->is_decided = !asks_location && !set_locations(relay, relay->kept);",
+        "relay->is_decided = !asks_location && !set_locations(relay, relay->kept) && false;",
         "tests/engine/test_relay.py"
         "::test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located",
     ),
