@@ -86,7 +86,7 @@ class SyslogSink:
 
     def open(self) -> None:
         try:
-            self._socket, self._error = self._connect(), 0
+            self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)
             if self._socket.type == socket.SOCK_DGRAM:
                 self._datagrams = DatagramSocket(self._socket, SEND_SECONDS, segments=self._segments)

@@ -106,20 +106,6 @@ def test_no_datagram_to_nobody_is_said_to_be_delivered(
     assert again.number == 1
 
 
-def test_what_a_socket_had_to_say_is_not_said_of_the_next_one(feed: Feed) -> None:
-    """As after SIGHUP."""
-    with closing(make(f"udp://127.0.0.1:{get_free_port()}")) as sink:
-        sink.open()
-        pass_on(feed, sink, make_flows(1), "loan")
-        before = sink.lend()
-        sink.close()
-        sink.open()
-        after = sink.lend()
-
-    assert before is None
-    assert after is not None
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_receiver_without_room_gets_the_rest_from_the_thread(tmp_path: Path, feed: Feed, way: str) -> None:
     flows, received = make_flows(7), []  # a local queue has room for ten
