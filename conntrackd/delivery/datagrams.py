@@ -25,6 +25,13 @@ PLACEHOLDER: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
 STALLED: Final = "the receiver does not accept what it is sent"
+# include/uapi/linux/in.h, in6.h. Else a router's report of a smaller packet is an error of the next message
+# (EMSGSIZE), whatever its length, and what was reported is lost. Like this routers, or our kernel, cut it.
+MTU_DISCOVER: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+PMTUDISC_DONT: Final = 0
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
@@ -128,6 +135,8 @@ class DatagramSocket:
         # What goes as one call is refused as one.
         self._vain = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2
         sock.setblocking(False)
+        if sock.family in MTU_DISCOVER:
+            sock.setsockopt(*MTU_DISCOVER[sock.family], PMTUDISC_DONT)
         self._socket = sock
         self._patience_ms = int(patience * 1000)
         self._segments = segments
