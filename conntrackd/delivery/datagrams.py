@@ -32,6 +32,8 @@ MTU_DISCOVER: Final = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 PMTUDISC_DONT: Final = 0
+# Of datagrams before, by their receiver or a firewall. core/outlet.c has the same.
+REFUSALS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH)
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
@@ -187,7 +189,7 @@ class DatagramSocket:
         """How many were taken indeed, and an errno: that of the call, or what they have brought since."""
         if self._vain and not code:
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # once: it is forgotten then
-        return max(0, sent - self._vain) if code == errno.ECONNREFUSED else sent, code
+        return max(0, sent - self._vain) if code in REFUSALS else sent, code
 
     def close(self) -> None:
         """End a send that waits. The receiver sees nothing of it."""
