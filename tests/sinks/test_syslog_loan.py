@@ -200,7 +200,6 @@ def test_what_a_firewall_refuses_is_not_said_to_be_delivered(segments: str, way:
             sink.open()
             sent, _ = pass_on(Feed(8, one, other), sink, make_flows(2), way)
             sink.close()
-            sink._error = 0
             sink.open()
             with pytest.raises(SinkUnavailable, match="No route to host") as caught:
                 sink.write([render(sink.template, make_flows(2))])
@@ -213,3 +212,17 @@ def test_what_a_firewall_refuses_is_not_said_to_be_delivered(segments: str, way:
         assert call_inside(name, send_two) == [0, 0]
     finally:
         ip("netns", "del", name)
+
+
+def test_what_a_socket_had_to_say_is_nothing_about_the_next_one(feed: Feed) -> None:
+    """A sink that is switched off and on again says nothing of the outage before."""
+    away = get_free_port()
+    sink = make(f"udp://127.0.0.1:{away}")
+    with closing(sink), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        sink.open()
+        pass_on(feed, sink, make_flows(1), "loan")
+        sink.close()
+        receiver.bind(("127.0.0.1", away))
+        sink.open()
+
+        assert pass_on(feed, sink, make_flows(1), "loan")[0] == 1
