@@ -56,6 +56,12 @@ static int read_error(int socket)
 	return getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size) ? errno : error;
 }
 
+/* Of datagrams before, by their receiver or a firewall. delivery/datagrams.py has the same. */
+static bool is_refusal(int error)
+{
+	return error == ECONNREFUSED || error == EHOSTUNREACH;
+}
+
 /* False for want of memory, and where it would be too much. */
 static bool reserve_frames(struct frames *frames, const struct output *output)
 {
@@ -86,7 +92,7 @@ static size_t send_messages(struct outlet *outlet, struct frames *frames, const 
 	sent = send_parts(outlet->descriptor, text, frames->ends, output->count, 0, 0, segments, &outlet->error);
 	if (!outlet->error && outlet->vain)
 		outlet->error = read_error(outlet->descriptor);
-	if (outlet->error == ECONNREFUSED)
+	if (is_refusal(outlet->error))
 		sent -= sent < outlet->vain ? sent : outlet->vain;
 	if (sent < output->count) { /* the others get theirs when they go out */
 		number = outlet->number;

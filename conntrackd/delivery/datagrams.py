@@ -25,6 +25,15 @@ PLACEHOLDER: Final = b"\0"
 PADDED_TO: Final = 64
 MAX_SEGMENTS: Final = 64  # that the core gives the kernel as one
 STALLED: Final = "the receiver does not accept what it is sent"
+# include/uapi/linux/in.h, in6.h. Else a router's report of a smaller packet is an error of the next message
+# (EMSGSIZE), whatever its length, and what was reported is lost. Like this routers, or our kernel, cut it.
+MTU_DISCOVER: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+PMTUDISC_DONT: Final = 0
+# Of datagrams before, by their receiver or a firewall. core/outlet.c has the same.
+REFUSALS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH)
 LOCK_SECONDS: Final = 0.05  # a send that is awakened lets go at once
 
 
@@ -128,6 +137,8 @@ class DatagramSocket:
         # What goes as one call is refused as one.
         self._vain = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2
         sock.setblocking(False)
+        if sock.family in MTU_DISCOVER:
+            sock.setsockopt(*MTU_DISCOVER[sock.family], PMTUDISC_DONT)
         self._socket = sock
         self._patience_ms = int(patience * 1000)
         self._segments = segments
@@ -178,7 +189,7 @@ class DatagramSocket:
         """How many were taken indeed, and an errno: that of the call, or what they have brought since."""
         if self._vain and not code:
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # once: it is forgotten then
-        return max(0, sent - self._vain) if code == errno.ECONNREFUSED else sent, code
+        return max(0, sent - self._vain) if code in REFUSALS else sent, code
 
     def close(self) -> None:
         """End a send that waits. The receiver sees nothing of it."""

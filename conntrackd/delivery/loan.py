@@ -33,7 +33,7 @@ class Loan(NamedTuple):
     number: int = 1
     """Of the next message of syslog."""
     vain: int = 0
-    """So many of the datagrams before one that is refused (ECONNREFUSED) went nowhere, too."""
+    """So many of the datagrams before one that is refused went nowhere, too."""
 
 
 class Written(NamedTuple):

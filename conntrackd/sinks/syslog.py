@@ -85,6 +85,7 @@ class SyslogSink:
         self._number = 1  # of the next message
 
     def open(self) -> None:
+        self._error = 0
         try:
             self._socket = self._connect()
             self._socket.settimeout(SEND_SECONDS)

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -249,3 +250,30 @@ def test_what_was_sent_is_counted_from_the_first_to_the_one_that_failed() -> Non
 
     assert isinstance(error, TimeoutError)
     assert [int(re.findall(rb"\d+", text)[0]) for text in received] == list(range(sent))
+
+
+def report_size(sock: socket.socket, size: int) -> bytes:
+    """What a router says of a packet of this socket that is longer than so many bytes (RFC 1191)."""
+    (source, sport), (target, dport) = sock.getsockname(), sock.getpeername()
+    addresses = socket.inet_aton(source) + socket.inet_aton(target)
+    packet = struct.pack("!BBHHHBBH", 0x45, 0, 928, 0, 0x4000, 64, socket.IPPROTO_UDP, 0) + addresses
+    body = struct.pack("!HH", 0, size) + packet + struct.pack("!HHHH", sport, dport, 908, 0)
+    total = sum(struct.unpack(f"!{len(body) // 2}H", body)) + 0x0304
+    total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!BBH", 3, 4, ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + body
+
+
+@pytest.mark.privileged
+def test_a_router_with_a_smaller_packet_costs_no_message(udp: tuple[socket.socket, socket.socket]) -> None:
+    """Its report would be the error of a message that fits."""
+    messages = make_rendered([b"x" * 900, b"y"], 0)
+    ours, _ = udp
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as router,
+        closing(DatagramSocket(ours, 10.0)) as sock,
+    ):
+        first = sock.send(messages.text, messages.ends)
+        router.sendto(report_size(ours, 600), ("127.0.0.1", 0))
+        second = sock.send(messages.text, messages.ends)
+
+    assert (first, second) == ((2, None), (2, None))

@@ -16,6 +16,7 @@ from conntrackd.flow import Flow, Location
 from conntrackd.sinks.addresses import ASK_SECONDS
 from conntrackd.sinks.syslog import SyslogSink
 from tests.engine.feed import ENGINE, ROOM, Feed, pair
+from tests.live.network import call_inside, inside, ip
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 from tests.sinks.syslog_servers import get_free_port
@@ -184,3 +185,44 @@ def test_a_stream_and_a_sink_that_is_closed_are_not_lent() -> None:
 
     assert isinstance(sink, DirectSink)
     assert found == (None, None, (0, 0))
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_what_a_firewall_refuses_is_not_said_to_be_delivered(segments: str, way: str) -> None:
+    """By another word than a port that nobody has (RFC 1812, 5.2.7.1)."""
+    name = f"bb-refuse-{os.getpid()}"
+    rules = "type filter hook input priority 0; udp dport 514 reject with icmp type admin-prohibited;"
+
+    def send_two() -> list[int]:
+        with pair() as (one, other), closing(make("udp://127.0.0.1", segments=segments)) as sink:
+            sink.open()
+            sent, _ = pass_on(Feed(8, one, other), sink, make_flows(2), way)
+            sink.close()
+            sink.open()
+            with pytest.raises(SinkUnavailable, match="No route to host") as caught:
+                sink.write([render(sink.template, make_flows(2))])
+            return [sent, caught.value.written]
+
+    ip("netns", "add", name)
+    try:
+        ip("-n", name, "link", "set", "lo", "up")
+        inside(name, "nft", "-f", "-", text=f"table inet firewall {{ chain in {{\n{rules}\n}}\n}}\n")
+        assert call_inside(name, send_two) == [0, 0]
+    finally:
+        ip("netns", "del", name)
+
+
+def test_what_a_socket_had_to_say_is_nothing_about_the_next_one(feed: Feed) -> None:
+    """A sink that is switched off and on again says nothing of the outage before."""
+    away = get_free_port()
+    sink = make(f"udp://127.0.0.1:{away}")
+    with closing(sink), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        sink.open()
+        pass_on(feed, sink, make_flows(1), "loan")
+        sink.close()
+        receiver.bind(("127.0.0.1", away))
+        sink.open()
+
+        assert pass_on(feed, sink, make_flows(1), "loan")[0] == 1
