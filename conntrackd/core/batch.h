@@ -77,6 +77,9 @@ PyObject *describe_field(const struct event *event, size_t field);
 /* (type, protocol, events) of each. */
 PyObject *list_found_streams(const struct stream *streams, size_t count);
 
+/* One of this type that nobody uses now, or None. False with an exception, which says `otherwise` of another type. */
+bool is_free(PyObject *object, PyTypeObject *type, const char *otherwise);
+
 /* No bytes may be at NULL. */
 PyObject *make_bytes(const void *bytes, size_t size);
 

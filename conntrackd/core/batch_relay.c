@@ -198,18 +198,6 @@ static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments
 	return is_idle(outlet->object);
 }
 
-/* One of this type, or None; false with an exception, also where it is in use. */
-static bool is_idle_or_none(PyObject *object, PyTypeObject *type)
-{
-	if (object == Py_None)
-		return true;
-	if (!Py_IS_TYPE(object, type)) {
-		PyErr_SetString(PyExc_TypeError, "events are located by Locations, and remembered by Flows");
-		return false;
-	}
-	return is_idle(object);
-}
-
 /* False with an exception: also where something of it is in use. */
 static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 {
@@ -229,8 +217,8 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	relay->batch = (struct batch *)self;
 	relay->table = open_object_table(relay->table_object);
 	if (!is_idle(self) || !is_idle(relay->table_object) ||
-	    !is_idle_or_none(relay->locations_object, state->locations) ||
-	    !is_idle_or_none(relay->flows_object, state->flows))
+	    !is_free(relay->locations_object, state->locations, "events are located by Locations") ||
+	    !is_free(relay->flows_object, state->flows, "flows are remembered by Flows"))
 		return false;
 	if (relay->locations_object != Py_None)
 		relay->locations = open_object_locations(relay->locations_object);

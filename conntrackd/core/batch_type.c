@@ -86,13 +86,12 @@ PyObject *make_bytes(const void *bytes, size_t size)
 	return PyBytes_FromStringAndSize(size ? bytes : "", (Py_ssize_t)size);
 }
 
-/* One of this type that nobody uses now, or None. False with an exception. */
-static bool is_free(PyObject *object, PyTypeObject *type)
+bool is_free(PyObject *object, PyTypeObject *type, const char *otherwise)
 {
 	if (object == Py_None)
 		return true;
 	if (!Py_IS_TYPE(object, type)) {
-		PyErr_SetString(PyExc_TypeError, "a part is decided by a Table, and concealed by an Anonymizer");
+		PyErr_SetString(PyExc_TypeError, otherwise);
 		return false;
 	}
 	return is_idle(object);
@@ -140,7 +139,8 @@ static PyObject *batch_render(PyObject *self, PyObject *arguments)
 
 	if (!PyArg_ParseTuple(arguments, "O!O|OO:render", find_state(self)->template, &object, &kept, &part,
 			      &anonymizer) ||
-	    !is_free(part, find_state(self)->table) || !is_free(anonymizer, find_state(self)->anonymizer) ||
+	    !is_free(part, find_state(self)->table, "a part is decided by a Table") ||
+	    !is_free(anonymizer, find_state(self)->anonymizer, "a part is concealed by an Anonymizer") ||
 	    !open_selection(batch, kept, &selection) || !is_idle(object))
 		return NULL;
 	if (!begin_render(batch, &selection, part, anonymizer))
