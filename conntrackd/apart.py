@@ -11,6 +11,14 @@ from conntrackd.errors import UnavailableError
 T = TypeVar("T")
 
 
+def start(thread: threading.Thread) -> None:
+    """Raises UnavailableError where the system does not give it one, for who asked for what it does."""
+    try:
+        thread.start()
+    except RuntimeError as error:  # how CPython says so
+        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
+
+
 async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401  # the function's own
     """Its result, from a thread of its own. The loop's helpers stay free for a stop, which waits for none."""
     loop = asyncio.get_running_loop()
@@ -33,10 +41,7 @@ async def run_apart(function: Callable[..., T], *arguments: Any) -> T:  # noqa: 
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, result, failure)
 
-    try:
-        threading.Thread(target=work, daemon=True, name="control").start()
-    except RuntimeError as error:  # how CPython says that the system gave it no thread
-        raise UnavailableError("cannot start a thread for it", hint="raise TasksMax= in the unit") from error
+    start(threading.Thread(target=work, daemon=True, name="control"))
     return await future
 
 

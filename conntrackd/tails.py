@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from conntrackd import apart
 from conntrackd.engine import Opaque
 from conntrackd.errors import UnavailableError
 from conntrackd.flow import Lost
@@ -143,12 +144,11 @@ class Tails:
         reading, writing = os.pipe()
         thread = threading.Thread(target=self._run, name="tails", daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:  # how CPython says that the system gave it no thread
+            apart.start(thread)
+        except UnavailableError:
             os.close(reading)
             os.close(writing)
-            hint = "raise TasksMax= in the unit"
-            raise UnavailableError("cannot start a thread for it", hint=hint) from error
+            raise
         self._thread, self._wake_read, self._wake_write = thread, reading, writing
 
     def close(self) -> None:
