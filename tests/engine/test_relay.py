@@ -416,19 +416,22 @@ def place(flows: Sequence[Flow]) -> Databases:
     return Databases(known)
 
 
+def keep(feed: Feed, events: Sequence[Flow], table: object = ALL, **stages: Any) -> Relayed:
+    """Send them, and relay what comes to a sink that lets it wait."""
+    feed.send(events)
+    return feed.relay_to([Outlet(FORM, KEEP, ROOM)], table, **stages)
+
+
 def test_what_has_a_new_address_is_left_as_the_rules_keep_it_and_then_all_are_located(feed: Feed) -> None:
     flows = make_flows(9)
     locations: Any = ENGINE.open_locations(place(flows), 1000)
     table = ENGINE.compile_table(parse("drop source address 10.0.0.7", "log any"))
-    outlets = [Outlet(FORM, KEEP, ROOM)]
-    feed.send(flows)
-    left = feed.relay_to(outlets, table, locations=locations)
+    left = keep(feed, flows, table, locations=locations)
     assert left.decided is not None
     kept = [feed.batch.describe(index)["id"] for index in array("H", left.decided)]
     counts = table.counts
     locations.locate(feed.batch, left.decided)
-    feed.send([flow for flow in flows if flow.id != 7])
-    found = feed.relay_to(outlets, table, locations=locations)
+    found = keep(feed, [flow for flow in flows if flow.id != 7], table, locations=locations)
 
     assert (kept, left.received[0], left.batches, left.tally) == ([0, 1, 2, 3, 4, 5, 6, 8], 9, 0, ())
     assert (counts, table.counts) == ([0, 1, 8], [0, 1, 16])
@@ -440,13 +443,10 @@ def test_where_rules_ask_for_places_a_new_address_leaves_all_undecided(feed: Fee
     flows = make_flows(4)
     locations: Any = ENGINE.open_locations(place(flows), 1000)
     table = ENGINE.compile_table(parse('drop source city "City 3"', "log any"))
-    outlets = [Outlet(FORM, KEEP, ROOM)]
-    feed.send(flows)
-    left = feed.relay_to(outlets, table, locations=locations)
+    left = keep(feed, flows, table, locations=locations)
     counts = table.counts
     locations.locate(feed.batch, None)
-    feed.send(flows)
-    found = feed.relay_to(outlets, table, locations=locations)
+    found = keep(feed, flows, table, locations=locations)
 
     assert (left.decided, left.received[0], counts) == (None, 4, [0, 0, 0])
     assert (found.received[0], table.counts) == (0, [0, 1, 3])
@@ -470,12 +470,9 @@ def test_each_flow_is_written_at_its_end_with_its_begin(feed: Feed) -> None:
     ended = [make_flow(number, EventType.DESTROY) for number in range(4)]
     flows: Any = ENGINE.open_flows(10)
     table = ENGINE.compile_table(parse("log any"), events=EventType.DESTROY)
-    feed.send(began)
-    outlets = [Outlet(FORM, KEEP, ROOM)]
-    first = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    first = keep(feed, began, table, flows=flows, writes_flows=True)
     remembered = len(flows)
-    feed.send(ended)
-    found = feed.relay_to(outlets, table, flows=flows, writes_flows=True)
+    found = keep(feed, ended, table, flows=flows, writes_flows=True)
     lines = [jsonlib.loads(line) for line in found.passed[0].rest.text.splitlines()]
 
     assert (first.filtered, first.passed[0].rest.events, remembered, len(flows)) == (3, 0, 3, 0)
@@ -487,8 +484,7 @@ def test_each_flow_is_written_at_its_end_with_its_begin(feed: Feed) -> None:
 def test_flows_that_are_forgotten_for_want_of_room_are_counted(feed: Feed) -> None:
     flows: Any = ENGINE.open_flows(1)
     room = flows.note(feed.batch)  # nothing yet
-    feed.send(make_flows(9))
-    found = feed.relay_to([Outlet(FORM, KEEP, ROOM)], flows=flows, writes_flows=True)
+    found = keep(feed, make_flows(9), flows=flows, writes_flows=True)
 
     assert (room, found.forgotten) == (0, 9 - len(flows))
     assert found.forgotten > 0
