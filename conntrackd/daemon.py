@@ -163,6 +163,7 @@ class Daemon:
             spool=sink.kind.open_spool(sink.config),
             on_failed=lambda reason: self._note_failed(sink.name, reason),
             name=sink.name,
+            writer=self.engine.open_writer(),
         )
 
     def open_geoip(self, config: Config) -> "GeoIP | None":

@@ -50,15 +50,16 @@ def relay(
     seconds, relayed = RELAY_SECONDS, None
     try:
         for outbox, template in zip(outboxes, templates, strict=True):
-            loan, room = outbox.lend(), 0
+            loan, room, writer = outbox.lend(), 0, None
             if loan is not None:
                 lent.append(outbox)
             else:
                 room = min(outbox.get_room(), MOST_KEPT)
                 if outbox.batch_wait < LONG_WAIT or room < SLOTS:
                     return None
+                writer = outbox.find_writer(3 * MOST_KEPT)  # left for it, being written, and here
                 seconds = min(seconds, outbox.batch_wait)
-            outlets.append(Outlet(template, loan or KEEP, room))
+            outlets.append(Outlet(template, loan or KEEP, room, writer))
         relayed = pipeline.engine.relay(batch, stages, link, outlets, seconds)
     finally:
         if relayed is None:

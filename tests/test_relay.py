@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 
+from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import Sink, SinkState
 from conntrackd.engine import SLOTS, Engine, Relayed
@@ -33,8 +34,10 @@ from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
+from tests.delivery.fakes import make_lost
 from tests.engine.feed import ENGINES, QUEUE, pair, set_records
 from tests.engine.rendering import Databases
+from tests.engine.test_writer import limited
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
@@ -109,8 +112,11 @@ class Rig:
     ) -> None:
         self.other = other
         self.stats = SinkStats()
-        self.outbox = Outbox(sink, queue=10_000, stats=self.stats)
-        self.outboxes = [self.outbox, *(Outbox(sink, queue=10_000, stats=SinkStats()) for sink in others)]
+        self.outboxes = [
+            Outbox(each, queue=10_000, stats=stats, backoff=Backoff(0.01, 0.01), writer=CORE.open_writer())
+            for each, stats in ((sink, self.stats), *((other, SinkStats()) for other in others))
+        ]
+        self.outbox = self.outboxes[0]
         self.pipeline = make_pipeline(*self.outboxes, rules=rules)
         events = SimpleNamespace(
             fileno=one.fileno, measure=lambda: Fill(0, GATHER_BYTES, 0), leave=lambda _: None
@@ -279,6 +285,60 @@ def test_a_pipe_and_a_file_get_all_events_without_python(
     assert sum(relays) > 0
     assert [stats.sink_events_delivered_total for stats in snapshots] == [len(flows)] * 2
     assert [stats.sink_events_queued for stats in snapshots] == [0, 0]
+
+
+def test_a_file_is_written_without_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what follows silence."""
+    flows, path = make_flows(1000), tmp_path / "events.json"
+    written: list[int] = []
+    write = StreamSink.write
+
+    def note(sink: StreamSink, parts: Sequence[Rendered]) -> int:
+        written.append(sum(part.events for part in parts))
+        return write(sink, parts)
+
+    monkeypatch.setattr(StreamSink, "write", note)
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(path), ("log any",))
+        rig.send_slowly(len(flows))
+        wait_until(lambda: rig.outbox.snapshot().sink_events_delivered_total == len(flows), "all of them")
+        stats = rig.outbox.snapshot()
+        rig.stop()
+
+    assert path.read_bytes() == render(json.TEMPLATE, flows).text
+    assert (stats.sink_events_taken_total, stats.sink_events_queued) == (len(flows), 0)
+    assert stats.sink_bytes_total == path.stat().st_size
+    assert sum(written) < len(flows)
+
+
+def test_whatever_happens_to_a_file_its_lines_are_whole_and_come_once_in_order(tmp_path: Path) -> None:
+    """It is full for a while, is moved and deleted, and losses are reported between its events."""
+    path, flows = tmp_path / "events.json", make_flows(40 * STEP)
+    texts: list[bytes] = []
+    with pair() as (one, other):
+        rig = Rig(one, other, StreamSink(path), ("log any",))
+        for number in range(40):
+            match number % 8:
+                case 1:
+                    rig.outbox.report(make_lost(number))
+                case 3:
+                    rig.outbox.flush(SECONDS)
+                    texts.append(path.read_bytes())
+                    path.unlink()
+                case 5:
+                    rig.outbox.flush(SECONDS)
+                    texts.append(path.rename(tmp_path / "moved").read_bytes())
+                    rig.outbox.reopen()
+            with limited(path.stat().st_size + 700) if number % 8 == 7 else nullcontext():
+                rig.send(STEP, number * STEP)
+                rig.wait_for((number + 1) * STEP)
+        rig.stop()
+    lines = [parser.loads(line) for line in b"".join([*texts, path.read_bytes()]).splitlines()]
+    losses = [line["lost"] for line in lines if line["type"] == "LOST"]
+
+    assert [line["flow"] for line in lines if line["type"] != "LOST"] == [flow.id for flow in flows]
+    assert losses == list(range(1, 40, 8))
+    assert rig.outbox.snapshot().sink_events_delivered_total == len(flows)
 
 
 def test_a_loan_ends_where_another_sink_cannot_wait(pipe: tuple[int, int], tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ static int relay_batches(struct relay *relay)
 		goes_on = relay_batch(relay);
 		now = read_clock(CLOCK_MONOTONIC);
 	} while (goes_on > 0 && now < end);
+	for (size_t outlet = 0; goes_on >= 0 && outlet < relay->outlet_count; outlet++)
+		leave_rest(&relay->outlets[outlet]);
 	return goes_on < 0 ? ENOMEM : code;
 }
 
@@ -168,23 +170,35 @@ static PyObject *make_result(const struct relay *relay)
 			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
+/* False with an exception. The thread of a writer is in it meanwhile. */
+static bool is_writer(PyObject *object, PyTypeObject *type)
+{
+	if (object == Py_None || Py_IS_TYPE(object, type))
+		return true;
+	PyErr_SetString(PyExc_TypeError, "text is left for a Writer");
+	return false;
+}
+
 /* False with an exception. */
 static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments)
 {
 	struct outlet *outlet = &relay->outlets[relay->outlet_count];
 	Py_ssize_t room, number, vain;
+	PyObject *writer;
 	int way;
 
-	if (!PyArg_ParseTuple(arguments, "O!iinnn:outlet", find_state(self)->template, &outlet->object, &way,
-			      &outlet->descriptor, &number, &vain, &room))
+	if (!PyArg_ParseTuple(arguments, "O!iinnnO:outlet", find_state(self)->template, &outlet->object, &way,
+			      &outlet->descriptor, &number, &vain, &room, &writer) ||
+	    !is_writer(writer, find_state(self)->writer))
 		return false;
 	if (way < 0 || way >= WAYS || room < 0 || vain < 0 || number < 1 || number > MAX_SEQUENCE) {
 		PyErr_SetString(PyExc_ValueError, "no such way, no number of a message, or less than nothing");
 		return false;
 	}
 	outlet->template = open_object_template(outlet->object);
-	if (outlet->template->by_stream && way != WAY_KEEP) {
-		PyErr_SetString(PyExc_ValueError, "a text by stream is not in the order of its events");
+	outlet->writer = writer == Py_None ? NULL : open_object_writer(writer);
+	if ((way != WAY_KEEP) + outlet->template->by_stream + !!outlet->writer > 1) {
+		PyErr_SetString(PyExc_ValueError, "of a way, a text by stream and a writer one excludes the others");
 		return false;
 	}
 	outlet->way = (enum way)way;

@@ -21,7 +21,8 @@ struct object {
 };
 
 struct module_state {
-	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set, *series, *anonymizer;
+	PyTypeObject *batch, *table, *template, *locations, *ids, *flows, *deltas, *limits, *set, *series, *anonymizer,
+		*writer;
 };
 
 /* Each makes a type of the module, NULL with an exception. */
@@ -36,6 +37,7 @@ PyTypeObject *create_deltas_type(PyObject *module);
 PyTypeObject *create_limits_type(PyObject *module);
 PyTypeObject *create_anonymizer_type(PyObject *module);
 PyTypeObject *create_series_type(PyObject *module);
+PyTypeObject *create_writer_type(PyObject *module);
 
 /* The module's state, found from an object of one of its types. */
 struct module_state *find_state(PyObject *object);
@@ -59,6 +61,7 @@ struct flows *open_object_flows(PyObject *object);
 struct ids *open_object_ids(PyObject *object);
 struct limits *open_object_limits(PyObject *object);
 struct anonymizer *open_object_anonymizer(PyObject *object);
+struct writer *open_object_writer(PyObject *object);
 const struct prefixes *open_object_set(PyObject *object);
 
 /* A tuple of what is made of each item: so many, one behind the other, of so many bytes. NULL with an exception. */

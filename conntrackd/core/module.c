@@ -230,7 +230,8 @@ static int execute(PyObject *module)
 	    add_type(module, &state->limits, create_limits_type) < 0 ||
 	    add_type(module, &state->series, create_series_type) < 0 ||
 	    add_type(module, &state->set, create_set_type) < 0 ||
-	    add_type(module, &state->anonymizer, create_anonymizer_type) < 0 || add_names(module) < 0)
+	    add_type(module, &state->anonymizer, create_anonymizer_type) < 0 ||
+	    add_type(module, &state->writer, create_writer_type) < 0 || add_names(module) < 0)
 		return -1;
 	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
 }
@@ -251,6 +252,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
 	Py_VISIT(state->limits);
 	Py_VISIT(state->anonymizer);
 	Py_VISIT(state->series);
+	Py_VISIT(state->writer);
 	return 0;
 }
 
@@ -269,6 +271,7 @@ static int clear(PyObject *module)
 	Py_CLEAR(state->limits);
 	Py_CLEAR(state->anonymizer);
 	Py_CLEAR(state->series);
+	Py_CLEAR(state->writer);
 	return 0;
 }
 

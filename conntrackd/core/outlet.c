@@ -11,6 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* A write of so much costs no more for each event than a larger one, and it is still in the cache. */
+#define MUCH_TEXT (1 << 16)
+
 static ssize_t write_once(const struct outlet *outlet, const char *text, size_t bytes)
 {
 	struct iovec vector = { (char *)text, bytes };
@@ -185,12 +188,20 @@ int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept)
 	if (!render(outlet->template, batch->events, batch->indexes, kept, output, streams, &stream_count) ||
 	    !append_streams(outlet, streams, stream_count))
 		return -1;
-	if (outlet->way == WAY_KEEP)
-		return output->count + batch->ring.slots <= outlet->room;
-	return hand_on(outlet, batch);
+	if (outlet->way != WAY_KEEP)
+		return hand_on(outlet, batch);
+	if (output->length >= MUCH_TEXT)
+		leave_rest(outlet);
+	return output->count + batch->ring.slots <= outlet->room;
 }
 
-static PyObject *make_written(const void *item)
+void leave_rest(struct outlet *outlet)
+{
+	if (outlet->writer && outlet->output->count)
+		leave_text(outlet->writer, outlet->output, outlet->rest_time, outlet->rest_is_timed);
+}
+
+PyObject *make_written(const void *item)
 {
 	const struct written *written = item;
 

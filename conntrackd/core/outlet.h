@@ -4,8 +4,7 @@
 
 #include "batch.h"
 #include "binding.h"
-
-#define MOST_WRITTEN 64 /* writes of one relay */
+#include "writer.h"
 
 /* What becomes of a text. delivery/loan.py has the same. */
 enum way {
@@ -19,13 +18,6 @@ enum way {
 	WAYS,
 };
 
-/* Of one write. */
-struct written {
-	uint64_t time; /* of the first event, 0 where the kernel gave none; ns since the epoch, and so is the next */
-	uint64_t done;
-	size_t events, bytes;
-};
-
 struct outlet {
 	PyObject *object; /* of the template; borrowed */
 	struct template *template;
@@ -36,6 +28,7 @@ struct outlet {
 	size_t vain; /* what is refused, so many datagrams before it went nowhere: see DatagramSocket */
 	int error; /* what the socket had to say, and nobody will hear again */
 	size_t room; /* events that may wait for Python */
+	struct writer *writer; /* which may take them instead; NULL for none */
 	size_t written_count;
 	struct written written[MOST_WRITTEN];
 	struct stream *streams; /* of a template by stream, one batch's behind the other's */
@@ -52,10 +45,16 @@ struct outlet {
  */
 int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept);
 
+/* What waits for Python goes to the writer, where there is one that takes it. */
+void leave_rest(struct outlet *outlet);
+
 /* Of one outlet, in the order of Passed in delivery/loan.py: what was written; what was not, in the order of render();
  * whether the kernel gave the time of its first event, and bytes of that which were written; the number of the next
  * message, and an errno. NULL with an exception.
  */
 PyObject *list_passed(const void *outlet);
+
+/* Of one struct written, in the order of Written in delivery/loan.py. */
+PyObject *make_written(const void *written);
 
 #endif

@@ -8,9 +8,9 @@ from typing import Final
 
 from conntrackd.delivery.delays import Delays
 from conntrackd.delivery.disk_buffer import DiskBuffer
-from conntrackd.delivery.loan import Loan, Passed
+from conntrackd.delivery.loan import Loan, Passed, Writer
 from conntrackd.delivery.queue import InFlight, Queue
-from conntrackd.delivery.sink import DirectSink, Sink, SinkState, describe
+from conntrackd.delivery.sink import DirectSink, FileSink, Sink, SinkState, describe
 from conntrackd.delivery.store import Store
 from conntrackd.flow import Lost
 from conntrackd.render.rendered import Rendered
@@ -36,6 +36,7 @@ class Inlet:
         spool: Store | None,
         clock: Callable[[], float],
         name: str = "",
+        writer: Writer | None = None,
     ) -> None:
         self.name = name or sink.name
         self.queue = queue
@@ -54,11 +55,17 @@ class Inlet:
         self._rests = False  # nothing is under way that a direct write could overtake or come between
         self._is_lent = False  # the sink is the reader's
         self._next_sink: Sink | None = None
-        self._sink = sink
-        self._direct = sink if isinstance(sink, DirectSink) else None
+        self._use(sink)
+        self._writer = writer
+        self._left_since = 0  # time of the first record that the writer has, 0 for none
         self._opened = False
         # The thread's own:
         self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
+
+    def _use(self, sink: Sink) -> None:
+        self._sink = sink
+        self._direct = sink if isinstance(sink, DirectSink) else None
+        self._file = sink if isinstance(sink, FileSink) else None
 
     @property
     def batch_wait(self) -> float:
@@ -69,6 +76,10 @@ class Inlet:
         """How many events would be taken now; 0 also when the sink is out."""
         room = self.queue - self._stats.sink_events_queued
         return room if room > 0 and self._state not in OUT else 0
+
+    def find_writer(self, most: int) -> Writer | None:
+        """Who takes text for the thread, for a while in which so many events may be left for it."""
+        return self._writer if self._file is not None and self.get_room() >= most else None
 
     def put(self, rendered: Rendered, *, is_timed: bool = False, waited: float = 0.0) -> None:
         """Take the events, or as many of them as there is room for.
@@ -106,6 +117,7 @@ class Inlet:
     def end_loan(self, passed: Passed, waited: float = 0.0) -> None:
         """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
+            self._look()
             for time_ns, done_ns, events, size in passed.written:
                 self._stats.sink_events_taken_total += events
                 self._delays.is_timed = bool(time_ns)
@@ -172,6 +184,18 @@ class Inlet:
         self._stats.sink_bytes_total += size
         self._delays.add(time_ns, events, done_ns)
 
+    def _look(self) -> None:
+        """Count what a relay has left for the writer by now, and what that has written."""
+        if self._writer is None:
+            return
+        left, self._left_since, written = self._writer.look()
+        self._stats.sink_events_taken_total += left
+        self._stats.sink_events_queued += left
+        for time_ns, done_ns, events, size in written:
+            self._stats.sink_events_queued -= events
+            self._delays.is_timed = bool(time_ns)
+            self._count_written(events, size, time_ns, done_ns)
+
     def _append(self, rendered: Rendered, waited: float) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
         if not self._waiting or before < wanted <= before + rendered.events:
@@ -186,4 +210,6 @@ class Inlet:
 
     def _wake(self) -> None:
         self._news, self._rests = True, False
+        if self._writer is not None:
+            self._writer.stop()  # what comes now is newer than what was left
         self._changed.notify_all()

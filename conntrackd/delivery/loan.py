@@ -1,8 +1,8 @@
-"""A sink's descriptor in the hands of the reader, whose core writes to it without Python."""
+"""A sink's descriptor in the hands of the core: of the reader, or of the sink's own thread."""
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from conntrackd.render.rendered import Rendered
 
@@ -62,3 +62,27 @@ class Passed(NamedTuple):
 
 
 NOTHING_PASSED: Final = Passed()
+
+
+class Writer(Protocol):
+    """Text that a relay leaves for the thread of a sink, which writes it to a file without Python."""
+
+    def start(self) -> None:
+        """From now on text may be left, which the next run() writes."""
+
+    def stop(self) -> None:
+        """No more may be: run() ends when all is written. From any thread."""
+
+    def run(self, descriptor: int, is_named: bool, /) -> tuple[int, int, int]:
+        """Write until stop(), or until not all can be written, which stops it.
+
+        Of the last write: bytes of the file before, bytes written, and those of whole lines. `is_named`:
+        write nothing to a file that was deleted.
+        """
+
+    def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
+        """Events that were left since the last look, the time of the first that is not written (0: none),
+        and the writes since then: see Written. From any thread."""
+
+    def take_rest(self) -> Sequence[tuple[bytes, bytes, int, bool]]:
+        """What run() has not written: text, ends and time of Rendered, and whether that is the kernel's."""

@@ -16,9 +16,9 @@ from conntrackd.delivery.backoff import Backoff, Repeats
 from conntrackd.delivery.batch import Batch
 from conntrackd.delivery.delays import DelayCounts
 from conntrackd.delivery.inlet import Inlet
+from conntrackd.delivery.loan import Writer
 from conntrackd.delivery.losses import describe_losses
 from conntrackd.delivery.sink import (
-    DirectSink,
     Sink,
     SinkFailed,
     SinkRefused,
@@ -30,6 +30,7 @@ from conntrackd.delivery.sink import (
 )
 from conntrackd.delivery.store import Row, Store
 from conntrackd.flow import Lost
+from conntrackd.render.rendered import END_BYTES, Rendered
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ class Outbox(Inlet):
         clock: Callable[[], float] = time.monotonic,
         on_failed: Callable[[str], None] = lambda _: None,
         name: str = "",
+        writer: Writer | None = None,
     ) -> None:
         """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread.
 
-        `name`: where the configuration gives the sink another one than that of its kind.
+        `name`: where the configuration gives the sink another one than that of its kind. `writer`: what
+        the thread may be left to where the sink is a FileSink.
         """
-        super().__init__(sink, queue, stats, spool, clock, name)
+        super().__init__(sink, queue, stats, spool, clock, name, writer)
         self._backoff = backoff or Backoff()
         self._on_failed = on_failed
         self._thread = threading.Thread(target=self._run, name=f"sink-{self.name}", daemon=True)
@@ -90,16 +93,20 @@ class Outbox(Inlet):
     def snapshot(self) -> SinkStats:
         """All counters of one moment."""
         with self._lock:
+            self._look()
             return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
 
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
         with self._lock:
+            self._look()
             return self._delays.snapshot()
 
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
             return self._disk.oldest
+        if self._left_since and not self._in_flight:
+            return self._left_since
         first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
 
@@ -108,8 +115,10 @@ class Outbox(Inlet):
         with self._lock:
             if self.is_out():
                 return None
+            self._look()
             in_flight = self._in_flight.all if self._in_flight.row is None else ()
             times = [batch.oldest for batch in (self._moving, *in_flight) if batch is not None]
+            times += [self._left_since] if self._left_since else []
             waiting = self._waiting.find_oldest()
             return min(times if waiting is None else [*times, waiting], default=None)
 
@@ -148,6 +157,7 @@ class Outbox(Inlet):
         `at_once`: also where the sink is to be tried again later.
         """
         with self._lock:
+            self._look()
             waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
             target = self._stats.count_settled() + waiting
             self._flush_until = max(self._flush_until, target)
@@ -172,6 +182,8 @@ class Outbox(Inlet):
         with self._lock:
             self._abandoned = True
             self._wake()
+            self._look()
+            self._writer = None  # what it has is counted with what else is dropped
         if self._thread.is_alive():
             self._close_sink()
             self._thread.join(HURRY_SECONDS)
@@ -197,6 +209,8 @@ class Outbox(Inlet):
                 self._changed.wait_for(lambda: not self._is_lent)
             try:
                 wait = self.step()
+                if wait is None and self.serve():
+                    wait = 0.0
             except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread
                 self._fail(f"unexpected {describe(error)}")
                 wait = 1.0  # and not 0: it may go wrong in the same way again
@@ -232,10 +246,10 @@ class Outbox(Inlet):
         if self._next_sink is not None:
             self._close_sink()
             with self._lock:
-                old, self._sink, self._next_sink = self._sink, self._next_sink, None
-                if isinstance(self._sink, Successor):
-                    self._sink.succeed(old)
-                self._direct = self._sink if isinstance(self._sink, DirectSink) else None
+                old, new, self._next_sink = self._sink, self._next_sink, None
+                if isinstance(new, Successor):
+                    new.succeed(old)
+                self._use(new)
         if now < self._retry_at:
             if self._move_to_disk(now):
                 return 0
@@ -249,6 +263,30 @@ class Outbox(Inlet):
             return self._find_ready(now) if self._disk is None or not self._disk.rows else self._disk.pause
         self._attempt(self._write)
         return 0
+
+    def serve(self) -> bool:
+        """Where step() has nothing to do, write what a relay leaves until somebody wakes the thread.
+
+        False where that is not possible. Of the thread, as step().
+        """
+        with self._lock:
+            file, writer = self._file, self._writer
+            # While the writer takes anything nothing waits here: _wake() stops it before something does.
+            is_idle = self._rests and not (self._news or self._reported_absence or self._is_over())
+            if file is None or writer is None or not is_idle or not file.can_serve():
+                return False
+            writer.start()
+        try:
+            file.serve(writer)
+        finally:
+            with self._lock:
+                writer.stop()
+                if not self._abandoned:
+                    self._look()
+                    for text, ends, time_ns, self._delays.is_timed in writer.take_rest():
+                        rest = Rendered(text, ends, len(ends) // END_BYTES, time_ns)
+                        self._in_flight.extend((Batch.of((rest,)),))
+        return True
 
     def _find_ready(self, now: float) -> float | None:
         """Seconds until what waits is to be written: 0 when that is now, None when nothing waits."""
@@ -319,7 +357,7 @@ class Outbox(Inlet):
             if not reason and not self.is_out():  # somebody has enabled it just now
                 return 0
             dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
-            self._stats.sink_events_queued = 0
+            self._stats.sink_events_queued = self._left_since = 0
             self._flush_until = 0  # or batches would not wait for others until as many have left
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from conntrackd.delivery.loan import Loan, Passed
+from conntrackd.delivery.loan import Loan, Passed, Writer
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.template import Template
 
@@ -119,6 +119,17 @@ class DirectSink(Sink, Protocol):
 
     def end_loan(self, passed: Passed) -> None:
         """What became of it. What was begun or refused comes to write(), the whole of it."""
+
+
+@runtime_checkable
+class FileSink(Sink, Protocol):
+    """A sink whose thread can leave writing to the core."""
+
+    def can_serve(self) -> bool:
+        """Whether serve() would write: what it writes to is a file, and at the beginning of a line."""
+
+    def serve(self, writer: Writer) -> None:
+        """Run the writer. What that could not write comes to write(), which meets the same trouble."""
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from conntrackd.delivery.loan import Loan, Passed
+from conntrackd.delivery.loan import Loan, Passed, Writer
 from conntrackd.filter.ast import Rule
 from conntrackd.filter.sets import Sets
 from conntrackd.flow import ALL_EVENTS, Location
@@ -113,6 +113,8 @@ class Outlet(NamedTuple):
     template: Opaque
     loan: Loan
     room: int
+    writer: Writer | None = None
+    """Who takes it where it can, in place of the caller."""
 
 
 class Relayed(NamedTuple):
@@ -312,6 +314,9 @@ class Engine(Protocol):
         """At most so many series; what has no room in them is counted together."""
 
     def open_locations(self, databases: LookUp, limit: int) -> Locations: ...
+    def open_writer(self) -> Writer | None:
+        """None where the engine relays nothing."""
+
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Limits | None:
         """Full buckets for those of the rules that have a limit; None where none has.
 

@@ -211,6 +211,9 @@ class NativeEngine:
     def open_locations(self, databases: LookUp, limit: int) -> NativeLocations:
         return NativeLocations(databases, limit)
 
+    def open_writer(self) -> core.Writer:
+        return core.Writer()
+
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> core.Limits | None:
         if not has_limits(rules):
             return None
@@ -294,7 +297,7 @@ class NativeEngine:
             None if locations is None else locations.core,
             flows,
             writes_flows,
-            tuple((template.core, *loan, room) for template, loan, room in outlets),
+            tuple((template.core, *loan, *others) for template, loan, *others in outlets),
         )
         passed = [
             Passed(tuple(map(Written._make, written)), _make_rendered(*rest), is_timed, *others)

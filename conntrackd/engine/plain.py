@@ -320,6 +320,9 @@ class PlainEngine:
     def open_locations(self, databases: LookUp, limit: int) -> PlainLocations:
         return PlainLocations(databases, limit)
 
+    def open_writer(self) -> None:
+        return None
+
     def open_limits(self, rules: Sequence[Rule], seed: int | None = None) -> Buckets | None:
         if not has_limits(rules):
             return None

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.read import Config, get_host
-from conntrackd.delivery.loan import Loan, Passed, Way
+from conntrackd.delivery.loan import Loan, Passed, Way, Writer
 from conntrackd.delivery.sink import Sink, SinkFailed, SinkRevised, SinkUnavailable, describe
 from conntrackd.files import KindError, check_file_system, locate_standard, name_standard
 from conntrackd.render import json
@@ -75,6 +75,7 @@ class StreamSink:
         self._descriptor = -1
         self._wake = -1
         self._is_slow = False  # its other end may take no more for now
+        self._is_file = False
         self._is_direct = False  # it can be asked for a write that does not wait
         self._is_torn = False  # the last line has no end
         self._done = 0  # bytes of the last write that are there
@@ -102,10 +103,10 @@ class StreamSink:
         except OSError as error:
             raise self._explain(error) from error
         self._is_slow = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(self._descriptor)
-        is_file = stat.S_ISREG(mode)
-        self._is_direct = not is_file
-        self.batch_events = FILE_EVENTS if is_file else BATCH_EVENTS
-        self.batch_wait = FILE_WAIT if is_file else 0.0
+        self._is_file = stat.S_ISREG(mode)
+        self._is_direct = not self._is_file
+        self.batch_events = FILE_EVENTS if self._is_file else BATCH_EVENTS
+        self.batch_wait = FILE_WAIT if self._is_file else 0.0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def write(self, parts: Sequence[Rendered]) -> int:
@@ -149,6 +150,17 @@ class StreamSink:
     def end_loan(self, passed: Passed) -> None:
         """See DirectSink."""
         self._begun = passed.rest.text[: passed.torn]
+
+    def can_serve(self) -> bool:
+        """See FileSink."""
+        return self._is_file and self._descriptor >= 0 and not self._is_torn
+
+    def serve(self, writer: Writer) -> None:
+        """See FileSink."""
+        with self._lock:
+            begin, done, whole = writer.run(self._descriptor, self._path is not None)
+            if whole < done:
+                self._is_torn = not _cut_half_line(self._descriptor, begin, done, whole)
 
     def _write_at_once(self, text: bytes) -> int:
         """How many bytes are there, of whole lines where the descriptor keeps pieces together."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.loan import Loan, Passed
+from conntrackd.delivery.loan import Loan, Passed, Writer, Written
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkTrouble, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -157,6 +157,63 @@ class FakeDirectSink(FakeSink):
 
     def end_loan(self, passed: Passed) -> None:
         self.begun = passed.rest.text[: passed.torn]
+
+    def can_serve(self) -> bool:
+        return True
+
+    def serve(self, writer: Writer) -> None:
+        writer.run(0, True)
+
+
+class FakeWriter:
+    """Runs what a test makes of it: see Writer."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.script: Callable[[], None] = lambda: None
+        self._texts: list[Rendered] = []
+        self._left = 0
+        self._written: list[Written] = []
+
+    def leave(self, rendered: Rendered) -> bool:
+        """As a relay does."""
+        if self.is_open:
+            self._texts.append(rendered)
+            self._left += rendered.events
+        return self.is_open
+
+    @property
+    def waiting(self) -> int:
+        """Events of the first text that is not written."""
+        return self._texts[0].events if self._texts else 0
+
+    def write(self, events: int) -> Rendered:
+        """The first events of the text that is first."""
+        text = self._texts.pop(0)
+        first, rest = text.split(events)
+        self._texts[:0] = [rest] if rest.events else []
+        self._written.append(Written(text.time, text.time, events, len(first.text)))
+        return first
+
+    def start(self) -> None:
+        self.is_open = True
+
+    def stop(self) -> None:
+        self.is_open = False
+
+    def run(self, _descriptor: int, _is_named: bool, /) -> tuple[int, int, int]:  # as the core's
+        self.script()
+        self.is_open = False
+        return 0, 0, 0
+
+    def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
+        found = self._left, self._texts[0].time if self._texts else 0, self._written
+        self._left, self._written = 0, []
+        return found
+
+    def take_rest(self) -> Sequence[tuple[bytes, bytes, int, bool]]:
+        rest, self._texts = self._texts, []
+        return [(text.text, text.ends, text.time, True) for text in rest]
 
 
 def compute_imbalance(stats: SinkStats) -> int:

@@ -1,6 +1,7 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.delivery.fakes import (
     FakeDirectSink,
     FakeSink,
     FakeTemplate,
+    FakeWriter,
     compute_imbalance,
     feed,
     make_events,
@@ -693,3 +695,31 @@ def test_the_oldest_that_a_kill_would_take_is_an_event_or_a_loss_that_no_sink_ha
 
     first, third = (make_flows(1, number)[0].time for number in (0, 2))
     assert found == [None, first, first, 7, None, third, None]
+
+
+def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock: Clock) -> None:
+    writer = FakeWriter()
+    outbox, other = (
+        Outbox(sink, queue=10, stats=SinkStats(), clock=clock, writer=writer)
+        for sink in (FakeDirectSink(), FakeSink())
+    )
+
+    assert (outbox.find_writer(10), outbox.find_writer(11), other.find_writer(1)) == (writer, None, None)
+
+
+@pytest.mark.parametrize("trouble", ["news", "away", "spool"])
+def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_to_do(
+    clock: Clock, tmp_path: Path, trouble: str
+) -> None:
+    sink, writer, runs = FakeDirectSink(), FakeWriter(), []
+    writer.script = lambda: runs.append(trouble)
+    spool = Spool(tmp_path, "fake", 1 << 20) if trouble == "spool" else None
+    outbox = Outbox(sink, queue=10, stats=SinkStats(), clock=clock, writer=writer, spool=spool)
+    if trouble == "away":
+        sink.open_faults.append(AWAY)
+    run_until_idle(outbox, clock, seconds=10.0)
+    if trouble == "news":
+        outbox.flush(0.0)
+
+    assert (outbox.serve(), runs) == (False, [])
+    outbox.stop(clock.now)

@@ -32,11 +32,13 @@ from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
     Clock,
     FakeDirectSink,
+    FakeWriter,
     compute_imbalance,
     make_lost,
     put,
     render,
     run_until_idle,
+    show,
     split,
     sum_dropped,
 )
@@ -168,9 +170,16 @@ class Law(RuleBasedStateMachine):
         self.clock = Clock()
         self.sink = FakeDirectSink(batch_events=4, batch_wait=1.0)
         self.store = MemoryStore() if self.with_store else None
+        self.writer = FakeWriter()
         backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
         self.outbox = Outbox(
-            self.sink, queue=QUEUE, stats=SinkStats(), spool=self.store, backoff=backoff, clock=self.clock
+            self.sink,
+            queue=QUEUE,
+            stats=SinkStats(),
+            spool=self.store,
+            backoff=backoff,
+            clock=self.clock,
+            writer=self.writer,
         )
         self.sent = 0
 
@@ -198,6 +207,35 @@ class Law(RuleBasedStateMachine):
         sizes = [Written(flow.time, flow.time, 1, 1) for flow in written]
         self.outbox.end_loan(Passed(sizes, render(left)) if left else Passed(sizes))
         self.sent += count + rest
+
+    @rule(
+        counts=st.lists(st.integers(1, 4), max_size=3),
+        written=st.integers(0, 12),
+        reports=st.booleans(),
+        disables=st.booleans(),
+    )
+    def serve(self, counts: list[int], written: int, *, reports: bool, disables: bool) -> None:
+        """A writer for which a relay leaves events, of which it writes some; and something else happens."""
+        if self.outbox.step() is not None or self.outbox.find_writer(sum(counts)) is None:
+            return
+
+        def relay() -> None:
+            left = written
+            for count in counts:
+                if self.writer.leave(render(make_flows(count, self.sent))):
+                    self.sent += count
+                self.every_event_is_accounted_for()
+                if reports:
+                    self.lose()
+                if disables:
+                    self.disable()
+                if part := min(left, self.writer.waiting):
+                    left -= part
+                    self.sink.received += show([self.writer.write(part)])
+                self.every_event_is_accounted_for()
+
+        self.writer.script = relay
+        self.outbox.serve()
 
     @rule()
     def lose(self) -> None:

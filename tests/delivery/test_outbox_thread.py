@@ -17,10 +17,12 @@ from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
     FakeDirectSink,
     FakeSink,
+    FakeWriter,
     compute_imbalance,
     make_events,
     make_lost,
     put,
+    render,
     split,
 )
 from tests.delivery.test_outbox_law import MemoryStore
@@ -30,9 +32,11 @@ from tests.sinks.syslog_servers import wait_until
 AWAY = SinkUnavailable("nobody there")
 
 
-def make_running(sink: FakeSink, queue: int = 1000, spool: Spool | None = None) -> Outbox:
+def make_running(
+    sink: FakeSink, queue: int = 1000, spool: Spool | None = None, writer: FakeWriter | None = None
+) -> Outbox:
     backoff = Backoff(0.001, 0.01)
-    outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff)
+    outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, writer=writer)
     outbox.start()
     return outbox
 
@@ -130,6 +134,34 @@ def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
     sink.let_go.set()
 
     assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (20, 0)
+
+
+def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
+    """And what comes after it, which nobody can write before."""
+    writer, hangs, let_go = FakeWriter(), threading.Event(), threading.Event()
+    flows = make_flows(10)
+
+    def hang() -> None:
+        writer.leave(render(flows[:4]))
+        writer.leave(render(flows[4:8]))
+        writer.write(3)
+        hangs.set()
+        assert let_go.wait(60.0)
+
+    writer.script = hang
+    outbox = make_running(FakeDirectSink(), writer=writer)
+    assert hangs.wait(30.0)
+    before, oldest = outbox.snapshot(), outbox.find_oldest()
+    put(outbox, flows[8:])
+    outbox.stop(time.monotonic() + 0.05)
+    stats = outbox.snapshot()
+    let_go.set()
+    outbox._thread.join()
+
+    assert (before.sink_events_delivered_total, before.sink_events_queued) == (3, 5)
+    assert before.sink_oldest_event_ns == oldest == flows[0].time
+    assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (7, 0)
+    assert (outbox.snapshot(), outbox.find_oldest()) == (stats, None)
 
 
 def test_the_sum_holds_at_every_moment_that_another_thread_can_see() -> None:

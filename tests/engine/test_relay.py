@@ -318,7 +318,7 @@ def test_nothing_in_time_is_nothing(feed: Feed) -> None:
 def test_a_turn_that_comes_too_late_has_measured_the_queue(feed: Feed) -> None:
     """Its counter of drops is compared with the last one: 0 where nobody looked would be billions lost."""
     feed.send(make_flows(1))
-    received, _, counts, *_ = feed.call_relay((FORM.core, *KEEP, ROOM), milliseconds=0)
+    received, _, counts, *_ = feed.call_relay((FORM.core, *KEEP, ROOM, None), milliseconds=0)
     _, _, _, _, size, _ = received
 
     assert size == feed.batch.receive(feed.one.fileno(), 0, 0)[4] > 0
@@ -345,7 +345,7 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
         *((0, 1, -1, 1), (0, 1, 0, -1)),
     ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.call_relay((FORM.core, way, -1, number, vain, room))
+            feed.call_relay((FORM.core, way, -1, number, vain, room, None))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)
@@ -461,7 +461,7 @@ def test_nothing_is_relayed_where_databases_have_changed(feed: Feed) -> None:
 
     assert ENGINE.relay(feed.batch, Stages(ALL, locations), link, [Outlet(FORM, KEEP, ROOM)], SECONDS) is None
     with pytest.raises(TypeError, match="located by Locations"):
-        feed.call_relay((FORM.core, *KEEP, ROOM), locations=ALL.core)
+        feed.call_relay((FORM.core, *KEEP, ROOM, None), locations=ALL.core)
 
 
 def test_each_flow_is_written_at_its_end_with_its_begin(feed: Feed) -> None:
