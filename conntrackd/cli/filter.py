@@ -72,28 +72,35 @@ def parse_file(text: str) -> str:
 
 
 def check(arguments: Namespace) -> int:
-    """Report every mistake in the rules, and warn of those that can never match."""
+    """Report every mistake in the rules, and what of them is in vain or maybe not meant."""
     if arguments.json:
         return check_as_json(arguments)
+    from conntrackd.filter.never import list_notes  # noqa: PLC0415
+
     rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     warn_unreachable(rules)
+    for note in list_notes(rules):
+        report.print_error(PROGRAM, f"note: {note}")
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
 
 
 def check_as_json(arguments: Namespace) -> int:
     """The same as one object on stdout; the exit status is that of the mistakes."""
+    from conntrackd.filter.never import list_notes  # noqa: PLC0415
     from conntrackd.filter.render import render  # noqa: PLC0415
     from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
+    found: dict[str, list[Any]] = {"rules": [], "mistakes": [], "warnings": [], "notes": []}
     try:
         rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
-        print_json({"rules": [], "mistakes": [to_json(mistake) for mistake in mistakes], "warnings": []})
+        print_json({**found, "mistakes": [to_json(mistake) for mistake in mistakes]})
         return error.exit_status
     warnings = [to_json(unreachable.to_warning()) for unreachable in list_shadowed(rules)]
-    print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
+    found |= {"warnings": warnings, "notes": [to_json(note) for note in list_notes(rules)]}
+    print_json({**found, "rules": [render(rule) for rule in rules]})
     return 0
 
 
