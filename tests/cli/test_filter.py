@@ -80,6 +80,11 @@ def test_rules_are_checked_for_a_program_too() -> None:
     found, mistakes = json.loads(good.stdout), json.loads(bad.stdout)["mistakes"]
     assert (good.returncode, good.stderr, found["rules"]) == (0, "", ["log type NEW", "drop any", "drop any"])
     assert [entry["hint"] for entry in found["warnings"]] == ["remove it, or move it up"]
+    silent = json.loads(ctl("check", "--json", "drop any", "log port 5 and protocol ICMP").stdout)["warnings"]
+    assert [entry["message"] for entry in silent] == [
+        "this rule can never match: no event of its protocol has this",
+        "the filter logs no event",
+    ]
     assert (bad.returncode, bad.stderr, len(mistakes)) == (78, "", 2)
     assert mistakes[0]["excerpt"] == "log type NWE\n         ^^^"
 
