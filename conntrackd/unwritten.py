@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from conntrackd.delivery.backoff import Repeats
 from conntrackd.errors import ConntrackdError, OutputError
+from conntrackd.logs import Repeats
 
 if TYPE_CHECKING:
     from conntrackd.geoip.databases import GeoIP
