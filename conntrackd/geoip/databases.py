@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -19,6 +20,7 @@ from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Location
 from conntrackd.geoip import geofile
+from conntrackd.logs import Repeats
 from conntrackd.stats import Stats
 from conntrackd.text import quote
 
@@ -61,7 +63,7 @@ class GeoIP:
         """Changes when a database was replaced: what was looked up before is no longer true."""
         self._stats = stats
         self._lock = threading.Lock()
-        self._awaited: Identity | None = None
+        self._complaints = [Repeats(time.monotonic) for _ in self._paths]
         self._identities = self._seen = [_identify(path) for path in self._paths]
         self._databases = []
         for number, path in enumerate(self._paths):
@@ -120,9 +122,9 @@ class GeoIP:
                 message = f"{error.message}; {OLD}"
                 self._faults[index] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
             except OSError as error:  # no process or no memory to read it with: nothing is wrong with it
-                if self._awaited != self._seen[index]:
-                    logger.warning("geoip: %s cannot be read: %s, retrying", path, error.strerror)
-                self._awaited, self._seen[index] = self._seen[index], self._identities[index]
+                complaints = self._complaints[index]
+                complaints.warn(logger, "geoip: %s cannot be read: %s, retrying", path, error.strerror)
+                self._seen[index] = self._identities[index]
         self._identities = self._seen
         if fresh:
             self.generation += 1

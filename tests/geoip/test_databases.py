@@ -293,9 +293,10 @@ def test_what_the_system_does_not_give_now_is_asked_for_again(
     def fail(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    path = write_database(tmp_path / "a.mmdb", BERLIN)
-    geoip = GeoIP([path], "en", 100, Stats())
-    write_database(path, {"country": {"iso_code": "FR"}})
+    path, other = paths = [write_database(tmp_path / f"{name}.mmdb", BERLIN) for name in "ab"]
+    geoip = GeoIP(paths, "en", 100, Stats())
+    for changed in paths:
+        write_database(changed, {"country": {"iso_code": "FR"}})
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(name, fail)
         taken = [settle(geoip), settle(geoip)]
@@ -303,7 +304,11 @@ def test_what_the_system_does_not_give_now_is_asked_for_again(
             GeoIP([path], "en", 100, Stats())
 
     assert taken == [False, False]
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    reason = f"cannot be read: {os.strerror(errno.EAGAIN)}, retrying"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"geoip: {path} {reason}",
+        f"geoip: {other} {reason}",
+    ]
     assert settle(geoip)
     assert find(geoip) == Location(country="FR", country_code="FR")
 
