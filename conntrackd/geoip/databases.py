@@ -55,7 +55,7 @@ class GeoIP:
         """
         self._paths = tuple(paths)
         self._origins = [*origins, *["geoip.database"] * (len(self._paths) - len(origins))]
-        self._faults: dict[int, ConfigError] = {}
+        self._faults: dict[Path, ConfigError] = {}
         self._locale = locale
         self._directory = directory
         self.cache = cache
@@ -77,9 +77,9 @@ class GeoIP:
                 raise _explain(path, f"cannot be read: {error.strerror}") from error
 
     @property
-    def faults(self) -> list[ConfigError]:
+    def faults(self) -> dict[Path, ConfigError]:
         """Of files that changed and cannot be used, until they can."""
-        return list(self._faults.values())
+        return self._faults.copy()
 
     @property
     def countries(self) -> frozenset[str]:
@@ -115,12 +115,12 @@ class GeoIP:
             try:
                 self._databases[index] = _Database(path, self._locale, self._directory)
                 fresh = True
-                self._faults.pop(index, None)
+                self._faults.pop(path, None)
             except ConfigError as error:
                 self._stats.geoip_errors_total += 1
                 logger.warning("geoip: %s, keeping the old one", error.message)
                 message = f"{error.message}; {OLD}"
-                self._faults[index] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
+                self._faults[path] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
             except OSError as error:  # no process or no memory to read it with: nothing is wrong with it
                 complaints = self._complaints[index]
                 complaints.warn(logger, "geoip: %s cannot be read: %s, retrying", path, error.strerror)

@@ -359,10 +359,10 @@ def test_a_file_that_cannot_be_used_is_a_fault_until_it_can(tmp_path: Path) -> N
     path.write_bytes(b"")
     other.unlink()
     settle(geoip)
-    found = [(fault.origin, fault.message) for fault in geoip.faults]
+    found = [(fault.origin, fault.message) for fault in geoip.faults.values()]
     write_database(other, BERLIN)
     settle(geoip)
-    left = [fault.message for fault in geoip.faults]
+    left = [fault.message for fault in geoip.faults.values()]
     write_database(path, BERLIN)
     settle(geoip)
 
@@ -372,7 +372,7 @@ def test_a_file_that_cannot_be_used_is_a_fault_until_it_can(tmp_path: Path) -> N
         f"{path} is not a usable database: its metadata is missing{old}",
     )
     assert found[1] == ("geoip.database", f"{other} cannot be read: No such file or directory{old}")
-    assert (left, geoip.faults) == ([found[0][1]], [])
+    assert (left, geoip.faults) == ([found[0][1]], {})
     assert find(geoip) == before
 
 
