@@ -401,8 +401,8 @@ class Daemon:
 
     def _refresh_geoip(self) -> None:
         while not self._over.wait(TICK_SECONDS):
-            if self.pipeline.geoip is not None:
-                self.pipeline.geoip.refresh()
+            if (geoip := self.pipeline.geoip) is not None:  # a reload may take it away meanwhile
+                geoip.refresh()
 
     def notify_sink_changed(self, name: str) -> None:
         """Notify the listeners: its state may have changed, or it came, or went."""
