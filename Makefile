@@ -97,9 +97,10 @@ define unpack
 	{ echo "make: $(@F) cannot be fetched: its tests are left out" >&2 && test -z "$(CI)"; }
 endef
 
-# Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image, and
-# runs `make run` and the quick part of `make test` on ones that have nothing; both at once. Needs root, and the network,
-# most of it the first time only; keeps what it fetched in /var/cache/conntrackd-test. `make test-bookworm` for one.
+# Debian 12 and 13: builds the package, installs, uses, upgrades and purges it on booted ones, builds the image of 13,
+# and runs `make run` and the quick part of `make test` on ones that have nothing; both at once. Needs root, and the
+# network, most of it the first time only; keeps what it fetched in /var/cache/conntrackd-test. `make test-bookworm`
+# for one.
 test-system: $(VENV)/ready $(CORE) system-packages
 	@$(MAKE) --no-print-directory --jobs $(SYSTEMS)
 

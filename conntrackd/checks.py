@@ -102,11 +102,13 @@ class Situation:
     engine_fault: str = ""
     """Why the core is not in use."""
     troubles: Mapping[str, str] = field(default_factory=dict)
-    """Sinks that are in no bad state and do not deliver all the same, see progress.py."""
+    """By sink: why it does not deliver in a state that is not bad; empty where it does. See progress.py."""
     silence: Sequence[ConntrackdError] = ()
     """Why the rules log nothing, whatever comes."""
     unwritten: Sequence[ConntrackdError] = ()
-    """Files that the daemon keeps and cannot write, or read anew, see unwritten.py."""
+    """Files that the daemon keeps and cannot write, see unwritten.py."""
+    databases: Mapping[Path, ConntrackdError] = field(default_factory=dict)
+    """Files that were replaced by ones that cannot be used."""
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
@@ -126,7 +128,7 @@ def examine(config: Config, situation: Situation | None = None, *, root: Path = 
     if situation is not None:
         found += [check_engine(situation), check_program(situation, config), check_loss(situation)]
         found += [Finding(ERROR, "filter", silence.message, silence.hint) for silence in situation.silence]
-    found += check_geoip(config)
+    found += check_geoip(config, situation)
     if any(sink.is_enabled and sink.kind.name == "journal" for sink in list_sinks(config)):
         found.append(check_journal_rate(root))
     found += check_sinks(config, situation, root)
@@ -300,9 +302,14 @@ def check_loss(situation: Situation) -> Finding:
     return Finding(OK, "loss", "no event was lost in the kernel")
 
 
-def check_geoip(config: Config, now: float | None = None) -> Iterator[Finding]:
-    """Each database: whether it is there, and how old."""
+def check_geoip(
+    config: Config, situation: Situation | None = None, now: float | None = None
+) -> Iterator[Finding]:
+    """Each database: whether it is there and can be used, as far as a daemon has read it, and how old."""
     for path in config[options.GEOIP_DATABASE]:
+        if situation is not None and (fault := situation.databases.get(path)) is not None:
+            yield Finding(WARNING, "geoip", f"{fault.origin}: {fault.message}", fault.hint)
+            continue
         try:
             age = ((time.time() if now is None else now) - path.stat().st_mtime) / 86400
         except OSError as error:

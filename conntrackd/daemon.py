@@ -346,7 +346,8 @@ class Daemon:
                 problems.append(f"sink {name} {trouble}")
         if all(outbox.is_out() for outbox in self.outboxes.values()):
             problems.append("no sink is in use: events go nowhere\nhint: conntrackctl sink enable NAME")
-        return [*problems, *map(str, list_faults(self._unwritten, self.pipeline.geoip))]
+        faults = (*list_faults(self._unwritten), *self.pipeline.geoip_faults.values())
+        return [*problems, *map(str, faults)]
 
     def _watch_problems(self) -> None:
         """Notify the listeners when the problems have changed."""
@@ -401,8 +402,8 @@ class Daemon:
 
     def _refresh_geoip(self) -> None:
         while not self._over.wait(TICK_SECONDS):
-            if self.pipeline.geoip is not None:
-                self.pipeline.geoip.refresh()
+            if (geoip := self.pipeline.geoip) is not None:  # a reload may take it away meanwhile
+                geoip.refresh()
 
     def notify_sink_changed(self, name: str) -> None:
         """Notify the listeners: its state may have changed, or it came, or went."""
@@ -433,15 +434,11 @@ class Daemon:
 
     def examine(self) -> list[Finding]:
         """What is wrong, as the doctor says it. Takes up to some seconds: not for the event loop's thread."""
-        sinks = {
-            name: SinkStatus(outbox.state.value, outbox.error, {}) for name, outbox in self.outboxes.items()
-        }
         events, stats, hearing = self.source.events, self.stats, self.source.hearing
-        troubles = {
-            name: trouble
-            for name, outbox in self.outboxes.items()
-            if (trouble := self._progress.describe_trouble(name, outbox))
-        }
+        sinks, troubles = {}, {}
+        for name, outbox in self.outboxes.items():
+            sinks[name] = SinkStatus(outbox.state.value, outbox.error, {})
+            troubles[name] = self._progress.describe_trouble(name, outbox)
         situation = checks.Situation(
             is_tracking=None if hearing is None else hearing.is_tracking,
             buffer=stats.buffer_bytes // 2 if events is None else events.measure_buffer(),
@@ -453,7 +450,8 @@ class Daemon:
             engine_fault=self.engine.fault,
             troubles=troubles,
             silence=self.sink_filters.list_silence(),
-            unwritten=list_faults(self._unwritten, self.pipeline.geoip),
+            unwritten=list_faults(self._unwritten),
+            databases=self.pipeline.geoip_faults,
         )
         return checks.examine(self.config, situation)
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
 from conntrackd.errors import describe_raise_site, show_controls
@@ -36,6 +36,27 @@ class _Formatter(logging.Formatter):
             mark = f"<{SEVERITIES.get(record.levelno, 3)}>"
             return "\n".join(mark + line for line in text.splitlines())
         return f"conntrackd: {WORDS.get(record.levelno, 'error: ')}{text}"
+
+
+class Repeats:
+    """Lets one message of a kind through in an interval and counts the others."""
+
+    def __init__(self, clock: Callable[[], float], interval: float = 60.0) -> None:
+        self._clock = clock
+        self._interval = interval
+        self._last: float | None = None
+        self._silent = 0
+
+    def warn(self, logger: logging.Logger, message: str, *arguments: object) -> bool:
+        """Log the message with the number of those kept back, or keep it back. Whether it was logged."""
+        now = self._clock()
+        if self._last is not None and now - self._last < self._interval:
+            self._silent += 1
+            return False
+        silent, self._silent, self._last = self._silent, 0, now
+        note = f" ({silent} times more since the last message)" if silent else ""
+        logger.warning(message + "%s", *arguments, note)
+        return True
 
 
 def set_up(level: str, environ: Mapping[str, str], stream: TextIO = sys.stderr) -> None:

@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.engine import Engine, Locations, Opaque, RuleTable, Tally
+from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType, Lost
 from conntrackd.metrics.flows import FlowMetric
 from conntrackd.reader import Reader
@@ -126,6 +128,12 @@ class Pipeline:
     def geoip(self) -> "GeoIP | None":
         """Where locations come from."""
         return self._geoip
+
+    @property
+    def geoip_faults(self) -> Mapping[Path, ConfigError]:
+        """Of databases that were replaced by ones that cannot be used."""
+        geoip = self._geoip  # a reload may replace it meanwhile
+        return {} if geoip is None else geoip.faults
 
     def set_geoip(self, geoip: "GeoIP | None") -> None:
         """From the next batch on. From any thread."""

@@ -5,13 +5,10 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from conntrackd.delivery.backoff import Repeats
-from conntrackd.errors import ConntrackdError, OutputError
-
-if TYPE_CHECKING:
-    from conntrackd.geoip.databases import GeoIP
+from conntrackd.errors import OutputError
+from conntrackd.logs import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,6 @@ class Unwritten:
         self.fault = None
 
 
-def list_faults(kept: Iterable[Unwritten], geoip: "GeoIP | None") -> list[ConntrackdError]:
-    """Those of now, and of databases that cannot be read anew."""
-    faults: list[ConntrackdError] = [fault for unwritten in kept if (fault := unwritten.fault) is not None]
-    return faults if geoip is None else [*faults, *geoip.faults]
+def list_faults(kept: Iterable[Unwritten]) -> list[OutputError]:
+    """Those of now."""
+    return [fault for unwritten in kept if (fault := unwritten.fault) is not None]

@@ -15,7 +15,7 @@ from conntrackd.checks import Situation, examine
 from conntrackd.cli.doctor import address_reader
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.read import Config, read_config
-from conntrackd.errors import OutputError
+from conntrackd.errors import ConfigError, OutputError
 from conntrackd.filter.never import list_silence
 from conntrackd.sinks import SINKS
 from tests.filter.rows import parse
@@ -284,6 +284,18 @@ def test_an_old_or_missing_database_is_reported(tmp_path: Path) -> None:
     assert [item.severity for item in checks.check_geoip(config, now=61 * 86400.0)] == ["warning"]
     path.unlink()
     assert [item.severity for item in checks.check_geoip(config)] == ["error"]
+
+
+def test_a_database_that_cannot_be_used_is_not_said_to_be_ok(tmp_path: Path) -> None:
+    path, other = (write(tmp_path, name, "") for name in ("city.mmdb", "asn.mmdb"))
+    config = configure(geoip__database=f"{path}, {other}")
+    faults = {path: ConfigError("it is damaged", hint="geoipupdate", origin="geoip.database")}
+    situation = Situation(True, 64 << 20, 0, databases=faults)
+
+    assert [finding for finding in examine(config, situation) if finding.check == "geoip"] == [
+        Finding("warning", "geoip", "geoip.database: it is damaged", "geoipupdate"),
+        Finding("ok", "geoip", f"{other} is 0 days old", ""),
+    ]
 
 
 @pytest.mark.parametrize(

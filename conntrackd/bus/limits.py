@@ -108,7 +108,8 @@ class Running:
     def count(self, user: int | str) -> Iterator[None]:
         """One more inside. Raises LimitError when this user has enough of them."""
         if self._counts.get(user, 0) >= MAX_RUNNING:
-            raise LimitError(f"{MAX_RUNNING} of your calls are in progress already")
+            hint = "wait until one has ended; where one asks for a password, answer or cancel it"
+            raise LimitError(f"{MAX_RUNNING} of your calls are in progress already", hint=hint)
         self._counts[user] = self._counts.get(user, 0) + 1
         try:
             yield

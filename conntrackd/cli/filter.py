@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from conntrackd.cli import report
 from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, explain_rule, print_json, print_lines
 from conntrackd.cli.verb import Verb
-from conntrackd.errors import ConntrackdError, DataError, ManyErrors, UsageError
+from conntrackd.errors import ConntrackdError, DataError, ManyErrors, RuleError, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config.option import Option
@@ -72,28 +72,35 @@ def parse_file(text: str) -> str:
 
 
 def check(arguments: Namespace) -> int:
-    """Report every mistake in the rules, and warn of those that can never match."""
+    """Report every mistake in the rules, and what of them is in vain or maybe not meant."""
     if arguments.json:
         return check_as_json(arguments)
+    from conntrackd.filter.never import list_notes  # noqa: PLC0415
+
     rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
-    warn_unreachable(rules)
+    for warning in list_unreachable(rules):
+        report.warn(PROGRAM, warning)
+    for note in list_notes(rules):
+        report.print_error(PROGRAM, f"note: {note}")
     print(f"{len(rules)} rule{'' if len(rules) == 1 else 's'}, no mistakes")
     return 0
 
 
 def check_as_json(arguments: Namespace) -> int:
     """The same as one object on stdout; the exit status is that of the mistakes."""
+    from conntrackd.filter.never import list_notes  # noqa: PLC0415
     from conntrackd.filter.render import render  # noqa: PLC0415
-    from conntrackd.filter.shadowing import list_shadowed  # noqa: PLC0415
 
+    found: dict[str, list[Any]] = {"rules": [], "mistakes": [], "warnings": [], "notes": []}
     try:
         rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
-        print_json({"rules": [], "mistakes": [to_json(mistake) for mistake in mistakes], "warnings": []})
+        print_json({**found, "mistakes": [to_json(mistake) for mistake in mistakes]})
         return error.exit_status
-    warnings = [to_json(unreachable.to_warning()) for unreachable in list_shadowed(rules)]
-    print_json({"rules": [render(rule) for rule in rules], "mistakes": [], "warnings": warnings})
+    warnings = [to_json(warning) for warning in list_unreachable(rules)]
+    found |= {"warnings": warnings, "notes": [to_json(note) for note in list_notes(rules)]}
+    print_json({**found, "rules": [render(rule) for rule in rules]})
     return 0
 
 
@@ -115,7 +122,8 @@ def explain(arguments: Namespace) -> int:
         raise UsageError("the program in the kernel is of the global filter, and of no sink's", hint=hint)
     config = read_settings(arguments)
     rules = read_rules(config, arguments.sink, arguments.rules)
-    warn_unreachable(rules)
+    for warning in list_unreachable(rules):
+        report.warn(PROGRAM, warning)
     if arguments.sink is not None:
         sections = list_sink_sections(arguments.sink, rules, core=arguments.core)
     else:
@@ -288,12 +296,11 @@ def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] =
     return parse_rules(texts, read_sets(config))
 
 
-def warn_unreachable(rules: "Sequence[Rule]") -> None:
-    """To stderr, for each rule that can never match, and where all of them together log nothing."""
+def list_unreachable(rules: "Sequence[Rule]") -> list[RuleError]:
+    """A warning for each rule that can never match, and where all of them together log nothing."""
     from conntrackd.filter.never import list_silence, list_warnings  # noqa: PLC0415
 
-    for warning in (*list_warnings(rules), *list_silence(rules)):
-        report.warn(PROGRAM, warning)
+    return [*list_warnings(rules), *list_silence(rules)]
 
 
 def warn_of_status(rules: "Sequence[Rule]") -> None:

@@ -64,6 +64,7 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
     from conntrackd.filter.limit import refuse_limits  # noqa: PLC0415
+    from conntrackd.filter.never import DROP_ANY_HINT, drops_nothing  # noqa: PLC0415
     from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
     from conntrackd.history.source import read_configuration  # noqa: PLC0415
 
@@ -71,9 +72,7 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     rules = parse_rules([RuleText(text) for text in texts], sets)
     refuse_limits(rules, "what was logged has passed its limits: nothing is limited here")
     warn_of_status(rules)
-    if rules and all(rule.keep and not rule.sample for rule in rules):
+    if drops_nothing(rules):
         message = "no rule drops anything, so all events are shown"
-        report.warn(
-            PROGRAM, DataError(message, hint="a last rule 'drop any' leaves out what no other one logs")
-        )
+        report.warn(PROGRAM, DataError(message, hint=DROP_ANY_HINT))
     return rules

@@ -165,7 +165,7 @@ def _list_mentioned(item: Deferred) -> Iterator[tuple[str, str, int]]:
         key, entry = todo.popleft()
         _, *rest = key.split(".", 2)
         node = entry.node
-        if len(rest) < 2 and isinstance(node, Section):
+        if len(rest) < 2 and isinstance(node, Section) and (node.entries or not rest):
             if rest and (key in seen or len(seen) > MAX_SINKS or explain_name(rest[0])):
                 continue
             seen.update([key] if rest else ())

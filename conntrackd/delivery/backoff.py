@@ -1,6 +1,5 @@
-"""When to try again, and when to say so again: growing delays with full jitter; rare log lines."""
+"""When to try again: growing delays with full jitter."""
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Final
@@ -40,24 +39,3 @@ class Backoff:
     def reset(self) -> None:
         """It works again: the next trouble starts with short delays."""
         self._bound = self._first
-
-
-class Repeats:
-    """Lets one message of a kind through in an interval and counts the others."""
-
-    def __init__(self, clock: Callable[[], float], interval: float = 60.0) -> None:
-        self._clock = clock
-        self._interval = interval
-        self._last: float | None = None
-        self._silent = 0
-
-    def warn(self, logger: logging.Logger, message: str, *arguments: object) -> bool:
-        """Log the message with the number of those kept back, or keep it back. Whether it was logged."""
-        now = self._clock()
-        if self._last is not None and now - self._last < self._interval:
-            self._silent += 1
-            return False
-        silent, self._silent, self._last = self._silent, 0, now
-        note = f" ({silent} times more since the last message)" if silent else ""
-        logger.warning(message + "%s", *arguments, note)
-        return True

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
-from conntrackd.delivery.backoff import Repeats
 from conntrackd.delivery.batch import Batch, is_packed, pack_batch, unpack_batch
 from conntrackd.delivery.old_spool import read_old_payload
 from conntrackd.delivery.store import PackedBatch, Row, SpoolError, Store
 from conntrackd.flow import Lost
+from conntrackd.logs import Repeats
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from conntrackd.delivery.backoff import Backoff, Repeats
+from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.batch import Batch
 from conntrackd.delivery.delays import DelayCounts
 from conntrackd.delivery.inlet import Inlet
@@ -30,6 +30,7 @@ from conntrackd.delivery.sink import (
 )
 from conntrackd.delivery.store import Row, Store
 from conntrackd.flow import Lost
+from conntrackd.logs import Repeats
 from conntrackd.render.rendered import END_BYTES, Rendered
 from conntrackd.stats import SinkStats
 

@@ -30,6 +30,7 @@ from conntrackd.text import quote, suggest
 
 LOGS_FIRST_HINT: Final = "put a rule that logs before the one that drops any"
 LOGS_NOTHING_HINT: Final = f"{LOGS_FIRST_HINT}, or switch off the sink"
+DROP_ANY_HINT: Final = "a last rule 'drop any' leaves out what no other one logs"
 ALL_PROTOCOLS: Final = frozenset(range(256))
 # nf_conntrack_proto_*.c: those whose tuples have ports. ICMP's are an identifier, type and code.
 WITH_PORTS: Final = frozenset({6, 17, 33, 47, 132, 136})
@@ -112,6 +113,20 @@ def logs_nothing(rules: Sequence[Rule]) -> bool:
 def list_silence(rules: Sequence[Rule]) -> list[RuleError]:
     """A warning where the rules log nothing, for a filter that all sinks have in common."""
     return [RuleError("the filter logs no event", hint=LOGS_FIRST_HINT)] if logs_nothing(rules) else []
+
+
+def drops_nothing(rules: Sequence[Rule]) -> bool:
+    """Whether rules are there that leave nothing out, though none of them asks for any event."""
+    return bool(rules) and not any(
+        rule.sample or rule.limit or not rule.keep or isinstance(rule.expression, ast.Anything)
+        for rule in rules
+    )
+
+
+def list_notes(rules: Sequence[Rule]) -> list[RuleError]:
+    """What is right, and maybe not what was meant."""
+    text = "no rule drops anything: events that no rule matches are logged, too"
+    return [RuleError(text, hint=DROP_ANY_HINT)] if drops_nothing(rules) else []
 
 
 def list_warnings(rules: Sequence[Rule], scope: EventScope | None = None) -> list[RuleError]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -19,6 +20,7 @@ from conntrackd import resources
 from conntrackd.errors import ConfigError
 from conntrackd.flow import Location
 from conntrackd.geoip import geofile
+from conntrackd.logs import Repeats
 from conntrackd.stats import Stats
 from conntrackd.text import quote
 
@@ -53,7 +55,7 @@ class GeoIP:
         """
         self._paths = tuple(paths)
         self._origins = [*origins, *["geoip.database"] * (len(self._paths) - len(origins))]
-        self._faults: dict[int, ConfigError] = {}
+        self._faults: dict[Path, ConfigError] = {}
         self._locale = locale
         self._directory = directory
         self.cache = cache
@@ -61,7 +63,7 @@ class GeoIP:
         """Changes when a database was replaced: what was looked up before is no longer true."""
         self._stats = stats
         self._lock = threading.Lock()
-        self._awaited: Identity | None = None
+        self._complaints = [Repeats(time.monotonic) for _ in self._paths]
         self._identities = self._seen = [_identify(path) for path in self._paths]
         self._databases = []
         for number, path in enumerate(self._paths):
@@ -75,9 +77,9 @@ class GeoIP:
                 raise _explain(path, f"cannot be read: {error.strerror}") from error
 
     @property
-    def faults(self) -> list[ConfigError]:
+    def faults(self) -> dict[Path, ConfigError]:
         """Of files that changed and cannot be used, until they can."""
-        return list(self._faults.values())
+        return self._faults.copy()
 
     @property
     def countries(self) -> frozenset[str]:
@@ -113,16 +115,16 @@ class GeoIP:
             try:
                 self._databases[index] = _Database(path, self._locale, self._directory)
                 fresh = True
-                self._faults.pop(index, None)
+                self._faults.pop(path, None)
             except ConfigError as error:
                 self._stats.geoip_errors_total += 1
                 logger.warning("geoip: %s, keeping the old one", error.message)
                 message = f"{error.message}; {OLD}"
-                self._faults[index] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
+                self._faults[path] = ConfigError(message, hint=AGAIN, origin=self._origins[index])
             except OSError as error:  # no process or no memory to read it with: nothing is wrong with it
-                if self._awaited != self._seen[index]:
-                    logger.warning("geoip: %s cannot be read: %s, retrying", path, error.strerror)
-                self._awaited, self._seen[index] = self._seen[index], self._identities[index]
+                complaints = self._complaints[index]
+                complaints.warn(logger, "geoip: %s cannot be read: %s, retrying", path, error.strerror)
+                self._seen[index] = self._identities[index]
         self._identities = self._seen
         if fresh:
             self.generation += 1

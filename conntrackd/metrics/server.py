@@ -14,8 +14,8 @@ from http import HTTPStatus
 from typing import Final
 
 from conntrackd.bus.limits import Limiter
-from conntrackd.delivery.backoff import Repeats
 from conntrackd.errors import describe_raise_site
+from conntrackd.logs import Repeats
 from conntrackd.metrics.request import (
     END,
     MAX_HEAD,

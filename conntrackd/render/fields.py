@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Final
 
 from conntrackd.flow import EventType, Location, Nat, Protocol, Reason, TcpState
-from conntrackd.text import suggest
+from conntrackd.text import quote, suggest
 
 
 class Kind(Enum):
@@ -190,7 +190,7 @@ def translate(word: str) -> str:
 def suggest_name(word: str, known: Collection[str]) -> str:
     """A hint with the field that was meant, empty where none is near."""
     if len(words := word.split()) > 1:
-        return f"names have commas between them: {','.join(words)}"
+        return f"names have commas between them: {quote(','.join(words))}"
     meant = translate(word)
     return f"did you mean {meant}?" if meant in known else suggest(word, known)
 

@@ -271,9 +271,13 @@ def test_so_many_calls_of_one_user_may_wait_and_no_more(raw: Raw, served: Served
     first = [raw.post(call("CheckFilter", "as"), [["x"]]) for _ in range(limits.MAX_RUNNING)]
     last = raw.post(call("CheckFilter", "as"), [["x"]])
 
-    header, _ = raw.read_until(lambda header: header.reply_serial == last)
+    header, said = raw.read_until(lambda header: header.reply_serial == last)
     release()
     answers = [raw.read_until(lambda header: header.reply_serial in first)[0].message_type for _ in first]
 
     assert header.error_name == "org.freedesktop.DBus.Error.LimitsExceeded"
+    assert said[0].splitlines() == [
+        "16 of your calls are in progress already",
+        "hint: wait until one has ended; where one asks for a password, answer or cancel it",
+    ]
     assert answers == [MessageType.METHOD_RETURN] * len(first)

@@ -80,6 +80,11 @@ def test_rules_are_checked_for_a_program_too() -> None:
     found, mistakes = json.loads(good.stdout), json.loads(bad.stdout)["mistakes"]
     assert (good.returncode, good.stderr, found["rules"]) == (0, "", ["log type NEW", "drop any", "drop any"])
     assert [entry["hint"] for entry in found["warnings"]] == ["remove it, or move it up"]
+    silent = json.loads(ctl("check", "--json", "drop any", "log port 5 and protocol ICMP").stdout)["warnings"]
+    assert [entry["message"] for entry in silent] == [
+        "this rule can never match: no event of its protocol has this",
+        "the filter logs no event",
+    ]
     assert (bad.returncode, bad.stderr, len(mistakes)) == (78, "", 2)
     assert mistakes[0]["excerpt"] == "log type NWE\n         ^^^"
 
@@ -130,6 +135,32 @@ def test_a_rule_in_vain_is_a_warning() -> None:
 
     assert done.returncode == 0
     assert "warning" in done.stderr
+
+
+def test_rules_that_leave_nothing_out_are_noted() -> None:
+    note = "no rule drops anything: events that no rule matches are logged, too"
+    hint = "a last rule 'drop any' leaves out what no other one logs"
+
+    done = ctl("check", "log port 443")
+    assert (done.returncode, done.stderr) == (0, f"conntrackctl: note: {note}\nhint: {hint}\n")
+    notes = json.loads(ctl("check", "--json", "log port 443").stdout)["notes"]
+    assert [(entry["message"], entry["hint"]) for entry in notes] == [(note, hint)]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["log port 443", "drop any"],
+        ["log port 443", "log any"],
+        ["log port 443 sample 1/2"],
+        ["log port 443 limit 1/second"],
+    ],
+)
+def test_nothing_is_noted_of_rules_that_leave_something_out_or_ask_for_all(rules: list[str]) -> None:
+    done = ctl("check", *rules)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(ctl("check", "--json", *rules).stdout)["notes"] == []
 
 
 def test_what_becomes_of_rules_is_shown_with_both_programs() -> None:

@@ -172,9 +172,14 @@ def test_json_and_toml_name_sinks_too(name: str, text: str, tmp_path: Path) -> N
                 "unknown key 'sinks.a.qeueu'\nhint: did you mean sinks.a.queue?",
             ],
         ),
+        ("sinks: {a: {}}", [f"sinks.a: has no kind\nhint: add sinks.a.kind: {KIND_HINT}"]),
+        (
+            "sinks.a: {}\nsinks: {b: {kind: loki}}",
+            [f"sinks.a: has no kind\nhint: add sinks.a.kind: {KIND_HINT}"],
+        ),
         ("sinks: {a: {address: x}}", [f"sinks.a: has no kind\nhint: add sinks.a.kind: {KIND_HINT}"]),
         (
-            "sinks: {a: {}, b: , c: {kind: }}",
+            "sinks: {a: , c: {kind: }}",
             [f"sinks.c.kind: has no value\nhint: set it to {KIND_HINT}, or remove the key"],
         ),
         ("sinks: {a: {knid: loki}}", ["unknown key 'sinks.a.knid'\nhint: did you mean sinks.a.kind?"]),

@@ -1,11 +1,6 @@
-"""Back-off and rare messages: values in, values out."""
+"""Back-off: values in, values out."""
 
-import logging
-
-import pytest
-
-from conntrackd.delivery.backoff import LONGEST_RETRY_AFTER, Backoff, Repeats
-from tests.delivery.fakes import Clock
+from conntrackd.delivery.backoff import LONGEST_RETRY_AFTER, Backoff
 
 
 def test_the_bound_doubles_up_to_its_maximum_and_starts_anew_after_a_success() -> None:
@@ -42,22 +37,3 @@ def test_a_server_cannot_silence_a_sink_for_a_day_or_into_the_past() -> None:
 
     assert backoff.next_delay(retry_after=86_400.0) == LONGEST_RETRY_AFTER
     assert backoff.next_delay(retry_after=-5.0) == 0.0
-
-
-def test_a_message_is_repeated_once_an_interval_with_the_number_of_the_silent_ones(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    clock = Clock()
-    repeats = Repeats(clock, 60.0)
-    logger = logging.getLogger("test")
-    reported = []
-    for pause in (0.0, 10.0, 10.0, 10.0, 60.0, 60.0):
-        clock.now += pause
-        reported.append(repeats.warn(logger, "%s is away", "loki"))
-
-    assert reported == [True, False, False, False, True, True]
-    assert [record.getMessage() for record in caplog.records] == [
-        "loki is away",
-        "loki is away (3 times more since the last message)",
-        "loki is away",
-    ]

@@ -293,9 +293,10 @@ def test_what_the_system_does_not_give_now_is_asked_for_again(
     def fail(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    path = write_database(tmp_path / "a.mmdb", BERLIN)
-    geoip = GeoIP([path], "en", 100, Stats())
-    write_database(path, {"country": {"iso_code": "FR"}})
+    path, other = paths = [write_database(tmp_path / f"{name}.mmdb", BERLIN) for name in "ab"]
+    geoip = GeoIP(paths, "en", 100, Stats())
+    for changed in paths:
+        write_database(changed, {"country": {"iso_code": "FR"}})
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(name, fail)
         taken = [settle(geoip), settle(geoip)]
@@ -303,7 +304,11 @@ def test_what_the_system_does_not_give_now_is_asked_for_again(
             GeoIP([path], "en", 100, Stats())
 
     assert taken == [False, False]
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    reason = f"cannot be read: {os.strerror(errno.EAGAIN)}, retrying"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"geoip: {path} {reason}",
+        f"geoip: {other} {reason}",
+    ]
     assert settle(geoip)
     assert find(geoip) == Location(country="FR", country_code="FR")
 
@@ -354,10 +359,10 @@ def test_a_file_that_cannot_be_used_is_a_fault_until_it_can(tmp_path: Path) -> N
     path.write_bytes(b"")
     other.unlink()
     settle(geoip)
-    found = [(fault.origin, fault.message) for fault in geoip.faults]
+    found = [(fault.origin, fault.message) for fault in geoip.faults.values()]
     write_database(other, BERLIN)
     settle(geoip)
-    left = [fault.message for fault in geoip.faults]
+    left = [fault.message for fault in geoip.faults.values()]
     write_database(path, BERLIN)
     settle(geoip)
 
@@ -367,7 +372,7 @@ def test_a_file_that_cannot_be_used_is_a_fault_until_it_can(tmp_path: Path) -> N
         f"{path} is not a usable database: its metadata is missing{old}",
     )
     assert found[1] == ("geoip.database", f"{other} cannot be read: No such file or directory{old}")
-    assert (left, geoip.faults) == ([found[0][1]], [])
+    assert (left, geoip.faults) == ([found[0][1]], {})
     assert find(geoip) == before
 
 

@@ -95,7 +95,7 @@ def test_a_database_that_cannot_be_read_anew_is_a_problem_until_it_can(
 
         (problem,) = list_problems()
         assert f"geoip.database: {path} is not a usable database: its metadata is missing; " in problem
-        (finding,) = [row for row in ask(capsys, "doctor") if row["check"] == "files"]
+        (finding,) = [row for row in ask(capsys, "doctor") if row["check"] == "geoip"]
         assert (finding["severity"], str(path) in finding["message"]) == ("warning", True)
         write_database(path, BERLIN)
         wait_until(lambda: list_problems() == [], "health", 30)

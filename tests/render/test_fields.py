@@ -21,7 +21,7 @@ def test_what_another_program_calls_a_field_is_understood(word: str, name: str) 
 
 
 def test_names_without_commas_are_recognized() -> None:
-    assert suggest_name("time src\tdport", NAMES) == "names have commas between them: time,src,dport"
+    assert suggest_name("time src\tdport", NAMES) == "names have commas between them: 'time,src,dport'"
 
 
 def test_every_alias_leads_to_a_field_and_hides_none() -> None:

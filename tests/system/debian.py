@@ -5,9 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -194,18 +192,10 @@ class Distribution:
             (repository / f"{name}.log").write_text(said)
 
 
-@contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Whoever tries the other suite waits, and finds what was made."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def make_source(folder: Path) -> None:
-    """The source distribution of this tree, into which setuptools writes."""
-    with alone("source"):
+    """The source distribution of this tree, into which setuptools writes: one at a time."""
+    with (CACHE / "source.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         options = ("--sdist", "--no-isolation", "--skip-dependency-check", "-o", folder)
         run(sys.executable, "-m", "build", *options, ROOT)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import image
-from tests.system.debian import CACHE, MIRROR, alone, is_made_of, keep, nspawn, run
+from tests.system.debian import CACHE, MIRROR, is_made_of, keep, nspawn, run
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
@@ -24,13 +24,12 @@ def call(root: Path, script: str) -> str:
 def base() -> Path:
     """What debian:13-slim is made by, too."""
     folder = CACHE / f"{SUITE}-slim"
-    with alone("slim"):
-        if not is_made_of(folder, MIRROR):
-            shutil.rmtree(folder, ignore_errors=True)
-            run("debootstrap", "--variant=minbase", SUITE, folder, MIRROR)
-            shutil.rmtree(folder / "var/cache/apt")
-            (folder / "etc/apt/apt.conf.d/test").write_text('APT::Sandbox::User "root";\n')
-            keep(folder, MIRROR)
+    if not is_made_of(folder, MIRROR):
+        shutil.rmtree(folder, ignore_errors=True)
+        run("debootstrap", "--variant=minbase", SUITE, folder, MIRROR)
+        shutil.rmtree(folder / "var/cache/apt")
+        (folder / "etc/apt/apt.conf.d/test").write_text('APT::Sandbox::User "root";\n')
+        keep(folder, MIRROR)
     return folder
 
 
