@@ -276,6 +276,7 @@ class Outbox(Inlet):
             is_idle = self._rests and not (self._news or self._reported_absence or self._is_over())
             if file is None or writer is None or not is_idle or not file.can_serve():
                 return False
+            self._rests = False  # what is put would overtake what is left
             writer.start()
         try:
             file.serve(writer)

@@ -211,11 +211,10 @@ class Law(RuleBasedStateMachine):
     @rule(
         counts=st.lists(st.integers(1, 4), max_size=3),
         written=st.integers(0, 12),
-        reports=st.booleans(),
-        disables=st.booleans(),
+        between=st.sampled_from(["", "a loss", "events", "disabled"]),
     )
-    def serve(self, counts: list[int], written: int, *, reports: bool, disables: bool) -> None:
-        """A writer for which a relay leaves events, of which it writes some; and something else happens."""
+    def serve(self, counts: list[int], written: int, between: str) -> None:
+        """A writer for which a relay leaves events, of which it writes some; and something else comes."""
         if self.outbox.step() is not None or self.outbox.find_writer(sum(counts)) is None:
             return
 
@@ -225,10 +224,13 @@ class Law(RuleBasedStateMachine):
                 if self.writer.leave(render(make_flows(count, self.sent))):
                     self.sent += count
                 self.every_event_is_accounted_for()
-                if reports:
-                    self.lose()
-                if disables:
-                    self.disable()
+                match between:
+                    case "a loss":
+                        self.lose()
+                    case "events":
+                        self.put(1)
+                    case "disabled":
+                        self.disable()
                 if part := min(left, self.writer.waiting):
                     left -= part
                     self.sink.received += show([self.writer.write(part)])

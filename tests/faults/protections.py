@@ -1597,7 +1597,7 @@ MUTATIONS: Final = (
         "what a writer could not write is written by the thread",
         "conntrackd/delivery/outbox.py",
         "self._delays.is_timed in writer.take_rest():",
-        "self._delays.is_timed in writer.take_rest()[:1]:",
+        "self._delays.is_timed in writer.take_rest()[:0]:",
         "tests/delivery/test_outbox_law.py::test_no_event_is_unaccounted_for_with_nothing_but_memory",
     ),
     Mutation(
@@ -1639,8 +1639,8 @@ MUTATIONS: Final = (
     Mutation(
         "a half line of the core's is cut off, or ended",
         "conntrackd/sinks/stream.py",
-        "            if whole < done:\n                self._is_torn",
-        "            if done < whole:\n                self._is_torn",
+        "writer.run(self._descriptor, self._path is not None)\n",
+        "writer.run(self._descriptor, self._path is not None)\n            whole = done\n",
         "tests/test_relay.py::test_whatever_happens_to_a_file_its_lines_are_whole_and_come_once_in_order",
     ),
     Mutation(
