@@ -25,6 +25,7 @@ from tests.delivery.fakes import (
     make_lost,
     make_outbox,
     put,
+    render,
     run_until_idle,
     split,
 )
@@ -723,3 +724,23 @@ def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_t
 
     assert (outbox.serve(), runs) == (False, [])
     outbox.stop(clock.now)
+
+
+def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) -> None:
+    sink, writer, flows = FakeDirectSink(), FakeWriter(), make_flows(8)
+    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+
+    def leave() -> None:
+        assert writer.leave(render(flows[:5]))
+        assert writer.leave(render(flows[5:]))
+        writer.write(3)
+
+    writer.script = leave
+    served = outbox.serve()
+    queued = outbox.snapshot().sink_events_queued
+    run_until_idle(outbox, clock)
+
+    assert (served, queued) == (True, 5)
+    assert sink.numbers == [3, 4, 5, 6, 7]
+    assert outbox.snapshot().sink_events_delivered_total == 8

@@ -1598,7 +1598,7 @@ MUTATIONS: Final = (
         "conntrackd/delivery/outbox.py",
         "self._delays.is_timed in writer.take_rest():",
         "self._delays.is_timed in writer.take_rest()[:0]:",
-        "tests/delivery/test_outbox_law.py::test_no_event_is_unaccounted_for_with_nothing_but_memory",
+        "tests/delivery/test_outbox.py::test_what_a_writer_could_not_write_is_written_by_the_thread",
     ),
     Mutation(
         "what a writer that hangs has is dropped by name, and once",
