@@ -52,11 +52,7 @@ MAX_LABELS: Final = 128
 # RFC 3339: date and time, the fraction of the second, the offset.
 TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 EXAMPLE_TIME: Final = "2025-11-22T11:34:43.181432081+01:00"
-PLACES: Final = {
-    f"{prefix}{place.name}": (prefix, place.attribute)
-    for prefix in ("", "src_")
-    for place in (*PLACE, *NETWORK)
-}
+PLACES: Final = {f"{prefix}{name}": (prefix, name) for prefix in ("", "src_") for name in (*PLACE, *NETWORK)}
 NUMBERS_OF_PLACES: Final[Mapping[str, type[int | float]]] = {"lat": float, "lon": float, "asn": int}
 
 
@@ -292,7 +288,7 @@ MAKERS: Final[Mapping[Kind, Callable[[OutputField], Parse]]] = {
     Kind.TRUTH: _truth,
 }
 # The time stands before the fields; the status in no field: who adds it to a line has it read.
-OTHERS: Final = (OutputField("time", Kind.TIME, "time", ""), OutputField("status", Kind.NUMBER, "status", ""))
+OTHERS: Final = (OutputField("time", Kind.TIME, "time"), OutputField("status", Kind.NUMBER, "status"))
 READERS: Final[Mapping[str, tuple[str, Parse]]] = {
     output.name: (output.attribute, MAKERS[output.kind](output))
     for output in (*OTHERS, *FIELDS)

@@ -4,13 +4,13 @@ import json
 import string
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from conntrackd.flow import NANO, Location, Lost
 from conntrackd.render.anonymize import Anonymizer
-from conntrackd.render.fields import FIELDS, OutputField, PlaceField, list_place_values
+from conntrackd.render.fields import FIELDS, OutputField, list_place_values
 from conntrackd.render.rendered import HELD, Rendered, Stream
 from conntrackd.render.schema import NATIVE, Schema
 
@@ -108,9 +108,9 @@ class Template:
             if self.fields is None or output.name in self.fields:
                 yield from self.schema.list_outputs(output)
 
-    def render_places(self, fields: tuple[PlaceField, ...], location: Location | None, prefix: str) -> str:
+    def render_places(self, names: Sequence[str], location: Location | None, prefix: str) -> str:
         """What is known of a Location, as far as it is written."""
-        known = dict(list_place_values(fields, location, prefix))
+        known = dict(list_place_values(names, location, prefix))
         chosen = {name: value for name, value in known.items() if self.fields is None or name in self.fields}
         texts, lat, lon = [], f"{prefix}lat", f"{prefix}lon"
         for name, value in chosen.items():
