@@ -301,8 +301,7 @@ class DaemonControl(Control):
 
     async def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
-        for listener in self._daemon.listeners:
-            listener.log_level_changed()
+        self._daemon.notify_changed()
         lasts = "as configured" if level == self._daemon.config[options.LOG_LEVEL] else RUN_TIME
         return [f"log level is {level}, {lasts}"]
 
@@ -418,13 +417,13 @@ class DaemonControl(Control):
 
     async def enable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).enable()
-        self._daemon.notify_sink_changed(name)
+        self._daemon.notify_changed()
         return [f"sink {name} is enabled, as configured"]
 
     async def disable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).disable()
         self._daemon.pipeline.interrupt()
-        self._daemon.notify_sink_changed(name)
+        self._daemon.notify_changed()
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str) -> bool:

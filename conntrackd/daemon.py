@@ -145,7 +145,7 @@ class Daemon:
         self._over = threading.Event()
         self._watches_geoip = False
         self._error: Exception | None = None
-        self._states: dict[str, tuple[str, str]] = {}
+        self._states: dict[str, tuple[SinkState, str]] = {}
         self._progress = Progress(time.monotonic)
         self.problems: list[str] = []
         self._hurry = False
@@ -352,8 +352,7 @@ class Daemon:
         problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
-            for listener in self.listeners:
-                listener.problems_changed()
+            self.notify_changed()
 
     def _note_lost(self, count: int) -> None:
         self.source.note_drops()
@@ -403,18 +402,18 @@ class Daemon:
             if self.pipeline.geoip is not None:
                 self.pipeline.geoip.refresh()
 
-    def notify_sink_changed(self, name: str) -> None:
-        """Notify the listeners: its state may have changed, or it came, or went."""
+    def notify_changed(self) -> None:
+        """Notify the listeners: of what status() and sink_status() say something may have changed."""
         for listener in self.listeners:
-            listener.sink_changed(name)
+            listener.status_changed()
 
     def _report_states(self) -> None:
         for name, outbox in self.outboxes.items():
             self._progress.look(name, outbox)
-            state = (outbox.state.value, outbox.error)
-            if self._states.get(name) != state:
-                self._states[name] = state
-                self.notify_sink_changed(name)
+        states = {name: (outbox.state, outbox.error) for name, outbox in self.outboxes.items()}
+        if states != self._states:
+            self._states = states
+            self.notify_changed()
         stats = self.stats
         self.notifier.status(
             f"{stats.events_received_total} events received, {stats.events_lost_total} lost, "

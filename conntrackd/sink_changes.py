@@ -125,8 +125,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
         daemon.pipeline.report_suppressed(at_once=True, removed=removed)
         daemon.sink_filters.apply()
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
-    for name, *_ in changes:
-        daemon.notify_sink_changed(name)
+    daemon.notify_changed()
 
 
 async def wait_for_batches(pipeline: Pipeline) -> None:
