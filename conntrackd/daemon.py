@@ -158,7 +158,7 @@ class Daemon:
         """A sink behind its outbox, not yet started. Raises ConfigError."""
         return Outbox(
             sink.kind.create(sink.config),
-            queue=sink.config[sink.kind.queue],
+            queue=sink.config[sink.kind.options.queue],
             stats=SinkStats(),
             spool=sink.kind.open_spool(sink.config),
             on_failed=lambda reason: self._note_failed(sink.name, reason),

@@ -76,7 +76,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
             if sink.name not in daemon.outboxes:
                 found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
             elif any(sink.uses(option) for option in changes) or _has_another_key(daemon, sink):
-                queue = sink.config[sink.kind.queue]
+                queue = sink.config[sink.kind.options.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
         _start(daemon, [change.made for change in found if isinstance(change.made, Outbox)])
     except BaseException:

@@ -23,8 +23,7 @@ from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
 from conntrackd.sinks.addresses import Addresses
 from conntrackd.sinks.anonymizer import read_anonymizer
-from conntrackd.sinks.secrets import list_origins
-from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
+from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause, read_tls
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1  # over the network; what is here has gathered already
@@ -316,19 +315,10 @@ def create(config: Config) -> SyslogSink:
         names=choose_names(config[options.SINK_SYSLOG_FIELDS]),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS
-    tls = Tls(
-        ca=config[options.SINK_SYSLOG_TLS_CA],
-        cert=config[options.SINK_SYSLOG_TLS_CERT],
-        key=config[options.SINK_SYSLOG_TLS_KEY],
-        verify=config[options.SINK_SYSLOG_TLS_VERIFY],
-        origins=list_origins(
-            config, options.SINK_SYSLOG_TLS_CA, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY
-        ),
-    )
     return SyslogSink(
         target,
         template.anonymize(read_anonymizer(config, "syslog")),
         framing,
-        tls if parts.scheme == "tls" else None,
+        read_tls(config, options.SINK_SYSLOG_TLS) if parts.scheme == "tls" else None,
         segments=config[options.SINK_SYSLOG_SEGMENTS],
     )
