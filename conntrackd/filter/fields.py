@@ -3,6 +3,7 @@
 Everything that both compilers know about a field stands here once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from socket import AF_INET, AF_INET6
@@ -198,3 +199,21 @@ NETWORKS: Final = MappingProxyType(
     }
 )
 """Names of networks. They do not overlap; PUBLIC is whatever is in none of the others."""
+
+
+def name_network(address: bytes) -> str:
+    """The one of NETWORKS that the address belongs to."""
+    return next((name for name, prefixes in NETWORKS.items() if is_in_prefixes(address, prefixes)), PUBLIC)
+
+
+def is_in_prefixes(address: bytes, prefixes: Sequence[Prefix]) -> bool:
+    """Whether one of them has it."""
+    return any(
+        len(network) == len(address) and _cut(network, length) == _cut(address, length)
+        for network, length in prefixes
+    )
+
+
+def _cut(address: bytes, length: int) -> int:
+    """The leading bits."""
+    return int.from_bytes(address, "big") >> len(address) * 8 - length
