@@ -99,13 +99,13 @@ class SyslogSink:
 
     def _connect(self) -> socket.socket:
         match self._target.scheme:
-            case "udp":
-                return _connect_udp(self._addresses, self._refusals)
+            case "udp":  # the next address after each refusal: connecting does not show where the server is
+                return self._addresses.connect(CONNECT_SECONDS, first=self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
         if self._tls is not None and self._credentials is None:
             self._credentials = Credentials(self._tls)
-        plain = self._addresses.connect(CONNECT_SECONDS, lambda _: None)
+        plain = self._addresses.connect(CONNECT_SECONDS)
         plain.settimeout(CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return plain if self._credentials is None else self._secure(plain, self._credentials)
@@ -227,23 +227,6 @@ class SyslogSink:
             datagrams.close()
         elif sock is not None:
             sock.close()
-
-
-def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
-    """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = addresses.look_up()
-    first = refusals % len(found)
-    last: OSError | None = None
-    for family, kind, protocol, _, address in found[first:] + found[:first]:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            last = error
-        else:
-            return sock
-    raise last or OSError(errno.EADDRNOTAVAIL, "no address")
 
 
 def _connect_unix(target: Target) -> socket.socket:
