@@ -21,6 +21,11 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "conntrackd", *arguments]
 
 
+def ctl_command(*words: str) -> list[str]:
+    """`conntrackctl` with these."""
+    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", *words]
+
+
 def environment(**extra: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "CONNTRACKD_BUS_ENABLE": "false", **extra}
