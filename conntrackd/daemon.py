@@ -187,7 +187,8 @@ class Daemon:
         # Before anything else is open: its modules are files, too.
         bus = self._serve_bus()
         with ExitStack() as stack:
-            stack.callback(_close_all, bus)
+            for coroutine in bus:  # those that never begin; the others are over by then
+                stack.callback(coroutine.close)
             if self.config[options.CONNTRACK_REPLAY] is None:
                 descriptors = take_descriptors(dict(self.sources.environ))
                 passed = descriptors.pop(PASSED, [])
@@ -461,12 +462,6 @@ class Daemon:
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
-
-
-def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Those that have not begun; to the others it does nothing any more."""
-    for coroutine in coroutines:
-        coroutine.close()
 
 
 def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:
