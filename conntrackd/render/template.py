@@ -1,6 +1,7 @@
 """Template: how a sink writes a record, and the plain rendering of a loss. No I/O."""
 
 import json
+import re
 import string
 import time
 from array import array
@@ -14,6 +15,8 @@ from conntrackd.render.fields import FIELDS, OutputField, list_place_values
 from conntrackd.render.rendered import HELD, Rendered, Stream
 from conntrackd.render.schema import NATIVE, Schema
 
+WORD: Final = re.compile(r"\$([a-z]+)")
+"""In the text of a template; what is between them stays as it is."""
 UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
