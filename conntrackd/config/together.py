@@ -371,13 +371,11 @@ def _list_idle_anonymize(own: AnonymizeOptions, config: "Config") -> Iterator[Se
 
 def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:
     """Settings of a sink that nothing enables. Who wrote `enable: false` knows that."""
-    for enable in OPTIONS:
-        if not enable.key.startswith("sink.") or not enable.key.endswith(".enable") or config.is_set(enable):
-            continue
-        section = enable.key.removesuffix("enable")
+    for kind, own in SINK_OPTIONS.items():
+        enable, section = own.enable, f"sink.{kind}."
         first = next(
             (option for option in OPTIONS if option.key.startswith(section) and config.is_set(option)), None
         )
-        if first is not None:
+        if first is not None and not config.is_set(enable):
             hint = f"add {enable.key}: true, or false to keep it for later"
             yield SettingIssue(first, (enable,), f"has no effect: {enable.key} is not set", hint)
