@@ -22,7 +22,8 @@ from conntrackd.delivery.datagrams import Framing, frame
 from conntrackd.engine import SLOTS, Engine
 from conntrackd.engine.native import NativeEngine
 from conntrackd.engine.plain import PlainEngine
-from conntrackd.filter.grammar import RuleText, parse_rules
+from conntrackd.filter.diagnostics import RuleText
+from conntrackd.filter.grammar import parse_rules
 from conntrackd.geoip.databases import GeoIP
 from conntrackd.render import journal, json, loki, syslog
 from conntrackd.render.template import Template

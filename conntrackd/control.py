@@ -7,8 +7,9 @@ what changed, or what is wrong, and then nothing has changed.
 import asyncio
 import gc
 import logging
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
 
 from conntrackd import VERSION, logs, resources, sink_changes
 from conntrackd.active_filter import (
@@ -48,7 +49,7 @@ from conntrackd.flow import Protocol
 from conntrackd.records import choose_community_seeds
 from conntrackd.sink_changes import SinkChange
 from conntrackd.sink_filters import describe, list_warnings
-from conntrackd.stats import Stats, list_counters, measure_process
+from conntrackd.stats import list_counters, measure_process
 from conntrackd.tails import MAX_TAILS
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class DaemonControl(Control):
     async def reload(self) -> list[str]:
         async with self.turn:
             try:
-                return await self._count(self._reload())
+                async with self._counted():
+                    return await self._reload()
             except ConntrackdError:
                 # Whatever is wrong with the configuration: a file that was moved away has to be made anew.
                 for outbox in self._daemon.outboxes.values():
@@ -163,16 +165,13 @@ class DaemonControl(Control):
         return [f"{line}: systemctl restart conntrackd" for line in lines]
 
     async def reload_filter(self) -> list[str]:
-        async with self.turn:
-            return await self._count(self._reload_filter())
-
-    async def _reload_filter(self) -> list[str]:
         # With the rules and sets of now, the other settings as they were: what they say is a reload's affair.
         daemon = self._daemon
-        new = await run_apart(daemon.sources.read)
-        rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
-        ended = daemon.sink_filters.list_changed()
-        self._apply(rules)
+        async with self.turn, self._counted():
+            new = await run_apart(daemon.sources.read)
+            rules = await run_apart(prepare_rules, new, daemon.config, daemon.pipeline)
+            ended = daemon.sink_filters.list_changed()
+            self._apply(rules)
         geoip = daemon.pipeline.geoip
         own = [(name, sink) for name, sink in rules.sinks.items() if sink.rules or name in ended]
         lines = [line for name, sink in own for line in describe(name, sink, geoip)]
@@ -190,10 +189,12 @@ class DaemonControl(Control):
         daemon.pipeline.flow_metrics = new.flow_metrics
         daemon.pipeline.interrupt()
 
-    async def _count(self, change: Coroutine[Any, Any, list[str]]) -> list[str]:
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        """A change, made or refused."""
         stats = self._daemon.stats
         try:
-            lines = await change
+            yield
         except (ConntrackdError, OSError) as error:
             stats.reloads_failed_total += 1
             if isinstance(error, OSError):  # modules are loaded late, and are files
@@ -202,7 +203,6 @@ class DaemonControl(Control):
         finally:
             self._collect_soon()
         stats.reloads_total += 1
-        return lines
 
     def _collect_soon(self) -> None:
         """Free replaced filters: they form reference cycles, and the collector rarely runs.
@@ -249,15 +249,13 @@ class DaemonControl(Control):
         return await run_to_its_end(compile_filter, texts, "", daemon.config, daemon.engine, 1, sets)
 
     async def set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        async with self.turn:  # or a reload in the meantime would leave rules for settings that are gone
-            return await self._count(self._set_filter(rules, timeout_s))
-
-    async def _set_filter(self, rules: list[str], timeout_s: int) -> list[str]:
-        new = await self._compile(rules, name_run_time(timeout_s))
-        self._put_in_force(new, self._daemon.sink_filters.in_force)
-        if timeout_s:
-            self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
-        return self._describe(new)
+        # In turn, or a reload in the meantime would leave rules for settings that are gone.
+        async with self.turn, self._counted():
+            new = await self._compile(rules, name_run_time(timeout_s))
+            self._put_in_force(new, self._daemon.sink_filters.in_force)
+            if timeout_s:
+                self._revert = asyncio.get_running_loop().call_later(timeout_s, self._end_run_time)
+            return self._describe(new)
 
     def _end_run_time(self) -> None:
         self._revert = None
@@ -265,12 +263,9 @@ class DaemonControl(Control):
         logger.info("the run-time filter has expired, %s", self._describe(self._daemon.filter)[0])
 
     async def reset_filter(self) -> list[str]:
-        async with self.turn:
-            return await self._count(self._reset_filter())
-
-    async def _reset_filter(self) -> list[str]:
-        self._put_in_force(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
-        return self._describe(self._daemon.filter)
+        async with self.turn, self._counted():
+            self._put_in_force(self._daemon.configured_filter, self._daemon.sink_filters.in_force)
+            return self._describe(self._daemon.filter)
 
     async def check_filter(self, rules: list[str]) -> list[str]:
         return list((await self._compile_to_look(rules)).rules)
@@ -301,8 +296,7 @@ class DaemonControl(Control):
 
     async def set_log_level(self, level: str) -> list[str]:
         logs.set_level(level)
-        for listener in self._daemon.listeners:
-            listener.log_level_changed()
+        self._daemon.notify_changed()
         lasts = "as configured" if level == self._daemon.config[options.LOG_LEVEL] else RUN_TIME
         return [f"log level is {level}, {lasts}"]
 
@@ -347,7 +341,7 @@ class DaemonControl(Control):
     def statistics(self) -> Statistics:
         daemon = self._daemon
         with daemon.pipeline.lock:  # what stats.py says of their sums holds then
-            counters = _to_counters(daemon.stats)
+            counters = list_counters(daemon.stats)
             sinks = {name: _count_sink(outbox) for name, outbox in daemon.outboxes.items()}
             flows = [metric.snapshot() for metric in daemon.pipeline.flow_metrics]
         for number, count in sorted(daemon.pipeline.protocols.items()):
@@ -357,7 +351,7 @@ class DaemonControl(Control):
         counters["tails_opened_total"] = daemon.tails.opened_total
         counters["tails_dropped_total"] = daemon.tails.dropped_total
         counters["buffer_bytes"] = self._measure_buffer()
-        counters |= {measure.name: measure.value for measure in measure_process()}
+        counters |= measure_process()
         delays = {name: outbox.count_delays() for name, outbox in daemon.outboxes.items()}
         counts, suppressed = daemon.filter.list_counts(), daemon.filter.list_suppressed()
         return Statistics(counters, sinks, counts, delays, suppressed, flows)
@@ -367,12 +361,14 @@ class DaemonControl(Control):
     async def set_sink_filter(self, name: str, rules: list[str], timeout_s: int) -> list[str]:
         async with self.turn:
             self._get_outbox(name)
-            return await self._count(self._daemon.sink_filters.set(name, rules, timeout_s))
+            async with self._counted():
+                return await self._daemon.sink_filters.set(name, rules, timeout_s)
 
     async def reset_sink_filter(self, name: str) -> list[str]:
         async with self.turn:
             self._get_outbox(name)
-            return await self._count(self._daemon.sink_filters.reset(name))
+            async with self._counted():
+                return await self._daemon.sink_filters.reset(name)
 
     async def explain_sink_filter(self, name: str, rules: list[str]) -> str:
         self._get_outbox(name)
@@ -387,8 +383,8 @@ class DaemonControl(Control):
         return self._daemon.live_sets.list_entries(name, after)
 
     async def reload_sets(self, names: list[str]) -> list[str]:
-        async with self.turn:
-            return await self._count(self._daemon.live_sets.reload(names))
+        async with self.turn, self._counted():
+            return await self._daemon.live_sets.reload(names)
 
     async def add_to_set(self, name: str, entries: list[str], timeout_s: int) -> list[str]:
         async with self.turn:
@@ -418,13 +414,13 @@ class DaemonControl(Control):
 
     async def enable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).enable()
-        self._daemon.notify_sink_changed(name)
+        self._daemon.notify_changed()
         return [f"sink {name} is enabled, as configured"]
 
     async def disable_sink(self, name: str) -> list[str]:
         self._get_outbox(name).disable()
         self._daemon.pipeline.interrupt()
-        self._daemon.notify_sink_changed(name)
+        self._daemon.notify_changed()
         return [f"sink {name} is disabled, {RUN_TIME}; what comes is dropped and counted"]
 
     async def flush_sink(self, name: str) -> bool:
@@ -463,14 +459,9 @@ def _show(option: Option[object], config: Config) -> str:
     return "another one" if option.secret else str(option.kind.render(config[option])) or "not set"
 
 
-def _to_counters(stats: Stats) -> dict[str, int]:
-    return {counter.name: counter.value for counter in list_counters(stats)}
-
-
 def _count_sink(outbox: Outbox) -> dict[str, int]:
     """Its counters; without a spool there are none of one."""
-    counters = list_counters(outbox.snapshot(), has_spool=outbox.has_spool)
-    return {counter.name: counter.value for counter in counters}
+    return list_counters(outbox.snapshot(), has_spool=outbox.has_spool)
 
 
 def _name_protocol(number: int) -> str:

@@ -145,7 +145,7 @@ class Daemon:
         self._over = threading.Event()
         self._watches_geoip = False
         self._error: Exception | None = None
-        self._states: dict[str, tuple[str, str]] = {}
+        self._states: dict[str, tuple[SinkState, str]] = {}
         self._progress = Progress(time.monotonic)
         self.problems: list[str] = []
         self._hurry = False
@@ -158,7 +158,7 @@ class Daemon:
         """A sink behind its outbox, not yet started. Raises ConfigError."""
         return Outbox(
             sink.kind.create(sink.config),
-            queue=sink.config[sink.kind.queue],
+            queue=sink.config[sink.kind.options.queue],
             stats=SinkStats(),
             spool=sink.kind.open_spool(sink.config),
             on_failed=lambda reason: self._note_failed(sink.name, reason),
@@ -188,7 +188,8 @@ class Daemon:
         # Before anything else is open: its modules are files, too.
         bus = self._serve_bus()
         with ExitStack() as stack:
-            stack.callback(_close_all, bus)
+            for coroutine in bus:  # those that never begin; the others are over by then
+                stack.callback(coroutine.close)
             if self.config[options.CONNTRACK_REPLAY] is None:
                 descriptors = take_descriptors(dict(self.sources.environ))
                 passed = descriptors.pop(PASSED, [])
@@ -354,8 +355,7 @@ class Daemon:
         problems = self.list_problems()
         if problems != self.problems:
             self.problems = problems
-            for listener in self.listeners:
-                listener.problems_changed()
+            self.notify_changed()
 
     def _note_lost(self, count: int) -> None:
         self.source.note_drops()
@@ -405,18 +405,18 @@ class Daemon:
             if (geoip := self.pipeline.geoip) is not None:  # a reload may take it away meanwhile
                 geoip.refresh()
 
-    def notify_sink_changed(self, name: str) -> None:
-        """Notify the listeners: its state may have changed, or it came, or went."""
+    def notify_changed(self) -> None:
+        """Notify the listeners: of what status() and sink_status() say something may have changed."""
         for listener in self.listeners:
-            listener.sink_changed(name)
+            listener.status_changed()
 
     def _report_states(self) -> None:
         for name, outbox in self.outboxes.items():
             self._progress.look(name, outbox)
-            state = (outbox.state.value, outbox.error)
-            if self._states.get(name) != state:
-                self._states[name] = state
-                self.notify_sink_changed(name)
+        states = {name: (outbox.state, outbox.error) for name, outbox in self.outboxes.items()}
+        if states != self._states:
+            self._states = states
+            self.notify_changed()
         stats = self.stats
         self.notifier.status(
             f"{stats.events_received_total} events received, {stats.events_lost_total} lost, "
@@ -461,12 +461,6 @@ class Daemon:
         self.filter = new
         for listener in self.listeners:
             listener.filter_changed()
-
-
-def _close_all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Those that have not begun; to the others it does nothing any more."""
-    for coroutine in coroutines:
-        coroutine.close()
 
 
 def _stop_outboxes(outboxes: Sequence[Outbox], deadline: float) -> None:

@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -17,8 +17,8 @@ KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-
+# Whatever stands in the place of a file: a FIFO does not hold us up, a link leads nowhere.
+SAFE: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 # Nobody can make anything there.
 KERNEL: Final = (Path("/proc"), Path("/sys"))
 # Of a directory that is to be made, its last part is; more would hide a typing error.
@@ -56,6 +56,16 @@ def open_file(path: Path, limit: int) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor to read from of a file of our own, whatever has taken its place. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | SAFE)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def check(status: os.stat_result, limit: int) -> None:

@@ -76,7 +76,7 @@ def prepare(daemon: "Daemon", new: Config, changes: Sequence[Option[object]]) ->
             if sink.name not in daemon.outboxes:
                 found.append(SinkChange(sink.name, daemon.create_outbox(sink)))
             elif any(sink.uses(option) for option in changes) or _has_another_key(daemon, sink):
-                queue = sink.config[sink.kind.queue]
+                queue = sink.config[sink.kind.options.queue]
                 found.append(SinkChange(sink.name, sink.kind.create(sink.config), queue))
         _start(daemon, [change.made for change in found if isinstance(change.made, Outbox)])
     except BaseException:
@@ -125,8 +125,7 @@ async def apply(daemon: "Daemon", changes: Sequence[SinkChange]) -> None:
         daemon.pipeline.report_suppressed(at_once=True, removed=removed)
         daemon.sink_filters.apply()
         await daemon.stop_outboxes(removed, daemon.config[options.SHUTDOWN_TIMEOUT])
-    for name, *_ in changes:
-        daemon.notify_sink_changed(name)
+    daemon.notify_changed()
 
 
 async def wait_for_batches(pipeline: Pipeline) -> None:

@@ -110,7 +110,7 @@ class SinkFilters:
         self._forget_revert(name)
         self.in_force[name] = new
         self.apply()
-        daemon.notify_sink_changed(name)
+        daemon.notify_changed()
         return describe(name, new, daemon.pipeline.geoip)
 
     def _end_run_time(self, name: str) -> None:

@@ -20,9 +20,9 @@ from conntrackd import files
 from conntrackd.active_filter import compile_filter, compile_sink_filter, make_scope
 from conntrackd.config import options
 from conntrackd.config.option import Option
+from conntrackd.config.options import TlsOptions
 from conntrackd.config.read import ETC, Config, Reading
 from conntrackd.config.rules import list_rules, list_set_files, read_rules, try_sets
-from conntrackd.config.together import ANONYMIZE, FIELDS
 from conntrackd.delivery.sink import SinkTrouble
 from conntrackd.engine import load_engine
 from conntrackd.errors import ConfigError, ConntrackdError, ManyErrors, UnavailableError
@@ -50,7 +50,6 @@ if TYPE_CHECKING:  # it costs memory that a daemon without TLS does not need
 
 SERVICE: Final = "conntrackd"
 MAX_SECRET: Final = 16 << 20
-Certificate = Option[Path | None]
 SET_WORD: Final = re.compile(r"@([\w-]+)")
 SUDO: Final = "permission denied; try sudo conntrackd check"
 
@@ -106,7 +105,9 @@ def verify(reading: Reading, *, alone: bool = False) -> Report:
         _verify_folder(report, options.STATE_DIRECTORY, state)
     for sink in list_sinks(config):
         own = replace(report, config=sink.config)  # and what is found goes to the same lists
-        if sink.is_enabled or not sink.config.is_set(sink.kind.enable):  # of a fragment: maybe elsewhere
+        if sink.is_enabled or not sink.config.is_set(
+            sink.kind.options.enable
+        ):  # of a fragment: maybe elsewhere
             _verify_sink_rules(own, sink.kind, known)
         if sink.is_enabled:
             _verify_sink(own, sink)
@@ -304,7 +305,7 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
     config, kind, name = report.config, sink.kind, sink.prefix.removesuffix(".")
     if not report.attempt(kind.create, config):
         return
-    key_file = ANONYMIZE[kind.name].key_file
+    key_file = kind.options.anonymize.key_file
     if (key := config[key_file]) is not None:
         _warn_of_access(report, key_file, key)
     if kind.spool is not None and (folder := kind.find_spool(config)) is not None:
@@ -320,21 +321,18 @@ def _verify_sink(report: Report, sink: ConfiguredSink) -> None:
             _verify_local(report, address)
             report.untried.append(f"{name}: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("tls://"):
-                ours = (options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
-                _verify_tls(report, options.SINK_SYSLOG_TLS_CA, *ours)
+                _verify_tls(report, options.SINK_SYSLOG_TLS)
         case "loki":
             address = config[options.SINK_LOKI_ADDRESS]
             report.untried.append(f"{name}: whether {address} can be reached; conntrackctl doctor")
             if address.startswith("https://"):
-                _verify_tls(
-                    report, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
-                )
+                _verify_tls(report, options.SINK_LOKI_TLS)
             _verify_secrets(report)
 
 
 def _warn_of_fields(report: Report, kind: SinkKind) -> None:
     """What is left out and conntrackctl needs. Who lists the fields that are written knows what is there."""
-    config, option = report.config, FIELDS[kind.name]
+    config, option = report.config, kind.options.fields
     if kind.name == "syslog" or not any(word.startswith("-") for word in config[option]):
         return
     schema = {"stream": options.SINK_STREAM_SCHEMA, "loki": options.SINK_LOKI_SCHEMA}.get(kind.name)
@@ -409,10 +407,10 @@ def _verify_local(report: Report, address: str) -> None:
             report.fail(option, f"{path} is not a socket", "journald and rsyslog have /dev/log")
 
 
-def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certificate) -> None:
+def _verify_tls(report: Report, own: TlsOptions) -> None:
     """The files alone, and then together as the sink uses them."""
     config = report.config
-    named = [option for option in (ca, cert, key) if config[option] is not None]
+    named = [option for option in (own.ca, own.cert, own.key) if config[option] is not None]
     readable = [
         _verify_file(report, option, path) for option in named if (path := config[option]) is not None
     ]
@@ -421,13 +419,13 @@ def _verify_tls(report: Report, ca: Certificate, cert: Certificate, key: Certifi
     from conntrackd.sinks.tls import Tls, make_context  # noqa: PLC0415
 
     try:
-        context = make_context(Tls(config[ca], config[cert], config[key]))
+        context = make_context(Tls(config[own.ca], config[own.cert], config[own.key]))
     except SinkTrouble as error:
-        report.fail(named[0] if named else ca, error.reason)
+        report.fail(named[0] if named else own.ca, error.reason)
         return
-    if config[ca] is not None:
+    if config[own.ca] is not None:
         for name in _list_expired(context):
-            report.warnings.append(config.explain(ca, f"has a certificate that has expired: {name}"))
+            report.warnings.append(config.explain(own.ca, f"has a certificate that has expired: {name}"))
 
 
 def _list_expired(context: "ssl.SSLContext") -> Iterator[str]:

@@ -85,6 +85,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Privileged(), "conntrackd-privileged")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of an `engine` is one of each: of the core in C, and of the reference in plain Python."""
+    if "engine" in metafunc.fixturenames:
+        from tests.engine.feed import ENGINES  # noqa: PLC0415  # not for who tests something else
+
+        metafunc.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+
+
 def list_descriptors() -> set[tuple[int, str]]:
     """Open file descriptors with what they lead to."""
     found = set()

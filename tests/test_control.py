@@ -297,14 +297,11 @@ def test_what_a_change_leaves_behind_is_collected_soon(mocker: MockerFixture) ->
         def __init__(self) -> None:
             self.itself = self
 
-    async def change() -> list[str]:
-        left.append(weakref.ref(Old()))
-        return []
-
     async def run() -> None:
         control = make_control()
         control._daemon.stats = Stats()
-        await control._count(change())
+        async with control._counted():
+            left.append(weakref.ref(Old()))
         while left[0]() is not None:
             await asyncio.sleep(0)
 

@@ -43,7 +43,7 @@ def list_names(attribute: str) -> list[str]:
 
 
 def test_every_field_is_in_the_table_in_its_order_and_no_other() -> None:
-    places = [f"{prefix}{item.name}" for kind in (PLACE, NETWORK) for prefix in ("", "src_") for item in kind]
+    places = [f"{prefix}{name}" for kind in (PLACE, NETWORK) for prefix in ("", "src_") for name in kind]
     names = [*(field.name for field in FIELDS), *places]
 
     assert list_fields(EVENT) == [(name, TEMPLATE.syntax.open_text(name).rstrip("=")) for name in names]

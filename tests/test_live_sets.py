@@ -17,14 +17,12 @@ from conntrackd.filter.diagnostics import RuleText
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.metrics.flows import FlowMetric
 from conntrackd.tails import Tail
-from tests.engine.feed import ENGINES
 from tests.filter.strategies import make_set
 from tests.sinks.flows import make_flows
 from tests.test_pipeline import make_pipeline
 from tests.test_sink_filters import Gathering, process
 
 LASTS = "until a reload or restart"
-engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
 @pytest.fixture
@@ -361,7 +359,6 @@ def test_an_end_that_fails_is_tried_again(
 # -- who follows
 
 
-@engines
 def test_all_filters_follow_with_their_next_batch_and_go_on_counting(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,7 +394,6 @@ def test_all_filters_follow_with_their_next_batch_and_go_on_counting(
     assert tail.rules[0].counts == metric.tables[0].counts == [0, 2, 5]
 
 
-@engines
 def test_a_batch_is_decided_by_the_sets_of_before_or_of_after(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,12 +47,6 @@ from tests.sinks.flows import BASE, make_flow, make_flows
 BERLIN = Location(city="Berlin", country="DE")
 
 
-@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = request.param
-    return found
-
-
 def make_pipeline(
     engine: Engine,
     outboxes: Sequence[object] = (),

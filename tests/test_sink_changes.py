@@ -31,7 +31,7 @@ def make_daemon(readers: list[Any], stopped: list[list[int]]) -> Daemon:
     config = {options.SHUTDOWN_TIMEOUT: 1.0}
     daemon = SimpleNamespace(outboxes={"a": outbox}, pipeline=pipeline, config=config, stop_outboxes=stop)
     daemon.sink_filters = SimpleNamespace(apply=lambda: None)
-    daemon.notify_sink_changed = lambda name: stopped.append([])
+    daemon.notify_changed = lambda: stopped.append([])
     return cast(Daemon, daemon)
 
 

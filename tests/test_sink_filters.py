@@ -40,7 +40,6 @@ from tests.sinks.flows import make_flow, make_flows
 from tests.test_pipeline import make_pipeline
 
 SINKS = ("stream", "syslog", "loki")
-engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
 class Gathering:
@@ -98,7 +97,6 @@ batches = st.lists(strategies.flows(located=False), min_size=1, max_size=8)
 rooms = st.sampled_from((0, 1, 3, 1000))
 
 
-@engines
 @settings(max_examples=70)
 @given(
     strategies.rules,
@@ -147,7 +145,6 @@ def test_each_sink_gets_what_the_global_rules_and_its_own_keep(
             assert pipeline.tables[0].sinks[outbox.name].counts == counts
 
 
-@engines
 def test_what_has_no_room_is_reported_with_the_times_of_what_the_sink_would_have_got(engine: Engine) -> None:
     flows = [replace(flow, id=number) for number, flow in enumerate(make_flows(6))]
     outbox = Gathering("loki", room=1)
@@ -159,7 +156,6 @@ def test_what_has_no_room_is_reported_with_the_times_of_what_the_sink_would_have
     assert outbox.dropped == [(2, flows[3].time, flows[4].time)]
 
 
-@engines
 def test_a_sink_without_rules_is_given_the_very_selection_of_all(engine: Engine) -> None:
     """It costs nothing more: no table, no decision."""
     outboxes = [Gathering("loki"), Gathering("journal")]
@@ -175,7 +171,6 @@ def test_a_sink_without_rules_is_given_the_very_selection_of_all(engine: Engine)
     assert (filtered[1], whole[1] is kept) == (b"", True)
 
 
-@engines
 def test_a_loss_is_reported_to_every_sink_whatever_its_filter(engine: Engine) -> None:
     outboxes = [Gathering(name) for name in SINKS]
     pipeline = make_pipeline(engine, outboxes, own={name: parse("drop any") for name in SINKS})
@@ -186,7 +181,6 @@ def test_a_loss_is_reported_to_every_sink_whatever_its_filter(engine: Engine) ->
     assert [outbox.losses for outbox in outboxes] == [[lost]] * 3
 
 
-@engines
 def test_tails_see_what_the_global_filter_keeps(engine: Engine) -> None:
     pipeline = make_pipeline(engine, [Gathering("loki")], own={"loki": parse("drop any")})
     seen: list[int] = []
@@ -203,7 +197,6 @@ def test_tails_see_what_the_global_filter_keeps(engine: Engine) -> None:
     assert seen == [4]
 
 
-@engines
 def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -> None:
     outboxes = [Gathering("stream"), Gathering("loki")]
     own = {"stream": parse("log type NEW", "drop any"), "loki": parse("drop type NEW")}
@@ -220,7 +213,6 @@ def test_flows_of_the_table_are_for_a_sink_that_takes_new_ones(engine: Engine) -
     assert (pipeline.stats.events_snapshot_total, outboxes[1].left_out) == (3, 3)
 
 
-@engines
 def test_flows_of_the_table_are_located_by_databases_that_came_when_no_event_did(engine: Engine) -> None:
     outbox, flow = Gathering("stream"), make_flow(0)
     pipeline = make_pipeline(engine, [outbox], parse("log source country DE", "drop any"))
@@ -234,7 +226,6 @@ def test_flows_of_the_table_are_located_by_databases_that_came_when_no_event_did
     assert outbox.types == ["SNAPSHOT"]
 
 
-@engines
 def test_flows_of_the_table_are_for_a_tail_that_wants_new_ones(engine: Engine) -> None:
     pipeline = make_pipeline(engine, [Gathering("stream")])
     shown: list[str] = []
@@ -259,7 +250,6 @@ def test_flows_of_the_table_are_for_a_tail_that_wants_new_ones(engine: Engine) -
     assert [(line[0], '"type":"SNAPSHOT"' in line) for line in shown] == [("0", True)]
 
 
-@engines
 @pytest.mark.parametrize("of_events", [False, True])
 def test_a_flow_is_for_a_sink_that_takes_its_end(engine: Engine, of_events: bool) -> None:
     outboxes = [Gathering("stream"), Gathering("loki")]
@@ -274,7 +264,6 @@ def test_a_flow_is_for_a_sink_that_takes_its_end(engine: Engine, of_events: bool
     assert outboxes[1].left_out == (4 if of_events else 2)
 
 
-@engines
 def test_a_change_in_the_middle_of_a_batch_is_for_the_next_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +288,6 @@ def test_a_change_in_the_middle_of_a_batch_is_for_the_next_one(
     assert pipeline.stats.events_filtered_total == 4
 
 
-@engines
 def test_a_sink_that_comes_in_the_middle_of_a_batch_gets_nothing_of_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,6 @@ RULE = 'log source city "ulm" or any limit 2/day'
 OWN = "log any limit 3/day burst 1"
 WHOLE = parse("log any limit 1/day burst 3", "log any")
 HELD_BACK = Lost(7, 1_000_000_000, 2_000_000_000, "sink.loki.filter", RULE, 3)
-engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
 def report(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, now: float) -> None:
@@ -42,7 +41,6 @@ def list_reports(outbox: Gathering) -> list[tuple[str, int, int]]:
     return [(lost.where, lost.rule, lost.count) for lost in outbox.losses]
 
 
-@engines
 def test_each_sink_hears_of_the_global_rules_and_of_its_own_and_once_a_second(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +65,6 @@ def test_each_sink_hears_of_the_global_rules_and_of_its_own_and_once_a_second(
     assert (stats.events_filtered_total, stats.events_suppressed_total, stats.events_lost_total) == (9, 9, 0)
 
 
-@engines
 def test_what_a_filter_has_held_back_is_reported_though_another_one_is_in_force(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +99,6 @@ def test_what_a_filter_has_held_back_is_reported_though_another_one_is_in_force(
     assert len(outbox.losses) == 4, "no reader is in a batch of before any more"
 
 
-@engines
 def test_a_sink_with_a_name_that_was_removed_has_what_its_limits_held_back(engine: Engine) -> None:
     stays, goes = Gathering("stream"), Gathering("audit")
     pipeline = make_pipeline(engine, [stays, goes], WHOLE, {"audit": parse(OWN)})
@@ -114,7 +110,6 @@ def test_a_sink_with_a_name_that_was_removed_has_what_its_limits_held_back(engin
     assert list_reports(goes) == [("filter", 1, 3), ("sinks.audit.filter", 1, 2)]
 
 
-@engines
 def test_a_filter_that_stays_keeps_its_buckets(engine: Engine) -> None:
     outbox = Gathering("loki")
     tables = [engine.compile_table(WHOLE)]

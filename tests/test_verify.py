@@ -185,7 +185,7 @@ def test_what_would_keep_the_next_start_from_working_is_found_before_it(tmp_path
         "state_directory: gone/x\nconntrack.netns: nowhere\nsink.loki:\n  enable: true\n  spool: gone/y\n"
     )
     config = Sources({}, {}, etc=tmp_path).read()
-    found = list_hindrances(config, [STATE_DIRECTORY, CONNTRACK_NETNS, SINK_LOKI_SPOOL])
+    found = list_hindrances(config, [STATE_DIRECTORY, CONNTRACK_NETNS, SINK_LOKI_SPOOL.path])
 
     assert [str(each).splitlines()[0].replace(f"{tmp_path}/", "") for each in found] == [
         "conntrackd.yaml:1: state_directory: gone/x: there is no directory gone",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final
 
-from dbus_fast import Message, MessageFlag, Variant
+from dbus_fast import Message, Variant
 
 from conntrackd.bus.connection import Connection
 from conntrackd.bus.interface import INFO
@@ -92,9 +92,7 @@ class Callers:
             f"type='signal',sender='{BUS.name}',interface='{BUS.interface}',"
             f"member='NameOwnerChanged',arg0='{name}',arg2=''"
         )
-        call = Message(BUS.name, BUS.path, BUS.interface, member, signature="s", body=[rule])
-        call.flags = MessageFlag.NO_REPLY_EXPECTED
-        self._bus.post(call)
+        self._bus.post_call(BUS, member, rule)
 
 
 class AuthenticationNeededError(NotPermittedError):
@@ -136,19 +134,8 @@ class Polkit:
         try:
             reply = await self._bus.ask(POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", arguments, seconds)
         except (asyncio.CancelledError, RemoteError):
-            self._cancel(ticket)  # or a dialogue for a caller who is gone would stay open
+            # Or a dialogue for a caller who is gone would stay open.
+            self._bus.post_call(POLKIT, "CancelCheckAuthorization", ticket)
             raise
         allowed, challenge, details = reply[0]
         return bool(allowed), bool(challenge), dict(details)
-
-    def _cancel(self, ticket: str) -> None:
-        call = Message(
-            POLKIT.name,
-            POLKIT.path,
-            POLKIT.interface,
-            "CancelCheckAuthorization",
-            signature="s",
-            body=[ticket],
-        )
-        call.flags = MessageFlag.NO_REPLY_EXPECTED
-        self._bus.post(call)

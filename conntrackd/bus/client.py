@@ -130,8 +130,7 @@ class Client:
 
     def read_sinks(self) -> dict[str, dict[str, Any]]:
         """Properties of every sink, by its name."""
-        objects = self._call(NAME, MANAGER_PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
-        found = [interfaces[SINK] for interfaces in objects.values()]
+        found = self._read_objects().values()
         return {sink["Name"]: sink for sink in sorted(found, key=lambda sink: str(sink["Name"]))}
 
     def read_sink(self, name: str) -> dict[str, Any]:
@@ -149,11 +148,15 @@ class Client:
         return self._descriptors.pop(index)
 
     def _get_sink_path(self, name: str) -> str:
-        objects = self._call(NAME, MANAGER_PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
-        names = {str(interfaces[SINK]["Name"]): str(path) for path, interfaces in objects.items()}
+        names = {str(sink["Name"]): path for path, sink in self._read_objects().items()}
         if name not in names:
             raise _explain_sink(name, names)
         return names[name]
+
+    def _read_objects(self) -> dict[str, dict[str, Any]]:
+        """Properties of every sink, by the path of its object."""
+        objects = self._call(NAME, MANAGER_PATH, OBJECT_MANAGER, "GetManagedObjects", "", [])[0]
+        return {str(path): interfaces[SINK] for path, interfaces in objects.items()}
 
     # ---- one call -------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dbus_fast import Message, MessageFlag, MessageType
 from dbus_fast._private.unmarshaller import Unmarshaller
 
 from conntrackd.bus.limits import MAX_ERROR_TEXT, MAX_PAUSE, PAUSE
-from conntrackd.bus.transport import Transport, clean_text
+from conntrackd.bus.transport import Service, Transport, clean_text
 from conntrackd.errors import ConntrackdError
 
 # About 100 small calls: the loop turns at least every 10 ms.
@@ -154,6 +154,12 @@ class Connection(Transport):
             self.send(message).add_done_callback(done)
         else:
             on_done()
+
+    def post_call(self, service: Service, member: str, text: str) -> None:
+        """Call a method that takes a text, and wait for no answer."""
+        call = Message(service.name, service.path, service.interface, member, signature="s", body=[text])
+        call.flags = MessageFlag.NO_REPLY_EXPECTED
+        self.post(call)
 
 
 def measure(data: bytes | bytearray) -> tuple[int, int]:

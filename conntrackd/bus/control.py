@@ -138,14 +138,8 @@ class Listener(Protocol):
     def events_lost(self, count: int) -> None:
         """The kernel had no room for so many more."""
 
-    def sink_changed(self, name: str) -> None:
-        """Its state or last error; or it came, or went."""
-
-    def log_level_changed(self) -> None:
-        """To be read again from status()."""
-
-    def problems_changed(self) -> None:
-        """To be read again from status()."""
+    def status_changed(self) -> None:
+        """Anything else that status(), list_sinks() or sink_status() say: to be read again from there."""
 
 
 class Control(ABC):

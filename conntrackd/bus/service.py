@@ -38,7 +38,7 @@ class BusService:
         interface.check_properties(self._interfaces[SINK], SinkProperties)
         self._address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
         self._objects = Objects(control, self._interfaces)
-        self._signals = Signals(control, self._objects, self._interfaces)
+        self._signals = Signals(control, self._objects)
         # Lives longer than a connection, so that nobody gets a new allowance by breaking one.
         self._limiter = Limiter()
         self._turns = (Turns(), Turns(REST))

@@ -7,7 +7,7 @@ from dbus_fast import Message
 
 from conntrackd.bus.connection import Connection
 from conntrackd.bus.control import Control
-from conntrackd.bus.interface import INFO, Interface
+from conntrackd.bus.interface import INFO
 from conntrackd.bus.names import MANAGER, MANAGER_PATH, OBJECT_MANAGER, PROPERTIES, SINK
 from conntrackd.bus.objects import Objects
 from conntrackd.bus.transport import to_body
@@ -26,10 +26,9 @@ class Signals:
     neither events nor rules.
     """
 
-    def __init__(self, control: Control, objects: Objects, interfaces: dict[str, Interface]) -> None:
+    def __init__(self, control: Control, objects: Objects) -> None:
         self._control = control
         self._objects = objects
-        self._interfaces = interfaces
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bus: Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -46,13 +45,7 @@ class Signals:
     def events_lost(self, count: int) -> None:
         self._schedule(self._note_lost, count)
 
-    def sink_changed(self, name: str) -> None:
-        self._schedule(self._note)
-
-    def log_level_changed(self) -> None:
-        self._schedule(self._note)
-
-    def problems_changed(self) -> None:
+    def status_changed(self) -> None:
         self._schedule(self._note)
 
     def _schedule(self, note: Any, *arguments: int) -> None:  # noqa: ANN401  # one of the methods below

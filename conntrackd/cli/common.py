@@ -4,7 +4,7 @@ import json
 import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from conntrackd.cli.columns import lay_out
@@ -120,6 +120,18 @@ def print_changes(arguments: Namespace, changes: Sequence[str]) -> int:
     else:
         print_lines(changes, indent=2)
     return 0
+
+
+def make_change(member: str, signature: str = "", *names: str) -> Callable[[Namespace], int]:
+    """A verb that calls a method with the arguments of these names, and prints what that has changed."""
+
+    def run(arguments: Namespace) -> int:
+        values = [getattr(arguments, name) for name in names]
+        with connect(arguments) as client:
+            changes = client.call(member, signature, *values, sink=getattr(arguments, "sink", None))[0]
+        return print_changes(arguments, changes)
+
+    return run
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

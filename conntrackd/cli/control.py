@@ -1,4 +1,4 @@
-"""conntrackctl status, reload, reload-filter, log-level, filter show/set/reset, sink: one function a verb."""
+"""conntrackctl status, reload, reload-filter, log-level, filter show/set/reset, sink."""
 
 import time
 from argparse import ArgumentParser, Namespace
@@ -12,7 +12,7 @@ from conntrackd.cli.common import (
     add_rule,
     add_sink,
     connect,
-    print_changes,
+    make_change,
     print_json,
     print_lines,
     print_table,
@@ -45,7 +45,7 @@ def add_level_argument(parser: ArgumentParser) -> None:
 
 def add_name_argument(parser: ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("name", metavar="NAME", help="name of a sink")
+    parser.add_argument("sink", metavar="NAME", help="name of a sink")
 
 
 def show_status(arguments: Namespace) -> int:
@@ -124,13 +124,16 @@ def render_sink(sink: Mapping[str, Any]) -> str:
     """State and figures in one line."""
     counters = sink["Counters"]
     text = f"{sink['State']}, {counters.get('sink_events_delivered_total', 0)} delivered"
-    waiting = counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
-    dropped = count_dropped(counters)
+    waiting, dropped = count_waiting(counters), count_dropped(counters)
     filtered = counters.get("sink_events_filtered_total", 0)
     text += f", {waiting} waiting" if waiting else ""
     text += f", {filtered} filtered" if filtered else ""
     text += f", {dropped} dropped" if dropped else ""
     return text + (f" ({sink['LastError']})" if sink["LastError"] else "")
+
+
+def count_waiting(counters: Mapping[str, int]) -> int:
+    return counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
 
 
 def count_dropped(counters: Mapping[str, int]) -> int:
@@ -146,21 +149,6 @@ def render_age(seconds: float) -> str:
         if number or (unit == "s" and not parts):
             parts.append(f"{number} {unit}")
     return " ".join(parts[:2])
-
-
-def reload(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("Reload")[0])
-
-
-def reload_filter(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("ReloadFilter")[0])
-
-
-def set_log_level(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("SetLogLevel", "s", arguments.level)[0])
 
 
 def show_filter(arguments: Namespace) -> int:
@@ -193,17 +181,6 @@ def show_filter(arguments: Namespace) -> int:
     return 0
 
 
-def set_filter(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        changes = client.call("SetFilter", "asu", arguments.rules, arguments.seconds, sink=arguments.sink)[0]
-    return print_changes(arguments, changes)
-
-
-def reset_filter(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("ResetFilter", sink=arguments.sink)[0])
-
-
 def list_sinks(arguments: Namespace) -> int:
     with connect(arguments) as client:
         sinks = client.read_sinks()
@@ -213,54 +190,37 @@ def list_sinks(arguments: Namespace) -> int:
     rows = [["SINK", "STATE", "DELIVERED", "WAITING", "DROPPED", "LAST ERROR"]]
     for name, sink in sinks.items():
         counters = sink["Counters"]
-        waiting = counters.get("sink_events_queued", 0) + counters.get("sink_events_spooled", 0)
         delivered = counters.get("sink_events_delivered_total", 0)
-        rows.append(
-            [
-                name,
-                sink["State"],
-                str(delivered),
-                str(waiting),
-                str(count_dropped(counters)),
-                sink["LastError"],
-            ]
-        )
+        numbers = map(str, (delivered, count_waiting(counters), count_dropped(counters)))
+        rows.append([name, sink["State"], *numbers, sink["LastError"]])
     print_table(rows)
     return 0
-
-
-def enable_sink(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("Enable", sink=arguments.name)[0])
-
-
-def disable_sink(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("Disable", sink=arguments.name)[0])
 
 
 def flush_sink(arguments: Namespace) -> int:
     """1 when not all that waited has left in the daemon's time for it."""
     with connect(arguments) as client:
-        emptied = client.call("Flush", sink=arguments.name)[0]
+        emptied = client.call("Flush", sink=arguments.sink)[0]
     if arguments.json:
         print_json({"emptied": emptied})
     else:
         waits = "not all has left in time; conntrackctl sink list shows what waits, and why"
-        print_lines([f"sink {arguments.name}: {'nothing waits' if emptied else waits}"], indent=2)
+        print_lines([f"sink {arguments.sink}: {'nothing waits' if emptied else waits}"], indent=2)
     return 0 if emptied else 1
 
 
+SET_FILTER: Final = make_change("SetFilter", "asu", "rules", "seconds")
+SET_LOG_LEVEL: Final = make_change("SetLogLevel", "s", "level")
 VERBS: Final = (
     Verb(("status",), "show health, sinks and losses", add_json, show_status),
-    Verb(("reload",), "reload the configuration, all or nothing", add_json, reload),
-    Verb(("reload-filter",), "reload the filter rules only", add_json, reload_filter),
+    Verb(("reload",), "reload the configuration, all or nothing", add_json, make_change("Reload")),
+    Verb(("reload-filter",), "reload the filter rules only", add_json, make_change("ReloadFilter")),
     Verb(("filter", "show"), "show the rules in force", add_sink_arguments, show_filter),
-    Verb(("filter", "set"), "replace the rules until a reload or restart", add_set_arguments, set_filter),
-    Verb(("filter", "reset"), "restore the configured rules", add_sink_arguments, reset_filter),
+    Verb(("filter", "set"), "replace the rules until a reload or restart", add_set_arguments, SET_FILTER),
+    Verb(("filter", "reset"), "restore the configured rules", add_sink_arguments, make_change("ResetFilter")),
     Verb(("sink", "list"), "list sinks and their states", add_json, list_sinks),
-    Verb(("sink", "enable"), "resume a sink", add_name_argument, enable_sink),
-    Verb(("sink", "disable"), "disable a sink", add_name_argument, disable_sink),
+    Verb(("sink", "enable"), "resume a sink", add_name_argument, make_change("Enable")),
+    Verb(("sink", "disable"), "disable a sink", add_name_argument, make_change("Disable")),
     Verb(("sink", "flush"), "wait until a sink is empty", add_name_argument, flush_sink),
-    Verb(("log-level",), "set the level of the daemon's own log", add_level_argument, set_log_level),
+    Verb(("log-level",), "set the level of the daemon's own log", add_level_argument, SET_LOG_LEVEL),
 )

@@ -9,7 +9,7 @@ from conntrackd import VERSION
 from conntrackd.cli import control, doctor, events, report, sets, stats, summary, tail, top
 from conntrackd.cli import filter as filter_verbs
 from conntrackd.cli.common import explain_rule, explain_silence, print_json
-from conntrackd.cli.verb import Parser, Verb
+from conntrackd.cli.verb import Parser, Verb, add_command
 from conntrackd.errors import UnavailableError, UsageError
 
 PROGRAM: Final = "conntrackctl"
@@ -37,22 +37,14 @@ def build_parser() -> Parser:
     """All verbs with their arguments; the chosen one's function is `run` of what is parsed."""
     parser = Parser(prog=PROGRAM, description="Control conntrackd and test filter rules.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}", help=VERSION_HELP)
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): verbs}
+    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): parser.add_commands()}
     for verb in VERBS:
         *path, name = verb.words
         for depth, word in enumerate(path, 1):
             above, here = tuple(path[: depth - 1]), tuple(path[:depth])
             if here not in groups:
-                group = groups[above].add_parser(
-                    word, help=GROUPS[word], description=f"{GROUPS[word][0].upper()}{GROUPS[word][1:]}."
-                )
-                groups[here] = group.add_subparsers(
-                    title="commands", metavar="COMMAND", required=True, parser_class=Parser
-                )
-        subparser = groups[tuple(path)].add_parser(
-            name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
-        )
+                groups[here] = add_command(groups[above], word, GROUPS[word]).add_commands()
+        subparser = add_command(groups[tuple(path)], name, verb.help)
         verb.add_arguments(subparser)
         subparser.set_defaults(run=verb.run, known=subparser.list_flags(), prog=subparser.prog)
     return parser

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -11,7 +12,7 @@ from conntrackd import VERSION
 from conntrackd.cli import report
 from conntrackd.cli.common import parse_count
 from conntrackd.cli.flags import NAMED_FLAG, add_flags, add_named_flags, collect_flags, explain_unknown
-from conntrackd.cli.verb import Parser
+from conntrackd.cli.verb import Parser, add_command
 from conntrackd.config.options import LOG_LEVEL, OPTIONS
 from conntrackd.errors import OutputError, UsageError
 from conntrackd.lean import without
@@ -34,17 +35,12 @@ def build_parser(words: Sequence[str] = ()) -> Parser:
     )
     version = f"{PROGRAM} {VERSION}"
     parser.add_argument("--version", action="version", version=version, help="print the version")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    commands = parser.add_commands()
     for name, usage, text, function in (
         ("run", RUN_USAGE, "log the events that the filter keeps", run),
         ("check", CHECK_USAGE, "check the configuration and exit", check),
     ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            usage=usage,
-        )
+        command = add_command(commands, name, text, usage=usage)
         command.add_argument("--config", metavar="PATH", help="read only this file")
         add_flags(command)
         known = ["--config", *(option.flag for option in OPTIONS), *add_named_flags(command, words)]
@@ -110,17 +106,14 @@ def record(arguments: argparse.Namespace) -> int:
         raise UsageError("a recording is not for a terminal to show", hint=hint)
     name = recorder.name_output(arguments.file)
     try:
-        count = recorder.record(arguments.file, arguments.count, arguments.netns, _log_progress)
+        log = partial(report.print_error, PROGRAM)
+        count = recorder.record(arguments.file, arguments.count, arguments.netns, log)
     except BrokenPipeError:
         raise  # who reads standard output has had enough
     except OSError as error:
         raise OutputError(f"{error.strerror}", origin=name) from error
     report.print_error(PROGRAM, f"{name}: {count} message{'' if count == 1 else 's'} written")
     return 0
-
-
-def _log_progress(text: str) -> None:
-    report.print_error(PROGRAM, text)
 
 
 def show_version(_: argparse.Namespace) -> int:

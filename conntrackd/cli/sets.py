@@ -1,4 +1,4 @@
-"""conntrackctl set list, show, reload, add, remove: one function a verb."""
+"""conntrackctl set list, show, reload, add, remove."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from conntrackd.cli.common import (
     add_expiry,
     add_json,
     connect,
-    print_changes,
+    make_change,
     print_json,
     print_lines,
     print_table,
@@ -89,29 +89,13 @@ def _render_entry(text: str, change: str, expires_s: int) -> str:
     return f"{'# ' if change == 'removed' else ''}{text}  # {change} at run time, {lasts}"
 
 
-def reload_sets(arguments: Namespace) -> int:
-    with connect(arguments) as client:
-        return print_changes(arguments, client.call("ReloadSets", "as", arguments.sets)[0])
-
-
-def add_to_set(arguments: Namespace) -> int:
-    return _change(arguments, "AddToSet")
-
-
-def remove_from_set(arguments: Namespace) -> int:
-    return _change(arguments, "RemoveFromSet")
-
-
-def _change(arguments: Namespace, member: str) -> int:
-    with connect(arguments) as client:
-        changes = client.call(member, "sasu", arguments.set, arguments.addresses, arguments.seconds)[0]
-    return print_changes(arguments, changes)
-
-
+RELOAD: Final = make_change("ReloadSets", "as", "sets")
+ADD: Final = make_change("AddToSet", "sasu", "set", "addresses", "seconds")
+REMOVE: Final = make_change("RemoveFromSet", "sasu", "set", "addresses", "seconds")
 VERBS: Final = (
     Verb(("set", "list"), "list sets and where they are used", add_json, list_sets),
     Verb(("set", "show"), "show the entries of a set", add_set_argument, show_set),
-    Verb(("set", "reload"), "read the files of sets again", add_sets_argument, reload_sets),
-    Verb(("set", "add"), "add addresses until a reload or restart", add_change_arguments, add_to_set),
-    Verb(("set", "remove"), "remove addresses, likewise", add_change_arguments, remove_from_set),
+    Verb(("set", "reload"), "read the files of sets again", add_sets_argument, RELOAD),
+    Verb(("set", "add"), "add addresses until a reload or restart", add_change_arguments, ADD),
+    Verb(("set", "remove"), "remove addresses, likewise", add_change_arguments, REMOVE),
 )

@@ -107,7 +107,9 @@ class StatisticsView:
     def read(self) -> None:
         """Ask the daemon."""
         now, (counters, sinks, self.matches) = time.monotonic(), self._client.call("GetStatistics")
-        self.own, self.suppressed = read_sink_matches(self._client), read_suppressed(self._client)
+        objects = self._client.read_sinks()
+        self.own = list_counts(objects, "RuleMatches")
+        self.suppressed = list_counts({"": self._client.read_properties(), **objects}, "RuleSuppressed")
         numbers = flatten(counters, sinks)
         first = self._first = numbers if self._first is None else self._first
         self.numbers = {name: value - _start(name, first) for name, value in numbers.items()}
@@ -158,17 +160,9 @@ def render_sparkline(values: Sequence[float], width: int) -> str:
     )
 
 
-def read_sink_matches(client: "Client") -> dict[str, list[int]]:
-    """What the rules of sinks have decided, of those that have some."""
-    found = {name: sink.get("RuleMatches", []) for name, sink in client.read_sinks().items()}
-    return {name: matches for name, matches in found.items() if matches}
-
-
-def read_suppressed(client: "Client") -> dict[str, list[int]]:
-    """What the limits of rules have held back: of the global filter without a name, and by sink."""
-    found = {"": client.read_properties().get("RuleSuppressed", [])}
-    found |= {name: sink.get("RuleSuppressed", []) for name, sink in client.read_sinks().items()}
-    return {name: counts for name, counts in found.items() if counts}
+def list_counts(objects: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, list[int]]:
+    """This property of each that has some; the manager, whose filter is the global one, has no name."""
+    return {key: counts for key, properties in objects.items() if (counts := properties.get(name, []))}
 
 
 def suppressed_to_json(suppressed: Mapping[str, list[int]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A verb of conntrackctl: a row of the table in ctl.py. The parser and --help of both programs."""
 
 import re
-from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -57,9 +57,23 @@ class Parser(ArgumentParser):
             hint=f"options of a command stand behind it; '{self.prog} --help' lists what is available",
         )
 
+    def add_commands(self) -> "_SubParsersAction[Parser]":
+        """What its commands are added to, of which one has to be chosen."""
+        return self.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
     def list_flags(self) -> list[str]:
         """The options that it takes."""
         return list(self._option_string_actions)
+
+
+def add_command(
+    commands: "_SubParsersAction[Parser]",
+    name: str,
+    text: str,
+    **settings: Any,  # noqa: ANN401  # as argparse takes them
+) -> Parser:
+    """One that --help describes by the line that it has in the list."""
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **settings)
 
 
 class Verb(NamedTuple):

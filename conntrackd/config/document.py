@@ -69,6 +69,11 @@ class Section:
 Node = Scalar | Items | Section
 
 
+def is_null(node: Node) -> bool:
+    """Whether nothing stands there, such as below a key whose own keys are all commented out."""
+    return isinstance(node, Scalar) and node.type == "null"
+
+
 def read_document(path: Path) -> Section:
     """The tree of a file; its name's ending says how it is written, YAML where it says nothing."""
     parsers: dict[str, Callable[[str], Node]] = {".json": parse_json, ".toml": parse_toml}

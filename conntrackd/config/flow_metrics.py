@@ -37,7 +37,7 @@ OUTPUTS: Final = {output.name: output for output in OUTPUT_FIELDS}
 # open in one series and be closed in another.
 FIELDS: Final[Mapping[str, OutputField]] = {
     "protocol": OUTPUTS["prot"],
-    "family": OutputField("family", Kind.NAME, "family", "", names={AF_INET: "IPV4", AF_INET6: "IPV6"}),
+    "family": OutputField("family", Kind.NAME, "family", names={AF_INET: "IPV4", AF_INET6: "IPV6"}),
     "source.address": OUTPUTS["src"],
     "source.port": OUTPUTS["sport"],
     "destination.address": OUTPUTS["dst"],

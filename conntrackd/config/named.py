@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
-from conntrackd.config.document import Entry, Node, Scalar, Section
+from conntrackd.config.document import Entry, Scalar, Section, is_null
 from conntrackd.config.option import Option
 from conntrackd.config.options import OPTIONS
 from conntrackd.config.values import one_of
@@ -173,11 +173,6 @@ def _list_mentioned(item: Deferred) -> Iterator[tuple[str, str, int]]:
         elif len(rest) == 2 or (rest and not is_null(node)):
             kind = node.text if rest[1:] == ["kind"] and isinstance(node, Scalar) else ""
             yield rest[0], kind, entry.line
-
-
-def is_null(node: Node) -> bool:
-    """Whether nothing stands there, such as below a key whose own keys are all commented out."""
-    return isinstance(node, Scalar) and node.type == "null"
 
 
 def explain_setting(key: str) -> tuple[str, str] | None:

@@ -89,6 +89,45 @@ def make_anonymize(kind: str) -> AnonymizeOptions:
     )
 
 
+class TlsOptions(NamedTuple):
+    """Whom a sink trusts, and who it is: the same settings for each kind that can use TLS."""
+
+    ca: Option[File]
+    cert: Option[File]
+    key: Option[File]
+    verify: Option[bool]
+
+
+def make_tls(kind: str) -> TlsOptions:
+    """Those of this kind."""
+    key, path = f"sink.{kind}.tls", f"/etc/conntrackd/{kind}"
+    ca, ours = "CA certificates to trust instead of the system's", "Private key of the client certificate"
+    return TlsOptions(
+        Option[File](f"{key}.ca", PATH, None, ca, example=f"{path}-ca.pem"),
+        Option[File](f"{key}.cert", PATH, None, "Client certificate", example=f"{path}.pem"),
+        Option[File](f"{key}.key", PATH, None, ours, example=f"{path}.key", secret=True),
+        Option(f"{key}.verify", FLAG, True, "Verify the server's certificate and name"),
+    )
+
+
+class SpoolOptions(NamedTuple):
+    """Of each kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
+
+    path: Option[SpoolPath]
+    size: Option[int]
+
+
+def make_spool(kind: str) -> SpoolOptions:
+    """Those of this kind."""
+    key, example = f"sink.{kind}.spool", f"/var/lib/conntrackd/{kind}"
+    path = "Directory that keeps events while the server is unavailable, or off"
+    bound = "Size of the spool, above which the oldest events are dropped"
+    return SpoolOptions(
+        Option[SpoolPath](key, SPOOL, None, path, example=example, reload=False),
+        Option(f"{key}_max", SPOOL_MAX, 256 << 20, bound, reload=False),
+    )
+
+
 LOG_LEVEL = Option(
     "log.level",
     one_of("debug", "info", "warn", "error"),
@@ -272,42 +311,8 @@ SINK_SYSLOG_FILTER = Option(
 )
 SINK_SYSLOG_FIELDS = Option("sink.syslog.fields", FIELD_LIST, (), CHOSEN, example="-flow,-mark")
 SINK_SYSLOG_ANONYMIZE = make_anonymize("syslog")
-SINK_SYSLOG_TLS_CA = Option[File](
-    "sink.syslog.tls.ca",
-    PATH,
-    None,
-    "CA certificates to trust instead of the system's",
-    example="/etc/conntrackd/syslog-ca.pem",
-)
-SINK_SYSLOG_TLS_CERT = Option[File](
-    "sink.syslog.tls.cert", PATH, None, "Client certificate", example="/etc/conntrackd/syslog.pem"
-)
-SINK_SYSLOG_TLS_KEY = Option[File](
-    "sink.syslog.tls.key",
-    PATH,
-    None,
-    "Private key of the client certificate",
-    example="/etc/conntrackd/syslog.key",
-    secret=True,
-)
-SINK_SYSLOG_TLS_VERIFY = Option(
-    "sink.syslog.tls.verify", FLAG, True, "Verify the server's certificate and name"
-)
-SINK_SYSLOG_SPOOL = Option[SpoolPath](
-    "sink.syslog.spool",
-    SPOOL,
-    None,
-    "Directory that keeps events while the server is unavailable, or off",
-    example="/var/lib/conntrackd/syslog",
-    reload=False,
-)
-SINK_SYSLOG_SPOOL_MAX = Option(
-    "sink.syslog.spool_max",
-    SPOOL_MAX,
-    256 << 20,
-    "Size of the spool, above which the oldest events are dropped",
-    reload=False,
-)
+SINK_SYSLOG_TLS = make_tls("syslog")
+SINK_SYSLOG_SPOOL = make_spool("syslog")
 SINK_LOKI_ENABLE = Option("sink.loki.enable", FLAG, False, "Send events to Grafana Loki")
 # Paths that Loki's documentation gives to clients, now and in its first versions.
 LOKI_PATHS: Final = ("/loki/api/v1/push", "/loki/api/v1", "/api/prom/push", "/ready")
@@ -362,40 +367,8 @@ SINK_LOKI_TOKEN_FILE = Option[File](
     example="/etc/conntrackd/loki.token",
     secret=True,
 )
-SINK_LOKI_TLS_CA = Option[File](
-    "sink.loki.tls.ca",
-    PATH,
-    None,
-    "CA certificates to trust instead of the system's",
-    example="/etc/conntrackd/loki-ca.pem",
-)
-SINK_LOKI_TLS_CERT = Option[File](
-    "sink.loki.tls.cert", PATH, None, "Client certificate", example="/etc/conntrackd/loki.pem"
-)
-SINK_LOKI_TLS_KEY = Option[File](
-    "sink.loki.tls.key",
-    PATH,
-    None,
-    "Private key of the client certificate",
-    example="/etc/conntrackd/loki.key",
-    secret=True,
-)
-SINK_LOKI_TLS_VERIFY = Option("sink.loki.tls.verify", FLAG, True, "Verify the server's certificate and name")
-SINK_LOKI_SPOOL = Option[SpoolPath](
-    "sink.loki.spool",
-    SPOOL,
-    None,
-    "Directory that keeps events while the server is unavailable, or off",
-    example="/var/lib/conntrackd/loki",
-    reload=False,
-)
-SINK_LOKI_SPOOL_MAX = Option(
-    "sink.loki.spool_max",
-    SPOOL_MAX,
-    256 << 20,
-    "Size of the spool, above which the oldest events are dropped",
-    reload=False,
-)
+SINK_LOKI_TLS = make_tls("loki")
+SINK_LOKI_SPOOL = make_spool("loki")
 BUS_ENABLE = Option(
     "bus.enable", FLAG, True, "Offer the D-Bus interface that conntrackctl uses", reload=False
 )
@@ -453,7 +426,52 @@ HOST = Option[Text](
 OPTIONS: tuple[Option[object], ...] = tuple(
     option
     for value in list(globals().values())
-    if isinstance(value, Option | AnonymizeOptions)
-    for option in (value if isinstance(value, AnonymizeOptions) else (value,))
+    if isinstance(value, Option | AnonymizeOptions | TlsOptions | SpoolOptions)
+    for option in ((value,) if isinstance(value, Option) else value)
 )
 """All the constants above, in their order."""
+
+
+class SinkOptions(NamedTuple):
+    """What all kinds have, and spools and TLS where they have them."""
+
+    enable: Option[bool]
+    queue: Option[int]
+    filter: Option[tuple[str, ...]]
+    fields: Option[tuple[str, ...]]
+    anonymize: AnonymizeOptions
+    spool: SpoolOptions | None = None
+    tls: TlsOptions | None = None
+
+
+SINK_OPTIONS: Final = {
+    "stream": SinkOptions(
+        SINK_STREAM_ENABLE, SINK_STREAM_QUEUE, SINK_STREAM_FILTER, SINK_STREAM_FIELDS, SINK_STREAM_ANONYMIZE
+    ),
+    "journal": SinkOptions(
+        SINK_JOURNAL_ENABLE,
+        SINK_JOURNAL_QUEUE,
+        SINK_JOURNAL_FILTER,
+        SINK_JOURNAL_FIELDS,
+        SINK_JOURNAL_ANONYMIZE,
+    ),
+    "syslog": SinkOptions(
+        SINK_SYSLOG_ENABLE,
+        SINK_SYSLOG_QUEUE,
+        SINK_SYSLOG_FILTER,
+        SINK_SYSLOG_FIELDS,
+        SINK_SYSLOG_ANONYMIZE,
+        SINK_SYSLOG_SPOOL,
+        SINK_SYSLOG_TLS,
+    ),
+    "loki": SinkOptions(
+        SINK_LOKI_ENABLE,
+        SINK_LOKI_QUEUE,
+        SINK_LOKI_FILTER,
+        SINK_LOKI_FIELDS,
+        SINK_LOKI_ANONYMIZE,
+        SINK_LOKI_SPOOL,
+        SINK_LOKI_TLS,
+    ),
+}
+"""By the kind of a sink, which has further ones of its own."""

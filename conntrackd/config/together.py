@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 from conntrackd.config import options
 from conntrackd.config.field_list import choose_names
 from conntrackd.config.labels import list_joined_labels
-from conntrackd.config.option import File, Option, SpoolPath
-from conntrackd.config.options import OPTIONS, AnonymizeOptions
+from conntrackd.config.option import Option, SpoolPath
+from conntrackd.config.options import OPTIONS, SINK_OPTIONS, AnonymizeOptions, TlsOptions
 from conntrackd.errors import ConfigError
 from conntrackd.flow import EventType
 from conntrackd.render.fields import ALWAYS, HEADS
@@ -30,26 +30,6 @@ STREAMS: Final = ("tcp://", "tls://")
 # What conntrackctl events decompresses, see history/lines.py.
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst"})
 JOINED: Final = "labels are separated by commas: a=1,b=2"
-# By the kind of a sink.
-ENABLES: Final = {
-    "stream": options.SINK_STREAM_ENABLE,
-    "journal": options.SINK_JOURNAL_ENABLE,
-    "syslog": options.SINK_SYSLOG_ENABLE,
-    "loki": options.SINK_LOKI_ENABLE,
-}
-FIELDS: Final = {
-    "stream": options.SINK_STREAM_FIELDS,
-    "journal": options.SINK_JOURNAL_FIELDS,
-    "syslog": options.SINK_SYSLOG_FIELDS,
-    "loki": options.SINK_LOKI_FIELDS,
-}
-ANONYMIZE: Final = {
-    "stream": options.SINK_STREAM_ANONYMIZE,
-    "journal": options.SINK_JOURNAL_ANONYMIZE,
-    "syslog": options.SINK_SYSLOG_ANONYMIZE,
-    "loki": options.SINK_LOKI_ANONYMIZE,
-}
-SPOOLS: Final = {"syslog": options.SINK_SYSLOG_SPOOL, "loki": options.SINK_LOKI_SPOOL}
 # About the kernel, and about the bus: a replay ignores these.
 LIVE: Final[tuple[Option[object], ...]] = (
     options.CONNTRACK_BUFFER,
@@ -139,19 +119,15 @@ def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
         case "loki":
             # Not the other way round: the password may be a credential of systemd's.
             yield from _check_need(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_USERNAME)
-            yield from _check_pair(config, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY)
+            yield from _check_tls(config, options.SINK_LOKI_TLS, options.SINK_LOKI_ADDRESS, "https")
             if config[options.SINK_LOKI_TOKEN_FILE] and config[options.SINK_LOKI_USERNAME]:
                 user = options.SINK_LOKI_USERNAME
                 message = f"and {config.resolve(user).key} exclude each other"
                 yield SettingIssue(options.SINK_LOKI_TOKEN_FILE, (user,), message, "")
-            for file in (options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT):
-                yield from _check_scheme(config, file, options.SINK_LOKI_ADDRESS, "https")
             yield from _check_labels(config)
         case "syslog":
-            address, spool = options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_SPOOL
-            yield from _check_pair(config, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY)
-            for file in (options.SINK_SYSLOG_TLS_CA, options.SINK_SYSLOG_TLS_CERT):
-                yield from _check_scheme(config, file, address, "tls")
+            address, spool = options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_SPOOL.path
+            yield from _check_tls(config, options.SINK_SYSLOG_TLS, address, "tls")
             if config[spool] and not config[address].startswith(STREAMS):
                 hint = "only TCP and TLS detect that the server is unavailable"
                 yield SettingIssue(spool, (address,), f"has no effect on {config[address]}", hint)
@@ -161,35 +137,40 @@ def _list_sink_mistakes(kind: str, config: "Config") -> Iterator[SettingIssue]:
 
 def _check_key(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Who gives a key believes that it does something."""
-    own = ANONYMIZE[kind]
+    own = SINK_OPTIONS[kind].anonymize
     if config[own.key_file] and config[own.mode] != "pseudonym":
         key = config.resolve(own.mode).key
         yield SettingIssue(own.key_file, (own.mode,), f"has no effect without {key}: pseudonym", "")
 
 
-def _check_scheme(
-    config: "Config", option: Option[File], address: Option[str], scheme: str
+def _check_tls(
+    config: "Config", own: TlsOptions, address: Option[str], scheme: str
 ) -> Iterator[SettingIssue]:
-    """A file for TLS where there is none."""
-    if config[option] and not config[address].startswith(f"{scheme}://"):
-        message = f"has no effect on {config[address]}"
-        yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
+    """Half of what is needed to show who we are, and files where there is no TLS."""
+    yield from _check_need(config, own.cert, own.key)
+    yield from _check_need(config, own.key, own.cert)
+    for option in (own.ca, own.cert):
+        if config[option] and not config[address].startswith(f"{scheme}://"):
+            message = f"has no effect on {config[address]}"
+            yield SettingIssue(option, (address,), message, f"use an address with {scheme}://")
 
 
 def list_identified(config: "Config") -> list[str]:
     """Sinks whose own setting asks for Community IDs."""
     asked = {"community_id", "+community_id"}
-    return [name for name, kind, own in config.list_views() if asked.intersection(own[FIELDS[kind]])]
+    views = config.list_views()
+    return [name for name, kind, own in views if asked.intersection(own[SINK_OPTIONS[kind].fields])]
 
 
 def _check_fields(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Fields that a sink's records cannot be without."""
-    names = choose_names(config[FIELDS[kind]])
+    option = SINK_OPTIONS[kind].fields
+    names = choose_names(config[option])
     form = get_syslog_form(config) if kind == "syslog" else kind
     fault, hint = ("", "") if names is None else explain_choice(form, names)
     if fault:
         others = (options.SINK_SYSLOG_ADDRESS, options.SINK_SYSLOG_FORMAT)
-        yield SettingIssue(FIELDS[kind], others if kind == "syslog" else (), fault, hint)
+        yield SettingIssue(option, others if kind == "syslog" else (), fault, hint)
 
 
 def explain_choice(form: str, names: frozenset[str]) -> tuple[str, str]:
@@ -252,20 +233,21 @@ def _list_clashes(config: "Config") -> Iterator[SettingIssue]:
     outputs: dict[str, Option[object]] = {}
     spools: dict[str, Option[object]] = {}
     for _, kind, view in config.list_views():
-        if not view[ENABLES[kind]]:
+        if not view[SINK_OPTIONS[kind].enable]:
             continue
-        writer, spool = view[options.SINK_STREAM_WRITER] if kind == "stream" else "discard", SPOOLS.get(kind)
+        writer = view[options.SINK_STREAM_WRITER] if kind == "stream" else "discard"
         if writer != "discard":
             output = view.resolve(options.SINK_STREAM_WRITER)
             yield from _note(outputs, _name_output(writer), output, writer, "an output")
+        spool = SINK_OPTIONS[kind].spool
         if spool is None or (kind == "syslog" and not has_receipts(view)):
             continue
-        folder = find_spool(view, spool, kind)
+        folder = find_spool(view, spool.path, kind)
         if folder is not None and view.sink is None:
             # The two of the kinds' names may share one: their files have other names, and some do share one.
-            spools.setdefault(os.path.realpath(folder), spool)
+            spools.setdefault(os.path.realpath(folder), spool.path)
         elif folder is not None:
-            kept = view.resolve(spool)
+            kept = view.resolve(spool.path)
             yield from _note(spools, os.path.realpath(folder), kept, str(folder), "a directory")
 
 
@@ -305,11 +287,6 @@ def _check_event_types(config: "Config") -> Iterator[SettingIssue]:
             yield SettingIssue(
                 option, (options.CONNTRACK_EVENTS,), f"has no effect without {name} events", hint
             )
-
-
-def _check_pair(config: "Config", first: Option[object], kept: Option[object]) -> Iterator[SettingIssue]:
-    yield from _check_need(config, first, kept)
-    yield from _check_need(config, kept, first)
 
 
 def _check_need(config: "Config", option: Option[object], needed: Option[object]) -> Iterator[SettingIssue]:
@@ -365,10 +342,10 @@ def _list_blind_metrics(config: "Config") -> Iterator[SettingIssue]:
 
 def _list_sink_warnings(kind: str, config: "Config") -> Iterator[SettingIssue]:
     """Of one sink, of this kind."""
-    yield from _list_idle_anonymize(ANONYMIZE[kind], config)
+    yield from _list_idle_anonymize(SINK_OPTIONS[kind].anonymize, config)
     if kind == "syslog":
         syslog = options.SINK_SYSLOG_ADDRESS
-        for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL_MAX):
+        for option in (options.SINK_SYSLOG_FRAMING, options.SINK_SYSLOG_SPOOL.size):
             if config.is_set(option) and not has_receipts(config):
                 yield SettingIssue(option, (syslog,), f"has no effect on {config[syslog]}", "")
     if kind == "stream" and (ending := Path(config[options.SINK_STREAM_WRITER]).suffix) in COMPRESSED:
@@ -394,13 +371,11 @@ def _list_idle_anonymize(own: AnonymizeOptions, config: "Config") -> Iterator[Se
 
 def _list_idle_sinks(config: "Config") -> Iterator[SettingIssue]:
     """Settings of a sink that nothing enables. Who wrote `enable: false` knows that."""
-    for enable in OPTIONS:
-        if not enable.key.startswith("sink.") or not enable.key.endswith(".enable") or config.is_set(enable):
-            continue
-        section = enable.key.removesuffix("enable")
+    for kind, own in SINK_OPTIONS.items():
+        enable, section = own.enable, f"sink.{kind}."
         first = next(
             (option for option in OPTIONS if option.key.startswith(section) and config.is_set(option)), None
         )
-        if first is not None:
+        if first is not None and not config.is_set(enable):
             hint = f"add {enable.key}: true, or false to keep it for later"
             yield SettingIssue(first, (enable,), f"has no effect: {enable.key} is not set", hint)

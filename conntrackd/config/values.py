@@ -428,10 +428,6 @@ def _describe_url_fault(parts: SplitResult) -> str:
     return ""
 
 
-def _render_paths(value: tuple[Path, ...]) -> str:
-    return ", ".join(map(str, value))
-
-
 FLAG: Final = ValueType(
     "BOOL",
     "true or false",
@@ -451,7 +447,7 @@ PATHS: Final = ValueType(
     "PATH,...",
     "paths",
     lambda items: tuple(map(parse_path, items)),
-    _render_paths,
+    lambda value: ", ".join(map(str, value)),
     separator=",",
     is_path=True,
     off=(),

@@ -14,6 +14,7 @@ from conntrackd.config.document import (
     ScalarType,
     Section,
     fail,
+    is_null,
 )
 
 # The types that YAML's safe schema gives to scalars. A date without quotes is text to us.
@@ -76,7 +77,7 @@ class _TreeBuilder:
             event = self._loader.get_event()  # type: ignore[no-untyped-call]
             match event:
                 case yaml.StreamEndEvent():
-                    return Section() if self._root is None or _is_null(self._root) else self._root
+                    return Section() if self._root is None or is_null(self._root) else self._root
                 case yaml.DocumentStartEvent() if self._root is not None:
                     fail(_get_line(event), "holds more than one document")
                 case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
@@ -142,10 +143,6 @@ class _TreeBuilder:
 def _get_line(event: yaml.Event) -> int:
     assert event.start_mark is not None  # it is for events made by hand only
     return event.start_mark.line + 1
-
-
-def _is_null(node: Node) -> bool:
-    return isinstance(node, Scalar) and node.type == "null"
 
 
 def _refuse_tag(tag: str | None, line: int) -> NoReturn:

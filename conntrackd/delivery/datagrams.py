@@ -113,18 +113,7 @@ try:
 except ImportError:
     frame, send = frame_plainly, send_plainly
 
-__all__ = [
-    "MAX_SEGMENTS",
-    "MAX_SEQUENCE",
-    "PADDED_TO",
-    "PLACEHOLDER",
-    "DatagramSocket",
-    "Framing",
-    "frame",
-    "frame_plainly",
-    "send",
-    "send_plainly",
-]
+__all__ = ["frame", "send"]  # beside what is defined here
 
 
 class DatagramSocket:

@@ -16,6 +16,7 @@ from typing import Final
 from conntrackd.delivery.losses import Losses, dump_losses, load_losses
 from conntrackd.delivery.spool_state import SpoolState
 from conntrackd.delivery.store import PackedBatch
+from conntrackd.files import opened
 
 MARK: Final = b"\xffctrow\x01\n"
 # Mark, number, events, time of the first, whether it is a report, lengths of losses and payload, and the
@@ -134,8 +135,7 @@ def list_heads(file: int, size: int, at: int = 0) -> Iterator[Head]:
 def scan_segment(path: Path, state: SpoolState) -> Segment:
     """What is left in a file. `is_kept` means for now that it has bytes outside of rows."""
     segment = Segment(path)
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
+    with opened(path) as file:
         segment.size = os.fstat(file).st_size
         at = 0
         for head in list_heads(file, segment.size):
@@ -147,6 +147,4 @@ def scan_segment(path: Path, state: SpoolState) -> Segment:
             segment.events += head.events
             segment.last = head.number
         segment.is_kept |= at != segment.size
-    finally:
-        os.close(file)
     return segment

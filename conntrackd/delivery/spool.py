@@ -31,10 +31,11 @@ from conntrackd.delivery.segment import (
     read_packed,
     scan_segment,
 )
-from conntrackd.delivery.spool_directory import SAFE, SpoolDirectory, write_all
+from conntrackd.delivery.spool_directory import SpoolDirectory, write_all
 from conntrackd.delivery.spool_state import SpoolState
 from conntrackd.delivery.store import PackedBatch, Row, SpoolError
 from conntrackd.errors import ConfigError
+from conntrackd.files import SAFE, opened
 from conntrackd.flow import ABSENT, Lost
 
 MIN_SEGMENT, MAX_SEGMENT = 64 << 10, 8 << 20
@@ -185,7 +186,7 @@ class Spool:
             if segment.last < state.next:
                 events += segment.events
                 continue
-            with self._opened(segment.path) as file:
+            with opened(segment.path) as file:
                 for head in list_heads(file, segment.size):
                     if head.number >= state.next:
                         packed = read_packed(file, head) if head.is_report else None
@@ -285,7 +286,7 @@ class Spool:
     def _list_rows(self, segment: Segment) -> list[Row]:
         """What is left in it; what cannot be read is one row, with all that is missing."""
         rows, state = [], self._state
-        with suppress(FileNotFoundError), self._opened(segment.path) as file:
+        with suppress(FileNotFoundError), opened(segment.path) as file:
             for head in list_heads(file, segment.size, segment.at):
                 if not state.is_gone(head.number):
                     packed = read_packed(file, head)
@@ -428,14 +429,6 @@ class Spool:
 
     def _change(self, **changes: object) -> None:
         self._state = replace(self._state, turn=self._state.turn + 1, **changes)  # type: ignore[arg-type]
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[int]:
-        file = os.open(path, os.O_RDONLY | SAFE)
-        try:
-            yield file
-        finally:
-            os.close(file)
 
     def _open_reader(self, segment: Segment) -> int:
         if self._reader is not None and self._reader[0] == segment.path:

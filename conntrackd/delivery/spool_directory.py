@@ -11,10 +11,9 @@ from typing import Final
 
 from conntrackd.delivery.spool_state import SpoolState, encode_state, read_state
 from conntrackd.errors import ConfigError
+from conntrackd.files import SAFE
 
 MAX_SET_ASIDE: Final = 10  # damaged files that are kept: a disk that rots must not fill itself
-# Whatever stands in the place of a file: a FIFO does not hold us up, a link leads nowhere.
-SAFE: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
 
 class SpoolDirectory:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from conntrackd.delivery.losses import Losses, dump_losses, join_losses, load_losses
+from conntrackd.files import opened
 
 SLOT: Final = 8192  # bytes of a copy: a loss has some 80, and there are less than twenty kinds of them
 FORMAT: Final = 1
@@ -67,10 +68,5 @@ def _decode_slot(slot: bytes) -> SpoolState | None:
 
 def read_state(path: Path) -> SpoolState | None:
     """None where there is none that can be read. OSError as read(2) says."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return None
-        return decode_state(os.pread(file, 2 * SLOT, 0))
-    finally:
-        os.close(file)
+    with opened(path) as file:
+        return decode_state(os.pread(file, 2 * SLOT, 0)) if stat.S_ISREG(os.fstat(file).st_mode) else None

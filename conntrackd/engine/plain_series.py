@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from conntrackd.engine import DURATION_BOUNDS, Counts, Selection, SeriesField, Sums, Value
-from conntrackd.engine.plain_deltas import Key, identify
+from conntrackd.engine.plain_deltas import COUNTERS, Key, identify
 from conntrackd.flow import ABSENT, NANO, EventType, Flow, compute_nat, find_duration
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 MASK: Final = (1 << 64) - 1
 BOUNDS: Final = [int(seconds * NANO) for seconds in DURATION_BOUNDS]
-COUNTERS: Final = ("orig_packets", "orig_bytes", "reply_packets", "reply_bytes")
 
 
 def _read_value(flow: Flow, field: SeriesField) -> Value:

@@ -66,7 +66,7 @@ class StatusHas:
 
 @dataclass(frozen=True, slots=True)
 class NatHas:
-    """The flow is translated at one of these ends at least (Nat bits), as find_nat() of flow.py sees it."""
+    """The flow is translated at one of these ends at least (Nat bits), as compute_nat() has it."""
 
     mask: int
     span: Span = field(default=NO_SPAN, compare=False)

@@ -379,7 +379,7 @@ class Program:
         self._mark(further)
 
     def _write_nat(self, mask: int, true: str, false: str) -> None:
-        """As find_nat() of flow.py: an end is translated where the reply is not the original turned round."""
+        """As compute_nat(): an end is translated where the reply is not the original turned round."""
         pairs = []
         if mask & Nat.SNAT:
             pairs += [(fields.SRC, fields.REPLY_DST), (fields.SPORT, fields.REPLY_DPORT)]

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from conntrackd.filter import ast
 from conntrackd.filter.ast import Expression, Range, Rule
-from conntrackd.filter.fields import DURATION, NETWORKS, PUBLIC, Field, Prefix
+from conntrackd.filter.fields import DURATION, Field, is_in_prefixes, name_network
 from conntrackd.filter.sample import is_sampled
 from conntrackd.flow import ABSENT, ALL_EVENTS, Flow, Location, compute_nat, find_duration
 
@@ -69,7 +69,7 @@ def evaluate_expression(expression: Expression, flow: Flow) -> Truth:  # noqa: P
         case ast.NumberIn(fields, ranges):
             return any_of(_is_in_ranges(_read(field, flow), ranges) for field in fields)
         case ast.AddressIn(fields, prefixes):
-            return any(_is_in_prefixes(_read(field, flow), prefixes) for field in fields)
+            return any(is_in_prefixes(_read(field, flow), prefixes) for field in fields)
         case ast.SetIn(fields, _, addresses):
             return any(_read(field, flow) in addresses for field in fields)
         case ast.NetworkIn(fields, names):
@@ -94,11 +94,6 @@ def any_of(truths: Iterable[Truth]) -> Truth:
     return True if True in found else None if None in found else False
 
 
-def name_network(address: bytes) -> str:
-    """The one of fields.NETWORKS that the address belongs to."""
-    return next((name for name, prefixes in NETWORKS.items() if _is_in_prefixes(address, prefixes)), PUBLIC)
-
-
 def is_located_in(attribute: str, location: Location, values: Sequence[str]) -> Truth:
     """Whether a country, by code or name, or a city is one of these, as LocationIn has them."""
     if attribute == "country":
@@ -115,18 +110,6 @@ def _read(field: Field, flow: Flow) -> Any:  # noqa: ANN401  # a number or an ad
 
 def _is_in_ranges(number: int, ranges: Sequence[Range]) -> Truth:
     return None if number == ABSENT else any(low <= number <= high for low, high in ranges)
-
-
-def _is_in_prefixes(address: bytes, prefixes: Sequence[Prefix]) -> bool:
-    return any(
-        len(network) == len(address) and _cut(network, length) == _cut(address, length)
-        for network, length in prefixes
-    )
-
-
-def _cut(address: bytes, length: int) -> int:
-    """The leading bits."""
-    return int.from_bytes(address, "big") >> len(address) * 8 - length
 
 
 def _is_located_in(field: Field, flow: Flow, values: Sequence[str]) -> Truth:

@@ -3,6 +3,7 @@
 Everything that both compilers know about a field stands here once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from socket import AF_INET, AF_INET6
@@ -34,112 +35,74 @@ class Field:
     size: int
     paths: tuple[Path, ...]
     optional: bool
-    help: str
 
     def __repr__(self) -> str:
         return f"Field({self.attribute})"  # what fails in a test is a tree of many of them
 
 
-def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int], text: str) -> Field:
+def _address(phrase: str, attribute: str, tuple_type: int, ends: tuple[int, int]) -> Field:
     paths = tuple((tuple_type, c.CTA_TUPLE_IP, end) for end in ends)
-    return Field(phrase, attribute, 16, paths, False, text)
+    return Field(phrase, attribute, 16, paths, False)
 
 
-def _port(phrase: str, attribute: str, tuple_type: int, port: int, text: str) -> Field:
-    return Field(phrase, attribute, 2, ((tuple_type, c.CTA_TUPLE_PROTO, port),), True, text)
+def _port(phrase: str, attribute: str, tuple_type: int, port: int) -> Field:
+    return Field(phrase, attribute, 2, ((tuple_type, c.CTA_TUPLE_PROTO, port),), True)
 
 
-def _icmp_id(phrase: str, attribute: str, tuple_type: int, text: str) -> Field:
+def _icmp_id(phrase: str, attribute: str, tuple_type: int) -> Field:
     paths = tuple(
         (tuple_type, c.CTA_TUPLE_PROTO, number) for number in (c.CTA_PROTO_ICMP_ID, c.CTA_PROTO_ICMPV6_ID)
     )
-    return Field(phrase, attribute, 2, paths, True, text)
+    return Field(phrase, attribute, 2, paths, True)
 
 
-def _counter(phrase: str, attribute: str, nest: int, counter: int, text: str) -> Field:
-    return Field(phrase, attribute, 8, ((nest, counter),), True, text)
+def _counter(phrase: str, attribute: str, nest: int, counter: int) -> Field:
+    return Field(phrase, attribute, 8, ((nest, counter),), True)
 
 
-SRC: Final = _address("source", "src", c.CTA_TUPLE_ORIG, SRC_ENDS, "who opened the flow")
-DST: Final = _address("destination", "dst", c.CTA_TUPLE_ORIG, DST_ENDS, "whom it was sent to")
-REPLY_SRC: Final = _address(
-    "reply source", "reply_src", c.CTA_TUPLE_REPLY, SRC_ENDS, "who answers, after DNAT"
-)
-REPLY_DST: Final = _address(
-    "reply destination",
-    "reply_dst",
-    c.CTA_TUPLE_REPLY,
-    DST_ENDS,
-    "whom it answers, after SNAT",
-)
-SPORT: Final = _port("source", "sport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_SRC_PORT, "port of the source")
-DPORT: Final = _port(
-    "destination", "dport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_DST_PORT, "port of the destination"
-)
-REPLY_SPORT: Final = _port(
-    "reply source", "reply_sport", c.CTA_TUPLE_REPLY, c.CTA_PROTO_SRC_PORT, "port that answers, after DNAT"
-)
-REPLY_DPORT: Final = _port(
-    "reply destination",
-    "reply_dport",
-    c.CTA_TUPLE_REPLY,
-    c.CTA_PROTO_DST_PORT,
-    "port it answers to, after SNAT",
-)
+SRC: Final = _address("source", "src", c.CTA_TUPLE_ORIG, SRC_ENDS)
+DST: Final = _address("destination", "dst", c.CTA_TUPLE_ORIG, DST_ENDS)
+# Who answers, after DNAT, and whom it answers, after SNAT; likewise the ports.
+REPLY_SRC: Final = _address("reply source", "reply_src", c.CTA_TUPLE_REPLY, SRC_ENDS)
+REPLY_DST: Final = _address("reply destination", "reply_dst", c.CTA_TUPLE_REPLY, DST_ENDS)
+SPORT: Final = _port("source", "sport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_SRC_PORT)
+DPORT: Final = _port("destination", "dport", c.CTA_TUPLE_ORIG, c.CTA_PROTO_DST_PORT)
+REPLY_SPORT: Final = _port("reply source", "reply_sport", c.CTA_TUPLE_REPLY, c.CTA_PROTO_SRC_PORT)
+REPLY_DPORT: Final = _port("reply destination", "reply_dport", c.CTA_TUPLE_REPLY, c.CTA_PROTO_DST_PORT)
 
 # It stands where the source's port does, so that each tuple has one. That of the reply is there without a
 # translation too, and then the same.
-ICMP_ID: Final = _icmp_id("icmp id", "icmp_id", c.CTA_TUPLE_ORIG, "identifier of an ICMP flow")
-REPLY_ICMP_ID: Final = _icmp_id(
-    "reply icmp id", "reply_icmp_id", c.CTA_TUPLE_REPLY, "identifier of its replies, after SNAT"
-)
+ICMP_ID: Final = _icmp_id("icmp id", "icmp_id", c.CTA_TUPLE_ORIG)
+REPLY_ICMP_ID: Final = _icmp_id("reply icmp id", "reply_icmp_id", c.CTA_TUPLE_REPLY)
 
 # In the header: nfgen_family.
-FAMILY: Final = Field("family", "family", 1, (), False, "IPv4 or IPv6")
+FAMILY: Final = Field("family", "family", 1, (), False)
 
 PROTOCOL: Final = Field(
-    "protocol",
-    "protocol",
-    1,
-    ((c.CTA_TUPLE_ORIG, c.CTA_TUPLE_PROTO, c.CTA_PROTO_NUM),),
-    False,
-    "transport protocol",
+    "protocol", "protocol", 1, ((c.CTA_TUPLE_ORIG, c.CTA_TUPLE_PROTO, c.CTA_PROTO_NUM),), False
 )
 STATE: Final = Field(
-    "state",
-    "state",
-    1,
-    ((c.CTA_PROTOINFO, c.CTA_PROTOINFO_TCP, c.CTA_PROTOINFO_TCP_STATE),),
-    True,
-    "state of a TCP flow",
+    "state", "state", 1, ((c.CTA_PROTOINFO, c.CTA_PROTOINFO_TCP, c.CTA_PROTOINFO_TCP_STATE),), True
 )
-STATUS: Final = Field("status", "status", 4, ((c.CTA_STATUS,),), False, "what conntrack knows about the flow")
+STATUS: Final = Field("status", "status", 4, ((c.CTA_STATUS,),), False)
 # The kernel leaves a mark of 0 and the default zone out.
-MARK: Final = Field("mark", "mark", 4, ((c.CTA_MARK,),), False, "mark of the connection")
-ZONE: Final = Field(
-    "zone", "zone", 2, ((c.CTA_ZONE,), (c.CTA_TUPLE_ORIG, c.CTA_TUPLE_ZONE)), False, "conntrack zone"
-)
+MARK: Final = Field("mark", "mark", 4, ((c.CTA_MARK,),), False)
+ZONE: Final = Field("zone", "zone", 2, ((c.CTA_ZONE,), (c.CTA_TUPLE_ORIG, c.CTA_TUPLE_ZONE)), False)
 
-BYTES: Final = _counter(
-    "bytes", "orig_bytes", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_BYTES, "bytes sent by the source"
-)
-PACKETS: Final = _counter(
-    "packets", "orig_packets", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_PACKETS, "packets sent by the source"
-)
-REPLY_BYTES: Final = _counter(
-    "reply bytes", "reply_bytes", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_BYTES, "bytes that came back"
-)
+BYTES: Final = _counter("bytes", "orig_bytes", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_BYTES)
+PACKETS: Final = _counter("packets", "orig_packets", c.CTA_COUNTERS_ORIG, c.CTA_COUNTERS_PACKETS)
+REPLY_BYTES: Final = _counter("reply bytes", "reply_bytes", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_BYTES)
 REPLY_PACKETS: Final = _counter(
-    "reply packets", "reply_packets", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_PACKETS, "packets that came back"
+    "reply packets", "reply_packets", c.CTA_COUNTERS_REPLY, c.CTA_COUNTERS_PACKETS
 )
 # Computed: stop - start, in nanoseconds, where both are known (not 0).
-DURATION: Final = Field("duration", "duration", 8, (), True, "time from the first packet to the end")
+DURATION: Final = Field("duration", "duration", 8, (), True)
 
 # From the GeoIP databases, after the message; the attribute is the Flow's Location and its field.
-SRC_COUNTRY: Final = Field("source", "src_location.country", 0, (), True, "country of the source")
-DST_COUNTRY: Final = Field("destination", "dst_location.country", 0, (), True, "country of the destination")
-SRC_CITY: Final = Field("source", "src_location.city", 0, (), True, "city of the source")
-DST_CITY: Final = Field("destination", "dst_location.city", 0, (), True, "city of the destination")
+SRC_COUNTRY: Final = Field("source", "src_location.country", 0, (), True)
+DST_COUNTRY: Final = Field("destination", "dst_location.country", 0, (), True)
+SRC_CITY: Final = Field("source", "src_location.city", 0, (), True)
+DST_CITY: Final = Field("destination", "dst_location.city", 0, (), True)
 
 SIDES: Final = MappingProxyType(
     {
@@ -236,3 +199,21 @@ NETWORKS: Final = MappingProxyType(
     }
 )
 """Names of networks. They do not overlap; PUBLIC is whatever is in none of the others."""
+
+
+def name_network(address: bytes) -> str:
+    """The one of NETWORKS that the address belongs to."""
+    return next((name for name, prefixes in NETWORKS.items() if is_in_prefixes(address, prefixes)), PUBLIC)
+
+
+def is_in_prefixes(address: bytes, prefixes: Sequence[Prefix]) -> bool:
+    """Whether one of them has it."""
+    return any(
+        len(network) == len(address) and _cut(network, length) == _cut(address, length)
+        for network, length in prefixes
+    )
+
+
+def _cut(address: bytes, length: int) -> int:
+    """The leading bits."""
+    return int.from_bytes(address, "big") >> len(address) * 8 - length

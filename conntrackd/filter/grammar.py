@@ -25,8 +25,6 @@ from conntrackd.flow import Protocol
 from conntrackd.render.fields import translate
 from conntrackd.text import quote
 
-__all__ = ["RuleText", "parse_rule", "parse_rules"]
-
 # Each bounds the memory and time that somebody else's text can take (rules also come over D-Bus).
 MAX_RULES: Final = 1000
 MAX_LENGTH: Final = 4096

@@ -14,6 +14,7 @@ from conntrackd.bpf import Instruction
 from conntrackd.filter import ast
 from conntrackd.filter.ast import Expression, Rule, is_undecidable, list_leaves, push_not_inward
 from conntrackd.filter.bpfcode import Program
+from conntrackd.filter.evaluate import Truth, all_of, any_of
 from conntrackd.flow import EventType
 
 # Conditions that the program cannot decide, and why.
@@ -100,7 +101,7 @@ def may_keep(rules: Sequence[Rule], event_type: int) -> bool:
     return True
 
 
-def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
+def _evaluate_type(expression: Expression, event_type: int) -> Truth:
     """What is known of the expression when only the type is; None: it depends."""
     match expression:
         case ast.Anything():
@@ -111,11 +112,9 @@ def _evaluate_type(expression: Expression, event_type: int) -> bool | None:
             answer = _evaluate_type(item, event_type)
             return None if answer is None else not answer
         case ast.And(items):
-            answers = [_evaluate_type(item, event_type) for item in items]
-            return False if False in answers else None if None in answers else True
+            return all_of(_evaluate_type(item, event_type) for item in items)
         case ast.Or(items):
-            answers = [_evaluate_type(item, event_type) for item in items]
-            return True if True in answers else None if None in answers else False
+            return any_of(_evaluate_type(item, event_type) for item in items)
         case _:
             return None
 

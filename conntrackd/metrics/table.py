@@ -118,12 +118,19 @@ CPU_COUNTERS: Final = {
 }
 
 
+def _read(section: str, name: str, text: str, find: Callable[[State], float | None]) -> Metric:
+    """One number, where there is one."""
+
+    def read(state: State) -> Samples:
+        value = find(state)
+        return () if value is None else (((), value),)
+
+    return Metric(section, f"conntrackd_{name}", text, (), read)
+
+
 def _read_counter(section: str, name: str, text: str, unit: float = 1, counter: str = "") -> Metric:
     """A number of Statistics; `unit` is how many of the counter's are one here."""
-    counter = counter or name
-    return Metric(
-        section, f"conntrackd_{name}", text, (), lambda state: _one(state.statistics.counters[counter] / unit)
-    )
+    return _read(section, name, text, lambda state: state.statistics.counters[counter or name] / unit)
 
 
 def _count(section: str, name: str) -> Metric:
@@ -151,24 +158,8 @@ def _count_cpu(name: str, number: int, text: str) -> Metric:
     return Metric("kernel", f"conntrackd_kernel_{name}_total", text, ("cpu",), read)
 
 
-def _one(value: float) -> Samples:
-    yield (), value
-
-
 def _read_build(state: State) -> Samples:
     yield (state.status.version, sys.version.split()[0]), 1
-
-
-def _read_start(state: State) -> Samples:
-    return _one(state.status.start_us / 1e6)
-
-
-def _read_health(state: State) -> Samples:
-    return _one(int(not state.status.problems))
-
-
-def _read_problems(state: State) -> Samples:
-    return _one(len(state.status.problems))
 
 
 def _read_types(state: State) -> Samples:
@@ -221,14 +212,6 @@ def _read_suppressed(state: State) -> Samples:
         yield (str(number),), count
 
 
-def _read_entries(state: State) -> Samples:
-    yield from () if state.table is None else _one(state.table.entries)
-
-
-def _read_limit(state: State) -> Samples:
-    yield from () if state.table is None else _one(state.table.limit)
-
-
 def _read_series(state: State) -> Samples:
     for counts in state.statistics.flows:
         yield (counts.setting.name,), len(counts.series)
@@ -244,11 +227,11 @@ def _list_daemon() -> Iterator[Metric]:
     text = "Always 1; the labels say what is running"
     yield Metric(section, "conntrackd_build_info", text, ("version", "python"), _read_build)
     text = "When the daemon was started, in seconds since 1970"
-    yield Metric(section, "conntrackd_start_time_seconds", text, (), _read_start)
+    yield _read(section, "start_time_seconds", text, lambda state: state.status.start_us / 1e6)
     text = "1 where `conntrackctl status` says healthy, else 0"
-    yield Metric(section, "conntrackd_healthy", text, (), _read_health)
+    yield _read(section, "healthy", text, lambda state: int(not state.status.problems))
     text = "Problems that `conntrackctl status` lists"
-    yield Metric(section, "conntrackd_problems", text, (), _read_problems)
+    yield _read(section, "problems", text, lambda state: len(state.status.problems))
     for name in ("reloads_total", "reloads_failed_total", "geoip_lookups_total", "geoip_errors_total"):
         yield _count(section, name)
     for name, text in (
@@ -309,9 +292,9 @@ def _list_sinks() -> Iterator[Metric | Histogram]:
 def _list_kernel() -> Iterator[Metric]:
     section = "kernel"
     text = "Flows in the connection table"
-    yield Metric(section, "conntrackd_table_entries", text, (), _read_entries)
+    yield _read(section, "table_entries", text, lambda state: state.table and state.table.entries)
     text = "Flows that the connection table may hold (net.netfilter.nf_conntrack_max)"
-    yield Metric(section, "conntrackd_table_limit", text, (), _read_limit)
+    yield _read(section, "table_limit", text, lambda state: state.table and state.table.limit)
     for name, (number, text) in CPU_COUNTERS.items():
         yield _count_cpu(name, number, text)
 

@@ -9,11 +9,20 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from conntrackd.errors import ConntrackdError, NotPermittedError, UnavailableError
 from conntrackd.netlink import constants as c
-from conntrackd.netlink.message import HEADER, split
+from conntrackd.netlink.message import (
+    HEADER,
+    MalformedError,
+    pack_attribute,
+    pack_number,
+    pack_request,
+    split,
+    walk_attributes,
+)
 from conntrackd.netlink.socket import adopt_netlink, describe_foreign, open_netlink
 
 TABLE: Final = "conntrackd"
@@ -25,7 +34,10 @@ NFPROTO_INET: Final = 1  # include/uapi/linux/netfilter.h
 NFTNL_UDATA_TABLE_COMMENT: Final = 0
 ANSWER_SECONDS: Final = 5.0
 ANSWER_BYTES: Final = 1 << 16
-CREATE: Final = c.NLM_F_REQUEST | c.NLM_F_CREATE | c.NLM_F_ACK
+CREATE: Final = c.NLM_F_CREATE | c.NLM_F_ACK
+# What stands around a transaction: all of it, or nothing.
+BEGIN: Final = pack_request(c.NFNL_MSG_BATCH_BEGIN, 0, resource=c.NFNL_SUBSYS_NFTABLES)
+END: Final = pack_request(c.NFNL_MSG_BATCH_END, 0, resource=c.NFNL_SUBSYS_NFTABLES)
 ZERO: Final = bytes(4)
 
 
@@ -86,18 +98,17 @@ class TrackingTable:
     def _make(self, name: str, *, replaces: bool) -> int:
         """In one transaction. `replaces`: one of this name that is nobody's. An errno, 0 for none."""
         comment = bytes([NFTNL_UDATA_TABLE_COMMENT, len(COMMENT) + 1]) + COMMENT + b"\0"
-        table = _text(c.NFTA_TABLE_NAME, name) + _number(c.NFTA_TABLE_FLAGS, c.NFT_TABLE_F_OWNER)
+        table = _text(c.NFTA_TABLE_NAME, name) + pack_number(c.NFTA_TABLE_FLAGS, c.NFT_TABLE_F_OWNER)
+        table += pack_attribute(c.NFTA_TABLE_USERDATA, comment)
         chain = _text(c.NFTA_CHAIN_TABLE, name) + _text(c.NFTA_CHAIN_NAME, CHAIN)
         rule = _text(c.NFTA_RULE_TABLE, name) + _text(c.NFTA_RULE_CHAIN, CHAIN)
         messages = [
-            _pack(c.NFT_MSG_DELTABLE, c.NLM_F_REQUEST | c.NLM_F_ACK, _text(c.NFTA_TABLE_NAME, name)),
-            _pack(
-                c.NFT_MSG_NEWTABLE, CREATE | c.NLM_F_EXCL, table + _attribute(c.NFTA_TABLE_USERDATA, comment)
-            ),
+            _pack(c.NFT_MSG_DELTABLE, c.NLM_F_ACK, _text(c.NFTA_TABLE_NAME, name)),
+            _pack(c.NFT_MSG_NEWTABLE, CREATE | c.NLM_F_EXCL, table),
             _pack(c.NFT_MSG_NEWCHAIN, CREATE, chain),
             _pack(c.NFT_MSG_NEWRULE, CREATE | c.NLM_F_APPEND, rule + _render_rule()),
         ][0 if replaces else 1 :]
-        self._socket.send(_wrap(messages))
+        self._socket.send(b"".join((BEGIN, *messages, END)))
         return self._read_error(len(messages))
 
     def _read_error(self, expected: int) -> int:
@@ -125,10 +136,8 @@ class TrackingTable:
             self._socket.settimeout(ANSWER_SECONDS)
 
     def _list_tables(self) -> list[_Owned]:
-        kind, flags = c.NFNL_SUBSYS_NFTABLES << 8 | c.NFT_MSG_GETTABLE, c.NLM_F_REQUEST | c.NLM_F_DUMP
-        body = struct.pack("=BBH", NFPROTO_INET, c.NFNETLINK_V0, 0)
         self._drain()
-        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, flags, 1, 0) + body)
+        self._socket.send(_pack(c.NFT_MSG_GETTABLE, c.NLM_F_DUMP))
         found: list[_Owned] = []
         while True:
             for message in split(self._socket.recv(ANSWER_BYTES)):
@@ -141,33 +150,29 @@ class TrackingTable:
 
 
 def _read_table(message: bytes) -> _Owned:
-    name, owner, offset = "", 0, HEADER.size + c.NFGENMSG_LEN
-    while len(message) - offset >= c.NLA_HDRLEN:
-        length, kind = struct.unpack_from("=HH", message, offset)
-        if length < c.NLA_HDRLEN:
-            break
-        value = message[offset + c.NLA_HDRLEN : offset + length]
-        if kind & c.NLA_TYPE_MASK == c.NFTA_TABLE_NAME:
-            name = value.rstrip(b"\0").decode(errors="replace")
-        elif kind & c.NLA_TYPE_MASK == c.NFTA_TABLE_OWNER:
-            owner = int.from_bytes(value)
-        offset += (length + 3) & ~3
+    name, owner = "", 0
+    with suppress(MalformedError):
+        for (kind,), value in walk_attributes(message[HEADER.size + c.NFGENMSG_LEN :]):
+            if kind == c.NFTA_TABLE_NAME:
+                name = value.rstrip(b"\0").decode(errors="replace")
+            elif kind == c.NFTA_TABLE_OWNER:
+                owner = int.from_bytes(value)
     return _Owned(name, owner)
 
 
 def _render_rule() -> bytes:
     """`ct state new continue`: no packet comes to the chain, but the kernel tracks for whoever could ask."""
-    register = _number(c.NFTA_CT_DREG, c.NFT_REG_1) + _number(c.NFTA_CT_KEY, c.NFT_CT_STATE)
-    bit = _number(c.NFTA_BITWISE_SREG, c.NFT_REG_1) + _number(c.NFTA_BITWISE_DREG, c.NFT_REG_1)
-    bit += _number(c.NFTA_BITWISE_LEN, 4)
+    register = pack_number(c.NFTA_CT_DREG, c.NFT_REG_1) + pack_number(c.NFTA_CT_KEY, c.NFT_CT_STATE)
+    bit = pack_number(c.NFTA_BITWISE_SREG, c.NFT_REG_1) + pack_number(c.NFTA_BITWISE_DREG, c.NFT_REG_1)
+    bit += pack_number(c.NFTA_BITWISE_LEN, 4)
     bit += _nest(
-        c.NFTA_BITWISE_MASK, _attribute(c.NFTA_DATA_VALUE, struct.pack("=I", c.NFT_CT_STATE_NEW_BIT))
+        c.NFTA_BITWISE_MASK, pack_attribute(c.NFTA_DATA_VALUE, struct.pack("=I", c.NFT_CT_STATE_NEW_BIT))
     )
-    bit += _nest(c.NFTA_BITWISE_XOR, _attribute(c.NFTA_DATA_VALUE, ZERO))
-    compare = _number(c.NFTA_CMP_SREG, c.NFT_REG_1) + _number(c.NFTA_CMP_OP, c.NFT_CMP_NEQ)
-    compare += _nest(c.NFTA_CMP_DATA, _attribute(c.NFTA_DATA_VALUE, ZERO))
-    verdict = _nest(c.NFTA_DATA_VERDICT, _number(c.NFTA_VERDICT_CODE, c.NFT_CONTINUE))
-    go_on = _number(c.NFTA_IMMEDIATE_DREG, c.NFT_REG_VERDICT) + _nest(c.NFTA_IMMEDIATE_DATA, verdict)
+    bit += _nest(c.NFTA_BITWISE_XOR, pack_attribute(c.NFTA_DATA_VALUE, ZERO))
+    compare = pack_number(c.NFTA_CMP_SREG, c.NFT_REG_1) + pack_number(c.NFTA_CMP_OP, c.NFT_CMP_NEQ)
+    compare += _nest(c.NFTA_CMP_DATA, pack_attribute(c.NFTA_DATA_VALUE, ZERO))
+    verdict = _nest(c.NFTA_DATA_VERDICT, pack_number(c.NFTA_VERDICT_CODE, c.NFT_CONTINUE))
+    go_on = pack_number(c.NFTA_IMMEDIATE_DREG, c.NFT_REG_VERDICT) + _nest(c.NFTA_IMMEDIATE_DATA, verdict)
     parts = (("ct", register), ("bitwise", bit), ("cmp", compare), ("immediate", go_on))
     expressions = [
         _nest(c.NFTA_LIST_ELEM, _text(c.NFTA_EXPR_NAME, name) + _nest(c.NFTA_EXPR_DATA, data))
@@ -176,42 +181,16 @@ def _render_rule() -> bytes:
     return _nest(c.NFTA_RULE_EXPRESSIONS, b"".join(expressions))
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", c.NLA_HDRLEN + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _nest(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | c.NLA_F_NESTED, value)
+    return pack_attribute(kind | c.NLA_F_NESTED, value)
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return pack_attribute(kind, value.encode() + b"\0")
 
 
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!I", value))
-
-
-def _pack(kind: int, flags: int, body: bytes) -> tuple[int, int, bytes]:
-    return (
-        c.NFNL_SUBSYS_NFTABLES << 8 | kind,
-        flags,
-        struct.pack("=BBH", NFPROTO_INET, c.NFNETLINK_V0, 0) + body,
-    )
-
-
-def _wrap(messages: list[tuple[int, int, bytes]]) -> bytes:
-    """A transaction: all of it, or nothing."""
-    border = struct.pack("!BBH", socket.AF_UNSPEC, c.NFNETLINK_V0, c.NFNL_SUBSYS_NFTABLES)
-    whole = [
-        (c.NFNL_MSG_BATCH_BEGIN, c.NLM_F_REQUEST, border),
-        *messages,
-        (c.NFNL_MSG_BATCH_END, c.NLM_F_REQUEST, border),
-    ]
-    return b"".join(
-        HEADER.pack(HEADER.size + len(body), kind, flags, number, 0) + body
-        for number, (kind, flags, body) in enumerate(whole, 1)
-    )
+def _pack(kind: int, flags: int, attributes: bytes = b"") -> bytes:
+    return pack_request(c.NFNL_SUBSYS_NFTABLES << 8 | kind, flags, NFPROTO_INET, attributes)
 
 
 def _explain(code: int) -> ConntrackdError:

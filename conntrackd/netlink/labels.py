@@ -8,13 +8,13 @@ MAX_LABELS: Final = 128
 MAX_BYTES: Final = 1 << 16
 
 
-def read_label_names(path: Path = PATH) -> dict[int, str]:
+def read_label_names() -> dict[int, str]:
     """Bit -> name; nothing where there is no such file. A name that would need quoting is passed over.
 
     A line is a number and a name; `#` begins a comment (libnetfilter_conntrack, src/conntrack/labels.c).
     """
     try:
-        with path.open("rb") as file:
+        with PATH.open("rb") as file:
             text = file.read(MAX_BYTES).decode("ascii", "replace")
     except OSError:
         return {}

@@ -1,8 +1,8 @@
-"""Bytes -> Flow: the plain walk that the core is compared with; nlmsg and nlattr for others."""
+"""Bytes -> Flow: the plain walk that the core is compared with; nlmsg and nlattr, both ways, for others."""
 
 import struct
 from collections.abc import Iterator
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final, NamedTuple
 
 from conntrackd.flow import ABSENT, EventType, Flow, Reason
@@ -12,6 +12,7 @@ Path = tuple[int, ...]
 
 HEADER: Final = struct.Struct("=IHHII")
 ATTRIBUTE: Final = struct.Struct("=HH")
+NFGENMSG: Final = struct.Struct("!BBH")
 LABEL_BYTES: Final = 16
 # Like the core's struct: what is longer than its length can say is cut there.
 MAX_HELPER: Final = 255
@@ -155,6 +156,24 @@ def walk_attributes(
         offset += (length + 3) & ~3
     if offset < len(attributes):
         raise MalformedError("bytes after the last attribute")
+
+
+def pack_request(
+    kind: int, flags: int, family: int = AF_UNSPEC, attributes: bytes = b"", *, resource: int = 0
+) -> bytes:
+    """A message to the kernel: nlmsghdr, nfgenmsg (`resource` is its res_id), attributes."""
+    body = NFGENMSG.pack(family, c.NFNETLINK_V0, resource) + attributes
+    return HEADER.pack(HEADER.size + len(body), kind, c.NLM_F_REQUEST | flags, 1, 0) + body
+
+
+def pack_attribute(kind: int, value: bytes) -> bytes:
+    """With what fills it up to a multiple of four bytes."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def pack_number(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits in the order of the network."""
+    return pack_attribute(kind, value.to_bytes(4))
 
 
 def split(datagram: bytes) -> list[bytes]:

@@ -1,14 +1,13 @@
 """The connection table of a network namespace: how full it is, and what is in it. Nothing here changes it."""
 
 import os
-import socket
 import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink import constants as c
-from conntrackd.netlink.message import HEADER, split
+from conntrackd.netlink.message import HEADER, pack_request, split
 from conntrackd.netlink.socket import open_netlink, read_namespace
 
 if TYPE_CHECKING:
@@ -92,12 +91,8 @@ class ConntrackTable:
         return len(batch) > 0
 
     def _request(self, kind: int, flags: int) -> None:
-        body = struct.pack("=BBH", socket.AF_UNSPEC, c.NFNETLINK_V0, 0)
-        kind |= c.NFNL_SUBSYS_CTNETLINK << 8
         try:
-            self._socket.send(
-                HEADER.pack(HEADER.size + len(body), kind, c.NLM_F_REQUEST | flags, 1, 0) + body
-            )
+            self._socket.send(pack_request(c.NFNL_SUBSYS_CTNETLINK << 8 | kind, flags))
         except OSError as error:
             raise _explain(error) from error
 

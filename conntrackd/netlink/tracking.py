@@ -15,7 +15,7 @@ from typing import Final
 from conntrackd.bpf import ALL_BYTES, INSTRUCTION, JEQ, LD_HALF, RET
 from conntrackd.errors import UnavailableError
 from conntrackd.netlink import constants as c
-from conntrackd.netlink.message import HEADER, split
+from conntrackd.netlink.message import HEADER, pack_number, pack_request, split
 from conntrackd.netlink.socket import attach_program, open_netlink
 from conntrackd.netlink.table import ConntrackTable
 
@@ -121,7 +121,7 @@ def _look_at_hooks(families: Iterable[int] = FAMILIES.values()) -> bool | None:
         with _open() as netlink:
             # Where connections are tracked the first answer says so.
             for family, hook in product(families, HOOKS):
-                attributes = struct.pack("=HH", 8, c.NFNLA_HOOK_HOOKNUM) + struct.pack("!I", hook)
+                attributes = pack_number(c.NFNLA_HOOK_HOOKNUM, hook)
                 answer = _dump(netlink, c.NFNL_SUBSYS_HOOK << 8 | c.NFNL_MSG_HOOK_GET, family, attributes)
                 if answer is not None and any(name in answer for name in HOOK_FUNCTIONS):
                     return True
@@ -185,8 +185,7 @@ def _name(expression: bytes) -> bytes:
 
 def _dump(netlink: socket.socket, kind: int, family: int, attributes: bytes = b"") -> bytes | None:
     """The messages of the kernel's answer, or None where it knows nothing of the kind."""
-    body = struct.pack("=BBH", family, c.NFNETLINK_V0, 0) + attributes
-    netlink.send(HEADER.pack(HEADER.size + len(body), kind, c.NLM_F_REQUEST | c.NLM_F_DUMP, 1, 0) + body)
+    netlink.send(pack_request(kind, c.NLM_F_DUMP, family, attributes))
     answer = b""
     while True:
         part = netlink.recv(1 << 16)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
-from conntrackd.filter.fields import NETWORKS, PUBLIC
+from conntrackd.filter.fields import name_network
 from conntrackd.flow import Flow
 from conntrackd.render.cryptopan import CryptoPan
 
@@ -59,24 +59,11 @@ class Anonymizer:
             _ = self._pseudonyms
 
     def _is_meant(self, address: bytes) -> bool:
-        return self.only == "all" or classify(address) == self.only.upper()
+        return self.only == "all" or name_network(address) == self.only.upper()
 
     def _truncate(self, address: bytes) -> bytes:
         bits = self.ipv4_bits if len(address) == IPV4_BYTES else self.ipv6_bits
         return (int.from_bytes(address) >> bits << bits).to_bytes(len(address))
-
-
-def classify(address: bytes) -> str:
-    """Which of the networks that rules know by name it is in."""
-    for name, prefixes in NETWORKS.items():
-        for network, length in prefixes:
-            rest = 8 * len(network) - length
-            if (
-                len(network) == len(address)
-                and not (int.from_bytes(network) ^ int.from_bytes(address)) >> rest
-            ):
-                return name
-    return PUBLIC
 
 
 def conceal(flow: Flow, anonymizer: Anonymizer) -> Flow:

@@ -4,7 +4,7 @@ Every format writes the same fields in the same order, and differs only in what 
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
@@ -43,15 +43,15 @@ IS_TEXT: Final = frozenset(Kind) - {Kind.NUMBER, Kind.DURATION, Kind.NANOSECONDS
 
 @dataclass(frozen=True, slots=True)
 class OutputField:
-    """One field: its name, the attribute of Flow (and of the core's event) it shows, and what it says.
+    """One field: its name, and the attribute of Flow (and of the core's event) that it shows.
 
-    It is written where the event has the attribute and everything in `needs`.
+    It is written where the event has the attribute and everything in `needs`. conntrackd-events(7) says what
+    each of them means.
     """
 
     name: str
     kind: Kind
     attribute: str
-    help: str
     needs: tuple[str, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
 
@@ -63,85 +63,58 @@ REASON_NAMES: Final = {reason.value: reason.name.lower() for reason in Reason}
 NAT_NAMES: Final = {number: str(Nat(number).name) for number in range(4)}
 
 FIELDS: Final = (
-    OutputField("type", Kind.NAME, "type", "what happened to the flow", names=TYPE_NAMES),
-    OutputField("flow", Kind.NUMBER, "id", "the kernel's number of the flow"),
-    OutputField("prot", Kind.NAME, "protocol", "transport protocol", names=PROTOCOL_NAMES),
-    OutputField("src", Kind.ADDRESS, "src", "who opened the flow"),
-    OutputField("dst", Kind.ADDRESS, "dst", "whom it was sent to"),
-    OutputField("sport", Kind.NUMBER, "sport", "port of the source"),
-    OutputField("dport", Kind.NUMBER, "dport", "port of the destination"),
-    OutputField("state", Kind.NAME, "state", "state of a TCP flow", names=STATE_NAMES),
-    OutputField("nat", Kind.NAME, "nat", "which end is translated", names=NAT_NAMES),
+    OutputField("type", Kind.NAME, "type", names=TYPE_NAMES),
+    OutputField("flow", Kind.NUMBER, "id"),
+    OutputField("prot", Kind.NAME, "protocol", names=PROTOCOL_NAMES),
+    OutputField("src", Kind.ADDRESS, "src"),
+    OutputField("dst", Kind.ADDRESS, "dst"),
+    OutputField("sport", Kind.NUMBER, "sport"),
+    OutputField("dport", Kind.NUMBER, "dport"),
+    OutputField("state", Kind.NAME, "state", names=STATE_NAMES),
+    OutputField("nat", Kind.NAME, "nat", names=NAT_NAMES),
     # The addresses on the other side of a translation are those where replies come from and go to.
-    OutputField("nat_src", Kind.ADDRESS, "reply_dst", "the source after the translation", ("nat",)),
-    OutputField("nat_sport", Kind.NUMBER, "reply_dport", "its port", ("nat",)),
-    OutputField("nat_dst", Kind.ADDRESS, "reply_src", "the destination after the translation", ("nat",)),
-    OutputField("nat_dport", Kind.NUMBER, "reply_sport", "its port", ("nat",)),
-    OutputField("mark", Kind.NUMBER, "mark", "mark of the connection"),
-    OutputField("zone", Kind.NUMBER, "zone", "conntrack zone"),
-    OutputField("reply_zone", Kind.NUMBER, "reply_zone", "zone of the reply direction alone"),
-    OutputField("packets", Kind.NUMBER, "orig_packets", "packets sent by the source"),
-    OutputField("bytes", Kind.NUMBER, "orig_bytes", "bytes sent by the source"),
-    OutputField("reply_packets", Kind.NUMBER, "reply_packets", "packets that came back"),
-    OutputField("reply_bytes", Kind.NUMBER, "reply_bytes", "bytes that came back"),
-    OutputField("packets_delta", Kind.NUMBER, "orig_packets_delta", "of packets, since the last record"),
-    OutputField("bytes_delta", Kind.NUMBER, "orig_bytes_delta", "of bytes, likewise"),
-    OutputField("reply_packets_delta", Kind.NUMBER, "reply_packets_delta", "of reply_packets, likewise"),
-    OutputField("reply_bytes_delta", Kind.NUMBER, "reply_bytes_delta", "of reply_bytes, likewise"),
-    OutputField("start", Kind.TIME, "start", "time of the first packet"),
-    OutputField("stop", Kind.TIME, "stop", "time of the end"),
-    OutputField("first_seen", Kind.TIME, "first_seen", "time of its NEW, where there is no start"),
-    OutputField("duration", Kind.DURATION, "duration", "seconds from start to stop"),
-    OutputField(
-        "incomplete", Kind.TRUTH, "incomplete", "of a FLOW: its beginning is not known", names={1: "true"}
-    ),
-    OutputField("icmp_type", Kind.NUMBER, "icmp_type", "type of an ICMP flow's first message"),
-    OutputField("icmp_code", Kind.NUMBER, "icmp_code", "its code"),
-    OutputField("icmp_id", Kind.NUMBER, "icmp_id", "identifier of an ICMP flow, its port"),
-    OutputField(
-        "nat_icmp_id", Kind.NUMBER, "reply_icmp_id", "the identifier after the translation", ("nat",)
-    ),
-    OutputField("helper", Kind.OWN_TEXT, "helper", "the connection's helper"),
-    OutputField("secctx", Kind.OWN_TEXT, "secctx", "security context"),
-    OutputField("ct_labels", Kind.LABELS, "labels", "conntrack labels that are set"),
-    OutputField(
-        "master_prot", Kind.NAME, "master_protocol", "protocol of the flow that this one was expected by",
-        names=PROTOCOL_NAMES,
-    ),
-    OutputField("master_src", Kind.ADDRESS, "master_src", "who opened that one"),
-    OutputField("master_dst", Kind.ADDRESS, "master_dst", "whom it was sent to"),
-    OutputField("master_sport", Kind.NUMBER, "master_sport", "port of its source"),
-    OutputField("master_dport", Kind.NUMBER, "master_dport", "port of its destination"),
-    OutputField("reason", Kind.NAME, "reason", "why the flow ended", names=REASON_NAMES),
-    OutputField("sample_rate", Kind.NUMBER, "sample_rate", "for how many flows this one stands"),
-    OutputField(
-        "community_id", Kind.COMMUNITY_ID, "community_id", "what other programs call the flow, too"
-    ),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceField:
-    """What the databases know of an address; `src_` stands before the name where it is the source's."""
-
-    name: str
-    attribute: str
-    help: str
-
-
-# First where both ends are, then whose network that is.
-PLACE: Final = (
-    PlaceField("city", "city", "city"),
-    PlaceField("country", "country", "name of the country"),
-    PlaceField("country_code", "country_code", "its code, of ISO 3166"),
-    PlaceField("lat", "lat", "latitude in degrees"),
-    PlaceField("lon", "lon", "longitude in degrees"),
-)
-NETWORK: Final = (
-    PlaceField("asn", "asn", "number of the autonomous system"),
-    PlaceField("as_org", "as_org", "who runs it"),
+    OutputField("nat_src", Kind.ADDRESS, "reply_dst", ("nat",)),
+    OutputField("nat_sport", Kind.NUMBER, "reply_dport", ("nat",)),
+    OutputField("nat_dst", Kind.ADDRESS, "reply_src", ("nat",)),
+    OutputField("nat_dport", Kind.NUMBER, "reply_sport", ("nat",)),
+    OutputField("mark", Kind.NUMBER, "mark"),
+    OutputField("zone", Kind.NUMBER, "zone"),
+    OutputField("reply_zone", Kind.NUMBER, "reply_zone"),
+    OutputField("packets", Kind.NUMBER, "orig_packets"),
+    OutputField("bytes", Kind.NUMBER, "orig_bytes"),
+    OutputField("reply_packets", Kind.NUMBER, "reply_packets"),
+    OutputField("reply_bytes", Kind.NUMBER, "reply_bytes"),
+    OutputField("packets_delta", Kind.NUMBER, "orig_packets_delta"),
+    OutputField("bytes_delta", Kind.NUMBER, "orig_bytes_delta"),
+    OutputField("reply_packets_delta", Kind.NUMBER, "reply_packets_delta"),
+    OutputField("reply_bytes_delta", Kind.NUMBER, "reply_bytes_delta"),
+    OutputField("start", Kind.TIME, "start"),
+    OutputField("stop", Kind.TIME, "stop"),
+    OutputField("first_seen", Kind.TIME, "first_seen"),
+    OutputField("duration", Kind.DURATION, "duration"),
+    OutputField("incomplete", Kind.TRUTH, "incomplete", names={1: "true"}),
+    OutputField("icmp_type", Kind.NUMBER, "icmp_type"),
+    OutputField("icmp_code", Kind.NUMBER, "icmp_code"),
+    OutputField("icmp_id", Kind.NUMBER, "icmp_id"),
+    OutputField("nat_icmp_id", Kind.NUMBER, "reply_icmp_id", ("nat",)),
+    OutputField("helper", Kind.OWN_TEXT, "helper"),
+    OutputField("secctx", Kind.OWN_TEXT, "secctx"),
+    OutputField("ct_labels", Kind.LABELS, "labels"),
+    OutputField("master_prot", Kind.NAME, "master_protocol", names=PROTOCOL_NAMES),
+    OutputField("master_src", Kind.ADDRESS, "master_src"),
+    OutputField("master_dst", Kind.ADDRESS, "master_dst"),
+    OutputField("master_sport", Kind.NUMBER, "master_sport"),
+    OutputField("master_dport", Kind.NUMBER, "master_dport"),
+    OutputField("reason", Kind.NAME, "reason", names=REASON_NAMES),
+    OutputField("sample_rate", Kind.NUMBER, "sample_rate"),
+    OutputField("community_id", Kind.COMMUNITY_ID, "community_id"),
 )
 
+
+# What the databases know of an address, by its name in Location; `src_` stands before it where that is the
+# source's. First where both ends are, then whose network that is.
+PLACE: Final = ("city", "country", "country_code", "lat", "lon")
+NETWORK: Final = ("asn", "as_org")
 
 # What stands before all fields, as far as the form has it at all.
 HEADS: Final = ("time", "level", "msg")
@@ -162,7 +135,7 @@ ALIASES: Final = {
     "message": "msg",
     "severity": "level",
     "hostname": "host",
-    **{f"dst_{place.name}": place.name for place in (*PLACE, *NETWORK)},
+    **{f"dst_{name}": name for name in (*PLACE, *NETWORK)},
 }
 
 # Of a LOST record, of a SUPPRESSED one, and of both.
@@ -178,7 +151,7 @@ def list_names() -> Iterator[str]:
     yield from (output.name for output in FIELDS)
     for places in (PLACE, NETWORK):
         for prefix in ("", "src_"):
-            yield from (f"{prefix}{place.name}" for place in places)
+            yield from (f"{prefix}{name}" for name in places)
 
 
 def translate(word: str) -> str:
@@ -196,18 +169,14 @@ def suggest_name(word: str, known: Collection[str]) -> str:
 
 
 def list_place_values(
-    fields: tuple[PlaceField, ...], location: Location | None, prefix: str
+    names: Sequence[str], location: Location | None, prefix: str
 ) -> list[tuple[str, str | float]]:
     """Names and values of what is known of a Location. A latitude alone says nothing."""
     if location is None:
         return []
     is_point = location.lat is not None and location.lon is not None
-    unknown = {"lat", "lon"} if not is_point else set()
-    unknown |= {
-        name for name in ("city", "country", "country_code", "asn", "as_org") if not getattr(location, name)
-    }
     return [
-        (f"{prefix}{output.name}", getattr(location, output.attribute))
-        for output in fields
-        if output.attribute not in unknown
+        (f"{prefix}{name}", getattr(location, name))
+        for name in names
+        if (is_point if name in ("lat", "lon") else getattr(location, name))
     ]

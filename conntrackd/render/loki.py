@@ -8,8 +8,8 @@ https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs
 
 from typing import Final
 
-from conntrackd.flow import EventType, Protocol
-from conntrackd.render.fields import FIELDS, REPORT_NAMES, REPORTS, list_names
+from conntrackd.flow import EventType
+from conntrackd.render.fields import FIELDS, PROTOCOL_NAMES, REPORT_NAMES, REPORTS, list_names
 from conntrackd.render.json import CONSTANTS, write_constants
 from conntrackd.render.schema import NATIVE, Schema
 from conntrackd.render.template import Syntax, Template, escape_json, make_visible
@@ -17,7 +17,6 @@ from conntrackd.render.template import Syntax, Template, escape_json, make_visib
 LOST: Final = "LOST"
 SUPPRESSED: Final = "SUPPRESSED"
 LABELS: Final = frozenset({"type", "prot"})
-PROTOCOL_NAMES: Final = {protocol.value: protocol.name for protocol in Protocol}
 
 
 def escape_metadata(value: str) -> str:

@@ -52,11 +52,7 @@ MAX_LABELS: Final = 128
 # RFC 3339: date and time, the fraction of the second, the offset.
 TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 EXAMPLE_TIME: Final = "2025-11-22T11:34:43.181432081+01:00"
-PLACES: Final = {
-    f"{prefix}{place.name}": (prefix, place.attribute)
-    for prefix in ("", "src_")
-    for place in (*PLACE, *NETWORK)
-}
+PLACES: Final = {f"{prefix}{name}": (prefix, name) for prefix in ("", "src_") for name in (*PLACE, *NETWORK)}
 NUMBERS_OF_PLACES: Final[Mapping[str, type[int | float]]] = {"lat": float, "lon": float, "asn": int}
 
 
@@ -75,7 +71,7 @@ def parse_record(record: Mapping[str, Any], labels: Mapping[str, int] | None = N
         return parse_flow(record, labels)
     count = record.get(name)
     if count is not None and (type(count) is not int or not 0 <= count <= MAX_U64):
-        _refuse(record, name, f"a number from 0 to {MAX_U64}")
+        _refuse(record.get(name), name, f"a number from 0 to {MAX_U64}")
     return None
 
 
@@ -128,7 +124,7 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
             schema = find_schema(record)
             if schema is not None:
                 raise DataError(f"its fields have the names of {schema.name}", hint=OTHER_NAMES)
-            _refuse(record, name, LEFT_OUT)
+            _refuse(record.get(name), name, LEFT_OUT)
     if len(values["src"]) != len(values["dst"]):
         raise DataError("src and dst are not of one family")
     for attribute, other in TURNED.items():
@@ -146,10 +142,10 @@ def parse_flow(record: Mapping[str, Any], labels: Mapping[str, int] | None = Non
     )
 
 
-def _refuse(record: Mapping[str, Any], name: str, hint: str) -> NoReturn:
-    if record.get(name) is None:
+def _refuse(value: object, name: str, hint: str) -> NoReturn:
+    if value is None:
         raise DataError(f"the required field {name!r} is missing", hint=hint)
-    raise DataError(f"{json.dumps(record[name])[:60]} is not a valid {name}", hint=hint)
+    raise DataError(f"{json.dumps(value)[:60]} is not a valid {name}", hint=hint)
 
 
 def _number(output: OutputField) -> Parse:
@@ -158,7 +154,7 @@ def _number(output: OutputField) -> Parse:
     def parse(value: Any) -> int:  # noqa: ANN401  # whatever JSON can hold
         # Not isinstance: true and false are numbers to Python.
         if type(value) is not int or not 0 <= value <= maximum:
-            _refuse({output.name: value}, output.name, f"a number from 0 to {maximum}")
+            _refuse(value, output.name, f"a number from 0 to {maximum}")
         return value
 
     return parse
@@ -179,7 +175,7 @@ def _name(output: OutputField) -> Parse:
         if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value):
             value = int(value)
         if not has_others or type(value) is not int or not 0 <= value <= MAX_U8:
-            _refuse({output.name: value}, output.name, hint)
+            _refuse(value, output.name, hint)
         return value
 
     return parse
@@ -192,7 +188,7 @@ def _address(output: OutputField) -> Parse:
                 return inet_pton(AF_INET6 if ":" in value else AF_INET, value)
         except (OSError, ValueError):  # a zero byte, or what is not ASCII
             pass
-        _refuse({output.name: value}, output.name, "an IPv4 or IPv6 address")
+        _refuse(value, output.name, "an IPv4 or IPv6 address")
 
     return parse
 
@@ -201,7 +197,7 @@ def _time(output: OutputField) -> Parse:
     def parse(value: Any) -> int:  # noqa: ANN401
         found = find_nanoseconds(value)
         if found is None:
-            _refuse({output.name: value}, output.name, f"a time such as {EXAMPLE_TIME}")
+            _refuse(value, output.name, f"a time such as {EXAMPLE_TIME}")
         return found
 
     return parse
@@ -227,7 +223,7 @@ def _find_seconds(text: str) -> int | None:
 def _own_text(output: OutputField) -> Parse:
     def parse(value: Any) -> bytes:  # noqa: ANN401
         if not isinstance(value, str):
-            _refuse({output.name: value}, output.name, "a text")
+            _refuse(value, output.name, "a text")
         return value.encode("latin-1", "replace")
 
     return parse
@@ -236,7 +232,7 @@ def _own_text(output: OutputField) -> Parse:
 def _labels(output: OutputField) -> Parse:
     def parse(value: Any) -> list[str]:  # noqa: ANN401
         if not isinstance(value, str):
-            _refuse({output.name: value}, output.name, "names of labels")
+            _refuse(value, output.name, "names of labels")
         return value.split(",")
 
     return parse
@@ -245,7 +241,7 @@ def _labels(output: OutputField) -> Parse:
 def _truth(output: OutputField) -> Parse:
     def parse(value: Any) -> int:  # noqa: ANN401
         if value is not True:
-            _refuse({output.name: value}, output.name, "true")
+            _refuse(value, output.name, "true")
         return 1
 
     return parse
@@ -269,7 +265,7 @@ def _make_times(record: Mapping[str, Any]) -> dict[str, int]:
     """Where only the duration is given, any two times that are so far apart."""
     duration = record["duration"]
     if type(duration) not in {int, float} or not abs(duration) < MAX_U32:
-        _refuse(record, "duration", "a number of seconds")
+        _refuse(record.get("duration"), "duration", "a number of seconds")
     return {"start": NANO * MAX_U32, "stop": NANO * MAX_U32 + round(duration * NANO)}
 
 
@@ -279,7 +275,7 @@ def _parse_place(name: str, attribute: str, value: Any) -> str | int | float:  #
         return value
     if number is not None and type(value) in {int, number}:
         return number(value)
-    _refuse({name: value}, name, "a number" if number else "a text")
+    _refuse(value, name, "a number" if number else "a text")
 
 
 MAKERS: Final[Mapping[Kind, Callable[[OutputField], Parse]]] = {
@@ -292,7 +288,7 @@ MAKERS: Final[Mapping[Kind, Callable[[OutputField], Parse]]] = {
     Kind.TRUTH: _truth,
 }
 # The time stands before the fields; the status in no field: who adds it to a line has it read.
-OTHERS: Final = (OutputField("time", Kind.TIME, "time", ""), OutputField("status", Kind.NUMBER, "status", ""))
+OTHERS: Final = (OutputField("time", Kind.TIME, "time"), OutputField("status", Kind.NUMBER, "status"))
 READERS: Final[Mapping[str, tuple[str, Parse]]] = {
     output.name: (output.attribute, MAKERS[output.kind](output))
     for output in (*OTHERS, *FIELDS)

@@ -1,6 +1,5 @@
 """Flows -> Rendered, in plain Python: the reference that the core is compared with, and its stand-in."""
 
-import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -13,11 +12,10 @@ from conntrackd.render.anonymize import conceal
 from conntrackd.render.community import compute_community_id
 from conntrackd.render.fields import IS_TEXT, NETWORK, PLACE, PROTOCOL_NAMES, TYPE_NAMES, Kind, OutputField
 from conntrackd.render.rendered import Rendered, Stream
-from conntrackd.render.template import Template, render_bsd_time, render_time
+from conntrackd.render.template import WORD, Template, render_bsd_time, render_time
 
 NO_LABELS: Final[Mapping[int, str]] = MappingProxyType({})
 UNITS: Final = " kMGTPE"
-WORD: Final = re.compile(r"\$([a-z]+)")
 # What no format has to escape, and no terminal obeys.
 OWN_CHARACTERS: Final = frozenset(map(chr, range(ord(" "), ord("~") + 1))) - frozenset('"\\]')
 # Fields that every message carries or that are 0 where it does not, and are shown where they are not 0.

@@ -1,6 +1,5 @@
 """Template -> the steps that the core's render.c takes for each event: integers, constants and names."""
 
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ from typing import Final
 from conntrackd.core import _core as core
 from conntrackd.flow import Location
 from conntrackd.render.fields import IS_TEXT, NETWORK, PLACE, PROTOCOL_NAMES, TYPE_NAMES, Kind, OutputField
-from conntrackd.render.template import Syntax, Template
+from conntrackd.render.template import WORD, Syntax, Template
 
-WORD: Final = re.compile(r"\$([a-z]+)")
 MARK: Final = "VALUE"
 # struct step and struct slice of core/render.h
 STEP: Final = struct.Struct("=QHHHHIIII")

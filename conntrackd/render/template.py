@@ -1,19 +1,22 @@
 """Template: how a sink writes a record, and the plain rendering of a loss. No I/O."""
 
 import json
+import re
 import string
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from conntrackd.flow import NANO, Location, Lost
 from conntrackd.render.anonymize import Anonymizer
-from conntrackd.render.fields import FIELDS, OutputField, PlaceField, list_place_values
+from conntrackd.render.fields import FIELDS, OutputField, list_place_values
 from conntrackd.render.rendered import HELD, Rendered, Stream
 from conntrackd.render.schema import NATIVE, Schema
 
+WORD: Final = re.compile(r"\$([a-z]+)")
+"""In the text of a template; what is between them stays as it is."""
 UNSURE: Final = frozenset({"tracking", "daemon"})
 PLACES: Final = {"kernel": "the kernel's buffer", "tracking": "the kernel", "daemon": "the daemon"}
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -108,9 +111,9 @@ class Template:
             if self.fields is None or output.name in self.fields:
                 yield from self.schema.list_outputs(output)
 
-    def render_places(self, fields: tuple[PlaceField, ...], location: Location | None, prefix: str) -> str:
+    def render_places(self, names: Sequence[str], location: Location | None, prefix: str) -> str:
         """What is known of a Location, as far as it is written."""
-        known = dict(list_place_values(fields, location, prefix))
+        known = dict(list_place_values(names, location, prefix))
         chosen = {name: value for name, value in known.items() if self.fields is None or name in self.fields}
         texts, lat, lon = [], f"{prefix}lat", f"{prefix}lon"
         for name, value in chosen.items():

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from conntrackd.config import options
-from conntrackd.config.option import Option, SpoolPath
+from conntrackd.config.option import Option
+from conntrackd.config.options import SINK_OPTIONS, SinkOptions, SpoolOptions
 from conntrackd.config.read import Config
 from conntrackd.config.together import find_spool, has_receipts
 from conntrackd.delivery.sink import Sink
@@ -19,16 +20,6 @@ from conntrackd.files import MADE, KindError, check_folder
 
 
 @dataclass(frozen=True, slots=True)
-class SpoolOptions:
-    """The settings of a kind whose receiver acknowledges what it takes, so that keeping it makes sense."""
-
-    path: Option[SpoolPath]
-    size: Option[int]
-    works: Callable[[Config], bool] = lambda _: True
-    """Whether the receiver acknowledges, with these settings."""
-
-
-@dataclass(frozen=True, slots=True)
 class SinkKind:
     """One kind of sink. Its module has the same name, and a function `create(config)`.
 
@@ -36,17 +27,29 @@ class SinkKind:
     """
 
     name: str
-    enable: Option[bool]
-    queue: Option[int]
-    filter: Option[tuple[str, ...]]
-    fields: Option[tuple[str, ...]]
-    spool: SpoolOptions | None = None
     shared: tuple[Option[object], ...] = ()
     """What its records have of the settings that belong to no sink: a change of them makes the sink anew."""
+    acknowledges: Callable[[Config], bool] = lambda _: True
+    """Whether its receiver says what has arrived, with these settings: else keeping it makes no sense."""
+
+    @property
+    def options(self) -> SinkOptions:
+        """Its settings that other kinds have, too."""
+        return SINK_OPTIONS[self.name]
+
+    @property
+    def spool(self) -> SpoolOptions | None:
+        """Those of its spool, where it can have one."""
+        return self.options.spool
+
+    @property
+    def filter(self) -> Option[tuple[str, ...]]:
+        """The rules of its own."""
+        return self.options.filter
 
     def enabled(self, config: Config) -> bool:
         """Whether the configuration asks for it."""
-        return config[self.enable]
+        return config[self.options.enable]
 
     def create(self, config: Config) -> Sink:
         """A sink, not yet open. ConfigError when a setting cannot be used.
@@ -59,11 +62,11 @@ class SinkKind:
 
     def gains_spool(self, old: Config, new: Config) -> bool:
         """Whether it can use a spool with the new settings, and could not with the old ones."""
-        return self.spool is not None and self.spool.works(new) and not self.spool.works(old)
+        return self.spool is not None and self.acknowledges(new) and not self.acknowledges(old)
 
     def find_spool(self, config: Config) -> Path | None:
         """Where its spool is, where it has one: as set, or in the state directory."""
-        if self.spool is None or not self.spool.works(config):
+        if self.spool is None or not self.acknowledges(config):
             return None
         return find_spool(config, self.spool.path, self.name)
 
@@ -87,39 +90,10 @@ class SinkKind:
 
 
 SINKS: Final = (
-    SinkKind(
-        "stream",
-        options.SINK_STREAM_ENABLE,
-        options.SINK_STREAM_QUEUE,
-        options.SINK_STREAM_FILTER,
-        options.SINK_STREAM_FIELDS,
-        shared=(options.HOST,),
-    ),
-    SinkKind(
-        "journal",
-        options.SINK_JOURNAL_ENABLE,
-        options.SINK_JOURNAL_QUEUE,
-        options.SINK_JOURNAL_FILTER,
-        options.SINK_JOURNAL_FIELDS,
-    ),
-    SinkKind(
-        "syslog",
-        options.SINK_SYSLOG_ENABLE,
-        options.SINK_SYSLOG_QUEUE,
-        options.SINK_SYSLOG_FILTER,
-        options.SINK_SYSLOG_FIELDS,
-        SpoolOptions(options.SINK_SYSLOG_SPOOL, options.SINK_SYSLOG_SPOOL_MAX, has_receipts),
-        shared=(options.HOST,),
-    ),
-    SinkKind(
-        "loki",
-        options.SINK_LOKI_ENABLE,
-        options.SINK_LOKI_QUEUE,
-        options.SINK_LOKI_FILTER,
-        options.SINK_LOKI_FIELDS,
-        SpoolOptions(options.SINK_LOKI_SPOOL, options.SINK_LOKI_SPOOL_MAX),
-        shared=(options.HOST,),
-    ),
+    SinkKind("stream", shared=(options.HOST,)),
+    SinkKind("journal"),
+    SinkKind("syslog", shared=(options.HOST,), acknowledges=has_receipts),
+    SinkKind("loki", shared=(options.HOST,)),
 )
 
 

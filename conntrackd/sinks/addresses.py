@@ -34,16 +34,19 @@ class Addresses:
         self._asking: threading.Thread | None = None
         self._answer: Found | None = None
 
-    def look_up(self) -> Found:
-        """All of them, asked now. OSError as getaddrinfo(3) says."""
-        self._asked_at, self._answer = self._clock(), None
-        return self._ask()
+    def connect(
+        self, seconds: float, watch: Callable[[socket.socket], None] = lambda _: None, first: int = 0
+    ) -> socket.socket:
+        """To the first address that answers, in that time. `watch` gets each socket before it may wait.
 
-    def connect(self, seconds: float, watch: Callable[[socket.socket], None]) -> socket.socket:
-        """To the first address that answers, in that time. `watch` gets each socket before it may wait."""
+        `first`: how many are to be left for the end. OSError as getaddrinfo(3) and connect(2) say.
+        """
         deadline = time.monotonic() + seconds
         last: OSError | None = None
-        found = self.look_up()
+        self._asked_at, self._answer = self._clock(), None
+        found = self._ask()
+        begin = first % max(1, len(found))
+        found = found[begin:] + found[:begin]
         for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
             rest = deadline - time.monotonic()
             if rest <= 0:

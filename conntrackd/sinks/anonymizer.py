@@ -3,8 +3,8 @@
 import stat
 from typing import Final
 
+from conntrackd.config.options import SINK_OPTIONS
 from conntrackd.config.read import Config
-from conntrackd.config.together import ANONYMIZE
 from conntrackd.errors import ConfigError
 from conntrackd.files import KindError, read_file
 from conntrackd.render.anonymize import SIDES, Anonymizer
@@ -20,7 +20,7 @@ MOST_READ: Final = 4096
 
 def read_anonymizer(config: Config, kind: str) -> Anonymizer | None:
     """None for a sink that writes addresses as they are. ConfigError where it cannot do otherwise."""
-    options = ANONYMIZE[kind]
+    options = SINK_OPTIONS[kind].anonymize
     if config[options.mode] == "none":
         return None
     found = Anonymizer(
@@ -39,7 +39,7 @@ def read_anonymizer(config: Config, kind: str) -> Anonymizer | None:
 
 def _read_key(config: Config, kind: str) -> bytes:
     """From the file, or from systemd's credential NAME.anonymize_key."""
-    options = ANONYMIZE[kind]
+    options = SINK_OPTIONS[kind].anonymize
     credential = f"{kind if config.sink is None else config.sink.name}.{CREDENTIAL}"
     path = config[options.key_file] or find_credential(credential)
     if path is None:
@@ -62,5 +62,5 @@ def _read_key(config: Config, kind: str) -> bytes:
 
 def _explain(config: Config, kind: str, message: str, hint: str = "") -> ConfigError:
     """At the setting of the file; where the key is a credential, at that of pseudonyms."""
-    options = ANONYMIZE[kind]
+    options = SINK_OPTIONS[kind].anonymize
     return config.explain(options.key_file if config[options.key_file] else options.mode, message, hint, ": ")

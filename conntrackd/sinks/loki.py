@@ -44,7 +44,7 @@ from conntrackd.sinks.secrets import (
     read_secret,
     read_stamp,
 )
-from conntrackd.sinks.tls import Tls
+from conntrackd.sinks.tls import Tls, read_tls
 
 PUSH: Final = "/loki/api/v1/push"
 READY: Final = "/ready"
@@ -115,15 +115,7 @@ def read_settings(config: Config) -> Settings:
         password_file=config[options.SINK_LOKI_PASSWORD_FILE] or find_credential(f"{name}.password"),
         token_file=config[options.SINK_LOKI_TOKEN_FILE] or find_credential(f"{name}.token"),
         origins=list_origins(config, options.SINK_LOKI_PASSWORD_FILE, options.SINK_LOKI_TOKEN_FILE),
-        tls=Tls(
-            ca=config[options.SINK_LOKI_TLS_CA],
-            cert=config[options.SINK_LOKI_TLS_CERT],
-            key=config[options.SINK_LOKI_TLS_KEY],
-            verify=config[options.SINK_LOKI_TLS_VERIFY],
-            origins=list_origins(
-                config, options.SINK_LOKI_TLS_CA, options.SINK_LOKI_TLS_CERT, options.SINK_LOKI_TLS_KEY
-            ),
-        ),
+        tls=read_tls(config, options.SINK_LOKI_TLS),
     )
 
 

@@ -23,8 +23,7 @@ from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
 from conntrackd.sinks.addresses import Addresses
 from conntrackd.sinks.anonymizer import read_anonymizer
-from conntrackd.sinks.secrets import list_origins
-from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause
+from conntrackd.sinks.tls import Credentials, Tls, is_waiting, name_cause, read_tls
 
 BATCH_EVENTS: Final = 1024
 BATCH_WAIT: Final = 0.1  # over the network; what is here has gathered already
@@ -100,13 +99,13 @@ class SyslogSink:
 
     def _connect(self) -> socket.socket:
         match self._target.scheme:
-            case "udp":
-                return _connect_udp(self._addresses, self._refusals)
+            case "udp":  # the next address after each refusal: connecting does not show where the server is
+                return self._addresses.connect(CONNECT_SECONDS, first=self._refusals)
             case "unix" | "unixgram":
                 return _connect_unix(self._target)
         if self._tls is not None and self._credentials is None:
             self._credentials = Credentials(self._tls)
-        plain = self._addresses.connect(CONNECT_SECONDS, lambda _: None)
+        plain = self._addresses.connect(CONNECT_SECONDS)
         plain.settimeout(CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return plain if self._credentials is None else self._secure(plain, self._credentials)
@@ -230,23 +229,6 @@ class SyslogSink:
             sock.close()
 
 
-def _connect_udp(addresses: Addresses, refusals: int) -> socket.socket:
-    """To the next address after each refusal: connecting alone does not show at which one the server is."""
-    found = addresses.look_up()
-    first = refusals % len(found)
-    last: OSError | None = None
-    for family, kind, protocol, _, address in found[first:] + found[:first]:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            last = error
-        else:
-            return sock
-    raise last or OSError(errno.EADDRNOTAVAIL, "no address")
-
-
 def _connect_unix(target: Target) -> socket.socket:
     """As syslog(3): datagrams, and a stream where the socket is one, unless datagrams are asked for."""
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
@@ -316,19 +298,10 @@ def create(config: Config) -> SyslogSink:
         names=choose_names(config[options.SINK_SYSLOG_FIELDS]),
     )
     framing = Framing.LINE if config[options.SINK_SYSLOG_FRAMING] == "lf" else Framing.OCTETS
-    tls = Tls(
-        ca=config[options.SINK_SYSLOG_TLS_CA],
-        cert=config[options.SINK_SYSLOG_TLS_CERT],
-        key=config[options.SINK_SYSLOG_TLS_KEY],
-        verify=config[options.SINK_SYSLOG_TLS_VERIFY],
-        origins=list_origins(
-            config, options.SINK_SYSLOG_TLS_CA, options.SINK_SYSLOG_TLS_CERT, options.SINK_SYSLOG_TLS_KEY
-        ),
-    )
     return SyslogSink(
         target,
         template.anonymize(read_anonymizer(config, "syslog")),
         framing,
-        tls if parts.scheme == "tls" else None,
+        read_tls(config, options.SINK_SYSLOG_TLS) if parts.scheme == "tls" else None,
         segments=config[options.SINK_SYSLOG_SEGMENTS],
     )

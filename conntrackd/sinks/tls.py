@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from conntrackd.config.options import TlsOptions
+from conntrackd.config.read import Config
 from conntrackd.delivery.sink import SinkUnavailable, describe
 from conntrackd.files import KindError, open_file
-from conntrackd.sinks.secrets import Origins, Stamp, read_stamp, say_origin
+from conntrackd.sinks.secrets import Origins, Stamp, list_origins, read_stamp, say_origin
 
 if TYPE_CHECKING:  # it costs memory that only those pay who use TLS
     import ssl
@@ -25,6 +27,12 @@ class Tls:
     key: Path | None = None
     verify: bool = True
     origins: Origins = field(default_factory=dict)
+
+
+def read_tls(config: Config, own: TlsOptions) -> Tls:
+    """As a sink's settings say."""
+    origins = list_origins(config, own.ca, own.cert, own.key)
+    return Tls(config[own.ca], config[own.cert], config[own.key], config[own.verify], origins)
 
 
 def make_context(tls: Tls) -> "ssl.SSLContext":

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from conntrackd.engine import SLOTS, Received
-from conntrackd.flow import EventType
+from conntrackd.flow import ALL_EVENTS
 from conntrackd.netlink.constants import CTA_ID, NFGENMSG_LEN, NLMSG_HDRLEN
 from conntrackd.netlink.message import MalformedError, split, walk_attributes
 from conntrackd.netlink.socket import EventSocket, EventSockets
 from conntrackd.reader import Reader, ReportedDrops
 
-ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 # An event takes more of a buffer: struct sk_buff and skb_shared_info alone have 576.
 EVENT_BYTES: Final = 512
 WAIT_SECONDS: Final = 0.25
@@ -33,7 +32,7 @@ class Changeover:
         # Those first that an earlier changeover was about to leave, when its process was killed.
         self._old = sorted(old, key=lambda pair: pair[0].read_groups() != 0)
         for events, _ in self._old:
-            events.leave(ALL)
+            events.leave(ALL_EVENTS)
         # How many of the first events of each may be doubled: in most cases none.
         counts = {events: events.measure().used // EVENT_BYTES for events in new.sockets.values()}
         self._doubtful = {events: count for events, count in counts.items() if count}

@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 
 from conntrackd.engine import load_engine
 from conntrackd.files import name_standard
-from conntrackd.flow import EventType
+from conntrackd.flow import ALL_EVENTS
 from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.recording import write_batch
@@ -17,7 +17,6 @@ from conntrackd.netlink.socket import EventSocket
 BUFFER: Final = 64 << 20
 PATIENCE_MS: Final = 250
 STANDARD: Final = Path("-")
-ALL: Final = EventType.NEW | EventType.UPDATE | EventType.DESTROY
 
 
 def record(path: Path, limit: int | None, namespace: str | None, report: Callable[[str], None]) -> int:
@@ -34,7 +33,7 @@ def record(path: Path, limit: int | None, namespace: str | None, report: Callabl
                     f"warning: {tracking.NOT_TRACKED}\n"
                     "hint: 'conntrackd run --conntrack.activate', or a firewall rule with 'ct state'"
                 )
-            events = EventSocket.open(groups=ALL, buffer=BUFFER)
+            events = EventSocket.open(groups=ALL_EVENTS, buffer=BUFFER)
         stack.callback(events.close)
         file = stack.enter_context(_open(path))
         asked = stack.enter_context(_notice_signals())

@@ -114,8 +114,7 @@ class Recorder(Control):
     async def set_log_level(self, level: str) -> list[str]:
         self.asked.append(("set_log_level", level))
         self.present = replace(self.present, log_level=level, run_time=("log level",))
-        for listener in self.listeners:
-            listener.log_level_changed()
+        self._report_status()
         return [f"log level is {level}"]
 
     def status(self) -> DaemonStatus:
@@ -140,8 +139,7 @@ class Recorder(Control):
         await self._note("set_sink_filter", name, tuple(rules), timeout_s)
         own = FilterStatus(tuple(rules), "run-time", timeout_s)
         self.sinks[name] = replace(self.sinks[name], filter=own, rule_matches=(0,) * (len(rules) + 1))
-        for listener in self.listeners:
-            listener.sink_changed(name)
+        self._report_status()
         return [f"sink {name}: {len(rules)} rules"]
 
     async def reset_sink_filter(self, name: str) -> list[str]:
@@ -186,8 +184,11 @@ class Recorder(Control):
 
     def set_state(self, name: str, state: str) -> None:
         self.sinks[name] = replace(self.sinks[name], state=state)
+        self._report_status()
+
+    def _report_status(self) -> None:
         for listener in self.listeners:
-            listener.sink_changed(name)
+            listener.status_changed()
 
     def tell_filter(self) -> None:
         for listener in self.listeners:

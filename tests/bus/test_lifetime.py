@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from conntrackd.bus.transport import RemoteError
 from tests.bus.private import SECONDS, PrivateBus, Served, wait_until
 from tests.bus.raw import Raw, call
 from tests.bus.recorder import Recorder
+from tests.live.daemon import ctl_command
 
 # The caller of most calls is root: where no polkit answers, nobody else may change anything.
 pytestmark = pytest.mark.privileged
@@ -66,8 +66,7 @@ def test_a_bus_that_hangs_up_while_it_authenticates_is_reported(tmp_path: Path) 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(os.fspath(tmp_path / "bus"))
         listener.listen()
-        command = [sys.executable, "-c", "from conntrackd.cli import ctl; ctl.main()", "status"]
-        command += ["--bus.address", f"unix:path={tmp_path}/bus"]
+        command = ctl_command("status", "--bus.address", f"unix:path={tmp_path}/bus")
         caller = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             with listener.accept()[0] as connection:

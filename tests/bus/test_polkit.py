@@ -264,7 +264,6 @@ def real_polkit(strict_bus: PrivateBus, tmp_path: Path) -> Iterator[Any]:
     process.wait(SECONDS)
 
 
-MOCK: Final = "org.freedesktop.DBus.Mock"
 VALUES: Final = {"as": ["x"], "u": 0, "s": "info"}
 # Who may do what: the table of org.conntrackd1(5), "AUTHORIZATION".
 ALLOWED: Final[dict[tuple[str, bool], set[str]]] = {

@@ -370,7 +370,7 @@ def test_sinks_that_come_and_go_are_reported(listener: Raw, served: Served) -> N
         sinks = served.control.sinks
         sinks["syslog"] = sinks.pop("loki")
         for entry in served.control.listeners:
-            entry.sink_changed("syslog")
+            entry.status_changed()
 
     served.do(change)
     found = {

@@ -1,7 +1,6 @@
 """Bars and marks where a terminal's character set has none."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from conntrackd.cli.stats import BARS
 from conntrackd.cli.summary import BLOCKS
 from conntrackd.flow import EventType
 from tests.history.written import write_file, write_lines
-from tests.live.daemon import environment
+from tests.live.daemon import ctl_command, environment
 from tests.sinks.flows import make_flow
 
 
@@ -37,10 +36,9 @@ def test_a_summary_has_bars_in_the_locale_c(tmp_path: Path) -> None:
     flow.orig_bytes, flow.reply_bytes = 100, 20
     path = write_file(tmp_path / "events.json", write_lines([flow]))
     words = ["summary", "--from", f"file:{path}", "--by", "src"]
-    program = "from conntrackd.cli.ctl import main; main()"
 
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        ctl_command(*words),
         env=environment(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
         capture_output=True,
         check=True,

@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from conntrackd.render.parse import NAMES
 from conntrackd.render.schema import ECS
 from tests.cli.terminal import Terminal
 from tests.history.written import load, write_file, write_lines
-from tests.live.daemon import environment
+from tests.live.daemon import ctl_command, environment
 from tests.rendering import list_texts, render
 from tests.sinks.flows import BASE, make_flow, make_flows
 
@@ -182,7 +181,7 @@ def test_a_narrow_terminal_gets_both_ends_and_the_bytes(tmp_path: Path) -> None:
     lost = {"time": record["time"], "type": "LOST", "msg": "5 events in the kernel's buffer"}
     path = write_file(tmp_path / "x.json", [json.dumps(it).encode() + b"\n" for it in (record, ping, lost)])
 
-    words = command("--from", f"file:{path}", "-o", "table", "--numeric", "--color", "never")
+    words = ctl_command("events", "--from", f"file:{path}", "-o", "table", "--numeric", "--color", "never")
     environ = {"PYTHONPATH": environment()["PYTHONPATH"], "PAGER": "", "TZ": "UTC"}
     with Terminal(words, (80, 10), **environ) as terminal:
         assert terminal.finish() == 0
@@ -476,16 +475,14 @@ def test_another_configuration_says_where_events_are_and_has_its_sets(
 # ---- pipes and terminals ------------------------------------------------------------------------------
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", "events", *words]
-
-
 def run_on_terminal(*words: str, **extra: str) -> tuple[int, str]:
     """The exit status, and what a terminal was sent."""
     master, slave = pty.openpty()
     environ = {**environment(), "TERM": "xterm", "TZ": "UTC", **extra}
     environ.pop("NO_COLOR", None)
-    done = subprocess.run(command(*words), stdin=slave, stdout=slave, env=environ, timeout=30, check=False)
+    done = subprocess.run(
+        ctl_command("events", *words), stdin=slave, stdout=slave, env=environ, timeout=30, check=False
+    )
     os.close(slave)
     text = b""
     while True:
@@ -514,7 +511,7 @@ def test_a_terminal_gets_colours_and_its_pager(path: Path, tmp_path: Path) -> No
 
 
 def test_on_a_terminal_nothing_is_not_silence(path: Path) -> None:
-    words = command("--from", f"file:{path}", "--until", "2020-01-01")
+    words = ctl_command("events", "--from", f"file:{path}", "--until", "2020-01-01")
     with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"], PAGER="") as terminal:
         assert terminal.finish() == 0
         assert [line for line in terminal.list_lines() if line] == [
@@ -538,7 +535,10 @@ def test_a_pipe_has_no_colours_unless_it_is_to(path: Path, capsys: pytest.Captur
 def test_a_pipe_that_is_closed_ends_it_quietly(path: Path) -> None:
     write_file(path, write_lines(make_flows(5000)))
     with subprocess.Popen(
-        command("--from", f"file:{path}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        ctl_command("events", "--from", f"file:{path}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -549,8 +549,16 @@ def test_a_pipe_that_is_closed_ends_it_quietly(path: Path) -> None:
 
 def test_what_comes_is_followed_until_an_interrupt(path: Path, lines: list[bytes]) -> None:
     with subprocess.Popen(
-        command(
-            "--from", f"file:{path}", "--follow", "--last", "1", "-o", "jsonl", "drop destination port 53"
+        ctl_command(
+            "events",
+            "--from",
+            f"file:{path}",
+            "--follow",
+            "--last",
+            "1",
+            "-o",
+            "jsonl",
+            "drop destination port 53",
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

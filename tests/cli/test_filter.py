@@ -10,7 +10,7 @@ import pytest
 
 from conntrackd.render.parse import OTHER_NAMES
 from tests.cli.terminal import Terminal
-from tests.live.daemon import ROOT, environment
+from tests.live.daemon import ROOT, ctl_command, environment
 
 EVENTS = ROOT / "tests" / "netlink" / "corpus" / "tcp.nl"
 
@@ -44,7 +44,7 @@ def events() -> str:
 
 
 def test_events_are_asked_for_where_a_terminal_is_the_input() -> None:
-    words = [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", "filter", "test"]
+    words = ctl_command("filter", "test")
     with Terminal(words, (100, 10), PYTHONPATH=environment()["PYTHONPATH"]) as terminal:
         terminal.wait(lambda lines: lines[0].startswith("conntrackctl: reading events from this terminal"))
         terminal.press("\x04")
@@ -303,8 +303,7 @@ def test_a_sample_is_not_guessed_of_a_record_without_the_flows_number() -> None:
 
 
 def test_a_missing_standard_input_is_reported() -> None:
-    program = "from conntrackd.cli.ctl import main; main()"
-    words = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-c", program, "filter", "test"]
+    words = ["sh", "-c", 'exec "$@" <&-', "-", *ctl_command("filter", "test")]
     done = subprocess.run(words, text=True, capture_output=True, timeout=30, check=False, env=environment())
 
     assert (done.returncode, done.stderr.splitlines()[0]) == (64, "conntrackctl: standard input is closed")

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from typing import Any, Final
 
 import pytest
@@ -16,10 +15,10 @@ from conntrackd.cli.talkers import SORTS, Ranking, Talkers
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
 from tests.cli.terminal import Terminal
+from tests.live.daemon import ctl_command
 
 pytestmark = pytest.mark.privileged
 
-COMMAND: Final = (sys.executable, "-c", "from conntrackd.cli.ctl import main; main()")
 LONG: Final = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff"
 RECORDS: Final[tuple[dict[str, Any], ...]] = (
     {"type": "DESTROY", "prot": "TCP", "src": LONG, "dport": 443, "city": "北京", "bytes": 5 << 30},
@@ -40,7 +39,7 @@ def talking(served: Served) -> Served:
 
 
 def start(bus: PrivateBus, size: tuple[int, int], *words: str, **environ: str) -> Terminal:
-    return Terminal((*COMMAND, *words), size, DBUS_SYSTEM_BUS_ADDRESS=bus.address, **environ)
+    return Terminal(ctl_command(*words), size, DBUS_SYSTEM_BUS_ADDRESS=bus.address, **environ)
 
 
 def list_keys(lines: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from conntrackd.flow import EventType, Location, Lost
 from conntrackd.render.json import TEMPLATE
 from tests.bus.private import PrivateBus, Served
 from tests.cli.teller import Teller
+from tests.live.daemon import ctl_command
 from tests.rendering import render
 from tests.sinks.flows import make_flow
 
@@ -268,15 +268,11 @@ def test_nothing_from_a_network_or_a_database_is_obeyed_by_a_terminal(
     assert all(char.isprintable() for char in text.replace("\n", ""))
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", *words]
-
-
 def run_on_terminal(bus: PrivateBus, *words: str) -> tuple[int, bytes]:
     """The exit status, and what a terminal was sent."""
     master, slave = pty.openpty()
     environ = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address, "TERM": "xterm", "PATH": os.environ["PATH"]}
-    done = subprocess.run(command(*words), stdout=slave, env=environ, timeout=20, check=False)
+    done = subprocess.run(ctl_command(*words), stdout=slave, env=environ, timeout=20, check=False)
     os.close(slave)
     text = os.read(master, 1 << 16)
     os.close(master)
@@ -312,7 +308,7 @@ def test_an_interrupt_ends_a_view_without_a_word(words: list[str], bus: PrivateB
     served.control.is_endless = True  # type: ignore[attr-defined]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(*words), stdout=pipe, stderr=pipe, env=environ) as process:
+    with subprocess.Popen(ctl_command(*words), stdout=pipe, stderr=pipe, env=environ) as process:
         assert process.stdout is not None
         has_view = bool(select.select([process.stdout], [], [], 20)[0])  # a pipe has it at once, too
         process.send_signal(signal.SIGINT)

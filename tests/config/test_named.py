@@ -120,7 +120,7 @@ def test_drop_ins_environment_and_command_line_go_over_the_file_key_by_key(tmp_p
         == f"{tmp_path}/conntrackd.d/x.yaml:1: sinks.audit.batch_wait"
     )
     assert audit.locate(options.SINK_LOKI_QUEUE) == "--sinks.audit.queue"
-    assert audit.locate(options.SINK_LOKI_TLS_CA) == "sinks.audit.tls.ca"
+    assert audit.locate(options.SINK_LOKI_TLS.ca) == "sinks.audit.tls.ca"
     check_sinks(config)
 
 

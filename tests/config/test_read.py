@@ -715,7 +715,7 @@ def test_flags_and_variables_have_the_same_words_for_nothing(
 def test_json_and_toml_have_words_for_nothing(name: str, text: str, etc: Path) -> None:
     (etc / name).write_text(text)
 
-    assert read_config({}, {}, etc / name)[options.SINK_LOKI_SPOOL] is False
+    assert read_config({}, {}, etc / name)[options.SINK_LOKI_SPOOL.path] is False
 
 
 def test_a_setting_that_always_has_a_value_cannot_be_set_to_nothing(
@@ -729,7 +729,7 @@ def test_a_spool_that_is_off_is_reported_from_one_that_nobody_set(read: Read, tm
 
     without, off = read(state), read(f"{state}sink.loki.spool: off")
 
-    assert changed(without, off) == [options.SINK_LOKI_SPOOL]
+    assert changed(without, off) == [options.SINK_LOKI_SPOOL.path]
     assert next(sink for sink in SINKS if sink.name == "loki").open_spool(off) is None
     assert not (tmp_path / "state").exists()
 

@@ -21,7 +21,6 @@ from tests.engine.feed import MESSAGES, QUEUE, pair
 
 TYPES = (core.Batch, core.Table, core.Template, core.Locations, core.Ids, core.Flows, core.AddressSet)
 PROGRAM = assemble(compile_table([]))
-ALL_BITS = (1 << 64) - 1
 
 
 def load(*messages: bytes, slots: int = 512) -> core.Batch:

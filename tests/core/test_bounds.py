@@ -144,7 +144,6 @@ def test_an_event_that_is_not_there_is_not_described(index: int) -> None:
         batch.time(None, index if index > 0 else -2)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_message_whose_end_is_missing_is_left_for_the_next_load(engine: Any) -> None:
     batch = engine.open_batch()
     for end in range(1, len(MESSAGE)):

@@ -90,7 +90,9 @@ class FakeSink:
     name = "fake"
     template: Template = FAKE
 
-    def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
+    def __init__(
+        self, batch_events: int = 10, batch_wait: float = 0.0, away: Exception | None = None
+    ) -> None:
         self.batch_events = batch_events
         self.batch_wait = batch_wait
         self.opened = 0
@@ -99,7 +101,7 @@ class FakeSink:
         self.received: list[object] = []
         self.open_faults: deque[Exception] = deque()
         self.faults: deque[Exception | FaultMaker | None] = deque()
-        self.away: Exception | None = None
+        self.away = away
 
     def open(self) -> None:
         self.opened += 1

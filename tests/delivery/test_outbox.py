@@ -147,8 +147,7 @@ def test_delays_grow_and_retry_after_is_honoured(clock: Clock) -> None:
 
 
 def test_what_comes_during_an_outage_is_not_tried_before_its_time(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock)
     put(outbox, make_flows(1))
     outbox.step()
@@ -161,8 +160,7 @@ def test_what_comes_during_an_outage_is_not_tried_before_its_time(clock: Clock) 
 
 
 def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock, queue=5)
     feed(outbox, clock, make_flows(3))
     put(outbox, make_flows(4, 3))
@@ -177,8 +175,7 @@ def test_a_full_outbox_drops_the_newest_and_says_so_at_the_place_of_the_gap(cloc
 
 
 def test_the_reader_sees_how_much_there_is_room_for(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock, queue=5)
     found = [outbox.get_room()]
     put(outbox, make_flows(3))
@@ -513,8 +510,7 @@ def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:
 
 
 def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock)
     feed(outbox, clock, make_flows(2))
     outbox.disable()
@@ -531,8 +527,7 @@ def test_a_disabled_sink_drops_by_that_name_and_comes_back(clock: Clock) -> None
 
 
 def test_what_a_disabled_sink_missed_is_reported_when_it_comes_back(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock)
     put(outbox, make_flows(2))
     outbox.report(make_lost(7))
@@ -674,8 +669,7 @@ def test_a_mistake_in_a_direct_write_ends_no_reader(clock: Clock) -> None:
 
 
 def test_the_oldest_that_a_kill_would_take_is_an_event_or_a_loss_that_no_sink_has(clock: Clock) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock)
     found = [outbox.find_oldest()]
     put(outbox, make_flows(2))

@@ -31,8 +31,7 @@ from tests.sinks.flows import BASE, make_flows
 
 
 def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
     feed(outbox, clock, make_flows(2))
     put(outbox, make_flows(2, 2))
@@ -48,8 +47,7 @@ def test_disabling_keeps_on_disk_what_waits(clock: Clock, spool: Spool) -> None:
 
 
 def test_the_age_of_the_oldest_event_is_known_wherever_it_waits(clock: Clock, spool: Spool) -> None:
-    sink = FakeSink(batch_wait=5.0)
-    sink.away = AWAY
+    sink = FakeSink(batch_wait=5.0, away=AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
     run_until_idle(outbox, clock)
     ages = [outbox.snapshot().sink_oldest_event_ns]
@@ -67,8 +65,7 @@ def test_the_age_of_the_oldest_event_is_known_wherever_it_waits(clock: Clock, sp
 
 
 def test_an_outage_goes_to_disk_and_everything_comes_back_in_order(clock: Clock, spool: Spool) -> None:
-    sink = FakeSink(batch_events=10)
-    sink.away = AWAY
+    sink = FakeSink(batch_events=10, away=AWAY)
     outbox = make_outbox(sink, clock, queue=50, spool=spool)
     for first in range(0, 1000, 10):
         feed(outbox, clock, make_flows(10, first), seconds=1.0)
@@ -96,8 +93,7 @@ def test_what_was_being_written_is_the_first_on_disk_and_the_same_bytes(clock: C
 
 
 def test_what_comes_while_the_spool_is_emptied_is_on_disk_behind_it(clock: Clock, spool: Spool) -> None:
-    sink = FakeSink(batch_events=2)
-    sink.away = AWAY
+    sink = FakeSink(batch_events=2, away=AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
     for first in range(0, 6, 2):
         feed(outbox, clock, make_flows(2, first))
@@ -130,8 +126,7 @@ def test_the_text_of_a_rule_is_not_on_disk_for_a_sink_without_addresses(
 
 
 def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Spool) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
     feed(outbox, clock, make_flows(1))
     outbox.report(make_lost(9))
@@ -145,8 +140,7 @@ def test_a_loss_reported_during_an_outage_is_on_disk_too(clock: Clock, spool: Sp
 
 
 def test_a_full_spool_drops_the_oldest_and_reports_how_many(clock: Clock, tmp_path: Path) -> None:
-    sink = FakeSink(batch_events=1)
-    sink.away = AWAY
+    sink = FakeSink(batch_events=1, away=AWAY)
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
     for number in range(100):
         put(outbox, make_flows(1, number), render_fat)
@@ -166,8 +160,7 @@ def test_a_full_spool_drops_the_oldest_and_reports_how_many(clock: Clock, tmp_pa
 
 
 def test_events_of_an_earlier_run_are_restored_and_delivered_first(clock: Clock, tmp_path: Path) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
     feed(outbox, clock, make_flows(3))
     outbox.stop(clock.now)
@@ -217,8 +210,7 @@ def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk has room for that."""
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     spool = Spool(tmp_path, "fake", 1 << 20)
     outbox = make_outbox(sink, clock, spool=spool)
 
@@ -242,8 +234,7 @@ def test_what_the_disk_does_not_take_at_the_end_is_a_number_there(
 
 
 def test_a_loss_in_what_falls_over_the_bound_is_reported_all_the_same(clock: Clock, tmp_path: Path) -> None:
-    sink = FakeSink(batch_events=1)
-    sink.away = AWAY
+    sink = FakeSink(batch_events=1, away=AWAY)
     outbox = make_outbox(sink, clock, spool=Spool(tmp_path, "fake", 1 << 20))
     sent, lost = 0, 0
     for number in range(100):
@@ -299,8 +290,7 @@ def test_whoever_stops_twice_waits_for_no_sink_and_loses_nothing(clock: Clock, t
 def test_the_oldest_that_a_kill_would_take_is_known_on_its_way_to_the_disk_and_from_there_on_none(
     clock: Clock, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sink = FakeSink(batch_wait=5.0)
-    sink.away = AWAY
+    sink = FakeSink(batch_wait=5.0, away=AWAY)
     outbox = make_outbox(sink, clock, spool=spool)
     put(outbox, make_flows(2))
     found = [outbox.find_oldest()]

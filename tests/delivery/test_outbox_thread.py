@@ -15,6 +15,7 @@ from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
+    AWAY,
     FakeDirectSink,
     FakeSink,
     FakeWriter,
@@ -28,8 +29,6 @@ from tests.delivery.fakes import (
 from tests.delivery.test_outbox_law import MemoryStore
 from tests.sinks.flows import make_flows
 from tests.sinks.syslog_servers import wait_until
-
-AWAY = SinkUnavailable("nobody there")
 
 
 def make_running(
@@ -54,8 +53,7 @@ def test_flush_returns_when_everything_has_left_and_skips_all_waiting() -> None:
 
 
 def test_flush_gives_up_when_the_sink_stays_away() -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_running(sink)
     put(outbox, make_flows(5))
     flushed = outbox.flush(0.05)
@@ -76,8 +74,7 @@ def test_stop_drains_what_waits() -> None:
 
 
 def test_stop_counts_and_logs_what_the_time_did_not_suffice_for(caplog: pytest.LogCaptureFixture) -> None:
-    sink = FakeSink()
-    sink.away = AWAY
+    sink = FakeSink(away=AWAY)
     outbox = make_running(sink)
     put(outbox, make_flows(100))
     outbox.stop(time.monotonic() + 0.05)

@@ -50,8 +50,8 @@ def open_spool(tmp_path: Path) -> Iterator[OpenSpool]:
         spool.close()
 
 
-def make_packed(number: int, size: int = 100, events: int = 3) -> PackedBatch:
-    return PackedBatch(random.Random(number).randbytes(size), events, number + 1)
+def make_packed(number: int, size: int = 100) -> PackedBatch:
+    return PackedBatch(random.Random(number).randbytes(size), 3, number + 1)
 
 
 def drain(spool: Spool) -> list[PackedBatch]:

@@ -287,8 +287,7 @@ def test_whatever_flips_through_the_outbox_the_sums_hold_and_the_loss_is_a_recor
 
 
 def make_away(directory: Path, clock: Clock, count: int = 5) -> tuple[FakeSink, Outbox]:
-    sink = FakeSink(batch_events=1)
-    sink.away = SinkUnavailable("away")
+    sink = FakeSink(batch_events=1, away=SinkUnavailable("away"))
     outbox = Outbox(sink, queue=1000, stats=SinkStats(), spool=Spool(directory, "fake", LIMIT), clock=clock)
     for number in range(count):
         feed(outbox, clock, make_flows(1, number), seconds=100.0)

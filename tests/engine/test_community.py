@@ -52,7 +52,6 @@ def list_vectors() -> Iterator[tuple[Flow, int, str]]:
         yield from ((flow, seed, f"1:{text}") for seed, text in enumerate(expected))
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_the_published_vectors_pass(engine: Engine) -> None:
     found = [
         json.loads(render(engine, json_lines.TEMPLATE, [flow], seed).text)["community_id"]
@@ -86,7 +85,6 @@ def test_both_engines_find_the_same(
     assert read_id(NATIVE, flow, seed) == read_id(PLAIN, flow, seed)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 @given(st.binary(min_size=8, max_size=8), st.integers(0, 65_535), st.integers(0, 65_535))
 def test_both_directions_have_one_id_and_a_translation_does_not_change_it(
     engine: Engine, ends: bytes, first: int, second: int

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ from tests.sinks.flows import BASE, make_flow
 
 NATIVE, PLAIN = ENGINES
 ROOM = 200  # for messages in a batch
-both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
 def note(engine: Engine, flows: Remembered, events: Sequence[Flow]) -> tuple[list[dict[str, Any]], int]:
@@ -42,7 +40,6 @@ def make(number: int, kind: EventType, seconds: int, port: int = 443) -> Flow:
     return flow
 
 
-@both
 def test_a_flow_is_given_the_time_of_its_new_once_and_forgotten(engine: Engine) -> None:
     flows = engine.open_flows(10)
     events = [
@@ -58,7 +55,6 @@ def test_a_flow_is_given_the_time_of_its_new_once_and_forgotten(engine: Engine) 
     assert len(flows) == 1
 
 
-@both
 def test_an_id_that_another_flow_has_too_is_no_mistake(engine: Engine) -> None:
     flows = engine.open_flows(10)
     events = [
@@ -71,7 +67,6 @@ def test_an_id_that_another_flow_has_too_is_no_mistake(engine: Engine) -> None:
     assert list_first_seen(engine, flows, events) == [0, 0, BASE, BASE + 10**9]
 
 
-@both
 def test_an_icmp_flow_goes_by_its_identifier(engine: Engine) -> None:
     events = []
     for seconds, (kind, number) in enumerate(
@@ -86,7 +81,6 @@ def test_an_icmp_flow_goes_by_its_identifier(engine: Engine) -> None:
     assert list_first_seen(engine, engine.open_flows(10), events) == [0, 0, BASE, BASE + 10**9]
 
 
-@both
 def test_the_kernels_own_start_is_better(engine: Engine) -> None:
     flows, ended = engine.open_flows(10), make(1, EventType.DESTROY, 3)
     ended.start, ended.stop = BASE + 1, BASE + 2
@@ -96,7 +90,6 @@ def test_the_kernels_own_start_is_better(engine: Engine) -> None:
     assert (last["first_seen"] or 0, last["start"], len(flows)) == (0, BASE + 1, 0)
 
 
-@both
 def test_rules_know_how_long_a_flow_lasted_since_it_was_seen_first(engine: Engine) -> None:
     flows, batch = engine.open_flows(10), engine.open_batch()
     events = [make(number, EventType.NEW, 0) for number in (1, 2)]
@@ -109,7 +102,6 @@ def test_rules_know_how_long_a_flow_lasted_since_it_was_seen_first(engine: Engin
     assert list(memoryview(kept).cast("H")) == [3]
 
 
-@both
 def test_a_flow_record_is_decided_as_the_destroy_that_it_is(engine: Engine) -> None:
     batch = engine.open_batch()
     batch.load(build_message(make(1, EventType.DESTROY, 0)), 0, RECEIVED_NS)
@@ -123,7 +115,6 @@ def test_a_flow_record_is_decided_as_the_destroy_that_it_is(engine: Engine) -> N
             assert engine.decide(batch, table, None, None) == before
 
 
-@both
 def test_a_flow_record_without_a_beginning_is_incomplete_and_no_other_record_is(engine: Engine) -> None:
     flows, batch = engine.open_flows(10), engine.open_batch()
     events = [make(1, EventType.NEW, 0), *(make(number, EventType.DESTROY, 1) for number in (1, 2, 3))]
@@ -140,7 +131,6 @@ def test_a_flow_record_without_a_beginning_is_incomplete_and_no_other_record_is(
         assert list_incomplete(kind) == [None] * 4
 
 
-@both
 def test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted(engine: Engine) -> None:
     flows = engine.open_flows(3000)
     began = [make(number, EventType.NEW, number) for number in range(5000)]
@@ -157,7 +147,6 @@ def test_where_there_is_no_room_an_old_flow_is_forgotten_and_counted(engine: Eng
     assert sum(1 for time in found[4000:] if time) > 990
 
 
-@both
 def test_a_flow_whose_destroy_was_lost_does_not_take_room_for_good(engine: Engine) -> None:
     flows = engine.open_flows(1)
     events = [

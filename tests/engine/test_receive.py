@@ -10,17 +10,11 @@ import time
 import pytest
 
 from conntrackd.engine import SLOT_BYTES, SLOTS, Engine, Received
-from tests.engine.feed import ENGINES, PATIENCE_MS, RECEIVED_NS, pair
+from tests.engine.feed import PATIENCE_MS, RECEIVED_NS, pair
 from tests.messages import attribute, build_message
 from tests.sinks.flows import make_flow
 
 MESSAGE = build_message(make_flow(7))
-
-
-@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = request.param
-    return found
 
 
 def fill(size: int) -> bytes:

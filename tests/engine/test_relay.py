@@ -24,7 +24,7 @@ from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import EventType, Flow, Location
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import join
-from tests.engine.feed import ALL, ENGINE, ENGINES, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
+from tests.engine.feed import ALL, ENGINE, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
 from tests.engine.rendering import Databases
 from tests.filter.rows import parse
 from tests.messages import build_message
@@ -401,7 +401,6 @@ def test_the_reference_relays_nothing() -> None:
         assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == 1
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_batch_can_be_interrupted_in_any_engine(engine: NativeEngine | PlainEngine) -> None:
     engine.open_batch().interrupt()
 

@@ -318,7 +318,6 @@ def test_both_engines_write_the_same_times(zone: str, monkeypatch: pytest.Monkey
     time.tzset()
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_moments_are_the_times_and_none_is_there_twice(engine: Engine) -> None:
     flows = make_flows(4)
     for flow, when in zip(flows, (BASE, BASE, BASE, BASE + 5), strict=True):
@@ -332,7 +331,6 @@ def test_moments_are_the_times_and_none_is_there_twice(engine: Engine) -> None:
     ]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_name_of_the_host_is_nothing_but_text(engine: Engine) -> None:
     name = "$time{flow}'\"\\"
     template: Template = syslog.make_template("rfc5424", "daemon", name, 42)

@@ -9,7 +9,6 @@ import pytest
 from conntrackd.engine import SLOTS, Engine
 from conntrackd.flow import EventType, Flow, Location, Protocol, Reason
 from conntrackd.render.json import TEMPLATE
-from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 
 V6 = bytes.fromhex("200300cf17167b64da8083fffecdda51"), bytes.fromhex("2a0104f8016053720000000000000002")
@@ -32,12 +31,6 @@ EVENT = Flow(
     reply_dport=41220,
     state=1,
 )
-
-
-@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = request.param
-    return found
 
 
 def read(engine: Engine, *flows: Flow) -> list[dict[str, Any]]:

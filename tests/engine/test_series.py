@@ -22,7 +22,6 @@ from tests.sinks.flows import BASE, make_flow
 NATIVE, PLAIN = ENGINES
 BY_PORT = (SeriesField("protocol"), SeriesField("dport"))
 LARGEST = (1 << 64) - 1
-both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 FIELDS_OF_SERIES = [SeriesField(field.attribute, needs_nat="nat" in field.needs) for field in FIELDS.values()]
 field_lists = st.lists(st.sampled_from(FIELDS_OF_SERIES), max_size=8, unique=True)
 
@@ -44,7 +43,6 @@ def get_counts(series: Series, *values: Value) -> Counts:
     return dict(series.list())[values]
 
 
-@both
 def test_connections_are_counted_by_the_values_of_their_fields(engine: Engine) -> None:
     series = engine.open_series(BY_PORT, 10)
     ended = make(1, EventType.DESTROY)
@@ -74,7 +72,6 @@ def make_another(address: bytes) -> bytes:
     return struct.pack("=QQ", halves[0] ^ 1 << 63, halves[1] ^ 1 << 63 ^ 1 << 31)
 
 
-@both
 def test_addresses_that_were_chosen_to_have_one_hash_have_a_series_each(engine: Engine) -> None:
     series, here = engine.open_series((SeriesField("dst"),), 10), ip_address("2001:db8::5").packed
     other = make_another(here)
@@ -89,7 +86,6 @@ def test_addresses_that_were_chosen_to_have_one_hash_have_a_series_each(engine: 
     assert get_counts(series, other)[0] == Sums(opened=2, living=2)
 
 
-@both
 def test_what_is_beyond_the_limit_is_counted_together(engine: Engine) -> None:
     series = engine.open_series(BY_PORT, 3)
 
@@ -101,7 +97,6 @@ def test_what_is_beyond_the_limit_is_counted_together(engine: Engine) -> None:
     assert series.overflows == 2 * 997
 
 
-@both
 def test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_that_live(
     engine: Engine,
 ) -> None:
@@ -114,7 +109,6 @@ def test_the_end_of_a_connection_whose_opening_was_not_counted_is_none_of_those_
     assert series.list()[0][1][0] == Sums(opened=2, closed=4, living=1)
 
 
-@both
 def test_connections_of_one_id_live_each_in_its_series(engine: Engine) -> None:
     series, new, end = engine.open_series(BY_PORT, 10), EventType.NEW, EventType.DESTROY
 
@@ -126,7 +120,6 @@ def test_connections_of_one_id_live_each_in_its_series(engine: Engine) -> None:
     assert [sums[2] for _, (sums, _) in series.list()] == [0, 0]
 
 
-@both
 def test_an_end_in_another_series_makes_no_negative_number(engine: Engine) -> None:
     series, ended = engine.open_series((SeriesField("nat"),), 10), make(1, EventType.DESTROY)
     ended.reply_dst = bytes([192, 0, 2, 9])
@@ -136,7 +129,6 @@ def test_an_end_in_another_series_makes_no_negative_number(engine: Engine) -> No
     assert get_counts(series, 1)[0] == Sums(closed=1)
 
 
-@both
 def test_living_are_no_more_than_are_remembered(engine: Engine) -> None:
     series = engine.open_series((), 1, most_living=3)
 
@@ -146,7 +138,6 @@ def test_living_are_no_more_than_are_remembered(engine: Engine) -> None:
     assert series.list()[0][1][0] == Sums(opened=5, closed=5)
 
 
-@both
 def test_sums_wrap(engine: Engine) -> None:
     series, events = engine.open_series((), 1), [make(number, EventType.DESTROY) for number in range(2)]
     for event, octets in zip(events, (LARGEST, 6), strict=True):
@@ -157,7 +148,6 @@ def test_sums_wrap(engine: Engine) -> None:
     assert series.list()[0][1][0] == Sums(closed=2, orig_bytes=5, reply_bytes=5)
 
 
-@both
 def test_a_bound_of_durations_is_in_its_bucket_and_what_is_longer_is_not(engine: Engine) -> None:
     series, events = engine.open_series((), 1), []
     for number, seconds in enumerate(DURATION_BOUNDS):
@@ -178,7 +168,6 @@ def test_a_bound_of_durations_is_in_its_bucket_and_what_is_longer_is_not(engine:
     assert sums[-2] * NANO + sums[-1] == total
 
 
-@both
 def test_a_translated_address_is_a_value_of_translated_connections_alone(engine: Engine) -> None:
     series = engine.open_series((SeriesField("nat"), SeriesField("reply_dst", needs_nat=True)), 10)
     translated = make(1, EventType.NEW)

@@ -1,6 +1,5 @@
 """Flows through a gateway that translates, with counters of their own: what each end has sent and heard."""
 
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from tests.live import traffic
-from tests.live.network import DNAT, SNAT, TRACKING, Network, inside, ip, network
+from tests.live.network import DNAT, SNAT, TRACKING, Network, ip, list_connections, network
 
 # Two hosts behind the gateway have the same ports, so that it changes one of them; half is for the gateway
 # itself, which hands it on.
@@ -101,19 +100,5 @@ def identify(record: dict[str, Any]) -> Flow:
 
 
 def list_table(net: Network) -> dict[Flow, dict[str, Any]]:
-    """What `conntrack -L` says of each flow, by the names that records have."""
-    found = {}
-    for family in ("ipv4", "ipv6"):
-        for line in inside(net.router, "conntrack", "-L", "-f", family, "-o", "id").splitlines():
-            values: dict[str, list[str]] = {}
-            for name, value in re.findall(r"\b(src|dst|sport|dport|packets|bytes|id)=(\S+)", line):
-                values.setdefault(name, []).append(value)
-            turned = {"nat_src": "dst", "nat_dst": "src", "nat_sport": "dport", "nat_dport": "sport"}
-            told: dict[str, Any] = {name: values[name][0] for name in ("src", "dst", "sport", "dport")}
-            told |= {name: values[theirs][1] for name, theirs in turned.items()}
-            told |= {name: int(told[name]) for name in told if name.endswith("port")}
-            told |= {"prot": line.split()[0].upper(), "flow": int(values["id"][0])}
-            for way, prefix in enumerate(("", "reply_")):
-                told |= {f"{prefix}{name}": int(values[name][way]) for name in ("packets", "bytes")}
-            found[identify(told)] = told
-    return found
+    """What the kernel knows of each flow."""
+    return {identify(told): told for family in ("ipv4", "ipv6") for told in list_connections(net, family)}

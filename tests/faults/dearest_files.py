@@ -20,7 +20,6 @@ from conntrackd.filter.sets import MAX_ENTRIES
 
 ROOM: Final = document.MAX_FILE - 256
 TOML_ROOM: Final = document.MAX_TOML - 256
-NODES: Final = document.MAX_NODES
 DEPTH: Final = document.MAX_DEPTH
 RULES: Final = "rules"
 

@@ -17,7 +17,6 @@ from conntrackd.netlink.socket import EventSocket
 from conntrackd.netlink.table import ConntrackTable
 from conntrackd.units import render_size
 from tests.bus.private import PrivateBus
-from tests.engine.feed import ENGINES
 from tests.faults.producer import compute_number
 from tests.faults.rig import Rig
 from tests.live.daemon import daemon
@@ -53,7 +52,6 @@ def test_row_02_a_burst_into_a_small_buffer_is_delivered_or_reported(rig: Rig) -
     assert rig.memory_kib < 128 << 10
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_row_03_a_queue_that_was_full_and_is_half_drained_takes_500_more(rig: Rig, engine: Engine) -> None:
     batch = engine.open_batch()
     with enter(rig.producer.network.router):

@@ -102,11 +102,6 @@ def list_numbers(rig: Rig) -> tuple[int, int]:
     return tally.delivered, tally.dropped.total()
 
 
-def is_spooled(rig: Rig, spool: Path, before: int) -> bool:
-    """Whether the files of the spool have stopped to change: what was sent is there."""
-    return sum(path.stat().st_size for path in spool.glob("*")) == before
-
-
 def test_row_40_over_its_bound_and_then_killed_every_event_is_delivered_or_reported(rig: Rig) -> None:
     """180,001 events into a spool of 1 MiB."""
     rig.choose("loki", "stream")

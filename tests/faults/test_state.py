@@ -59,7 +59,6 @@ class LineSink(FakeSink):
         return len(text)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 @pytest.mark.parametrize("kinds", [(DESTROY,), (UPDATE,), (NEW, NEW), ORDER])
 def test_row_15_events_pass_in_any_order_with_any_id(kinds: Sequence[EventType], engine: Engine) -> None:
     flows = [make_flow(number % 3, kind) for number in range(9) for kind in kinds]

@@ -14,9 +14,8 @@ from conntrackd.filter.evaluate import (
     any_of,
     evaluate,
     evaluate_expression,
-    name_network,
 )
-from conntrackd.filter.fields import NETWORKS, SRC, Prefix
+from conntrackd.filter.fields import NETWORKS, SRC, Prefix, name_network
 from conntrackd.flow import ABSENT, Flow, Location, Protocol
 from tests.filter import strategies
 from tests.filter.rows import FLOW, ICMP, ROWS, parse

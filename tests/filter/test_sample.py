@@ -191,7 +191,6 @@ FLOWS = [with_id(flow_id, port=port) for flow_id in IDS[:100] for port in (53, 4
 MIXED = ("log port 53 sample 1/4", "log any")
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_record_has_the_rate_of_its_sample_and_no_other_has_one(engine: Engine) -> None:
     expected = [
         (flow.id, 4 if flow.dport == 53 else None)
@@ -202,7 +201,6 @@ def test_a_record_has_the_rate_of_its_sample_and_no_other_has_one(engine: Engine
     assert list_records(engine, FLOWS, MIXED) == expected
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 @pytest.mark.parametrize(("rate", "rates"), [(2, {4, 2}), (10, {10}), (0, {4, None})])
 def test_of_a_sample_of_a_sample_the_rate_is_that_of_the_smaller(
     engine: Engine, rate: int, rates: set[int | None]
@@ -218,7 +216,6 @@ def test_of_a_sample_of_a_sample_the_rate_is_that_of_the_smaller(
     ]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_parts_that_are_decided_before_any_is_written_have_each_its_own_rates(engine: Engine) -> None:
     batch = open_batch(engine, FLOWS)
     kept = engine.decide(batch, engine.compile_table(parse(*MIXED)), None, None)
@@ -234,7 +231,6 @@ def test_parts_that_are_decided_before_any_is_written_have_each_its_own_rates(en
         assert {rate for _, rate in whole} == {4, None}
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_the_scaled_sum_is_that_of_all_within_its_bounds(engine: Engine) -> None:
     flows = [with_id(flow_id) for flow_id in IDS[:4000]]
     total = 0

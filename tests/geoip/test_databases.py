@@ -158,7 +158,6 @@ def test_addresses_of_one_place_share_its_location(tmp_path: Path) -> None:
     assert locations._list == [Location(), Location("Nuremberg", "Germany", 49.45, 11.08, country_code="DE")]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_an_address_is_looked_up_once_and_the_cache_has_a_bound(tmp_path: Path, engine: Engine) -> None:
     stats = Stats()
     geoip = GeoIP([write_database(tmp_path / "a.mmdb", BERLIN)], "en", 100, stats)

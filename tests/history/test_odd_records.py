@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from conntrackd.flow import Flow, Location, Lost
 from conntrackd.render.parse import NAMES, parse_line
 from tests.engine.test_render import flows
 from tests.history.written import select, write_file, write_lines
-from tests.live.daemon import environment
+from tests.live.daemon import ctl_command, environment
 from tests.sinks.flows import BASE, make_flow
 
 values = st.recursive(
@@ -80,10 +79,7 @@ def test_a_terminal_that_has_not_every_letter_gets_what_it_can_show(tmp_path: Pa
     flow.dst_location = Location(city="Łódź", country="Österreich")
     path = write_file(tmp_path / "events.json", write_lines([flow]))
     done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from conntrackd.cli.ctl import main; main()"),
-            *("summary", "--from", f"file:{path}", "--by", "city,country"),
-        ],
+        ctl_command("summary", "--from", f"file:{path}", "--by", "city,country"),
         capture_output=True,
         env={**environment(), "PYTHONIOENCODING": "latin-1", "PATH": os.environ["PATH"]},
         check=False,

@@ -39,16 +39,8 @@ def talk(net: Network, times: int) -> None:
     call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", times)
 
 
-def flood(first: int, times: int) -> None:
-    """UDP datagrams from so many ports: a NEW each, where the kernel knows none of them yet."""
-    for port in range(first, first + times):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("10.1.0.2", port))
-            sock.sendto(b"", ("10.2.0.2", 9))
-
-
 def start_flood(net: Network, first: int, times: int) -> threading.Thread:
-    thread = threading.Thread(target=call_inside, args=(net.client, flood, first, times))
+    thread = threading.Thread(target=call_inside, args=(net.client, traffic.flood, first, times))
     thread.start()
     return thread
 

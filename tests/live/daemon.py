@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ Event = dict[str, Any]
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "conntrackd", *arguments]
+
+
+def ctl_command(*words: str) -> list[str]:
+    """`conntrackctl` with these."""
+    return [sys.executable, "-c", "from conntrackd.cli.ctl import main; main()", *words]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -126,3 +132,11 @@ def settle(running: Running, quiet: float = 0.3) -> None:
         if len(running.lines) != seen:
             seen, since = len(running.lines), time.monotonic()
         threading.Event().wait(0.05)
+
+
+def list_steps(events: list[Event]) -> dict[str, list[tuple[str, str]]]:
+    """Type and state of each flow's events, in the order in which they were written."""
+    steps: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for event in events:
+        steps[event["flow"]].append((event["type"], event.get("state", "")))
+    return steps

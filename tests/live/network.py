@@ -1,6 +1,7 @@
 """Namespaces with real hosts in them: a client, a router that tracks and translates, a server."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,22 @@ def ip(*arguments: str) -> None:
 
 def inside(namespace: str, *command: str, text: str = "") -> str:
     return run("ip", "netns", "exec", namespace, *command, text=text)
+
+
+def list_connections(net: Network, family: str = "ipv4") -> Iterator[dict[str, Any]]:
+    """What `conntrack -L` says of each, by the names that records have."""
+    for line in inside(net.router, "conntrack", "-L", "-f", family, "-o", "id").splitlines():
+        values: dict[str, list[Any]] = {}
+        for name, value in re.findall(r"\b(src|dst|sport|dport|packets|bytes|id)=(\S+)", line):
+            values.setdefault(name, []).append(int(value) if value.isdigit() else value)
+        told: dict[str, Any] = {"prot": line.split()[0].upper(), "flow": values["id"][-1]}
+        for name, turned in (("src", "dst"), ("dst", "src"), ("sport", "dport"), ("dport", "sport")):
+            if name in values:
+                told |= {name: values[name][0], f"nat_{name}": values[turned][1]}
+        for name in ("packets", "bytes"):
+            if name in values:
+                told |= {name: values[name][0], f"reply_{name}": values[name][1]}
+        yield told
 
 
 def run(*command: str, text: str = "") -> str:

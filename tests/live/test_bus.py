@@ -16,7 +16,8 @@ from conntrackd.bus.names import BUS, BUS_PATH, MANAGER
 from conntrackd.errors import ConntrackdError, NotPermittedError
 from tests.bus.private import STAND_IN, PrivateBus, as_user, wait_until
 from tests.bus.raw import Raw, call
-from tests.live.control import ask, count_descriptors, count_new, count_sources, flood, start_flood, talk
+from tests.live import traffic
+from tests.live.control import ask, count_descriptors, count_new, count_sources, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, network
 
@@ -81,7 +82,7 @@ def test_signals_report_what_the_daemon_does(
             ask(capsys, "sink", "disable", "stream")
             reported.append(hear_signal(raw, "SinkStateChanged"))
             made.process.send_signal(signal.SIGSTOP)
-            call_inside(net.client, flood, 30_000, 3000)
+            call_inside(net.client, traffic.flood, 30_000, 3000)
             made.process.send_signal(signal.SIGCONT)
             lost = hear_signal(raw, "EventsLost")[0]
             wait_until(lambda: ask(capsys, "status")["Counters"]["events_lost_total"] == lost)

@@ -24,7 +24,7 @@ from tests.bus.private import PrivateBus
 from tests.faults.receivers import Receivers, receive
 from tests.faults.rig import MOUNT
 from tests.live import traffic
-from tests.live.control import ask, flood
+from tests.live.control import ask
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import DNAT, SNAT, TRACKING, Network, call_inside, inside, network
 from tests.live.test_anonymize import write_key
@@ -131,7 +131,7 @@ def lose(net: Network, running: Running) -> None:
     """More than fits into the buffer of the socket."""
     running.process.send_signal(signal.SIGSTOP)
     try:
-        call_inside(net.client, flood, 30_000, 2000)
+        call_inside(net.client, traffic.flood, 30_000, 2000)
     finally:
         running.process.send_signal(signal.SIGCONT)
 

@@ -33,14 +33,6 @@ def talk_tcp(net: Network, times: int = 1) -> None:
     call_inside(net.client, traffic.talk_stream, socket.AF_INET, "10.2.0.2", socket.IPPROTO_TCP, times)
 
 
-def flood(times: int) -> None:
-    """UDP datagrams from so many ports to nobody: one NEW each, as fast as it goes."""
-    for port in range(10_000, 10_000 + times):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("10.1.0.2", port))
-            sock.sendto(b"", ("10.2.0.2", 9))
-
-
 # ---- end ---------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +270,7 @@ def test_an_overrun_is_counted_exactly_and_reported(net: Network) -> None:
         talk(net, 1)
         running.wait_for_events(1)
         running.process.send_signal(signal.SIGSTOP)
-        call_inside(net.client, flood, 3000)
+        call_inside(net.client, traffic.flood, 10_000, 3000)
         running.process.send_signal(signal.SIGCONT)
         running.wait(lambda: any(b'"LOST"' in line for line in running.lines), "a LOST record")
         talk(net, 1)
@@ -312,7 +304,7 @@ def test_no_filter_reaches_the_record_of_a_loss(net: Network, tmp_path: Path) ->
     with daemon(*arguments, *rules, STREAM) as running:
         running.wait_for_start()
         running.process.send_signal(signal.SIGSTOP)
-        call_inside(net.client, flood, 3000)
+        call_inside(net.client, traffic.flood, 10_000, 3000)
         running.process.send_signal(signal.SIGCONT)
         running.wait_for_events(1)
         assert running.stop() == 0

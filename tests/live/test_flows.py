@@ -16,7 +16,7 @@ from tests.bus.private import PrivateBus
 from tests.live import traffic
 from tests.live.control import ask, start_flood
 from tests.live.daemon import Running, daemon, settle
-from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, network
+from tests.live.network import SNAT, TRACKING, Network, call_inside, inside, list_connections, network
 
 pytestmark = pytest.mark.privileged
 
@@ -43,33 +43,9 @@ def identify(record: dict[str, Any]) -> tuple[int, int]:
     return record["flow"], record.get("sport", 0)
 
 
-def list_table(net: Network) -> dict[tuple[int, int], dict[str, Any]]:
-    """What `conntrack -L` says of each flow."""
-    found = {}
-    for line in inside(net.router, "conntrack", "-L", "-o", "id").splitlines():
-        values: dict[str, list[str]] = {}
-        for name, value in re.findall(r"\b(src|dst|sport|dport|packets|bytes|id)=(\S+)", line):
-            values.setdefault(name, []).append(value)
-        flow: dict[str, Any] = {
-            "flow": int(values["id"][-1]),
-            "prot": line.split()[0].upper(),
-            "src": values["src"][0],
-            "dst": values["dst"][0],
-            "nat_src": values["dst"][1],
-            "nat_dst": values["src"][1],
-        }
-        if "sport" in values:
-            flow |= {"sport": int(values["sport"][0]), "nat_sport": int(values["dport"][1])}
-        for name in ("packets", "bytes"):
-            if name in values:
-                flow |= {name: int(values[name][0]), f"reply_{name}": int(values[name][1])}
-        found[identify(flow)] = flow
-    return found
-
-
 def end_all(net: Network, running: Running, records: int) -> dict[tuple[int, int], dict[str, Any]]:
     """All flows end now; what the table said of them before."""
-    table = list_table(net)
+    table = {identify(flow): flow for flow in list_connections(net)}
     inside(net.router, "conntrack", "-F")
     running.wait_for_events(records)
     assert running.stop() == 0

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.bus.private import PrivateBus
 from tests.faults.producer import Producer, compute_number
 from tests.live import traffic
 from tests.live.control import ask
-from tests.live.daemon import Event, Running, daemon, run, settle
+from tests.live.daemon import Running, daemon, list_steps, run, settle
 from tests.live.network import Network, call_inside, inside
 
 pytestmark = pytest.mark.privileged
@@ -27,14 +26,6 @@ READERS = pytest.mark.parametrize("readers", [2, 3])
 def arguments(net: Network, readers: int, *more: str) -> list[str]:
     words = ["--conntrack.netns", net.router, "--conntrack.readers", str(readers), "--sink.stream.enable"]
     return [*words, *more]
-
-
-def list_steps(events: list[Event]) -> dict[str, list[tuple[str, str]]]:
-    """Type and state of each flow's events, in the order in which they were written."""
-    steps: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for event in events:
-        steps[event["flow"]].append((event["type"], event.get("state", "")))
-    return steps
 
 
 def list_numbers(running: Running, *types: str) -> list[int]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -21,11 +20,9 @@ from conntrackd.netlink.namespace import enter
 from conntrackd.source.state_directory import StateDirectory
 from tests.bus.private import wait_until
 from tests.live import traffic
-from tests.live.control import flood as flood_from
-from tests.live.daemon import Running, daemon, environment, run, settle
+from tests.live.daemon import Running, daemon, environment, list_steps, run, settle
 from tests.live.network import TRACKING, Network, call_inside, inside
 from tests.live.service import Store, service, start_service
-from tests.live.test_daemon import flood
 
 pytestmark = pytest.mark.privileged
 
@@ -36,7 +33,7 @@ def test_a_restart_keeps_every_event_in_its_order(net: Network, store: Store, nu
         call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 5)
         first.wait_for_events(5)
         first.stop(number)
-    call_inside(net.client, flood, 3000)
+    call_inside(net.client, traffic.flood, 10_000, 3000)
     with service(net, store, store.kept) as second:
         second.wait_for_events(3000)
         call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", 1)
@@ -54,13 +51,13 @@ def test_losses_are_counted_across_processes(net: Network, store: Store, tmp_pat
     small: dict[str, Any] = {"CONNTRACKD_CONNTRACK_BUFFER": "64K", "STATE_DIRECTORY": os.fspath(tmp_path)}
     with service(net, store, **small) as first:
         first.process.send_signal(signal.SIGSTOP)
-        call_inside(net.client, flood, 1000)
+        call_inside(net.client, traffic.flood, 10_000, 1000)
         first.process.send_signal(signal.SIGCONT)
         first.wait(lambda: any(b'"LOST"' in line for line in first.lines), "a LOST record")
         settle(first)
         first.stop(signal.SIGKILL)
     inside(net.router, "conntrack", "-F")
-    call_inside(net.client, flood, 1000)
+    call_inside(net.client, traffic.flood, 10_000, 1000)
     with service(net, store, store.kept, **small) as second:
         second.wait(lambda: any(b'"lost":' in line for line in second.lines), "a loss with its number")
         settle(second)
@@ -101,10 +98,10 @@ def test_a_restart_with_any_number_of_readers_keeps_every_event(
     with service(net, store, None, *pick_readers(before)) as first:
         first.stop(number)
     assert set(store.all) == STORED[before]
-    call_inside(net.client, flood, 3000)
+    call_inside(net.client, traffic.flood, 10_000, 3000)
     with service(net, store, None, *pick_readers(after), passed=dict(store.all)) as second:
         second.wait_for_events(3000)
-        call_inside(net.client, flood_from, 20_000, 10)
+        call_inside(net.client, traffic.flood, 20_000, 10)
         second.wait_for_events(3010)
         settle(second)
         second.stop()
@@ -165,14 +162,6 @@ def restart(net: Network, store: Store, readers: int) -> Any:
     return service(net, store, None, *words, passed=dict(store.all), events="new,update,destroy")
 
 
-def list_steps(events: list[Any]) -> dict[str, list[Any]]:
-    """What happened to each flow, in the order in which it was written."""
-    steps: dict[str, list[Any]] = defaultdict(list)
-    for event in events:
-        steps[event["flow"]].append((event["type"], event.get("state")))
-    return steps
-
-
 @CHANGES
 def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_readers(
     net: Network, store: Store, tmp_path: Path, before: int, after: int
@@ -183,7 +172,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
     for readers in (before, after, before, after):
         inside(net.router, "conntrack", "-F")
         if store.all:
-            call_inside(net.client, flood, 1000)
+            call_inside(net.client, traffic.flood, 10_000, 1000)
         passed = dict(store.all)
         with service(net, store, None, *pick_readers(readers), passed=passed, **small) as running:
             if passed:
@@ -192,7 +181,7 @@ def test_losses_of_a_stored_socket_are_counted_across_a_changed_number_of_reader
             counts.append(count_all(running))
             inside(net.router, "conntrack", "-F")
             running.process.send_signal(signal.SIGSTOP)
-            call_inside(net.client, flood, 1000)
+            call_inside(net.client, traffic.flood, 10_000, 1000)
             running.process.send_signal(signal.SIGCONT)
             settle(running)
             counts.append(count_all(running))
@@ -236,15 +225,15 @@ def test_who_is_killed_in_a_changeover_leaves_every_event_to_the_next(
     inside(net.router, "conntrack", "-F")
     with service(net, store, None, *pick_readers(before)) as first:
         first.stop()
-    call_inside(net.client, flood_from, 20_000, 500)
+    call_inside(net.client, traffic.flood, 20_000, 500)
     with kill_at(net, store, point, *pick_readers(after), passed=dict(store.all)) as second:
         second.process.wait(20)
         second.stop()
     store.catch_up()
-    call_inside(net.client, flood_from, 30_000, 500)
+    call_inside(net.client, traffic.flood, 30_000, 500)
     with service(net, store, None, *pick_readers(after), passed=dict(store.all)) as third:
         settle(third)
-        call_inside(net.client, flood_from, 40_000, 5)
+        call_inside(net.client, traffic.flood, 40_000, 5)
         third.wait_for_events(5)
         settle(third)
         third.stop()
@@ -289,16 +278,16 @@ def test_row_37_a_restart_has_the_events_of_its_gap_whatever_is_switched_on(
     extra: dict[str, Any] = {"STATE_DIRECTORY": os.fspath(tmp_path)}
     counts = []
     with service(untracked, store, None, *more, events="new,destroy", **extra) as first:
-        call_inside(untracked.client, flood_from, 10_000, 3)
+        call_inside(untracked.client, traffic.flood, 10_000, 3)
         first.wait_for_events(3)
         first.stop(number)
         settle(first)
         counts.append(len(list_new(first)))
-    call_inside(untracked.client, flood_from, 20_000, 5)
+    call_inside(untracked.client, traffic.flood, 20_000, 5)
     kept = dict(store.all)
     with service(untracked, store, None, *more, passed=kept, events="new,destroy", **extra) as second:
         second.wait(lambda: len(list_new(second)) == 5, "those of the gap")
-        call_inside(untracked.client, flood_from, 30_000, 2)
+        call_inside(untracked.client, traffic.flood, 30_000, 2)
         second.wait(lambda: len(list_new(second)) == 7, "those after it")
         settle(second)
         assert second.stop() == 0
@@ -347,7 +336,7 @@ def test_what_no_table_belongs_to_is_refused_and_a_new_one_made(
     try:
         number = ends[0] if made is None else made.fileno()
         with service(untracked, store, None, "--conntrack.activate", passed={"table": number}) as running:
-            call_inside(untracked.client, flood, 1)
+            call_inside(untracked.client, traffic.flood, 10_000, 1)
             running.wait_for_events(1)
             assert running.has_said("creating a new table")
             assert running.stop() == 0
@@ -405,7 +394,7 @@ def test_a_stored_socket_that_does_not_wait_is_made_to(net: Network, store: Stor
         began = read_cpu(second)
         threading.Event().wait(1.0)  # what it takes in a second in which nothing happens
         used = read_cpu(second) - began
-        call_inside(net.client, flood, 1)
+        call_inside(net.client, traffic.flood, 10_000, 1)
         second.wait_for_events(1)
         second.stop()
 

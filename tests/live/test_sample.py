@@ -11,8 +11,7 @@ import pytest
 from conntrackd.filter.sample import is_sampled
 from tests.live import traffic
 from tests.live.daemon import Event, Running, daemon, settle
-from tests.live.network import Network, call_inside, inside
-from tests.live.test_flows import list_table
+from tests.live.network import Network, call_inside, inside, list_connections
 
 pytestmark = pytest.mark.privileged
 FLOWS = 120
@@ -105,7 +104,7 @@ def test_records_of_flows_and_of_their_lives_are_in_the_sample_of_the_flow(
         running.wait_for_start()
         call_inside(net.client, traffic.talk_udp, socket.AF_INET, "10.2.0.2", FLOWS)
         call_inside(net.client, traffic.talk_stream, socket.AF_INET, "10.2.0.2", 0, FLOWS)
-        flows = list_table(net).values()
+        flows = list(list_connections(net))
         sampled = {flow["flow"] for flow in flows if flow["prot"] == "TCP" or is_sampled(flow["flow"], 3)}
         running.wait(lambda: sum(b'"ALIVE"' in line for line in running.lines) > 3 * len(sampled), "lives")
         inside(net.router, "conntrack", "-F")

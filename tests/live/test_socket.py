@@ -12,7 +12,7 @@ from conntrackd.flow import EventType
 from conntrackd.netlink.constants import NETLINK_NETFILTER
 from conntrackd.netlink.namespace import enter
 from conntrackd.netlink.socket import EventSocket
-from tests.engine.feed import ENGINES, PATIENCE_MS
+from tests.engine.feed import PATIENCE_MS
 from tests.live import traffic
 from tests.live.network import Network, call_inside
 from tests.messages import build_message
@@ -34,7 +34,6 @@ def forge(port: int, messages: Sequence[bytes]) -> None:
             sock.sendto(messages[0], (port, 0))
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_what_a_process_sends_is_left_out_and_counted(net: Network, engine: Engine) -> None:
     with enter(net.router):
         events = EventSocket.open(groups=EventType.NEW, buffer=1 << 20)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import pytest
 
 from conntrackd.bus.client import Client
 from tests.bus.private import PrivateBus
+from tests.live.control import start_flood
 from tests.live.daemon import daemon
-from tests.live.network import TRACKING, call_inside, network
+from tests.live.network import TRACKING, network
 from tests.sinks.loki_server import Store, drip, refuse_one, reset, run_server, say, store_and_reset
 from tests.sinks.syslog_servers import get_free_port
 
@@ -34,14 +34,6 @@ SETTINGS = {
 }
 
 PAUSE = 0.01  # seconds: a user may make 200 calls a second
-
-
-def flood() -> None:
-    """One flow from each port, to nobody."""
-    for port in range(10_000, 10_000 + SENT):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("10.1.0.2", port))
-            sock.sendto(b"", ("10.2.0.2", 9))
 
 
 def list_imbalance(counters: dict[str, int], sinks: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -90,8 +82,7 @@ def test_the_sums_hold_at_every_moment_at_which_somebody_asks(tmp_path: Path) ->
         with daemon(**environ) as running:
             running.wait_for_words("org.conntrackd1 is on")
             with bus.connect() as client:
-                load = threading.Thread(target=call_inside, args=(net.client, flood))
-                load.start()
+                load = start_flood(net, 10_000, SENT)
                 while load.is_alive() or moments[-1][0]["events_received_total"] < SENT:
                     ask(client)
                     threading.Event().wait(PAUSE)

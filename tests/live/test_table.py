@@ -24,7 +24,6 @@ FLOWS = 1000  # several chunks of the kernel's
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_every_flow_of_the_table_is_read_with_all_its_fields(producer: Producer, engine: Engine) -> None:
     batch = engine.open_batch()
     with enter(producer.network.router):

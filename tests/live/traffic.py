@@ -81,6 +81,14 @@ _next_port = get_context("fork").Value("i", 0)
 _PORTS = range(20_000, 32_000)
 
 
+def flood(first: int, times: int) -> None:
+    """UDP datagrams from so many ports to nobody: a NEW each, where the kernel knows none of them yet."""
+    for port in range(first, first + times):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.1.0.2", port))
+            sock.sendto(b"", ("10.2.0.2", 9))
+
+
 def talk_udp(family: int, address: str, times: int = 1) -> None:
     """Say something and hear it back, each time from a port that was not used before."""
     for _ in range(times):

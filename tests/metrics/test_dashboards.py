@@ -41,7 +41,7 @@ VALUES: Final = {
 LOGQL: Final = Path(__file__).parents[2] / ".venv" / "logql"
 OF_EVERY_TARGET: Final = {"environment", "instance", "job"}
 EVENT_FIELDS: Final = {field.name for field in FIELDS} | {
-    f"{end}{field.name}" for end in ("", "src_") for field in (*PLACE, *NETWORK)
+    f"{end}{name}" for end in ("", "src_") for name in (*PLACE, *NETWORK)
 }
 STREAM_LABELS: Final = {*loki.LABELS, "service_name", "host", "environment"}
 LOGQL_NAME: Final = re.compile(r"(?:by \(|, |\| |unwrap |\{)(\w+)(?=[,)]| ?[!=]|\}| \[)")

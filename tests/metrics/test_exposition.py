@@ -22,10 +22,6 @@ from tests.metrics.states import OTHERS, make_control, make_counters, make_sinks
 PAGE = Path(__file__).parent / "page.prom"
 
 
-def list_values(page: bytes) -> set[float]:
-    return {sample.value for family in parse_text(page.decode()) for sample in family.samples}
-
-
 def test_a_known_state_is_this_page(mocker: MockerFixture) -> None:
     mocker.patch.object(sys, "version", "3.11.2 (main, Apr 28 2025) [GCC 12.2.0]")
 

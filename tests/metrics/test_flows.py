@@ -18,8 +18,6 @@ from tests.filter.rows import parse
 from tests.sinks.flows import make_flow
 from tests.test_pipeline import Gathering, make_pipeline, replay
 
-both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-
 
 def open_metrics(pipeline: Pipeline, *items: str) -> tuple[FlowMetric, ...]:
     config = read_config({"metrics.flows": items}, {}, etc=Path("/nowhere"))
@@ -48,7 +46,6 @@ def add(metric: FlowMetric) -> Sums:
     return Sums(*map(sum, zip(*sums, strict=True))) if sums else Sums()
 
 
-@both
 @pytest.mark.parametrize(
     ("where", "opened", "closed"),
     [
@@ -70,14 +67,12 @@ def test_a_condition_means_what_it_says(engine: Engine, where: str, opened: int,
     assert found == Sums(opened=opened, closed=closed, living=opened - closed)
 
 
-@both
 def test_what_the_global_filter_drops_is_not_counted(engine: Engine) -> None:
     pipeline = make_pipeline(engine, rules=parse("drop destination port 22"))
 
     assert count(pipeline, "{name: a}") == [Sums(opened=2, closed=1, living=1)]
 
 
-@both
 def test_what_a_limit_has_held_back_is_not_missed_among_those_that_live(engine: Engine) -> None:
     pipeline = make_pipeline(engine, rules=parse("log type NEW limit 2/hour"))
     pipeline.flow_metrics = open_metrics(pipeline, "{name: a}")
@@ -88,7 +83,6 @@ def test_what_a_limit_has_held_back_is_not_missed_among_those_that_live(engine: 
     assert add(pipeline.flow_metrics[0]) == Sums(opened=2, closed=6, living=1)
 
 
-@both
 @pytest.mark.parametrize(
     ("records", "events", "opened"),
     [
@@ -108,7 +102,6 @@ def test_a_connection_is_counted_once_whatever_is_written_of_it(
     assert (found.opened, found.closed) == (opened, 2)
 
 
-@both
 def test_a_sample_of_a_condition_is_not_that_of_the_records(engine: Engine) -> None:
     outbox = Gathering()
     pipeline = make_pipeline(engine, [outbox])

@@ -41,12 +41,6 @@ def list_ids(engine: Engine, *messages: bytes) -> list[object]:
     return [batch.describe(index)["id"] for index in range(len(batch))]
 
 
-@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = request.param
-    return found
-
-
 def test_batches_are_read_as_they_were_written_with_their_times(tmp_path: Path, engine: Engine) -> None:
     path = tmp_path / "events.nl"
     times = write(path, engine, MESSAGES[:3], MESSAGES[3:5])

@@ -24,7 +24,6 @@ from tests.render.test_cryptopan import KEY
 from tests.sinks.flows import make_flow, make_flows
 
 NATIVE, PLAIN = ENGINES
-every_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 anonymizers = st.builds(
     Anonymizer,
     key=st.sampled_from([b"", KEY]),
@@ -65,7 +64,6 @@ def show(engine: Engine, anonymizer: Anonymizer, flow: Flow, seed: int | None = 
     return found
 
 
-@every_engine
 @pytest.mark.parametrize(
     ("which", "expected"),
     [
@@ -87,7 +85,6 @@ def test_an_address_after_its_translation_goes_with_the_one_before(
     assert record["nat"] == "BOTH"
 
 
-@every_engine
 def test_what_is_translated_is_said_of_the_addresses_that_there_are(engine: Engine) -> None:
     """Cut short, both are the same."""
     flow = replace(make_flow(1), src=pack("10.0.0.7"), reply_dst=pack("10.0.0.9"))
@@ -97,7 +94,6 @@ def test_what_is_translated_is_said_of_the_addresses_that_there_are(engine: Engi
     assert (record["nat"], record["src"], record["nat_src"]) == ("SNAT", "10.0.0.0", "10.0.0.0")
 
 
-@every_engine
 def test_an_address_that_is_concealed_once_is_so_throughout_the_record(engine: Engine) -> None:
     """The data of FTP go back to the client, which is the source of the flow that they were expected by."""
     client, server = pack("10.0.0.77"), pack("198.51.100.9")
@@ -119,7 +115,6 @@ def test_an_address_that_is_concealed_once_is_so_throughout_the_record(engine: E
     assert "198.51.100.9" not in str(record)
 
 
-@every_engine
 @pytest.mark.parametrize(
     ("only", "address", "written"),
     [
@@ -144,7 +139,6 @@ def test_only_addresses_of_the_networks_that_are_meant_are_others(
     assert show(engine, Anonymizer(ipv4_bits=16, only=only), flow)["src"] == written
 
 
-@every_engine
 def test_the_community_id_is_that_of_what_is_written(engine: Engine) -> None:
     anonymizer, flow = Anonymizer(KEY), make_translated()
     written = anonymizer.write([flow.src, flow.dst, flow.reply_src, flow.reply_dst])
@@ -154,14 +148,12 @@ def test_the_community_id_is_that_of_what_is_written(engine: Engine) -> None:
     assert show(engine, anonymizer, flow, 0)["community_id"] == plain["community_id"]
 
 
-@every_engine
 def test_locations_are_those_of_the_addresses_that_there_are(engine: Engine) -> None:
     flow = replace(make_flow(1), dst_location=Location("Köln", "DE"))
 
     assert show(engine, Anonymizer(), flow)["city"] == "Köln"
 
 
-@every_engine
 def test_the_events_of_a_batch_stay_as_they_are_for_other_sinks(engine: Engine) -> None:
     batch, table = engine.open_batch(), engine.compile_table(())
     batch.load(build_message(make_translated()), 0, RECEIVED_NS)
@@ -183,7 +175,6 @@ def test_both_engines_conceal_the_same(name: str, batch: list[Flow], anonymizer:
     assert render(NATIVE, template, batch, 0) == render(PLAIN, template, batch, 0)
 
 
-@every_engine
 def test_the_text_of_a_rule_is_left_out_of_what_it_suppressed(engine: Engine) -> None:
     lost = Lost(5, 0, 10**9, "filter", "log source address 10.0.0.77 limit 1/second", 3)
     record = json.loads(json_lines.TEMPLATE.anonymize(Anonymizer()).render_loss(lost).text)

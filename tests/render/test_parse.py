@@ -47,7 +47,7 @@ def test_a_field_that_is_written_can_be_read() -> None:
     flow = make_flow(1)
     flow.src_location = flow.dst_location = Location("x", "Y", 1.0, 2.0, 3, "z", "YY")
     written = {field.name for field in FIELDS} | {
-        f"{prefix}{place.name}" for place in (*PLACE, *NETWORK) for prefix in ("", "src_")
+        f"{prefix}{name}" for name in (*PLACE, *NETWORK) for prefix in ("", "src_")
     }
 
     assert json.loads(write(flow)).keys() - {"time", "level", "msg"} <= written

@@ -374,12 +374,12 @@ def say(status: int, text: str = "", headers: Mapping[str, str] | None = None) -
     return lambda handler: handler.reply(status, text, headers)
 
 
-def store_and_say(status: int, text: str = "") -> Fault:
+def store_and_say(status: int) -> Fault:
     """Stored, but the reply says something else."""
 
     def fault(handler: Handler) -> bool:
         _store_last(handler)
-        return handler.reply(status, text)
+        return handler.reply(status)
 
     return fault
 

@@ -16,7 +16,6 @@ from conntrackd.render.rendered import Rendered
 from conntrackd.render.syslog import make_template
 from conntrackd.render.template import Template
 from conntrackd.sinks.loki_push import gather_streams, write_streams
-from tests.engine.feed import ENGINES
 from tests.engine.rendering import render
 from tests.rendering import list_texts
 from tests.sinks.flows import make_flow
@@ -57,7 +56,6 @@ SEEN: dict[str, tuple[Template, Callable[[Rendered], list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 @pytest.mark.parametrize("sink", SEEN)
 def test_no_sink_holds_what_a_terminal_would_obey(sink: str, engine: Engine) -> None:
     template, show = SEEN[sink]

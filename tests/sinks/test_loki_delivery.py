@@ -176,7 +176,7 @@ STREAM_LIMIT = (
 )
 
 
-def refuse_stream(store: Store, wanted: str, *, status: int = 429) -> Fault:
+def refuse_stream(store: Store, wanted: str) -> Fault:
     """As Loki's limit of streams: this one is not opened, the others of the push are stored."""
 
     def fault(handler: Handler) -> bool:
@@ -190,7 +190,7 @@ def refuse_stream(store: Store, wanted: str, *, status: int = 429) -> Fault:
             with store.lock:
                 store.push(json.dumps({"streams": good}).encode())
         labels = ", ".join(f'{name}="{value}"' for name, value in sorted(refused[-1].items()))
-        return handler.reply(status, STREAM_LIMIT.format("{" + labels + "}"))
+        return handler.reply(429, STREAM_LIMIT.format("{" + labels + "}"))
 
     return fault
 

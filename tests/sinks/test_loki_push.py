@@ -233,7 +233,7 @@ def test_every_field_of_an_event_is_a_name_that_no_label_may_have() -> None:
 
 
 def test_no_label_can_hide_a_field() -> None:
-    places = {f"{side}{place.name}" for side in ("", "src_") for place in (*fields.PLACE, *fields.NETWORK)}
+    places = {f"{side}{name}" for side in ("", "src_") for name in (*fields.PLACE, *fields.NETWORK)}
 
     assert {field.name for field in fields.FIELDS} | places <= FIELDS | OWN_LABELS
 

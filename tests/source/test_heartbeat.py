@@ -25,7 +25,6 @@ from tests.sinks.flows import make_flow
 COUNTERS = ("orig_packets", "orig_bytes", "reply_packets", "reply_bytes")
 CHUNK = 2
 INTERVAL = 60.0
-both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 Counted = tuple[int, ...]
 Record = tuple[str, int, Counted, Counted | None]
 """Type, number of the flow, counters, deltas."""
@@ -207,7 +206,6 @@ def test_what_records_add_is_what_a_flow_comes_to_and_nothing_twice(
             assert tuple(sums[place] for place in range(len(COUNTERS))) == counters
 
 
-@both
 def test_what_there_was_before_the_start_is_counted_from_then_on(engine: Engine) -> None:
     bench = Bench(engine, Kernel({1: (10, 1000, 5, 500)}))
     bench.read()
@@ -223,7 +221,6 @@ def test_what_there_was_before_the_start_is_counted_from_then_on(engine: Engine)
     assert 2 * INTERVAL <= bench.now - 100 < 2 * INTERVAL + 1
 
 
-@both
 def test_where_there_is_no_room_records_come_without_deltas_and_are_counted(engine: Engine) -> None:
     bench = Bench(engine, Kernel(), limit=2)
     bench.read()
@@ -239,7 +236,6 @@ def test_where_there_is_no_room_records_come_without_deltas_and_are_counted(engi
     assert [record[3] for record in bench.log[4:]] == [nothing, nothing, (3, 3, 0, 0), None]
 
 
-@both
 def test_a_flow_that_has_ended_after_its_chunk_was_filled_is_not_written_again(engine: Engine) -> None:
     bench = Bench(engine, Kernel())
     bench.read()
@@ -255,7 +251,6 @@ def test_a_flow_that_has_ended_after_its_chunk_was_filled_is_not_written_again(e
     ]
 
 
-@both
 def test_what_had_no_room_at_the_start_is_not_taken_for_new_after_it(engine: Engine) -> None:
     bench = Bench(engine, Kernel({1: (10, 1000, 5, 500), 2: (20, 2000, 10, 1000)}), limit=1)
     bench.read()
@@ -266,7 +261,6 @@ def test_what_had_no_room_at_the_start_is_not_taken_for_new_after_it(engine: Eng
     assert [(number, deltas) for _, number, _, deltas in bench.log] == [(1, (0, 0, 0, 0)), (2, None)]
 
 
-@both
 def test_flows_whose_end_is_never_heard_do_not_take_room_for_good(engine: Engine) -> None:
     bench = Bench(engine, Kernel(), limit=1)
     bench.read()
@@ -282,7 +276,6 @@ def test_flows_whose_end_is_never_heard_do_not_take_room_for_good(engine: Engine
     ]
 
 
-@both
 def test_counters_that_somebody_has_set_to_0_are_counted_from_there(engine: Engine) -> None:
     bench = Bench(engine, Kernel())
     bench.read()
@@ -301,7 +294,6 @@ def list_problems(beat: Heartbeat) -> list[str]:
     return source.list_problems()
 
 
-@both
 def test_where_the_kernel_counts_nothing_records_have_no_counters_and_status_says_why(engine: Engine) -> None:
     bench = Bench(engine, Kernel({1: (-1, -1, -1, -1)}))
     assert list_problems(bench.beat) == []
@@ -318,7 +310,6 @@ def test_where_the_kernel_counts_nothing_records_have_no_counters_and_status_say
     assert list_problems(bench.beat) == []
 
 
-@both
 def test_a_table_that_cannot_be_read_is_read_again_and_what_was_known_stays_known(engine: Engine) -> None:
     bench = Bench(engine, Kernel())
     bench.read()
@@ -339,7 +330,6 @@ def test_a_table_that_cannot_be_read_is_read_again_and_what_was_known_stays_know
     ]
 
 
-@both
 def test_with_more_ends_than_are_noted_chunks_are_left_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +349,6 @@ def test_with_more_ends_than_are_noted_chunks_are_left_out(
     assert len(bench.list_spans(2)) == 1
 
 
-@both
 def test_a_large_table_takes_half_of_the_interval_and_no_step_is_delayed_by_more(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
