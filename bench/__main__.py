@@ -46,7 +46,7 @@ PARTS: Final = "parts"
 NAMES: Final = [*ROWS, LATENCY, BACKLOG, HEARTBEAT, MEMORY, SOAK, FLOOD, SCRAPED, PARTS]
 # Whom the tables of their own are about.
 LATENCY_ROWS: Final = ("floor", "file", "conntrack")
-MEMORY_ROWS: Final = ("file", "sinks-udp")
+MEMORY_ROWS: Final = ("file", "sinks-udp-40k", "sinks-udp")
 # Of the core's own, what walks over an event and writes it, and a clock.
 CORE_FILES: Final = ("community", "event", "fields", "receive", "render", "sha1", "template", "text")
 TMPFS: Final = "/dev/shm"  # output that is kept costs no disk

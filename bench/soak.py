@@ -62,7 +62,7 @@ def _measure_memory(subject: Subject, load: Load) -> Memory:
         started = _read_mib(session, "VmRSS")
         session.send(Load(IDLE_FLOWS))
         idle = _read_mib(session, "VmRSS")
-        session.send(load.at(load.rate, RATED_S))
+        session.send(load.at(subject.rate or load.rate, RATED_S))
         return Memory(f"{subject.name}, and the bus", started, idle, _read_mib(session, "VmHWM"))
 
 

@@ -74,7 +74,7 @@ PLAIN_C = (
         "sha1",
         "slots",
     ),
-    *("table", "template", "text"),
+    *("table", "template", "text", "writer"),
 )
 
 
