@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from conntrackd.delivery.delays import Delays
@@ -118,10 +118,7 @@ class Inlet:
         """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
             self._look()
-            for time_ns, done_ns, events, size in passed.written:
-                self._stats.sink_events_taken_total += events
-                self._delays.is_timed = bool(time_ns)
-                self._count_written(events, size, time_ns, done_ns)
+            self._stats.sink_events_taken_total += self._count_writes(passed.written)
             if self._is_lent and self._direct is not None:
                 self._direct.end_loan(passed)
             if passed.rest.events:
@@ -190,11 +187,14 @@ class Inlet:
             return
         left, self._left_since, written = self._writer.look()
         self._stats.sink_events_taken_total += left
-        self._stats.sink_events_queued += left
+        self._stats.sink_events_queued += left - self._count_writes(written)
+
+    def _count_writes(self, written: Sequence[tuple[int, int, int, int]]) -> int:
+        """By the core: see Written. How many events that were."""
         for time_ns, done_ns, events, size in written:
-            self._stats.sink_events_queued -= events
             self._delays.is_timed = bool(time_ns)
             self._count_written(events, size, time_ns, done_ns)
+        return sum(events for _, _, events, _ in written)
 
     def _append(self, rendered: Rendered, waited: float) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
