@@ -273,7 +273,7 @@ class Outbox(Inlet):
         with self._lock:
             file, writer = self._file, self._writer
             # While the writer takes anything nothing waits here: _wake() stops it before something does.
-            is_idle = self._rests and not (self._news or self._reported_absence or self._is_over())
+            is_idle = self._rests and not (self._reported_absence or self._is_over())
             if file is None or writer is None or not is_idle or not file.can_serve():
                 return False
             self._rests = False  # what is put would overtake what is left
