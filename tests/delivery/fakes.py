@@ -169,7 +169,7 @@ class FakeWriter:
     """Runs what a test makes of it: see Writer."""
 
     def __init__(self) -> None:
-        self.is_open = False
+        self.is_started = False
         self.script: Callable[[], None] = lambda: None
         self._texts: list[Rendered] = []
         self._left = 0
@@ -177,10 +177,10 @@ class FakeWriter:
 
     def leave(self, rendered: Rendered) -> bool:
         """As a relay does."""
-        if self.is_open:
+        if self.is_started:
             self._texts.append(rendered)
             self._left += rendered.events
-        return self.is_open
+        return self.is_started
 
     @property
     def waiting(self) -> int:
@@ -196,14 +196,14 @@ class FakeWriter:
         return first
 
     def start(self) -> None:
-        self.is_open = True
+        self.is_started = True
 
     def stop(self) -> None:
-        self.is_open = False
+        self.is_started = False
 
     def run(self, _descriptor: int, _is_named: bool, /) -> tuple[int, int, int]:  # as the core's
         self.script()
-        self.is_open = False
+        self.is_started = False
         return 0, 0, 0
 
     def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:

@@ -1618,7 +1618,7 @@ MUTATIONS: Final = (
     Mutation(
         "a writer that was stopped takes no text",
         "conntrackd/core/writer.c",
-        "takes = writer->is_open && !writer->waiting.output.count;",
+        "takes = writer->is_started && !writer->waiting.output.count;",
         "takes = !writer->waiting.output.count;",
         "tests/engine/test_writer.py::test_what_is_not_started_takes_nothing",
     ),
