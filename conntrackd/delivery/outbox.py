@@ -58,7 +58,7 @@ class Outbox(Inlet):
         """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread.
 
         `name`: where the configuration gives the sink another one than that of its kind. `writer`: what
-        the thread may be left to where the sink is a FileSink.
+        the thread runs while it has nothing else to do, where the sink is a FileSink.
         """
         super().__init__(sink, queue, stats, spool, clock, name, writer)
         self._backoff = backoff or Backoff()
