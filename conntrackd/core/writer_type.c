@@ -79,9 +79,9 @@ static PyObject *make_chunk(const void *item)
 	const struct chunk *chunk = *(const struct chunk *const *)item;
 	const struct output *output = &chunk->output;
 
-	return Py_BuildValue("NNKN", make_bytes(output->text, output->length),
-			     make_bytes(output->ends, output->count * sizeof(*output->ends)), chunk->time,
-			     PyBool_FromLong(chunk->is_timed));
+	return Py_BuildValue("(NNnK)N", make_bytes(output->text, output->length),
+			     make_bytes(output->ends, output->count * sizeof(*output->ends)), (Py_ssize_t)output->count,
+			     chunk->time, PyBool_FromLong(chunk->is_timed));
 }
 
 /* Nobody else has it: the thread has returned, and a writer that it stopped takes nothing. */
@@ -118,7 +118,7 @@ static PyMethodDef methods[] = {
 	  "() -> events that were left since the last look; the time of the first that is not written, 0 for none;\n"
 	  "and since the last look time, done, events and bytes of each write." },
 	{ "take_rest", writer_take_rest, METH_NOARGS,
-	  "() -> what run() has not written, in its order: text, ends, time, whether that is the kernel's." },
+	  "() -> what run() has not written, in its order: (text, ends, events, time), whether that is the kernel's." },
 	{ 0 },
 };
 static PyType_Slot slots[] = {

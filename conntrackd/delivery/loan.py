@@ -84,5 +84,5 @@ class Writer(Protocol):
         """Events that were left since the last look, the time of the first that is not written (0: none),
         and the writes since then: see Written. From any thread."""
 
-    def take_rest(self) -> Sequence[tuple[bytes, bytes, int, bool]]:
-        """What run() has not written: text, ends and time of Rendered, and whether that is the kernel's."""
+    def take_rest(self) -> Sequence[tuple[tuple[bytes, bytes, int, int], bool]]:
+        """What run() has not written: see Rendered; and whether its time is the kernel's."""

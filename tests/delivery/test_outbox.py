@@ -744,3 +744,23 @@ def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) ->
     assert (served, queued) == (True, 5)
     assert sink.numbers == [3, 4, 5, 6, 7]
     assert outbox.snapshot().sink_events_delivered_total == 8
+
+
+def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> None:
+    sink, writer, flows = FakeDirectSink(batch_wait=1.0), FakeWriter(), make_flows(3)
+    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+
+    def leave() -> None:
+        assert writer.leave(render(flows[:1]))
+
+    writer.script = leave
+    outbox.serve()
+    outbox.step()
+    put(outbox, flows[1:])
+    outbox.disable()
+    outbox.step()
+    (lost,) = outbox._waiting.pop_losses()
+
+    assert sink.numbers == [0]
+    assert (lost.count, lost.since) == (2, flows[1].time)
