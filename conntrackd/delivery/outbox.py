@@ -92,10 +92,10 @@ class Outbox(Inlet):
         return self._disk is not None
 
     def snapshot(self) -> SinkStats:
-        """All counters of one moment."""
+        """All counters of one moment: where text is being left for a writer, of that before."""
         with self._lock:
             self._look()
-            return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
+            return replace(self._before or self._stats, sink_oldest_event_ns=self._get_oldest())
 
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""

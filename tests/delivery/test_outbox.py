@@ -1,10 +1,12 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.loan import NOTHING_PASSED
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -706,6 +708,27 @@ def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock:
     )
 
     assert (outbox.find_writer(10), outbox.find_writer(11), other.find_writer(1)) == (writer, None, None)
+
+
+def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> None:
+    """The sums of stats.py hold at every moment: see Pipeline.lock."""
+    writer, flows = FakeWriter(), make_flows(8)
+    outbox = Outbox(FakeDirectSink(), queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+    outbox.find_writer(10)
+    before = outbox.snapshot()
+    writer.start()
+    writer.leave(render(flows[:5]))
+    writer.leave(render(flows[5:]))
+    writer.write(3)
+    meanwhile = outbox.snapshot()
+    outbox.end_loan(NOTHING_PASSED)
+    stats = outbox.snapshot()
+
+    assert meanwhile == replace(before, sink_oldest_event_ns=meanwhile.sink_oldest_event_ns)
+    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (8, 3)
+    assert stats.sink_events_queued == 5
+    outbox.stop(clock.now)
 
 
 @pytest.mark.parametrize("trouble", ["news", "away", "spool"])
