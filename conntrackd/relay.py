@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # So often Python is asked what it has to do, and counters are up to date.
 RELAY_SECONDS: Final = 0.2
-# A sink that lets events wait so long for others gets what was relayed in one piece. More in one would save
-# little and take memory: 350 bytes for each event, three times.
+# A sink that lets events wait so long for others gets what was relayed in one piece, its writer in several.
+# More in one would save little and take memory: 350 bytes for each event, three times.
 LONG_WAIT: Final = 0.1  # seconds
 MOST_KEPT: Final = 2048  # events of each sink
 KEEP: Final = Loan(Way.KEEP)

@@ -134,7 +134,7 @@ class FakeSink:
 
 
 class FakeDirectSink(FakeSink):
-    """Takes as much at once as it is told to."""
+    """Takes as much at once as it is told to, and runs a writer as a FileSink does."""
 
     def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
         super().__init__(batch_events, batch_wait)
@@ -162,7 +162,7 @@ class FakeDirectSink(FakeSink):
         return True
 
     def serve(self, writer: Writer) -> None:
-        writer.run(0, True)
+        writer.run(-1, True)
 
 
 class FakeWriter:
