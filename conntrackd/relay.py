@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # So often Python is asked what it has to do, and counters are up to date.
 RELAY_SECONDS: Final = 0.2
-# A sink that lets events wait so long for others gets what was relayed in one piece. More in one would save
-# little and take memory: 350 bytes for each event, three times.
+# A sink that lets events wait so long for others gets what was relayed in one piece, its writer in several.
+# More in one would save little and take memory: 350 bytes for each event, three times.
 LONG_WAIT: Final = 0.1  # seconds
 MOST_KEPT: Final = 2048  # events of each sink
 KEEP: Final = Loan(Way.KEEP)
@@ -46,14 +46,11 @@ def relay(
 ) -> Relayed | None:
     """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
     outlets: list[Outlet] = []
-    lent: list[Outbox] = []
     seconds, relayed = RELAY_SECONDS, None
     try:
         for outbox, template in zip(outboxes, templates, strict=True):
             loan, room, writer = outbox.lend(), 0, None
-            if loan is not None:
-                lent.append(outbox)
-            else:
+            if loan is None:
                 room = min(outbox.get_room(), MOST_KEPT)
                 if outbox.batch_wait < LONG_WAIT or room < SLOTS:
                     return None
@@ -63,7 +60,7 @@ def relay(
         relayed = pipeline.engine.relay(batch, stages, link, outlets, seconds)
     finally:
         if relayed is None:
-            for outbox in lent:
+            for outbox in outboxes:
                 outbox.end_loan(NOTHING_PASSED)
     if relayed is not None:
         _count(pipeline, outboxes, relayed, seconds)

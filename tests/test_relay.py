@@ -111,10 +111,11 @@ class Rig:
         self, one: socket.socket, other: socket.socket, sink: Sink, rules: Sequence[str], *others: Sink
     ) -> None:
         self.other = other
-        self.stats = SinkStats()
         self.outboxes = [
-            Outbox(each, queue=10_000, stats=stats, backoff=Backoff(0.01, 0.01), writer=CORE.open_writer())
-            for each, stats in ((sink, self.stats), *((other, SinkStats()) for other in others))
+            Outbox(
+                sink, queue=10_000, stats=SinkStats(), backoff=Backoff(0.01, 0.01), writer=CORE.open_writer()
+            )
+            for sink in (sink, *others)
         ]
         self.outbox = self.outboxes[0]
         self.pipeline = make_pipeline(*self.outboxes, rules=rules)
@@ -191,7 +192,7 @@ def test_relayed_events_are_written_and_counted_as_all_others_are(
     with pair() as (one, other):
         rig = Rig(one, other, StreamSink(None, pipe[1]), ("drop source address 10.0.0.7", "log any"))
         text = rig.run(len(flows), pipe)
-    stats, sink = rig.pipeline.stats, rig.stats
+    stats, sink = rig.pipeline.stats, rig.outbox.snapshot()
     written = render(json.TEMPLATE, [flow for flow in flows if flow.id != 7]).text
 
     assert text == written
@@ -221,7 +222,7 @@ def test_journald_gets_an_entry_for_each_event_without_a_thread_for_it(
 
     assert b"".join(received) == render(journal.TEMPLATE, flows).text
     assert sum(relays) > 0
-    assert rig.stats.sink_events_delivered_total == len(flows)
+    assert rig.outbox.snapshot().sink_events_delivered_total == len(flows)
 
 
 def test_events_are_located_whether_their_addresses_are_new_or_not(

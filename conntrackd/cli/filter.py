@@ -96,11 +96,13 @@ def check_as_json(arguments: Namespace) -> int:
         rules = read_rules(read_settings(arguments), arguments.sink, arguments.rules)
     except ConntrackdError as error:
         mistakes = error.errors if isinstance(error, ManyErrors) else (error,)
-        print_json({**found, "mistakes": [to_json(mistake) for mistake in mistakes]})
+        found["mistakes"] = [to_json(mistake) for mistake in mistakes]
+        print_json(found)
         return error.exit_status
-    warnings = [to_json(warning) for warning in list_unreachable(rules)]
-    found |= {"warnings": warnings, "notes": [to_json(note) for note in list_notes(rules)]}
-    print_json({**found, "rules": [render(rule) for rule in rules]})
+    found["rules"] = [render(rule) for rule in rules]
+    found["warnings"] = [to_json(warning) for warning in list_unreachable(rules)]
+    found["notes"] = [to_json(note) for note in list_notes(rules)]
+    print_json(found)
     return 0
 
 

@@ -170,7 +170,7 @@ static PyObject *make_result(const struct relay *relay)
 			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
-/* False with an exception. The thread of a writer is in it meanwhile. */
+/* False with an exception. Unlike is_free() it may be in use: the thread of its sink runs it meanwhile. */
 static bool is_writer(PyObject *object, PyTypeObject *type)
 {
 	if (object == Py_None || Py_IS_TYPE(object, type))

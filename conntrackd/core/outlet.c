@@ -1,4 +1,4 @@
-/* The text of a batch on its way out, as far as it goes at once; the rest is kept for Python. */
+/* The text of a batch on its way out, as far as it goes at once; the rest is kept for a writer or Python. */
 #include "outlet.h"
 
 #include "send.h"

@@ -8,7 +8,7 @@
 
 /* What becomes of a text. delivery/loan.py has the same. */
 enum way {
-	WAY_KEEP, /* it waits for Python, which gets those of all batches as one */
+	WAY_KEEP, /* it waits for a writer that takes it, or for Python, which gets those of all batches as one */
 	WAY_DISCARD,
 	WAY_WRITE, /* to a descriptor that does not block, in whole lines that a pipe keeps together */
 	WAY_NOWAIT, /* the same to one that was inherited, and may block: by RWF_NOWAIT */
@@ -28,7 +28,7 @@ struct outlet {
 	size_t vain; /* what is refused, so many datagrams before it went nowhere: see DatagramSocket */
 	int error; /* what the socket had to say, and nobody will hear again */
 	size_t room; /* events that may wait for Python */
-	struct writer *writer; /* which may take them instead; NULL for none */
+	struct writer *writer; /* which may take them instead; borrowed; NULL for none */
 	size_t written_count;
 	struct written written[MOST_WRITTEN];
 	struct stream *streams; /* of a template by stream, one batch's behind the other's */

@@ -23,22 +23,22 @@ void close_writer(struct writer *writer)
 	pthread_mutex_destroy(&writer->lock);
 }
 
-static void set_open(struct writer *writer, bool is_open)
+static void set_started(struct writer *writer, bool is_started)
 {
 	pthread_mutex_lock(&writer->lock);
-	writer->is_open = is_open;
+	writer->is_started = is_started;
 	pthread_cond_signal(&writer->changed);
 	pthread_mutex_unlock(&writer->lock);
 }
 
 void start_writer(struct writer *writer)
 {
-	set_open(writer, true);
+	set_started(writer, true);
 }
 
 void stop_writer(struct writer *writer)
 {
-	set_open(writer, false);
+	set_started(writer, false);
 }
 
 bool leave_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed)
@@ -47,7 +47,7 @@ bool leave_text(struct writer *writer, struct output *output, uint64_t time, boo
 	bool takes;
 
 	pthread_mutex_lock(&writer->lock);
-	takes = writer->is_open && !writer->waiting.output.count;
+	takes = writer->is_started && !writer->waiting.output.count;
 	if (takes) {
 		*output = writer->waiting.output;
 		writer->waiting = left;
@@ -65,7 +65,7 @@ static bool take_text(struct writer *writer)
 {
 	struct chunk taken;
 
-	while (!writer->waiting.output.count && writer->is_open)
+	while (!writer->waiting.output.count && writer->is_started)
 		pthread_cond_wait(&writer->changed, &writer->lock);
 	taken = writer->waiting;
 	writer->waiting = writer->writing;
@@ -145,7 +145,7 @@ struct progress write_texts(struct writer *writer, int descriptor, bool is_named
 			continue;
 		}
 		cut_output(output, lines, progress.whole);
-		writer->is_open = false;
+		writer->is_started = false;
 		break;
 	}
 	pthread_mutex_unlock(&writer->lock);

@@ -26,10 +26,10 @@ struct chunk {
 };
 
 struct writer {
-	pthread_mutex_t lock;
+	pthread_mutex_t lock; /* for moments, and nobody waits for Python with it: who has Python's own may take it */
 	pthread_cond_t changed;
 	/* Under the lock: */
-	bool is_open; /* the thread takes what is left for it */
+	bool is_started; /* the thread takes what is left for it */
 	struct chunk waiting;
 	struct chunk writing; /* what is in it belongs to the thread */
 	size_t left; /* events, since the last look */

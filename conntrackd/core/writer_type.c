@@ -1,6 +1,8 @@
 /* Writer: what a relay and the thread of a sink have between them. */
 #include "outlet.h"
 
+#include <string.h>
+
 struct writer_object {
 	struct object object;
 	struct writer writer;
@@ -55,6 +57,7 @@ static PyObject *writer_run(PyObject *self, PyObject *arguments)
 static PyObject *writer_look(PyObject *self, PyObject *Py_UNUSED(none))
 {
 	struct writer *writer = open_object_writer(self);
+	const struct chunk *first = &writer->writing;
 	struct written written[MOST_WRITTEN];
 	size_t left, count;
 	uint64_t oldest;
@@ -62,11 +65,9 @@ static PyObject *writer_look(PyObject *self, PyObject *Py_UNUSED(none))
 	pthread_mutex_lock(&writer->lock);
 	left = writer->left;
 	count = writer->written_count;
-	for (size_t row = 0; row < count; row++)
-		written[row] = writer->written[row];
-	oldest = writer->writing.output.count ? writer->writing.time :
-		 writer->waiting.output.count ? writer->waiting.time :
-						0;
+	memcpy(written, writer->written, count * sizeof(*written));
+	first = first->output.count ? first : &writer->waiting;
+	oldest = first->output.count ? first->time : 0;
 	writer->left = writer->written_count = 0;
 	pthread_mutex_unlock(&writer->lock);
 	return Py_BuildValue("nKN", (Py_ssize_t)left, oldest,
@@ -78,22 +79,26 @@ static PyObject *make_chunk(const void *item)
 	const struct chunk *chunk = *(const struct chunk *const *)item;
 	const struct output *output = &chunk->output;
 
-	return Py_BuildValue("NNKN", make_bytes(output->text, output->length),
-			     make_bytes(output->ends, output->count * sizeof(*output->ends)), chunk->time,
-			     PyBool_FromLong(chunk->is_timed));
+	return Py_BuildValue("(NNnK)N", make_bytes(output->text, output->length),
+			     make_bytes(output->ends, output->count * sizeof(*output->ends)), (Py_ssize_t)output->count,
+			     chunk->time, PyBool_FromLong(chunk->is_timed));
 }
 
 /* Nobody else has it: the thread has returned, and a writer that it stopped takes nothing. */
 static PyObject *writer_take_rest(PyObject *self, PyObject *Py_UNUSED(none))
 {
 	struct writer *writer = open_object_writer(self);
-	const struct chunk *chunks[] = { &writer->writing, &writer->waiting };
-	const size_t first = !writer->writing.output.count, count = !first + !!writer->waiting.output.count;
+	const struct chunk *chunks[2];
+	size_t count = 0;
 	PyObject *rest;
 
 	if (!is_idle(self))
 		return NULL;
-	rest = make_tuple(chunks + first, count, sizeof(*chunks), make_chunk);
+	if (writer->writing.output.count)
+		chunks[count++] = &writer->writing;
+	if (writer->waiting.output.count)
+		chunks[count++] = &writer->waiting;
+	rest = make_tuple(chunks, count, sizeof(*chunks), make_chunk);
 	if (rest) {
 		clear_output(&writer->writing.output);
 		clear_output(&writer->waiting.output);
@@ -113,7 +118,7 @@ static PyMethodDef methods[] = {
 	  "() -> events that were left since the last look; the time of the first that is not written, 0 for none;\n"
 	  "and since the last look time, done, events and bytes of each write." },
 	{ "take_rest", writer_take_rest, METH_NOARGS,
-	  "() -> what run() has not written, in its order: text, ends, time, whether that is the kernel's." },
+	  "() -> what run() has not written, in its order: (text, ends, events, time), whether that is the kernel's." },
 	{ 0 },
 };
 static PyType_Slot slots[] = {

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from conntrackd.delivery.delays import Delays
@@ -58,6 +59,7 @@ class Inlet:
         self._use(sink)
         self._writer = writer
         self._left_since = 0  # time of the first record that the writer has, 0 for none
+        self._before: SinkStats | None = None  # counters, while the reader counts nothing of what it leaves
         self._opened = False
         # The thread's own:
         self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
@@ -78,8 +80,12 @@ class Inlet:
         return room if room > 0 and self._state not in OUT else 0
 
     def find_writer(self, most: int) -> Writer | None:
-        """Who takes text for the thread, for a while in which so many events may be left for it."""
-        return self._writer if self._file is not None and self.get_room() >= most else None
+        """Who takes text for the thread until end_loan(), when so many events may be left for it."""
+        with self._lock:
+            self._look()
+            writer = self._writer if self._file is not None and self.get_room() >= most else None
+            self._before = None if writer is None else replace(self._stats)
+            return writer
 
     def put(self, rendered: Rendered, *, is_timed: bool = False, waited: float = 0.0) -> None:
         """Take the events, or as many of them as there is room for.
@@ -118,10 +124,8 @@ class Inlet:
         """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
             self._look()
-            for time_ns, done_ns, events, size in passed.written:
-                self._stats.sink_events_taken_total += events
-                self._delays.is_timed = bool(time_ns)
-                self._count_written(events, size, time_ns, done_ns)
+            self._before = None
+            self._stats.sink_events_taken_total += self._count_writes(passed.written)
             if self._is_lent and self._direct is not None:
                 self._direct.end_loan(passed)
             if passed.rest.events:
@@ -190,11 +194,14 @@ class Inlet:
             return
         left, self._left_since, written = self._writer.look()
         self._stats.sink_events_taken_total += left
-        self._stats.sink_events_queued += left
+        self._stats.sink_events_queued += left - self._count_writes(written)
+
+    def _count_writes(self, written: Sequence[tuple[int, int, int, int]]) -> int:
+        """By the core: see Written. How many events that were."""
         for time_ns, done_ns, events, size in written:
-            self._stats.sink_events_queued -= events
             self._delays.is_timed = bool(time_ns)
             self._count_written(events, size, time_ns, done_ns)
+        return sum(events for _, _, events, _ in written)
 
     def _append(self, rendered: Rendered, waited: float) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events

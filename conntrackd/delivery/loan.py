@@ -11,7 +11,7 @@ class Way(IntEnum):
     """How a text is written. core/outlet.h has the same."""
 
     KEEP = 0
-    """It is not: whoever has it rendered gets it."""
+    """It is not: a Writer takes it, or whoever has it rendered gets it."""
     DISCARD = 1
     WRITE = 2
     """In whole lines, to a descriptor that does not block."""
@@ -37,7 +37,7 @@ class Loan(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What went out at once: the time of the first event, 0 where the kernel gave none, and when that was."""
+    """One write by the core: the time of its first event, 0 where the kernel gave none, and of its end."""
 
     time: int
     done: int
@@ -50,7 +50,7 @@ class Passed(NamedTuple):
 
     written: Sequence[Written] = ()
     rest: Rendered = Rendered(b"", b"", 0, 0)
-    """What was not written."""
+    """What was not written, nor left for a Writer."""
     is_timed: bool = False
     """Whether it has the kernel's times."""
     torn: int = 0
@@ -84,5 +84,5 @@ class Writer(Protocol):
         """Events that were left since the last look, the time of the first that is not written (0: none),
         and the writes since then: see Written. From any thread."""
 
-    def take_rest(self) -> Sequence[tuple[bytes, bytes, int, bool]]:
-        """What run() has not written: text, ends and time of Rendered, and whether that is the kernel's."""
+    def take_rest(self) -> Sequence[tuple[tuple[bytes, bytes, int, int], bool]]:
+        """What run() has not written: see Rendered; and whether its time is the kernel's."""

@@ -31,7 +31,7 @@ from conntrackd.delivery.sink import (
 from conntrackd.delivery.store import Row, Store
 from conntrackd.flow import Lost
 from conntrackd.logs import Repeats
-from conntrackd.render.rendered import END_BYTES, Rendered
+from conntrackd.render.rendered import Rendered
 from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Outbox(Inlet):
         """`queue` is in events. `on_failed` gets the reason when the sink is out for good, in the thread.
 
         `name`: where the configuration gives the sink another one than that of its kind. `writer`: what
-        the thread may be left to where the sink is a FileSink.
+        the thread runs while it has nothing else to do, where the sink is a FileSink.
         """
         super().__init__(sink, queue, stats, spool, clock, name, writer)
         self._backoff = backoff or Backoff()
@@ -92,10 +92,10 @@ class Outbox(Inlet):
         return self._disk is not None
 
     def snapshot(self) -> SinkStats:
-        """All counters of one moment."""
+        """All counters of one moment: where text is being left for a writer, of that before."""
         with self._lock:
             self._look()
-            return replace(self._stats, sink_oldest_event_ns=self._get_oldest())
+            return replace(self._before or self._stats, sink_oldest_event_ns=self._get_oldest())
 
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
@@ -106,7 +106,7 @@ class Outbox(Inlet):
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
             return self._disk.oldest
-        if self._left_since and not self._in_flight:
+        if self._left_since:  # then nothing is in flight, and what waits is newer
             return self._left_since
         first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
@@ -209,8 +209,7 @@ class Outbox(Inlet):
             with self._lock:
                 self._changed.wait_for(lambda: not self._is_lent)
             try:
-                wait = self.step()
-                if wait is None and self.serve():
+                if (wait := self.step()) is None and self.serve():
                     wait = 0.0
             except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread
                 self._fail(f"unexpected {describe(error)}")
@@ -273,7 +272,7 @@ class Outbox(Inlet):
         with self._lock:
             file, writer = self._file, self._writer
             # While the writer takes anything nothing waits here: _wake() stops it before something does.
-            is_idle = self._rests and not (self._news or self._reported_absence or self._is_over())
+            is_idle = self._rests and not (self._reported_absence or self._is_over())
             if file is None or writer is None or not is_idle or not file.can_serve():
                 return False
             self._rests = False  # what is put would overtake what is left
@@ -284,10 +283,11 @@ class Outbox(Inlet):
             with self._lock:
                 writer.stop()
                 if not self._abandoned:
-                    self._look()
-                    for text, ends, time_ns, self._delays.is_timed in writer.take_rest():
-                        rest = Rendered(text, ends, len(ends) // END_BYTES, time_ns)
-                        self._in_flight.extend((Batch.of((rest,)),))
+                    rests = writer.take_rest()
+                    self._look()  # which finds that nothing is left there any more
+                    for rest, is_timed in rests:
+                        self._in_flight.extend((Batch.of((Rendered(*rest),)),))
+                        self._delays.is_timed = is_timed
         return True
 
     def _find_ready(self, now: float) -> float | None:

@@ -116,7 +116,7 @@ def list_silence(rules: Sequence[Rule]) -> list[RuleError]:
 
 
 def drops_nothing(rules: Sequence[Rule]) -> bool:
-    """Whether rules are there that leave nothing out, though none of them asks for any event."""
+    """Whether there are rules, they leave nothing out, and none of them is the `log any` that says so."""
     return bool(rules) and not any(
         rule.sample or rule.limit or not rule.keep or isinstance(rule.expression, ast.Anything)
         for rule in rules

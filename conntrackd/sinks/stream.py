@@ -26,7 +26,8 @@ from conntrackd.sinks.anonymizer import read_anonymizer
 
 # A write of this many events costs as much per event as a larger one.
 BATCH_EVENTS: Final = 512
-# A file is written five times a second: waking a thread for each batch costs more than the events in it.
+# A file is written five times a second, and sooner where a relay leaves much for it: waking a thread for each
+# batch costs more than the events in it.
 FILE_EVENTS: Final = 2048
 FILE_WAIT: Final = 0.2
 IOV_MAX: Final = 1024  # include/uapi/linux/uio.h, UIO_MAXIOV

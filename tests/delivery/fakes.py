@@ -136,7 +136,7 @@ class FakeSink:
 
 
 class FakeDirectSink(FakeSink):
-    """Takes as much at once as it is told to."""
+    """Takes as much at once as it is told to, and runs a writer as a FileSink does."""
 
     def __init__(self, batch_events: int = 10, batch_wait: float = 0.0) -> None:
         super().__init__(batch_events, batch_wait)
@@ -164,14 +164,14 @@ class FakeDirectSink(FakeSink):
         return True
 
     def serve(self, writer: Writer) -> None:
-        writer.run(0, True)
+        writer.run(-1, True)
 
 
 class FakeWriter:
     """Runs what a test makes of it: see Writer."""
 
     def __init__(self) -> None:
-        self.is_open = False
+        self.is_started = False
         self.script: Callable[[], None] = lambda: None
         self._texts: list[Rendered] = []
         self._left = 0
@@ -179,10 +179,10 @@ class FakeWriter:
 
     def leave(self, rendered: Rendered) -> bool:
         """As a relay does."""
-        if self.is_open:
+        if self.is_started:
             self._texts.append(rendered)
             self._left += rendered.events
-        return self.is_open
+        return self.is_started
 
     @property
     def waiting(self) -> int:
@@ -198,14 +198,14 @@ class FakeWriter:
         return first
 
     def start(self) -> None:
-        self.is_open = True
+        self.is_started = True
 
     def stop(self) -> None:
-        self.is_open = False
+        self.is_started = False
 
     def run(self, _descriptor: int, _is_named: bool, /) -> tuple[int, int, int]:  # as the core's
         self.script()
-        self.is_open = False
+        self.is_started = False
         return 0, 0, 0
 
     def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
@@ -213,9 +213,9 @@ class FakeWriter:
         self._left, self._written = 0, []
         return found
 
-    def take_rest(self) -> Sequence[tuple[bytes, bytes, int, bool]]:
+    def take_rest(self) -> Sequence[tuple[tuple[bytes, bytes, int, int], bool]]:
         rest, self._texts = self._texts, []
-        return [(text.text, text.ends, text.time, True) for text in rest]
+        return [(text[:4], True) for text in rest]
 
 
 def compute_imbalance(stats: SinkStats) -> int:

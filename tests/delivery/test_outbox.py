@@ -1,10 +1,12 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.loan import NOTHING_PASSED
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -702,6 +704,27 @@ def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock:
     assert (outbox.find_writer(10), outbox.find_writer(11), other.find_writer(1)) == (writer, None, None)
 
 
+def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> None:
+    """The sums of stats.py hold at every moment: see Pipeline.lock."""
+    writer, flows = FakeWriter(), make_flows(8)
+    outbox = Outbox(FakeDirectSink(), queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+    outbox.find_writer(10)
+    before = outbox.snapshot()
+    writer.start()
+    writer.leave(render(flows[:5]))
+    writer.leave(render(flows[5:]))
+    writer.write(3)
+    meanwhile = outbox.snapshot()
+    outbox.end_loan(NOTHING_PASSED)
+    stats = outbox.snapshot()
+
+    assert meanwhile == replace(before, sink_oldest_event_ns=meanwhile.sink_oldest_event_ns)
+    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (8, 3)
+    assert stats.sink_events_queued == 5
+    outbox.stop(clock.now)
+
+
 @pytest.mark.parametrize("trouble", ["news", "away", "spool"])
 def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_to_do(
     clock: Clock, tmp_path: Path, trouble: str
@@ -738,3 +761,23 @@ def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) ->
     assert (served, queued) == (True, 5)
     assert sink.numbers == [3, 4, 5, 6, 7]
     assert outbox.snapshot().sink_events_delivered_total == 8
+
+
+def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> None:
+    sink, writer, flows = FakeDirectSink(batch_wait=1.0), FakeWriter(), make_flows(3)
+    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+
+    def leave() -> None:
+        assert writer.leave(render(flows[:1]))
+
+    writer.script = leave
+    outbox.serve()
+    outbox.step()
+    put(outbox, flows[1:])
+    outbox.disable()
+    outbox.step()
+    (lost,) = outbox._waiting.pop_losses()
+
+    assert sink.numbers == [0]
+    assert (lost.count, lost.since) == (2, flows[1].time)

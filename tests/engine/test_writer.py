@@ -64,7 +64,7 @@ def write(flows: list[Flow]) -> bytes:
 
 
 def take_rest(writer: core.Writer) -> list[Rendered]:
-    return [Rendered(text, ends, len(ends) // 4, time) for text, ends, time, _ in writer.take_rest()]
+    return [Rendered(*rest) for rest, _ in writer.take_rest()]
 
 
 @contextmanager

@@ -1596,8 +1596,8 @@ MUTATIONS: Final = (
     Mutation(
         "what a writer could not write is written by the thread",
         "conntrackd/delivery/outbox.py",
-        "self._delays.is_timed in writer.take_rest():",
-        "self._delays.is_timed in writer.take_rest()[:0]:",
+        "rests = writer.take_rest()\n",
+        "rests = writer.take_rest()[:0]\n",
         "tests/delivery/test_outbox.py::test_what_a_writer_could_not_write_is_written_by_the_thread",
     ),
     Mutation(
@@ -1618,7 +1618,7 @@ MUTATIONS: Final = (
     Mutation(
         "a writer that was stopped takes no text",
         "conntrackd/core/writer.c",
-        "takes = writer->is_open && !writer->waiting.output.count;",
+        "takes = writer->is_started && !writer->waiting.output.count;",
         "takes = !writer->waiting.output.count;",
         "tests/engine/test_writer.py::test_what_is_not_started_takes_nothing",
     ),
