@@ -183,8 +183,7 @@ class Outbox(Inlet):
         with self._lock:
             self._abandoned = True
             self._wake()
-            self._look()
-            self._writer = None  # what it has is counted with what else is dropped
+            self._part_with_writer()
         if self._thread.is_alive():
             self._close_sink()
             self._thread.join(HURRY_SECONDS)

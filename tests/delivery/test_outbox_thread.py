@@ -155,13 +155,14 @@ def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     assert writer.leave(render(flows[8:9]))
     put(outbox, flows[9:])
     outbox.stop(time.monotonic() + 0.05)
-    stats = outbox.snapshot()
+    stats, still = outbox.snapshot(), writer.take_rest()
     let_go.set()
     outbox._thread.join()
 
     assert (before.sink_events_delivered_total, before.sink_events_queued) == (3, 5)
     assert before.sink_oldest_event_ns == oldest == flows[0].time
     assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (7, 0)
+    assert len(still) == 1  # the write that hangs, after which nothing more is touched
     assert (outbox.snapshot(), outbox.find_oldest()) == (stats, None)
 
 
