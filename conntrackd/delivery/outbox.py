@@ -219,6 +219,7 @@ class Outbox(Inlet):
                     self._changed.notify_all()
                 if not self._news and wait != 0 and not self._is_over():
                     self._changed.wait(wait)
+        self._close_sink()  # what stop() could not, while a write hung
 
     def _is_over(self) -> bool:
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""
