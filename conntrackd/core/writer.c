@@ -41,6 +41,14 @@ void stop_writer(struct writer *writer)
 	set_started(writer, false);
 }
 
+void give_up_writer(struct writer *writer)
+{
+	stop_writer(writer);
+	pthread_mutex_lock(&writer->lock);
+	clear_output(&writer->waiting.output);
+	pthread_mutex_unlock(&writer->lock);
+}
+
 bool leave_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed)
 {
 	const struct chunk left = { *output, time, is_timed };

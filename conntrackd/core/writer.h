@@ -50,6 +50,9 @@ void close_writer(struct writer *writer);
 void start_writer(struct writer *writer);
 void stop_writer(struct writer *writer);
 
+/* The same, and what the thread has not begun to write is forgotten. */
+void give_up_writer(struct writer *writer);
+
 /* An empty output in exchange for one with events; false where the thread has one to take still, or takes none. */
 bool leave_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed);
 

@@ -40,6 +40,12 @@ static PyObject *writer_stop(PyObject *self, PyObject *Py_UNUSED(none))
 	Py_RETURN_NONE;
 }
 
+static PyObject *writer_give_up(PyObject *self, PyObject *Py_UNUSED(none))
+{
+	give_up_writer(open_object_writer(self));
+	Py_RETURN_NONE;
+}
+
 static PyObject *writer_run(PyObject *self, PyObject *arguments)
 {
 	struct progress progress;
@@ -109,6 +115,7 @@ static PyObject *writer_take_rest(PyObject *self, PyObject *Py_UNUSED(none))
 static PyMethodDef methods[] = {
 	{ "start", writer_start, METH_NOARGS, "(): a relay may leave text, which the next run() writes." },
 	{ "stop", writer_stop, METH_NOARGS, "(): it may not; a run() ends when all is written. From any thread." },
+	{ "give_up", writer_give_up, METH_NOARGS, "(): stop(), and what run() has not begun to write is forgotten." },
 	{ "run", writer_run, METH_VARARGS,
 	  "(descriptor, is_named) -> of the last write: bytes of the file before, bytes written, those of whole "
 	  "lines.\n"

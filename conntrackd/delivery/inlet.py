@@ -203,6 +203,13 @@ class Inlet:
             self._count_written(events, size, time_ns, done_ns)
         return sum(events for _, _, events, _ in written)
 
+    def _part_with_writer(self) -> None:
+        """What it has is counted with what else is dropped: no write follows one that hangs."""
+        self._look()
+        if self._writer is not None:
+            self._writer.give_up()
+            self._writer = None
+
     def _append(self, rendered: Rendered, waited: float) -> None:
         before, wanted = self._waiting.events, self._sink.batch_events
         if not self._waiting or before < wanted <= before + rendered.events:

@@ -73,6 +73,9 @@ class Writer(Protocol):
     def stop(self) -> None:
         """No more may be: run() ends when all is written. From any thread."""
 
+    def give_up(self) -> None:
+        """The same, and what run() has not begun to write is forgotten."""
+
     def run(self, descriptor: int, is_named: bool, /) -> tuple[int, int, int]:
         """Write until stop(), or until not all can be written, which stops it.
 

@@ -183,8 +183,7 @@ class Outbox(Inlet):
         with self._lock:
             self._abandoned = True
             self._wake()
-            self._look()
-            self._writer = None  # what it has is counted with what else is dropped
+            self._part_with_writer()
         if self._thread.is_alive():
             self._close_sink()
             self._thread.join(HURRY_SECONDS)
@@ -219,6 +218,7 @@ class Outbox(Inlet):
                     self._changed.notify_all()
                 if not self._news and wait != 0 and not self._is_over():
                     self._changed.wait(wait)
+        self._close_sink()  # what stop() could not, while a write hung
 
     def _is_over(self) -> bool:
         """Whether the thread has nothing more to do. What is on disk is delivered after the next start."""

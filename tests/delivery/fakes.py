@@ -203,6 +203,11 @@ class FakeWriter:
     def stop(self) -> None:
         self.is_started = False
 
+    def give_up(self) -> None:
+        """All but the first text is not begun."""
+        self.is_open = False
+        del self._texts[1:]
+
     def run(self, _descriptor: int, _is_named: bool, /) -> tuple[int, int, int]:  # as the core's
         self.script()
         self.is_started = False

@@ -10,9 +10,10 @@ import pytest
 from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.loan import Loan, Passed, Way, Written
 from conntrackd.delivery.outbox import Outbox
-from conntrackd.delivery.sink import SinkRefused, SinkRevised, SinkState, SinkUnavailable
+from conntrackd.delivery.sink import Sink, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
 from conntrackd.render.rendered import Rendered
+from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import (
     AWAY,
@@ -32,7 +33,7 @@ from tests.sinks.syslog_servers import wait_until
 
 
 def make_running(
-    sink: FakeSink, queue: int = 1000, spool: Spool | None = None, writer: FakeWriter | None = None
+    sink: Sink, queue: int = 1000, spool: Spool | None = None, writer: FakeWriter | None = None
 ) -> Outbox:
     backoff = Backoff(0.001, 0.01)
     outbox = Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, writer=writer)
@@ -133,6 +134,26 @@ def test_a_sink_that_hangs_without_a_spool_loses_by_name() -> None:
     assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (20, 0)
 
 
+def test_what_a_sink_kept_open_while_it_hung_is_closed_when_it_returns(tmp_path: Path) -> None:
+    """Else each reload that takes such a sink away would leave a file open."""
+    sink, hangs, let_go = StreamSink(tmp_path / "events"), threading.Event(), threading.Event()
+    writer = FakeWriter()
+
+    def hang() -> None:
+        hangs.set()
+        assert let_go.wait(60.0)
+
+    writer.script = hang
+    outbox = make_running(sink, writer=writer)
+    assert hangs.wait(30.0)
+    outbox.stop(time.monotonic() + 0.05)
+    was_open = sink.can_serve()
+    let_go.set()
+    outbox._thread.join()
+
+    assert (was_open, sink.can_serve()) == (True, False)
+
+
 def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     """And what comes after it, which nobody can write before."""
     writer, hangs, let_go = FakeWriter(), threading.Event(), threading.Event()
@@ -152,13 +173,14 @@ def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     assert writer.leave(render(flows[8:9]))
     put(outbox, flows[9:])
     outbox.stop(time.monotonic() + 0.05)
-    stats = outbox.snapshot()
+    stats, still = outbox.snapshot(), writer.take_rest()
     let_go.set()
     outbox._thread.join()
 
     assert (before.sink_events_delivered_total, before.sink_events_queued) == (3, 5)
     assert before.sink_oldest_event_ns == oldest == flows[0].time
     assert (stats.sink_events_dropped_shutdown_total, compute_imbalance(stats)) == (7, 0)
+    assert len(still) == 1  # the write that hangs, after which nothing more is touched
     assert (outbox.snapshot(), outbox.find_oldest()) == (stats, None)
 
 

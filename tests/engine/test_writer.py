@@ -1,5 +1,6 @@
 """Text that a relay leaves for the thread of a sink, which writes it to a file."""
 
+import fcntl
 import os
 import resource
 import threading
@@ -239,6 +240,27 @@ def test_writes_that_nobody_looks_at_for_long_are_counted_as_one(
     assert len(rows) == MOST_WRITTEN
     assert left == sum(events for _, _, events, _ in rows) == 2 * (MOST_WRITTEN + 10)
     assert sum(size for *_, size in rows) == len(read(file))
+
+
+def test_what_waits_behind_a_write_that_hangs_can_be_given_up(
+    feed: Feed, writer: core.Writer, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    size = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+    os.write(pipe, bytes(size))
+    leave(feed, writer, make_flows(2))
+    thread = threading.Thread(target=writer.run, args=(pipe, True))
+    thread.start()
+    wait_until(lambda: leave(feed, writer, make_flows(1)).passed[0].rest.events == 0, "the first to be taken")
+    writer.give_up()
+    rest = leave(feed, writer, make_flows(1)).passed[0].rest
+    os.read(pipe, size)
+    thread.join()
+
+    assert os.read(pipe, size) == write(make_flows(2))
+    assert (rest.events, writer.take_rest()) == (1, ())
+    os.close(pipe)
 
 
 def test_nobody_runs_it_twice_or_takes_the_rest_while_it_runs(writer: core.Writer, file: int) -> None:

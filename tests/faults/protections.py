@@ -1602,10 +1602,24 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what a writer that hangs has is dropped by name, and once",
-        "conntrackd/delivery/outbox.py",
-        "            self._look()\n            self._writer = None",
-        "            self._writer = None",
+        "conntrackd/delivery/inlet.py",
+        "        self._look()\n        if self._writer is not None:\n            self._writer.give_up()",
+        "        if self._writer is not None:\n            self._writer.give_up()",
         "tests/delivery/test_outbox_thread.py::test_a_writer_that_hangs_loses_what_was_left_for_it_by_name",
+    ),
+    Mutation(
+        "no write follows one that hangs when the time to stop is over",
+        "conntrackd/delivery/inlet.py",
+        "            self._writer.give_up()\n",
+        "",
+        "tests/delivery/test_outbox_thread.py::test_a_writer_that_hangs_loses_what_was_left_for_it_by_name",
+    ),
+    Mutation(
+        "what a relay leaves for a writer is shown when the reader counts it, too",
+        "conntrackd/delivery/outbox.py",
+        "replace(self._before or self._stats, ",
+        "replace(self._stats, ",
+        "tests/delivery/test_outbox.py::test_what_is_left_is_counted_when_the_reader_counts_it_too",
     ),
     Mutation(
         "no more is left for a writer than the queue has room for",
