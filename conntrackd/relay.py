@@ -54,7 +54,7 @@ def relay(
                 room = min(outbox.get_room(), MOST_KEPT)
                 if outbox.batch_wait < LONG_WAIT or room < SLOTS:
                     return None
-                writer = outbox.find_writer(3 * MOST_KEPT)  # left for it, being written, and here
+                writer = outbox.lend_writer(3 * MOST_KEPT)  # left for it, being written, and here
                 seconds = min(seconds, outbox.batch_wait)
             outlets.append(Outlet(template, loan or KEEP, room, writer))
         relayed = pipeline.engine.relay(batch, stages, link, outlets, seconds)

@@ -144,7 +144,7 @@ static int relay_batches(struct relay *relay)
 		now = read_clock(CLOCK_MONOTONIC);
 	} while (goes_on > 0 && now < end);
 	for (size_t outlet = 0; goes_on >= 0 && outlet < relay->outlet_count; outlet++)
-		leave_rest(&relay->outlets[outlet]);
+		offer_rest(&relay->outlets[outlet]);
 	return goes_on < 0 ? ENOMEM : code;
 }
 

@@ -191,14 +191,14 @@ int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept)
 	if (outlet->way != WAY_KEEP)
 		return hand_on(outlet, batch);
 	if (output->length >= MUCH_TEXT)
-		leave_rest(outlet);
+		offer_rest(outlet);
 	return output->count + batch->ring.slots <= outlet->room;
 }
 
-void leave_rest(struct outlet *outlet)
+void offer_rest(struct outlet *outlet)
 {
 	if (outlet->writer && outlet->output->count)
-		leave_text(outlet->writer, outlet->output, outlet->rest_time, outlet->rest_is_timed);
+		offer_text(outlet->writer, outlet->output, outlet->rest_time, outlet->rest_is_timed);
 }
 
 PyObject *make_written(const void *item)

@@ -46,7 +46,7 @@ struct outlet {
 int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept);
 
 /* What waits for Python goes to the writer, where there is one that takes it. */
-void leave_rest(struct outlet *outlet);
+void offer_rest(struct outlet *outlet);
 
 /* Of one outlet, in the order of Passed in delivery/loan.py: what was written; what was not, in the order of render();
  * whether the kernel gave the time of its first event, and bytes of that which were written; the number of the next

@@ -49,17 +49,17 @@ void give_up_writer(struct writer *writer)
 	pthread_mutex_unlock(&writer->lock);
 }
 
-bool leave_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed)
+bool offer_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed)
 {
-	const struct chunk left = { *output, time, is_timed };
+	const struct chunk offered = { *output, time, is_timed };
 	bool takes;
 
 	pthread_mutex_lock(&writer->lock);
 	takes = writer->is_started && !writer->waiting.output.count;
 	if (takes) {
 		*output = writer->waiting.output;
-		writer->waiting = left;
-		writer->left += left.output.count;
+		writer->waiting = offered;
+		writer->taken += offered.output.count;
 		pthread_cond_signal(&writer->changed);
 	}
 	pthread_mutex_unlock(&writer->lock);
@@ -92,7 +92,7 @@ static void note_written(struct writer *writer, size_t lines, size_t bytes)
 			(struct written){ chunk->is_timed ? chunk->time : 0, done, lines, bytes };
 		return;
 	}
-	last->done = done; /* as late as the oldest of them: nobody has looked for long */
+	last->done = done; /* as late as the oldest of them: nobody has taken them for long */
 	last->events += lines;
 	last->bytes += bytes;
 }

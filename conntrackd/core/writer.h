@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MOST_WRITTEN 64 /* writes that are counted apart, of one relay, or between two looks at a writer */
+#define MOST_WRITTEN 64 /* writes that are counted apart, of one relay, or of a writer until its counts are taken */
 
 /* Of one write. */
 struct written {
@@ -32,7 +32,7 @@ struct writer {
 	bool is_started; /* the thread takes what is left for it */
 	struct chunk waiting;
 	struct chunk writing; /* what is in it belongs to the thread */
-	size_t left; /* events, since the last look */
+	size_t taken; /* events, since the last take_counts() */
 	struct written written[MOST_WRITTEN]; /* since then, too */
 	size_t written_count;
 };
@@ -54,7 +54,7 @@ void stop_writer(struct writer *writer);
 void give_up_writer(struct writer *writer);
 
 /* An empty output in exchange for one with events; false where the thread has one to take still, or takes none. */
-bool leave_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed);
+bool offer_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed);
 
 /* Writes what is left until there is nothing more after stop_writer(), or not all could be written: then the writer is
  * stopped, and the rest stands in `writing`, without the lines that are there, and `waiting`. `is_named`: it is not

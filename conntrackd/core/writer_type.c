@@ -60,23 +60,23 @@ static PyObject *writer_run(PyObject *self, PyObject *arguments)
 	return Py_BuildValue("Lnn", progress.begin, (Py_ssize_t)progress.done, (Py_ssize_t)progress.whole);
 }
 
-static PyObject *writer_look(PyObject *self, PyObject *Py_UNUSED(none))
+static PyObject *writer_take_counts(PyObject *self, PyObject *Py_UNUSED(none))
 {
 	struct writer *writer = open_object_writer(self);
 	const struct chunk *first = &writer->writing;
 	struct written written[MOST_WRITTEN];
-	size_t left, count;
+	size_t taken, count;
 	uint64_t oldest;
 
 	pthread_mutex_lock(&writer->lock);
-	left = writer->left;
+	taken = writer->taken;
 	count = writer->written_count;
 	memcpy(written, writer->written, count * sizeof(*written));
 	first = first->output.count ? first : &writer->waiting;
 	oldest = first->output.count ? first->time : 0;
-	writer->left = writer->written_count = 0;
+	writer->taken = writer->written_count = 0;
 	pthread_mutex_unlock(&writer->lock);
-	return Py_BuildValue("nKN", (Py_ssize_t)left, oldest,
+	return Py_BuildValue("nKN", (Py_ssize_t)taken, oldest,
 			     make_tuple(written, count, sizeof(*written), make_written));
 }
 
@@ -121,9 +121,9 @@ static PyMethodDef methods[] = {
 	  "lines.\n"
 	  "Writes what a relay leaves, until stop(); or stops when not all could be written, or a file that has to be\n"
 	  "is not named any more." },
-	{ "look", writer_look, METH_NOARGS,
-	  "() -> events that were left since the last look; the time of the first that is not written, 0 for none;\n"
-	  "and since the last look time, done, events and bytes of each write." },
+	{ "take_counts", writer_take_counts, METH_NOARGS,
+	  "() -> events taken since the last call; the time of the first that is not written, 0 for none;\n"
+	  "and since then time, done, events and bytes of each write." },
 	{ "take_rest", writer_take_rest, METH_NOARGS,
 	  "() -> what run() has not written, in its order: (text, ends, events, time), whether that is the kernel's." },
 	{ 0 },

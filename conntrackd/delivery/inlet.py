@@ -58,7 +58,7 @@ class Inlet:
         self._next_sink: Sink | None = None
         self._use(sink)
         self._writer = writer
-        self._left_since = 0  # time of the first record that the writer has, 0 for none
+        self._writer_since = 0  # time of the first record that the writer has, 0 for none
         self._before: SinkStats | None = None  # counters, while the reader counts nothing of what it leaves
         self._opened = False
         # The thread's own:
@@ -79,10 +79,10 @@ class Inlet:
         room = self.queue - self._stats.sink_events_queued
         return room if room > 0 and self._state not in OUT else 0
 
-    def find_writer(self, most: int) -> Writer | None:
+    def lend_writer(self, most: int) -> Writer | None:
         """Who takes text for the thread until end_loan(), when so many events may be left for it."""
         with self._lock:
-            self._look()
+            self._count_writer()
             writer = self._writer if self._file is not None and self.get_room() >= most else None
             self._before = None if writer is None else replace(self._stats)
             return writer
@@ -123,7 +123,7 @@ class Inlet:
     def end_loan(self, passed: Passed, waited: float = 0.0) -> None:
         """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
-            self._look()
+            self._count_writer()
             self._before = None
             self._stats.sink_events_taken_total += self._count_writes(passed.written)
             if self._is_lent and self._direct is not None:
@@ -188,13 +188,13 @@ class Inlet:
         self._stats.sink_bytes_total += size
         self._delays.add(time_ns, events, done_ns)
 
-    def _look(self) -> None:
+    def _count_writer(self) -> None:
         """Count what a relay has left for the writer by now, and what that has written."""
         if self._writer is None:
             return
-        left, self._left_since, written = self._writer.look()
-        self._stats.sink_events_taken_total += left
-        self._stats.sink_events_queued += left - self._count_writes(written)
+        taken, self._writer_since, written = self._writer.take_counts()
+        self._stats.sink_events_taken_total += taken
+        self._stats.sink_events_queued += taken - self._count_writes(written)
 
     def _count_writes(self, written: Sequence[tuple[int, int, int, int]]) -> int:
         """By the core: see Written. How many events that were."""
@@ -205,7 +205,7 @@ class Inlet:
 
     def _part_with_writer(self) -> None:
         """What it has is counted with what else is dropped: no write follows one that hangs."""
-        self._look()
+        self._count_writer()
         if self._writer is not None:
             self._writer.give_up()
             self._writer = None

@@ -83,8 +83,8 @@ class Writer(Protocol):
         write nothing to a file that was deleted.
         """
 
-    def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
-        """Events that were left since the last look, the time of the first that is not written (0: none),
+    def take_counts(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
+        """Events taken since the last call, the time of the first that is not written (0: none),
         and the writes since then: see Written. From any thread."""
 
     def take_rest(self) -> Sequence[tuple[tuple[bytes, bytes, int, int], bool]]:

@@ -94,20 +94,20 @@ class Outbox(Inlet):
     def snapshot(self) -> SinkStats:
         """All counters of one moment: where text is being left for a writer, of that before."""
         with self._lock:
-            self._look()
+            self._count_writer()
             return replace(self._before or self._stats, sink_oldest_event_ns=self._get_oldest())
 
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
         with self._lock:
-            self._look()
+            self._count_writer()
             return self._delays.snapshot()
 
     def _get_oldest(self) -> int:
         if self._disk is not None and self._stats.sink_events_spooled:
             return self._disk.oldest
-        if self._left_since:  # then nothing is in flight, and what waits is newer
-            return self._left_since
+        if self._writer_since:  # then nothing is in flight, and what waits is newer
+            return self._writer_since
         first = self._in_flight.first if self._in_flight else self._waiting.head
         return first.oldest if first is not None else 0
 
@@ -116,10 +116,10 @@ class Outbox(Inlet):
         with self._lock:
             if self.is_out():
                 return None
-            self._look()
+            self._count_writer()
             in_flight = self._in_flight.all if self._in_flight.row is None else ()
             times = [batch.oldest for batch in (self._moving, *in_flight) if batch is not None]
-            times += [self._left_since] if self._left_since else []
+            times += [self._writer_since] if self._writer_since else []
             waiting = self._waiting.find_oldest()
             return min(times if waiting is None else [*times, waiting], default=None)
 
@@ -158,7 +158,7 @@ class Outbox(Inlet):
         `at_once`: also where the sink is to be tried again later.
         """
         with self._lock:
-            self._look()
+            self._count_writer()
             waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
             target = self._stats.count_settled() + waiting
             self._flush_until = max(self._flush_until, target)
@@ -208,7 +208,7 @@ class Outbox(Inlet):
             with self._lock:
                 self._changed.wait_for(lambda: not self._is_lent)
             try:
-                if (wait := self.step()) is None and self.serve():
+                if (wait := self.step()) is None and self.run_writer():
                     wait = 0.0
             except Exception as error:  # a mistake of ours costs one sink, which says so, and no thread
                 self._fail(f"unexpected {describe(error)}")
@@ -264,7 +264,7 @@ class Outbox(Inlet):
         self._attempt(self._write)
         return 0
 
-    def serve(self) -> bool:
+    def run_writer(self) -> bool:
         """Where step() has nothing to do, write what a relay leaves until somebody wakes the thread.
 
         False where that is not possible. Of the thread, as step().
@@ -273,18 +273,18 @@ class Outbox(Inlet):
             file, writer = self._file, self._writer
             # While the writer takes anything nothing waits here: _wake() stops it before something does.
             is_idle = self._rests and not (self._reported_absence or self._is_over())
-            if file is None or writer is None or not is_idle or not file.can_serve():
+            if file is None or writer is None or not is_idle or not file.can_run_writer():
                 return False
             self._rests = False  # what is put would overtake what is left
             writer.start()
         try:
-            file.serve(writer)
+            file.run_writer(writer)
         finally:
             with self._lock:
                 writer.stop()
                 if not self._abandoned:
                     rests = writer.take_rest()
-                    self._look()  # which finds that nothing is left there any more
+                    self._count_writer()  # which finds that nothing is left there any more
                     for rest, is_timed in rests:
                         self._in_flight.extend((Batch.of((Rendered(*rest),)),))
                         self._delays.is_timed = is_timed
@@ -359,7 +359,7 @@ class Outbox(Inlet):
             if not reason and not self.is_out():  # somebody has enabled it just now
                 return 0
             dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
-            self._stats.sink_events_queued = self._left_since = 0
+            self._stats.sink_events_queued = self._writer_since = 0
             self._flush_until = 0  # or batches would not wait for others until as many have left
             self._waiting.clear(self._clock())
             if self._in_flight.row is None:

@@ -125,10 +125,10 @@ class DirectSink(Sink, Protocol):
 class FileSink(Sink, Protocol):
     """A sink whose thread can leave writing to the core."""
 
-    def can_serve(self) -> bool:
-        """Whether serve() would write: what it writes to is a file, and at the beginning of a line."""
+    def can_run_writer(self) -> bool:
+        """Whether run_writer() would write: what it writes to is a file, and at the beginning of a line."""
 
-    def serve(self, writer: Writer) -> None:
+    def run_writer(self, writer: Writer) -> None:
         """Run the writer. What that could not write comes to write(), which meets the same trouble."""
 
 

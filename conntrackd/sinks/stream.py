@@ -152,11 +152,11 @@ class StreamSink:
         """See DirectSink."""
         self._begun = passed.rest.text[: passed.torn]
 
-    def can_serve(self) -> bool:
+    def can_run_writer(self) -> bool:
         """See FileSink."""
         return self._is_file and self._descriptor >= 0 and not self._is_torn
 
-    def serve(self, writer: Writer) -> None:
+    def run_writer(self, writer: Writer) -> None:
         """See FileSink."""
         with self._lock:
             begin, done, whole = writer.run(self._descriptor, self._path is not None)

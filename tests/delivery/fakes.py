@@ -160,10 +160,10 @@ class FakeDirectSink(FakeSink):
     def end_loan(self, passed: Passed) -> None:
         self.begun = passed.rest.text[: passed.torn]
 
-    def can_serve(self) -> bool:
+    def can_run_writer(self) -> bool:
         return True
 
-    def serve(self, writer: Writer) -> None:
+    def run_writer(self, writer: Writer) -> None:
         writer.run(-1, True)
 
 
@@ -177,7 +177,7 @@ class FakeWriter:
         self._left = 0
         self._written: list[Written] = []
 
-    def leave(self, rendered: Rendered) -> bool:
+    def offer(self, rendered: Rendered) -> bool:
         """As a relay does."""
         if self.is_started:
             self._texts.append(rendered)
@@ -213,7 +213,7 @@ class FakeWriter:
         self.is_started = False
         return 0, 0, 0
 
-    def look(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
+    def take_counts(self) -> tuple[int, int, Sequence[tuple[int, int, int, int]]]:
         found = self._left, self._texts[0].time if self._texts else 0, self._written
         self._left, self._written = 0, []
         return found

@@ -701,7 +701,7 @@ def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock:
         for sink in (FakeDirectSink(), FakeSink())
     )
 
-    assert (outbox.find_writer(10), outbox.find_writer(11), other.find_writer(1)) == (writer, None, None)
+    assert (outbox.lend_writer(10), outbox.lend_writer(11), other.lend_writer(1)) == (writer, None, None)
 
 
 def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> None:
@@ -709,11 +709,11 @@ def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> 
     writer, flows = FakeWriter(), make_flows(8)
     outbox = Outbox(FakeDirectSink(), queue=100, stats=SinkStats(), clock=clock, writer=writer)
     run_until_idle(outbox, clock)
-    outbox.find_writer(10)
+    outbox.lend_writer(10)
     before = outbox.snapshot()
     writer.start()
-    writer.leave(render(flows[:5]))
-    writer.leave(render(flows[5:]))
+    writer.offer(render(flows[:5]))
+    writer.offer(render(flows[5:]))
     writer.write(3)
     meanwhile = outbox.snapshot()
     outbox.end_loan(NOTHING_PASSED)
@@ -739,7 +739,7 @@ def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_t
     if trouble == "news":
         outbox.flush(0.0)
 
-    assert (outbox.serve(), runs) == (False, [])
+    assert (outbox.run_writer(), runs) == (False, [])
     outbox.stop(clock.now)
 
 
@@ -749,12 +749,12 @@ def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) ->
     run_until_idle(outbox, clock)
 
     def leave() -> None:
-        assert writer.leave(render(flows[:5]))
-        assert writer.leave(render(flows[5:]))
+        assert writer.offer(render(flows[:5]))
+        assert writer.offer(render(flows[5:]))
         writer.write(3)
 
     writer.script = leave
-    served = outbox.serve()
+    served = outbox.run_writer()
     queued = outbox.snapshot().sink_events_queued
     run_until_idle(outbox, clock)
 
@@ -769,10 +769,10 @@ def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> 
     run_until_idle(outbox, clock)
 
     def leave() -> None:
-        assert writer.leave(render(flows[:1]))
+        assert writer.offer(render(flows[:1]))
 
     writer.script = leave
-    outbox.serve()
+    outbox.run_writer()
     outbox.step()
     put(outbox, flows[1:])
     outbox.disable()

@@ -214,15 +214,15 @@ class Law(RuleBasedStateMachine):
         written=st.integers(0, 12),
         between=st.sampled_from(["", "a loss", "events", "disabled"]),
     )
-    def serve(self, counts: list[int], written: int, between: str) -> None:
+    def run_writer(self, counts: list[int], written: int, between: str) -> None:
         """A writer for which a relay leaves events, of which it writes some; and something else comes."""
-        if self.outbox.step() is not None or self.outbox.find_writer(sum(counts)) is None:
+        if self.outbox.step() is not None or self.outbox.lend_writer(sum(counts)) is None:
             return
 
         def relay() -> None:
             left = written
             for count in counts:
-                if self.writer.leave(render(make_flows(count, self.sent))):
+                if self.writer.offer(render(make_flows(count, self.sent))):
                     self.sent += count
                 self.every_event_is_accounted_for()
                 match between:
@@ -238,7 +238,7 @@ class Law(RuleBasedStateMachine):
                 self.every_event_is_accounted_for()
 
         self.writer.script = relay
-        self.outbox.serve()
+        self.outbox.run_writer()
         self.outbox.end_loan(NOTHING_PASSED)
 
     @rule()

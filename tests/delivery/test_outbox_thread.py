@@ -147,11 +147,11 @@ def test_what_a_sink_kept_open_while_it_hung_is_closed_when_it_returns(tmp_path:
     outbox = make_running(sink, writer=writer)
     assert hangs.wait(30.0)
     outbox.stop(time.monotonic() + 0.05)
-    was_open = sink.can_serve()
+    was_open = sink.can_run_writer()
     let_go.set()
     outbox._thread.join()
 
-    assert (was_open, sink.can_serve()) == (True, False)
+    assert (was_open, sink.can_run_writer()) == (True, False)
 
 
 def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
@@ -160,8 +160,8 @@ def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     flows = make_flows(10)
 
     def hang() -> None:
-        writer.leave(render(flows[:4]))
-        writer.leave(render(flows[4:8]))
+        writer.offer(render(flows[:4]))
+        writer.offer(render(flows[4:8]))
         writer.write(3)
         hangs.set()
         assert let_go.wait(60.0)
@@ -170,7 +170,7 @@ def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     outbox = make_running(FakeDirectSink(), writer=writer)
     assert hangs.wait(30.0)
     before, oldest = outbox.snapshot(), outbox.find_oldest()
-    assert writer.leave(render(flows[8:9]))
+    assert writer.offer(render(flows[8:9]))
     put(outbox, flows[9:])
     outbox.stop(time.monotonic() + 0.05)
     stats, still = outbox.snapshot(), writer.take_rest()

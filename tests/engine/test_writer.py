@@ -90,10 +90,10 @@ def is_running(writer: core.Writer) -> bool:
 def test_what_a_relay_leaves_is_written_and_counted(feed: Feed, writer: core.Writer, file: int) -> None:
     flows = make_flows(3)
     passed = leave(feed, writer, flows).passed[0]
-    left = writer.look()
+    left = writer.take_counts()
     writer.stop()
     written = writer.run(file, True)
-    count, oldest, ((time, done, events, size),) = writer.look()
+    count, oldest, ((time, done, events, size),) = writer.take_counts()
 
     assert (passed.written, passed.rest.events) == ((), 0)
     assert left == (3, flows[0].time, ())
@@ -102,7 +102,7 @@ def test_what_a_relay_leaves_is_written_and_counted(feed: Feed, writer: core.Wri
     assert (count, oldest) == (0, 0)
     assert (time, events, size) == (flows[0].time, 3, len(write(flows)))
     assert done > time
-    assert (writer.look(), writer.take_rest()) == (IDLE, ())
+    assert (writer.take_counts(), writer.take_rest()) == (IDLE, ())
 
 
 @pytest.mark.parametrize(("host", "left"), [("", 2 * FEW_SLOTS), ("h" * MUCH_TEXT, FEW_SLOTS)])
@@ -115,7 +115,7 @@ def test_much_text_is_left_at_once_and_other_at_the_end(writer: core.Writer, hos
         feed.send(flows)
         (passed,) = feed.relay_to([Outlet(ENGINE.compile_template(template), KEEP, ROOM, writer)]).passed
 
-    assert writer.look()[0] == left
+    assert writer.take_counts()[0] == left
     assert passed.rest.text == b"".join(render(template, [flow]).text for flow in flows[left:])
 
 
@@ -134,7 +134,7 @@ def test_a_thread_writes_while_events_are_relayed(feed: Feed, writer: core.Write
     assert left
     assert read(file) == write(left)
     assert all(rest.text == write(flows[first : first + QUEUE]) for first, rest in given if rest.events)
-    assert writer.look()[0] == len(left)
+    assert writer.take_counts()[0] == len(left)
 
 
 def test_what_is_not_started_takes_nothing(feed: Feed) -> None:
@@ -142,14 +142,14 @@ def test_what_is_not_started_takes_nothing(feed: Feed) -> None:
     passed = leave(feed, writer, make_flows(3)).passed[0]
 
     assert passed.rest == render(json.TEMPLATE, make_flows(3))
-    assert writer.look() == IDLE
+    assert writer.take_counts() == IDLE
 
 
 def test_a_second_text_waits_for_the_first_to_be_taken(feed: Feed, writer: core.Writer) -> None:
     leave(feed, writer, make_flows(2))
 
     assert leave(feed, writer, make_flows(1)).passed[0].rest == render(json.TEMPLATE, make_flows(1))
-    assert writer.look()[0] == 2
+    assert writer.take_counts()[0] == 2
 
 
 def test_stop_ends_a_run_that_waits(writer: core.Writer, file: int) -> None:
@@ -170,7 +170,7 @@ def test_a_full_file_gives_back_whole_lines_and_says_what_is_torn(
     whole = len(write(flows[:2]))
     with limited(7 + whole + 10):
         found = writer.run(file, True)
-    left, oldest, ((_, _, events, size),) = writer.look()
+    left, oldest, ((_, _, events, size),) = writer.take_counts()
 
     assert found == (7, whole + 10, whole)
     assert read(file) == b"before\n" + write(flows)[: whole + 10]
@@ -189,9 +189,9 @@ def test_what_was_left_behind_a_text_that_could_not_be_written_is_given_back_too
     writer.start()
     leave(feed, writer, flows[3:])
 
-    assert writer.look()[:2] == (6, flows[0].time)
+    assert writer.take_counts()[:2] == (6, flows[0].time)
     assert take_rest(writer) == [render(json.TEMPLATE, flows[:3]), render(json.TEMPLATE, flows[3:])]
-    assert writer.look()[:2] == (0, 0)
+    assert writer.take_counts()[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("is_named", [True, False])
@@ -235,7 +235,7 @@ def test_writes_that_nobody_looks_at_for_long_are_counted_as_one(
         leave(feed, writer, make_flows(2))
         writer.stop()
         writer.run(file, True)
-    left, _, rows = writer.look()
+    left, _, rows = writer.take_counts()
 
     assert len(rows) == MOST_WRITTEN
     assert left == sum(events for _, _, events, _ in rows) == 2 * (MOST_WRITTEN + 10)

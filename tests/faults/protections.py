@@ -1603,8 +1603,8 @@ MUTATIONS: Final = (
     Mutation(
         "what a writer that hangs has is dropped by name, and once",
         "conntrackd/delivery/inlet.py",
-        "        self._look()\n        if self._writer is not None:\n            self._writer.give_up()",
-        "        if self._writer is not None:\n            self._writer.give_up()",
+        "        self._count_writer()\n        if self._writer is not None:\n            self._writer.give",
+        "        if self._writer is not None:\n            self._writer.give",
         "tests/delivery/test_outbox_thread.py::test_a_writer_that_hangs_loses_what_was_left_for_it_by_name",
     ),
     Mutation(
