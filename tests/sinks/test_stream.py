@@ -609,6 +609,7 @@ def test_a_sink_that_a_reload_has_made_anew_goes_on_where_the_one_before_it_stop
         run_until_idle(outbox, clock)
         while not first._begun:
             put(outbox, make_flows(200), render_json)
+        begun = first._begun
         if is_disabled:
             outbox.disable()  # what waits goes, and with it the rest of the line
             outbox.step()
@@ -630,7 +631,9 @@ def test_a_sink_that_a_reload_has_made_anew_goes_on_where_the_one_before_it_stop
         except ValueError:
             torn += 1
     assert [record["flow"] for record in records if "flow" in record][-1] == 500
-    assert (sum("lost" in record for record in records), torn) == (is_disabled, is_disabled)
+    # All records begin alike: of a line that was torn so early nobody sees which one it was to be.
+    goes_on = any(b'"lost"' in line and line.startswith(begun) for line in received)
+    assert (sum("lost" in record for record in records), torn) == (is_disabled, is_disabled and not goes_on)
 
 
 @pytest.mark.parametrize("kind", ["file", "terminal", "long line", "much", "in use", "closed"])
