@@ -781,3 +781,23 @@ def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> 
 
     assert sink.numbers == [0]
     assert (lost.count, lost.since) == (2, flows[1].time)
+
+
+@pytest.mark.parametrize("what", ["events", "a loss"])
+def test_no_more_is_left_for_a_writer_once_something_waits_for_the_thread(clock: Clock, what: str) -> None:
+    sink, writer, flows = FakeDirectSink(), FakeWriter(), make_flows(4)
+    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    run_until_idle(outbox, clock)
+    taken: list[bool] = []
+
+    def leave() -> None:
+        taken.append(writer.offer(render(flows[:2])))
+        put(outbox, flows[2:3]) if what == "events" else outbox.report(make_lost(3))
+        taken.append(writer.offer(render(flows[3:])))
+
+    writer.script = leave
+    outbox.run_writer()
+    run_until_idle(outbox, clock)
+
+    assert taken == [True, False]
+    assert sink.numbers == ([0, 1, 2] if what == "events" else [0, 1])

@@ -1591,7 +1591,8 @@ MUTATIONS: Final = (
         "conntrackd/delivery/inlet.py",
         "            self._writer.stop()  # what comes now is newer than what was left\n",
         "            pass\n",
-        "tests/delivery/test_outbox_law.py::test_no_event_is_unaccounted_for_with_nothing_but_memory",
+        "tests/delivery/test_outbox.py"
+        "::test_no_more_is_left_for_a_writer_once_something_waits_for_the_thread",
     ),
     Mutation(
         "what a writer could not write is written by the thread",
