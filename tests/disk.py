@@ -1,5 +1,6 @@
-"""A small disk in memory, that can be filled, or be mounted read-only."""
+"""A small disk in memory, that can be filled, or be mounted read-only; and files that may not grow."""
 
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,3 +16,14 @@ def mount_disk(path: Path, size: str) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", path], check=True)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file of this process grows beyond it: the write stops there, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -35,9 +35,9 @@ from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
 from tests.delivery.fakes import make_lost
+from tests.disk import file_limit
 from tests.engine.feed import ENGINES, QUEUE, pair, set_records
 from tests.engine.rendering import Databases
-from tests.engine.test_writer import limited
 from tests.filter.rows import parse
 from tests.messages import build_message
 from tests.rendering import render
@@ -330,7 +330,7 @@ def test_whatever_happens_to_a_file_its_lines_are_whole_and_come_once_in_order(t
                     rig.outbox.flush(SECONDS)
                     texts.append(path.rename(tmp_path / "moved").read_bytes())
                     rig.outbox.reopen()
-            with limited(path.stat().st_size + 700) if number % 8 == 7 else nullcontext():
+            with file_limit(path.stat().st_size + 700) if number % 8 == 7 else nullcontext():
                 rig.send(STEP, number * STEP)
                 rig.wait_for((number + 1) * STEP)
         rig.stop()

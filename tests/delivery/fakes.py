@@ -276,6 +276,13 @@ def make_lost(count: int, where: str = "kernel") -> Lost:
 AWAY = SinkUnavailable("nobody there")
 
 
-def make_outbox(sink: FakeSink, clock: Clock, queue: int = 1000, spool: Spool | None = None) -> Outbox:
+def make_outbox(
+    sink: FakeSink,
+    clock: Clock,
+    queue: int = 1000,
+    spool: Spool | None = None,
+    writer: FakeWriter | None = None,
+) -> Outbox:
     backoff = Backoff(1.0, 8.0, choose=lambda low, high: high)
-    return Outbox(sink, queue=queue, stats=SinkStats(), spool=spool, backoff=backoff, clock=clock)
+    stats = SinkStats()
+    return Outbox(sink, queue=queue, stats=stats, spool=spool, backoff=backoff, clock=clock, writer=writer)

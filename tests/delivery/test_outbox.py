@@ -697,8 +697,7 @@ def test_the_oldest_that_a_kill_would_take_is_an_event_or_a_loss_that_no_sink_ha
 def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock: Clock) -> None:
     writer = FakeWriter()
     outbox, other = (
-        Outbox(sink, queue=10, stats=SinkStats(), clock=clock, writer=writer)
-        for sink in (FakeDirectSink(), FakeSink())
+        make_outbox(sink, clock, queue=10, writer=writer) for sink in (FakeDirectSink(), FakeSink())
     )
 
     assert (outbox.lend_writer(10), outbox.lend_writer(11), other.lend_writer(1)) == (writer, None, None)
@@ -707,7 +706,7 @@ def test_text_is_left_for_a_file_alone_and_no_more_than_there_is_room_for(clock:
 def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> None:
     """The sums of stats.py hold at every moment: see Pipeline.lock."""
     writer, flows = FakeWriter(), make_flows(8)
-    outbox = Outbox(FakeDirectSink(), queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    outbox = make_outbox(FakeDirectSink(), clock, writer=writer)
     run_until_idle(outbox, clock)
     outbox.lend_writer(10)
     before = outbox.snapshot()
@@ -732,7 +731,7 @@ def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_t
     sink, writer, runs = FakeDirectSink(), FakeWriter(), []
     writer.script = lambda: runs.append(trouble)
     spool = Spool(tmp_path, "fake", 1 << 20) if trouble == "spool" else None
-    outbox = Outbox(sink, queue=10, stats=SinkStats(), clock=clock, writer=writer, spool=spool)
+    outbox = make_outbox(sink, clock, spool=spool, writer=writer)
     if trouble == "away":
         sink.open_faults.append(AWAY)
     run_until_idle(outbox, clock, seconds=10.0)
@@ -745,7 +744,7 @@ def test_the_thread_does_not_leave_itself_to_the_writer_while_it_has_something_t
 
 def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) -> None:
     sink, writer, flows = FakeDirectSink(), FakeWriter(), make_flows(8)
-    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    outbox = make_outbox(sink, clock, writer=writer)
     run_until_idle(outbox, clock)
 
     def leave() -> None:
@@ -765,7 +764,7 @@ def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) ->
 
 def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> None:
     sink, writer, flows = FakeDirectSink(batch_wait=1.0), FakeWriter(), make_flows(3)
-    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    outbox = make_outbox(sink, clock, writer=writer)
     run_until_idle(outbox, clock)
 
     def leave() -> None:
@@ -786,7 +785,7 @@ def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> 
 @pytest.mark.parametrize("what", ["events", "a loss"])
 def test_no_more_is_left_for_a_writer_once_something_waits_for_the_thread(clock: Clock, what: str) -> None:
     sink, writer, flows = FakeDirectSink(), FakeWriter(), make_flows(4)
-    outbox = Outbox(sink, queue=100, stats=SinkStats(), clock=clock, writer=writer)
+    outbox = make_outbox(sink, clock, writer=writer)
     run_until_idle(outbox, clock)
     taken: list[bool] = []
 

@@ -2,10 +2,8 @@
 
 import fcntl
 import os
-import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from conntrackd.flow import Flow
 from conntrackd.render import json, loki
 from conntrackd.render.rendered import Rendered
 from conntrackd.render.schema import SCHEMAS
+from tests.disk import file_limit
 from tests.engine.feed import ENGINE, FORM, QUEUE, ROOM, Feed, pair
 from tests.rendering import render
 from tests.sinks.flows import make_flows
@@ -66,17 +65,6 @@ def write(flows: list[Flow]) -> bytes:
 
 def take_rest(writer: core.Writer) -> list[Rendered]:
     return [Rendered(*rest) for rest, _ in writer.take_rest()]
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """Files may have so many bytes. Python ignores the signal that comes with it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def is_running(writer: core.Writer) -> bool:
@@ -168,7 +156,7 @@ def test_a_full_file_gives_back_whole_lines_and_says_what_is_torn(
     os.write(file, b"before\n")
     leave(feed, writer, flows)
     whole = len(write(flows[:2]))
-    with limited(7 + whole + 10):
+    with file_limit(7 + whole + 10):
         found = writer.run(file, True)
     left, oldest, ((_, _, events, size),) = writer.take_counts()
 
@@ -184,7 +172,7 @@ def test_what_was_left_behind_a_text_that_could_not_be_written_is_given_back_too
 ) -> None:
     flows = make_flows(6)
     leave(feed, writer, flows[:3])
-    with limited(0):
+    with file_limit(0):
         writer.run(file, True)
     writer.start()
     leave(feed, writer, flows[3:])

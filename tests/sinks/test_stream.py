@@ -3,14 +3,13 @@
 import fcntl
 import json
 import os
-import resource
 import select
 import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from conntrackd.render.rendered import Rendered
 from conntrackd.sinks.stream import FILE_WAIT, IOV_MAX, StreamSink, create
 from conntrackd.stats import SinkStats
 from tests.delivery.fakes import Clock, compute_imbalance, make_lost, put, run_until_idle
+from tests.disk import file_limit
 from tests.rendering import render
 from tests.sinks.flows import make_flow, make_flows
 from tests.sinks.syslog_servers import wait_until
@@ -43,17 +43,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
         except OSError:
             continue
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """No file of this process grows beyond it: the write stops there, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write(sink: StreamSink, events: Rendered) -> int:
