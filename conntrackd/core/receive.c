@@ -9,6 +9,9 @@
 #include <time.h>
 
 #define NANO 1000000000ULL
+/* Events to gather. Each takes some 1,300 bytes of the kernel's, and of more than these the first ones are no longer in
+ * a processor's cache when they are read. */
+#define ENOUGH 512
 
 uint64_t read_clock(int clock)
 {
@@ -53,6 +56,15 @@ static void sleep_until(uint64_t monotonic_ns)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
 }
 
+/* At most `most_ns`, and so long as enough events come in at the rate of the last ones. */
+static uint64_t compute_gather(const struct ring *ring, uint64_t most_ns)
+{
+	const uint64_t enough_ns =
+		ring->gathered ? (ring->read_ns - ring->emptied_ns) / ring->gathered * ENOUGH : most_ns;
+
+	return enough_ns < most_ns ? enough_ns : most_ns;
+}
+
 /* 0: there is nothing. */
 static int read_queue(struct ring *ring, int socket)
 {
@@ -68,14 +80,18 @@ static int read_queue(struct ring *ring, int socket)
 /*
  * A batch that filled the slots has left events in the queue: read on. One of several events says that more will
  * come soon: sleep, and they are one batch. After a single one wait in poll(), so that where events are rare
- * each is read when it comes, by one wake-up; but not sooner than `gather_us` after the last.
+ * each is read when it comes, by one wake-up; but not sooner than they are to be gathered after the last.
  */
 int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_us)
 {
-	uint64_t next_ns = ring->read_ns + (uint64_t)gather_us * 1000;
+	const uint64_t next_ns = ring->read_ns + compute_gather(ring, (uint64_t)gather_us * 1000);
 	struct pollfd ready = { .fd = socket, .events = POLLIN };
 	int count = 0;
 
+	if (ring->received < ring->slots) {
+		ring->emptied_ns = ring->read_ns;
+		ring->gathered = 0;
+	}
 	if (ring->received > 1) {
 		if (gather_us && ring->received < ring->slots)
 			sleep_until(next_ns);
@@ -90,6 +106,7 @@ int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_
 		count = read_queue(ring, socket);
 	}
 	ring->read_ns = read_clock(CLOCK_MONOTONIC);
+	ring->gathered += ring->received;
 	return count;
 }
 

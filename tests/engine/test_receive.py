@@ -10,7 +10,7 @@ import time
 import pytest
 
 from conntrackd.engine import SLOT_BYTES, SLOTS, Engine, Received
-from tests.engine.feed import PATIENCE_MS, RECEIVED_NS, pair
+from tests.engine.feed import ENGINE, PATIENCE_MS, QUEUE, RECEIVED_NS, pair
 from tests.messages import attribute, build_message
 from tests.sinks.flows import make_flow
 
@@ -74,6 +74,29 @@ def test_a_batch_begins_with_the_first_event_and_has_what_came_until_it_was_read
 
     assert counts == [2, 3]
     assert time.monotonic() - begin >= 0.05
+
+
+def measure_gathering(gather_us: int) -> float:
+    """Seconds for which it waits after ten that came all but at once, with two more there."""
+    batch = ENGINE.open_batch()
+    with pair() as (one, other):
+        for count in (1, QUEUE):
+            for _ in range(count):
+                other.send(MESSAGE)
+            assert batch.receive(one.fileno(), PATIENCE_MS, 0)[0] == count
+        other.send(MESSAGE)
+        other.send(MESSAGE)
+        begin = time.monotonic()
+        assert batch.receive(one.fileno(), PATIENCE_MS, gather_us)[0] == 2
+        return time.monotonic() - begin
+
+
+def test_where_very_many_come_they_are_not_gathered_for_the_whole_time() -> None:
+    """What has queued for long is no longer in a cache. One round may be held up by other work, not each."""
+    gather_us = 500_000
+    waited = (measure_gathering(gather_us) for _ in range(20))
+
+    assert any(seconds < gather_us / 1e6 for seconds in waited)
 
 
 def test_a_socket_that_is_gone_is_an_error(engine: Engine) -> None:

@@ -693,6 +693,13 @@ MUTATIONS: Final = (
         "tests/live/test_socket.py::test_what_a_process_sends_is_left_out_and_counted",
     ),
     Mutation(
+        "where very many events come, fewer are gathered",
+        "conntrackd/core/receive.c",
+        "return enough_ns < most_ns ? enough_ns : most_ns;",
+        "return most_ns;",
+        "tests/engine/test_receive.py::test_where_very_many_come_they_are_not_gathered_for_the_whole_time",
+    ),
+    Mutation(
         "a limit that is too small is told by its name",
         "conntrackd/daemon.py",
         "raise resources.explain_threads(len(self.outboxes) + len(readers) - 1) from error",
