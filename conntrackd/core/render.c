@@ -139,7 +139,7 @@ static char *write_value(char *at, struct template *template, const struct piece
 
 static char *write_event(char *at, struct template *template, const struct plan *plan, const struct event *event)
 {
-	const char *text = plan->text, *begins[ENDS] = { at, at, at };
+	const char *text = plan->text, *begins[ENDS] = { at, at, at, at, at };
 	size_t lengths[ENDS] = { 0 };
 
 	for (const struct piece *piece = plan->pieces;; piece++) {
@@ -167,21 +167,32 @@ struct maker {
 	bool has_end[ENDS];
 };
 
+static enum end find_end(size_t offset)
+{
+	switch (offset) {
+	case FIELD(src):
+		return SRC;
+	case FIELD(dst):
+		return DST;
+	case FIELD(sport):
+		return SPORT;
+	case FIELD(dport):
+		return DPORT;
+	default:
+		return NO_END;
+	}
+}
+
 static void end_piece(struct maker *maker, enum step_kind kind, const struct step *step, size_t field)
 {
 	const uint32_t length = (uint32_t)(maker->at - maker->begin);
+	const enum end end =
+		kind == STEP_ADDRESS || kind == STEP_NUMBER ? find_end(event_fields[field].offset) : NO_END;
 
-	*maker->piece++ = (struct piece){ length, (uint16_t)kind, NO_END, &event_fields[field], step };
+	if (end && maker->has_end[end])
+		kind = STEP_AGAIN;
+	*maker->piece++ = (struct piece){ length, (uint16_t)kind, (uint16_t)end, &event_fields[field], step };
 	maker->begin = maker->at;
-}
-
-static void end_address(struct maker *maker, const struct step *step)
-{
-	const size_t offset = event_fields[step->field].offset;
-	const enum end end = offset == FIELD(src) ? SRC : offset == FIELD(dst) ? DST : NO_END;
-
-	end_piece(maker, end && maker->has_end[end] ? STEP_AGAIN : STEP_ADDRESS, step, step->field);
-	maker->piece[-1].end = (uint16_t)end;
 	maker->has_end[end] = true;
 }
 
@@ -193,7 +204,7 @@ static void make_endpoint(struct maker *maker, const struct step *step, const st
 
 	if (is_bracketed)
 		*maker->at++ = '[';
-	end_address(maker, step);
+	end_piece(maker, STEP_ADDRESS, step, step->field);
 	if (is_bracketed)
 		*maker->at++ = ']';
 	if (!has_port)
@@ -213,8 +224,6 @@ static void make_step(struct maker *maker, const struct template *template, cons
 		maker->at = write_name(maker->at, template, step, read_field(event, field));
 	else if (step->kind == STEP_ENDPOINT)
 		make_endpoint(maker, step, event);
-	else if (step->kind == STEP_ADDRESS)
-		end_address(maker, step);
 	else if (step->kind != STEP_TEXT)
 		end_piece(maker, (enum step_kind)step->kind, step, step->field);
 	maker->at = write_bytes(maker->at, constants + step->before_length, step->after_length);

@@ -52,10 +52,13 @@ static char *write_digits(char *at, uint64_t split, int count)
 
 char *write_number(char *at, uint64_t number)
 {
-	uint64_t split = split_digits((uint32_t)(number % HUNDRED_MILLION));
+	uint64_t split;
 
-	if (number >= HUNDRED_MILLION)
-		return write_digits(write_number(at, number / HUNDRED_MILLION), split, 8);
+	if (number >= HUNDRED_MILLION) {
+		at = write_number(at, number / HUNDRED_MILLION);
+		return write_digits(at, split_digits((uint32_t)(number % HUNDRED_MILLION)), 8);
+	}
+	split = split_digits((uint32_t)number);
 	return write_digits(at, split, 8 - __builtin_ctzll(split | 1ULL << 56) / 8);
 }
 
