@@ -9,9 +9,9 @@
 #include <time.h>
 
 #define NANO 1000000000ULL
-/* Events to gather. Each takes some 1,300 bytes of the kernel's, and of more than these the first ones are no longer in
- * a processor's cache when they are read. */
-#define ENOUGH 512
+/* Events to gather. Each takes some 1,300 bytes of the kernel's memory: of many more the first ones are no longer in a
+ * processor's cache when they are read. */
+#define ENOUGH 256
 
 uint64_t read_clock(int clock)
 {
