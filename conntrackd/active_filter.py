@@ -18,6 +18,7 @@ from conntrackd.filter.kernel import REMEMBERED, compile_kernel
 from conntrackd.filter.never import (
     LOGS_NOTHING_HINT,
     EventScope,
+    list_notes,
     list_silence,
     list_unknown_countries,
     list_warnings,
@@ -66,6 +67,11 @@ class CoreFilter:
         """What is doubtful in it, also beside what the databases know."""
         known = frozenset[str]() if geoip is None else geoip.countries
         return [*self.warnings, *map(str, list_unknown_countries(self.parsed, known))]
+
+    def list_remarks(self, geoip: "GeoIP | None") -> list[str]:
+        """Lines for whoever puts it in force: what is doubtful, and what is right and maybe not meant."""
+        doubts = [f"warning: {doubt}" for doubt in self.list_doubts(geoip)]
+        return doubts + [f"note: {note}" for note in list_notes(self.parsed)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The daemon answers Doctor() with examine(config, situation); `conntrackctl docto
 examine(config) itself where no daemon runs. Nothing here changes anything.
 """
 
+import os
 import re
 import socket
 import time
@@ -22,6 +23,7 @@ from conntrackd.netlink import tracking
 from conntrackd.netlink.namespace import enter
 from conntrackd.sinks import ConfiguredSink, list_sinks
 from conntrackd.source import hearing
+from conntrackd.stats import Stats
 from conntrackd.units import render_size
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ FILL_WARNING: Final = 0.8
 FILL_ERROR: Final = 0.95
 # MaxMind and DB-IP bring out a new one at least monthly.
 GEOIP_DAYS: Final = 60
+GEOIP_REMEDY: Final = "geoipupdate, or fix geoip.database"
+# For an ordinary user, from whom something is hidden.
+AS_ROOT: Final = "sudo conntrackctl doctor"
 # journald.conf(5): RateLimitBurst=, RateLimitIntervalSec=
 JOURNAL_BURST: Final = 10_000
 JOURNAL_CONFIG: Final = (
@@ -112,7 +117,9 @@ class Situation:
 
 
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
-    """All findings, in the order in which an event travels. Takes up to some seconds; raises nothing.
+    """All findings, in the order in which an event travels. Raises nothing.
+
+    Takes up to some seconds, with no daemon ten more for a database of the whole Internet.
 
     `situation` is None where no daemon runs. `root` is where /proc, /etc and /run are. Sysctls are those of
     the network namespace that the configuration names.
@@ -153,7 +160,7 @@ def check_capability(root: Path) -> Finding:
         NOTE,
         "capability",
         "missing privilege: CAP_NET_ADMIN, which the service has; some checks are incomplete",
-        "sudo conntrackctl doctor",
+        AS_ROOT,
     )
 
 
@@ -305,15 +312,24 @@ def check_loss(situation: Situation) -> Finding:
 def check_geoip(
     config: Config, situation: Situation | None = None, now: float | None = None
 ) -> Iterator[Finding]:
-    """Each database: whether it is there and can be used, as far as a daemon has read it, and how old."""
+    """Each database: whether it is there and can be used, by the daemon or else from here, and how old."""
     for path in config[options.GEOIP_DATABASE]:
         if situation is not None and (fault := situation.databases.get(path)) is not None:
             yield Finding(WARNING, "geoip", f"{fault.origin}: {fault.message}", fault.hint)
             continue
         try:
             age = ((time.time() if now is None else now) - path.stat().st_mtime) / 86400
+            if situation is None:
+                from conntrackd.geoip.databases import GeoIP  # noqa: PLC0415  # late, as in daemon.py
+
+                GeoIP([path], config[options.GEOIP_LOCALE], 0, Stats())
         except OSError as error:
-            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", "geoipupdate, or fix geoip.database")
+            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", GEOIP_REMEDY)
+            continue
+        except ConntrackdError as error:
+            is_ours = os.access(path, os.R_OK, effective_ids=True)
+            severity, remedy = (ERROR, GEOIP_REMEDY) if is_ours else (NOTE, AS_ROOT)
+            yield Finding(severity, "geoip", error.message, remedy)
             continue
         if age > GEOIP_DAYS:
             yield Finding(WARNING, "geoip", f"{path} is {age:.0f} days old", "geoipupdate")

@@ -229,9 +229,8 @@ class DaemonControl(Control):
         count = len(rules.rules)
         instructions = self._count_instructions()
         kernel = f"{instructions} instructions in the kernel" if instructions else "none in the kernel"
-        return [f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"] + [
-            f"warning: {warning}" for warning in rules.list_doubts(self._daemon.pipeline.geoip)
-        ]
+        first = f"{count} rule{'' if count == 1 else 's'} in force, from {rules.origin}; {kernel}"
+        return [first, *rules.list_remarks(self._daemon.pipeline.geoip)]
 
     async def _compile(self, rules: Sequence[str], origin: str) -> Filter:
         """In a thread: signals, the bus and the watchdog go on. How much it may cost: filter/cost.py.

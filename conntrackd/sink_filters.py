@@ -127,7 +127,7 @@ def describe(name: str, rules: CoreFilter, geoip: "GeoIP | None") -> list[str]:
     """The filter of one sink, for people."""
     count = len(rules.rules)
     first = f"{count} rule{'' if count == 1 else 's'} in force for sink {name}, from {rules.origin}"
-    return [first, *(f"warning: {warning}" for warning in rules.list_doubts(geoip))]
+    return [first, *rules.list_remarks(geoip)]
 
 
 def list_warnings(rules: CoreFilter, own: Mapping[str, CoreFilter], geoip: "GeoIP | None") -> list[str]:

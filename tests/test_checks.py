@@ -18,7 +18,9 @@ from conntrackd.config.read import Config, read_config
 from conntrackd.errors import ConfigError, OutputError
 from conntrackd.filter.never import list_silence
 from conntrackd.sinks import SINKS
+from tests.bus.private import as_user
 from tests.filter.rows import parse
+from tests.geoip.test_databases import write_database
 
 NOWHERE = Path("/nonexistent")
 
@@ -280,10 +282,10 @@ def test_an_old_or_missing_database_is_reported(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     config = configure(geoip__database=str(path))
 
-    assert [item.severity for item in checks.check_geoip(config, now=59 * 86400.0)] == ["ok"]
-    assert [item.severity for item in checks.check_geoip(config, now=61 * 86400.0)] == ["warning"]
+    assert [item.severity for item in checks.check_geoip(config, GOOD, 59 * 86400.0)] == ["ok"]
+    assert [item.severity for item in checks.check_geoip(config, GOOD, 61 * 86400.0)] == ["warning"]
     path.unlink()
-    assert [item.severity for item in checks.check_geoip(config)] == ["error"]
+    assert [item.severity for item in checks.check_geoip(config, GOOD)] == ["error"]
 
 
 def test_a_database_that_cannot_be_used_is_not_said_to_be_ok(tmp_path: Path) -> None:
@@ -296,6 +298,31 @@ def test_a_database_that_cannot_be_used_is_not_said_to_be_ok(tmp_path: Path) -> 
         Finding("warning", "geoip", "geoip.database: it is damaged", "geoipupdate"),
         Finding("ok", "geoip", f"{other} is 0 days old", ""),
     ]
+
+
+def test_without_a_daemon_each_database_is_read_from_here(tmp_path: Path) -> None:
+    good = write_database(tmp_path / "good.mmdb", {"autonomous_system_number": 64496})
+    path = write(tmp_path, "city.mmdb", "garbage")
+    found = list(checks.check_geoip(configure(geoip__database=f"{good}, {path}")))
+
+    text = f"{path} is not a usable database: its metadata is missing"
+    assert found == [
+        Finding("ok", "geoip", f"{good} is 0 days old"),
+        Finding("error", "geoip", text, "geoipupdate, or fix geoip.database"),
+    ]
+
+
+@pytest.mark.privileged
+def test_of_a_database_that_only_others_may_read_nothing_is_said_but_that(tmp_path: Path) -> None:
+    path = write(tmp_path, "city.mmdb", "")
+    path.chmod(0o640)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with as_user(65534):
+        found = list(checks.check_geoip(configure(geoip__database=str(path))))
+
+    text = f"{path} cannot be read: Permission denied"
+    assert found == [Finding("note", "geoip", text, "sudo conntrackctl doctor")]
 
 
 @pytest.mark.parametrize(

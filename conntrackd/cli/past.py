@@ -2,7 +2,7 @@
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -64,7 +64,6 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
     from conntrackd.filter.limit import refuse_limits  # noqa: PLC0415
-    from conntrackd.filter.never import DROP_ANY_HINT, drops_nothing  # noqa: PLC0415
     from conntrackd.filter.sets import NO_SETS  # noqa: PLC0415
     from conntrackd.history.source import read_configuration  # noqa: PLC0415
 
@@ -72,7 +71,14 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     rules = parse_rules([RuleText(text) for text in texts], sets)
     refuse_limits(rules, "what was logged has passed its limits: nothing is limited here")
     warn_of_status(rules)
+    warn_of_all(rules)
+    return rules
+
+
+def warn_of_all(rules: "Sequence[Rule]") -> None:
+    """To stderr, where rules leave nothing out."""
+    from conntrackd.filter.never import DROP_ANY_HINT, drops_nothing  # noqa: PLC0415
+
     if drops_nothing(rules):
         message = "no rule drops anything, so all events are shown"
         report.warn(PROGRAM, DataError(message, hint=DROP_ANY_HINT))
-    return rules

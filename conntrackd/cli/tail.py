@@ -36,10 +36,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", dest="form", action="store_const", const="json", help="same as -o json")
 
 
+def open_tail(arguments: Namespace, count: int = 0) -> int:
+    """A pipe with what the rules keep; a warning where they leave nothing out. Sets are the daemon's."""
+    rules = arguments.filter + arguments.rules
+    with connect(arguments) as client:
+        pipe = client.open_tail(rules, count)
+    if rules and "@" not in "".join(rules):
+        from conntrackd.cli.past import warn_of_all  # noqa: PLC0415
+        from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
+        from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
+
+        warn_of_all(parse_rules([RuleText(rule) for rule in rules]))
+    return pipe
+
+
 def show_tail(arguments: Namespace) -> int:
     """Until ^C, until there were so many, or until the daemon ends it."""
-    with connect(arguments) as client:
-        pipe = client.open_tail(arguments.filter + arguments.rules, arguments.count or 0)
+    pipe = open_tail(arguments, arguments.count or 0)
     is_terminal = sys.stdout.isatty()
     style = Style(colour=should_colour())
     seen = 0

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from conntrackd.cli.columns import GAP, NARROWEST, lay_out
-from conntrackd.cli.common import add_updates, connect
+from conntrackd.cli.common import add_updates
 from conntrackd.cli.lines import show_line
 from conntrackd.cli.screen import QUIT, REFRESH, Paper, open_view
 from conntrackd.cli.summary import parse_by
-from conntrackd.cli.tail import CHUNK, add_rules
+from conntrackd.cli.tail import CHUNK, add_rules, open_tail
 from conntrackd.cli.talkers import BY, SORTS, Ranking, Talkers
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
@@ -63,8 +63,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def show_top(arguments: Namespace) -> int:
     """Until ^C or q, or after so many views."""
-    with connect(arguments) as client:
-        pipe = client.open_tail(arguments.filter + arguments.rules, 0)
+    pipe = open_tail(arguments)
     ranking = Ranking(Talkers(*arguments.by), arguments.sort, time.monotonic())
     try:
         with Paper() if arguments.json else open_view() as view:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from conntrackd.bus.client import NotRunningError
+from conntrackd.errors import UnavailableError
 
 UNIT: Final = "conntrackd.service"
 ASKED: Final = ("ActiveState", "SubState", "Result", "ExecMainStatus", "InvocationID")
@@ -18,7 +19,7 @@ PATH: Final = "/usr/bin:/bin"
 BAD_CONFIGURATION: Final = "78"  # EX_CONFIG
 
 
-def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningError:
+def explain(error: NotRunningError, environ: Mapping[str, str]) -> UnavailableError:
     """The error with the reason, where the service has failed. As it is where another bus is asked."""
     if environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
         return error
@@ -28,7 +29,7 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> NotRunningErr
     state, result, status = (found.get(name, "") for name in ("ActiveState", "Result", "ExecMainStatus"))
     if state == "active":
         hint = f"check bus.enable and bus.address in conntrackd.yaml; {LOG}"
-        return NotRunningError("conntrackd is running, but not on this bus", hint=hint)
+        return UnavailableError("conntrackd is running, but not on this bus", hint=hint)
     if result in {"", "success"}:
         return error
     lines = read_last_words(found.get("InvocationID", ""), environ, until)

@@ -161,6 +161,20 @@ def test_a_tail_in_a_pipe_is_json_as_it_came(served: Served, capfdbinary: Any) -
     assert [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()] == [EVENT, EVENT]
 
 
+@pytest.mark.parametrize("words", [["tail", "-n", "1"], ["top", "-n", "1", "--json"]])
+def test_rules_of_a_tail_that_leave_nothing_out_are_noticed(
+    words: list[str], served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_tail(served, EVENT)
+    served.control.is_endless = words[0] == "top"  # type: ignore[attr-defined]
+    told = []
+    for more in (["log port 53"], ["log port 53", "drop any"], ["log address @known_there"], []):
+        ctl.run([*words, *more])
+        told.append(capsys.readouterr().err.partition("\n")[0])
+
+    assert told == ["conntrackctl: warning: no rule drops anything, so all events are shown", "", "", ""]
+
+
 def test_a_tail_that_the_daemon_ends_is_reported(served: Served) -> None:
     set_tail(served, EVENT)
 

@@ -5,6 +5,7 @@ python -m tests.faults.mutations [TEXT ...]     those whose description has one 
 Exit status 1 when one survives.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -66,9 +67,24 @@ def survives(tree: Path, mutation: Mutation) -> bool:
             build_core(tree)
 
 
-def main(texts: Sequence[str]) -> int:
-    survivors = []
-    chosen = [one for one in MUTATIONS if not texts or any(text in one.what for text in texts)]
+def choose(argv: Sequence[str]) -> list[Mutation]:
+    """Those that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.mutations",
+        description="Take protections out, one at a time, in a copy of the tree: a test must notice each.",
+    )
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="those with this in their description (default: all)"
+    )
+    texts = parser.parse_args(argv).texts
+    for text in texts:
+        if not any(text in one.what for one in MUTATIONS):
+            parser.error(f"no protection has {text!r} in its description, see tests/faults/protections.py")
+    return [one for one in MUTATIONS if not texts or any(text in one.what for text in texts)]
+
+
+def main(argv: Sequence[str]) -> int:
+    survivors, chosen = [], choose(argv)
     with tempfile.TemporaryDirectory(prefix="conntrackd-mutations-") as name:
         tree = Path(name)
         tree.chmod(0o755)

@@ -180,13 +180,14 @@ def count_entries(rig: Rig) -> int:
         return table.measure().entries
 
 
-# With 2 the kernel asks whether anybody on the machine listens, in whichever namespace: nobody else may.
 @pytest.mark.parametrize(("setting", "expected"), [(2, 0), (1, 1000)])
 def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel_is_asked_to(
     rig: Rig, setting: int, expected: int
 ) -> None:
     rig.choose("stream", kind="DESTROY")
     rig.producer.network.set("net.netfilter.nf_conntrack_events", setting)
+    if setting == 2 and is_heard(rig):
+        pytest.skip("somebody on this machine listens, in whichever namespace: there 2 does what 1 does")
     rig.producer.send(1000)
     with rig.daemon() as running:
         running.wait_for_start()
@@ -198,7 +199,7 @@ def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel
         rig.producer.forget()
         rig.producer.send(1)
         rig.producer.forget()
-        rig.wait_for_number(1000)
+        rig.wait_for_number(rig.producer.sent - 1)
         assert running.stop() == 0
     rig.read()
     rig.producer.network.set("net.netfilter.nf_conntrack_events", 2)
@@ -206,3 +207,13 @@ def test_row_06_flows_older_than_the_listener_end_with_an_event_where_the_kernel
     seen = rig.tallies["stream"].seen
     assert (len(seen), seen.total()) == (expected + 1, expected + 1)
     assert ("older than the daemon" in findings["events"]) == (setting == 2)
+
+
+def is_heard(rig: Rig) -> bool:
+    """Whether a flow that began when nobody listened here ends with an event."""
+    rig.producer.send(1)
+    with enter(rig.producer.network.router):
+        events = EventSocket.open(groups=EventType.DESTROY, buffer=1 << 20)
+    with closing(events):
+        rig.producer.forget()
+        return events.measure().used > 0

@@ -4,7 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
+from tests.faults import mutations
 from tests.faults.figures import BEGIN, END, render, replace_table
 from tests.faults.mutations import ROOT
 from tests.faults.protections import MUTATIONS, Mutation
@@ -38,6 +40,17 @@ def test_a_mutation_still_finds_its_protection_and_its_test(mutation: Mutation) 
 
     assert text.count(mutation.old) == 1
     assert name.partition("[")[0] in list_tests(file)
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--nothing", 2), ("of no protection", 2)])
+def test_a_run_of_mutations_begins_only_with_texts_of_some(
+    argument: str, status: int, mocker: MockerFixture
+) -> None:
+    mocker.patch.object(mutations, "copy_tree", side_effect=AssertionError)
+
+    with pytest.raises(SystemExit) as caught:
+        mutations.main([argument])
+    assert caught.value.code == status
 
 
 def test_the_table_stands_between_its_markers() -> None:

@@ -62,6 +62,19 @@ def test_each_rule_counts_what_it_decided_here_and_nothing_that_the_kernel_dropp
     assert ask(capsys, "stats")["rule_matches"][1:] == [0, 3, 0]
 
 
+@pytest.mark.parametrize("sink", [[], ["--sink", "stream"]])
+def test_where_rules_of_run_time_drop_nothing_that_is_noted(
+    sink: list[str], running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [
+        ask(capsys, "filter", "set", *sink, "log port 443", *more)["changes"] for more in ([], ["drop any"])
+    ]
+
+    note = "note: no rule drops anything: events that no rule matches are logged, too\nhint: "
+    assert changes[0][1].startswith(note)
+    assert [len(lines) for lines in changes] == [2, 1]
+
+
 def test_a_filter_with_a_time_reverts_by_itself(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     ask(capsys, "filter", "set", "drop any", "--for", "1s")
     assert ask(capsys, "filter", "show")["expires_s"] == 1
