@@ -45,6 +45,7 @@ LAST_MS: Final = 1
 KEPT_SECONDS: Final = 1.0
 # Where events come one after the other, they are read so often; where each sink waits longer for others to
 # write with them, as a file does, less often: most of what 10,000 events a second cost is done once a batch.
+# Where very many come, the core reads them sooner than that: see GATHER_EVENTS in core/receive.c.
 GATHER_US: Final = 4000
 LONG_GATHER_US: Final = 50_000
 # A buffer has to hold what may come meanwhile: 400,000 events a second, of 1,280 bytes each.
@@ -141,7 +142,7 @@ class Reader:
             yield self.batch.datagrams(SLOTS)[1]
 
     def _compute_gather(self, size: int) -> int:
-        """Microseconds for which events may gather in a buffer of so many bytes."""
+        """The most microseconds for which events may gather in a buffer of so many bytes."""
         pipeline = self._pipeline
         if size < GATHER_BYTES:
             return 0

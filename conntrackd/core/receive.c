@@ -9,9 +9,10 @@
 #include <time.h>
 
 #define NANO 1000000000ULL
-/* Events to gather. Each takes some 1,300 bytes of the kernel's memory: of many more the first ones are no longer in a
- * processor's cache when they are read. */
-#define ENOUGH 256
+/* Events to gather. An event takes some 1,300 bytes of the kernel's memory: where many more of them queue up, the first
+ * ones are no longer in the processor's cache when they are read.
+ */
+#define GATHER_EVENTS 256
 
 uint64_t read_clock(int clock)
 {
@@ -56,16 +57,18 @@ static void sleep_until(uint64_t monotonic_ns)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
 }
 
-/* At most `most_ns`, and so long as enough events come in at the rate of the last ones. */
+/* How long to gather: until there are GATHER_EVENTS, if they come as fast as those of the last interval did, and for
+ * at most `most_ns`.
+ */
 static uint64_t compute_gather(const struct ring *ring, uint64_t most_ns)
 {
 	const uint64_t enough_ns =
-		ring->gathered ? (ring->read_ns - ring->emptied_ns) / ring->gathered * ENOUGH : most_ns;
+		ring->gathered ? (ring->read_ns - ring->emptied_ns) / ring->gathered * GATHER_EVENTS : most_ns;
 
 	return enough_ns < most_ns ? enough_ns : most_ns;
 }
 
-/* 0: there is nothing. */
+/* The number of datagrams, 0 where there is none; -1 with errno. */
 static int read_queue(struct ring *ring, int socket)
 {
 	int count = recvmmsg(socket, ring->messages, (unsigned)ring->slots, MSG_DONTWAIT | MSG_TRUNC, NULL);
@@ -78,9 +81,10 @@ static int read_queue(struct ring *ring, int socket)
 }
 
 /*
- * A batch that filled the slots has left events in the queue: read on. One of several events says that more will
- * come soon: sleep, and they are one batch. After a single one wait in poll(), so that where events are rare
- * each is read when it comes, by one wake-up; but not sooner than they are to be gathered after the last.
+ * What the last batch was says when to read the next. It filled the slots: there are more in the queue, so read on at
+ * once. It had several events: more will come soon, so sleep until `next_ns`, and they are one batch. It had one: wait
+ * in poll(), so that where events are rare each is read when it comes, by one wake-up; but where that is before
+ * `next_ns`, sleep until then.
  */
 int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_us)
 {
@@ -88,7 +92,7 @@ int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_
 	struct pollfd ready = { .fd = socket, .events = POLLIN };
 	int count = 0;
 
-	if (ring->received < ring->slots) {
+	if (ring->received < ring->slots) { /* it emptied the queue: a new interval begins */
 		ring->emptied_ns = ring->read_ns;
 		ring->gathered = 0;
 	}

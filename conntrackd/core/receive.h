@@ -16,8 +16,8 @@ struct ring {
 	struct iovec *vectors;
 	struct sockaddr_nl *senders;
 	size_t received; /* datagrams of the last receive, forged ones included */
-	uint64_t read_ns; /* when that was, by the monotonic clock */
-	uint64_t emptied_ns; /* when the queue was last emptied, before that */
+	uint64_t read_ns; /* when it last read any, by the monotonic clock */
+	uint64_t emptied_ns; /* when a read before that one had last emptied the queue */
 	size_t gathered; /* datagrams read since then */
 };
 
@@ -30,8 +30,8 @@ bool open_ring(struct ring *ring, size_t slots, size_t slot_bytes);
 void close_ring(struct ring *ring);
 
 /* Waits at most `patience_ms`, and `gather_us`, for the first datagram and returns with all that have come, as many as
- * there are slots; 0 for none, -1 with errno. Where events come one after the other it reads every `gather_us`, sooner
- * only where very many come: being woken for each event is three quarters of what an event costs.
+ * there are slots; 0 for none, -1 with errno. Where events come one after the other it reads every `gather_us`, and
+ * sooner only where very many come: being woken for each event is three quarters of what an event costs.
  */
 int ring_receive(struct ring *ring, int socket, int patience_ms, int64_t gather_us);
 

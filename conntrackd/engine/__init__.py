@@ -150,8 +150,8 @@ class EventBatch(Protocol):
     def receive(self, socket: int, patience_ms: int, gather_us: int, /) -> tuple[int, ...]:
         """Wait for events and read them: see Received. Raises OSError when the socket is gone.
 
-        Where they come one after the other, every `gather_us`, of the core sooner where very many come;
-        0: as soon as there is one.
+        Where they come one after the other it reads every `gather_us`, and the core sooner where very many
+        come; 0: as soon as there is one.
         """
 
     def interrupt(self) -> None:
