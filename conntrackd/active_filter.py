@@ -69,7 +69,7 @@ class CoreFilter:
         return [*self.warnings, *map(str, list_unknown_countries(self.parsed, known))]
 
     def list_remarks(self, geoip: "GeoIP | None") -> list[str]:
-        """Lines for whoever puts it in force: what is doubtful, and what is right and maybe not meant."""
+        """Lines for whoever puts it in force: warnings, and notes of what is right but maybe not meant."""
         doubts = [f"warning: {doubt}" for doubt in self.list_doubts(geoip)]
         return doubts + [f"note: {note}" for note in list_notes(self.parsed)]
 

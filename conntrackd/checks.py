@@ -43,7 +43,7 @@ FILL_ERROR: Final = 0.95
 # MaxMind and DB-IP bring out a new one at least monthly.
 GEOIP_DAYS: Final = 60
 GEOIP_REMEDY: Final = "geoipupdate, or fix geoip.database"
-# For an ordinary user, from whom something is hidden.
+# Where an ordinary user cannot see enough.
 AS_ROOT: Final = "sudo conntrackctl doctor"
 # journald.conf(5): RateLimitBurst=, RateLimitIntervalSec=
 JOURNAL_BURST: Final = 10_000
@@ -119,7 +119,7 @@ class Situation:
 def examine(config: Config, situation: Situation | None = None, *, root: Path = Path("/")) -> list[Finding]:
     """All findings, in the order in which an event travels. Raises nothing.
 
-    Takes up to some seconds, with no daemon ten more for a database of the whole Internet.
+    Takes up to some seconds, and ten more where no daemon runs and a database has the whole Internet.
 
     `situation` is None where no daemon runs. `root` is where /proc, /etc and /run are. Sysctls are those of
     the network namespace that the configuration names.
@@ -312,7 +312,7 @@ def check_loss(situation: Situation) -> Finding:
 def check_geoip(
     config: Config, situation: Situation | None = None, now: float | None = None
 ) -> Iterator[Finding]:
-    """Each database: whether it is there and can be used, by the daemon or else from here, and how old."""
+    """Each database: whether it is there, can be used (as a daemon found, or else by reading it), and its age."""
     for path in config[options.GEOIP_DATABASE]:
         if situation is not None and (fault := situation.databases.get(path)) is not None:
             yield Finding(WARNING, "geoip", f"{fault.origin}: {fault.message}", fault.hint)
@@ -327,8 +327,8 @@ def check_geoip(
             yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", GEOIP_REMEDY)
             continue
         except ConntrackdError as error:
-            is_ours = os.access(path, os.R_OK, effective_ids=True)
-            severity, remedy = (ERROR, GEOIP_REMEDY) if is_ours else (NOTE, AS_ROOT)
+            is_readable = os.access(path, os.R_OK, effective_ids=True)
+            severity, remedy = (ERROR, GEOIP_REMEDY) if is_readable else (NOTE, AS_ROOT)
             yield Finding(severity, "geoip", error.message, remedy)
             continue
         if age > GEOIP_DAYS:

@@ -71,12 +71,12 @@ def read_rules(texts: list[str], path: Path | None) -> "list[Rule]":
     rules = parse_rules([RuleText(text) for text in texts], sets)
     refuse_limits(rules, "what was logged has passed its limits: nothing is limited here")
     warn_of_status(rules)
-    warn_of_all(rules)
+    warn_of_no_drop(rules)
     return rules
 
 
-def warn_of_all(rules: "Sequence[Rule]") -> None:
-    """To stderr, where rules leave nothing out."""
+def warn_of_no_drop(rules: "Sequence[Rule]") -> None:
+    """Say on stderr that the rules leave nothing out, where that is so and may not be meant."""
     from conntrackd.filter.never import DROP_ANY_HINT, drops_nothing  # noqa: PLC0415
 
     if drops_nothing(rules):

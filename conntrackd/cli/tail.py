@@ -37,16 +37,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def open_tail(arguments: Namespace, count: int = 0) -> int:
-    """A pipe with what the rules keep; a warning where they leave nothing out. Sets are the daemon's."""
+    """A pipe with what the rules keep; a warning where they leave nothing out."""
     rules = arguments.filter + arguments.rules
     with connect(arguments) as client:
         pipe = client.open_tail(rules, count)
-    if rules and "@" not in "".join(rules):
-        from conntrackd.cli.past import warn_of_all  # noqa: PLC0415
+    if rules and "@" not in "".join(rules):  # a set is the daemon's: its members are not known here
+        from conntrackd.cli.past import warn_of_no_drop  # noqa: PLC0415
         from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
         from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-        warn_of_all(parse_rules([RuleText(rule) for rule in rules]))
+        warn_of_no_drop(parse_rules([RuleText(rule) for rule in rules]))
     return pipe
 
 

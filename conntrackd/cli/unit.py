@@ -20,7 +20,10 @@ BAD_CONFIGURATION: Final = "78"  # EX_CONFIG
 
 
 def explain(error: NotRunningError, environ: Mapping[str, str]) -> UnavailableError:
-    """The error with the reason, where the service has failed. As it is where another bus is asked."""
+    """The error with the reason where the service has failed, another one where it runs without this bus.
+
+    As it is where another bus than the system's is asked.
+    """
     if environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
         return error
     until = time.monotonic() + SECONDS

@@ -139,7 +139,7 @@ static char *write_value(char *at, struct template *template, const struct piece
 
 static char *write_event(char *at, struct template *template, const struct plan *plan, const struct event *event)
 {
-	const char *text = plan->text, *begins[ENDS] = { at, at, at, at, at };
+	const char *text = plan->text, *begins[ENDS] = { NULL };
 	size_t lengths[ENDS] = { 0 };
 
 	for (const struct piece *piece = plan->pieces;; piece++) {
@@ -167,6 +167,7 @@ struct maker {
 	bool has_end[ENDS];
 };
 
+/* Of a field, by its place in struct event. */
 static enum end find_end(size_t offset)
 {
 	switch (offset) {
@@ -183,6 +184,7 @@ static enum end find_end(size_t offset)
 	}
 }
 
+/* A value, with the constants before it. */
 static void end_piece(struct maker *maker, enum step_kind kind, const struct step *step, size_t field)
 {
 	const uint32_t length = (uint32_t)(maker->at - maker->begin);

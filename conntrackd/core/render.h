@@ -23,7 +23,7 @@ enum step_kind {
 	STEP_LABELS, /* the names of the bits that are set, with commas; names as for STEP_NAME */
 	STEP_AMOUNT, /* a field for people: `12 packets`, or `3.4 kB` where `length` is not 0 */
 	STEP_COMMUNITY_ID, /* with `offset` as its seed */
-	STEP_AGAIN, /* only in plans: an address or a port that stands in the same text before */
+	STEP_AGAIN, /* only in plans: an address or a port that the same text has already */
 };
 
 enum duration_style {
@@ -48,7 +48,7 @@ struct slice {
 	uint32_t offset, length;
 };
 
-/* Of an end of a flow: it is written once in a text, and copied then. */
+/* What a text often has twice of an end of a flow: where it stands again it is copied. */
 enum end { NO_END, SRC, DST, SPORT, DPORT, ENDS };
 
 /* Constants, and the value behind them. */
