@@ -312,7 +312,7 @@ def check_loss(situation: Situation) -> Finding:
 def check_geoip(
     config: Config, situation: Situation | None = None, now: float | None = None
 ) -> Iterator[Finding]:
-    """Each database: whether it is there, can be used (as a daemon found, or else by reading it), and its age."""
+    """Each database: whether it is there, can be used (as a daemon found, or by reading it here), its age."""
     for path in config[options.GEOIP_DATABASE]:
         if situation is not None and (fault := situation.databases.get(path)) is not None:
             yield Finding(WARNING, "geoip", f"{fault.origin}: {fault.message}", fault.hint)
