@@ -13,22 +13,24 @@
 struct relay {
 	struct batch *batch;
 	struct table *table;
-	PyObject *table_object; /* borrowed, and so are the next two, of which each may be None */
-	PyObject *locations_object, *flows_object;
+	PyObject *table_object; /* borrowed, as are the next two */
+	PyObject *locations_object, *flows_object; /* each may be None */
 	struct locations *locations; /* NULL where events have none */
 	struct flows *flows; /* NULL where no beginning is remembered */
 	int writes_flows; /* a FLOW for each DESTROY */
 	int socket, gather_us, milliseconds;
-	uint32_t drops; /* the kernel's counter: Python reports what comes to it */
+	uint32_t drops; /* the kernel's counter as Python knows it: what is added, Python reports */
 
-	int received; /* datagrams of the last batch, which is Python's; or an error of recvmmsg() */
-	size_t forged, malformed; /* of the last batch, too */
-	bool is_full; /* and whether it filled the slots */
-	bool is_decided; /* it is Python's for an address that has to be looked up, with what the rules keep of it */
-	size_t kept;
+	/* The last batch: */
+	int received; /* datagrams, 0 when it has been relayed; -1 for an error of recvmmsg() */
+	size_t forged, malformed;
+	bool is_full; /* it filled the slots */
+	bool is_decided; /* by the rules, and left to Python for an address that has to be looked up */
+	size_t kept; /* events, by the first of the batch's indexes */
+	/* The socket's queue: */
 	struct fill fill; /* after the last receive */
 	uint32_t peak; /* the most bytes that were queued */
-	uint64_t looked_ns; /* when the counter of drops was still the same; 0 where that was not seen */
+	uint64_t looked_ns; /* when the counter of drops was last the same; 0 where it never was */
 	/* What was relayed: */
 	size_t batches, datagrams, all_forged, all_malformed, filtered, forgotten;
 	struct stream streams[MAX_STREAMS];
@@ -40,7 +42,7 @@ struct relay {
 
 /* ---- batch after batch -------------------------------------------------------------------------------- */
 
-/* Of the first of the batch's indexes; false where Python has to look an address up. */
+/* Of the events at the first `count` of the batch's indexes; false where Python has to look an address up. */
 static bool set_locations(struct relay *relay, size_t count)
 {
 	struct batch *batch = relay->batch;
@@ -48,7 +50,12 @@ static bool set_locations(struct relay *relay, size_t count)
 	return !relay->locations || locate(relay->locations, batch->events, batch->indexes, count, true, NULL, NULL);
 }
 
-/* Decided and located: false where that is Python's. */
+/*
+ * Decides the batch and sets its locations; false where Python has to go on, for an address that it has to look up.
+ * Rules that ask for a location need that of every event: then nothing is decided before all are known. Others need
+ * none, so that only what they keep is located, and Python gets that selection: to decide again would take a limit's
+ * tokens twice.
+ */
 static bool choose(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
@@ -68,7 +75,7 @@ static bool choose(struct relay *relay)
 	return !relay->is_decided;
 }
 
-/* From decision to outlets: 1 where there may be another batch, 0 where not, -1 for want of memory. */
+/* From decision to outlets: 1 where another batch may follow, 0 where not, -1 for want of memory. */
 static int relay_batch(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
@@ -98,7 +105,7 @@ static int relay_batch(struct relay *relay)
 	return goes_on;
 }
 
-/* An errno, 0 for none. */
+/* Receives a batch, and looks at the queue behind it. An errno, 0 for none. */
 static int receive_next(struct relay *relay, int patience_ms)
 {
 	struct batch *batch = relay->batch;
@@ -114,7 +121,9 @@ static int receive_next(struct relay *relay, int patience_ms)
 	return code;
 }
 
-/* Two full batches in a row mean a high load: Python queues one, so that a sink's thread writes it on another core. */
+/* Before it is decided. Two full batches in a row mean a high load: Python queues the second one, so that a sink's
+ * thread writes it on another core.
+ */
 static bool is_for_python(struct relay *relay)
 {
 	struct batch *batch = relay->batch;
@@ -125,9 +134,10 @@ static bool is_for_python(struct relay *relay)
 	       (relay->spreads && was_full && relay->is_full);
 }
 
-/* Relays for so long, or until there is something for Python to do: a batch that came after interrupt() or with a loss,
- * or is the second one that fills the slots; an address to look up; what could not be written at once; no room. An
- * errno, 0 for none.
+/*
+ * Relays for so many milliseconds, or until there is something for Python to do: a batch that came after interrupt() or
+ * with a loss, or is the second one in a row that fills the slots; an address to look up; what could not be written at
+ * once; no room; QUIET_MS without an event. An errno, 0 for none.
  */
 static int relay_batches(struct relay *relay)
 {
@@ -170,7 +180,9 @@ static PyObject *make_result(const struct relay *relay)
 			     make_tuple(relay->outlets, relay->outlet_count, sizeof(*relay->outlets), list_passed));
 }
 
-/* False with an exception. Unlike is_free() it may be in use: the thread of its sink runs it meanwhile. */
+/* A Writer or None; false with an exception. Unlike what is_free() asks for it may be in use: its sink's thread runs it
+ * meanwhile.
+ */
 static bool is_writer(PyObject *object, PyTypeObject *type)
 {
 	if (object == Py_None || Py_IS_TYPE(object, type))
@@ -244,7 +256,7 @@ static bool open_relay(struct relay *relay, PyObject *self, PyObject *arguments)
 	return true;
 }
 
-/* Perhaps again: two sinks may have one template. */
+/* One may be set twice: two sinks may have the same template. */
 static void set_busy(PyObject *object)
 {
 	((struct object *)object)->is_busy = true;
@@ -274,7 +286,7 @@ PyObject *batch_relay(PyObject *self, PyObject *arguments)
 	Py_BEGIN_ALLOW_THREADS
 	code = relay_batches(&relay);
 	Py_END_ALLOW_THREADS
-	/* What was relayed before is to be counted: the next call meets the error again. */
+	/* What was relayed before an error has to be counted. The next call meets that error again. */
 	result = code && (!relay.batches || code == ENOMEM) ? raise_code(code) : make_result(&relay);
 	for_all_objects(&relay, leave_object);
 	for (size_t outlet = 0; outlet < relay.outlet_count; outlet++)

@@ -11,7 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A write of so much costs no more for each event than a larger one, and it is still in the cache. */
+/* For a writer. A write of so many bytes costs no more for each event than a larger one, and they are still in the
+ * cache.
+ */
 #define MUCH_TEXT (1 << 16)
 
 static ssize_t write_once(const struct outlet *outlet, const char *text, size_t bytes)
@@ -23,7 +25,7 @@ static ssize_t write_once(const struct outlet *outlet, const char *text, size_t 
 	return write(outlet->descriptor, text, bytes);
 }
 
-/* How many lines went out at once. Another one may be there in part. */
+/* How many lines were written whole. Of the next one `rest_torn` bytes may be. */
 static size_t write_lines(struct outlet *outlet, const char *text, const uint32_t *ends, size_t count)
 {
 	size_t lines = 0, done = 0;
@@ -50,7 +52,7 @@ static size_t write_lines(struct outlet *outlet, const char *text, const uint32_
 	return lines;
 }
 
-/* The error that datagrams before have brought, 0 for none; it is forgotten then. */
+/* The error that earlier datagrams have brought, 0 for none; the socket forgets it. */
 static int read_error(int socket)
 {
 	int error = 0;
@@ -59,13 +61,13 @@ static int read_error(int socket)
 	return getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size) ? errno : error;
 }
 
-/* Of datagrams before, by their receiver or a firewall. delivery/datagrams.py has the same. */
+/* Of earlier datagrams, by their receiver or a firewall. delivery/datagrams.py has the same. */
 static bool is_refusal(int error)
 {
 	return error == ECONNREFUSED || error == EHOSTUNREACH;
 }
 
-/* False for want of memory, and where it would be too much. */
+/* Room for messages and their ends. False for want of memory, and where they would be too large. */
 static bool reserve_frames(struct frames *frames, const struct output *output)
 {
 	const size_t bound = bound_frames(output->length, output->count);
@@ -79,7 +81,10 @@ static bool reserve_frames(struct frames *frames, const struct output *output)
 	return bound && frames->bytes;
 }
 
-/* How many messages of syslog went out, and in `bytes` of what size. */
+/*
+ * How many messages of syslog were sent, and their bytes. All are framed before they are sent; where some were not, the
+ * sent ones are framed once more, to know their size and the number that the next one gets.
+ */
 static size_t send_messages(struct outlet *outlet, struct frames *frames, const struct output *output, size_t *bytes)
 {
 	const bool segments = outlet->way == WAY_SEGMENT;
@@ -97,7 +102,7 @@ static size_t send_messages(struct outlet *outlet, struct frames *frames, const 
 		outlet->error = read_error(outlet->descriptor);
 	if (is_refusal(outlet->error))
 		sent -= sent < outlet->vain ? sent : outlet->vain;
-	if (sent < output->count) { /* the others get theirs when they go out */
+	if (sent < output->count) { /* the others get their numbers when they are sent */
 		number = outlet->number;
 		frame_parts(output->text, output->ends, sent, &number, framing, text, frames->ends);
 	}
@@ -106,6 +111,7 @@ static size_t send_messages(struct outlet *outlet, struct frames *frames, const 
 	return sent;
 }
 
+/* How many events were written, and their bytes. */
 static size_t write_output(struct outlet *outlet, struct frames *frames, size_t *bytes)
 {
 	const struct output *output = outlet->output;
@@ -134,13 +140,14 @@ static size_t write_output(struct outlet *outlet, struct frames *frames, size_t 
 	return count;
 }
 
+/* That the text for later begins with this event. */
 static void note_rest(struct outlet *outlet, const struct batch *batch, uint16_t index)
 {
 	outlet->rest_time = batch->events[index].time;
 	outlet->rest_is_timed = outlet->rest_time != batch->received_ns;
 }
 
-/* False where something is left of it. */
+/* Writes the batch's text at once. False where Python has to see to something before the next batch. */
 static bool hand_on(struct outlet *outlet, struct batch *batch)
 {
 	struct output *output = outlet->output;

@@ -25,10 +25,10 @@ struct outlet {
 	enum way way;
 	int descriptor;
 	uint32_t number; /* of the next message of syslog */
-	size_t vain; /* what is refused, so many datagrams before it went nowhere: see DatagramSocket */
-	int error; /* what the socket had to say, and nobody will hear again */
+	size_t vain; /* datagrams that went nowhere before one that is refused: see DatagramSocket */
+	int error; /* of the socket, which says it once */
 	size_t room; /* events that may wait for Python */
-	struct writer *writer; /* which may take them instead; borrowed; NULL for none */
+	struct writer *writer; /* may take them instead; borrowed; NULL for none */
 	size_t written_count;
 	struct written written[MOST_WRITTEN];
 	struct stream *streams; /* of a template by stream, one batch's behind the other's */
@@ -37,15 +37,15 @@ struct outlet {
 	uint64_t rest_time; /* of its first event */
 	bool rest_is_timed; /* by the kernel */
 	size_t rest_first; /* events of the output that were written already */
-	size_t rest_torn; /* so many bytes of its first event are written */
+	size_t rest_torn; /* bytes that were written of the first event that was not written whole */
 };
 
-/* The first `kept` of the batch's indexes as text, and what can be of it on its way: 1 where the next batch may follow,
- * 0 where not, for want of room or because something is left; -1 for want of memory.
+/* Renders the events at the first `kept` of the batch's indexes and writes what can be written at once, or keeps it: 1
+ * where the next batch may follow, 0 where not, for want of room or because something is left; -1 for want of memory.
  */
 int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept);
 
-/* What waits for Python goes to the writer, where there is one that takes it. */
+/* Leaves what waits for Python to the writer, if there is one and it takes more. */
 void offer_rest(struct outlet *outlet);
 
 /* Of one outlet, in the order of Passed in delivery/loan.py: what was written; what was not, in the order of render();

@@ -68,7 +68,7 @@ bool offer_text(struct writer *writer, struct output *output, uint64_t time, boo
 
 /* ---- the thread --------------------------------------------------------------------------------------- */
 
-/* Waits for a text; false where none will come. With the lock, as the next one. */
+/* Waits for a text, which is in `writing` then; false where none will come. Under the lock, as the next one. */
 static bool take_text(struct writer *writer)
 {
 	struct chunk taken;
@@ -92,12 +92,12 @@ static void note_written(struct writer *writer, size_t lines, size_t bytes)
 			(struct written){ chunk->is_timed ? chunk->time : 0, done, lines, bytes };
 		return;
 	}
-	last->done = done; /* as late as the oldest of them: nobody has taken them for long */
+	last->done = done; /* all as late as the oldest of them: nobody has taken the counts for long */
 	last->events += lines;
 	last->bytes += bytes;
 }
 
-/* Where it ends, or whoever opened it has come to; -1 where nothing may be written to it. */
+/* Where the file ends, or the position that its opener has left it at, if further; -1 where nothing may be written. */
 static int64_t find_end(int descriptor, bool is_named)
 {
 	struct stat status;
@@ -109,6 +109,7 @@ static int64_t find_end(int descriptor, bool is_named)
 	return position > status.st_size ? position : status.st_size;
 }
 
+/* All of it, if nothing fails. */
 static struct progress write_text(const struct output *output, int descriptor, bool is_named)
 {
 	struct progress progress = { .begin = find_end(descriptor, is_named) };
@@ -140,7 +141,7 @@ struct progress write_texts(struct writer *writer, int descriptor, bool is_named
 	while (take_text(writer)) {
 		size_t lines = 0;
 
-		pthread_mutex_unlock(&writer->lock);
+		pthread_mutex_unlock(&writer->lock); /* a disk may take its time */
 		progress = write_text(output, descriptor, is_named);
 		pthread_mutex_lock(&writer->lock);
 		while (lines < output->count && output->ends[lines] <= progress.done)

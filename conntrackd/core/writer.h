@@ -1,4 +1,8 @@
-/* Text on its way from a relay to a file, which the thread of the sink writes: neither of the two waits for Python. */
+/* Text on its way from a relay to a file, which the thread of the sink writes: neither of the two waits for Python.
+ *
+ * There are three buffers, which change hands and are never copied: the relay renders into its own, offer_text() swaps
+ * that for the empty `waiting`, and the thread swaps `waiting` for `writing` when it has written that.
+ */
 #ifndef CONNTRACKD_WRITER_H
 #define CONNTRACKD_WRITER_H
 
@@ -26,18 +30,18 @@ struct chunk {
 };
 
 struct writer {
-	pthread_mutex_t lock; /* for moments, and nobody waits for Python with it: who has Python's own may take it */
+	pthread_mutex_t lock; /* held for moments; with Python's lock it may be taken, but not the other way round */
 	pthread_cond_t changed;
 	/* Under the lock: */
-	bool is_started; /* the thread takes what is left for it */
+	bool is_started; /* text may be left */
 	struct chunk waiting;
-	struct chunk writing; /* what is in it belongs to the thread */
-	size_t taken; /* events, since the last take_counts() */
+	struct chunk writing; /* its text is the thread's, also without the lock */
+	size_t taken; /* events from a relay, since the last take_counts() */
 	struct written written[MOST_WRITTEN]; /* since then, too */
 	size_t written_count;
 };
 
-/* What a write has come to: bytes, and how many of them are of whole lines; the file was of `begin` bytes before. */
+/* How far a write has come: the file had `begin` bytes before, `done` were written, `whole` of these are lines. */
 struct progress {
 	int64_t begin;
 	size_t done, whole;
@@ -53,7 +57,9 @@ void stop_writer(struct writer *writer);
 /* The same, and what the thread has not begun to write is forgotten. */
 void give_up_writer(struct writer *writer);
 
-/* An empty output in exchange for one with events; false where the thread has one to take still, or takes none. */
+/* Takes an output with events for the thread and gives an empty one for it; false where another one is waiting still,
+ * or the writer is stopped.
+ */
 bool offer_text(struct writer *writer, struct output *output, uint64_t time, bool is_timed);
 
 /* Writes what is left until there is nothing more after stop_writer(), or not all could be written: then the writer is
