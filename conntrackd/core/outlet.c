@@ -147,8 +147,8 @@ static void note_rest(struct outlet *outlet, const struct batch *batch, uint16_t
 	outlet->rest_is_timed = outlet->rest_time != batch->received_ns;
 }
 
-/* Writes the batch's text at once. False where Python has to see to something before the next batch. */
-static bool hand_on(struct outlet *outlet, struct batch *batch)
+/* What can be written; the rest stays in the output. False where Python has something to do before the next batch. */
+static bool write_at_once(struct outlet *outlet, struct batch *batch)
 {
 	struct output *output = outlet->output;
 	const struct event *first = &batch->events[batch->indexes[0]];
@@ -196,7 +196,7 @@ int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept)
 	    !append_streams(outlet, streams, stream_count))
 		return -1;
 	if (outlet->way != WAY_KEEP)
-		return hand_on(outlet, batch);
+		return write_at_once(outlet, batch);
 	if (output->length >= MUCH_TEXT)
 		offer_rest(outlet);
 	return output->count + batch->ring.slots <= outlet->room;
