@@ -7,13 +7,13 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from bench.arena import CORE, BenchError, Load, be_gateway, compile_program, enter_namespaces
-from bench.backlog import Backlog, measure_backlog
+from bench.backlog import measure_backlogs
 from bench.capture import capture
 from bench.flood import measure_floods, measure_scrapes
 from bench.heartbeat import measure_heartbeats
@@ -95,15 +95,6 @@ def measure_all(subjects: Mapping[str, Subject], load: Load, repeat: int) -> dic
     return runs
 
 
-def measure_backlogs(scratch: Path) -> Iterator[Backlog]:
-    """Of one reader, and of two where the daemon can have them."""
-    for subject in list_backlogs(scratch):
-        try:
-            yield measure_backlog(subject)
-        except BenchError as error:
-            print(f"bench: {BACKLOG} is without one row: {error}", file=sys.stderr)
-
-
 def run(arguments: argparse.Namespace) -> Report:
     """Do what was asked for. Needs root; raises BenchError."""
     wanted = choose(arguments.rows)
@@ -126,7 +117,7 @@ def run(arguments: argparse.Namespace) -> Report:
         return Report(
             rows=summarize_all(chosen, measure_all(chosen, load, arguments.repeat)),
             latency=measure_latency(latency_rows) if LATENCY in wanted else (),
-            backlog=list(measure_backlogs(path)) if BACKLOG in wanted else (),
+            backlog=measure_backlogs(list_backlogs(path), arguments.repeat) if BACKLOG in wanted else (),
             heartbeats=[measure_heartbeats(make_heartbeat(path))] if HEARTBEAT in wanted else (),
             memory=measure_memory(memory_rows, load) if MEMORY in wanted else (),
             soak=soak(rows["null"]) if SOAK in wanted else (),

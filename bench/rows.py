@@ -224,12 +224,30 @@ def _list_sinks(
     yield "sink-filter", replace(filtered, rate=at, floor="floor-40k", other="sinks-udp-40k")
 
 
-def list_backlogs(scratch: Path) -> list[Subject]:
-    """The daemon with one reader and with two, with both cores for themselves."""
-    path, buffer = scratch / "backlog", {"CONNTRACKD_CONNTRACK_BUFFER": str(BACKLOG_BUFFER)}
-    one = replace(_daemon("conntrackd, JSON to a file, one reader", buffer, path), cores="0,1")
-    environ = {**one.environ, "CONNTRACKD_CONNTRACK_READERS": "2"}
-    return [one, replace(one, name="the same, two readers", environ=environ)]
+def list_backlogs(scratch: Path) -> list[tuple[Subject, Subject]]:
+    """With one reader and with two, and both cores for themselves: the C programs, and the daemon."""
+    path, buffer = scratch / "backlog", str(BACKLOG_BUFFER)
+    template, settings = str(scratch / TEMPLATE), {"CONNTRACKD_CONNTRACK_BUFFER": buffer}
+    floor = Subject("floor: recvmmsg in C, thrown away", (str(BUILD / "floor"), "7", buffer))
+    alone = (str(BUILD / "core"), template, "7", buffer)
+    core = Subject("the daemon's core in a C program, JSON to a file", alone, path, count_lines)
+    discarding = {**settings, "CONNTRACKD_SINK_STREAM_WRITER": "discard"}
+    daemons = (
+        _daemon("conntrackd, discarding", discarding),
+        _daemon("conntrackd, JSON to a file", settings, path),
+    )
+    return [
+        *((_on_both(one), _on_both(replace(one, argv=(*one.argv, "2")))) for one in (floor, core)),
+        *((_on_both(one), _on_both(replace(one, environ=_read_twice(one)))) for one in daemons),
+    ]
+
+
+def _on_both(subject: Subject) -> Subject:
+    return replace(subject, cores="0,1")
+
+
+def _read_twice(daemon: Subject) -> dict[str, str]:
+    return {**daemon.environ, "CONNTRACKD_CONNTRACK_READERS": "2"}
 
 
 def make_heartbeat(scratch: Path) -> Subject:

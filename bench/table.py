@@ -1,7 +1,7 @@
 """Measurements as a table for people (Markdown) and as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -154,19 +154,25 @@ def render_latency(samples: Sequence[Latency]) -> str:
 
 
 def render_backlog(backlogs: Sequence[Backlog]) -> str:
-    """How fast what is queued is read."""
-    head = ("subject", "events queued", "lost", "read a second", "to the first")
-    cells = [
-        (
-            backlog.subject,
-            f"{backlog.events:,}",
-            f"{backlog.lost:,}",
-            f"{backlog.rate:,}",
-            f"{backlog.rate / backlogs[0].rate:.2f}",
-        )
-        for backlog in backlogs
-    ]
-    return render_table([head, *cells])
+    """How fast what is queued is read by one reader and by two: medians, the least and the most."""
+    head = ("subject", "readers", "events queued", "lost", "read a second", "to one", "CPU per event")
+    return render_table([head, *(line for backlog in backlogs for line in _list_readers(backlog))])
+
+
+def _list_readers(backlog: Backlog) -> Iterator[tuple[str, ...]]:
+    queued = (f"{backlog.events:,}", f"{backlog.lost:,}")
+    ratios = [two.rate / one.rate for one, two in zip(backlog.one, backlog.two, strict=True)]
+    for readers, readings, ratio in (
+        ("1", backlog.one, ""),
+        ("2", backlog.two, _render_range(ratios, ".2f")),
+    ):
+        rates, spent = zip(*readings, strict=True)
+        ranges = (_render_range(rates, ",.0f"), ratio, f"{_render_range(spent, '.2f')} us")
+        yield (backlog.subject, readers, *queued, *ranges)
+
+
+def _render_range(values: Sequence[float], form: str) -> str:
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def render_heartbeats(rows: Sequence[Heartbeats]) -> str:

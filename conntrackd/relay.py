@@ -24,8 +24,8 @@ KEEP: Final = Loan(Way.KEEP)
 
 
 def can_relay(pipeline: "Pipeline", tables: "Tables", outboxes: Sequence[Outbox]) -> bool:
-    """Whether events ask the only reader for nothing but Stages, and a template of each sink."""
-    if len(pipeline.readers) > 1 or not 1 <= len(outboxes) <= MOST_OUTLETS:
+    """Whether events ask a reader for nothing but Stages, and a template of each sink."""
+    if not 1 <= len(outboxes) <= MOST_OUTLETS:
         return False
     asks = (
         *(pipeline.guard, pipeline.heartbeat, pipeline.resync),
@@ -46,15 +46,17 @@ def relay(
 ) -> Relayed | None:
     """Relay for a while, and count it; None where that cannot be now, or the engine has no such thing."""
     outlets: list[Outlet] = []
-    seconds, relayed = RELAY_SECONDS, None
+    seconds, relayed, readers = RELAY_SECONDS, None, len(pipeline.readers)
     try:
         for outbox, template in zip(outboxes, templates, strict=True):
-            loan, room, writer = outbox.lend(), 0, None
+            # A descriptor is lent to one at a time, and nobody else may put anything meanwhile.
+            loan, room, writer = outbox.lend() if readers == 1 else None, 0, None
             if loan is None:
-                room = min(outbox.get_room(), MOST_KEPT)
+                room = min(outbox.get_room() // readers, MOST_KEPT)
                 if outbox.batch_wait < LONG_WAIT or room < SLOTS:
                     return None
-                writer = outbox.lend_writer(3 * MOST_KEPT)  # left for it, being written, and here
+                # Left for it, being written, and with each reader.
+                writer = outbox.lend_writer((2 + readers) * MOST_KEPT)
                 seconds = min(seconds, outbox.batch_wait)
             outlets.append(Outlet(template, loan or KEEP, room, writer))
         relayed = pipeline.engine.relay(batch, stages, link, outlets, seconds)

@@ -12,7 +12,7 @@ import pytest
 from bench import __main__ as program
 from bench.__main__ import NAMES, choose, measure_all
 from bench.arena import BenchError, Load, Traffic, compile_program
-from bench.backlog import Backlog
+from bench.backlog import Backlog, Reading
 from bench.flood import Flood, summarize_floods
 from bench.heartbeat import Heartbeats
 from bench.latency import Chunk, Latency, compute_p99, list_delays
@@ -131,7 +131,15 @@ def test_the_table_is_markdown_with_aligned_columns() -> None:
 def test_latency_backlog_and_memory_are_tables_of_their_own() -> None:
     report = Report(
         latency=[Latency("floor", 0, 0, 0.0, 0.0), Latency("file", 1000, 8, 1.25, 119.0, 5.5, 9.75)],
-        backlog=[Backlog("one", 330_000, 0, 300_000), Backlog("two", 330_000, 7, 540_000)],
+        backlog=[
+            Backlog(
+                "file",
+                330_000,
+                7,
+                [Reading(300_000, 1.5), Reading(200_000, 1.75), Reading(100_000, 2)],
+                [Reading(600_000, 1.5), Reading(300_000, 1.5), Reading(180_000, 1.25)],
+            )
+        ],
         heartbeats=[Heartbeats("file", 100_000, 9.5, 1.583)],
         memory=[Memory("file", 28.0, 29.5, 33.0)],
     )
@@ -142,10 +150,14 @@ def test_latency_backlog_and_memory_are_tables_of_their_own() -> None:
         "| floor   |        0 |    0 |    0.00 % |     0.0 |                  |                |",
         "| file    |    1,000 |    8 |    1.25 % |   119.0 |           5.5 ms |         9.8 ms |",
         "",
-        "| subject | events queued | lost | read a second | to the first |",
-        "|---------|--------------:|-----:|--------------:|-------------:|",
-        "| one     |       330,000 |    0 |       300,000 |         1.00 |",
-        "| two     |       330,000 |    7 |       540,000 |         1.80 |",
+        "| subject | readers | events queued | lost |                read a second |              to one |"
+        "          CPU per event |",
+        "|---------|--------:|--------------:|-----:|-----------------------------:|--------------------:|"
+        "-----------------------:|",
+        "| file    |       1 |       330,000 |    7 | 200,000 (100,000 to 300,000) |                     |"
+        " 1.75 (1.50 to 2.00) us |",
+        "| file    |       2 |       330,000 |    7 | 300,000 (180,000 to 600,000) | 1.80 (1.50 to 2.00) |"
+        " 1.50 (1.25 to 1.50) us |",
         "",
         "| subject |   flows | CPU per flow | of a core |",
         "|---------|--------:|-------------:|----------:|",
@@ -231,9 +243,10 @@ def test_what_four_sinks_delivered_is_what_the_worst_of_them_has(
 
 
 def test_each_subject_has_a_name_of_its_own(tmp_path: Path) -> None:
-    names = [subject.name for subject in [*list_rows(tmp_path, PORTS).values(), *list_backlogs(tmp_path)]]
+    for subjects in (list_rows(tmp_path, PORTS).values(), [one for one, _ in list_backlogs(tmp_path)]):
+        names = [subject.name for subject in subjects]
 
-    assert len(set(names)) == len(names)
+        assert len(set(names)) == len(names)
 
 
 def test_a_row_is_compared_with_rows_of_its_own_load(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from conntrackd.sinks.journal import JournalSink
 from conntrackd.sinks.stream import StreamSink
 from conntrackd.stats import SinkStats, Stats
 from conntrackd.tails import Tails
-from tests.delivery.fakes import make_lost
+from tests.delivery.fakes import compute_imbalance, make_lost
 from tests.disk import file_limit
 from tests.engine.feed import ENGINES, QUEUE, pair, set_records
 from tests.engine.rendering import Databases
@@ -50,9 +50,9 @@ SECONDS = 20.0
 STEP = 50
 
 
-def make_pipeline(*outboxes: object, rules: Sequence[str] = ("log any",)) -> Pipeline:
-    table = CORE.compile_table(parse(*rules))
-    return Pipeline(CORE, [table], None, cast(list[Outbox], outboxes), Tails(), Stats())
+def make_pipeline(*outboxes: object, rules: Sequence[str] = ("log any",), readers: int = 1) -> Pipeline:
+    tables = [CORE.compile_table(parse(*rules)) for _ in range(readers)]
+    return Pipeline(CORE, tables, None, cast(list[Outbox], outboxes), Tails(), Stats())
 
 
 def make_outbox(template: Template = json.TEMPLATE) -> Any:
@@ -83,7 +83,6 @@ def test_records_of_flows_alone_are_relayed() -> None:
         pytest.param(lambda p: setattr(p, "resync", object()), id="the table after a loss"),
         pytest.param(lambda p: setattr(p, "flow_metrics", [object()]), id="counted connections"),
         pytest.param(lambda p: setattr(p.tails, "wanting", (object(),)), id="a tail"),
-        pytest.param(lambda p: setattr(p, "readers", 2 * p.readers), id="two readers"),
         pytest.param(lambda p: setattr(p, "outboxes", ()), id="no sink"),
         pytest.param(lambda p: setattr(p, "outboxes", 9 * p.outboxes), id="more sinks than the core takes"),
         pytest.param(lambda p: set_records(p, Records(of_flows=True)), id="both events and flows"),
@@ -104,13 +103,27 @@ def test_whatever_else_events_ask_for_is_asked(change: Callable[[Pipeline], None
     assert not may(pipeline)
 
 
+def make_events(receiving: socket.socket) -> EventSocket:
+    events = SimpleNamespace(
+        fileno=receiving.fileno, measure=lambda: Fill(0, GATHER_BYTES, 0), leave=lambda _: None
+    )
+    return cast(EventSocket, events)
+
+
 class Rig:
-    """A pipeline with sinks that reads from a socket in a thread of its own."""
+    """A pipeline with sinks that reads from a socket, or several, each in a thread of its own."""
 
     def __init__(
-        self, one: socket.socket, other: socket.socket, sink: Sink, rules: Sequence[str], *others: Sink
+        self,
+        one: socket.socket,
+        other: socket.socket,
+        sink: Sink,
+        rules: Sequence[str],
+        *others: Sink,
+        more: Sequence[tuple[socket.socket, socket.socket]] = (),
     ) -> None:
-        self.other = other
+        pairs = ((one, other), *more)
+        self.sending = [sending for _, sending in pairs]
         self.outboxes = [
             Outbox(
                 sink, queue=10_000, stats=SinkStats(), backoff=Backoff(0.01, 0.01), writer=CORE.open_writer()
@@ -118,20 +131,20 @@ class Rig:
             for sink in (sink, *others)
         ]
         self.outbox = self.outboxes[0]
-        self.pipeline = make_pipeline(*self.outboxes, rules=rules)
-        events = SimpleNamespace(
-            fileno=one.fileno, measure=lambda: Fill(0, GATHER_BYTES, 0), leave=lambda _: None
-        )
-        reader = self.pipeline.readers[0]
-        self.thread = threading.Thread(target=reader.listen, args=(cast(EventSocket, events),))
+        self.pipeline = make_pipeline(*self.outboxes, rules=rules, readers=len(pairs))
+        self.threads = [
+            threading.Thread(target=reader.listen, args=(make_events(receiving),))
+            for reader, (receiving, _) in zip(self.pipeline.readers, pairs, strict=True)
+        ]
         for outbox in self.outboxes:
             outbox.start()
         wait_until(lambda: all(outbox.state is SinkState.OK for outbox in self.outboxes), "the sinks to open")
-        self.thread.start()
+        for thread in self.threads:
+            thread.start()
 
     def send(self, count: int, first: int = 0) -> None:
         for flow in make_flows(count, first):
-            self.other.send(build_message(flow))
+            self.sending[flow.id % len(self.sending)].send(build_message(flow))
 
     def send_slowly(self, count: int, step: int = STEP, before: int = 0) -> None:
         """Never so many that the slots are full, or what is written to is. `before`: events sent already."""
@@ -140,7 +153,10 @@ class Rig:
             self.wait_for(before + first + step)
 
     def wait_for(self, events: int) -> None:
-        wait_until(lambda: self.pipeline.stats.events_received_total == events, "all events")
+        wait_until(lambda: self.is_read(events), "all events")
+
+    def is_read(self, events: int) -> bool:
+        return self.pipeline.stats.events_received_total == events
 
     def run(self, count: int, pipe: tuple[int, int], times: int = 1) -> bytes:
         """Send so many, perhaps again, and stop; what has come through the pipe."""
@@ -156,7 +172,8 @@ class Rig:
 
     def stop(self) -> None:
         self.pipeline.stop()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join()
         for outbox in self.outboxes:
             outbox.stop(time.monotonic() + SECONDS)
 
@@ -340,6 +357,44 @@ def test_whatever_happens_to_a_file_its_lines_are_whole_and_come_once_in_order(t
     assert [line["flow"] for line in lines if line["type"] != "LOST"] == [flow.id for flow in flows]
     assert losses == list(range(1, 40, 8))
     assert rig.outbox.snapshot().sink_events_delivered_total == len(flows)
+
+
+def test_several_readers_leave_their_events_for_one_file_and_the_sums_hold_meanwhile(
+    tmp_path: Path, relays: list[int]
+) -> None:
+    flows, path = make_flows(2000), tmp_path / "events.json"
+    with pair() as (one, other), pair() as second:
+        rig = Rig(one, other, StreamSink(path), ("drop source address 10.0.0.7", "log any"), more=[second])
+        for first in range(0, len(flows), STEP):
+            rig.send(STEP, first)
+            while not rig.is_read(first + STEP):
+                with rig.pipeline.lock:
+                    stats, sink = rig.pipeline.stats, rig.outbox.snapshot()
+                    assert sink.sink_events_taken_total == stats.events_accepted_total
+                    assert compute_imbalance(sink) == 0
+        rig.stop()
+    sink = rig.outbox.snapshot()
+    written = [parser.loads(line)["flow"] for line in path.read_bytes().splitlines()]
+
+    assert sum(relays) > 0
+    for number in range(2):
+        assert [flow for flow in written if flow % 2 == number] == [
+            flow.id for flow in flows if flow.id % 2 == number and flow.id != 7
+        ]
+    assert (sink.sink_events_taken_total, sink.sink_events_delivered_total) == (1999, 1999)
+    assert sink.sink_bytes_total == path.stat().st_size
+
+
+def test_what_one_reader_alone_could_write_to_is_not_lent_to_several(
+    pipe: tuple[int, int], relays: list[int]
+) -> None:
+    flows = make_flows(4 * STEP)
+    with pair() as (one, other), pair() as second:
+        rig = Rig(one, other, StreamSink(None, pipe[1]), ("log any",), more=[second])
+        lines = rig.run(len(flows), pipe).splitlines()
+
+    assert sum(relays) == 0
+    assert sorted(parser.loads(line)["flow"] for line in lines) == [flow.id for flow in flows]
 
 
 def test_a_loan_ends_where_another_sink_cannot_wait(pipe: tuple[int, int], tmp_path: Path) -> None:

@@ -204,8 +204,11 @@ int pass_batch(struct outlet *outlet, struct batch *batch, size_t kept)
 
 void offer_rest(struct outlet *outlet)
 {
-	if (outlet->writer && outlet->output->count)
-		offer_text(outlet->writer, outlet->output, outlet->rest_time, outlet->rest_is_timed);
+	const size_t count = outlet->output->count;
+
+	if (outlet->writer && count &&
+	    offer_text(outlet->writer, outlet->output, outlet->rest_time, outlet->rest_is_timed))
+		outlet->left += count;
 }
 
 PyObject *make_written(const void *item)
@@ -225,12 +228,12 @@ PyObject *list_passed(const void *item)
 
 	for (size_t event = first; event < output->count; event++)
 		output->ends[event] -= begin;
-	return Py_BuildValue("N(NNNNK)NnIi",
+	return Py_BuildValue("N(NNNNK)NnIin",
 			     make_tuple(outlet->written, outlet->written_count, sizeof(*outlet->written), make_written),
 			     make_bytes(output->text + begin, output->length - begin),
 			     make_bytes(output->ends + first, count * sizeof(*output->ends)),
 			     list_found_streams(outlet->streams, outlet->stream_count),
 			     make_bytes(output->moments, outlet->stream_count ? count * sizeof(*output->moments) : 0),
 			     outlet->rest_time, PyBool_FromLong(outlet->rest_is_timed), (Py_ssize_t)outlet->rest_torn,
-			     outlet->number, outlet->error);
+			     outlet->number, outlet->error, (Py_ssize_t)outlet->left);
 }

@@ -29,6 +29,7 @@ struct outlet {
 	int error; /* of the socket, which says it once */
 	size_t room; /* events that may wait for Python */
 	struct writer *writer; /* may take them instead; borrowed; NULL for none */
+	size_t left; /* events that it has taken */
 	size_t written_count;
 	struct written written[MOST_WRITTEN];
 	struct stream *streams; /* of a template by stream, one batch's behind the other's */
@@ -50,7 +51,7 @@ void offer_rest(struct outlet *outlet);
 
 /* Of one outlet, in the order of Passed in delivery/loan.py: what was written; what was not, in the order of render();
  * whether the kernel gave the time of its first event, and bytes of that which were written; the number of the next
- * message, and an errno. NULL with an exception.
+ * message; an errno; and how many events the writer has taken. NULL with an exception.
  */
 PyObject *list_passed(const void *outlet);
 

@@ -59,7 +59,7 @@ class Inlet:
         self._use(sink)
         self._writer = writer
         self._writer_since = 0  # time of the first record that the writer has, 0 for none
-        self._before: SinkStats | None = None  # counters, while the reader counts nothing of what it leaves
+        self._uncounted = 0  # events of relays that are under way, which have left them for the writer
         self._opened = False
         # The thread's own:
         self._disk = None if spool is None else DiskBuffer(spool, self.name, stats, self._lock, clock=clock)
@@ -80,12 +80,13 @@ class Inlet:
         return room if room > 0 and self._state not in OUT else 0
 
     def lend_writer(self, most: int) -> Writer | None:
-        """Who takes text for the thread until end_loan(), when so many events may be left for it."""
+        """Who takes text for the thread, of any reader, when so many events may be left for it.
+
+        What a reader has left is shown in counters from its end_loan() on.
+        """
         with self._lock:
             self._count_writer()
-            writer = self._writer if self._file is not None and self.get_room() >= most else None
-            self._before = None if writer is None else replace(self._stats)
-            return writer
+            return self._writer if self._file is not None and self.get_room() >= most else None
 
     def put(self, rendered: Rendered, *, is_timed: bool = False, waited: float = 0.0) -> None:
         """Take the events, or as many of them as there is room for.
@@ -124,7 +125,7 @@ class Inlet:
         """What was written to it meanwhile, and what was not, which may have waited so long (seconds)."""
         with self._lock:
             self._count_writer()
-            self._before = None
+            self._uncounted -= passed.left
             self._stats.sink_events_taken_total += self._count_writes(passed.written)
             if self._is_lent and self._direct is not None:
                 self._direct.end_loan(passed)
@@ -193,8 +194,18 @@ class Inlet:
         if self._writer is None:
             return
         taken, self._writer_since, written = self._writer.take_counts()
+        self._uncounted += taken
         self._stats.sink_events_taken_total += taken
         self._stats.sink_events_queued += taken - self._count_writes(written)
+
+    def _show_counted(self) -> SinkStats:
+        """The counters without what no reader has counted: of that some may wait, the rest is written."""
+        shown, left = replace(self._stats), self._uncounted
+        waiting = min(left, shown.sink_events_queued)
+        shown.sink_events_taken_total -= left
+        shown.sink_events_queued -= waiting
+        shown.sink_events_delivered_total -= left - waiting
+        return shown
 
     def _count_writes(self, written: Sequence[tuple[int, int, int, int]]) -> int:
         """By the core: see Written. How many events that were."""

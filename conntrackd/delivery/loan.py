@@ -59,6 +59,8 @@ class Passed(NamedTuple):
     """Of the next message of syslog; 0 where nothing was lent."""
     error: int = 0
     """What the socket had to say, an errno: it says it once."""
+    left: int = 0
+    """Events that a Writer has taken."""
 
 
 NOTHING_PASSED: Final = Passed()

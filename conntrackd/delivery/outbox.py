@@ -36,7 +36,7 @@ from conntrackd.stats import SinkStats
 
 logger = logging.getLogger(__name__)
 
-HURRY_SECONDS: Final = 0.1  # how soon a stop sees that it has less time than it had
+HURRY_SECONDS: Final = 0.1  # how soon a stop sees that it has less time, or is_out() that a relay is over
 
 
 class Outbox(Inlet):
@@ -92,10 +92,10 @@ class Outbox(Inlet):
         return self._disk is not None
 
     def snapshot(self) -> SinkStats:
-        """All counters of one moment: where text is being left for a writer, of that before."""
+        """All counters of one moment, but for what relays that are under way have left for a writer."""
         with self._lock:
             self._count_writer()
-            return replace(self._before or self._stats, sink_oldest_event_ns=self._get_oldest())
+            return replace(self._show_counted(), sink_oldest_event_ns=self._get_oldest())
 
     def count_delays(self) -> DelayCounts:
         """How late events were, as far as the kernel gives their time."""
@@ -240,9 +240,10 @@ class Outbox(Inlet):
         with self._lock:
             self._news = False
         if self.is_out():
+            wait = HURRY_SECONDS if self._uncounted else None  # what is dropped could not be shown yet
             self._close_sink()
             self._clear_memory()
-            return None
+            return wait
         if self._next_sink is not None:
             self._close_sink()
             with self._lock:
@@ -308,8 +309,7 @@ class Outbox(Inlet):
             self._disk.report_losses()
         if self._disk is not None and self._disk.rows:
             self._move_to_disk(now)  # what is newer goes behind what is on disk, never before it
-            found = self._disk.find_first()
-            if found is not None:
+            if (found := self._disk.find_first()) is not None:
                 with self._lock:
                     self._in_flight.row = found[0]
                     self._in_flight.extend(found[1])
@@ -356,7 +356,7 @@ class Outbox(Inlet):
         while self._move_to_disk(self._clock(), everything=True):
             pass
         with self._lock:
-            if not reason and not self.is_out():  # somebody has enabled it just now
+            if not reason and (self._uncounted or not self.is_out()):  # or somebody has enabled it just now
                 return 0
             dropped, oldest = self._stats.sink_events_queued, self._get_oldest()
             self._stats.sink_events_queued = self._writer_since = 0

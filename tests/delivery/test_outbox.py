@@ -1,12 +1,11 @@
 """The outbox, driven step by step with a clock of the test's own."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conntrackd.delivery.loan import NOTHING_PASSED
+from conntrackd.delivery.loan import Passed
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
 from conntrackd.delivery.spool import Spool
@@ -30,6 +29,7 @@ from tests.delivery.fakes import (
     render,
     run_until_idle,
     split,
+    sum_dropped,
 )
 from tests.sinks.flows import BASE, make_flows
 
@@ -708,20 +708,47 @@ def test_what_is_left_is_counted_when_the_reader_counts_it_too(clock: Clock) -> 
     writer, flows = FakeWriter(), make_flows(8)
     outbox = make_outbox(FakeDirectSink(), clock, writer=writer)
     run_until_idle(outbox, clock)
-    outbox.lend_writer(10)
-    before = outbox.snapshot()
     writer.start()
+    found = [show_sums(outbox)]
     writer.offer(render(flows[:5]))
     writer.offer(render(flows[5:]))
-    writer.write(3)
-    meanwhile = outbox.snapshot()
-    outbox.end_loan(NOTHING_PASSED)
-    stats = outbox.snapshot()
+    found.append(show_sums(outbox))
+    writer.write(4)
+    found.append(show_sums(outbox))
+    outbox.end_loan(Passed(left=3))  # of one reader, while another goes on
+    found.append(show_sums(outbox))
+    outbox.end_loan(Passed(left=5))
 
-    assert meanwhile == replace(before, sink_oldest_event_ns=meanwhile.sink_oldest_event_ns)
-    assert (stats.sink_events_taken_total, stats.sink_events_delivered_total) == (8, 3)
-    assert stats.sink_events_queued == 5
+    assert found == [(0, 0, 0), (0, 0, 0), (0, 0, 0), (3, 3, 0)]
+    assert show_sums(outbox) == (8, 4, 4)
     outbox.stop(clock.now)
+
+
+def show_sums(outbox: Outbox) -> tuple[int, int, int]:
+    stats = outbox.snapshot()
+    return stats.sink_events_taken_total, stats.sink_events_delivered_total, stats.sink_events_queued
+
+
+def test_what_a_sink_that_is_out_cannot_get_is_dropped_when_a_reader_counts_it(clock: Clock) -> None:
+    """Until then nobody can see that it was taken."""
+    writer, flows = FakeWriter(), make_flows(8)
+    outbox = make_outbox(FakeDirectSink(), clock, writer=writer)
+    run_until_idle(outbox, clock)
+
+    def leave() -> None:
+        assert writer.offer(render(flows))
+
+    writer.script = leave
+    outbox.run_writer()
+    outbox.disable()
+    waits = [outbox.step()]
+    dropped = [sum_dropped(outbox.snapshot())]
+    outbox.end_loan(Passed(left=8))
+    waits.append(outbox.step())
+    dropped.append(sum_dropped(outbox.snapshot()))
+
+    assert (dropped, waits[0] is None, waits[1]) == ([0, 8], False, None)
+    assert show_sums(outbox) == (8, 0, 0)
 
 
 @pytest.mark.parametrize("trouble", ["news", "away", "spool"])
@@ -754,6 +781,7 @@ def test_what_a_writer_could_not_write_is_written_by_the_thread(clock: Clock) ->
 
     writer.script = leave
     served = outbox.run_writer()
+    outbox.end_loan(Passed(left=8))
     queued = outbox.snapshot().sink_events_queued
     run_until_idle(outbox, clock)
 
@@ -772,6 +800,7 @@ def test_what_is_dropped_after_a_writer_is_no_older_than_it_is(clock: Clock) -> 
 
     writer.script = leave
     outbox.run_writer()
+    outbox.end_loan(Passed(left=1))
     outbox.step()
     put(outbox, flows[1:])
     outbox.disable()

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 )
 
 from conntrackd.delivery.backoff import Backoff
-from conntrackd.delivery.loan import NOTHING_PASSED, Loan, Passed, Way, Written
+from conntrackd.delivery.loan import Loan, Passed, Way, Written
 from conntrackd.delivery.losses import Losses, is_alike, join_losses
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import (
@@ -183,6 +183,8 @@ class Law(RuleBasedStateMachine):
             writer=self.writer,
         )
         self.sent = 0
+        self.uncounted = 0  # of these, left for the writer by relays that are under way
+        self.shown = SinkStats()
 
     @rule(count=st.integers(1, 8))
     def put(self, count: int) -> None:
@@ -215,16 +217,19 @@ class Law(RuleBasedStateMachine):
         between=st.sampled_from(["", "a loss", "events", "disabled"]),
     )
     def run_writer(self, counts: list[int], written: int, between: str) -> None:
-        """A writer for which a relay leaves events, of which it writes some; and something else comes."""
+        """A writer for which two readers leave events, of which it writes some; and something else comes."""
+        relayed = [0, 0]
         if self.outbox.step() is not None or self.outbox.lend_writer(sum(counts)) is None:
             return
 
         def relay() -> None:
             left = written
-            for count in counts:
+            for number, count in enumerate(counts):
                 if self.writer.offer(render(make_flows(count, self.sent))):
                     self.sent += count
-                self.every_event_is_accounted_for()
+                    relayed[number % 2] += count
+                    self.uncounted += count
+                self.check()
                 match between:
                     case "a loss":
                         self.lose()
@@ -235,11 +240,19 @@ class Law(RuleBasedStateMachine):
                 if part := min(left, self.writer.waiting):
                     left -= part
                     self.sink.received += show([self.writer.write(part)])
-                self.every_event_is_accounted_for()
+                self.check()
 
         self.writer.script = relay
         self.outbox.run_writer()
-        self.outbox.end_loan(NOTHING_PASSED)
+        self.check()
+        for count in relayed:
+            self.outbox.end_loan(Passed(left=count))
+            self.uncounted -= count
+            self.check()
+
+    def check(self) -> None:
+        self.every_event_is_accounted_for()
+        self.what_is_shown_is_what_readers_have_counted_and_never_falls()
 
     @rule()
     def lose(self) -> None:
@@ -298,6 +311,16 @@ class Law(RuleBasedStateMachine):
         assert stats.sink_events_taken_total == self.sent
         assert 0 <= stats.sink_events_queued <= QUEUE
         assert min(getattr(stats, name) for name in stats.__slots__) >= 0
+
+    @invariant()
+    def what_is_shown_is_what_readers_have_counted_and_never_falls(self) -> None:
+        before, shown = self.shown, self.outbox.snapshot()
+        totals = [name for name in shown.__slots__ if name.endswith("_total")]
+        assert compute_imbalance(shown) == 0
+        assert shown.sink_events_taken_total == self.sent - self.uncounted
+        assert shown.sink_events_queued >= 0
+        assert all(getattr(before, name) <= getattr(shown, name) for name in totals)
+        self.shown = shown
 
     @invariant()
     def events_never_change_places_and_none_comes_twice(self) -> None:

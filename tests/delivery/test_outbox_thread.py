@@ -169,8 +169,10 @@ def test_a_writer_that_hangs_loses_what_was_left_for_it_by_name() -> None:
     writer.script = hang
     outbox = make_running(FakeDirectSink(), writer=writer)
     assert hangs.wait(30.0)
+    outbox.end_loan(Passed(left=8))
     before, oldest = outbox.snapshot(), outbox.find_oldest()
     assert writer.offer(render(flows[8:9]))
+    outbox.end_loan(Passed(left=1))
     put(outbox, flows[9:])
     outbox.stop(time.monotonic() + 0.05)
     stats, still = outbox.snapshot(), writer.take_rest()

@@ -873,7 +873,7 @@ MUTATIONS: Final = (
     Mutation(
         "a sink that is enabled while it is switched off goes on",
         "conntrackd/delivery/outbox.py",
-        "if not reason and not self.is_out():",
+        "if not reason and (self._uncounted or not self.is_out()):",
         "if False:",
         "tests/delivery/test_outbox.py::test_a_sink_that_is_enabled_while_it_is_being_switched_off_goes_on",
     ),
@@ -1625,9 +1625,24 @@ MUTATIONS: Final = (
     Mutation(
         "what a relay leaves for a writer is shown when the reader counts it, too",
         "conntrackd/delivery/outbox.py",
-        "replace(self._before or self._stats, ",
+        "replace(self._show_counted(), ",
         "replace(self._stats, ",
         "tests/delivery/test_outbox.py::test_what_is_left_is_counted_when_the_reader_counts_it_too",
+    ),
+    Mutation(
+        "what a relay has left is dropped when the reader counts it, too",
+        "conntrackd/delivery/outbox.py",
+        "if not reason and (self._uncounted or not self.is_out()):",
+        "if not reason and not self.is_out():",
+        "tests/delivery/test_outbox.py"
+        "::test_what_a_sink_that_is_out_cannot_get_is_dropped_when_a_reader_counts_it",
+    ),
+    Mutation(
+        "a descriptor is lent to no reader while there are several",
+        "conntrackd/relay.py",
+        "outbox.lend() if readers == 1 else None",
+        "outbox.lend()",
+        "tests/test_relay.py::test_what_one_reader_alone_could_write_to_is_not_lent_to_several",
     ),
     Mutation(
         "no more is left for a writer than the queue has room for",
