@@ -324,17 +324,22 @@ def check_geoip(
 
                 GeoIP([path], config[options.GEOIP_LOCALE], 0, Stats())
         except OSError as error:
-            yield Finding(ERROR, "geoip", f"{path}: {error.strerror}", GEOIP_REMEDY)
+            is_hidden = situation is None and isinstance(error, PermissionError)
+            yield _blame_database(f"{path}: {error.strerror}", is_hidden=is_hidden)
             continue
         except ConntrackdError as error:
-            is_readable = os.access(path, os.R_OK, effective_ids=True)
-            severity, remedy = (ERROR, GEOIP_REMEDY) if is_readable else (NOTE, AS_ROOT)
-            yield Finding(severity, "geoip", error.message, remedy)
+            yield _blame_database(error.message, is_hidden=not os.access(path, os.R_OK, effective_ids=True))
             continue
         if age > GEOIP_DAYS:
             yield Finding(WARNING, "geoip", f"{path} is {age:.0f} days old", "geoipupdate")
         else:
             yield Finding(OK, "geoip", f"{path} is {max(age, 0):.0f} days old")
+
+
+def _blame_database(message: str, *, is_hidden: bool) -> Finding:
+    """`is_hidden`: from whoever asks, and perhaps not from the service."""
+    severity, remedy = (NOTE, AS_ROOT) if is_hidden else (ERROR, GEOIP_REMEDY)
+    return Finding(severity, "geoip", message, remedy)
 
 
 # ---- the sinks ----------------------------------------------------------------------------------------

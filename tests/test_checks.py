@@ -313,16 +313,23 @@ def test_without_a_daemon_each_database_is_read_from_here(tmp_path: Path) -> Non
 
 
 @pytest.mark.privileged
-def test_of_a_database_that_only_others_may_read_nothing_is_said_but_that(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file_mode", "mode", "text"),
+    [(0o640, 0o755, " cannot be read: Permission denied"), (0o644, 0o750, ": Permission denied")],
+    ids=["file", "directory"],
+)
+def test_of_a_database_that_only_others_may_read_nothing_is_said_but_that(
+    file_mode: int, mode: int, text: str, tmp_path: Path
+) -> None:
     path = write(tmp_path, "city.mmdb", "")
-    path.chmod(0o640)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    path.chmod(file_mode)
+    for folder in tmp_path.parents[:2]:
         folder.chmod(0o755)
+    tmp_path.chmod(mode)
     with as_user(65534):
         found = list(checks.check_geoip(configure(geoip__database=str(path))))
 
-    text = f"{path} cannot be read: Permission denied"
-    assert found == [Finding("note", "geoip", text, "sudo conntrackctl doctor")]
+    assert found == [Finding("note", "geoip", f"{path}{text}", "sudo conntrackctl doctor")]
 
 
 @pytest.mark.parametrize(

@@ -95,15 +95,17 @@ def print_lines(lines: Sequence[str], *, indent: int = 0) -> None:
         print(wrap(show_controls(line), indent) if indent else show_controls(line))
 
 
-def wrap(line: str, indent: int) -> str:
-    """On a terminal, in as many lines as it takes."""
+def wrap(text: str, indent: int) -> str:
+    """On a terminal, in as many lines as it takes; an excerpt, which begins with a space, stays as it is."""
     width = get_width()
-    if len(line) <= width:
-        return line
+    if len(text) <= width:
+        return text
     import textwrap  # noqa: PLC0415  # few lines are that long
 
-    width = max(width, indent + 20)
-    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(
+        max(width, indent + 20), subsequent_indent=" " * indent, break_on_hyphens=False
+    )
+    return "\n".join(line if line[:1] == " " else wrapper.fill(line) for line in text.split("\n"))
 
 
 def get_width() -> int:

@@ -30,7 +30,7 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> UnavailableEr
     output = ask(["systemctl", "show", UNIT, *(f"--property={name}" for name in ASKED)], environ, until)
     found = dict(line.partition("=")[::2] for line in output.splitlines())
     state, result, status = (found.get(name, "") for name in ("ActiveState", "Result", "ExecMainStatus"))
-    if state == "active":
+    if state in {"active", "reloading"}:
         hint = f"check bus.enable and bus.address in conntrackd.yaml; {LOG}"
         return UnavailableError("conntrackd is running, but not on this bus", hint=hint)
     if result in {"", "success"}:

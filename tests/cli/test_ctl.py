@@ -438,6 +438,16 @@ def test_what_has_changed_is_wrapped_between_words(
     assert capsys.readouterr().out == "1 rule in force; 55 instructions in the\n  kernel\n"
 
 
+def test_the_lines_of_a_warning_about_a_change_stay_below_each_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "warning: rule 2: this rule can never match\n  log port 443\n      ^^^^\nhint: remove it"
+    print_changes(Namespace(json=False), [text])
+
+    assert capsys.readouterr().out == text.replace("never ", "never\n  ") + "\n"
+
+
 def test_the_doctor_works_without_a_daemon(bus: PrivateBus, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.run(["doctor", "--json"]) == 4
     rows = json.loads(capsys.readouterr().out)

@@ -146,10 +146,13 @@ def test_whatever_systemd_and_the_journal_say_the_answer_takes_less_than_a_secon
 
 
 @pytest.mark.privileged
+@pytest.mark.parametrize(
+    "states", ["ActiveState=active\nSubState=running", "ActiveState=reloading\nSubState=reload"]
+)
 def test_a_daemon_that_runs_without_this_bus_is_not_said_to_be_down(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
+    states: str, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine(say("ActiveState=active\nSubState=running\nResult=success\nInvocationID=0f\n"), "")
+    machine(say(f"{states}\nResult=success\nInvocationID=0f\n"), "")
 
     with pytest.raises(UnavailableError) as caught:
         ctl.run(["status", "--json"])
