@@ -13,6 +13,7 @@
  * ones are no longer in the processor's cache when they are read.
  */
 #define GATHER_EVENTS 256
+#define MUCH_SOONER 4 /* times: of 50 ms, from 20,000 events/s on */
 
 uint64_t read_clock(int clock)
 {
@@ -57,15 +58,15 @@ static void sleep_until(uint64_t monotonic_ns)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
 }
 
-/* How long to gather: until there are GATHER_EVENTS, if they come as fast as those of the last interval did, and for
- * at most `most_ns`.
+/* How long to gather: until there are GATHER_EVENTS, if they come as fast as those of the last interval did. For
+ * `most_ns` where that is not much sooner: where events are fewer, to be woken costs more than the caches save.
  */
 static uint64_t compute_gather(const struct ring *ring, uint64_t most_ns)
 {
 	const uint64_t enough_ns =
 		ring->gathered ? (ring->read_ns - ring->emptied_ns) / ring->gathered * GATHER_EVENTS : most_ns;
 
-	return enough_ns < most_ns ? enough_ns : most_ns;
+	return enough_ns < most_ns / MUCH_SOONER ? enough_ns : most_ns;
 }
 
 /* The number of datagrams, 0 where there is none; -1 with errno. */

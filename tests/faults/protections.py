@@ -695,7 +695,7 @@ MUTATIONS: Final = (
     Mutation(
         "where very many events come, fewer are gathered",
         "conntrackd/core/receive.c",
-        "return enough_ns < most_ns ? enough_ns : most_ns;",
+        "return enough_ns < most_ns / MUCH_SOONER ? enough_ns : most_ns;",
         "return most_ns;",
         "tests/engine/test_receive.py::test_where_very_many_come_they_are_not_gathered_for_the_whole_time",
     ),
