@@ -367,7 +367,9 @@ def test_several_readers_leave_their_events_for_one_file_and_the_sums_hold_meanw
         rig = Rig(one, other, StreamSink(path), ("drop source address 10.0.0.7", "log any"), more=[second])
         for first in range(0, len(flows), STEP):
             rig.send(STEP, first)
+            end = time.monotonic() + SECONDS
             while not rig.is_read(first + STEP):
+                assert time.monotonic() < end
                 with rig.pipeline.lock:
                     stats, sink = rig.pipeline.stats, rig.outbox.snapshot()
                     assert sink.sink_events_taken_total == stats.events_accepted_total

@@ -59,8 +59,12 @@ class Machine:
         """Until the condition holds."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"{what}: not in {seconds} s\n{self.sh('journalctl -n 30 -o cat')}"
+            assert time.monotonic() < end, f"{what}: not in {seconds} s\n{self._read_log()}"
             threading.Event().wait(0.1)
+
+    def _read_log(self) -> str:
+        """The end of the journal without events, of which there may be thousands, but with losses."""
+        return self.sh("journalctl -q -o short-precise | grep -v ' connection from ' | tail -n 60")
 
     def offer(self, *repositories: Path) -> None:
         """Debian's packages, and those of the repositories."""
