@@ -1,7 +1,6 @@
 """metrics/service.py: what asks for metrics, and what stands in the way."""
 
 import asyncio
-import shutil
 import socket
 import sys
 import threading
@@ -159,7 +158,7 @@ def test_a_page_that_cannot_be_written_is_a_fault_until_it_is_or_is_not_wanted(
             assert f"\nhint: mkdir {path.parent}, and let conntrackd write" in str(metrics.unwritten.fault)
             path.parent.mkdir()
             await wait(is_fault=False)
-            shutil.rmtree(path.parent)
+            path.parent.rename(tmp_path / "away")  # in one step: a write may be under way in it
             await wait(is_fault=True)
             metrics.apply(metrics.prepare(configure()))
             assert metrics.unwritten.fault is None
