@@ -195,7 +195,7 @@ class Client:
             raise NotRunningError(
                 f"cannot connect to D-Bus: {text}",
                 origin=self._address,
-                hint="the daemon works without D-Bus; to see whether it runs: pgrep -af 'conntrackd run'",
+                hint="pgrep -af 'conntrackd run'  # shows whether the daemon runs, which works without D-Bus",
             ) from error
         return self._bus
 

@@ -455,6 +455,15 @@ def test_the_doctor_works_without_a_daemon(bus: PrivateBus, capsys: pytest.Captu
     assert {"buffer", "clock", "packages"} <= {row["check"] for row in rows}
 
 
+def test_without_a_bus_the_doctors_fix_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.run(["doctor", "--json", "--bus.address", "unix:path=/nonexistent"]) == 4
+    command, _, note = json.loads(capsys.readouterr().out)[0]["remedy"].partition("  # ")
+    assert (command, note) == (
+        "pgrep -af 'conntrackd run'",
+        "shows whether the daemon runs, which works without D-Bus",
+    )
+
+
 def test_status_imports_little() -> None:
     program = "import sys; from conntrackd.cli import ctl; import conntrackd.bus.client; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
