@@ -169,5 +169,5 @@ def explain_rule(text: str) -> str:
 def parse_count(text: str) -> int:
     """A number from 1 that fits into 32 bits, for argparse."""
     if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)

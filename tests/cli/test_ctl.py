@@ -261,7 +261,11 @@ def test_every_help_ends_with_one_line_break(
             ["top", "--by", "\x1b"],
             "argument --by: '\\x1b' is not a field of an event\nhint: 'conntrackctl top --help' lists",
         ),
-        (["tail", "-n", "0"], "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail"),
+        (
+            ["tail", "-n", "1.5"],
+            "argument -n: '1.5' is not a whole number from 1 to 999999999\nhint: 'conntrackctl tail",
+        ),
+        (["status", "--json=1"], "argument --json: does not take '1'"),
         (
             ["events", "log", "type", "NEW"],
             "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
