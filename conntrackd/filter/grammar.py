@@ -472,7 +472,10 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         return Mistake(f"unexpected {quote(word)} behind the sample", token.lexpos, token.endlexpos, hint)
     near = _suggest(word, expected) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
-    return Mistake(message, token.lexpos, token.endlexpos)
+    wants_value = wanted == EXPECTED["WORD"] and parser.symstack[-1].type != "OPERATOR"  # as bytes have one
+    is_compared = wants_value and token.type in {"OPERATOR", "NOT"}
+    hint = "values stand without it: port 53, not port 53" if is_compared else ""
+    return Mistake(message, token.lexpos, token.endlexpos, hint)
 
 
 def _suggest(word: str, expected: set[str]) -> str:

@@ -154,6 +154,8 @@ def test_each_word_of_the_vocabulary_is_known_in_both_cases(keyword: str, words:
         ("log port 70000", "'70000' is not a valid port", "70000"),
         ("log icmp id 70000", "'70000' is not a valid ICMP identifier", "70000"),
         ("log icmp id 1-x", "a number from 0 to 65535, or a range such as 1-99", "x"),
+        ("log port=53", "a value is missing values stand without it: port 53, not port 53", "="),
+        ("log country !DE", "values stand without it", "!"),
         ("log port 1:99", "a number from 0 to 65535, or a range such as 1-99", "1:99"),
         ("log network ::/8", "addresses and sets stand behind 'address'", "::/8"),
         ("log network @bad", "addresses and sets stand behind 'address'", "@bad"),
