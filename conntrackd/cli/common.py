@@ -154,6 +154,8 @@ def parse_rule(text: str) -> str:
     """As it is, for argparse; but `log type NEW` without quotes is three arguments, which are no rules."""
     if text.lower() in ACTIONS:
         raise ArgumentTypeError(f"a rule is one argument: put it in quotes, such as '{text} type NEW'")
+    if " " not in text and os.path.isfile(text):
+        raise ArgumentTypeError(f"{text!r} is a file, and not a rule")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # the bus would carry another rule

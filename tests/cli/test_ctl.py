@@ -265,6 +265,10 @@ def test_every_help_ends_with_one_line_break(
             ["tail", "-n", "1.5"],
             "argument -n: '1.5' is not a whole number from 1 to 999999999\nhint: 'conntrackctl tail",
         ),
+        (
+            ["filter", "check", __file__],
+            f"argument RULE: '{__file__}' is a file, and not a rule\nhint: 'conntrackctl filter",
+        ),
         (["status", "--json=1"], "argument --json: does not take '1'"),
         (
             ["events", "log", "type", "NEW"],
