@@ -1,5 +1,6 @@
 """Text for people: somebody's words quoted, and the known word that was meant."""
 
+import os
 from collections.abc import Iterable
 from typing import Final
 
@@ -60,6 +61,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """A hint with the nearest of the known words, empty when none is near."""
     near = find_near(word, known)
     return f"did you mean {near}?" if near else ""
+
+
+def as_root(command: str) -> str:
+    """A command for root, so that who reads it can paste it."""
+    return command if os.geteuid() == 0 else f"sudo {command}"
 
 
 def quote(text: str) -> str:

@@ -153,3 +153,15 @@ def test_the_rules_are_tried_also_in_a_home_that_is_closed(project: Path) -> Non
     status, output = run(project, "def test_it():\n    pass\n")
 
     assert (status, "1 passed" in output) == (0, True), output
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["tests.faults.dearest_files", "tests.faults.mutations", "tests.filter.dearest", "tests.pictures.make"],
+)
+def test_a_program_of_the_tests_explains_itself(module: str) -> None:
+    for words, status in ((["--help"], 0), (["no such thing"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, (done.stdout + done.stderr)[:16]) == (status, "usage: python -m")

@@ -34,7 +34,7 @@ from conntrackd.errors import (
     UnavailableError,
     UsageError,
 )
-from conntrackd.text import quote
+from conntrackd.text import as_root, quote
 
 ANSWER_SECONDS: Final = 25.0  # as libdbus and systemd wait
 PASSWORD_SECONDS: Final = 150.0  # for what may ask for one
@@ -178,7 +178,7 @@ class Client:
         except (OSError, EOFError) as error:
             text = str(error) or "no reason given"
             raise NotRunningError(
-                f"the bus has closed the connection: {text}", hint="see journalctl -u dbus"
+                f"the bus has closed the connection: {text}", hint=as_root("journalctl -u dbus")
             ) from error
         self._descriptors.extend(reply.unix_fds)
         return list(unpack_variants(reply.body))
@@ -195,7 +195,7 @@ class Client:
             raise NotRunningError(
                 f"cannot connect to D-Bus: {text}",
                 origin=self._address,
-                hint="the daemon works without D-Bus; to see whether it runs: pgrep -af 'conntrackd run'",
+                hint="pgrep -af 'conntrackd run'  # shows whether the daemon runs, which works without D-Bus",
             ) from error
         return self._bus
 
@@ -243,7 +243,7 @@ def explain(name: str, text: str) -> ConntrackdError:
             )
         case "NoReply" | "Timeout" | "TimedOut" | "Disconnected":
             return UnavailableError(
-                "conntrackd disconnected before it answered", hint="journalctl -u conntrackd"
+                "conntrackd disconnected before it answered", hint=as_root("journalctl -u conntrackd")
             )
     if name.startswith("org.freedesktop.systemd1."):
         return NotRunningError("conntrackd is not running", hint="systemctl enable --now conntrackd")

@@ -154,6 +154,8 @@ def parse_rule(text: str) -> str:
     """As it is, for argparse; but `log type NEW` without quotes is three arguments, which are no rules."""
     if text.lower() in ACTIONS:
         raise ArgumentTypeError(f"a rule is one argument: put it in quotes, such as '{text} type NEW'")
+    if " " not in text and os.path.isfile(text):
+        raise ArgumentTypeError(f"{text!r} is a file, and not a rule")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # the bus would carry another rule
@@ -169,5 +171,5 @@ def explain_rule(text: str) -> str:
 def parse_count(text: str) -> int:
     """A number from 1 that fits into 32 bits, for argparse."""
     if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)

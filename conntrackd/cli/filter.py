@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from conntrackd.cli import report
 from conntrackd.cli.common import add_bus, add_rule, add_sink, connect, explain_rule, print_json, print_lines
 from conntrackd.cli.verb import Verb
-from conntrackd.errors import ConntrackdError, DataError, ManyErrors, RuleError, UsageError
+from conntrackd.errors import ConfigError, ConntrackdError, DataError, ManyErrors, RuleError, UsageError
 
 if TYPE_CHECKING:  # what runs imports it late: --help and completion need none of it
     from conntrackd.config.option import Option
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what runs imports it late: --help and completion need none 
     from conntrackd.filter.evaluate import Decision
 
 PROGRAM: Final = "conntrackctl"
+FILTER_FILE: Final = "--filter-file"  # spelled otherwise than conntrackd's
 # Where there is no configuration: rules of the command line stand alone, whatever this machine's daemon has.
 NOWHERE: Final = Path("/nonexistent")
 # Mistakes of lines that are reported one by one.
@@ -32,7 +33,7 @@ MAX_REPORTED: Final = 100
 def add_rule_arguments(parser: ArgumentParser) -> None:
     """Where the rules come from; without any of these it is what the daemon on this machine would read."""
     add_rule(parser, "--filter", action="append", default=[], help="filter rule; can be repeated")
-    parser.add_argument("--filter-file", metavar="FILE", help="file with one rule per line")
+    parser.add_argument(FILTER_FILE, metavar="FILE", help="file with one rule per line")
     parser.add_argument("--config", metavar="FILE", help="configuration file of conntrackd")
 
 
@@ -289,7 +290,11 @@ def read_rules(config: "Config", sink: str | None = None, typed: Sequence[str] =
     from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
     option = options.FILTER if sink is None else get_sink_filter(config, sink)
-    texts = rules.read_rules(config) if sink is None else rules.list_rules(config, option=option)
+    try:
+        texts = rules.read_rules(config) if sink is None else rules.list_rules(config, option=option)
+    except ConfigError as error:
+        error.origin = error.origin.replace(options.FILTER_FILE.flag, FILTER_FILE)
+        raise
     arguments = {text.strip() for text in typed}
     texts = [
         RuleText(rule.text) if rule.origin == option.flag and rule.text in arguments else rule

@@ -11,6 +11,7 @@ from conntrackd.cli.common import explain_rule
 from conntrackd.config.named import SECTION, SETTINGS, explain_setting, find_setting
 from conntrackd.config.option import Option
 from conntrackd.config.options import FILTER, FILTER_FILE, OPTIONS, SETS
+from conntrackd.config.read import SUFFIXES
 from conntrackd.config.values import FLAG
 from conntrackd.errors import ConfigError, ConntrackdError, UsageError
 from conntrackd.text import quote, suggest
@@ -84,7 +85,10 @@ def explain_unknown(arguments: Sequence[str], known: Collection[str]) -> Conntra
         return ConfigError(fault[0], hint=fault[1], origin=word)
     quotes = "" if flags else "; a value with spaces needs quotes"
     section = f"{word}.enable"
-    hint = f"did you mean {section}?" if section in known else explain_rule(word) or suggest(word, known)
+    hint = f"did you mean {section}?" if section in known else explain_rule(word)
+    if "--config" in known and (word == "-c" or word.endswith(SUFFIXES)):
+        hint = "a configuration file stands behind --config"
+    hint = hint or suggest(word, known)
     hint = hint or f"--help lists what is available{quotes}"
     kind = ConfigError if flags else UsageError  # a setting that is none, wherever it stands
     return kind(f"unknown {'option' if flags else 'argument'} {quote(word)}", hint=hint)

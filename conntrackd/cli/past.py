@@ -1,7 +1,7 @@
 """What the verbs that look back have in common: which events, of which time, out of which source."""
 
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ PROGRAM: Final = "conntrackctl"
 def add_selection(parser: ArgumentParser) -> None:
     """Rules, times and the source."""
     add_rule(parser, "rules", nargs="*", help="rules, as for --filter")
+    add_rule(parser, "--filter", action="append", default=[], help="filter rule; can be repeated")
     parser.add_argument("--since", metavar="TIME", help="from when on, such as -1h or 'yesterday 14:00'")
     parser.add_argument("--until", metavar="TIME", help="until when")
     parser.add_argument(
@@ -31,6 +32,9 @@ def add_selection(parser: ArgumentParser) -> None:
         help="journal, journal:DIRECTORY, file:PATH or loki (default: that of a sink which is on)",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file of conntrackd")
+    parser.add_argument(  # its default is that of -o
+        "--json", dest="form", action="store_const", const="json", default=SUPPRESS, help="same as -o json"
+    )
 
 
 @contextmanager
@@ -43,7 +47,8 @@ def open_selected(arguments: Namespace) -> Iterator["tuple[Source, HistorySelect
 
     span = parse_span(arguments.since, arguments.until, time.time_ns())
     labels = {name: bit for bit, name in read_label_names().items()}
-    selection = HistorySelection(span, read_rules(arguments.rules, arguments.config), labels)
+    rules = read_rules(arguments.filter + arguments.rules, arguments.config)
+    selection = HistorySelection(span, rules, labels)
     is_followed = getattr(arguments, "follow", False)
     source = open_source(arguments.source, selection, arguments.config, is_followed=is_followed)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -41,12 +42,13 @@ def open_tail(arguments: Namespace, count: int = 0) -> int:
     rules = arguments.filter + arguments.rules
     with connect(arguments) as client:
         pipe = client.open_tail(rules, count)
-    if rules and "@" not in "".join(rules):  # a set is the daemon's: its members are not known here
+    if rules:
         from conntrackd.cli.past import warn_of_no_drop  # noqa: PLC0415
         from conntrackd.filter.diagnostics import RuleText  # noqa: PLC0415
         from conntrackd.filter.grammar import parse_rules  # noqa: PLC0415
 
-        warn_of_no_drop(parse_rules([RuleText(rule) for rule in rules]))
+        # The sets are the daemon's, which has found them: here an address stands for each.
+        warn_of_no_drop(parse_rules([RuleText(re.sub(r"@[\w-]+", "::", rule)) for rule in rules]))
     return pipe
 
 

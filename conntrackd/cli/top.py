@@ -17,6 +17,7 @@ from conntrackd.cli.tail import CHUNK, add_rules, open_tail
 from conntrackd.cli.talkers import BY, SORTS, Ranking, Talkers
 from conntrackd.cli.verb import Verb
 from conntrackd.errors import UnavailableError
+from conntrackd.text import as_root
 from conntrackd.units import render_bytes
 
 SHOWN: Final = 20  # rows, where no terminal's height says it
@@ -109,7 +110,7 @@ def read_records(pipe: int, rest: bytes, talkers: Talkers) -> bytes:
     """Count what is there, and return the beginning of the next line."""
     data = os.read(pipe, CHUNK)
     if not data:
-        raise UnavailableError("the daemon has closed the tail", hint="journalctl -u conntrackd")
+        raise UnavailableError("the daemon has closed the tail", hint=as_root("journalctl -u conntrackd"))
     lines, _, rest = (rest + data).rpartition(b"\n")
     for line in lines.splitlines():
         talkers.add(json.loads(line))

@@ -7,6 +7,7 @@ from typing import Final
 
 from conntrackd.bus.client import NotRunningError
 from conntrackd.errors import UnavailableError
+from conntrackd.text import as_root
 
 UNIT: Final = "conntrackd.service"
 ASKED: Final = ("ActiveState", "SubState", "Result", "ExecMainStatus", "InvocationID")
@@ -17,6 +18,7 @@ LOG: Final = f"journalctl -u {UNIT.removesuffix('.service')} -n {LINES}"
 # systemctl(1) needs no bus for root, journalctl(1) for nobody.
 PATH: Final = "/usr/bin:/bin"
 BAD_CONFIGURATION: Final = "78"  # EX_CONFIG
+STARTING: Final = "conntrackd is not running yet: it is starting"
 
 
 def explain(error: NotRunningError, environ: Mapping[str, str]) -> UnavailableError:
@@ -31,19 +33,19 @@ def explain(error: NotRunningError, environ: Mapping[str, str]) -> UnavailableEr
     found = dict(line.partition("=")[::2] for line in output.splitlines())
     state, result, status = (found.get(name, "") for name in ("ActiveState", "Result", "ExecMainStatus"))
     if state in {"active", "reloading"}:
-        hint = f"check bus.enable and bus.address in conntrackd.yaml; {LOG}"
+        hint = f"check bus.enable and bus.address in conntrackd.yaml; {as_root(LOG)}"
         return UnavailableError("conntrackd is running, but not on this bus", hint=hint)
     if result in {"", "success"}:
-        return error
+        is_starting = state == "activating"
+        return NotRunningError(STARTING, hint="systemctl status conntrackd") if is_starting else error
     lines = read_last_words(found.get("InvocationID", ""), environ, until)
     how = f"exit status {status}" if result == "exit-code" else result
     again = ", and systemd keeps restarting it" if found.get("SubState") == "auto-restart" else ""
     message = f"conntrackd is not running: it has failed ({how}){again}"
-    sudo = "" if os.geteuid() == 0 else "sudo "  # the hint can be pasted
     if not lines:
-        return NotRunningError(message, hint=f"{sudo}{LOG}")
-    check = f"{sudo}conntrackd check && " if status == BAD_CONFIGURATION else ""
-    return NotRunningError(message, excerpt=lines, hint=f"{check}{sudo}systemctl restart conntrackd")
+        return NotRunningError(message, hint=as_root(LOG))
+    check = f"{as_root('conntrackd check')} && " if status == BAD_CONFIGURATION else ""
+    return NotRunningError(message, excerpt=lines, hint=check + as_root("systemctl restart conntrackd"))
 
 
 def read_last_words(invocation: str, environ: Mapping[str, str], until: float) -> str:

@@ -43,6 +43,7 @@ class Parser(ArgumentParser):
         return f"systemctl {word} conntrackd" if word in {"start", "stop", "restart"} else ""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "does not take")
         raise UsageError(message, hint=f"'{self.prog} --help' lists what is available")
 
     def refuse_early(self, words: Sequence[str]) -> None:

@@ -68,7 +68,8 @@ class Keys:
     def list_inside(self, section: str) -> str:
         """The words that may stand in a section, empty for the outermost, as a hint shows them."""
         depth = len(section) + 1 if section else 0
-        inside = [key[depth:] for key in self.by_key if key.startswith(f"{section}." if section else "")]
+        known = (*self.by_key, *sorted(self.sections))
+        inside = [key[depth:] for key in known if key.startswith(f"{section}." if section else "")]
         return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
     def get_section(self, key: str) -> str:

@@ -183,10 +183,10 @@ def parse_writer(text: str) -> str:
     if text.startswith("file:///") and len(text) > len("file:///"):
         return parse_text(text)
     words = ("stdout", "stderr", "discard", "file:///PATH")
-    if text.startswith("/"):
-        raise BadValueError(
-            text, f"is not one of {', '.join(words)}", f"did you mean file://{parse_text(text)}?"
-        )
+    if "/" in text or "." in text:
+        hint = "a file is file:// with its absolute path behind it"
+        hint = f"did you mean file://{parse_text(text)}?" if text.startswith("/") else hint
+        raise BadValueError(text, f"is not one of {', '.join(words)}", hint)
     return _parse_word(text, words)
 
 

@@ -195,15 +195,15 @@ static bool is_writer(PyObject *object, PyTypeObject *type)
 static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments)
 {
 	struct outlet *outlet = &relay->outlets[relay->outlet_count];
-	Py_ssize_t room, number, vain;
+	Py_ssize_t room, number, also_refused;
 	PyObject *writer;
 	int way;
 
 	if (!PyArg_ParseTuple(arguments, "O!iinnnO:outlet", find_state(self)->template, &outlet->object, &way,
-			      &outlet->descriptor, &number, &vain, &room, &writer) ||
+			      &outlet->descriptor, &number, &also_refused, &room, &writer) ||
 	    !is_writer(writer, find_state(self)->writer))
 		return false;
-	if (way < 0 || way >= WAYS || room < 0 || vain < 0 || number < 1 || number > MAX_SEQUENCE) {
+	if (way < 0 || way >= WAYS || room < 0 || also_refused < 0 || number < 1 || number > MAX_SEQUENCE) {
 		PyErr_SetString(PyExc_ValueError, "no such way, no number of a message, or less than nothing");
 		return false;
 	}
@@ -215,7 +215,7 @@ static bool open_outlet(struct relay *relay, PyObject *self, PyObject *arguments
 	}
 	outlet->way = (enum way)way;
 	outlet->number = (uint32_t)number;
-	outlet->vain = (size_t)vain;
+	outlet->also_refused = (size_t)also_refused;
 	outlet->room = (size_t)room;
 	outlet->output = &relay->batch->outputs[relay->outlet_count++];
 	clear_output(outlet->output);

@@ -98,10 +98,10 @@ static size_t send_messages(struct outlet *outlet, struct frames *frames, const 
 	text = (char *)(frames->ends + output->count);
 	frame_parts(output->text, output->ends, output->count, &number, framing, text, frames->ends);
 	sent = send_parts(outlet->descriptor, text, frames->ends, output->count, 0, 0, segments, &outlet->error);
-	if (!outlet->error && outlet->vain)
+	if (!outlet->error && outlet->also_refused)
 		outlet->error = read_error(outlet->descriptor);
 	if (is_refusal(outlet->error))
-		sent -= sent < outlet->vain ? sent : outlet->vain;
+		sent -= sent < outlet->also_refused ? sent : outlet->also_refused;
 	if (sent < output->count) { /* the others get their numbers when they are sent */
 		number = outlet->number;
 		frame_parts(output->text, output->ends, sent, &number, framing, text, frames->ends);

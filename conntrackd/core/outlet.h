@@ -25,7 +25,7 @@ struct outlet {
 	enum way way;
 	int descriptor;
 	uint32_t number; /* of the next message of syslog */
-	size_t vain; /* datagrams that went nowhere before one that is refused: see DatagramSocket */
+	size_t also_refused; /* datagrams that went nowhere before one that is refused: see DatagramSocket */
 	int error; /* of the socket, which says it once */
 	size_t room; /* events that may wait for Python */
 	struct writer *writer; /* may take them instead; borrowed; NULL for none */

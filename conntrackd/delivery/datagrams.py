@@ -124,7 +124,7 @@ class DatagramSocket:
         # A missing receiver is reported with the next datagram of UDP, and sendmmsg(2) hides that when it has
         # sent one before: the last two went nowhere. Over loopback that is known at once, else later.
         # What goes as one call is refused as one.
-        self._vain = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2
+        self._also_refused = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2
         sock.setblocking(False)
         if sock.family in MTU_DISCOVER:
             sock.setsockopt(*MTU_DISCOVER[sock.family], PMTUDISC_DONT)
@@ -172,13 +172,13 @@ class DatagramSocket:
 
     def lend(self, way: Way = Way.SEND, number: int = 1) -> Loan | None:
         """See DirectSink and Loan."""
-        return None if self._is_closed else Loan(way, self._socket.fileno(), number, self._vain)
+        return None if self._is_closed else Loan(way, self._socket.fileno(), number, self._also_refused)
 
     def _hear(self, sent: int, code: int) -> tuple[int, int]:
         """How many were taken indeed, and an errno: that of the call, or what they have brought since."""
-        if self._vain and not code:
+        if self._also_refused and not code:
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # once: it is forgotten then
-        return max(0, sent - self._vain) if code in REFUSALS else sent, code
+        return max(0, sent - self._also_refused) if code in REFUSALS else sent, code
 
     def close(self) -> None:
         """End a send that waits. The receiver sees nothing of it."""

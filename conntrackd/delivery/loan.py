@@ -32,7 +32,7 @@ class Loan(NamedTuple):
     descriptor: int = -1
     number: int = 1
     """Of the next message of syslog."""
-    vain: int = 0
+    also_refused: int = 0
     """So many of the datagrams before one that is refused went nowhere, too."""
 
 

@@ -481,8 +481,8 @@ class Outbox(Inlet):
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
         self._remove(done)
-        text = "sink %s: %s, retrying in %.1f s"
-        self._reported_absence |= self._absences.warn(logger, text, self.name, absence.reason, delay)
+        words = (self.name, absence.reason, max(0.1, delay))
+        self._reported_absence |= self._absences.warn(logger, "sink %s: %s, retrying in %.1f s", *words)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

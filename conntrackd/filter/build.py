@@ -87,7 +87,7 @@ class Builder:
         return build(words, span)
 
     def build_network(self, side: Side, words: list[Word], span: Range) -> Expression:
-        names = self._collect(words, lambda word: _parse_name(word, "network", fields.NETWORKS))
+        names = self._collect(words, _parse_network)
         return ast.NetworkIn(self._get_fields("network", side, span), names, span)
 
     def build_location(self, kind: str, side: Side, words: list[Word], span: Range) -> Expression:
@@ -270,7 +270,15 @@ def _parse_number(word: str, kind: str, maximum: int) -> int:
         number = int(word, 16 if word[:2].lower() == "0x" else 10)
         if number <= maximum:
             return number
-    raise Invalid(f"{quote(word)} is not a valid {kind}", f"a number from 0 to {maximum}")
+    ranges = ", or a range such as 1-99" if kind in RANGED else ""
+    raise Invalid(f"{quote(word)} is not a valid {kind}", f"a number from 0 to {maximum}{ranges}")
+
+
+def _parse_network(word: str) -> str:
+    try:
+        return _parse_name(word, "network", fields.NETWORKS)
+    except Invalid as error:
+        raise Invalid(error.message, f"{error.hint}; addresses and sets stand behind 'address'") from None
 
 
 def _parse_rate(word: str) -> int:

@@ -18,7 +18,7 @@ from conntrackd.filter import cel, cost
 from conntrackd.filter.ast import Anything, Expression, Rule, conjoin, disjoin, negate
 from conntrackd.filter.build import EITHER, Builder, Side, Word
 from conntrackd.filter.diagnostics import Mistake, RuleText, suggest
-from conntrackd.filter.fields import TYPES
+from conntrackd.filter.fields import FAMILIES, STATES, STATUSES, TYPES
 from conntrackd.filter.limit import BOTH, BOTH_HINT, Limit
 from conntrackd.filter.sets import NO_SETS, Sets
 from conntrackd.flow import Protocol
@@ -64,14 +64,18 @@ EXPECTED: Final = {
 }
 # Words of events and of other tools, where a condition or a part of it is missing.
 MEANT: Final = {
+    **{name: f"status {name.lower()}" for name in STATUSES},
+    **{name: f"state {name.lower()}" for name in STATES},
+    **{name: f"family {name.lower()}" for name in FAMILIES},
     **{name: f"protocol {name.lower()}" for name in Protocol.__members__},
     **{name: f"type {name.lower()}" for name in TYPES},
     "PROT": "protocol",
     "SRC": "source address",
     "DST": "destination address",
-    **dict.fromkeys(("HOST", "IP"), "address"),
+    **dict.fromkeys(("HOST", "IP", "NET"), "address"),
     "ICMP": "protocol icmp or icmp id",
     "ALL": "any",
+    "ACCEPT": "log",
     "SPORT": "source port",
     "DPORT": "destination port",
 }
@@ -468,7 +472,10 @@ def _explain(token: lex.LexToken | None, text: str, parser: Any) -> Mistake:  # 
         return Mistake(f"unexpected {quote(word)} behind the sample", token.lexpos, token.endlexpos, hint)
     near = _suggest(word, expected) if token.type == "WORD" else ""
     message = f"unexpected {quote(word)}{near}" if near else f"unexpected {quote(word)}: {wanted} is missing"
-    return Mistake(message, token.lexpos, token.endlexpos)
+    wants_value = wanted == EXPECTED["WORD"] and parser.symstack[-1].type != "OPERATOR"  # as bytes have one
+    is_compared = wants_value and token.type in {"OPERATOR", "NOT"}
+    hint = "values stand without it: port 53, not port 53" if is_compared else ""
+    return Mistake(message, token.lexpos, token.endlexpos, hint)
 
 
 def _suggest(word: str, expected: set[str]) -> str:

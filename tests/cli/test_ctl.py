@@ -261,7 +261,15 @@ def test_every_help_ends_with_one_line_break(
             ["top", "--by", "\x1b"],
             "argument --by: '\\x1b' is not a field of an event\nhint: 'conntrackctl top --help' lists",
         ),
-        (["tail", "-n", "0"], "argument -n: '0' is not a number of 1 or more\nhint: 'conntrackctl tail"),
+        (
+            ["tail", "-n", "1.5"],
+            "argument -n: '1.5' is not a whole number from 1 to 999999999\nhint: 'conntrackctl tail",
+        ),
+        (
+            ["filter", "check", __file__],
+            f"argument RULE: '{__file__}' is a file, and not a rule\nhint: 'conntrackctl filter",
+        ),
+        (["status", "--json=1"], "argument --json: does not take '1'"),
         (
             ["events", "log", "type", "NEW"],
             "argument RULE: a rule is one argument: put it in quotes, such as 'log type NEW'",
@@ -453,6 +461,15 @@ def test_the_doctor_works_without_a_daemon(bus: PrivateBus, capsys: pytest.Captu
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["check"] == "daemon"
     assert {"buffer", "clock", "packages"} <= {row["check"] for row in rows}
+
+
+def test_without_a_bus_the_doctors_fix_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.run(["doctor", "--json", "--bus.address", "unix:path=/nonexistent"]) == 4
+    command, _, note = json.loads(capsys.readouterr().out)[0]["remedy"].partition("  # ")
+    assert (command, note) == (
+        "pgrep -af 'conntrackd run'",
+        "shows whether the daemon runs, which works without D-Bus",
+    )
 
 
 def test_status_imports_little() -> None:

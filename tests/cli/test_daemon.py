@@ -99,10 +99,16 @@ def test_a_flag_may_have_a_dash_where_its_key_has_another(
         ),
         (["run", "--sink.loki"], "unknown option '--sink.loki'\nhint: did you mean --sink.loki.enable?"),
         (["run", "log any"], "unknown argument 'log any'\nhint: a rule stands behind --filter, in quotes"),
+        (
+            ["check", "/etc/conntrackd/conntrackd.yaml"],
+            "unknown argument '/etc/conntrackd/conntrackd.yaml'\n"
+            "hint: a configuration file stands behind --config",
+        ),
+        (["run", "-c", "x"], "unknown option '-c'\nhint: a configuration file stands behind --config"),
         (["record", "x", "--cuont", "5"], "unknown option '--cuont'\nhint: did you mean --count?"),
         (
             ["record", "x", "--count", "many"],
-            "argument --count: 'many' is not a number of 1 or more\n"
+            "argument --count: 'many' is not a whole number from 1 to 999999999\n"
             "hint: 'conntrackd record --help' lists what is available",
         ),
         (["check", "--fragmnet", "x"], "unknown option '--fragmnet'\nhint: did you mean --fragment?"),

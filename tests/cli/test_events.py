@@ -264,6 +264,7 @@ def test_rules_times_and_the_last_ones(path: Path, capsys: pytest.CaptureFixture
     rules = ("log destination port 53", "drop any")
 
     assert len(show(capsys, path, *rules).splitlines()) == 2
+    assert len(json.loads(show(capsys, path, "--json", "--filter", rules[0], rules[1]))) == 2
     assert show(capsys, path, *rules, "--last", "2") == show(capsys, path, *rules)
     assert show(capsys, path, "--until", "2025-11-22 10:34:43.001").count("\n") == 2
     assert show(capsys, path, "--since", "-1h") == ""

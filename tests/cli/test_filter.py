@@ -128,6 +128,8 @@ def test_a_file_of_rules_is_named_with_its_line(tmp_path: Path) -> None:
 
     assert bad.returncode == 78
     assert f"{path}:4" in bad.stderr
+    missing = ctl("check", "--filter-file", f"{path}.gone").stderr
+    assert missing.startswith(f"conntrackctl: --filter-file: {path}.gone: cannot be read")
 
 
 def test_a_rule_in_vain_is_a_warning() -> None:

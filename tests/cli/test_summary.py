@@ -188,6 +188,9 @@ def test_rules_and_times_hold_for_it_too(path: Path, capsys: pytest.CaptureFixtu
 
     assert ctl.run(["summary", "--from", f"file:{path}", "-o", "json", *rules]) == 0
     assert json.loads(capsys.readouterr().out)["events"] == 1
+    words = [f"--filter={rule}" for rule in rules]
+    assert ctl.run(["summary", "--from", f"file:{path}", "--json", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == 1
     assert ctl.run(["summary", "--from", f"file:{path}", "-o", "json", "--since", "now"]) == 0
     assert json.loads(capsys.readouterr().out)["events"] == 0
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 from dbus_fast import Message, MessageFlag
 
-from conntrackd.bus.client import NotRunningError
+from conntrackd.bus.client import NotRunningError, explain
 from conntrackd.bus.transport import Transport
 from conntrackd.cli import ctl, unit
 from conntrackd.errors import UnavailableError
@@ -84,6 +84,22 @@ def test_what_to_do_is_for_who_reads_it(
 
 
 @pytest.mark.privileged
+def test_a_log_that_only_root_may_read_is_shown_with_sudo(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(say("ActiveState=active\nResult=success\n"), "")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    hints = [unit.explain(NotRunningError("not there"), os.environ).hint]
+    hints.append(explain("org.freedesktop.DBus.Error.NoReply", "").hint)
+
+    assert hints == [
+        "check bus.enable and bus.address in conntrackd.yaml; sudo journalctl -u conntrackd -n 20",
+        "sudo journalctl -u conntrackd",
+    ]
+
+
+@pytest.mark.privileged
 def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine(say(FAILED), say(REASON))
 
@@ -120,6 +136,11 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
             say("conntrackd: an event reader has stalled\n"),
             "it has failed (watchdog), and systemd keeps restarting it\n  conntrackd: an event reader",
         ),
+        (
+            say("ActiveState=activating\nSubState=start\nResult=success\nInvocationID=0f\n"),
+            "",
+            "conntrackd is not running yet: it is starting\nhint: systemctl status conntrackd",
+        ),
         (say(FAILED), say("\033[2Jgone\n"), "\033[2Jgone"),  # made visible where it is printed
     ],
     ids=[
@@ -129,6 +150,7 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
         "no systemd",
         "stopped",
         "restarts",
+        "starts",
         "ESC",
     ],
 )

@@ -308,7 +308,7 @@ conntrack:
             "zzzz: 1",
             ":1: unknown key 'zzzz'\n"
             "hint: valid keys: log, conntrack, filter, filter_file, sets, geoip, community_id, sink, bus, "
-            "metrics, shutdown_timeout, state_directory, host",
+            "metrics, shutdown_timeout, state_directory, host, sinks",
         ),
         ("log.zzzz: 1", ":1: unknown key 'log.zzzz'\nhint: valid keys: level"),
         (

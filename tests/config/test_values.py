@@ -143,6 +143,8 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
     [
         (values.PROTOCOLS, "TPC", "did you mean tcp?"),
         (values.WRITER, "stdot", "did you mean stdout?"),
+        (values.WRITER, "events.json", "a file is file:// with its absolute path behind it"),
+        (values.WRITER, "file://events", "a file is file:// with its absolute path behind it"),
         (URL, "udpp://host", "did you mean udp?"),
         (URL, "/dev/log", "did you mean unix:///dev/log?"),
         (URL, "localhost:514", "did you mean udp://localhost:514?"),

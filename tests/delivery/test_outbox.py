@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from conntrackd.delivery.backoff import Backoff
 from conntrackd.delivery.loan import Passed
 from conntrackd.delivery.outbox import Outbox
 from conntrackd.delivery.sink import SinkFailed, SinkRefused, SinkRevised, SinkState, SinkUnavailable
@@ -492,6 +493,16 @@ def test_that_a_sink_works_again_is_said_after_a_delivery_alone(
     assert sink.numbers[-2:] == [2, 3]
     assert caplog.text.count("works again") == 1
     assert outbox.state is SinkState.OK
+
+
+def test_no_delay_is_said_to_be_none(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    sink = FakeSink()
+    sink.faults.append(AWAY)
+    backoff = Backoff(choose=lambda low, high: 0.01)
+    put(outbox := Outbox(sink, queue=9, stats=SinkStats(), backoff=backoff, clock=clock), make_flows(1))
+    run_until_idle(outbox, clock)
+
+    assert "retrying in 0.1 s" in caplog.text
 
 
 def test_a_failed_sink_stays_out_until_it_is_enabled(clock: Clock) -> None:

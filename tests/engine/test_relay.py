@@ -340,12 +340,12 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
 
     with pytest.raises(ValueError, match="by stream"):
         feed.relay_to([Outlet(by_stream, Loan(Way.DISCARD), ROOM)])
-    for way, number, vain, room in (
+    for way, number, also_refused, room in (
         *((len(Way), 1, 0, 1), (-1, 1, 0, 1), (0, 0, 0, 1), (0, MAX_SEQUENCE + 1, 0, 1)),
         *((0, 1, -1, 1), (0, 1, 0, -1)),
     ):
         with pytest.raises(ValueError, match="no such way"):
-            feed.call_relay((FORM.core, way, -1, number, vain, room, None))
+            feed.call_relay((FORM.core, way, -1, number, also_refused, room, None))
     for count in (0, MOST_OUTLETS + 1):
         with pytest.raises(ValueError, match="no outlet, too many"):
             feed.relay_to([Outlet(FORM, KEEP, ROOM)] * count)

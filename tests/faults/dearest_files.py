@@ -3,9 +3,9 @@
 It prints the CPU time in milliseconds and the memory in KiB that it took, in a process of its own.
 """
 
+import argparse
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -112,7 +112,12 @@ def read_list(key: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    wanted, directory = sys.argv[1], Path(sys.argv[2])
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.dearest_files")
+    kinds = [*FILES, *SETS, *LISTS]
+    parser.add_argument("kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the file is written")
+    arguments = parser.parse_args()
+    wanted, directory = arguments.kind, arguments.folder
     config.read_config({}, {})
     if wanted in SETS:
         print(*read_set(wanted, directory))

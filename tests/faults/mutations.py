@@ -39,12 +39,13 @@ def build_core(tree: Path) -> None:
     subprocess.run(command, cwd=tree, capture_output=True, check=True)
 
 
-def run_tests(tree: Path, *tests: str, seconds: float = SECONDS) -> int:
-    """pytest's exit status: 0 when the test passes, 1 when it fails, others when it could not run."""
+def run_tests(tree: Path, *tests: str, seconds: float = SECONDS) -> "subprocess.CompletedProcess[str]":
+    """What pytest says, and its exit status: 0 if all pass, 1 if one fails, others if it could not run."""
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", *tests]
     env = {**os.environ, "PYTHONPATH": os.fspath(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, timeout=seconds, check=False)
-    return done.returncode
+    return subprocess.run(
+        command, cwd=tree, env=env, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def survives(tree: Path, mutation: Mutation) -> bool:
@@ -57,7 +58,7 @@ def survives(tree: Path, mutation: Mutation) -> bool:
     try:
         if is_core:
             build_core(tree)
-        status = run_tests(tree, mutation.test)
+        status = run_tests(tree, mutation.test).returncode
         return status != 1 and status >= 0  # a signal: what was protected is broken, and has ended the tests
     except subprocess.TimeoutExpired:  # a test that waits for what does not come any more has noticed
         return False
@@ -90,8 +91,9 @@ def main(argv: Sequence[str]) -> int:
         tree.chmod(0o755)
         copy_tree(tree)
         build_core(tree)
-        if run_tests(tree, *{mutation.test for mutation in chosen}, seconds=ALL_SECONDS) != 0:
-            print("the tests fail in the copy of the tree as it is")
+        unchanged = run_tests(tree, *{mutation.test for mutation in chosen}, seconds=ALL_SECONDS)
+        if unchanged.returncode != 0:
+            print(f"{unchanged.stdout[-4000:]}\nthe tests fail in the copy of the tree as it is")
             return 1
         for mutation in chosen:
             alive = survives(tree, mutation)

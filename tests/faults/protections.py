@@ -397,14 +397,14 @@ MUTATIONS: Final = (
     Mutation(
         "a datagram to nobody is not delivered",
         "conntrackd/delivery/datagrams.py",
-        "self._vain = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2",
-        "self._vain = 0",
+        "self._also_refused = 0 if sock.family == socket.AF_UNIX else MAX_SEGMENTS if segments else 2",
+        "self._also_refused = 0",
         "tests/sinks/test_syslog.py::test_no_datagram_to_nobody_is_said_to_be_delivered",
     ),
     Mutation(
         "nor is one that the core has sent",
         "conntrackd/core/outlet.c",
-        "sent -= sent < outlet->vain ? sent : outlet->vain;",
+        "sent -= sent < outlet->also_refused ? sent : outlet->also_refused;",
         ";",
         "tests/sinks/test_syslog_loan.py::test_no_datagram_to_nobody_is_said_to_be_delivered",
     ),

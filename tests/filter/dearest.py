@@ -3,8 +3,8 @@
 It prints its CPU time, in thousandths of that of a yardstick, and the memory in KiB, in a process of its own.
 """
 
+import argparse
 import resource
-import sys
 import time
 from collections.abc import Callable
 from random import Random
@@ -114,4 +114,6 @@ def measure(kind: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    print(*measure(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m tests.filter.dearest")
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    print(*measure(parser.parse_args().kind))

@@ -5,6 +5,7 @@ terminal. The process has /etc, /run/netns, /var/log and /var/lib of its own: co
 an installed daemon.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -167,7 +168,11 @@ def take(name: str, picture: Picture, bus: str) -> None:
 
 
 def main() -> None:
-    """All pictures, or those of the names that are given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.pictures.make", description="Take the pictures of docs/pictures anew, as root."
+    )
+    parser.add_argument("names", nargs="*", choices=PICTURED, metavar="NAME", help=", ".join(PICTURED))
+    names = parser.parse_args().names
     be_alone()
     with ExitStack() as stack:
         bus = stack.enter_context(PrivateBus())
@@ -191,7 +196,7 @@ def main() -> None:
             (net.router, ("sh", "-c", EXPIRE)),
         ):
             stack.enter_context(keep_running("ip", "netns", "exec", namespace, *words))
-        for name in sys.argv[1:] or PICTURED:
+        for name in names or PICTURED:
             take(name, PICTURED[name], bus.address)
 
 
