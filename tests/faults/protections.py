@@ -966,6 +966,13 @@ MUTATIONS: Final = (
         "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
     ),
     Mutation(
+        "a core of another version is not loaded",
+        "conntrackd/engine/native.py",
+        "(FORMAT, len(CORE_FIELDS), *SIZES) != LAYOUT",
+        "not LAYOUT",
+        "tests/engine/test_load_engine.py::test_a_core_that_was_built_from_another_version_is_none",
+    ),
+    Mutation(
         "a plan that a template has room for is made once",
         "conntrackd/core/render.c",
         "place < first + PLANS;",
