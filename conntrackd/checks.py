@@ -70,7 +70,7 @@ TIME_ERROR: Final = 5
 TIMEX_BYTES: Final = 208
 
 NO_ROOM: Final = "the kernel has no room for the filter's program: the daemon filters all events"
-NO_CORE: Final = "the core in C cannot be loaded, and an event takes ten times the CPU in Python"
+NO_CORE: Final = "the core in C cannot be loaded, and in Python an event takes fifty times the CPU, 90 us"
 NO_CORE_REMEDY: Final = (
     "apt install --reinstall conntrackd  # in a checkout: make conntrackd/core/_core.abi3.so"
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 FIELDS: tuple[str, ...]
 HAS: dict[str, int]
-STEP_BYTES: int
+LAYOUT: tuple[int, ...]
 
 class Batch:
     received_ns: int

@@ -1,9 +1,11 @@
 /* The module conntrackd.core._core: its types, the sending of parts, and the numbers that Python has to know. */
 #include "binding.h"
 
+#include "decide.h"
 #include "fields.h"
 #include "render.h"
 #include "send.h"
+#include "series.h"
 
 #include <malloc.h>
 #include <stdlib.h>
@@ -210,6 +212,19 @@ static int add_names(PyObject *module)
 	return failed ? -1 : 0;
 }
 
+/* Of what Python packs for the core: engine/native.py compares them with its own, in this order. */
+static int add_layout(PyObject *module)
+{
+	PyObject *layout = Py_BuildValue("(kkkkkkk)", (unsigned long)PROGRAM_FORMAT, (unsigned long)FIELDS,
+					 (unsigned long)sizeof(struct test), (unsigned long)sizeof(struct limit),
+					 (unsigned long)sizeof(struct step), (unsigned long)sizeof(struct slice),
+					 (unsigned long)sizeof(struct series_field));
+	int failed = !layout || PyModule_AddObjectRef(module, "LAYOUT", layout) < 0;
+
+	Py_XDECREF(layout);
+	return failed ? -1 : 0;
+}
+
 static int add_type(PyObject *module, PyTypeObject **type, PyTypeObject *(*create)(PyObject *module))
 {
 	*type = create(module);
@@ -233,7 +248,7 @@ static int execute(PyObject *module)
 	    add_type(module, &state->anonymizer, create_anonymizer_type) < 0 ||
 	    add_type(module, &state->writer, create_writer_type) < 0 || add_names(module) < 0)
 		return -1;
-	return PyModule_AddIntConstant(module, "STEP_BYTES", sizeof(struct step));
+	return add_layout(module);
 }
 
 /* The state's references to the types, which refer to the module. */

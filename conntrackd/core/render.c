@@ -9,7 +9,6 @@
 #define FIRST_EVENTS 512
 #define FIRST_TEXT 32768
 #define NANO 1000000000ULL
-#define PLANS_LOOKED_AT 4
 #define FIELD(name) offsetof(struct event, name)
 
 /* ---- one event ---------------------------------------------------------------------------------------- */
@@ -264,7 +263,9 @@ static bool make_plan(struct plan *plan, const struct template *template, const 
 	return true;
 }
 
-/* Among the first few from where its kind belongs, else one is made: at the end of those, or in place of the first. */
+/* From where its kind belongs on. Else one is made, which is all that is ever allocated for an event: at the first free
+ * place, or, where the kinds are more than the places, in place of the first.
+ */
 static const struct plan *find_plan(struct template *template, const struct event *event)
 {
 	const uint64_t has = event->has & template->asked;
@@ -272,7 +273,7 @@ static const struct plan *find_plan(struct template *template, const struct even
 	const size_t first = (has ^ (uint64_t)kind << 48) * 0x9e3779b97f4a7c15ULL >> (64 - PLAN_BITS);
 	struct plan *plan = &template->plans[first];
 
-	for (size_t place = first; place < first + PLANS_LOOKED_AT; place++) {
+	for (size_t place = first; place < first + PLANS; place++) {
 		struct plan *found = &template->plans[place % PLANS];
 
 		if (!found->text) {

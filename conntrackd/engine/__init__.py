@@ -392,7 +392,7 @@ def choose_seed() -> int:
 
 
 def load_engine(environ: Mapping[str, str] | None = None) -> Engine:
-    """The core, or plain Python where it cannot be loaded: that works too, at ten times the cost."""
+    """The core, or plain Python where it cannot be loaded: that works too, at fifty times the cost."""
     environ = os.environ if environ is None else environ
     reports_reason, fault = is_kernel(*REPORTS_REASON), ""
     if environ.get(VARIABLE) != "plain":

@@ -8,6 +8,7 @@ from itertools import starmap
 from typing import Final
 
 from conntrackd.core import _core as core
+from conntrackd.core._core import LAYOUT
 from conntrackd.delivery.loan import Passed, Written
 from conntrackd.engine import (
     MAX_LIVING,
@@ -24,20 +25,25 @@ from conntrackd.engine import (
     choose_seed,
 )
 from conntrackd.filter.ast import Rule, has_limits
-from conntrackd.filter.limit import assemble_limits
+from conntrackd.filter.limit import LIMIT, assemble_limits
 from conntrackd.filter.sets import AddressSet, Sets
-from conntrackd.filter.table import Table, assemble, compile_table
+from conntrackd.filter.table import CORE_FIELDS, FORMAT, TEST, Table, assemble, compile_table
 from conntrackd.flow import ALL_EVENTS, Location
 from conntrackd.netlink.labels import read_label_names
 from conntrackd.render.anonymize import Anonymizer
 from conntrackd.render.rendered import END_BYTES, Rendered, Stream
-from conntrackd.render.steps import compile_template, render_location
+from conntrackd.render.steps import SLICE, STEP, compile_template, render_location
 from conntrackd.render.template import Template
 
 # Different Locations at a time; of a City database an address each has some. Above it they are forgotten.
 MAX_LOCATIONS: Final = 16_384
 # Addresses whose written form the core knows, for one sink and reader: 4 MB. Above it all are forgotten.
 MAX_WRITTEN: Final = 32_768
+# struct series_field of core/series.h
+SERIES_FIELD: Final = struct.Struct("=QQ")
+SIZES: Final = (TEST.size, LIMIT.size, STEP.size, SLICE.size, SERIES_FIELD.size)
+if (FORMAT, len(CORE_FIELDS), *SIZES) != LAYOUT:  # load_engine() does without the core then
+    raise ImportError("the core was built from another version of conntrackd")
 OpenSets = Mapping[str, core.AddressSet]
 """By their names."""
 
@@ -203,7 +209,7 @@ class NativeEngine:
         self, fields: Sequence[SeriesField], limit: int, most_living: int = MAX_LIVING
     ) -> core.Series:
         packed = (
-            struct.pack("=QQ", core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
+            SERIES_FIELD.pack(core.HAS["nat"] if needs_nat else 0, core.FIELDS.index(attribute))
             for attribute, needs_nat in fields
         )
         return core.Series(b"".join(packed), limit, most_living, choose_seed())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
+from itertools import pairwise
 from typing import Final
 
 from conntrackd import bpf
@@ -21,8 +22,8 @@ from conntrackd.filter.table import (
     Test,
     compile_table,
 )
-from conntrackd.flow import EventType
-from conntrackd.units import MAX_U32
+from conntrackd.flow import NANO, EventType
+from conntrackd.units import DURATION_UNITS, MAX_U32, render_size, render_whole
 
 # Of a long list the first of it; all of 1,000 addresses help nobody.
 SHOWN: Final = 6
@@ -139,7 +140,10 @@ def _render_target(table: Table, target: int) -> str:
         return str(target)
     if end >= len(table.keeps):
         return "the rule found" if target == table.found_end else "left out"
-    return f"rule {end} ({'log' if table.keeps[end] else 'drop'})" if end else "no rule (log)"
+    if not end:
+        return "no rule (log)"
+    sample = f" sample 1/{table.rates[end]}" if table.rates[end] else ""
+    return f"rule {end} ({'log' if table.keeps[end] else 'drop'}{sample})"
 
 
 def _render_question(table: Table, test: Test) -> str:
@@ -155,11 +159,20 @@ def _render_question(table: Table, test: Test) -> str:
     phrase = PHRASES.get(name, name)
     if test.word:
         return f"{phrase} in {describe_set(table.sets[test.word - 1])}"
-    if test.mask not in (MAX_NUMBER, MAX_U32):
-        phrase += f" & {test.mask:#x}"
-    shown = [_render_interval(test.field, interval) for interval in test.intervals[:SHOWN]]
-    more = f" and {len(test.intervals) - SHOWN:,} more" if len(test.intervals) > SHOWN else ""
-    return f"{phrase} {', '.join(shown)}{more}"
+    others = _list_others(test)
+    intervals = others or test.intervals
+    mask = "" if test.mask in (MAX_NUMBER, MAX_U32) else f"/{test.mask:#x}"
+    shown = [_render_interval(test.field, interval) + mask for interval in intervals[:SHOWN]]
+    more = f" and {len(intervals) - SHOWN:,} more" if len(intervals) > SHOWN else ""
+    return f"{phrase} {'not ' if others else ''}{', '.join(shown)}{more}"
+
+
+def _list_others(test: Test) -> list[Interval]:
+    """What a person would name of numbers that include the lowest and the highest: those between."""
+    found = test.intervals
+    if found[0].low or found[-1].high != MAX_NUMBER or any(interval.number for interval in found):
+        return []
+    return [Interval(one.high + 1, other.low - 1, 0) for one, other in pairwise(found)]
 
 
 def _render_bits(mask: int, vocabulary: Mapping[str, int]) -> str:
@@ -185,19 +198,27 @@ def _render_bounds(field: str, low: int, high: int) -> str:
         return _render_addresses(IPv4Address(low), IPv4Address(high))
     if field.endswith(".ipv6"):
         return _render_addresses(IPv6Address(low), IPv6Address(high))
-    if field == "duration":  # see core/decide.h: one more than it is
-        return _render_numbers(low, high, f"{low - 1}ns" if low else "negative", f"{high - 1}ns")
-    if low == high:
-        return hex(low) if field == "mark" else NAMES.get(field, {}).get(low, str(low))
-    return _render_numbers(low, high, str(low), str(high))
+    if (low, high) == (0, MAX_NUMBER):
+        return "any"
+    if high == MAX_NUMBER:
+        return min(f"from {_render_value(field, low)}", f"above {_render_value(field, low - 1)}", key=len)
+    if low == 0 < high and field not in NAMES:
+        return min(f"up to {_render_value(field, high)}", f"below {_render_value(field, high + 1)}", key=len)
+    if field in NAMES and high - low < SHOWN:
+        return ",".join(_render_value(field, number) for number in range(low, high + 1))
+    return "-".join(dict.fromkeys((_render_value(field, low), _render_value(field, high))))
 
 
-def _render_numbers(low: int, high: int, low_text: str, high_text: str) -> str:
-    if low == 0 or high == MAX_NUMBER:
+def _render_value(field: str, number: int) -> str:
+    """As a rule would have it."""
+    if field == "duration":  # see core/decide.h: one more than it is, 0 for a negative one
+        whole, rest = divmod(number - 1, NANO // 1000)
         return (
-            "any" if (low, high) == (0, MAX_NUMBER) else f"from {low_text}" if low else f"up to {high_text}"
+            "negative" if number == 0 else f"{number - 1}ns" if rest else render_whole(whole, DURATION_UNITS)
         )
-    return low_text if low == high else f"{low_text}-{high_text}"
+    if field.endswith("_bytes"):
+        return render_size(number)
+    return hex(number) if field == "mark" else NAMES.get(field, {}).get(number, str(number))
 
 
 def _render_addresses(low: IPv4Address | IPv6Address, high: IPv4Address | IPv6Address) -> str:

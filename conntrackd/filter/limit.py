@@ -39,7 +39,9 @@ KEYS: Final = "per source, per destination or per network/N"
 EXAMPLE: Final = "such as limit 10/second burst 20 per source"
 BOTH: Final = "a rule has a sample or a limit, and not both"
 BOTH_HINT: Final = "a sample in the global filter and a limit in that of a sink go together"
-NO_LIMIT: Final = bytes(24)
+# struct limit of core/limit.h
+LIMIT: Final = struct.Struct("=QIIIHH")
+NO_LIMIT: Final = bytes(LIMIT.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,7 @@ def assemble_limits(rules: "Sequence[Rule]") -> bytes:
     return NO_LIMIT + b"".join(
         NO_LIMIT
         if (limit := rule.limit) is None
-        else struct.pack(
-            "=QIIIHH", limit.period, limit.count, limit.burst, limit.key, limit.ipv4_bits, limit.ipv6_bits
-        )
+        else LIMIT.pack(limit.period, limit.count, limit.burst, limit.key, limit.ipv4_bits, limit.ipv6_bits)
         for rule in rules
     )
 

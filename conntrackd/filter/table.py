@@ -27,7 +27,9 @@ from conntrackd.filter.fields import DURATION, Field
 from conntrackd.filter.sets import AddressSet
 from conntrackd.flow import ALL_EVENTS, EventType, Location
 
+# PROGRAM_FORMAT and struct test of core/decide.h
 FORMAT: Final = 0x63740003
+TEST: Final = struct.Struct("=QIIIIHHI")
 MAX_NUMBER: Final = (1 << 64) - 1
 # Bytes of an address -> what is added to its attribute; each family is a field of its own.
 FAMILY_SUFFIXES: Final = {4: ".ipv4", 16: ".ipv6"}
@@ -148,11 +150,7 @@ def assemble(table: Table) -> bytes:
     for test in table.tests:
         intervals = addresses if test.field.endswith(".ipv6") else numbers
         first, count = len(intervals) if test.intervals else 0, len(test.intervals)
-        tests.append(
-            struct.pack(
-                "=QIIIIHHI", test.mask, test.yes, test.no, first, count, NUMBERS[test.field], test.word, 0
-            )
-        )
+        tests.append(TEST.pack(test.mask, test.yes, test.no, first, count, NUMBERS[test.field], test.word, 0))
         intervals += test.intervals
     counts = (len(tests), len(table.keeps) - 1, len(numbers), len(addresses))
     header = struct.pack("=8I", FORMAT, *counts, table.start, table.location_words, len(table.sets))

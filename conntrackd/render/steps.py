@@ -15,8 +15,6 @@ MARK: Final = "VALUE"
 # struct step and struct slice of core/render.h
 STEP: Final = struct.Struct("=QHHHHIIII")
 SLICE: Final = struct.Struct("=II")
-if STEP.size != core.STEP_BYTES:  # load_engine() does without the core then
-    raise ImportError("the core was built from another version of core/render.h")
 
 
 class StepKind(IntEnum):

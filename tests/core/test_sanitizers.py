@@ -13,11 +13,13 @@ from tests.core.build import build_driver, build_module, list_runtimes, make_env
 
 ROOT = FUZZ.parent
 MUTATIONS = 1_000_000
-# All that goes through the decoder, the filter and the texts.
+# All that goes through the decoder, the filter and the texts, and what sends these.
 SUITE = (
     "tests/core/test_binding.py",
+    "tests/delivery/test_datagrams.py",
     "tests/engine",
     "tests/filter/test_limit.py",
+    "tests/filter/test_sample.py",
     "tests/filter/test_sets.py",
     "tests/filter/test_table.py",
     "tests/netlink",

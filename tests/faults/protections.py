@@ -966,6 +966,20 @@ MUTATIONS: Final = (
         "test_more_kinds_of_events_than_the_core_has_plans_for_are_written_as_they_are",
     ),
     Mutation(
+        "a core of another version is not loaded",
+        "conntrackd/engine/native.py",
+        "(FORMAT, len(CORE_FIELDS), *SIZES) != LAYOUT",
+        "not LAYOUT",
+        "tests/engine/test_load_engine.py::test_a_core_that_was_built_from_another_version_is_none",
+    ),
+    Mutation(
+        "a plan that a template has room for is made once",
+        "conntrackd/core/render.c",
+        "place < first + PLANS;",
+        "place < first + 4;",
+        "tests/core/test_memory.py::test_nothing_is_allocated_for_events_of_the_kinds_that_a_gateway_has",
+    ),
+    Mutation(
         "a plan knows whether addresses have brackets",
         "conntrackd/core/template.c",
         "|= IS_IPV4 | event_fields",

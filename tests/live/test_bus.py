@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from dbus_fast import Message, MessageFlag, MessageType
 
+import conntrackd
 from conntrackd.bus.client import Client, DaemonError, NotRunningError
 from conntrackd.bus.connection import parse_header
 from conntrackd.bus.names import BUS, BUS_PATH, MANAGER
+from conntrackd.checks import NO_CORE
 from conntrackd.errors import ConntrackdError, NotPermittedError
 from tests.bus.private import STAND_IN, PrivateBus, as_user, wait_until
 from tests.bus.raw import Raw, call
@@ -22,6 +25,7 @@ from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, network
 
 pytestmark = pytest.mark.privileged
+PACKAGE = Path(conntrackd.__file__).parent
 RULESET = TRACKING + SNAT
 
 
@@ -67,6 +71,30 @@ def test_rules_that_came_after_the_start_are_seen_by_the_doctor(
             after = {finding["check"]: finding["severity"] for finding in ask(capsys, "doctor")}
 
     assert (before["tracking"], after["tracking"]) == ("error", "ok")
+
+
+def test_without_the_core_the_daemon_works_and_says_so_wherever_somebody_looks(
+    net: Network, bus: PrivateBus, configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    arguments = [
+        "--config",
+        str(configuration),
+        "--conntrack.netns",
+        net.router,
+        "--bus.address",
+        bus.address,
+    ]
+    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true", PYTHONPATH=str(tmp_path)) as made:
+        made.wait_for_words("org.conntrackd1 is on")
+        talk(net, 4)
+        made.wait(lambda: count_new(made) == 4, "four events")
+        problems = ask(capsys, "status")["Problems"]
+        found = {finding["check"]: finding for finding in ask(capsys, "doctor")}
+
+    assert made.has_said(f"warning: {NO_CORE}")
+    assert [problem.startswith(NO_CORE) for problem in problems] == [True]
+    assert (found["core"]["severity"], found["core"]["message"].startswith(NO_CORE)) == ("warning", True)
 
 
 def test_signals_report_what_the_daemon_does(

@@ -252,7 +252,7 @@ def test_the_time_between_stop_and_start_is_reported(service: Machine) -> None:
 
 
 def test_the_watchdog_restarts_what_hangs_without_loss(service: Machine) -> None:
-    # Ten seconds: on a loaded machine the next process may stand for three, and be killed with events in hand.
+    # Ten seconds: on a loaded machine the next process may stand for three, and be killed with events in it.
     with _changed_unit(service, "WatchdogSec=10\nTimeoutAbortSec=1"):
         service.run("systemctl", "restart", SERVICE)
         process, first = service.show("MainPID"), 110_000
