@@ -21,9 +21,8 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
             sock.bind(str(tmp_path / "notify"))
             address = str(tmp_path / "notify")
         else:
-            name = f"conntrackd-test-{os.getpid()}"
-            sock.bind(f"\0{name}")
-            address = f"@{name}"
+            sock.bind("")  # the kernel picks a name: by process id, containers on one network would meet
+            address = f"@{sock.getsockname()[1:].decode()}"
         yield sock, {"NOTIFY_SOCKET": address}
 
 

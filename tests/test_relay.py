@@ -269,6 +269,7 @@ def test_a_syslog_server_that_goes_and_comes_back_gets_each_message_once(relays:
         first.bind(("127.0.0.1", 0))
         address = first.getsockname()
         rig = Rig(one, other, make_syslog(f"udp://127.0.0.1:{address[1]}"), ("log any",))
+        wait_until(lambda: rig.outbox._rests, "the thread to come to rest")  # before it nothing is relayed
         rig.send_slowly(2 * STEP)
         received += [first.recv(4096) for _ in range(2 * STEP)]
         relayed = sum(relays)
@@ -347,6 +348,8 @@ def test_whatever_happens_to_a_file_its_lines_are_whole_and_come_once_in_order(t
                     rig.outbox.flush(SECONDS)
                     texts.append(path.rename(tmp_path / "moved").read_bytes())
                     rig.outbox.reopen()
+                case 7:
+                    rig.outbox.flush(SECONDS)  # or the new file might not be there yet
             with file_limit(path.stat().st_size + 700) if number % 8 == 7 else nullcontext():
                 rig.send(STEP, number * STEP)
                 rig.wait_for((number + 1) * STEP)

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
-import time
+import subprocess
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -155,16 +157,24 @@ def test_the_doctor_says_the_reason_first(machine: Machine, capsys: pytest.Captu
     ],
 )
 def test_whatever_systemd_and_the_journal_say_the_answer_takes_less_than_a_second(
-    systemctl: str, journalctl: str, said: str, machine: Machine
+    systemctl: str, journalctl: str, said: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By what each is given: on a machine that has other work even the start of a command takes long."""
+    clock, run, given = count(), subprocess.run, list[float]()
+
+    def note(*words: Any, timeout: float, **named: Any) -> Any:
+        given.append(timeout)
+        return run(*words, timeout=timeout, **named)
+
     machine(systemctl, journalctl)
-    began = time.monotonic()
+    monkeypatch.setattr(unit, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    monkeypatch.setattr(subprocess, "run", note)
 
     with pytest.raises(NotRunningError) as caught:
         ctl.run(["status"])
 
     assert said in str(caught.value)
-    assert time.monotonic() - began < 1
+    assert given == pytest.approx([0.69, 0.68][: len(given) or 1])
 
 
 @pytest.mark.privileged

@@ -18,6 +18,7 @@ from conntrackd.filter.table import assemble, compile_table
 from conntrackd.render.json import TEMPLATE
 from conntrackd.render.steps import STEP, StepKind, compile_template
 from tests.engine.feed import MESSAGES, QUEUE, pair
+from tests.sinks.syslog_servers import wait_until
 
 TYPES = (core.Batch, core.Table, core.Template, core.Locations, core.Ids, core.Flows, core.AddressSet)
 PROGRAM = assemble(compile_table([]))
@@ -262,26 +263,31 @@ def test_a_batch_belongs_to_the_thread_that_is_in_it() -> None:
 
 def test_a_table_whose_rates_are_lent_to_a_batch_decides_nothing_meanwhile() -> None:
     batch, other, template = core.Batch(4096, 4096, False), load(MESSAGES[0]), compile_template(TEMPLATE, {})
+    is_over = threading.Event()
     batch.load(MESSAGES[0] * 4096, 0, 0)
     part = open_table(compile_table(()))
     batch.decide(part, None, True)
 
     def render_often() -> None:
-        for _ in range(100):
+        while not is_over.is_set():
             with suppress(RuntimeError):
                 batch.render(template, None, part)
 
-    renderer = threading.Thread(target=render_often)
-    renderer.start()
-    refused = 0
-    while renderer.is_alive() and not refused:
+    def is_refused() -> bool:
         try:
             other.decide(part, b"", True)
         except RuntimeError:
-            refused += 1
-    renderer.join()
+            return True
+        return False
 
-    assert refused
+    renderer = threading.Thread(target=render_often)
+    renderer.start()
+    try:
+        wait_until(is_refused, "a refusal")  # now and then: a table that is asked all the time is never lent
+    finally:
+        is_over.set()
+        renderer.join()
+
     assert batch.decide(part, None, True)
 
 

@@ -24,6 +24,7 @@ from conntrackd.engine.plain import PlainEngine
 from conntrackd.flow import EventType, Flow, Location
 from conntrackd.render import journal, json, loki
 from conntrackd.render.rendered import join
+from tests.core.test_binding import call_until_refused
 from tests.engine.feed import ALL, ENGINE, FORM, PATIENCE_MS, ROOM, SECONDS, Feed, pair
 from tests.engine.rendering import Databases
 from tests.filter.rows import parse
@@ -352,17 +353,21 @@ def test_what_cannot_be_is_refused(feed: Feed) -> None:
 
 
 def test_nobody_else_comes_in_meanwhile(feed: Feed) -> None:
-    thread = threading.Thread(target=feed.relay, args=(KEEP,))
-    thread.start()
-    found: list[str] = []
-    while thread.is_alive() and not found:
-        try:
-            feed.batch.receive(feed.one.fileno(), 0, 0)
-        except RuntimeError as error:
-            found.append(str(error))
-    thread.join()
+    """One relay may be over before this thread runs again; what it calls lets no other thread run."""
+    is_refused = threading.Event()
 
-    assert found == ["in use by another thread"]
+    def relay_often() -> None:
+        while not is_refused.is_set():
+            feed.relay(KEEP)
+
+    thread = threading.Thread(target=relay_often)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="in use by another thread"):
+            call_until_refused(feed.batch.tally)
+    finally:
+        is_refused.set()
+        thread.join()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector does not run in the middle of C")

@@ -346,7 +346,7 @@ sys.exit(0 if min(outcomes.values()) > 1000 else 3)
 def test_any_flipped_bit_is_refused_or_read_and_never_a_crash(tmp_path: Path) -> None:
     """All of them. maxminddb's C extension alone (3.2.0) crashes at 25 of these."""
     path = write_database(tmp_path / "a.mmdb", {**BERLIN, **NETWORK})
-    done = subprocess.run([sys.executable, "-c", FLIP, os.fspath(path)], check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FLIP, os.fspath(path)], check=False)
 
     assert done.returncode == 0
 

@@ -4,9 +4,9 @@ import bz2
 import json
 import lzma
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -193,7 +193,9 @@ def test_a_line_that_is_still_being_written_is_no_damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [None, 2])
-def test_what_comes_is_followed_through_a_rotation_without_a_gap(path: Path, last: int | None) -> None:
+def test_what_comes_is_followed_through_a_rotation_without_a_gap(
+    path: Path, last: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = write_lines(make_flows(9))
     write_file(path, [*lines[:3], lines[3][:30]])
     source = FileSource(path, select())
@@ -210,10 +212,15 @@ def test_what_comes_is_followed_through_a_rotation_without_a_gap(path: Path, las
         write_file(path, lines[7:8])
     found += [next(coming), next(coming)]
     os.truncate(path, 0)
-    writer = threading.Timer(0.5, write_file, (path, lines[8:9]))  # after a look at the empty file
-    writer.start()
+    looks: list[float] = []
+
+    def write_after_looks(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:  # the first one went on where it was, the second has found it empty
+            write_file(path, lines[8:9])
+
+    monkeypatch.setattr("conntrackd.history.files.time", SimpleNamespace(sleep=write_after_looks))
     found.append(next(coming))
-    writer.join()
     source.close()
 
     assert list_flows(first) == [0, 1, 2][-(last or 3) :]

@@ -54,6 +54,9 @@ SYSLOG_NG_INPUTS = {
     "unix": 'unix-stream("{work}/log" {flags})',
     "unixgram": 'unix-dgram("{work}/log" {flags})',
 }
+# Type and flags of a socket in /proc/net/unix
+DATAGRAMS = "0002"
+LISTENS = "00010000"
 
 
 class Server:
@@ -74,10 +77,16 @@ class Server:
         assert self._process is not None
         assert self._process.poll() is None, (self.work / "log.txt").read_text()
         if self.scheme.startswith("unix"):
-            return (self.work / "log").exists()
+            return self._is_open_here()
         kind = "udp" if self.scheme == "udp" else "tcp"
         # With no remote address: a connection that ended may have had this port at either end.
         return f" 0100007F:{self.port:04X} 00000000:0000 " in Path(f"/proc/net/{kind}").read_text()
+
+    def _is_open_here(self) -> bool:
+        """Whether its socket takes messages: a stream is there before it listens, and refuses until then."""
+        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        mine = [(row[3], row[4]) for row in rows if row[-1] == f"{self.work}/log"]
+        return any(kind == DATAGRAMS or flags == LISTENS for flags, kind in mine)
 
     def kill(self) -> None:
         if self._process is not None:

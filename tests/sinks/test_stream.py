@@ -444,14 +444,18 @@ def test_what_is_written_to_a_pipe_at_once_is_whole_lines(pipe: tuple[int, int])
 
 def test_lines_of_two_who_write_to_one_pipe_stay_whole(pipe: tuple[int, int]) -> None:
     sinks = [StreamSink(None, pipe[1], slow=0.01, stall=LONG) for _ in range(2)]
-    for number, sink in enumerate(sinks):
+    threads = [
+        threading.Thread(target=write_persistently, args=(sink, make_events(500, 500 * number)))
+        for number, sink in enumerate(sinks)
+    ]
+    for sink, thread in zip(sinks, threads, strict=True):
         sink.open()
-        events = make_events(500, 500 * number)
-        threading.Thread(target=write_persistently, args=(sink, events)).start()
+        thread.start()
     got = b""
     while got.count(b"\n") < 1000:
         got += os.read(pipe[0], 1 << 16)
-    for sink in sinks:
+    for sink, thread in zip(sinks, threads, strict=True):
+        thread.join(LONG)  # who has written all may still be in there, and would keep it open
         sink.close()
 
     assert sorted(json.loads(line)["flow"] for line in got.splitlines()) == list(range(1000))
