@@ -17,7 +17,7 @@ BEFORE_4_20 = "%install %{?debug_package}\\\n%%install\\\n%{nil}\n"
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

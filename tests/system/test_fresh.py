@@ -68,7 +68,7 @@ def test_make_run_installs_what_running_needs_and_nothing_else(fresh: Fresh) -> 
     only_for_tests = read_list("TEST_PACKAGES") - before.keys() - {"openssl"}  # certificates need that
     assert only_for_tests & after.keys() == set()
     assert "conntrackd: listening to NEW" in fresh.sh(
-        "{ timeout --signal=INT 5 make run 2>&1 || [ $? = 124 ]; }", network=False
+        "{ timeout --signal=INT 15 make run 2>&1 || [ $? = 124 ]; }", network=False
     )
     assert fresh.list_packages() == after
 
