@@ -153,10 +153,7 @@ class Outbox(Inlet):
         self.replace(self._next_sink or self._sink, self.queue)
 
     def flush(self, timeout: float, *, at_once: bool = True) -> bool:
-        """Write without waiting for more to join. True when all that waits now has left in time.
-
-        `at_once`: also where the sink is to be tried again later.
-        """
+        """Write what waits now, `at_once` even before a retry is due. Whether all of it has left in time."""
         with self._lock:
             self._count_writer()
             waiting = self._stats.sink_events_queued + self._stats.sink_events_spooled
@@ -180,13 +177,13 @@ class Outbox(Inlet):
         self.begin_stop(deadline)
         while self._thread.is_alive() and (left := (self._deadline or 0.0) - self._clock()) > 0:
             self._thread.join(min(left, HURRY_SECONDS))
+        self.begin_stop(deadline)  # which wakes the thread: it is over now
+        if self._thread.is_alive():
+            self._close_sink()  # a write that waits ends, and says what of it is there
+            self._thread.join(HURRY_SECONDS)
         with self._lock:
             self._abandoned = True
-            self._wake()
             self._part_with_writer()
-        if self._thread.is_alive():
-            self._close_sink()
-            self._thread.join(HURRY_SECONDS)
         self._finish()
 
     def _finish(self) -> None:
@@ -480,9 +477,11 @@ class Outbox(Inlet):
             done = self._in_flight.advance(absence.written) if self._in_flight else None
             if self._state is not SinkState.DISABLED:
                 self._state = SinkState.RETRYING
+            is_over = self._is_over()  # stop() may have closed it
         self._remove(done)
-        words = (self.name, absence.reason, max(0.1, delay))
-        self._reported_absence |= self._absences.warn(logger, "sink %s: %s, retrying in %.1f s", *words)
+        if not is_over:
+            words = (self.name, absence.reason, max(0.1, delay))
+            self._reported_absence |= self._absences.warn(logger, "sink %s: %s, retrying in %.1f s", *words)
 
     def _fail(self, reason: str) -> None:
         with self._lock:

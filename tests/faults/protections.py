@@ -524,6 +524,13 @@ MUTATIONS: Final = (
         "test_what_comes_while_the_thread_finds_nothing_to_do_is_not_written_past_it",
     ),
     Mutation(
+        "at the end of a stop a write that waits says what of it is there",
+        "conntrackd/delivery/outbox.py",
+        "self._close_sink()  # a write that waits ends, and says what of it is there",
+        "pass",
+        "tests/sinks/test_stream.py::test_a_stop_is_in_time_though_nobody_reads_the_pipe",
+    ),
+    Mutation(
         "a line that was begun is gone on with",
         "conntrackd/sinks/stream.py",
         "self._done = 0 if self._is_torn else len(self._begun)",

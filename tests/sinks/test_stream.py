@@ -484,10 +484,14 @@ def test_closing_ends_a_write_that_waits(pipe: tuple[int, int]) -> None:
     assert taken == make_events(1000).split(caught[0].written)[0].text
 
 
-def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -> None:
-    outbox = Outbox(StreamSink(None, pipe[1], slow=0.05), queue=5000, stats=SinkStats())
+@pytest.mark.parametrize("slow", [0.05, LONG], ids=["between two writes", "in a write"])
+def test_a_stop_is_in_time_though_nobody_reads_the_pipe(
+    slow: float, pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(StreamSink(None, pipe[1], slow=slow), queue=5000, stats=SinkStats())
     outbox.start()
     put(outbox, make_flows(3000), render_json)
+    assert select.select([pipe[0]], [], [], LONG)[0]
     begin = time.monotonic()
     outbox.stop(begin + 0.5)
     stats = outbox.snapshot()
@@ -498,6 +502,7 @@ def test_a_stop_is_in_time_though_nobody_reads_the_pipe(pipe: tuple[int, int]) -
     assert stats.sink_events_delivered_total == taken.count(b"\n")
     assert stats.sink_events_dropped_shutdown_total == 3000 - taken.count(b"\n")
     assert compute_imbalance(stats) == 0
+    assert "sink stream: closed" not in caplog.text
 
 
 def test_an_outbox_before_a_closed_stdout_is_out_for_good(pipe: tuple[int, int]) -> None:
