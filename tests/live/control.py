@@ -19,7 +19,7 @@ from tests.live.network import Network, call_inside
 
 
 @contextmanager
-def run_on_bus(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[Running]:
+def run_on_bus(net: Network, bus: PrivateBus, configuration: Path, **variables: str) -> Iterator[Running]:
     """A daemon that has started with this configuration, and is on the bus."""
     arguments = [
         "--config",
@@ -29,7 +29,7 @@ def run_on_bus(net: Network, bus: PrivateBus, configuration: Path) -> Iterator[R
         "--bus.address",
         bus.address,
     ]
-    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true") as made:
+    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true", **variables) as made:
         made.wait_for_start()
         made.wait_for_words("org.conntrackd1 is on")
         yield made

@@ -20,7 +20,7 @@ from conntrackd.errors import ConntrackdError, NotPermittedError
 from tests.bus.private import STAND_IN, PrivateBus, as_user, wait_until
 from tests.bus.raw import Raw, call
 from tests.live import traffic
-from tests.live.control import ask, count_descriptors, count_new, count_sources, start_flood, talk
+from tests.live.control import ask, count_descriptors, count_new, count_sources, run_on_bus, start_flood, talk
 from tests.live.daemon import Running, daemon, settle
 from tests.live.network import SNAT, TRACKING, Network, call_inside, network
 
@@ -77,16 +77,7 @@ def test_without_the_core_the_daemon_works_and_says_so_wherever_somebody_looks(
     net: Network, bus: PrivateBus, configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    arguments = [
-        "--config",
-        str(configuration),
-        "--conntrack.netns",
-        net.router,
-        "--bus.address",
-        bus.address,
-    ]
-    with daemon(*arguments, CONNTRACKD_BUS_ENABLE="true", PYTHONPATH=str(tmp_path)) as made:
-        made.wait_for_words("org.conntrackd1 is on")
+    with run_on_bus(net, bus, configuration, PYTHONPATH=str(tmp_path)) as made:
         talk(net, 4)
         made.wait(lambda: count_new(made) == 4, "four events")
         problems = ask(capsys, "status")["Problems"]
