@@ -81,9 +81,9 @@ static size_t process_all(struct kit *kit, struct event *events, uint16_t *kept,
 	(void)decide(kit->table, events, NULL, count, kept, false);
 	for (size_t event = 0; event < count; event++)
 		kept[event] = (uint16_t)event;
-	for (size_t template = 0; template <kit->template_count; template ++) {
+	for (size_t number = 0; number < kit->template_count; number++) {
 		clear_output(&kit->output);
-		if (!render(&kit->templates[template], events, kept, count, &kit->output, streams, &stream_count))
+		if (!render(&kit->templates[number], events, kept, count, &kit->output, streams, &stream_count))
 			return KINDS;
 	}
 	return allocations;
