@@ -42,7 +42,7 @@ MAX_WRITTEN: Final = 32_768
 # struct series_field of core/series.h
 SERIES_FIELD: Final = struct.Struct("=QQ")
 SIZES: Final = (TEST.size, LIMIT.size, STEP.size, SLICE.size, SERIES_FIELD.size)
-if (FORMAT, len(CORE_FIELDS), *SIZES) != LAYOUT:  # load_engine() does without the core then
+if (FORMAT, len(CORE_FIELDS), *SIZES) != LAYOUT:  # as where it has no LAYOUT: load_engine() does without
     raise ImportError("the core was built from another version of conntrackd")
 OpenSets = Mapping[str, core.AddressSet]
 """By their names."""

@@ -20,12 +20,26 @@ OPTIONS: Final = "max_free_fill_size=4096:max_malloc_fill_size=4096:strict_strin
 
 
 @cache
-def build_driver(name: str) -> Path:
+def build_driver(name: str, *flags: str) -> Path:
     """A driver in this folder, by its name without `.c`."""
     target = _make_folder() / name
     sources = (HERE / f"{name}.c", FUZZ / "kit.c", *list_sources())
-    compile_c(sources, target, *SANITIZED, SANITIZERS, f"-I{FUZZ}")
+    compile_c(sources, target, *SANITIZED, SANITIZERS, f"-I{FUZZ}", *flags)
     return target
+
+
+def run_driver(driver: Path, *words: str | Path, status: int = 0, leaks: bool = True) -> str:
+    """What it prints; a report of a sanitizer, leaks included, fails the test."""
+    done = subprocess.run(
+        [driver, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=make_environment(leaks=leaks),
+    )
+    assert (done.returncode, done.stderr) == (status, ""), done.stderr[-8000:]
+    return done.stdout
 
 
 @cache

@@ -1,7 +1,6 @@
 """core/decide.c under sanitizers: what it decides, and which programs it refuses."""
 
 import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,7 +15,7 @@ from conntrackd.filter.evaluate import evaluate
 from conntrackd.filter.grammar import parse_rules
 from conntrackd.filter.table import FORMAT, NUMBERS, assemble, compile_table
 from conntrackd.flow import Flow
-from tests.core.build import build_driver, make_environment
+from tests.core.build import build_driver, run_driver
 from tests.core.deciding import load
 from tests.filter.rows import FLOW, ICMP, IPV6, ROWS, parse
 from tests.filter.strategies import SETS
@@ -45,23 +44,14 @@ RULES: Final = {
 EVENTS: Final = [FLOW, ICMP, IPV6, *(flow for _, flow, _ in ROWS if flow.src_location is flow.dst_location)]
 
 
-def run_driver(
+def run_table(
     folder: Path, mode: str, program: bytes, flows: Sequence[Flow], *words: str, status: int = 0
 ) -> str:
-    """What the driver prints; a report of a sanitizer fails the test."""
+    """What the driver prints of a program and these flows."""
     path = folder / "program"
     messages = b"".join(build_message(flow) for flow in flows)
     path.write_bytes(struct.pack("=II", len(program), len(flows)) + program + messages)
-    done = subprocess.run(
-        [build_driver("table_driver"), mode, path, *words],
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=120,
-        env=make_environment(leaks=True),
-    )
-    assert (done.returncode, done.stderr) == (status, "")
-    return done.stdout
+    return run_driver(build_driver("table_driver"), mode, path, *words, status=status)
 
 
 def test_under_sanitizers_it_decides_as_the_reference_does(tmp_path: Path) -> None:
@@ -69,7 +59,7 @@ def test_under_sanitizers_it_decides_as_the_reference_does(tmp_path: Path) -> No
         :-1
     ]
     rules = [rule for rule in rules if not evaluate([rule], FLOW).rule_number] + parse(*RULES["two fields"])
-    printed = run_driver(tmp_path, "decide", assemble(compile_table(rules)), EVENTS)
+    printed = run_table(tmp_path, "decide", assemble(compile_table(rules)), EVENTS)
 
     expected = [evaluate(rules, flow) for flow in EVENTS]
     assert printed.splitlines() == [f"{decision.rule_number} {decision.keep:d}" for decision in expected]
@@ -80,7 +70,7 @@ def test_under_sanitizers_it_decides_as_the_reference_does(tmp_path: Path) -> No
 def test_a_program_that_was_changed_is_refused_or_harmless(name: str, tmp_path: Path) -> None:
     rules = parse_rules([RuleText(text) for text in RULES[name]], SETS)
     program = assemble(compile_table(rules, frozenset({1, 6, 17})))
-    opened = int(run_driver(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
+    opened = int(run_table(tmp_path, "mutate", program, EVENTS, str(MUTATIONS)))
 
     assert 0 < opened < MUTATIONS // 2  # a bound that moves a little is a program too
 
@@ -98,7 +88,7 @@ def test_a_long_list_is_searched_as_a_short_one(step: int, tmp_path: Path) -> No
         rules = parse(*texts)
         flows = [replace(FLOW, src=number.to_bytes(4, "big")) for number in ends]
         flows += [replace(IPV6, src=IPV6.src[:4] + number.to_bytes(8, "big") + bytes(4)) for number in ends]
-        printed = run_driver(tmp_path, "decide", assemble(compile_table(rules)), flows).splitlines()
+        printed = run_table(tmp_path, "decide", assemble(compile_table(rules)), flows).splitlines()
 
         by_source = {bytes(rule.expression.prefixes[0].network): n for n, rule in enumerate(rules, 1)}  # type: ignore[union-attr]
         numbers_found = [by_source.get(flow.src, 0) for flow in flows]
@@ -109,7 +99,7 @@ def test_intervals_that_are_not_there_are_not_read(tmp_path: Path) -> None:
     test = struct.pack("=QIIIIHHI", (1 << 64) - 1, 1, 1, 0, 1, 0, 0, 0)
     program = struct.pack("=8I", FORMAT, 1, 0, 0, 0, 0, 0, 0) + test + bytes(4) + b"\1"
 
-    assert run_driver(tmp_path, "decide", program, EVENTS, status=2) == ""
+    assert run_table(tmp_path, "decide", program, EVENTS, status=2) == ""
 
 
 def test_every_part_of_a_program_is_refused() -> None:
